@@ -1,0 +1,1 @@
+"""synth: faces rendered in 3-D whose action units are known exactly."""

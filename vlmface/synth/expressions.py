@@ -1,0 +1,109 @@
+"""Which action units a face shows: EMFACS prototypes, made probable but not trivial.
+
+An emotion's prototype loses a unit now and then, gains one that says nothing, and some of its units are weak.
+Neutral faces also talk, blink and purse their lips. Muscles that cannot act together never do, and a unit that
+is present has at least intensity 1 (FACS "A"), drawn strongly enough to be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlmface import facs
+from vlmface.taxonomy import EMOTIONS
+
+# Emotion -> [(chance, unit)]; alternatives are tuples of which one is drawn. After Friesen & Ekman's
+# EMFACS prototypes and their variants.
+RECIPES: dict[str, tuple[tuple[float, tuple[int, ...]], ...]] = {
+    "anger": ((0.95, (4,)), (0.75, (7,)), (0.30, (5,)), (0.92, (23, 24)), (0.25, (17,)), (0.20, (10,))),
+    "contempt": ((1.0, (14,)), (0.12, (7,)), (0.10, (2,))),
+    "disgust": ((0.70, (9,)), (0.55, (10,)), (0.45, (15, 16)), (0.45, (17,)), (0.25, (4,)), (0.25, (7,))),
+    "fear": ((0.95, (1,)), (0.75, (2,)), (0.85, (4,)), (0.88, (5,)), (0.85, (20,)), (0.70, (25, 26))),
+    "happiness": ((0.90, (6,)), (1.0, (12,)), (0.55, (25,)), (0.25, (26,)), (0.15, (7,))),
+    "neutral": (),
+    "sadness": ((0.93, (1,)), (0.82, (4,)), (0.93, (15,)), (0.50, (17,)), (0.12, (43,))),
+    "surprise": ((0.95, (1,)), (0.95, (2,)), (0.80, (5,)), (0.92, (26, 27))),
+}
+# Units that name no emotion: speech, blinks, habits. On a neutral face they are all there is.
+NEUTRAL_EXTRAS = {18: 0.18, 22: 0.14, 28: 0.20, 34: 0.20, 43: 0.14, 25: 0.07, 26: 0.07}
+BYSTANDERS = {2: 0.15, 10: 0.1, 16: 0.15, 17: 0.15, 24: 0.1, 25: 0.15, 26: 0.1, 43: 0.1}
+PURSED = (18, 22, 28, 34)  # may stand for the mouth of these emotions:
+PURSED_CHANCE = {"anger": 0.2, "disgust": 0.2, "fear": 0.2, "sadness": 0.2, "surprise": 0.25}
+LOWER_FACE_ALONE = (
+    {18, 22, 23, 24, 28, 34},  # what the lips do as a whole excludes the rest of them
+    {10, 12, 14, 15, 16, 18, 20, 22, 23, 24, 25, 26, 27, 28, 34},
+)
+EXCLUSIVE = (
+    {12, 14, 15, 20},  # where the lip corners go
+    {5, 7, 43},  # what the lids do
+    {6, 5, 43},
+    {16, 17},
+    {17, 25, 26, 27},
+    {26, 27},
+    {9, 2},
+    {17, 18, 22, 28, 34},
+)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """`aus` maps each present AU to its FACS intensity 1..5 (A..E); `left` and `right` to drawn strengths 0..1."""
+
+    emotion: str
+    aus: dict[int, float]
+    left: dict[int, float]
+    right: dict[int, float]
+
+
+def compatible(au: int, others: set[int]) -> bool:
+    """Whether `au` can act together with `others`."""
+    lips, all_lower = LOWER_FACE_ALONE
+    if au in lips and others & (all_lower - {au}) and not (au in {23, 24} and others & all_lower <= {10, 15}):
+        return False
+    if others & lips and au in all_lower and not (others & lips <= {23, 24} and au in {10, 15}):
+        return False
+    return not any(au in group and others & (group - {au}) for group in EXCLUSIVE)
+
+
+def sample_expression(rng: np.random.Generator, emotion: str | None = None) -> Expression:
+    """Draw an expression; the emotion is uniform over the eight unless given."""
+    emotion = emotion or str(rng.choice(EMOTIONS))
+    while True:
+        aus = _draw_units(rng, emotion)
+        # Mostly, what is shown should speak for the emotion that is felt; not always.
+        if facs.supports(aus, emotion) or rng.random() < 0.10:
+            break
+    vigour = rng.normal(0, 0.45)
+    grades = {
+        au: int(np.clip(round(rng.normal(3.4, 0.9) + vigour - 1.3 * (rng.random() < 0.12)), 1, 5))
+        for au in sorted(aus)
+    }
+    if grades.get(26) or grades.get(27):  # a dropped jaw parts the lips
+        grades.setdefault(25, int(np.clip(grades.get(26, 0) or grades.get(27, 0), 2, 5)))
+    left, right = {}, {}
+    for au, grade in sorted(grades.items()):
+        strength = 0.30 + 0.14 * (grade + rng.uniform(-0.4, 0.4))
+        lean = np.clip(rng.normal(0, 0.06), -0.15, 0.15)
+        left[au], right[au] = float(strength * (1 + lean)), float(strength * (1 - lean))
+    if 14 in grades and emotion == "contempt" and rng.random() < 0.75:
+        weaker = left if rng.random() < 0.5 else right  # contempt is the one-sided expression
+        weaker[14] *= 0.12
+    return Expression(emotion, {au: float(g) for au, g in sorted(grades.items())}, left, right)
+
+
+def _draw_units(rng: np.random.Generator, emotion: str) -> set[int]:
+    aus: set[int] = set()
+    if rng.random() < PURSED_CHANCE.get(emotion, 0.0):
+        aus.add(int(rng.choice(PURSED)))
+    for chance, choices in RECIPES[emotion]:
+        au = int(rng.choice(choices))
+        if rng.random() < chance and compatible(au, aus):
+            aus.add(au)
+    extras, chance = (NEUTRAL_EXTRAS, 0.85) if emotion == "neutral" else (BYSTANDERS, 0.45)
+    if rng.random() < chance:
+        au = int(rng.choice(list(extras), p=np.array(list(extras.values())) / sum(extras.values())))
+        if compatible(au, aus):
+            aus.add(au)
+    return aus

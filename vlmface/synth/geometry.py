@@ -1,0 +1,79 @@
+"""What the renderer knows for free about a face, without any word for it: used to pretrain a vision tower.
+
+Nothing here names an action unit or an emotion: only where points of the skin lie in the picture, how far
+each has moved from where it lies at rest, how the head is turned, and what part of the face a patch shows.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from vlmface.synth.head import head_model
+from vlmface.synth.render import Face, render
+
+PART_CLASSES = 5  # background, skin, eyes, hair, teeth and tongue
+
+
+def _spread(candidates: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the candidate vertices, far from one another on the template."""
+    points = head_model().template[candidates]
+    chosen = [int(np.abs(points[:, 0]).argmin())]
+    distance = np.linalg.norm(points - points[chosen[0]], axis=1)
+    while len(chosen) < min(count, len(candidates)):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return candidates[chosen]
+
+
+@lru_cache(maxsize=1)
+def landmark_vertices() -> tuple[np.ndarray, np.ndarray]:
+    """(vertex numbers (k,), mirror (k,)): skin points of the face, dense at brows, lids and lips.
+
+    `mirror[i]` is the landmark on the other side of the face.
+    """
+    model = head_model()
+    x, y, z = model.template.T
+    left = (model.part == 0) & (model.masks["inside_mouth"] < 0.5) & (x > 0.012) & (z > 0.85) & (y > 6.15)
+    lips = left & (model.masks["lips"] > 0.5)
+    lids = left & (np.hypot(x - 0.308, y - 7.284) < 0.19)
+    brows = left & (y > 7.38) & (y < 7.62)
+    rest = left & ~lips & ~lids & ~brows & (y < 8.0)
+    chosen = np.concatenate(
+        [_spread(np.flatnonzero(region), n) for region, n in ((lips, 18), (lids, 16), (brows, 14), (rest, 32))]
+    )
+    others = np.flatnonzero((model.part == 0) & (model.masks["inside_mouth"] < 0.5) & (x < -0.012))
+    wanted = model.template[chosen] * np.float32([-1, 1, 1])
+    mirrored = others[
+        np.linalg.norm(model.template[others][None] - wanted[:, None], axis=2).argmin(1)
+    ]
+    k = len(chosen)
+    return np.concatenate([chosen, mirrored]), np.r_[k : 2 * k, 0:k]
+
+
+def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
+    """Render `face` and return what is known of the picture.
+
+    image (size, size, 3) uint8; points (k, 2) positions of the landmarks in -1..1; shift (k, 3) their displacement from
+    the face at rest, in dm, in the head's own frame; pose (5,) yaw, pitch, roll, gaze in units of 10 degrees; parts
+    (grid, grid, PART_CLASSES) share of each part in each patch.
+    """
+    drawn = render(face, size)
+    vertices, _ = landmark_vertices()
+    view = face.view
+    part = np.full(drawn.part.shape, 1)
+    part[drawn.part == -1] = 0
+    part[(drawn.part == 1) | (drawn.part == 2)] = 2
+    part[drawn.part >= 6] = 3
+    part[(drawn.part >= 3) & (drawn.part <= 5)] = 4
+    shares = np.eye(PART_CLASSES, dtype=np.float32)[part]
+    cell = size // grid
+    shares = shares.reshape(grid, cell, grid, cell, PART_CLASSES).mean((1, 3))
+    return {
+        "image": drawn.image,
+        "points": (drawn.pixels[vertices] / size * 2 - 1).astype(np.float32),
+        "shift": (drawn.moved - drawn.rest)[vertices].astype(np.float32),
+        "pose": np.array([view.yaw, view.pitch, view.roll, *view.gaze], np.float32) / 10,
+        "parts": shares,
+    }
