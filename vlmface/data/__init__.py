@@ -31,8 +31,8 @@ def load(
 ) -> datasets.Dataset:
     """Load a split of a data set as a `datasets.Dataset` of FaceSample rows (`schema.features()`).
 
-    `root` is the folder as its owners distribute it (None for `synth`); `protocol` are the data set's own options.
-    Raises UserError for an unknown name or option.
+    `root` is the folder as its owners distribute it (None for `synth`); `protocol` are the data
+    set's own options. Raises UserError for an unknown name or option.
     """
     if name not in LOADERS:
         near = difflib.get_close_matches(name, LOADERS, 1)
@@ -48,7 +48,7 @@ def load(
 
 
 def fingerprint(rows: datasets.Dataset) -> str:
-    """12 hex digits over the ids and labels of all rows in order: the same data, the same digits."""
+    """12 hex digits over the ids and labels of all rows in order: same data, same digits."""
     digest = hashlib.sha256()
     for column in ("id", "emotion", "aus", "age", "gender", "race", "rationale"):
         digest.update(repr(rows.data.column(column).to_pylist()).encode())

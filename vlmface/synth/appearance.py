@@ -1,4 +1,5 @@
-"""What a point of the face looks like: skin, lips, eyes, hair, brows, and the wrinkles that AUs draw.
+"""What a point of the face looks like: skin, lips, eyes, hair, brows, and the wrinkles that AUs
+draw.
 
 All functions work on points given in template coordinates (head.py), so that a colour sticks to the
 skin. Colours are linear RGB in 0..1. Positions of lines are read off the template mesh.
@@ -145,19 +146,27 @@ def wrinkles(points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: flo
 
     def furrow(distance: np.ndarray, width: float, amount: np.ndarray | float) -> None:
         nonlocal relief
-        relief += amount * (0.55 * bump(distance - 1.9 * width, 1.3 * width) - bump(distance, width))
+        relief += amount * (
+            0.55 * bump(distance - 1.9 * width, 1.3 * width) - bump(distance, width)
+        )
 
     # Forehead: the middle by AU 1, the sides by AU 2; AU 4 pushes against it.
     if shown(1, 2) or old:
         lines = strength(1) * smoothstep(0.40, 0.18, x) + strength(2) * smoothstep(0.14, 0.32, x)
-        lines = np.clip(lines, 0, 1.0) * smoothstep(0.66, 0.5, x) + 0.5 * old * smoothstep(0.6, 0.3, x)
+        lines = np.clip(lines, 0, 1.0) * smoothstep(0.66, 0.5, x) + 0.5 * old * smoothstep(
+            0.6, 0.3, x
+        )
         sag = 0.05 * np.cos(x * 6) * (strength(1) - 0.6 * strength(2))
         for height in (7.70, 7.81, 7.92):
             furrow(y - height - sag, 0.020, 0.85 * lines * front)
     # Glabella: two upright lines and the pinched skin between the brows.
     if shown(4) or old:
         upright = smoothstep(7.36, 7.44, y) * smoothstep(7.68, 7.56, y)
-        furrow(x - 0.055 - 0.03 * (y - 7.45), 0.016, (1.15 * strength(4) + 0.35 * old) * upright * front)
+        furrow(
+            x - 0.055 - 0.03 * (y - 7.45),
+            0.016,
+            (1.15 * strength(4) + 0.35 * old) * upright * front,
+        )
         relief -= 0.55 * strength(4) * bump(x, 0.13) * bump(y - 7.40, 0.05) * front
     # Crow's feet and the pouch of the lower lid.
     if shown(6, 7) or old:
@@ -166,7 +175,9 @@ def wrinkles(points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: flo
         rays = bump(reach - 0.12, 0.06) * (x > 0.47) * front
         relief -= (0.95 * strength(6) + 0.5 * old) * rays * np.clip(np.cos(fan * 10), 0, 1)
         lid = np.hypot((x - 0.31) / 1.25, y - 7.30)
-        below = smoothstep(7.25, 7.19, y) * smoothstep(0.5, 0.42, x) * smoothstep(0.12, 0.18, x) * front
+        below = (
+            smoothstep(7.25, 7.19, y) * smoothstep(0.5, 0.42, x) * smoothstep(0.12, 0.18, x) * front
+        )
         furrow(lid - 0.125, 0.013, (0.9 * strength(7) + 0.35 * strength(6)) * below)
         furrow(lid - 0.185, 0.018, (0.85 * strength(6) + 0.3 * old) * below)
     # Nasolabial fold: all of it by AU 12, the upper half by AU 10, its top by AU 9.
@@ -181,7 +192,9 @@ def wrinkles(points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: flo
     # Nose: lines across the bridge and beside it.
     if shown(9):
         for height in (7.19, 7.25, 7.31):
-            furrow(y - height - 0.25 * x, 0.013, 0.95 * strength(9) * smoothstep(0.15, 0.09, x) * front)
+            furrow(
+                y - height - 0.25 * x, 0.013, 0.95 * strength(9) * smoothstep(0.15, 0.09, x) * front
+            )
         beside = bump(x - 0.155 - 0.10 * (7.12 - y), 0.014)
         beside = beside * smoothstep(6.98, 7.04, y) * smoothstep(7.28, 7.2, y)
         relief -= 0.9 * strength(9) * beside * front
@@ -196,7 +209,9 @@ def wrinkles(points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: flo
             furrow(x - start - 0.25 * np.abs(y - 6.58), 0.016, depth * strength(20) * bracket)
     if shown(15) or old:
         down = smoothstep(6.36, 6.42, y) * smoothstep(6.60, 6.54, y)
-        furrow(x - 0.275 - 0.28 * (6.58 - y), 0.018, (0.65 * strength(15) + 0.3 * old) * down * front)
+        furrow(
+            x - 0.275 - 0.28 * (6.58 - y), 0.018, (0.65 * strength(15) + 0.3 * old) * down * front
+        )
     # Chin: AU 17 pebbles it; AU 16 and 24 draw the crease under the lower lip.
     if shown(17):
         chin = bump(np.hypot(x, y - 6.26), 0.17) * front
@@ -211,5 +226,7 @@ def wrinkles(points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: flo
     # Tight or pursed lips: short upright lines above and below them.
     if shown(18, 23):
         around = (bump(y - 6.76, 0.05) + bump(y - 6.45, 0.045)) * bump(x, 0.16) * front
-        relief -= (0.8 * strength(23) + 0.6 * strength(18)) * around * np.clip(np.sin(85 * x + 1.2), 0, 1)
+        relief -= (
+            (0.8 * strength(23) + 0.6 * strength(18)) * around * np.clip(np.sin(85 * x + 1.2), 0, 1)
+        )
     return relief

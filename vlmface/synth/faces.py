@@ -1,7 +1,8 @@
 """Draw a face: who it is, how it looks, what it expresses, how it is photographed.
 
-One call, `sample_face(seed, identity_seed)`, decides everything from two integers, so that any face can be made
-again. Faces of one identity share shape, skin and hair colour; expression and picture differ.
+One call, `sample_face(seed, identity_seed)`, decides everything from two integers, so that any
+face can be made again. Faces of one identity share shape, skin and hair colour; expression and
+picture differ.
 """
 
 from __future__ import annotations
@@ -73,10 +74,19 @@ def sample_identity(seed: int) -> tuple[Identity, Appearance, str, str]:
     elif dark:
         colour = _pick(rng, {"black": 0.7, "dark brown": 0.3})
     else:
-        colour = _pick(rng, {"black": 0.1, "dark brown": 0.3, "brown": 0.3, "blond": 0.22, "red": 0.08})
+        colour = _pick(
+            rng, {"black": 0.1, "dark brown": 0.3, "brown": 0.3, "blond": 0.22, "red": 0.08}
+        )
     styles = dict.fromkeys(HAIR_STYLES, 0.0)
     if female:
-        styles |= {"short": 0.12, "full": 0.13, "fringe": 0.10, "bob": 0.25, "long": 0.32, "curly": 0.08}
+        styles |= {
+            "short": 0.12,
+            "full": 0.13,
+            "fringe": 0.10,
+            "bob": 0.25,
+            "long": 0.32,
+            "curly": 0.08,
+        }
     else:
         styles |= {"bald": 0.04 + 0.12 * (age > 45), "buzz cut": 0.22, "short": 0.34, "full": 0.22}
         styles |= {"fringe": 0.06, "curly": 0.06, "long": 0.03}
@@ -108,7 +118,7 @@ def sample_identity(seed: int) -> tuple[Identity, Appearance, str, str]:
 
 
 def sample_view(rng: np.random.Generator) -> View:
-    """Camera, light and picture quality: poses to about 20 degrees, light from anywhere in front."""
+    """Camera, light and picture quality: poses to about 20 degrees, light from the front half."""
     turn, height = rng.uniform(-70, 70), rng.uniform(-15, 60)
     light = (
         float(np.sin(np.radians(turn))),
@@ -142,7 +152,7 @@ def sample_view(rng: np.random.Generator) -> View:
 
 
 def sample_face(seed: int, identity_seed: int, emotion: str | None = None) -> Sample:
-    """Draw face `seed` of person `identity_seed`; the emotion is uniform over the eight unless given."""
+    """Draw face `seed` of person `identity_seed`; each emotion is equally likely unless given."""
     rng = np.random.default_rng([29, seed])
     identity, look, gender, ancestry = sample_identity(identity_seed)
     expression = sample_expression(rng, emotion)

@@ -1,7 +1,9 @@
-"""What the renderer knows for free about a face, without any word for it: used to pretrain a vision tower.
+"""What the renderer knows for free about a face, without any word for it: used to pretrain a
+vision tower.
 
-Nothing here names an action unit or an emotion: only where points of the skin lie in the picture, how far
-each has moved from where it lies at rest, how the head is turned, and what part of the face a patch shows.
+Nothing here names an action unit or an emotion: only where points of the skin lie in the picture,
+how far each has moved from where it lies at rest, how the head is turned, and what part of the
+face a patch shows.
 """
 
 from __future__ import annotations
@@ -35,13 +37,22 @@ def landmark_vertices() -> tuple[np.ndarray, np.ndarray]:
     """
     model = head_model()
     x, y, z = model.template.T
-    left = (model.part == 0) & (model.masks["inside_mouth"] < 0.5) & (x > 0.012) & (z > 0.85) & (y > 6.15)
+    left = (
+        (model.part == 0)
+        & (model.masks["inside_mouth"] < 0.5)
+        & (x > 0.012)
+        & (z > 0.85)
+        & (y > 6.15)
+    )
     lips = left & (model.masks["lips"] > 0.5)
     lids = left & (np.hypot(x - 0.308, y - 7.284) < 0.19)
     brows = left & (y > 7.38) & (y < 7.62)
     rest = left & ~lips & ~lids & ~brows & (y < 8.0)
     chosen = np.concatenate(
-        [_spread(np.flatnonzero(region), n) for region, n in ((lips, 18), (lids, 16), (brows, 14), (rest, 32))]
+        [
+            _spread(np.flatnonzero(region), n)
+            for region, n in ((lips, 18), (lids, 16), (brows, 14), (rest, 32))
+        ]
     )
     others = np.flatnonzero((model.part == 0) & (model.masks["inside_mouth"] < 0.5) & (x < -0.012))
     wanted = model.template[chosen] * np.float32([-1, 1, 1])
@@ -55,9 +66,10 @@ def landmark_vertices() -> tuple[np.ndarray, np.ndarray]:
 def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
     """Render `face` and return what is known of the picture.
 
-    image (size, size, 3) uint8; points (k, 2) positions of the landmarks in -1..1; shift (k, 3) their displacement from
-    the face at rest, in dm, in the head's own frame; pose (5,) yaw, pitch, roll, gaze in units of 10 degrees; parts
-    (grid, grid, PART_CLASSES) share of each part in each patch.
+    image (size, size, 3) uint8; points (k, 2) positions of the landmarks in -1..1; shift (k, 3)
+    their displacement from the face at rest, in dm, in the head's own frame; pose (5,) yaw, pitch,
+    roll, gaze in units of 10 degrees; parts (grid, grid, PART_CLASSES) share of each part in each
+    patch.
     """
     drawn = render(face, size)
     vertices, _ = landmark_vertices()

@@ -1,8 +1,8 @@
 """The head: a neutral mesh, what makes an identity, and how action units move it.
 
-Coordinates are the mesh's own: decimetres, x to the left of the face, y up, z forward. Positions on the
-*template* (the mesh before any target is applied) serve as texture coordinates everywhere, because a
-point on the brow stays on the brow whoever wears it and however it moves.
+Coordinates are the mesh's own: decimetres, x to the left of the face, y up, z forward. Positions
+on the *template* (the mesh before any target is applied) serve as texture coordinates everywhere,
+because a point on the brow stays on the brow whoever wears it and however it moves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 ANCESTRIES = ("african", "asian", "caucasian")
 LEFT_EYE, RIGHT_EYE, UPPER_TEETH, LOWER_TEETH, TONGUE = 1, 2, 3, 4, 5
 
-# Action unit -> ARKit face units with their weights at full intensity. {} stands for Left and Right.
+# Action unit -> ARKit face units with their weights at full intensity. {} stands for Left and
+# Right.
 AU_UNITS: dict[int, dict[str, float]] = {
     1: {"browInnerUp": 1.45},
     2: {"browOuterUp{}": 1.4},
@@ -50,8 +51,8 @@ AU_UNITS: dict[int, dict[str, float]] = {
 class Identity:
     """Who it is: everything that stays when the expression changes.
 
-    `age` is in years, `female` and `weight` lie in 0..1, `ancestry` holds three shares that sum to 1
-    (african, asian, caucasian) and `shapes` the weights of local shape targets.
+    `age` is in years, `female` and `weight` lie in 0..1, `ancestry` holds three shares that sum to
+    1 (african, asian, caucasian) and `shapes` the weights of local shape targets.
     """
 
     age: float
@@ -64,8 +65,8 @@ class Identity:
 class HeadModel:
     """The mesh of `head.npz` and its targets.
 
-    `template` (n, 3) float32, `triangles` (m, 3) int64, `part` (n,) (0 skin, 1/2 eyes, 3/4 teeth, 5 tongue),
-    `masks` name -> (n,) in 0..1.
+    `template` (n, 3) float32, `triangles` (m, 3) int64, `part` (n,) (0 skin, 1/2 eyes, 3/4 teeth,
+    5 tongue), `masks` name -> (n,) in 0..1.
     """
 
     def __init__(self) -> None:
@@ -78,14 +79,20 @@ class HeadModel:
                 for name in ("lips", "eyelids", "inside_mouth", "ears", "sky")
             }
             names, starts = data["names"], data["starts"]
-            indices, deltas, scales = data["indices"].astype(np.int64), data["deltas"], data["scales"]
+            indices, deltas, scales = (
+                data["indices"].astype(np.int64),
+                data["deltas"],
+                data["scales"],
+            )
         self._targets = {
             str(name): (indices[a:b], deltas[a:b] * scale)
             for name, a, b, scale in zip(names, starts[:-1], starts[1:], scales, strict=True)
         }
         # Teeth and tongue stand a little behind the lips, or they show between closed ones.
         inner = np.isin(self.part, (UPPER_TEETH, LOWER_TEETH, TONGUE))
-        self.template[inner] = self.template[inner] * np.float32([0.88, 1, 1]) - np.float32([0, 0, 0.06])
+        self.template[inner] = self.template[inner] * np.float32([0.88, 1, 1]) - np.float32(
+            [0, 0, 0.06]
+        )
         self.template[self.part == UPPER_TEETH, 1] -= 0.035
         middle = (np.abs(self.template[:, 0]) < 0.005) & (self.masks["lips"] > 0.9)
         upper = middle & (self.template[:, 1] > 6.607)
@@ -131,9 +138,15 @@ class HeadModel:
         return vertices
 
     def _normalise(self, vertices: np.ndarray) -> np.ndarray:
-        # The macro targets move a whole body: bring the eyes home and give all heads one face height.
+        # The macro targets move a whole body: bring the eyes home and give all heads one face
+        # height.
         eyes, chin = self.part == LEFT_EYE, self.template[:, 2] > 1.2
-        chin = chin & (self.template[:, 1] < 6.33) & (np.abs(self.template[:, 0]) < 0.12) & (self.part == 0)
+        chin = (
+            chin
+            & (self.template[:, 1] < 6.33)
+            & (np.abs(self.template[:, 0]) < 0.12)
+            & (self.part == 0)
+        )
 
         def middle(v: np.ndarray) -> np.ndarray:
             return (v[eyes].mean(0) + v[self.part == RIGHT_EYE].mean(0)) / 2
@@ -163,7 +176,10 @@ def unit_weights(
     for au in sorted(set(left) | set(right)):
         for unit, gain in AU_UNITS[au].items():
             if "{}" in unit:
-                sides = {unit.format("Left"): left.get(au, 0.0), unit.format("Right"): right.get(au, 0.0)}
+                sides = {
+                    unit.format("Left"): left.get(au, 0.0),
+                    unit.format("Right"): right.get(au, 0.0),
+                }
             else:
                 sides = {unit: (left.get(au, 0.0) + right.get(au, 0.0)) / 2}
             for name, strength in sides.items():

@@ -33,11 +33,13 @@ FACE_CENTRE = np.array([0.0, 7.13, 0.75], np.float32)
 
 @dataclass(frozen=True)
 class View:
-    """Camera, light and picture quality. Angles in degrees: positive yaw turns the head to its left
-    (the picture's right), positive pitch lowers the chin, positive roll tilts it clockwise in the picture.
+    """Camera, light and picture quality. Angles in degrees: positive yaw turns the head to its
+    left (the picture's right), positive pitch lowers the chin, positive roll tilts it clockwise in
+    the picture.
 
-    `zoom` 1 fits a face from hair line to chin; `shift` moves it in shares of the picture. `light` is the direction
-    (x right of the picture, y up, z to the camera) of the key light; `blur` in pixels, `noise` in grey levels.
+    `zoom` 1 fits a face from hair line to chin; `shift` moves it in shares of the picture. `light`
+    is the direction (x right of the picture, y up, z to the camera) of the key light; `blur` in
+    pixels, `noise` in grey levels.
     """
 
     yaw: float
@@ -60,7 +62,7 @@ class View:
 
 @dataclass(frozen=True)
 class Face:
-    """Everything that makes one picture: identity, look, AU strengths (0..1, left and right) and view."""
+    """All that makes one picture: identity, look, AU strengths (0..1, left, right) and view."""
 
     identity: Identity
     look: Appearance
@@ -71,9 +73,10 @@ class Face:
 
 @dataclass(frozen=True)
 class Render:
-    """`image` uint8 (h, w, 3) and the `jpeg` file it was decoded from; `vertices` (n, 3) moved and turned, as the camera sees them; `rest`
-    the same head without expression and pose; `moved` with expression, without pose; `project` maps
-    points (n, 3) to pixels; `part` int8 (h, w): -1 background, 0 skin, 1..7 as in the model."""
+    """`image` uint8 (h, w, 3) and the `jpeg` file it was decoded from; `vertices` (n, 3) moved and
+    turned, as the camera sees them; `rest` the same head without expression and pose; `moved` with
+    expression, without pose; `project` maps points (n, 3) to pixels; `part` int8 (h, w): -1
+    background, 0 skin, 1..7 as in the model."""
 
     image: np.ndarray
     jpeg: bytes
@@ -109,7 +112,9 @@ def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return (tilt @ nod @ turn).astype(np.float32)
 
 
-def _hair_shell(vertices: np.ndarray, normals: np.ndarray, look: Appearance) -> tuple[np.ndarray, np.ndarray]:
+def _hair_shell(
+    vertices: np.ndarray, normals: np.ndarray, look: Appearance
+) -> tuple[np.ndarray, np.ndarray]:
     """Vertices pushed out by the hair's thickness, and the triangles (m, 3) of the shell."""
     model = head_model()
     top, sides, lowering, _ = paint.HAIR_STYLES[look.hair_style]
@@ -152,7 +157,9 @@ def _background(size: int, view: View) -> np.ndarray:
     mix = 0.5 + 0.35 * (grid @ (direction / np.linalg.norm(direction)))
     for _ in range(rng.integers(0, 5)):
         centre, radius = rng.uniform(-1, 1, 2), rng.uniform(0.15, 0.7)
-        mix += rng.uniform(-0.5, 0.5) * smoothstep(radius, radius * 0.6, np.linalg.norm(grid - centre, axis=-1))
+        mix += rng.uniform(-0.5, 0.5) * smoothstep(
+            radius, radius * 0.6, np.linalg.norm(grid - centre, axis=-1)
+        )
     low, high = linear(view.background[0]), linear(view.background[1])
     return (low + np.clip(mix, 0, 1)[..., None] * (high - low)).astype(np.float32)
 
@@ -162,7 +169,7 @@ def render(face: Face, size: int = 96, supersample: float = 1.5) -> Render:
     model, view, look = head_model(), face.view, face.look
     rest = model.neutral(face.identity)
     units = unit_weights(face.left, face.right)
-    gaze_yaw, gaze_pitch = view.gaze
+    _, gaze_pitch = view.gaze
     units["eyeLookDownLeft"] = units["eyeLookDownRight"] = max(0.0, -gaze_pitch / 25)
     units["eyeLookUpLeft"] = units["eyeLookUpRight"] = max(0.0, gaze_pitch / 25)
     moved = model.move(rest, units)
@@ -176,7 +183,11 @@ def render(face: Face, size: int = 96, supersample: float = 1.5) -> Render:
         [model.triangles, shell_triangles + count, sheet_triangles + 2 * count]
     )
     kind = np.concatenate(
-        [parts_of_triangle, np.full(len(shell_triangles), HAIR), np.full(len(sheet_triangles), CURTAIN)]
+        [
+            parts_of_triangle,
+            np.full(len(shell_triangles), HAIR),
+            np.full(len(sheet_triangles), CURTAIN),
+        ]
     )
     sheet_normals = sheet - np.float32([0, 7.2, 0.38])
     sheet_normals /= np.linalg.norm(sheet_normals, axis=1, keepdims=True) + 1e-9
@@ -217,7 +228,9 @@ def render(face: Face, size: int = 96, supersample: float = 1.5) -> Render:
     u, v = hits["u"][hit][:, None], hits["v"][hit][:, None]
     corners = triangles[triangle]
     here = (
-        attributes[corners[:, 0]] * (1 - u - v) + attributes[corners[:, 1]] * u + attributes[corners[:, 2]] * v
+        attributes[corners[:, 0]] * (1 - u - v)
+        + attributes[corners[:, 1]] * u
+        + attributes[corners[:, 2]] * v
     )
     where = origins[hit] + directions[hit] * hits["tfar"][hit][:, None]
     colour = _shade(face, here, where, kind[triangle], turn, placed, scene)
@@ -270,7 +283,9 @@ def _shade(
             out = where[on] - centre
             out /= np.linalg.norm(out, axis=1, keepdims=True)
             yaw, pitch = np.radians(view.gaze)
-            gaze = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+            gaze = np.array(
+                [np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)]
+            )
             gaze = (turn @ gaze).astype(np.float32)
             albedo[on] = _eye(out @ gaze, look)
             normal[on], gloss[on] = out, 0.9
@@ -327,7 +342,10 @@ def _skin(
     look = face.look
     x, y, z = np.abs(template[:, 0]), template[:, 1], template[:, 2]
     base = skin_tone = paint.skin_colour(look.tone, look.warmth)
-    mottle = noise(template, 7.0, look.texture_seed) * 0.035 + noise(template, 30.0, look.texture_seed + 1) * 0.025
+    mottle = (
+        noise(template, 7.0, look.texture_seed) * 0.035
+        + noise(template, 30.0, look.texture_seed + 1) * 0.025
+    )
     albedo = base * (1 + mottle)[:, None]
     flush = 0.9 * bump(np.hypot(x - 0.42, y - 6.95), 0.22) + 0.7 * bump(np.hypot(x, y - 6.93), 0.13)
     flush = flush + 0.35 * bump(np.hypot(x - 0.31, y - 7.28), 0.2)
@@ -335,8 +353,14 @@ def _skin(
     socket = bump(np.hypot(x - 0.31, y - 7.29), 0.16) * (z > 0.9)
     albedo *= (1 - 0.12 * socket)[:, None]
     # Beard and stubble: the lower face, up to the cheek line, not the lips.
-    area = smoothstep(6.86, 6.70, y - 0.10 * smoothstep(0.3, 0.7, x)) * smoothstep(5.98, 6.12, y) * (z > 0.25)
-    area = area * smoothstep(0.03, 0.10, np.abs(y - 6.60) + 0.4 * np.clip(x - 0.22, 0, 1)) * (1 - lips)
+    area = (
+        smoothstep(6.86, 6.70, y - 0.10 * smoothstep(0.3, 0.7, x))
+        * smoothstep(5.98, 6.12, y)
+        * (z > 0.25)
+    )
+    area = (
+        area * smoothstep(0.03, 0.10, np.abs(y - 6.60) + 0.4 * np.clip(x - 0.22, 0, 1)) * (1 - lips)
+    )
     grain = 0.88 + 0.12 * noise(template, 60.0, look.texture_seed + 5)
     hair = linear(paint.HAIR_COLOURS[look.hair_colour])
     cover = np.clip(area * (0.30 * look.stubble + 0.85 * look.beard) * grain, 0, 1)[:, None]
@@ -366,7 +390,9 @@ def _skin(
         for au in set(face.left) | set(face.right)
     }
     relief = paint.wrinkles(template, strengths, look.age)
-    return albedo.astype(np.float32), relief * (1 - np.clip(lips + inside, 0, 1)) * (1 - alpha[:, 0] * 0.7)
+    return albedo.astype(np.float32), relief * (1 - np.clip(lips + inside, 0, 1)) * (
+        1 - alpha[:, 0] * 0.7
+    )
 
 
 def _eye(cosine: np.ndarray, look: Appearance) -> np.ndarray:
@@ -375,7 +401,9 @@ def _eye(cosine: np.ndarray, look: Appearance) -> np.ndarray:
     iris = smoothstep(0.52, 0.46, angle)[:, None]
     pupil = smoothstep(0.22, 0.17, angle)[:, None]
     ring = (bump(angle - 0.47, 0.06) * 0.5)[:, None]
-    colour = linear((0.94, 0.92, 0.90)) * (1 - iris) + linear(paint.EYE_COLOURS[look.eye_colour]) * iris
+    colour = (
+        linear((0.94, 0.92, 0.90)) * (1 - iris) + linear(paint.EYE_COLOURS[look.eye_colour]) * iris
+    )
     return colour * (1 - ring) * (1 - 0.95 * pupil)
 
 

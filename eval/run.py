@@ -1,0 +1,12 @@
+"""Score a model on a benchmark.
+
+python eval/run.py --benchmark synth --model runs/sft_cot
+"""
+
+from __future__ import annotations
+
+from vlmface.config import command
+from vlmface.evaluate.run import main
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,152 @@
+"""The parser: a table of real-looking outputs, and properties that hold for any text."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmface import answers, facs, taxonomy
+from vlmface.errors import UserError
+
+CASES = yaml.safe_load((Path(__file__).parent / "answers_cases.yaml").read_text(encoding="utf-8"))
+SPACE = taxonomy.SPACES["emotion8"]
+forms = st.sampled_from(answers.FORMS)
+labels = st.sampled_from(SPACE.labels)
+aus = st.sets(st.sampled_from(facs.AU_NUMBERS), min_size=1)
+# Text that is likely to meet the parser's own vocabulary.
+PIECES = (
+    "<think>", "</think>", "<answer>", "</answer>", "**Key Observations:**", "**Conclusion:**",
+    "AU4", "AUs 4, 7", "AU1+2", "no", "not", "is absent", "angry", "happiness", "unhappy", ",", ".",
+    "\n", "(", ")", ": 0", "\ue000", "\ue0000\ue001", "\u200b", "\ud800",
+)  # fmt: skip
+messy = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map(" ".join)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["text"])[:60])
+def test_case(case: dict) -> None:
+    space = taxonomy.SPACES[case.get("space", "emotion8")]
+    answer = answers.parse(case["text"], space, case.get("form", "think_answer"))
+    found = {"status": answer.status, "label": answer.label}
+    found |= {"aus": list(answer.aus), "negated": list(answer.negated_aus)}
+    expected = {"status": case["status"], "label": case.get("label")}
+    expected |= {"aus": case.get("aus", []), "negated": case.get("negated", [])}
+    assert found == expected, case.get("why", "")
+
+
+def test_table_is_large_and_covers_every_status() -> None:
+    assert len(CASES) >= 80
+    assert {case["status"] for case in CASES} == set(answers.STATUSES)
+    assert {case.get("form", "think_answer") for case in CASES} == set(answers.FORMS)
+
+
+@given(st.text() | messy, forms)
+def test_any_text_gives_a_consistent_answer(text: str, form: str) -> None:
+    answer = answers.parse(text, SPACE, form)
+    assert answer.status in answers.STATUSES
+    assert (answer.label in SPACE.labels) == (answer.status in ("strict", "lenient"))
+    assert not set(answer.aus) & set(answer.negated_aus)
+    assert set(answer.aus + answer.negated_aus) <= set(facs.AU_NUMBERS)
+    assert list(answer.aus) == sorted(answer.aus)
+    assert answer == answers.parse(text, SPACE, form)
+
+
+@given(labels, forms, st.sampled_from(["The lips are parted (AU25). This is a sentence.", "One."]))
+def test_what_is_written_is_read_strictly(label: str, form: str, rationale: str) -> None:
+    text = answers.prefix(rationale, form) + label + answers.SUFFIX[form]
+    answer = answers.parse(text, SPACE, form)
+    assert (answer.status, answer.label) == ("strict", label)
+    assert (
+        answer.rationale == "" if form == "label" else rationale.split(". ")[0] in answer.rationale
+    )
+
+
+@given(labels)
+def test_a_label_that_was_only_thought_is_no_answer(label: str) -> None:
+    for text in (f"<think>The emotion is {label}.</think>", f"<think>{label}", f"{label}</think>"):
+        assert answers.parse(text, SPACE, "think_answer").status == "none"
+
+
+@given(
+    st.lists(labels, min_size=2, unique=True), st.sampled_from([", ", " or ", "/", " and ", "\n"])
+)
+def test_several_labels_are_ambiguous(several: list[str], separator: str) -> None:
+    text = separator.join(several)
+    for text_in_form in (text, f"<think>x</think><answer>{text}</answer>"):
+        assert answers.parse(text_in_form, SPACE, "think_answer").status == "ambiguous"
+
+
+@given(st.sampled_from(sorted(SPACE.index)))
+def test_a_negated_or_prefixed_label_is_not_the_label(word: str) -> None:
+    for wrong in (f"not {word}", f"un{word}", f"no {word}", f"non-{word}", f"isn't {word}"):
+        answer = answers.parse(f"<think>x</think><answer>{wrong}</answer>", SPACE, "think_answer")
+        assert (answer.status, answer.label) == ("none", None)
+
+
+@given(aus)
+def test_mentioned_aus(numbers: set[int]) -> None:
+    ordered = tuple(sorted(numbers))
+    listed = ", ".join(f"AU{n}" for n in ordered)
+    assert answers.mentioned_aus(f"Active: {listed}.") == (ordered, ())
+    assert answers.mentioned_aus("AUs " + listed.replace("AU", "")) == (ordered, ())
+    assert answers.mentioned_aus("+".join(f"AU{n}" for n in ordered)) == (ordered, ())
+    assert answers.mentioned_aus(f"The nose is noticeable: {listed}.") == (ordered, ())
+
+
+@given(aus)
+def test_denied_aus(numbers: set[int]) -> None:
+    ordered = tuple(sorted(numbers))
+    listed = ", ".join(f"AU{n}" for n in ordered)
+    for text in (
+        f"There is no {listed}.",
+        f"{listed} are absent.",
+        f"{listed} are not active.",
+        f"The face is without {listed}.",
+        f"Absent: {listed}.",
+        ", ".join(f"AU{n}: 0" for n in ordered),
+        f"Neither {listed.replace(',', ' nor')} is seen.",
+    ):
+        assert answers.mentioned_aus(text) == ((), ordered), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>" * 5_000,
+        "<answer>" * 5_000,
+        "<think>" + "a " * 10_000,
+        "**Key Observations:** " + "a " * 10_000,
+        "conclusion " * 5_000,
+        "AU" * 10_000,
+        "AUs 4, " * 5_000,
+        "AU4 (" * 5_000,
+        "not " * 5_000 + "AU4",
+        " " * 20_000,
+        "\n" * 20_000,
+        "can not " * 5_000,
+    ],
+    ids=lambda text: text[:12].strip() or "space",
+)
+def test_long_degenerate_texts_are_read_fast(text: str) -> None:
+    start = time.process_time()
+    for form in answers.FORMS:
+        assert answers.parse(text, SPACE, form).label is None
+    assert time.process_time() - start < 2
+
+
+def test_unknown_form_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"think_anser.*think_answer, three_part, label"):
+        answers.parse("anger", SPACE, "think_anser")
+    with pytest.raises(UserError, match="xml"):
+        answers.prefix("One.", "xml")
+
+
+def test_answers_are_frozen() -> None:
+    answer = answers.parse("anger", SPACE, "label")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answer.label = "fear"  # type: ignore[misc]

@@ -1,0 +1,131 @@
+"""Label spaces, aliases and the benchmarks' own codes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmface import schema, taxonomy
+from vlmface.errors import UserError
+
+SPACE = taxonomy.SPACES["emotion8"]
+
+
+def test_spaces() -> None:
+    assert set(taxonomy.SPACES) == {"emotion8", "emotion7", "gender", "age_group5", "race7"}
+    fields = {field.name for field in dataclasses.fields(schema.FaceSample)}
+    for id, space in taxonomy.SPACES.items():
+        assert space.id == id
+        assert space.field in fields
+        assert len(set(space.labels)) == len(space.labels)
+        assert set(space.aliases.values()) <= set(space.labels)
+        # No two labels share a word, and every label is itself.
+        keys = [taxonomy.normalise(word) for word in (*space.labels, *space.aliases)]
+        assert len(set(keys)) == len(keys)
+        assert [space.canonical(label) for label in space.labels] == list(space.labels)
+    assert set(SPACE.labels) - set(taxonomy.SPACES["emotion7"].labels) == {"contempt"}
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("Happy", "happiness"),
+        (" ANGRY! ", "anger"),
+        ("**sadness**", "sadness"),
+        ("\uff46\uff45\uff41\uff52", "fear"),
+        ("sur\u200bprise", "surprise"),
+        ("unhappy", None),
+        ("not happy", None),
+        ("happy sad", None),
+        ("happi ness", None),
+        ("happiness is", None),
+        ("", None),
+        ("?", None),
+    ],
+)
+def test_canonical(text: str, label: str | None) -> None:
+    assert SPACE.canonical(text) == label
+
+
+def test_canonical_of_attributes() -> None:
+    race, age = taxonomy.SPACES["race7"], taxonomy.SPACES["age_group5"]
+    assert race.canonical("latino hispanic") == "Latino_Hispanic"
+    assert race.canonical("east-asian") == "East Asian"
+    assert race.canonical("asian") is None
+    assert age.canonical("20 \u2013 39") == "20-39"
+    assert age.canonical("2039") is None
+    assert taxonomy.SPACES["emotion7"].canonical("contempt") is None
+
+
+@given(st.text())
+def test_canonical_takes_any_text(text: str) -> None:
+    for space in taxonomy.SPACES.values():
+        assert space.canonical(text) in (None, *space.labels)
+
+
+def test_sha_changes_with_any_content() -> None:
+    changed = [
+        dataclasses.replace(SPACE, id="other"),
+        dataclasses.replace(SPACE, labels=SPACE.labels[::-1]),
+        dataclasses.replace(SPACE, aliases={**SPACE.aliases, "cross": "anger"}),
+    ]
+    shas = {space.sha for space in (SPACE, *changed)}
+    assert len(shas) == 4
+    assert all(len(sha) == 12 for sha in shas)
+    assert dataclasses.replace(SPACE, source="elsewhere").sha == SPACE.sha
+
+
+@pytest.mark.parametrize(
+    ("coding", "code", "emotion"),
+    [
+        ("rafdb", 1, "surprise"),
+        ("rafdb", 6, "anger"),
+        ("rafdb", 7, "neutral"),
+        ("affectnet", 0, "neutral"),
+        ("affectnet", 5, "disgust"),
+        ("affectnet", 6, "anger"),
+        ("affectnet", 7, "contempt"),
+        ("affectnet", 9, None),
+        ("affectnet_sample", 1, "neutral"),
+        ("affectnet_sample", 8, "contempt"),
+        ("fer2013", 0, "anger"),
+        ("fer2013", 6, "neutral"),
+        ("ferplus", 2, "surprise"),
+        ("ferplus", 8, None),
+        ("ckplus", 1, "anger"),
+        ("ckplus", 7, "surprise"),
+        ("dfew", 1, "happiness"),
+        ("dfew", 7, "fear"),
+        ("affwild2", 1, "anger"),
+        ("affwild2", 7, None),
+        ("affwild2", -1, None),
+    ],
+)
+def test_codings(coding: str, code: int, emotion: str | None) -> None:
+    assert taxonomy.CODINGS[coding].decode(code) == emotion
+
+
+def test_codings_are_complete() -> None:
+    for id, coding in taxonomy.CODINGS.items():
+        assert coding.id == id
+        found = [label for label in coding.codes.values() if label]
+        assert len(set(found)) == len(found) >= 7
+        assert set(found) <= set(taxonomy.EMOTIONS)
+    sizes = {
+        id: len([c for c in coding.codes.values() if c]) for id, coding in taxonomy.CODINGS.items()
+    }
+    assert sizes == {
+        "rafdb": 7, "affectnet": 8, "affectnet_sample": 8, "fer2013": 7, "ferplus": 8, "ckplus": 8,
+        "dfew": 7, "affwild2": 7,
+    }  # fmt: skip
+
+
+def test_unknown_codes_and_spaces_are_errors() -> None:
+    with pytest.raises(UserError, match=r"rafdb has no emotion code 0: .*1=surprise"):
+        taxonomy.CODINGS["rafdb"].decode(0)
+    with pytest.raises(UserError, match=r"no label space 'emotion9': use one of emotion8"):
+        taxonomy.space("emotion9")
+    assert taxonomy.space("gender") is taxonomy.SPACES["gender"]

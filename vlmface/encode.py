@@ -1,0 +1,205 @@
+"""(messages, image, target) -> tensors: the only encoder. Training, evaluation and serving call it.
+
+A row is always prompt/completion: the loss sees the completion and its EOS, never the prompt, an
+image token or padding. What does not fit the length budget is refused and counted; neither image
+tokens nor the answer are ever cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+IGNORED = -100
+
+
+class Refused(UserError):
+    """A row that cannot be encoded; `reason` is the word that rows are counted under."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def encode_text(
+    processor: Any,
+    family: ModuleType,
+    messages: Sequence[Mapping[str, Any]],
+    target: str | None,
+    *,
+    max_length: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> dict[str, list[int]]:
+    """Token ids of one conversation with one image, and its labels if there is a `target`.
+
+    Returns `input_ids` (each image is as many image tokens as the model will see), its
+    `attention_mask`, and `labels`: -100 up to the end of the prompt, then the completion's ids with
+    the EOS. Nothing is decoded: `image_size` is the image's (width, height) in pixels, and matters
+    to families with free resolutions only. Raises Refused("too_long" | "image_in_text" |
+    "no_target").
+    """
+    tokenizer = processor.tokenizer
+    prompt = family.prompt_text(processor, messages)
+    completion = ""
+    if target is not None:
+        if not target.strip():
+            raise Refused("no_target", "the target text is empty: nothing could be learnt from it")
+        completion = family.completion_text(processor, messages, target)
+    if (found := (prompt + completion).count(processor.image_token)) != 1:
+        raise Refused(
+            "image_in_text",
+            f"the conversation holds {found} times {processor.image_token!r}, but has one image: "
+            "take the token out of the text",
+        )
+    images = processor.image_token * family.image_tokens(processor, image_size)
+    prompt = prompt.replace(processor.image_token, images)
+    ids, prefix = _tokenize(tokenizer, prompt + completion), _tokenize(tokenizer, prompt)
+    start = len(prefix)
+    if ids[:start] != prefix:
+        raise UserError(
+            f"the tokenizer joins the prompt's end {prompt[-20:]!r} with the answer's start "
+            f"{completion[:20]!r}: training and serving would not agree"
+        )
+    if max_length is not None and len(ids) > max_length:
+        raise Refused(
+            "too_long",
+            f"{len(ids)} tokens ({images.count(processor.image_token)} of the image, "
+            f"{len(ids) - start} of the answer) do not fit max_length {max_length}",
+        )
+    encoded = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    if target is not None:
+        encoded["labels"] = [IGNORED] * start + ids[start:]
+    return encoded
+
+
+def open_row_image(image: Any) -> Image.Image:
+    """The picture of a data set's row: an image already, or {"bytes", "path"} as `datasets` stores
+    it. Files are opened as everywhere else, upright and RGB."""
+    if not isinstance(image, Mapping):
+        return image
+    from vlmface.images import open_image
+
+    return open_image(image["bytes"] if image.get("bytes") else image["path"])
+
+
+def pixel_values(processor: Any, images: Sequence[Image.Image]) -> Any:
+    """Preprocessed images as one float tensor (images, 3, height, width)."""
+    return processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+
+
+def encode(
+    processor: Any,
+    family: ModuleType,
+    prompt_messages: Sequence[Mapping[str, Any]],
+    image: Image.Image,
+    target: str | None = None,
+    *,
+    max_length: int | None = None,
+) -> dict[str, Any]:
+    """One row, complete: `encode_text` and `pixel_values` (1, 3, height, width)."""
+    text = encode_text(
+        processor,
+        family,
+        prompt_messages,
+        target,
+        max_length=max_length,
+        image_size=image.size,
+    )
+    return {**text, "pixel_values": pixel_values(processor, [image])}
+
+
+def _tokenize(tokenizer: Any, text: str) -> list[int]:
+    # As processors do: a template that writes the BOS itself must not get a second one.
+    bos = tokenizer.bos_token
+    special = not (bos and text.startswith(bos))
+    return tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+class Collator:
+    """Rows -> a batch of tensors, padded on the right for training, on the left for generation.
+
+    A row has `input_ids`, perhaps `labels`, and either `pixel_values` (1, 3, height, width) or an
+    `image` that is preprocessed here, so that a data set need not hold pixels in memory. Its number
+    `row`, if it has one, is passed on.
+    """
+
+    def __init__(self, processor: Any, *, padding: str = "right") -> None:
+        if padding not in ("left", "right"):
+            raise ValueError(f"padding {padding!r}: left or right")
+        self.processor = processor
+        self.padding = padding
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return `input_ids`, `attention_mask`, perhaps `labels`: (rows, longest); and
+        `pixel_values` (rows, 3, height, width)."""
+        import torch
+
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def pad(values: Sequence[int], filler: int) -> list[int]:
+            padding = [filler] * (longest - len(values))
+            return [*values, *padding] if self.padding == "right" else [*padding, *values]
+
+        pad_id = self.processor.tokenizer.pad_token_id
+        if pad_id is None:
+            pad_id = self.processor.tokenizer.eos_token_id
+        batch = {
+            "input_ids": torch.tensor([pad(row["input_ids"], pad_id) for row in rows]),
+            "attention_mask": torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows]),
+        }
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([pad(row["labels"], IGNORED) for row in rows])
+        if "row" in rows[0]:
+            batch["row"] = torch.tensor([row["row"] for row in rows])
+        if "pixel_values" in rows[0]:
+            batch["pixel_values"] = torch.cat([row["pixel_values"] for row in rows])
+        else:
+            images = [open_row_image(row["image"]) for row in rows]
+            batch["pixel_values"] = pixel_values(self.processor, images)
+        return batch
+
+
+class GroupedSampler:
+    """Indices of an epoch such that `batch_size` neighbours have nearly the same length.
+
+    The order depends on `seed` and the epoch alone, not on any global random state: a run that is
+    resumed in the middle of an epoch sees the same rows as one that was not interrupted.
+    """
+
+    POOL = 50  # batches that are sorted together: little padding, yet random batches
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        import numpy as np
+
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.lengths))
+        batches: list[np.ndarray] = []
+        pool = self.POOL * self.batch_size
+        for start in range(0, len(order), pool):
+            rows = order[start : start + pool]
+            rows = rows[np.argsort([self.lengths[row] for row in rows], kind="stable")]
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        short = [batch for batch in batches if len(batch) < self.batch_size]
+        batches = [batch for batch in batches if len(batch) == self.batch_size]
+        generator.shuffle(batches)  # type: ignore[arg-type]
+        for batch in [*batches, *short]:
+            yield from (int(row) for row in batch)

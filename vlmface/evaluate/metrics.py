@@ -1,0 +1,289 @@
+"""What is measured, from prediction rows to the `metrics.json` shape. Pure numpy.
+
+One rule holds for every number: a row without a valid answer is wrong. It stays in every
+denominator, as a miss of its true class, and it is a prediction of no class.
+
+    accuracy   share of rows answered right (called WAR, weighted average recall, in FER papers)
+    uar        unweighted average recall: mean recall of the classes that occur in the truth
+               (Schuller et al., Interspeech 2009)
+    f1_macro   labels: mean F1 of the classes that occur in the truth;
+               AUs: mean binary F1 of the AUs that are present at least once in the truth
+    f1_micro   F1 of the hits, false alarms and misses pooled over all AUs of the set
+    ece        expected calibration error, 15 equal-width bins (Guo et al., ICML 2017)
+    consistency  share of the answered rows whose own AUs support their own label (facs.supports)
+
+A row is a line of `predictions.jsonl`: `id`, `truth` {`emotion`, `aus` {"4": intensity} or null,
+`annotated_aus`, `attributes`}, `label`, `status`, `aus`, `probabilities` {label: p} or null. In
+`truth.aus` an intensity of 0 means absent and null means present but not graded; an AU that is
+not in `annotated_aus` says nothing and is not scored (null there: the whole AU set is annotated).
+The AUs that a text names are scored whether or not the text also gives a valid label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmface import facs
+from vlmface.answers import STATUSES
+from vlmface.errors import UserError
+from vlmface.evaluate.statistics import Array, Score, align, bootstrap, paired_bootstrap
+from vlmface.taxonomy import EMOTIONS, LabelSpace
+
+Row = Mapping[str, Any]
+ECE_BINS = 15
+
+
+def summarise(
+    rows: Sequence[Row],
+    space: LabelSpace,
+    au_set: Sequence[int],
+    *,
+    benchmark: str,
+    model: str,
+    prompt: Mapping[str, str],
+    mode: str,
+    wall_s: float,
+    peak_rss_gib: float,
+    ci: bool = True,
+) -> dict[str, Any]:
+    """The content of `metrics.json` for one evaluation; blocks that do not apply are left out.
+
+    `au_set` lists the AUs to score, empty if the model was not asked for any. `prompt` is its
+    {"id", "sha"}, empty for a model without one. `ci` adds 95 % bootstrap intervals. Raises
+    UserError on no rows, on a truth outside `space`, and on an unknown status, naming the row.
+    """
+    if not rows:
+        raise UserError("there are no predictions to score: check the split and n")
+    blocks: dict[str, Any] = {}
+    for path, counts, score in _scored(rows, space, au_set):
+        total = counts.sum(0)
+        block = _finite(score(total))
+        if ci:
+            block["ci95"] = {k: v for k, v in bootstrap(counts, score).items() if k in block}
+        details = _per_au(total, au_set) if score is au_scores else _per_class(total, space)
+        _place(blocks, path, block | details)
+    if au_set and set(space.labels) <= set(EMOTIONS):
+        answered = [row for row in rows if answer(row) is not None]
+        if answered:
+            agree = [facs.supports(row["aus"] or (), row["label"]) for row in answered]
+            blocks["consistency"] = float(np.mean(agree))
+    if calibration := _calibration(rows, space):
+        blocks["calibration"] = calibration
+    return {
+        "schema": 1,
+        "benchmark": benchmark,
+        "model": model,
+        **({"prompt": {"id": prompt["id"], "sha": prompt["sha"]}} if prompt else {}),
+        "label_space": space.id,
+        "n": len(rows),
+        "mode": mode,
+        **blocks,
+        "parse": _parse_shares(rows),
+        "wall_s": wall_s,
+        "peak_rss_gib": peak_rss_gib,
+    }
+
+
+def compare(
+    before: Sequence[Row], after: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
+) -> dict[str, Any]:
+    """after - before of every score on the same images, with 95 % paired bootstrap intervals:
+    {"n", "emotion": {"accuracy": {"difference", "ci95"}, ...}, "au": {...}}.
+
+    Rows are matched by id; raises UserError if the two runs did not answer the same images, or
+    what `summarise` raises.
+    """
+    after = align(before, after)
+    result: dict[str, Any] = {"n": len(before)}
+    pairs = zip(_scored(before, space, au_set), _scored(after, space, au_set), strict=True)
+    for (path, first, score), (_, second, _) in pairs:
+        _place(result, path, paired_bootstrap(first, second, score))
+    return result
+
+
+def answer(row: Row) -> str | None:
+    """The label that counts: only a `strict` or `lenient` answer has one."""
+    return row["label"] if row["status"] in ("strict", "lenient") else None
+
+
+def truth(row: Row, space: LabelSpace) -> str | None:
+    """The true label in `space`, or None if the row is not annotated for it."""
+    if space.field == "emotion":
+        return row["truth"].get("emotion")
+    return (row["truth"].get("attributes") or {}).get(space.field)
+
+
+def true_aus(row: Row, au_set: Sequence[int]) -> tuple[set[int], set[int]] | None:
+    """(present, annotated) AUs among `au_set`, or None if the row has no AU annotation."""
+    aus = row["truth"].get("aus")
+    if aus is None:
+        return None
+    annotated = row["truth"].get("annotated_aus")
+    present = {int(au) for au, intensity in aus.items() if intensity is None or intensity > 0}
+    known = set(au_set) if annotated is None else set(au_set) & set(annotated)
+    return present & known, known
+
+
+def count_labels(rows: Sequence[Row], space: LabelSpace) -> Array:
+    """What each row adds to the confusion matrix: (rows, K, K + 1), truth by answer, the last
+    column for no valid answer; all 0 for a row that is not annotated."""
+    index = {label: i for i, label in enumerate(space.labels)}
+    counts = np.zeros((len(rows), len(index), len(index) + 1))
+    for i, row in enumerate(rows):
+        label = truth(row, space)
+        if label is None:
+            continue
+        if label not in index:
+            raise UserError(
+                f"row {row['id']!r} has the true {space.field} {label!r}, which label space "
+                f"{space.id} lacks ({', '.join(space.labels)}): choose the benchmark's own space"
+            )
+        counts[i, index[label], index.get(answer(row) or "", len(index))] = 1
+    return counts
+
+
+def count_aus(rows: Sequence[Row], au_set: Sequence[int]) -> Array:
+    """(rows, AUs, 3): hit, false alarm, miss of each row and AU; all 0 where not annotated."""
+    counts = np.zeros((len(rows), len(au_set), 3))
+    for i, row in enumerate(rows):
+        if (labels := true_aus(row, au_set)) is None:
+            continue
+        present, known = labels
+        said = set(row["aus"] or ())
+        for j, au in enumerate(au_set):
+            if au in known and (au in present or au in said):
+                counts[i, j, 2 if au not in said else 0 if au in present else 1] = 1
+    return counts
+
+
+def label_scores(confusion: Array) -> dict[str, Array]:
+    """accuracy, uar, f1_macro of confusion matrices (..., K, K + 1); nan without any row."""
+    parts = class_scores(confusion)
+    hits = np.trace(confusion, axis1=-2, axis2=-1)
+    present = parts["support"] > 0
+    return {
+        "accuracy": _ratio(hits, confusion.sum((-2, -1))),
+        "uar": _mean(parts["recall"], present),
+        "f1_macro": _mean(parts["f1"], present),
+    }
+
+
+def class_scores(confusion: Array) -> dict[str, Array]:
+    """f1, precision, recall, support of each class: (..., K); nan where undefined."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    support = confusion.sum(-1)
+    predicted = confusion[..., :-1].sum(-2)
+    return {
+        "f1": _ratio(2 * hits, np.where(support > 0, support + predicted, 0)),
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, support),
+        "support": support,
+    }
+
+
+def au_scores(tally: Array) -> dict[str, Array]:
+    """f1_macro, f1_micro of tallies (..., AUs, 3); nan where no AU is present in the truth."""
+    parts = binary_scores(tally)
+    hit, alarm, miss = np.moveaxis(tally.sum(-2), -1, 0)
+    return {
+        "f1_macro": _mean(parts["f1"], parts["support"] > 0),
+        "f1_micro": _ratio(2 * hit, np.where(hit + miss > 0, 2 * hit + alarm + miss, 0)),
+    }
+
+
+def binary_scores(tally: Array) -> dict[str, Array]:
+    """f1, precision, recall, support of each AU: (..., AUs); nan where undefined."""
+    hit, alarm, miss = np.moveaxis(tally, -1, 0)
+    support = hit + miss
+    return {
+        "f1": _ratio(2 * hit, np.where(support > 0, 2 * hit + alarm + miss, 0)),
+        "precision": _ratio(hit, hit + alarm),
+        "recall": _ratio(hit, support),
+        "support": support,
+    }
+
+
+def _scored(
+    rows: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
+) -> list[tuple[tuple[str, ...], Array, Score]]:
+    """(place in metrics.json, counts per row, score) of each kind of truth that the rows have."""
+    place = ("emotion",) if space.field == "emotion" else ("attributes", space.field)
+    kinds: list[tuple[tuple[str, ...], Array, Score]] = [
+        (place, count_labels(rows, space), label_scores),
+        (("au",), count_aus(rows, au_set), au_scores),
+    ]
+    return [kind for kind in kinds if np.isfinite(next(iter(kind[2](kind[1].sum(0)).values())))]
+
+
+def _place(tree: dict[str, Any], path: tuple[str, ...], block: Mapping[str, Any]) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = block
+
+
+def _per_class(confusion: Array, space: LabelSpace) -> dict[str, Any]:
+    return {
+        "n": int(confusion.sum()),
+        "labels": list(space.labels),
+        "confusion": confusion.astype(int).tolist(),
+        "per_class": _table(class_scores(confusion), space.labels),
+    }
+
+
+def _per_au(tally: Array, au_set: Sequence[int]) -> dict[str, Any]:
+    return {"per_au": _table(binary_scores(tally), [facs.name(au) for au in au_set])}
+
+
+def _table(columns: Mapping[str, Array], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{name: {column: value}}; an undefined value is null, and support is a whole number."""
+    table: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(names):
+        values = {key: column[i] for key, column in columns.items()}
+        table[name] = {k: float(v) if np.isfinite(v) else None for k, v in values.items()}
+        table[name]["support"] = int(values["support"])
+    return table
+
+
+def _parse_shares(rows: Sequence[Row]) -> dict[str, float]:
+    for row in rows:
+        if row["status"] not in STATUSES:
+            raise UserError(
+                f"row {row['id']!r} has status {row['status']!r}: use one of {', '.join(STATUSES)}"
+            )
+    return {s: sum(row["status"] == s for row in rows) / len(rows) for s in STATUSES}
+
+
+def _calibration(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any] | None:
+    """Expected calibration error of the most probable label, over rows with probabilities."""
+    scored = [
+        (max(row["probabilities"].items(), key=lambda item: item[1]), truth(row, space))
+        for row in rows
+        if row.get("probabilities")
+    ]
+    pairs = [(p, label == true) for (label, p), true in scored if true is not None]
+    if not pairs:
+        return None
+    confidence, right = np.array(pairs, dtype=float).T
+    bins = np.clip(np.ceil(confidence * ECE_BINS) - 1, 0, ECE_BINS - 1).astype(int)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
+    ece = float(np.abs(gaps).sum() / len(pairs))
+    return {"ece": ece, "bins": ECE_BINS, "n": len(pairs)}
+
+
+def _finite(scores: Mapping[str, Array]) -> dict[str, Any]:
+    return {name: float(value) for name, value in scores.items() if np.isfinite(value)}
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """above / below, nan where below is 0."""
+    below = np.asarray(below, dtype=float)
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+
+
+def _mean(values: Array, where: NDArray[np.bool_]) -> Array:
+    """Mean over the last axis of the values that count, nan if none does."""
+    return _ratio(np.where(where, values, 0).sum(-1), where.sum(-1))

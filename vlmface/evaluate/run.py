@@ -1,0 +1,264 @@
+"""A benchmark, a model, one result: the protocol file says what is asked, the manifest how.
+
+The recipes score their models through `answer` and `score` too, so that a run's own numbers and
+those of a later `eval/run.py` are the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmface import config, data, taxonomy
+from vlmface.encode import open_row_image
+from vlmface.errors import UserError
+from vlmface.evaluate import metrics, report
+from vlmface.files import atomic_write, resource
+from vlmface.manifest import is_run
+from vlmface.prompts import Prompt
+from vlmface.schema import FaceSample
+from vlmface.train.sft import is_main, peak_rss_gib, undecoded
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+    from vlmface.infer.predictor import Predictor
+
+ATTRIBUTES = ("gender", "age_group", "race")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A protocol file, eval/benchmarks/NAME.yaml.
+
+    `protocol` are the data set's own options (n, seed, fold, ...), `au_set` the AUs that are
+    scored, `au_threshold` the intensity (0..5) from which one counts as present (null: as
+    annotated). `published` lists results it can be compared with.
+    """
+
+    id: str
+    dataset: str
+    split: str
+    label_space: str
+    source: str
+    protocol: dict[str, Any] = field(default_factory=dict)
+    au_set: list[int] = field(default_factory=list)
+    au_threshold: float | None = None
+    metrics: list[str] = field(default_factory=list)
+    published: list[dict[str, Any]] = field(default_factory=list)
+    notes: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line of `eval/run.py`."""
+
+    benchmark: str
+    model: str
+    output_dir: str | None = None
+    data_root: str | None = None
+    n: int | None = None
+    prompt: str | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 16
+
+
+def load_benchmark(name_or_path: str) -> Benchmark:
+    """A benchmark by name ("synth") or from a YAML file of your own. Raises UserError."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        folder = resource("eval/benchmarks")
+        path = folder / f"{name_or_path}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            raise UserError(f"there is no benchmark {name_or_path!r}: use one of {known}")
+    benchmark = config.build(Benchmark, config.read(path), where=str(path))
+    taxonomy.space(benchmark.label_space)
+    return benchmark
+
+
+def load_rows(benchmark: Benchmark, root: str | None, n: int | None) -> datasets.Dataset:
+    """The benchmark's rows, images as stored; `n` takes another number of them (not comparable with
+    published results)."""
+    protocol = benchmark.protocol | ({"n": n} if n is not None else {})
+    return undecoded(data.load(benchmark.dataset, root, benchmark.split, **protocol))
+
+
+def images_of(rows: datasets.Dataset) -> list[Image.Image]:
+    """The pictures, opened."""
+    return [open_row_image(image) for image in rows["image"]]
+
+
+def answer(
+    predictor: Predictor, rows: datasets.Dataset, benchmark: Benchmark, *, batch_size: int
+) -> list[dict[str, Any]]:
+    """Ask the predictor about every row: the lines of predictions.jsonl, in order."""
+    from tqdm import tqdm
+
+    check_space(benchmark, predictor.prompt)
+    lines = []
+    with tqdm(total=len(rows), desc=f"answering {benchmark.id}", unit="face") as bar:
+        for start in range(0, len(rows), batch_size):
+            part = rows.select(range(start, min(start + batch_size, len(rows))))
+            found = predictor.predict(images_of(part), batch_size=batch_size)
+            for row, prediction in zip(part, found, strict=True):
+                lines.append(
+                    {
+                        "id": row["id"],
+                        "image": (row["image"] or {}).get("path") or row["id"],
+                        "truth": truth(FaceSample.from_row(row), benchmark),
+                        "text": prediction.text,
+                        "label": prediction.answer.label,
+                        "status": prediction.answer.status,
+                        "aus": list(prediction.answer.aus),
+                        "probabilities": prediction.probabilities,
+                        "latency_s": round(prediction.latency_s, 4),
+                    }
+                )
+            bar.update(len(part))
+    return lines
+
+
+def answer_once(
+    model: str,
+    path: Path,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    *,
+    prompt: Prompt | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """`answer` by the model (a run, or a base with a `prompt`), shared between the processes of a
+    distributed run, and kept in `path`: there already, it is read and not computed again."""
+    from vlmface.infer.predictor import Predictor
+
+    if path.exists():
+        return read_lines(path)
+    predictor = Predictor.load(
+        model, prompt=None if is_run(model) else prompt, max_new_tokens=max_new_tokens
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        lines = answer(predictor, rows, benchmark, batch_size=batch_size)
+    else:
+        from accelerate.utils import gather_object
+
+        share = rows.shard(world, int(os.environ["RANK"]), contiguous=True)
+        lines = gather_object(answer(predictor, share, benchmark, batch_size=batch_size))
+    if is_main():
+        write_lines(path, lines)
+    return lines
+
+
+def check_space(benchmark: Benchmark, prompt: Prompt) -> None:
+    """Raise UserError if the prompt asks for other labels than the benchmark scores."""
+    if prompt.space.id != benchmark.label_space:
+        raise UserError(
+            f"prompt {prompt.id} asks for {prompt.space.id}, but benchmark {benchmark.id} scores "
+            f"{benchmark.label_space}: use a prompt or a benchmark with the other's label space"
+        )
+
+
+def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
+    """What is annotated for a row; null is "not annotated"."""
+    present = sample.intensities(benchmark.au_threshold)
+    return {
+        "emotion": sample.emotion,
+        "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
+        "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
+        "attributes": {name: getattr(sample, name) for name in ATTRIBUTES},
+    }
+
+
+def score(
+    lines: Sequence[Mapping[str, Any]],
+    benchmark: Benchmark,
+    prompt: Prompt,
+    *,
+    model: str,
+) -> dict[str, Any]:
+    """The metrics.json of one evaluation; `wall_s` is the time spent answering."""
+    return metrics.summarise(
+        lines,
+        prompt.space,
+        au_set(benchmark, prompt),
+        benchmark=benchmark.id,
+        model=model,
+        prompt={"id": prompt.id, "sha": prompt.sha},
+        mode="free",
+        wall_s=round(sum(line["latency_s"] for line in lines), 2),
+        peak_rss_gib=round(peak_rss_gib(), 3),
+    )
+
+
+def au_set(benchmark: Benchmark, prompt: Prompt) -> list[int]:
+    """The AUs to score: none if the prompt asks for the label alone."""
+    return [] if prompt.form == "label" else benchmark.au_set
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write predictions.jsonl atomically."""
+    atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summary(scores: Mapping[str, Any]) -> str:
+    """One line for people: accuracy, UAR, AU F1 and how many answers could be read."""
+    emotion, parse = scores.get("emotion", {}), scores["parse"]
+    parts = []
+    if emotion:
+        low, high = emotion["ci95"]["accuracy"]
+        parts.append(f"accuracy {emotion['accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"UAR {emotion['uar']:.3f}")
+    for name, block in scores.get("attributes", {}).items():
+        parts.append(f"{name} accuracy {block['accuracy']:.3f}")
+    if "au" in scores:
+        parts.append(f"AU F1 {scores['au']['f1_macro']:.3f}")
+    parts.append(f"valid answers {parse['strict'] + parse['lenient']:.1%}")
+    return ", ".join(parts) + f" on {scores['n']} faces"
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Evaluate a model, write metrics.json, predictions.jsonl and report.html into
+    `settings.output_dir` (default: eval/NAME inside the run), and return the metrics."""
+    from vlmface.infer.predictor import Predictor
+
+    benchmark = load_benchmark(settings.benchmark)
+    predictor = Predictor.load(
+        settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
+    )
+    check_space(benchmark, predictor.prompt)
+    if settings.output_dir is None and predictor.manifest is None:
+        raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
+    out = Path(settings.output_dir or Path(settings.model) / "eval" / benchmark.id)
+    rows = load_rows(benchmark, settings.data_root, settings.n)
+    lines = answer(predictor, rows, benchmark, batch_size=settings.batch_size)
+    scores = score(lines, benchmark, predictor.prompt, model=settings.model)
+    write_lines(out / "predictions.jsonl", lines)
+    if predictor.manifest:
+        predictor.manifest.save(out)  # the report's header, and what these numbers belong to
+    atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
+    report.write_report(out, images=dict(zip(rows["id"], images_of(rows), strict=True)))
+    print(summary(scores))
+    print(f"report: {out / 'report.html'}")
+    return scores
+
+
+def main(argv: Sequence[str]) -> int:
+    """`--benchmark NAME --model RUN [--output_dir DIR] [--n N] ...`"""
+    words = list(argv)
+    if "-h" in words or "--help" in words:
+        print("python eval/run.py --benchmark NAME --model RUN [--field value ...]\n")
+        print("fields: " + ", ".join(Settings.__dataclass_fields__))
+        return 0
+    run(config.build(Settings, config.words(Settings, words), where="the command line"))
+    return 0

@@ -1,0 +1,50 @@
+"""Model families. Each is a module with the same functions; the dict below is the whole registry.
+
+A new family is one file beside this one and one line here. What a family's module provides is
+written out in `families/llava.py`, the first of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vlmface.errors import UserError
+from vlmface.families import llava
+
+FAMILIES: dict[str, ModuleType] = {"llava": llava}
+
+
+def get(name: str) -> ModuleType:
+    """Return the family called `name`; UserError with the list of known ones otherwise."""
+    if name not in FAMILIES:
+        raise UserError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def family_of(model: Any) -> str:
+    """Name the family of a model config, of a checkpoint folder or of a model id.
+
+    A folder or an id is looked up through its config.json (from the hub if it is not local).
+    Raises UserError for an architecture that no family claims, and for a missing checkpoint.
+    """
+    config = model
+    if isinstance(model, str | Path):
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read a model configuration from {str(model)!r}: {error}. Give a folder "
+                "with config.json, or a model id that this machine has or may download"
+            ) from error
+    kind = str(getattr(config, "model_type", type(config).__name__))
+    for name, module in FAMILIES.items():
+        if kind in module.MODEL_TYPES:
+            return name
+    raise UserError(
+        f"model type {kind!r} belongs to no known family; known: "
+        + ", ".join(f"{name} ({', '.join(m.MODEL_TYPES)})" for name, m in FAMILIES.items())
+    )

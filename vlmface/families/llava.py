@@ -1,0 +1,232 @@
+"""LLaVA-1.5 (Liu et al. 2023, arXiv:2310.03744): CLIP tower, two-layer projector, Llama.
+
+Everything the rest of vlmface must know about the architecture: how many tokens an image takes, how
+messages become text, which modules can be adapted or frozen, what to tell a vLLM server.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "llava"
+MODEL_TYPES = ("llava",)
+
+# The three parts a freeze policy speaks of: where they hang in the model, and the linear layers in
+# each. The tower has q_proj too: without the part's path a LoRA pattern would adapt both.
+PARTS = {"tower": "vision_tower", "projector": "multi_modal_projector", "llm": "language_model"}
+LINEAR = {
+    "tower": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "projector": ("linear_1", "linear_2"),
+    "llm": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+POLICIES = ("frozen", "lora", "full")
+
+
+# --- loading and saving -------------------------------------------------------------------------
+
+
+def load_processor(path: str | Path) -> Any:
+    """The LlavaProcessor of a checkpoint, with the fields that old checkpoints left out.
+
+    Published LLaVA-1.5 checkpoints differ in whether they state `patch_size`; without it the
+    processor could not count image tokens. Raises UserError if there is no chat template.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(path)
+    if processor.patch_size is None:
+        config = AutoConfig.from_pretrained(path)
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = 1  # CLIP's class token
+    if not processor.chat_template:
+        raise UserError(
+            f"{path} has no chat template, so prompts cannot be written as the model saw them: "
+            "add its chat_template.jinja"
+        )
+    return processor
+
+
+def load_model(path: str | Path, *, dtype: Any = None, device: Any = None) -> Any:
+    """The LlavaForConditionalGeneration of a checkpoint, in eval mode."""
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto")
+    return model.to(device or "cpu").eval()
+
+
+def save_checkpoint(model: Any, processor: Any, out_dir: str | Path) -> None:
+    """Save a complete checkpoint: weights, config, tokenizer, processor, chat template.
+
+    transformers 5 drops CLIP's `vision_model.` from the tower's names and reads both spellings;
+    vLLM reads only the original one, so the tower's tensors are given their original names.
+    """
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(out_dir)
+    processor.save_pretrained(out_dir)
+    old = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
+    for shard in Path(out_dir).glob("*.safetensors"):
+        tensors = {old.sub(r"\1vision_model.", k): v for k, v in load_file(shard).items()}
+        save_file(tensors, shard, metadata={"format": "pt"})
+    index = Path(out_dir) / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+        content["weight_map"] = {
+            old.sub(r"\1vision_model.", k): v for k, v in content["weight_map"].items()
+        }
+        index.write_text(json.dumps(content, indent=2))
+
+
+# --- text and image tokens ----------------------------------------------------------------------
+
+
+def image_size(processor: Any) -> tuple[int, int]:
+    """(height, width) in pixels that every image has after preprocessing."""
+    settings = processor.image_processor
+    size = settings.crop_size if settings.do_center_crop else settings.size
+    if size is None or "height" not in size:
+        raise UserError(
+            f"the image processor resizes to {dict(settings.size)} without a crop, so images would "
+            "differ in shape; LLaVA needs one fixed height and width"
+        )
+    return int(size["height"]), int(size["width"])
+
+
+def image_tokens(processor: Any, size: tuple[int, int] | None = None) -> int:
+    """How many tokens one image takes; known before the image is decoded.
+
+    `size` is the image's own (width, height) in pixels. LLaVA-1.5 brings every image to one shape,
+    so it does not matter here; families with free resolutions need it.
+    """
+    height, width = image_size(processor)
+    tokens = (height // processor.patch_size) * (width // processor.patch_size)
+    tokens += processor.num_additional_image_tokens
+    return tokens - (processor.vision_feature_select_strategy == "default")
+
+
+def prompt_text(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The conversation as text, open for the assistant's answer; one `<image>` per image."""
+    return processor.apply_chat_template(list(messages), add_generation_prompt=True)
+
+
+def completion_text(processor: Any, messages: Sequence[Mapping[str, Any]], target: str) -> str:
+    """What follows `prompt_text` when the assistant answers `target`, up to and with the EOS.
+
+    The published LLaVA-1.5 template ends the answer with a space and no EOS; the models were
+    trained with one, and a model that never sees it does not learn to stop.
+    """
+    turn = {"role": "assistant", "content": [{"type": "text", "text": target}]}
+    prompt = prompt_text(processor, messages)
+    full = processor.apply_chat_template([*messages, turn])
+    if not full.startswith(prompt):
+        raise UserError(
+            "the chat template writes the conversation with an answer differently from the prompt "
+            f"alone ({prompt[-40:]!r} against {full[len(prompt) - 40 : len(prompt)]!r}): "
+            "training and serving would not agree"
+        )
+    eos = processor.tokenizer.eos_token
+    return full[len(prompt) :].rstrip().removesuffix(eos) + eos
+
+
+def stop_token_ids(processor: Any) -> list[int]:
+    """The ids that end an answer."""
+    return [processor.tokenizer.eos_token_id]
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def lora_targets(policy: Mapping[str, str], modules: Sequence[str]) -> str:
+    """A regular expression for peft's `target_modules`: `modules` in every part that is "lora".
+
+    `modules` are names of linear layers, or "all". Raises UserError for a name that no such part
+    has: peft would take it silently when another name matches.
+    """
+    parts = [part for part in PARTS if policy[part] == "lora"]
+    everything = list(modules) == ["all"]
+    known = {name for part in parts for name in LINEAR[part]}
+    if not everything and (unknown := [name for name in modules if name not in known]):
+        raise UserError(
+            f"lora_modules: {', '.join(unknown)} is not a linear layer of {', '.join(parts)}; "
+            f"there are {', '.join(sorted(known))}, or all"
+        )
+    branches = []
+    for part in parts:
+        # The projector has its own two layers: being told "lora" is enough to adapt them.
+        all_of_it = everything or part == "projector"
+        names = [name for name in LINEAR[part] if all_of_it or name in modules]
+        if names:
+            branches.append(rf"{PARTS[part]}\.(?:.*\.)?(?:{'|'.join(names)})")
+    return rf".*\.(?:{'|'.join(branches)})"
+
+
+def full_modules(policy: Mapping[str, str]) -> list[str]:
+    """Modules trained whole beside LoRA (peft's `modules_to_save`); only the projector may be."""
+    whole = [part for part in PARTS if policy[part] == "full"]
+    if set(whole) - {"projector"}:
+        raise UserError(
+            f"{' and '.join(whole)}: full beside a LoRA part is not supported (an adapter would "
+            "carry a copy of the whole part): use lora there, or no lora at all"
+        )
+    return [PARTS[part] for part in whole]
+
+
+def freeze(model: Any, policy: Mapping[str, str]) -> None:
+    """Let gradients reach the parts that are "full" and no others. The head belongs to the llm."""
+    paths = {part: f"{PARTS[part]}." for part in PARTS}
+    for name, parameter in model.named_parameters():
+        part = next((part for part, path in paths.items() if path in name), "llm")
+        parameter.requires_grad_(policy[part] == "full")
+
+
+# --- image features -----------------------------------------------------------------------------
+
+
+def tower_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Tower output before the projector: (images, tokens, width). Constant while it is frozen."""
+    config = model.config
+    hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    layers = config.vision_feature_layer
+    skip = 1 if config.vision_feature_select_strategy == "default" else 0
+    import torch
+
+    layers = [layers] if isinstance(layers, int) else layers
+    return torch.cat([hidden[layer][:, skip:] for layer in layers], dim=-1)
+
+
+def features_input(model: Any, features: torch.Tensor) -> dict[str, Any]:
+    """Keyword arguments that replace `pixel_values` in the model's forward."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    projected = model.model.multi_modal_projector(features)
+    output = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
+    return {"mm_encoder_outputs": {"image": output}}
+
+
+# --- serving ------------------------------------------------------------------------------------
+
+
+def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) -> dict[str, Any]:
+    """What a vLLM server must be told: {"serve": flags, "extra_body": per request, "merge": bool}.
+
+    vLLM applies LoRA to the language model only (an adapter on the tower or the projector would
+    be ignored or wrong), so such adapters have to be merged first.
+    """
+    bos = processor.tokenizer.bos_token
+    question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    writes_bos = bool(bos) and prompt_text(processor, question).startswith(bos)
+    return {
+        "serve": {"max-model-len": max_length, "limit-mm-per-prompt": json.dumps({"image": 1})},
+        "extra_body": {} if writes_bos else {"add_special_tokens": True},
+        "merge": any(policy[part] != "frozen" for part in ("tower", "projector")),
+    }

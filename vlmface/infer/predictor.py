@@ -1,0 +1,335 @@
+"""One model, many images: greedy answers, and a probability for every label after the rationale.
+
+Labels are scored behind the image, the prompt and the rationale that the model has just written:
+the keys and values of that prefix are still there from writing it, so a label costs a forward
+pass over its own few tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmface import encode, families, manifest, prompts
+from vlmface.answers import Answer
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`text` as the model wrote it; `answer` as `vlmface.answers` reads it (label, aus, rationale,
+    status); `probabilities` {label: 0..1, summing to 1} or None; `latency_s`: seconds of the
+    image's batch divided by the images in it; `complete`: it ended by itself, not by the limit."""
+
+    text: str
+    answer: Answer
+    probabilities: dict[str, float] | None
+    latency_s: float
+    complete: bool
+
+
+class Predictor:
+    """A model with its processor, prompt and family; `Predictor.load` makes one."""
+
+    def __init__(
+        self, model: Any, processor: Any, prompt: prompts.Prompt, family: str, max_new_tokens: int
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.prompt = prompt
+        self.family = families.get(family)
+        self.max_new_tokens = max_new_tokens
+        self.manifest: manifest.Manifest | None = None
+        self.messages = prompt.messages()
+        self.prompt_text = self.family.prompt_text(processor, self.messages)
+
+    @classmethod
+    def load(
+        cls,
+        run_or_model: str | Path,
+        *,
+        prompt: str | Path | prompts.Prompt | None = None,
+        max_new_tokens: int | None = None,
+        device: str | None = None,
+        dtype: Any = None,
+        merge: bool | None = None,
+    ) -> Predictor:
+        """Load a run folder, or a bare base model (id, folder or "vlmface-tiny").
+
+        A run answers the prompt it was trained with; a base needs a `prompt`. `device` defaults to
+        the GPU if there is one, `dtype` to bfloat16 there and float32 on a CPU. `merge` folds an
+        adapter into the weights (faster, equal up to rounding); the default does so in float32.
+        Raises UserError if the run is not what its manifest says, or its base model is gone.
+        """
+        import torch
+
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        found = None
+        if manifest.is_run(run_or_model):
+            found, own_prompt = manifest.load(run_or_model)
+            if prompt is not None and prompts_sha(prompt) != own_prompt.sha:
+                raise UserError(
+                    f"{run_or_model} was trained with prompt {own_prompt.id} {own_prompt.sha}: "
+                    "leave the other prompt out, or load the base model with it"
+                )
+            run_dir = Path(run_or_model)
+            base = manifest.resolve_base(found, run_dir) if found.adapter else run_dir
+            family, processor_dir = found.family, run_dir
+            limit = max_new_tokens or found.generation["max_new_tokens"]
+        else:
+            if prompt is None:
+                raise UserError(
+                    f"{run_or_model} is no vlmface run (it has no {manifest.NAME}): say which "
+                    f"prompt to ask it, or give the folder of a run"
+                )
+            own_prompt = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)
+            base = processor_dir = manifest.resolve(str(run_or_model))
+            family = families.family_of(base)
+            limit = max_new_tokens or 256
+        adapter = families.get(family)
+        model = adapter.load_model(base, dtype=dtype, device=device)
+        if found and found.adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(run_or_model)).eval()
+            if merge if merge is not None else dtype == torch.float32:
+                model = model.merge_and_unload()
+        processor = adapter.load_processor(processor_dir)
+        self = cls(model, processor, own_prompt, family, limit)
+        self.manifest = found
+        return self
+
+    def predict(
+        self,
+        images: Sequence[Image.Image],
+        *,
+        batch_size: int = BATCH_SIZE,
+        probabilities: bool = True,
+    ) -> list[Prediction]:
+        """Answer `images` (RGB) in order. The same image gets the same answer in any batch."""
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), batch_size):
+            began = time.perf_counter()
+            answers = self._batch(images[start : start + batch_size], probabilities)
+            latency = (time.perf_counter() - began) / len(answers)
+            predictions += [Prediction(*answer[:3], latency, answer[3]) for answer in answers]
+        return predictions
+
+    def _batch(
+        self, images: Sequence[Image.Image], probabilities: bool
+    ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
+        import torch
+
+        rows = [
+            {
+                **encode.encode_text(
+                    self.processor, self.family, self.messages, None, image_size=image.size
+                ),
+                "image": image,
+            }
+            for image in images
+        ]
+        batch = encode.Collator(self.processor, padding="left")(rows)
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
+        stops = self.family.stop_token_ids(self.processor)
+        with torch.inference_mode():
+            output = self.model.generate(
+                **batch,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                eos_token_id=stops,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+            )
+            prompt_length = batch["input_ids"].shape[1]
+            written = [
+                _until_stop(ids, stops) for ids in output.sequences[:, prompt_length:].tolist()
+            ]
+            texts = [
+                self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                for ids, _ in written
+            ]
+            answers = [self.prompt.parse(text) for text in texts]
+            scores: list[dict[str, float] | None] = [None] * len(rows)
+            if probabilities:
+                known = [
+                    [*row["input_ids"], *ids] for row, (ids, _) in zip(rows, written, strict=True)
+                ]
+                scores = self._score(answers, rows, known, output.past_key_values, prompt_length)
+        complete = [done for _, done in written]
+        return list(zip(texts, answers, scores, complete, strict=True))
+
+    def label_ids(self, rationale: str, image_size: tuple[int, int]) -> list[list[int]]:
+        """For each label the ids of the whole conversation: prompt, rationale, label, suffix."""
+        return [
+            encode.encode_text(
+                self.processor,
+                self.family,
+                self.messages,
+                self.prompt.wrap(rationale, label),
+                image_size=image_size,
+            )["input_ids"]
+            for label in self.prompt.space.labels
+        ]
+
+    def _score(
+        self,
+        answers: Sequence[Answer],
+        rows: Sequence[dict[str, Any]],
+        known: Sequence[list[int]],
+        cache: Any,
+        prompt_length: int,
+    ) -> list[dict[str, float] | None]:
+        """Softmax over the labels' log-likelihoods, each including the suffix that ends it (so
+        that a label which is another's beginning gets no credit for it).
+
+        `known[i]` are the ids that row i's part of the cache stands for, from slot
+        `prompt_length - len(prompt ids)` on. The ids of a labelled conversation are compared with
+        them: what is equal is reused, what follows is fed.
+        """
+        import torch
+
+        device = self.model.device
+        filled = cache.get_seq_length()
+        candidates = [
+            self.label_ids(answer.rationale, row["image"].size)
+            for answer, row in zip(answers, rows, strict=True)
+        ]
+        first_slot = [prompt_length - len(row["input_ids"]) for row in rows]
+        # Tokens that all labels of the row and the cache agree on. The last of them is fed again,
+        # because its output is what predicts the first token that follows.
+        shared = [
+            min(_common(known[i][: filled - first_slot[i]], ids) for ids in candidates[i]) - 1
+            for i in range(len(rows))
+        ]
+        slots = torch.arange(filled, device=device)
+        first = torch.tensor(first_slot, device=device)[:, None]
+        count = torch.tensor(shared, device=device)[:, None]
+        reused = ((slots >= first) & (slots < first + count)).long()
+
+        pad = self.processor.tokenizer.pad_token_id
+        scores = []
+        for j in range(len(self.prompt.space.labels)):
+            tails = [ids[j][shared[i] :] for i, ids in enumerate(candidates)]
+            longest = max(map(len, tails))
+            fed = torch.tensor([t + [pad] * (longest - len(t)) for t in tails], device=device)
+            mask = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t in tails])
+            mask = mask.to(device)
+            logits = self.model(
+                input_ids=fed,
+                attention_mask=torch.cat([reused, mask], 1),
+                position_ids=count + torch.arange(longest, device=device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            cache.crop(-longest)
+            log_p = logits[:, :-1].float().log_softmax(-1)
+            log_p = log_p.gather(-1, fed[:, 1:, None])[..., 0] * mask[:, 1:]
+            scores.append(log_p.sum(1))
+        table = torch.stack(scores, 1).softmax(1).tolist()
+        return [dict(zip(self.prompt.space.labels, row, strict=True)) for row in table]
+
+
+def prompts_sha(prompt: str | Path | prompts.Prompt) -> str:
+    return (prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)).sha
+
+
+def _until_stop(ids: list[int], stops: Sequence[int]) -> tuple[list[int], bool]:
+    """(ids before the first stop token, whether there was one)."""
+    for i, token in enumerate(ids):
+        if token in stops:
+            return ids[:i], True
+    return ids, False
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def predict_command(
+    images: list[str],
+    model: str,
+    as_json: bool,
+    batch_size: int,
+    prompt: str | None = None,
+) -> int:
+    """Answer image files and folders; text or one JSON object on stdout. Returns the exit code.
+
+    A file that cannot be read costs one error line on stderr and the exit code 2, but the others
+    are still answered.
+    """
+    from vlmface.images import find_images, open_image
+
+    opened, failed = [], 0
+    paths: list[Path] = []
+    for name in images:
+        try:
+            paths += find_images([name])
+        except UserError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    for path in paths:
+        try:
+            opened.append((path, open_image(path)))
+        except UserError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    predictor = Predictor.load(model, prompt=prompt)
+    predictions = predictor.predict([image for _, image in opened], batch_size=batch_size)
+    note = predictor.manifest.limits if predictor.manifest else None
+    if as_json:
+        answers = [_as_dict(path, p) for (path, _), p in zip(opened, predictions, strict=True)]
+        content = {"model": model, "prompt": predictor.prompt.id, "note": note, "answers": answers}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        for (path, _), prediction in zip(opened, predictions, strict=True):
+            print(_as_text(path, prediction))
+        if note:
+            print(f"note: {note}")
+    return 2 if failed else 0
+
+
+def _as_dict(path: Path, prediction: Prediction) -> dict[str, Any]:
+    answer = prediction.answer
+    return {
+        "image": str(path),
+        "label": answer.label,
+        "status": answer.status,
+        "aus": list(answer.aus),
+        "rationale": answer.rationale,
+        "probabilities": prediction.probabilities,
+        "text": prediction.text,
+        "latency_s": prediction.latency_s,
+    }
+
+
+def _as_text(path: Path, prediction: Prediction) -> str:
+    answer = prediction.answer
+    label = answer.label or f"no valid answer ({answer.status})"
+    lines = [f"{path}: {label}"]
+    if prediction.probabilities:
+        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        lines.append("  probabilities: " + ", ".join(f"{k} {v:.2f}" for k, v in ranked[:3]))
+    if answer.aus:
+        lines.append("  action units: " + ", ".join(f"AU{au}" for au in answer.aus))
+    lines.append(f"  {answer.rationale or prediction.text}")
+    return "\n".join(lines)

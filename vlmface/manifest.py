@@ -1,0 +1,197 @@
+"""vlmface.json: what a trained model was made of, beside its weights. Evaluation and serving read
+this file and nothing else; whatever no longer agrees with it is an error that names both values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmface import __version__, prompts, taxonomy
+from vlmface.errors import UserError
+from vlmface.files import atomic_write, resource
+
+NAME = "vlmface.json"
+SCHEMA = 1
+TINY = "vlmface-tiny"
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_BLOCK = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of vlmface.json.
+
+    `base` {"id", "sha"}: what the weights start from; `adapter`: whether the run folder holds a
+    LoRA adapter for it or whole weights. `policy`: frozen | lora | full for tower, projector, llm.
+    `prompt`, `label_space` {"id", "sha"}. `au_set`: AUs the training data annotates. `image`
+    {"height", "width" in pixels, "tokens"}; `processor` {file name: sha} of preprocessing and chat
+    template; `generation` {"max_new_tokens"}, always greedy. `data` {"name", "split", "seed", "n",
+    "fingerprint"}. `limits`: what the model is not fit for, for whoever reads its answers.
+    `created`: time of training, UTC.
+    """
+
+    recipe: str
+    family: str
+    base: dict[str, str]
+    adapter: bool
+    policy: dict[str, str]
+    prompt: dict[str, str]
+    label_space: dict[str, str]
+    au_set: list[int]
+    image: dict[str, int]
+    processor: dict[str, str]
+    max_length: int
+    generation: dict[str, int]
+    data: dict[str, Any]
+    seed: int
+    limits: str
+    created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    schema: int = SCHEMA
+    vlmface: str = __version__
+
+    def save(self, run_dir: str | Path) -> None:
+        """Write vlmface.json atomically; after the files that it vouches for."""
+        content = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        atomic_write(Path(run_dir) / NAME, content + "\n")
+
+
+def load(run_dir: str | Path) -> tuple[Manifest, prompts.Prompt]:
+    """Read the manifest of a run and the prompt copied beside it, after checking that the prompt,
+    the label space and the processor are still those the model was trained with.
+
+    Raises UserError for a missing or foreign file, and for each disagreement naming both values.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{run_dir} has no {NAME}: it is no finished vlmface run. Give a run's --output_dir, "
+            "or finish the run by starting it again with the same command"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise UserError(
+            f"{path} has schema {found!r}, but this vlmface {__version__} reads schema {SCHEMA}: "
+            "use the vlmface that wrote it, or train again"
+        )
+    names = {f.name for f in dataclasses.fields(Manifest)}
+    if odd := names ^ set(content):
+        raise UserError(f"{path}: {', '.join(sorted(odd))} is missing or unknown; restore the file")
+    manifest = Manifest(**content)
+
+    prompt = prompts.load(run_dir / "prompt.yaml")
+    asked = f"{prompt.id} {prompt.sha}"
+    _same(run_dir, "the prompt in prompt.yaml", asked, _words(manifest.prompt))
+    space = taxonomy.space(manifest.label_space["id"])
+    known = f"{space.id} {space.sha}"
+    _same(run_dir, "the label space of this vlmface", known, _words(manifest.label_space))
+    found = processor_shas(run_dir)
+    for name in {**manifest.processor, **found}:
+        _same(run_dir, name, found.get(name, "missing"), manifest.processor.get(name, "missing"))
+    return manifest, prompt
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is a folder with a manifest."""
+    return (Path(path) / NAME).is_file()
+
+
+def save_prompt(prompt: prompts.Prompt, run_dir: str | Path) -> None:
+    """Copy the prompt into the run as prompt.yaml: the run stays readable when the file changes."""
+    content = {key: value for key, value in dataclasses.asdict(prompt).items() if value is not None}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    atomic_write(Path(run_dir) / "prompt.yaml", text)
+
+
+def resolve(base: str) -> Path:
+    """The folder of a base model: "vlmface-tiny", a folder, or a model id of the hub (downloaded if
+    it is not cached). Raises UserError."""
+    if base == TINY:
+        return resource("tiny")
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is no checkpoint: it has no config.json")
+        return path
+    if path.is_absolute() or base.startswith(".") or base.count("/") != 1:
+        raise UserError(
+            f"there is no base model {base!r}: give {TINY}, a checkpoint folder, or a model id "
+            "such as llava-hf/llava-1.5-7b-hf"
+        )
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(base, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises many unrelated kinds
+        raise UserError(
+            f"cannot get the base model {base!r}: {type(error).__name__}: {error}. Check the name "
+            "and the network, or give the path of a folder with the checkpoint"
+        ) from error
+
+
+def resolve_base(manifest: Manifest, run_dir: str | Path) -> Path:
+    """The folder of the run's base model, unchanged since training. Raises UserError."""
+    base = manifest.base
+    try:
+        path = resolve(base["id"])
+    except UserError as error:
+        raise UserError(
+            f"the adapter in {run_dir} needs its base model {base['id']!r}, which is gone: {error}"
+        ) from error
+    _same(run_dir, f"the base model {base['id']}", weights_sha(path), base["sha"])
+    return path
+
+
+def weights_sha(folder: str | Path) -> str:
+    """12 hex digits over the weights of a checkpoint: size, first and last 32 MiB of every file.
+
+    A checkpoint of many gigabytes is not read whole; one up to 64 MiB is.
+    """
+    files = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin"))
+    if not files:
+        raise UserError(f"{folder} has no weights (*.safetensors): restore the checkpoint")
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_BLOCK))
+            stream.seek(max(_BLOCK, size - _BLOCK))
+            digest.update(stream.read())
+    return digest.hexdigest()[:12]
+
+
+def processor_shas(folder: str | Path) -> dict[str, str]:
+    """{file: 12 hex digits} of the files that decide how text and images become tensors."""
+    files = [Path(folder) / name for name in (*_PROCESSOR_FILES, *_TOKENIZER_FILES)]
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        for file in files
+        if file.is_file()
+    }
+
+
+def _words(entry: dict[str, str]) -> str:
+    return f"{entry['id']} {entry['sha']}"
+
+
+def _same(run_dir: str | Path, what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise UserError(
+            f"{run_dir}: {what} is {found}, but the model was trained with {expected}: restore it, "
+            "or train again"
+        )

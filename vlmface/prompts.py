@@ -1,0 +1,176 @@
+"""prompts/*.yaml -> chat messages, targets and answers.
+
+One file is one prompt, for training and for serving; its `sha` changes whenever the text that a
+model sees or the answer that is asked for changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmface import answers, facs, taxonomy
+from vlmface.errors import UserError
+from vlmface.files import resource
+from vlmface.schema import FaceSample
+
+_KEYS = ("id", "version", "form", "label_space", "system", "user", "source", "notes")
+_REQUIRED = ("id", "version", "form", "label_space", "user", "source")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as its file holds it: `system` and `user` still have their placeholders."""
+
+    id: str
+    version: int
+    form: str
+    label_space: str
+    user: str
+    source: str
+    system: str | None = None
+    notes: str | None = None
+
+    @cached_property
+    def space(self) -> taxonomy.LabelSpace:
+        return taxonomy.space(self.label_space)
+
+    @cached_property
+    def sha(self) -> str:
+        """12 hex digits over everything that reaches the model or decides how it is read."""
+        content = {
+            "id": self.id,
+            "version": self.version,
+            "form": self.form,
+            "label_space": [self.space.id, self.space.sha],
+            "messages": self.messages(),
+        }
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Chat messages in the block form of transformers: the image first, then the question."""
+        content = [{"type": "image"}, {"type": "text", "text": self._fill(self.user)}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system is not None:
+            system = [{"type": "text", "text": self._fill(self.system)}]
+            messages.insert(0, {"role": "system", "content": system})
+        return messages
+
+    def _fill(self, text: str) -> str:
+        values = {
+            "candidates": ", ".join(self.space.labels),
+            "au_definitions": "\n".join(
+                f"{facs.name(au)} {facs.AUS[au].name}: {facs.AUS[au].cue}."
+                for au in facs.COMMON_AUS
+            ),
+        }
+
+        def value(match: re.Match[str]) -> str:
+            if match[1] not in values:
+                raise UserError(
+                    f"prompt {self.id!r} has the placeholder {match[0]}: "
+                    f"use one of {', '.join('{' + name + '}' for name in values)}"
+                )
+            return values[match[1]]
+
+        return re.sub(r"\{(\w+)\}", value, text)
+
+    @property
+    def answer_suffix(self) -> str:
+        """What follows the label in a completion."""
+        return answers.SUFFIX[self.form]
+
+    def answer_prefix(self, rationale: str) -> str:
+        """The completion up to where the label starts: labels are scored after it."""
+        return answers.prefix(rationale, self.form)
+
+    def wrap(self, rationale: str, label: str) -> str:
+        """A completion in the prompt's form."""
+        return self.answer_prefix(rationale) + label + self.answer_suffix
+
+    def parse(self, text: str) -> answers.Answer:
+        """Read a completion; see `vlmface.answers`."""
+        return answers.parse(text, self.space, self.form)
+
+    def target(self, sample: FaceSample) -> str:
+        """The completion to train on. Raises UserError if the sample lacks the label or the
+        rationale, or if its rationale would make the completion unreadable."""
+        found = getattr(sample, self.space.field)
+        label = self.space.canonical(found) if found else None
+        if label is None:
+            raise UserError(
+                f"sample {sample.id!r} has {self.space.field} {found!r}, which is not in label "
+                f"space {self.space.id!r} ({', '.join(self.space.labels)}): leave the sample out "
+                "or use a prompt with another label space"
+            )
+        if self.form != "label" and not (sample.rationale or "").strip():
+            raise UserError(
+                f"sample {sample.id!r} has no rationale, but prompt {self.id!r} asks for one: "
+                "write it with vlmface.rationale.rules or use a prompt of form 'label'"
+            )
+        text = self.wrap(sample.rationale or "", label)
+        read = self.parse(text)
+        if (read.status, read.label) != ("strict", label):
+            raise UserError(
+                f"sample {sample.id!r}: its rationale {sample.rationale!r} does not fit the form "
+                f"{self.form!r} (read back as {read.status}): take tags and headings out of it"
+            )
+        return text
+
+
+def load(id_or_path: str | Path) -> Prompt:
+    """Load a prompt by its id ("face_cot") or from a YAML file of your own (ends with .yaml).
+    Raises UserError for an unknown id, a missing or unknown key, or a wrong value."""
+    path = Path(id_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        folder = resource("prompts")
+        path = folder / f"{id_or_path}.yaml"
+        if not path.is_file():
+            known = sorted(file.stem for file in folder.glob("*.yaml"))
+            near = difflib.get_close_matches(str(id_or_path), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(
+                f"there is no prompt {str(id_or_path)!r}{hint}: use one of {', '.join(known)}, "
+                "or the path of a .yaml file"
+            )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the prompt {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the prompt {path} is not a YAML mapping with {', '.join(_KEYS)}")
+    for key in content:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(
+                f"the prompt {path} has the unknown key {key!r}{hint}: use {', '.join(_KEYS)}"
+            )
+    for key in _REQUIRED:
+        if not str(content.get(key) or "").strip():
+            raise UserError(f"the prompt {path} lacks {key!r}: add it")
+    for key in _KEYS:
+        kind = int if key == "version" else str
+        if content.get(key) is not None and type(content[key]) is not kind:
+            raise UserError(
+                f"the prompt {path}: {key!r} is {content[key]!r}, but must be {kind.__name__}"
+            )
+    if content["form"] not in answers.FORMS:
+        raise UserError(
+            f"the prompt {path}: form is {content['form']!r}, use one of {', '.join(answers.FORMS)}"
+        )
+    content["user"] = content["user"].strip()
+    content["system"] = (content.get("system") or "").strip() or None
+    prompt = Prompt(**content)
+    prompt.messages()
+    _ = prompt.space
+    return prompt

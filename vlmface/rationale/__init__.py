@@ -1,0 +1,1 @@
+"""Rationales: texts that lead from the muscles of a face to its emotion."""

@@ -1,0 +1,227 @@
+"""The rule writer: action units and an emotion -> a short rationale, at thousands per second.
+
+A rationale goes down the face, one clause for each AU with its number and its intensity in words,
+and closes with one sentence on what the signs say together. It is honest about the label it is
+given: signs that speak for another emotion are named, and weak evidence is called weak. The
+variation is small on purpose, so that a language model of a few million parameters can learn it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from vlmface import answers, facs
+from vlmface.errors import UserError
+
+Choose = Callable[[Sequence[str]], str]
+
+# {how} is the intensity with a space before it, or nothing where the AU is not graded.
+CLAUSES: dict[int, tuple[str, ...]] = {
+    1: ("the inner brows are{how} raised", "the inner brows rise{how}"),
+    2: ("the outer brows are{how} raised", "the outer brows rise{how}"),
+    4: ("the brows are{how} lowered", "the brows are{how} drawn together",
+        "the brows are{how} pulled down"),
+    5: ("the upper lids are{how} raised", "the eyes are{how} widened"),
+    6: ("the cheeks are{how} raised", "the cheeks are{how} lifted"),
+    7: ("the lids are{how} tightened", "the lids are{how} tensed"),
+    9: ("the nose is{how} wrinkled", "the nose wrinkles{how}"),
+    10: ("the upper lip is{how} raised", "the upper lip is{how} pulled up"),
+    12: ("the lip corners are{how} pulled up", "the lip corners are{how} raised"),
+    14: ("the lip corners are{how} dimpled", "the lip corners are{how} pressed in"),
+    15: ("the lip corners are{how} pulled down", "the lip corners are{how} lowered"),
+    16: ("the lower lip is{how} pulled down", "the lower lip is{how} lowered"),
+    17: ("the chin is{how} pushed up", "the chin is{how} raised"),
+    18: ("the lips are{how} puckered", "the lips are{how} pursed"),
+    20: ("the lips are{how} stretched", "the lips are{how} stretched sideways"),
+    22: ("the lips are{how} funneled", "the lips are{how} pushed forward"),
+    23: ("the lips are{how} tightened", "the lips are{how} narrowed"),
+    24: ("the lips are{how} pressed", "the lips are{how} pressed together"),
+    25: ("the lips are{how} parted", "the lips part{how}"),
+    26: ("the jaw is{how} dropped", "the jaw drops{how}"),
+    27: ("the mouth is{how} stretched open", "the mouth stretches open{how}"),
+    28: ("the lips are{how} sucked in", "the lips are{how} rolled in"),
+    34: ("the cheeks are{how} puffed out", "the cheeks are{how} puffed"),
+    43: ("the eyes are{how} closed", "the eyes are{how} shut"),
+}  # fmt: skip
+CLAUSES |= {
+    au: (re.sub(r" (is|are) ", r" \1{how} ", unit.cue, count=1),)
+    for au, unit in facs.AUS.items()
+    if au not in CLAUSES
+}
+
+# What an AU is called in the closing sentence. The brows are one sign, whatever moves them.
+BROWS: dict[tuple[int, ...], str] = {
+    (1,): "raised inner brows",
+    (2,): "raised outer brows",
+    (4,): "lowered brows",
+    (1, 2): "raised brows",
+    (1, 4): "slanted brows",
+    (2, 4): "angled brows",
+    (1, 2, 4): "raised and drawn brows",
+}
+SIGNS: dict[int, str] = {
+    5: "wide eyes",
+    6: "raised cheeks",
+    7: "tense lids",
+    9: "a wrinkled nose",
+    10: "a raised upper lip",
+    11: "deep nasal folds",
+    12: "raised lip corners",
+    14: "dimpled lip corners",
+    15: "lowered lip corners",
+    16: "a lowered lower lip",
+    17: "a raised chin",
+    20: "stretched lips",
+    23: "tight lips",
+    24: "pressed lips",
+    25: "parted lips",
+    26: "a dropped jaw",
+    27: "a wide open mouth",
+}
+MAX_SIGNS = 3
+
+AT_REST = (
+    "No muscle moves visibly.",
+    "The face shows no visible movement.",
+    "The face is at rest.",
+)
+# {s} are the signs for the emotion {e}, {a} those against it; {S} and {A} begin the sentence. [s]
+# is written where the one sign before it is a singular ("a dropped jaw points").
+CLOSINGS: dict[str, tuple[str, ...]] = {
+    "clear": (
+        "{S} point[s] to {e}.",
+        "{S} tell[s] of {e}.",
+        "With {s}, the face shows {e}.",
+    ),
+    "faint": (
+        "{S} point[s] to {e}, though only faintly.",
+        "The signs are faint, but {s} fit[s] {e}.",
+    ),
+    "mixed": (
+        "{A} speak[s] against it, but {s} point[s] to {e}.",
+        "Despite {a}, {s} point[s] to {e}.",
+    ),
+    "weak": (
+        "{S} fit[s] {e}, but the evidence is weak.",
+        "The evidence is weak, yet {s} fit[s] {e}.",
+    ),
+    "outweighed": (
+        "{A} speak[s] against it, so {s} give[s] only weak evidence of {e}.",
+        "{S} fit[s] {e}, but against {a} the evidence is weak.",
+    ),
+    "contrary": (
+        "{A} speak[s] against it, so the evidence of {e} is weak.",
+        "Little here is typical of {e}, and {a} speak[s] against it.",
+    ),
+    "none": (
+        "Little here is typical of {e}; the evidence is weak.",
+        "The evidence of {e} is weak.",
+    ),
+    "rest": (
+        "A face at rest is neutral.",
+        "The expression is neutral.",
+    ),
+    "idle": (
+        "Such movement names no emotion; the face is neutral.",
+        "This tells of no emotion, so the face is neutral.",
+    ),
+    "too faint": (
+        "{A} stay[s] too faint for an emotion; the face is neutral.",
+        "So faint a movement names no emotion; the face is neutral.",
+    ),
+    "not neutral": (
+        "{A} speak[s] against it, so the evidence of a neutral face is weak.",
+        "Despite {a}, the face is taken as neutral; the evidence is weak.",
+    ),
+}
+
+
+def write(
+    aus: Mapping[int, float | None],
+    emotion: str,
+    *,
+    form: str = "think_answer",
+    seed: int = 0,
+    body_only: bool = False,
+) -> str:
+    """Write the rationale of a face as a completion in `form`, or only its text (`body_only`).
+
+    `aus` maps present AUs to their intensity 0..5, None where it was not graded; 0 is absent and
+    left out. The same arguments give the same text. The text alone is the same for every form and
+    is what `FaceSample.rationale` holds; `answers.parse` reads the AUs and the emotion back.
+    Raises UserError for an AU, intensity, emotion or form that does not exist.
+    """
+    if emotion not in facs.PROTOTYPES:
+        raise UserError(f"{emotion!r} is no emotion: use one of {', '.join(facs.PROTOTYPES)}")
+    for au, intensity in aus.items():
+        if au not in facs.AUS:
+            raise UserError(f"AU {au!r} is not in FACS: use one of {', '.join(map(str, facs.AUS))}")
+        if intensity is not None and not 0 <= intensity <= 5:
+            raise UserError(f"AU{au} has intensity {intensity!r}: use 0 to 5, or None")
+    present = {au: aus[au] for au in facs.top_down(aus) if aus[au] != 0}
+    choose = random.Random(seed).choice
+    body = f"{_observations(present, choose)} {_closing(present, emotion, choose)}"
+    return body if body_only else answers.prefix(body, form) + emotion + answers.SUFFIX[form]
+
+
+def _observations(aus: Mapping[int, float | None], choose: Choose) -> str:
+    if not aus:
+        return choose(AT_REST)
+    upper: list[str] = []
+    lower: list[str] = []
+    for au, intensity in aus.items():
+        how = "" if intensity is None else f" {facs.GRADES[facs.grade(intensity) - 1]}"
+        half = lower if facs.AUS[au].region in ("mouth", "chin", "jaw") else upper
+        half.append(f"{choose(CLAUSES[au]).format(how=how)} ({facs.name(au)})")
+    sentences = (upper, lower) if len(aus) > 4 else (upper + lower,)
+    return " ".join(f"{_capital(_listed(clauses))}." for clauses in sentences if clauses)
+
+
+def _closing(aus: Mapping[int, float | None], emotion: str, choose: Choose) -> str:
+    prototype = facs.PROTOTYPES[emotion]
+    core = [au for au in aus if au in prototype.core_aus]
+    fitting = core or [au for au in aus if au in prototype.accessory]
+    against = [au for au in aus if au in facs.INFORMATIVE_AUS and au not in prototype.aus]
+    supported = facs.supports(aus, emotion)
+    strengths = [aus[au] for au in core]
+    faint = all(strength is not None and strength < 1.5 for strength in strengths)
+    if emotion == "neutral":
+        case = "idle" if aus else "rest"
+        if against and not _accessory_only(against):
+            case = "too faint" if supported else "not neutral"
+    elif supported and core:
+        case = "mixed" if against else "faint" if faint else "clear"
+    elif fitting:
+        case = "outweighed" if against else "weak"
+    else:
+        case = "contrary" if against else "none"
+    signs, contrary = _signs(fitting), _signs(against)
+    text = choose(CLOSINGS[case])
+    # A verb agrees with the nearest list before it: a lone "a dropped jaw" is a singular.
+    for key, listed in (("s", signs), ("a", contrary)):
+        ending = "s" if len(listed) == 1 and listed[0].startswith("a ") else ""
+        text = re.sub(rf"(\{{{key}\}} \w+)\[s\]", rf"\1{ending}", text, flags=re.IGNORECASE)
+    s, a = _listed(signs), _listed(contrary)
+    return text.format(s=s, a=a, S=_capital(s), A=_capital(a), e=emotion)
+
+
+def _accessory_only(aus: Iterable[int]) -> bool:
+    """Whether the AUs are no emotion's core, so that they say nothing on their own."""
+    return not any(au in prototype.core_aus for prototype in facs.PROTOTYPES.values() for au in aus)
+
+
+def _signs(aus: list[int]) -> list[str]:
+    brows = tuple(au for au in aus if au in (1, 2, 4))
+    signs = [BROWS[brows]] if brows else []
+    return [*signs, *(SIGNS[au] for au in aus if au in SIGNS)][:MAX_SIGNS]
+
+
+def _listed(items: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,1 @@
+"""Training loops over the encoder of `vlmface.encode`."""

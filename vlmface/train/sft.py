@@ -1,0 +1,358 @@
+"""Supervised fine-tuning: TRL's SFTTrainer over rows of our own encoder, resumable at any moment.
+
+`Settings` is what a recipe's YAML may say; `encode_rows` turns samples into token ids and counts
+what it has to leave out; `train` runs, or goes on with, the training of a run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmface import encode
+from vlmface.errors import UserError
+from vlmface.files import atomic_write
+from vlmface.prompts import Prompt
+from vlmface.schema import FaceSample
+
+if TYPE_CHECKING:
+    import datasets
+
+Policy = Literal["frozen", "lora", "full"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of `recipes/sft_cot.py`; recipes/configs/*.yaml explain every field."""
+
+    base: str
+    data: str
+    benchmark: str
+    prompt: str
+    limits: str
+    output_dir: str
+    data_root: str | None = None
+    data_split: str = "train"
+    data_seed: int | None = None
+    n_train: int | None = None
+    n_eval: int | None = None
+    seed: int = 0
+    tower: Policy = "frozen"
+    projector: Policy = "full"
+    llm: Policy = "lora"
+    lora_rank: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.05
+    lora_modules: list[str] = field(default_factory=lambda: ["all"])
+    epochs: float = 1
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = 512
+    max_new_tokens: int = 256
+    gradient_checkpointing: bool = False
+    cache_features: bool = False
+    num_processes: int | None = None
+    dataloader_workers: int = 0
+    logging_steps: int = 10
+    save_steps: int = 50
+    eval_batch_size: int = 16
+    report_to: str = "none"
+    overwrite: bool = False
+
+    @property
+    def policy(self) -> dict[str, str]:
+        return {"tower": self.tower, "projector": self.projector, "llm": self.llm}
+
+    @property
+    def uses_lora(self) -> bool:
+        return "lora" in self.policy.values()
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def encode_rows(
+    rows: datasets.Dataset,
+    processor: Any,
+    family: ModuleType,
+    prompt: Prompt,
+    *,
+    max_length: int,
+    seed: int,
+) -> tuple[datasets.Dataset, dict[str, int]]:
+    """FaceSample rows -> (rows of `image`, `input_ids`, `labels`, `length`; left out by reason).
+
+    A sample without a rationale gets one from the rule writer, from its annotated AUs and label.
+    Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
+    that a rationale is written from ("no_aus"), and what the encoder refuses ("too_long", ...).
+    The images stay compressed. Raises UserError if nothing is left.
+    """
+    from datasets import Dataset
+    from tqdm import tqdm
+
+    messages = prompt.messages()
+    kept: list[int] = []
+    encoded: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
+    left_out: Counter[str] = Counter()
+    plain = rows.remove_columns(["image", "frames"])
+    for index, row in enumerate(tqdm(plain, "encoding", unit="face")):
+        sample = FaceSample.from_row(row)
+        try:
+            target = _target(sample, prompt, seed)
+            text = encode.encode_text(processor, family, messages, target, max_length=max_length)
+        except encode.Refused as error:
+            left_out[error.reason] += 1
+            continue
+        kept.append(index)
+        encoded["input_ids"].append(text["input_ids"])
+        encoded["labels"].append(text["labels"])
+        encoded["length"].append(len(text["input_ids"]))
+    if not kept:
+        raise UserError(
+            f"none of the {len(rows)} rows can be trained on ({dict(left_out)}): check the data "
+            "set's labels against the prompt's label space, and max_length"
+        )
+    images = undecoded(rows.select(kept).select_columns(["image"]))
+    columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([images, columns], axis=1), dict(left_out)
+
+
+def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows with images as stored, for `encode.open_row_image`."""
+    from datasets import Image
+
+    return rows.cast_column("image", Image(decode=False))
+
+
+def _target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
+    """The text to learn, written from the sample's labels where it has no rationale of its own."""
+    from vlmface.rationale import rules
+
+    label = getattr(sample, prompt.space.field)
+    if label is None or prompt.space.canonical(label) is None:
+        raise encode.Refused("no_label", f"{sample.id} has no label of {prompt.space.id}")
+    if prompt.form != "label" and sample.rationale is None:
+        if sample.aus is None or sample.emotion is None:
+            raise encode.Refused("no_aus", f"{sample.id} has no annotation to write from")
+        # A seed of the sample's own, so that a text does not depend on the order of the rows.
+        own = int.from_bytes(f"{seed} {sample.id}".encode()[-64:], "big")
+        body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
+        sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
+    return prompt.target(sample)
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def check_processes(asked: int | None) -> None:
+    """Refuse to train with another number of processes than was asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and says nothing; the batch would
+    be half of what the settings promise. Raises UserError.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked is not None and world != asked:
+        raise UserError(
+            f"{world} process(es) run, but num_processes is {asked}: start with `accelerate launch "
+            f"--num_processes {asked}` (on a CPU: `torchrun --nproc_per_node {asked}`), or set "
+            f"--num_processes {world} and mind that the batch is then that much smaller"
+        )
+    # accelerate's single-process launcher sets MASTER_ADDR only if it was asked for several.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "accelerate was asked for several processes but started one: on a CPU, use `torchrun "
+            "--nproc_per_node N` instead of `accelerate launch --num_processes N`"
+        )
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_everyone() -> None:
+    """A barrier between the processes of a distributed run; nothing in a single one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def peak_rss_gib() -> float:
+    """Most memory this process ever held, GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def checkpoint_to_resume(run_dir: Path) -> Path | None:
+    """The last checkpoint that was written to its end; unfinished ones are deleted."""
+    folders = sorted(
+        (run_dir / "checkpoints").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1])
+    )
+    complete = [folder for folder in folders if (folder / "complete").exists()]
+    if is_main():
+        for folder in set(folders) - set(complete):
+            shutil.rmtree(folder)
+    return complete[-1] if complete else None
+
+
+def train(
+    base: str | Path,
+    processor: Any,
+    family: ModuleType,
+    rows: datasets.Dataset,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Train on the rows of `encode_rows`; save the adapter (or whole model) and processor.
+
+    Goes on from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
+    if it had not been interrupted. Returns {"steps", "loss_first", "loss_last", "wall_s",
+    "samples_per_s", "trainable", "parameters"}; wall_s counts all sittings. log.jsonl has a line
+    per `logging_steps`.
+    """
+    import torch
+    from peft import LoraConfig
+    from transformers import set_seed
+    from trl import SFTConfig
+
+    from vlmface.train.trainer import JsonLines, SupervisedTrainer
+
+    run_dir = Path(settings.output_dir)
+    if settings.save_steps % settings.logging_steps:
+        raise UserError(
+            f"save_steps {settings.save_steps} is no multiple of logging_steps "
+            f"{settings.logging_steps}: the log of a resumed run would differ"
+        )
+    gpu = torch.cuda.is_available()
+    model = family.load_model(base, dtype=torch.bfloat16 if gpu and settings.uses_lora else None)
+    if not settings.uses_lora:
+        model = model.float()
+        family.freeze(model, settings.policy)
+    elif not gpu:
+        model = model.float()
+    peft_config = None
+    if settings.uses_lora:
+        peft_config = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=settings.lora_dropout,
+            target_modules=family.lora_targets(settings.policy, settings.lora_modules),
+            modules_to_save=family.full_modules(settings.policy) or None,
+            task_type="CAUSAL_LM",
+        )
+    arguments = SFTConfig(
+        output_dir=str(run_dir / "checkpoints"),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=gpu,
+        use_cpu=not gpu,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.dataloader_workers,
+        dataloader_pin_memory=gpu,
+        logging_steps=settings.logging_steps,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        seed=settings.seed,
+        report_to=settings.report_to,
+        ddp_timeout=6 * 3600,
+    )
+    set_seed(settings.seed)
+    log = JsonLines(run_dir / "log.jsonl")
+    trainer = SupervisedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=processor,
+        data_collator=encode.Collator(processor),
+        peft_config=peft_config,
+        callbacks=[log],
+        family=family,
+        cache_features=settings.cache_features
+        and settings.tower == "frozen"
+        and arguments.world_size == 1,
+    )
+    if trainer.args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(
+            f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
+            f"{trainer.args.world_size}"
+        )
+    trainable = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
+    resume = checkpoint_to_resume(run_dir)
+    if resume and is_main():
+        print(f"resuming from {resume}")
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+    final = trainer.accelerator.unwrap_model(trainer.model)
+    if is_main():
+        if settings.uses_lora:
+            final.save_pretrained(run_dir)
+            processor.save_pretrained(run_dir)
+        else:
+            family.save_checkpoint(final, processor, run_dir)
+    trainer.accelerator.wait_for_everyone()
+    lines = read_log(run_dir)
+    seconds = lines[-1]["elapsed_s"] if lines else 0.0
+    return {
+        "steps": trainer.state.global_step,
+        "loss_first": lines[0]["loss"] if lines else None,
+        "loss_last": lines[-1]["loss"] if lines else None,
+        "wall_s": seconds,
+        "samples_per_s": len(rows) * settings.epochs / seconds if seconds else None,
+        "trainable": sum(trainable),
+        "parameters": sum(p.numel() for p in final.parameters()),
+    }
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl. A last line cut off by a kill is left out."""
+    path = run_dir / "log.jsonl"
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def keep_log(run_dir: Path, last_step: int) -> float:
+    """Drop the log's lines after `last_step`, which will be written again; returns the seconds of
+    training up to there."""
+    lines = [line for line in read_log(run_dir) if line["step"] <= last_step]
+    atomic_write(run_dir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return float(lines[-1]["elapsed_s"]) if lines else 0.0
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,128 @@
+"""The three places where training differs from TRL's SFTTrainer, and the log it writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import Trainer, TrainerCallback
+from trl import SFTTrainer
+
+from vlmface.encode import IGNORED, GroupedSampler
+
+
+class SupervisedTrainer(SFTTrainer):
+    """SFTTrainer with three methods of its own:
+
+    - `compute_loss`: where there is no Triton (a CPU), TRL 1.16 runs the head, an entropy and an
+      argmax over every position, prompt and image included; here the head sees the answers only.
+    - `_get_train_sampler`: transformers' length-grouping sampler draws from the global random
+      state, so a run resumed in the middle of an epoch would see other rows.
+    - `_save_checkpoint`: a checkpoint counts only once it is whole, and needs no model card.
+    """
+
+    def __init__(
+        self, *args: Any, family: ModuleType, cache_features: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.family = family
+        self.features = FeatureCache(len(self.train_dataset)) if cache_features else None
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Cross-entropy over the supervised tokens, summed and divided by their number in the whole
+        batch (all processes and accumulation steps)."""
+        labels = inputs.pop("labels")
+        rows = inputs.pop("row")
+        # Rows are padded on the right and start with the same prompt: all that is supervised lies
+        # behind the first supervised column.
+        first = int((labels != IGNORED).any(0).nonzero()[0])
+        if self.features is not None:
+            core = self.accelerator.unwrap_model(model)
+            core = core.get_base_model() if hasattr(core, "get_base_model") else core
+            features = self.features(rows, inputs.pop("pixel_values"), core, self.family)
+            inputs |= self.family.features_input(core, features)
+        outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
+        targets = labels[:, first:]
+        logits = outputs.logits[:, :-1]
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        if num_items_in_batch is None:
+            loss = loss / (targets != IGNORED).sum()
+        else:
+            loss = loss / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # DDP averages what should be summed
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
+        together = self.args.train_batch_size * self.args.world_size
+        return GroupedSampler(self.train_dataset["length"], together, self.args.seed)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        Trainer._save_checkpoint(self, model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / "complete").touch()
+
+
+class FeatureCache:
+    """Output of a frozen tower for each training row, computed when the row is first seen."""
+
+    def __init__(self, rows: int) -> None:
+        self.known = torch.zeros(rows, dtype=torch.bool)
+        self.features: torch.Tensor | None = None
+
+    def __call__(
+        self, rows: torch.Tensor, pixel_values: torch.Tensor, model: Any, family: ModuleType
+    ) -> torch.Tensor:
+        rows = rows.cpu()
+        if not self.known[rows].all():
+            with torch.no_grad():
+                found = family.tower_features(model, pixel_values)
+            if self.features is None:
+                self.features = torch.empty(len(self.known), *found.shape[1:], dtype=found.dtype)
+            self.features[rows] = found.cpu()
+            self.known[rows] = True
+        assert self.features is not None
+        return self.features[rows].to(pixel_values.device)
+
+
+class JsonLines(TrainerCallback):
+    """log.jsonl: {"step", "epoch", "loss", "learning_rate", "grad_norm", "elapsed_s"} a line."""
+
+    KEYS = ("loss", "learning_rate", "grad_norm")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from vlmface.train.sft import keep_log
+
+        before = keep_log(self.path.parent, state.global_step) if state.is_world_process_zero else 0
+        self.began = time.monotonic() - before
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        assert logs is not None
+        line = {"step": state.global_step, "epoch": round(state.epoch, 4)}
+        line |= {key: float(logs[key]) for key in self.KEYS if key in logs}
+        line["elapsed_s"] = round(time.monotonic() - self.began, 2)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
