@@ -99,10 +99,9 @@ def main(argv: Sequence[str]) -> int:
     }
     sft.write_json(run_dir / "metrics.json", scores)
     images = dict(zip(faces["id"], evaluation.images_of(faces), strict=True))
-    report.write_report(run_dir, images=images)
-    print(
-        f"learnt: {evaluation.summary(scores['after'])}; before, {evaluation.summary(scores['before'])}"
-    )
+    report.write_report(run_dir, images=images, baseline=evaluation.load_baseline(benchmark))
+    learnt, knew = evaluation.summary(scores["after"]), evaluation.summary(scores["before"])
+    print(f"learnt: {learnt} (before: {knew})")
     print(f"is in:  {run_dir} (adapter, predictions, report.html)")
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
     return 0

@@ -90,11 +90,15 @@ def test_intensity_matters() -> None:
 
 
 def test_ties_count_as_support() -> None:
-    # Swap-symmetric by construction: the prototype of fear holds 1, 2 and 5 just as surprise does.
-    scores = facs.evidence([15])
-    assert facs.supports([15], "sadness") and not facs.supports([15], "disgust")
-    assert scores["disgust"] > 0
-    assert all(facs.evidence({43: 5})[e] == 0 for e in taxonomy.EMOTIONS if e != "neutral")
+    # AU4 is a third of anger, AU6 of happiness, and each is half of what is seen.
+    scores = facs.evidence([4, 6])
+    assert scores["anger"] == pytest.approx(scores["happiness"])
+    assert [e for e in scores if facs.supports([4, 6], e)] == ["anger", "happiness"]
+
+
+def test_some_evidence_is_no_support() -> None:
+    assert facs.evidence([15])["disgust"] > 0
+    assert not facs.supports([15], "disgust")
 
 
 @given(au_sets)

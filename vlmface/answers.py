@@ -172,10 +172,11 @@ _FILLERS = _MARKERS | _words(
     " person person's man man's woman woman's individual individual's subject subject's face face's"
     " facial emotional state image picture photo shown depicted here final primary predominant"
     " dominant main most likely probably overall clearly definitely very therefore thus hence"
-    " think believe best described classified identified recognized predicted detected"
+    " one sense think believe best described classified identified recognized predicted detected"
     " assistant boxed text json"
 )
 _NEGATORS = _words("not no nor neither never without than instead non")
+_DENIALS = _words("false wrong incorrect untrue")
 _BETWEEN = _words("a an the any be being feeling showing really of signs sign expression")
 _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
 
@@ -190,6 +191,7 @@ def _decide(text: str, space: LabelSpace) -> tuple[str | None, str]:
     stated: set[str] = set()
     mentioned: set[str] = set()
     negated: set[str] = set()
+    denied = False
     clauses = _clauses(text)
     for clause, question in clauses:
         words = _WORD.findall(clause.casefold())
@@ -202,10 +204,12 @@ def _decide(text: str, space: LabelSpace) -> tuple[str | None, str]:
             no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
             (negated if no else mentioned).add(word[0])
             labels.append(word[0])
+        # "The person is happy. That is wrong.", "happy, not"
+        denied = denied or bool(_DENIALS & set(others)) or _NEGATORS.issuperset(words)
         plain = not question and all(w in _FILLERS for w in others)
         if len(labels) == 1 and plain and (_MARKERS & set(others) or len(clauses) == 1):
             stated.add(labels[0])
-    if len(mentioned) == 1 and stated == mentioned and not mentioned & negated:
+    if len(mentioned) == 1 and stated == mentioned and not mentioned & negated and not denied:
         return mentioned.pop(), "lenient"
     return None, "ambiguous" if mentioned else "none"
 
@@ -214,7 +218,7 @@ def _clauses(text: str) -> list[tuple[str, bool]]:
     """(clause, whether its sentence is a question)."""
     clauses = []
     for sentence, end in re.findall(r"([^.!?\n]+)([.!?\n]*)", text):
-        for clause in re.split(r"[;,]|\b(?:but|because|since|while|with|so|which)\b", sentence):
+        for clause in re.split(r"(?i)[;,]|\b(?:but|because|since|while|with|so|which)\b", sentence):
             if _WORD.search(clause):
                 clauses.append((clause, "?" in end))
     return clauses

@@ -181,6 +181,9 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         elif typing.get_origin(one) is typing.Literal:
             if parsed in typing.get_args(one):
                 return parsed
+        elif typing.get_origin(one) is dict:
+            if isinstance(parsed, dict):
+                return parsed
         elif typing.get_origin(one) is list:
             items = value.split(",") if isinstance(value, str) else value
             if isinstance(items, list):
@@ -207,8 +210,8 @@ def _describe(kind: Any) -> str:
     for one in _alternatives(kind):
         if typing.get_origin(one) is typing.Literal:
             parts.append(" | ".join(map(str, typing.get_args(one))))
-        elif typing.get_origin(one) is list:
-            parts.append("a list")
+        elif typing.get_origin(one) in (list, dict):
+            parts.append("a list" if typing.get_origin(one) is list else "a mapping")
         else:
             parts.append("null" if one is type(None) else words[one])
     return " or ".join(parts)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 
 
-class Refused(UserError):
+class RefusedError(UserError):
     """A row that cannot be encoded; `reason` is the word that rows are counted under."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -42,7 +42,7 @@ def encode_text(
     Returns `input_ids` (each image is as many image tokens as the model will see), its
     `attention_mask`, and `labels`: -100 up to the end of the prompt, then the completion's ids with
     the EOS. Nothing is decoded: `image_size` is the image's (width, height) in pixels, and matters
-    to families with free resolutions only. Raises Refused("too_long" | "image_in_text" |
+    to families with free resolutions only. Raises RefusedError("too_long" | "image_in_text" |
     "no_target").
     """
     tokenizer = processor.tokenizer
@@ -50,10 +50,12 @@ def encode_text(
     completion = ""
     if target is not None:
         if not target.strip():
-            raise Refused("no_target", "the target text is empty: nothing could be learnt from it")
+            raise RefusedError(
+                "no_target", "the target text is empty: nothing could be learnt from it"
+            )
         completion = family.completion_text(processor, messages, target)
     if (found := (prompt + completion).count(processor.image_token)) != 1:
-        raise Refused(
+        raise RefusedError(
             "image_in_text",
             f"the conversation holds {found} times {processor.image_token!r}, but has one image: "
             "take the token out of the text",
@@ -68,7 +70,7 @@ def encode_text(
             f"{completion[:20]!r}: training and serving would not agree"
         )
     if max_length is not None and len(ids) > max_length:
-        raise Refused(
+        raise RefusedError(
             "too_long",
             f"{len(ids)} tokens ({images.count(processor.image_token)} of the image, "
             f"{len(ids) - start} of the answer) do not fit max_length {max_length}",
@@ -119,7 +121,8 @@ def _tokenize(tokenizer: Any, text: str) -> list[int]:
     # As processors do: a template that writes the BOS itself must not get a second one.
     bos = tokenizer.bos_token
     special = not (bos and text.startswith(bos))
-    return tokenizer(text, add_special_tokens=special)["input_ids"]
+    # Not verbose: what is too long is refused by the caller, which says more.
+    return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
 
 class Collator:

@@ -38,7 +38,8 @@ class Benchmark:
 
     `protocol` are the data set's own options (n, seed, fold, ...), `au_set` the AUs that are
     scored, `au_threshold` the intensity (0..5) from which one counts as present (null: as
-    annotated). `published` lists results it can be compared with.
+    annotated). `published` lists results it can be compared with; `baseline` is a JSON file beside
+    the protocol with the scores of a plain model, shown next to ours.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Benchmark:
     au_threshold: float | None = None
     metrics: list[str] = field(default_factory=list)
     published: list[dict[str, Any]] = field(default_factory=list)
+    baseline: str | None = None
     notes: str | None = None
 
 
@@ -80,6 +82,20 @@ def load_benchmark(name_or_path: str) -> Benchmark:
     benchmark = config.build(Benchmark, config.read(path), where=str(path))
     taxonomy.space(benchmark.label_space)
     return benchmark
+
+
+def load_baseline(benchmark: Benchmark) -> dict[str, Any] | None:
+    """The plain model's scores that a report shows beside ours, if the benchmark names any."""
+    if benchmark.baseline is None:
+        return None
+    path = resource("eval/benchmarks") / benchmark.baseline
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"benchmark {benchmark.id}: cannot read its baseline {path} ({error}): restore the "
+            "file, or take the `baseline` line out of the benchmark"
+        ) from error
 
 
 def load_rows(benchmark: Benchmark, root: str | None, n: int | None) -> datasets.Dataset:
@@ -247,7 +263,8 @@ def run(settings: Settings) -> dict[str, Any]:
     if predictor.manifest:
         predictor.manifest.save(out)  # the report's header, and what these numbers belong to
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
-    report.write_report(out, images=dict(zip(rows["id"], images_of(rows), strict=True)))
+    images = dict(zip(rows["id"], images_of(rows), strict=True))
+    report.write_report(out, images=images, baseline=load_baseline(benchmark))
     print(summary(scores))
     print(f"report: {out / 'report.html'}")
     return scores

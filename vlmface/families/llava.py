@@ -60,7 +60,7 @@ def load_model(path: str | Path, *, dtype: Any = None, device: Any = None) -> An
     """The LlavaForConditionalGeneration of a checkpoint, in eval mode."""
     from transformers import LlavaForConditionalGeneration
 
-    model = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto")
+    model: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto")
     return model.to(device or "cpu").eval()
 
 

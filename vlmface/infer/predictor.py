@@ -78,7 +78,7 @@ class Predictor:
         found = None
         if manifest.is_run(run_or_model):
             found, own_prompt = manifest.load(run_or_model)
-            if prompt is not None and prompts_sha(prompt) != own_prompt.sha:
+            if prompt is not None and _sha(prompt) != own_prompt.sha:
                 raise UserError(
                     f"{run_or_model} was trained with prompt {own_prompt.id} {own_prompt.sha}: "
                     "leave the other prompt out, or load the base model with it"
@@ -123,7 +123,10 @@ class Predictor:
             began = time.perf_counter()
             answers = self._batch(images[start : start + batch_size], probabilities)
             latency = (time.perf_counter() - began) / len(answers)
-            predictions += [Prediction(*answer[:3], latency, answer[3]) for answer in answers]
+            predictions += [
+                Prediction(text, answer, scores, latency, complete)
+                for text, answer, scores, complete in answers
+            ]
         return predictions
 
     def _batch(
@@ -242,7 +245,7 @@ class Predictor:
         return [dict(zip(self.prompt.space.labels, row, strict=True)) for row in table]
 
 
-def prompts_sha(prompt: str | Path | prompts.Prompt) -> str:
+def _sha(prompt: str | Path | prompts.Prompt) -> str:
     return (prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)).sha
 
 
@@ -272,7 +275,7 @@ def predict_command(
     batch_size: int,
     prompt: str | None = None,
 ) -> int:
-    """Answer image files and folders; text or one JSON object on stdout. Returns the exit code.
+    """Answer image files and folders: as text, or as one JSON object a line. Returns the exit code.
 
     A file that cannot be read costs one error line on stderr and the exit code 2, but the others
     are still answered.
@@ -296,15 +299,13 @@ def predict_command(
     predictor = Predictor.load(model, prompt=prompt)
     predictions = predictor.predict([image for _, image in opened], batch_size=batch_size)
     note = predictor.manifest.limits if predictor.manifest else None
-    if as_json:
-        answers = [_as_dict(path, p) for (path, _), p in zip(opened, predictions, strict=True)]
-        content = {"model": model, "prompt": predictor.prompt.id, "note": note, "answers": answers}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
-    else:
-        for (path, _), prediction in zip(opened, predictions, strict=True):
+    for (path, _), prediction in zip(opened, predictions, strict=True):
+        if as_json:
+            print(json.dumps({**_as_dict(path, prediction), "note": note}, ensure_ascii=False))
+        else:
             print(_as_text(path, prediction))
-        if note:
-            print(f"note: {note}")
+    if note and not as_json:
+        print(f"note: {note}")
     return 2 if failed else 0
 
 

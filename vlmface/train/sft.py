@@ -101,7 +101,7 @@ def encode_rows(
     that a rationale is written from ("no_aus"), and what the encoder refuses ("too_long", ...).
     The images stay compressed. Raises UserError if nothing is left.
     """
-    from datasets import Dataset
+    from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
 
     messages = prompt.messages()
@@ -114,7 +114,7 @@ def encode_rows(
         try:
             target = _target(sample, prompt, seed)
             text = encode.encode_text(processor, family, messages, target, max_length=max_length)
-        except encode.Refused as error:
+        except encode.RefusedError as error:
             left_out[error.reason] += 1
             continue
         kept.append(index)
@@ -126,10 +126,10 @@ def encode_rows(
             f"none of the {len(rows)} rows can be trained on ({dict(left_out)}): check the data "
             "set's labels against the prompt's label space, and max_length"
         )
-    images = undecoded(rows.select(kept).select_columns(["image"]))
+    images = undecoded(rows.select_columns(["image"]))
+    if left_out:
+        images = images.select(kept)
     columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
-    from datasets import concatenate_datasets
-
     return concatenate_datasets([images, columns], axis=1), dict(left_out)
 
 
@@ -146,10 +146,10 @@ def _target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
 
     label = getattr(sample, prompt.space.field)
     if label is None or prompt.space.canonical(label) is None:
-        raise encode.Refused("no_label", f"{sample.id} has no label of {prompt.space.id}")
+        raise encode.RefusedError("no_label", f"{sample.id} has no label of {prompt.space.id}")
     if prompt.form != "label" and sample.rationale is None:
         if sample.aus is None or sample.emotion is None:
-            raise encode.Refused("no_aus", f"{sample.id} has no annotation to write from")
+            raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
         # A seed of the sample's own, so that a text does not depend on the order of the rows.
         own = int.from_bytes(f"{seed} {sample.id}".encode()[-64:], "big")
         body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
@@ -307,7 +307,8 @@ def train(
             f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
             f"{trainer.args.world_size}"
         )
-    trainable = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
+    trained: Any = trainer.model
+    trainable = [p.numel() for p in trained.parameters() if p.requires_grad]
     resume = checkpoint_to_resume(run_dir)
     if resume and is_main():
         print(f"resuming from {resume}")
@@ -316,7 +317,11 @@ def train(
     final = trainer.accelerator.unwrap_model(trainer.model)
     if is_main():
         if settings.uses_lora:
+            # peft would note the folder that the base lies in on this machine, and write an empty
+            # model card.
+            final.peft_config["default"].base_model_name_or_path = settings.base
             final.save_pretrained(run_dir)
+            (run_dir / "README.md").unlink(missing_ok=True)
             processor.save_pretrained(run_dir)
         else:
             family.save_checkpoint(final, processor, run_dir)

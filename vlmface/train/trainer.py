@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from transformers import Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from vlmface.encode import IGNORED, GroupedSampler
@@ -30,8 +30,11 @@ class SupervisedTrainer(SFTTrainer):
         self, *args: Any, family: ModuleType, cache_features: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(LossBar)
         self.family = family
-        self.features = FeatureCache(len(self.train_dataset)) if cache_features else None
+        self.lengths = kwargs["train_dataset"]["length"]
+        self.features = FeatureCache(len(self.lengths)) if cache_features else None
 
     def compute_loss(
         self,
@@ -66,15 +69,15 @@ class SupervisedTrainer(SFTTrainer):
                 loss = loss * self.accelerator.num_processes  # DDP averages what should be summed
         return (loss, outputs) if return_outputs else loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         together = self.args.train_batch_size * self.args.world_size
-        return GroupedSampler(self.train_dataset["length"], together, self.args.seed)
+        return GroupedSampler(self.lengths, together, self.args.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             (folder / "complete").touch()
 
 
@@ -98,6 +101,17 @@ class FeatureCache:
             self.known[rows] = True
         assert self.features is not None
         return self.features[rows].to(pixel_values.device)
+
+
+class LossBar(ProgressCallback):
+    """The progress bar with the loss at its end, instead of a dictionary printed above it."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None and "loss" in (logs or {}):
+            assert logs is not None
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
 class JsonLines(TrainerCallback):

@@ -1,0 +1,89 @@
+"""Small real things that tests share: a random LLaVA and one run of the recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import FACES, load_script
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on contended threads
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA of one layer a tower: 32 x 32 pixels, 16 image tokens."""
+    from vlmface import prompts
+    from vlmface.families import tiny
+    from vlmface.rationale import rules
+
+    corpus = [
+        rules.write(aus, emotion, form=form, seed=seed)
+        for aus, emotion in FACES
+        for form in ("think_answer", "three_part")
+        for seed in range(20)
+    ]
+    for name in ("face_cot", "expllm", "expllm_label"):
+        corpus += [str(prompts.load(name).messages()), "USER: ASSISTANT:"] * 20
+    folder = tmp_path_factory.mktemp("base")
+    tiny.build_llava(
+        folder,
+        corpus,
+        image_size=32,
+        patch_size=8,
+        vision_width=32,
+        vision_layers=2,
+        hidden=64,
+        layers=2,
+        mlp=64,
+        vocab_size=700,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(base: Path) -> Any:
+    from vlmface.families import llava
+
+    return llava.load_processor(base)
+
+
+Recipe = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def sft_cot(base: Path) -> Recipe:
+    """recipes/sft_cot.py's main on 48 rendered faces and the random model; more words override."""
+    main = load_script("recipes/sft_cot.py").main
+
+    def run(output_dir: Path, *words: str) -> int:
+        fixed = {
+            "base": base,
+            "output_dir": output_dir,
+            "n_train": 48,
+            "n_eval": 8,
+            "epochs": 2,
+            "batch_size": 8,
+            "learning_rate": 3e-3,
+            "warmup_steps": 0,
+            "tower": "lora",
+            "lora_dropout": 0.1,
+            "logging_steps": 1,
+            "save_steps": 4,
+            "max_new_tokens": 24,
+        }
+        argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+        return main([*argv, *words])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_dir(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the recipe."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert sft_cot(folder) == 0
+    return folder

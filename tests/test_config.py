@@ -1,0 +1,152 @@
+"""Settings: types, names, files, and runs that go on with other settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from samples import ROOT
+
+from vlmface import config
+from vlmface.errors import UserError
+from vlmface.train.sft import Settings
+
+
+@dataclass(frozen=True)
+class Small:
+    name: str
+    rate: float = 1.0
+    count: int | None = None
+    quiet: bool = False
+    mode: Literal["frozen", "lora"] = "lora"
+    modules: list[str] = field(default_factory=lambda: ["all"])
+
+
+def build(**values: object) -> Small:
+    return config.build(Small, {"name": "x", **values}, where="a test")
+
+
+def parse(tmp_path: Path, text: str, *argv: str) -> Small:
+    file = tmp_path / "small.yaml"
+    file.write_text(text)
+    return config.parse(Small, ["--config", str(file), *argv], default="none", usage="usage")
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    found = parse(tmp_path, "name: a\nrate: 2\ncount: 3", "--rate", "0.5", "--name=b", "--quiet")
+    assert found == Small("b", 0.5, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("rate", "5e-4", 5e-4),  # text to YAML, which wants 5.0e-4
+        ("rate", 2, 2.0),
+        ("count", "null", None),
+        ("count", "7", 7),
+        ("quiet", "false", False),
+        ("mode", "frozen", "frozen"),
+        ("name", "123", "123"),
+        ("modules", "q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("modules", "[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("modules", ["a"], ["a"]),
+    ],
+)
+def test_values_take_the_type_of_their_field(name: str, value: object, expected: object) -> None:
+    found = getattr(build(**{name: value}), name)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("rate", "fast", "a number"),
+        ("rate", True, "a number"),
+        ("count", "1.5", "a whole number or null"),
+        ("count", True, "a whole number or null"),
+        ("quiet", "perhaps", "true or false"),
+        ("quiet", 1, "true or false"),
+        ("mode", "half", "frozen | lora"),
+        ("name", 3, "text"),
+        ("modules", 3, "a list"),
+    ],
+)
+def test_a_wrong_type_is_named(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(**{name: value})
+    assert str(error.value) == f"{name} is {value!r}, but must be {allowed}"
+
+
+def test_a_misspelt_setting_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no setting 'ratte' \(did you mean 'rate'\?\)"):
+        parse(tmp_path, "name: a", "--ratte", "1")
+    with pytest.raises(UserError, match=r"'modes' \(did you mean 'mode'\?\)"):
+        parse(tmp_path, "name: a\nmodes: lora")
+
+
+def test_what_is_missing_or_odd_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lacks name"):
+        parse(tmp_path, "rate: 1")
+    with pytest.raises(UserError, match="--rate needs a value"):
+        parse(tmp_path, "name: a", "--rate")
+    with pytest.raises(UserError, match="unexpected argument 'rate'"):
+        parse(tmp_path, "name: a", "rate", "1")
+    with pytest.raises(UserError, match="'rate' twice"):
+        parse(tmp_path, "name: a\nrate: 1\nrate: 2")
+    with pytest.raises(UserError, match="is not a list of"):
+        parse(tmp_path, "just text")
+    with pytest.raises(UserError, match="cannot read"):
+        parse(tmp_path, "name: [")
+
+
+def test_an_unknown_file_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'sft_cot_tny' \(did you mean 'sft_cot_tiny'\?\)"):
+        config.find("sft_cot_tny")
+    assert config.find("sft_cot_tiny") == config.find("sft_cot_tiny.yaml")
+
+
+def test_help_shows_the_values_that_would_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(tmp_path, "name: a", "--rate", "7", "--help")
+    assert stop.value.code == 0
+    assert "--rate 7.0" in capsys.readouterr().out
+
+
+SHIPPED = sorted((ROOT / "recipes/configs").rglob("sft_*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> None:
+    assert config.build(Settings, config.read(path), where=str(path))
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert f"recipes/sft_cot.py --config {path.stem}" in first
+
+
+def test_llava_runs_as_published() -> None:
+    path = ROOT / "recipes/configs/sft_cot_llava.yaml"
+    settings = config.build(Settings, config.read(path), where="")
+    assert settings.num_processes is not None
+    assert (
+        settings.batch_size * settings.gradient_accumulation * settings.num_processes,
+        settings.lora_rank,
+        settings.lora_alpha,
+        settings.lora_dropout,
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.epochs,
+        settings.policy,
+    ) == (128, 8, 16, 0.05, 5e-4, 0.05, 20, {"tower": "lora", "projector": "frozen", "llm": "lora"})
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    config.remember(build(rate=1.0), tmp_path)
+    config.remember(build(rate=1.0), tmp_path)
+    with pytest.raises(UserError, match=r"rate = 1\.0, but now rate = 2\.0"):
+        config.remember(build(rate=2.0), tmp_path)
+    config.remember(build(rate=2.0), tmp_path, free=("rate",))

@@ -1,0 +1,312 @@
+"""The whole path through the recipe's real main(): files, resumption, refusals, equalities."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Recipe
+from samples import ROOT, picture, rows
+
+from vlmface import encode, manifest, prompts
+from vlmface.errors import UserError
+from vlmface.evaluate import run as evaluation
+from vlmface.families import llava
+from vlmface.infer.predictor import Predictor
+from vlmface.train import sft
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in log(folder)]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+# --- what a run leaves ----------------------------------------------------------------------------
+
+
+def test_a_run_folder_is_complete(run_dir: Path) -> None:
+    assert {path.name for path in run_dir.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "processor_config.json",
+        "chat_template.jinja",
+        "vlmface.json",
+        "prompt.yaml",
+        "metrics.json",
+        "predictions.jsonl",
+        "predictions_before.jsonl",
+        "log.jsonl",
+        "report.html",
+    }
+    found, prompt = manifest.load(run_dir)
+    assert (found.recipe, found.family, found.adapter) == ("sft_cot", "llava", True)
+    assert found.data["name"] == "synth" and found.data["n"] == 48
+    assert found.image == {"height": 32, "width": 32, "tokens": 16}
+    assert prompt.id == "face_cot"
+    assert "rendered faces" in found.limits
+    assert str(run_dir) not in (run_dir / "adapter_config.json").read_text()
+
+
+def test_the_model_learns_and_the_log_says_so(run_dir: Path) -> None:
+    lines = log(run_dir)
+    assert [line["step"] for line in lines] == list(range(1, 13))  # 2 epochs of 6 steps
+    assert losses(run_dir)[-1] < 0.9 * losses(run_dir)[0]
+    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    assert train["steps"] == 12
+    assert (train["loss_first"], train["loss_last"]) == (lines[0]["loss"], lines[-1]["loss"])
+    assert train["n"] == 48 and train["left_out"] == {}
+    assert train["peak_rss_gib"] > 0.1 and train["samples_per_s"] > 0
+    assert 0 < train["trainable"] < train["parameters"]
+
+
+def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> None:
+    before = evaluation.read_lines(run_dir / "predictions_before.jsonl")
+    after = evaluation.read_lines(run_dir / "predictions.jsonl")
+    assert [line["id"] for line in before] == [line["id"] for line in after]
+    assert len(after) == 8
+    assert set(after[0]) == {
+        "id", "image", "truth", "text", "label", "status", "aus", "probabilities", "latency_s",
+    }  # fmt: skip
+    truth = after[0]["truth"]
+    assert set(map(int, truth["aus"])) <= set(truth["annotated_aus"])
+    assert sum(after[0]["probabilities"].values()) == pytest.approx(1)
+    scores = json.loads((run_dir / "metrics.json").read_text())
+    assert scores["before"]["n"] == scores["after"]["n"] == scores["paired"]["n"] == 8
+
+
+def test_every_part_moved_as_its_policy_says(run_dir: Path) -> None:
+    found = adapter(run_dir)
+    for part, path in llava.PARTS.items():
+        names = [name for name in found if path in name]
+        assert names, part
+        assert all(("lora_" in name) == (part != "projector") for name in names), part
+    assert all(tensor.abs().max() > 0 for name, tensor in found.items() if "lora_B" in name)
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+def test_a_complete_run_is_left_alone(
+    run_dir: Path, sft_cot: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run_dir / "metrics.json").stat().st_mtime_ns
+    assert sft_cot(run_dir) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert (run_dir / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(run_dir: Path, sft_cot: Recipe) -> None:
+    with pytest.raises(UserError, match=r"learning_rate = 0\.003, but now learning_rate = 0\.001"):
+        sft_cot(run_dir, "--learning_rate", "1e-3")
+
+
+def test_a_misspelt_setting_is_refused(run_dir: Path, sft_cot: Recipe) -> None:
+    with pytest.raises(UserError, match=r"'epoch' \(did you mean 'epochs'\?\)"):
+        sft_cot(run_dir, "--epoch", "3")
+
+
+@pytest.fixture
+def interrupted_at() -> Iterator[Any]:
+    """Makes training stop like Ctrl-C in the middle of the given step."""
+    from vlmface.train.trainer import SupervisedTrainer
+
+    original = SupervisedTrainer.training_step
+
+    def arm(step: int) -> None:
+        def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == step - 1:
+                raise KeyboardInterrupt
+            return original(self, *args, **kwargs)
+
+        SupervisedTrainer.training_step = training_step
+
+    def disarm() -> None:
+        SupervisedTrainer.training_step = original
+
+    yield arm, disarm
+    disarm()
+
+
+def test_resumed_equals_uninterrupted(
+    run_dir: Path,
+    sft_cot: Recipe,
+    tmp_path: Path,
+    interrupted_at: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two interruptions, in the middle of an epoch and in the next one, with dropout on."""
+    arm, disarm = interrupted_at
+    for step in (6, 11):
+        arm(step)
+        with pytest.raises(KeyboardInterrupt):
+            sft_cot(tmp_path)
+    # A kill while a checkpoint was written: it has weights, but was never finished.
+    half = tmp_path / "checkpoints" / "checkpoint-10"
+    shutil.copytree(tmp_path / "checkpoints" / "checkpoint-8", half)
+    (half / "complete").unlink()
+    (half / "optimizer.pt").write_bytes(b"half")
+    disarm()
+    answered = (tmp_path / "predictions_before.jsonl").stat().st_mtime_ns
+    assert sft_cot(tmp_path) == 0
+    assert f"resuming from {tmp_path / 'checkpoints' / 'checkpoint-8'}" in capsys.readouterr().out
+    assert (tmp_path / "predictions_before.jsonl").stat().st_mtime_ns == answered
+    assert [line["step"] for line in log(tmp_path)] == [line["step"] for line in log(run_dir)]
+    assert losses(tmp_path) == pytest.approx(losses(run_dir), abs=1e-4)
+    resumed, whole = adapter(tmp_path), adapter(run_dir)
+    for name, tensor in whole.items():
+        assert torch.allclose(resumed[name], tensor, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    run_dir: Path, base: Path, tmp_path: Path
+) -> None:
+    settings = json.loads((run_dir / "settings.json").read_text()) | {"output_dir": str(tmp_path)}
+    words = [
+        word
+        for name, value in settings.items()
+        if value is not None
+        for word in (
+            f"--{name}",
+            ",".join(value) if isinstance(value, list) else str(value),
+        )
+    ]
+    command = [sys.executable, str(ROOT / "recipes/sft_cot.py"), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment)
+    while not list((tmp_path / "checkpoints").glob("checkpoint-*/complete")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "metrics.json").exists()
+    subprocess.run(command, env=environment, check=True)
+    assert losses(tmp_path) == pytest.approx(losses(run_dir), abs=1e-4)
+
+
+# --- equalities -----------------------------------------------------------------------------------
+
+
+def test_merged_equals_adapter(run_dir: Path) -> None:
+    merged, apart = Predictor.load(run_dir), Predictor.load(run_dir, merge=False)
+    plain = Predictor.load(manifest.load(run_dir)[0].base["id"], prompt="face_cot")
+    row = encode.encode(merged.processor, llava, merged.messages, picture(0))
+    batch = encode.Collator(merged.processor)([row])
+    with torch.no_grad():
+        found, expected, untrained = (p.model(**batch).logits for p in (merged, apart, plain))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert (found - untrained).abs().max() > 0.1
+
+
+def settings_for(base: Path, folder: Path, **changes: Any) -> sft.Settings:
+    fixed: dict[str, Any] = {
+        "base": str(base),
+        "data": "test",
+        "benchmark": "synth",
+        "prompt": "face_cot",
+        "limits": "",
+        "output_dir": str(folder),
+        "batch_size": 4,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 100,
+        "lora_dropout": 0.0,
+    }
+    return sft.Settings(**fixed | changes)
+
+
+def train(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    processor = llava.load_processor(base)
+    encoded, _ = sft.encode_rows(
+        rows(12), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
+    )
+    return sft.train(base, processor, llava, encoded, settings_for(base, folder, **changes))
+
+
+def test_cached_features_train_as_pixels_do(base: Path, tmp_path: Path) -> None:
+    for name, cached in (("pixels", False), ("cached", True)):
+        train(base, tmp_path / name, cache_features=cached)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "pixels"), abs=1e-5)
+
+
+def test_the_loss_is_the_mean_over_all_supervised_tokens(base: Path, tmp_path: Path) -> None:
+    """The first logged loss against the model's own loss with the whole head, in one batch and in
+    two accumulated ones of different lengths."""
+    processor = llava.load_processor(base)
+    encoded, _ = sft.encode_rows(
+        rows(12), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
+    )
+    batch = encode.Collator(processor)(list(encoded))
+    batch.pop("row")
+    with torch.no_grad():
+        logits = llava.load_model(base)(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
+    ).item()
+    train(base, tmp_path / "one", batch_size=12, epochs=1)
+    train(base, tmp_path / "two", batch_size=6, gradient_accumulation=2, epochs=1)
+    assert losses(tmp_path / "one") == pytest.approx([expected], abs=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx([expected], abs=1e-4)
+
+
+def test_full_training_saves_a_whole_checkpoint(base: Path, tmp_path: Path) -> None:
+    result = train(base, tmp_path, llm="full", projector="full", tower="frozen")
+    assert result["loss_last"] < result["loss_first"]
+    before, after = llava.load_model(base), llava.load_model(tmp_path)
+    for name, tensor in after.named_parameters():
+        moved = not torch.equal(tensor, before.get_parameter(name))
+        assert moved == ("vision_tower" not in name), name
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_a_log_that_could_not_be_resumed_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="save_steps 5 is no multiple of logging_steps 2"):
+        train(base, tmp_path, save_steps=5, logging_steps=2)
+
+
+def test_the_number_of_processes_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    sft.check_processes(None)
+    sft.check_processes(1)
+    with pytest.raises(UserError, match=r"1 process\(es\) run, but num_processes is 8"):
+        sft.check_processes(8)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(UserError, match="asked for several processes but started one"):
+        sft.check_processes(None)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    sft.check_processes(8)
+
+
+def test_a_cut_off_log_line_is_dropped(tmp_path: Path) -> None:
+    line = {"step": 1, "loss": 1.0, "elapsed_s": 2.5}
+    (tmp_path / "log.jsonl").write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"step": 2, "elapsed_s": 5.0}) + '\n{"st'
+    )
+    assert [entry["step"] for entry in sft.read_log(tmp_path)] == [1, 2]
+    assert sft.keep_log(tmp_path, 1) == 2.5
+    assert [entry["step"] for entry in sft.read_log(tmp_path)] == [1]
