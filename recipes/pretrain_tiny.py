@@ -2,24 +2,24 @@
 
     python recipes/pretrain_tiny.py --output_dir runs/tiny
 
-1. Geometry: a CLIP tower learns what the renderer knows for free (where points of the skin lie,
-how far they
-   moved from rest, pose, gaze, parts), because a tower from scratch learns nothing under a
-   language loss alone.
-2. Language: tower, projector and Llama learn to answer plain questions on what is visible. Neither
-an action
-   unit number nor an emotion word occurs.
-Every stage is resumed from its last file. About two hours on two cores; see MODEL_CARD.md beside
-the weights.
+1. Geometry: a CLIP tower learns what the renderer knows for free (where points of the skin lie, how
+   far they moved from rest, pose, gaze, parts), because a tower from scratch learns nothing under
+   a language loss alone.
+2. Language: tower, projector and Llama learn to answer plain questions on what is visible.
+3. Words: the same, and requests to repeat random tokens, so that every token can be written.
+Neither an action unit number nor an emotion word occurs. Every stage goes on from its last file.
+About an hour and a half on two cores; the model card lies beside the weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,9 @@ from vlmface.families import llava, tiny
 from vlmface.prompts import load as load_prompt
 from vlmface.synth import dataset as synth
 from vlmface.synth import describe
+from vlmface.synth.faces import Sample
 from vlmface.synth.geometry import PART_CLASSES, known_geometry, landmark_vertices
+from vlmface.taxonomy import SPACES
 
 SHARD, GRID, SIZE = 200, 8, 96
 
@@ -140,9 +142,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
     """Linear warm-up, then a cosine to 2 % of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * (
-        0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))
-    )
+    wave = math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+    return peak * (0.02 + 0.98 * 0.5 * (1 + wave))
 
 
 class Log:
@@ -230,13 +231,53 @@ def train_tower(model, heads, data, scale, arguments, log) -> None:
     bar.close()
 
 
-def train_language(model, heads, processor, data, samples, scale, arguments, log) -> None:
-    """Stage 2: plain questions and answers; the geometry losses stay on, lest the tower forgets."""
-    path, steps = arguments.output_dir / "language.pt", arguments.language_steps
+def is_forbidden(token: str) -> bool:
+    """Whether a token is an emotion word or the letters AU: the base never writes those."""
+    word = token.replace("\u0120", "").strip().lower()
+    return word == "au" or SPACES["emotion8"].canonical(word) is not None
+
+
+def language_rows(
+    processor: Any,
+    samples: list[Sample],
+    copies: int,
+    rng: np.random.Generator,
+) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, target ids): a question on each face, then `copies` requests to say a random
+    row of tokens, which teach the head to write every piece of its vocabulary."""
+    tokenizer, image_tokens = processor.tokenizer, (SIZE // 12) ** 2
+
+    def row(content: list[dict], answer: str) -> tuple[list[int], list[int]]:
+        messages = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+        prompt = prompt.replace(tiny.IMAGE, tiny.IMAGE * image_tokens)
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        target = tokenizer(f" {answer}", add_special_tokens=False).input_ids
+        return ids, [*target, tokenizer.eos_token_id]
+
+    rows = []
+    for sample in samples:
+        question, answer = describe.question_and_answer(sample, rng)
+        rows.append(row([{"type": "image"}, {"type": "text", "text": question}], answer))
+    special = set(tokenizer.all_special_tokens)
+    pieces = [t for t in sorted(tokenizer.vocab) if t not in special and not is_forbidden(t)]
+    for _ in range(copies):
+        said = tokenizer.convert_tokens_to_string(list(rng.choice(pieces, 14)))
+        rows.append(row([{"type": "text", "text": f"Say: {said}"}], said))
+    return rows
+
+
+def train_language(
+    stage: str, steps: int, copies: int, peak: float, model, heads, processor, data, samples, scale,
+    arguments, log,
+) -> None:  # fmt: skip
+    """Stages 2 and 3: plain questions and answers (and copies, in text-only rows); the geometry
+    losses stay on, lest the tower forgets."""
+    path = arguments.output_dir / f"{stage}.pt"
     tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
     rest = [p for n, p in model.named_parameters() if "vision_tower" not in n]
     optimiser = torch.optim.AdamW(
-        [{"params": tower, "peak": 3e-4}, {"params": rest, "peak": 1.5e-3}],
+        [{"params": tower, "peak": peak / 5}, {"params": rest, "peak": peak}],
         weight_decay=0.05,
         betas=(0.9, 0.98),
     )
@@ -247,54 +288,47 @@ def train_language(model, heads, processor, data, samples, scale, arguments, log
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
-    tokenizer, image_tokens = processor.tokenizer, (SIZE // 12) ** 2
-    bar = tqdm(total=steps, initial=step, desc="language")
+    pad = processor.tokenizer.pad_token_id
+    bar = tqdm(total=steps, initial=step, desc=stage)
     model.train()
+    first = 500_000_000 if stage == "language" else 700_000_000
     while step < steps:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, group["peak"])
-        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + 500_000_000 + step)
-        rng = np.random.default_rng([arguments.seed, step])
-        index = torch.randint(0, arguments.faces, (arguments.language_batch,), generator=generator)
+        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + first + step)
+        rng = np.random.default_rng([arguments.seed, step, copies])
+        count = (arguments.language_batch,)
+        index = torch.randint(0, arguments.faces, count, generator=generator)
         # No mirror images here: words say left and right.
         batch = batch_of(data, index, torch.zeros(len(index), dtype=torch.bool), scale)
-        rows = []
-        for i in index.tolist():
-            question, answer = describe.question_and_answer(samples[i], rng)
-            messages = [
-                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-            ]
-            prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-            prompt = prompt.replace(tiny.IMAGE, tiny.IMAGE * image_tokens)
-            ids = tokenizer(prompt, add_special_tokens=False).input_ids
-            target = tokenizer(f" {answer}", add_special_tokens=False).input_ids
-            target.append(tokenizer.eos_token_id)
-            rows.append((ids, target))
+        rows = language_rows(processor, [samples[i] for i in index.tolist()], copies, rng)
         longest = max(len(a) + len(b) for a, b in rows)
-        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+        ids = torch.full((len(rows), longest), pad)
         labels = torch.full((len(rows), longest), -100)
         for row, (prompt_ids, target) in enumerate(rows):
-            ids[row, : len(prompt_ids) + len(target)] = torch.tensor(prompt_ids + target)
-            labels[row, len(prompt_ids) : len(prompt_ids) + len(target)] = torch.tensor(target)
+            end = len(prompt_ids) + len(target)
+            ids[row, :end] = torch.tensor(prompt_ids + target)
+            labels[row, len(prompt_ids) : end] = torch.tensor(target)
         patches = model.model.vision_tower(batch["image"]).last_hidden_state[:, 1:]
         words = model.model.multi_modal_projector(patches)
         embeds = model.get_input_embeddings()(ids)
         embeds = embeds.masked_scatter((ids == processor.image_token_id)[..., None], words)
-        mask = (ids != tokenizer.pad_token_id).long()
+        mask = (ids != pad).long()
         hidden = model.model.language_model(
             inputs_embeds=embeds, attention_mask=mask
         ).last_hidden_state
         wanted = labels[:, 1:] != -100
-        text_loss = F.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
+        logits = model.lm_head(hidden[:, :-1][wanted])
+        text_loss = F.cross_entropy(logits, labels[:, 1:][wanted])
         geometry, values = geometry_loss(heads, patches, batch)
         optimiser.zero_grad()
         (text_loss + 0.3 * geometry).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        log("language", step, {"text": text_loss.item(), **values}, bar)
+        log(stage, step, {"text": text_loss.item(), **values}, bar)
         step += 1
         bar.update()
-        if step % 500 == 0 or step == steps:
+        if step % 250 == 0 or step == steps:
             save_state(
                 path,
                 model=model.state_dict(),
@@ -305,15 +339,31 @@ def train_language(model, heads, processor, data, samples, scale, arguments, log
     bar.close()
 
 
+def reset_unwritten(model: Any, processor: Any) -> None:
+    """Give the tokens that the base has never written the mean embedding of the others.
+
+    Training has only pushed them away; a LoRA, which leaves embeddings alone, could not bring
+    them back.
+    """
+    tokens = processor.tokenizer.convert_ids_to_tokens(list(range(len(processor.tokenizer))))
+    never = torch.tensor([is_forbidden(token) for token in tokens])
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight
+        weight[never] = weight[~never].mean(0) + 0.3 * weight[~never].std(0) * torch.randn(
+            int(never.sum()), weight.shape[1], generator=torch.Generator().manual_seed(0)
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--faces", type=int, default=14000)
+    parser.add_argument("--faces", type=int, default=15000)
     parser.add_argument("--geometry_steps", type=int, default=2600)
     parser.add_argument("--language_steps", type=int, default=1500)
     parser.add_argument(
         "--batch", type=int, default=64, help="faces a step under the geometry losses"
     )
+    parser.add_argument("--words_steps", type=int, default=550)
     parser.add_argument("--language_batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=160)
@@ -345,7 +395,10 @@ def main(argv: list[str] | None = None) -> None:
     scale = {"shift": spread.clamp_min(1e-3)}
     log = Log(arguments.output_dir / "log.jsonl", every=50)
     train_tower(model, heads, data, scale, arguments, log)
-    train_language(model, heads, processor, data, samples, scale, arguments, log)
+    parts = (model, heads, processor, data, samples, scale, arguments, log)
+    train_language("language", arguments.language_steps, 0, 1.5e-3, *parts)
+    train_language("words", arguments.words_steps, arguments.language_batch // 2, 1e-3, *parts)
+    reset_unwritten(model, processor)
     llava.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
     count = sum(p.numel() for p in model.parameters())
     print(f"saved {arguments.output_dir / 'checkpoint'}: {count:,} parameters")

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from samples import FACES, load_script
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on contended threads
+
+
+# Machines differ: a slow example is no failure.
+hypothesis_settings.register_profile("vlmface", deadline=None)
+hypothesis_settings.load_profile("vlmface")
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +73,7 @@ def sft_cot(base: Path) -> Recipe:
             "n_eval": 8,
             "epochs": 2,
             "batch_size": 8,
-            "learning_rate": 3e-3,
+            "learning_rate": 1e-2,
             "warmup_steps": 0,
             "tower": "lora",
             "lora_dropout": 0.1,

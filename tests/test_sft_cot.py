@@ -116,7 +116,7 @@ def test_a_complete_run_is_left_alone(
 
 
 def test_other_settings_in_the_same_folder_are_refused(run_dir: Path, sft_cot: Recipe) -> None:
-    with pytest.raises(UserError, match=r"learning_rate = 0\.003, but now learning_rate = 0\.001"):
+    with pytest.raises(UserError, match=r"learning_rate = 0\.01, but now learning_rate = 0\.001"):
         sft_cot(run_dir, "--learning_rate", "1e-3")
 
 

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -238,6 +239,8 @@ def train(
 
     from vlmface.train.trainer import JsonLines, SupervisedTrainer
 
+    # Renamed in transformers 5.23; TRL and peft still use the old name.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
     run_dir = Path(settings.output_dir)
     if settings.save_steps % settings.logging_steps:
         raise UserError(
