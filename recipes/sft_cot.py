@@ -10,7 +10,6 @@ Stopped at any moment, the same command goes on where it was.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,13 @@ from vlmface.train import sft
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
+    sft.use_all_cores()
     run_dir = Path(settings.output_dir)
-    if settings.overwrite and sft.is_main():
-        shutil.rmtree(run_dir, ignore_errors=True)
-    sft.wait_for_everyone()
     if sft.is_main():
-        config.remember(settings, run_dir, free=("overwrite", "output_dir"))
+        config.remember(
+            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
+        )
+    sft.wait_for_everyone()
     if (run_dir / "metrics.json").exists():
         print(
             f"{run_dir} is complete: look at {run_dir / 'report.html'}, or start with --overwrite"
@@ -45,11 +45,12 @@ def main(argv: Sequence[str]) -> int:
     processor = family.load_processor(base)
     protocol = {"n": settings.n_train, "seed": settings.data_seed}
     protocol = {name: value for name, value in protocol.items() if value is not None}
-    samples = data.load(settings.data, settings.data_root, settings.data_split, **protocol)
+    with sft.main_first():
+        samples = data.load(settings.data, settings.data_root, settings.data_split, **protocol)
+        faces = evaluation.load_rows(benchmark, settings.data_root, settings.n_eval)
     rows, left_out = sft.encode_rows(
         samples, processor, family, prompt, max_length=settings.max_length, seed=settings.seed
     )
-    faces = evaluation.load_rows(benchmark, settings.data_root, settings.n_eval)
 
     ask = partial(
         evaluation.answer_once,

@@ -150,3 +150,16 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rate = 1\.0, but now rate = 2\.0"):
         config.remember(build(rate=2.0), tmp_path)
     config.remember(build(rate=2.0), tmp_path, free=("rate",))
+
+
+def test_starting_anew_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    config.remember(build(rate=1.0), run)
+    (run / "metrics.json").write_text("{}")
+    config.remember(build(rate=2.0), run, anew=True)
+    assert [path.name for path in run.iterdir()] == ["settings.json"]
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="will not be deleted"):
+        config.remember(build(), other, anew=True)
+    assert (other / "thesis.tex").exists()

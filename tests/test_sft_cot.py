@@ -70,7 +70,7 @@ def test_a_run_folder_is_complete(run_dir: Path) -> None:
 def test_the_model_learns_and_the_log_says_so(run_dir: Path) -> None:
     lines = log(run_dir)
     assert [line["step"] for line in lines] == list(range(1, 13))  # 2 epochs of 6 steps
-    assert losses(run_dir)[-1] < 0.9 * losses(run_dir)[0]
+    assert losses(run_dir)[-1] < losses(run_dir)[0] - 0.2
     train = json.loads((run_dir / "metrics.json").read_text())["train"]
     assert train["steps"] == 12
     assert (train["loss_first"], train["loss_last"]) == (lines[0]["loss"], lines[-1]["loss"])
@@ -99,7 +99,11 @@ def test_every_part_moved_as_its_policy_says(run_dir: Path) -> None:
     for part, path in llava.PARTS.items():
         names = [name for name in found if path in name]
         assert names, part
-        assert all(("lora_" in name) == (part != "projector") for name in names), part
+        whole = {name for name in names if "lora_" not in name}
+        if part == "projector":
+            assert whole == set(names)
+        else:
+            assert all("embed_tokens" in name for name in whole), part
     assert all(tensor.abs().max() > 0 for name, tensor in found.items() if "lora_B" in name)
 
 
@@ -116,7 +120,7 @@ def test_a_complete_run_is_left_alone(
 
 
 def test_other_settings_in_the_same_folder_are_refused(run_dir: Path, sft_cot: Recipe) -> None:
-    with pytest.raises(UserError, match=r"learning_rate = 0\.01, but now learning_rate = 0\.001"):
+    with pytest.raises(UserError, match=r"learning_rate = 0\.003, but now learning_rate = 0\.001"):
         sft_cot(run_dir, "--learning_rate", "1e-3")
 
 
@@ -215,6 +219,7 @@ def test_merged_equals_adapter(run_dir: Path) -> None:
     with torch.no_grad():
         found, expected, untrained = (p.model(**batch).logits for p in (merged, apart, plain))
     assert torch.allclose(found, expected, atol=1e-4)
+    assert merged.model.lm_head.weight is merged.model.get_input_embeddings().weight
     assert (found - untrained).abs().max() > 0.1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import shutil
 import sys
 import types
 import typing
@@ -133,13 +134,21 @@ def build(cls: type[T], values: dict[str, Any], *, where: str) -> T:
     return cls(**{name: _convert(name, kinds[name], value) for name, value in values.items()})
 
 
-def remember(settings: Any, run_dir: Path, *, free: Sequence[str] = ()) -> None:
+def remember(settings: Any, run_dir: Path, *, free: Sequence[str] = (), anew: bool = False) -> None:
     """Keep `settings` as settings.json in `run_dir`; if they are there already, they must agree.
 
     A run that goes on with other settings would be neither the old nor the new one: UserError
-    names the setting and both values. Fields in `free` may differ.
+    names the setting and both values. Fields in `free` may differ. `anew` deletes the old run
+    first, but no folder that is something else.
     """
     path = run_dir / "settings.json"
+    if anew and run_dir.exists():
+        if not path.exists() and any(run_dir.iterdir()):
+            raise UserError(
+                f"{run_dir} holds other files than a run (no settings.json): it will not be "
+                "deleted, use another --output_dir"
+            )
+        shutil.rmtree(run_dir)
     now = dataclasses.asdict(settings)
     if not path.exists():
         atomic_write(path, json.dumps(now, indent=2) + "\n")

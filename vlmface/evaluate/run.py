@@ -118,7 +118,8 @@ def answer(
 
     check_space(benchmark, predictor.prompt)
     lines = []
-    with tqdm(total=len(rows), desc=f"answering {benchmark.id}", unit="face") as bar:
+    title = f"answering {benchmark.id}"
+    with tqdm(total=len(rows), desc=title, unit="face", disable=not is_main()) as bar:
         for start in range(0, len(rows), batch_size):
             part = rows.select(range(start, min(start + batch_size, len(rows))))
             found = predictor.predict(images_of(part), batch_size=batch_size)

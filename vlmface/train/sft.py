@@ -6,6 +6,7 @@ what it has to leave out; `train` runs, or goes on with, the training of a run f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,7 @@ class Settings:
     lora_alpha: float = 16
     lora_dropout: float = 0.05
     lora_modules: list[str] = field(default_factory=lambda: ["all"])
+    train_embeddings: bool = False
     epochs: float = 1
     batch_size: int = 16
     gradient_accumulation: int = 1
@@ -110,7 +112,7 @@ def encode_rows(
     encoded: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
     left_out: Counter[str] = Counter()
     plain = rows.remove_columns(["image", "frames"])
-    for index, row in enumerate(tqdm(plain, "encoding", unit="face")):
+    for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
         sample = FaceSample.from_row(row)
         try:
             target = _target(sample, prompt, seed)
@@ -183,6 +185,15 @@ def check_processes(asked: int | None) -> None:
         )
 
 
+def use_all_cores() -> None:
+    """Share the CPU's cores among the processes: `accelerate launch` leaves each of them one."""
+    import torch
+
+    if not torch.cuda.is_available() and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -195,6 +206,16 @@ def wait_for_everyone() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The main process runs the block before the others do: they find the files that it made."""
+    if not is_main():
+        wait_for_everyone()
+    yield
+    if is_main():
+        wait_for_everyone()
 
 
 def peak_rss_gib() -> float:
@@ -262,6 +283,10 @@ def train(
             lora_dropout=settings.lora_dropout,
             target_modules=family.lora_targets(settings.policy, settings.lora_modules),
             modules_to_save=family.full_modules(settings.policy) or None,
+            # peft keeps the head tied to embeddings that are adapted this way.
+            trainable_token_indices={"embed_tokens": list(range(len(processor.tokenizer)))}
+            if settings.train_embeddings
+            else None,
             task_type="CAUSAL_LM",
         )
     arguments = SFTConfig(
