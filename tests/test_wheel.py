@@ -1,4 +1,4 @@
-"""A built wheel works outside the checkout: prompts, benchmarks and the tiny model travel with it."""
+"""A wheel works outside the checkout: prompts, benchmarks and the tiny model travel with it."""
 
 from __future__ import annotations
 
