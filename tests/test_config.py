@@ -126,7 +126,7 @@ def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> 
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
     default = path.stem == "sft_cot_tiny"
-    assert ("recipes/sft_cot.py" if default else f"recipes/sft_cot.py --config {path.stem}") in first
+    assert ("recipes/sft_cot.py" if default else f"sft_cot.py --config {path.stem}") in first
 
 
 def test_llava_runs_as_published() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from vlmface import __version__
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 2 the input was at fault)."""
     arguments = parser().parse_args(argv)
+    warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
     try:
         return int(arguments.run(arguments))
     except UserError as error:

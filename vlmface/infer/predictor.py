@@ -134,7 +134,7 @@ class Predictor:
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         import torch
 
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 **encode.encode_text(
                     self.processor, self.family, self.messages, None, image_size=image.size
@@ -280,8 +280,11 @@ def predict_command(
     A file that cannot be read costs one error line on stderr and the exit code 2, but the others
     are still answered.
     """
+    from transformers.utils import logging
+
     from vlmface.images import find_images, open_image
 
+    logging.disable_progress_bar()  # stdout and stderr are for answers and errors
     opened, failed = [], 0
     paths: list[Path] = []
     for name in images:
