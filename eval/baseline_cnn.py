@@ -66,7 +66,7 @@ class Network(nn.Module):
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--n_train", type=int, default=3000)
+    parser.add_argument("--n_train", type=int, default=DEFAULT_N["train"])
     parser.add_argument("--n_test", type=int, default=DEFAULT_N["test"])
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)

@@ -18,57 +18,27 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from joblib import Parallel, delayed
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import files
+from vlmface import encode
 from vlmface.families import llava, tiny
 from vlmface.prompts import load as load_prompt
 from vlmface.synth import dataset as synth
 from vlmface.synth import describe
 from vlmface.synth.faces import Sample
-from vlmface.synth.geometry import PART_CLASSES, known_geometry, landmark_vertices
+from vlmface.synth.geometry import PART_CLASSES, landmark_vertices, load_geometry
 from vlmface.taxonomy import SPACES
 
-SHARD, GRID, SIZE = 200, 8, 96
-
-
-def make_shard(path: Path, start: int) -> None:
-    """Render SHARD faces of the pretrain split with their geometry."""
-    rows = [
-        known_geometry(synth.draw(0, "pretrain", i).face, SIZE, GRID)
-        for i in range(start, start + SHARD)
-    ]
-    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    arrays["points"], arrays["shift"] = arrays["points"].astype("f2"), arrays["shift"].astype("f2")
-    arrays["parts"] = (arrays["parts"] * 255).round().astype("u1")
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(temporary, path)
-
-
-def faces(folder: Path, count: int) -> dict[str, torch.Tensor]:
-    """Images and geometry of the first `count` pretrain faces, rendered where missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{k:05d}.npz" for k in range(-(-count // SHARD))]
-    jobs = [delayed(make_shard)(p, k * SHARD) for k, p in enumerate(paths) if not p.exists()]
-    for _ in tqdm(
-        Parallel(-1, return_as="generator_unordered")(jobs), "rendering", len(jobs), unit="shard"
-    ):
-        pass
-    shards = [np.load(path) for path in paths]
-    return {
-        name: torch.from_numpy(np.concatenate([shard[name] for shard in shards])[:count])
-        for name in shards[0]
-    }
+PATCH, SIZE = 12, 96  # pixels
 
 
 class Geometry(nn.Module):
@@ -170,67 +140,6 @@ class Log:
             self.sums, self.count = {}, 0
 
 
-def save_state(path: Path, **state: object) -> None:
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-
-
-def train_tower(model, heads, data, scale, arguments, log) -> None:
-    """Stage 1: the tower under the geometry losses."""
-    tower, path = model.model.vision_tower, arguments.output_dir / "geometry.pt"
-    parameters = [*tower.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    step, steps, held = 0, arguments.geometry_steps, min(1000, arguments.faces // 10)
-    if path.exists():
-        state = torch.load(path)
-        tower.load_state_dict(state["tower"])
-        heads.load_state_dict(state["heads"])
-        optimiser.load_state_dict(state["optimiser"])
-        step = state["step"]
-    bar = tqdm(total=steps, initial=step, desc="geometry")
-    tower.train()
-    while step < steps:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, 1e-3)
-        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
-        index = torch.randint(held, arguments.faces, (arguments.batch,), generator=generator)
-        batch = batch_of(data, index, torch.rand(len(index), generator=generator) < 0.5, scale)
-        patches = tower(batch["image"]).last_hidden_state[:, 1:]
-        loss, values = geometry_loss(heads, patches, batch)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        log("geometry", step, values, bar)
-        step += 1
-        bar.update()
-        if step % 500 == 0 or step == steps:
-            save_state(
-                path,
-                tower=tower.state_dict(),
-                heads=heads.state_dict(),
-                optimiser=optimiser.state_dict(),
-                step=step,
-            )
-    tower.eval()
-    with torch.no_grad():
-        losses = []
-        for at in range(0, held, 100):
-            index = torch.arange(at, min(at + 100, held))
-            batch = batch_of(data, index, torch.zeros(len(index), dtype=torch.bool), scale)
-            losses.append(
-                geometry_loss(heads, tower(batch["image"]).last_hidden_state[:, 1:], batch)[1]
-            )
-    if losses:
-        means = {
-            f"held_out_{name}": float(np.mean([row[name] for row in losses])) for name in losses[0]
-        }
-        print(
-            "geometry on held-out people:", {name: round(value, 4) for name, value in means.items()}
-        )
-    bar.close()
-
-
 def is_forbidden(token: str) -> bool:
     """Whether a token is an emotion word or the letters AU: the base never writes those."""
     word = token.replace("\u0120", "").strip().lower()
@@ -238,105 +147,157 @@ def is_forbidden(token: str) -> bool:
 
 
 def language_rows(
-    processor: Any,
-    samples: list[Sample],
-    copies: int,
-    rng: np.random.Generator,
-) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, target ids): a question on each face, then `copies` requests to say a random
-    row of tokens, which teach the head to write every piece of its vocabulary."""
-    tokenizer, image_tokens = processor.tokenizer, (SIZE // 12) ** 2
+    processor: Any, samples: list[Sample], copies: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Encoded rows: a question on each face, then `copies` requests to say a random row of tokens,
+    which teach the head to write every piece of its vocabulary."""
 
-    def row(content: list[dict], answer: str) -> tuple[list[int], list[int]]:
-        messages = [{"role": "user", "content": content}]
-        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-        prompt = prompt.replace(tiny.IMAGE, tiny.IMAGE * image_tokens)
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids
-        target = tokenizer(f" {answer}", add_special_tokens=False).input_ids
-        return ids, [*target, tokenizer.eos_token_id]
+    def row(content: list[dict], answer: str) -> dict[str, Any]:
+        return encode.encode_text(processor, llava, [{"role": "user", "content": content}], answer)
 
     rows = []
     for sample in samples:
         question, answer = describe.question_and_answer(sample, rng)
         rows.append(row([{"type": "image"}, {"type": "text", "text": question}], answer))
+    tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_tokens)
     pieces = [t for t in sorted(tokenizer.vocab) if t not in special and not is_forbidden(t)]
-    for _ in range(copies):
+    while len(rows) < len(samples) + copies:
         said = tokenizer.convert_tokens_to_string(list(rng.choice(pieces, 14)))
-        rows.append(row([{"type": "text", "text": f"Say: {said}"}], said))
+        try:
+            rows.append(row([{"type": "text", "text": f"Say: {said}"}], said))
+        except encode.RefusedError:  # blank, or the image token by chance: draw again
+            continue
     return rows
 
 
-def train_language(
-    stage: str, steps: int, copies: int, peak: float, model, heads, processor, data, samples, scale,
-    arguments, log,
-) -> None:  # fmt: skip
-    """Stages 2 and 3: plain questions and answers (and copies, in text-only rows); the geometry
-    losses stay on, lest the tower forgets."""
-    path = arguments.output_dir / f"{stage}.pt"
-    tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
-    rest = [p for n, p in model.named_parameters() if "vision_tower" not in n]
+def run_stage(
+    name: str,
+    steps: int,
+    loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+    groups: list[tuple[list[nn.Parameter], float]],
+    modules: dict[str, nn.Module],
+    folder: Path,
+    log: Log,
+) -> None:
+    """Minimise `loss_at(step)`, which also returns what to log, over `groups` of (parameters, peak
+    learning rate). Goes on from the last state of `modules` in folder/NAME.pt."""
+    path = folder / f"{name}.pt"
     optimiser = torch.optim.AdamW(
-        [{"params": tower, "peak": peak / 5}, {"params": rest, "peak": peak}],
+        [{"params": parameters, "peak": peak} for parameters, peak in groups],
         weight_decay=0.05,
         betas=(0.9, 0.98),
     )
+    keep = {**modules, "optimiser": optimiser}
     step = 0
     if path.exists():
         state = torch.load(path)
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
-        optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
-    pad = processor.tokenizer.pad_token_id
-    bar = tqdm(total=steps, initial=step, desc=stage)
-    model.train()
-    first = 500_000_000 if stage == "language" else 700_000_000
+        for key, part in keep.items():
+            part.load_state_dict(state[key])
+    bar = tqdm(total=steps, initial=step, desc=name)
     while step < steps:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, group["peak"])
-        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + first + step)
-        rng = np.random.default_rng([arguments.seed, step, copies])
-        count = (arguments.language_batch,)
-        index = torch.randint(0, arguments.faces, count, generator=generator)
-        # No mirror images here: words say left and right.
-        batch = batch_of(data, index, torch.zeros(len(index), dtype=torch.bool), scale)
-        rows = language_rows(processor, [samples[i] for i in index.tolist()], copies, rng)
-        longest = max(len(a) + len(b) for a, b in rows)
-        ids = torch.full((len(rows), longest), pad)
-        labels = torch.full((len(rows), longest), -100)
-        for row, (prompt_ids, target) in enumerate(rows):
-            end = len(prompt_ids) + len(target)
-            ids[row, :end] = torch.tensor(prompt_ids + target)
-            labels[row, len(prompt_ids) : end] = torch.tensor(target)
-        patches = model.model.vision_tower(batch["image"]).last_hidden_state[:, 1:]
-        words = model.model.multi_modal_projector(patches)
-        embeds = model.get_input_embeddings()(ids)
-        embeds = embeds.masked_scatter((ids == processor.image_token_id)[..., None], words)
-        mask = (ids != pad).long()
-        hidden = model.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask
-        ).last_hidden_state
-        wanted = labels[:, 1:] != -100
-        logits = model.lm_head(hidden[:, :-1][wanted])
-        text_loss = F.cross_entropy(logits, labels[:, 1:][wanted])
-        geometry, values = geometry_loss(heads, patches, batch)
+        loss, values = loss_at(step)
         optimiser.zero_grad()
-        (text_loss + 0.3 * geometry).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for parameters, _ in groups for p in parameters], 1.0)
         optimiser.step()
-        log(stage, step, {"text": text_loss.item(), **values}, bar)
+        log(name, step, values, bar)
         step += 1
         bar.update()
         if step % 250 == 0 or step == steps:
-            save_state(
-                path,
-                model=model.state_dict(),
-                heads=heads.state_dict(),
-                optimiser=optimiser.state_dict(),
-                step=step,
-            )
+            state = {key: part.state_dict() for key, part in keep.items()}
+            torch.save({**state, "step": step}, path.with_suffix(".part"))
+            os.replace(path.with_suffix(".part"), path)
     bar.close()
+
+
+@dataclass
+class Pretraining:
+    """What the stages share: the model with its throw-away heads, the faces, their geometry."""
+
+    model: Any
+    processor: Any
+    heads: Geometry
+    samples: list[Sample]
+    data: dict[str, torch.Tensor]
+    scale: dict[str, torch.Tensor]
+    arguments: argparse.Namespace
+    log: Log
+
+    def draw(self, stage: int, step: int, low: int, count: int) -> tuple[torch.Tensor, Any]:
+        """Numbers of `count` faces from `low` on, and the generator that drew them."""
+        seed = self.arguments.seed * 1_000_003 + stage + step
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(low, self.arguments.faces, (count,), generator=generator), generator
+
+    def see(self, index: torch.Tensor, flip: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        """Patch features (n, patches, width) of faces, and their targets."""
+        batch = batch_of(self.data, index, flip, self.scale)
+        return self.model.model.vision_tower(batch["image"]).last_hidden_state[:, 1:], batch
+
+    def train_tower(self) -> None:
+        """Stage 1: the tower under the geometry losses; the first faces are held out."""
+        held = min(1000, self.arguments.faces // 10)
+
+        def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+            index, generator = self.draw(0, step, held, self.arguments.batch)
+            return geometry_loss(
+                self.heads, *self.see(index, torch.rand(len(index), generator=generator) < 0.5)
+            )
+
+        tower = self.model.model.vision_tower.train()
+        run_stage(
+            "geometry",
+            self.arguments.geometry_steps,
+            loss_at,
+            [([*tower.parameters(), *self.heads.parameters()], 1e-3)],
+            {"tower": tower, "heads": self.heads},
+            self.arguments.output_dir,
+            self.log,
+        )
+        tower.eval()
+        with torch.no_grad():
+            found = [
+                geometry_loss(self.heads, *self.see(part, torch.zeros(len(part)) > 0))[1]
+                for part in torch.arange(held).split(100)
+            ]
+        means = {name: round(float(np.mean([row[name] for row in found])), 4) for name in found[0]}
+        print("geometry of held-out faces:", means)
+
+    def train_language(self, name: str, first: int, steps: int, copies: int, peak: float) -> None:
+        """Stages 2 and 3: questions on faces and `copies` requests to repeat tokens a step; the
+        geometry losses stay on, lest the tower forgets."""
+        collate = encode.Collator(self.processor)
+
+        def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+            index, _ = self.draw(first, step, 0, self.arguments.language_batch)
+            rng = np.random.default_rng([self.arguments.seed, step, copies])
+            # No mirror images here: words say left and right.
+            patches, batch = self.see(index, torch.zeros(len(index)) > 0)
+            samples = [self.samples[i] for i in index.tolist()]
+            text = collate(language_rows(self.processor, samples, copies, rng))
+            labels = text.pop("labels")
+            seen = llava.features_input(self.model, patches)
+            logits = self.model(**text, **seen, use_cache=False).logits
+            text_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            geometry, values = geometry_loss(self.heads, patches, batch)
+            return text_loss + 0.3 * geometry, {"text": text_loss.item(), **values}
+
+        self.model.train()
+        tower = [*self.model.model.vision_tower.parameters(), *self.heads.parameters()]
+        rest = [p for n, p in self.model.named_parameters() if "vision_tower" not in n]
+        run_stage(
+            name,
+            steps,
+            loss_at,
+            [(tower, peak / 5), (rest, peak)],
+            {"model": self.model, "heads": self.heads},
+            self.arguments.output_dir,
+            self.log,
+        )
 
 
 def reset_unwritten(model: Any, processor: Any) -> None:
@@ -357,7 +318,7 @@ def reset_unwritten(model: Any, processor: Any) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--faces", type=int, default=15000)
+    parser.add_argument("--faces", type=int, default=synth.DEFAULT_N["pretrain"])
     parser.add_argument("--geometry_steps", type=int, default=2600)
     parser.add_argument("--language_steps", type=int, default=1500)
     parser.add_argument(
@@ -383,6 +344,8 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = tiny.build_llava(
         arguments.output_dir / "checkpoint",
         corpus,
+        image_size=SIZE,
+        patch_size=PATCH,
         vision_width=arguments.width,
         vision_layers=arguments.vision_layers,
         hidden=arguments.width,
@@ -390,14 +353,18 @@ def main(argv: list[str] | None = None) -> None:
         seed=arguments.seed,
     )
     heads = Geometry(arguments.width, len(landmark_vertices()[0]))
-    data = faces(files.cache_dir() / "geometry" / f"v{synth.VERSION}", arguments.faces)
+    data = {
+        name: torch.from_numpy(values)
+        for name, values in load_geometry(arguments.faces, SIZE, SIZE // PATCH).items()
+    }
     spread = data["shift"][:2000].float().flatten(0, 1).std(0)
     scale = {"shift": spread.clamp_min(1e-3)}
     log = Log(arguments.output_dir / "log.jsonl", every=50)
-    train_tower(model, heads, data, scale, arguments, log)
-    parts = (model, heads, processor, data, samples, scale, arguments, log)
-    train_language("language", arguments.language_steps, 0, 1.5e-3, *parts)
-    train_language("words", arguments.words_steps, arguments.language_batch // 2, 1e-3, *parts)
+    pretraining = Pretraining(model, processor, heads, samples, data, scale, arguments, log)
+    pretraining.train_tower()
+    pretraining.train_language("language", 500_000_000, arguments.language_steps, 0, 1.5e-3)
+    copies = arguments.language_batch // 2
+    pretraining.train_language("words", 700_000_000, arguments.words_steps, copies, 1e-3)
     reset_unwritten(model, processor)
     llava.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
     count = sum(p.numel() for p in model.parameters())

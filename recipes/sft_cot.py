@@ -30,16 +30,15 @@ def main(argv: Sequence[str]) -> int:
             settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
         )
     sft.wait_for_everyone()
-    if (run_dir / "metrics.json").exists():
-        print(
-            f"{run_dir} is complete: look at {run_dir / 'report.html'}, or start with --overwrite"
-        )
+    if (run_dir / "report.html").exists():  # written last
+        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
         return 0
 
     # What is asked, of which model, about which faces.
     prompt = prompts.load(settings.prompt)
     benchmark = evaluation.load_benchmark(settings.benchmark)
     evaluation.check_space(benchmark, prompt)
+    baseline = evaluation.load_baseline(benchmark)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
     processor = family.load_processor(base)
@@ -99,8 +98,8 @@ def main(argv: Sequence[str]) -> int:
         "train": {**trained, "peak_rss_gib": round(sft.peak_rss_gib(), 3)},
     }
     sft.write_json(run_dir / "metrics.json", scores)
-    images = dict(zip(faces["id"], evaluation.images_of(faces), strict=True))
-    report.write_report(run_dir, images=images, baseline=evaluation.load_baseline(benchmark))
+    images = dict(zip(faces["id"], faces["image"], strict=True))
+    report.write_report(run_dir, images=images, baseline=baseline)
     learnt, knew = evaluation.summary(scores["after"]), evaluation.summary(scores["before"])
     print(f"learnt: {learnt} (before: {knew})")
     print(f"is in:  {run_dir} (adapter, predictions, report.html)")

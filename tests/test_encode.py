@@ -115,6 +115,15 @@ def test_rows_that_cannot_be_learnt_are_refused(processor: Any, target: str, rea
     assert error.value.reason == reason
 
 
+def test_a_conversation_without_an_image_has_no_image_tokens(processor: Any) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Say: brow"}]}]
+    row = encode.encode_text(processor, llava, messages, "brow")
+    assert processor.image_token_id not in row["input_ids"]
+    assert set(encode.Collator(processor)([row])) == {"input_ids", "attention_mask", "labels"}
+    with pytest.raises(encode.RefusedError, match=r"1 times '<image>', but has 0 image\(s\)"):
+        encode.encode_text(processor, llava, messages, "an <image>")
+
+
 def test_a_template_that_rewrites_the_prompt_is_an_error(base: Any) -> None:
     processor = llava.load_processor(base)
     processor.chat_template = "{{ messages | length }}<image>" + processor.chat_template

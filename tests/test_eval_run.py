@@ -105,3 +105,15 @@ def test_a_prompt_for_the_label_alone_is_not_scored_on_aus() -> None:
     label_only = dataclasses.replace(prompts.load("face_cot"), form="label")
     assert evaluation.au_set(synth, label_only) == []
     assert evaluation.au_set(synth, prompts.load("face_cot")) == synth.au_set
+
+
+def test_a_baseline_lies_beside_its_protocol(tmp_path: Path) -> None:
+    protocol = (ROOT / "eval/benchmarks/synth.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(protocol.replace("synth_baseline.json", "mine.json"))
+    benchmark = evaluation.load_benchmark(str(tmp_path / "mine.yaml"))
+    with pytest.raises(UserError, match=r"cannot read its baseline .*mine\.json"):
+        evaluation.load_baseline(benchmark)
+    (tmp_path / "mine.json").write_text('{"name": "a plain model"}')
+    assert evaluation.load_baseline(benchmark) == {"name": "a plain model"}
+    shipped = evaluation.load_baseline(evaluation.load_benchmark("synth"))
+    assert shipped is not None and 0 < shipped["emotion"]["accuracy"] < 1

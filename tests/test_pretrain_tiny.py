@@ -30,7 +30,7 @@ def test_pretraining_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
     monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
     main = load_script("recipes/pretrain_tiny.py").main
     small = ["--faces", "40", "--batch", "4", "--language_batch", "4", "--width", "32"]
-    small += ["--vision_layers", "1", "--layers", "1"]
+    small += ["--vision_layers", "1", "--layers", "1", "--words_steps", "2"]
     main(
         [
             *small,

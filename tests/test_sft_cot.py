@@ -119,6 +119,26 @@ def test_a_complete_run_is_left_alone(
     assert (run_dir / "metrics.json").stat().st_mtime_ns == before
 
 
+def test_a_run_that_failed_at_its_report_is_finished(
+    run_dir: Path, sft_cot: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report is what is written last: without it a run is not complete."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    assert sft_cot(tmp_path / "run") == 0
+    assert "is complete" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").exists()
+    assert losses(tmp_path / "run") == losses(run_dir)
+
+
+def test_a_run_shorter_than_the_logging_interval_is_logged(sft_cot: Recipe, tmp_path: Path) -> None:
+    words = ("--logging_steps", "100", "--save_steps", "100", "--epochs", "1")
+    assert sft_cot(tmp_path, *words) == 0
+    train = json.loads((tmp_path / "metrics.json").read_text())["train"]
+    assert [line["step"] for line in log(tmp_path)] == [6]
+    assert train["samples_per_s"] > 0 and train["loss_last"] > 0
+
+
 def test_other_settings_in_the_same_folder_are_refused(run_dir: Path, sft_cot: Recipe) -> None:
     with pytest.raises(UserError, match=r"learning_rate = 0\.003, but now learning_rate = 0\.001"):
         sft_cot(run_dir, "--learning_rate", "1e-3")

@@ -37,7 +37,7 @@ def encode_text(
     max_length: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> dict[str, list[int]]:
-    """Token ids of one conversation with one image, and its labels if there is a `target`.
+    """Token ids of one conversation, and its labels if there is a `target`.
 
     Returns `input_ids` (each image is as many image tokens as the model will see), its
     `attention_mask`, and `labels`: -100 up to the end of the prompt, then the completion's ids with
@@ -54,14 +54,21 @@ def encode_text(
                 "no_target", "the target text is empty: nothing could be learnt from it"
             )
         completion = family.completion_text(processor, messages, target)
-    if (found := (prompt + completion).count(processor.image_token)) != 1:
+    images = sum(
+        block["type"] == "image"
+        for message in messages
+        if not isinstance(message["content"], str)
+        for block in message["content"]
+    )
+    if (found := (prompt + completion).count(processor.image_token)) != images:
         raise RefusedError(
             "image_in_text",
-            f"the conversation holds {found} times {processor.image_token!r}, but has one image: "
-            "take the token out of the text",
+            f"the conversation holds {found} times {processor.image_token!r}, but has {images} "
+            "image(s): take the token out of the text",
         )
-    images = processor.image_token * family.image_tokens(processor, image_size)
-    prompt = prompt.replace(processor.image_token, images)
+    if images:
+        tokens = processor.image_token * family.image_tokens(processor, image_size)
+        prompt = prompt.replace(processor.image_token, tokens)
     ids, prefix = _tokenize(tokenizer, prompt + completion), _tokenize(tokenizer, prompt)
     start = len(prefix)
     if ids[:start] != prefix:
@@ -72,7 +79,7 @@ def encode_text(
     if max_length is not None and len(ids) > max_length:
         raise RefusedError(
             "too_long",
-            f"{len(ids)} tokens ({images.count(processor.image_token)} of the image, "
+            f"{len(ids)} tokens ({prompt.count(processor.image_token)} of the image, "
             f"{len(ids) - start} of the answer) do not fit max_length {max_length}",
         )
     encoded = {"input_ids": ids, "attention_mask": [1] * len(ids)}
@@ -163,7 +170,7 @@ class Collator:
             batch["row"] = torch.tensor([row["row"] for row in rows])
         if "pixel_values" in rows[0]:
             batch["pixel_values"] = torch.cat([row["pixel_values"] for row in rows])
-        else:
+        elif "image" in rows[0]:
             images = [open_row_image(row["image"]) for row in rows]
             batch["pixel_values"] = pixel_values(self.processor, images)
         return batch

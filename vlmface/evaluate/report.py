@@ -16,6 +16,7 @@ import jinja2
 from PIL import Image
 
 from vlmface import facs, taxonomy
+from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics
 from vlmface.files import atomic_write
@@ -34,15 +35,16 @@ SCORES = {
 def write_report(
     run_dir: str | Path,
     *,
-    images: Mapping[str, Image.Image],
+    images: Mapping[str, Any],
     baseline: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html` into `run_dir` from the files there, and return its path.
 
     Reads `metrics.json` (one evaluation, or {"before", "after", "train", "paired"}) and, where they
     exist, `vlmface.json`, `predictions.jsonl`, `predictions_before.jsonl` and `log.jsonl`.
-    `images` maps row ids to pictures; rows without one are not shown. `baseline` is another model's
-    {"name", "source", "emotion": {"accuracy"}, "au": {"f1_macro", "per_au": {"AU4": {"f1"}}}}.
+    `images` maps row ids to pictures, opened or as stored; rows without one are not
+    shown. `baseline` is another model's {"name", "source", "emotion": {"accuracy"}, "au":
+    {"f1_macro", "per_au": {"AU4": {"f1"}}}}.
     The page loads nothing from elsewhere. Raises UserError for a missing or broken file; an older
     report is only replaced by a complete one.
     """
@@ -254,7 +256,7 @@ def _ticks(low: float, high: float) -> list[float]:
 def _faces(
     rows: Sequence[metrics.Row],
     earlier: Sequence[metrics.Row],
-    images: Mapping[str, Image.Image],
+    images: Mapping[str, Any],
     result: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Right and wrong answers, FACES of each: in file order, every true label in turn."""
@@ -268,7 +270,7 @@ def _faces(
         shown = _in_turn([r for r in kind if r["id"] in images], lambda r: metrics.truth(r, space))
         cards = [
             {
-                "image": _data_uri(images[row["id"]]),
+                "image": _data_uri(open_row_image(images[row["id"]])),
                 "id": row["id"],
                 "truth": metrics.truth(row, space),
                 "answer": metrics.answer(row),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,8 @@ def load_benchmark(name_or_path: str) -> Benchmark:
             raise UserError(f"there is no benchmark {name_or_path!r}: use one of {known}")
     benchmark = config.build(Benchmark, config.read(path), where=str(path))
     taxonomy.space(benchmark.label_space)
+    if benchmark.baseline is not None:  # a file beside the protocol
+        benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
     return benchmark
 
 
@@ -88,9 +90,9 @@ def load_baseline(benchmark: Benchmark) -> dict[str, Any] | None:
     """The plain model's scores that a report shows beside ours, if the benchmark names any."""
     if benchmark.baseline is None:
         return None
-    path = resource("eval/benchmarks") / benchmark.baseline
+    path = benchmark.baseline
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"benchmark {benchmark.id}: cannot read its baseline {path} ({error}): restore the "
@@ -257,6 +259,7 @@ def run(settings: Settings) -> dict[str, Any]:
     if settings.output_dir is None and predictor.manifest is None:
         raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
     out = Path(settings.output_dir or Path(settings.model) / "eval" / benchmark.id)
+    baseline = load_baseline(benchmark)
     rows = load_rows(benchmark, settings.data_root, settings.n)
     lines = answer(predictor, rows, benchmark, batch_size=settings.batch_size)
     scores = score(lines, benchmark, predictor.prompt, model=settings.model)
@@ -264,8 +267,8 @@ def run(settings: Settings) -> dict[str, Any]:
     if predictor.manifest:
         predictor.manifest.save(out)  # the report's header, and what these numbers belong to
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
-    images = dict(zip(rows["id"], images_of(rows), strict=True))
-    report.write_report(out, images=images, baseline=load_baseline(benchmark))
+    images = dict(zip(rows["id"], rows["image"], strict=True))
+    report.write_report(out, images=images, baseline=baseline)
     print(summary(scores))
     print(f"report: {out / 'report.html'}")
     return scores

@@ -8,7 +8,6 @@ from its own range.
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ VERSION = 1
 SHARD = 64
 FACES_PER_IDENTITY = 4
 SPLITS = {"train": 0, "validation": 1, "test": 2, "pretrain": 3}
-DEFAULT_N = {"train": 4000, "validation": 400, "test": 600, "pretrain": 20000}
+DEFAULT_N = {"train": 3000, "validation": 400, "test": 600, "pretrain": 15000}
 _RANGE = 10_000_000  # faces and identities that a split may have
 
 
@@ -73,7 +72,7 @@ def to_sample(sample: Sample, seed: int, split: str, index: int, image: Any) -> 
     )
 
 
-def _make_shard(path: Path, seed: int, split: str, size: int, indices: range) -> int:
+def _make_shard(path: Path, schema: Any, seed: int, split: str, size: int, indices: range) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -85,30 +84,9 @@ def _make_shard(path: Path, seed: int, split: str, size: int, indices: range) ->
         image = {"bytes": render(sample.face, size).jpeg, "path": None}
         rows.append(to_sample(sample, seed, split, index, image).to_row())
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_arrow_schema()), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     files.atomic_write(path, buffer.getvalue())
     return len(rows)
-
-
-def _arrow_schema() -> Any:
-    """The Arrow schema of a row, spelt out so that the workers need not import `datasets`."""
-    import pyarrow as pa
-
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    au = pa.struct({"au": pa.int32(), "intensity": pa.float32(), "present": pa.bool_()})
-    special = {
-        "image": image,
-        "frames": pa.list_(image),
-        "face_box": pa.list_(pa.float32()),
-        "valence": pa.float32(),
-        "arousal": pa.float32(),
-        "aus": pa.list_(au),
-        "age": pa.float32(),
-        "context": pa.list_(pa.string()),
-        "saw_label": pa.bool_(),
-    }
-    names = FaceSample.__dataclass_fields__
-    return pa.schema([(name, special.get(name, pa.string())) for name in names])
 
 
 def cache_folder(seed: int, split: str, size: int) -> Path:
@@ -129,8 +107,10 @@ def render_split(
 
     Shards are whole (64 faces) whatever `n`, so a smaller or larger n reuses the same files.
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, cpu_count, delayed
     from tqdm import tqdm
+
+    from vlmface.schema import features
 
     if split not in SPLITS:
         raise UserError(f"synth has no split {split!r}: use one of {', '.join(SPLITS)}")
@@ -145,17 +125,18 @@ def render_split(
     missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        workers = workers or len(os.sched_getaffinity(0))
+        schema = features().arrow_schema  # made here: `datasets` is slow to import
         jobs = (
-            delayed(_make_shard)(path, seed, split, size, range(i * SHARD, (i + 1) * SHARD))
+            delayed(_make_shard)(path, schema, seed, split, size, range(i * SHARD, (i + 1) * SHARD))
             for i, path in missing
+        )
+        parallel = Parallel(
+            min(workers or cpu_count(), len(missing)), return_as="generator_unordered"
         )
         with tqdm(
             total=len(missing) * SHARD, unit="face", desc=f"rendering {split}", disable=not progress
         ) as bar:
-            for done in Parallel(
-                n_jobs=min(workers, len(missing)), return_as="generator_unordered"
-            )(jobs):
+            for done in parallel(jobs):
                 bar.update(done)
     return paths
 
@@ -174,9 +155,8 @@ def load(
 
     from vlmface.schema import features
 
-    if split not in SPLITS:
-        raise UserError(f"synth has no split {split!r}: use one of {', '.join(SPLITS)}")
-    n = DEFAULT_N[split] if n is None else n
+    if n is None:
+        n = DEFAULT_N.get(split, 1)
     tables = []
     for path in render_split(split, n, seed=seed, size=size, progress=progress):
         try:

@@ -12,24 +12,24 @@ from vlmface import facs
 from vlmface.rationale.rules import CLAUSES
 from vlmface.synth.faces import Sample
 
-# Place of the face -> the units that move it (the keys of the rationale's plain clauses).
+# Place of the face -> the regions of the catalogue in it.
 PLACES = {
-    "brows": (1, 2, 4),
-    "eyes": (5, 7, 43),
-    "nose and cheeks": (6, 9, 34),
-    "mouth": (10, 12, 14, 15, 16, 18, 20, 22, 23, 24, 25, 28),
-    "chin and jaw": (17, 26, 27),
+    "brows": ("brow",),
+    "eyes": ("eye",),
+    "nose and cheeks": ("nose", "cheek"),
+    "mouth": ("mouth",),
+    "chin and jaw": ("chin", "jaw"),
 }
 
 
 def movements(
-    sample: Sample, rng: np.random.Generator, units: tuple[int, ...] | None = None
+    sample: Sample, rng: np.random.Generator, regions: tuple[str, ...] = facs.REGIONS
 ) -> list[str]:
-    """One clause per visible movement, from the brows down; `units` limits them to a place."""
+    """One clause per movement that is visible in the `regions`, from the brows down."""
     seen = sample.expression.aus
     clauses = []
     for unit in facs.top_down(seen):
-        if units is None or unit in units:
+        if facs.AUS[unit].region in regions:
             much = f" {facs.GRADES[facs.grade(seen[unit]) - 1]}" if rng.random() < 0.7 else ""
             clauses.append(str(rng.choice(CLAUSES[unit])).format(how=much))
     return clauses

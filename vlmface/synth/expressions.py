@@ -94,9 +94,9 @@ def compatible(au: int, others: set[int]) -> bool:
     return not any(au in group and others & (group - {au}) for group in EXCLUSIVE)
 
 
-def sample_expression(rng: np.random.Generator, emotion: str | None = None) -> Expression:
-    """Draw an expression; the emotion is uniform over the eight unless given."""
-    emotion = emotion or str(rng.choice(EMOTIONS))
+def sample_expression(rng: np.random.Generator) -> Expression:
+    """Draw an expression; the emotion is uniform over the eight."""
+    emotion = str(rng.choice(EMOTIONS))
     while True:
         aus = _draw_units(rng, emotion)
         # Mostly, what is shown should speak for the emotion that is felt; not always.

@@ -16,8 +16,7 @@ from vlmface.synth.appearance import EYE_COLOURS, HAIR_STYLES, Appearance
 from vlmface.synth.expressions import Expression, sample_expression
 from vlmface.synth.head import ANCESTRIES, Identity, head_model
 from vlmface.synth.render import Face, View
-
-AGE_GROUPS = ((0, 9), (10, 19), (20, 39), (40, 59), (60, 120))
+from vlmface.taxonomy import SPACES
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,12 @@ class Sample:
     gender: str
     race: str
     age: int
-    identity_seed: int
 
     @property
     def age_group(self) -> str:
-        """One of the five groups 0-9, 10-19, 20-39, 40-59, 60+."""
-        low, high = next((a, b) for a, b in AGE_GROUPS if a <= self.age <= b)
-        return f"{low}-{high}" if high < 120 else "60+"
+        """The age as a label of the space age_group5."""
+        groups = reversed(SPACES["age_group5"].labels)
+        return next(g for g in groups if self.age >= int(g.rstrip("+").split("-")[0]))
 
 
 def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
@@ -151,13 +149,13 @@ def sample_view(rng: np.random.Generator) -> View:
     )
 
 
-def sample_face(seed: int, identity_seed: int, emotion: str | None = None) -> Sample:
-    """Draw face `seed` of person `identity_seed`; each emotion is equally likely unless given."""
+def sample_face(seed: int, identity_seed: int) -> Sample:
+    """Draw face `seed` of person `identity_seed`; each emotion is equally likely."""
     rng = np.random.default_rng([29, seed])
     identity, look, gender, ancestry = sample_identity(identity_seed)
-    expression = sample_expression(rng, emotion)
+    expression = sample_expression(rng)
     view = sample_view(rng)
     if look.hair_style != "bald" and rng.random() < 0.15:  # the same person, another haircut
         look = replace(look, hair_style="short" if gender == "male" else "bob")
     face = Face(identity, look, expression.left, expression.right, view)
-    return Sample(face, expression, gender, ancestry, round(identity.age), identity_seed)
+    return Sample(face, expression, gender, ancestry, round(identity.age))

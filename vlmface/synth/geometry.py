@@ -8,13 +8,18 @@ face a patch shows.
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from vlmface import files
+from vlmface.synth import dataset
 from vlmface.synth.head import head_model
 from vlmface.synth.render import Face, render
 
+SHARD = 200  # faces in a cached file
 PART_CLASSES = 5  # background, skin, eyes, hair, teeth and tongue
 
 
@@ -89,3 +94,36 @@ def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
         "pose": np.array([view.yaw, view.pitch, view.roll, *view.gaze], np.float32) / 10,
         "parts": shares,
     }
+
+
+def _make_shard(path: Path, start: int, size: int, grid: int) -> None:
+    faces = range(start, start + SHARD)
+    rows = [known_geometry(dataset.draw(0, "pretrain", i).face, size, grid) for i in faces]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    arrays["points"], arrays["shift"] = arrays["points"].astype("f2"), arrays["shift"].astype("f2")
+    arrays["parts"] = (arrays["parts"] * 255).round().astype("u1")
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    files.atomic_write(path, buffer.getvalue())
+
+
+def load_geometry(count: int, size: int, grid: int) -> dict[str, np.ndarray]:
+    """`known_geometry` of the first `count` pretrain faces, stacked; rendered where not cached.
+
+    points and shift are float16, parts uint8 (255 = all of the patch).
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    folder = files.cache_dir() / "geometry" / f"v{dataset.VERSION}" / f"{size}px{grid}"
+    paths = [folder / f"{shard:05d}.npz" for shard in range(-(-count // SHARD))]
+    jobs = [
+        delayed(_make_shard)(path, shard * SHARD, size, grid)
+        for shard, path in enumerate(paths)
+        if not path.exists()
+    ]
+    parallel = Parallel(-1, return_as="generator_unordered")
+    for _ in tqdm(parallel(jobs), "rendering", len(jobs), unit="shard"):
+        pass
+    shards = [np.load(path) for path in paths]
+    return {name: np.concatenate([shard[name] for shard in shards])[:count] for name in shards[0]}

@@ -187,11 +187,12 @@ def check_processes(asked: int | None) -> None:
 
 def use_all_cores() -> None:
     """Share the CPU's cores among the processes: `accelerate launch` leaves each of them one."""
+    import joblib
     import torch
 
     if not torch.cuda.is_available() and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, joblib.cpu_count() // processes))
 
 
 def is_main() -> bool:
@@ -258,7 +259,7 @@ def train(
     from transformers import set_seed
     from trl import SFTConfig
 
-    from vlmface.train.trainer import JsonLines, SupervisedTrainer
+    from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features
 
     # Renamed in transformers 5.23; TRL and peft still use the old name.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
@@ -316,20 +317,20 @@ def train(
         ddp_timeout=6 * 3600,
     )
     set_seed(settings.seed)
+    caching = settings.cache_features and settings.tower == "frozen" and arguments.world_size == 1
     log = JsonLines(run_dir / "log.jsonl")
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=rows.remove_columns("image") if caching else rows,
         processing_class=processor,
         data_collator=encode.Collator(processor),
         peft_config=peft_config,
         callbacks=[log],
         family=family,
-        cache_features=settings.cache_features
-        and settings.tower == "frozen"
-        and arguments.world_size == 1,
     )
+    if caching:
+        trainer.features = all_tower_features(trainer.model, family, rows, processor)
     if trainer.args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(
             f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from vlmface.encode import IGNORED, GroupedSampler
+from vlmface.encode import IGNORED, GroupedSampler, open_row_image, pixel_values
 
 
 class SupervisedTrainer(SFTTrainer):
@@ -26,15 +26,13 @@ class SupervisedTrainer(SFTTrainer):
     - `_save_checkpoint`: a checkpoint counts only once it is whole, and needs no model card.
     """
 
-    def __init__(
-        self, *args: Any, family: ModuleType, cache_features: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, family: ModuleType, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(LossBar)
         self.family = family
         self.lengths = kwargs["train_dataset"]["length"]
-        self.features = FeatureCache(len(self.lengths)) if cache_features else None
+        self.features: torch.Tensor | None = None  # of a frozen tower, by row
 
     def compute_loss(
         self,
@@ -53,7 +51,7 @@ class SupervisedTrainer(SFTTrainer):
         if self.features is not None:
             core = self.accelerator.unwrap_model(model)
             core = core.get_base_model() if hasattr(core, "get_base_model") else core
-            features = self.features(rows, inputs.pop("pixel_values"), core, self.family)
+            features = self.features[rows.cpu()].to(core.device)
             inputs |= self.family.features_input(core, features)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
         targets = labels[:, first:]
@@ -81,26 +79,18 @@ class SupervisedTrainer(SFTTrainer):
             (folder / "complete").touch()
 
 
-class FeatureCache:
-    """Output of a frozen tower for each training row, computed when the row is first seen."""
+def all_tower_features(model: Any, family: ModuleType, rows: Any, processor: Any) -> torch.Tensor:
+    """Output of the frozen tower for each row's image: (rows, tokens, width), on the CPU."""
+    from tqdm import tqdm
 
-    def __init__(self, rows: int) -> None:
-        self.known = torch.zeros(rows, dtype=torch.bool)
-        self.features: torch.Tensor | None = None
-
-    def __call__(
-        self, rows: torch.Tensor, pixel_values: torch.Tensor, model: Any, family: ModuleType
-    ) -> torch.Tensor:
-        rows = rows.cpu()
-        if not self.known[rows].all():
-            with torch.no_grad():
-                found = family.tower_features(model, pixel_values)
-            if self.features is None:
-                self.features = torch.empty(len(self.known), *found.shape[1:], dtype=found.dtype)
-            self.features[rows] = found.cpu()
-            self.known[rows] = True
-        assert self.features is not None
-        return self.features[rows].to(pixel_values.device)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = []
+    with torch.no_grad():
+        for start in tqdm(range(0, len(rows), 64), "image features", unit="batch"):
+            images = [open_row_image(image) for image in rows[start : start + 64]["image"]]
+            pixels = pixel_values(processor, images).to(model.device, model.dtype)
+            parts.append(family.tower_features(model, pixels).cpu())
+    return torch.cat(parts)
 
 
 class LossBar(ProgressCallback):
@@ -128,6 +118,10 @@ class JsonLines(TrainerCallback):
 
         before = keep_log(self.path.parent, state.global_step) if state.is_world_process_zero else 0
         self.began = time.monotonic() - before
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The last step is always logged, however short the run.
+        control.should_log = control.should_log or state.global_step >= state.max_steps
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
