@@ -42,10 +42,14 @@ def main(argv: Sequence[str]) -> int:
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
     processor = family.load_processor(base)
-    protocol = {"n": settings.n_train, "seed": settings.data_seed}
-    protocol = {name: value for name, value in protocol.items() if value is not None}
     with sft.main_first():
-        samples = data.load(settings.data, settings.data_root, settings.data_split, **protocol)
+        samples = data.load(
+            settings.data,
+            settings.data_root,
+            settings.data_split,
+            n=settings.n_train,
+            **settings.data_options,
+        )
         faces = evaluation.load_rows(benchmark, settings.data_root, settings.n_eval)
     rows, left_out = sft.encode_rows(
         samples, processor, family, prompt, max_length=settings.max_length, seed=settings.seed
@@ -80,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
             processor=manifest.processor_shas(run_dir),
             max_length=settings.max_length,
             generation={"max_new_tokens": settings.max_new_tokens},
-            data={"name": settings.data, "split": settings.data_split, **protocol, "n": len(rows),
-                  "fingerprint": data.fingerprint(samples)},
+            data={"name": settings.data, "split": settings.data_split, "n": len(rows),
+                  "options": settings.data_options, "fingerprint": data.fingerprint(samples)},
             seed=settings.seed,
             limits=settings.limits,
         ).save(run_dir)  # fmt: skip

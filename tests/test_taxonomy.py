@@ -15,7 +15,10 @@ SPACE = taxonomy.SPACES["emotion8"]
 
 
 def test_spaces() -> None:
-    assert set(taxonomy.SPACES) == {"emotion8", "emotion7", "gender", "age_group5", "race7"}
+    assert set(taxonomy.SPACES) == {
+        "emotion8", "emotion7", "mafw11", "raer5", "bah2", "gender", "age_group5", "age_group9",
+        "race5", "race7", "emotic26",
+    }  # fmt: skip
     fields = {field.name for field in dataclasses.fields(schema.FaceSample)}
     for id, space in taxonomy.SPACES.items():
         assert space.id == id
@@ -119,7 +122,7 @@ def test_codings_are_complete() -> None:
     }
     assert sizes == {
         "rafdb": 7, "affectnet": 8, "affectnet_sample": 8, "fer2013": 7, "ferplus": 8, "ckplus": 8,
-        "dfew": 7, "affwild2": 7,
+        "dfew": 7, "affwild2": 7, "faba": 7,
     }  # fmt: skip
 
 

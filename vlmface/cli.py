@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlmface import __version__
 from vlmface.errors import UserError
+from vlmface.rationale import options as rationales
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -24,6 +25,24 @@ def _synth(arguments: argparse.Namespace) -> int:
     )
     print(f"{arguments.n} labelled faces: {path}")
     return 0
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from vlmface import data
+    from vlmface.data import check
+
+    output = arguments.output or Path("checks") / arguments.name
+    report = check.check(
+        arguments.name,
+        arguments.root,
+        output,
+        splits=arguments.split,
+        workers=arguments.workers,
+        **data.parse_options(arguments.name, arguments.option),
+    )
+    print(check.text(report))
+    print(f"\nlook at {output / 'sheet.png'}; all of it is in {output / 'check.json'}")
+    return 1 if report["errors"] else 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -51,6 +70,20 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
     synth.set_defaults(run=_synth)
 
+    rationale = commands.add_parser("rationale", help="texts from action units to emotions")
+    actions = rationale.add_subparsers(title="actions", metavar="ACTION", required=True)
+    rationales.add_build(
+        actions.add_parser("build", help="write and check a rationale for each face of a data set")
+    )
+
+    data = commands.add_parser("data", help="check a copy of a data set, or crop its faces")
+    tools = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    check = tools.add_parser("check", help="counts, broken files, leaks, and a sheet of faces")
+    _add_copy(check)
+    check.add_argument("--output", type=Path, help="folder to write (default checks/NAME)")
+    check.set_defaults(run=_data_check)
+
     predict = commands.add_parser("predict", help="rationale, emotion and action units of images")
     predict.add_argument("images", nargs="+", help="image files or folders")
     predict.add_argument("--model", required=True, help="run folder of a recipe")
@@ -58,6 +91,16 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch_size", type=int, default=16)
     predict.set_defaults(run=_predict)
     return top
+
+
+def _add_copy(command: argparse.ArgumentParser) -> None:
+    """The arguments that name a copy of a data set."""
+    command.add_argument("name", metavar="NAME", help="the data set's name in vlmface")
+    command.add_argument("root", metavar="ROOT", nargs="?", help="folder of your copy")
+    command.add_argument("--split", nargs="+", action="extend", default=[], help="default: all")
+    command.add_argument("--option", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+                         help="the data set's own options, such as fold=2")  # fmt: skip
+    command.add_argument("--workers", type=int, help="threads (default: all cores)")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -104,9 +104,9 @@ class Prompt:
     def target(self, sample: FaceSample) -> str:
         """The completion to train on. Raises UserError if the sample lacks the label or the
         rationale, or if its rationale would make the completion unreadable."""
-        found = getattr(sample, self.space.field)
-        label = self.space.canonical(found) if found else None
+        label = sample.label(self.space)
         if label is None:
+            found = getattr(sample, self.space.field)
             raise UserError(
                 f"sample {sample.id!r} has {self.space.field} {found!r}, which is not in label "
                 f"space {self.space.id!r} ({', '.join(self.space.labels)}): leave the sample out "

@@ -107,6 +107,14 @@ class FaceSample:
             "correct the annotation or the adapter that read it"
         )
 
+    def label(self, space: taxonomy.LabelSpace) -> str | None:
+        """The sample's label of a label space; None if it has none of the space's labels, or, where
+        the field is a list (`context`), several of them."""
+        value = getattr(self, space.field)
+        words = value if isinstance(value, list) else [value]
+        found = {space.canonical(word) for word in words if word} - {None}
+        return found.pop() if len(found) == 1 else None
+
     def annotated_aus(self) -> tuple[int, ...]:
         """The AUs that were coded, present or not, sorted; () if none was."""
         return tuple(sorted({label.au for label in self.aus or []}))

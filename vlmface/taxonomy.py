@@ -73,6 +73,25 @@ def _aliases(words: dict[str, str], labels: tuple[str, ...]) -> dict[str, str]:
 
 _EMOTIONS7 = tuple(emotion for emotion in EMOTIONS if emotion != "contempt")
 
+_MAFW_REST = ("contempt", "anxiety", "helplessness", "disappointment")
+# The eleven words of MAFW behind the numbers 0 to 10 of its re-users, who number them differently.
+MAFW_ORDERS = {
+    "anger": ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise",
+              *_MAFW_REST),
+    "happiness": ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear",
+                  *_MAFW_REST),
+}  # fmt: skip
+_MAFW_WORDS = _EMOTION_WORDS | {
+    "anxiety": "anxious", "helplessness": "helpless", "disappointment": "disappointed",
+}  # fmt: skip
+
+EMOTIC = (
+    "Affection", "Anger", "Annoyance", "Anticipation", "Aversion", "Confidence", "Disapproval",
+    "Disconnection", "Disquietment", "Doubt/Confusion", "Embarrassment", "Engagement", "Esteem",
+    "Excitement", "Fatigue", "Fear", "Happiness", "Pain", "Peace", "Pleasure", "Sadness",
+    "Sensitivity", "Suffering", "Surprise", "Sympathy", "Yearning",
+)  # fmt: skip
+
 SPACES: dict[str, LabelSpace] = {
     space.id: space
     for space in (
@@ -80,6 +99,18 @@ SPACES: dict[str, LabelSpace] = {
                    "Ekman's seven emotions and neutral, as in AffectNet-8, FERPlus and CK+"),
         LabelSpace("emotion7", "emotion", _EMOTIONS7, _aliases(_EMOTION_WORDS, _EMOTIONS7),
                    "without contempt, as in RAF-DB, FER2013, AffectNet-7, DFEW and CAER-S"),
+        LabelSpace("mafw11", "context", MAFW_ORDERS["anger"],
+                   _aliases(_MAFW_WORDS, MAFW_ORDERS["anger"]),
+                   "MAFW (Liu et al., ACM MM 2022), single expressions, words of its label files"),
+        LabelSpace("raer5", "context",
+                   ("Neutrality", "Enjoyment", "Confusion", "Fatigue", "Distraction"),
+                   {"neutral": "Neutrality", "confused": "Confusion", "fatigued": "Fatigue",
+                    "tired": "Fatigue", "distracted": "Distraction"},
+                   "RAER (Zhao et al., ICCV 2025), codes 1 to 5 of its list files"),
+        LabelSpace("bah2", "context", ("No A-H", "With A-H"),
+                   {"not ambivalent": "No A-H", "no ambivalence or hesitancy": "No A-H",
+                    "ambivalent": "With A-H", "ambivalence or hesitancy": "With A-H"},
+                   "BAH (Gonzalez-Gonzalez et al., ICLR 2026), codes 0 and 1 of its list files"),
         LabelSpace("gender", "gender", ("female", "male"),
                    {"woman": "female", "girl": "female", "man": "male", "boy": "male"},
                    "binary annotation of FairFace, UTKFace and CelebA"),
@@ -91,6 +122,17 @@ SPACES: dict[str, LabelSpace] = {
                    {"Latino": "Latino_Hispanic", "Hispanic": "Latino_Hispanic",
                     "Hispanic Latino": "Latino_Hispanic", "South East Asian": "Southeast Asian"},
                    "FairFace (Karkkainen & Joo, WACV 2021), its own words"),
+        LabelSpace("race5", "race", ("White", "Black", "Asian", "Indian", "Others"),
+                   {"Other": "Others"},
+                   "UTKFace (Zhang, Song & Qi, CVPR 2017), codes 0 to 4 in its file names"),
+        LabelSpace("age_group9", "age_group",
+                   ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69",
+                    "more than 70"),
+                   {"70+": "more than 70", "over 70": "more than 70"},
+                   "FairFace (Karkkainen & Joo, WACV 2021), its own words"),
+        LabelSpace("emotic26", "context", EMOTIC,
+                   {"Doubt": "Doubt/Confusion", "Confusion": "Doubt/Confusion"},
+                   "EMOTIC (Kosti et al., TPAMI 2020), discrete categories, several a person"),
     )
 }  # fmt: skip
 
@@ -143,6 +185,8 @@ CODINGS: dict[str, Coding] = {
                "CK+, Emotion/*/*_emotion.txt, a float in the file"),
         Coding("dfew", _codes("happiness sadness neutral anger surprise disgust fear", 1),
                "DFEW, EmoLabel_DataSplit/*(single-labeled)/set_*.csv column `label`"),
+        Coding("faba", _codes("happiness sadness surprise anger neutral disgust fear"),
+               "FABA-Instruct, eval_emotion_anno.json `label`; emotions2num of EmoLA's scorer"),
         Coding("affwild2", _codes("invalid neutral anger disgust fear happiness sadness surprise "
                                   "other", -1),
                "Aff-Wild2, expression track; -1 marks a frame that is not annotated"),

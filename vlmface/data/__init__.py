@@ -1,55 +1,181 @@
-"""Data sets as FaceSample rows: `load(name, root, split=...)`."""
+"""Data sets as FaceSample rows: `load(name, root, split=...)`.
+
+Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
+
+    TITLE, HOME, LICENCE    for people
+    SPLITS                  the splits that the set defines
+    PUBLISHED               split -> {label or "rows": number}, as its owners published them
+    read(root, split, **protocol) -> Rows (synth, which has no root, says NEEDS_ROOT = False)
+
+A module that is put there is a data set; nothing else lists them.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable
+import importlib
+import inspect
+import pkgutil
+import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
-
-def _synth(root: Path | None, split: str, **protocol: Any) -> datasets.Dataset:
-    from vlmface.synth import dataset
-
-    if root is not None:
-        raise UserError(f"synth is rendered, not read from a folder: leave out the root ({root})")
-    return dataset.load(split, **protocol)
+    from vlmface.data.rows import Rows
 
 
-# name -> function(root, split, **protocol) -> datasets.Dataset with schema.features()
-LOADERS: dict[str, Callable[..., datasets.Dataset]] = {"synth": _synth}
+def names() -> list[str]:
+    """The names that `load` knows, sorted."""
+    from vlmface.data import sets
+
+    return sorted(module.name for module in pkgutil.iter_modules(sets.__path__))
 
 
+def adapter(name: str) -> ModuleType:
+    """The module of a data set. Raises UserError if there is none of that name."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise UserError(f"there is no data set {name!r}: {hint}")
+    return importlib.import_module(f"vlmface.data.sets.{name}")
+
+
+@overload
 def load(
-    name: str, root: str | Path | None = None, split: str = "train", **protocol: Any
-) -> datasets.Dataset:
-    """Load a split of a data set as a `datasets.Dataset` of FaceSample rows (`schema.features()`).
+    name: str,
+    root: str | Path | None = ...,
+    split: str = ...,
+    *,
+    streaming: Literal[False] = ...,
+    missing: str = ...,
+    n: int | None = ...,
+    **protocol: Any,
+) -> datasets.Dataset: ...
+@overload
+def load(
+    name: str,
+    root: str | Path | None = ...,
+    split: str = ...,
+    *,
+    streaming: Literal[True],
+    missing: str = ...,
+    n: int | None = ...,
+    **protocol: Any,
+) -> datasets.IterableDataset: ...
+def load(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    *,
+    streaming: bool = False,
+    missing: str = "error",
+    n: int | None = None,
+    **protocol: Any,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a split of a data set as FaceSample rows (`schema.features()`), images undecoded until
+    they are looked at.
 
     `root` is the folder as its owners distribute it (None for `synth`); `protocol` are the data
-    set's own options. Raises UserError for an unknown name or option.
+    set's own options; `missing` is "error" or "drop" for listed images that are not there. `n`
+    takes so many rows: of synth the first ones, of other sets a random choice that is always the
+    same. A `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises UserError for an
+    unknown name, split or option, and for a copy that is not as it should be.
     """
-    if name not in LOADERS:
-        near = difflib.get_close_matches(name, LOADERS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(LOADERS))}"
-        raise UserError(f"there is no data set {name!r}: {hint}")
-    try:
-        return LOADERS[name](Path(root) if root is not None else None, split, **protocol)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        option = str(error).rsplit("'", 2)[-2]
-        raise UserError(f"data set {name!r} has no option {option!r} ({protocol})") from error
+    from vlmface.data.rows import Rows, to_dataset
+
+    if str(name).endswith((".yaml", ".yml")):
+        from vlmface.data import mixture
+
+        mixed = mixture.load(name, root, split, missing=missing, n=n, **protocol)
+        return mixed.to_iterable_dataset() if streaming else mixed
+    if n is not None and "n" in inspect.signature(adapter(name).read).parameters:
+        protocol["n"] = n
+    found = read(name, root, split, **protocol)
+    if isinstance(found, Rows):
+        found = to_dataset(found, name, split, missing=missing)
+    if n is not None and n < len(found):
+        found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    return found.to_iterable_dataset() if streaming else found
+
+
+def read(
+    name: str, root: str | Path | None = None, split: str = "train", **protocol: Any
+) -> Rows | datasets.Dataset:
+    """What the data set's own module makes of a split: `load` before images are looked for, with
+    what was left out. Raises UserError as `load` does."""
+    module = adapter(name)
+    options = list(inspect.signature(module.read).parameters)[2:]
+    for option in protocol:
+        if option not in options:
+            raise UserError(
+                f"data set {name!r} has no option {option!r}; it has {', '.join(options) or 'none'}"
+            )
+    if split not in module.SPLITS:
+        raise UserError(
+            f"{name} has no split {split!r}: it has {', '.join(module.SPLITS)}"
+            + ("" if "validation" in module.SPLITS else
+               "; data.hold_out takes a validation part of its training people")
+        )  # fmt: skip
+    place = None if root is None else Path(root).expanduser()
+    if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
+        raise UserError(
+            f"{name} needs the root of your copy ({module.HOME}), "
+            + ("and none was given" if place is None else f"and {place} does not exist")
+        )
+    return module.read(place, split, **protocol)
+
+
+def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """The options of a data set from words of the command line such as "fold=2". Values are read as
+    YAML, except where the option is a text. Raises UserError for a word that is no such pair."""
+    import yaml
+
+    kinds = inspect.signature(adapter(name).read).parameters
+    options = {}
+    for word in words:
+        option, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"an option is written name=value, found {word!r}")
+        kind = kinds[option].annotation if option in kinds else None
+        try:
+            options[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"option {option} cannot be read from {text!r}: {error}") from error
+    return options
 
 
 def fingerprint(rows: datasets.Dataset) -> str:
     """12 hex digits over the ids and labels of all rows in order: same data, same digits."""
+    columns = ["id", "emotion", "aus", "age", "gender", "race", "rationale"]
+    table = rows.select_columns(columns).with_format("arrow")[:]
     digest = hashlib.sha256()
-    for column in ("id", "emotion", "aus", "age", "gender", "race", "rationale"):
-        digest.update(repr(rows.data.column(column).to_pylist()).encode())
+    for column in columns:
+        digest.update(repr(table[column].to_pylist()).encode())
     return digest.hexdigest()[:12]
+
+
+def hold_out(
+    rows: datasets.Dataset, share: float, seed: int = 0
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """(rest, held out): about `share` (0..1) of the rows, by whole subjects; a row without a
+    subject is its own. Deterministic under `seed`, and independent of the order of the rows."""
+    import numpy as np
+
+    if not 0 < share < 1:
+        raise UserError(f"hold_out takes a share between 0 and 1, not {share}")
+    subjects = [s or i for s, i in zip(rows["subject"], rows["id"], strict=True)]
+
+    def draw(subject: str) -> float:
+        digest = hashlib.sha256(f"{seed} {subject}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    held = np.array([draw(subject) < share for subject in subjects])
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

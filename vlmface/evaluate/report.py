@@ -127,7 +127,7 @@ def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     if policy := manifest.get("policy"):
         lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in policy.items())))
     if data := manifest.get("data"):
-        facts = [f"{k} {v}" for k, v in data.items() if k not in ("name", "n")]
+        facts = [f"{k} {v}" for k, v in data.items() if k not in ("name", "n") and v]
         lines.append(("training data", ", ".join([data["name"], f"{data['n']} faces", *facts])))
     return lines
 

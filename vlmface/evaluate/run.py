@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import config, data, taxonomy
+from vlmface.data.rows import pictures
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics, report
@@ -21,7 +22,7 @@ from vlmface.files import atomic_write, resource
 from vlmface.manifest import is_run
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
-from vlmface.train.sft import is_main, peak_rss_gib, undecoded
+from vlmface.train.sft import is_main, peak_rss_gib
 
 if TYPE_CHECKING:
     import datasets
@@ -103,8 +104,8 @@ def load_baseline(benchmark: Benchmark) -> dict[str, Any] | None:
 def load_rows(benchmark: Benchmark, root: str | None, n: int | None) -> datasets.Dataset:
     """The benchmark's rows, images as stored; `n` takes another number of them (not comparable with
     published results)."""
-    protocol = benchmark.protocol | ({"n": n} if n is not None else {})
-    return undecoded(data.load(benchmark.dataset, root, benchmark.split, **protocol))
+    options = benchmark.protocol | ({"n": n} if n is not None else {})
+    return pictures(data.load(benchmark.dataset, root, benchmark.split, **options))
 
 
 def images_of(rows: datasets.Dataset) -> list[Image.Image]:
@@ -187,11 +188,15 @@ def check_space(benchmark: Benchmark, prompt: Prompt) -> None:
 def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     """What is annotated for a row; null is "not annotated"."""
     present = sample.intensities(benchmark.au_threshold)
+    attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
+    space = taxonomy.space(benchmark.label_space)
+    if space.field == "context":  # a list: the one label of this space in it
+        attributes["context"] = sample.label(space)
     return {
         "emotion": sample.emotion,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
         "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
-        "attributes": {name: getattr(sample, name) for name in ATTRIBUTES},
+        "attributes": attributes,
     }
 
 

@@ -285,7 +285,7 @@ def predict_command(
     from vlmface.images import find_images, open_image
 
     logging.disable_progress_bar()  # stdout and stderr are for answers and errors
-    opened, failed = [], 0
+    failed = 0
     paths: list[Path] = []
     for name in images:
         try:
@@ -293,22 +293,28 @@ def predict_command(
         except UserError as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
-    for path in paths:
-        try:
-            opened.append((path, open_image(path)))
-        except UserError as error:
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-    predictor = Predictor.load(model, prompt=prompt)
-    predictions = predictor.predict([image for _, image in opened], batch_size=batch_size)
-    note = predictor.manifest.limits if predictor.manifest else None
-    for (path, _), prediction in zip(opened, predictions, strict=True):
-        if as_json:
-            print(json.dumps({**_as_dict(path, prediction), "note": note}, ensure_ascii=False))
-        else:
-            print(_as_text(path, prediction))
-    if note and not as_json:
-        print(f"note: {note}")
+    predictor = None
+    for start in range(0, len(paths), batch_size):
+        opened = []
+        for path in paths[start : start + batch_size]:
+            try:
+                opened.append((path, open_image(path)))
+            except UserError as error:
+                failed += 1
+                print(f"error: {error}", file=sys.stderr)
+        if not opened:
+            continue
+        predictor = predictor or Predictor.load(model, prompt=prompt)
+        note = predictor.manifest.limits if predictor.manifest else None
+        predictions = predictor.predict([image for _, image in opened], batch_size=batch_size)
+        for (path, _), prediction in zip(opened, predictions, strict=True):
+            if as_json:
+                line = {**_as_dict(path, prediction), "note": note}
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+            else:
+                print(_as_text(path, prediction), flush=True)
+    if predictor and predictor.manifest and not as_json:
+        print(f"note: {predictor.manifest.limits}")
     return 2 if failed else 0
 
 

@@ -1,23 +1,25 @@
 """The rule writer: action units and an emotion -> a short rationale, at thousands per second.
 
 A rationale goes down the face, one clause for each AU with its number and its intensity in words,
-and closes with one sentence on what the signs say together. It is honest about the label it is
-given: signs that speak for another emotion are named, and weak evidence is called weak. The
-variation is small on purpose, so that a language model of a few million parameters can learn it.
+and closes with one sentence on what the signs say together, by the EMFACS evidence of `facs`. It is
+honest about the label it is given: signs that speak for another emotion are named, and weak
+evidence is called weak. The style "plain" varies little, so that a language model of a few million
+parameters can learn it; "varied" is for everything larger.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from vlmface import answers, facs
 from vlmface.errors import UserError
+from vlmface.rationale.phrases import VARIED, Style, from_cue
 
-Choose = Callable[[Sequence[str]], str]
+T = TypeVar("T")
 
-# {how} is the intensity with a space before it, or nothing where the AU is not graded.
 CLAUSES: dict[int, tuple[str, ...]] = {
     1: ("the inner brows are{how} raised", "the inner brows rise{how}"),
     2: ("the outer brows are{how} raised", "the outer brows rise{how}"),
@@ -45,11 +47,7 @@ CLAUSES: dict[int, tuple[str, ...]] = {
     34: ("the cheeks are{how} puffed out", "the cheeks are{how} puffed"),
     43: ("the eyes are{how} closed", "the eyes are{how} shut"),
 }  # fmt: skip
-CLAUSES |= {
-    au: (re.sub(r" (is|are) ", r" \1{how} ", unit.cue, count=1),)
-    for au, unit in facs.AUS.items()
-    if au not in CLAUSES
-}
+CLAUSES |= {au: from_cue(au) for au in facs.AUS if au not in CLAUSES}
 
 # What an AU is called in the closing sentence. The brows are one sign, whatever moves them.
 BROWS: dict[tuple[int, ...], str] = {
@@ -87,8 +85,6 @@ AT_REST = (
     "The face shows no visible movement.",
     "The face is at rest.",
 )
-# {s} are the signs for the emotion {e}, {a} those against it; {S} and {A} begin the sentence. [s]
-# is written where the one sign before it is a singular ("a dropped jaw points").
 CLOSINGS: dict[str, tuple[str, ...]] = {
     "clear": (
         "{S} point[s] to {e}.",
@@ -137,6 +133,21 @@ CLOSINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+STYLES: dict[str, Style] = {
+    "plain": Style(
+        grades=tuple((word,) for word in facs.GRADES),
+        clauses=CLAUSES,
+        layouts=(("plain", "{clause} ({au})"),),
+        openings=("",),
+        joins=(", ",),
+        at_rest=AT_REST,
+        brows={aus: (name,) for aus, name in BROWS.items()},
+        signs={au: (name,) for au, name in SIGNS.items()},
+        closings=CLOSINGS,
+    ),
+    "varied": VARIED,
+}
+
 
 def write(
     aus: Mapping[int, float | None],
@@ -145,41 +156,100 @@ def write(
     form: str = "think_answer",
     seed: int = 0,
     body_only: bool = False,
+    style: str = "plain",
 ) -> str:
     """Write the rationale of a face as a completion in `form`, or only its text (`body_only`).
 
     `aus` maps present AUs to their intensity 0..5, None where it was not graded; 0 is absent and
     left out. The same arguments give the same text. The text alone is the same for every form and
     is what `FaceSample.rationale` holds; `answers.parse` reads the AUs and the emotion back.
-    Raises UserError for an AU, intensity, emotion or form that does not exist.
+    Raises UserError for an AU, intensity, emotion, form or style that does not exist.
     """
     if emotion not in facs.PROTOTYPES:
         raise UserError(f"{emotion!r} is no emotion: use one of {', '.join(facs.PROTOTYPES)}")
+    if style not in STYLES:
+        raise UserError(f"there is no style {style!r}: use one of {', '.join(STYLES)}")
     for au, intensity in aus.items():
         if au not in facs.AUS:
             raise UserError(f"AU {au!r} is not in FACS: use one of {', '.join(map(str, facs.AUS))}")
         if intensity is not None and not 0 <= intensity <= 5:
             raise UserError(f"AU{au} has intensity {intensity!r}: use 0 to 5, or None")
     present = {au: aus[au] for au in facs.top_down(aus) if aus[au] != 0}
-    choose = random.Random(seed).choice
-    body = f"{_observations(present, choose)} {_closing(present, emotion, choose)}"
+    body = _Writer(STYLES[style], random.Random(seed)).body(present, emotion)
     return body if body_only else answers.prefix(body, form) + emotion + answers.SUFFIX[form]
 
 
-def _observations(aus: Mapping[int, float | None], choose: Choose) -> str:
-    if not aus:
-        return choose(AT_REST)
-    upper: list[str] = []
-    lower: list[str] = []
-    for au, intensity in aus.items():
-        how = "" if intensity is None else f" {facs.GRADES[facs.grade(intensity) - 1]}"
-        half = lower if facs.AUS[au].region in ("mouth", "chin", "jaw") else upper
-        half.append(f"{choose(CLAUSES[au]).format(how=how)} ({facs.name(au)})")
-    sentences = (upper, lower) if len(aus) > 4 else (upper + lower,)
-    return " ".join(f"{_capital(_listed(clauses))}." for clauses in sentences if clauses)
+def seed_of(seed: int, id: str) -> int:
+    """A seed of the sample's own, so that a text does not depend on the order of the rows."""
+    return int.from_bytes(f"{seed} {id}".encode()[-64:], "big")
 
 
-def _closing(aus: Mapping[int, float | None], emotion: str, choose: Choose) -> str:
+class _Writer:
+    """One rationale in the making: a style and the random choice that goes through it."""
+
+    def __init__(self, style: Style, rng: random.Random) -> None:
+        self.style = style
+        self.choose = rng.choice
+
+    def vary(self, options: Sequence[T]) -> T:
+        # Where a style offers one thing only, no random number is used up: that keeps the texts of
+        # "plain", which were pinned before there was anything to vary.
+        return options[0] if len(options) == 1 else self.choose(options)
+
+    def body(self, aus: Mapping[int, float | None], emotion: str) -> str:
+        return f"{self.observations(aus)} {self.closing(aus, emotion)}"
+
+    # --- what is seen ---
+
+    def observations(self, aus: Mapping[int, float | None]) -> str:
+        if not aus:
+            return self.choose(self.style.at_rest)
+        layout, tag = self.vary(self.style.layouts)
+        join = self.vary(self.style.joins)
+        upper: list[str] = []
+        lower: list[str] = []
+        for au, intensity in aus.items():
+            half = lower if facs.AUS[au].region in ("mouth", "chin", "jaw") else upper
+            half.append(self.clause(au, intensity, tag))
+        if layout == "each":
+            sentences = [[clause] for clause in upper + lower]
+        elif layout == "halves" or (layout == "plain" and len(aus) > 4):
+            sentences = [upper, lower]
+        else:
+            sentences = [upper + lower]
+        sentences = [clauses for clauses in sentences if clauses]
+        if len(sentences[0]) > 1:
+            sentences[0][0] = self.vary(self.style.openings) + sentences[0][0]
+        return " ".join(f"{_capital(_listed(clauses, join))}." for clauses in sentences)
+
+    def clause(self, au: int, intensity: float | None, tag: str) -> str:
+        grades = self.style.grades
+        how = "" if intensity is None else f" {self.vary(grades[facs.grade(intensity) - 1])}"
+        clause = self.choose(self.style.clauses[au]).format(how=how)
+        return tag.format(clause=clause, au=facs.name(au), name=facs.AUS[au].name)
+
+    # --- what it says ---
+
+    def closing(self, aus: Mapping[int, float | None], emotion: str) -> str:
+        fitting, against, case = _weigh(aus, emotion)
+        if case == "full" and case not in self.style.closings:
+            case = "clear"
+        signs, contrary = self.signs(fitting), self.signs(against)
+        rival = _rival({au: aus[au] for au in against}, emotion)
+        options = [text for text in self.style.closings[case] if rival or "{o}" not in text]
+        text = _agree(self.choose(options), signs, contrary)
+        s, a = _listed(signs), _listed(contrary)
+        return text.format(s=s, a=a, S=_capital(s), A=_capital(a), e=emotion, o=rival)
+
+    def signs(self, aus: list[int]) -> list[str]:
+        brows = tuple(au for au in aus if au in (1, 2, 4))
+        names = [self.style.brows[brows]] if brows else []
+        names += [self.style.signs[au] for au in aus if au in self.style.signs]
+        return [self.vary(options) for options in names[:MAX_SIGNS]]
+
+
+def _weigh(aus: Mapping[int, float | None], emotion: str) -> tuple[list[int], list[int], str]:
+    """(AUs that speak for the emotion, AUs that speak against it, the case of CLOSINGS)."""
     prototype = facs.PROTOTYPES[emotion]
     core = [au for au in aus if au in prototype.core_aus]
     fitting = core or [au for au in aus if au in prototype.accessory]
@@ -192,19 +262,13 @@ def _closing(aus: Mapping[int, float | None], emotion: str, choose: Choose) -> s
         if against and not _accessory_only(against):
             case = "too faint" if supported else "not neutral"
     elif supported and core:
-        case = "mixed" if against else "faint" if faint else "clear"
+        whole = all(set(group) & set(core) for group in prototype.core)
+        case = "mixed" if against else "faint" if faint else "full" if whole else "clear"
     elif fitting:
         case = "outweighed" if against else "weak"
     else:
         case = "contrary" if against else "none"
-    signs, contrary = _signs(fitting), _signs(against)
-    text = choose(CLOSINGS[case])
-    # A verb agrees with the nearest list before it: a lone "a dropped jaw" is a singular.
-    for key, listed in (("s", signs), ("a", contrary)):
-        ending = "s" if len(listed) == 1 and listed[0].startswith("a ") else ""
-        text = re.sub(rf"(\{{{key}\}} \w+)\[s\]", rf"\1{ending}", text, flags=re.IGNORECASE)
-    s, a = _listed(signs), _listed(contrary)
-    return text.format(s=s, a=a, S=_capital(s), A=_capital(a), e=emotion)
+    return fitting, against, case
 
 
 def _accessory_only(aus: Iterable[int]) -> bool:
@@ -212,15 +276,36 @@ def _accessory_only(aus: Iterable[int]) -> bool:
     return not any(au in prototype.core_aus for prototype in facs.PROTOTYPES.values() for au in aus)
 
 
-def _signs(aus: list[int]) -> list[str]:
-    brows = tuple(au for au in aus if au in (1, 2, 4))
-    signs = [BROWS[brows]] if brows else []
-    return [*signs, *(SIGNS[au] for au in aus if au in SIGNS)][:MAX_SIGNS]
+def _rival(against: Mapping[int, float | None], emotion: str) -> str | None:
+    """The emotion that the AUs against `emotion` are most evidence of, if there is one."""
+    scores = {
+        e: score for e, score in facs.evidence(against).items() if e not in (emotion, "neutral")
+    }
+    best = max(scores, key=scores.__getitem__)
+    return best if scores[best] > 0 else None
 
 
-def _listed(items: list[str]) -> str:
+def _agree(text: str, signs: Sequence[str], contrary: Sequence[str]) -> str:
+    """Write the [s] of a closing: a verb agrees with the nearest list before it, and a lone "a
+    dropped jaw" is a singular."""
+    singular = {
+        key: len(listed) == 1 and listed[0].startswith("a ")
+        for key, listed in (("s", signs), ("a", contrary))
+    }
+    ending = ""
+    pieces = []
+    for piece in re.split(r"(\{[sSaA]\}|\[s\])", text):
+        if piece == "[s]":
+            piece = ending
+        elif piece[1:-1].lower() in singular and piece.startswith("{"):
+            ending = "s" if singular[piece[1:-1].lower()] else ""
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _listed(items: Sequence[str], join: str = ", ") -> str:
     """ "a", "a and b", "a, b and c"."""
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+    return " and ".join([join.join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def _capital(text: str) -> str:

@@ -24,7 +24,7 @@ VERSION = 1
 SHARD = 64
 FACES_PER_IDENTITY = 4
 SPLITS = {"train": 0, "validation": 1, "test": 2, "pretrain": 3}
-DEFAULT_N = {"train": 3000, "validation": 400, "test": 600, "pretrain": 15000}
+DEFAULT_N = {"train": 4000, "validation": 400, "test": 600, "pretrain": 30000}
 _RANGE = 10_000_000  # faces and identities that a split may have
 
 

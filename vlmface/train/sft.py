@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmface import encode
+from vlmface.data.rows import pictures
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
 from vlmface.prompts import Prompt
@@ -44,7 +45,7 @@ class Settings:
     output_dir: str
     data_root: str | None = None
     data_split: str = "train"
-    data_seed: int | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
     n_train: int | None = None
     n_eval: int | None = None
     seed: int = 0
@@ -101,8 +102,10 @@ def encode_rows(
 
     A sample without a rationale gets one from the rule writer, from its annotated AUs and label.
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
-    that a rationale is written from ("no_aus"), and what the encoder refuses ("too_long", ...).
-    The images stay compressed. Raises UserError if nothing is left.
+    that a rationale is written from ("no_aus"), rationales that do not fit the prompt's form
+    ("unreadable_rationale"), and what the encoder refuses ("too_long", ...).
+    The images stay compressed; of a clip it is the middle frame. Raises UserError if nothing is
+    left.
     """
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
@@ -129,35 +132,29 @@ def encode_rows(
             f"none of the {len(rows)} rows can be trained on ({dict(left_out)}): check the data "
             "set's labels against the prompt's label space, and max_length"
         )
-    images = undecoded(rows.select_columns(["image"]))
+    images = pictures(rows).select_columns(["image"])
     if left_out:
         images = images.select(kept)
     columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
     return concatenate_datasets([images, columns], axis=1), dict(left_out)
 
 
-def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows with images as stored, for `encode.open_row_image`."""
-    from datasets import Image
-
-    return rows.cast_column("image", Image(decode=False))
-
-
 def _target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
     """The text to learn, written from the sample's labels where it has no rationale of its own."""
     from vlmface.rationale import rules
 
-    label = getattr(sample, prompt.space.field)
-    if label is None or prompt.space.canonical(label) is None:
+    if sample.label(prompt.space) is None:
         raise encode.RefusedError("no_label", f"{sample.id} has no label of {prompt.space.id}")
     if prompt.form != "label" and sample.rationale is None:
         if sample.aus is None or sample.emotion is None:
             raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
-        # A seed of the sample's own, so that a text does not depend on the order of the rows.
-        own = int.from_bytes(f"{seed} {sample.id}".encode()[-64:], "big")
+        own = rules.seed_of(seed, sample.id)
         body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
         sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
-    return prompt.target(sample)
+    try:
+        return prompt.target(sample)
+    except UserError as error:
+        raise encode.RefusedError("unreadable_rationale", str(error)) from error
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -346,10 +343,10 @@ def train(
     final = trainer.accelerator.unwrap_model(trainer.model)
     if is_main():
         if settings.uses_lora:
-            # peft would note the folder that the base lies in on this machine, and write an empty
-            # model card.
+            # peft would note the folder that the base lies in on this machine, write an empty
+            # model card, and ask the hub whether the base's vocabulary has grown.
             final.peft_config["default"].base_model_name_or_path = settings.base
-            final.save_pretrained(run_dir)
+            final.save_pretrained(run_dir, save_embedding_layers=False)
             (run_dir / "README.md").unlink(missing_ok=True)
             processor.save_pretrained(run_dir)
         else:

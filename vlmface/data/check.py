@@ -1,0 +1,424 @@
+"""Is a copy of a data set whole, and are its labels right? `vlmface data check`.
+
+Errors: a split that cannot be read, files that are missing or cannot be decoded, pictures or
+people that two splits share. Warnings: counts other than its owners published, what was left out,
+pictures that occur twice within a split. A split named "all" holds the others, and is not compared
+with them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw
+
+from vlmface import data, files, sheet
+from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.sources import Source, content, digest, in_threads, sources
+from vlmface.errors import UserError
+from vlmface.images import open_image
+from vlmface.schema import FaceSample
+
+if TYPE_CHECKING:
+    import datasets
+
+WORDS = ("emotion", "age_group", "gender", "race")  # fields that hold one word
+NUMBERS = ("age", "valence", "arousal")
+PERSON = "person_box"  # in `meta`, where a set boxes people instead of faces
+PER_CLASS = 8  # faces on the sheet
+
+
+@dataclass
+class Part:
+    """A split: its labels as rows, the pictures of each row, and what its module left out."""
+
+    split: str
+    rows: datasets.Dataset
+    pictures: list[list[Source]]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture that was looked at: the digest of its bytes, (width, height), or what is wrong."""
+
+    digest: str | None = None
+    size: tuple[int, int] | None = None
+    fault: str | None = None
+
+
+def check(
+    name: str,
+    root: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    splits: Sequence[str] = (),
+    workers: int | None = None,
+    progress: bool = True,
+    **protocol: Any,
+) -> dict[str, Any]:
+    """Read the splits (default: all) of a copy and look at each of its pictures.
+
+    Returns {"name", "title", "options", "splits": {split: what it holds}, "unreadable": {file:
+    why}, "duplicates": [[{"split", "id", "emotion"}, ...], ...], "shared_subjects": {"train, test":
+    [...]}, "errors": [...], "warnings": [...]}. With `output`, writes that as check.json there and
+    a contact sheet, sheet.png. Raises UserError if no split can be read.
+    """
+    module = data.adapter(name)
+    parts, errors = _read(name, root, splits or module.SPLITS, protocol)
+    looks = _look_at_all(parts, workers, progress)
+    place = None if root is None else Path(root).expanduser()
+    if place is not None and place.is_file():
+        place = place.parent
+    report: dict[str, Any] = {
+        "name": name,
+        "title": module.TITLE,
+        "options": protocol,
+        "splits": {p.split: _holds(p, looks, module.PUBLISHED.get(p.split, {})) for p in parts},
+        "unreadable": {
+            _short(source, place): look.fault for source, look in looks.items() if look.fault
+        },
+        "duplicates": _duplicates(parts, looks),
+        "shared_subjects": _shared_subjects(parts),
+        "errors": errors,
+        "warnings": [],
+    }
+    _judge(report, parts, looks, place)
+    if output is not None:
+        picture = _draw(parts, looks)
+        if picture is not None:
+            sheet.write(Path(output) / "sheet.png", picture)
+        text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
+        files.atomic_write(Path(output) / "check.json", text + "\n")
+    return report
+
+
+def _read(
+    name: str, root: str | Path | None, splits: Sequence[str], protocol: dict[str, Any]
+) -> tuple[list[Part], list[str]]:
+    parts: list[Part] = []
+    failures: dict[str, UserError] = {}
+    for split in splits:
+        try:
+            found = data.read(name, root, split, **protocol)
+            pictures = sources(found)
+            left_out: dict[str, list[str]] = {}
+            if isinstance(found, Rows):
+                left_out = found.left_out
+                # Without its pictures, so that labels are counted whether or not a file is there.
+                labels = {k: v for k, v in found.columns.items() if k not in ("image", "frames")}
+                found = to_dataset(Rows(labels), name, split)
+            parts.append(Part(split, found, pictures, left_out))
+        except UserError as error:
+            failures[split] = error
+    if not parts:
+        raise next(iter(failures.values()))
+    return parts, [f"{split} cannot be read: {error}" for split, error in failures.items()]
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _look_at_all(parts: list[Part], workers: int | None, progress: bool) -> dict[Source, Look]:
+    every = list(dict.fromkeys(s for part in parts for row in part.pictures for s in row))
+    with warnings.catch_warnings():  # open_image sets filters, which are common to all threads
+        return dict(
+            zip(
+                every,
+                in_threads(_look, every, "looking", workers=workers, progress=progress),
+                strict=True,
+            )
+        )
+
+
+def _look(source: Source) -> Look:
+    try:
+        encoded = content(source)
+    except FileNotFoundError:
+        return Look(fault="missing")
+    except OSError as error:
+        return Look(fault=str(error))
+    try:
+        return Look(digest(encoded), open_image(encoded).size)
+    except UserError as error:
+        return Look(digest(encoded), fault=str(error).removeprefix("the image bytes "))
+
+
+def _duplicates(parts: list[Part], looks: dict[Source, Look]) -> list[list[dict[str, Any]]]:
+    """Rows with the same pictures, in groups. Several boxes in one picture of a split are no
+    duplicates; in two splits, the picture itself is what must not be shared."""
+    same: dict[tuple[str | None, ...], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    for part in parts:
+        if part.split == "all":
+            continue
+        labels = part.rows.select_columns(["id", "emotion", "face_box", "meta"])
+        for row, pictures in zip(labels, part.pictures, strict=True):
+            key = tuple(looks[source].digest for source in pictures)
+            if key and None not in key:
+                same[key].append((part.split, row))
+    groups = []
+    for rows in same.values():
+        if len({split for split, _ in rows}) == 1 and len(rows) > 1:
+            boxes = [str(row["face_box"] or json.loads(row["meta"]).get(PERSON)) for _, row in rows]
+            seen = Counter(boxes)
+            rows = [row for row, box in zip(rows, boxes, strict=True) if seen[box] > 1]
+        if len(rows) > 1:
+            groups.append([
+                {"split": split, "id": row["id"], "emotion": row["emotion"]} for split, row in rows
+            ])  # fmt: skip
+    return groups
+
+
+def _shared_subjects(parts: list[Part]) -> dict[str, list[str]]:
+    people = {
+        part.split: set(part.rows["subject"]) - {None} for part in parts if part.split != "all"
+    }
+    return {
+        f"{a}, {b}": sorted(people[a] & people[b])
+        for a, b in combinations(people, 2)
+        if people[a] & people[b]
+    }
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def _holds(part: Part, looks: dict[Source, Look], published: dict[str, int]) -> dict[str, Any]:
+    """What check.json says about a split."""
+    rows = part.rows
+    units = rows["aus"]
+    present = (label["au"] for row in units for label in row or () if label["present"])
+    labels = {
+        **{name: _histogram(rows[name]) for name in WORDS},
+        "context": _histogram(word for words in rows["context"] for word in words or ()),
+        "aus": {f"AU{au}": n for au, n in sorted(Counter(present).items())},
+    }
+    if labels["aus"] and (unlabelled := sum(row is None for row in units)):
+        labels["aus"]["(none)"] = unlabelled
+    numbers = {name: sorted(v for v in rows[name] if v is not None) for name in NUMBERS}
+    every = list(dict.fromkeys(source for row in part.pictures for source in row))
+    sizes = Counter(size for source in every if (size := looks[source].size))
+    return {
+        "rows": len(rows),
+        "labels": {name: counts for name, counts in labels.items() if counts},
+        "numbers": {
+            name: {"rows": len(v), "min": v[0], "median": v[len(v) // 2], "max": v[-1]}
+            for name, v in numbers.items()
+            if v
+        },
+        "published": published,
+        "subjects": len(set(rows["subject"]) - {None}),
+        "files": len(every),
+        "sizes": _sizes(sizes),
+        "left_out": part.left_out,
+    }
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The (width, height) that most pictures have, and those of the smallest and the largest."""
+    if not sizes:
+        return {}
+    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+    return {"usual": sizes.most_common(1)[0][0], "smallest": by_area[0], "largest": by_area[-1]}
+
+
+def _histogram(words: Iterable[str | None]) -> dict[str, int]:
+    """How often each word occurs, rows without one last; {} if none has one."""
+    counts = Counter(words)
+    unlabelled = counts.pop(None, 0)
+    known = {str(word): counts[word] for word in sorted(counts, key=str)}
+    return known | ({"(none)": unlabelled} if known and unlabelled else {})
+
+
+def _count(holds: dict[str, Any], label: str) -> int:
+    """How often a label of PUBLISHED was found."""
+    if label == "rows":
+        return holds["rows"]
+    return next((c[label] for c in holds["labels"].values() if label in c), 0)
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+def _judge(
+    report: dict[str, Any], parts: list[Part], looks: dict[Source, Look], root: Path | None
+) -> None:
+    errors, hints = report["errors"], report["warnings"]
+    for part in parts:
+        every = dict.fromkeys(source for row in part.pictures for source in row)
+        lost = [s for s in every if looks[s].fault == "missing"]
+        bad = [s for s in every if looks[s].fault not in (None, "missing")]
+        if lost:
+            names = _some(_short(s, root) for s in lost)
+            errors.append(f"{part.split}: files missing ({len(lost):,} of {len(every):,}): {names}")
+        if bad:
+            names = _some(f"{_short(s, root)} {looks[s].fault}" for s in bad)
+            errors.append(f"{part.split}: files that cannot be read ({len(bad):,}): {names}")
+        holds = report["splits"][part.split]
+        other = [
+            f"{label} {_count(holds, label):,} (published {n:,})"
+            for label, n in holds["published"].items()
+            if _count(holds, label) != n
+        ]
+        if other:
+            hints.append(f"{part.split}: not as published ({len(other)}): {_some(other)}")
+        for reason, rows in part.left_out.items():
+            hints.append(f"{part.split}: left out, {reason} ({len(rows):,}): {_some(rows)}")
+        twice = [g for g in report["duplicates"] if {who["split"] for who in g} == {part.split}]
+        if twice:
+            disagree = sum(len({who["emotion"] for who in group}) > 1 for group in twice)
+            hints.append(
+                f"{part.split}: pictures that occur again ({len(twice):,}, under different "
+                f"emotions {disagree:,}): {_some(map(_same, twice))}"
+            )
+    for pair, people in report["shared_subjects"].items():
+        errors.append(f"{pair}: subjects in both ({len(people):,}): {_some(people)}")
+    for pair in combinations([part.split for part in parts], 2):
+        both = [
+            [next(who for who in group if who["split"] == split) for split in pair]
+            for group in report["duplicates"]
+            if set(pair) <= {who["split"] for who in group}
+        ]
+        if both:
+            errors.append(
+                f"{', '.join(pair)}: pictures in both ({len(both):,}): {_some(map(_same, both))}"
+            )
+
+
+def _same(group: list[dict[str, Any]]) -> str:
+    return " = ".join(who["id"] for who in group[:2])
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+
+
+def _short(source: Source, root: Path | None) -> str:
+    if isinstance(source, bytes):
+        return f"embedded picture {digest(source)[:8]}"
+    path = Path(source)
+    return str(path.relative_to(root) if root and path.is_relative_to(root) else path)
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report as a table for people, its errors and warnings last."""
+    parts = report["splits"]
+    holds = list(parts.values())
+    lines = [[f"{report['title']} ({report['name']})", *parts]]
+    compared = set()  # each published count stands beside one line
+
+    def counts(title: str, label: str, found: Iterable[int]) -> None:
+        published = [None if label in compared else h["published"].get(label) for h in holds]
+        compared.add(label)
+        lines.append([title])
+        for n, p in zip(found, published, strict=True):
+            lines[-1].append(f"{n:,}" + (f" [{p:,}]" if p is not None and p != n else ""))
+
+    def cells(title: str, values: Iterable[str]) -> None:
+        if any(values := list(values)):
+            lines.append([title, *values])
+
+    counts("rows", "rows", [h["rows"] for h in holds])
+    for name in (*WORDS, "context", "aus"):
+        tables = [h["labels"].get(name, {}) for h in holds]
+        labels = {label for table in tables for label in table}
+        if labels:
+            lines.append([name, *[""] * len(holds)])
+        for label in sorted(labels, key=_order):
+            counts(f"  {label}", label, [table.get(label, 0) for table in tables])
+    for name in NUMBERS:
+        ranges = [h["numbers"].get(name) or {} for h in holds]
+        shown = [", ".join(f"{r[key]:.3g}" for key in list(r)[1:]) for r in ranges]
+        cells(f"{name} (min, median, max)", shown)
+    cells("subjects", [f"{h['subjects']:,}" if h["subjects"] else "" for h in holds])
+    cells("picture files", [f"{h['files']:,}" for h in holds])
+    for name in ("usual", "smallest", "largest"):
+        if name == "usual" or any(len(set(h["sizes"].values())) > 1 for h in holds):
+            sizes = [h["sizes"].get(name) for h in holds]
+            cells(f"  {name} size", ["{} x {}".format(*size) if size else "" for size in sizes])
+
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "  ".join([title.ljust(widths[0]), *map(str.rjust, row, widths[1:])]).rstrip()
+        for title, *row in lines
+    ]
+    if any("[" in cell for _, *row in lines for cell in row):
+        table.append("[n]: as published, where that differs")
+    table += ["", *(f"error: {one}" for one in report["errors"])]
+    table += [f"warning: {one}" for one in report["warnings"]]
+    return "\n".join(table).rstrip()
+
+
+def _order(label: str) -> tuple[bool, int, str]:
+    """AUs by number, other labels by name, "(none)" last."""
+    unit = label.removeprefix("AU")
+    return label == "(none)", int(unit) if unit.isdigit() else 0, label
+
+
+# --- the sheet ------------------------------------------------------------------------------------
+
+
+def _draw(parts: list[Part], looks: dict[Source, Look]) -> Image.Image | None:
+    """A few faces of each class, the classes line by line; None if no picture can be read."""
+    by = next((n for n in WORDS if any(set(p.rows[n]) - {None} for p in parts)), None)
+    classes: dict[str | None, list[tuple[Part, int]]] = defaultdict(list)
+    for part in [p for p in parts if p.split != "all"] or parts:
+        labels = part.rows[by] if by else [None] * len(part.rows)
+        for row, (label, pictures) in enumerate(zip(labels, part.pictures, strict=True)):
+            if pictures and looks[pictures[len(pictures) // 2]].size:
+                classes[label].append((part, row))
+    most = PER_CLASS if by else PER_CLASS**2
+    shown = {
+        label: random.Random(0).sample(classes[label], min(most, len(classes[label])))
+        for label in sorted(classes, key=lambda word: (word is None, word))
+    }
+    columns = min(PER_CLASS, max(map(len, shown.values()), default=0))
+    tiles: list[sheet.Tile | None] = []
+    for rows in shown.values():
+        tiles += [_tile(part, row, by) for part, row in rows]
+        tiles += [None] * (-len(tiles) % columns)
+    return sheet.draw(tiles, columns) if tiles else None
+
+
+def _tile(part: Part, row: int, by: str | None) -> sheet.Tile:
+    sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
+    pictures = part.pictures[row]
+    image = open_image(pictures[len(pictures) // 2])
+    if box := sample.face_box or sample.meta.get(PERSON):
+        image = _around(image, box)
+    age = sample.age_group if sample.age is None else f"{sample.age:g} years"
+    said = {"emotion": sample.emotion, "age_group": age, "gender": sample.gender,
+            "race": sample.race}  # fmt: skip
+    title = said.pop(by, None) or "no label" if by else part.split
+    words = [word for word in (*said.values(), *(sample.context or ())) if word]
+    lines = [", ".join(words)] if words else []
+    if sample.valence is not None and sample.arousal is not None:
+        lines.append(f"valence {sample.valence:.2f}, arousal {sample.arousal:.2f}")
+    if sample.aus is not None:
+        lines.append(sheet.units(sample))
+    where = f"{part.split}: {sample.id.removeprefix(sample.dataset + '-')}"
+    return sheet.Tile(image, title, (*lines, where))
+
+
+def _around(image: Image.Image, box: list[float]) -> Image.Image:
+    """The box, drawn, and half its size around it."""
+    x0, y0, x1, y1 = box
+    margin = max(x1 - x0, y1 - y0) / 2
+    image = image.copy()
+    width = max(1, round((max(x1 - x0, y1 - y0) + 2 * margin) / sheet.TILE * 2))
+    ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), outline="#e8281e", width=width)
+    corners = (max(0, x0 - margin), max(0, y0 - margin),
+               min(image.width, x1 + margin), min(image.height, y1 + margin))  # fmt: skip
+    left, top, right, bottom = map(round, corners)
+    if right - left < 1 or bottom - top < 1:  # the box lies outside of the picture: show that
+        return image
+    return image.crop((left, top, right, bottom))

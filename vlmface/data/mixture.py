@@ -1,0 +1,262 @@
+"""Several data sets as one: `data.load("mixture.yaml")`, or `--data mixture.yaml` of a recipe.
+
+    sources:
+      - {data: rafdb, root: ~/RAF-DB, weight: 2}
+      - {data: affectnet, root: ~/AffectNet, cap: 50000, labels: {contempt: null}}
+    balanced: true
+    size: 40000
+
+`Mixture` and `Source` are the keys that may be used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from vlmface import config, data, taxonomy
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+T = TypeVar("T")
+FIELDS = ("emotion", "gender", "age_group", "race")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of a mixture.
+
+    `data`, `root`, `split` and `options` are what `data.load` takes; a relative root is looked for
+    beside the mixture's file, and a source without root or split takes those of the mixture.
+    `labels` turns one word into another, or into null, which leaves such rows out. `cap`: so many
+    rows at most, chosen at random. `weight`: see `Mixture`.
+    """
+
+    data: str
+    root: str | None = None
+    split: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weight: float | None = None
+    cap: int | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture.yaml.
+
+    `weight` of the sources: how many rows each gives, in proportion; either all have one or none,
+    and then all rows count alike. `field` is what `labels` and `balanced` speak of; `labels` apply
+    to every source that says nothing of that word itself. `balanced` draws every label equally
+    often; rows without one are left out. `size` is the number of rows; without it, the most that
+    is possible without taking any row twice. With a larger one rows occur again, each as often as
+    the others of its kind or once more. `seed` decides what is drawn, and the order.
+    """
+
+    sources: list[dict[str, Any]]
+    field: str = "emotion"
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
+    balanced: bool = False
+    size: int | None = None
+    seed: int = 0
+
+
+def load(
+    path: str | Path,
+    root: str | Path | None = None,
+    split: str = "train",
+    *,
+    missing: str = "error",
+    n: int | None = None,
+    seed: int | None = None,
+    **unknown: Any,
+) -> datasets.Dataset:
+    """The rows of a mixture.yaml; the same file, seed and data give the same rows in the same
+    order. `n` and `seed` replace the file's own `size` and `seed`. Raises UserError that names the
+    file and the key for whatever is wrong in it."""
+    from datasets import concatenate_datasets
+
+    path = Path(path).expanduser()
+    if unknown:
+        raise UserError(f"{path}, a mixture, has no option {next(iter(unknown))!r}; it has seed")
+    mixture, sources = read(path)
+    chance = np.random.default_rng(mixture.seed if seed is None else seed)
+    parts: list[datasets.Dataset] = []
+    words: set[str | None] = set()
+    for number, source in enumerate(sources, 1):
+        where = f"{path}, source {number}"
+        part = _load_source(source, where, path.parent, root, split, missing)
+        found = set(part[mixture.field])
+        _check_words(where, mixture.field, source.labels, found)
+        part = _harmonise(part, mixture.field, mixture.labels | source.labels)
+        if source.cap is not None and source.cap < len(part):
+            part = part.select(np.sort(chance.choice(len(part), source.cap, replace=False)))
+        if not len(part):
+            raise UserError(f"{where}: `labels` leave no row of {source.data}")
+        parts.append(part)
+        words |= found
+    _check_words(str(path), mixture.field, mixture.labels, words)
+    rows = concatenate_datasets(parts)
+    if len(ids := set(rows["id"])) < len(rows):
+        raise UserError(
+            f"{path}: {len(rows) - len(ids)} rows come from two of its sources: name each split of "
+            "a data set once, and use `weight` to draw from it more often"
+        )
+    labels = np.array(rows[mixture.field][:], object)
+    of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    weights = None if sources[0].weight is None else [source.weight or 0.0 for source in sources]
+    kinds = _kinds(labels, of, weights, mixture.balanced)
+    if not kinds:
+        raise UserError(
+            f"{path}: `balanced` needs rows with a label in the field {mixture.field!r}"
+        )
+    size = n if n is not None else mixture.size
+    return rows.select(_draw(kinds, size, chance))
+
+
+def read(path: Path) -> tuple[Mixture, list[Source]]:
+    """The mixture file and its sources, checked as far as is possible without their data. Raises
+    UserError that names the file and the key."""
+    mixture = _build(Mixture, config.read(path), str(path))
+    if not mixture.sources:
+        raise UserError(f"{path}: `sources` is empty: name at least one data set")
+    if mixture.field not in FIELDS:
+        raise UserError(f"{path}: `field` is {mixture.field!r}, expected {', '.join(FIELDS)}")
+    if mixture.size is not None and mixture.size < 1:
+        raise UserError(f"{path}: `size` is {mixture.size}, expected at least 1")
+    _check_labels(str(path), mixture.field, mixture.labels)
+    sources = []
+    for number, values in enumerate(mixture.sources, 1):
+        where = f"{path}, source {number}"
+        source = _build(Source, values, where)
+        _check_labels(where, mixture.field, source.labels)
+        if source.weight is not None and not source.weight > 0:
+            raise UserError(f"{where}: `weight` is {source.weight}, expected more than 0")
+        if source.cap is not None and source.cap < 1:
+            raise UserError(f"{where}: `cap` is {source.cap}, expected at least 1")
+        sources.append(source)
+    weighted = [source.weight is not None for source in sources]
+    if any(weighted) and not all(weighted):
+        number = weighted.index(False) + 1
+        raise UserError(
+            f"{path}, source {number}: `weight` is missing: give every source one, or none"
+        )
+    return mixture, sources
+
+
+def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
+    try:
+        return config.build(cls, values, where=where)
+    except UserError as error:
+        raise UserError(str(error) if where in str(error) else f"{where}: {error}") from error
+
+
+def _load_source(
+    source: Source, where: str, beside: Path, root: str | Path | None, split: str, missing: str
+) -> datasets.Dataset:
+    if source.data.endswith((".yaml", ".yml")):
+        raise UserError(f"{where}: {source.data} is a mixture itself: name data sets")
+    try:
+        place: str | Path | None = None
+        if source.root is not None:
+            place = beside / Path(source.root).expanduser()
+        elif getattr(data.adapter(source.data), "NEEDS_ROOT", True):
+            place = root
+        options = {"missing": missing, **source.options}
+        return data.load(source.data, place, source.split or split, **options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_labels(where: str, name: str, labels: dict[Any, Any]) -> None:
+    for word, to in labels.items():
+        if not isinstance(word, str) or not (to is None or isinstance(to, str)):
+            raise UserError(
+                f"{where}: `labels` has {word!r}: {to!r}, expected a word and what it becomes, a "
+                "word or null"
+            )
+    if name == "emotion":
+        _check_words(where, name, [*labels, *labels.values()], taxonomy.EMOTIONS)
+
+
+def _check_words(
+    where: str, name: str, words: Iterable[str | None], known: Collection[str | None]
+) -> None:
+    """A word that no row holds is a misspelt one, except that a set may lack an emotion."""
+    odd = [word for word in words if word is not None and word not in known]
+    if odd and not (name == "emotion" and odd[0] in taxonomy.EMOTIONS):
+        listed = ", ".join(sorted(word for word in known if word is not None)) or "empty"
+        raise UserError(f"{where}: `labels` has {odd[0]!r}, but {name} is one of: {listed}")
+
+
+def _harmonise(
+    rows: datasets.Dataset, name: str, labels: dict[str, str | None]
+) -> datasets.Dataset:
+    """The rows with the words of column `name` replaced, without those whose word becomes null."""
+    if not labels:
+        return rows
+    words = rows[name][:]
+    keep = [i for i, word in enumerate(words) if word is None or labels.get(word, word) is not None]
+    rows = rows.select(keep)
+    feature, order = rows.features[name], rows.column_names
+    new = [None if words[i] is None else labels.get(words[i], words[i]) for i in keep]
+    return rows.remove_columns(name).add_column(name, new, feature=feature).select_columns(order)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+# Rows that are drawn equally often, and of them the pools that sources give, each with its share.
+Kind = list[tuple[np.ndarray, float]]
+
+
+def _kinds(
+    labels: np.ndarray, of: np.ndarray, weights: Sequence[float] | None, balanced: bool
+) -> list[Kind]:
+    words = sorted({word for word in labels if word is not None}) if balanced else [None]
+    kinds = []
+    for word in words:
+        here = labels == word if balanced else np.ones(len(labels), bool)
+        if weights is None:
+            kinds.append([(np.flatnonzero(here), 1.0)])
+            continue
+        pools = [(np.flatnonzero(here & (of == k)), weight) for k, weight in enumerate(weights)]
+        total = sum(weight for pool, weight in pools if len(pool))
+        kinds.append([(pool, weight / total) for pool, weight in pools if len(pool)])
+    return kinds
+
+
+def _draw(kinds: list[Kind], size: int | None, chance: np.random.Generator) -> np.ndarray:
+    """Indices of rows, shuffled."""
+    if size is None:
+        most = min(min(len(pool) / share for pool, share in kind) for kind in kinds)
+        counts = [int(most + 1e-9)] * len(kinds)
+    else:
+        counts = _split(size, [1 / len(kinds)] * len(kinds))
+    drawn = [
+        _take(pool, count, chance)
+        for kind, total in zip(kinds, counts, strict=True)
+        for (pool, _), count in zip(kind, _split(total, [s for _, s in kind]), strict=True)
+    ]
+    return chance.permutation(np.concatenate(drawn))
+
+
+def _split(total: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to the shares (which add up to 1), with that sum."""
+    exact = np.array(shares) * total
+    counts = np.floor(exact + 1e-9).astype(int)
+    rest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[rest] += 1
+    return counts.tolist()
+
+
+def _take(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
+    """`count` of the pool, none again before all were taken."""
+    rounds, rest = divmod(count, len(pool))
+    return np.concatenate([np.tile(pool, rounds), chance.choice(pool, rest, replace=False)])

@@ -1,0 +1,480 @@
+"""A split as columns: what an adapter returns, and its way into a `datasets.Dataset`.
+
+Hundreds of thousands of rows are indexed without a Python object for each: adapters fill columns,
+the checks run over whole columns, and only a row that fails is built to word the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmface import facs, taxonomy
+from vlmface.errors import UserError
+from vlmface.schema import FaceSample, features
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+
+
+@dataclass
+class Rows:
+    """`columns` maps FaceSample fields to n values each: a list, NumPy or Arrow array, None for
+    "not annotated". `image` holds paths or encoded bytes; `frames` lists of paths. A field that is
+    left out is null in every row. `left_out` maps a reason to what was not made into a row (file
+    names, line numbers): nothing is dropped without being listed here."""
+
+    columns: dict[str, Any]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def take(self, keep: np.ndarray) -> Rows:
+        """The rows where the mask `keep` (n,) is true, in order."""
+        index = np.flatnonzero(keep)
+        return Rows({name: _take(values, index) for name, values in self.columns.items()},
+                    self.left_out)  # fmt: skip
+
+
+def _take(values: Any, index: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    if isinstance(values, np.ndarray):
+        return values[index]
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.take(pa.array(index))
+    return [values[i] for i in index]
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+def emotions(coding_id: str, codes: Any) -> pa.Array:
+    """The emotion of each of `codes` (n,), whole numbers of `taxonomy.CODINGS[coding_id]`; a code
+    that is legal but none of the eight emotions is null. Raises UserError for any other code."""
+    import pyarrow as pa
+
+    coding = taxonomy.CODINGS[coding_id]
+    known, inverse = np.unique(np.asarray(codes), return_inverse=True)
+    words = pa.array([coding.decode(code.item()) for code in known], pa.string())
+    return words.take(pa.array(inverse.ravel()))
+
+
+def words(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
+    """Each text as the label of the space that it is, up to case and aliases ("Angry" -> "anger").
+    None stays None. Raises UserError for a text that is no label of the space."""
+    space = taxonomy.space(space_id)
+    found = {text: space.canonical(text) for text in set(texts) if text is not None}
+    wrong = sorted(text for text, label in found.items() if label is None)
+    if wrong:
+        raise UserError(
+            f"{wrong[0]!r} is no label of {space.id}: expected one of {', '.join(space.labels)}"
+        )
+    return [None if text is None else found[text] for text in texts]
+
+
+def action_units(
+    numbers: Sequence[int],
+    present: np.ndarray,
+    intensity: np.ndarray | None = None,
+    annotated: np.ndarray | None = None,
+) -> pa.Array:
+    """The `aus` column from dense arrays (n, len(numbers)): presence (bool), intensity 0..5 (NaN:
+    not graded) and whether the AU was annotated at all (default: everywhere). A row without any
+    annotated AU is null."""
+    import pyarrow as pa
+
+    present = np.asarray(present, bool)
+    n = len(present)
+    annotated = np.ones(present.shape, bool) if annotated is None else np.asarray(annotated, bool)
+    listed = annotated.ravel()
+    grades = np.full(listed.size, np.nan) if intensity is None else np.asarray(intensity).ravel()
+    struct = pa.StructArray.from_arrays(
+        [
+            pa.array(np.tile(np.asarray(numbers, np.int32), n)[listed]),
+            pa.array(grades[listed].astype(np.float32), from_pandas=True),
+            pa.array(present.ravel()[listed]),
+        ],
+        names=["au", "intensity", "present"],
+    )
+    counts = annotated.sum(1)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), struct, mask=pa.array(counts == 0))
+
+
+def listed_units(present: Sequence[Collection[int]], coded: Sequence[Collection[int]]) -> pa.Array:
+    """The `aus` column of n rows that list only their present AUs. Those of `coded` (n) that a row
+    does not list are annotated as absent in it; a row with neither is null."""
+    numbers = sorted({number for row in (*present, *coded) for number in row})
+
+    def mask(rows: Sequence[Collection[int]]) -> np.ndarray:
+        flags = [[number in row for number in numbers] for row in rows]
+        return np.array(flags, bool).reshape(len(rows), len(numbers))
+
+    seen = mask(present)
+    return action_units(numbers, seen, annotated=seen | mask(coded))
+
+
+def boxes(x0: Any, y0: Any, x1: Any, y1: Any) -> pa.Array:
+    """The `face_box` column from four columns of pixels."""
+    import pyarrow as pa
+
+    flat = np.stack([np.asarray(c, np.float32) for c in (x0, y0, x1, y1)], 1).ravel()
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, flat.size + 1, 4, dtype=np.int32)), flat)
+
+
+def votes(keys: Sequence[str], counts: np.ndarray) -> list[str]:
+    """The `emotion_votes` column from counts (n, len(keys)) for words of `schema.VOTE_KEYS`."""
+    return meta(len(counts), **dict(zip(keys, np.asarray(counts).T, strict=True)))
+
+
+def meta(n: int, **columns: Sequence[Any]) -> list[str]:
+    """The `meta` column: one JSON object a row of what FaceSample has no field for."""
+    names = sorted(columns)
+    lists = [np.asarray(columns[k]).tolist() if isinstance(columns[k], np.ndarray)
+             else list(columns[k]) for k in names]  # fmt: skip
+    if not names:
+        return ["{}"] * n
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build one for each row
+    return [encode(dict(zip(names, values, strict=True))) for values in zip(*lists, strict=True)]
+
+
+def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
+    """Whether each row (n,) is tested in `fold`: the subjects in sorted order are dealt out to the
+    folds in turn, so that each is tested once. Raises UserError for a fold that there is not."""
+    people = sorted(set(subjects))
+    if not 0 <= fold < folds <= len(people):
+        raise UserError(
+            f"fold={fold} of folds={folds}: the folds count from 0, and there can be no more of "
+            f"them than subjects ({len(people)} in this copy)"
+        )
+    tested = set(people[fold::folds])
+    return np.array([subject in tested for subject in subjects], bool)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def existing(paths: Iterable[str]) -> np.ndarray:
+    """Whether each file exists (n,), found by listing each folder once."""
+    listed: dict[str, set[str]] = {}
+    found = []
+    for path in paths:
+        folder, _, name = path.rpartition(os.sep)
+        if folder not in listed:
+            try:
+                with os.scandir(folder or ".") as entries:
+                    listed[folder] = {entry.name for entry in entries}
+            except OSError:
+                listed[folder] = set()
+        found.append(name in listed[folder])
+    return np.array(found, bool)
+
+
+def image_names(folder: Path) -> tuple[list[str], list[str]]:
+    """The names in a folder, sorted: those of image files, and all others but folders."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.is_dir())
+    images = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
+    chosen = set(images)
+    return images, [name for name in names if name not in chosen]
+
+
+def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
+    """The rows of a set whose folders are its labels ("Angry/0001.png"): the image, the label and
+    the id `prefix/label/stem`. Raises UserError for a folder that is not named as a label of the
+    space; a number is none, since copies count in different orders."""
+    space = taxonomy.space(space_id)
+    ids, images, labels, left_out = [], [], [], []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        label = space.canonical(place.name)
+        if label is None:
+            raise UserError(
+                f"{place}: {place.name!r} is no label of {space.id}; expected folders named "
+                f"{', '.join(space.labels)}, or as their adjectives"
+            )
+        names, others = image_names(place)
+        ids += [f"{prefix}/{label}/{os.path.splitext(name)[0]}" for name in names]
+        images += [str(place / name) for name in names]
+        labels += [label] * len(names)
+        left_out += [f"{place.name}/{name}" for name in others]
+    columns = {"id": ids, "image": images, space.field: labels}
+    return Rows(columns, {"no image file": left_out} if left_out else {})
+
+
+def need(path: Path, what: str) -> Path:
+    """`path`, if it exists; else a UserError that says `what` it should be and what lies there."""
+    if path.exists():
+        return path
+    folder = next((p for p in path.parents if p.exists()), Path())
+    inside = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
+    raise UserError(
+        f"{path} is missing: expected {what}; {folder} holds {', '.join(inside) or 'nothing'}. "
+        "Give --data_root (root) as the folder that the data set's owners distribute"
+    )
+
+
+def read_csv(
+    path: Path, columns: Mapping[str, str] | None = None, delimiter: str = ",", **options: Any
+) -> pa.Table:
+    """A csv file as an Arrow table. `columns` maps the columns to read to an Arrow type name
+    ("string", "int32", "float32"). Raises UserError with the file's name and line or column."""
+    return _read_csv(path, path, columns, delimiter, **options)
+
+
+def _read_csv(
+    path: Path,
+    source: Path | BytesIO,
+    columns: Mapping[str, str] | None,
+    delimiter: str,
+    **options: Any,
+) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    convert: dict[str, Any] = {"strings_can_be_null": False}
+    if columns is not None:
+        convert["include_columns"] = list(columns)
+        convert["column_types"] = {k: pa.type_for_alias(v) for k, v in columns.items()}
+    try:
+        return csv.read_csv(
+            source,
+            read_options=csv.ReadOptions(**options),
+            parse_options=csv.ParseOptions(delimiter=delimiter),
+            convert_options=csv.ConvertOptions(**convert),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+        raise UserError(f"{path} is not the csv file that was expected: {error}") from error
+
+
+def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Table:
+    """A file of columns set apart by any number of spaces, without a header, as an Arrow table.
+    `columns` maps all of them to an Arrow type name; `skip` lines at the top are passed over.
+    Raises UserError with the file's name and line or column."""
+    text = b"\n".join(path.read_bytes().splitlines()[skip:])
+    while b"  " in text:
+        text = text.replace(b"  ", b" ")
+    text = text.replace(b" \n", b"\n").strip() + b"\n"
+    return _read_csv(path, BytesIO(text), columns, " ", column_names=list(columns))
+
+
+def numbered(folder: Path) -> dict[int, str]:
+    """The images of a folder by the last number in their name (`frame_00012.jpg`: 12), as paths.
+    Raises UserError if two images have the same number."""
+    found: dict[int, str] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            numbers = re.findall(r"\d+", stem)
+            if entry.name[0] == "." or suffix.lower() not in IMAGE_SUFFIXES or not numbers:
+                continue
+            number = int(numbers[-1])
+            if number in found:
+                raise UserError(
+                    f"{folder} has two images number {number}: {Path(found[number]).name} and "
+                    f"{entry.name}; leave one camera, format or crop of each frame there"
+                )
+            found[number] = entry.path
+    return found
+
+
+def drawn_split(
+    stems: Sequence[str], split: str, test_list: str | Path | None = None, share: float = 0.2
+) -> np.ndarray:
+    """Which rows (n,) belong to `split` ("train" or "test") of a set whose owners define none.
+
+    `test_list` is a text file that names the test images, one a line, at its start; without it
+    about `share` of the images are drawn by a hash of their stem (the name up to its first dot),
+    the same on every machine and whatever else is in the copy.
+    """
+    if test_list is None:
+        digests = (hashlib.sha256(stem.encode()).digest() for stem in stems)
+        test = np.array([int.from_bytes(d[:8], "big") < share * 2**64 for d in digests], bool)
+    else:
+        path = need(Path(test_list).expanduser(), "a list of the test images, one a line")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        wanted = {Path(line.split()[0]).name.partition(".")[0] for line in lines if line.strip()}
+        if unknown := sorted(wanted - set(stems)):
+            raise UserError(
+                f"{path} names {len(unknown)} test images that the data set does not list, the "
+                f"first: {unknown[0]}; name images as the set does, one a line"
+            )
+        test = np.array([stem in wanted for stem in stems], bool)
+    return test if split == "test" else ~test
+
+
+# --- the data set ---------------------------------------------------------------------------------
+
+
+def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> datasets.Dataset:
+    """The `datasets.Dataset` of the rows, images undecoded until they are looked at.
+
+    `missing` says what to do about images that are not there: "error" (default) raises a UserError
+    that names the first, "drop" leaves those rows out and warns with their number. Raises UserError
+    for labels out of range and for ids that occur twice. Warns, with numbers and reasons, of what
+    the adapter has left out.
+    """
+    import datasets
+    import pyarrow as pa
+
+    if missing not in ("error", "drop"):
+        raise UserError(f"missing={missing!r}: use 'error' or 'drop'")
+    for reason, what in rows.left_out.items():
+        warnings.warn(f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...",
+                      stacklevel=3)  # fmt: skip
+    rows = _without_missing(rows, name, split, missing)
+    n = len(rows)
+    if n == 0:
+        raise UserError(f"{name} has no rows in split {split!r} with these options")
+    columns = {
+        "dataset": [name] * n,
+        "split": [split] * n,
+        "rationale_source": ["none"] * n,
+        "saw_label": np.zeros(n, bool),
+        "meta": ["{}"] * n,
+    } | rows.columns
+    schema = features().arrow_schema
+    unknown = set(columns) - set(schema.names)
+    assert not unknown, f"the adapter {name} fills unknown fields {unknown}"
+    arrays = [
+        _arrow(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)
+        for f in schema
+    ]
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    _check(table)
+    return datasets.Dataset(datasets.table.InMemoryTable(table))
+
+
+def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
+    images = rows.columns.get("image")
+    if images is None or not len(images) or not isinstance(images[0], str):
+        return rows
+    there = existing(images)
+    if there.all():
+        return rows
+    lacking = [images[i] for i in np.flatnonzero(~there)]
+    if missing == "error":
+        raise UserError(
+            f"{len(lacking)} of {len(images)} images of {name}, split {split!r}, are missing, the "
+            f"first: {lacking[0]}; complete the copy, or load with missing='drop' to go on without"
+        )
+    warnings.warn(f"{name}, {split}: {len(lacking)} rows without an image file are left out",
+                  stacklevel=3)  # fmt: skip
+    return rows.take(there)
+
+
+def _arrow(values: Any, type_: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if pa.types.is_struct(type_) and {f.name for f in type_} == {"bytes", "path"}:
+        return _images(values, type_)
+    if pa.types.is_list(type_) and pa.types.is_struct(type_.value_type):
+        if isinstance(values, pa.Array):  # aus
+            return values.cast(type_)
+        flat = _images([path for row in values for path in row or ()], type_.value_type)
+        counts = [len(row or ()) for row in values]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+        gone = pa.array(np.array([row is None for row in values]))
+        return pa.ListArray.from_arrays(offsets, flat, mask=gone)
+    if isinstance(values, pa.Array):
+        return values.cast(type_)
+    return pa.array(values, type_, from_pandas=True)
+
+
+def _images(values: Sequence[str | bytes | None], type_: Any) -> Any:
+    import pyarrow as pa
+
+    paths = [value if isinstance(value, str) else None for value in values]
+    if all(path is not None for path in paths):
+        encoded: Any = pa.nulls(len(paths), pa.binary())
+    else:
+        encoded = pa.array([v if isinstance(v, bytes) else None for v in values], pa.binary())
+    return pa.StructArray.from_arrays([encoded, pa.array(paths, pa.string())], fields=list(type_))
+
+
+def _check(table: pa.Table) -> None:
+    """Raise the UserError of the first row that `FaceSample.validate` would refuse, looking at
+    whole columns first."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def refuse(wrong: Any) -> None:
+        """`wrong` (n,): null or true where a row may be wrong."""
+        for row in pc.indices_nonzero(pc.fill_null(wrong, False))[:1]:
+            FaceSample.from_row(table.slice(row.as_py(), 1).to_pylist()[0]).validate()
+
+    ids = table["id"]
+    if pc.count_distinct(ids).as_py() != len(table):
+        counts = pc.value_counts(ids.combine_chunks())
+        twice = next(v for v in counts if v["counts"].as_py() > 1)["values"].as_py()
+        raise UserError(f"id {twice!r} occurs more than once: the copy lists an image twice")
+    emotion = table["emotion"]
+    refuse(pc.and_(pc.is_valid(emotion),
+                   pc.invert(pc.is_in(emotion, pa.array(taxonomy.EMOTIONS)))))  # fmt: skip
+    for name, low, high in (("valence", -1, 1), ("arousal", -1, 1), ("age", 0, 130)):
+        refuse(
+            pc.invert(pc.and_(pc.less_equal(low, table[name]), pc.less_equal(table[name], high)))
+        )
+    box = table["face_box"].combine_chunks()
+    if box.null_count < len(box):
+        corners = np.asarray(box.drop_null().flatten()).reshape(-1, 4)
+        bad = ~((corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3]))
+        if bad.any():
+            valid = np.flatnonzero(np.asarray(pc.is_valid(box)))
+            flags = np.zeros(len(table), bool)
+            flags[valid[bad]] = True
+            refuse(pa.array(flags))
+    aus = table["aus"].combine_chunks()
+    if aus.null_count < len(aus):
+        units = aus.flatten()
+        grade = units.field("intensity")
+        bad_unit = pc.or_(
+            pc.invert(pc.is_in(units.field("au"), pa.array(facs.AU_NUMBERS, pa.int32()))),
+            pc.fill_null(
+                pc.invert(pc.and_(pc.less_equal(0, grade), pc.less_equal(grade, 5))), False
+            ),
+        )
+        parents = pc.list_parent_indices(aus)
+        flags = np.zeros(len(table), bool)
+        flags[np.asarray(parents)[np.asarray(bad_unit)]] = True
+        refuse(pa.array(flags))
+
+
+def pictures(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows with one picture each, as stored, for `encode.open_row_image`: the image, or
+    the middle frame of a clip. Raises UserError that names a row that has neither."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = rows.with_format("arrow")[:]
+    images = table["image"].combine_chunks()
+    if images.null_count:
+        frames = table["frames"].combine_chunks()
+        starts, ends = np.asarray(frames.offsets[:-1]), np.asarray(frames.offsets[1:])
+        none = np.asarray(pc.is_null(images))
+        if (lost := none & (starts == ends)).any():
+            row = table["id"][int(np.flatnonzero(lost)[0])]
+            raise UserError(f"{row} has neither an image nor frames: leave such rows out")
+        middle = len(images) + (starts + ends) // 2
+        index = np.where(none, middle, np.arange(len(images)))
+        images = pa.concat_arrays([images, frames.values]).take(pa.array(index))
+        table = table.set_column(table.schema.get_field_index("image"), "image", images)
+    found = datasets.Dataset(datasets.table.InMemoryTable(table.cast(features().arrow_schema)))
+    return found.cast_column("image", datasets.Image(decode=False))

@@ -1,0 +1,24 @@
+"""CAER-S: frames of television series with their scene (Lee et al., ICCV 2019).
+
+    train/Anger/0001.png     seven folders, named by the emotion; some copies say `Angry`
+    test/Anger/0001.png
+
+The set has no validation part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmface.data.rows import Rows, class_folders, need
+
+TITLE = "CAER-S"
+HOME = "https://caer-dataset.github.io"
+LICENCE = "non-commercial research"
+SPLITS = ("train", "test")
+PUBLISHED: dict[str, dict[str, int]] = {}
+
+
+def read(root: Path, split: str) -> Rows:
+    """The frames as they are: faces are neither boxed nor cut out."""
+    return class_folders(need(root / split, "CAER-S' folder"), "emotion7", f"caers-{split}")

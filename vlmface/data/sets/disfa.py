@@ -1,0 +1,121 @@
+"""DISFA: 27 people watching a film, every frame coded for twelve AUs (Mavadati et al., TAC 2013).
+
+    ActionUnit_Labels/SN001/SN001_au1.txt    `1,0`: frame (from 1), intensity 0 to 5
+    Images/SN001/00001.jpg                   the frames, which you extract from the videos
+
+The owners distribute videos (Videos_LeftCamera/LeftVideoSN001_comp.avi). Write their frames into
+one folder a person, whose name holds the person's (SN001, LeftVideoSN001, LeftVideoSN001_comp);
+the last number of an image's name is its frame: 1.png, 00001.jpg and LeftVideoSN001_00001.jpg are
+all frame 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vlmface.data.rows import Rows, action_units, need, numbered, read_csv
+from vlmface.errors import UserError
+
+TITLE = "DISFA"
+HOME = "http://mohammadmahoor.com/disfa/"
+LICENCE = "non-commercial research, agreement with the owners"
+SPLITS = ("train", "test")  # of a fold: 18 people train, 9 test
+PUBLISHED: dict[str, dict[str, int]] = {}
+AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
+BENCHMARK = (1, 2, 4, 6, 9, 12, 25, 26)
+# The three parts of ME-GraphAU (Luo et al., IJCAI 2022; tool/DISFA_image_label_process.py). Its
+# fold 1 tests on the third part, fold 2 on the second, fold 3 on the first.
+PARTS = (
+    ("SN001", "SN002", "SN009", "SN010", "SN016", "SN026", "SN027", "SN030", "SN032"),
+    ("SN006", "SN011", "SN012", "SN013", "SN018", "SN021", "SN024", "SN028", "SN031"),
+    ("SN003", "SN004", "SN005", "SN007", "SN008", "SN017", "SN023", "SN025", "SN029"),
+)
+
+
+def read(
+    root: Path,
+    split: str,
+    *,
+    fold: int = 1,
+    aus: int = 8,
+    threshold: int = 2,
+    frames_dir: str = "Images",
+    camera: str = "left",
+    first_frame: int | None = None,
+) -> Rows:
+    """`fold` 1 to 3; `aus` is 8 (the benchmark) or 12 (all that are coded); an AU is present from
+    intensity `threshold` on, and its intensity is kept.
+
+    `frames_dir` holds the people's folders of frames; `camera` chooses where there are folders of
+    both. `first_frame` is the number in the name of the first frame, which the labels call 1; None:
+    0 if anybody has a frame 0, else 1.
+    """
+    if fold not in (1, 2, 3) or aus not in (8, 12) or threshold not in (1, 2, 3, 4, 5):
+        raise UserError(
+            f"DISFA with fold={fold}, aus={aus}, threshold={threshold}: "
+            "fold is 1 to 3, aus 8 or 12, threshold 1 to 5"
+        )
+    numbers = BENCHMARK if aus == 8 else AUS
+    tested = PARTS[3 - fold]
+    people = sorted(
+        person for part in PARTS for person in part if (person in tested) == (split == "test")
+    )
+    folder = need(root / frames_dir, "the folders of extracted frames (see frames_dir)")
+    images = {person: numbered(_folder(folder, person, camera)) for person in people}
+    if first_frame is None:
+        first_frame = 0 if any(0 in frames for frames in images.values()) else 1
+
+    ids, paths, subjects, codes = [], [], [], []
+    lacking, unlabelled = [], []
+    for person in people:
+        frames, labels = _labels(root / "ActionUnit_Labels" / person, person, numbers)
+        found = {number + 1 - first_frame: path for number, path in images[person].items()}
+        there = np.array([frame in found for frame in frames], bool)
+        unlabelled += [found[frame] for frame in sorted(set(found) - set(frames))]
+        lacking += [f"{person} frame {frame}" for frame in np.array(frames)[~there]]
+        kept = [frame for frame in frames if frame in found]
+        ids += [f"disfa-{person}-{frame:05d}" for frame in kept]
+        paths += [found[frame] for frame in kept]
+        subjects += [person] * len(kept)
+        codes.append(labels[there])
+    grid = np.concatenate(codes)
+    columns = {
+        "id": ids,
+        "image": paths,
+        "subject": subjects,
+        "aus": action_units(numbers, grid >= threshold, grid, grid >= 0),
+    }
+    left_out = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
+    return Rows(columns, {reason: what for reason, what in left_out.items() if what})
+
+
+def _folder(frames: Path, person: str, camera: str) -> Path:
+    folders = [f for f in sorted(frames.iterdir()) if f.is_dir() and person in f.name]
+    if len(folders) > 1:
+        folders = [f for f in folders if camera.lower() in f.name.lower()] or folders
+    if len(folders) != 1:
+        names = ", ".join(f.name for f in folders) or "none"
+        raise UserError(
+            f"{frames} should hold one folder of {person}'s frames, found: {names}; extract the "
+            "videos there, one folder a person, or set frames_dir and camera"
+        )
+    return folders[0]
+
+
+def _labels(folder: Path, person: str, numbers: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
+    """The frames, and their intensities (frames, AUs); -1 where an AU's file lacks the frame."""
+    tables = []
+    for au in numbers:
+        path = need(folder / f"{person}_au{au}.txt", f"{person}'s intensities of AU{au}")
+        table = read_csv(path, {"f0": "int32", "f1": "int32"}, autogenerate_column_names=True)
+        frame, grade = table["f0"].to_numpy(), table["f1"].to_numpy()
+        if len(grade) and not 0 <= grade.min() <= grade.max() <= 5:
+            raise UserError(f"{path} has intensities {grade.min()} to {grade.max()}, not 0 to 5")
+        tables.append((frame, grade))
+    frames = np.unique(np.concatenate([frame for frame, _ in tables]))
+    grid = np.full((len(frames), len(numbers)), -1, np.int8)
+    for column, (frame, grade) in enumerate(tables):
+        grid[np.searchsorted(frames, frame), column] = grade
+    return frames.tolist(), grid

@@ -1,0 +1,62 @@
+"""FERBench: four test sets as one set of questions (UniFER, zfkarl/UniFER on GitHub).
+
+    eval_rafdb/data/rafdb_qa.json          a list of {image_path, true_label, prompt,
+    eval_ferplus/data/ferplus_qa.json      candidate_labels}
+    eval_affectnet/data/affectnet_qa.json
+    eval_sfew_2.0/data/sfew_2.0_qa.json
+
+The images are those of RAF-DB, FERPlus, AffectNet and SFEW 2.0. An `image_path` such as
+`/RAF-DB/aligned/test_3068_aligned.jpg` starts from the folder that holds the four, for all its
+leading slash. Labels are nouns in two of the sets and adjectives in the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vlmface.data.records import folder_of_images, one_of, records
+from vlmface.data.rows import Rows, meta, need
+
+TITLE = "FERBench"
+HOME = "https://github.com/zfkarl/UniFER"
+LICENCE = "none stated for the questions; each set's own for its images"
+SPLITS = ("test",)
+# Counted in the published files: 3068 of RAF-DB, 3573 of FERPlus, 4000 of AffectNet, 431 of SFEW.
+PUBLISHED = {
+    "test": {"rows": 11072, "anger": 1061, "contempt": 530, "disgust": 704, "fear": 718,
+             "happiness": 2686, "neutral": 2538, "sadness": 1500, "surprise": 1335},
+}  # fmt: skip
+PARTS = {
+    "rafdb": "eval_rafdb/data/rafdb_qa.json",
+    "ferplus": "eval_ferplus/data/ferplus_qa.json",
+    "affectnet": "eval_affectnet/data/affectnet_qa.json",
+    "sfew": "eval_sfew_2.0/data/sfew_2.0_qa.json",
+}
+
+
+def read(root: Path, split: str, *, part: str = "all", images: str | None = None) -> Rows:
+    """`part` is "rafdb", "ferplus", "affectnet", "sfew" or "all"; `images` is the folder that holds
+    RAF-DB, FERPlus, AffectNet and SFEW-2.0 (default: `root`). `meta` keeps each question as it is
+    asked: `prompt`, `candidate_labels`, and the label in the set's own word, `label_word`."""
+    one_of("part", part, ("all", *PARTS))
+    folder = folder_of_images(images, root)
+    ids, paths, emotions = [], [], []
+    asked: dict[str, list[Any]] = {
+        "part": [], "prompt": [], "candidate_labels": [], "label_word": [],
+    }  # fmt: skip
+    for name in PARTS if part == "all" else (part,):
+        for record in records(need(root / PARTS[name], f"FERBench's questions on {name}")):
+            candidates = record.texts("candidate_labels")
+            emotion = record.label("true_label")
+            if record.text("true_label") not in candidates:
+                record.refuse("true_label", f"one of the candidates {', '.join(candidates)}")
+            paths.append(record.image("image_path", folder, rooted=True))
+            stem = PurePosixPath(record.text("image_path")).with_suffix("")
+            ids.append(f"ferbench-{str(stem).lstrip('/')}")
+            emotions.append(emotion)
+            asked["part"].append(name)
+            asked["prompt"].append(record.text("prompt"))
+            asked["candidate_labels"].append(candidates)
+            asked["label_word"].append(record.text("true_label"))
+    return Rows({"id": ids, "image": paths, "emotion": emotions, "meta": meta(len(ids), **asked)})

@@ -1,0 +1,102 @@
+"""Conversations in LLaVA's form: one JSON list, or JSON lines, of
+
+    {"id": "...", "image": "faces/1.jpg", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat does the face show?"},
+        {"from": "gpt", "value": "..."}]}
+
+as train.json, validation.json and test.json (or .jsonl) in one folder, or as one file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmface.data.records import folder_of_images, one_of, pairs, records, thought
+from vlmface.data.rows import Rows, meta, need
+from vlmface.errors import UserError
+from vlmface.schema import RATIONALE_SOURCES
+
+TITLE = "LLaVA conversations"
+HOME = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md"
+LICENCE = "that of your data"
+SPLITS = ("train", "validation", "test")
+PUBLISHED: dict[str, dict[str, int]] = {}
+
+
+def read(
+    root: Path,
+    split: str,
+    *,
+    images: str | None = None,
+    turns: str = "first",
+    label: str | None = None,
+    file_split: str = "train",
+    rationale_source: str = "teacher",
+    saw_label: bool = True,
+) -> Rows:
+    """`root` is the folder of train.json and its like, or one file, which is then the split that
+    `file_split` names. `images` is the folder that `image` starts from (default: the file's).
+
+    `turns="first"` makes one row of a record, its first question and answer, and counts the later
+    turns in `left_out`: they may lean on what was said before, and a row holds one question.
+    "all" makes a row of each pair. The answer is the rationale, without <think> and <answer> tags;
+    the question is `meta["prompt"]`. No label is read out of the text: `label` names a field of the
+    records that holds one, an emotion word or null.
+
+    `rationale_source` ("teacher", "human", "rules") and `saw_label` say who wrote the answers; by
+    default a model that was told the labels. `subject` is the image's path, so that `hold_out`
+    keeps all that is said of one image on one side. Records without exactly one image are left out.
+    """
+    one_of("turns", turns, ("first", "all"))
+    one_of("file_split", file_split, SPLITS)
+    one_of("rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"])
+    path = _file(root, split, file_split)
+    folder = folder_of_images(images, path.parent)
+    names = ("id", "image", "subject", "emotion", "rationale")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    said: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
+    left_out: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
+    for number, record in enumerate(records(path), 1):
+        shown = record.images("image")
+        if len(shown) != 1:
+            left_out["several images" if shown else "no image"].append(record.where)
+            continue
+        found = pairs(record)
+        if turns == "first" and len(found) > 1:
+            left_out["later turns"].append(f"{record.where}: {len(found) - 1}")
+            found = found[:1]
+        image = record.but(image=shown[0]).image("image", folder)
+        emotion = record.label(label) if label and record.optional(label) else None
+        for turn, (question, text) in enumerate(found, 1):
+            rationale, answer = thought(text)
+            place = f"{number}" if turns == "first" else f"{number}-{turn}"
+            columns["id"].append(f"llava_json-{place}")
+            columns["image"].append(image)
+            columns["subject"].append(shown[0])
+            columns["emotion"].append(emotion)
+            columns["rationale"].append(rationale)
+            said["answer"].append(answer)
+            said["prompt"].append(question)
+            said["source_id"].append(record.word("id") if record.has("id") else None)
+    written = np.array([text is not None for text in columns["rationale"]], bool)
+    told = {
+        "rationale_source": [rationale_source if given else "none" for given in written],
+        "saw_label": written & bool(saw_label),
+        "meta": meta(len(written), **said),
+    }
+    return Rows(columns | told, {reason: places for reason, places in left_out.items() if places})
+
+
+def _file(root: Path, split: str, file_split: str) -> Path:
+    if root.is_file():
+        if split != file_split:
+            raise UserError(
+                f"{root} is one file and its rows are split {file_split!r}, not {split!r}: give "
+                f"the file of that split, or file_split={split!r} if this is it"
+            )
+        return root
+    lines = root / f"{split}.jsonl"
+    return lines if lines.exists() else need(root / f"{split}.json", f"the {split} conversations")

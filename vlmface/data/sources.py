@@ -1,0 +1,69 @@
+"""The picture files behind rows, and work on many of them in threads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import datasets
+
+    from vlmface.data.rows import Rows
+
+Source = str | bytes  # the path of a picture, or its encoded bytes
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def sources(rows: Rows | datasets.Dataset) -> list[list[Source]]:
+    """The pictures of each row, undecoded: its image, or the frames of a clip."""
+    columns: Any = getattr(rows, "columns", None)
+    if not isinstance(columns, dict):
+        columns = rows.select_columns(["image", "frames"]).with_format("arrow")[:]  # type: ignore[union-attr]
+        columns = {name: columns[name] for name in columns.column_names}
+    images, clips = (_listed(columns.get(name), len(rows)) for name in ("image", "frames"))
+    return [
+        [_stored(image)] if image is not None else [_stored(frame) for frame in clip or ()]
+        for image, clip in zip(images, clips, strict=True)
+    ]
+
+
+def _listed(values: Any, n: int) -> list[Any]:
+    if values is None:
+        return [None] * n
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+
+
+def _stored(value: Any) -> Source:
+    return value if isinstance(value, str | bytes) else value["bytes"] or value["path"]
+
+
+def content(source: Source) -> bytes:
+    """The encoded bytes of a picture. Raises OSError."""
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def digest(encoded: bytes) -> str:
+    """32 hex digits that tell contents apart."""
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+def in_threads(
+    work: Callable[[T], R],
+    items: Sequence[T],
+    title: str,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Iterator[R]:
+    """`work` of each item, in order, with a progress bar. Reading and decoding release the
+    interpreter's lock, so threads (by default one a core) use all cores."""
+    from joblib import cpu_count
+    from tqdm import tqdm
+
+    with ThreadPool(workers or cpu_count()) as pool:
+        results = pool.imap(work, items, chunksize=8)
+        yield from tqdm(results, title, len(items), unit="picture", disable=not progress)

@@ -1,0 +1,423 @@
+"""`vlmface rationale build`: a data set -> the same faces with checked rationales.
+
+    rows -> truth (AUs, label) -> text (rules, or a teacher) -> verdict -> data set, card, page
+
+All of it happens in OUTPUT.building, which becomes OUTPUT by one rename at the very end. Estimated
+AUs and the teacher's answers are journaled there: after a kill the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmface import config, data, facs, taxonomy
+from vlmface.encode import open_row_image
+from vlmface.errors import UserError
+from vlmface.files import atomic_write
+from vlmface.rationale import page, rules, teacher_prompts, verify
+from vlmface.rationale import truth as truths
+from vlmface.rationale.journal import Journal
+from vlmface.rationale.summary import summarise
+from vlmface.rationale.teacher_prompts import TeacherPrompt
+from vlmface.rationale.truth import Truth
+from vlmface.rationale.verify import Fault, Limits, Verdict
+from vlmface.schema import FaceSample, features
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+    from vlmface.rationale.teacher import Job, Teacher
+
+REQUEST = {"temperature": 0.7, "max_tokens": 600}  # of a teacher, unless the user says otherwise
+# Settings that may change between two sittings of one build.
+_FREE = (
+    "output", "root", "overwrite", "api_key_env", "concurrency", "timeout", "attempts", "price_in",
+    "price_out", "faces",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `vlmface rationale build`; `vlmface.rationale.options` explains them."""
+
+    data: str
+    output: str
+    root: str | None = None
+    split: str = "train"
+    n: int | None = None
+    option: dict[str, Any] = field(default_factory=dict)
+    label_space: str = "emotion8"
+    aus: str | None = None
+    au_threshold: float = 1.0
+    writer: Literal["rules", "teacher"] = "rules"
+    style: str = "varied"
+    seed: int = 0
+    endpoint: str | None = None
+    model: str | None = None
+    saw_label: bool | None = None
+    prompt: str | None = None
+    api_key_env: str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+    attempts: int = 6
+    repairs: int = 1
+    request: dict[str, Any] = field(default_factory=dict)
+    image_side: int = 768
+    price_in: float | None = None
+    price_out: float | None = None
+    min_precision: float = 1.0
+    min_recall: float = 1.0
+    max_words: int = 150
+    duplicates: Literal["report", "reject"] = "report"
+    similarity: float = 0.85
+    faces: int = 12
+    overwrite: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.min_precision, self.min_recall, self.max_words)
+
+
+@dataclass
+class Written:
+    """One face with its text: `index` is its row, `record` the teacher's (empty for rules)."""
+
+    index: int
+    id: str
+    truth: Truth
+    text: str
+    verdict: Verdict
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+Pictures = Callable[[int], "Image.Image | None"]  # row number -> picture, None if there is none
+
+
+def build(settings: Settings) -> dict[str, Any]:
+    """Build, or go on with, the folder `settings.output`; returns its summary.
+
+    Raises UserError for settings that cannot work, for a folder that holds something else, for an
+    endpoint that does not answer, and if no rationale passes.
+    """
+    space = _check(settings)
+    output = Path(settings.output)
+    work = output.with_name(f"{output.name}.building")
+    if _is_complete(settings, output):
+        shutil.rmtree(work, ignore_errors=True)  # left if a kill struck between the last two steps
+        print(f"{output} is complete: look at its rationale.html, or start with --overwrite")
+        return json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    teacher = _teacher(settings) if settings.writer == "teacher" else None
+    config.remember(settings, work, free=_FREE, anew=settings.overwrite)
+
+    rows = data.load(settings.data, settings.root, settings.split, n=settings.n, **settings.option)
+    pictures = _pictures(rows)
+    left_out: Counter[str] = Counter()
+    faces = _faces(rows, pictures, settings, space, work, left_out)
+    if teacher is None:
+        written = _by_rules(faces, settings, space)
+    else:
+        written = _by_teacher(faces, pictures, settings, space, work, left_out, teacher)
+    twins = _mark_duplicates(written, settings)
+    summary = summarise(settings, space, rows, left_out, written, twins, teacher)
+    if not summary["counts"]["kept"]:
+        raise UserError(
+            f"no rationale passes (left out: {dict(left_out)}, rejected: "
+            f"{summary['counts']['rejected_by']}): check labels, action units and limits; what was "
+            f"done so far is in {work}"
+        )
+    _finish(output, work, rows, pictures, settings, written, summary)
+    return summary
+
+
+def _check(settings: Settings) -> taxonomy.LabelSpace:
+    """The label space, after everything that can be said before any work. Raises UserError."""
+    space = taxonomy.space(settings.label_space)
+    if space.field != "emotion":
+        raise UserError(f"rationales explain emotions, but {space.id} holds {space.field}")
+    if settings.style not in rules.STYLES:
+        raise UserError(
+            f"there is no style {settings.style!r}: use one of {', '.join(rules.STYLES)}"
+        )
+    for name in ("min_precision", "min_recall", "similarity"):
+        if not 0 < getattr(settings, name) <= 1:
+            raise UserError(f"{name} is {getattr(settings, name)}: use a number above 0, up to 1")
+    for name in ("max_words", "image_side"):
+        if getattr(settings, name) < 16:
+            raise UserError(f"{name} is {getattr(settings, name)}: use at least 16")
+    return space
+
+
+def _is_complete(settings: Settings, output: Path) -> bool:
+    done = output / "summary.json"
+    if settings.overwrite and done.exists():
+        shutil.rmtree(output)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    if not done.exists():
+        raise UserError(f"{output} holds something else than a build: use another --output")
+    config.remember(settings, output, free=_FREE)
+    return True
+
+
+def _teacher(settings: Settings) -> Teacher:
+    """The teacher that the settings describe. Raises UserError for what is missing or wrong."""
+    try:
+        from vlmface.rationale.teacher import Endpoint, Teacher
+    except ImportError as error:
+        raise UserError(
+            f"the teacher writer needs the package {error.name!r}: pip install 'vlmface[teacher]'"
+        ) from None
+    for name in ("endpoint", "model"):
+        if not getattr(settings, name):
+            raise UserError(f"--writer teacher needs --{name}")
+    if settings.saw_label is None:
+        raise UserError(
+            "say whether the teacher is told the emotion: --with-label (every text concludes "
+            "it), or --without-label (texts that conclude another are rejected)"
+        )
+    prompt = teacher_prompts.load(
+        settings.prompt or ("with_label" if settings.saw_label else "without_label")
+    )
+    if prompt.saw_label != settings.saw_label:
+        told = "tells" if prompt.saw_label else "does not tell"
+        raise UserError(
+            f"the teacher prompt {prompt.id!r} {told} the label: use "
+            f"--{'with' if prompt.saw_label else 'without'}-label with it, or another --prompt"
+        )
+    endpoint = Endpoint(
+        url=str(settings.endpoint),
+        model=str(settings.model),
+        key_env=settings.api_key_env,
+        concurrency=settings.concurrency,
+        timeout_s=settings.timeout,
+        attempts=settings.attempts,
+        request=REQUEST | settings.request,
+    )
+    return Teacher(endpoint, prompt, settings.repairs)
+
+
+# --- the faces and their truth --------------------------------------------------------------------
+
+
+def _pictures(rows: datasets.Dataset) -> Pictures:
+    from datasets import Image
+
+    column = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
+
+    def picture(index: int) -> Image.Image | None:
+        stored = column[index]["image"]
+        try:
+            return None if stored is None else open_row_image(stored)
+        except UserError:
+            return None
+
+    return picture
+
+
+def _faces(
+    rows: datasets.Dataset,
+    pictures: Pictures,
+    settings: Settings,
+    space: taxonomy.LabelSpace,
+    work: Path,
+    left_out: Counter[str],
+) -> list[tuple[int, str, Truth]]:
+    """(row number, id, truth) of the faces that can be explained; counts the others by reason."""
+    from tqdm import tqdm
+
+    found = []
+    estimator = truths.load_estimator(settings.aus) if settings.aus else None
+    with Journal(work / "aus.jsonl") as journal:
+        plain = rows.remove_columns(["image", "frames"])
+        for index, row in enumerate(tqdm(plain, "reading", unit="face")):
+            sample = FaceSample.from_row(row)
+            label = truths.label_of(sample, space)
+            if label is None:
+                left_out["no label of the label space"] += 1
+                continue
+            truth = truths.annotated(sample, label)
+            if truth is None and estimator is not None:
+                if sample.id not in journal.records:
+                    image = pictures(index)
+                    aus = truths.estimate(estimator, str(settings.aus), image) if image else None
+                    journal.add({"id": sample.id, "aus": aus})
+                truth = truths.estimated(
+                    journal.records[sample.id]["aus"],
+                    label,
+                    threshold=settings.au_threshold,
+                    source=str(settings.aus),
+                )
+            if truth is None:
+                left_out["no action units"] += 1
+                continue
+            found.append((index, sample.id, truth))
+    return found
+
+
+# --- the writers ----------------------------------------------------------------------------------
+
+
+def _by_rules(
+    faces: Sequence[tuple[int, str, Truth]], settings: Settings, space: taxonomy.LabelSpace
+) -> list[Written]:
+    written = []
+    for index, id, truth in faces:
+        seed = rules.seed_of(settings.seed, id)
+        text = rules.write(truth.aus, truth.label, seed=seed, style=settings.style)
+        verdict = verify.check(text, truth, space, "think_answer", settings.limits)
+        written.append(Written(index, id, truth, text, verdict))
+    return written
+
+
+def _by_teacher(
+    faces: Sequence[tuple[int, str, Truth]],
+    pictures: Pictures,
+    settings: Settings,
+    space: taxonomy.LabelSpace,
+    work: Path,
+    left_out: Counter[str],
+    teacher: Teacher,
+) -> list[Written]:
+    from tqdm import tqdm
+
+    from vlmface.rationale.teacher import Job
+
+    prompt, form = teacher.prompt, teacher.prompt.form
+
+    def judge(text: str, truth: Truth) -> Verdict:
+        return verify.check(text, truth, space, form, settings.limits)
+
+    with Journal(work / "answers.jsonl") as journal:
+        open_faces = [face for face in faces if face[1] not in journal.records]
+
+        def jobs() -> Iterator[Job]:
+            for index, id, truth in open_faces:
+                image = pictures(index)
+                if image is None:
+                    left_out["no readable image"] += 1
+                    continue
+                uri = page.data_uri(image, settings.image_side)
+                messages = prompt.messages(truth, space, settings.limits, uri)
+                yield Job(id, messages, lambda text, truth=truth: judge(text, truth))  # type: ignore[misc]
+
+        if open_faces:
+            _announce(len(open_faces), len(faces), settings, prompt)
+            with tqdm(total=len(open_faces), desc="asking", unit="face") as bar:
+                teacher.write(jobs(), journal, bar.update)
+        written = []
+        for index, id, truth in faces:
+            if record := journal.records.get(id):
+                text = record["text"]
+                written.append(Written(index, id, truth, text, judge(text, truth), record))
+            elif id in teacher.unanswered:
+                fault = Fault("no_answer", teacher.unanswered[id])
+                verdict = dataclasses.replace(judge("", truth), faults=(fault,))
+                written.append(Written(index, id, truth, "", verdict))
+    return written
+
+
+def _announce(n: int, of: int, settings: Settings, prompt: TeacherPrompt) -> None:
+    def told(is_told: bool) -> str:
+        return "with" if is_told else "without"
+
+    before = f"; {of - n} were answered before" if of > n else ""
+    print(
+        f"{n} pictures of faces, {told(prompt.saw_aus)} their action units and "
+        f"{told(prompt.saw_label)} their emotion labels, are sent to {settings.endpoint} "
+        f"(model {settings.model}){before}",
+        flush=True,
+    )
+
+
+def _mark_duplicates(written: list[Written], settings: Settings) -> int:
+    """The number of passing texts that nearly repeat an earlier one; a fault of theirs if so
+    asked."""
+    passing = [w for w in written if w.verdict.kept]
+    twins = verify.near_duplicates([w.verdict.body for w in passing], settings.similarity)
+    for w, twin in zip(passing, twins, strict=True):
+        if twin is not None and settings.duplicates == "reject":
+            fault = Fault("near_duplicate", f"It nearly repeats the text of {passing[twin].id}.")
+            w.verdict = dataclasses.replace(w.verdict, faults=(fault,))
+    return sum(twin is not None for twin in twins)
+
+
+# --- the result -----------------------------------------------------------------------------------
+
+
+def _finish(
+    output: Path,
+    work: Path,
+    rows: datasets.Dataset,
+    pictures: Pictures,
+    settings: Settings,
+    written: Sequence[Written],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write all files into a folder beside the journals, then rename that to `output`."""
+    result = work / "result"
+    shutil.rmtree(result, ignore_errors=True)
+    _with_rationales(rows, written, settings, summary).save_to_disk(result)
+    for name in ("settings.json", "aus.jsonl", "answers.jsonl"):
+        if (work / name).exists() and (work / name).stat().st_size:
+            shutil.copyfile(work / name, result / name)
+    rejected = [
+        {
+            "id": w.id,
+            "label": w.truth.label,
+            "aus": [facs.name(au) for au in facs.top_down(w.truth.aus)],
+            "reasons": w.verdict.reasons,
+            "messages": [fault.message for fault in w.verdict.faults],
+            "text": w.text,
+        }
+        for w in written
+        if not w.verdict.kept
+    ]
+    atomic_write(result / "rejected.jsonl", "".join(json.dumps(r) + "\n" for r in rejected))
+    atomic_write(result / "summary.json", json.dumps(summary, indent=2) + "\n")
+    page.write_card(result / "README.md", summary)
+    page.write_page(result / "rationale.html", summary, written, pictures, settings.faces)
+    os.replace(result, output)
+    shutil.rmtree(work)
+
+
+def _with_rationales(
+    rows: datasets.Dataset,
+    written: Sequence[Written],
+    settings: Settings,
+    summary: Mapping[str, Any],
+) -> datasets.Dataset:
+    """The rows of the kept rationales, in order, with those in them."""
+    kept = [w for w in written if w.verdict.kept]
+    found = rows.select([w.index for w in kept])
+    notes = [
+        {
+            **summary["writer"],
+            "aus": w.truth.source,
+            "repaired": "first" in w.record,
+            **({} if w.truth.source == "annotated" else {"estimated_aus": w.truth.aus}),
+        }
+        for w in kept
+    ]
+    metas = [
+        json.dumps(json.loads(meta or "{}") | {"rationale": note}, sort_keys=True)
+        for meta, note in zip(found["meta"], notes, strict=True)
+    ]
+    n = len(kept)
+    columns: dict[str, list[Any]] = {
+        "rationale": [w.verdict.body for w in kept],
+        "rationale_source": [settings.writer] * n,
+        "saw_label": [summary["saw_label"]] * n,
+        "meta": metas,
+    }
+    for name, values in columns.items():
+        found = found.remove_columns(name).add_column(name, values)
+    return found.select_columns(list(features()))

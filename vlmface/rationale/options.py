@@ -1,0 +1,118 @@
+"""The command line of `vlmface rationale build`; imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from vlmface.errors import UserError
+
+
+def add_build(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `build.Settings` to `parser`."""
+    parser.set_defaults(run=build_command)
+    add = parser.add_argument
+    add("--data", required=True, help="data set, as data.load names it")
+    add("--root", help="its folder, as its owners distribute it (synth has none)")
+    add("--split", default="train")
+    add("--n", type=int, help="take so many faces (default: all)")
+    add("--option", action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the data set, such as seed=1; may be repeated")  # fmt: skip
+    add(
+        "--output",
+        "--output_dir",
+        required=True,
+        help="folder to write: data set, README.md, rationale.html",
+    )
+    add("--writer", choices=("rules", "teacher"), default="rules")
+    add("--label_space", default="emotion8")
+    add("--aus", metavar="MODULE:FUNCTION",
+        help="estimator for faces without annotated AUs: image -> {au: 0..5}")  # fmt: skip
+    add("--au_threshold", type=float, default=1.0,
+        help="an estimated AU is there from this intensity on (default 1)")  # fmt: skip
+    add("--overwrite", action="store_true", help="delete an earlier build first")
+
+    group = parser.add_argument_group("rule writer")
+    add = group.add_argument
+    add("--style", default="varied", help="varied (default), or plain for very small models")
+    add("--seed", type=int, default=0)
+
+    group = parser.add_argument_group(
+        "teacher writer", "Pictures go to the endpoint that you name, and nowhere else."
+    )
+    add = group.add_argument
+    add("--endpoint", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
+    add("--model", help="the model's name at the endpoint")
+    label = group.add_mutually_exclusive_group()
+    label.add_argument("--with-label", dest="saw_label", action="store_true", default=None,
+                       help="tell the teacher the emotion")  # fmt: skip
+    label.add_argument("--without-label", dest="saw_label", action="store_false", default=None,
+                       help="do not; texts that conclude another emotion are rejected")  # fmt: skip
+    add("--prompt", help="teacher prompt: prompts/teacher/NAME.yaml, or a YAML file of your own")
+    add("--api_key_env", metavar="NAME", help="environment variable that holds the API key")
+    add("--concurrency", type=int, default=8, help="requests at a time (default 8)")
+    add("--timeout", type=float, default=120.0, help="seconds for one request (default 120)")
+    add("--attempts", type=int, default=6, help="tries of one request (default 6)")
+    add("--repairs", type=int, default=1, help="times a faulty text is sent back (default 1)")
+    add("--request", action="append", default=[], metavar="NAME=VALUE",
+        help="a field of the request, such as temperature=0; null takes a field out")  # fmt: skip
+    add("--image_side", type=int, default=768, help="larger pictures are reduced to this")
+    add("--price_in", type=float, help="price of a million prompt tokens")
+    add("--price_out", type=float, help="price of a million completion tokens")
+
+    group = parser.add_argument_group("verifier")
+    add = group.add_argument
+    add("--min_precision", type=float, default=1.0, help="of the AUs named (default 1)")
+    add("--min_recall", type=float, default=1.0, help="of the AUs that are there (default 1)")
+    add("--max_words", type=int, default=150)
+    add("--duplicates", choices=("report", "reject"), default="report",
+        help="count texts that nearly repeat an earlier one (default), or reject")  # fmt: skip
+    add("--similarity", type=float, default=0.85, help="from which two texts are near duplicates")
+    add("--faces", type=int, default=12, help="faces on the page, kept and rejected each")
+
+
+def build_command(arguments: argparse.Namespace) -> int:
+    """Run the build and say what came of it."""
+    from vlmface import data
+    from vlmface.rationale.build import Settings, build
+
+    values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
+    values["option"] = data.parse_options(arguments.data, arguments.option)
+    values["request"] = _fields(arguments.request)
+    summary = build(Settings(**values))
+    counts, cost, output = summary["counts"], summary["cost"], arguments.output
+    rejected = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by"].items())
+    left_out = ", ".join(f"{n} {reason}" for reason, n in counts["left_out"].items())
+    print(f"kept:     {counts['kept']} of {counts['rows']} faces")
+    if left_out:
+        print(f"left out: {left_out}")
+    if rejected:
+        print(f"rejected: {counts['rejected']} ({rejected})")
+    if counts["sent_back"]:
+        print(f"repaired: {counts['repaired']} of {counts['sent_back']} sent back")
+    if cost:
+        price = "" if cost["price"] is None else f", cost {cost['price']:g}"
+        print(
+            f"used:     {cost['prompt_tokens']} prompt and {cost['completion_tokens']} completion "
+            f"tokens in {cost['requests']} requests{price}"
+        )
+    print(f"is in:    {output} (data set, README.md, rationale.html)")
+    print(f'next:     recipes/sft_cot.py --data rationales --data_options "{{folder: {output}}}"')
+    return 0
+
+
+def _fields(words: list[str]) -> dict[str, Any]:
+    """{"temperature": 0} of ["temperature=0"]; values are read as YAML."""
+    import yaml
+
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"--request {word!r} is not NAME=VALUE")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--request {name}: cannot read {value!r} ({error})") from error
+    return found

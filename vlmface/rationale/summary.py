@@ -1,0 +1,110 @@
+"""The figures of a build: what its card, its page and summary.json say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlmface import __version__, data
+from vlmface.rationale.verify import REASONS
+from vlmface.taxonomy import LabelSpace
+
+if TYPE_CHECKING:
+    import datasets
+
+    from vlmface.rationale.build import Settings, Written
+    from vlmface.rationale.teacher import Teacher
+
+
+def summarise(
+    settings: Settings,
+    space: LabelSpace,
+    rows: datasets.Dataset,
+    left_out: Mapping[str, int],
+    written: Sequence[Written],
+    twins: int,
+    teacher: Teacher | None,
+) -> dict[str, Any]:
+    """Figures and facts, ready for JSON. `twins` is the number of near duplicates; `teacher`
+    is None for the rule writer."""
+    adapter = data.adapter(settings.data)
+    kept = [w for w in written if w.verdict.kept]
+    sent_back = [w for w in written if "first" in w.record]
+    requests = [w.record for w in written if w.record]
+    writer: dict[str, Any] = {"writer": "rules", "style": settings.style, "seed": settings.seed}
+    if teacher is not None:
+        writer = {
+            "writer": "teacher",
+            "model": settings.model,
+            "prompt": teacher.prompt.id,
+            "prompt_version": teacher.prompt.version,
+            "prompt_sha": teacher.prompt.sha(space, settings.limits),
+            "saw_aus": teacher.prompt.saw_aus,
+        }
+    return {
+        "vlmface": __version__,
+        "source": {
+            "name": settings.data,
+            "title": adapter.TITLE,
+            "home": adapter.HOME,
+            "licence": adapter.LICENCE,
+            "split": settings.split,
+            "options": settings.option,
+            "fingerprint": data.fingerprint(rows),
+        },
+        "writer": writer,
+        "request": {} if teacher is None else teacher.endpoint.request,
+        "saw_label": teacher is None or teacher.prompt.saw_label,
+        "label_space": {"id": space.id, "sha": space.sha},
+        "aus": Counter(w.truth.source for w in written),
+        "limits": dataclasses.asdict(settings.limits)
+        | {"similarity": settings.similarity, "duplicates": settings.duplicates},
+        "counts": {
+            "rows": len(rows),
+            "left_out": dict(left_out),
+            "written": len(written),
+            "kept": len(kept),
+            "rejected": len(written) - len(kept),
+            "rejected_by": _by_reason(w.verdict.reasons for w in written),
+            "sent_back": len(sent_back),
+            "sent_back_by": _by_reason(w.record["first_reasons"] for w in sent_back),
+            "repaired": sum(w.verdict.kept for w in sent_back),
+            # Before near duplicates are rejected, if they are.
+            "passed": sum(set(w.verdict.reasons) <= {"near_duplicate"} for w in written),
+            "near_duplicates": twins,
+        },
+        "labels": dict(sorted(Counter(w.truth.label for w in kept).items())),
+        "quality": {
+            "au_precision": _mean(w.verdict.precision for w in kept),
+            "au_recall": _mean(w.verdict.recall for w in kept),
+            "words": _mean(len(w.verdict.body.split()) for w in kept),
+            "distinct": len({w.verdict.body for w in kept}),
+        },
+        "cost": None if teacher is None else _cost(requests, settings),
+    }
+
+
+def _by_reason(found: Iterable[Iterable[str]]) -> dict[str, int]:
+    """Faces by reason; a face with several faults counts under each."""
+    counts = Counter(reason for reasons in found for reason in set(reasons))
+    return {reason: counts[reason] for reason in REASONS if counts[reason]}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return round(sum(listed) / len(listed), 4) if listed else None
+
+
+def _cost(records: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+    """Tokens, and what they cost at the user's prices per million."""
+    total = {
+        name: sum(record[name] for record in records)
+        for name in ("requests", "prompt_tokens", "completion_tokens", "uncounted")
+    }
+    prices = (settings.price_in, settings.price_out)
+    if None in prices:
+        return {**total, "price": None}
+    spent = total["prompt_tokens"] * prices[0] + total["completion_tokens"] * prices[1]  # type: ignore[operator]
+    return {**total, "price": round(spent / 1e6, 6), "prices_per_million": prices}

@@ -1,0 +1,131 @@
+"""prompts/teacher/*.yaml -> chat messages for the model that writes rationales.
+
+{aus}, {label}, {candidates} and {max_words} are filled for each face. What a prompt does not hold,
+the teacher is not told, and is not told by a repair request either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmface import config, facs
+from vlmface.errors import UserError
+from vlmface.files import resource
+from vlmface.rationale.truth import Truth
+from vlmface.rationale.verify import AU_REASONS, Limits, Verdict
+from vlmface.taxonomy import LabelSpace
+
+FORMS = ("think_answer", "three_part")
+_USER = ("aus", "label", "candidates", "max_words")
+
+
+@dataclass(frozen=True)
+class TeacherPrompt:
+    """A teacher prompt as its file holds it; `repair` has the placeholder {faults}."""
+
+    id: str
+    version: int
+    form: str
+    user: str
+    repair: str
+    source: str
+    system: str | None = None
+    notes: str | None = None
+
+    @property
+    def saw_label(self) -> bool:
+        return "{label}" in self.user
+
+    @property
+    def saw_aus(self) -> bool:
+        return "{aus}" in self.user
+
+    def sha(self, space: LabelSpace, limits: Limits) -> str:
+        """12 hex digits over everything that reaches the teacher beside the face and its labels."""
+        every = Truth(space.labels[0], dict.fromkeys(facs.AU_NUMBERS, 3.0), frozenset())
+        content = [self.id, self.version, self.form, space.sha, self.repair]
+        text = json.dumps([*content, self.messages(every, space, limits, "")], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def messages(
+        self, truth: Truth, space: LabelSpace, limits: Limits, image: str
+    ) -> list[dict[str, Any]]:
+        """Messages of the OpenAI chat format about one face; `image` is a data URI."""
+        values = {
+            "aus": describe(truth.aus),
+            "label": truth.label,
+            "candidates": ", ".join(space.labels),
+            "max_words": str(limits.max_words),
+        }
+        content = [
+            {"type": "image_url", "image_url": {"url": image}},
+            {"type": "text", "text": _fill(self.user, values).strip()},
+        ]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system.strip()})
+        return messages
+
+    def repair_messages(self, text: str, verdict: Verdict) -> list[dict[str, Any]]:
+        """What follows the messages after an answer with faults."""
+        faults = "\n".join(f"- {fault.message}" for fault in verdict.faults)
+        return [
+            {"role": "assistant", "content": text or "(nothing)"},
+            {"role": "user", "content": _fill(self.repair, {"faults": faults}).strip()},
+        ]
+
+    def may_repair(self, verdict: Verdict) -> bool:
+        """Whether the faults can be told without telling what the prompt holds back."""
+        secret = {"refused"}
+        secret |= set() if self.saw_label else {"wrong_label"}
+        secret |= set() if self.saw_aus else AU_REASONS
+        return not verdict.kept and not secret & set(verdict.reasons)
+
+
+def describe(aus: Mapping[int, float | None]) -> str:
+    """Action units in words, a line each: "AU4 brow lowerer (strongly): the brows are ..."."""
+    lines = []
+    for au in facs.top_down(aus):
+        unit, intensity = facs.AUS[au], aus[au]
+        how = "" if intensity is None else f" ({facs.GRADES[facs.grade(intensity) - 1]})"
+        lines.append(f"- {facs.name(au)} {unit.name}{how}: {unit.cue}")
+    return "\n".join(lines) or "- none: no muscle moves visibly"
+
+
+def load(id_or_path: str | Path) -> TeacherPrompt:
+    """A teacher prompt by its id ("with_label"), or from a YAML file of your own. Raises UserError
+    for an unknown id, form or placeholder, and for a missing or unknown key."""
+    path = Path(id_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        folder = resource("prompts/teacher")
+        path = folder / f"{id_or_path}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            raise UserError(
+                f"there is no teacher prompt {str(id_or_path)!r}: use one of {known}, or the path "
+                "of a .yaml file"
+            )
+    prompt = config.build(TeacherPrompt, config.read(path), where=str(path))
+    if prompt.form not in FORMS:
+        raise UserError(f"{path}: form is {prompt.form!r}, use one of {', '.join(FORMS)}")
+    for text, allowed in ((prompt.user, _USER), (prompt.repair, ("faults",))):
+        for name in re.findall(r"\{(\w+)\}", text):
+            if name not in allowed:
+                raise UserError(
+                    f"{path} has the placeholder {{{name}}}: use {_braces(allowed)} there"
+                )
+    return prompt
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], text)
+
+
+def _braces(names: Sequence[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)

@@ -1,0 +1,141 @@
+"""Does the wording around an action unit describe that unit? "The brows are raised (AU4)" does not.
+
+A small reading of parts of the face and of where they move, made to be sure rather than complete:
+a mention is only called wrong if its words name a movement against the unit's own and none with it,
+or if they speak of the other half of the face alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from vlmface import facs
+
+_UPPER, _LOWER = {"brow", "eye"}, {"corner", "upper lip", "lower lip", "mouth", "chin", "jaw"}
+_BETWEEN = {"cheek", "nose"}  # part of either half
+
+_PARTS = {
+    "corner": r"(?:lips?|mouth)(?:'s)?[\s-]corners?|corners?\s+of\s+(?:the|his|her|their|both)\s+"
+              r"(?:lips?|mouth)|corners",
+    "upper lip": r"upper\s+lip",
+    "lower lip": r"(?:lower|bottom)\s+lip",
+    "mouth": r"lips?|mouth",
+    "brow": r"(?:eye)?brows?|forehead|glabella",
+    "eye": r"(?:(?:upper|lower)\s+)?(?:eye)?lids?|eyes?|gaze",
+    "cheek": r"cheeks?",
+    "nose": r"nose|nostrils?|nasolabial(?:\s+folds?)?",
+    "chin": r"chin",
+    "jaw": r"(?:lower\s+)?jaw",
+}  # fmt: skip
+_MOVES = {
+    "up": r"rais(?:e|es|ed|ing|er)|rise|rises|risen|rising|lift(?:s|ed|ing)?|up|upwards?|upturned"
+          r"|elevat\w+|arch(?:es|ed|ing)?",
+    "down": r"lower(?:s|ed|ing|er)?|down|downwards?|downturned|drop(?:s|ped|ping)?|sink\w*|sunk"
+            r"|sag(?:s|ged|ging)?|droop\w*|depress\w*|knit\w*|furrow\w*|frown\w*|together"
+            r"|contract\w*",
+    "open": r"open(?:s|ed|ing)?|wide|widen\w*|part(?:s|ed|ing)?(?!\s+of\b)|apart|agape"
+            r"|gap(?:es|ing)",
+    "shut": r"clos(?:e|es|ed|ing)|shut|narrow\w*|squint\w*|tight\w*|tens\w*|press\w*|squeez\w*"
+            r"|clench\w*|seal\w*|pinch\w*",
+}  # fmt: skip
+_WORD = re.compile(
+    "|".join(
+        rf"(?P<{kind}_{i}>\b(?:{pattern})\b)"
+        for kind, table in (("part", _PARTS), ("move", _MOVES))
+        for i, pattern in enumerate(table.values())
+    ),
+    re.IGNORECASE,
+)
+_NOT = re.compile(r"(?:\b(?:not|never|no|without|rather\s+than)|n't)\s+(?:\w+\s+)?$", re.IGNORECASE)
+# "raised inner brows", "lowers the brows": a movement whose part comes after it.
+_BEFORE_PART = re.compile(
+    r"\s+(?:(?:the|of|his|her|their|both|inner|outer|ends?)\s+){0,4}$", re.IGNORECASE
+)
+
+# AU -> (parts it moves, movements that describe it, movements that contradict it).
+_UNITS: dict[int, tuple[set[str], set[str], set[str]]] = {
+    1: ({"brow"}, {"up"}, {"down"}),
+    2: ({"brow"}, {"up"}, {"down"}),
+    4: ({"brow"}, {"down"}, {"up"}),
+    5: ({"eye"}, {"up", "open"}, {"down", "shut"}),
+    6: ({"cheek"}, {"up"}, {"down"}),
+    7: ({"eye"}, {"shut"}, {"open"}),
+    10: ({"upper lip"}, {"up"}, {"down"}),
+    12: ({"corner"}, {"up"}, {"down"}),
+    15: ({"corner"}, {"down"}, {"up"}),
+    16: ({"lower lip"}, {"down"}, {"up"}),
+    17: ({"chin"}, {"up"}, {"down"}),
+    23: ({"mouth"}, {"shut"}, {"open"}),
+    24: ({"mouth"}, {"shut", "down"}, {"open"}),
+    25: ({"mouth"}, {"open"}, {"shut"}),
+    26: ({"jaw", "mouth"}, {"down", "open"}, {"up", "shut"}),
+    27: ({"jaw", "mouth"}, {"down", "open"}, {"up", "shut"}),
+    43: ({"eye"}, {"shut", "down"}, {"open", "up"}),
+}
+_MENTION = re.compile(r"\bAU\s?0?(\d{1,2})\b", re.IGNORECASE)
+
+
+def contradictions(text: str) -> list[tuple[int, str]]:
+    """(AU, the words that do not describe it) for each mention that is described wrongly, in order.
+
+    Only mentions such as "AU4" are looked at; what a text says of the face without a number is not.
+    """
+    found = []
+    for sentence in re.split(r"(?<=[.!?;])\s+|\n+", text):
+        mentions = list(_MENTION.finditer(sentence))
+        for i, mention in enumerate(mentions):
+            start = mentions[i - 1].end() if i else 0
+            end = mentions[i + 1].start() if i + 1 < len(mentions) else len(sentence)
+            before, after = sentence[start : mention.start()], sentence[mention.end() : end]
+            # In brackets the number closes its own description; elsewhere it may stand anywhere.
+            spans = [before] if re.search(r"[(\[][^)\]]*$", before) else [before, after]
+            au = int(mention[1])
+            if au in facs.AUS and _is_wrong(au, spans):
+                found.append((au, " ".join(" ".join(spans).strip(" ,:()[]").split())))
+    return found
+
+
+def _is_wrong(au: int, spans: list[str]) -> bool:
+    parts: set[str] = set()
+    moves: set[tuple[str, str]] = set()
+    for span in spans:
+        for part, move in _read(span):
+            if move is None:
+                parts.add(part)
+            else:
+                moves.add((part, move))
+    half = _UPPER if facs.AUS[au].region in ("brow", "eye") else _LOWER
+    if facs.AUS[au].region in ("cheek", "nose"):
+        half = _UPPER | _LOWER
+    if parts and not parts & (half | _BETWEEN):
+        return True
+    own, with_it, against = _UNITS.get(au, (set(), set(), set()))
+    described = {move for part, move in moves if part in own}
+    return bool(described & against) and not described & with_it
+
+
+def _read(span: str) -> Iterator[tuple[str, str | None]]:
+    """(part, None) for each part of the face, (part, movement) for each movement of one."""
+    words = [
+        (match, match.lastgroup.split("_"))
+        for match in _WORD.finditer(span)
+        if match.lastgroup is not None
+    ]
+    names = {"part": list(_PARTS), "move": list(_MOVES)}
+    part = None
+    for i, (match, (kind, number)) in enumerate(words):
+        name = names[kind][int(number)]
+        if kind == "part":
+            part = name
+            yield part, None
+            continue
+        if _NOT.search(span, 0, match.start()):
+            continue
+        moved = part
+        if i + 1 < len(words) and words[i + 1][1][0] == "part":
+            following, (_, number) = words[i + 1]
+            if _BEFORE_PART.fullmatch(span, match.end(), following.start()):
+                moved = names["part"][int(number)]
+        if moved is not None:
+            yield moved, name
