@@ -39,6 +39,7 @@ from vlmface.synth.faces import Sample
 from vlmface.synth.geometry import PART_CLASSES, landmark_vertices, load_geometry
 from vlmface.taxonomy import SPACES
 
+STAGES = ("teacher", "geometry", "language", "words")
 PATCH, SIZE = 12, 96  # pixels
 MODES = 24  # of skin movement; the next one moves the skin by less than a twentieth of a millimetre
 TEACHER_WIDTH = 160
@@ -304,6 +305,9 @@ def run_stage(
         step = state["step"]
         for key, part in keep.items():
             part.load_state_dict(state[key])
+    if step < steps:  # later stages, if there are any, stand on a shorter one
+        for later in STAGES[STAGES.index(name) + 1 :]:
+            (folder / f"{later}.pt").unlink(missing_ok=True)
     bar = tqdm(total=steps, initial=step, desc=name)
     while step < steps:
         for group in (group for stepper in steppers for group in stepper.param_groups):
