@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmface import config, data, families, manifest, prompts
+from vlmface.data import crops
 from vlmface.evaluate import metrics, report
 from vlmface.evaluate import run as evaluation
 from vlmface.train import sft
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     benchmark = evaluation.load_benchmark(settings.benchmark)
     evaluation.check_space(benchmark, prompt)
     baseline = evaluation.load_baseline(benchmark)
+    crop = crops.parse(settings.crop)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
     processor = family.load_processor(base)
@@ -50,7 +52,11 @@ def main(argv: Sequence[str]) -> int:
             n=settings.n_train,
             **settings.data_options,
         )
-        faces = evaluation.load_rows(benchmark, settings.data_root, settings.n_eval)
+        fingerprint = data.fingerprint(samples)
+        if crop:
+            samples = crops.cached(samples, crop)
+        benchmark_root = settings.benchmark_root or settings.data_root
+        faces = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
     rows, left_out = sft.encode_rows(
         samples, processor, family, prompt, max_length=settings.max_length, seed=settings.seed
     )
@@ -82,10 +88,11 @@ def main(argv: Sequence[str]) -> int:
                 tokens=family.image_tokens(processor),
             ),
             processor=manifest.processor_shas(run_dir),
+            crop=crops.as_dict(crop),
             max_length=settings.max_length,
             generation={"max_new_tokens": settings.max_new_tokens},
             data={"name": settings.data, "split": settings.data_split, "n": len(rows),
-                  "options": settings.data_options, "fingerprint": data.fingerprint(samples)},
+                  "options": settings.data_options, "fingerprint": fingerprint},
             seed=settings.seed,
             limits=settings.limits,
         ).save(run_dir)  # fmt: skip

@@ -27,7 +27,7 @@ def test_every_label(tmp_path):
 
 def test_each_subject_is_left_out_once(tmp_path):
     jaffe.write(tmp_path)
-    for fold, subject in enumerate(("KA", "KL", "YM")):
+    for fold, subject in enumerate(("KA", "KL", "YM"), 1):
         test = data.load("jaffe", tmp_path, "test", fold=fold, folds=3)
         train = data.load("jaffe", tmp_path, fold=fold, folds=3)
         assert set(test["subject"]) == {subject}
@@ -39,10 +39,10 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no images named.*KA.AN1.39"):
         data.load("jaffe", tmp_path)
     jaffe.write(tmp_path)
-    with pytest.raises(UserError, match=r"fold=0 of folds=10.*3 in this copy"):
+    with pytest.raises(UserError, match=r"fold=1 of folds=10.*3 in this copy"):
         data.load("jaffe", tmp_path)
-    with pytest.raises(UserError, match="fold=3 of folds=3"):
-        data.load("jaffe", tmp_path, fold=3, folds=3)
+    with pytest.raises(UserError, match="fold=0 of folds=3"):
+        data.load("jaffe", tmp_path, fold=0, folds=3)
     face(tmp_path / "jaffe" / "KA_angry.png", 1)
     assert adapter.read(tmp_path, "all").left_out == {
         "name unlike KA.AN1.39.tiff": ["jaffe/KA_angry.png"]

@@ -6,6 +6,7 @@ import pytest
 from miniatures import rafdb, text
 
 from vlmface import data
+from vlmface.data import check
 from vlmface.errors import UserError
 
 
@@ -19,6 +20,26 @@ def test_labels_and_images_with_and_without_the_suffix(tmp_path, suffix):
     ]  # fmt: skip
     assert rows[0]["image"].size == (100, 100)
     assert data.load("rafdb", tmp_path, "test")["emotion"] == ["anger", "neutral"]
+
+
+def test_compound_expressions_in_their_own_folder_or_beside_the_basic_ones(tmp_path):
+    rafdb.write(tmp_path / "basic")
+    rafdb.write_compound(tmp_path / "compound")
+    for root in (tmp_path, tmp_path / "compound"):
+        rows = data.load("rafdb", root, part="compound")
+        assert rows["context"] == [
+            ["Disgustedly Surprised"], ["Happily Surprised"], ["Angrily Disgusted"]
+        ]  # fmt: skip
+        assert rows["id"][0] == "rafdb-compound-train_00001" and rows["emotion"] == [None] * 3
+        assert rows[0]["image"].size == (100, 100)
+    assert len(data.load("rafdb", tmp_path)) == 7
+    report = check.check("rafdb", tmp_path, progress=False, part="compound")
+    assert "rows 3 (published 3,162)" in report["warnings"][0]
+    text(tmp_path / "compound" / "EmoLabel" / "list_patition_label.txt", "train_00001.jpg 12")
+    with pytest.raises(UserError, match=r"code 12, but compound expressions have 1 to 11"):
+        data.load("rafdb", tmp_path, part="compound")
+    with pytest.raises(UserError, match="'basic' and 'compound'"):
+        data.load("rafdb", tmp_path, part="both")
 
 
 def test_attributes_keep_the_owners_words(tmp_path):

@@ -25,7 +25,13 @@ def test_every_file_the_docs_link_to_exists():
 def test_ci_runs_exactly_the_test_command_of_the_readme():
     command = re.search(r"<!-- tests -->\s*```bash\n(.*?)\n```", README, re.S)
     assert command and command[1].endswith("pytest")
-    assert command[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert command[1] in script.splitlines()
+    # A failure anywhere in that chain stops the script.
+    after = script[script.index("export HF_HUB_OFFLINE") :].replace(command[1], "false && true")
+    stubbed = f"set -euo pipefail\naccelerate() {{ echo trained; }}\n{after}"
+    done = subprocess.run(["bash", "-c", stubbed], capture_output=True, text=True)
+    assert done.returncode != 0 and "trained" not in done.stdout
 
 
 @pytest.mark.slow

@@ -107,6 +107,21 @@ def test_every_part_moved_as_its_policy_says(run_dir: Path) -> None:
     assert all(tensor.abs().max() > 0 for name, tensor in found.items() if "lora_B" in name)
 
 
+def test_the_gpu_settings_run_on_miniatures_of_their_data(tmp_path: Path, sft_cot: Recipe) -> None:
+    from miniatures import expllm, rafdb
+
+    expllm.write(tmp_path / "anno_json")
+    rafdb.write(tmp_path / "RAF-DB", "_aligned")
+    words = ["--config", "sft_cot_llava", "--data_root", str(tmp_path / "anno_json")]
+    words += ["--benchmark_root", str(tmp_path / "RAF-DB"), "--num_processes", "null"]
+    words += ["--n_train", "null", "--n_eval", "null", "--max_length", "1024"]
+    assert sft_cot(tmp_path / "run", *words) == 0
+    found, prompt = manifest.load(tmp_path / "run")
+    assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm", "expllm", 4)
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
+    assert (scores["benchmark"], scores["n"], "au" in scores) == ("rafdb", 2, False)
+
+
 # --- going on -------------------------------------------------------------------------------------
 
 

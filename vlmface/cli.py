@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -45,6 +46,22 @@ def _data_check(arguments: argparse.Namespace) -> int:
     return 1 if report["errors"] else 0
 
 
+def _data_crop(arguments: argparse.Namespace) -> int:
+    from vlmface import data
+    from vlmface.data import crops
+
+    crop = crops.Crop(arguments.size, arguments.margin, arguments.find)
+    options = data.parse_options(arguments.name, arguments.option)
+    for split in arguments.split or data.adapter(arguments.name).SPLITS:
+        rows = data.load(arguments.name, arguments.root, split, **options)
+        faces = crops.cached(rows, crop, workers=arguments.workers)
+        if arguments.sheet:
+            crops.draw(faces, arguments.sheet.with_stem(f"{arguments.sheet.stem}-{split}"))
+        print(f"{arguments.name}, {split}: {len(faces):,} rows in {crop.folder}")
+    print(f"train on them: --crop {json.dumps(crops.as_dict(crop))!r}")
+    return 0
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     from vlmface.infer.predictor import predict_command
 
@@ -83,6 +100,16 @@ def parser() -> argparse.ArgumentParser:
     _add_copy(check)
     check.add_argument("--output", type=Path, help="folder to write (default checks/NAME)")
     check.set_defaults(run=_data_check)
+
+    crop = tools.add_parser("crop", help="cut the faces out once, into the cache of the recipes")
+    _add_copy(crop)
+    crop.add_argument("--size", type=int, default=224, help="pixels a side (default 224)")
+    crop.add_argument("--margin", type=float, default=0.2,
+                      help="on each side, times the box's longer side (default 0.2)")  # fmt: skip
+    crop.add_argument("--find", choices=("given", "detect"), default="given",
+                      help="the data set's own boxes (default), or a face detector")  # fmt: skip
+    crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
+    crop.set_defaults(run=_data_crop)
 
     predict = commands.add_parser("predict", help="rationale, emotion and action units of images")
     predict.add_argument("images", nargs="+", help="image files or folders")

@@ -90,12 +90,16 @@ def encode_text(
 
 def open_row_image(image: Any) -> Image.Image:
     """The picture of a data set's row: an image already, or {"bytes", "path"} as `datasets` stores
-    it. Files are opened as everywhere else, upright and RGB."""
+    it, or a face of `data.crops`. Files are opened as everywhere else, upright and RGB."""
     if not isinstance(image, Mapping):
         return image
+    from vlmface.data import crops
     from vlmface.images import open_image
 
-    return open_image(image["bytes"] if image.get("bytes") else image["path"])
+    if image.get("bytes"):
+        return open_image(image["bytes"])
+    path = image["path"]
+    return crops.open_crop(path) if crops.is_reference(path) else open_image(path)
 
 
 def pixel_values(processor: Any, images: Sequence[Image.Image]) -> Any:

@@ -34,7 +34,8 @@ class Manifest:
     LoRA adapter for it or whole weights. `policy`: frozen | lora | full for tower, projector, llm.
     `prompt`, `label_space` {"id", "sha"}. `au_set`: AUs the training data annotates. `image`
     {"height", "width" in pixels, "tokens"}; `processor` {file name: sha} of preprocessing and chat
-    template; `generation` {"max_new_tokens"}, always greedy. `data` {"name", "split", "seed", "n",
+    template; `crop`: how faces were cut out (`data.crops.Crop`), null if pictures were taken whole;
+    `generation` {"max_new_tokens"}, always greedy. `data` {"name", "split", "seed", "n",
     "fingerprint"}. `limits`: what the model is not fit for, for whoever reads its answers.
     `created`: time of training, UTC.
     """
@@ -54,6 +55,7 @@ class Manifest:
     data: dict[str, Any]
     seed: int
     limits: str
+    crop: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     schema: int = SCHEMA
     vlmface: str = __version__

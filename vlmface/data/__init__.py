@@ -4,7 +4,8 @@ Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
 
     TITLE, HOME, LICENCE    for people
     SPLITS                  the splits that the set defines
-    PUBLISHED               split -> {label or "rows": number}, as its owners published them
+    PUBLISHED               split -> {label or "rows": number}, as its owners published them;
+                            PUBLISHED_BY: (option, value) -> the same under that option
     read(root, split, **protocol) -> Rows (synth, which has no root, says NEEDS_ROOT = False)
 
 A module that is put there is a data set; nothing else lists them.

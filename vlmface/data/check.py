@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from vlmface import data, files, sheet
+from vlmface.data.crops import PERSON
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 WORDS = ("emotion", "age_group", "gender", "race")  # fields that hold one word
 NUMBERS = ("age", "valence", "arousal")
-PERSON = "person_box"  # in `meta`, where a set boxes people instead of faces
 PER_CLASS = 8  # faces on the sheet
 
 
@@ -75,6 +75,9 @@ def check(
     module = data.adapter(name)
     parts, errors = _read(name, root, splits or module.SPLITS, protocol)
     looks = _look_at_all(parts, workers, progress)
+    published = module.PUBLISHED
+    for option in protocol.items():
+        published = getattr(module, "PUBLISHED_BY", {}).get(option, published)
     place = None if root is None else Path(root).expanduser()
     if place is not None and place.is_file():
         place = place.parent
@@ -82,7 +85,7 @@ def check(
         "name": name,
         "title": module.TITLE,
         "options": protocol,
-        "splits": {p.split: _holds(p, looks, module.PUBLISHED.get(p.split, {})) for p in parts},
+        "splits": {p.split: _holds(p, looks, published.get(p.split, {})) for p in parts},
         "unreadable": {
             _short(source, place): look.fault for source, look in looks.items() if look.fault
         },

@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import sqlite3
 import uuid
 import warnings
@@ -31,11 +30,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlmface import config, files
+from vlmface import config, files, sheet
 from vlmface.data import detect
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
 from vlmface.images import open_image
+from vlmface.schema import FaceSample
 
 if TYPE_CHECKING:
     import datasets
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 VERSION = 1  # raise whenever the same picture would give other pixels
 PACK = 256  # faces a file
 PERSON = "person_box"  # in `meta`, where a set boxes people instead of faces
-_REFERENCE = re.compile(r"(?P<file>.+\.npy)#(?P<row>\d+)")
 _TABLES = """
 create table if not exists faces (key blob primary key, pack text, row integer, found integer);
-create table if not exists pictures (path text primary key, size integer, mtime integer, digest text);
+create table if not exists pictures
+    (path text primary key, size integer, mtime integer, digest text);
 """
 
 
@@ -71,9 +71,11 @@ class Crop:
             raise UserError(f"crop: margin is {self.margin}, expected 0 to 2 times the box's side")
 
     @property
-    def name(self) -> str:
+    def folder(self) -> Path:
+        """Where faces that are cut out in this way are kept."""
         by = self.find if self.find == "given" else detect.NAME
-        return f"v{VERSION}-{self.size}px-margin{self.margin:g}-{by}"
+        name = f"v{VERSION}-{self.size}px-margin{self.margin:g}-{by}"
+        return files.cache_dir() / "crops" / name
 
 
 def parse(values: Mapping[str, Any] | None) -> Crop | None:
@@ -111,17 +113,16 @@ def cutter(crop: Crop) -> Iterator[Any]:
 
 def is_reference(path: str) -> bool:
     """Whether a path is a face in a cache."""
-    return _REFERENCE.fullmatch(path) is not None
+    return ".npy#" in path
 
 
 def open_crop(path: str) -> Image.Image:
     """The face that a path of `cached` stands for. Raises UserError if the cache was deleted."""
-    match = _REFERENCE.fullmatch(path)
-    assert match is not None, path
-    return Image.fromarray(_mapped(match["file"])[int(match["row"])])
+    file, _, row = path.rpartition("#")
+    return Image.fromarray(_mapped(file)[int(row)])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _mapped(path: str) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
@@ -151,14 +152,13 @@ def cached(
     cannot be read; what was cut before it is kept.
     """
     import pyarrow as pa
-    from datasets import Dataset, Image as ImageFeature
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
     from datasets.table import InMemoryTable
 
     from vlmface.schema import features
 
-    boxes = [
-        None if box is None else tuple(round(x, 2) for x in box) for box in _boxes(rows)
-    ]
+    boxes = [None if box is None else tuple(round(x, 2) for x in box) for box in _boxes(rows)]
     tasks = [
         [_Task(source, box) for source in pictures]
         for pictures, box in zip(sources(rows), boxes, strict=True)
@@ -173,37 +173,27 @@ def cached(
             stacklevel=2,
         )
     table = rows.with_format("arrow")[:]
-    schema = features().arrow_schema
-    for name, listed in (("image", False), ("frames", True)):
-        old = table[name].to_pylist()
-        new = [
-            None
-            if value is None
-            else [_stored(places[t]) for t in row]
-            if listed
-            else _stored(places[row[0]])
-            for value, row in zip(old, tasks, strict=True)
-        ]
+    stored = features()  # in which pictures stay as they are: only open_row_image can open these
+    stored |= {"image": ImageFeature(decode=False), "frames": [ImageFeature(decode=False)]}
+    schema = stored.arrow_schema
+    found = [[{"bytes": None, "path": places[task]} for task in row] for row in tasks]
+    still = table["image"].is_valid().to_pylist()
+    columns = {
+        "image": [faces[0] if one else None for faces, one in zip(found, still, strict=True)],
+        "frames": [None if one else faces for faces, one in zip(found, still, strict=True)],
+        "face_box": [None] * len(table),
+    }
+    for name, values in columns.items():
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, name, pa.array(new, schema.field(name).type))
-    at = table.schema.get_field_index("face_box")
-    table = table.set_column(at, "face_box", pa.nulls(len(table), schema.field("face_box").type))
-    found = Dataset(InMemoryTable(table.cast(schema)))
-    stored = ImageFeature(decode=False)
-    return found.cast_column("image", stored).cast_column("frames", [stored])
-
-
-def _stored(path: str) -> dict[str, Any]:
-    return {"bytes": None, "path": path}
+        table = table.set_column(at, name, pa.array(values, schema.field(name).type))
+    return Dataset(InMemoryTable(table.cast(schema)))
 
 
 def _boxes(rows: datasets.Dataset) -> list[list[float] | None]:
     table = rows.select_columns(["face_box", "meta"]).with_format("arrow")[:]
     return [
         box or (json.loads(meta).get(PERSON) if meta and PERSON in meta else None)
-        for box, meta in zip(
-            table["face_box"].to_pylist(), table["meta"].to_pylist(), strict=True
-        )
+        for box, meta in zip(table["face_box"].to_pylist(), table["meta"].to_pylist(), strict=True)
     ]
 
 
@@ -212,7 +202,7 @@ def _places(
 ) -> tuple[dict[_Task, str], list[Source]]:
     """Where each face is, as paths for `open_crop`; and the pictures that are taken whole for lack
     of a face."""
-    folder = files.cache_dir() / "crops" / crop.name
+    folder = crop.folder
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(folder / "index.sqlite", timeout=600)) as index:
         index.executescript(_TABLES)
@@ -291,8 +281,9 @@ def _digests(
         except OSError as error:
             raise UserError(f"cannot read {source!r}: {error}") from error
 
-    digests = in_threads(read, unread, "reading", workers=workers, progress=progress)
-    found |= zip(unread, digests, strict=True)
+    if unread:
+        digests = in_threads(read, unread, "reading", workers=workers, progress=progress)
+        found |= zip(unread, digests, strict=True)
     with index:
         index.executemany(
             "insert or replace into pictures values (?, ?, ?, ?)",
@@ -303,6 +294,17 @@ def _digests(
 
 def _key(of: str, box: tuple[float, ...] | None) -> bytes:
     return hashlib.blake2b(f"{of} {box}".encode(), digest_size=16).digest()
+
+
+def draw(rows: datasets.Dataset, path: Path, n: int = 64) -> None:
+    """A contact sheet of the first `n` faces of `cached` rows, with their labels."""
+    tiles: list[sheet.Tile | None] = []
+    for row in rows.select(range(min(n, len(rows)))):
+        sample = FaceSample.from_row(row)
+        stored = sample.image or (sample.frames or [None])[len(sample.frames or ()) // 2]
+        title = sample.emotion or sample.gender or "no label"
+        tiles.append(sheet.Tile(open_crop(stored["path"]), title, (sample.id,)))
+    sheet.write(path, sheet.draw(tiles))
 
 
 def as_dict(crop: Crop | None) -> dict[str, Any] | None:

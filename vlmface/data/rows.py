@@ -157,12 +157,12 @@ def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
     """Whether each row (n,) is tested in `fold`: the subjects in sorted order are dealt out to the
     folds in turn, so that each is tested once. Raises UserError for a fold that there is not."""
     people = sorted(set(subjects))
-    if not 0 <= fold < folds <= len(people):
+    if not 1 <= fold <= folds <= len(people):
         raise UserError(
-            f"fold={fold} of folds={folds}: the folds count from 0, and there can be no more of "
+            f"fold={fold} of folds={folds}: the folds count from 1, and there can be no more of "
             f"them than subjects ({len(people)} in this copy)"
         )
-    tested = set(people[fold::folds])
+    tested = set(people[fold - 1 :: folds])
     return np.array([subject in tested for subject in subjects], bool)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import config, data, taxonomy
+from vlmface.data import crops
 from vlmface.data.rows import pictures
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
@@ -101,11 +102,14 @@ def load_baseline(benchmark: Benchmark) -> dict[str, Any] | None:
         ) from error
 
 
-def load_rows(benchmark: Benchmark, root: str | None, n: int | None) -> datasets.Dataset:
-    """The benchmark's rows, images as stored; `n` takes another number of them (not comparable with
-    published results)."""
+def load_rows(
+    benchmark: Benchmark, root: str | None, n: int | None, crop: crops.Crop | None = None
+) -> datasets.Dataset:
+    """The benchmark's rows, images as stored, or their faces cut out; `n` takes another number of
+    them (not comparable with published results)."""
     options = benchmark.protocol | ({"n": n} if n is not None else {})
-    return pictures(data.load(benchmark.dataset, root, benchmark.split, **options))
+    rows = pictures(data.load(benchmark.dataset, root, benchmark.split, **options))
+    return crops.cached(rows, crop) if crop else rows
 
 
 def images_of(rows: datasets.Dataset) -> list[Image.Image]:
@@ -125,7 +129,7 @@ def answer(
     with tqdm(total=len(rows), desc=title, unit="face", disable=not is_main()) as bar:
         for start in range(0, len(rows), batch_size):
             part = rows.select(range(start, min(start + batch_size, len(rows))))
-            found = predictor.predict(images_of(part), batch_size=batch_size)
+            found = predictor.predict(images_of(part), batch_size=batch_size, cut_out=True)
             for row, prediction in zip(part, found, strict=True):
                 lines.append(
                     {
@@ -265,7 +269,7 @@ def run(settings: Settings) -> dict[str, Any]:
         raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
     out = Path(settings.output_dir or Path(settings.model) / "eval" / benchmark.id)
     baseline = load_baseline(benchmark)
-    rows = load_rows(benchmark, settings.data_root, settings.n)
+    rows = load_rows(benchmark, settings.data_root, settings.n, predictor.crop)
     lines = answer(predictor, rows, benchmark, batch_size=settings.batch_size)
     scores = score(lines, benchmark, predictor.prompt, model=settings.model)
     write_lines(out / "predictions.jsonl", lines)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.answers import Answer
+from vlmface.data import crops
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ BATCH_SIZE = 16
 class Prediction:
     """`text` as the model wrote it; `answer` as `vlmface.answers` reads it (label, aus, rationale,
     status); `probabilities` {label: 0..1, summing to 1} or None; `latency_s`: seconds of the
-    image's batch divided by the images in it; `complete`: it ended by itself, not by the limit."""
+    image's batch divided by the images in it; `complete`: it ended by itself, not by the limit;
+    `face_found`: whether a face was found to be cut out, None if none was looked for."""
 
     text: str
     answer: Answer
     probabilities: dict[str, float] | None
     latency_s: float
     complete: bool
+    face_found: bool | None = None
 
 
 class Predictor:
@@ -50,6 +53,7 @@ class Predictor:
         self.family = families.get(family)
         self.max_new_tokens = max_new_tokens
         self.manifest: manifest.Manifest | None = None
+        self.crop: crops.Crop | None = None
         self.messages = prompt.messages()
         self.prompt_text = self.family.prompt_text(processor, self.messages)
 
@@ -108,6 +112,7 @@ class Predictor:
         processor = adapter.load_processor(processor_dir)
         self = cls(model, processor, own_prompt, family, limit)
         self.manifest = found
+        self.crop = crops.parse(found.crop) if found else None
         return self
 
     def predict(
@@ -116,16 +121,30 @@ class Predictor:
         *,
         batch_size: int = BATCH_SIZE,
         probabilities: bool = True,
+        cut_out: bool = False,
     ) -> list[Prediction]:
-        """Answer `images` (RGB) in order. The same image gets the same answer in any batch."""
+        """Answer `images` (RGB) in order. The same image gets the same answer in any batch.
+
+        A model that was trained on faces cut out is shown them cut out in the same way, unless
+        `cut_out` says that they are already.
+        """
+        found: list[bool | None] = [None] * len(images)
+        if self.crop and not cut_out:
+            with crops.cutter(self.crop) as cut:
+                faces = [cut(image) for image in images]
+            images = [face for face, _ in faces]
+            if self.crop.find == "detect":
+                found = [there for _, there in faces]
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             began = time.perf_counter()
             answers = self._batch(images[start : start + batch_size], probabilities)
             latency = (time.perf_counter() - began) / len(answers)
             predictions += [
-                Prediction(text, answer, scores, latency, complete)
-                for text, answer, scores, complete in answers
+                Prediction(text, answer, scores, latency, complete, there)
+                for (text, answer, scores, complete), there in zip(
+                    answers, found[start : start + len(answers)], strict=True
+                )
             ]
         return predictions
 
@@ -329,6 +348,7 @@ def _as_dict(path: Path, prediction: Prediction) -> dict[str, Any]:
         "probabilities": prediction.probabilities,
         "text": prediction.text,
         "latency_s": prediction.latency_s,
+        "face_found": prediction.face_found,
     }
 
 
@@ -341,5 +361,7 @@ def _as_text(path: Path, prediction: Prediction) -> str:
         lines.append("  probabilities: " + ", ".join(f"{k} {v:.2f}" for k, v in ranked[:3]))
     if answer.aus:
         lines.append("  action units: " + ", ".join(f"AU{au}" for au in answer.aus))
+    if prediction.face_found is False:
+        lines.append("  no face was found in it: this is about the picture as a whole")
     lines.append(f"  {answer.rationale or prediction.text}")
     return "\n".join(lines)

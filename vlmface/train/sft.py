@@ -46,8 +46,10 @@ class Settings:
     data_root: str | None = None
     data_split: str = "train"
     data_options: dict[str, Any] = field(default_factory=dict)
+    benchmark_root: str | None = None
     n_train: int | None = None
     n_eval: int | None = None
+    crop: dict[str, Any] | None = None
     seed: int = 0
     tower: Policy = "frozen"
     projector: Policy = "full"

@@ -34,6 +34,7 @@ PUBLISHED = {
     "validation": {"rows": 4000, "neutral": 500, "happiness": 500, "sadness": 500,
                    "surprise": 500, "fear": 500, "disgust": 500, "anger": 500, "contempt": 500},
 }  # fmt: skip
+PUBLISHED_BY = {("classes", 7): {"train": {"rows": 283901}, "validation": {"rows": 3500}}}
 LISTS = "Manually_Annotated_file_lists"
 HEADER = ["subDirectory_filePath", "face_x", "face_y", "face_width", "face_height",
           "facial_landmarks", "expression", "valence", "arousal"]  # fmt: skip

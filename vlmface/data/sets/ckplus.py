@@ -40,7 +40,7 @@ def read(
     frames: str = "peak",
     aus: bool = True,
     unlabelled: bool = False,
-    fold: int = 0,
+    fold: int = 1,
     folds: int = 10,
 ) -> Rows:
     """`classes` is 7 (anger, contempt, disgust, fear, happiness, sadness, surprise) or 8: also the

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmface import taxonomy
 from vlmface.data.rows import IMAGE_SUFFIXES, Rows, drawn_split, need
 from vlmface.errors import UserError
 
@@ -22,7 +23,7 @@ LICENCE = "non-commercial research"
 SPLITS = ("train", "test")  # ours: see drawn_split
 PUBLISHED: dict[str, dict[str, int]] = {}
 GENDERS = ("male", "female")
-RACES = ("White", "Black", "Asian", "Indian", "Others")
+RACES = taxonomy.space("race5").labels  # in the order of its codes
 
 
 def read(

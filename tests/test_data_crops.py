@@ -1,0 +1,244 @@
+"""Faces are cut out once: where, how, from which pictures, and that everybody sees the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import skimage.data
+from miniatures import face
+from PIL import Image
+
+from vlmface import data, manifest
+from vlmface.cli import main
+from vlmface.data import crops, detect
+from vlmface.data.rows import Rows, to_dataset
+from vlmface.encode import open_row_image
+from vlmface.errors import UserError
+from vlmface.evaluate import run as evaluation
+from vlmface.infer.predictor import Predictor
+
+BOX = [20.0, 30.0, 60.0, 80.0]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def astronaut(tmp_path):
+    path = tmp_path / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()).save(path)
+    return path
+
+
+def table(tmp_path, n, boxes=None, **columns):
+    """n rows of random pictures of 120 x 100 pixels."""
+    paths = [str(face(tmp_path / f"{k}.png", k, (120, 100))) for k in range(n)]
+    return to_dataset(
+        Rows({"id": [f"x-{k}" for k in range(n)], "image": paths,
+              "face_box": boxes or [None] * n, **columns}), "x", "train",
+    )  # fmt: skip
+
+
+def opened(rows):
+    return [np.asarray(open_row_image(image)) for image in rows["image"]]
+
+
+def test_a_square_around_the_box_black_outside_of_the_picture():
+    picture = Image.fromarray(np.full((100, 120, 3), 200, np.uint8))
+    crop = crops.Crop(size=100, margin=0.0)
+    assert np.asarray(crops.cut(picture, [10, 20, 60, 70], crop)).min() == 200
+    left = np.asarray(crops.cut(picture, [-25, 20, 25, 70], crop))  # half of it outside
+    assert left[:, :44].max() == 0 and left[:, 56:].min() == 200
+    # A wide box becomes a square around its middle, with a margin of half its width.
+    marked = np.zeros((300, 300, 3), np.uint8)
+    marked[100:200, 100:200] = 255
+    found = np.asarray(crops.cut(Image.fromarray(marked), [100, 140, 200, 160],
+                                 crops.Crop(size=200, margin=0.5)))  # fmt: skip
+    assert found[56:144, 56:144].min() == 255 and found[:44].max() == 0
+    whole = np.asarray(crops.cut(picture, None, crops.Crop(size=120, margin=0.5)))
+    assert whole[:10].max() == 0 and whole[10:110].min() == 200 and whole[110:].max() == 0
+
+
+def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
+    rows = table(tmp_path, 5, [BOX, None, BOX, [-5.0, 0.0, 30.0, 30.0], BOX])
+    crop = crops.Crop(size=64)
+    monkeypatch.setattr(crops, "PACK", 2)
+    found = crops.cached(rows, crop, progress=False)
+    expected = [
+        np.asarray(crops.cut(open_row_image({"path": path}), box, crop))
+        for path, box in zip(
+            [f"{tmp_path}/{k}.png" for k in range(5)], rows["face_box"], strict=True
+        )
+    ]
+    np.testing.assert_array_equal(opened(found), expected)
+    assert found["face_box"] == [None] * 5 and found["id"] == rows["id"]
+    assert len(list(crop.folder.glob("*.npy"))) == 3
+
+    def forbidden(*_):
+        raise AssertionError("cut again")
+
+    monkeypatch.setattr(crops, "cut", forbidden)
+    # The same content elsewhere, another order, some of them: all is there.
+    (tmp_path / "copy").mkdir()
+    for k in range(5):
+        (tmp_path / "copy" / f"{k}.png").write_bytes((tmp_path / f"{k}.png").read_bytes())
+    again = crops.cached(
+        table(tmp_path / "copy", 5, rows["face_box"]).select([4, 1]), crop, progress=False
+    )
+    np.testing.assert_array_equal(opened(again), [expected[4], expected[1]])
+
+
+def test_other_content_boxes_and_ways_of_cutting_are_told_apart(tmp_path):
+    rows = table(tmp_path, 1, [BOX])
+    first = opened(crops.cached(rows, crops.Crop(size=64), progress=False))[0]
+    face(tmp_path / "0.png", 99, (120, 100))  # the file under that name has changed
+    assert (opened(crops.cached(rows, crops.Crop(size=64), progress=False))[0] != first).any()
+    wider = crops.cached(rows, crops.Crop(size=64, margin=0.5), progress=False)
+    other = crops.cached(table(tmp_path, 1, [[0.0, 0.0, 50.0, 50.0]]), crops.Crop(size=64))
+    assert (opened(wider)[0] != opened(other)[0]).any()
+    assert len(list((tmp_path / "cache" / "crops").iterdir())) == 2
+
+
+def test_what_was_cut_before_a_broken_picture_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(crops, "PACK", 2)
+    rows = table(tmp_path, 20)
+    whole = (tmp_path / "19.png").read_bytes()
+    (tmp_path / "19.png").write_bytes(whole[:200])
+    crop = crops.Crop(size=32)
+    with pytest.raises(UserError, match=r"19\.png.* is damaged"):
+        crops.cached(rows, crop, progress=False)
+    kept = set(crop.folder.glob("*.npy"))
+    assert len(kept) == 8  # threads take eight pictures at a time
+    (tmp_path / "19.png").write_bytes(whole)
+    assert len(opened(crops.cached(rows, crop, progress=False))) == 20
+    assert kept < set(crop.folder.glob("*.npy"))
+    with pytest.raises(UserError, match=r"cannot read .*3\.png"):
+        (tmp_path / "3.png").unlink()
+        crops.cached(rows, crop, progress=False)
+
+
+def test_two_processes_may_cut_the_same_faces(tmp_path):
+    rows = table(tmp_path, 40)
+    crop, found = crops.Crop(size=32), {}
+
+    def work(name):
+        found[name] = opened(crops.cached(rows, crop, workers=1, progress=False))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(found["a"], found["b"])
+
+
+def test_persons_frames_and_encoded_pictures(tmp_path):
+    person = json.dumps({"person_box": BOX})
+    rows = table(tmp_path, 2, meta=[person, "{}"])
+    first, second = opened(crops.cached(rows, crops.Crop(size=64), progress=False))
+    crop = crops.Crop(size=64)
+    pictures = [open_row_image({"path": f"{tmp_path}/{k}.png"}) for k in range(2)]
+    np.testing.assert_array_equal(first, np.asarray(crops.cut(pictures[0], BOX, crop)))
+    np.testing.assert_array_equal(second, np.asarray(crops.cut(pictures[1], None, crop)))
+    paths = [str(tmp_path / f"{k}.png") for k in range(2)]
+    clip = to_dataset(Rows({"id": ["c"], "frames": [paths]}), "x", "train")
+    frames = crops.cached(clip, crop, progress=False)[0]["frames"]
+    assert len(frames) == 2
+    np.testing.assert_array_equal(np.asarray(open_row_image(frames[1])), second)
+    stored = to_dataset(
+        Rows({"id": ["b"], "image": [(tmp_path / "1.png").read_bytes()]}), "x", "train"
+    )
+    np.testing.assert_array_equal(opened(crops.cached(stored, crop, progress=False))[0], second)
+
+
+def test_wrong_settings_and_a_deleted_cache(tmp_path):
+    wrong = {
+        "size is 3": {"size": 3},
+        "margin is 9": {"margin": 9},
+        "did you mean 'size'": {"sise": 64},
+        "given": {"find": "x"},
+    }
+    for said, values in wrong.items():
+        with pytest.raises(UserError, match=said):
+            crops.parse(values)
+    rows = crops.cached(table(tmp_path, 1), crops.Crop(size=32), progress=False)
+    for file in crops.Crop(size=32).folder.glob("*.npy"):
+        file.unlink()
+    with pytest.raises(UserError, match="delete that folder"):
+        opened(rows)
+
+
+# --- the detector ---------------------------------------------------------------------------------
+
+
+def test_the_detector_finds_the_face_of_a_photograph(astronaut):
+    with detect.Detector() as detector, Image.open(astronaut) as picture:
+        (x0, y0, x1, y1) = detector.face(picture)
+        assert 160 < x0 < 200 and 50 < y0 < 90 and 260 < x1 < 290 and 160 < y1 < 200
+        assert detector.face(picture, [150, 40, 300, 220]) is not None
+        assert detector.face(picture, [300, 300, 500, 500]) is None  # the suit
+        assert detector.face(picture, [600, 600, 700, 700]) is None  # outside
+        twice = Image.new("RGB", (1024, 512))
+        twice.paste(picture)
+        twice.paste(picture.resize((400, 400)), (600, 100))
+        assert len(detector.faces(twice)) == 2  # too small for one look at all of it
+        assert detector.face(twice)[0] < 300  # the larger one
+        assert detector.face(twice, [730, 150, 820, 250])[0] > 700  # the one in the box
+
+
+def test_pictures_without_a_face_are_taken_whole_and_counted(tmp_path, astronaut):
+    noise = str(face(tmp_path / "noise.png", 1, (120, 100)))
+    rows = to_dataset(Rows({"id": ["a", "b"], "image": [str(astronaut), noise]}), "x", "train")
+    crop = crops.Crop(size=96, find="detect")
+    with pytest.warns(UserWarning, match=r"no face found in 1 of 2 pictures.*noise\.png"):
+        found = opened(crops.cached(rows, crop, progress=False))
+    with detect.Detector() as detector, Image.open(astronaut) as picture:
+        expected = crops.cut(picture, detector.face(picture), crop)
+    np.testing.assert_array_equal(found[0], np.asarray(expected))
+    with pytest.warns(UserWarning, match="no face found in 1 of 2"):  # from the cache, too
+        crops.cached(rows, crop, progress=False)
+
+
+# --- everybody sees the same ----------------------------------------------------------------------
+
+
+def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
+    tmp_path, sft_cot, astronaut, capsys
+):
+    run = tmp_path / "run"
+    crop = {"size": 48, "margin": 0.1, "find": "detect"}
+    assert sft_cot(run, "--crop", json.dumps(crop), "--epochs", "1") == 0
+    assert manifest.load(run)[0].crop == crop
+    lines = evaluation.read_lines(run / "predictions.jsonl")
+    benchmark = evaluation.load_benchmark("synth")
+    raw = evaluation.load_rows(benchmark, None, 8)
+    predictor = Predictor.load(run)
+    answers = predictor.predict(evaluation.images_of(raw))  # cuts them itself
+    assert [answer.text for answer in answers] == [line["text"] for line in lines]
+    faces = evaluation.load_rows(benchmark, None, 8, crops.parse(crop))
+    again = predictor.predict(evaluation.images_of(faces), cut_out=True)
+    assert [answer.text for answer in again] == [line["text"] for line in lines]
+    capsys.readouterr()
+    nobody = face(tmp_path / "nobody.png", 3, (64, 64))
+    assert main(["predict", str(astronaut), str(nobody), "--model", str(run), "--json"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["face_found"] for line in said] == [True, False]
+
+
+def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
+    from miniatures import rafdb
+
+    rafdb.write(tmp_path / "data")
+    words = ["data", "crop", "rafdb", str(tmp_path / "data"), "--size", "64", "--margin", "0.1"]
+    assert main([*words, "--sheet", str(tmp_path / "faces.png")]) == 0
+    said = capsys.readouterr().out
+    assert "rafdb, train: 7 rows" in said
+    assert """--crop '{"size": 64, "margin": 0.1, "find": "given"}'""" in said
+    assert (tmp_path / "faces-train.png").exists() and (tmp_path / "faces-test.png").exists()
+    rows = data.load("rafdb", tmp_path / "data")
+    assert opened(crops.cached(rows, crops.Crop(64, 0.1), progress=False))[0].shape == (64, 64, 3)
