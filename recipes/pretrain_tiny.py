@@ -413,7 +413,7 @@ class Pretraining:
     def train_language(self, name: str, first: int, steps: int, copies: int, rate: float) -> None:
         """Stages 3 and 4: questions on faces and `copies` requests to repeat tokens a step; the
         geometry losses stay on, lest the tower forgets."""
-        collate = encode.Collator(self.processor)
+        collate = encode.Collator(self.processor, llava)
 
         def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             index, generator = self.draw(first, step, 0, self.arguments.language_batch)

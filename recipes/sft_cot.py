@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
     sft.use_all_cores()
+    sft.spare_the_compiler()
     run_dir = Path(settings.output_dir)
     if sft.is_main():
         config.remember(
@@ -83,10 +84,7 @@ def main(argv: Sequence[str]) -> int:
             prompt={"id": prompt.id, "sha": prompt.sha},
             label_space={"id": prompt.space.id, "sha": prompt.space.sha},
             au_set=evaluation.au_set(benchmark, prompt),
-            image=dict(
-                zip(("height", "width"), family.image_size(processor), strict=True),
-                tokens=family.image_tokens(processor),
-            ),
+            image=family.describe_image(processor),
             processor=manifest.processor_shas(run_dir),
             crop=crops.as_dict(crop),
             max_length=settings.max_length,

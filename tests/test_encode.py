@@ -119,7 +119,11 @@ def test_a_conversation_without_an_image_has_no_image_tokens(processor: Any) -> 
     messages = [{"role": "user", "content": [{"type": "text", "text": "Say: brow"}]}]
     row = encode.encode_text(processor, llava, messages, "brow")
     assert processor.image_token_id not in row["input_ids"]
-    assert set(encode.Collator(processor)([row])) == {"input_ids", "attention_mask", "labels"}
+    assert set(encode.Collator(processor, llava)([row])) == {
+        "input_ids",
+        "attention_mask",
+        "labels",
+    }
     with pytest.raises(encode.RefusedError, match=r"1 times '<image>', but has 0 image\(s\)"):
         encode.encode_text(processor, llava, messages, "an <image>")
 
@@ -135,25 +139,25 @@ def test_padding(processor: Any) -> None:
     short = encode.encode(processor, llava, PROMPT.messages(), picture(0), "Yes.")
     long = encode.encode(processor, llava, PROMPT.messages(), picture(1), TARGET)
     n, m = len(short["input_ids"]), len(long["input_ids"])
-    right = encode.Collator(processor)([short, long])
+    right = encode.Collator(processor, llava)([short, long])
     assert right["input_ids"].shape == right["labels"].shape == (2, m)
     assert right["input_ids"][0, :n].tolist() == short["input_ids"]
     assert right["input_ids"][0, n:].tolist() == [processor.tokenizer.pad_token_id] * (m - n)
     assert right["labels"][0, n:].tolist() == [-100] * (m - n)
     assert right["attention_mask"].sum(1).tolist() == [n, m]
     assert right["pixel_values"].shape == (2, 3, 32, 32)
-    left = encode.Collator(processor, padding="left")([short, long])
+    left = encode.Collator(processor, llava, padding="left")([short, long])
     assert left["input_ids"][0, m - n :].tolist() == short["input_ids"]
     assert left["attention_mask"][0].tolist() == [0] * (m - n) + [1] * n
     with pytest.raises(ValueError, match="left or right"):
-        encode.Collator(processor, padding="both")
+        encode.Collator(processor, llava, padding="both")
 
 
 def test_images_are_preprocessed_in_the_collator_as_in_encode(processor: Any) -> None:
     sample = samples(1)[0]
     text = encode.encode_text(processor, llava, PROMPT.messages(), TARGET)
-    batch = encode.Collator(processor)([{**text, "image": sample.image, "row": 7}])
-    alone = encode.pixel_values(processor, [encode.open_row_image(sample.image)])
+    batch = encode.Collator(processor, llava)([{**text, "image": sample.image, "row": 7}])
+    alone = llava.image_inputs(processor, [encode.open_row_image(sample.image)])["pixel_values"]
     assert torch.equal(batch["pixel_values"], alone)
     assert batch["row"].tolist() == [7]
 

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from vlmface import families, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
+from vlmface.families import llava, parts
 
 ALL_LORA = {"tower": "lora", "projector": "lora", "llm": "lora"}
 
@@ -80,7 +80,9 @@ def test_image_tokens_are_counted_as_processor_and_model_do(processor: Any, mode
     text = llava.prompt_text(processor, prompts.load("face_cot").messages())
     batch = processor(text=text, images=picture(0), return_tensors="pt", add_special_tokens=False)
     assert (batch["input_ids"] == processor.image_token_id).sum() == count == 16
-    assert llava.tower_features(model, batch["pixel_values"]).shape[1] == count
+    (features,) = llava.tower_features(model, batch)
+    assert len(features) == count
+    assert llava.image_text(processor) == "<image>" * count
 
 
 def test_features_instead_of_pixels_give_the_same_logits(processor: Any, model: Any) -> None:
@@ -88,7 +90,8 @@ def test_features_instead_of_pixels_give_the_same_logits(processor: Any, model: 
     batch = processor(text=text, images=picture(1), return_tensors="pt", add_special_tokens=False)
     with torch.no_grad():
         expected = model(**batch).logits
-        features = llava.tower_features(model, batch.pop("pixel_values"))
+        features = llava.tower_features(model, batch)
+        del batch["pixel_values"]
         found = model(**batch, **llava.features_input(model, features)).logits
     assert torch.equal(found, expected)
 
@@ -136,19 +139,21 @@ def test_lora_modules_are_looked_up_in_their_part(model: Any) -> None:
 
 
 def test_only_the_projector_may_be_full_beside_lora() -> None:
-    assert llava.full_modules({**ALL_LORA, "projector": "full"}) == ["multi_modal_projector"]
-    assert llava.full_modules(ALL_LORA) == []
+    assert parts.full_modules(llava.PARTS, {**ALL_LORA, "projector": "full"}) == [
+        "multi_modal_projector"
+    ]
+    assert parts.full_modules(llava.PARTS, ALL_LORA) == []
     with pytest.raises(UserError, match="tower: full beside a LoRA part"):
-        llava.full_modules({**ALL_LORA, "tower": "full"})
+        parts.full_modules(llava.PARTS, {**ALL_LORA, "tower": "full"})
 
 
 def test_freeze_trains_what_it_is_told(base: Path) -> None:
     model = llava.load_model(base)
-    llava.freeze(model, {"tower": "frozen", "projector": "full", "llm": "frozen"})
+    parts.freeze(llava.PARTS, model, {"tower": "frozen", "projector": "full", "llm": "frozen"})
     moving = {name for name, p in model.named_parameters() if p.requires_grad}
     assert moving
     assert all("multi_modal_projector" in name for name in moving)
-    llava.freeze(model, {"tower": "frozen", "projector": "frozen", "llm": "full"})
+    parts.freeze(llava.PARTS, model, {"tower": "frozen", "projector": "frozen", "llm": "full"})
     assert model.lm_head.weight.requires_grad
     assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
 

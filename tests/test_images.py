@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlmface.errors import UserError
-from vlmface.images import find_images, open_image
+from vlmface.images import find_images, open_image, size_of
 
 
 @pytest.fixture(autouse=True)
@@ -139,12 +139,21 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
     turned = image.transpose(stored[orientation]) if orientation in stored else image
     turned.save(path, exif=exif)
     assert mean_difference(open_image(path), image) == 0
+    assert size_of(path) == size_of(path.read_bytes()) == image.size
 
 
 def test_broken_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     gradient().save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 40)
-    assert open_image(path).size == (32, 24)
+    assert open_image(path).size == size_of(path) == (32, 24)
+
+
+def test_the_size_of_what_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png' does not exist"):
+        size_of(tmp_path / "gone.png")
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(UserError, match=r"text\.jpg' holds text"):
+        size_of(tmp_path / "text.jpg")
 
 
 def test_animation_gives_its_first_frame(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def naive(predictor: Predictor, image: Any, rationale: str) -> dict[str, float]:
     start = len(
         encode.encode_text(predictor.processor, llava, predictor.messages, None)["input_ids"]
     )
-    pixels = encode.pixel_values(predictor.processor, [image])
+    pixels = llava.image_inputs(predictor.processor, [image])["pixel_values"]
     scores = []
     for ids in predictor.label_ids(rationale, image.size):
         row = torch.tensor([ids])
@@ -142,7 +142,7 @@ def test_left_padding_and_positions(base: Path, processor: Any) -> None:
         for name in ("face_cot", "expllm")
     ]
     assert len(rows[0]["input_ids"]) != len(rows[1]["input_ids"])
-    collate = encode.Collator(processor, padding="left")
+    collate = encode.Collator(processor, llava, padding="left")
 
     def generate(part: list[Any]) -> torch.Tensor:
         batch = collate(part)

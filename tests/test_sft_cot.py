@@ -250,7 +250,7 @@ def test_merged_equals_adapter(run_dir: Path) -> None:
     merged, apart = Predictor.load(run_dir), Predictor.load(run_dir, merge=False)
     plain = Predictor.load(manifest.load(run_dir)[0].base["id"], prompt="face_cot")
     row = encode.encode(merged.processor, llava, merged.messages, picture(0))
-    batch = encode.Collator(merged.processor)([row])
+    batch = encode.Collator(merged.processor, llava)([row])
     with torch.no_grad():
         found, expected, untrained = (p.model(**batch).logits for p in (merged, apart, plain))
     assert torch.allclose(found, expected, atol=1e-4)
@@ -297,7 +297,7 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens(base: Path, tmp_path: P
     encoded, _ = sft.encode_rows(
         rows(12), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
-    batch = encode.Collator(processor)(list(encoded))
+    batch = encode.Collator(processor, llava)(list(encoded))
     batch.pop("row")
     with torch.no_grad():
         logits = llava.load_model(base)(**{k: v for k, v in batch.items() if k != "labels"}).logits

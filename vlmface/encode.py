@@ -40,10 +40,10 @@ def encode_text(
     """Token ids of one conversation, and its labels if there is a `target`.
 
     Returns `input_ids` (each image is as many image tokens as the model will see), its
-    `attention_mask`, and `labels`: -100 up to the end of the prompt, then the completion's ids with
-    the EOS. Nothing is decoded: `image_size` is the image's (width, height) in pixels, and matters
-    to families with free resolutions only. Raises RefusedError("too_long" | "image_in_text" |
-    "no_target").
+    `attention_mask`, whatever else the family's model takes for each token, and `labels`: -100 up
+    to the end of the prompt, then the completion's ids with the EOS. Nothing is decoded:
+    `image_size` is the image's (width, height) in pixels, and matters to families with free
+    resolutions only. Raises RefusedError("too_long" | "image_in_text" | "no_target").
     """
     tokenizer = processor.tokenizer
     prompt = family.prompt_text(processor, messages)
@@ -67,9 +67,12 @@ def encode_text(
             "image(s): take the token out of the text",
         )
     if images:
-        tokens = processor.image_token * family.image_tokens(processor, image_size)
-        prompt = prompt.replace(processor.image_token, tokens)
-    ids, prefix = _tokenize(tokenizer, prompt + completion), _tokenize(tokenizer, prompt)
+        in_full = family.image_text(processor, image_size)
+        prompt = prompt.replace(processor.image_token, in_full)
+    # As processors do: a template that writes the BOS itself must not get a second one.
+    bos = tokenizer.bos_token
+    special = not (family.WRITES_BOS or (bos and prompt.startswith(bos)))
+    ids, prefix = (_tokenize(tokenizer, text, special) for text in (prompt + completion, prompt))
     start = len(prefix)
     if ids[:start] != prefix:
         raise UserError(
@@ -83,6 +86,7 @@ def encode_text(
             f"{len(ids) - start} of the answer) do not fit max_length {max_length}",
         )
     encoded = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    encoded |= family.token_inputs(processor, ids, None if target is None else start)
     if target is not None:
         encoded["labels"] = [IGNORED] * start + ids[start:]
     return encoded
@@ -102,9 +106,24 @@ def open_row_image(image: Any) -> Image.Image:
     return crops.open_crop(path) if crops.is_reference(path) else open_image(path)
 
 
-def pixel_values(processor: Any, images: Sequence[Image.Image]) -> Any:
-    """Preprocessed images as one float tensor (images, 3, height, width)."""
-    return processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+def row_image_size(image: Any) -> tuple[int, int]:
+    """(width, height) in pixels of `open_row_image(image)`, without decoding it."""
+    if not isinstance(image, Mapping):
+        return image.size
+    from vlmface.data import crops
+    from vlmface.images import size_of
+
+    if not image.get("bytes") and crops.is_reference(image["path"]):
+        return crops.open_crop(image["path"]).size
+    return size_of(image["bytes"] or image["path"])
+
+
+def to_model(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """The tensors on the model's device; those of real numbers, the pixels, in its precision."""
+    return {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in batch.items()
+    }
 
 
 def encode(
@@ -116,7 +135,7 @@ def encode(
     *,
     max_length: int | None = None,
 ) -> dict[str, Any]:
-    """One row, complete: `encode_text` and `pixel_values` (1, 3, height, width)."""
+    """One row, complete: `encode_text` and the family's `image_inputs`."""
     text = encode_text(
         processor,
         family,
@@ -125,13 +144,10 @@ def encode(
         max_length=max_length,
         image_size=image.size,
     )
-    return {**text, "pixel_values": pixel_values(processor, [image])}
+    return {**text, **family.image_inputs(processor, [image])}
 
 
-def _tokenize(tokenizer: Any, text: str) -> list[int]:
-    # As processors do: a template that writes the BOS itself must not get a second one.
-    bos = tokenizer.bos_token
-    special = not (bos and text.startswith(bos))
+def _tokenize(tokenizer: Any, text: str, special: bool) -> list[int]:
     # Not verbose: what is too long is refused by the caller, which says more.
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
@@ -139,20 +155,21 @@ def _tokenize(tokenizer: Any, text: str) -> list[int]:
 class Collator:
     """Rows -> a batch of tensors, padded on the right for training, on the left for generation.
 
-    A row has `input_ids`, perhaps `labels`, and either `pixel_values` (1, 3, height, width) or an
-    `image` that is preprocessed here, so that a data set need not hold pixels in memory. Its number
-    `row`, if it has one, is passed on.
+    A row is what `encode` makes of it; or that of `encode_text` and an `image`, which is
+    preprocessed here, so that a data set need not hold pixels in memory. Its number `row`, if it
+    has one, is passed on, its `length` is not.
     """
 
-    def __init__(self, processor: Any, *, padding: str = "right") -> None:
+    def __init__(self, processor: Any, family: ModuleType, *, padding: str = "right") -> None:
         if padding not in ("left", "right"):
             raise ValueError(f"padding {padding!r}: left or right")
         self.processor = processor
+        self.family = family
         self.padding = padding
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return `input_ids`, `attention_mask`, perhaps `labels`: (rows, longest); and
-        `pixel_values` (rows, 3, height, width)."""
+        """Return `input_ids`, `attention_mask`, perhaps `labels`, and what else there is for each
+        token: (rows, longest); and the images as the model's forward takes them."""
         import torch
 
         longest = max(len(row["input_ids"]) for row in rows)
@@ -164,19 +181,22 @@ class Collator:
         pad_id = self.processor.tokenizer.pad_token_id
         if pad_id is None:
             pad_id = self.processor.tokenizer.eos_token_id
-        batch = {
-            "input_ids": torch.tensor([pad(row["input_ids"], pad_id) for row in rows]),
-            "attention_mask": torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows]),
-        }
-        if "labels" in rows[0]:
-            batch["labels"] = torch.tensor([pad(row["labels"], IGNORED) for row in rows])
-        if "row" in rows[0]:
-            batch["row"] = torch.tensor([row["row"] for row in rows])
-        if "pixel_values" in rows[0]:
-            batch["pixel_values"] = torch.cat([row["pixel_values"] for row in rows])
-        elif "image" in rows[0]:
+        fillers = {"input_ids": pad_id, "labels": IGNORED}
+        batch: dict[str, Any] = {}
+        for name, value in rows[0].items():
+            if name == "row":
+                batch["row"] = torch.tensor([row["row"] for row in rows])
+            elif isinstance(value, torch.Tensor):
+                batch[name] = torch.cat([row[name] for row in rows])
+            elif name not in ("image", "length"):
+                filler = fillers.get(name, 0)
+                batch[name] = torch.tensor([pad(row[name], filler) for row in rows])
+        batch["attention_mask"] = torch.tensor(
+            [pad([1] * len(row["input_ids"]), 0) for row in rows]
+        )
+        if "image" in rows[0]:
             images = [open_row_image(row["image"]) for row in rows]
-            batch["pixel_values"] = pixel_values(self.processor, images)
+            batch |= self.family.image_inputs(self.processor, images)
         return batch
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vlmface.errors import UserError
 
@@ -65,6 +65,23 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
                 raise _damaged(name, error) from error
 
 
+def size_of(source: str | Path | bytes) -> tuple[int, int]:
+    """(width, height) in pixels of what `open_image` gives, read from the header alone. Raises
+    UserError for a file that is missing or no image."""
+    name = "the image bytes" if isinstance(source, bytes) else f"'{source}'"
+    if not isinstance(source, bytes):
+        _check_is_file(Path(source), name)
+    try:
+        with Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
+        ) as image:
+            return image.size[::-1] if _is_turned(image) else image.size
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{name} {_what_is_it(source)}") from None
+    except Exception as error:  # as in open_image
+        raise _damaged(name, error) from error
+
+
 def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Expand folders (recursively, sorted, hidden files skipped) to image files; keep given files.
 
@@ -100,6 +117,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data says nothing about the pixels, which are fine
         return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether `_upright` swaps width and height."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # as in _upright
+        return False
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import UserError
+from vlmface.families import parts
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 NAME = "llava"
 MODEL_TYPES = ("llava",)
+NEEDS_SIZE = False  # do an image's own width and height decide how many tokens it takes?
+WRITES_BOS = False  # does `prompt_text` write a BOS elsewhere than at its start?
 
 # The three parts a freeze policy speaks of: where they hang in the model, and the linear layers in
 # each. The tower has q_proj too: without the part's path a LoRA pattern would adapt both.
@@ -28,7 +32,6 @@ LINEAR = {
     "projector": ("linear_1", "linear_2"),
     "llm": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
-POLICIES = ("frozen", "lora", "full")
 
 
 # --- loading and saving -------------------------------------------------------------------------
@@ -102,16 +105,41 @@ def image_size(processor: Any) -> tuple[int, int]:
     return int(size["height"]), int(size["width"])
 
 
+def describe_image(processor: Any) -> dict[str, int]:
+    """What a manifest says of images: their size in pixels and the tokens that one takes."""
+    height, width = image_size(processor)
+    return {"height": height, "width": width, "tokens": image_tokens(processor)}
+
+
 def image_tokens(processor: Any, size: tuple[int, int] | None = None) -> int:
-    """How many tokens one image takes; known before the image is decoded.
+    """How many tokens of a model's input are filled from one image; known before it is decoded.
 
     `size` is the image's own (width, height) in pixels. LLaVA-1.5 brings every image to one shape,
-    so it does not matter here; families with free resolutions need it.
+    so it does not matter here (`NEEDS_SIZE`); families with free resolutions need it.
     """
     height, width = image_size(processor)
     tokens = (height // processor.patch_size) * (width // processor.patch_size)
     tokens += processor.num_additional_image_tokens
     return tokens - (processor.vision_feature_select_strategy == "default")
+
+
+def image_text(processor: Any, size: tuple[int, int] | None = None) -> str:
+    """What stands in the model's input for the image token of `prompt_text`."""
+    return processor.image_token * image_tokens(processor, size)
+
+
+def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    """What the model's forward takes for a batch with one image a row: `pixel_values` (images, 3,
+    height, width)."""
+    return {
+        "pixel_values": processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+    }
+
+
+def token_inputs(processor: Any, ids: Sequence[int], answer: int | None) -> dict[str, list[int]]:
+    """What the model's forward takes for each token beside its id and mask; `answer` is where the
+    supervised answer begins, None if there is none. LLaVA takes nothing."""
+    return {}
 
 
 def prompt_text(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -143,72 +171,43 @@ def stop_token_ids(processor: Any) -> list[int]:
     return [processor.tokenizer.eos_token_id]
 
 
+def later_inputs(model: Any, positions: torch.Tensor) -> dict[str, Any]:
+    """What the model's forward takes for tokens (rows, n) that follow cached ones, beside their ids
+    and mask. `positions` counts all of a row's tokens from 0, those of the image too."""
+    return {"position_ids": positions}
+
+
 # --- training -----------------------------------------------------------------------------------
 
 
 def lora_targets(policy: Mapping[str, str], modules: Sequence[str]) -> str:
-    """A regular expression for peft's `target_modules`: `modules` in every part that is "lora".
-
-    `modules` are names of linear layers, or "all". Raises UserError for a name that no such part
-    has: peft would take it silently when another name matches.
-    """
-    parts = [part for part in PARTS if policy[part] == "lora"]
-    everything = list(modules) == ["all"]
-    known = {name for part in parts for name in LINEAR[part]}
-    if not everything and (unknown := [name for name in modules if name not in known]):
-        raise UserError(
-            f"lora_modules: {', '.join(unknown)} is not a linear layer of {', '.join(parts)}; "
-            f"there are {', '.join(sorted(known))}, or all"
-        )
-    branches = []
-    for part in parts:
-        # The projector has its own two layers: being told "lora" is enough to adapt them.
-        all_of_it = everything or part == "projector"
-        names = [name for name in LINEAR[part] if all_of_it or name in modules]
-        if names:
-            branches.append(rf"{PARTS[part]}\.(?:.*\.)?(?:{'|'.join(names)})")
-    return rf".*\.(?:{'|'.join(branches)})"
-
-
-def full_modules(policy: Mapping[str, str]) -> list[str]:
-    """Modules trained whole beside LoRA (peft's `modules_to_save`); only the projector may be."""
-    whole = [part for part in PARTS if policy[part] == "full"]
-    if set(whole) - {"projector"}:
-        raise UserError(
-            f"{' and '.join(whole)}: full beside a LoRA part is not supported (an adapter would "
-            "carry a copy of the whole part): use lora there, or no lora at all"
-        )
-    return [PARTS[part] for part in whole]
-
-
-def freeze(model: Any, policy: Mapping[str, str]) -> None:
-    """Let gradients reach the parts that are "full" and no others. The head belongs to the llm."""
-    paths = {part: f"{PARTS[part]}." for part in PARTS}
-    for name, parameter in model.named_parameters():
-        part = next((part for part, path in paths.items() if path in name), "llm")
-        parameter.requires_grad_(policy[part] == "full")
+    """A regular expression for peft's `target_modules`; see `parts.lora_targets`."""
+    return parts.lora_targets(PARTS, LINEAR, policy, modules)
 
 
 # --- image features -----------------------------------------------------------------------------
 
 
-def tower_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Tower output before the projector: (images, tokens, width). Constant while it is frozen."""
-    config = model.config
-    hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-    layers = config.vision_feature_layer
-    skip = 1 if config.vision_feature_select_strategy == "default" else 0
+def tower_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Tower output before the projector for each image of `image_inputs`: (tokens, width). Constant
+    while the tower is frozen."""
     import torch
 
+    config = model.config
+    tower = model.model.vision_tower
+    hidden = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+    layers = config.vision_feature_layer
+    skip = 1 if config.vision_feature_select_strategy == "default" else 0
     layers = [layers] if isinstance(layers, int) else layers
-    return torch.cat([hidden[layer][:, skip:] for layer in layers], dim=-1)
+    return list(torch.cat([hidden[layer][:, skip:] for layer in layers], dim=-1))
 
 
-def features_input(model: Any, features: torch.Tensor) -> dict[str, Any]:
-    """Keyword arguments that replace `pixel_values` in the model's forward."""
+def features_input(model: Any, features: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Keyword arguments that replace those of `image_inputs` in the model's forward."""
+    import torch
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    projected = model.model.multi_modal_projector(features)
+    projected = model.model.multi_modal_projector(torch.stack(list(features)))
     output = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
     return {"mm_encoder_outputs": {"image": output}}
 

@@ -162,9 +162,8 @@ class Predictor:
             }
             for image in images
         ]
-        batch = encode.Collator(self.processor, padding="left")(rows)
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
+        batch = encode.Collator(self.processor, self.family, padding="left")(rows)
+        batch = encode.to_model(batch, self.model)
         stops = self.family.stop_token_ids(self.processor)
         with torch.inference_mode():
             output = self.model.generate(
@@ -189,7 +188,7 @@ class Predictor:
                 known = [
                     [*row["input_ids"], *ids] for row, (ids, _) in zip(rows, written, strict=True)
                 ]
-                scores = self._score(answers, rows, known, output.past_key_values, prompt_length)
+                scores = self._score(answers, rows, known, output.cache, prompt_length)
         complete = [done for _, done in written]
         return list(zip(texts, answers, scores, complete, strict=True))
 
@@ -249,12 +248,13 @@ class Predictor:
             fed = torch.tensor([t + [pad] * (longest - len(t)) for t in tails], device=device)
             mask = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t in tails])
             mask = mask.to(device)
+            positions = count + torch.arange(longest, device=device)
             logits = self.model(
                 input_ids=fed,
                 attention_mask=torch.cat([reused, mask], 1),
-                position_ids=count + torch.arange(longest, device=device),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
+                **self.family.later_inputs(self.model, positions),
             ).logits
             cache.crop(-longest)
             log_p = logits[:, :-1].float().log_softmax(-1)

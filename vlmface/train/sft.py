@@ -13,7 +13,7 @@ import resource
 import shutil
 import sys
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlmface import encode
 from vlmface.data.rows import pictures
 from vlmface.errors import UserError
+from vlmface.families import parts
 from vlmface.files import atomic_write
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
@@ -114,27 +115,31 @@ def encode_rows(
 
     messages = prompt.messages()
     kept: list[int] = []
-    encoded: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
+    encoded: defaultdict[str, list[Any]] = defaultdict(list)
     left_out: Counter[str] = Counter()
+    images = pictures(rows).select_columns(["image"])
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
         sample = FaceSample.from_row(row)
         try:
             target = _target(sample, prompt, seed)
-            text = encode.encode_text(processor, family, messages, target, max_length=max_length)
+            size = encode.row_image_size(images[index]["image"]) if family.NEEDS_SIZE else None
+            text = encode.encode_text(
+                processor, family, messages, target, max_length=max_length, image_size=size
+            )
         except encode.RefusedError as error:
             left_out[error.reason] += 1
             continue
         kept.append(index)
-        encoded["input_ids"].append(text["input_ids"])
-        encoded["labels"].append(text["labels"])
+        del text["attention_mask"]  # the collator's own: it pads
+        for name, values in text.items():
+            encoded[name].append(values)
         encoded["length"].append(len(text["input_ids"]))
     if not kept:
         raise UserError(
             f"none of the {len(rows)} rows can be trained on ({dict(left_out)}): check the data "
             "set's labels against the prompt's label space, and max_length"
         )
-    images = pictures(rows).select_columns(["image"])
     if left_out:
         images = images.select(kept)
     columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
@@ -192,6 +197,25 @@ def use_all_cores() -> None:
     if not torch.cuda.is_available() and "ACCELERATE_MIXED_PRECISION" in os.environ:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, joblib.cpu_count() // processes))
+
+
+def uses_deepspeed() -> bool:
+    """Whether `accelerate launch` was given a DeepSpeed configuration."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def spare_the_compiler() -> None:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce: before the first process group.
+
+    On a CPU it would do so at the first start, for minutes and with a compiler that not every
+    machine has; gloo sums the same numbers.
+    """
+    import torch
+
+    if uses_deepspeed() and not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def is_main() -> bool:
@@ -272,7 +296,7 @@ def train(
     model = family.load_model(base, dtype=torch.bfloat16 if gpu and settings.uses_lora else None)
     if not settings.uses_lora:
         model = model.float()
-        family.freeze(model, settings.policy)
+        parts.freeze(family.PARTS, model, settings.policy)
     elif not gpu:
         model = model.float()
     peft_config = None
@@ -282,7 +306,7 @@ def train(
             lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
             lora_dropout=settings.lora_dropout,
             target_modules=family.lora_targets(settings.policy, settings.lora_modules),
-            modules_to_save=family.full_modules(settings.policy) or None,
+            modules_to_save=parts.full_modules(family.PARTS, settings.policy) or None,
             # peft keeps the head tied to embeddings that are adapted this way.
             trainable_token_indices={"embed_tokens": list(range(len(processor.tokenizer)))}
             if settings.train_embeddings
@@ -323,7 +347,7 @@ def train(
         args=arguments,
         train_dataset=rows.remove_columns("image") if caching else rows,
         processing_class=processor,
-        data_collator=encode.Collator(processor),
+        data_collator=encode.Collator(processor, family),
         peft_config=peft_config,
         callbacks=[log],
         family=family,

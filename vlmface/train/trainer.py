@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from vlmface.encode import IGNORED, GroupedSampler, open_row_image, pixel_values
+from vlmface.encode import IGNORED, GroupedSampler, open_row_image, to_model
 
 
 class SupervisedTrainer(SFTTrainer):
@@ -32,7 +32,7 @@ class SupervisedTrainer(SFTTrainer):
         self.add_callback(LossBar)
         self.family = family
         self.lengths = kwargs["train_dataset"]["length"]
-        self.features: torch.Tensor | None = None  # of a frozen tower, by row
+        self.features: list[torch.Tensor] | None = None  # of a frozen tower, by row
 
     def compute_loss(
         self,
@@ -51,7 +51,7 @@ class SupervisedTrainer(SFTTrainer):
         if self.features is not None:
             core = self.accelerator.unwrap_model(model)
             core = core.get_base_model() if hasattr(core, "get_base_model") else core
-            features = self.features[rows.cpu()].to(core.device)
+            features = [self.features[row].to(core.device) for row in rows.tolist()]
             inputs |= self.family.features_input(core, features)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
         targets = labels[:, first:]
@@ -79,18 +79,20 @@ class SupervisedTrainer(SFTTrainer):
             (folder / "complete").touch()
 
 
-def all_tower_features(model: Any, family: ModuleType, rows: Any, processor: Any) -> torch.Tensor:
-    """Output of the frozen tower for each row's image: (rows, tokens, width), on the CPU."""
+def all_tower_features(
+    model: Any, family: ModuleType, rows: Any, processor: Any
+) -> list[torch.Tensor]:
+    """Output of the frozen tower for each row's image: (tokens, width), on the CPU."""
     from tqdm import tqdm
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parts = []
+    features: list[torch.Tensor] = []
     with torch.no_grad():
         for start in tqdm(range(0, len(rows), 64), "image features", unit="batch"):
             images = [open_row_image(image) for image in rows[start : start + 64]["image"]]
-            pixels = pixel_values(processor, images).to(model.device, model.dtype)
-            parts.append(family.tower_features(model, pixels).cpu())
-    return torch.cat(parts)
+            inputs = to_model(family.image_inputs(processor, images), model)
+            features += [one.cpu() for one in family.tower_features(model, inputs)]
+    return features
 
 
 class LossBar(ProgressCallback):
