@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,30 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
     the file is missing, a folder, empty, not an image, damaged, smaller than 16 x 16 pixels, or
     larger than `max_pixels` (read from the header: such a file is never decoded).
     """
+    with _opened(source, max_pixels) as (image, name):
+        width, height = image.size
+        if min(width, height) < MIN_SIDE:
+            raise UserError(
+                f"{name} is {width} x {height} pixels, too small to show a face: "
+                f"give an image of at least {MIN_SIDE} x {MIN_SIDE} pixels"
+            )
+        try:
+            image.load()
+            return _to_rgb(_upright(image))
+        except Exception as error:  # a hostile file can raise nearly anything inside a decoder
+            raise _damaged(name, error) from error
+
+
+def size_of(source: str | Path | bytes) -> tuple[int, int]:
+    """(width, height) in pixels of what `open_image` gives, read from the header alone. Raises
+    UserError for a file that is missing, no image or too large."""
+    with _opened(source, MAX_PIXELS) as (image, _):
+        return image.size[::-1] if _is_turned(image) else image.size
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
+    """(the image, its pixels not yet decoded; its name in messages), without Pillow's warnings."""
     name = "the image bytes" if isinstance(source, bytes) else f"'{source}'"
     if not isinstance(source, bytes):
         _check_is_file(Path(source), name)
@@ -47,39 +72,13 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
             raise _too_large(name, int(found[1]) if found else 0, max_pixels) from None
         except Image.UnidentifiedImageError:
             raise UserError(f"{name} {_what_is_it(source)}") from None
-        except Exception as error:  # a hostile header can raise nearly anything inside a decoder
+        except Exception as error:  # in a header as in the pixels
             raise _damaged(name, error) from error
         with image:
             width, height = image.size
             if width * height > max_pixels:
                 raise _too_large(name, width * height, max_pixels, f"{width} x {height} pixels, ")
-            if min(width, height) < MIN_SIDE:
-                raise UserError(
-                    f"{name} is {width} x {height} pixels, too small to show a face: "
-                    f"give an image of at least {MIN_SIDE} x {MIN_SIDE} pixels"
-                )
-            try:
-                image.load()
-                return _to_rgb(_upright(image))
-            except Exception as error:  # as above, now in the pixel data
-                raise _damaged(name, error) from error
-
-
-def size_of(source: str | Path | bytes) -> tuple[int, int]:
-    """(width, height) in pixels of what `open_image` gives, read from the header alone. Raises
-    UserError for a file that is missing or no image."""
-    name = "the image bytes" if isinstance(source, bytes) else f"'{source}'"
-    if not isinstance(source, bytes):
-        _check_is_file(Path(source), name)
-    try:
-        with Image.open(
-            io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
-        ) as image:
-            return image.size[::-1] if _is_turned(image) else image.size
-    except Image.UnidentifiedImageError:
-        raise UserError(f"{name} {_what_is_it(source)}") from None
-    except Exception as error:  # as in open_image
-        raise _damaged(name, error) from error
+            yield image, name
 
 
 def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
