@@ -16,7 +16,8 @@ from pathlib import Path
 
 from vlmface import config, data, families, manifest, prompts
 from vlmface.data import crops
-from vlmface.evaluate import metrics, report
+from vlmface.errors import UserError
+from vlmface.evaluate import report
 from vlmface.evaluate import run as evaluation
 from vlmface.train import sft
 
@@ -25,7 +26,6 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
     sft.use_all_cores()
-    sft.spare_the_compiler()
     run_dir = Path(settings.output_dir)
     if sft.is_main():
         config.remember(
@@ -37,14 +37,18 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     # What is asked, of which model, about which faces.
-    prompt = prompts.load(settings.prompt)
+    if len(settings.prompts) != 1:
+        raise UserError(f"prompt is {settings.prompt}: for several use recipes/sft_attributes.py")
+    prompt = prompts.load(settings.prompts[0])
     benchmark = evaluation.load_benchmark(settings.benchmark)
-    evaluation.check_space(benchmark, prompt)
+    evaluation.scored_prompts(benchmark, [prompt])
     baseline = evaluation.load_baseline(benchmark)
     crop = crops.parse(settings.crop)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
+    sft.check_policy(settings, family)
     processor = family.load_processor(base)
+    families.set_max_pixels(family, processor, settings.max_pixels)
     with sft.main_first():
         samples = data.load(
             settings.data,
@@ -66,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         evaluation.answer_once,
         rows=faces,
         benchmark=benchmark,
-        prompt=prompt,
+        prompts=[prompt],
+        processor=processor,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.eval_batch_size,
     )
@@ -74,36 +79,19 @@ def main(argv: Sequence[str]) -> int:
     trained = sft.train(base, processor, family, rows, settings)
     trained |= {"n": len(rows), "left_out": left_out}
     if sft.is_main():
-        manifest.save_prompt(prompt, run_dir)
-        manifest.Manifest(
-            recipe="sft_cot",
-            family=family.NAME,
-            base={"id": settings.base, "sha": manifest.weights_sha(base)},
-            adapter=settings.uses_lora,
-            policy=settings.policy,
-            prompt={"id": prompt.id, "sha": prompt.sha},
-            label_space={"id": prompt.space.id, "sha": prompt.space.sha},
-            au_set=evaluation.au_set(benchmark, prompt),
-            image=family.describe_image(processor),
-            processor=manifest.processor_shas(run_dir),
-            crop=crops.as_dict(crop),
-            max_length=settings.max_length,
-            generation={"max_new_tokens": settings.max_new_tokens},
-            data={"name": settings.data, "split": settings.data_split, "n": len(rows),
-                  "options": settings.data_options, "fingerprint": fingerprint},
-            seed=settings.seed,
-            limits=settings.limits,
-        ).save(run_dir)  # fmt: skip
+        about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
+                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+        aus = evaluation.au_set(benchmark, prompt)
+        sft.write_manifest("sft_cot", settings, base, family, processor, [prompt], aus, about)
     sft.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
     if not sft.is_main():
         return 0
 
-    aus = evaluation.au_set(benchmark, prompt)
     scores = {
-        "before": evaluation.score(before, benchmark, prompt, model=settings.base),
-        "after": evaluation.score(after, benchmark, prompt, model=settings.output_dir),
-        "paired": metrics.compare(before, after, prompt.space, aus),
+        "before": evaluation.score(before, benchmark, [prompt], model=settings.base),
+        "after": evaluation.score(after, benchmark, [prompt], model=settings.output_dir),
+        "paired": evaluation.compare(before, after, benchmark, [prompt]),
         "train": {**trained, "peak_rss_gib": round(sft.peak_rss_gib(), 3)},
     }
     sft.write_json(run_dir / "metrics.json", scores)

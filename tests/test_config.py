@@ -125,8 +125,9 @@ def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> 
     assert config.build(Settings, config.read(path), where=str(path))
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
-    default = path.stem == "sft_cot_tiny"
-    assert ("recipes/sft_cot.py" if default else f"sft_cot.py --config {path.stem}") in first
+    recipe, _, model = path.stem.rpartition("_")
+    named = "" if model == "tiny" else f" --config {path.stem}"  # tiny is a recipe's default
+    assert f"recipes/{recipe}.py{named}" in first
 
 
 def test_llava_runs_as_published() -> None:

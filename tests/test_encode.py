@@ -192,7 +192,7 @@ def test_rows_are_encoded_counted_and_left_out_by_reason(processor: Any) -> None
     data = Dataset.from_list([sample.to_row() for sample in found], features=features())
     encoded, left_out = sft.encode_rows(data, processor, llava, PROMPT, max_length=400, seed=0)
     assert left_out == {"no_label": 1, "no_aus": 1, "too_long": 1}
-    assert encoded["row"] == list(range(5))
+    assert encoded["row"] == [0, 4, 5, 6, 7]
     assert encoded["length"] == [len(ids) for ids in encoded["input_ids"]]
     texts = [decode(processor, labels) for labels in encoded["labels"]]
     assert texts[1] == " " + PROMPT.wrap("The nose is wrinkled (AU9).", "disgust") + "</s>"

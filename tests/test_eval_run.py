@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from samples import ROOT, samples
 
-from vlmface import facs, manifest, prompts, taxonomy
+from vlmface import facs, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 
@@ -53,11 +53,12 @@ def test_a_run_whose_base_is_gone_or_whose_prompt_changed(
     with pytest.raises(UserError, match=r"needs its base model '.*gone', which is gone"):
         evaluation.main(argv)
     found.save(copy)
-    with pytest.raises(UserError, match=f"was trained with prompt face_cot {found.prompt['sha']}"):
+    sha = found.prompts[0]["sha"]
+    with pytest.raises(UserError, match=f"trained with prompt face_cot {sha}, not with expllm"):
         evaluation.main([*argv, "--prompt", "expllm"])
-    text = (copy / "prompt.yaml").read_text()
-    (copy / "prompt.yaml").write_text(text.replace("moved", "move"))
-    with pytest.raises(UserError, match=f"trained with face_cot {found.prompt['sha']}"):
+    file = copy / "prompts" / "face_cot.yaml"
+    file.write_text(file.read_text().replace("moved", "move"))
+    with pytest.raises(UserError, match=f"prompt face_cot in prompts/ is .* trained with {sha}"):
         evaluation.main(argv)
 
 
@@ -67,7 +68,7 @@ def test_shipped_benchmarks_are_valid(path: Path) -> None:
     assert benchmark.id == path.stem
     assert benchmark == evaluation.load_benchmark(str(path))
     assert set(benchmark.au_set) <= set(facs.AUS)
-    assert taxonomy.space(benchmark.label_space)
+    assert benchmark.spaces
 
 
 def test_synth_scores_what_the_renderer_moves() -> None:
@@ -78,8 +79,8 @@ def test_wrong_names_and_label_spaces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no benchmark 'snth': use one of .*synth"):
         evaluation.load_benchmark("snth")
     synth = evaluation.load_benchmark("synth")
-    with pytest.raises(UserError, match="expllm asks for emotion7, but benchmark synth scores"):
-        evaluation.check_space(synth, prompts.load("expllm"))
+    with pytest.raises(UserError, match="ask expllm for emotion7, but benchmark synth scores"):
+        evaluation.scored_prompts(synth, [prompts.load("expllm")])
     with pytest.raises(UserError, match=r"'modle' \(did you mean 'model'\?\)"):
         evaluation.main(["--benchmark", "synth", "--modle", "x"])
     with pytest.raises(UserError, match="lacks model"):

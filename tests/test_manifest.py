@@ -20,15 +20,14 @@ def run(tmp_path: Path, base: Path, processor: Any) -> Path:
     """A run folder without weights, which `load` does not read."""
     folder = tmp_path / "run"
     processor.save_pretrained(folder)
-    manifest.save_prompt(PROMPT, folder)
+    manifest.save_prompts([PROMPT], folder)
     manifest.Manifest(
         recipe="sft_cot",
         family="llava",
         base={"id": str(base), "sha": manifest.weights_sha(base)},
         adapter=True,
         policy={"tower": "frozen", "projector": "full", "llm": "lora"},
-        prompt={"id": PROMPT.id, "sha": PROMPT.sha},
-        label_space={"id": PROMPT.space.id, "sha": PROMPT.space.sha},
+        prompts=[manifest.describe(PROMPT)],
         au_set=[1, 12],
         image={"height": 32, "width": 32, "tokens": 16},
         processor=manifest.processor_shas(folder),
@@ -46,7 +45,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_what_is_saved_is_loaded(run: Path, base: Path) -> None:
-    found, prompt = manifest.load(run)
+    found, (prompt,) = manifest.load(run)
     assert dataclasses.asdict(prompt) == dataclasses.asdict(PROMPT)
     assert prompt.sha == PROMPT.sha
     assert found.limits == "rendered faces only"
@@ -55,10 +54,10 @@ def test_what_is_saved_is_loaded(run: Path, base: Path) -> None:
 
 
 def test_a_changed_prompt(run: Path) -> None:
-    file = run / "prompt.yaml"
+    file = run / "prompts" / "face_cot.yaml"
     file.write_text(file.read_text().replace("facial muscles", "muscles"))
     changed = prompts.load(file).sha
-    with pytest.raises(UserError, match=rf"prompt.yaml is face_cot {changed}.*{PROMPT.sha}"):
+    with pytest.raises(UserError, match=rf"prompt face_cot in prompts/ is {changed}.*{PROMPT.sha}"):
         manifest.load(run)
     file.unlink()
     with pytest.raises(UserError, match="prompt"):
@@ -66,9 +65,10 @@ def test_a_changed_prompt(run: Path) -> None:
 
 
 def test_a_changed_label_space(run: Path) -> None:
-    edit(run / manifest.NAME, label_space={"id": "emotion8", "sha": "0123456789ab"})
+    entry = manifest.describe(PROMPT) | {"label_space_sha": "0123456789ab"}
+    edit(run / manifest.NAME, prompts=[entry])
     sha = taxonomy.space("emotion8").sha
-    with pytest.raises(UserError, match=rf"label space .* emotion8 {sha}.*0123456789ab"):
+    with pytest.raises(UserError, match=rf"label space emotion8 .* is {sha}.*0123456789ab"):
         manifest.load(run)
 
 

@@ -174,7 +174,11 @@ def files(tmp_path: Path) -> list[str]:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         prompt = prompts.load("face_cot")
+        prompts = (prompt,)
         manifest = type("Manifest", (), {"limits": "rendered faces only"})()
+
+        def asking(self, prompt: Any) -> Any:
+            return self
 
         def predict(self, images: list[Any], *, batch_size: int) -> list[Prediction]:
             answer = Answer("anger", (4,), "strict", "The brows are lowered (AU4).")

@@ -19,6 +19,7 @@ GOLDEN = Path(__file__).parent / "golden" / "prompts"
 IDS = sorted(path.stem for path in resource("prompts").glob("*.yaml"))
 BODY = rules.write({4: 4, 7: 2}, "anger", seed=0, body_only=True)
 SAMPLE = FaceSample("s1", "mine", emotion="anger", rationale=BODY, rationale_source="rules")
+WORDS = {"gender": "male", "age": 30.0}
 
 
 def golden(prompt: prompts.Prompt) -> str:
@@ -28,7 +29,8 @@ def golden(prompt: prompts.Prompt) -> str:
         for block in message["content"]:
             text = block["text"] if block["type"] == "text" else f"<{block['type']}>"
             lines.append(f"--- {message['role']}: {block['type']}\n{text}")
-    return "\n".join([*lines, f"--- target\n{prompt.target(SAMPLE)}"]) + "\n"
+    sample = dataclasses.replace(SAMPLE, **WORDS, race=prompt.space.labels[0])
+    return "\n".join([*lines, f"--- target\n{prompt.target(sample)}"]) + "\n"
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -37,12 +39,17 @@ def test_golden(id: str) -> None:
 
 
 def test_prompts_that_exist() -> None:
-    assert IDS == ["expllm", "expllm_label", "face_cot", "facial_r1", "r1_omni"]
+    assert IDS == [
+        "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
+        "facescan_emotion", "facescan_gender", "facescan_race", "facescan_race_merged",
+        "facial_r1", "r1_omni", "synth_ancestry",
+    ]  # fmt: skip
     for id in IDS:
         prompt = prompts.load(id)
         assert prompt.id == id
         text = prompt.messages()[-1]["content"][1]["text"]
-        assert ", ".join(prompt.space.labels) in text
+        asks_openly = id.startswith(("facescan", "synth"))
+        assert (", ".join(prompt.space.labels) in text) is not asks_openly
         assert not re.search(r"\{\w+\}", text)
 
 
@@ -70,7 +77,7 @@ def test_au_definitions_come_from_the_catalogue() -> None:
 def test_target_is_strict_and_made_of_prefix_label_suffix(id: str) -> None:
     prompt = prompts.load(id)
     for emotion in prompt.space.labels:
-        target = prompt.target(dataclasses.replace(SAMPLE, emotion=emotion))
+        target = prompt.target(dataclasses.replace(SAMPLE, **{prompt.space.field: emotion}))
         assert target == prompt.wrap(BODY, emotion)
         assert target == prompt.answer_prefix(BODY) + emotion + prompt.answer_suffix
         answer = prompt.parse(target)

@@ -51,14 +51,14 @@ def test_a_run_folder_is_complete(run_dir: Path) -> None:
         "processor_config.json",
         "chat_template.jinja",
         "vlmface.json",
-        "prompt.yaml",
+        "prompts",
         "metrics.json",
         "predictions.jsonl",
         "predictions_before.jsonl",
         "log.jsonl",
         "report.html",
     }
-    found, prompt = manifest.load(run_dir)
+    found, (prompt,) = manifest.load(run_dir)
     assert (found.recipe, found.family, found.adapter) == ("sft_cot", "llava", True)
     assert found.data["name"] == "synth" and found.data["n"] == 48
     assert found.image == {"height": 32, "width": 32, "tokens": 16}
@@ -85,7 +85,8 @@ def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> No
     assert [line["id"] for line in before] == [line["id"] for line in after]
     assert len(after) == 8
     assert set(after[0]) == {
-        "id", "image", "truth", "text", "label", "status", "aus", "probabilities", "latency_s",
+        "id", "image", "truth", "prompt", "text", "label", "status", "aus", "probabilities",
+            "latency_s",
     }  # fmt: skip
     truth = after[0]["truth"]
     assert set(map(int, truth["aus"])) <= set(truth["annotated_aus"])
@@ -116,7 +117,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(tmp_path: Path, sft_co
     words += ["--benchmark_root", str(tmp_path / "RAF-DB"), "--num_processes", "null"]
     words += ["--n_train", "null", "--n_eval", "null", "--max_length", "1024"]
     assert sft_cot(tmp_path / "run", *words) == 0
-    found, prompt = manifest.load(tmp_path / "run")
+    found, (prompt,) = manifest.load(tmp_path / "run")
     assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm", "expllm", 4)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
     assert (scores["benchmark"], scores["n"], "au" in scores) == ("rafdb", 2, False)

@@ -18,7 +18,7 @@ def test_spaces() -> None:
     assert set(taxonomy.SPACES) == {
         "emotion8", "emotion7", "rafdb_compound11", "mafw11", "raer5", "bah2", "gender",
         "age_group5", "age_group9",
-        "race5", "race7", "emotic26",
+        "race3", "race5", "race6", "race7", "emotic26",
     }  # fmt: skip
     fields = {field.name for field in dataclasses.fields(schema.FaceSample)}
     for id, space in taxonomy.SPACES.items():

@@ -65,7 +65,29 @@ def _data_crop(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from vlmface.infer.predictor import predict_command
 
-    return predict_command(arguments.images, arguments.model, arguments.json, arguments.batch_size)
+    return predict_command(
+        arguments.images, arguments.model, arguments.json, arguments.batch_size, arguments.prompt
+    )
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from vlmface.export import merge_command
+
+    return merge_command(
+        arguments.run_dir, arguments.out, arguments.dtype, arguments.license, arguments.push
+    )
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from vlmface.inspect_rows import inspect_command
+
+    return inspect_command(arguments.config, arguments.words, arguments.n, arguments.color)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from vlmface.plan import plan_command
+
+    return plan_command(arguments.config, arguments.words, arguments.gpu, arguments.measure)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,9 +137,41 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", help="image files or folders")
     predict.add_argument("--model", required=True, help="run folder of a recipe")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
+    predict.add_argument("--prompt", help="ask this one of the run's prompts (default: all)")
     predict.add_argument("--batch_size", type=int, default=16)
     predict.set_defaults(run=_predict)
+
+    merge = commands.add_parser("merge", help="fold a run's adapter into its base, as a checkpoint")
+    merge.add_argument("run_dir", metavar="RUN", type=Path, help="run folder of a recipe")
+    merge.add_argument("out", metavar="OUT", type=Path, help="folder to make")
+    merge.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                       help="of the stored weights (default float32: not rounded)")  # fmt: skip
+    merge.add_argument("--license", metavar="ID", help="licence id of the model card")
+    merge.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the model hub")
+    merge.set_defaults(run=_merge)
+
+    inspect = commands.add_parser("inspect", help="a run's training rows token by token",
+                                  allow_abbrev=False)  # fmt: skip
+    _add_settings(inspect)
+    inspect.add_argument("--n", type=int, default=3, help="rows to print (default 3)")
+    inspect.add_argument("--color", action="store_true", help="colours, also into a file")
+    inspect.set_defaults(run=_inspect)
+
+    plan = commands.add_parser("plan", help="memory and steps of a run, before it is started",
+                               allow_abbrev=False)  # fmt: skip
+    _add_settings(plan)
+    plan.add_argument("--gpu", metavar="SIZE", help="such as 24GB (default: this machine's CPU)")
+    plan.add_argument("--measure", action="store_true", help="take four real steps, for the time")
+    plan.set_defaults(run=_plan)
     return top
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    """The arguments of a recipe: `main` hands on what is unknown here as `words`."""
+    command.usage = f"{command.prog} [--config FILE] [options] [--field value ...]"
+    command.add_argument("--config", default="sft_cot_tiny",
+                         help="settings: a YAML file, or a name in recipes/configs")  # fmt: skip
+    command.set_defaults(words=[])
 
 
 def _add_copy(command: argparse.ArgumentParser) -> None:
@@ -132,7 +186,11 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 2 the input was at fault)."""
-    arguments = parser().parse_args(argv)
+    grammar = parser()
+    arguments, rest = grammar.parse_known_args(argv)
+    if rest and not hasattr(arguments, "words"):
+        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.words = rest
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
     try:
         return int(arguments.run(arguments))

@@ -11,21 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vlmface.errors import UserError
+from vlmface.errors import RefusedError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from PIL import Image
 
 IGNORED = -100
-
-
-class RefusedError(UserError):
-    """A row that cannot be encoded; `reason` is the word that rows are counted under."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 def encode_text(
@@ -187,7 +180,7 @@ class Collator:
             if name == "row":
                 batch["row"] = torch.tensor([row["row"] for row in rows])
             elif isinstance(value, torch.Tensor):
-                batch[name] = torch.cat([row[name] for row in rows])
+                batch[name] = _concatenate([row[name] for row in rows])
             elif name not in ("image", "length"):
                 filler = fillers.get(name, 0)
                 batch[name] = torch.tensor([pad(row[name], filler) for row in rows])
@@ -198,6 +191,18 @@ class Collator:
             images = [open_row_image(row["image"]) for row in rows]
             batch |= self.family.image_inputs(self.processor, images)
         return batch
+
+
+def _concatenate(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Along the first axis; the others are filled up with zeros, as image processors do in a batch
+    where one image has fewer tiles than another."""
+    longest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    joined = tensors[0].new_zeros((sum(len(t) for t in tensors), *longest))
+    start = 0
+    for t in tensors:
+        joined[(slice(start, start + len(t)), *(slice(size) for size in t.shape[1:]))] = t
+        start += len(t)
+    return joined
 
 
 class GroupedSampler:

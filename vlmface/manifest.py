@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from vlmface.errors import UserError
 from vlmface.files import atomic_write, resource
 
 NAME = "vlmface.json"
+PROMPTS = "prompts"  # folder of a run
 SCHEMA = 1
 TINY = "vlmface-tiny"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
@@ -32,12 +34,14 @@ class Manifest:
 
     `base` {"id", "sha"}: what the weights start from; `adapter`: whether the run folder holds a
     LoRA adapter for it or whole weights. `policy`: frozen | lora | full for tower, projector, llm.
-    `prompt`, `label_space` {"id", "sha"}. `au_set`: AUs the training data annotates. `image`
-    {"height", "width" in pixels, "tokens"}; `processor` {file name: sha} of preprocessing and chat
-    template; `crop`: how faces were cut out (`data.crops.Crop`), null if pictures were taken whole;
-    `generation` {"max_new_tokens"}, always greedy. `data` {"name", "split", "seed", "n",
-    "fingerprint"}. `limits`: what the model is not fit for, for whoever reads its answers.
-    `created`: time of training, UTC.
+    `prompts`: what the model was trained to answer, `describe` of each. `au_set`: AUs the training
+    data annotates. `image`: sizes in pixels and tokens (the family's `describe_image`); `processor`
+    {file name: sha} of preprocessing and chat template; `crop`: how faces were cut out
+    (`data.crops.Crop`), null if pictures were taken whole; `quantize`: what the base's language
+    model was quantised to while the adapter was trained, null if it was not (whoever loads the
+    model takes the base unquantised); `generation` {"max_new_tokens"}, always greedy. `data`
+    {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
+    whoever reads its answers. `created`: time of training, UTC.
     """
 
     recipe: str
@@ -45,8 +49,7 @@ class Manifest:
     base: dict[str, str]
     adapter: bool
     policy: dict[str, str]
-    prompt: dict[str, str]
-    label_space: dict[str, str]
+    prompts: list[dict[str, str]]
     au_set: list[int]
     image: dict[str, int]
     processor: dict[str, str]
@@ -56,6 +59,7 @@ class Manifest:
     seed: int
     limits: str
     crop: dict[str, Any] | None = None
+    quantize: str | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     schema: int = SCHEMA
     vlmface: str = __version__
@@ -66,9 +70,9 @@ class Manifest:
         atomic_write(Path(run_dir) / NAME, content + "\n")
 
 
-def load(run_dir: str | Path) -> tuple[Manifest, prompts.Prompt]:
-    """Read the manifest of a run and the prompt copied beside it, after checking that the prompt,
-    the label space and the processor are still those the model was trained with.
+def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
+    """Read the manifest of a run and the prompts copied beside it, after checking that prompts,
+    label spaces and processor are still those the model was trained with.
 
     Raises UserError for a missing or foreign file, and for each disagreement naming both values.
     """
@@ -94,16 +98,16 @@ def load(run_dir: str | Path) -> tuple[Manifest, prompts.Prompt]:
         raise UserError(f"{path}: {', '.join(sorted(odd))} is missing or unknown; restore the file")
     manifest = Manifest(**content)
 
-    prompt = prompts.load(run_dir / "prompt.yaml")
-    asked = f"{prompt.id} {prompt.sha}"
-    _same(run_dir, "the prompt in prompt.yaml", asked, _words(manifest.prompt))
-    space = taxonomy.space(manifest.label_space["id"])
-    known = f"{space.id} {space.sha}"
-    _same(run_dir, "the label space of this vlmface", known, _words(manifest.label_space))
+    asked = [prompts.load(run_dir / PROMPTS / f"{entry['id']}.yaml") for entry in manifest.prompts]
+    for prompt, entry in zip(asked, manifest.prompts, strict=True):
+        space = taxonomy.space(entry["label_space"])
+        name = f"label space {space.id} of this vlmface"
+        _same(run_dir, name, space.sha, entry["label_space_sha"])
+        _same(run_dir, f"prompt {prompt.id} in {PROMPTS}/", prompt.sha, entry["sha"])
     found = processor_shas(run_dir)
     for name in {**manifest.processor, **found}:
         _same(run_dir, name, found.get(name, "missing"), manifest.processor.get(name, "missing"))
-    return manifest, prompt
+    return manifest, asked
 
 
 def is_run(path: str | Path) -> bool:
@@ -111,11 +115,19 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / NAME).is_file()
 
 
-def save_prompt(prompt: prompts.Prompt, run_dir: str | Path) -> None:
-    """Copy the prompt into the run as prompt.yaml: the run stays readable when the file changes."""
-    content = {key: value for key, value in dataclasses.asdict(prompt).items() if value is not None}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    atomic_write(Path(run_dir) / "prompt.yaml", text)
+def describe(prompt: prompts.Prompt) -> dict[str, str]:
+    """The entry of a prompt in a manifest."""
+    space = prompt.space
+    return {"id": prompt.id, "sha": prompt.sha, "label_space": space.id,
+            "label_space_sha": space.sha}  # fmt: skip
+
+
+def save_prompts(asked: Sequence[prompts.Prompt], run_dir: str | Path) -> None:
+    """Copy the prompts into the run, as prompts/ID.yaml: it stays readable when files change."""
+    for prompt in asked:
+        content = {k: v for k, v in dataclasses.asdict(prompt).items() if v is not None}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        atomic_write(Path(run_dir) / PROMPTS / f"{prompt.id}.yaml", text)
 
 
 def resolve(base: str) -> Path:
@@ -185,10 +197,6 @@ def processor_shas(folder: str | Path) -> dict[str, str]:
         for file in files
         if file.is_file()
     }
-
-
-def _words(entry: dict[str, str]) -> str:
-    return f"{entry['id']} {entry['sha']}"
 
 
 def _same(run_dir: str | Path, what: str, found: str, expected: str) -> None:

@@ -109,7 +109,9 @@ class FaceSample:
 
     def label(self, space: taxonomy.LabelSpace) -> str | None:
         """The sample's label of a label space; None if it has none of the space's labels, or, where
-        the field is a list (`context`), several of them."""
+        the field is a list (`context`), several of them. An age makes an age group."""
+        if space.field == "age_group" and self.age_group is None and self.age is not None:
+            return space.of_age(self.age)
         value = getattr(self, space.field)
         words = value if isinstance(value, list) else [value]
         found = {space.canonical(word) for word in words if word} - {None}

@@ -54,6 +54,12 @@ class LabelSpace:
         The whole text must match: "unhappy" and "not happy" are no labels."""
         return self.index.get(normalise(text))
 
+    def of_age(self, years: float) -> str:
+        """The label of an age, for a space of `age_group`: its labels begin with their first year
+        ("20-39", "60+", "more than 70")."""
+        firsts = {label: int(re.findall(r"\d+", label)[0]) for label in self.labels}
+        return max((label for label in firsts if firsts[label] <= years), key=firsts.__getitem__)
+
 
 _EMOTION_WORDS = {
     "anger": "angry anger rage fury furious enraged",
@@ -119,14 +125,24 @@ SPACES: dict[str, LabelSpace] = {
         LabelSpace("gender", "gender", ("female", "male"),
                    {"woman": "female", "girl": "female", "man": "male", "boy": "male"},
                    "binary annotation of FairFace, UTKFace and CelebA"),
-        LabelSpace("age_group5", "age_group", ("0-9", "10-19", "20-39", "40-59", "60+"), {},
-                   "five groups of FaceScanPaliGemma"),
+        LabelSpace("age_group5", "age_group", ("0-9", "10-19", "20-39", "40-59", "60+"),
+                   {"0-2": "0-9", "3-9": "0-9", "20-29": "20-39", "30-39": "20-39",
+                    "40-49": "40-59", "50-59": "40-59", "60-69": "60+", "more than 70": "60+"},
+                   "five groups of FaceScanPaliGemma; FairFace's nine fall into them"),
         LabelSpace("race7", "race",
                    ("Black", "East Asian", "Indian", "Latino_Hispanic", "Middle Eastern",
                     "Southeast Asian", "White"),
                    {"Latino": "Latino_Hispanic", "Hispanic": "Latino_Hispanic",
                     "Hispanic Latino": "Latino_Hispanic", "South East Asian": "Southeast Asian"},
                    "FairFace (Karkkainen & Joo, WACV 2021), its own words"),
+        LabelSpace("race6", "race",
+                   ("Asian", "Black", "Indian", "Latino_Hispanic", "Middle Eastern", "White"),
+                   {"East Asian": "Asian", "Southeast Asian": "Asian", "South East Asian": "Asian",
+                    "Latino": "Latino_Hispanic", "Hispanic": "Latino_Hispanic",
+                    "Hispanic Latino": "Latino_Hispanic"},
+                   "race7 with East and Southeast Asian as one"),
+        LabelSpace("race3", "race", ("african", "asian", "caucasian"), {},
+                   "ancestries of the rendered faces of synth"),
         LabelSpace("race5", "race", ("White", "Black", "Asian", "Indian", "Others"),
                    {"Other": "Others"},
                    "UTKFace (Zhang, Song & Qi, CVPR 2017), codes 0 to 4 in its file names"),

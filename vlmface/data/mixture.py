@@ -240,7 +240,7 @@ def _draw(kinds: list[Kind], size: int | None, chance: np.random.Generator) -> n
     else:
         counts = _split(size, [1 / len(kinds)] * len(kinds))
     drawn = [
-        _take(pool, count, chance)
+        take(pool, count, chance)
         for kind, total in zip(kinds, counts, strict=True)
         for (pool, _), count in zip(kind, _split(total, [s for _, s in kind]), strict=True)
     ]
@@ -256,7 +256,7 @@ def _split(total: int, shares: Sequence[float]) -> list[int]:
     return counts.tolist()
 
 
-def _take(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
+def take(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
     """`count` of the pool, none again before all were taken."""
     rounds, rest = divmod(count, len(pool))
     return np.concatenate([np.tile(pool, rounds), chance.choice(pool, rest, replace=False)])

@@ -10,6 +10,8 @@ denominator, as a miss of its true class, and it is a prediction of no class.
                AUs: mean binary F1 of the AUs that are present at least once in the truth
     f1_micro   F1 of the hits, false alarms and misses pooled over all AUs of the set
     ece        expected calibration error, 15 equal-width bins (Guo et al., ICML 2017)
+    groups     accuracy of the labels among the faces of one gender, age group, race; `gaps` is the
+               difference between the best and the worst of them
     consistency  share of the answered rows whose own AUs support their own label (facs.supports)
 
 A row is a line of `predictions.jsonl`: `id`, `truth` {`emotion`, `aus` {"4": intensity} or null,
@@ -35,6 +37,7 @@ from vlmface.taxonomy import EMOTIONS, LabelSpace
 
 Row = Mapping[str, Any]
 ECE_BINS = 15
+GROUPED = ("gender", "age_group", "race")  # attributes by whose groups labels are also scored
 
 
 def summarise(
@@ -64,7 +67,10 @@ def summarise(
         block = _finite(score(total))
         if ci:
             block["ci95"] = {k: v for k, v in bootstrap(counts, score).items() if k in block}
-        details = _per_au(total, au_set) if score is au_scores else _per_class(total, space)
+        if score is au_scores:
+            details = _per_au(total, au_set)
+        else:
+            details = _per_class(total, space) | _by_group(rows, space, counts, ci)
         _place(blocks, path, block | details)
     if au_set and set(space.labels) <= set(EMOTIONS):
         answered = [row for row in rows if answer(row) is not None]
@@ -86,6 +92,30 @@ def summarise(
         "wall_s": wall_s,
         "peak_rss_gib": peak_rss_gib,
     }
+
+
+def merge(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One `metrics.json` of several prompts' summaries of the same images: a lone one as it is;
+    else the blocks side by side, each with its calibration, `prompts` instead of `prompt`, parse
+    shares over all answers, `wall_s` in all."""
+    first, *others = summaries
+    if not others:
+        return first
+    merged = {k: first[k] for k in ("schema", "benchmark", "model")}
+    merged["prompts"] = [s["prompt"] | {"label_space": s["label_space"]} for s in summaries]
+    merged |= {"n": first["n"], "mode": first["mode"]}
+    for summary in summaries:
+        blocks = {k: summary[k] for k in ("emotion", "attributes", "au") if k in summary}
+        for block in [summary.get("emotion"), *summary.get("attributes", {}).values()]:
+            if block and "calibration" in summary:
+                block["calibration"] = summary["calibration"]
+        for name, block in blocks.items():
+            merged[name] = merged.get(name, {}) | block
+    shares = [summary["parse"] for summary in summaries]
+    merged["parse"] = {k: sum(share[k] for share in shares) / len(shares) for k in STATUSES}
+    merged["wall_s"] = round(sum(summary["wall_s"] for summary in summaries), 2)
+    merged["peak_rss_gib"] = max(summary["peak_rss_gib"] for summary in summaries)
+    return merged
 
 
 def compare(
@@ -226,12 +256,45 @@ def _place(tree: dict[str, Any], path: tuple[str, ...], block: Mapping[str, Any]
 
 
 def _per_class(confusion: Array, space: LabelSpace) -> dict[str, Any]:
+    answered = confusion[:, :-1].sum()
     return {
         "n": int(confusion.sum()),
+        "answered": {
+            "share": float(answered / confusion.sum()),
+            "accuracy": float(np.trace(confusion) / answered) if answered else None,
+        },
         "labels": list(space.labels),
         "confusion": confusion.astype(int).tolist(),
         "per_class": _table(class_scores(confusion), space.labels),
     }
+
+
+def _by_group(rows: Sequence[Row], space: LabelSpace, counts: Array, ci: bool) -> dict[str, Any]:
+    """{"groups": {attribute: {group: {"n", "accuracy", "ci95"}}}, "gaps": {attribute: difference of
+    the best and the worst group}}, for the annotated attributes that are not the label itself; {}
+    where no two groups are known."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name in GROUPED:
+        words = [(row["truth"].get("attributes") or {}).get(name) for row in rows]
+        known = sorted({word for word in words if word is not None})
+        table = {}
+        for word in known if name != space.field else ():
+            part = counts[[w == word for w in words]]
+            if not part.any():
+                continue
+            block: dict[str, Any] = {
+                "n": int(part.sum()),
+                "accuracy": float(label_scores(part.sum(0))["accuracy"]),
+            }
+            if ci:
+                block["ci95"] = bootstrap(part, label_scores)["accuracy"]
+            table[word] = block
+        if len(table) > 1:
+            groups[name] = table
+    if not groups:
+        return {}
+    scores = {name: [one["accuracy"] for one in table.values()] for name, table in groups.items()}
+    return {"groups": groups, "gaps": {name: max(s) - min(s) for name, s in scores.items()}}
 
 
 def _per_au(tally: Array, au_set: Sequence[int]) -> dict[str, Any]:

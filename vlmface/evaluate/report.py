@@ -81,7 +81,7 @@ def write_report(
         when=f"{when:%Y-%m-%d %H:%M} UTC",
         origin=_origin(manifest),
         manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
-        note=manifest.get("note"),
+        note=manifest.get("limits"),
         baseline=baseline,
         groups=_score_groups(runs, scores.get("paired") or {}, baseline or {}),
         targets=_targets(result),
@@ -260,24 +260,32 @@ def _faces(
     result: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Right and wrong answers, FACES of each: in file order, every true label in turn."""
-    space = taxonomy.space(result.get("label_space", "emotion8"))
+    lone = result.get("label_space", "emotion8")
+    spaces = {p["id"]: taxonomy.space(p["label_space"]) for p in result.get("prompts", ())}
+
+    def space_of(row: metrics.Row) -> taxonomy.LabelSpace:
+        return spaces.get(row.get("prompt", "")) or taxonomy.space(lone)
+
     per_au = (result.get("au") or {}).get("per_au", {})
     au_set = [facs.parse_name(name) for name in per_au]
-    before = {row["id"]: row for row in earlier}
+    before = {(row["id"], row.get("prompt")): row for row in earlier}
     groups = []
     for right in (True, False):
-        kind = [row for row in rows if _is_right(row, space, au_set) is right]
-        shown = _in_turn([r for r in kind if r["id"] in images], lambda r: metrics.truth(r, space))
+        kind = [row for row in rows if _is_right(row, space_of(row), au_set) is right]
+        shown = _in_turn(
+            [row for row in kind if row["id"] in images],
+            lambda row: metrics.truth(row, space_of(row)),
+        )
         cards = [
             {
                 "image": _data_uri(open_row_image(images[row["id"]])),
                 "id": row["id"],
-                "truth": metrics.truth(row, space),
+                "truth": metrics.truth(row, space_of(row)),
                 "answer": metrics.answer(row),
                 "status": row["status"],
                 "aus": _chips(row, au_set),
                 "text": row["text"],
-                "before": before.get(row["id"], {}).get("text"),
+                "before": before.get((row["id"], row.get("prompt")), {}).get("text"),
             }
             for row in shown[:FACES]
         ]

@@ -38,8 +38,9 @@ ATTRIBUTES = ("gender", "age_group", "race")
 class Benchmark:
     """A protocol file, eval/benchmarks/NAME.yaml.
 
-    `protocol` are the data set's own options (n, seed, fold, ...), `au_set` the AUs that are
-    scored, `au_threshold` the intensity (0..5) from which one counts as present (null: as
+    `label_space` is what is scored, or a list of such; each is asked by the model's prompt with
+    that space. `protocol` are the data set's own options (n, seed, fold, ...), `au_set` the AUs
+    that are scored, `au_threshold` the intensity (0..5) from which one counts as present (null: as
     annotated). `published` lists results it can be compared with; `baseline` is a JSON file beside
     the protocol with the scores of a plain model, shown next to ours.
     """
@@ -47,7 +48,7 @@ class Benchmark:
     id: str
     dataset: str
     split: str
-    label_space: str
+    label_space: str | list[str]
     source: str
     protocol: dict[str, Any] = field(default_factory=dict)
     au_set: list[int] = field(default_factory=list)
@@ -56,6 +57,11 @@ class Benchmark:
     published: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
     notes: str | None = None
+
+    @property
+    def spaces(self) -> list[taxonomy.LabelSpace]:
+        named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
+        return [taxonomy.space(name) for name in named]
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,12 @@ def load_benchmark(name_or_path: str) -> Benchmark:
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise UserError(f"there is no benchmark {name_or_path!r}: use one of {known}")
     benchmark = config.build(Benchmark, config.read(path), where=str(path))
-    taxonomy.space(benchmark.label_space)
+    fields = [space.field for space in benchmark.spaces]
+    if not fields or len(set(fields)) < len(fields):
+        raise UserError(
+            f"{path}: label_space is {benchmark.label_space!r}: name one, or several of which no "
+            f"two speak of the same ({', '.join(fields)})"
+        )
     if benchmark.baseline is not None:  # a file beside the protocol
         benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
     return benchmark
@@ -120,22 +131,26 @@ def images_of(rows: datasets.Dataset) -> list[Image.Image]:
 def answer(
     predictor: Predictor, rows: datasets.Dataset, benchmark: Benchmark, *, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Ask the predictor about every row: the lines of predictions.jsonl, in order."""
+    """Ask the predictor about every row: the lines of predictions.jsonl, in order, those of a row
+    one after the other if there are several prompts."""
     from tqdm import tqdm
 
-    check_space(benchmark, predictor.prompt)
+    asked = [predictor.asking(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)]
     lines = []
     title = f"answering {benchmark.id}"
     with tqdm(total=len(rows), desc=title, unit="face", disable=not is_main()) as bar:
         for start in range(0, len(rows), batch_size):
             part = rows.select(range(start, min(start + batch_size, len(rows))))
-            found = predictor.predict(images_of(part), batch_size=batch_size, cut_out=True)
-            for row, prediction in zip(part, found, strict=True):
-                lines.append(
+            images = images_of(part)
+            found = [one.predict(images, batch_size=batch_size, cut_out=True) for one in asked]
+            for row, predictions in zip(part, zip(*found, strict=True), strict=True):
+                true = truth(FaceSample.from_row(row), benchmark)
+                lines += [
                     {
                         "id": row["id"],
                         "image": (row["image"] or {}).get("path") or row["id"],
-                        "truth": truth(FaceSample.from_row(row), benchmark),
+                        "truth": true,
+                        "prompt": one.prompt.id,
                         "text": prediction.text,
                         "label": prediction.answer.label,
                         "status": prediction.answer.status,
@@ -143,7 +158,8 @@ def answer(
                         "probabilities": prediction.probabilities,
                         "latency_s": round(prediction.latency_s, 4),
                     }
-                )
+                    for one, prediction in zip(asked, predictions, strict=True)
+                ]
             bar.update(len(part))
     return lines
 
@@ -154,19 +170,25 @@ def answer_once(
     rows: datasets.Dataset,
     benchmark: Benchmark,
     *,
-    prompt: Prompt | None = None,
+    prompts: Sequence[Prompt] = (),
+    processor: Any = None,
     max_new_tokens: int | None = None,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """`answer` by the model (a run, or a base with a `prompt`), shared between the processes of a
-    distributed run, and kept in `path`: there already, it is read and not computed again."""
+    """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
+    `processor`), shared between the processes of a distributed run, and kept in `path`: there
+    already, it is read and not computed again."""
     from vlmface.infer.predictor import Predictor
 
     if path.exists():
         return read_lines(path)
+    is_base = not is_run(model)
     predictor = Predictor.load(
-        model, prompt=None if is_run(model) else prompt, max_new_tokens=max_new_tokens
+        model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens
     )
+    if is_base:
+        predictor.prompts = list(prompts)
+        predictor.processor = processor or predictor.processor
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         lines = answer(predictor, rows, benchmark, batch_size=batch_size)
@@ -180,22 +202,32 @@ def answer_once(
     return lines
 
 
-def check_space(benchmark: Benchmark, prompt: Prompt) -> None:
-    """Raise UserError if the prompt asks for other labels than the benchmark scores."""
-    if prompt.space.id != benchmark.label_space:
+def scored_prompts(benchmark: Benchmark, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of the prompts whose label space the benchmark scores, the first of each space. Raises
+    UserError if there is none."""
+    found = [
+        next((prompt for prompt in prompts if prompt.space.id == space.id), None)
+        for space in benchmark.spaces
+    ]
+    if not any(found):
+        asked = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
         raise UserError(
-            f"prompt {prompt.id} asks for {prompt.space.id}, but benchmark {benchmark.id} scores "
-            f"{benchmark.label_space}: use a prompt or a benchmark with the other's label space"
+            f"the prompts ask {asked}, but benchmark {benchmark.id} scores "
+            f"{', '.join(space.id for space in benchmark.spaces)}: use a prompt or a benchmark "
+            "with the other's label space"
         )
+    return [prompt for prompt in found if prompt is not None]
 
 
 def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     """What is annotated for a row; null is "not annotated"."""
     present = sample.intensities(benchmark.au_threshold)
     attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
-    space = taxonomy.space(benchmark.label_space)
-    if space.field == "context":  # a list: the one label of this space in it
-        attributes["context"] = sample.label(space)
+    for space in benchmark.spaces:
+        if space.field == "context":  # a list: the one label of this space in it
+            attributes["context"] = sample.label(space)
+        elif space.field != "emotion":  # a word that is none stays, and is refused when scored
+            attributes[space.field] = sample.label(space) or attributes[space.field]
     return {
         "emotion": sample.emotion,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
@@ -207,22 +239,53 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
 def score(
     lines: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     *,
     model: str,
 ) -> dict[str, Any]:
     """The metrics.json of one evaluation; `wall_s` is the time spent answering."""
-    return metrics.summarise(
-        lines,
-        prompt.space,
-        au_set(benchmark, prompt),
-        benchmark=benchmark.id,
-        model=model,
-        prompt={"id": prompt.id, "sha": prompt.sha},
-        mode="free",
-        wall_s=round(sum(line["latency_s"] for line in lines), 2),
-        peak_rss_gib=round(peak_rss_gib(), 3),
-    )
+    return metrics.merge([
+        metrics.summarise(
+            of_prompt(lines, prompt),
+            prompt.space,
+            au_set(benchmark, prompt),
+            benchmark=benchmark.id,
+            model=model,
+            prompt={"id": prompt.id, "sha": prompt.sha},
+            mode="free",
+            wall_s=round(sum(line["latency_s"] for line in of_prompt(lines, prompt)), 2),
+            peak_rss_gib=round(peak_rss_gib(), 3),
+        )
+        for prompt in scored_prompts(benchmark, prompts)
+    ])  # fmt: skip
+
+
+def compare(
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    benchmark: Benchmark,
+    prompts: Sequence[Prompt],
+) -> dict[str, Any]:
+    """`metrics.compare` for each prompt that the benchmark scores, together."""
+    parts = [
+        metrics.compare(
+            of_prompt(before, prompt),
+            of_prompt(after, prompt),
+            prompt.space,
+            au_set(benchmark, prompt),
+        )
+        for prompt in scored_prompts(benchmark, prompts)
+    ]
+    whole = parts[0]
+    for part in parts[1:]:
+        for name in part.keys() - {"n"}:
+            whole[name] = whole.get(name, {}) | part[name]
+    return whole
+
+
+def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[Mapping[str, Any]]:
+    """The lines of predictions.jsonl that answer this prompt."""
+    return [line for line in lines if line["prompt"] == prompt.id]
 
 
 def au_set(benchmark: Benchmark, prompt: Prompt) -> list[int]:
@@ -264,14 +327,14 @@ def run(settings: Settings) -> dict[str, Any]:
     predictor = Predictor.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
-    check_space(benchmark, predictor.prompt)
+    asked = scored_prompts(benchmark, predictor.prompts)
     if settings.output_dir is None and predictor.manifest is None:
         raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
     out = Path(settings.output_dir or Path(settings.model) / "eval" / benchmark.id)
     baseline = load_baseline(benchmark)
     rows = load_rows(benchmark, settings.data_root, settings.n, predictor.crop)
     lines = answer(predictor, rows, benchmark, batch_size=settings.batch_size)
-    scores = score(lines, benchmark, predictor.prompt, model=settings.model)
+    scores = score(lines, benchmark, asked, model=settings.model)
     write_lines(out / "predictions.jsonl", lines)
     if predictor.manifest:
         predictor.manifest.save(out)  # the report's header, and what these numbers belong to

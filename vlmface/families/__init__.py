@@ -11,9 +11,14 @@ from types import ModuleType
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.families import llava
+from vlmface.families import llava, paligemma, qwen_vl, smolvlm
 
-FAMILIES: dict[str, ModuleType] = {"llava": llava}
+FAMILIES: dict[str, ModuleType] = {
+    "llava": llava,
+    "paligemma": paligemma,
+    "qwen_vl": qwen_vl,
+    "smolvlm": smolvlm,
+}
 
 
 def get(name: str) -> ModuleType:
@@ -48,3 +53,16 @@ def family_of(model: Any) -> str:
         f"model type {kind!r} belongs to no known family; known: "
         + ", ".join(f"{name} ({', '.join(m.MODEL_TYPES)})" for name, m in FAMILIES.items())
     )
+
+
+def set_max_pixels(family: ModuleType, processor: Any, max_pixels: int | None) -> None:
+    """Limit what an image may take in the model's input, if `max_pixels` is not None; saved with
+    the processor. Raises UserError if the family brings every image to one size."""
+    if max_pixels is None:
+        return
+    if not hasattr(family, "set_max_pixels"):
+        raise UserError(
+            f"max_pixels is {max_pixels}, but {family.NAME} brings every image to one size: leave "
+            "it out (max_pixels: null)"
+        )
+    family.set_max_pixels(processor, max_pixels)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import UserError
 from vlmface.families import parts
+from vlmface.families.quantize import Quantize
+from vlmface.families.quantize import options as quantize_options
 
 if TYPE_CHECKING:
     import torch
@@ -59,23 +61,38 @@ def load_processor(path: str | Path) -> Any:
     return processor
 
 
-def load_model(path: str | Path, *, dtype: Any = None, device: Any = None) -> Any:
-    """The LlavaForConditionalGeneration of a checkpoint, in eval mode."""
+def load_model(
+    path: str | Path,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    quantize: Quantize | None = None,
+) -> Any:
+    """The LlavaForConditionalGeneration of a checkpoint, in eval mode; its language model in 4 bits
+    if `quantize` says so."""
     from transformers import LlavaForConditionalGeneration
 
-    model: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto")
+    model: Any = LlavaForConditionalGeneration.from_pretrained(
+        path,
+        dtype=dtype or "auto",
+        **quantize_options(quantize, PARTS, dtype=dtype, device=device),
+    )
     return model.to(device or "cpu").eval()
 
 
-def save_checkpoint(model: Any, processor: Any, out_dir: str | Path) -> None:
+def save_checkpoint(
+    model: Any, processor: Any, out_dir: str | Path, state_dict: Mapping[str, Any] | None = None
+) -> None:
     """Save a complete checkpoint: weights, config, tokenizer, processor, chat template.
+
+    `state_dict` has the weights of a model that is sharded over processes.
 
     transformers 5 drops CLIP's `vision_model.` from the tower's names and reads both spellings;
     vLLM reads only the original one, so the tower's tensors are given their original names.
     """
     from safetensors.torch import load_file, save_file
 
-    model.save_pretrained(out_dir)
+    model.save_pretrained(out_dir, state_dict=state_dict)
     processor.save_pretrained(out_dir)
     old = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
     for shard in Path(out_dir).glob("*.safetensors"):

@@ -7,6 +7,7 @@ pass over its own few tokens.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -50,12 +51,21 @@ class Predictor:
         self.model = model
         self.processor = processor
         self.prompt = prompt
+        self.prompts = [prompt]
         self.family = families.get(family)
         self.max_new_tokens = max_new_tokens
         self.manifest: manifest.Manifest | None = None
         self.crop: crops.Crop | None = None
-        self.messages = prompt.messages()
-        self.prompt_text = self.family.prompt_text(processor, self.messages)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return self.prompt.messages()
+
+    def asking(self, prompt: prompts.Prompt) -> Predictor:
+        """The same model, asked another prompt."""
+        other = copy.copy(self)
+        other.prompt = prompt
+        return other
 
     @classmethod
     def load(
@@ -70,7 +80,8 @@ class Predictor:
     ) -> Predictor:
         """Load a run folder, or a bare base model (id, folder or "vlmface-tiny").
 
-        A run answers the prompt it was trained with; a base needs a `prompt`. `device` defaults to
+        A run answers the prompts it was trained with, first of all the first, or the one that
+        `prompt` names; a base needs a `prompt`. `device` defaults to
         the GPU if there is one, `dtype` to bfloat16 there and float32 on a CPU. `merge` folds an
         adapter into the weights (faster, equal up to rounding); the default does so in float32.
         Raises UserError if the run is not what its manifest says, or its base model is gone.
@@ -81,12 +92,8 @@ class Predictor:
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         found = None
         if manifest.is_run(run_or_model):
-            found, own_prompt = manifest.load(run_or_model)
-            if prompt is not None and _sha(prompt) != own_prompt.sha:
-                raise UserError(
-                    f"{run_or_model} was trained with prompt {own_prompt.id} {own_prompt.sha}: "
-                    "leave the other prompt out, or load the base model with it"
-                )
+            found, asked = manifest.load(run_or_model)
+            own_prompt = asked[0] if prompt is None else _among(asked, prompt, run_or_model)
             run_dir = Path(run_or_model)
             base = manifest.resolve_base(found, run_dir) if found.adapter else run_dir
             family, processor_dir = found.family, run_dir
@@ -98,6 +105,7 @@ class Predictor:
                     f"prompt to ask it, or give the folder of a run"
                 )
             own_prompt = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)
+            asked = [own_prompt]
             base = processor_dir = manifest.resolve(str(run_or_model))
             family = families.family_of(base)
             limit = max_new_tokens or 256
@@ -111,6 +119,7 @@ class Predictor:
                 model = model.merge_and_unload()
         processor = adapter.load_processor(processor_dir)
         self = cls(model, processor, own_prompt, family, limit)
+        self.prompts = asked
         self.manifest = found
         self.crop = crops.parse(found.crop) if found else None
         return self
@@ -264,8 +273,22 @@ class Predictor:
         return [dict(zip(self.prompt.space.labels, row, strict=True)) for row in table]
 
 
-def _sha(prompt: str | Path | prompts.Prompt) -> str:
-    return (prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)).sha
+def _among(
+    asked: Sequence[prompts.Prompt], wanted: str | Path | prompts.Prompt, run: str | Path
+) -> prompts.Prompt:
+    """The prompt of a run that `wanted` is, or names. Raises UserError."""
+    for prompt in asked:
+        if wanted == prompt.id:
+            return prompt
+    other = wanted if isinstance(wanted, prompts.Prompt) else prompts.load(wanted)
+    for prompt in asked:
+        if prompt.sha == other.sha:
+            return prompt
+    trained = ", ".join(f"{prompt.id} {prompt.sha}" for prompt in asked)
+    raise UserError(
+        f"{run} was trained with prompt {trained}, not with {other.id} {other.sha}: leave the "
+        "other prompt out, or load the base model with it"
+    )
 
 
 def _until_stop(ids: list[int], stops: Sequence[int]) -> tuple[list[int], bool]:
@@ -296,7 +319,8 @@ def predict_command(
 ) -> int:
     """Answer image files and folders: as text, or as one JSON object a line. Returns the exit code.
 
-    A file that cannot be read costs one error line on stderr and the exit code 2, but the others
+    A run that was trained on several prompts is asked all of them, unless `prompt` names one. A
+    file that cannot be read costs one error line on stderr and the exit code 2, but the others
     are still answered.
     """
     from transformers.utils import logging
@@ -325,22 +349,27 @@ def predict_command(
             continue
         predictor = predictor or Predictor.load(model, prompt=prompt)
         note = predictor.manifest.limits if predictor.manifest else None
-        predictions = predictor.predict([image for _, image in opened], batch_size=batch_size)
-        for (path, _), prediction in zip(opened, predictions, strict=True):
+        asked = [predictor.prompt] if prompt is not None else predictor.prompts
+        pictures = [image for _, image in opened]
+        found = [predictor.asking(one).predict(pictures, batch_size=batch_size) for one in asked]
+        for (path, _), predictions in zip(opened, zip(*found, strict=True), strict=True):
+            answers = list(zip(asked, predictions, strict=True))
             if as_json:
-                line = {**_as_dict(path, prediction), "note": note}
-                print(json.dumps(line, ensure_ascii=False), flush=True)
+                for one, prediction in answers:
+                    line = {**_as_dict(path, one, prediction), "note": note}
+                    print(json.dumps(line, ensure_ascii=False), flush=True)
             else:
-                print(_as_text(path, prediction), flush=True)
+                print(_as_text(path, answers), flush=True)
     if predictor and predictor.manifest and not as_json:
         print(f"note: {predictor.manifest.limits}")
     return 2 if failed else 0
 
 
-def _as_dict(path: Path, prediction: Prediction) -> dict[str, Any]:
+def _as_dict(path: Path, prompt: prompts.Prompt, prediction: Prediction) -> dict[str, Any]:
     answer = prediction.answer
     return {
         "image": str(path),
+        "prompt": prompt.id,
         "label": answer.label,
         "status": answer.status,
         "aus": list(answer.aus),
@@ -352,16 +381,32 @@ def _as_dict(path: Path, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _as_text(path: Path, prediction: Prediction) -> str:
-    answer = prediction.answer
-    label = answer.label or f"no valid answer ({answer.status})"
-    lines = [f"{path}: {label}"]
-    if prediction.probabilities:
-        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
-        lines.append("  probabilities: " + ", ".join(f"{k} {v:.2f}" for k, v in ranked[:3]))
-    if answer.aus:
-        lines.append("  action units: " + ", ".join(f"AU{au}" for au in answer.aus))
-    if prediction.face_found is False:
+def _as_text(path: Path, answers: Sequence[tuple[prompts.Prompt, Prediction]]) -> str:
+    """The answer to the one prompt with all that was written; of several, a line each."""
+    lines = [f"{path}:"]
+    if len(answers) == 1:
+        (_, prediction), answer = answers[0], answers[0][1].answer
+        lines = [f"{path}: {_label(prediction)}"]
+        if prediction.probabilities:
+            lines.append(f"  probabilities: {_ranked(prediction)}")
+        if answer.aus:
+            lines.append("  action units: " + ", ".join(f"AU{au}" for au in answer.aus))
+        lines.append(f"  {answer.rationale or prediction.text}")
+    else:
+        for prompt, prediction in answers:
+            likely = f" ({_ranked(prediction)})" if prediction.probabilities else ""
+            field = prompt.space.field.replace("_", " ")
+            lines.append(f"  {field}: {_label(prediction)}{likely}")
+    if answers[0][1].face_found is False:
         lines.append("  no face was found in it: this is about the picture as a whole")
-    lines.append(f"  {answer.rationale or prediction.text}")
     return "\n".join(lines)
+
+
+def _label(prediction: Prediction) -> str:
+    return prediction.answer.label or f"no valid answer ({prediction.answer.status})"
+
+
+def _ranked(prediction: Prediction) -> str:
+    scores = prediction.probabilities or {}
+    ranked = sorted(scores.items(), key=lambda item: -item[1])
+    return ", ".join(f"{label} {p:.2f}" for label, p in ranked[:3])

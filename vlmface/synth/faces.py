@@ -32,8 +32,7 @@ class Sample:
     @property
     def age_group(self) -> str:
         """The age as a label of the space age_group5."""
-        groups = reversed(SPACES["age_group5"].labels)
-        return next(g for g in groups if self.age >= int(g.rstrip("+").split("-")[0]))
+        return SPACES["age_group5"].of_age(self.age)
 
 
 def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:

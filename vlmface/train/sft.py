@@ -14,13 +14,15 @@ import shutil
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import encode
+from vlmface import encode, manifest
+from vlmface.data import crops
 from vlmface.data.rows import pictures
 from vlmface.errors import UserError
 from vlmface.families import parts
@@ -32,16 +34,19 @@ if TYPE_CHECKING:
     import datasets
 
 Policy = Literal["frozen", "lora", "full"]
+# How long processes wait for one that renders, cuts out or answers; the default is 10 minutes.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run of `recipes/sft_cot.py`; recipes/configs/*.yaml explain every field."""
+    """One run of `recipes/sft_cot.py` or `recipes/sft_attributes.py`; the files in recipes/configs
+    explain every field."""
 
     base: str
     data: str
     benchmark: str
-    prompt: str
+    prompt: str | list[str]
     limits: str
     output_dir: str
     data_root: str | None = None
@@ -51,6 +56,7 @@ class Settings:
     n_train: int | None = None
     n_eval: int | None = None
     crop: dict[str, Any] | None = None
+    balance: Literal["none", "tasks", "labels"] = "none"
     seed: int = 0
     tower: Policy = "frozen"
     projector: Policy = "full"
@@ -60,6 +66,7 @@ class Settings:
     lora_dropout: float = 0.05
     lora_modules: list[str] = field(default_factory=lambda: ["all"])
     train_embeddings: bool = False
+    quantize: Literal["nf4"] | None = None
     epochs: float = 1
     batch_size: int = 16
     gradient_accumulation: int = 1
@@ -69,6 +76,7 @@ class Settings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_length: int = 512
+    max_pixels: int | None = None
     max_new_tokens: int = 256
     gradient_checkpointing: bool = False
     cache_features: bool = False
@@ -79,6 +87,11 @@ class Settings:
     eval_batch_size: int = 16
     report_to: str = "none"
     overwrite: bool = False
+
+    @property
+    def prompts(self) -> list[str]:
+        named = self.prompt.split(",") if isinstance(self.prompt, str) else self.prompt
+        return [name.strip() for name in named]
 
     @property
     def policy(self) -> dict[str, str]:
@@ -142,7 +155,7 @@ def encode_rows(
         )
     if left_out:
         images = images.select(kept)
-    columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
+    columns = Dataset.from_dict({**encoded, "row": kept})
     return concatenate_datasets([images, columns], axis=1), dict(left_out)
 
 
@@ -167,6 +180,13 @@ def _target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
 # --- processes ------------------------------------------------------------------------------------
 
 
+def check_policy(settings: Settings, family: ModuleType) -> None:
+    """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
+    if settings.uses_lora:
+        family.lora_targets(settings.policy, settings.lora_modules)
+        parts.full_modules(family.PARTS, settings.policy)
+
+
 def check_processes(asked: int | None) -> None:
     """Refuse to train with another number of processes than was asked for.
 
@@ -177,15 +197,15 @@ def check_processes(asked: int | None) -> None:
     if asked is not None and world != asked:
         raise UserError(
             f"{world} process(es) run, but num_processes is {asked}: start with `accelerate launch "
-            f"--num_processes {asked}` (on a CPU: `torchrun --nproc_per_node {asked}`), or set "
+            f"--config_file recipes/accelerate/ddp.yaml --num_processes {asked}`, or set "
             f"--num_processes {world} and mind that the batch is then that much smaller"
         )
     # accelerate's single-process launcher sets MASTER_ADDR only if it was asked for several.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and "WORLD_SIZE" not in os.environ:
         raise UserError(
-            "accelerate was asked for several processes but started one: on a CPU, use `torchrun "
-            "--nproc_per_node N` instead of `accelerate launch --num_processes N`"
+            "accelerate was asked for several processes but started one: on a CPU, launch with "
+            "`--config_file recipes/accelerate/ddp.yaml`"
         )
 
 
@@ -199,9 +219,66 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(1, joblib.cpu_count() // processes))
 
 
-def uses_deepspeed() -> bool:
-    """Whether `accelerate launch` was given a DeepSpeed configuration."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+def sharding() -> str | None:
+    """What `accelerate launch` was told to divide the model with: "DeepSpeed", "FSDP" or None."""
+    for name in ("DeepSpeed", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            return name
+    return None
+
+
+def check_sharding(trainer: Any) -> None:
+    """Refuse to train without the sharding that was asked for: accelerate falls back to plain data
+    parallelism without a word, for FSDP on every CPU, for DeepSpeed if ACCELERATE_USE_CPU is set.
+    """
+    found = {"DeepSpeed": trainer.is_deepspeed_enabled, "FSDP": trainer.is_fsdp_enabled}
+    if (asked := sharding()) and not found[asked]:
+        raise UserError(
+            f"accelerate was asked for {asked}, but would train without it on this machine: "
+            "FSDP needs GPUs (on a CPU take ddp.yaml or zero3.yaml), DeepSpeed on a CPU needs "
+            "ACCELERATE_USE_CPU unset"
+        )
+
+
+def check_supported(settings: Settings, gpu: bool) -> None:
+    """Refuse settings that the launch, or what lies beneath, cannot do. Raises UserError."""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if sharding() == "DeepSpeed" else None
+    if settings.train_embeddings and settings.uses_lora:
+        if stage == "3" and not gpu:
+            raise UserError(
+                "train_embeddings under ZeRO-3 needs GPUs: peft gathers the rows of the embeddings "
+                "on one. Set train_embeddings: false, or use zero2.yaml"
+            )
+        if sharding() == "FSDP":
+            raise UserError(
+                "train_embeddings does not work under FSDP, which cannot divide embeddings that "
+                "peft has tied to the head: set train_embeddings: false, or use zero2.yaml"
+            )
+    if settings.quantize is None:
+        return
+    if settings.llm != "lora":
+        raise UserError(
+            f"quantize is {settings.quantize}, but llm is {settings.llm}: weights of 4 bits are "
+            "constants, so set llm: lora, or quantize: null"
+        )
+    if stage == "3" or sharding() == "FSDP":
+        raise UserError(
+            f"quantize is {settings.quantize}, but the launch asks for "
+            f"{'ZeRO-3' if stage else 'FSDP'}, which would cut the packed weights into pieces: use "
+            "ddp.yaml or zero2.yaml, where every process holds the small base whole"
+        )
+
+
+def check_trainable(checkpoint: Path, sha: str) -> None:
+    """Refuse to go on with other trained weights than the checkpoint's: another version of peft,
+    say, may name or choose them differently. Raises UserError."""
+    found = (checkpoint / "complete").read_text(encoding="utf-8")
+    if found != sha:
+        raise UserError(
+            f"{checkpoint} was written while other weights were trained (trainable_sha "
+            f"{found or 'none'}, now {sha}): go on with the versions of peft, transformers and "
+            "vlmface that started the run, or start anew with --overwrite"
+        )
 
 
 def spare_the_compiler() -> None:
@@ -212,7 +289,7 @@ def spare_the_compiler() -> None:
     """
     import torch
 
-    if uses_deepspeed() and not torch.cuda.is_available():
+    if sharding() == "DeepSpeed" and not torch.cuda.is_available():
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -229,7 +306,8 @@ def wait_for_everyone() -> None:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+        spare_the_compiler()
+        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE).wait_for_everyone()
 
 
 @contextlib.contextmanager
@@ -263,6 +341,26 @@ def checkpoint_to_resume(run_dir: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def lora_config(settings: Settings, family: ModuleType, model: Any, tokens: int) -> Any:
+    """peft's LoraConfig for the model; `tokens` is the size of the processor's vocabulary. Raises
+    UserError for modules that the model lacks."""
+    from peft import LoraConfig
+
+    parts.check_lora_modules(family.PARTS, model, settings.policy, settings.lora_modules)
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.lora_dropout,
+        target_modules=family.lora_targets(settings.policy, settings.lora_modules),
+        modules_to_save=parts.full_modules(family.PARTS, settings.policy, model) or None,
+        # peft keeps the head tied to embeddings that are adapted this way.
+        trainable_token_indices={"embed_tokens": list(range(tokens))}
+        if settings.train_embeddings
+        else None,
+        task_type="CAUSAL_LM",
+    )
+
+
 def train(
     base: str | Path,
     processor: Any,
@@ -274,18 +372,24 @@ def train(
 
     Goes on from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
     if it had not been interrupted. Returns {"steps", "loss_first", "loss_last", "wall_s",
-    "samples_per_s", "trainable", "parameters"}; wall_s counts all sittings. log.jsonl has a line
-    per `logging_steps`.
+    "samples_per_s", "trainable", "trainable_sha", "parameters"}; wall_s counts all sittings,
+    `trainable` and `parameters` are numbers of weights, `trainable_sha` is over the names of the
+    former. log.jsonl has a line per `logging_steps`. Raises UserError.
     """
     import torch
-    from peft import LoraConfig
     from transformers import set_seed
+    from transformers.integrations.deepspeed import (
+        is_deepspeed_zero3_enabled,
+        unset_hf_deepspeed_config,
+    )
     from trl import SFTConfig
 
-    from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features
+    from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features, count
 
     # Renamed in transformers 5.23; TRL and peft still use the old name.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
+    # Renamed in torch 2.14; DeepSpeed 0.19 still uses the old names, at every step.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
     run_dir = Path(settings.output_dir)
     if settings.save_steps % settings.logging_steps:
         raise UserError(
@@ -293,26 +397,11 @@ def train(
             f"{settings.logging_steps}: the log of a resumed run would differ"
         )
     gpu = torch.cuda.is_available()
-    model = family.load_model(base, dtype=torch.bfloat16 if gpu and settings.uses_lora else None)
-    if not settings.uses_lora:
-        model = model.float()
-        parts.freeze(family.PARTS, model, settings.policy)
-    elif not gpu:
-        model = model.float()
-    peft_config = None
-    if settings.uses_lora:
-        peft_config = LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=settings.lora_dropout,
-            target_modules=family.lora_targets(settings.policy, settings.lora_modules),
-            modules_to_save=parts.full_modules(family.PARTS, settings.policy) or None,
-            # peft keeps the head tied to embeddings that are adapted this way.
-            trainable_token_indices={"embed_tokens": list(range(len(processor.tokenizer)))}
-            if settings.train_embeddings
-            else None,
-            task_type="CAUSAL_LM",
-        )
+    if not gpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        # float32, also where a launch configuration that was written for GPUs says bf16.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    check_supported(settings, gpu)
+    spare_the_compiler()
     arguments = SFTConfig(
         output_dir=str(run_dir / "checkpoints"),
         num_train_epochs=settings.epochs,
@@ -337,10 +426,26 @@ def train(
         save_total_limit=2,
         seed=settings.seed,
         report_to=settings.report_to,
-        ddp_timeout=6 * 3600,
+        ddp_timeout=int(PATIENCE.total_seconds()),
     )
+    # After the arguments: they tell transformers to read the weights into shards under ZeRO-3.
+    model = family.load_model(
+        base,
+        dtype=torch.bfloat16 if gpu and settings.uses_lora else torch.float32,
+        device=arguments.device if settings.quantize else None,
+        quantize=settings.quantize,
+    )
+    if is_deepspeed_zero3_enabled():
+        # transformers 5.23 notes renamings that it did not make, and would undo them when it saves.
+        model._weight_conversions = None
+    peft_config = None
+    if not settings.uses_lora:
+        parts.freeze(family.PARTS, model, settings.policy)
+    else:
+        peft_config = lora_config(settings, family, model, len(processor.tokenizer))
     set_seed(settings.seed)
     caching = settings.cache_features and settings.tower == "frozen" and arguments.world_size == 1
+    caching = caching and not sharding()
     log = JsonLines(run_dir / "log.jsonl")
     trainer = SupervisedTrainer(
         model=model,
@@ -359,25 +464,31 @@ def train(
             f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
             f"{trainer.args.world_size}"
         )
+    check_sharding(trainer)
     trained: Any = trainer.model
-    trainable = [p.numel() for p in trained.parameters() if p.requires_grad]
+    trainable = sum(count(p) for p in trained.parameters() if p.requires_grad)
+    parameters = sum(count(p) for p in trained.parameters())
     resume = checkpoint_to_resume(run_dir)
-    if resume and is_main():
-        print(f"resuming from {resume}")
+    if resume:
+        check_trainable(resume, trainer.trainable_sha)
+        if is_main():
+            print(f"resuming from {resume}")
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
     final = trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.whole_state()
     if is_main():
         if settings.uses_lora:
             # peft would note the folder that the base lies in on this machine, write an empty
             # model card, and ask the hub whether the base's vocabulary has grown.
             final.peft_config["default"].base_model_name_or_path = settings.base
-            final.save_pretrained(run_dir, save_embedding_layers=False)
+            final.save_pretrained(run_dir, save_embedding_layers=False, state_dict=state)
             (run_dir / "README.md").unlink(missing_ok=True)
             processor.save_pretrained(run_dir)
         else:
-            family.save_checkpoint(final, processor, run_dir)
+            family.save_checkpoint(final, processor, run_dir, state)
     trainer.accelerator.wait_for_everyone()
+    unset_hf_deepspeed_config()  # the next model to be loaded shall be whole
     lines = read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {
@@ -386,8 +497,9 @@ def train(
         "loss_last": lines[-1]["loss"] if lines else None,
         "wall_s": seconds,
         "samples_per_s": len(rows) * settings.epochs / seconds if seconds else None,
-        "trainable": sum(trainable),
-        "parameters": sum(p.numel() for p in final.parameters()),
+        "trainable": trainable,
+        "trainable_sha": trainer.trainable_sha,
+        "parameters": parameters,
     }
 
 
@@ -409,6 +521,40 @@ def keep_log(run_dir: Path, last_step: int) -> float:
     lines = [line for line in read_log(run_dir) if line["step"] <= last_step]
     atomic_write(run_dir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return float(lines[-1]["elapsed_s"]) if lines else 0.0
+
+
+def write_manifest(
+    recipe: str,
+    settings: Settings,
+    base: Path,
+    family: ModuleType,
+    processor: Any,
+    asked: Sequence[Prompt],
+    aus: Sequence[int],
+    data: Mapping[str, Any],
+) -> None:
+    """Write vlmface.json of a run whose weights and processor are saved, and its prompts: from here
+    on it can be evaluated. `aus` are the AUs that it names, `data` what it was trained on."""
+    run_dir = Path(settings.output_dir)
+    manifest.save_prompts(asked, run_dir)
+    manifest.Manifest(
+        recipe=recipe,
+        family=family.NAME,
+        base={"id": settings.base, "sha": manifest.weights_sha(base)},
+        adapter=settings.uses_lora,
+        policy=settings.policy,
+        quantize=settings.quantize,
+        prompts=[manifest.describe(prompt) for prompt in asked],
+        au_set=list(aus),
+        image=family.describe_image(processor),
+        processor=manifest.processor_shas(run_dir),
+        crop=crops.as_dict(crops.parse(settings.crop)),
+        max_length=settings.max_length,
+        generation={"max_new_tokens": settings.max_new_tokens},
+        data=dict(data),
+        seed=settings.seed,
+        limits=settings.limits,
+    ).save(run_dir)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""The three places where training differs from TRL's SFTTrainer, and the log it writes."""
+"""The few places where training differs from TRL's SFTTrainer, and the log it writes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -11,28 +12,59 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from vlmface.encode import IGNORED, GroupedSampler, open_row_image, to_model
 
 
 class SupervisedTrainer(SFTTrainer):
-    """SFTTrainer with three methods of its own:
+    """SFTTrainer with five methods of its own:
 
+    - `__init__`: over a quantised base TRL 1.16 keeps all trained weights in bfloat16, where steps
+      of a small learning rate are lost to rounding; here they are float32.
+    - `training_step`: FSDP2 cannot go on from an optimizer that lacks state for a trained weight,
+      such as those of LLaVA's last tower layer, whose output is not used: they get zero gradients.
     - `compute_loss`: where there is no Triton (a CPU), TRL 1.16 runs the head, an entropy and an
       argmax over every position, prompt and image included; here the head sees the answers only.
     - `_get_train_sampler`: transformers' length-grouping sampler draws from the global random
       state, so a run resumed in the middle of an epoch would see other rows.
-    - `_save_checkpoint`: a checkpoint counts only once it is whole, and needs no model card.
+    - `_save_checkpoint`: a checkpoint counts only once it is whole, and needs no model card. It
+      says which weights it trains.
     """
 
     def __init__(self, *args: Any, family: ModuleType, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(LossBar)
+        trained: Any = self.model
+        # ZeRO-3 wants one type for all weights, and keeps a float32 copy of its own.
+        if not is_deepspeed_zero3_enabled():
+            for parameter in trained.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        if self.is_fsdp_enabled:
+            # Of the layers that transformers would keep in one piece, LLaVA lacks some (CLIP's text
+            # side), and accelerate 1.15 refuses a name that it cannot find.
+            there = {type(module).__name__ for module in trained.modules()}
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = sorted(there & set(trained._no_split_modules))
+        self.trainable_sha = trainable_sha(trained)
         self.family = family
+        # Qwen2.5-VL's class says that its own loss takes no number of tokens in the whole batch,
+        # and the Trainer would not count them; compute_loss does take it.
+        self.model_accepts_loss_kwargs = True
         self.lengths = kwargs["train_dataset"]["length"]
-        self.features: list[torch.Tensor] | None = None  # of a frozen tower, by row
+        self.features: dict[int, torch.Tensor] | None = None  # of a frozen tower, by `row`
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            model: Any = self.model
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        return loss
 
     def compute_loss(
         self,
@@ -76,22 +108,58 @@ class SupervisedTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            (folder / "complete").touch()
+            (folder / "complete").write_text(self.trainable_sha)
+
+    def whole_state(self) -> dict[str, Any] | None:
+        """The weights of a model that is sharded over processes (under LoRA, the trained ones), on
+        the main process; None if the model is whole anyway. All processes must call it."""
+        model: Any = self.model
+        if self.is_fsdp_enabled:
+            # Gathered, tied weights no longer share their memory, and would be saved twice.
+            tied = model.all_tied_weights_keys
+            state = self.accelerator.get_state_dict(model)
+            return {name: weight for name, weight in state.items() if name not in tied}
+        if not is_deepspeed_zero3_enabled():
+            return None
+        engine: Any = self.model_wrapped
+        return engine._zero3_consolidated_16bit_state_dict(
+            exclude_frozen_parameters=hasattr(model, "peft_config")
+        )
+
+
+def count(parameter: Any) -> int:
+    """Numbers in a weight: of all its shards under ZeRO-3, before packing under NF4."""
+    if hasattr(parameter, "quant_state"):
+        return int(parameter.quant_state.shape.numel())
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def trainable_sha(model: Any) -> str:
+    """12 hex digits over the names and sizes of the weights that are trained."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            digest.update(f"{name} {count(parameter)}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def all_tower_features(
     model: Any, family: ModuleType, rows: Any, processor: Any
-) -> list[torch.Tensor]:
-    """Output of the frozen tower for each row's image: (tokens, width), on the CPU."""
+) -> dict[int, torch.Tensor]:
+    """Output of the frozen tower for the image of each number in column `row`, once: (tokens,
+    width), on the CPU."""
     from tqdm import tqdm
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    features: list[torch.Tensor] = []
+    first = {row: place for place, row in reversed(list(enumerate(rows["row"][:])))}
+    features: dict[int, torch.Tensor] = {}
     with torch.no_grad():
-        for start in tqdm(range(0, len(rows), 64), "image features", unit="batch"):
-            images = [open_row_image(image) for image in rows[start : start + 64]["image"]]
-            inputs = to_model(family.image_inputs(processor, images), model)
-            features += [one.cpu() for one in family.tower_features(model, inputs)]
+        for start in tqdm(range(0, len(first), 64), "image features", unit="batch"):
+            numbers = list(first)[start : start + 64]
+            stored = rows.select([first[number] for number in numbers])["image"]
+            inputs = family.image_inputs(processor, [open_row_image(image) for image in stored])
+            found = family.tower_features(model, to_model(inputs, model))
+            features |= {n: one.cpu() for n, one in zip(numbers, found, strict=True)}
     return features
 
 

@@ -1,0 +1,129 @@
+"""Teach a vision-language model to answer questions on a face with a word: gender, age group, race,
+emotion. One model may learn several of them.
+
+    python recipes/sft_attributes.py                              # vlmface-tiny on rendered faces
+    python recipes/sft_attributes.py --prompt facescan_gender --output_dir runs/gender
+    accelerate launch recipes/sft_attributes.py --config sft_attributes_paligemma
+
+Stopped at any moment, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from vlmface import config, data, families, manifest, prompts
+from vlmface.data import crops
+from vlmface.errors import UserError
+from vlmface.evaluate import report
+from vlmface.evaluate import run as evaluation
+from vlmface.train import sft, tasks
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = config.parse(sft.Settings, argv, default="sft_attributes_tiny", usage=__doc__ or "")
+    sft.check_processes(settings.num_processes)
+    sft.use_all_cores()
+    run_dir = Path(settings.output_dir)
+    if sft.is_main():
+        config.remember(
+            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
+        )
+    sft.wait_for_everyone()
+    if (run_dir / "report.html").exists():  # written last
+        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+        return 0
+
+    # What is asked, of which model, about which faces.
+    asked = [prompts.load(name) for name in settings.prompts]
+    benchmark = evaluation.load_benchmark(settings.benchmark)
+    scored = evaluation.scored_prompts(benchmark, asked)
+    if unscored := [prompt.id for prompt in asked if prompt not in scored]:
+        raise UserError(
+            f"benchmark {benchmark.id} does not score {', '.join(unscored)}: use another one, or "
+            "leave them out"
+        )
+    baseline = evaluation.load_baseline(benchmark)
+    crop = crops.parse(settings.crop)
+    base = manifest.resolve(settings.base)
+    family = families.get(families.family_of(base))
+    sft.check_policy(settings, family)
+    processor = family.load_processor(base)
+    families.set_max_pixels(family, processor, settings.max_pixels)
+    with sft.main_first():
+        samples = data.load(
+            settings.data,
+            settings.data_root,
+            settings.data_split,
+            n=settings.n_train,
+            **settings.data_options,
+        )
+        fingerprint = data.fingerprint(samples)
+        if crop:
+            samples = crops.cached(samples, crop)
+        benchmark_root = settings.benchmark_root or settings.data_root
+        faces = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+
+    # Each question gets its rows; all of them are trained on together.
+    chosen = tasks.choose(tasks.labels_of(samples, asked), settings.balance, settings.seed)
+    parts, left_out = [], Counter[str]()
+    for prompt, index in zip(asked, chosen, strict=True):
+        encoded, lost = sft.encode_rows(
+            samples.select(index),
+            processor,
+            family,
+            prompt,
+            max_length=settings.max_length,
+            seed=settings.seed,
+        )
+        parts.append(encoded)
+        left_out.update({f"{prompt.id}: {reason}": n for reason, n in lost.items()})
+    rows = tasks.join(parts, chosen)
+
+    ask = partial(
+        evaluation.answer_once,
+        rows=faces,
+        benchmark=benchmark,
+        prompts=asked,
+        processor=processor,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.eval_batch_size,
+    )
+    before = ask(settings.base, run_dir / "predictions_before.jsonl")
+    trained = sft.train(base, processor, family, rows, settings)
+    trained |= {
+        "n": len(rows),
+        "n_by_prompt": {p.id: len(part) for p, part in zip(asked, parts, strict=True)},
+        "left_out": dict(left_out),
+    }
+    if sft.is_main():
+        about = {"name": settings.data, "split": settings.data_split, "n": len(samples),
+                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+        aus = sorted({au for prompt in asked for au in evaluation.au_set(benchmark, prompt)})
+        sft.write_manifest("sft_attributes", settings, base, family, processor, asked, aus, about)
+    sft.wait_for_everyone()
+    after = ask(settings.output_dir, run_dir / "predictions.jsonl")
+    if not sft.is_main():
+        return 0
+
+    scores = {
+        "before": evaluation.score(before, benchmark, asked, model=settings.base),
+        "after": evaluation.score(after, benchmark, asked, model=settings.output_dir),
+        "paired": evaluation.compare(before, after, benchmark, asked),
+        "train": {**trained, "peak_rss_gib": round(sft.peak_rss_gib(), 3)},
+    }
+    sft.write_json(run_dir / "metrics.json", scores)
+    images = dict(zip(faces["id"], faces["image"], strict=True))
+    report.write_report(run_dir, images=images, baseline=baseline)
+    learnt, knew = evaluation.summary(scores["after"]), evaluation.summary(scores["before"])
+    print(f"learnt: {learnt} (before: {knew})")
+    print(f"is in:  {run_dir} (adapter, predictions, report.html)")
+    print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    config.command(main)

@@ -1,0 +1,487 @@
+"""`vlmface merge`: a run's LoRA adapter folded into its base, as one complete checkpoint.
+
+The checkpoint appears under its name only after the weights that were written have been read back
+and answered real images as base plus adapter do. Nothing leaves the machine unless `push` is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vlmface import encode, families, manifest
+from vlmface.errors import UserError
+from vlmface.files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from vlmface.manifest import Manifest
+    from vlmface.prompts import Prompt
+
+TOLERANCE = 1e-4  # of a logit, in float32
+DTYPES = ("float32", "bfloat16", "float16")
+_FACES, _NOISE = 3, 2
+_FORMS = {
+    "label": "names the label",
+    "think_answer": "reasons, then names the label",
+    "three_part": "observes, interprets, then names the label",
+}
+
+
+def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: str | None = None,
+          repo: str | None = None) -> dict[str, Any]:  # fmt: skip
+    """Write the merged checkpoint of a LoRA run into the new folder `out`.
+
+    `out` holds the weights in `dtype`, configuration, processor, prompts, vlmface.json (its
+    `adapter` is false) and a model card. `license` is the card's licence id, by default what base
+    and data allow; `repo` the hub id that the card's examples name. Returns {"merged", "base":
+    largest difference of a logit from base plus adapter, from the base; "rounded": what storing in
+    `dtype` changed; "faces", "noise": pictures compared}. Raises UserError, and leaves nothing
+    behind, if `out` exists, the run has no adapter, its base is gone, changed or quantised, or the
+    logits are not as they should be.
+    """
+    import torch
+
+    run, out = Path(run), Path(out)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if out.exists():
+        raise UserError(f"{out} exists: give the name of a new folder")
+    found, asked = manifest.load(run)
+    if not found.adapter:
+        raise UserError(f"{run} has no adapter: its weights are a complete checkpoint already")
+    if not (adapter_file := run / "adapter_model.safetensors").is_file():
+        raise UserError(f"{run} lacks {adapter_file.name}: restore it, or train again")
+    base = manifest.resolve_base(found, run)
+    if how := json.loads((base / "config.json").read_text()).get("quantization_config"):
+        raise UserError(
+            f"the base {found.base['id']} is stored quantised ({how.get('quant_method')}), and a "
+            "sum with its rounded weights would not be the trained model: train on the original"
+        )
+
+    family = families.get(found.family)
+    processor = family.load_processor(run)
+    model = family.load_model(base, dtype=torch.float32)
+    inputs = _conversations(processor, family, asked)
+    plain = _logits(model, inputs)
+    model = _with_adapter(model, run)
+    adapted = _logits(model, inputs)
+    model = model.merge_and_unload()
+    merged = _logits(model, inputs)
+    check: dict[str, Any] = {
+        "merged": _same(merged, adapted, f"the merged model and {run} on its base"),
+        "base": _largest(merged, plain)[0],
+        "faces": _FACES, "noise": _NOISE, "dtype": dtype, "tolerance": TOLERANCE,
+    }  # fmt: skip
+    if check["base"] <= TOLERANCE:
+        raise UserError(
+            f"the adapter of {run} changes no logit of its base by more than {check['base']:.1e} "
+            f"({TOLERANCE:.0e} is rounding): it was not trained, or it is for another base"
+        )
+
+    new = [parent for parent in out.parents if not parent.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        family.save_checkpoint(model.to(getattr(torch, dtype)), processor, temporary)
+        expected = _logits(model.float(), inputs)
+        del model
+        gc.collect()
+        stored = _logits(family.load_model(temporary, dtype=torch.float32), inputs)
+        _same(stored, expected, "the checkpoint read back and the merged model")
+        check["rounded"] = _largest(stored, merged)[0]
+        _complete(temporary, run, found, asked)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        hashes = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
+        card = _card(manifest.load(temporary)[0], found.quantize, asked, base, run,
+                     repo or out.name, license, check, hashes, _sha256(adapter_file))  # fmt: skip
+        atomic_write(temporary / "README.md", card)
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new:
+            parent.rmdir()
+        raise
+    return check
+
+
+def _with_adapter(model: Any, run: Path) -> Any:
+    """The model with the run's adapter. peft only warns of tensors that it does not find or cannot
+    place, and answers without them. Raises UserError."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    try:
+        model = PeftModel.from_pretrained(model, str(run)).eval()
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the adapter in {run} does not fit its base ({type(error).__name__}: {error}): "
+            "restore the run's files, or train again"
+        ) from error
+    with safe_open(run / "adapter_model.safetensors", "pt") as file:
+        written = set(file.keys())
+    placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if odd := sorted(written ^ placed):
+        raise UserError(
+            f"the adapter in {run} does not fit its base: {len(odd)} of {len(written | placed)} "
+            f"tensors are in one of them only, such as {odd[0]}: restore the run's files"
+        )
+    return model
+
+
+def _complete(folder: Path, run: Path, found: Manifest, asked: Sequence[Prompt]) -> None:
+    """Add what the run knows: its processor to the letter, its prompts, its manifest. Names of
+    folders on this machine are cut down to their last part."""
+    for name in found.processor:
+        shutil.copyfile(run / name, folder / name)
+    manifest.save_prompts(asked, folder)
+    dataclasses.replace(
+        found,
+        adapter=False,
+        quantize=None,  # that was the training's
+        base={**found.base, "id": _public(found.base["id"])},
+        data=_public(found.data),
+        processor=manifest.processor_shas(folder),
+    ).save(folder)
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(item) for item in value]
+    if isinstance(value, str) and value:
+        path = Path(value).expanduser()
+        if path.is_absolute() or ("/" in value and path.exists()):
+            return path.name
+    return value
+
+
+# --- the comparison -------------------------------------------------------------------------------
+
+
+def _conversations(
+    processor: Any, family: ModuleType, prompts: Sequence[Prompt]
+) -> list[dict[str, torch.Tensor]]:
+    """Pictures, the prompts asked about them in turn, and answers in their forms."""
+    made = []
+    for i, image in enumerate([*_faces(_FACES), *_noise(_NOISE)]):
+        prompt = prompts[i % len(prompts)]
+        labels = prompt.space.labels
+        answer = prompt.wrap("The brows are lowered. The lips are apart.", labels[i % len(labels)])
+        row = encode.encode(processor, family, prompt.messages(), image, answer)
+        batch = encode.Collator(processor, family)([row])
+        made.append({name: value for name, value in batch.items() if name != "labels"})
+    return made
+
+
+def _faces(n: int) -> list[Image.Image]:
+    """Rendered faces of people who are in no training set."""
+    from PIL import Image
+
+    from vlmface.synth.dataset import draw
+    from vlmface.synth.render import render
+
+    return [Image.fromarray(render(draw(0, "test", i * 100).face, 224).image) for i in range(n)]
+
+
+def _noise(n: int) -> list[Image.Image]:
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(n)]
+
+
+def _logits(model: Any, inputs: Sequence[Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """(tokens, vocabulary) of each conversation."""
+    import torch
+
+    with torch.inference_mode():
+        return [model(**encode.to_model(batch, model)).logits[0].float() for batch in inputs]
+
+
+def _largest(
+    found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
+) -> tuple[float, float, float]:
+    """(largest difference, the two logits there); a NaN counts as infinitely far away."""
+    import torch
+
+    worst: tuple[float, ...] = (-1.0, 0.0, 0.0)
+    for a, b in zip(found, expected, strict=True):
+        gap = torch.nan_to_num((a - b).abs(), nan=torch.inf)
+        at = int(gap.argmax())
+        worst = max(worst, tuple(float(x.flatten()[at]) for x in (gap, a, b)))
+    return worst[0], worst[1], worst[2]
+
+
+def _same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], what: str) -> float:
+    gap, a, b = _largest(found, expected)
+    if not gap <= TOLERANCE:
+        raise UserError(
+            f"{what} do not give the same logits: {a:.6f} against {b:.6f}, {gap:.1e} apart where "
+            f"{TOLERANCE:.0e} is allowed. Nothing was written; report it with the run's "
+            "adapter_config.json"
+        )
+    return gap
+
+
+# --- the model card -------------------------------------------------------------------------------
+
+
+def _card(
+    found: Manifest,
+    quantize: str | None,
+    prompts: Sequence[Prompt],
+    base: Path,
+    run: Path,
+    repo: str,
+    license: str | None,
+    check: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    adapter_sha: str,
+) -> str:
+    """README.md: the hub's metadata, then the text."""
+    import jinja2
+
+    scores = json.loads(path.read_text()) if (path := run / "metrics.json").is_file() else {}
+    after, before = scores.get("after", scores), scores.get("before", {})
+    results = _results(after, before)
+    source = _source(found)
+    id, terms = _licence(found, base, source, license)
+    hub_id = found.base["id"] if found.base["id"].count("/") == 1 else None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("model_card.md.j2").render(
+        metadata=_metadata(found, id, hub_id, repo, after, results).strip(),
+        name=repo.rpartition("/")[2],
+        repo=repo,
+        family=found.family,
+        prompts=[
+            {
+                "id": p.id,
+                "sha": p.sha,
+                "form": _FORMS[p.form],
+                "space": p.space.id,
+                "space_sha": p.space.sha,
+                "labels": ", ".join(p.space.labels),
+            }
+            for p in prompts
+        ],
+        base_name=found.base["id"],
+        base_link=f"(https://huggingface.co/{hub_id})" if hub_id else f"(#{'how-it-was-checked'})",
+        manifest=found,
+        scores=after or None,
+        has_before=bool(before),
+        results=results,
+        data=source,
+        policy=_sentence(found.policy, quantize),
+        licence=terms,
+        check=check,
+        hashes=hashes,
+        adapter_sha=adapter_sha,
+    )
+
+
+def _sentence(policy: Mapping[str, str], quantize: str | None) -> str:
+    names = {"tower": "vision tower", "projector": "projector", "llm": "language model"}
+    words = {"frozen": "left as it was", "lora": "adapted with LoRA", "full": "trained whole"}
+    text = ", ".join(f"{names[part]} {words[how]}" for part, how in policy.items())
+    if quantize:
+        text += f"; the base was held in {quantize} meanwhile, and the merge is with the original"
+    return text[:1].upper() + text[1:]
+
+
+def _results(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headline numbers of a metrics.json: {"name", "type" on the hub, "value", "ci", "before"}
+    a row."""
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, kind: str, key: str, *path: str) -> None:
+        block, old = after, before
+        for step in path:
+            block, old = block.get(step, {}), old.get(step, {})
+        if block.get(key) is not None:
+            rows.append({"name": name, "type": kind, "value": block[key], "before": old.get(key),
+                         "ci": block.get("ci95", {}).get(key)})  # fmt: skip
+
+    add("emotion accuracy (WAR)", "accuracy", "accuracy", "emotion")
+    add("emotion UAR", "recall", "uar", "emotion")
+    add("emotion F1, macro", "f1", "f1_macro", "emotion")
+    for name in after.get("attributes", {}):
+        add(f"{name} accuracy", "accuracy", "accuracy", "attributes", name)
+        add(f"{name} UAR", "recall", "uar", "attributes", name)
+    add("AU F1, macro", "f1", "f1_macro", "au")
+    add("AU F1, micro", "f1", "f1_micro", "au")
+    return rows
+
+
+def _metadata(
+    found: Manifest,
+    license: str,
+    base_model: str | None,
+    repo: str,
+    scores: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+) -> str:
+    """The card's YAML in the form that the hub reads (its modelcard specification)."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    def shown(row: Mapping[str, Any]) -> str:
+        return row["name"] + (f", 95 % interval {row['ci'][0]:.3f} to {row['ci'][1]:.3f}"
+                              if row["ci"] else "")  # fmt: skip
+
+    own = license == "other"
+    return ModelCardData(
+        license=license,
+        license_name="terms-of-base-model-and-training-data" if own else None,
+        license_link="README.md" if own else None,
+        base_model=base_model,
+        pipeline_tag="image-text-to-text",
+        library_name="transformers",
+        tags=["vlmface", found.family, "facial-expression-recognition",
+              *(["facial-action-units"] if found.au_set else []), "merged-lora"],
+        datasets=[found.data["name"]],
+        metrics=sorted({row["type"] for row in results}) or None,
+        model_name=repo.rpartition("/")[2],
+        eval_results=[
+            EvalResult(
+                task_type="image-text-to-text",
+                dataset_type=scores["benchmark"],
+                dataset_name=f"vlmface benchmark {scores['benchmark']}, {scores['n']} images",
+                metric_type=row["type"],
+                metric_name=shown(row),
+                metric_value=round(row["value"], 4),
+                metric_args={"ci95": [round(x, 4) for x in row["ci"]]} if row["ci"] else None,
+            )
+            for row in results
+        ] or None,
+    ).to_yaml()  # fmt: skip
+
+
+def _source(found: Manifest) -> dict[str, Any]:
+    """What is known of the training data: title, home, licence; whether vlmface drew it itself."""
+    from vlmface import data
+
+    name = found.data["name"]
+    if name not in data.names():
+        return {"title": f"`{name}`", "home": None, "licence": "that of its sources", "own": False,
+                "rationales": ""}  # fmt: skip
+    module = data.adapter(name)
+    own = not getattr(module, "NEEDS_ROOT", True)
+    return {
+        "title": module.TITLE,
+        "home": None if own else module.HOME,
+        "licence": module.LICENCE,
+        "own": own,
+        "rationales": "Pictures, labels and rationales were made by a program." if own else
+        "Rationales that the data set does not give were written by rules from its labels.",
+    }  # fmt: skip
+
+
+def _licence(
+    found: Manifest, base: Path, source: Mapping[str, Any], asked: str | None
+) -> tuple[str, str]:
+    """(the hub's licence id, the sentences about it)."""
+    from huggingface_hub import ModelCard
+
+    card = base / "README.md"
+    of_base = ModelCard.load(card).data.get("license") if card.is_file() else None
+    text = f"Base model: {of_base or 'see its own page'}. Training data: {source['licence']}."
+    if asked is not None:
+        return asked, f"{text} Whoever merged the model released it under {asked}."
+    if of_base and source["own"]:
+        return of_base, text
+    return "other", f"{text} Both bind whoever uses this model."
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    import os
+
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+# --- sending --------------------------------------------------------------------------------------
+
+
+def check_repo(repo: str) -> None:
+    """Raise UserError unless `repo` can be the hub's name of a model ("owner/name")."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HFValidationError("there is no owner")
+    except HFValidationError as error:
+        raise UserError(
+            f"{repo!r} names no model of the hub ({error}): write owner/name"
+        ) from error
+
+
+def push(folder: str | Path, repo: str) -> None:
+    """Upload a merged checkpoint to the model repository `repo` of the hub, which is made private
+    if it does not exist. Prints what goes where before it sends anything. Raises UserError."""
+    from huggingface_hub import HfApi
+
+    check_repo(repo)
+    api = HfApi()
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    print(f"sending {len(files)} files, {size / 1e6:,.1f} MB, to {api.endpoint}/{repo}")
+    print("(a new repository is made private; an existing one stays as visible as it is):")
+    for path in files:
+        print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes", flush=True)
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Merged checkpoint of vlmface"
+        )
+    except Exception as error:  # the hub's client raises many unrelated kinds
+        raise UserError(
+            f"{folder} is complete, but could not be sent to {repo}: {type(error).__name__}: "
+            f"{error}. Repeat with `hf upload {repo} {folder}`"
+        ) from error
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: str | None) -> int:
+    """`vlmface merge`: returns the exit code."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if repo is not None:
+        check_repo(repo)
+    check = merge(run, out, dtype=dtype, license=license, repo=repo)
+    print(f"{out}: as base and adapter within {check['merged']:.1e} of a logit on "
+          f"{check['faces']} faces and {check['noise']} noise pictures (the base itself is "
+          f"{check['base']:.2f} away)")  # fmt: skip
+    if dtype != "float32":
+        print(f"stored as {dtype}: rounding moved a logit by up to {check['rounded']:.1e}")
+    print(f"next: vlmface predict FACE.jpg --model {out}, or read {out / 'README.md'}")
+    if repo is not None:
+        push(out, repo)
+    return 0

@@ -1,0 +1,44 @@
+"""Loading a base whose language model is kept in 4 bits while adapters train on top of it: QLoRA
+(Dettmers et al. 2023, arXiv:2305.14314), through bitsandbytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from typing import Any, Literal
+
+from vlmface.errors import UserError
+from vlmface.families.parts import Parts, paths
+
+Quantize = Literal["nf4"]
+
+
+def options(quantize: Quantize | None, parts: Parts, *, dtype: Any, device: Any) -> dict[str, Any]:
+    """Keyword arguments for `from_pretrained`: none without `quantize`.
+
+    The linear layers of the llm become NF4 with quantised constants, and compute in `dtype`
+    (float32 if None). Tower, projector and head stay as they are: transformers would quantise the
+    first two by default, and keeps the head out by itself only where nothing else is named. Raises
+    UserError.
+    """
+    if quantize is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"quantize is {quantize}, but bitsandbytes is not installed: pip install "
+            "'vlmface[qlora]', or set quantize: null"
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    whole = [path for part in ("tower", "projector") for path in paths(parts, part)]
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype or torch.float32,
+        llm_int8_skip_modules=[*(rf"(?:.*\.)?{re.escape(path)}" for path in whole), "lm_head"],
+    )
+    # Quantised where it will stay: the packing of a CPU is not that of a GPU.
+    return {"quantization_config": config, "device_map": {"": device or "cpu"}}

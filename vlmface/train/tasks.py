@@ -1,0 +1,67 @@
+"""Several questions on the same faces: which rows each of them gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vlmface.data.mixture import take
+from vlmface.prompts import Prompt
+from vlmface.schema import FaceSample
+
+if TYPE_CHECKING:
+    import datasets
+
+Balance = Literal["none", "tasks", "labels"]
+
+
+def labels_of(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[str | None]]:
+    """For each prompt the label of each row in its space, None where it has none."""
+    found: list[list[str | None]] = [[] for _ in prompts]
+    for row in rows.remove_columns(["image", "frames"]):
+        sample = FaceSample.from_row(row)
+        for labels, prompt in zip(found, prompts, strict=True):
+            labels.append(sample.label(prompt.space))
+    return found
+
+
+def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) -> list[np.ndarray]:
+    """For each prompt the rows that it is trained on, as sorted indices.
+
+    "none": every row, also those without a label, which the encoder leaves out and counts. "tasks":
+    each prompt gets as many rows as the one with most labels, rows occurring again where there are
+    too few. "labels": the same, and within each prompt every label occurs equally often, or once
+    more. Deterministic under `seed`.
+    """
+    if balance == "none":
+        return [np.arange(len(words)) for words in labels]
+    chance = np.random.default_rng(seed)
+    known = [np.array([i for i, word in enumerate(words) if word is not None]) for words in labels]
+    size = max(map(len, known))
+    chosen = []
+    for words, rows in zip(labels, known, strict=True):
+        if not len(rows):
+            chosen.append(rows)
+            continue
+        pools = [rows]
+        if balance == "labels":
+            of = np.array([words[i] for i in rows])
+            pools = [rows[of == word] for word in sorted(set(of))]
+        counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]
+        drawn = [take(pool, n, chance) for pool, n in zip(pools, counts, strict=True)]
+        chosen.append(np.sort(np.concatenate(drawn)))
+    return chosen
+
+
+def join(parts: Sequence[datasets.Dataset], chosen: Sequence[np.ndarray]) -> Any:
+    """The encoded rows of all prompts (`sft.encode_rows` of the chosen ones) as one data set, their
+    `row` numbers those of the faces."""
+    from datasets import concatenate_datasets
+
+    renumbered = [
+        part.remove_columns("row").add_column("row", index[np.array(part["row"][:])].tolist())
+        for part, index in zip(parts, chosen, strict=True)
+    ]
+    return concatenate_datasets(renumbered)
