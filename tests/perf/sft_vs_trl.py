@@ -243,9 +243,7 @@ def main() -> None:
     memory = statistics.median(b["peak_rss_gib"] / a["peak_rss_gib"] for a, b in runs)
     a, b = runs[0]
     equal = {name: abs(a[name] - b[name]) for name in ("loss", "supervised", "trainable")}
-    print(
-        f"{a['parameters'] / 1e6:.0f} M parameters, {a['supervised']} supervised tokens in the batch"
-    )
+    print(f"{a['parameters'] / 1e6:.0f} M parameters, {a['supervised']} supervised tokens")
     print(f"differences: {equal}")
     print(f"median: {speed:.2f} x the samples a second, {1 / memory:.2f} x the peak memory")
     if arguments.json:
