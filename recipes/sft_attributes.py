@@ -20,7 +20,7 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import report
 from vlmface.evaluate import run as evaluation
-from vlmface.train import sft, tasks
+from vlmface.train import budget, sft, tasks
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,17 +68,12 @@ def main(argv: Sequence[str]) -> int:
         faces = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
 
     # Each question gets its rows; all of them are trained on together.
+    length = {"max_length": settings.max_length, "seed": settings.seed}
+    budget.fit_pixels(samples, processor, family, asked, **length)
     chosen = tasks.choose(tasks.labels_of(samples, asked), settings.balance, settings.seed)
     parts, left_out = [], Counter[str]()
     for prompt, index in zip(asked, chosen, strict=True):
-        encoded, lost = sft.encode_rows(
-            samples.select(index),
-            processor,
-            family,
-            prompt,
-            max_length=settings.max_length,
-            seed=settings.seed,
-        )
+        encoded, lost = sft.encode_rows(samples.select(index), processor, family, prompt, **length)
         parts.append(encoded)
         left_out.update({f"{prompt.id}: {reason}": n for reason, n in lost.items()})
     rows = tasks.join(parts, chosen)

@@ -19,7 +19,7 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import report
 from vlmface.evaluate import run as evaluation
-from vlmface.train import sft
+from vlmface.train import budget, sft
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
             samples = crops.cached(samples, crop)
         benchmark_root = settings.benchmark_root or settings.data_root
         faces = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
-    rows, left_out = sft.encode_rows(
-        samples, processor, family, prompt, max_length=settings.max_length, seed=settings.seed
-    )
+    length = {"max_length": settings.max_length, "seed": settings.seed}
+    budget.fit_pixels(samples, processor, family, [prompt], **length)
+    rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
 
     ask = partial(
         evaluation.answer_once,

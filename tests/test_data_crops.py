@@ -64,6 +64,38 @@ def test_a_square_around_the_box_black_outside_of_the_picture():
     assert whole[:10].max() == 0 and whole[10:110].min() == 200 and whole[110:].max() == 0
 
 
+def test_a_frame_around_the_box_in_the_whole_picture():
+    picture = Image.fromarray(np.full((100, 200, 3), 200, np.uint8))
+    crop = crops.Crop(size=400, margin=0.1, show="boxed")
+    boxed = np.asarray(crops.cut(picture, [50, 20, 100, 70], crop))
+    red = (boxed == crops.FRAME).all(-1)
+    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+    # Twice as large, with 5 pixels of margin, below 100 black rows.
+    assert (columns[0], columns[-1]) == (90, 210) and (rows[0], rows[-1]) == (130, 250)
+    assert red.sum() == 121**2 - 113**2  # 4 pixels wide
+    assert (boxed[~red][:, 0] < 100).sum() == 200 * 400  # the bars, nothing else
+    beyond = np.asarray(crops.cut(picture, [-20, -20, 20, 20], crop))
+    assert (beyond == crops.FRAME).all(-1).any()
+    plain = np.asarray(crops.cut(picture, None, crop))
+    assert not (plain == crops.FRAME).all(-1).any()
+    assert crop.folder != crops.Crop(size=400, margin=0.1).folder
+
+
+def test_two_people_in_one_picture_are_two_rows(tmp_path):
+    boxes = [[10.0, 10.0, 40.0, 40.0], [70.0, 30.0, 110.0, 80.0]]
+    path = str(face(tmp_path / "both.png", 0, (120, 100)))
+    rows = to_dataset(
+        Rows({"id": ["left", "right"], "image": [path] * 2, "face_box": boxes}), "x", "train"
+    )
+    left, right = opened(crops.cached(rows, crops.Crop(size=120, show="boxed"), progress=False))
+    for found, other in ((left, right), (right, left)):
+        assert (found == crops.FRAME).all(-1).any()
+        assert (found != other).any()
+    both = np.asarray(crops.cut(Image.open(path), None, crops.Crop(size=120)))
+    unmarked = ~((left == crops.FRAME).all(-1) | (right == crops.FRAME).all(-1))
+    np.testing.assert_array_equal(left[unmarked], both[unmarked])
+
+
 def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
     rows = table(tmp_path, 5, [BOX, None, BOX, [-5.0, 0.0, 30.0, 30.0], BOX])
     crop = crops.Crop(size=64)
@@ -213,7 +245,7 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     run = tmp_path / "run"
     crop = {"size": 48, "margin": 0.1, "find": "detect"}
     assert sft_cot(run, "--crop", json.dumps(crop), "--epochs", "1") == 0
-    assert manifest.load(run)[0].crop == crop
+    assert manifest.load(run)[0].crop == {**crop, "show": "face"}
     lines = evaluation.read_lines(run / "predictions.jsonl")
     benchmark = evaluation.load_benchmark("synth")
     raw = evaluation.load_rows(benchmark, None, 8)
@@ -230,6 +262,34 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     assert [line["face_found"] for line in said] == [True, False]
 
 
+def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, capsys, monkeypatch):
+    run, box = tmp_path / "run", ["170", "60", "280", "190"]
+    words = ["--crop", "{size: 64, show: boxed}", "--prompt", "facescan_boxed_emotion"]
+    assert sft_cot(run, *words, "--epochs", "1") == 0
+    capsys.readouterr()
+    seen = []
+    monkeypatch.setattr(
+        Predictor, "_batch", lambda self, images, scores, true=Predictor._batch: (
+            seen.extend(images), true(self, images, scores))[1],
+    )  # fmt: skip
+    command = ["predict", str(astronaut), "--model", str(run), "--json"]
+    assert main([*command, "--box", *box]) == 0
+    expected = crops.cut(Image.open(astronaut), [*map(float, box)], crops.Crop(64, show="boxed"))
+    np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(expected))
+    assert (np.asarray(expected) == crops.FRAME).all(-1).any()
+    (said,) = capsys.readouterr().out.splitlines()
+    assert json.loads(said)["prompt"] == "facescan_boxed_emotion"
+    assert main([*command, "--box", *box[::-1]]) == 2
+    assert "expected left top right bottom" in capsys.readouterr().err
+    assert main(["predict", str(astronaut), *command[1:], "--box", *box]) == 2
+    assert "one image, but there are 2" in capsys.readouterr().err
+
+
+def test_a_model_of_whole_pictures_knows_no_box(run_dir):
+    with pytest.raises(UserError, match="trained on whole pictures and knows no box"):
+        Predictor.load(run_dir).predict([Image.new("RGB", (50, 50))], boxes=[BOX])
+
+
 def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
     from miniatures import rafdb
 
@@ -238,7 +298,7 @@ def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
     assert main([*words, "--sheet", str(tmp_path / "faces.png")]) == 0
     said = capsys.readouterr().out
     assert "rafdb, train: 7 rows" in said
-    assert """--crop '{"size": 64, "margin": 0.1, "find": "given"}'""" in said
+    assert """--crop '{"size": 64, "margin": 0.1, "find": "given", "show": "face"}'""" in said
     assert (tmp_path / "faces-train.png").exists() and (tmp_path / "faces-test.png").exists()
     rows = data.load("rafdb", tmp_path / "data")
     assert opened(crops.cached(rows, crops.Crop(64, 0.1), progress=False))[0].shape == (64, 64, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from samples import picture
 
-from vlmface import encode, prompts
+from vlmface import encode, export, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.families import llava
@@ -154,6 +155,15 @@ def test_left_padding_and_positions(base: Path, processor: Any) -> None:
     assert torch.equal(together[1], generate(rows[1:])[0])
 
 
+def test_a_manifest_of_another_family_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    written = json.loads((copy / "vlmface.json").read_text())
+    (copy / "vlmface.json").write_text(json.dumps(written | {"family": "qwen_vl"}))
+    for use in (Predictor.load, lambda run: export.merge(run, tmp_path / "merged")):
+        with pytest.raises(UserError, match=r"says family qwen_vl, but .* are llava"):
+            use(copy)
+
+
 def test_a_base_model_needs_a_prompt(base: Path) -> None:
     with pytest.raises(UserError, match=r"is no vlmface run .*say which prompt"):
         Predictor.load(base)
@@ -180,7 +190,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         def asking(self, prompt: Any) -> Any:
             return self
 
-        def predict(self, images: list[Any], *, batch_size: int) -> list[Prediction]:
+        def predict(self, images: list[Any], *, batch_size: int, boxes: Any) -> list[Prediction]:
             answer = Answer("anger", (4,), "strict", "The brows are lowered (AU4).")
             return [Prediction("text", answer, {"anger": 0.75, "fear": 0.25}, 0.1, True)] * len(
                 images

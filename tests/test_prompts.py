@@ -41,7 +41,9 @@ def test_golden(id: str) -> None:
 def test_prompts_that_exist() -> None:
     assert IDS == [
         "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
-        "facescan_emotion", "facescan_gender", "facescan_race", "facescan_race_merged",
+        "facescan_boxed_age", "facescan_boxed_emotion", "facescan_boxed_gender",
+        "facescan_boxed_race", "facescan_emotion", "facescan_gender", "facescan_race",
+        "facescan_race_merged",
         "facial_r1", "r1_omni", "synth_ancestry",
     ]  # fmt: skip
     for id in IDS:

@@ -179,8 +179,8 @@ def test_plain_is_what_the_recipe_would_write_itself(tmp_path):
     prompt = prompts.load("face_cot")
     source = data.load("synth", split="train", n=N, progress=False)
     for row, before in zip(data.load("rationales", tmp_path / "out"), source, strict=True):
-        own = sft._target(FaceSample.from_row(before), prompt, 0)
-        assert sft._target(FaceSample.from_row(row), prompt, 0) == own
+        own = sft.target_of(FaceSample.from_row(before), prompt, 0)
+        assert sft.target_of(FaceSample.from_row(row), prompt, 0) == own
 
 
 def test_near_duplicates_can_be_rejected(tmp_path):

@@ -13,6 +13,7 @@ from samples import load_script, rows
 
 from vlmface import manifest, prompts
 from vlmface.cli import main as vlmface
+from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics
 from vlmface.evaluate import run as evaluation
@@ -75,6 +76,11 @@ def test_rows_of_all_questions_share_the_features_of_a_face(processor: Any, base
     joined = tasks.join(parts, chosen)
     kept = [[5, 1, 1], [1]]  # face 5 shows contempt, which the second prompt does not know
     assert joined["row"] == [row for part in kept for row in part]
+    assert all(length % 32 == 0 for length in joined["length"])
+    # Questions of one length, more or less, meet in one batch.
+    both = tasks.join([parts[0], parts[0]], [chosen[0], chosen[0]])
+    batches = list(GroupedSampler(both["length"], 3, seed=0))
+    assert any({place < 3 for place in batches[i : i + 3]} == {True, False} for i in (0, 3))
     features = all_tower_features(llava.load_model(base), llava, joined, processor)
     assert set(features) == {1, 5}
     model = llava.load_model(base)

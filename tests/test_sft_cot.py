@@ -291,6 +291,40 @@ def test_cached_features_train_as_pixels_do(base: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "pixels"), abs=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["rslora", "dora"])
+def test_variants_of_lora_train_merge_and_reload(
+    variant: str, base: Path, sft_cot: Recipe, tmp_path: Path
+) -> None:
+    assert sft_cot(tmp_path, "--lora_variant", variant, "--n_train", "16", "--epochs", "4") == 0
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (written["use_rslora"], written["use_dora"]) == (variant == "rslora", variant == "dora")
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.3
+    merged, apart = Predictor.load(tmp_path), Predictor.load(tmp_path, merge=False)
+    row = encode.encode(merged.processor, llava, merged.messages, picture(0))
+    batch = encode.Collator(merged.processor, llava)([row])
+    with torch.no_grad():
+        assert torch.allclose(*(p.model(**batch).logits for p in (merged, apart)), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_trains_as_it_is(base: Path, tmp_path: Path) -> None:
+    for cached in (False, True):
+        for compiled in (False, True):
+            folder = tmp_path / f"{cached}-{compiled}"
+            train(base, folder, cache_features=cached, compile=compiled)
+            assert losses(folder) == pytest.approx(losses(tmp_path / "False-False"), abs=1e-4)
+        written = (tmp_path / f"{cached}-True" / "adapter_model.safetensors").read_bytes()
+        assert b"_orig_mod" not in written[:20000]
+
+
+def test_liger_kernels_are_for_gpus(base: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="liger is true, but its kernels run on GPUs only"):
+        train(base, tmp_path, liger=True)
+
+
 def test_the_loss_is_the_mean_over_all_supervised_tokens(base: Path, tmp_path: Path) -> None:
     """The first logged loss against the model's own loss with the whole head, in one batch and in
     two accumulated ones of different lengths."""

@@ -50,7 +50,7 @@ def _data_crop(arguments: argparse.Namespace) -> int:
     from vlmface import data
     from vlmface.data import crops
 
-    crop = crops.Crop(arguments.size, arguments.margin, arguments.find)
+    crop = crops.Crop(arguments.size, arguments.margin, arguments.find, arguments.show)
     options = data.parse_options(arguments.name, arguments.option)
     for split in arguments.split or data.adapter(arguments.name).SPLITS:
         rows = data.load(arguments.name, arguments.root, split, **options)
@@ -66,7 +66,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     from vlmface.infer.predictor import predict_command
 
     return predict_command(
-        arguments.images, arguments.model, arguments.json, arguments.batch_size, arguments.prompt
+        arguments.images,
+        arguments.model,
+        arguments.json,
+        arguments.batch_size,
+        arguments.prompt,
+        arguments.box,
     )
 
 
@@ -130,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
                       help="on each side, times the box's longer side (default 0.2)")  # fmt: skip
     crop.add_argument("--find", choices=("given", "detect"), default="given",
                       help="the data set's own boxes (default), or a face detector")  # fmt: skip
+    crop.add_argument("--show", choices=("face", "boxed"), default="face",
+                      help="the face (default), or the picture with a red frame")  # fmt: skip
     crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
     crop.set_defaults(run=_data_crop)
 
@@ -138,6 +145,8 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", required=True, help="run folder of a recipe")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--prompt", help="ask this one of the run's prompts (default: all)")
+    predict.add_argument("--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+                         help="which face of the one image, in pixels")  # fmt: skip
     predict.add_argument("--batch_size", type=int, default=16)
     predict.set_defaults(run=_predict)
 

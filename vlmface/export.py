@@ -69,7 +69,7 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
             "sum with its rounded weights would not be the trained model: train on the original"
         )
 
-    family = families.get(found.family)
+    family = families.of_run(found.family, base)
     processor = family.load_processor(run)
     model = family.load_model(base, dtype=torch.float32)
     inputs = _conversations(processor, family, asked)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vlmface import config, files, sheet
 from vlmface.data import detect
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # raise whenever the same picture would give other pixels
 PACK = 256  # faces a file
+FRAME = (255, 0, 0)  # colour of a box that is drawn
 PERSON = "person_box"  # in `meta`, where a set boxes people instead of faces
 _TABLES = """
 create table if not exists faces (key blob primary key, pack text, row integer, found integer);
@@ -58,11 +59,15 @@ class Crop:
     `find`: "given" takes the data set's own box (of the face, or else of the person), "detect" that
     of the largest face that `detect.Detector` finds, in and around a given box if there is one.
     Without any box the whole picture is taken.
+
+    `show`: "boxed" does not cut, but takes the whole picture with a red frame around the box and
+    its margin, so that a prompt can ask about one person among several.
     """
 
     size: int = 224
     margin: float = 0.2
     find: Literal["given", "detect"] = "given"
+    show: Literal["face", "boxed"] = "face"
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 2048:
@@ -75,7 +80,7 @@ class Crop:
         """Where faces that are cut out in this way are kept."""
         by = self.find if self.find == "given" else detect.NAME
         name = f"v{VERSION}-{self.size}px-margin{self.margin:g}-{by}"
-        return files.cache_dir() / "crops" / name
+        return files.cache_dir() / "crops" / (name if self.show == "face" else f"{name}-boxed")
 
 
 def parse(values: Mapping[str, Any] | None) -> Crop | None:
@@ -84,13 +89,27 @@ def parse(values: Mapping[str, Any] | None) -> Crop | None:
 
 
 def cut(image: Image.Image, box: Sequence[float] | None, crop: Crop) -> Image.Image:
-    """The square around the box, or the whole picture with black bars if there is no box."""
-    x0, y0, x1, y1 = (0.0, 0.0, *map(float, image.size)) if box is None else box
-    side = max(x1 - x0, y1 - y0) * (1 + 2 * (0 if box is None else crop.margin))
-    side = max(1, round(side))
+    """The square around the box, or the whole picture with black bars if there is no box, or if it
+    shall be shown as a frame."""
+    whole = _square((0, 0, *image.size), 0)
+    around = whole if box is None else _square(box, crop.margin)
+    left, top, right, bottom = whole if crop.show == "boxed" else around
+    square = image.crop((left, top, right, bottom))
+    face = square.resize((crop.size, crop.size), Image.Resampling.LANCZOS)
+    if crop.show == "boxed" and box is not None:
+        scale = crop.size / (right - left)
+        moved = (around[0] - left, around[1] - top, around[2] - left, around[3] - top)
+        corners = [min(max(round(x * scale), 0), crop.size - 1) for x in moved]
+        ImageDraw.Draw(face).rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
+    return face
+
+
+def _square(box: Sequence[float], margin: float) -> tuple[int, int, int, int]:
+    """The square with the box in its middle, in whole pixels: left, top, right, bottom."""
+    x0, y0, x1, y1 = box
+    side = max(1, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((crop.size, crop.size), Image.Resampling.LANCZOS)
+    return left, top, left + side, top + side
 
 
 @contextlib.contextmanager

@@ -55,6 +55,17 @@ def family_of(model: Any) -> str:
     )
 
 
+def of_run(name: str, weights: str | Path) -> ModuleType:
+    """The family that a run's manifest names. Raises UserError if its weights are of another one:
+    they would be asked in a form that they do not know."""
+    if (found := family_of(weights)) != name:
+        raise UserError(
+            f"the run's vlmface.json says family {name}, but the weights in {weights} are {found}: "
+            "one of the two is from another run; restore it"
+        )
+    return get(name)
+
+
 def set_max_pixels(family: ModuleType, processor: Any, max_pixels: int | None) -> None:
     """Limit what an image may take in the model's input, if `max_pixels` is not None; saved with
     the processor. Raises UserError if the family brings every image to one size."""

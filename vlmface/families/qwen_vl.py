@@ -146,6 +146,13 @@ def set_max_pixels(processor: Any, max_pixels: int) -> None:
     settings.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
 
 
+def pixel_range(processor: Any) -> tuple[int, int]:
+    """The budgets between which a length budget may choose: 64 tokens (224 x 224 pixels in
+    Qwen2.5-VL, where a face is still read well) and what is allowed now."""
+    most = int(processor.image_processor.size["longest_edge"])
+    return min(64 * token_side(processor) ** 2, most), most
+
+
 def describe_image(processor: Any) -> dict[str, int]:
     """What a manifest says of images: the pixels that they have after resizing, at least and at
     most, and how many of them are one token."""

@@ -227,6 +227,15 @@ def set_max_pixels(processor: Any, max_pixels: int) -> None:
     settings.do_resize, settings.size = True, SizeDict(longest_edge=sides * tile)
 
 
+def pixel_range(processor: Any) -> tuple[int, int]:
+    """The budgets between which a length budget may choose: one tile, and what is allowed now."""
+    settings, tile = processor.image_processor, tile_size(processor)
+    if not settings.do_image_splitting:
+        return tile**2, tile**2
+    most = _most_tiles(processor) if settings.do_resize else (LARGEST_EDGE // tile) ** 2 + 1
+    return tile**2, most * tile**2
+
+
 def describe_image(processor: Any) -> dict[str, int]:
     """What a manifest says of images: the size of a tile in pixels; how many tiles an image takes
     at most and their tokens, unless its own size alone decides that."""

@@ -109,7 +109,7 @@ class Predictor:
             base = processor_dir = manifest.resolve(str(run_or_model))
             family = families.family_of(base)
             limit = max_new_tokens or 256
-        adapter = families.get(family)
+        adapter = families.of_run(family, base)
         model = adapter.load_model(base, dtype=dtype, device=device)
         if found and found.adapter:
             from peft import PeftModel
@@ -131,16 +131,24 @@ class Predictor:
         batch_size: int = BATCH_SIZE,
         probabilities: bool = True,
         cut_out: bool = False,
+        boxes: Sequence[Sequence[float] | None] | None = None,
     ) -> list[Prediction]:
         """Answer `images` (RGB) in order. The same image gets the same answer in any batch.
 
         A model that was trained on faces cut out is shown them cut out in the same way, unless
-        `cut_out` says that they are already.
+        `cut_out` says that they are already. `boxes` say which face of each image is meant, as
+        [x0, y0, x1, y1] in pixels; UserError if the model was trained on whole pictures.
         """
         found: list[bool | None] = [None] * len(images)
+        if boxes and not self.crop:
+            raise UserError(
+                "this model was trained on whole pictures and knows no box: cut the face out "
+                "first, or use a model that was trained with `crop`"
+            )
         if self.crop and not cut_out:
             with crops.cutter(self.crop) as cut:
-                faces = [cut(image) for image in images]
+                where = boxes or [None] * len(images)
+                faces = [cut(image, box) for image, box in zip(images, where, strict=True)]
             images = [face for face, _ in faces]
             if self.crop.find == "detect":
                 found = [there for _, there in faces]
@@ -316,12 +324,13 @@ def predict_command(
     as_json: bool,
     batch_size: int,
     prompt: str | None = None,
+    box: Sequence[float] | None = None,
 ) -> int:
     """Answer image files and folders: as text, or as one JSON object a line. Returns the exit code.
 
     A run that was trained on several prompts is asked all of them, unless `prompt` names one. A
     file that cannot be read costs one error line on stderr and the exit code 2, but the others
-    are still answered.
+    are still answered. `box` says which face of the only image is meant.
     """
     from transformers.utils import logging
 
@@ -336,6 +345,12 @@ def predict_command(
         except UserError as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
+    if box is not None:
+        x0, y0, x1, y1 = box
+        if not (x0 < x1 and y0 < y1):
+            raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
+        if len(paths) != 1:
+            raise UserError(f"--box is a place in one image, but there are {len(paths)}")
     predictor = None
     for start in range(0, len(paths), batch_size):
         opened = []
@@ -351,7 +366,11 @@ def predict_command(
         note = predictor.manifest.limits if predictor.manifest else None
         asked = [predictor.prompt] if prompt is not None else predictor.prompts
         pictures = [image for _, image in opened]
-        found = [predictor.asking(one).predict(pictures, batch_size=batch_size) for one in asked]
+        boxes = None if box is None else [box]
+        found = [
+            predictor.asking(one).predict(pictures, batch_size=batch_size, boxes=boxes)
+            for one in asked
+        ]
         for (path, _), predictions in zip(opened, zip(*found, strict=True), strict=True):
             answers = list(zip(asked, predictions, strict=True))
             if as_json:

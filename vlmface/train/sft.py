@@ -7,6 +7,7 @@ what it has to leave out; `train` runs, or goes on with, the training of a run f
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import resource
@@ -64,6 +65,7 @@ class Settings:
     lora_rank: int = 8
     lora_alpha: float = 16
     lora_dropout: float = 0.05
+    lora_variant: Literal["rslora", "dora"] | None = None
     lora_modules: list[str] = field(default_factory=lambda: ["all"])
     train_embeddings: bool = False
     quantize: Literal["nf4"] | None = None
@@ -79,6 +81,8 @@ class Settings:
     max_pixels: int | None = None
     max_new_tokens: int = 256
     gradient_checkpointing: bool = False
+    compile: bool = False
+    liger: bool = False
     cache_features: bool = False
     num_processes: int | None = None
     dataloader_workers: int = 0
@@ -135,7 +139,7 @@ def encode_rows(
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
         sample = FaceSample.from_row(row)
         try:
-            target = _target(sample, prompt, seed)
+            target = target_of(sample, prompt, seed)
             size = encode.row_image_size(images[index]["image"]) if family.NEEDS_SIZE else None
             text = encode.encode_text(
                 processor, family, messages, target, max_length=max_length, image_size=size
@@ -159,8 +163,9 @@ def encode_rows(
     return concatenate_datasets([images, columns], axis=1), dict(left_out)
 
 
-def _target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
-    """The text to learn, written from the sample's labels where it has no rationale of its own."""
+def target_of(sample: FaceSample, prompt: Prompt, seed: int) -> str:
+    """The text to learn, written from the sample's labels where it has no rationale of its own.
+    Raises RefusedError if it has no label or nothing to write from."""
     from vlmface.rationale import rules
 
     if sample.label(prompt.space) is None:
@@ -254,6 +259,10 @@ def check_supported(settings: Settings, gpu: bool) -> None:
                 "train_embeddings does not work under FSDP, which cannot divide embeddings that "
                 "peft has tied to the head: set train_embeddings: false, or use zero2.yaml"
             )
+    if settings.liger and not gpu:
+        raise UserError("liger is true, but its kernels run on GPUs only: set liger: false")
+    if settings.liger and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("liger is true, but its kernels are missing: pip install 'vlmface[liger]'")
     if settings.quantize is None:
         return
     if settings.llm != "lora":
@@ -351,6 +360,8 @@ def lora_config(settings: Settings, family: ModuleType, model: Any, tokens: int)
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=settings.lora_dropout,
+        use_rslora=settings.lora_variant == "rslora",
+        use_dora=settings.lora_variant == "dora",
         target_modules=family.lora_targets(settings.policy, settings.lora_modules),
         modules_to_save=parts.full_modules(family.PARTS, settings.policy, model) or None,
         # peft keeps the head tied to embeddings that are adapted this way.
@@ -413,6 +424,8 @@ def train(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
+        torch_compile=settings.compile,
+        use_liger_kernel=settings.liger,
         bf16=gpu,
         use_cpu=not gpu,
         max_length=None,

@@ -57,11 +57,17 @@ def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) 
 
 def join(parts: Sequence[datasets.Dataset], chosen: Sequence[np.ndarray]) -> Any:
     """The encoded rows of all prompts (`sft.encode_rows` of the chosen ones) as one data set, their
-    `row` numbers those of the faces."""
+    `row` numbers those of the faces and their `length` rounded up to 32 tokens.
+
+    Rows of one length are batched together. A question's rows are all equally long, so that every
+    batch would ask one question only, and the next one undo what it taught; rounded lengths mix.
+    """
     from datasets import concatenate_datasets
 
-    renumbered = [
-        part.remove_columns("row").add_column("row", index[np.array(part["row"][:])].tolist())
-        for part, index in zip(parts, chosen, strict=True)
-    ]
-    return concatenate_datasets(renumbered)
+    joined = []
+    for part, index in zip(parts, chosen, strict=True):
+        rows = index[np.array(part["row"][:])].tolist()
+        lengths = (np.ceil(np.array(part["length"][:]) / 32) * 32).astype(int).tolist()
+        plain = part.remove_columns(["row", "length"])
+        joined.append(plain.add_column("row", rows).add_column("length", lengths))
+    return concatenate_datasets(joined)

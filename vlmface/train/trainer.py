@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from vlmface.encode import IGNORED, GroupedSampler, open_row_image, to_model
+from vlmface.train.loss import summed_cross_entropy
 
 
 class SupervisedTrainer(SFTTrainer):
@@ -86,11 +87,10 @@ class SupervisedTrainer(SFTTrainer):
             features = [self.features[row].to(core.device) for row in rows.tolist()]
             inputs |= self.family.features_input(core, features)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
-        targets = labels[:, first:]
-        logits = outputs.logits[:, :-1]
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        # The last logits predict nothing; cutting them off would copy all others.
+        targets = F.pad(labels[:, first:], (0, 1), value=IGNORED)
+        logits = outputs.logits.clone() if return_outputs else outputs.logits
+        loss = summed_cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), IGNORED)
         if num_items_in_batch is None:
             loss = loss / (targets != IGNORED).sum()
         else:

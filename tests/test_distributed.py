@@ -1,0 +1,406 @@
+"""Two processes on a CPU under every launch configuration: the same losses and the same model as
+one process at the same global batch, and runs that go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Recipe
+from samples import ROOT, picture, samples
+
+from vlmface import encode, prompts
+from vlmface.errors import UserError
+from vlmface.families import llava
+from vlmface.infer.predictor import Predictor
+from vlmface.train import sft
+
+CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
+FULL = ("--tower", "full", "--projector", "full", "--llm", "full")
+LORA = ("--tower", "lora", "--projector", "full", "--llm", "lora")
+# 16 faces, 2 epochs at a global batch of 8: 4 steps, with a checkpoint in the middle.
+SHORT = {
+    "n_train": 16,
+    "n_eval": 4,
+    "epochs": 2,
+    "learning_rate": 3e-3,
+    "warmup_steps": 0,
+    "lora_dropout": 0.0,
+    "train_embeddings": "false",
+    "cache_features": "false",
+    "logging_steps": 1,
+    "save_steps": 2,
+    "max_new_tokens": 4,
+}
+WORDS = tuple(word for name, value in SHORT.items() for word in (f"--{name}", str(value)))
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def launch(base: Path) -> Launch:
+    """Start the recipe in two processes with a configuration of recipes/accelerate."""
+
+    def start(
+        config: str, output_dir: Path, *words: str, script: str = "recipes/sft_cot.py", **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [
+            *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
+            *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
+            *("--num_processes", "2", "--main_process_port", "0"),
+            *(str(ROOT / script), "--base", str(base), "--output_dir", str(output_dir)),
+            *("--batch_size", "4", *WORDS, *words),
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            environment.pop(name, None)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+
+    return start
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+def log(folder: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())["train"]
+
+
+def logits(folder: Path) -> torch.Tensor:
+    """(tokens, vocabulary) of one picture with an answer, by the model in a run folder."""
+    predictor = Predictor.load(folder)
+    target = "<think>Brows up.</think><answer>fear</answer>"
+    row = encode.encode(predictor.processor, llava, predictor.messages, picture(3), target)
+    batch = encode.Collator(predictor.processor, llava)([row])
+    batch.pop("labels")
+    with torch.no_grad():
+        return predictor.model(**batch).logits[0]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    (file,) = folder.glob("*model.safetensors")
+    return load_file(file)
+
+
+def agree(found: Path, expected: Path) -> None:
+    """Two runs are the same to 1e-3: losses, gradients, what was trained, and the model."""
+    assert len(log(expected, "loss")) == 4
+    assert log(found, "loss") == pytest.approx(log(expected, "loss"), abs=1e-3)
+    assert log(found, "grad_norm") == pytest.approx(log(expected, "grad_norm"), abs=1e-3)
+    for name in ("trainable", "trainable_sha", "parameters", "steps"):
+        assert trained(found)[name] == trained(expected)[name], name
+    mine, theirs = weights(found), weights(expected)
+    assert mine.keys() == theirs.keys()
+    assert max((mine[name] - theirs[name]).abs().max().item() for name in mine) < 1e-3
+    assert torch.allclose(logits(found), logits(expected), atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def alone(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+    """The same runs in one process with twice the batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    runs = {FULL: folder / "full", LORA: folder / "lora"}
+    for words, path in runs.items():
+        assert sft_cot(path, "--batch_size", "8", *WORDS, *words) == 0
+    return runs
+
+
+# --- the configurations ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_says_how_it_is_started(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(f"# accelerate launch --config_file recipes/accelerate/{path.name} ")
+    load_config_from_file(str(path))  # refuses unknown fields
+    assert yaml.safe_load(path.read_text())["num_machines"] == 1
+
+
+def test_all_configurations_are_there() -> None:
+    assert [path.stem for path in CONFIGS] == ["cpu", "ddp", "fsdp2", "zero2", "zero3"]
+
+
+# --- equal losses, equal models -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
+def test_two_processes_train_as_one_does(
+    config: str,
+    words: tuple[str, ...],
+    launch: Launch,
+    alone: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+) -> None:
+    succeeded(launch(config, tmp_path, *words))
+    agree(tmp_path, alone[words])
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
+    sharded = config != "ddp"
+    assert (checkpoint / "global_step4").exists() == sharded  # DeepSpeed did run, or did not
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
+def test_fsdp2_trains_as_one_process_does(
+    words: tuple[str, ...], launch: Launch, alone: dict[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    succeeded(launch("fsdp2", tmp_path, *words, script="tests/launched.py", FSDP_ON_CPU="1"))
+    agree(tmp_path, alone[words])
+    assert (tmp_path / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp.bin").exists()
+
+
+@pytest.mark.slow
+def test_accumulated_steps_are_the_same_steps(
+    launch: Launch, sft_cot: Recipe, tmp_path: Path
+) -> None:
+    """2 processes x 2 rows x 2 accumulated: rows of different lengths share one denominator."""
+    words = (*FULL, "--gradient_accumulation", "2")
+    assert sft_cot(tmp_path / "one", *WORDS, *words, "--batch_size", "4") == 0
+    for config in ("zero2", "zero3"):
+        succeeded(launch(config, tmp_path / config, *words, "--batch_size", "2"))
+        agree(tmp_path / config, tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_trained_embeddings_under_zero2(launch: Launch, sft_cot: Recipe, tmp_path: Path) -> None:
+    words = (*LORA, "--train_embeddings", "true")
+    assert sft_cot(tmp_path / "one", "--batch_size", "8", *WORDS, *words) == 0
+    succeeded(launch("zero2", tmp_path / "two", *words))
+    agree(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "zero2"])
+def test_nf4_in_two_processes(config: str, launch: Launch, sft_cot: Recipe, tmp_path: Path) -> None:
+    words = (*LORA, "--quantize", "nf4")
+    assert sft_cot(tmp_path / "one", "--batch_size", "8", *WORDS, *words) == 0
+    succeeded(launch(config, tmp_path / "two", *words))
+    agree(tmp_path / "two", tmp_path / "one")
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [("zero2", FULL), ("zero2", LORA), ("zero3", FULL), ("fsdp2", FULL)],
+    ids=["zero2-full", "zero2-lora", "zero3-full", "fsdp2-full"],
+)
+def test_resumed_equals_uninterrupted(
+    config: str,
+    words: tuple[str, ...],
+    launch: Launch,
+    alone: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+) -> None:
+    """Stopped in step 4, after 3; the last checkpoint is of step 2."""
+    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    stopped = launch(config, tmp_path, *words, **env, STOP_AT="4")
+    assert stopped.returncode != 0 and "interrupted; the same command goes on" in stopped.stderr
+    assert log(tmp_path, "step") == [1, 2, 3]
+    assert not (tmp_path / "metrics.json").exists()
+    went_on = launch(config, tmp_path, *words, **env)
+    succeeded(went_on)
+    assert f"resuming from {tmp_path / 'checkpoints' / 'checkpoint-2'}" in went_on.stdout
+    assert log(tmp_path, "step") == [1, 2, 3, 4]
+    agree(tmp_path, alone[words])
+
+
+def test_other_trained_weights_are_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "complete").write_text("0123456789ab")
+    sft.check_trainable(tmp_path, "0123456789ab")
+    with pytest.raises(UserError, match="trainable_sha 0123456789ab, now ba9876543210"):
+        sft.check_trainable(tmp_path, "ba9876543210")
+
+
+def test_a_run_says_what_it_trained(run_dir: Path) -> None:
+    found = trained(run_dir)
+    (sha,) = {file.read_text() for file in run_dir.glob("checkpoints/*/complete")}
+    assert found["trainable_sha"] == sha and len(sha) == 12
+
+
+# --- several machines -----------------------------------------------------------------------------
+
+SCONTROL = """#!/bin/bash
+[ "$*" = "show hostnames node[1-2]" ] && printf '127.0.0.1\\nnode2\\n'
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+SLURM_NODEID=1 "$@" & other=$!
+SLURM_NODEID=0 "$@" && wait $other
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_trains_on_two_nodes(
+    base: Path, alone: dict[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    """Both nodes of the job are this machine; scontrol and srun do what Slurm's do."""
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NNODES": "2",
+        "GPUS_PER_NODE": "1",
+        "MAIN_PORT": str(port),
+        "ACCELERATE_CONFIG": "recipes/accelerate/zero2.yaml",
+    }
+    words = ["--base", str(base), "--output_dir", str(tmp_path / "run"), "--num_processes", "2"]
+    result = subprocess.run(
+        ["recipes/slurm.sh", "recipes/sft_cot.py", *words, "--batch_size", "4", *WORDS, *LORA],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    succeeded(result)
+    agree(tmp_path / "run", alone[LORA])
+
+
+def test_the_slurm_script_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/bash\necho node1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+
+    def complaint(*words: str) -> str:
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+        command = ["bash", str(ROOT / "recipes/slurm.sh"), *words]
+        result = subprocess.run(
+            command,
+            env=environment | {"SLURM_JOB_NODELIST": "node1"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode != 0
+        return result.stderr
+
+    assert "error: say which recipe" in complaint()
+    assert "no GPUs in this job: pass --gpus-per-node" in complaint("recipes/sft_cot.py")
+
+
+# --- what ranks must not differ in ----------------------------------------------------------------
+
+
+def test_every_row_has_one_image(processor: Any) -> None:
+    """Under ZeRO-3 each layer is gathered by all processes at once: were the rows of one process
+    text only, it would not enter the tower, and the others would wait there for ever. No prompt
+    asks without an image, and a row without one cannot be encoded."""
+    for file in sorted((ROOT / "prompts").glob("*.yaml")):
+        blocks = [
+            block["type"]
+            for message in prompts.load(file.stem).messages()
+            for block in message["content"]
+        ]
+        assert blocks.count("image") == 1, file.name
+    from datasets import Dataset
+
+    from vlmface.schema import features
+
+    found = [sample.to_row() for sample in samples(2)]
+    found[1]["image"] = None
+    rows = Dataset.from_list(found, features=features())
+    with pytest.raises(UserError, match="face-1 has neither an image nor frames"):
+        sft.encode_rows(rows, processor, llava, prompts.load("face_cot"), max_length=512, seed=0)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The environment that accelerate's launcher makes."""
+
+    def make(kind: str, stage: str = "") -> None:
+        monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+
+    for name in ("DEEPSPEED", "FSDP"):
+        monkeypatch.delenv(f"ACCELERATE_USE_{name}", raising=False)
+    return make
+
+
+@pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
+def test_sharding_that_did_not_happen_is_refused(
+    kind: str, launched_with: Callable[..., None]
+) -> None:
+    plain = SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=False)
+    sft.check_sharding(plain)
+    launched_with(kind.upper())
+    with pytest.raises(UserError, match=f"asked for {kind}, but would train without it"):
+        sft.check_sharding(plain)
+    sft.check_sharding(SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=True))
+
+
+@pytest.mark.slow
+def test_fsdp_on_a_cpu_is_refused(launch: Launch, tmp_path: Path) -> None:
+    result = launch("fsdp2", tmp_path, *FULL)
+    assert result.returncode != 0
+    assert "error: accelerate was asked for FSDP, but would train without it" in result.stderr
+
+
+def settings_with(**changes: Any) -> sft.Settings:
+    words: dict[str, Any] = {"base": "b", "data": "d", "benchmark": "synth", "prompt": "face_cot"}
+    return sft.Settings(**{**words, "limits": "", "output_dir": "o", **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "gpu", "changes", "message"),
+    [
+        ("DEEPSPEED", "3", False, {"train_embeddings": True}, "train_embeddings under ZeRO-3"),
+        ("FSDP", "", True, {"train_embeddings": True}, "train_embeddings does not work under FSDP"),
+        ("DEEPSPEED", "3", True, {"quantize": "nf4"}, "asks for ZeRO-3"),
+        ("FSDP", "", True, {"quantize": "nf4"}, "asks for FSDP"),
+    ],
+)
+def test_what_a_launch_cannot_do_is_refused(
+    kind: str,
+    stage: str,
+    gpu: bool,
+    changes: dict[str, Any],
+    message: str,
+    launched_with: Callable[..., None],
+) -> None:
+    sft.check_supported(settings_with(**changes), gpu)
+    launched_with(kind, stage)
+    sft.check_supported(settings_with(), gpu)
+    with pytest.raises(UserError, match=message):
+        sft.check_supported(settings_with(**changes), gpu)
+
+
+# --- why the overrides are there ------------------------------------------------------------------
+
+
+def test_llava_names_layers_that_it_does_not_have(base: Path) -> None:
+    """Without the trainer's own list, accelerate would look for them to divide, and fail."""
+    model = llava.load_model(base)
+    there = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) - there
+    assert {"LlamaDecoderLayer", "CLIPEncoderLayer"} <= there & set(model._no_split_modules)

@@ -1,0 +1,129 @@
+"""What `vlmface inspect` shows is what the recipe trains on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from samples import rows
+
+from vlmface import inspect_rows, plan, prompts
+from vlmface.cli import main
+from vlmface.families import llava
+from vlmface.train import sft
+
+
+@pytest.fixture(scope="module")
+def task(processor: Any) -> inspect_rows.Task:
+    prompt = prompts.load("face_cot")
+    found, left_out = sft.encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
+    return inspect_rows.Task(prompt, found, left_out)
+
+
+def test_the_tokens_are_the_rows_and_the_marked_ones_the_supervised(
+    processor: Any, task: inspect_rows.Task
+) -> None:
+    decode = processor.tokenizer.decode
+    for row in task.rows:
+        ids, labels = row["input_ids"], row["labels"]
+        text = inspect_rows.show_tokens(processor, ids, labels)
+        before, _, marked = text.partition("[")
+        assert text.count("[") == text.count("]") == 1 and marked.endswith("]")
+        learnt = [label for label in labels if label != -100]
+        assert marked[:-1].replace("|", "").replace("\\n\n", "\n") == decode(learnt)
+        assert marked.count("|") == len(learnt) - 1
+        assert before.count("<image> x 16") == 1
+        plain = before.replace("|", "").replace("\\n\n", "\n").replace(" x 16", "")
+        prompt = [token for token, label in zip(ids, labels, strict=True) if label == -100]
+        assert plain == decode(prompt).replace("<image>" * 16, "<image>")
+
+
+def test_characters_of_several_tokens_are_shown_whole(processor: Any) -> None:
+    ids = processor.tokenizer("naïve \U0001f600 face", add_special_tokens=False)["input_ids"]
+    shown = inspect_rows.show_tokens(processor, ids, ids)
+    assert "\ufffd" not in shown and "\U0001f600" in shown
+    assert shown.replace("|", "") == "[naïve \U0001f600 face]"
+
+
+def test_colours_are_green_for_supervised_tokens_and_for_no_others(
+    processor: Any, task: inspect_rows.Task
+) -> None:
+    row = task.rows[0]
+    text = inspect_rows.show_tokens(processor, row["input_ids"], row["labels"], colour=True)
+    green = [piece.partition("\033")[0] for piece in text.split("\033[32m")[1:]]
+    learnt = [label for label in row["labels"] if label != -100]
+    assert len(green) == len(learnt)
+    assert "".join(green).replace("\\n\n", "\n") == processor.tokenizer.decode(learnt)
+
+
+def test_the_table_says_what_the_recipe_leaves_out(processor: Any, task: inspect_rows.Task) -> None:
+    lengths = sorted(task.rows["length"])
+    for limit in (lengths[3], lengths[10]):
+        kept, left_out = sft.encode_rows(
+            rows(16), processor, llava, task.prompt, max_length=limit, seed=0
+        )
+        assert task.too_long(limit) == left_out["too_long"] == 16 - len(kept)
+        shown = inspect_rows.show_lengths(task, limit)
+        line = next(line for line in shown.splitlines() if line.startswith("*"))
+        assert line.split()[1:3] == [str(limit), str(left_out["too_long"])]
+        assert f"left out: {left_out['too_long']} of 16 rows" in shown
+    assert f"shortest {lengths[0]}" in shown and f"longest {lengths[-1]}" in shown
+
+
+def test_reasons_are_counted(processor: Any) -> None:
+    def spoil(row: dict[str, Any], i: int) -> dict[str, Any]:
+        if i < 3:
+            row["emotion"] = None
+        elif i < 5:
+            row["aus"] = None
+        return row
+
+    prompt = prompts.load("face_cot")
+    spoilt = rows(16).map(spoil, with_indices=True)
+    found, left_out = sft.encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
+    task = inspect_rows.Task(prompt, found, left_out)
+    shown = inspect_rows.show_lengths(task, min(found["length"]))
+    too_long = sum(length > min(found["length"]) for length in found["length"])
+    assert f"left out: {5 + too_long} of 16 rows" in shown
+    for line in ("  3 no_label", "  2 no_aus", f"  {too_long} too_long"):
+        assert line in shown.splitlines()
+
+
+def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
+    content = json.loads((run_dir / "settings.json").read_text())
+    settings = sft.Settings(**content)
+    model = plan.build(plan.base_config(settings.base), llava, settings, torch.float32)
+    found = plan.parameters(model, llava)
+    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    entries = [entry for kinds in found.values() for entry in kinds.values()]
+    assert sum(entry[0] for entry in entries) == train["trainable"]
+    assert sum(entry[1] for entry in entries) == train["parameters"]
+    assert set(found) == {"tower", "projector", "llm", "embeddings"}
+    assert found["tower"]["q_proj"][0] == 0 < found["tower"]["q_proj (LoRA)"][0]
+    assert found["projector"]["linear_1 (copy)"][0] == found["projector"]["linear_1"][1]
+    assert found["embeddings"]["embed_tokens (rows)"][0] == found["embeddings"]["embed_tokens"][1]
+
+
+def test_the_command(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--base", str(base), "--n_train", "12", "--max_length=400", "--tower", "frozen"]
+    assert main(["inspect", "--n", "2", *words, "--cache_features"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("<image> x 16") == 2 and "\033" not in shown
+    assert "16 of the image (96 x 96 pixels)" in shown
+    assert "\n*        400 " in shown
+    assert "left out: 0 of 12 rows" in shown
+    assert main(["inspect", "--n", "1", *words, "--color"]) == 0
+    assert "\033[32m" in capsys.readouterr().out
+
+
+def test_settings_are_checked_as_in_the_recipe(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "--base", str(base), "--n_trian", "12"]) == 2
+    assert "'n_trian' (did you mean 'n_train'?)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "a.jpg", "--model", "b", "--n_train", "12"])
+    assert "unrecognized arguments: --n_train 12" in capsys.readouterr().err

@@ -1,0 +1,305 @@
+"""What `vlmface plan` counts without weights is what a real step holds and a real run takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from samples import ROOT
+
+from vlmface import inspect_rows, plan
+from vlmface.cli import main
+from vlmface.errors import UserError
+from vlmface.families import llava
+from vlmface.train import sft
+from vlmface.train.loss import summed_cross_entropy
+
+MIB = 2**20
+
+
+def settings_for(base: Path, *words: str) -> sft.Settings:
+    fixed = ["--base", str(base), "--n_train", "12", "--batch_size", "4"]
+    return inspect_rows.settings_from("sft_cot_tiny", [*fixed, *words])
+
+
+def shapes_for(settings: sft.Settings) -> plan.Shapes:
+    processor = plan.processor_of(settings)
+    return plan.shapes_of(settings, llava, plan.base_config(settings.base), processor)
+
+
+# --- one step -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--lora_dropout", "0.1"),
+        ("--gradient_checkpointing", "true"),
+        ("--tower", "full", "--projector", "full", "--llm", "full"),
+        ("--gradient_accumulation", "2"),
+    ],
+)
+def test_the_simulated_step_holds_what_a_real_one_does(base: Path, words: tuple[str, ...]) -> None:
+    settings = settings_for(base, "--train_embeddings", "false", *words)
+    batch = shapes_for(settings).train
+    model = plan.build(plan.base_config(settings.base), llava, settings, torch.float32)
+    accumulate = settings.gradient_accumulation > 1
+    simulated, _ = plan.step_bytes(
+        model, llava, batch, checkpointing=settings.gradient_checkpointing, accumulate=accumulate
+    )
+
+    real: Any = llava.load_model(base, dtype=torch.float32)
+    if settings.uses_lora:
+        from peft import get_peft_model
+
+        real = get_peft_model(real, sft.lora_config(settings, llava, real, 0))
+    if settings.gradient_checkpointing:
+        real.gradient_checkpointing_enable()
+        real.enable_input_require_grads()
+    real.train()
+    labels = batch["labels"]
+    first = int((labels != -100).any(0).nonzero()[0])
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row")}
+    for _ in range(2 if accumulate else 1):
+        with plan._Live([*real.parameters(), *real.buffers(), *inputs.values()]) as live:
+            for parameter in real.parameters():
+                if parameter.grad is not None:
+                    live.count(parameter.grad.untyped_storage())
+            out = real(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
+            targets = F.pad(labels[:, first:], (0, 1), value=-100).flatten()
+            logits = out.logits.flatten(0, 1).float()
+            loss = summed_cross_entropy(logits, targets, -100)
+            del out, logits
+            loss.backward()
+    assert simulated == pytest.approx(live.peak, rel=0.05)
+
+
+def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
+    settings = settings_for(base, "--cache_features", "false")
+    shapes, config = shapes_for(settings), plan.base_config(settings.base)
+
+    def activations(**changes: Any) -> float:
+        changed = dataclasses.replace(settings, **changes)
+        found = plan.estimate(changed, llava, config, shapes, gpu=False, processes=1)
+        (memory,) = found.training.values()
+        other = found.other_activations
+        if changes.get("gradient_checkpointing"):
+            assert memory.activations < other
+        else:
+            assert memory.activations > other
+        return memory.activations
+
+    whole = activations()
+    assert activations(gradient_checkpointing=True) < 0.8 * whole
+    assert activations(batch_size=8) == pytest.approx(2 * whole, rel=0.1)
+
+
+def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
+    settings = settings_for(base)
+    assert settings.cache_features
+    shapes, config = shapes_for(settings), plan.base_config(settings.base)
+    cached = plan.estimate(settings, llava, config, shapes, gpu=False, processes=1)
+    pixels = plan.estimate(
+        dataclasses.replace(settings, cache_features=False, tower="lora"),
+        llava, config, shapes, gpu=False, processes=1,
+    )  # fmt: skip
+    assert cached.features == 16 * 32 * 4  # tokens, width, bytes of a float
+    assert cached.training["1 process"].activations < pixels.training["1 process"].activations
+    assert pixels.features == 0
+
+
+def test_malloc_is_asked_and_not_guessed() -> None:
+    blocks = [(i, 40 * MIB) for i in range(3)] + [(i, 0) for i in range(3)]
+    assert plan.claimed(blocks) == pytest.approx(120 * MIB, rel=0.01)
+    again = [*blocks, *((i + 3, size) for i, size in blocks)]
+    assert plan.claimed(again) == pytest.approx(120 * MIB, rel=0.01)  # large blocks go back
+
+
+# --- sharing, evaluation, steps -------------------------------------------------------------------
+
+
+def test_processes_share_what_their_strategy_shares(base: Path) -> None:
+    settings = settings_for(base, "--cache_features", "false")
+    config, shapes = plan.base_config(settings.base), shapes_for(settings)
+    found = plan.estimate(settings, llava, config, shapes, gpu=True, processes=4)
+    model = plan.build(config, llava, settings, torch.bfloat16)
+    moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    one, two, three = (found.training[name] for name in ("DDP", "ZeRO-2", "ZeRO-3"))
+    assert one.buffers == one.gradients > 0
+    assert one.optimiser == 2 * one.gradients
+    assert two.weights == 2 * total and three.weights == 2 * total / 4
+    assert two.optimiser == three.optimiser == 12 * moving / 4
+    assert two.gradients == 2 * moving / 4
+
+
+def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
+    settings = settings_for(base, "--eval_batch_size", "3", "--max_new_tokens", "50")
+    shapes, config = shapes_for(settings), plan.base_config(settings.base)
+    found = plan.estimate(settings, llava, config, shapes, gpu=False, processes=1)
+    length = shapes.ask["input_ids"].shape[1] + 50
+    # keys and values x layers x batch x tokens x width x bytes
+    assert found.evaluation["KV cache"] == pytest.approx(2 * 2 * 3 * length * 64 * 4, abs=2)
+
+
+def test_quantised_weights_take_four_bits(base: Path) -> None:
+    settings = settings_for(base, "--quantize", "nf4", "--train_embeddings", "false")
+    config = plan.base_config(settings.base)
+    model = plan.build(config, llava, settings, torch.bfloat16)
+    linear = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if "language_model.layers" in name and "_proj" in name and "lora" not in name
+    )
+    whole = plan._bytes(model)
+    assert plan._weights(model, llava, settings) == pytest.approx(
+        whole - linear * (2 - 0.516), rel=1e-3
+    )
+
+
+def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
+    settings = sft.Settings(**json.loads((run_dir / "settings.json").read_text()))
+    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    assert plan.steps(settings, train["n"]) == train["steps"]
+    uneven = dataclasses.replace(settings, gradient_accumulation=4, epochs=1.5)
+    assert plan.steps(uneven, 49) == 3  # 7 batches, 2 updates an epoch
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """config.json and nothing else, of a LLaVA with few but wide layers."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=3, num_attention_heads=16,
+            image_size=336, patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=4096, intermediate_size=11008, num_hidden_layers=4, num_attention_heads=32,
+            vocab_size=32064,
+        ),
+        image_token_index=32000,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("bare")
+    config.save_pretrained(folder)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    return folder
+
+
+def test_config_json_is_enough(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "sft_cot_llava", "--base", str(bare), "--n_train", "12271"]
+    words += ["--eval_batch_size", "1"]
+    assert main(["plan", "--gpu", "24GB", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "rows of max_length 2048 tokens assumed" in shown
+    assert "1,920 steps: 12,271 rows, 20 epochs" in shown
+    assert re.search(r"DDP +\d+\.\d+  fits", shown) and "measured" not in shown
+    assert main(["plan", "--gpu", "4 GiB", *words, "--batch_size", "4"]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(r"batch_size: 1, gradient_accumulation: 64 +\d+\.\d+  fits\n", shown)
+    assert "quantize" not in shown  # no more than is needed
+    assert main(["plan", "--gpu", "2GB", *words]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(r"quantize: nf4 +\d+\.\d+  fits\n", shown)
+
+
+def test_what_is_missing_is_said(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "sft_cot_llava", "--base", str(bare)]
+    assert main(["plan", "--gpu", "much", *words]) == 2
+    assert "write it as 24GB" in capsys.readouterr().err
+    assert main(["plan", "--gpu", "24GB", *words, "--max_length", "600"]) == 2
+    assert "does not hold an image of 576 tokens" in capsys.readouterr().err
+    assert main(["plan", "--gpu", "24GB", *words, "--measure"]) == 2
+    assert "has no processor" in capsys.readouterr().err
+
+
+def test_what_cannot_be_simulated_is_not_guessed(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in towers that take pictures apart by the values of a tensor."""
+
+    def forward(self: Any, pixel_values: torch.Tensor, **_: Any) -> None:
+        if pixel_values.sum() > 0:
+            raise AssertionError("the value is known")
+
+    monkeypatch.setattr("transformers.CLIPVisionModel.forward", forward)
+    words = ["--base", str(base), "--n_train", "12", "--batch_size", "4", "--tower", "lora"]
+    assert main(["plan", "--gpu", "24GB", *words]) == 2
+    shown = capsys.readouterr()
+    assert "the activations of llava are not estimated" in shown.err
+    assert "without activations" in shown.out and "fits" not in shown.out
+
+
+def test_a_gpus_memory_is_read_as_people_write_it() -> None:
+    for text in ("24GB", "24 GiB", "24", "24g"):
+        assert plan.gpu_bytes(text) == 24 * 2**30
+    for text in ("0GB", "24TB", "-3"):
+        with pytest.raises(UserError, match="no amount of memory"):
+            plan.gpu_bytes(text)
+
+
+def test_measuring_takes_real_steps(base: Path) -> None:
+    settings = settings_for(base, "--n_train", "16")
+    assert 0 < plan.measure(settings, plan.processor_of(settings), llava) < 60
+    with pytest.raises(UserError, match="measuring takes 16 rows, but there are 12: raise n_train"):
+        settings = settings_for(base)
+        plan.measure(settings, plan.processor_of(settings), llava)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA of 57 M weights: memory is the model's rather than Python's."""
+    from vlmface import prompts
+    from vlmface.families import tiny
+
+    corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
+    folder = tmp_path_factory.mktemp("larger")
+    tiny.build_llava(folder, corpus, vision_width=512, vision_layers=4, hidden=768, layers=6,
+                     mlp=2048, vocab_size=700, max_length=1024)  # fmt: skip
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--batch_size", "4", "--n_train", "12"),
+        ("--tower", "full", "--llm", "full", "--train_embeddings", "false"),
+        ("--tower", "lora", "--gradient_checkpointing", "true", "--gradient_accumulation", "2",
+         "--n_train", "8"),
+    ],
+    ids=["lora", "full", "checkpointing"],
+)  # fmt: skip
+def test_a_cpu_run_takes_what_was_planned(
+    larger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """Within 20 % of the peak RSS of the recipe, run as a user runs it, for two or three steps."""
+    fixed = ["--base", str(larger), "--epochs", "1", "--max_new_tokens", "8", "--max_length", "900",
+             "--eval_batch_size", "2", "--n_eval", "2", "--cache_features", "false",
+             "--logging_steps", "1", "--save_steps", "100"]  # fmt: skip
+    more = [*fixed, "--batch_size", "2", "--n_train", "4", *words]
+    assert main(["plan", *more]) == 0
+    shown = capsys.readouterr().out
+    planned = float(re.findall(r"^  all +(\d+\.\d+)$", shown, re.MULTILINE)[-1])
+    subprocess.run(
+        [sys.executable, str(ROOT / "recipes/sft_cot.py"), *more, "--output_dir", str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    train = json.loads((tmp_path / "metrics.json").read_text())["train"]
+    assert train["steps"] in (2, 3)
+    print(f"planned {planned:.2f}, measured {train['peak_rss_gib']:.2f}")
+    assert planned == pytest.approx(train["peak_rss_gib"], rel=0.2)
