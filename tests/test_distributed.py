@@ -73,7 +73,7 @@ def launch(base: Path) -> Launch:
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> None:
-    assert result.returncode == 0, result.stderr[-4000:]
+    assert result.returncode == 0, result.stderr[-20_000:]
 
 
 def log(folder: Path, name: str) -> list[float]:

@@ -308,7 +308,7 @@ def summary(scores: Mapping[str, Any]) -> str:
     parts = []
     if emotion:
         low, high = emotion["ci95"]["accuracy"]
-        parts.append(f"accuracy {emotion['accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+        parts.append(f"emotion accuracy {emotion['accuracy']:.3f} [{low:.3f}, {high:.3f}]")
         parts.append(f"UAR {emotion['uar']:.3f}")
     for name, block in scores.get("attributes", {}).items():
         parts.append(f"{name} accuracy {block['accuracy']:.3f}")
