@@ -303,3 +303,12 @@ def test_a_cpu_run_takes_what_was_planned(
     assert train["steps"] in (2, 3)
     print(f"planned {planned:.2f}, measured {train['peak_rss_gib']:.2f}")
     assert planned == pytest.approx(train["peak_rss_gib"], rel=0.2)
+
+
+def test_a_process_counts_its_own_memory_and_not_that_of_its_parent() -> None:
+    ballast = torch.ones(200 * MIB // 4)
+    words = [sys.executable, "-c", "from vlmface.train import sft; print(sft.peak_rss_gib())"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    peak = float(subprocess.check_output(words, env=environment, text=True))
+    assert peak < 0.2 < sft.peak_rss_gib()  # no torch is imported there
+    assert ballast.sum() > 0

@@ -608,8 +608,9 @@ def cpu_peak(
 ) -> dict[str, float]:
     """{what: bytes} of the main process's peak on a CPU, where a run also evaluates.
 
-    A checkpoint's file is mapped: its pages count once they are read. After training, LoRA runs
-    read the base once more while what training took has not gone back to the system.
+    A checkpoint's file is mapped: its pages count once they are read. After training, the run
+    evaluates (under LoRA with the base read once more), while what training took has not gone back
+    to the system.
     """
     (memory,) = found.training.values()
     peak = {
@@ -621,6 +622,8 @@ def cpu_peak(
         peak["features of the frozen tower"] = found.features * (shapes.rows or 0)
     if settings.uses_lora:
         peak["base read again to evaluate"] = found.evaluation["weights"]
+    answering = found.evaluation["KV cache"] + found.evaluation["activations"]
+    peak["answers of an evaluation batch"] = answering
     return peak
 
 
