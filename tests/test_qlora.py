@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Recipe
-from samples import rows
+from samples import FACES, rows
 from torch import nn
 
-from vlmface import encode, manifest, prompts
+from vlmface import encode, families, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava, quantize
+from vlmface.families import llava, quantize, tiny, tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
 from vlmface.infer.predictor import Predictor
+from vlmface.rationale import rules
 from vlmface.train import sft
 
 QLORA = ("--quantize", "nf4", "--tower", "frozen", "--projector", "full", "--llm", "lora")
@@ -107,6 +109,42 @@ def test_it_memorises(learnt: tuple[Path, dict[str, Any]]) -> None:
     found = losses(folder)
     assert len(found) == result["steps"] == 20
     assert found[-1] < found[0] - 2
+
+
+BUILDERS: dict[str, Callable[[Path, list[str]], Any]] = {
+    "llava": lambda folder, corpus: tiny.build_llava(
+        folder, corpus, image_size=32, patch_size=8, vision_width=32, vision_layers=2, hidden=64,
+        layers=2, mlp=64, vocab_size=700,
+    ),
+    "paligemma": lambda folder, corpus: tiny_paligemma.build(folder, corpus),
+    "qwen_vl": lambda folder, corpus: tiny_qwen_vl.build_qwen_vl(folder, corpus),
+    "smolvlm": lambda folder, corpus: tiny_smolvlm.build_smolvlm(folder, corpus),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_family_memorises_over_4_bits(name: str, tmp_path: Path) -> None:
+    corpus = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
+    corpus += [str(prompts.load("face_cot").messages()), "helpful assistant user system"] * 20
+    base = tmp_path / "base"
+    BUILDERS[name](base, corpus)
+    family = families.get(name)
+    processor = family.load_processor(base)
+    encoded, _ = sft.encode_rows(
+        rows(4), processor, family, prompts.load("face_cot"), max_length=1024, seed=0
+    )
+    hard = {
+        "epochs": 300,
+        "warmup_steps": 10,
+        "train_embeddings": True,
+        "lora_rank": 32,
+        "lora_alpha": 64,
+    }
+    settings = settings_for(base, tmp_path / "run", save_steps=300, **hard)
+    found = sft.train(base, processor, family, encoded, settings)
+    assert found["loss_last"] < 0.05 < 1 < found["loss_first"]
+    print(f"{name}: {found['loss_first']:.2f} -> {found['loss_last']:.4f}")
 
 
 def test_what_it_learnt_holds_for_the_base_that_is_not_quantised(

@@ -371,10 +371,12 @@ def evaluation_bytes(
 
 @dataclass(frozen=True)
 class Shapes:
-    """What batches look like: `rows` that train (of all, None if unknown), `train` a batch of the
-    longest ones, `ask` one of prompts; `notes`: what had to be assumed."""
+    """What batches look like: `rows` that train and `faces` that they are about (of all, None if
+    unknown), `train` a batch of the longest rows, `ask` one of prompts; `notes`: what had to be
+    assumed."""
 
     rows: int | None
+    faces: int | None
     train: dict[str, torch.Tensor]
     ask: dict[str, torch.Tensor]
     notes: tuple[str, ...] = ()
@@ -418,7 +420,7 @@ def shapes_of(settings: sft.Settings, family: ModuleType, config: Any, processor
             for name, tensor in train.items()
             if name not in ("labels", "row")
         }
-        return Shapes(len(kept), train, ask)
+        return Shapes(len(kept), max(len(task.rows) for task in tasks), train, ask)
     return _assumed(settings, family, config, None, "no processor beside config.json")
 
 
@@ -454,7 +456,8 @@ def _assumed(
     train = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more, **pixels}
     ask = {k: v[:, : length - answer] if v.shape == ids.shape else v for k, v in train.items()}
     note = f"{why}; rows of max_length {length} tokens assumed, {answer} of them supervised"
-    shapes = Shapes(settings.n_train, {**train, "labels": labels}, ask, (note,))
+    rows = settings.n_train and settings.n_train * len(settings.prompts)
+    shapes = Shapes(rows, settings.n_train, {**train, "labels": labels}, ask, (note,))
     return dataclasses.replace(shapes, train=shapes.cut(shapes.train, settings.batch_size))
 
 
@@ -619,7 +622,7 @@ def cpu_peak(
         "training (as malloc lays it out)": claimed(found.events) + memory.buffers,
     }
     if found.features:
-        peak["features of the frozen tower"] = found.features * (shapes.rows or 0)
+        peak["features of the frozen tower"] = found.features * (shapes.faces or 0)
     if settings.uses_lora:
         peak["base read again to evaluate"] = found.evaluation["weights"]
     answering = found.evaluation["KV cache"] + found.evaluation["activations"]
