@@ -109,7 +109,7 @@ class Predictor:
             base = processor_dir = manifest.resolve(str(run_or_model))
             family = families.family_of(base)
             limit = max_new_tokens or 256
-        adapter = families.of_run(family, base)
+        adapter = families.of_run(family, base) if found else families.get(family)
         model = adapter.load_model(base, dtype=dtype, device=device)
         if found and found.adapter:
             from peft import PeftModel

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ def fit_pixels(
     """
     if not family.NEEDS_SIZE:
         return
-    long = _too_long(rows, processor, family, prompts, max_length, seed)
+    texts = _texts(rows, prompts, seed)
+    long = [text for text in texts if not _fits(text, processor, family, max_length)]
     low, high = family.pixel_range(processor)
 
     def fitting(pixels: int, texts: Sequence[_Text]) -> list[_Text]:
@@ -64,36 +66,26 @@ def fit_pixels(
         )
 
 
-_Text = tuple[Prompt, str, tuple[int, int]]  # prompt, completion, size of the image
+_Text = tuple[list[dict[str, Any]], str, tuple[int, int]]  # messages, completion, image's size
 
 
-def _too_long(
-    rows: datasets.Dataset,
-    processor: Any,
-    family: ModuleType,
-    prompts: Sequence[Prompt],
-    max_length: int,
-    seed: int,
-) -> list[_Text]:
-    found: list[_Text] = []
+def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iterator[_Text]:
+    """What `sft.encode_rows` would encode."""
+    asked = [(prompt, prompt.messages()) for prompt in prompts]
     images = pictures(rows).select_columns(["image"])
     for index, row in enumerate(rows.remove_columns(["image", "frames"])):
         size = encode.row_image_size(images[index]["image"])
-        for prompt in prompts:
-            try:
-                text = sft.target_of(FaceSample.from_row(row), prompt, seed)
-            except encode.RefusedError:
-                continue  # left out for another reason
-            if not _fits((prompt, text, size), processor, family, max_length):
-                found.append((prompt, text, size))
-    return found
+        sample = FaceSample.from_row(row)
+        for prompt, messages in asked:
+            with contextlib.suppress(encode.RefusedError):  # left out for another reason
+                yield messages, sft.target_of(sample, prompt, seed), size
 
 
 def _fits(text: _Text, processor: Any, family: ModuleType, max_length: int) -> bool:
-    prompt, target, size = text
+    messages, target, size = text
     try:
         encode.encode_text(
-            processor, family, prompt.messages(), target, max_length=max_length, image_size=size
+            processor, family, messages, target, max_length=max_length, image_size=size
         )
     except encode.RefusedError as error:
         return error.reason != "too_long"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.autograd.function import once_differentiable
 
 _ROWS = 256  # worked on at a time: the temporaries are that small
 
@@ -15,8 +16,7 @@ def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, ignored: i
     that are not `ignored`.
 
     With gradients enabled, the logits' memory holds their gradient afterwards: nobody may read them
-    again. `F.cross_entropy` keeps logits, log-probabilities and gradient, three times as much,
-    which for vocabularies of 50,000 to 260,000 words is more than a language model's layers take.
+    again. `F.cross_entropy` keeps logits, log-probabilities and gradient, three times as much.
     """
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return F.cross_entropy(logits, targets, ignore_index=ignored, reduction="sum")
@@ -40,6 +40,7 @@ class _InPlace(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> Any:  # type: ignore[override]
         gradient = ctx.gradient
         ctx.gradient = None
