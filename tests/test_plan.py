@@ -8,18 +8,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from samples import ROOT
+from samples import ROOT, picture
 
-from vlmface import inspect_rows, plan
+from vlmface import encode, families, inspect_rows, plan, prompts, simulate
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.families import llava
+from vlmface.families import llava, tiny, tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
 from vlmface.train import sft
 from vlmface.train.loss import summed_cross_entropy
 
@@ -31,12 +33,51 @@ def settings_for(base: Path, *words: str) -> sft.Settings:
     return inspect_rows.settings_from("sft_cot_tiny", [*fixed, *words])
 
 
-def shapes_for(settings: sft.Settings) -> plan.Shapes:
+def rows_for(settings: sft.Settings) -> plan.Rows:
     processor = plan.processor_of(settings)
-    return plan.shapes_of(settings, llava, plan.base_config(settings.base), processor)
+    return plan.rows_of(settings, llava, plan.base_config(settings.base), processor)
 
 
 # --- one step -------------------------------------------------------------------------------------
+
+
+def real_peak(
+    base: Path, settings: sft.Settings, family: Any, batch: dict[str, torch.Tensor]
+) -> int:
+    """Most bytes that operations of a real step hold at once."""
+    real = family.load_model(base, dtype=torch.float32)
+    if settings.uses_lora:
+        from peft import get_peft_model
+
+        real = get_peft_model(real, sft.lora_config(settings, family, real, 0))
+    if settings.gradient_checkpointing:
+        real.gradient_checkpointing_enable()
+        real.enable_input_require_grads()
+    real.train()
+    labels = batch["labels"]
+    first = int((labels != -100).any(0).nonzero()[0])
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row")}
+    for _ in range(2 if settings.gradient_accumulation > 1 else 1):
+        with simulate.Live([*real.parameters(), *real.buffers(), *inputs.values()]) as live:
+            for parameter in real.parameters():
+                if parameter.grad is not None:
+                    live.count(parameter.grad.untyped_storage())
+            out = real(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
+            targets = F.pad(labels[:, first:], (0, 1), value=-100).flatten()
+            logits = out.logits.flatten(0, 1).float()
+            loss = summed_cross_entropy(logits, targets, -100)
+            del out, logits
+            loss.backward()
+    return live.peak
+
+
+def simulated_peak(settings: sft.Settings, family: Any, batch: dict[str, torch.Tensor]) -> int:
+    model = plan.build(plan.base_config(settings.base), family, settings, torch.float32)
+    peak, _ = simulate.step_bytes(
+        model, family, batch, checkpointing=settings.gradient_checkpointing,
+        accumulate=settings.gradient_accumulation > 1,
+    )  # fmt: skip
+    return peak
 
 
 @pytest.mark.parametrize(
@@ -50,46 +91,63 @@ def shapes_for(settings: sft.Settings) -> plan.Shapes:
 )
 def test_the_simulated_step_holds_what_a_real_one_does(base: Path, words: tuple[str, ...]) -> None:
     settings = settings_for(base, "--train_embeddings", "false", *words)
-    batch = shapes_for(settings).train
-    model = plan.build(plan.base_config(settings.base), llava, settings, torch.float32)
-    accumulate = settings.gradient_accumulation > 1
-    simulated, _ = plan.step_bytes(
-        model, llava, batch, checkpointing=settings.gradient_checkpointing, accumulate=accumulate
+    batch = rows_for(settings).train(settings.batch_size)
+    real = real_peak(base, settings, llava, batch)
+    assert simulated_peak(settings, llava, batch) == pytest.approx(real, rel=0.05)
+
+
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "llava": tiny.build_llava,
+    "paligemma": tiny_paligemma.build,
+    "qwen2_5_vl": tiny_qwen_vl.build_qwen_vl,
+    "qwen3_vl": partial(tiny_qwen_vl.build_qwen_vl, model_type="qwen3_vl"),
+    "smolvlm": tiny_smolvlm.build_smolvlm,
+    "idefics3": partial(tiny_smolvlm.build_smolvlm, model_type="idefics3"),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
+    """Towers that cut pictures into patches and windows by their sizes too; pixels or features, a
+    picture of another size in the batch."""
+    corpus = [str(prompts.load("face_cot").messages()), "the brows are lowered"] * 20
+    BUILDERS[name](tmp_path, corpus)
+    family = families.get(families.family_of(tmp_path))
+    processor = family.load_processor(tmp_path)
+    collate = encode.Collator(processor, family)
+    messages = prompts.load("face_cot").messages()
+    answers = ["the brows are lowered", "<think>the brows</think><answer>anger</answer>"]
+    batch = collate([
+        encode.encode(processor, family, messages, picture(i, size), answers[i])
+        for i, size in enumerate([(96, 96), (130, 70)])
+    ])  # fmt: skip
+    for policy in ("lora", "full", "frozen"):
+        settings = settings_for(
+            tmp_path, "--train_embeddings", "false", "--tower", policy, "--projector", "full",
+            "--llm", "full" if policy == "full" else "lora", "--lora_dropout", "0",
+        )  # fmt: skip
+        real = real_peak(tmp_path, settings, family, batch)
+        assert simulated_peak(settings, family, batch) == pytest.approx(real, rel=0.05), policy
+    found = plan.estimate(
+        settings, family, plan.base_config(settings.base),
+        plan.Rows(2, 2, [encode.encode(processor, family, messages, picture(0), answers[0])],
+                  collate),
+        gpu=False, processes=1,
+    )  # fmt: skip
+    features = family.tower_features(
+        family.load_model(tmp_path), family.image_inputs(processor, [picture(0)])
     )
-
-    real: Any = llava.load_model(base, dtype=torch.float32)
-    if settings.uses_lora:
-        from peft import get_peft_model
-
-        real = get_peft_model(real, sft.lora_config(settings, llava, real, 0))
-    if settings.gradient_checkpointing:
-        real.gradient_checkpointing_enable()
-        real.enable_input_require_grads()
-    real.train()
-    labels = batch["labels"]
-    first = int((labels != -100).any(0).nonzero()[0])
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row")}
-    for _ in range(2 if accumulate else 1):
-        with plan._Live([*real.parameters(), *real.buffers(), *inputs.values()]) as live:
-            for parameter in real.parameters():
-                if parameter.grad is not None:
-                    live.count(parameter.grad.untyped_storage())
-            out = real(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
-            targets = F.pad(labels[:, first:], (0, 1), value=-100).flatten()
-            logits = out.logits.flatten(0, 1).float()
-            loss = summed_cross_entropy(logits, targets, -100)
-            del out, logits
-            loss.backward()
-    assert simulated == pytest.approx(live.peak, rel=0.05)
+    assert found.features == features[0].nbytes
+    assert found.evaluation["KV cache"] > 0
 
 
 def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    shapes, config = shapes_for(settings), plan.base_config(settings.base)
+    rows, config = rows_for(settings), plan.base_config(settings.base)
 
     def activations(**changes: Any) -> float:
         changed = dataclasses.replace(settings, **changes)
-        found = plan.estimate(changed, llava, config, shapes, gpu=False, processes=1)
+        found = plan.estimate(changed, llava, config, rows, gpu=False, processes=1)
         (memory,) = found.training.values()
         other = found.other_activations
         if changes.get("gradient_checkpointing"):
@@ -106,11 +164,11 @@ def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
 def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
     settings = settings_for(base)
     assert settings.cache_features
-    shapes, config = shapes_for(settings), plan.base_config(settings.base)
-    cached = plan.estimate(settings, llava, config, shapes, gpu=False, processes=1)
+    rows, config = rows_for(settings), plan.base_config(settings.base)
+    cached = plan.estimate(settings, llava, config, rows, gpu=False, processes=1)
     pixels = plan.estimate(
         dataclasses.replace(settings, cache_features=False, tower="lora"),
-        llava, config, shapes, gpu=False, processes=1,
+        llava, config, rows, gpu=False, processes=1,
     )  # fmt: skip
     assert cached.features == 16 * 32 * 4  # tokens, width, bytes of a float
     assert cached.training["1 process"].activations < pixels.training["1 process"].activations
@@ -119,9 +177,9 @@ def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
 
 def test_malloc_is_asked_and_not_guessed() -> None:
     blocks = [(i, 40 * MIB) for i in range(3)] + [(i, 0) for i in range(3)]
-    assert plan.claimed(blocks) == pytest.approx(120 * MIB, rel=0.01)
+    assert simulate.claimed(blocks) == pytest.approx(120 * MIB, rel=0.01)
     again = [*blocks, *((i + 3, size) for i, size in blocks)]
-    assert plan.claimed(again) == pytest.approx(120 * MIB, rel=0.01)  # large blocks go back
+    assert simulate.claimed(again) == pytest.approx(120 * MIB, rel=0.01)  # large blocks go back
 
 
 # --- sharing, evaluation, steps -------------------------------------------------------------------
@@ -129,8 +187,8 @@ def test_malloc_is_asked_and_not_guessed() -> None:
 
 def test_processes_share_what_their_strategy_shares(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    config, shapes = plan.base_config(settings.base), shapes_for(settings)
-    found = plan.estimate(settings, llava, config, shapes, gpu=True, processes=4)
+    config, rows = plan.base_config(settings.base), rows_for(settings)
+    found = plan.estimate(settings, llava, config, rows, gpu=True, processes=4)
     model = plan.build(config, llava, settings, torch.bfloat16)
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
@@ -144,9 +202,9 @@ def test_processes_share_what_their_strategy_shares(base: Path) -> None:
 
 def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
     settings = settings_for(base, "--eval_batch_size", "3", "--max_new_tokens", "50")
-    shapes, config = shapes_for(settings), plan.base_config(settings.base)
-    found = plan.estimate(settings, llava, config, shapes, gpu=False, processes=1)
-    length = shapes.ask["input_ids"].shape[1] + 50
+    rows, config = rows_for(settings), plan.base_config(settings.base)
+    found = plan.estimate(settings, llava, config, rows, gpu=False, processes=1)
+    length = rows.ask(3)["input_ids"].shape[1] + 50
     # keys and values x layers x batch x tokens x width x bytes
     assert found.evaluation["KV cache"] == pytest.approx(2 * 2 * 3 * length * 64 * 4, abs=2)
 
@@ -226,21 +284,19 @@ def test_what_is_missing_is_said(bare: Path, capsys: pytest.CaptureFixture[str])
     assert "has no processor" in capsys.readouterr().err
 
 
-def test_what_cannot_be_simulated_is_not_guessed(
-    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["qwen", "smolvlm"])
+def test_a_processor_is_enough_where_sizes_decide(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in towers that take pictures apart by the values of a tensor."""
-
-    def forward(self: Any, pixel_values: torch.Tensor, **_: Any) -> None:
-        if pixel_values.sum() > 0:
-            raise AssertionError("the value is known")
-
-    monkeypatch.setattr("transformers.CLIPVisionModel.forward", forward)
-    words = ["--base", str(base), "--n_train", "12", "--batch_size", "4", "--tower", "lora"]
-    assert main(["plan", "--gpu", "24GB", *words]) == 2
-    shown = capsys.readouterr()
-    assert "the activations of llava are not estimated" in shown.err
-    assert "without activations" in shown.out and "fits" not in shown.out
+    """Without the data, a photograph and rows of the full length are assumed."""
+    build = tiny_qwen_vl.build_qwen_vl if name == "qwen" else tiny_smolvlm.build_smolvlm
+    build(tmp_path, [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20)
+    words = ["--config", f"sft_cot_{name}", "--base", str(tmp_path), "--gradient_checkpointing",
+             "false", "--data_root", str(tmp_path / "no_data"), "--max_pixels", "16384"]  # fmt: skip
+    assert main(["plan", "--gpu", "24GB", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "data not read: " in shown and "assumed" in shown
+    assert re.search(r"activations +\d+\.\d+", shown) and "fits" in shown
 
 
 def test_a_gpus_memory_is_read_as_people_write_it() -> None:
@@ -262,9 +318,6 @@ def test_measuring_takes_real_steps(base: Path) -> None:
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaVA of 57 M weights: memory is the model's rather than Python's."""
-    from vlmface import prompts
-    from vlmface.families import tiny
-
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
     folder = tmp_path_factory.mktemp("larger")
     tiny.build_llava(folder, corpus, vision_width=512, vision_layers=4, hidden=768, layers=6,

@@ -1,17 +1,15 @@
 """`vlmface plan`: what a run will need, before it is started.
 
 The model is built from its configuration without weights and trains one step on fake tensors:
-operations give shapes and no values, so that a 7B model takes seconds and no memory, and what is
+operations give rows and no values, so that a 7B model takes seconds and no memory, and what is
 counted is what PyTorch would hold (Rajbhandari et al. 2020, arXiv:1910.02054, name the parts).
 Nothing is said of speed unless `measure` takes real steps on this machine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import os
 import re
@@ -19,29 +17,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from vlmface import encode, families, inspect_rows, manifest
+from vlmface import encode, families, inspect_rows, manifest, simulate
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.train import sft
-from vlmface.train.loss import summed_cross_entropy
 
 GIB = 2**30
 # Of a GPU. The rest is for CUDA's context and what its allocator cannot use.
@@ -51,11 +38,6 @@ USABLE = 0.9
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # DeepSpeed's defaults, in elements: reduce_bucket_size and stage3_max_live_parameters.
 _BUCKET, _LIVE = 5e8, 1e9
-_NEEDS_VALUES = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    GuardOnDataDependentSymNode,
-)
 _ANSWER = 256  # supervised tokens that are assumed where there are no rows to look at
 
 
@@ -75,7 +57,7 @@ def base_config(base: str) -> Any:
 
 def build(config: Any, family: ModuleType, settings: sft.Settings, dtype: Any) -> Any:
     """The model of a run as its trainer sees it, adapters and frozen parts included, on PyTorch's
-    meta device: shapes without values."""
+    meta device: rows without values."""
     from peft import get_peft_model
     from transformers import AutoModelForImageTextToText
 
@@ -101,7 +83,10 @@ def processor_of(settings: sft.Settings) -> Any | None:
     path = manifest.resolve(settings.base)
     if not (path / "tokenizer_config.json").is_file():
         return None
-    return families.get(families.family_of(path)).load_processor(path)
+    family = families.get(families.family_of(path))
+    processor = family.load_processor(path)
+    families.set_max_pixels(family, processor, settings.max_pixels)
+    return processor
 
 
 def parameters(model: Any, family: ModuleType) -> dict[str, dict[str, list[int]]]:
@@ -138,333 +123,111 @@ def _bytes(model: Any, *, train: bool | None = None) -> int:
     )
 
 
-# --- one step, simulated --------------------------------------------------------------------------
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of tensors that operations made and that still exist."""
-
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
-        self.names = itertools.count()
-        self.events: list[tuple[int, int]] = []  # (which, its size; 0: freed), in order
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
-        return out
-
-    def count(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.seen:
-            self.seen.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            name = next(self.names)
-            self.events.append((name, size))
-            weakref.finalize(storage, self._gone, key, size, name)
-
-    def _gone(self, key: int, size: int, name: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-        self.events.append((name, 0))
-
-
-@contextlib.contextmanager
-def _fake(model: Any) -> Iterator[None]:
-    """Inside, the weights of a meta model are fake tensors of the CPU: operations choose their
-    kernels, attention's included, and compute nothing."""
-    made: dict[int, torch.Tensor] = {}
-    meta: list[tuple[dict[str, Any], str, torch.Tensor]] = []
-    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
-        for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in made:
-                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                        made[id(tensor)] = (
-                            torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                            if isinstance(tensor, torch.nn.Parameter)
-                            else fake
-                        )
-                    meta.append((tensors, name, tensor))
-                    tensors[name] = made[id(tensor)]
-        try:
-            yield
-        finally:
-            for tensors, name, tensor in meta:
-                tensors[name] = tensor
-
-
-def _like(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Fake tensors of the same shapes."""
-    return {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in batch.items()}
-
-
-def step_bytes(
-    model: Any,
-    family: ModuleType,
-    batch: Mapping[str, torch.Tensor],
-    *,
-    checkpointing: bool = False,
-    cached: bool = False,
-    mixed: bool = False,
-    accumulate: bool = False,
-) -> tuple[int, list[tuple[int, int]]]:
-    """(most bytes that forward and backward hold at once beside weights and optimiser: activations,
-    temporaries and gradients; what was allocated and freed on the way, in order).
-
-    `batch` is the collator's, on any device (only shapes matter), `labels` included. `cached`: the
-    tower's output is given; `mixed`: under bfloat16 autocast; `accumulate`: gradients of an earlier
-    pass are there already.
-    """
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    labels = batch["labels"]
-    kept = labels.shape[1] - int((labels != encode.IGNORED).any(0).nonzero()[0])
-    with _fake(model), _Checkpointing(core, on=checkpointing):
-        inputs = _like({k: v for k, v in batch.items() if k not in ("labels", "row")})
-        targets = _like({"labels": F.pad(labels[:, -kept:], (0, 1))})["labels"]
-        features: list[torch.Tensor] = []
-        if cached:
-            with torch.no_grad():
-                features = list(family.tower_features(core, inputs))
-            inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-
-        def passes() -> None:
-            if cached:
-                inputs.update(family.features_input(core, [one.clone() for one in features]))
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                logits = model(**inputs, use_cache=False, logits_to_keep=kept + 1).logits
-            loss = summed_cross_entropy(
-                logits.flatten(0, 1).float(), targets.flatten(), encode.IGNORED
-            )
-            del logits
-            (loss / 8).backward()
-
-        with _Live([*model.parameters(), *model.buffers(), *inputs.values(), *features]) as live:
-            passes()
-            moving = [p for p in model.parameters() if p.requires_grad]
-            # Adam's two moments appear at the first step: not counted, but they lie in between.
-            states = [(torch.empty_like(p), torch.empty_like(p)) for p in moving]
-            for parameter in moving if not accumulate else ():
-                parameter.grad = None
-            live.peak = live.now
-            passes()
-            peak = live.peak - sum(a.nbytes + b.nbytes for a, b in states)
-        for parameter in moving:
-            parameter.grad = None
-    return peak, live.events
-
-
-def claimed(events: Sequence[tuple[int, int]]) -> int:
-    """Most bytes that this machine's malloc takes from the system for the allocations.
-
-    They are replayed in a process of their own; no page is touched. The C library keeps freed
-    blocks up to 32 MiB in its heap, where larger ones do not fit between those in use, so that a
-    CPU run takes more than its tensors' bytes; the records that PyTorch keeps of each tensor (some
-    hundred bytes) come to lie in the gaps and keep them from growing together. Where the library
-    cannot say (it is not glibc), the most that is in use at once.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", _REPLAY],
-        input=json.dumps(events),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout)
-
-
-_REPLAY = """
-import ctypes, json, sys
-events, c = json.load(sys.stdin), ctypes.CDLL(None)
-held, now, most = {}, 0, 0
-if not hasattr(c, "mallinfo2"):
-    for name, size in events:
-        now += size or -held[name]
-        held[name], most = size, max(most, now)
-    print(most)
-    raise SystemExit
-class Info(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_size_t) for n in "arena o s hblks hblkhd u f free used k".split()]
-c.mallinfo2.restype = Info
-# From now on blocks up to 32 MiB come from the heap, as in any process that has freed one.
-taken = lambda: c.mallinfo2().arena + c.mallinfo2().hblkhd
-big = ctypes.c_void_p()
-c.posix_memalign(ctypes.byref(big), ctypes.c_size_t(64), ctypes.c_size_t(2**25 - 2**16))
-c.free(big)
-before = taken()
-c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-c.free.argtypes = [ctypes.c_void_p]
-for name, size in events:
-    if size:
-        data = ctypes.c_void_p()
-        c.posix_memalign(ctypes.byref(data), ctypes.c_size_t(64), ctypes.c_size_t(size))
-        held[name] = [data.value, *map(c.malloc, (32, 48, 80, 112, 208))]
-        most = max(most, taken() - before)
-    else:
-        for block in held.pop(name):
-            c.free(block)
-print(most)
-"""
-
-
-class _Checkpointing:
-    """Gradient checkpointing as the trainer switches it on, and off again."""
-
-    def __init__(self, core: Any, *, on: bool) -> None:
-        self.core, self.on = core, on
-
-    def __enter__(self) -> None:
-        if self.on:
-            # A fake random state cannot be restored.
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            self.core.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-            self.core.enable_input_require_grads()
-
-    def __exit__(self, *_: Any) -> None:
-        if self.on:
-            self.core.gradient_checkpointing_disable()
-            self.core.disable_input_require_grads()
-
-
-def feature_bytes(model: Any, family: ModuleType, batch: Mapping[str, torch.Tensor]) -> float:
-    """Bytes of the tower's output for one row."""
-    with _fake(model), torch.no_grad():
-        features = family.tower_features(model, _like(batch))
-        return sum(one.nbytes for one in features) / len(features)
-
-
-def evaluation_bytes(
-    model: Any, batch: Mapping[str, torch.Tensor], new_tokens: int
-) -> tuple[int, int]:
-    """(bytes of the keys and values of a batch when its answers are complete, most bytes beside
-    them that reading the prompts takes). `batch` is the collator's, prompts only."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    core.eval()
-    with _fake(model), torch.no_grad():
-        inputs = _like(batch)
-        with _Live([*model.parameters(), *model.buffers()]) as live:
-            output = core(**inputs, use_cache=True, logits_to_keep=1)
-            reading = live.peak
-            layers = [
-                tensor
-                for layer in output.cache.layers
-                for tensor in (layer.keys, layer.values)
-                if tensor is not None
-            ]
-            held = sum(t.numel() * t.element_size() for t in layers)
-            del output, layers
-    core.train()
-    length = batch["input_ids"].shape[1]
-    return int(held * (length + new_tokens) / length), int(reading - held)
-
-
 # --- batches --------------------------------------------------------------------------------------
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """What batches look like: `rows` that train and `faces` that they are about (of all, None if
-    unknown), `train` a batch of the longest rows, `ask` one of prompts; `notes`: what had to be
-    assumed."""
+class Rows:
+    """What is encoded: `n` rows that train and `faces` that they are about (None if unknown), the
+    `longest` of them, `collate` to make batches; `notes`: what had to be assumed."""
 
-    rows: int | None
+    n: int | None
     faces: int | None
-    train: dict[str, torch.Tensor]
-    ask: dict[str, torch.Tensor]
+    longest: Sequence[Row]
+    collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
     notes: tuple[str, ...] = ()
 
-    def cut(self, batch: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
-        """The batch with another number of rows: the last ones left out, or the first repeated."""
-        now = batch["input_ids"].shape[0]
-        cut: dict[str, torch.Tensor] = {}
-        for name, tensor in batch.items():
-            each = tensor.shape[0] // now  # some families give several patches an image
-            cut[name] = torch.cat([tensor[:each]] * max(0, size - now) + [tensor[: each * size]])
-        return cut
+    def train(self, size: int) -> dict[str, torch.Tensor]:
+        """A batch of the longest rows."""
+        return self.collate(list(itertools.islice(itertools.cycle(self.longest), size)))
+
+    def ask(self, size: int) -> dict[str, torch.Tensor]:
+        """A batch of the prompts of these rows."""
+        asked = []
+        for row in itertools.islice(itertools.cycle(self.longest), size):
+            prompt = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)
+            lists = {k: v[:prompt] for k, v in row.items() if isinstance(v, list) and k != "labels"}
+            asked.append({**row, **lists, "labels": [0] * prompt})
+        batch = self.collate(asked)
+        del batch["labels"]
+        return batch
 
 
-def shapes_of(settings: sft.Settings, family: ModuleType, config: Any, processor: Any) -> Shapes:
-    """Batches of the run's own rows. Without its data, rows of max_length tokens are assumed;
-    without its processor too, pictures of the size that the vision tower takes."""
-    if processor is not None:
-        try:
-            tasks = inspect_rows.read_tasks(settings, processor, family)
-        except UserError as error:
-            return _assumed(settings, family, config, processor, f"data not read: {error}")
-        kept = [
-            (length, task.rows, i)
-            for task in tasks
-            for i, length in enumerate(task.rows["length"])
-            if length <= settings.max_length
-        ]
-        if not kept:
-            raise UserError(
-                f"all rows are longer than max_length {settings.max_length}: raise it "
-                "(vlmface inspect shows the lengths)"
-            )
-        kept.sort(key=lambda entry: -entry[0])
-        batch = [rows[i] for _, rows, i in kept[: settings.batch_size]]
-        train = encode.Collator(processor, family)(batch)
-        first = batch[0]["labels"]
-        prompt = next(i for i, label in enumerate(first) if label != encode.IGNORED)
-        ask = {
-            name: tensor[:, :prompt] if tensor.shape == train["input_ids"].shape else tensor
-            for name, tensor in train.items()
-            if name not in ("labels", "row")
-        }
-        return Shapes(len(kept), max(len(task.rows) for task in tasks), train, ask)
-    return _assumed(settings, family, config, None, "no processor beside config.json")
+def rows_of(settings: sft.Settings, family: ModuleType, config: Any, processor: Any) -> Rows:
+    """The run's own rows. Without its data, rows of max_length tokens are assumed; without its
+    processor too, pictures of the size that the vision tower takes."""
+    if processor is None:
+        return _assumed(settings, family, config, None, "no processor beside config.json")
+    try:
+        tasks = inspect_rows.read_tasks(settings, processor, family)
+    except UserError as error:
+        return _assumed(settings, family, config, processor, f"data not read: {error}")
+    kept = [
+        (length, task.rows, i)
+        for task in tasks
+        for i, length in enumerate(task.rows["length"])
+        if length <= settings.max_length
+    ]
+    if not kept:
+        raise UserError(
+            f"all rows are longer than max_length {settings.max_length}: raise it "
+            "(vlmface inspect shows the lengths)"
+        )
+    kept.sort(key=lambda entry: -entry[0])
+    size = max(settings.batch_size, settings.eval_batch_size)
+    longest = [
+        {name: value for name, value in rows[i].items() if name != "row"}
+        for _, rows, i in kept[:size]
+    ]
+    faces = max(len(task.rows) for task in tasks)
+    return Rows(len(kept), faces, longest, encode.Collator(processor, family))
 
 
 def _assumed(
     settings: sft.Settings, family: ModuleType, config: Any, processor: Any, why: str
-) -> Shapes:
+) -> Rows:
     length = settings.max_length
     answer = min(_ANSWER, length // 2)
+    collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
     if processor is not None:
         from PIL import Image
 
-        pixels = family.image_inputs(processor, [Image.new("RGB", (336, 336))])
-        tokens = family.image_tokens(processor, (336, 336))
+        size = (336, 336)
+        text = family.image_text(processor, size)
+        image = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        more: dict[str, Any] = {"image": Image.new("RGB", size)}
+        collate = encode.Collator(processor, family)
     else:
-        vision = getattr(config, "vision_config", None)
+        vision: Any = getattr(config, "vision_config", None)
         side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-        if not isinstance(side, int) or not isinstance(patch, int):
+        if family.NEEDS_SIZE or not isinstance(side, int) or not isinstance(patch, int):
             raise UserError(
                 f"config.json of {settings.base} does not say how large its pictures are: put the "
                 "processor's files beside it"
             )
-        pixels = {"pixel_values": torch.zeros(1, config.vision_config.num_channels, side, side)}
-        tokens = (side // patch) ** 2
-    if tokens + answer > length:
-        raise UserError(f"max_length {length} does not hold an image of {tokens} tokens: raise it")
-    ids = torch.zeros(1, length, dtype=torch.long)
-    labels = torch.full_like(ids, encode.IGNORED)
-    labels[:, length - answer :] = 0
-    plain = [0] * length
-    more = {
-        k: torch.tensor([v]) for k, v in _token_inputs(family, processor, plain, length - answer)
-    }
-    train = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more, **pixels}
-    ask = {k: v[:, : length - answer] if v.shape == ids.shape else v for k, v in train.items()}
+        image = [config.image_token_id] * (side // patch) ** 2
+        more = {}
+        shape = (vision.num_channels, side, side)
+
+        def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+            batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            return {**batch, "pixel_values": torch.zeros(len(rows), *shape)}
+
+    if len(image) + answer > length:
+        raise UserError(
+            f"max_length {length} does not hold an image of {len(image)} tokens: raise it"
+        )
+    ids = image + [0] * (length - len(image))
+    row = {"input_ids": ids, **more}
+    if processor is not None:
+        row |= family.token_inputs(processor, ids, length - answer)
+    row["labels"] = [encode.IGNORED] * (length - answer) + [0] * answer
     note = f"{why}; rows of max_length {length} tokens assumed, {answer} of them supervised"
-    rows = settings.n_train and settings.n_train * len(settings.prompts)
-    shapes = Shapes(rows, settings.n_train, {**train, "labels": labels}, ask, (note,))
-    return dataclasses.replace(shapes, train=shapes.cut(shapes.train, settings.batch_size))
-
-
-def _token_inputs(
-    family: ModuleType, processor: Any, ids: list[int], answer: int
-) -> Iterable[tuple[str, list[int]]]:
-    return family.token_inputs(processor, ids, answer).items() if processor is not None else ()
+    n = settings.n_train and settings.n_train * len(settings.prompts)
+    return Rows(n, settings.n_train, [row], collate, (note,))
 
 
 def steps(settings: sft.Settings, rows: int) -> int:
@@ -505,13 +268,13 @@ class Estimate:
 
 
 def estimate(
-    settings: sft.Settings, family: ModuleType, config: Any, shapes: Shapes, *, gpu: bool,
+    settings: sft.Settings, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
     processes: int, sharded: bool = True,
 ) -> Estimate:  # fmt: skip
     """Memory of the run on a GPU (bfloat16, as the recipes train there) or on a CPU (float32)."""
     lora = settings.uses_lora
     model = build(config, family, settings, torch.bfloat16 if gpu and lora else torch.float32)
-    batch = shapes.cut(shapes.train, settings.batch_size)
+    batch = rows.train(settings.batch_size)
     how: dict[str, Any] = {
         "cached": settings.cache_features and settings.tower == "frozen" and processes == 1,
         "mixed": gpu,
@@ -523,10 +286,10 @@ def estimate(
         train: sum(p.numel() for p in model.parameters() if p.requires_grad == train)
         for train in (True, False)
     }
-    peak, events = step_bytes(
+    peak, events = simulate.step_bytes(
         model, family, batch, checkpointing=settings.gradient_checkpointing, **how
     )
-    other, _ = step_bytes(
+    other, _ = simulate.step_bytes(
         model, family, batch, checkpointing=not settings.gradient_checkpointing, **how
     )
     activations = max(0, peak - moving)
@@ -535,7 +298,7 @@ def estimate(
     if sharded and gpu and processes > 1:
         if not lora:  # DeepSpeed holds the weights in bfloat16 itself, and needs no autocast
             half = build(config, family, settings, torch.bfloat16)
-            peak, _ = step_bytes(
+            peak, _ = simulate.step_bytes(
                 half, family, batch, checkpointing=settings.gradient_checkpointing,
                 **{**how, "mixed": False},
             )  # fmt: skip
@@ -549,15 +312,15 @@ def estimate(
             training["ZeRO-3"] = Memory(2 * all_ / processes, *states, live)
     plain = dataclasses.replace(settings, tower="frozen", projector="frozen", llm="frozen")
     asked = build(config, family, plain, torch.bfloat16 if gpu else torch.float32)
-    cache, reading = evaluation_bytes(
-        asked, shapes.cut(shapes.ask, settings.eval_batch_size), settings.max_new_tokens
+    cache, reading = simulate.evaluation_bytes(
+        asked, rows.ask(settings.eval_batch_size), settings.max_new_tokens
     )
     evaluation = {
         "weights": float(_bytes(asked)),
         "KV cache": float(cache),
         "activations": float(reading),
     }
-    kept = feature_bytes(asked, family, batch) if how["cached"] else 0.0
+    kept = simulate.feature_bytes(asked, family, batch) if how["cached"] else 0.0
     return Estimate(training, max(0, other - moving), evaluation, kept, events)
 
 
@@ -606,9 +369,7 @@ print(sft.peak_rss_gib())
 """
 
 
-def cpu_peak(
-    settings: sft.Settings, found: Estimate, shapes: Shapes, empty: int
-) -> dict[str, float]:
+def cpu_peak(settings: sft.Settings, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
     """{what: bytes} of the main process's peak on a CPU, where a run also evaluates.
 
     A checkpoint's file is mapped: its pages count once they are read. After training, the run
@@ -619,10 +380,10 @@ def cpu_peak(
     peak = {
         "empty run": float(empty),
         "weights": memory.weights,
-        "training (as malloc lays it out)": claimed(found.events) + memory.buffers,
+        "training (as malloc lays it out)": simulate.claimed(found.events) + memory.buffers,
     }
     if found.features:
-        peak["features of the frozen tower"] = found.features * (shapes.faces or 0)
+        peak["features of the frozen tower"] = found.features * (rows.faces or 0)
     if settings.uses_lora:
         peak["base read again to evaluate"] = found.evaluation["weights"]
     answering = found.evaluation["KV cache"] + found.evaluation["activations"]
@@ -702,20 +463,20 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
     base = base_config(settings.base)
     family = families.get(families.family_of(base))
     processor = processor_of(settings)
-    shapes = shapes_of(settings, family, base, processor)
-    for note in shapes.notes:
+    rows = rows_of(settings, family, base, processor)
+    for note in rows.notes:
         print(f"note: {note}")
     meta = build(base, family, settings, torch.float32)
     print(inspect_rows.show_parameters(parameters(meta, family)))
-    size, length = shapes.train["input_ids"].shape
+    size, length = rows.train(settings.batch_size)["input_ids"].shape
     world = settings.num_processes or 1
     print(
         f"\nlongest batch: {size} rows of {length} tokens; {world} process(es) x batch_size "
         f"{settings.batch_size} x gradient_accumulation {settings.gradient_accumulation}"
     )
-    total = steps(settings, shapes.rows) if shapes.rows else None
+    total = steps(settings, rows.n) if rows.n else None
     if total is not None:
-        print(f"{total:,} steps: {shapes.rows:,} rows, {settings.epochs:g} epochs")
+        print(f"{total:,} steps: {rows.n:,} rows, {settings.epochs:g} epochs")
     else:
         print("steps: not known without the data (set n_train for an estimate)")
     if measuring:
@@ -724,41 +485,21 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
         seconds = measure(settings, processor, family)
         print(f"measured here: {seconds:.2f} s a step"
               + (f", {seconds * total / 3600:.1f} h for all" if total else ""))  # fmt: skip
-    try:
-        if room is None:
-            return _plan_cpu(settings, family, base, shapes, config, words)
-        return _plan_gpu(settings, family, base, shapes, room)
-    except _NEEDS_VALUES as error:
-        known = _fixed(meta if room is None else None, settings, family, base)
-        print(f"\nwithout activations and buffers, one process:\n{show({'1 process': known})}")
-        raise UserError(
-            f"the activations of {family.NAME} are not estimated, as its tower makes tensors whose "
-            f"shapes depend on values ({type(error).__name__}): start the run with a small n_train "
-            "and look at peak_rss_gib in its metrics.json"
-        ) from error
-
-
-def _fixed(model: Any, settings: sft.Settings, family: ModuleType, base: Any) -> Memory:
-    """What does not depend on the batch."""
-    if model is None:
-        dtype = torch.bfloat16 if settings.uses_lora else torch.float32
-        model = build(base, family, settings, dtype)
-    moving = _bytes(model, train=True)
-    return Memory(_weights(model, family, settings), moving, 2 * moving, 0)
+    if room is None:
+        return _plan_cpu(settings, family, base, rows, config, words)
+    return _plan_gpu(settings, family, base, rows, room)
 
 
 def _plan_cpu(
-    settings: sft.Settings, family: ModuleType, base: Any, shapes: Shapes, config: str,
+    settings: sft.Settings, family: ModuleType, base: Any, rows: Rows, config: str,
     words: Sequence[str],
 ) -> int:  # fmt: skip
-    found = estimate(
-        settings, family, base, shapes, gpu=False, processes=settings.num_processes or 1
-    )
+    found = estimate(settings, family, base, rows, gpu=False, processes=settings.num_processes or 1)
     (memory,) = found.training.values()
     print(f"\non a CPU, float32:\n{show(found.training)}")
     _other(settings, memory, found)
-    empty = footprint(config, words, data=not shapes.notes)
-    peak = cpu_peak(settings, found, shapes, empty)
+    empty = footprint(config, words, data=not rows.notes)
+    peak = cpu_peak(settings, found, rows, empty)
     print("\npeak of the whole run, GiB per process:")
     for what, value in peak.items():
         print(f"  {what:34}{value / GIB:8.2f}")
@@ -782,11 +523,9 @@ def _other(settings: sft.Settings, memory: Memory, found: Estimate) -> None:
           + f" = {sum(held.values()) / GIB:.2f}")  # fmt: skip
 
 
-def _plan_gpu(
-    settings: sft.Settings, family: ModuleType, base: Any, shapes: Shapes, room: int
-) -> int:
+def _plan_gpu(settings: sft.Settings, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
     world = settings.num_processes or 1
-    found = estimate(settings, family, base, shapes, gpu=True, processes=world)
+    found = estimate(settings, family, base, rows, gpu=True, processes=world)
     name, memory = next(iter(found.training.items()))
     print(f"\non {world} GPU(s), bfloat16:\n{show(found.training)}")
     _other(settings, memory, found)
@@ -807,7 +546,7 @@ def _plan_gpu(
         print(f"to train by {name} nevertheless, one after the other:")
         for text, changed in changes(settings):
             needed = next(iter(estimate(
-                changed, family, base, shapes, gpu=True, processes=world, sharded=False
+                changed, family, base, rows, gpu=True, processes=world, sharded=False
             ).training.values())).total  # fmt: skip
             enough = needed <= limit
             print(f"  {text:44}{needed / GIB:8.2f}  {'fits' if enough else 'still too much'}")
