@@ -20,7 +20,7 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import report
 from vlmface.evaluate import run as evaluation
-from vlmface.train import budget, sft, tasks
+from vlmface.train import budget, sft, tasks, texts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,6 +77,9 @@ def main(argv: Sequence[str]) -> int:
         parts.append(encoded)
         left_out.update({f"{prompt.id}: {reason}": n for reason, n in lost.items()})
     rows = tasks.join(parts, chosen)
+    if settings.text_data:
+        rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
+        left_out |= lost
 
     ask = partial(
         evaluation.answer_once,

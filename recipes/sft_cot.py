@@ -19,7 +19,7 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import report
 from vlmface.evaluate import run as evaluation
-from vlmface.train import budget, sft
+from vlmface.train import budget, sft, texts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
+    if settings.text_data:
+        rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
+        left_out |= lost
 
     ask = partial(
         evaluation.answer_once,

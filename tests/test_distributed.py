@@ -395,6 +395,24 @@ def test_what_a_launch_cannot_do_is_refused(
         sft.check_supported(settings_with(**changes), gpu)
 
 
+# --- rows without a picture -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_batches_with_and_without_pictures_do_not_wait_for_each_other(
+    launch: Launch, sft_cot: Recipe, tmp_path: Path
+) -> None:
+    """Under ZeRO-3, with batches of one length: a process has pictures while the other has none."""
+    path = tmp_path / "texts.jsonl"
+    row = json.dumps({"question": "What is AU4?", "answer": "the brows are lowered"})
+    path.write_text(f"{row}\n" * 16)
+    words = ("--text_data", str(path), "--epochs", "1")
+    assert sft_cot(tmp_path / "alone", "--batch_size", "8", *WORDS, *FULL, *words) == 0
+    succeeded(launch("zero3", tmp_path / "two", *FULL, *words))
+    assert trained(tmp_path / "two")["n"] == 32
+    agree(tmp_path / "two", tmp_path / "alone")
+
+
 # --- why the overrides are there ------------------------------------------------------------------
 
 

@@ -8,20 +8,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from checkpoints import BUILDERS
 from samples import ROOT, picture
 
 from vlmface import encode, families, inspect_rows, plan, prompts, simulate
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.families import llava, tiny, tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
+from vlmface.families import llava, tiny, tiny_qwen_vl, tiny_smolvlm
 from vlmface.train import sft
 from vlmface.train.loss import summed_cross_entropy
 
@@ -94,16 +93,6 @@ def test_the_simulated_step_holds_what_a_real_one_does(base: Path, words: tuple[
     batch = rows_for(settings).train(settings.batch_size)
     real = real_peak(base, settings, llava, batch)
     assert simulated_peak(settings, llava, batch) == pytest.approx(real, rel=0.05)
-
-
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "llava": tiny.build_llava,
-    "paligemma": tiny_paligemma.build,
-    "qwen2_5_vl": tiny_qwen_vl.build_qwen_vl,
-    "qwen3_vl": partial(tiny_qwen_vl.build_qwen_vl, model_type="qwen3_vl"),
-    "smolvlm": tiny_smolvlm.build_smolvlm,
-    "idefics3": partial(tiny_smolvlm.build_smolvlm, model_type="idefics3"),
-}
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -291,8 +280,8 @@ def test_a_processor_is_enough_where_sizes_decide(
     """Without the data, a photograph and rows of the full length are assumed."""
     build = tiny_qwen_vl.build_qwen_vl if name == "qwen" else tiny_smolvlm.build_smolvlm
     build(tmp_path, [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20)
-    words = ["--config", f"sft_cot_{name}", "--base", str(tmp_path), "--gradient_checkpointing",
-             "false", "--data_root", str(tmp_path / "no_data"), "--max_pixels", "16384"]  # fmt: skip
+    words = ["--config", f"sft_cot_{name}", "--base", str(tmp_path), "--max_pixels", "16384"]
+    words += ["--gradient_checkpointing", "false", "--data_root", str(tmp_path / "no_data")]
     assert main(["plan", "--gpu", "24GB", *words]) == 0
     shown = capsys.readouterr().out
     assert "data not read: " in shown and "assumed" in shown

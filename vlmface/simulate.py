@@ -1,9 +1,9 @@
 """One training step and one evaluation batch without weights: what PyTorch would hold.
 
 A model on the meta device gets fake weights of the CPU: operations choose their kernels and give
-shapes, but compute nothing, so that a 7B model takes seconds and no memory. What follows from the
-batch alone (tokens, pixels, the sizes of images) is computed for real, since towers take pictures
-apart and number positions by such values.
+shapes, but compute nothing, so that a 7B model takes a minute or three and no memory. What follows
+from the batch alone (tokens, pixels, the sizes of images) is computed for real, since towers take
+pictures apart and number positions by such values.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class Settings:
     n_train: int | None = None
     n_eval: int | None = None
     crop: dict[str, Any] | None = None
+    text_data: str | None = None
     balance: Literal["none", "tasks", "labels"] = "none"
     seed: int = 0
     tower: Policy = "frozen"

@@ -1,0 +1,99 @@
+"""Questions and answers without a picture among the rows: what a model knew of language stays.
+
+Under ZeRO-3 and FSDP all processes gather the vision tower's weights together, and one whose batch
+has no picture would keep the others waiting for ever. So a row of text carries a blank picture
+behind its answer: causal attention hides it from every supervised token, and the loss is that of
+the text alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vlmface import encode
+from vlmface.errors import RefusedError, UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+_BLANK = (32, 32)  # pixels; families enlarge it to their least size
+
+
+def read(path: str | Path) -> list[tuple[str, str]]:
+    """The (question, answer) of each line {"question": ..., "answer": ...}. Raises UserError with
+    the line's number."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read text_data {path}: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            question, answer = row["question"], row["answer"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{path}, line {number}: expected {{"question": ..., "answer": ...}}, found '
+                f"{line[:80]!r}"
+            ) from error
+        if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
+            raise UserError(f"{path}, line {number}: question and answer must be text, not empty")
+        found.append((question, answer))
+    if not found:
+        raise UserError(f"{path} holds no line: give question and answer, or set text_data: null")
+    return found
+
+
+def encode_row(
+    processor: Any, family: ModuleType, question: str, answer: str, *, max_length: int | None = None
+) -> dict[str, list[int]]:
+    """What `encode.encode_text` makes of a row, with the tokens of a blank picture of 32 x 32
+    pixels at its end. Raises RefusedError("too_long" | "image_in_text")."""
+    messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+    row = encode.encode_text(processor, family, messages, answer)
+    start = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)
+    image = processor.tokenizer(family.image_text(processor, _BLANK), add_special_tokens=False)
+    ids = row["input_ids"] + image["input_ids"]
+    if max_length is not None and len(ids) > max_length:
+        raise RefusedError("too_long", f"{len(ids)} tokens do not fit max_length {max_length}")
+    return {
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        **family.token_inputs(processor, ids, start),
+        "labels": row["labels"] + [encode.IGNORED] * len(image["input_ids"]),
+    }
+
+
+def add(
+    rows: datasets.Dataset, path: str | Path, processor: Any, family: ModuleType, max_length: int
+) -> tuple[datasets.Dataset, dict[str, int]]:
+    """(the encoded `rows` and behind them those of a file for `read`; how many of it were left out,
+    by reason). Raises UserError if the file holds none that fits."""
+    from datasets import Dataset, concatenate_datasets
+    from PIL import Image
+
+    columns: defaultdict[str, list[Any]] = defaultdict(list)
+    left_out: Counter[str] = Counter()
+    for question, answer in read(path):
+        try:
+            row = encode_row(processor, family, question, answer, max_length=max_length)
+        except RefusedError as error:
+            left_out[f"text: {error.reason}"] += 1
+            continue
+        del row["attention_mask"]  # the collator's own: it pads
+        for name, values in row.items():
+            columns[name].append(values)
+        columns["length"].append(len(row["input_ids"]))
+    if not columns:
+        raise UserError(f"no row of text_data {path} can be trained on: {dict(left_out)}")
+    # One number for all: they share the blank picture.
+    columns["row"] = [max(rows["row"][:]) + 1] * len(columns["length"])
+    columns["image"] = [Image.new("RGB", _BLANK)] * len(columns["length"])
+    texts = Dataset.from_dict(columns).cast(rows.features)
+    return concatenate_datasets([rows, texts]), dict(left_out)
