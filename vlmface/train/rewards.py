@@ -1,0 +1,220 @@
+"""Rewards: pure functions of (Answer, FaceSample), read by the parser that the metrics read by.
+
+`docs/rewards.md` has each one's formula, range and source with a worked example. Where a face lacks
+the annotation that a reward compares with, the reward is None: no signal, rather than a constant
+that only moves the mean. An answer without a readable label earns the least of every reward that
+compares with the truth, so that silence never pays.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmface import facs
+from vlmface.answers import Answer
+from vlmface.errors import UserError
+from vlmface.prompts import Prompt
+from vlmface.schema import FaceSample
+from vlmface.taxonomy import LabelSpace
+
+Reward = Callable[..., "float | None"]
+
+
+def format(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
+    """1 if the text is exactly the asked form with a label of the space, else 0."""
+    return float(answer.status == "strict")
+
+
+def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
+    """1 if the label is the annotated one, else 0; None without an annotation.
+
+    Labels are those of the prompt's space (emotion, or any other), after the parser has read
+    aliases and case: "Happy" is happiness, "unhappy" is not.
+    """
+    truth = sample.label(space)
+    return None if truth is None else float(answer.label == truth)
+
+
+def au(answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: float = 1.0) -> float | None:
+    """2 F_beta - 1 of the AUs that the answer names, over the annotated ones; in [-1, 1].
+
+    An AU that nobody annotated is neither right nor wrong. A face without any present AU gets 1 if
+    none is named, else -1. None without AU annotation.
+    """
+    if sample.aus is None:
+        return None
+    truth = {label.au for label in sample.aus if label.present}
+    return _f_beta(answer, sample, dict.fromkeys(truth, 1.0), beta)
+
+
+def au_intensity(
+    answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: float = 1.0
+) -> float | None:
+    """As `au`, with recall weighted by intensity: a strong movement that is missed costs more than
+    a trace. None unless every present AU is graded."""
+    if sample.aus is None:
+        return None
+    weights = {label.au: label.intensity for label in sample.aus if label.present}
+    if any(weight is None for weight in weights.values()):
+        return None
+    return _f_beta(answer, sample, {n: w for n, w in weights.items() if w is not None}, beta)
+
+
+def _f_beta(answer: Answer, sample: FaceSample, weights: Mapping[int, float], beta: float) -> float:
+    annotated = {label.au for label in sample.aus or ()}
+    named = annotated.intersection(answer.aus)
+    if answer.label is None:
+        return -1.0
+    if not weights:
+        return -1.0 if named else 1.0
+    found = named & weights.keys()
+    if not found:
+        return -1.0
+    precision = len(found) / len(named)
+    recall = sum(weights[n] for n in found) / sum(weights.values())
+    square = beta**2
+    return 2 * (1 + square) * precision * recall / (square * precision + recall) - 1
+
+
+def consistency(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
+    """1 if no other emotion has more EMFACS evidence in the AUs that the answer names than its own
+    label, else 0. None where the space has labels that EMFACS says nothing of."""
+    if not set(space.labels) <= facs.PROTOTYPES.keys():
+        return None
+    return float(answer.label is not None and facs.supports(answer.aus, answer.label))
+
+
+def brevity(answer: Answer, sample: FaceSample, space: LabelSpace, *, words: int = 120) -> float:
+    """0 for a rationale of up to `words` words, falling to -1 at twice as many."""
+    return -min(1.0, max(0.0, len(answer.rationale.split()) / words - 1))
+
+
+def repetition(answer: Answer, sample: FaceSample, space: LabelSpace, *, n: int = 4) -> float:
+    """Minus the share of the rationale's n-grams of words that occurred before; in [-1, 0]."""
+    tokens = re.findall(r"\w+", answer.rationale.casefold())
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 0.0 if not grams else len(set(grams)) / len(grams) - 1
+
+
+REWARDS: dict[str, Reward] = {
+    function.__name__: function
+    for function in (format, emotion, au, au_intensity, consistency, brevity, repetition)
+}
+
+
+# --- what a run is given --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A reward as a run uses it: `weight` times it, after `options`."""
+
+    name: str
+    weight: float
+    options: Mapping[str, Any]
+
+    def __call__(self, answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
+        return REWARDS[self.name](answer, sample, space, **self.options)
+
+
+def parse(rewards: Mapping[str, Any]) -> list[Weighted]:
+    """The rewards of a recipe's YAML, {name: weight} or {name: {weight: ..., option: ...}}. Raises
+    UserError for a name, an option or a weight that is none."""
+    found = []
+    for name, entry in rewards.items():
+        if name not in REWARDS:
+            raise UserError(f"there is no reward {name!r}: use some of {', '.join(REWARDS)}")
+        options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+        weight = options.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            raise UserError(f"reward {name}: weight is {weight!r}, but must be a number above 0")
+        known = [
+            parameter.name
+            for parameter in inspect.signature(REWARDS[name]).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        for option, value in options.items():
+            if option not in known:
+                raise UserError(
+                    f"reward {name} has no option {option!r}: it has "
+                    f"{', '.join(['weight', *known])}"
+                )
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise UserError(f"reward {name}: {option} is {value!r}, but must be above 0")
+        found.append(Weighted(name, float(weight), options))
+    if not found:
+        raise UserError("rewards is empty: name at least one, such as {format: 1, emotion: 1}")
+    return found
+
+
+def check_truth(
+    rewards: Sequence[Weighted], samples: Sequence[FaceSample], space: LabelSpace
+) -> None:
+    """Refuse a reward that no face of the data gives a signal for. Raises UserError."""
+    nobody = Answer(None, (), "none", "")
+    for reward in rewards:
+        if all(reward(nobody, sample, space) is None for sample in samples):
+            raise UserError(
+                f"reward {reward.name}: none of the {len(samples)} faces has the annotation that "
+                "it compares with: take it out of rewards, or use other data"
+            )
+
+
+def label_weights(
+    samples: Sequence[FaceSample], space: LabelSpace, power: float
+) -> dict[str, float]:
+    """{label: what the rewards of its faces are multiplied by}: (mean count / count) ** power, so
+    that rare labels weigh more. `power` 0 leaves all alike, 1 balances the labels, 0.5 lies
+    between. The weights' mean over the faces is 1."""
+    counts = Counter(label for s in samples if (label := s.label(space)) is not None)
+    if not counts:
+        return {}
+    mean = sum(counts.values()) / len(counts)
+    raw = {label: (mean / n) ** power for label, n in counts.items()}
+    scale = sum(counts.values()) / sum(raw[label] * n for label, n in counts.items())
+    return {label: raw[label] * scale for label in sorted(raw, key=space.labels.index)}
+
+
+class Judge:
+    """TRL's reward functions over our own: they read the prompt's form once for each text."""
+
+    def __init__(
+        self,
+        rewards: Sequence[Weighted],
+        samples: Sequence[FaceSample],
+        prompt: Prompt,
+        label_power: float = 0.0,
+    ) -> None:
+        self.rewards = list(rewards)
+        self.samples = samples
+        self.prompt = prompt
+        self.weights = label_weights(samples, prompt.space, label_power)
+
+    def functions(self) -> list[Callable[..., list[float | None]]]:
+        """One function for each reward, named after it, with TRL's signature; the faces are those
+        of column `index`. The weights are TRL's own (`reward_weights`)."""
+
+        def adapted(reward: Weighted) -> Callable[..., list[float | None]]:
+            def function(
+                completions: Sequence[Any], index: Sequence[int], **_: Any
+            ) -> list[float | None]:
+                texts = [completion[-1]["content"] for completion in completions]
+                return [
+                    self.score(reward, self.prompt.parse(text), self.samples[i])
+                    for text, i in zip(texts, index, strict=True)
+                ]
+
+            function.__name__ = reward.name
+            return function
+
+        return [adapted(reward) for reward in self.rewards]
+
+    def score(self, reward: Weighted, answer: Answer, sample: FaceSample) -> float | None:
+        found = reward(answer, sample, self.prompt.space)
+        label = sample.label(self.prompt.space)
+        return None if found is None else found * self.weights.get(label or "", 1.0)
