@@ -106,6 +106,9 @@ REWARDS: dict[str, Reward] = {
     for function in (format, emotion, au, au_intensity, consistency, brevity, repetition)
 }
 
+# Those that compare with an annotation.
+COMPARED = ("emotion", "au", "au_intensity")
+
 
 # --- what a run is given --------------------------------------------------------------------------
 

@@ -396,10 +396,7 @@ def train(
     """
     import torch
     from transformers import set_seed
-    from transformers.integrations.deepspeed import (
-        is_deepspeed_zero3_enabled,
-        unset_hf_deepspeed_config,
-    )
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from trl import SFTConfig
 
     from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features, count
@@ -495,20 +492,7 @@ def train(
             print(f"resuming from {resume}")
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
-    final = trainer.accelerator.unwrap_model(trainer.model)
-    state = trainer.whole_state()
-    if is_main():
-        if settings.uses_lora:
-            # peft would note the folder that the base lies in on this machine, write an empty
-            # model card, and ask the hub whether the base's vocabulary has grown.
-            final.peft_config["default"].base_model_name_or_path = settings.base
-            final.save_pretrained(run_dir, save_embedding_layers=False, state_dict=state)
-            (run_dir / "README.md").unlink(missing_ok=True)
-            processor.save_pretrained(run_dir)
-        else:
-            family.save_checkpoint(final, processor, run_dir, state)
-    trainer.accelerator.wait_for_everyone()
-    unset_hf_deepspeed_config()  # the next model to be loaded shall be whole
+    save_trained(trainer, processor, family, settings.base, settings.uses_lora, run_dir)
     lines = read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {
@@ -521,6 +505,32 @@ def train(
         "trainable_sha": trainer.trainable_sha,
         "parameters": parameters,
     }
+
+
+def save_trained(
+    trainer: Any, processor: Any, family: ModuleType, base: str, lora: bool, run_dir: Path
+) -> None:
+    """Save the adapter (under `lora`) or the whole model of a trainer, and the processor. All
+    processes must call it."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    final = trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.whole_state()
+    if is_main():
+        if lora:
+            # peft would note the folder that the base lies in on this machine, write an empty
+            # model card, and ask the hub whether the base's vocabulary has grown.
+            final.peft_config["default"].base_model_name_or_path = base
+            final.save_pretrained(
+                run_dir, selected_adapters=["default"], save_embedding_layers=False,
+                state_dict=state,
+            )  # fmt: skip
+            (run_dir / "README.md").unlink(missing_ok=True)
+            processor.save_pretrained(run_dir)
+        else:
+            family.save_checkpoint(final, processor, run_dir, state)
+    trainer.accelerator.wait_for_everyone()
+    unset_hf_deepspeed_config()  # the next model to be loaded shall be whole
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,26 +20,27 @@ from vlmface.encode import IGNORED, GroupedSampler, open_row_image, to_model
 from vlmface.train.loss import summed_cross_entropy
 
 
-class SupervisedTrainer(SFTTrainer):
-    """SFTTrainer with five methods of its own:
+class Resumable:
+    """What our trainers have in common, over transformers' Trainer:
 
-    - `__init__`: over a quantised base TRL 1.16 keeps all trained weights in bfloat16, where steps
+    - `settle`: over a quantised base TRL 1.16 keeps all trained weights in bfloat16, where steps
       of a small learning rate are lost to rounding; here they are float32.
     - `training_step`: FSDP2 cannot go on from an optimizer that lacks state for a trained weight,
       such as those of LLaVA's last tower layer, whose output is not used: they get zero gradients.
-    - `compute_loss`: where there is no Triton (a CPU), TRL 1.16 runs the head, an entropy and an
-      argmax over every position, prompt and image included; here the head sees the answers only.
-    - `_get_train_sampler`: transformers' length-grouping sampler draws from the global random
-      state, so a run resumed in the middle of an epoch would see other rows.
     - `_save_checkpoint`: a checkpoint counts only once it is whole, and needs no model card. It
       says which weights it trains.
     """
 
-    def __init__(self, *args: Any, family: ModuleType, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.remove_callback(ProgressCallback)
-        self.add_callback(LossBar)
-        trained: Any = self.model
+    model: Any
+    args: Any
+    accelerator: Any
+    state: Any
+    is_fsdp_enabled: bool
+    model_wrapped: Any
+
+    def settle(self, family: ModuleType) -> None:
+        """At the end of __init__."""
+        trained = self.model
         # ZeRO-3 wants one type for all weights, and keeps a float32 copy of its own.
         if not is_deepspeed_zero3_enabled():
             for parameter in trained.parameters():
@@ -52,20 +54,57 @@ class SupervisedTrainer(SFTTrainer):
             plugin.transformer_cls_names_to_wrap = sorted(there & set(trained._no_split_modules))
         self.trainable_sha = trainable_sha(trained)
         self.family = family
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if self.is_fsdp_enabled:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            (folder / "complete").write_text(self.trainable_sha)
+
+    def whole_state(self) -> dict[str, Any] | None:
+        """The weights of a model that is sharded over processes (under LoRA, the trained ones), on
+        the main process; None if the model is whole anyway. All processes must call it."""
+        model = self.model
+        if self.is_fsdp_enabled:
+            # Gathered, tied weights no longer share their memory, and would be saved twice.
+            tied = model.all_tied_weights_keys
+            state = self.accelerator.get_state_dict(model)
+            return {name: weight for name, weight in state.items() if name not in tied}
+        if not is_deepspeed_zero3_enabled():
+            return None
+        return self.model_wrapped._zero3_consolidated_16bit_state_dict(
+            exclude_frozen_parameters=hasattr(model, "peft_config")
+        )
+
+
+class SupervisedTrainer(Resumable, SFTTrainer):
+    """SFTTrainer with two methods of its own:
+
+    - `compute_loss`: where there is no Triton (a CPU), TRL 1.16 runs the head, an entropy and an
+      argmax over every position, prompt and image included; here the head sees the answers only.
+    - `_get_train_sampler`: transformers' length-grouping sampler draws from the global random
+      state, so a run resumed in the middle of an epoch would see other rows.
+    """
+
+    def __init__(self, *args: Any, family: ModuleType, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(LossBar)
+        self.settle(family)
         # Qwen2.5-VL's class says that its own loss takes no number of tokens in the whole batch,
         # and the Trainer would not count them; compute_loss does take it.
         self.model_accepts_loss_kwargs = True
         self.lengths = kwargs["train_dataset"]["length"]
         self.features: dict[int, torch.Tensor] | None = None  # of a frozen tower, by `row`
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            model: Any = self.model
-            for parameter in model.parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-        return loss
 
     def compute_loss(
         self,
@@ -102,29 +141,6 @@ class SupervisedTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         together = self.args.train_batch_size * self.args.world_size
         return GroupedSampler(self.lengths, together, self.args.seed)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        Trainer._save_checkpoint(self, model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            (folder / "complete").write_text(self.trainable_sha)
-
-    def whole_state(self) -> dict[str, Any] | None:
-        """The weights of a model that is sharded over processes (under LoRA, the trained ones), on
-        the main process; None if the model is whole anyway. All processes must call it."""
-        model: Any = self.model
-        if self.is_fsdp_enabled:
-            # Gathered, tied weights no longer share their memory, and would be saved twice.
-            tied = model.all_tied_weights_keys
-            state = self.accelerator.get_state_dict(model)
-            return {name: weight for name, weight in state.items() if name not in tied}
-        if not is_deepspeed_zero3_enabled():
-            return None
-        engine: Any = self.model_wrapped
-        return engine._zero3_consolidated_16bit_state_dict(
-            exclude_frozen_parameters=hasattr(model, "peft_config")
-        )
 
 
 def count(parameter: Any) -> int:
@@ -175,12 +191,14 @@ class LossBar(ProgressCallback):
 
 
 class JsonLines(TrainerCallback):
-    """log.jsonl: {"step", "epoch", "loss", "learning_rate", "grad_norm", "elapsed_s"} a line."""
+    """log.jsonl: {"step", "epoch", "elapsed_s"} and the numbers of `keys` in each line, or all that
+    the trainer logs."""
 
     KEYS = ("loss", "learning_rate", "grad_norm")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: Sequence[str] | None = KEYS) -> None:
         self.path = path
+        self.keys = keys
         self.began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -200,7 +218,8 @@ class JsonLines(TrainerCallback):
             return
         assert logs is not None
         line = {"step": state.global_step, "epoch": round(state.epoch, 4)}
-        line |= {key: float(logs[key]) for key in self.KEYS if key in logs}
+        keys = [key for key in logs if key != "epoch"] if self.keys is None else self.keys
+        line |= {key: float(logs[key]) for key in keys if logs.get(key) is not None}
         line["elapsed_s"] = round(time.monotonic() - self.began, 2)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,0 +1,100 @@
+"""Train a model that answers already by what its answers are worth: GRPO with rewards for form,
+emotion, action units and their agreement (Facial-R1's second stage).
+
+    python recipes/grpo.py                                      # from the run of recipes/sft_cot.py
+    python recipes/grpo.py --start runs/small --max_steps 50 --output_dir runs/grpo_small
+    accelerate launch --num_processes 8 recipes/grpo.py --config grpo_facial_r1
+
+Stopped at any moment, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from vlmface import config, data
+from vlmface.data import crops
+from vlmface.evaluate import report
+from vlmface.evaluate import run as evaluation
+from vlmface.train import grpo, rewards, sft
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = config.parse(grpo.Settings, argv, default="grpo_tiny", usage=__doc__ or "")
+    used = rewards.parse(settings.rewards)
+    grpo.check(settings)
+    sft.check_processes(settings.num_processes)
+    sft.use_all_cores()
+    run_dir = Path(settings.output_dir)
+    if sft.is_main():
+        config.remember(
+            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
+        )
+    sft.wait_for_everyone()
+    if (run_dir / "report.html").exists():  # written last
+        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+        return 0
+
+    # Where it starts, and the faces that it is asked about.
+    start = grpo.start_of(settings)
+    benchmark = evaluation.load_benchmark(settings.benchmark)
+    evaluation.scored_prompts(benchmark, [start.prompt])
+    baseline = evaluation.load_baseline(benchmark)
+    crop = crops.parse(start.crop)
+    with sft.main_first():
+        faces = data.load(
+            settings.data,
+            settings.data_root,
+            settings.data_split,
+            n=settings.n_train,
+            **settings.data_options,
+        )
+        fingerprint = data.fingerprint(faces)
+        if crop:
+            faces = crops.cached(faces, crop)
+        benchmark_root = settings.benchmark_root or settings.data_root
+        tested = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+    rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
+    rewards.check_truth(used, samples, start.prompt.space)
+
+    ask = partial(
+        evaluation.answer_once,
+        rows=tested,
+        benchmark=benchmark,
+        prompts=[start.prompt],
+        processor=start.processor,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.eval_batch_size,
+    )
+    before = ask(settings.start, run_dir / "predictions_before.jsonl")
+    trained = grpo.train(start, rows, samples, used, settings)
+    trained |= {"n": len(rows), "left_out": left_out}
+    if sft.is_main():
+        about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
+                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+        grpo.write_manifest(start, settings, evaluation.au_set(benchmark, start.prompt), about)
+    sft.wait_for_everyone()
+    after = ask(settings.output_dir, run_dir / "predictions.jsonl")
+    if not sft.is_main():
+        return 0
+
+    scores = {
+        "before": evaluation.score(before, benchmark, [start.prompt], model=settings.start),
+        "after": evaluation.score(after, benchmark, [start.prompt], model=settings.output_dir),
+        "paired": evaluation.compare(before, after, benchmark, [start.prompt]),
+        "train": {**trained, "peak_rss_gib": round(sft.peak_rss_gib(), 3)},
+    }
+    sft.write_json(run_dir / "metrics.json", scores)
+    images = dict(zip(tested["id"], tested["image"], strict=True))
+    report.write_report(run_dir, images=images, baseline=baseline)
+    learnt, knew = evaluation.summary(scores["after"]), evaluation.summary(scores["before"])
+    print(f"learnt: {learnt} (before: {knew})")
+    print(f"is in:  {run_dir} (adapter, predictions, samples.html, report.html)")
+    print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    config.command(main)

@@ -1,0 +1,356 @@
+"""TRL's GRPOTrainer over our own encoder and rollouts, and what a person sees while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import ProgressCallback
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import use_adapter
+
+from vlmface import encode
+from vlmface.answers import Answer
+from vlmface.errors import UserError
+from vlmface.train import rollout
+from vlmface.train.rewards import Judge
+from vlmface.train.trainer import LossBar, Resumable
+
+Inputs = dict[str, Any]
+_CUT = 5  # generation batches, all of whose completions are cut at the limit, before it stops
+
+
+@dataclass(frozen=True)
+class Group:
+    """The completions of one face: `index` of its row, texts, answers, advantages, {reward: values,
+    None where it gives no signal}."""
+
+    index: int
+    texts: list[str]
+    answers: list[Answer]
+    advantages: list[float]
+    rewards: dict[str, list[float | None]]
+
+
+class GroupTrainer(Resumable, GRPOTrainer):
+    """GRPOTrainer with four methods of its own:
+
+    - `_prepare_inputs`: TRL shuffles the completions of a generation batch; here a group stays
+      together, since it shares its prefix.
+    - `_generate_and_score_completions`: TRL 1.16 encodes image and prompt once for each completion,
+      by the processor's template rather than by our encoder; a sampled image token would crash the
+      next pass (huggingface/trl#3847), and PaliGemma's completions would attend to what follows
+      them, as their `token_type_ids` are filled with 0.
+    - `_compute_loss`: hands the group's prefix to the next one, and holds the log-probabilities
+      against those of the rollout.
+    - `_get_per_token_logps_and_entropies`: reads a group's prefix once.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        family: ModuleType,
+        faces: Any,
+        judge: Judge,
+        stops: Sequence[int],
+        top_p: float,
+        max_drift: float,
+        keep_features: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(LossBar)
+        self.settle(family)
+        self.faces = faces  # rows of `encode_prompts`
+        self.judge = judge
+        self.stops = list(stops)
+        self.own_top_p = top_p
+        self.max_drift = max_drift
+        self.limit: int = self.max_completion_length or 1
+        self.group: int = self.num_generations or 1
+        self.keep_features = keep_features  # the tower is frozen, and whole in this process
+        self.features: dict[int, torch.Tensor] | None = None  # of a frozen tower, by row
+        self.collate = encode.Collator(self.processing_class, family)
+        token: Any = self.processing_class
+        self.never = [token.tokenizer.convert_tokens_to_ids(token.image_token)]
+        self.groups: list[Group] = []  # of the last generation batch, of this process
+        self._cut = 0
+        self._shared: Inputs = {}
+
+    # --- completions ------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> Inputs:
+        each = self.args.steps_per_generation or 1
+        if self._step % (each * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = self._generate_and_score_completions(generation_batch)
+        buffered: Any = self._buffered_inputs
+        return buffered[self._step % each]
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Micro-batches of whole groups. `inputs` has a row for each completion."""
+        size, device = self.group, self.accelerator.device
+        indices = [row["index"] for row in inputs]
+        faces = indices[::size]
+        each = len(faces) // (self.args.steps_per_generation or 1)
+        parts = [faces[start : start + each] for start in range(0, len(faces), each)]
+        batches = [self._prompts(part) for part in parts]
+
+        done = [self._sample(batch, k) for k, batch in enumerate(batches)]
+        ids = [row for one in done for row in one.ids]
+        complete = [flag for one in done for flag in one.complete]
+        texts = [self._text(row) for row in ids]
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
+        prompts = [row["prompt"] for row in inputs]
+        per_reward = self._calculate_rewards(inputs, prompts, completions, ids)
+        advantages, rewards = self._advantages(per_reward)
+        start = self.accelerator.process_index * len(ids)
+        mine = slice(start, start + len(ids))
+        self._watch(indices, texts, ids, complete, per_reward, rewards, advantages, mine)
+
+        lengths = torch.tensor([len(row) for row in ids], device=device)
+        total = self.accelerator.gather(lengths.sum()).sum()
+        found = []
+        at = mine.start
+        for rows, batch, one in zip(parts, batches, done, strict=True):
+            padded = pad_sequence([torch.tensor(row) for row in one.ids], batch_first=True)
+            drawn = pad_sequence([torch.tensor(row) for row in one.log_probs], batch_first=True)
+            width = torch.tensor([len(row) for row in one.ids])
+            mask = (torch.arange(padded.shape[1]) < width[:, None]).long().to(device)
+            entry: Inputs = {
+                "shared": batch,
+                "rows": rows,
+                "prompt_ids": batch["input_ids"].repeat_interleave(size, 0),
+                "prompt_mask": batch["attention_mask"].repeat_interleave(size, 0),
+                "completion_ids": padded.to(device),
+                "completion_mask": mask,
+                "advantages": advantages[at : at + len(one.ids)],
+                "num_items_in_batch": total,
+                "drawn": drawn.to(device),
+            }
+            at += len(one.ids)
+            if self.num_iterations > 1:
+                entry["old_per_token_logps"] = entry["drawn"]
+            if self.beta:
+                entry["ref_per_token_logps"] = self._reference(entry)
+            found.append(entry)
+        return found
+
+    def _prompts(self, faces: Sequence[int]) -> Inputs:
+        """The collated prompts of some faces, images included unless their features are kept."""
+        rows = self.faces.select(faces)
+        if self.features is not None:
+            rows = rows.remove_columns("image")
+        batch = self.collate(list(rows))
+        model: Any = self.model
+        found: Inputs = encode.to_model(batch, model)
+        if self.features is None and self.keep_features:
+            core = rollout.core_of(self.accelerator.unwrap_model(model))
+            with torch.no_grad():
+                features = self.family.tower_features(core, found)
+            return {**_of_tokens(found), "features": features}
+        if self.features is not None:
+            return {**found, "features": [self.features[i].to(model.device) for i in faces]}
+        return found
+
+    def _with_images(self, model: Any, batch: Mapping[str, Any]) -> Inputs:
+        """A batch as the forward takes it: features of a frozen tower go through the projector."""
+        inputs = dict(batch)
+        features = inputs.pop("features", None)
+        if features is not None:
+            core = rollout.core_of(self.accelerator.unwrap_model(model))
+            inputs |= self.family.features_input(core, features)
+        return inputs
+
+    def _sample(self, batch: Inputs, part: int) -> rollout.Rollout:
+        # By step and process alone: a resumed run draws what an uninterrupted one would.
+        seed = (self.args.seed, self.state.global_step, self.accelerator.process_index, part)
+        generator = torch.Generator().manual_seed(hash(seed) % 2**63)
+        trained: Any = self.model
+        trained.eval()
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+            core: Any = model
+            drawn = rollout.sample(
+                core, self.family, self._with_images(core, batch), group=self.group,
+                max_new_tokens=self.limit, stops=self.stops, generator=generator,
+                temperature=self.temperature, top_p=self.own_top_p, never=self.never,
+            )  # fmt: skip
+        trained.train()
+        return drawn
+
+    def _text(self, ids: Sequence[int]) -> str:
+        tokenizer: Any = self.processing_class
+        ends = set(self.stops)
+        kept = [token for token in ids if token not in ends]
+        return tokenizer.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+    def _advantages(self, per_reward: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(advantages, weighted sums of rewards) of all processes' completions: a reward without a
+        signal counts nothing, and a completion without any has no advantage."""
+        rewards = (per_reward * self.reward_weights.to(per_reward.device)).nansum(1)
+        rewards[per_reward.isnan().all(1)] = math.nan
+        grouped = rewards.view(-1, self.group)
+        centred = grouped - grouped.nanmean(1, keepdim=True)
+        if self.scale_rewards != "none":
+            over: Any = 1 if self.scale_rewards == "group" else (0, 1)
+            counted = (~grouped.isnan()).sum(over, keepdim=True)
+            spread = (centred.square().nansum(over, keepdim=True) / (counted - 1)).sqrt()
+            centred = centred / (spread + 1e-4)
+        return centred.flatten().nan_to_num(0.0), rewards
+
+    @torch.no_grad()
+    def _reference(self, entry: Inputs) -> torch.Tensor:
+        """Log-probabilities of the completions before this training: of the reference model, or
+        without the adapter, or of the copy that TRL keeps of one that was there before."""
+        wrapped: Any = self.model
+        self._shared = entry
+        if self.ref_model is not None:
+            found, _ = self._score(self.ref_model, entry)
+            return found
+        model = self.accelerator.unwrap_model(wrapped)
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            found, _ = self._score(wrapped, entry)
+        return found
+
+    # --- the loss ---------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: Inputs) -> torch.Tensor:
+        self._shared = inputs
+        loss = super()._compute_loss(model, inputs)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the "
+                "learning_rate or max_grad_norm, and start the same command with another seed; "
+                "it goes on from the last checkpoint"
+            )
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *_: Any, **__: Any) -> Any:
+        found, entropies = self._score(model, self._shared)
+        self._check_drift(found.detach())
+        return found, entropies, None
+
+    def _score(self, model: Any, entry: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = entry["completion_ids"], entry["completion_mask"]
+        how: dict[str, Any] = {"temperature": self.temperature, "never": self.never}
+        with self.accelerator.autocast():
+            if self.args.gradient_checkpointing and torch.is_grad_enabled():
+                whole = self._whole(entry)
+                return rollout.score_whole(model, self._with_images(model, whole), ids, mask, **how)
+            shared = self._with_images(model, entry["shared"])
+            return rollout.score(model, self.family, shared, ids, mask, group=self.group, **how)
+
+    def _whole(self, entry: Inputs) -> Inputs:
+        """A batch with a row for each completion, behind its prompt."""
+        size = self.group
+        encoded = self.faces.select([row for row in entry["rows"] for _ in range(size)])
+        if self.features is not None:
+            encoded = encoded.remove_columns("image")
+        rows = []
+        for row, ids, mask in zip(
+            encoded, entry["completion_ids"].tolist(), entry["completion_mask"].sum(1).tolist(),
+            strict=True,
+        ):  # fmt: skip
+            everything = [*row["input_ids"], *ids[:mask]]
+            more = self.family.token_inputs(
+                self.processing_class, everything, len(row["input_ids"])
+            )
+            rows.append({**row, "input_ids": everything, **more})
+        batch = self.collate(rows)
+        whole: Inputs = encode.to_model(batch, self.model)
+        if "features" in entry["shared"]:
+            repeated = [one for one in entry["shared"]["features"] for _ in range(size)]
+            return {**_of_tokens(whole), "features": repeated}
+        return whole
+
+    def _check_drift(self, found: torch.Tensor) -> None:
+        """While the weights are those that drew the completions, their log-probabilities must be
+        too: otherwise the policy that is trained is not the one that answered."""
+        entry = self._shared
+        accumulated = self._step % ((self.args.steps_per_generation or 1) * self.num_iterations)
+        same = accumulated < self.args.gradient_accumulation_steps
+        if not same or self.own_top_p < 1:  # what top_p cuts off has another distribution
+            return
+        mask = entry["completion_mask"].bool()
+        drift = (found - entry["drawn"])[mask].abs().mean().item()
+        self._metrics["train"]["rollout_drift"].append(drift)
+        if not drift <= self.max_drift:
+            raise UserError(
+                f"the trainer's log-probabilities differ from the rollout's by {drift:.4f} a token "
+                f"on average (max_drift {self.max_drift}): the model that answers is not the one "
+                "that is trained. Set lora_dropout to 0, look for a precision that differs, or "
+                "raise max_drift"
+            )
+
+    # --- what is seen -----------------------------------------------------------------------------
+
+    def _watch(
+        self,
+        indices: Sequence[int],
+        texts: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        complete: Sequence[bool],
+        per_reward: torch.Tensor,
+        rewards: torch.Tensor,
+        advantages: torch.Tensor,
+        mine: slice,
+    ) -> None:
+        """Metrics of a generation batch (of all processes: rewards; of this one: texts)."""
+        log, size = self._metrics["train"], self.group
+        answers = [self.judge.prompt.parse(text) for text in texts]
+        for k, name in enumerate(self.reward_func_names):
+            known = per_reward[:, k][~per_reward[:, k].isnan()]
+            log[f"rewards/{name}/mean"].append(known.mean().item())
+            log[f"rewards/{name}/std"].append(known.std().item() if len(known) > 1 else 0.0)
+        grouped = rewards.view(-1, size)
+        spread = grouped.max(1).values - grouped.min(1).values
+        log["reward"].append(rewards.nanmean().item())
+        log["frac_reward_zero_std"].append((spread < 1e-6).float().mean().item())
+        log["completions/mean_length"].append(sum(map(len, ids)) / len(ids))
+        log["completions/clipped_ratio"].append(1 - sum(complete) / len(complete))
+        for status, count in Counter(answer.status for answer in answers).items():
+            log[f"status/{status}"].append(count / len(answers))
+        by_label: defaultdict[str, list[float]] = defaultdict(list)
+        space = self.judge.prompt.space
+        for i, value in zip(indices, rewards[mine].tolist(), strict=True):
+            by_label[self.judge.samples[i].label(space) or "unlabelled"].append(value)
+        for label, earned in by_label.items():
+            log[f"reward_of/{label}"].append(sum(earned) / len(earned))
+        said = Counter(answer.label for answer in answers if answer.label)
+        log["most_said"].append(max(said.values(), default=0) / len(answers))
+        self._cut = 0 if any(complete) else self._cut + 1
+        if self._cut >= _CUT:
+            raise UserError(
+                f"all completions of the last {_CUT} generation batches were cut at "
+                f"max_new_tokens {self.limit}: raise it, or start from a model "
+                "that ends its answers"
+            )
+        names = self.reward_func_names
+        values: Any = per_reward[mine].tolist()
+        here = advantages[mine].tolist()
+        self.groups = [
+            Group(
+                indices[k],
+                list(texts[k : k + size]),
+                answers[k : k + size],
+                here[k : k + size],
+                {
+                    name: [None if math.isnan(row[j]) else row[j] for row in values[k : k + size]]
+                    for j, name in enumerate(names)
+                },
+            )
+            for k in range(0, len(texts), size)
+        ]
+
+
+def _of_tokens(batch: Mapping[str, Any]) -> Inputs:
+    """What is there for each token: all but the images."""
+    shape = batch["input_ids"].shape
+    return {name: tensor for name, tensor in batch.items() if tensor.shape == shape}

@@ -1,0 +1,384 @@
+"""GRPO with verifiable rewards: from a run that answers already, on rollouts of our own.
+
+`Settings` is what the recipe's YAML may say; `Start` is the model it begins with; `train` runs, or
+goes on with, the training of a run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmface import encode, families, manifest, prompts
+from vlmface.answers import Answer
+from vlmface.data.rows import pictures
+from vlmface.errors import RefusedError, UserError
+from vlmface.schema import FaceSample
+from vlmface.train import rewards, sft
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of `recipes/grpo.py`; the files in recipes/configs explain every field."""
+
+    start: str
+    data: str
+    benchmark: str
+    rewards: dict[str, Any]
+    limits: str
+    output_dir: str
+    prompt: str | None = None
+    data_root: str | None = None
+    data_split: str = "train"
+    data_options: dict[str, Any] = field(default_factory=dict)
+    benchmark_root: str | None = None
+    n_train: int | None = None
+    n_eval: int | None = None
+    label_power: float = 0.0
+    tower: sft.Policy = "frozen"
+    projector: sft.Policy = "frozen"
+    llm: sft.Policy = "lora"
+    lora_rank: int = 8
+    lora_alpha: float = 16
+    lora_modules: list[str] = field(default_factory=lambda: ["all"])
+    group_size: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    max_length: int | None = None
+    max_drift: float = 0.05
+    beta: float = 0.0
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    iterations: int = 1
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    max_steps: int = 100
+    learning_rate: float = 1e-5
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    cache_features: bool = True
+    num_processes: int | None = None
+    logging_steps: int = 1
+    save_steps: int = 20
+    samples_every: int = 20
+    eval_batch_size: int = 16
+    seed: int = 0
+    report_to: str = "none"
+    overwrite: bool = False
+
+
+# --- where it starts ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that GRPO begins with. `run`: the folder of a run whose adapter is trained further,
+    or None if new adapters (or whole parts) are trained over `base`."""
+
+    base: Path
+    base_id: str
+    family: ModuleType
+    processor: Any
+    prompt: prompts.Prompt
+    policy: dict[str, str]
+    max_length: int
+    crop: dict[str, Any] | None
+    run: Path | None
+
+
+def start_of(settings: Settings) -> Start:
+    """Read where a run starts: the folder of a run, or a base model with a `prompt`. Raises
+    UserError."""
+    own: dict[str, str] = {
+        "tower": settings.tower,
+        "projector": settings.projector,
+        "llm": settings.llm,
+    }
+    if not manifest.is_run(settings.start):
+        if settings.prompt is None:
+            raise UserError(
+                f"{settings.start} is no vlmface run: give the folder of one (recipes/sft_cot.py "
+                "makes it), or say which prompt the model is asked"
+            )
+        base = manifest.resolve(settings.start)
+        family = families.get(families.family_of(base))
+        processor = family.load_processor(base)
+        return Start(
+            base, settings.start, family, processor, prompts.load(settings.prompt), own,
+            settings.max_length or 1024, None, None,
+        )  # fmt: skip
+    found, asked = manifest.load(settings.start)
+    run = Path(settings.start)
+    by_id = {prompt.id: prompt for prompt in asked}
+    if settings.prompt is not None and settings.prompt not in by_id:
+        raise UserError(
+            f"{run} was trained with {', '.join(by_id)}, not with prompt {settings.prompt}"
+        )
+    prompt = by_id[settings.prompt] if settings.prompt else asked[0]
+    base = manifest.resolve_base(found, run) if found.adapter else run
+    family = families.of_run(found.family, base)
+    return Start(
+        base,
+        found.base["id"] if found.adapter else settings.start,
+        family,
+        family.load_processor(run),
+        prompt,
+        found.policy if found.adapter else own,
+        settings.max_length or found.max_length,
+        found.crop,
+        run if found.adapter else None,
+    )
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def encode_prompts(
+    rows: datasets.Dataset, start: Start, used: Sequence[rewards.Weighted], max_new_tokens: int
+) -> tuple[datasets.Dataset, list[FaceSample], dict[str, int]]:
+    """FaceSample rows -> (rows of `image`, `input_ids`, ... as the encoder asks about them; their
+    samples; left out by reason).
+
+    Left out are faces that no reward gives a signal for ("no_truth"), and prompts that leave no
+    room for an answer within max_length ("too_long"). Raises UserError if nothing is left.
+    """
+    from datasets import Dataset, concatenate_datasets
+    from tqdm import tqdm
+
+    messages, space = start.prompt.messages(), start.prompt.space
+    nobody = Answer(None, (), "none", "")
+    compared = [one for one in used if one.name in rewards.COMPARED]
+    images = pictures(rows).select_columns(["image"])
+    kept: list[int] = []
+    samples: list[FaceSample] = []
+    encoded: defaultdict[str, list[Any]] = defaultdict(list)
+    left_out: Counter[str] = Counter()
+    plain = rows.remove_columns(["image", "frames"])
+    for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not sft.is_main())):
+        sample = FaceSample.from_row(row)
+        if compared and all(one(nobody, sample, space) is None for one in compared):
+            left_out["no_truth"] += 1
+            continue
+        size = encode.row_image_size(images[index]["image"]) if start.family.NEEDS_SIZE else None
+        try:
+            text = encode.encode_text(
+                start.processor, start.family, messages, None,
+                max_length=start.max_length - max_new_tokens, image_size=size,
+            )  # fmt: skip
+        except RefusedError as error:
+            left_out[error.reason] += 1
+            continue
+        kept.append(index)
+        samples.append(sample)
+        del text["attention_mask"]  # the collator's own: it pads
+        for name, values in text.items():
+            encoded[name].append(values)
+    if not kept:
+        raise UserError(
+            f"none of the {len(rows)} faces can be trained on ({dict(left_out)}): check the data "
+            "set's annotation against the rewards, and max_length"
+        )
+    columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
+    return concatenate_datasets([images.select(kept), columns], axis=1), samples, dict(left_out)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that cannot work. Raises UserError."""
+    if settings.group_size < 2:
+        raise UserError(
+            f"group_size is {settings.group_size}: a group is compared with itself, so it takes 2 "
+            "completions at least"
+        )
+    for name in ("batch_size", "gradient_accumulation", "iterations", "max_new_tokens"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"{name} is {getattr(settings, name)}, but must be 1 at least")
+    if not settings.temperature > 0 or not 0 < settings.top_p <= 1:
+        raise UserError(
+            f"temperature {settings.temperature} and top_p {settings.top_p}: the first must be "
+            "above 0, the second above 0 and 1 at most"
+        )
+    if settings.save_steps % settings.logging_steps or settings.save_steps % settings.iterations:
+        raise UserError(
+            f"save_steps {settings.save_steps} is no multiple of logging_steps "
+            f"{settings.logging_steps} and iterations {settings.iterations}: a resumed run would "
+            "differ"
+        )
+
+
+def train(
+    start: Start,
+    rows: datasets.Dataset,
+    samples: Sequence[FaceSample],
+    used: Sequence[rewards.Weighted],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Train on the rows of `encode_prompts`; save the adapter (or whole model) and processor.
+
+    Goes on from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
+    if it had not been interrupted. Returns what `sft.train` does, with the mean reward first and
+    last instead of the loss. log.jsonl has a line per `logging_steps`, samples.html the completions
+    of the last batch that was looked at. Raises UserError.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import GRPOConfig
+
+    from vlmface.train.group_trainer import GroupTrainer
+    from vlmface.train.trainer import JsonLines, all_tower_features, count
+    from vlmface.train.watch import Watcher
+
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
+    check(settings)
+    run_dir = Path(settings.output_dir)
+    gpu = torch.cuda.is_available()
+    if not gpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    sft.spare_the_compiler()
+    arguments = GRPOConfig(
+        output_dir=str(run_dir / "checkpoints"),
+        max_steps=settings.max_steps,
+        num_generations=settings.group_size,
+        per_device_train_batch_size=settings.batch_size * settings.group_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        steps_per_generation=settings.gradient_accumulation,
+        num_iterations=settings.iterations,
+        max_completion_length=settings.max_new_tokens,
+        temperature=settings.temperature,
+        beta=settings.beta,
+        loss_type=settings.loss_type,
+        scale_rewards=settings.scale_rewards,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        reward_weights=[one.weight for one in used],
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=gpu,
+        use_cpu=not gpu,
+        disable_dropout=True,  # the policy that answers is the one that is trained
+        remove_unused_columns=False,
+        dataloader_pin_memory=gpu,
+        logging_steps=settings.logging_steps,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        seed=settings.seed,
+        report_to=settings.report_to,
+        ddp_timeout=int(sft.PATIENCE.total_seconds()),
+    )
+    model, peft_config = _model(start, settings, gpu)
+    set_seed(settings.seed)
+    judge = rewards.Judge(used, samples, start.prompt, settings.label_power)
+    whole = start.policy["tower"] == "frozen" and not sft.sharding()
+    asked = [{"role": "user", "content": start.prompt.id}]  # what is read is in `rows`
+    trainer = GroupTrainer(
+        model=model,
+        args=arguments,
+        reward_funcs=judge.functions(),
+        train_dataset=Dataset.from_dict(
+            {"prompt": [asked] * len(rows), "index": list(range(len(rows)))}
+        ),
+        processing_class=start.processor,
+        peft_config=peft_config,
+        callbacks=[JsonLines(run_dir / "log.jsonl", keys=None)],
+        family=start.family,
+        faces=rows,
+        judge=judge,
+        stops=start.family.stop_token_ids(start.processor),
+        top_p=settings.top_p,
+        max_drift=settings.max_drift,
+        keep_features=whole,
+    )
+    trainer.add_callback(Watcher(run_dir, trainer, settings.samples_every))
+    if whole and settings.cache_features and arguments.world_size == 1:
+        trainer.features = all_tower_features(trainer.model, start.family, rows, start.processor)
+    sft.check_sharding(trainer)
+    trained: Any = trainer.model
+    parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
+    resume = sft.checkpoint_to_resume(run_dir)
+    if resume:
+        sft.check_trainable(resume, trainer.trainable_sha)
+        if sft.is_main():
+            print(f"resuming from {resume}")
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    sft.save_trained(
+        trainer, start.processor, start.family, start.base_id, "lora" in start.policy.values(),
+        run_dir,
+    )  # fmt: skip
+    lines = sft.read_log(run_dir)
+    return {
+        "steps": trainer.state.global_step,
+        "reward_first": lines[0]["reward"] if lines else None,
+        "reward_last": lines[-1]["reward"] if lines else None,
+        "wall_s": lines[-1]["elapsed_s"] if lines else 0.0,
+        "trainable": sum(n for n, learns in parameters if learns),
+        "trainable_sha": trainer.trainable_sha,
+        "parameters": sum(n for n, _ in parameters),
+    }
+
+
+def _model(start: Start, settings: Settings, gpu: bool) -> tuple[Any, Any]:
+    """(the model, with the adapter of the run that it starts from; peft's configuration of a new
+    adapter, or None)."""
+    import torch
+
+    from vlmface.families import parts
+
+    lora = "lora" in start.policy.values()
+    model = start.family.load_model(
+        start.base, dtype=torch.bfloat16 if gpu and lora else torch.float32
+    )
+    if start.run is not None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, str(start.run), is_trainable=True), None
+    if not lora:
+        parts.freeze(start.family.PARTS, model, start.policy)
+        return model, None
+    shaped = sft.Settings(
+        base=start.base_id, data="", benchmark="", prompt="", limits="", output_dir="",
+        lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0.0,
+        lora_modules=settings.lora_modules, tower=settings.tower, projector=settings.projector,
+        llm=settings.llm,
+    )  # fmt: skip
+    return model, sft.lora_config(shaped, start.family, model, 0)
+
+
+def write_manifest(
+    start: Start, settings: Settings, aus: Sequence[int], data: Mapping[str, Any]
+) -> None:
+    """Write vlmface.json of a run whose weights and processor are saved; as after SFT."""
+    shaped = sft.Settings(
+        base=start.base_id, data=settings.data, benchmark=settings.benchmark,
+        prompt=start.prompt.id, limits=settings.limits, output_dir=settings.output_dir,
+        crop=start.crop, max_length=start.max_length, max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed, **start.policy,  # type: ignore[arg-type]
+    )  # fmt: skip
+    sft.write_manifest(
+        "grpo", shaped, start.base, start.family, start.processor, [start.prompt], aus,
+        {**data, "start": settings.start, "rewards": settings.rewards},
+    )  # fmt: skip
