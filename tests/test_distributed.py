@@ -413,6 +413,40 @@ def test_batches_with_and_without_pictures_do_not_wait_for_each_other(
     agree(tmp_path / "two", tmp_path / "alone")
 
 
+# --- GRPO -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "zero2"])
+def test_grpo_in_two_processes(
+    launch: Launch, sft_cot: Recipe, tmp_path: Path, config: str
+) -> None:
+    """From a run that has learnt a little: rewards of all processes, weights that agree."""
+    start = tmp_path / "start"
+    assert sft_cot(start, "--batch_size", "8", *WORDS, *LORA, "--epochs", "20") == 0
+    words = {
+        "start": start, "n_train": 8, "n_eval": 4, "group_size": 2, "batch_size": 2,
+        "max_steps": 2, "save_steps": 2, "max_new_tokens": 12, "learning_rate": 1e-3,
+        "warmup_steps": 0, "rewards": "{format: 1, repetition: 1, brevity: {words: 4}}",
+    }  # fmt: skip
+    out = tmp_path / config
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
+        *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
+        *("--num_processes", "2", "--main_process_port", "0", str(ROOT / "recipes/grpo.py")),
+        *(word for name, value in words.items() for word in (f"--{name}", str(value))),
+        *("--output_dir", str(out)),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    succeeded(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600))
+    assert [line for line in log(out, "step")] == [1, 2]
+    assert all(drift < 1e-4 for drift in log(out, "rollout_drift"))
+    assert (out / "samples.html").exists() and trained(out)["steps"] == 2
+    before, after = weights(start), weights(out)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 # --- why the overrides are there ------------------------------------------------------------------
 
 

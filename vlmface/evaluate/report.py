@@ -87,7 +87,7 @@ def write_report(
         targets=_targets(result),
         confusions={name: _confusions(run) for name, run in runs.items()},
         aus=_au_bars(runs, baseline or {}),
-        curve=_loss_curve(_read_lines(run_dir / "log.jsonl")),
+        curve=_curve(_read_lines(run_dir / "log.jsonl")),
         faces=_faces(rows, earlier, images, result),
     )
     path = run_dir / "report.html"
@@ -208,35 +208,38 @@ def _au_bars(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
     }
 
 
-# --- the loss curve ------------------------------------------------------------------------------
+# --- how training went ---------------------------------------------------------------------------
 
 
-def _loss_curve(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Points of the curve and its ticks, in a drawing of 480 x 240 with room for the labels."""
+def _curve(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Points of the curve and its ticks, in a drawing of 480 x 240 with room for the labels: the
+    mean reward of a run that learns from rewards, whose loss says little, else the loss."""
+    name = "reward" if any("reward" in line for line in log) else "loss"
     points = [
-        (float(line["step"]), float(line["loss"]))
+        (float(line["step"]), float(line[name]))
         for line in log
-        if "loss" in line and "step" in line and math.isfinite(line["loss"])
+        if name in line and "step" in line and math.isfinite(line[name])
     ]
     if len(points) < 2:
         return None
-    steps, losses = zip(*points, strict=True)
+    steps, values = zip(*points, strict=True)
     across = _ticks(0, max(steps))
-    up = _ticks(min(0.0, *losses), max(losses))
+    up = _ticks(min(0.0, *values), max(values))
 
     def x(step: float) -> float:
         return 44 + 412 * (step - across[0]) / (across[-1] - across[0])
 
-    def y(loss: float) -> float:
-        return 204 - 192 * (loss - up[0]) / (up[-1] - up[0])
+    def y(value: float) -> float:
+        return 204 - 192 * (value - up[0]) / (up[-1] - up[0])
 
-    line = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
+    line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
     return {
+        "name": "mean reward" if name == "reward" else "training loss",
         "line": line,
         "x": [(x(tick), f"{tick:g}") for tick in across],
         "y": [(y(tick), f"{tick:g}") for tick in up],
-        "first": losses[0],
-        "last": losses[-1],
+        "first": values[0],
+        "last": values[-1],
         "steps": int(max(steps)),
     }
 

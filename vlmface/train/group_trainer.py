@@ -69,6 +69,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.remove_callback(ProgressCallback)
         self.add_callback(LossBar)
         self.settle(family)
+        self._copy_rest()
         self.faces = faces  # rows of `encode_prompts`
         self.judge = judge
         self.stops = list(stops)
@@ -84,6 +85,16 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.groups: list[Group] = []  # of the last generation batch, of this process
         self._cut = 0
         self._shared: Inputs = {}
+
+    def _copy_rest(self) -> None:
+        """TRL 1.16 begins its "ref" copy of an adapter with the weights whose names hold
+        ".default."; those of embeddings end with it, and would start from nothing."""
+        model: Any = self.model
+        if "ref" in getattr(model, "peft_config", {}):
+            for name, parameter in model.named_parameters():
+                if name.endswith(".default"):
+                    copy = model.get_parameter(name.removesuffix("default") + "ref")
+                    copy.data.copy_(parameter.data)
 
     # --- completions ------------------------------------------------------------------------------
 

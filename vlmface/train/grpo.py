@@ -330,10 +330,12 @@ def train(
         run_dir,
     )  # fmt: skip
     lines = sft.read_log(run_dir)
+    # Steps that learn from earlier completions once more have no reward of their own.
+    earned = [line["reward"] for line in lines if "reward" in line]
     return {
         "steps": trainer.state.global_step,
-        "reward_first": lines[0]["reward"] if lines else None,
-        "reward_last": lines[-1]["reward"] if lines else None,
+        "reward_first": earned[0] if earned else None,
+        "reward_last": earned[-1] if earned else None,
         "wall_s": lines[-1]["elapsed_s"] if lines else 0.0,
         "trainable": sum(n for n, learns in parameters if learns),
         "trainable_sha": trainer.trainable_sha,
