@@ -11,6 +11,7 @@ from samples import ROOT
 
 from vlmface import config
 from vlmface.errors import UserError
+from vlmface.train import grpo, rewards
 from vlmface.train.sft import Settings
 
 
@@ -117,17 +118,38 @@ def test_help_shows_the_values_that_would_be_used(
     assert "--rate 7.0" in capsys.readouterr().out
 
 
-SHIPPED = sorted((ROOT / "recipes/configs").rglob("sft_*.yaml"))
+SHIPPED = sorted((ROOT / "recipes/configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> None:
-    assert config.build(Settings, config.read(path), where=str(path))
+    recipe = next(name for name in ("sft_cot", "sft_attributes", "grpo") if name in path.stem)
+    kind = grpo.Settings if recipe == "grpo" else Settings
+    settings = config.build(kind, config.read(path), where=str(path))
+    if isinstance(settings, grpo.Settings):
+        grpo.check(settings)
+        rewards.parse(settings.rewards)
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
-    recipe, _, model = path.stem.rpartition("_")
-    named = "" if model == "tiny" else f" --config {path.stem}"  # tiny is a recipe's default
+    # tiny is a recipe's default
+    named = "" if path.stem.endswith("_tiny") else f" --config {path.stem}"
     assert f"recipes/{recipe}.py{named}" in first
+
+
+def test_facial_r1_runs_as_published() -> None:
+    path = ROOT / "recipes/configs/grpo_facial_r1.yaml"
+    settings = config.build(grpo.Settings, config.read(path), where="")
+    assert (
+        settings.group_size,
+        settings.beta,
+        settings.learning_rate,
+        settings.temperature,
+        settings.max_new_tokens,
+        settings.batch_size * settings.group_size,
+        settings.gradient_accumulation,
+        settings.num_processes,
+    ) == (8, 0.0, 2e-5, 1.0, 256, 8, 4, 8)
+    assert {"format", "emotion", "au"} <= settings.rewards.keys()
 
 
 def test_llava_runs_as_published() -> None:

@@ -91,7 +91,7 @@ def consistency(answer: Answer, sample: FaceSample, space: LabelSpace) -> float 
 
 def brevity(answer: Answer, sample: FaceSample, space: LabelSpace, *, words: int = 120) -> float:
     """0 for a rationale of up to `words` words, falling to -1 at twice as many."""
-    return -min(1.0, max(0.0, len(answer.rationale.split()) / words - 1))
+    return 0.0 - min(1.0, max(0.0, len(answer.rationale.split()) / words - 1))
 
 
 def repetition(answer: Answer, sample: FaceSample, space: LabelSpace, *, n: int = 4) -> float:

@@ -1,0 +1,244 @@
+"""Seconds a step of GRPO: ours against TRL's GRPOTrainer. The same LLaVA-shaped model of at least
+50 M random weights, LoRA, G = 8, in-process rollouts, float32, on a CPU.
+
+    python tests/perf/grpo_vs_trl.py [--repeats 5] [--steps 2] [--json FILE]
+
+Both sides answer the same faces with exactly the same number of tokens (nothing ends an answer
+early). First the policy-gradient loss of one step on fixed completions and advantages is computed
+by both: it must be equal to 1e-4. Then whole runs alternate, each in a process of its own; the
+median of the pairs' ratios counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+GROUP, FACES, TOKENS = 8, 2, 64
+
+
+def build(folder: Path) -> None:
+    from vlmface import prompts
+    from vlmface.families import tiny
+
+    corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
+    tiny.build_llava(folder, corpus, image_size=224, patch_size=14, vision_width=384,
+                     vision_layers=8, hidden=576, layers=10, mlp=1536, vocab_size=700,
+                     max_length=1024)  # fmt: skip
+
+
+def parts(folder: Path) -> Any:
+    import torch
+    from peft import LoraConfig
+
+    from vlmface import prompts
+    from vlmface.families import llava
+
+    torch.manual_seed(0)
+    model = llava.load_model(folder, dtype=torch.float32)
+    lora = LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
+    )  # fmt: skip
+    return model, lora, llava.load_processor(folder), prompts.load("face_cot")
+
+
+def length_reward(completions: Any, **_: Any) -> list[float]:
+    """Something that differs within a group, for either side alike."""
+    return [float(len(one[0]["content"]) % 7) for one in completions]
+
+
+def arguments(out: str, steps: int) -> Any:
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=out, max_steps=steps, num_generations=GROUP,
+        per_device_train_batch_size=GROUP * FACES, max_completion_length=TOKENS, beta=0.0,
+        temperature=1.0, learning_rate=1e-5, lr_scheduler_type="constant", bf16=False,
+        use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, seed=0,
+        loss_type="grpo", remove_unused_columns=False, disable_dropout=True,
+        gradient_checkpointing=False, dataloader_pin_memory=False, disable_tqdm=True,
+    )  # fmt: skip
+
+
+def trainer_of(side: str, folder: Path, out: str, steps: int) -> Any:
+    from datasets import Dataset, Image, concatenate_datasets
+    from samples import rows
+
+    model, lora, processor, prompt = parts(folder)
+    faces = rows(FACES * steps)
+    if side == "trl":
+        from trl import GRPOTrainer
+
+        question = prompt.messages()[-1]["content"][-1]["text"]
+        asked = Dataset.from_dict(
+            {"prompt": [[{"role": "user", "content": question}]] * len(faces)}
+        )
+        images = faces.select_columns(["image"]).cast_column("image", Image(decode=True))
+        data = concatenate_datasets([asked, images], axis=1)
+        args = arguments(out, steps)
+        # No answer ends early: the limit decides on both sides.
+        args.generation_kwargs = {"eos_token_id": -1, "suppress_tokens": [
+            processor.tokenizer.eos_token_id, processor.image_token_id]}  # fmt: skip
+        return GRPOTrainer(
+            model=model, args=args, reward_funcs=[length_reward], train_dataset=data,
+            processing_class=processor, peft_config=lora,
+        )  # fmt: skip
+    from vlmface.families import llava
+    from vlmface.schema import FaceSample
+    from vlmface.train import grpo, rewards
+    from vlmface.train.group_trainer import GroupTrainer
+
+    start = grpo.Start(folder, str(folder), llava, processor, prompt, {}, 1024, None, None)
+    used = rewards.parse({"format": 1})
+    encoded, samples, _ = grpo.encode_prompts(faces, start, used, TOKENS)
+    judge = rewards.Judge(used, list[FaceSample](samples), prompt)
+    trainer = GroupTrainer(
+        model=model, args=arguments(out, steps), reward_funcs=[length_reward],
+        train_dataset=Dataset.from_dict({
+            "prompt": [[{"role": "user", "content": "?"}]] * len(faces),
+            "index": list(range(len(faces))),
+        }),
+        processing_class=processor, peft_config=lora, family=llava, faces=encoded, judge=judge,
+        stops=[], top_p=1.0, max_drift=0.01, keep_features=True,
+    )  # fmt: skip
+    trainer.never = [processor.tokenizer.eos_token_id, processor.image_token_id]
+    trainer._cut = -(10**9)  # answers are cut on purpose
+    return trainer
+
+
+def one(side: str, folder: str, steps: int) -> None:
+    """A run in a process of its own; the first step warms up and is not counted."""
+    with tempfile.TemporaryDirectory() as out:
+        trainer = trainer_of(side, Path(folder), out, steps + 1)
+        marks: list[float] = []
+        original = trainer.training_step
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            marks.append(time.perf_counter())
+            return original(*args, **kwargs)
+
+        trainer.training_step = timed
+        trainer.train()
+        marks.append(time.perf_counter())
+        lengths = [
+            line["completions/mean_length"]
+            for line in trainer.state.log_history
+            if "completions/mean_length" in line
+        ]
+    # Rollouts happen inside of training_step, before the loss.
+    print(json.dumps({"s_per_step": (marks[-1] - marks[1]) / steps, "tokens": lengths}))
+
+
+def equal_loss(folder: Path) -> dict[str, float]:
+    """The loss of one step on the same completions and advantages, by either trainer."""
+    import torch
+
+    found = {}
+    torch.manual_seed(1)
+    ids = torch.randint(100, 250, (GROUP * FACES, TOKENS))
+    advantages = torch.randn(GROUP * FACES)
+    old = None
+    for side in ("ours", "trl"):
+        with tempfile.TemporaryDirectory() as out:
+            trainer = trainer_of(side, folder, out, 1)
+            trainer.model.train()
+            batch = next(iter(trainer.get_train_dataloader()))
+            if side == "ours":
+                shared = trainer._prompts([row["index"] for row in batch][::GROUP])
+                prompt_ids = shared["input_ids"].repeat_interleave(GROUP, 0)
+                inputs: dict[str, Any] = {"shared": shared, "drawn": torch.zeros(ids.shape)}
+                trainer.max_drift = float("inf")
+                trainer.never = []
+            else:
+                text = trainer.processing_class.apply_chat_template(
+                    [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
+                     batch[0]["prompt"][0]["content"]}]}]] * len(batch), add_generation_prompt=True,
+                )  # fmt: skip
+                read = trainer.processing_class(
+                    text=text, images=[[row["image"]] for row in batch], return_tensors="pt"
+                )
+                prompt_ids = read["input_ids"]
+                inputs = {"pixel_values": read["pixel_values"], "num_images": [1] * len(batch)}
+            inputs |= {
+                "prompt_ids": prompt_ids, "prompt_mask": torch.ones_like(prompt_ids),
+                "completion_ids": ids, "completion_mask": torch.ones_like(ids),
+                "advantages": advantages,
+                "num_items_in_batch": torch.tensor(ids.numel()),
+            }  # fmt: skip
+            # Against fixed older log-probabilities: an on-policy loss is 0 whatever is computed.
+            if old is None:
+                trainer._shared = inputs
+                with torch.no_grad():
+                    old = trainer._score(trainer.model, inputs)[0]
+                old = old + 0.1 * torch.randn(old.shape)
+            inputs["old_per_token_logps"] = old
+            trainer.current_gradient_accumulation_steps = 1
+            loss = trainer._compute_loss(trainer.model, inputs)
+            loss.backward()
+            norm = torch.stack([
+                p.grad.norm() for p in trainer.model.parameters() if p.grad is not None
+            ]).norm()  # fmt: skip
+            found[side] = loss.item()
+            found[f"{side}_gradient"] = norm.item()
+            found["prompt_tokens"] = prompt_ids.shape[1]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=["ours", "trl"])
+    parser.add_argument("--folder")
+    words = parser.parse_args()
+    if words.side:
+        return one(words.side, words.folder, words.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        losses = equal_loss(Path(folder))
+        print(json.dumps(losses))
+        assert abs(losses["ours"] - losses["trl"]) < 1e-4
+        runs: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
+        for _ in range(words.repeats):
+            for side, done in runs.items():
+                command = [sys.executable, __file__, "--side", side, "--folder", folder,
+                           "--steps", str(words.steps)]  # fmt: skip
+                shown = subprocess.run(command, capture_output=True, text=True)
+                if shown.returncode:
+                    raise SystemExit(shown.stderr[-3000:])
+                done.append(json.loads(shown.stdout.strip().splitlines()[-1]))
+                print(side, done[-1], flush=True)
+    pairs = list(zip(runs["trl"], runs["ours"], strict=True))
+    ratio = statistics.median(a["s_per_step"] / b["s_per_step"] for a, b in pairs)
+    seconds = {
+        side: statistics.median(run["s_per_step"] for run in done) for side, done in runs.items()
+    }
+    print(f"s/step: TRL {seconds['trl']:.2f}, ours {seconds['ours']:.2f}; median ratio {ratio:.2f}")
+    if words.json:
+        result = {
+            "name": "grpo_vs_trl",
+            "ratio": {"s_per_step": ratio},
+            "runs": runs,
+            "equal": losses,
+            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
+        }
+        words.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
