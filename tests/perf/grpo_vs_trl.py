@@ -1,5 +1,6 @@
 """Seconds a step of GRPO: ours against TRL's GRPOTrainer. The same LLaVA-shaped model of at least
-50 M random weights, LoRA, G = 8, in-process rollouts, float32, on a CPU.
+50 M random weights (a picture is 576 tokens, as in LLaVA-1.5), LoRA, G = 8, in-process rollouts,
+float32, on a CPU.
 
     python tests/perf/grpo_vs_trl.py [--repeats 5] [--steps 2] [--json FILE]
 
@@ -25,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-GROUP, FACES, TOKENS = 8, 2, 64
+GROUP, FACES, TOKENS = 8, 1, 64
 
 
 def build(folder: Path) -> None:
@@ -33,7 +34,7 @@ def build(folder: Path) -> None:
     from vlmface.families import tiny
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(folder, corpus, image_size=224, patch_size=14, vision_width=384,
+    tiny.build_llava(folder, corpus, image_size=336, patch_size=14, vision_width=384,
                      vision_layers=8, hidden=576, layers=10, mlp=1536, vocab_size=700,
                      max_length=1024)  # fmt: skip
 
