@@ -197,6 +197,7 @@ def settings_for(start: Path, **changes: Any) -> grpo.Settings:
         ({"group_size": 1}, "group_size is 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"temperature": 0}, "temperature 0"),
+        ({"top_p": 0.9, "iterations": 2}, r"top_p 0\.9 with iterations 2"),
         ({"save_steps": 5, "iterations": 2}, "save_steps 5 is no multiple"),
     ],
 )
@@ -300,10 +301,11 @@ def test_alarms(change: dict[str, float], message: str) -> None:
 
 def test_an_alarm_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines_of(GOOD, GOOD | {"most_said": 0.9}))))
     seen = watch.Watcher(tmp_path, None, 10)
     state = SimpleNamespace(is_world_process_zero=True, global_step=24)
-    for _ in range(2):
+    for share in (0.9, 0.95):  # the figure changes, the alarm does not
+        lines = lines_of(GOOD, GOOD | {"most_said": share})
+        path.write_text("\n".join(map(json.dumps, lines)))
         seen.on_log(None, state, None)
     assert capsys.readouterr().out.count("alarm at step 24") == 1
 

@@ -1,7 +1,6 @@
 """`vlmface plan`: what a run will need, before it is started.
 
-The model is built from its configuration without weights and trains one step on fake tensors:
-operations give rows and no values, so that a 7B model takes seconds and no memory, and what is
+The model is built from its configuration without weights and its step is simulated, so that what is
 counted is what PyTorch would hold (Rajbhandari et al. 2020, arXiv:1910.02054, name the parts).
 Nothing is said of speed unless `measure` takes real steps on this machine.
 """
@@ -57,7 +56,7 @@ def base_config(base: str) -> Any:
 
 def build(config: Any, family: ModuleType, settings: sft.Settings, dtype: Any) -> Any:
     """The model of a run as its trainer sees it, adapters and frozen parts included, on PyTorch's
-    meta device: rows without values."""
+    meta device: shapes without values."""
     from peft import get_peft_model
     from transformers import AutoModelForImageTextToText
 

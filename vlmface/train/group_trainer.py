@@ -221,7 +221,6 @@ class GroupTrainer(Resumable, GRPOTrainer):
         """Log-probabilities of the completions before this training: of the reference model, or
         without the adapter, or of the copy that TRL keeps of one that was there before."""
         wrapped: Any = self.model
-        self._shared = entry
         if self.ref_model is not None:
             found, _ = self._score(self.ref_model, entry)
             return found
@@ -237,9 +236,9 @@ class GroupTrainer(Resumable, GRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the "
-                "learning_rate or max_grad_norm, and start the same command with another seed; "
-                "it goes on from the last checkpoint"
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: the "
+                "same command goes on from the last checkpoint; if it happens again, start anew "
+                "with a lower learning_rate or max_grad_norm (--overwrite)"
             )
         return loss
 

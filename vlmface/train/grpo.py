@@ -215,6 +215,11 @@ def check(settings: Settings) -> None:
             f"temperature {settings.temperature} and top_p {settings.top_p}: the first must be "
             "above 0, the second above 0 and 1 at most"
         )
+    if settings.top_p < 1 and settings.iterations > 1:
+        raise UserError(
+            f"top_p {settings.top_p} with iterations {settings.iterations}: later updates compare "
+            "with the whole distribution, not with what top_p left of it. Set one of them to 1"
+        )
     if settings.save_steps % settings.logging_steps or settings.save_steps % settings.iterations:
         raise UserError(
             f"save_steps {settings.save_steps} is no multiple of logging_steps "
@@ -248,7 +253,6 @@ def train(
 
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
-    check(settings)
     run_dir = Path(settings.output_dir)
     gpu = torch.cuda.is_available()
     if not gpu and "ACCELERATE_MIXED_PRECISION" in os.environ:

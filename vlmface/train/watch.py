@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ class Watcher(TrainerCallback):
             return
         found = alarms(sft.read_log(self.run_dir))
         # The figures change at every step; the cause is the alarm.
-        fresh = [text for text in found if text.split()[0] not in self.sounding]
-        self.sounding = {text.split()[0] for text in found}
+        causes = {re.sub(r"[\d.%]+", "", text): text for text in found}
+        fresh = [text for cause, text in causes.items() if cause not in self.sounding]
+        self.sounding = set(causes)
         for text in fresh:
             print(f"alarm at step {state.global_step}: {text}")
 
