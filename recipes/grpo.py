@@ -16,7 +16,6 @@ from pathlib import Path
 
 from vlmface import config, data
 from vlmface.data import crops
-from vlmface.evaluate import report
 from vlmface.evaluate import run as evaluation
 from vlmface.train import grpo, rewards, sft
 
@@ -80,19 +79,11 @@ def main(argv: Sequence[str]) -> int:
     if not sft.is_main():
         return 0
 
-    scores = {
-        "before": evaluation.score(before, benchmark, [start.prompt], model=settings.start),
-        "after": evaluation.score(after, benchmark, [start.prompt], model=settings.output_dir),
-        "paired": evaluation.compare(before, after, benchmark, [start.prompt]),
-        "train": {**trained, "peak_rss_gib": round(sft.peak_rss_gib(), 3)},
-    }
-    sft.write_json(run_dir / "metrics.json", scores)
-    images = dict(zip(tested["id"], tested["image"], strict=True))
-    report.write_report(run_dir, images=images, baseline=baseline)
-    learnt, knew = evaluation.summary(scores["after"]), evaluation.summary(scores["before"])
-    print(f"learnt: {learnt} (before: {knew})")
-    print(f"is in:  {run_dir} (adapter, predictions, samples.html, report.html)")
-    print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
+    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    models = (settings.start, settings.output_dir)
+    evaluation.conclude(
+        run_dir, models, before, after, benchmark, [start.prompt], tested, trained, baseline
+    )
     return 0
 
 

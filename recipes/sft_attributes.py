@@ -18,7 +18,6 @@ from pathlib import Path
 from vlmface import config, data, families, manifest, prompts
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.evaluate import report
 from vlmface.evaluate import run as evaluation
 from vlmface.train import budget, sft, tasks, texts
 
@@ -107,19 +106,9 @@ def main(argv: Sequence[str]) -> int:
     if not sft.is_main():
         return 0
 
-    scores = {
-        "before": evaluation.score(before, benchmark, asked, model=settings.base),
-        "after": evaluation.score(after, benchmark, asked, model=settings.output_dir),
-        "paired": evaluation.compare(before, after, benchmark, asked),
-        "train": {**trained, "peak_rss_gib": round(sft.peak_rss_gib(), 3)},
-    }
-    sft.write_json(run_dir / "metrics.json", scores)
-    images = dict(zip(faces["id"], faces["image"], strict=True))
-    report.write_report(run_dir, images=images, baseline=baseline)
-    learnt, knew = evaluation.summary(scores["after"]), evaluation.summary(scores["before"])
-    print(f"learnt: {learnt} (before: {knew})")
-    print(f"is in:  {run_dir} (adapter, predictions, report.html)")
-    print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
+    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    models = (settings.base, settings.output_dir)
+    evaluation.conclude(run_dir, models, before, after, benchmark, asked, faces, trained, baseline)
     return 0
 
 

@@ -318,6 +318,34 @@ def summary(scores: Mapping[str, Any]) -> str:
     return ", ".join(parts) + f" on {scores['n']} faces"
 
 
+def conclude(
+    run_dir: Path,
+    models: tuple[str, str],
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    benchmark: Benchmark,
+    asked: Sequence[Prompt],
+    faces: datasets.Dataset,
+    trained: Mapping[str, Any],
+    baseline: Mapping[str, Any] | None,
+) -> None:
+    """Write metrics.json and then report.html, which says that a run is complete, and print what
+    was learnt. `before` and `after` are the predictions of the two `models` on the `faces`."""
+    scores = {
+        "before": score(before, benchmark, asked, model=models[0]),
+        "after": score(after, benchmark, asked, model=models[1]),
+        "paired": compare(before, after, benchmark, asked),
+        "train": dict(trained),
+    }
+    text = json.dumps(scores, indent=2, ensure_ascii=False)
+    atomic_write(run_dir / "metrics.json", text + "\n")
+    images = dict(zip(faces["id"], faces["image"], strict=True))
+    report.write_report(run_dir, images=images, baseline=baseline)
+    print(f"learnt: {summary(scores['after'])} (before: {summary(scores['before'])})")
+    print(f"is in:  {run_dir} (adapter, predictions, report.html)")
+    print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
+
+
 def run(settings: Settings) -> dict[str, Any]:
     """Evaluate a model, write metrics.json, predictions.jsonl and report.html into
     `settings.output_dir` (default: eval/NAME inside the run), and return the metrics."""

@@ -585,7 +585,3 @@ def write_manifest(
         seed=settings.seed,
         limits=settings.limits,
     ).save(run_dir)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
