@@ -14,9 +14,10 @@ from fake_teacher import Asked, FakeTeacher, Reply, completion
 from vlmface import facs, taxonomy
 from vlmface.errors import UserError
 from vlmface.files import resource
+from vlmface.infer.endpoint import PATIENCE, Endpoint
+from vlmface.journal import Journal
 from vlmface.rationale import teacher_prompts, verify
-from vlmface.rationale.journal import Journal
-from vlmface.rationale.teacher import PATIENCE, Endpoint, Job, Teacher
+from vlmface.rationale.teacher import Job, Teacher
 from vlmface.rationale.truth import Truth
 
 SPACE = taxonomy.SPACES["emotion8"]

@@ -41,7 +41,7 @@ def earned(written: str, sample: FaceSample) -> dict[str, float | None]:
 
 RIGHT = text(FEAR, "fear")
 TRUE = {"format": 1.0, "emotion": 1.0, "au": 1.0, "au_intensity": 1.0, "consistency": 1.0,
-        "brevity": 0.0, "repetition": 0.0}  # fmt: skip
+        "wording": 0.0, "brevity": 0.0, "repetition": 0.0}  # fmt: skip
 
 
 def test_the_right_answer_earns_the_most() -> None:
@@ -127,11 +127,24 @@ def test_length_and_repetition() -> None:
     assert earned(loop, face(dict(FEAR)))["repetition"] == pytest.approx(-(77 - 4) / 77)
 
 
+def test_numbers_that_their_words_do_not_describe() -> None:
+    def wording(thought: str) -> float | None:
+        return earned(f"<think>{thought}</think><answer>fear</answer>", face(dict(FEAR)))["wording"]
+
+    assert wording("The lips are tightened (AU2) and the brows are lowered (AU4).") == -0.5
+    assert wording("The brows are lowered (AU1).") == -1
+    assert wording("The inner brows are raised (AU1) and the lids are tense (AU7).") == 0
+    assert wording("I see AU1, AU4 and no AU12.") == 0  # numbers alone claim nothing else
+    assert wording("The face is still.") == 0
+
+
 RANGES = {"format": (0, 1), "emotion": (0, 1), "au": (-1, 1), "au_intensity": (-1, 1),
-          "consistency": (0, 1), "brevity": (-1, 0), "repetition": (-1, 0)}  # fmt: skip
+          "consistency": (0, 1), "wording": (-1, 0), "brevity": (-1, 0),
+          "repetition": (-1, 0)}  # fmt: skip
 PIECES = [
     "<think>", "</think>", "<answer>", "</answer>", "fear", "Fear", "anger", "happy", "unhappy",
-    "AU1", "AU4", "not AU5", "no AU1", "AU20", "AU999", "AU", "**Conclusion:**", "\n", " ", ".",
+    "AU1", "AU4", "lips parted", "not AU5", "no AU1", "AU20", "AU999", "AU", "**Conclusion:**",
+    "\n", " ", ".",
     "I see", "are absent", "or", "and", "\u200b", "\u2019", "<", "neutral",
 ]  # fmt: skip
 

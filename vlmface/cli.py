@@ -95,6 +95,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     return plan_command(arguments.config, arguments.words, arguments.gpu, arguments.measure)
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from vlmface.evaluate.compare import compare_command
+
+    return compare_command(arguments.runs, arguments.output_dir)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(
@@ -158,6 +164,14 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("--license", metavar="ID", help="licence id of the model card")
     merge.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the model hub")
     merge.set_defaults(run=_merge)
+
+    compare = commands.add_parser("compare", help="several runs on the same faces, in one table")
+    compare.add_argument("runs", nargs="+", metavar="RUN",
+                         help="folder of a run or evaluation, or NAME=FOLDER; the first is what "
+                         "the others are held against")  # fmt: skip
+    compare.add_argument("--output_dir", default="compare",
+                         help="folder to write (default compare)")  # fmt: skip
+    compare.set_defaults(run=_compare)
 
     inspect = commands.add_parser("inspect", help="a run's training rows token by token",
                                   allow_abbrev=False)  # fmt: skip

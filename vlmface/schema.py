@@ -17,7 +17,7 @@ from vlmface.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
-RATIONALE_SOURCES = ("human", "rules", "teacher", "none")
+RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
 # Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
 VOTE_KEYS = (*taxonomy.EMOTIONS, "other", "unknown", "no_face")
 

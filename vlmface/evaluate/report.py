@@ -73,7 +73,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"pct": _percent, "ci": _interval, "points": _points, "plain": _plain}
+    environment.filters |= FILTERS
     page = environment.get_template("report.html.j2").render(
         runs=runs,
         result=result,
@@ -98,7 +98,7 @@ def write_report(
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def _blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The scored blocks of a run by title: emotion, each attribute, action units."""
     found = {"emotion": run.get("emotion")} | (run.get("attributes") or {})
     found["action units"] = run.get("au")
@@ -110,7 +110,7 @@ def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"name": name.replace("_", " "), "block": block, "n": block.get("n", run["n"]),
          "constant": _constant(block)}
-        for name, block in _blocks(run).items() if name != "action units"
+        for name, block in score_blocks(run).items() if name != "action units"
     ]  # fmt: skip
 
 
@@ -136,8 +136,8 @@ def _score_groups(
     runs: Mapping[str, Any], paired: Mapping[str, Any], baseline: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The score table: groups of lines with a value and interval per run, change and baseline."""
-    blocks = [_blocks(run) for run in runs.values()]
-    changes, others = _blocks(paired), _blocks(baseline)
+    blocks = [score_blocks(run) for run in runs.values()]
+    changes, others = score_blocks(paired), score_blocks(baseline)
     groups = []
     for title in dict.fromkeys(title for block in blocks for title in block):
         lines = []
@@ -390,3 +390,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
                 f"'{path}' line {number} is not valid JSON ({error}): run the evaluation again"
             ) from None
     return rows
+
+
+FILTERS: dict[str, Callable[[Any], str]] = {
+    "pct": _percent, "ci": _interval, "points": _points, "plain": _plain,
+}  # fmt: skip

@@ -139,19 +139,14 @@ class Predictor:
         `cut_out` says that they are already. `boxes` say which face of each image is meant, as
         [x0, y0, x1, y1] in pixels; UserError if the model was trained on whole pictures.
         """
-        found: list[bool | None] = [None] * len(images)
         if boxes and not self.crop:
             raise UserError(
                 "this model was trained on whole pictures and knows no box: cut the face out "
                 "first, or use a model that was trained with `crop`"
             )
-        if self.crop and not cut_out:
-            with crops.cutter(self.crop) as cut:
-                where = boxes or [None] * len(images)
-                faces = [cut(image, box) for image, box in zip(images, where, strict=True)]
-            images = [face for face, _ in faces]
-            if self.crop.find == "detect":
-                found = [there for _, there in faces]
+        found: list[bool | None] = [None] * len(images)
+        if not cut_out:
+            images, found = self._cut_out(images, boxes)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             began = time.perf_counter()
@@ -164,6 +159,66 @@ class Predictor:
                 )
             ]
         return predictions
+
+    def sample(
+        self,
+        images: Sequence[Image.Image],
+        count: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        boxes: Sequence[Sequence[float] | None] | None = None,
+        messages: Sequence[list[dict[str, Any]]] | None = None,
+    ) -> list[list[str]]:
+        """`count` answers to each image (RGB), drawn at random: equal seeds and images give equal
+        answers. `messages` ask about each image what is not the prompt's own; `boxes` as in
+        `predict`, without meaning for a model that was trained on whole pictures."""
+        import torch
+
+        from vlmface.train import rollout
+
+        images, _ = self._cut_out(images, boxes)
+        asked = messages or [self.messages] * len(images)
+        rows: list[dict[str, Any]] = [
+            {
+                **encode.encode_text(
+                    self.processor, self.family, one, None, image_size=image.size
+                ),
+                "image": image,
+            }
+            for image, one in zip(images, asked, strict=True)
+        ]  # fmt: skip
+        batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
+        stops = self.family.stop_token_ids(self.processor)
+        image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        drawn = rollout.sample(
+            self.model, self.family, batch, group=count, max_new_tokens=self.max_new_tokens,
+            stops=stops, generator=torch.Generator().manual_seed(seed), temperature=temperature,
+            top_p=top_p, never=[image_token],
+        )  # fmt: skip
+        texts = [
+            self.processor.tokenizer.decode(
+                _until_stop(ids, stops)[0], skip_special_tokens=True
+            ).strip()
+            for ids in drawn.ids
+        ]
+        return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+    def _cut_out(
+        self, images: Sequence[Image.Image], boxes: Sequence[Sequence[float] | None] | None
+    ) -> tuple[Sequence[Image.Image], list[bool | None]]:
+        """(the images as the model was trained to see them; whether a face was found in each, None
+        if none was looked for)."""
+        found: list[bool | None] = [None] * len(images)
+        if not self.crop:
+            return images, found
+        with crops.cutter(self.crop) as cut:
+            where = boxes or [None] * len(images)
+            faces = [cut(image, box) for image, box in zip(images, where, strict=True)]
+        if self.crop.find == "detect":
+            found = [there for _, there in faces]
+        return [face for face, _ in faces], found
 
     def _batch(
         self, images: Sequence[Image.Image], probabilities: bool

@@ -1,6 +1,7 @@
 """`vlmface rationale build`: a data set -> the same faces with checked rationales.
 
-    rows -> truth (AUs, label) -> text (rules, or a teacher) -> verdict -> data set, card, page
+    rows -> truth (AUs, label) -> text (rules, a teacher, or a trained model) -> verdict
+         -> data set, card, page
 
 All of it happens in OUTPUT.building, which becomes OUTPUT by one rename at the very end. Estimated
 AUs and the teacher's answers are journaled there: after a kill the same command goes on.
@@ -22,9 +23,9 @@ from vlmface import config, data, facs, taxonomy
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
-from vlmface.rationale import page, rules, teacher_prompts, verify
+from vlmface.journal import Journal
+from vlmface.rationale import page, rules, selftaught, teacher_prompts, verify
 from vlmface.rationale import truth as truths
-from vlmface.rationale.journal import Journal
 from vlmface.rationale.summary import summarise
 from vlmface.rationale.teacher_prompts import TeacherPrompt
 from vlmface.rationale.truth import Truth
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
+    from vlmface.infer.endpoint import Endpoint
     from vlmface.rationale.teacher import Job, Teacher
 
 REQUEST = {"temperature": 0.7, "max_tokens": 600}  # of a teacher, unless the user says otherwise
@@ -58,7 +60,7 @@ class Settings:
     label_space: str = "emotion8"
     aus: str | None = None
     au_threshold: float = 1.0
-    writer: Literal["rules", "teacher"] = "rules"
+    writer: Literal["rules", "teacher", "model"] = "rules"
     style: str = "varied"
     seed: int = 0
     endpoint: str | None = None
@@ -74,6 +76,13 @@ class Settings:
     image_side: int = 768
     price_in: float | None = None
     price_out: float | None = None
+    samples: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    labels: Literal["annotated", "vote"] = "annotated"
+    min_agreement: float = 0.5
+    balance: float | None = None
+    batch_size: int = 16
     min_precision: float = 1.0
     min_recall: float = 1.0
     max_words: int = 150
@@ -116,18 +125,23 @@ def build(settings: Settings) -> dict[str, Any]:
         print(f"{output} is complete: look at its rationale.html, or start with --overwrite")
         return json.loads((output / "summary.json").read_text(encoding="utf-8"))
     teacher = _teacher(settings) if settings.writer == "teacher" else None
+    model = _model(settings, space) if settings.writer == "model" else None
     config.remember(settings, work, free=_FREE, anew=settings.overwrite)
 
     rows = data.load(settings.data, settings.root, settings.split, n=settings.n, **settings.option)
     pictures = _pictures(rows)
     left_out: Counter[str] = Counter()
-    faces = _faces(rows, pictures, settings, space, work, left_out)
-    if teacher is None:
-        written = _by_rules(faces, settings, space)
+    if model is not None:
+        written = selftaught.write(settings, rows, pictures, space, work, left_out, model)
     else:
-        written = _by_teacher(faces, pictures, settings, space, work, left_out, teacher)
+        faces = _faces(rows, pictures, settings, space, work, left_out)
+        if teacher is None:
+            written = _by_rules(faces, settings, space)
+        else:
+            written = _by_teacher(faces, pictures, settings, space, work, left_out, teacher)
     twins = _mark_duplicates(written, settings)
-    summary = summarise(settings, space, rows, left_out, written, twins, teacher)
+    selftaught.balance(written, settings.balance, settings.seed)
+    summary = summarise(settings, space, rows, left_out, written, twins, teacher, model)
     if not summary["counts"]["kept"]:
         raise UserError(
             f"no rationale passes (left out: {dict(left_out)}, rejected: "
@@ -147,12 +161,24 @@ def _check(settings: Settings) -> taxonomy.LabelSpace:
         raise UserError(
             f"there is no style {settings.style!r}: use one of {', '.join(rules.STYLES)}"
         )
-    for name in ("min_precision", "min_recall", "similarity"):
+    for name in ("min_precision", "min_recall", "similarity", "top_p"):
         if not 0 < getattr(settings, name) <= 1:
             raise UserError(f"{name} is {getattr(settings, name)}: use a number above 0, up to 1")
     for name in ("max_words", "image_side"):
         if getattr(settings, name) < 16:
             raise UserError(f"{name} is {getattr(settings, name)}: use at least 16")
+    if settings.samples < 1 or settings.batch_size < 1 or not settings.temperature > 0:
+        raise UserError(
+            f"samples {settings.samples}, batch_size {settings.batch_size} and temperature "
+            f"{settings.temperature}: use numbers above 0"
+        )
+    if not 0 <= settings.min_agreement <= 1:
+        raise UserError(f"min_agreement is {settings.min_agreement}: use a share from 0 to 1")
+    if settings.balance is not None and settings.balance < 1:
+        raise UserError(
+            f"balance is {settings.balance}: it is how many times as many texts as the rarest "
+            "emotion's another may give, so use 1 or more"
+        )
     return space
 
 
@@ -171,7 +197,7 @@ def _is_complete(settings: Settings, output: Path) -> bool:
 def _teacher(settings: Settings) -> Teacher:
     """The teacher that the settings describe. Raises UserError for what is missing or wrong."""
     try:
-        from vlmface.rationale.teacher import Endpoint, Teacher
+        from vlmface.rationale.teacher import Teacher
     except ImportError as error:
         raise UserError(
             f"the teacher writer needs the package {error.name!r}: pip install 'vlmface[teacher]'"
@@ -193,16 +219,39 @@ def _teacher(settings: Settings) -> Teacher:
             f"the teacher prompt {prompt.id!r} {told} the label: use "
             f"--{'with' if prompt.saw_label else 'without'}-label with it, or another --prompt"
         )
-    endpoint = Endpoint(
+    return Teacher(_endpoint(settings, REQUEST), prompt, settings.repairs)
+
+
+def _model(settings: Settings, space: taxonomy.LabelSpace) -> selftaught.Local | selftaught.Remote:
+    """The trained model that the settings name. Raises UserError for what is missing or wrong."""
+    if not settings.model:
+        raise UserError("--writer model needs --model: a run folder, or its name at --endpoint")
+    asked: selftaught.Local | selftaught.Remote
+    if settings.endpoint:
+        asked = selftaught.Remote(settings, _endpoint(settings, {"max_tokens": 600}))
+    else:
+        asked = selftaught.Local(settings)
+    if asked.prompt.space.id != space.id or asked.prompt.form not in teacher_prompts.FORMS:
+        raise UserError(
+            f"prompt {asked.prompt.id} asks for {asked.prompt.space.id} in the form "
+            f"{asked.prompt.form}: rationales are written by prompts for {space.id} in a form of "
+            f"{', '.join(teacher_prompts.FORMS)}"
+        )
+    return asked
+
+
+def _endpoint(settings: Settings, request: Mapping[str, Any]) -> Endpoint:
+    from vlmface.infer.endpoint import Endpoint
+
+    return Endpoint(
         url=str(settings.endpoint),
         model=str(settings.model),
         key_env=settings.api_key_env,
         concurrency=settings.concurrency,
         timeout_s=settings.timeout,
         attempts=settings.attempts,
-        request=REQUEST | settings.request,
+        request=dict(request) | settings.request,
     )
-    return Teacher(endpoint, prompt, settings.repairs)
 
 
 # --- the faces and their truth --------------------------------------------------------------------
@@ -404,6 +453,7 @@ def _with_rationales(
             "aus": w.truth.source,
             "repaired": "first" in w.record,
             **({} if w.truth.source == "annotated" else {"estimated_aus": w.truth.aus}),
+            **{k: w.record[k] for k in ("label", "agreement", "samples") if k in w.record},
         }
         for w in kept
     ]
@@ -418,6 +468,15 @@ def _with_rationales(
         "saw_label": [summary["saw_label"]] * n,
         "meta": metas,
     }
+    voted = [w.record.get("label") == selftaught.VOTED for w in kept]
+    if any(voted):  # what was voted takes the place of an annotation, which is not mixed with it
+        was = found.select_columns(["emotion", "aus"])[:]
+        columns["emotion"] = [
+            w.truth.label if v else own
+            for w, v, own in zip(kept, voted, was["emotion"], strict=True)
+        ]
+        columns["aus"] = [None if v else own for v, own in zip(voted, was["aus"], strict=True)]
     for name, values in columns.items():
-        found = found.remove_columns(name).add_column(name, values)
+        kind = features()[name]
+        found = found.remove_columns(name).add_column(name, values, feature=kind)
     return found.select_columns(list(features()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from vlmface.errors import UserError
@@ -25,7 +26,7 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder to write: data set, README.md, rationale.html",
     )
-    add("--writer", choices=("rules", "teacher"), default="rules")
+    add("--writer", choices=("rules", "teacher", "model"), default="rules")
     add("--label_space", default="emotion8")
     add("--aus", metavar="MODULE:FUNCTION",
         help="estimator for faces without annotated AUs: image -> {au: 0..5}")  # fmt: skip
@@ -39,17 +40,18 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
 
     group = parser.add_argument_group(
-        "teacher writer", "Pictures go to the endpoint that you name, and nowhere else."
+        "teacher and model writers",
+        "Pictures go to the endpoint that you name, if any, and nowhere else.",
     )
     add = group.add_argument
     add("--endpoint", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
-    add("--model", help="the model's name at the endpoint")
+    add("--model", help="the model's name at the endpoint, or the run folder of a model writer")
     label = group.add_mutually_exclusive_group()
     label.add_argument("--with-label", dest="saw_label", action="store_true", default=None,
                        help="tell the teacher the emotion")  # fmt: skip
     label.add_argument("--without-label", dest="saw_label", action="store_false", default=None,
                        help="do not; texts that conclude another emotion are rejected")  # fmt: skip
-    add("--prompt", help="teacher prompt: prompts/teacher/NAME.yaml, or a YAML file of your own")
+    add("--prompt", help="teacher prompt, prompts/teacher/NAME.yaml, or the model's own prompt")
     add("--api_key_env", metavar="NAME", help="environment variable that holds the API key")
     add("--concurrency", type=int, default=8, help="requests at a time (default 8)")
     add("--timeout", type=float, default=120.0, help="seconds for one request (default 120)")
@@ -60,6 +62,20 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--image_side", type=int, default=768, help="larger pictures are reduced to this")
     add("--price_in", type=float, help="price of a million prompt tokens")
     add("--price_out", type=float, help="price of a million completion tokens")
+
+    group = parser.add_argument_group(
+        "model writer", "A trained model answers each face several times; recipes/synthesize.py."
+    )
+    add = group.add_argument
+    add("--samples", type=int, default=8, help="answers to each face (default 8)")
+    add("--temperature", type=float, default=1.0)
+    add("--top_p", type=float, default=1.0)
+    add("--labels", choices=("annotated", "vote"), default="annotated",
+        help="vote: as if no face had a label")  # fmt: skip
+    add("--min_agreement", type=float, default=0.5, help="share of the answers (default 0.5)")
+    add("--balance", type=float,
+        help="an emotion gives at most so many times as many texts as the rarest one")  # fmt: skip
+    add("--batch_size", type=int, default=16, help="faces at a time, without an endpoint")
 
     group = parser.add_argument_group("verifier")
     add = group.add_argument
@@ -80,8 +96,12 @@ def build_command(arguments: argparse.Namespace) -> int:
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
     values["option"] = data.parse_options(arguments.data, arguments.option)
     values["request"] = _fields(arguments.request)
-    summary = build(Settings(**values))
-    counts, cost, output = summary["counts"], summary["cost"], arguments.output
+    return tell(build(Settings(**values)), arguments.output)
+
+
+def tell(summary: Mapping[str, Any], output: str) -> int:
+    """Print what came of a build; returns the exit code."""
+    counts, cost, vote = summary["counts"], summary["cost"], summary["vote"]
     rejected = ", ".join(f"{n} {reason}" for reason, n in counts["rejected_by"].items())
     left_out = ", ".join(f"{n} {reason}" for reason, n in counts["left_out"].items())
     print(f"kept:     {counts['kept']} of {counts['rows']} faces")
@@ -89,6 +109,11 @@ def build_command(arguments: argparse.Namespace) -> int:
         print(f"left out: {left_out}")
     if rejected:
         print(f"rejected: {counts['rejected']} ({rejected})")
+    if vote and vote["all"]["checked"]:
+        print(
+            f"voted:    the annotated emotion for {vote['all']['right']:.1%} of "
+            f"{vote['all']['checked']} faces, {vote['kept']['right'] or 0:.1%} of the kept ones"
+        )
     if counts["sent_back"]:
         print(f"repaired: {counts['repaired']} of {counts['sent_back']} sent back")
     if cost:

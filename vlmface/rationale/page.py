@@ -66,7 +66,11 @@ def _render(template: str, summary: Mapping[str, Any], *, autoescape: bool, **mo
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"pct": lambda share: f"{100 * share:.1f}", "plain": _plain}
+    environment.filters |= {
+        "pct": lambda share: f"{100 * share:.1f}",
+        "share": lambda share: "-" if share is None else f"{100 * share:.1f} %",
+        "plain": _plain,
+    }
     return environment.get_template(template).render(**summary, reasons=REASONS, **more)
 
 
@@ -84,7 +88,9 @@ def _card(w: Written, image: Image.Image | None) -> dict[str, Any]:
     return {
         "image": data_uri(image, SIDE) if image else None,
         "id": w.id,
-        "label": w.truth.label,
+        "label": w.truth.label or "none",
+        "agreement": w.record.get("agreement"),
+        "known": w.record.get("known"),
         "answer": w.verdict.answer.label,
         "chips": chips,
         "text": w.verdict.body or w.text,

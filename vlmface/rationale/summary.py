@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface import __version__, data
+from vlmface.rationale.selftaught import VOTED
 from vlmface.rationale.verify import REASONS
 from vlmface.taxonomy import LabelSpace
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import datasets
 
     from vlmface.rationale.build import Settings, Written
+    from vlmface.rationale.selftaught import Local, Remote
     from vlmface.rationale.teacher import Teacher
 
 
@@ -26,9 +28,10 @@ def summarise(
     written: Sequence[Written],
     twins: int,
     teacher: Teacher | None,
+    model: Local | Remote | None,
 ) -> dict[str, Any]:
     """Figures and facts, ready for JSON. `twins` is the number of near duplicates; `teacher`
-    is None for the rule writer."""
+    or `model` is who wrote, both None for the rule writer."""
     adapter = data.adapter(settings.data)
     kept = [w for w in written if w.verdict.kept]
     sent_back = [w for w in written if "first" in w.record]
@@ -43,6 +46,15 @@ def summarise(
             "prompt_sha": teacher.prompt.sha(space, settings.limits),
             "saw_aus": teacher.prompt.saw_aus,
         }
+    if model is not None:
+        writer = {
+            "writer": "model",
+            "model": settings.model,
+            "prompt": model.prompt.id,
+            "prompt_version": model.prompt.version,
+            "prompt_sha": model.prompt.sha,
+            "saw_aus": bool(settings.saw_label),
+        }
     return {
         "vlmface": __version__,
         "source": {
@@ -56,7 +68,10 @@ def summarise(
         },
         "writer": writer,
         "request": {} if teacher is None else teacher.endpoint.request,
-        "saw_label": teacher is None or teacher.prompt.saw_label,
+        "saw_label": bool(settings.saw_label)
+        if model
+        else teacher is None or teacher.prompt.saw_label,
+        "vote": None if model is None else _vote(written, settings),
         "label_space": {"id": space.id, "sha": space.sha},
         "aus": Counter(w.truth.source for w in written),
         "limits": dataclasses.asdict(settings.limits)
@@ -72,7 +87,7 @@ def summarise(
             "sent_back_by": _by_reason(w.record["first_reasons"] for w in sent_back),
             "repaired": sum(w.verdict.kept for w in sent_back),
             # Before near duplicates are rejected, if they are.
-            "passed": sum(set(w.verdict.reasons) <= {"near_duplicate"} for w in written),
+            "passed": sum(set(w.verdict.reasons) <= {"near_duplicate", "surplus"} for w in written),
             "near_duplicates": twins,
         },
         "labels": dict(sorted(Counter(w.truth.label for w in kept).items())),
@@ -82,8 +97,27 @@ def summarise(
             "words": _mean(len(w.verdict.body.split()) for w in kept),
             "distinct": len({w.verdict.body for w in kept}),
         },
-        "cost": None if teacher is None else _cost(requests, settings),
+        "cost": _cost(requests, settings) if settings.endpoint else None,
     }
+
+
+def _vote(written: Sequence[Written], settings: Settings) -> dict[str, Any]:
+    """How the answers agreed, and how often what they voted was annotated so, where it is known."""
+    found: dict[str, Any] = {
+        "samples": settings.samples,
+        "temperature": settings.temperature,
+        "min_agreement": settings.min_agreement,
+        "balance": settings.balance,
+        "labels": Counter(w.record["label"] for w in written if w.verdict.kept),
+    }
+    for name, chosen in (("all", written), ("kept", [w for w in written if w.verdict.kept])):
+        checked = [w for w in chosen if w.record["label"] == VOTED and w.record["known"]]
+        found[name] = {
+            "agreement": _mean(w.record["agreement"] for w in chosen),
+            "checked": len(checked),
+            "right": _mean(w.truth.label == w.record["known"] for w in checked),
+        }
+    return found
 
 
 def _by_reason(found: Iterable[Iterable[str]]) -> dict[str, int]:

@@ -32,6 +32,8 @@ REASONS = {
     "cites_annotation": "speaks of the annotation instead of the face",
     "too_short": "has too few words",
     "too_long": "has too many words",
+    "disagreement": "is one of several answers that do not agree",
+    "surplus": "is more than its emotion may give",
     "near_duplicate": "has nearly the words of an earlier one",
     "no_answer": "is missing: the endpoint gave no answer",
 }

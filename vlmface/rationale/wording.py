@@ -73,7 +73,7 @@ _UNITS: dict[int, tuple[set[str], set[str], set[str]]] = {
     27: ({"jaw", "mouth"}, {"down", "open"}, {"up", "shut"}),
     43: ({"eye"}, {"shut", "down"}, {"open", "up"}),
 }
-_MENTION = re.compile(r"\bAU\s?0?(\d{1,2})\b", re.IGNORECASE)
+MENTION = re.compile(r"\bAU\s?0?(\d{1,2})\b", re.IGNORECASE)
 
 
 def contradictions(text: str) -> list[tuple[int, str]]:
@@ -83,7 +83,7 @@ def contradictions(text: str) -> list[tuple[int, str]]:
     """
     found = []
     for sentence in re.split(r"(?<=[.!?;])\s+|\n+", text):
-        mentions = list(_MENTION.finditer(sentence))
+        mentions = list(MENTION.finditer(sentence))
         for i, mention in enumerate(mentions):
             start = mentions[i - 1].end() if i else 0
             end = mentions[i + 1].start() if i + 1 < len(mentions) else len(sentence)

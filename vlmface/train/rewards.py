@@ -19,6 +19,7 @@ from vlmface import facs
 from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.prompts import Prompt
+from vlmface.rationale.wording import MENTION, contradictions
 from vlmface.schema import FaceSample
 from vlmface.taxonomy import LabelSpace
 
@@ -89,6 +90,13 @@ def consistency(answer: Answer, sample: FaceSample, space: LabelSpace) -> float 
     return float(answer.label is not None and facs.supports(answer.aus, answer.label))
 
 
+def wording(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
+    """Minus the share of the AUs mentioned whose words describe another movement, as in "the lips
+    are parted (AU2)"; in [-1, 0]. The other rewards read numbers alone, and would pay for that."""
+    wrong = len(contradictions(answer.rationale))
+    return -wrong / len(MENTION.findall(answer.rationale)) if wrong else 0.0
+
+
 def brevity(answer: Answer, sample: FaceSample, space: LabelSpace, *, words: int = 120) -> float:
     """0 for a rationale of up to `words` words, falling to -1 at twice as many."""
     return 0.0 - min(1.0, max(0.0, len(answer.rationale.split()) / words - 1))
@@ -103,7 +111,7 @@ def repetition(answer: Answer, sample: FaceSample, space: LabelSpace, *, n: int 
 
 REWARDS: dict[str, Reward] = {
     function.__name__: function
-    for function in (format, emotion, au, au_intensity, consistency, brevity, repetition)
+    for function in (format, emotion, au, au_intensity, consistency, wording, brevity, repetition)
 }
 
 # Those that compare with an annotation.

@@ -1,0 +1,96 @@
+"""Several runs in one table: the numbers are those of the metrics, and nothing else is compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
+
+from vlmface.cli import main
+from vlmface.errors import UserError
+from vlmface.evaluate import compare, metrics
+
+
+def run_folder(folder: Path, skill: float, seed: int, n: int = 120, **settings: Any) -> Path:
+    folder.mkdir(parents=True)
+    rows = random_rows(n, seed, skill=skill)
+    scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    (folder / "metrics.json").write_text(json.dumps({"after": scores, "train": {"steps": 5}}))
+    write_lines(folder / "predictions.jsonl", rows)
+    (folder / "settings.json").write_text(json.dumps({"seed": 0, "output_dir": "x"} | settings))
+    (folder / "vlmface.json").write_text(json.dumps({"recipe": "grpo"}))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return [
+        run_folder(tmp_path / "plain", 0.4, 1, learning_rate=1),
+        run_folder(tmp_path / "same", 0.4, 2, learning_rate=1),
+        run_folder(tmp_path / "better", 0.9, 3, learning_rate=2),
+    ]
+
+
+def test_pairs_are_what_the_metrics_say(folders: list[Path]) -> None:
+    runs = [compare.read(folder) for folder in folders]
+    result = compare.compare(runs)
+    assert [run["name"] for run in result["runs"]] == ["plain", "same", "better"]
+    named = {(pair["first"], pair["second"]): pair for pair in result["pairs"]}
+    assert len(named) == 3
+    expected = metrics.compare(runs[0].lines, runs[2].lines, SPACE, AUS)
+    assert named["plain", "better"]["emotion"] == expected["emotion"]
+    assert named["plain", "better"]["au"] == expected["au"]
+    change = expected["emotion"]["accuracy"]
+    assert compare.verdict(change) == "better"
+    assert compare.verdict(change | {"ci95": [-0.2, -0.1]}) == "worse"
+    even = named["plain", "same"]["emotion"]["accuracy"]
+    assert compare.verdict(even) == "no difference that this test set can show"
+    # Only what differs, and not where a run lies.
+    assert [run["settings"] for run in result["runs"]] == [
+        {"learning_rate": 1}, {"learning_rate": 1}, {"learning_rate": 2},
+    ]  # fmt: skip
+
+
+def test_the_command_writes_page_table_and_json(folders: list[Path], tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    words = [str(folders[0]), f"tuned <b>={folders[2]}", str(folders[1])]
+    assert main(["compare", *words, "--output_dir", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert (out / "compare.md").read_text() in printed
+    result = json.loads((out / "compare.json").read_text())
+    page = (out / "compare.html").read_text()
+    assert "tuned &lt;b&gt;" in page and "<b>=" not in page
+    assert "http" not in page.replace("http-equiv", "")  # loads nothing
+    score = result["runs"][1]["scores"]["emotion"]["accuracy"]
+    assert f"| tuned <b> | {100 * score:.1f} (+" in printed
+    # A pair is shown both ways.
+    table = compare.rows(result)
+    matrix = compare._matrix(result, next(row for row in table if row["key"] == "accuracy"))
+    there, back = matrix["lines"][0]["cells"][1], matrix["lines"][1]["cells"][0]
+    assert there["difference"] == -back["difference"]
+    assert there["ci95"] == [-back["ci95"][1], -back["ci95"][0]]
+
+
+def test_what_cannot_be_compared(folders: list[Path], tmp_path: Path) -> None:
+    runs = [compare.read(folder) for folder in folders]
+    with pytest.raises(UserError, match="two folders at least"):
+        compare.compare(runs[:1])
+    with pytest.raises(UserError, match="two runs have one name"):
+        compare.compare([runs[0], runs[0]])
+    with pytest.raises(UserError, match=r"holds no metrics\.json"):
+        compare.read(tmp_path)
+    fewer = compare.read(run_folder(tmp_path / "fewer", 0.5, 1, n=100))
+    with pytest.raises(UserError, match="did not answer the same images"):
+        compare.compare([runs[0], fewer])
+    (folders[1] / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json' is damaged"):
+        compare.read(folders[1])
+    other = run_folder(tmp_path / "other", 0.5, 1)
+    scores = json.loads((other / "metrics.json").read_text())
+    scores["after"]["benchmark"] = "rafdb"
+    (other / "metrics.json").write_text(json.dumps(scores))
+    with pytest.raises(UserError, match="scored with benchmark 'synth', other with 'rafdb'"):
+        compare.compare([runs[0], compare.read(other)])

@@ -1,0 +1,230 @@
+"""An OpenAI-compatible endpoint, asked about many things at a time.
+
+So many requests run at once as the user allows; each is retried with exponential back-off, or as
+the server's Retry-After says. What is finished is in the journal at once, so that a killed run asks
+for nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+import tenacity
+
+from vlmface.errors import UserError
+from vlmface.journal import Journal
+
+# Faces in a row without an answer, after which it is the endpoint and not the face.
+PATIENCE = 5
+LONGEST_WAIT = 600  # s that a server may ask to wait before the run stops instead
+_PASSING = (408, 409, 425, 429)
+
+
+class Named(Protocol):
+    """A job: what is asked about one face."""
+
+    @property
+    def id(self) -> str: ...
+
+
+J = TypeVar("J", bound=Named)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model is served and how it is asked. `url` is what comes before /chat/completions,
+    `key_env` names the environment variable that holds the key, `timeout_s` is for one request,
+    `attempts` are tries of one request, `backoff_s` the first pause between two of them, `request`
+    further fields of the request's JSON."""
+
+    url: str
+    model: str
+    key_env: str | None = None
+    concurrency: int = 8
+    timeout_s: float = 120.0
+    attempts: int = 6
+    backoff_s: float = 1.0
+    request: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises UserError for a URL, number or key that cannot work."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                f"the endpoint {self.url!r} is no URL: give what comes before /chat/completions, "
+                "such as http://localhost:8000/v1"
+            )
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                "the endpoint's URL holds credentials or a query: put the key into an environment "
+                "variable and name that with --api_key_env"
+            )
+        for name in ("concurrency", "attempts", "timeout_s"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}: use a number above 0")
+        self.headers()
+
+    def headers(self) -> dict[str, str]:
+        if self.key_env is None:
+            return {}
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
+            raise UserError(
+                f"the environment variable {self.key_env} is not set: put the endpoint's API key "
+                "into it, or leave out --api_key_env for an endpoint without keys"
+            )
+        return {"Authorization": f"Bearer {key}"}
+
+
+class NoAnswerError(Exception):
+    """A request that got no usable reply. `passing`: trying again may help, after `wait_s` if the
+    server has said so."""
+
+    def __init__(self, message: str, *, passing: bool, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.passing = passing
+        self.wait_s = wait_s
+
+
+def work_through(
+    endpoint: Endpoint,
+    jobs: Iterator[J],
+    work: Callable[[httpx2.AsyncClient, J], Awaitable[dict[str, Any]]],
+    journal: Journal,
+    done: Callable[[], Any],
+) -> dict[str, str]:
+    """Do the jobs, which are drawn as they are needed, `endpoint.concurrency` at a time: `work`
+    returns the record that the journal is given, `done` is called after each.
+
+    Returns {id: why} of the faces that got no answer; they are not recorded. Raises UserError if
+    the endpoint refuses the key or model, or answers nothing any more.
+    """
+    unanswered: dict[str, str] = {}
+    try:
+        asyncio.run(_work_through(endpoint, jobs, work, journal, done, unanswered))
+    except BaseExceptionGroup as group:  # the first error cancelled the other workers
+        raise group.exceptions[0] from None
+    return unanswered
+
+
+async def _work_through(
+    endpoint: Endpoint,
+    jobs: Iterator[J],
+    work: Callable[[httpx2.AsyncClient, J], Awaitable[dict[str, Any]]],
+    journal: Journal,
+    done: Callable[[], Any],
+    unanswered: dict[str, str],
+) -> None:
+    in_a_row = 0
+
+    async def worker(client: httpx2.AsyncClient) -> None:
+        nonlocal in_a_row
+        for job in jobs:  # shared: each worker draws the next one
+            try:
+                journal.add(await work(client, job))
+                in_a_row = 0
+            except NoAnswerError as error:
+                unanswered[job.id] = str(error)
+                in_a_row += 1
+                if in_a_row >= PATIENCE:
+                    raise UserError(
+                        f"{endpoint.url} gave no answer for {in_a_row} faces in a row (last: "
+                        f"{error}): see to it, then the same command goes on; "
+                        f"{len(journal.records)} faces are done and kept"
+                    ) from None
+            done()
+
+    async with (
+        httpx2.AsyncClient(
+            headers=endpoint.headers(),
+            timeout=endpoint.timeout_s,
+            limits=httpx2.Limits(max_connections=endpoint.concurrency),
+        ) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(endpoint.concurrency):
+            group.create_task(worker(client))
+
+
+async def ask(
+    client: httpx2.AsyncClient,
+    endpoint: Endpoint,
+    messages: list[dict[str, Any]],
+    request: Mapping[str, Any] | None = None,
+) -> tuple[list[str], dict[str, Any]]:
+    """(the texts of all choices, token counts) of one request, which may have further fields than
+    the endpoint's. Raises NoAnswerError, and UserError for what no other face would change."""
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, NoAnswerError) and error.wait_s is not None:
+            return error.wait_s
+        start = endpoint.backoff_s
+        return tenacity.wait_exponential_jitter(initial=start, max=60, jitter=start)(state)
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(lambda e: getattr(e, "passing", False)),
+        stop=tenacity.stop_after_attempt(endpoint.attempts),
+        wait=pause,
+        reraise=True,
+    )
+    body = {"model": endpoint.model, "messages": messages} | endpoint.request | dict(request or {})
+    return await retrying(_ask_once, client, endpoint, body)
+
+
+async def _ask_once(
+    client: httpx2.AsyncClient, endpoint: Endpoint, body: dict[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    url = f"{endpoint.url.rstrip('/')}/chat/completions"
+    try:
+        reply = await client.post(
+            url, json={name: value for name, value in body.items() if value is not None}
+        )
+    except httpx2.TransportError as error:
+        kind = type(error).__name__
+        raise NoAnswerError(f"{kind} {error}".strip(), passing=True) from error
+    status, said = reply.status_code, " ".join(reply.text[:300].split())
+    if status in _PASSING or status >= 500:
+        raise NoAnswerError(f"HTTP {status} {said}", passing=True, wait_s=_retry_after(reply))
+    if status in (400, 413, 422):  # this face may be the cause: too large, or filtered
+        raise NoAnswerError(f"HTTP {status} {said}", passing=False)
+    if status != 200:
+        raise UserError(f"{url} answers HTTP {status}: {said}; check URL, model and key")
+    try:
+        content = reply.json()
+        choices = content["choices"]
+        texts = [choice["message"].get("content") or "" for choice in choices]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError("no text in it")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # Cut off by a proxy, or not what was promised.
+        raise NoAnswerError(f"unreadable reply ({error}): {said}", passing=True) from error
+    if all(choice.get("finish_reason") == "content_filter" for choice in choices):
+        raise NoAnswerError("the endpoint's content filter held it back", passing=False)
+    return texts, content.get("usage") or {}
+
+
+def _retry_after(reply: httpx2.Response) -> float | None:
+    """Seconds that the server asks to wait, which it gives as a number or a date (RFC 9110)."""
+    value = reply.headers.get("retry-after", "").strip()
+    try:
+        wait = float(value)
+    except ValueError:
+        try:
+            wait = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    if wait > LONGEST_WAIT:
+        raise UserError(
+            f"{reply.url.host} asks to wait {wait / 60:.0f} minutes: run the same command again "
+            "then, it goes on where it stopped"
+        )
+    return max(0.0, wait)
