@@ -94,3 +94,15 @@ def run_dir(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert sft_cot(folder) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def memorised(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of vlmface-tiny that knows the first 8 faces of synth by heart."""
+    folder = tmp_path_factory.mktemp("runs") / "memorised"
+    words = {"base": "vlmface-tiny", "n_train": 8, "n_eval": 4, "epochs": 100,
+             "learning_rate": 4e-3, "save_steps": 100, "tower": "frozen", "lora_rank": 32,
+             "lora_alpha": 64, "lora_dropout": 0.0, "cache_features": "true",
+             "max_new_tokens": 120}  # fmt: skip
+    assert sft_cot(folder, *(x for k, v in words.items() for x in (f"--{k}", str(v)))) == 0
+    return folder

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Recipe
 from samples import load_script, rows
 
 from vlmface import prompts
@@ -28,22 +27,11 @@ TRAIN = {
 
 
 @pytest.fixture(scope="module")
-def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has learnt the form by heart."""
-    folder = tmp_path_factory.mktemp("start")
-    words = {"base": "vlmface-tiny", "n_train": 8, "n_eval": 4, "epochs": 100,
-             "learning_rate": 4e-3, "save_steps": 100, "tower": "frozen", "lora_rank": 32,
-             "lora_alpha": 64, "lora_dropout": 0.0, "cache_features": "true"}  # fmt: skip
-    assert sft_cot(folder, *(x for k, v in words.items() for x in (f"--{k}", str(v)))) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def recipe(start: Path) -> Callable[..., int]:
+def recipe(memorised: Path) -> Callable[..., int]:
     script = load_script("recipes/grpo.py")
 
     def run(output_dir: Path, *words: str, **changes: Any) -> int:
-        fixed = TRAIN | {"start": start, "output_dir": output_dir} | changes
+        fixed = TRAIN | {"start": memorised, "output_dir": output_dir} | changes
         return script.main([*(x for k, v in fixed.items() for x in (f"--{k}", str(v))), *words])
 
     return run
@@ -66,8 +54,8 @@ def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_the_adapter_is_trained_further(finished: Path, start: Path) -> None:
-    before, after = weights(start), weights(finished)
+def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None:
+    before, after = weights(memorised), weights(finished)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     train = json.loads((finished / "metrics.json").read_text())["train"]
@@ -75,7 +63,7 @@ def test_the_adapter_is_trained_further(finished: Path, start: Path) -> None:
     found = json.loads((finished / "vlmface.json").read_text())
     assert found["recipe"] == "grpo" and found["adapter"]
     assert found["data"]["rewards"] == {"format": 1, "emotion": 1, "au": 1, "consistency": 0.5}
-    ours = json.loads((start / "vlmface.json").read_text())
+    ours = json.loads((memorised / "vlmface.json").read_text())
     assert (found["base"], found["prompts"]) == (ours["base"], ours["prompts"])
     assert Predictor.load(finished).predict([rows(1)[0]["image"]])[0].text
 
@@ -159,21 +147,21 @@ def test_the_first_step_is_the_same_however_it_is_computed(
     ids=["beta", "iterations", "dr_grpo"],
 )
 def test_other_objectives(
-    recipe: Callable[..., int], tmp_path: Path, changes: dict[str, Any], start: Path
+    recipe: Callable[..., int], tmp_path: Path, changes: dict[str, Any], memorised: Path
 ) -> None:
     assert recipe(tmp_path, max_steps=2, **changes) == 0
     lines = log(tmp_path)
     assert len(lines) == 2 and all(abs(line["loss"]) < 10 for line in lines)
     if "beta" in changes:
         assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[1]["kl"] > 0
-        assert weights(tmp_path).keys() == weights(start).keys()  # without TRL's "ref" copy
+        assert weights(tmp_path).keys() == weights(memorised).keys()  # without TRL's "ref" copy
 
 
 # --- rows and errors ------------------------------------------------------------------------------
 
 
-def test_faces_without_a_signal_are_counted(start: Path) -> None:
-    found = grpo.start_of(settings_for(start))
+def test_faces_without_a_signal_are_counted(memorised: Path) -> None:
+    found = grpo.start_of(settings_for(memorised))
     faces = rows(6).map(
         lambda row, i: {"emotion": None, "aus": None} if i < 2 else {}, with_indices=True
     )
@@ -201,20 +189,20 @@ def settings_for(start: Path, **changes: Any) -> grpo.Settings:
         ({"save_steps": 5, "iterations": 2}, "save_steps 5 is no multiple"),
     ],
 )
-def test_settings_that_cannot_work(start: Path, changes: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_work(memorised: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        grpo.check(settings_for(start, **changes))
+        grpo.check(settings_for(memorised, **changes))
 
 
-def test_where_it_may_start(start: Path, base: Path) -> None:
-    found = grpo.start_of(settings_for(start))
-    assert found.run == start and found.prompt.id == "face_cot"
+def test_where_it_may_start(memorised: Path, base: Path) -> None:
+    found = grpo.start_of(settings_for(memorised))
+    assert found.run == memorised and found.prompt.id == "face_cot"
     bare = grpo.start_of(settings_for(base, prompt="face_cot"))
     assert bare.run is None and bare.policy["llm"] == "lora"
     with pytest.raises(UserError, match="is no vlmface run"):
         grpo.start_of(settings_for(base))
     with pytest.raises(UserError, match="was trained with face_cot, not with prompt expllm"):
-        grpo.start_of(settings_for(start, prompt="expllm"))
+        grpo.start_of(settings_for(memorised, prompt="expllm"))
 
 
 def test_errors_stop_the_run_and_the_checkpoint_remains(
@@ -321,6 +309,6 @@ def test_trl_alone_would_part_the_groups() -> None:
     assert not torch.equal(shuffled, torch.arange(4).repeat_interleave(4))
 
 
-def test_the_prompt_is_the_one_that_is_evaluated(start: Path) -> None:
-    found = grpo.start_of(settings_for(start))
+def test_the_prompt_is_the_one_that_is_evaluated(memorised: Path) -> None:
+    found = grpo.start_of(settings_for(memorised))
     assert found.prompt.sha == prompts.load("face_cot").sha

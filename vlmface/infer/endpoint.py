@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,6 +36,7 @@ class Named(Protocol):
 
 
 J = TypeVar("J", bound=Named)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,33 @@ async def ask(
     request: Mapping[str, Any] | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """(the texts of all choices, token counts) of one request, which may have further fields than
-    the endpoint's. Raises NoAnswerError, and UserError for what no other face would change."""
+    the endpoint's. Raises what `post` does."""
+    body = {"model": endpoint.model, "messages": messages} | endpoint.request | dict(request or {})
+    return await post(client, endpoint, "chat/completions", body, _texts)
+
+
+def _texts(content: Any) -> tuple[list[str], dict[str, Any]]:
+    choices = content["choices"]
+    texts = [choice["message"].get("content") or "" for choice in choices]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise TypeError("no text in it")
+    if all(choice.get("finish_reason") == "content_filter" for choice in choices):
+        raise NoAnswerError("the endpoint's content filter held it back", passing=False)
+    return texts, content.get("usage") or {}
+
+
+async def post(
+    client: httpx2.AsyncClient,
+    endpoint: Endpoint,
+    path: str,
+    body: Mapping[str, Any],
+    read: Callable[[Any], T],
+) -> T:
+    """What `read` finds in the JSON of the reply, tried as often as the endpoint says.
+
+    A ValueError, LookupError, TypeError or AttributeError of `read` is a reply that is not what was
+    promised. Raises NoAnswerError, and UserError for what no other face would change.
+    """
 
     def pause(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -176,14 +203,17 @@ async def ask(
         wait=pause,
         reraise=True,
     )
-    body = {"model": endpoint.model, "messages": messages} | endpoint.request | dict(request or {})
-    return await retrying(_ask_once, client, endpoint, body)
+    return await retrying(_post_once, client, endpoint, path, body, read)
 
 
-async def _ask_once(
-    client: httpx2.AsyncClient, endpoint: Endpoint, body: dict[str, Any]
-) -> tuple[list[str], dict[str, Any]]:
-    url = f"{endpoint.url.rstrip('/')}/chat/completions"
+async def _post_once(
+    client: httpx2.AsyncClient,
+    endpoint: Endpoint,
+    path: str,
+    body: Mapping[str, Any],
+    read: Callable[[Any], T],
+) -> T:
+    url = f"{endpoint.url.rstrip('/')}/{path}"
     try:
         reply = await client.post(
             url, json={name: value for name, value in body.items() if value is not None}
@@ -199,17 +229,19 @@ async def _ask_once(
     if status != 200:
         raise UserError(f"{url} answers HTTP {status}: {said}; check URL, model and key")
     try:
-        content = reply.json()
-        choices = content["choices"]
-        texts = [choice["message"].get("content") or "" for choice in choices]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise TypeError("no text in it")
+        return read(reply.json())
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         # Cut off by a proxy, or not what was promised.
         raise NoAnswerError(f"unreadable reply ({error}): {said}", passing=True) from error
-    if all(choice.get("finish_reason") == "content_filter" for choice in choices):
-        raise NoAnswerError("the endpoint's content filter held it back", passing=False)
-    return texts, content.get("usage") or {}
+
+
+def with_image(messages: Sequence[Mapping[str, Any]], uri: str) -> list[dict[str, Any]]:
+    """Chat messages with the picture of a data URI where they have a block of type "image"."""
+    block = {"type": "image_url", "image_url": {"url": uri}}
+    return [
+        {**one, "content": [block if part["type"] == "image" else part for part in one["content"]]}
+        for one in messages
+    ]
 
 
 def _retry_after(reply: httpx2.Response) -> float | None:

@@ -196,12 +196,6 @@ def _is_complete(settings: Settings, output: Path) -> bool:
 
 def _teacher(settings: Settings) -> Teacher:
     """The teacher that the settings describe. Raises UserError for what is missing or wrong."""
-    try:
-        from vlmface.rationale.teacher import Teacher
-    except ImportError as error:
-        raise UserError(
-            f"the teacher writer needs the package {error.name!r}: pip install 'vlmface[teacher]'"
-        ) from None
     for name in ("endpoint", "model"):
         if not getattr(settings, name):
             raise UserError(f"--writer teacher needs --{name}")
@@ -219,6 +213,8 @@ def _teacher(settings: Settings) -> Teacher:
             f"the teacher prompt {prompt.id!r} {told} the label: use "
             f"--{'with' if prompt.saw_label else 'without'}-label with it, or another --prompt"
         )
+    from vlmface.rationale.teacher import Teacher
+
     return Teacher(_endpoint(settings, REQUEST), prompt, settings.repairs)
 
 

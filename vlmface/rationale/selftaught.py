@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,38 +218,26 @@ Told = Callable[[Face, "str | None"], list[dict[str, Any]]]
 def question(settings: Settings, prompt: prompts.Prompt) -> tuple[Told, str]:
     """(messages for a face, the form of the answers): the model's own prompt, or, with saw_label,
     the teacher prompt `with_label`, which gives the annotation away as Facial-R1's does."""
+    from vlmface.infer.endpoint import with_image
+
     if not settings.saw_label:
         own = prompt.messages()
-        return lambda face, uri: _with_image(own, uri), prompt.form
+        return lambda face, uri: with_image(own, uri) if uri else own, prompt.form
     leading = teacher_prompts.load("with_label")
     space, limits = prompt.space, settings.limits
 
-    def told(face: Face, uri: str | None) -> list[dict[str, Any]]:
+    def with_truth(face: Face, uri: str | None) -> list[dict[str, Any]]:
         if face.truth is None:
             raise UserError(
                 f"{face.id} has no annotation to tell the model: leave saw_label out, or use data "
                 "with labels and action units"
             )
-        return _with_image(leading.messages(face.truth, space, limits, ""), uri)
+        told = leading.messages(face.truth, space, limits, uri or "")
+        if uri is None:  # as a local model takes it
+            told[-1]["content"][0] = {"type": "image"}
+        return told
 
-    return told, leading.form
-
-
-def _with_image(messages: Sequence[Mapping[str, Any]], uri: str | None) -> list[dict[str, Any]]:
-    """The messages with image blocks as a server takes them (a data URI), or transformers."""
-    block = {"type": "image"} if uri is None else {"type": "image_url", "image_url": {"url": uri}}
-    return [
-        {
-            **message,
-            "content": [
-                block if part["type"] in ("image", "image_url") else part
-                for part in message["content"]
-            ]
-            if isinstance(message["content"], list)
-            else message["content"],
-        }
-        for message in messages
-    ]
+    return with_truth, leading.form
 
 
 # --- the faces ------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from vlmface.errors import UserError
 from vlmface.train import rollout
 from vlmface.train.rewards import Judge
 from vlmface.train.trainer import LossBar, Resumable
+from vlmface.train.vllm_rollout import Server, ServerGoneError
 
 Inputs = dict[str, Any]
 _CUT = 5  # generation batches, all of whose completions are cut at the limit, before it stops
@@ -63,6 +64,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         top_p: float,
         max_drift: float,
         keep_features: bool,
+        server: Server | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -77,6 +79,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.max_drift = max_drift
         self.limit: int = self.max_completion_length or 1
         self.group: int = self.num_generations or 1
+        self.server = server  # who answers, if not this process
         self.keep_features = keep_features  # the tower is frozen, and whole in this process
         self.features: dict[int, torch.Tensor] | None = None  # of a frozen tower, by row
         self.collate = encode.Collator(self.processing_class, family)
@@ -114,7 +117,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         parts = [faces[start : start + each] for start in range(0, len(faces), each)]
         batches = [self._prompts(part) for part in parts]
 
-        done = [self._sample(batch, k) for k, batch in enumerate(batches)]
+        done = self._answered(parts, batches)
         ids = [row for one in done for row in one.ids]
         complete = [flag for one in done for flag in one.complete]
         texts = [self._text(row) for row in ids]
@@ -180,10 +183,40 @@ class GroupTrainer(Resumable, GRPOTrainer):
             inputs |= self.family.features_input(core, features)
         return inputs
 
-    def _sample(self, batch: Inputs, part: int) -> rollout.Rollout:
+    def _answered(
+        self, parts: Sequence[Sequence[int]], batches: Sequence[Inputs]
+    ) -> list[rollout.Rollout]:
         # By step and process alone: a resumed run draws what an uninterrupted one would.
-        seed = (self.args.seed, self.state.global_step, self.accelerator.process_index, part)
-        generator = torch.Generator().manual_seed(hash(seed) % 2**63)
+        here = (self.args.seed, self.state.global_step, self.accelerator.process_index)
+        seeds = [hash((*here, part)) % 2**63 for part in range(len(parts))]
+        if self.server is None:
+            return [self._sample(batch, seed) for batch, seed in zip(batches, seeds, strict=True)]
+        try:
+            self._hand_over(self.server)
+            return [
+                self.server.sample(rows["image"], rows["input_ids"], self.group, seed)
+                for rows, seed in zip(map(self.faces.select, parts), seeds, strict=True)
+            ]
+        except ServerGoneError as error:
+            if self.state.global_step:
+                self._save_checkpoint(self.model, trial=None)
+            raise ServerGoneError(
+                f"{error}. The {self.state.global_step} steps so far are kept: when the server "
+                "answers again, the same command goes on"
+            ) from None
+
+    def _hand_over(self, server: Server) -> None:
+        """The adapter as it is now, to the server."""
+        step, model = self.state.global_step, self.accelerator.unwrap_model(self.model_wrapped)
+        state = self.whole_state()
+        if self.accelerator.is_main_process:
+            model.save_pretrained(str(server.adapter_folder(step)), state_dict=state)
+            server.load(step)
+        self.accelerator.wait_for_everyone()
+        server.use(step)
+
+    def _sample(self, batch: Inputs, seed: int) -> rollout.Rollout:
+        generator = torch.Generator().manual_seed(seed)
         trained: Any = self.model
         trained.eval()
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:

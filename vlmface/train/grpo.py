@@ -56,6 +56,7 @@ class Settings:
     max_new_tokens: int = 256
     max_length: int | None = None
     max_drift: float = 0.05
+    vllm: str | None = None
     beta: float = 0.0
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -316,6 +317,7 @@ def train(
         top_p=settings.top_p,
         max_drift=settings.max_drift,
         keep_features=whole,
+        server=_server(start, settings),
     )
     trainer.add_callback(Watcher(run_dir, trainer, settings.samples_every))
     if whole and settings.cache_features and arguments.world_size == 1:
@@ -372,6 +374,36 @@ def _model(start: Start, settings: Settings, gpu: bool) -> tuple[Any, Any]:
         llm=settings.llm,
     )  # fmt: skip
     return model, sft.lora_config(shaped, start.family, model, 0)
+
+
+def _server(start: Start, settings: Settings) -> Any:
+    """The vLLM server that answers, or None: this process does. Raises UserError if it would not
+    answer with what is trained."""
+    if settings.vllm is None:
+        return None
+    from vlmface.train.vllm_rollout import Server
+
+    parts_trained = {part: how for part, how in start.policy.items() if how != "frozen"}
+    if parts_trained != {"llm": "lora"}:
+        raise UserError(
+            "vllm: a server is given the LoRA of the language model and nothing else, but this run "
+            f"trains {', '.join(f'{part}: {how}' for part, how in parts_trained.items())}: set "
+            "vllm: null, or start from a run with llm: lora and the other parts frozen"
+        )
+    stops = start.family.stop_token_ids(start.processor)
+    image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
+    sampling = {
+        "temperature": settings.temperature, "top_p": settings.top_p,
+        "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
+        "logit_bias": {str(image): -100}, "skip_special_tokens": False,
+    }  # fmt: skip
+    flags = start.family.vllm_flags(
+        start.processor, max_length=start.max_length, policy=start.policy
+    )
+    return Server(
+        settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
+        sampling | flags["extra_body"],
+    )  # fmt: skip
 
 
 def write_manifest(

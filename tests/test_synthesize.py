@@ -1,0 +1,354 @@
+"""A trained model writes: the vote, what is kept of it, and the recipe from run to data set."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_teacher import Asked, FakeTeacher, Reply
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import load_script
+
+from vlmface import data, facs, prompts
+from vlmface.answers import Answer
+from vlmface.errors import UserError
+from vlmface.infer.predictor import Predictor
+from vlmface.rationale import rules, selftaught, verify
+from vlmface.rationale.build import Written
+from vlmface.rationale.truth import Truth
+from vlmface.schema import FaceSample
+
+PROMPT = prompts.load("face_cot")
+SPACE = PROMPT.space
+
+
+def said(label: str | None, *aus: int) -> Answer:
+    return Answer(label, aus, "strict" if label else "none", "")
+
+
+# --- the vote -------------------------------------------------------------------------------------
+
+
+def test_most_answers_decide() -> None:
+    given_ = [said("fear", 1, 4), said("anger", 4), said("fear", 1), said(None), said("fear", 20)]
+    ballot = selftaught.vote(given_)
+    assert (ballot.label, ballot.agreement, ballot.aus) == ("fear", 0.6, {1})
+    # AUs are those of the answers that agree: half of them is enough.
+    assert selftaught.vote([*given_, said("fear", 4)]).aus == {1, 4}
+    # With a known label, its own answers count, however few.
+    known = selftaught.vote(given_, "anger")
+    assert (known.label, known.agreement, known.aus) == ("anger", 0.2, {4})
+    assert selftaught.vote(given_, "contempt").agreement == 0
+    # Of equals the first; nothing from nothing.
+    assert selftaught.vote([said("anger"), said("fear")]).label == "anger"
+    assert selftaught.vote([said(None)]) == selftaught.Ballot(None, 0.0, frozenset())
+    assert selftaught.vote([]) == selftaught.Ballot(None, 0.0, frozenset())
+
+
+ANSWERS = st.builds(
+    lambda label, aus: said(label, *aus),
+    st.sampled_from([*SPACE.labels, None]),
+    st.lists(st.sampled_from(facs.SYNTH_AUS), max_size=4, unique=True),
+)
+
+
+@given(st.lists(ANSWERS, min_size=1, max_size=12))
+def test_a_vote_counts_what_was_said(given_: list[Answer]) -> None:
+    ballot = selftaught.vote(given_)
+    counts = Counter(answer.label for answer in given_ if answer.label)
+    assert ballot.agreement == max(counts.values(), default=0) / len(given_)
+    if ballot.label is None:
+        assert not counts and not ballot.aus
+        return
+    agreeing = [answer for answer in given_ if answer.label == ballot.label]
+    for au in facs.SYNTH_AUS:
+        share = sum(au in answer.aus for answer in agreeing) / len(agreeing)
+        assert (au in ballot.aus) == (share >= 0.5)
+
+
+TRUTH = Truth("fear", {1: 3.0, 4: 3.0, 20: 2.0}, frozenset(facs.SYNTH_AUS))
+
+
+def chosen(texts: list[str], *, label: str | None, truth: Truth | None, least: float = 0.5) -> Any:
+    face = selftaught.Face(0, "x", label, truth, "fear", None)
+
+    def judge(text: str, against: Truth) -> verify.Verdict:
+        return verify.check(text, against, SPACE, PROMPT.form)
+
+    return selftaught.choose(face, texts, PROMPT.parse, judge, least)
+
+
+def written(aus: dict[int, float | None], label: str) -> str:
+    return rules.write(aus, label, seed=1, style="varied", form="think_answer")
+
+
+RIGHT = written(TRUTH.aus, "fear")  # type: ignore[arg-type]
+SHORT = written({1: 3.0}, "fear")
+OTHER = written({4: 3.0}, "anger")
+
+
+def test_the_first_text_that_passes_is_taken() -> None:
+    truth, text, verdict, how = chosen([OTHER, RIGHT, SHORT], label="fear", truth=TRUTH)
+    assert verdict.kept and text == RIGHT and truth is TRUTH
+    assert how == {"label": "annotated", "agreement": 0.6667, "samples": 3, "known": "fear"}
+    # None passes: the one with the fewest faults is shown, and why.
+    _, text, verdict, _ = chosen([OTHER, SHORT], label="fear", truth=TRUTH)
+    assert text == SHORT and verdict.reasons == ("missing_au",)
+
+
+def test_too_few_that_agree() -> None:
+    _, _, verdict, _ = chosen([RIGHT, OTHER, OTHER], label="fear", truth=TRUTH)
+    assert verdict.reasons == ("disagreement",)
+    assert verdict.faults[0].message == "33% of 3 answers conclude fear."
+    assert chosen([RIGHT, OTHER, OTHER], label="fear", truth=TRUTH, least=0.3)[2].kept
+
+
+def test_without_annotation_the_answers_are_the_truth() -> None:
+    truth, text, verdict, how = chosen([OTHER, RIGHT, RIGHT, SHORT], label=None, truth=None)
+    assert (truth.label, set(truth.aus), truth.source) == ("fear", {1, 4, 20}, "vote")
+    assert verdict.kept and text == RIGHT and how["label"] == "vote"
+    # A label without action units: those are voted for among the answers that conclude it.
+    truth, text, verdict, how = chosen([OTHER, RIGHT, OTHER], label="fear", truth=None, least=0.3)
+    assert (truth.label, set(truth.aus)) == ("fear", {1, 4, 20}) and how["label"] == "annotated"
+    # Nothing readable is nothing.
+    truth, _, verdict, _ = chosen(["I cannot say.", ""], label=None, truth=None)
+    assert not verdict.kept and truth.label == ""
+    assert "disagreement" in verdict.reasons
+
+
+def test_no_emotion_takes_over() -> None:
+    def one(i: int, label: str) -> Written:
+        aus = {12: 3.0} if label == "happiness" else {4: 3.0}
+        verdict = verify.check(
+            written(aus, label), Truth(label, aus, frozenset(facs.SYNTH_AUS)), SPACE, PROMPT.form
+        )
+        return Written(i, str(i), Truth(label, aus, frozenset()), "", verdict)
+
+    labels = ["happiness"] * 9 + ["anger"] * 2
+    found = [one(i, label) for i, label in enumerate(labels)]
+    selftaught.balance(found, 1.5, seed=0)
+    kept = Counter(w.truth.label for w in found if w.verdict.kept)
+    assert kept == {"happiness": 3, "anger": 2}
+    assert {w.verdict.reasons for w in found if not w.verdict.kept} == {("surplus",)}
+    again = [one(i, label) for i, label in enumerate(labels)]
+    selftaught.balance(again, 1.5, seed=0)
+    assert [w.verdict.kept for w in again] == [w.verdict.kept for w in found]
+    everything = [one(i, label) for i, label in enumerate(labels)]
+    selftaught.balance(everything, None, seed=0)
+    assert all(w.verdict.kept for w in everything)
+
+
+# --- the recipe -----------------------------------------------------------------------------------
+
+Recipe = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    main = load_script("recipes/synthesize.py").main
+
+    def run(output: Path, **fields: Any) -> int:
+        fixed = {"output_dir": output, "data_options": "{}", "n": 8, "samples": 3, "batch_size": 3,
+                 "temperature": 0.7, "balance": "null"}  # fmt: skip
+        return main([w for k, v in (fixed | fields).items() for w in (f"--{k}", str(v))])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def built(recipe: Recipe, memorised: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic") / "built"
+    assert recipe(folder, model=memorised) == 0
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> None:
+    from vlmface.families import llava
+    from vlmface.train import sft
+
+    rows = data.load("rationales", built)
+    own = {row["id"]: row for row in data.load("synth", n=8)}
+    assert len(rows) >= 4
+    for row in rows:
+        sample = FaceSample.from_row(row).validate()
+        assert sample.rationale_source == "model" and sample.saw_label is False
+        note = sample.meta["rationale"]
+        assert note["writer"] == "model" and note["label"] == "annotated"
+        assert note["agreement"] >= 0.5 and note["samples"] == 3
+        assert sample.emotion == own[sample.id]["emotion"]  # the annotation stays
+        assert row["aus"] == own[sample.id]["aus"]
+        answer = PROMPT.parse(PROMPT.target(sample))
+        assert answer.label == sample.emotion and set(answer.aus) == set(sample.present_aus())
+    encoded, left_out = sft.encode_rows(
+        rows, processor, llava, PROMPT, max_length=512, seed=0
+    )  # fmt: skip
+    assert len(encoded) == len(rows) and not left_out
+
+
+def test_the_card_says_who_wrote_and_how_they_agreed(built: Path) -> None:
+    card = (built / "README.md").read_text()
+    assert "`saw_label` is **false**" in card and "## Vote" in card
+    assert "answered each face 3 times (temperature 0.7)" in card
+    page = (built / "rationale.html").read_text()
+    assert "answers that agree" in page
+    votes = summary(built)["vote"]
+    assert votes["kept"]["agreement"] >= votes["min_agreement"] and votes["all"]["checked"] == 0
+
+
+def test_a_build_that_was_stopped_gives_the_same_texts(
+    recipe: Recipe, built: Path, memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, calls = Predictor.sample, []
+
+    def dies(self: Predictor, *args: Any, **how: Any) -> list[list[str]]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(self, *args, **how)
+
+    monkeypatch.setattr(Predictor, "sample", dies)
+    with pytest.raises(KeyboardInterrupt):
+        recipe(tmp_path / "out", model=memorised)
+    assert not (tmp_path / "out").exists()
+    assert recipe(tmp_path / "out", model=memorised) == 0
+    assert len(calls) == 4  # the first batch of three is not asked again
+    for name in ("answers.jsonl", "rejected.jsonl"):
+        assert (tmp_path / "out" / name).read_text() == (built / name).read_text()
+    assert summary(tmp_path / "out") == summary(built)
+
+
+def test_as_if_nobody_had_annotated_anything(
+    recipe: Recipe, memorised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe(tmp_path / "out", model=memorised, labels="vote") == 0
+    votes = summary(tmp_path / "out")["vote"]
+    assert votes["all"]["checked"] == 8 and votes["kept"]["right"] >= 0.5
+    assert "the annotated emotion for" in capsys.readouterr().out
+    own = {row["id"]: row["emotion"] for row in data.load("synth", n=8)}
+    rows = data.load("rationales", tmp_path / "out")
+    right = sum(row["emotion"] == own[row["id"]] for row in rows)
+    assert right / len(rows) == pytest.approx(votes["kept"]["right"], abs=1e-4)
+    for row in rows:  # nobody's action units stand beside a voted emotion
+        assert row["aus"] is None
+        assert json.loads(row["meta"])["rationale"]["label"] == "vote"
+
+
+def test_the_truth_is_told_only_if_asked(
+    recipe: Recipe, memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    sample = Predictor.sample
+
+    def listens(self: Predictor, images: Any, count: int, **how: Any) -> list[list[str]]:
+        told.extend(json.dumps(one) for one in how["messages"])
+        return sample(self, images, count, **how)
+
+    monkeypatch.setattr(Predictor, "sample", listens)
+    with pytest.raises(UserError, match="no rationale passes"):  # it was never asked this
+        recipe(tmp_path / "told", model=memorised, n=2, saw_label="true")
+    labels = [row["emotion"] for row in data.load("synth", n=2)]
+    assert all(
+        f"The expression is {label}." in one for label, one in zip(labels, told, strict=True)
+    )
+    told.clear()
+    assert recipe(tmp_path / "untold", model=memorised, n=3) == 0
+    assert all(one == json.dumps(PROMPT.messages()) for one in told)
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+def choices(*texts: str) -> Reply:
+    listed = [{"message": {"role": "assistant", "content": text}} for text in texts]
+    usage = {"prompt_tokens": 100, "completion_tokens": 30}
+    return Reply(body=json.dumps({"choices": listed, "usage": usage}).encode())
+
+
+def test_a_server_is_asked_for_several_answers(recipe: Recipe, tmp_path: Path, capsys: Any) -> None:
+    rows = data.load("synth", n=4)
+    truths = [FaceSample.from_row(row) for row in rows.remove_columns(["image", "frames"])]
+    right = [written(t.intensities(), str(t.emotion)) for t in truths]
+
+    def behave(asked: Asked) -> Reply:
+        return choices(right[asked.number], right[asked.number], OTHER)
+
+    with FakeTeacher(behave) as server:
+        words = {"endpoint": server.url, "model": "sft", "concurrency": 1, "n": 4}
+        with pytest.raises(UserError, match="give --prompt"):
+            recipe(tmp_path / "out", **words)
+        assert recipe(tmp_path / "out", prompt="face_cot", **words) == 0
+    assert "4 pictures of faces, without annotation, are sent to" in capsys.readouterr().out
+    for asked in server.asked:
+        assert (asked.body["n"], asked.body["temperature"]) == (3, 0.7)
+        assert asked.face.startswith("data:image/jpeg")
+        user = next(m for m in PROMPT.messages() if m["role"] == "user")
+        assert asked.prompt() == user["content"][1]["text"]
+    seeds = [asked.body["seed"] for asked in server.asked]
+    assert len(set(seeds)) == 4
+    found = summary(tmp_path / "out")
+    assert found["counts"]["kept"] == 4 and found["cost"]["completion_tokens"] == 120
+
+
+def test_a_server_that_gives_one_answer_only(recipe: Recipe, tmp_path: Path) -> None:
+    why = "1 answers instead of 3: the server ignores `n`"
+    with (
+        FakeTeacher(lambda asked: choices(RIGHT)) as server,
+        pytest.raises(UserError, match=why),
+    ):
+        recipe(tmp_path / "out", endpoint=server.url, model="m", prompt="face_cot")
+
+
+def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Path) -> None:
+    for fields, message in [
+        ({"samples": 0}, "samples 0"),
+        ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
+        ({"balance": 0.5}, r"balance is 0\.5"),
+        ({"temperature": 0}, "temperature 0"),
+        ({"label_space": "emotion7"}, "face_cot asks for emotion8"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            recipe(tmp_path / "out", model=memorised, **fields)
+    assert not any(tmp_path.iterdir())
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = load_script("recipes/facial_r1_loop.py").main
+    out = tmp_path / "loop"
+    shared = {"n_eval": 4, "save_steps": 100, "max_new_tokens": 120}
+    sft = {"config": "sft_cot_tiny", "n_train": 8, "epochs": 100, "batch_size": 8, **shared}
+    grpo = {"config": "grpo_tiny", "n_train": 8, "max_steps": 2, "batch_size": 2, **shared}
+    synthesize = {"config": "synthesize_tiny", "n": 8, "samples": 2, "data_options": {},
+                  "temperature": 0.5, "balance": None}  # fmt: skip
+    words = ["--output_dir", str(out)]
+    for name, value in (("sft", sft), ("grpo", grpo), ("synthesize", synthesize)):
+        words += [f"--{name}", json.dumps(value)]
+    assert main([*words, "--rounds", "1"]) == 0
+    first = (out / "round1" / "grpo" / "metrics.json").read_bytes()
+    assert main([*words, "--rounds", "2"]) == 0  # goes on from the first round
+    assert (out / "round1" / "grpo" / "metrics.json").read_bytes() == first
+    mixture = (out / "round2" / "mixture.yaml").read_text()
+    assert "data: synth" in mixture and "round1/synthetic" in mixture
+    kept = summary(out / "round1" / "synthetic")["counts"]["kept"]
+    trained = json.loads((out / "round2" / "sft" / "metrics.json").read_text())["train"]
+    assert trained["n"] == 8 + kept
+    result = json.loads((out / "compare.json").read_text())
+    assert [run["name"] for run in result["runs"]] == [
+        "round 1", "round 2", "round 1, before GRPO", "round 2, before GRPO",
+    ]  # fmt: skip
+    page = (out / "compare.html").read_text()
+    assert "Facial-R1 loop, 2 rounds" in page and "Written after round 1" in page
+    with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):
+        main(["--output_dir", str(tmp_path / "bad"), "--sft", "{base: nowhere}"])
