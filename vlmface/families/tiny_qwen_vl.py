@@ -73,6 +73,7 @@ def build_qwen_vl(
     vision_layers: int = 3,
     hidden: int = 64,
     layers: int = 2,
+    head: int = 16,
     mlp: int = 64,
     vocab_size: int = 700,
     max_length: int = 4096,
@@ -83,9 +84,9 @@ def build_qwen_vl(
     A token is 2 x 2 patches of `patch_size` pixels a side; an image has `min_pixels` to
     `max_pixels`. Qwen2.5-VL's tower attends within windows of 2 x 2 tokens except in its last
     layer; Qwen3-VL's gives the output of its first layer to the language model, too. `hidden` and
-    `vision_width` must be multiples of 16, the size of an attention head. Embeddings and head are
-    tied. The folder is a complete checkpoint that AutoProcessor and AutoModelForImageTextToText
-    load.
+    `vision_width` must be multiples of `head`, the size of an attention head (vLLM has kernels from
+    32 on). Embeddings and output layer are tied. The folder is a complete checkpoint that
+    AutoProcessor and AutoModelForImageTextToText load.
     """
     import torch
     import transformers as hf
@@ -98,19 +99,20 @@ def build_qwen_vl(
         "depth": vision_layers,
         "hidden_size": vision_width,
         "intermediate_size": mlp,
-        "num_heads": vision_width // 16,
+        "num_heads": vision_width // head,
         "patch_size": patch_size,
         "out_hidden_size": hidden,
     }
+    rope = {"rope_type": "default", "rope_theta": 1e4}
     text: dict[str, Any] = scale | {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden,
         "intermediate_size": mlp,
         "num_hidden_layers": layers,
-        "num_attention_heads": hidden // 16,
-        "num_key_value_heads": hidden // 32 or 1,
+        "num_attention_heads": hidden // head,
+        "num_key_value_heads": hidden // (2 * head) or 1,
         "max_position_embeddings": max_length,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+        "rope_parameters": rope | {"mrope_section": [head // 4, head // 8, head // 8]},
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
@@ -132,7 +134,7 @@ def build_qwen_vl(
         normal: dict[str, Any] = {}
     else:
         vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
-        text |= {"head_dim": 16}
+        text |= {"head_dim": head}
         text["rope_parameters"] |= {"mrope_interleaved": True}
         config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, **top)
         model_class, processor_class = hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLProcessor

@@ -162,12 +162,13 @@ async def ask(
     request: Mapping[str, Any] | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """(the texts of all choices, token counts) of one request, which may have further fields than
-    the endpoint's. Raises what `post` does."""
+    the endpoint's. Raises what `call` does."""
     body = {"model": endpoint.model, "messages": messages} | endpoint.request | dict(request or {})
-    return await post(client, endpoint, "chat/completions", body, _texts)
+    return await call(client, endpoint, "chat/completions", body, _texts)
 
 
-def _texts(content: Any) -> tuple[list[str], dict[str, Any]]:
+def _texts(reply: httpx2.Response) -> tuple[list[str], dict[str, Any]]:
+    content = reply.json()
     choices = content["choices"]
     texts = [choice["message"].get("content") or "" for choice in choices]
     if not texts or not all(isinstance(text, str) for text in texts):
@@ -177,14 +178,15 @@ def _texts(content: Any) -> tuple[list[str], dict[str, Any]]:
     return texts, content.get("usage") or {}
 
 
-async def post(
+async def call(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     path: str,
-    body: Mapping[str, Any],
-    read: Callable[[Any], T],
+    body: Mapping[str, Any] | None,
+    read: Callable[[httpx2.Response], T],
 ) -> T:
-    """What `read` finds in the JSON of the reply, tried as often as the endpoint says.
+    """What `read` finds in the reply to a POST of `body` as JSON (None: to a GET), tried as often
+    as the endpoint says.
 
     A ValueError, LookupError, TypeError or AttributeError of `read` is a reply that is not what was
     promised. Raises NoAnswerError, and UserError for what no other face would change.
@@ -203,21 +205,23 @@ async def post(
         wait=pause,
         reraise=True,
     )
-    return await retrying(_post_once, client, endpoint, path, body, read)
+    return await retrying(_call_once, client, endpoint, path, body, read)
 
 
-async def _post_once(
+async def _call_once(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     path: str,
-    body: Mapping[str, Any],
-    read: Callable[[Any], T],
+    body: Mapping[str, Any] | None,
+    read: Callable[[httpx2.Response], T],
 ) -> T:
     url = f"{endpoint.url.rstrip('/')}/{path}"
     try:
-        reply = await client.post(
-            url, json={name: value for name, value in body.items() if value is not None}
-        )
+        if body is None:
+            reply = await client.get(url)
+        else:
+            sent = {name: value for name, value in body.items() if value is not None}
+            reply = await client.post(url, json=sent)
     except httpx2.TransportError as error:
         kind = type(error).__name__
         raise NoAnswerError(f"{kind} {error}".strip(), passing=True) from error
@@ -229,7 +233,7 @@ async def _post_once(
     if status != 200:
         raise UserError(f"{url} answers HTTP {status}: {said}; check URL, model and key")
     try:
-        return read(reply.json())
+        return read(reply)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         # Cut off by a proxy, or not what was promised.
         raise NoAnswerError(f"unreadable reply ({error}): {said}", passing=True) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import shutil
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import httpx2
 
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, post, with_image
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_image
 from vlmface.prompts import Prompt
 from vlmface.train.rollout import Rollout
 
@@ -47,53 +48,52 @@ class Server:
             url, "", attempts=attempts, timeout_s=timeout_s, concurrency=concurrency
         )
         self.endpoint.check()
-        self.name: str | None = None  # of the adapter that it answers with
+        # Other runs may use the same server.
+        self.prefix = f"vlmface-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}-"
+        self.name = ""  # of the adapter that it answers with
 
     def adapter_folder(self, step: int) -> Path:
         """Where the weights of a step belong, before `load` is called."""
         return self.folder / f"step-{step}"
 
     def load(self, step: int) -> None:
-        """Let the server answer with the adapter of `step` from now on. Raises ServerGoneError."""
-        name, before = f"vlmface-step-{step}", self.name
-        path = str(self.adapter_folder(step))
+        """Let the server answer with the adapter of `step`, and forget earlier ones of this run.
+        Raises ServerGoneError."""
 
         async def change() -> None:
             async with self._client() as client:
-                if before is not None:
-                    await self._tell(client, "unload_lora_adapter", {"lora_name": before})
-                await self._tell(
-                    client, "load_lora_adapter", {"lora_name": name, "lora_path": path}
-                )
+                listed = await call(client, self.endpoint, "models", None, lambda r: r.json())
+                for name in [model["id"] for model in listed["data"]]:
+                    if name.startswith(self.prefix):
+                        await self._tell(client, "unload_lora_adapter", {"lora_name": name})
+                body = {"lora_name": f"{self.prefix}{step}",
+                        "lora_path": str(self.adapter_folder(step))}  # fmt: skip
+                await self._tell(client, "load_lora_adapter", body)
 
         self._run(change())
-        self.name = name
         for old in self.folder.glob("step-*"):
             if old != self.adapter_folder(step):
                 shutil.rmtree(old)
+        self.use(step)
 
     def use(self, step: int) -> None:
-        """Answer with what another process has told the server to `load`."""
-        self.name = f"vlmface-step-{step}"
+        """Answer with what a process of this run has told the server to `load`."""
+        self.name = f"{self.prefix}{step}"
 
     async def _tell(self, client: httpx2.AsyncClient, path: str, body: dict[str, str]) -> None:
-        """A request whose reply is a sentence."""
-        url = f"{self.endpoint.url.rstrip('/')}/{path}"
         try:
-            reply = await client.post(url, json=body)
-        except httpx2.TransportError as error:
-            raise NoAnswerError(f"{type(error).__name__} {error}".strip(), passing=True) from error
-        said = " ".join(reply.text[:300].split())
-        if reply.status_code == 404 and path == "load_lora_adapter" and "adapter" not in said:
+            await call(client, self.endpoint, path, body, lambda reply: reply.text)
+        except NoAnswerError as error:
+            if error.passing:
+                raise
             raise ServerGoneError(
-                f"{url} does not exist: start the server with --enable-lora and the environment "
-                "variable VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
-            )
-        # A server that was started anew knows no adapter to unload, one that was not may have this.
-        if reply.status_code >= 400 and not (
-            path == "unload_lora_adapter" or "already been loaded" in said
-        ):
-            raise ServerGoneError(f"{url} refuses the adapter (HTTP {reply.status_code}): {said}")
+                f"{self.endpoint.url} refuses the adapter in {body.get('lora_path')}: {error}"
+            ) from None
+        except UserError as error:
+            raise ServerGoneError(
+                f"{error}. The server must run with --enable-lora and the environment variable "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+            ) from None
 
     def sample(
         self, images: Sequence[Any], prompts: Sequence[Sequence[int]], group: int, seed: int
@@ -116,7 +116,7 @@ class Server:
                         "return_token_ids": True,
                     }
                     async with limit:
-                        asked, choices = await post(
+                        asked, choices = await call(
                             client, self.endpoint, "chat/completions", body, _read
                         )
                     self._check_prompt(asked, list(prompts[number]))
@@ -168,9 +168,9 @@ def _data_uri(stored: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _read(content: Any) -> tuple[list[int] | None, list[dict[str, Any]]]:
+def _read(reply: httpx2.Response) -> tuple[list[int] | None, list[dict[str, Any]]]:
     """(ids of the prompt if they are told, completions) of a reply."""
-    found = []
+    content, found = reply.json(), []
     for choice in content["choices"]:
         ids = list(choice["token_ids"])
         log_probs = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
