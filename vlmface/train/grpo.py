@@ -335,6 +335,8 @@ def train(
         trainer, start.processor, start.family, start.base_id, "lora" in start.policy.values(),
         run_dir,
     )  # fmt: skip
+    if trainer.server is not None and sft.is_main():
+        trainer.server.close()
     lines = sft.read_log(run_dir)
     # Steps that learn from earlier completions once more have no reward of their own.
     earned = [line["reward"] for line in lines if "reward" in line]

@@ -62,10 +62,7 @@ class Server:
 
         async def change() -> None:
             async with self._client() as client:
-                listed = await call(client, self.endpoint, "models", None, lambda r: r.json())
-                for name in [model["id"] for model in listed["data"]]:
-                    if name.startswith(self.prefix):
-                        await self._tell(client, "unload_lora_adapter", {"lora_name": name})
+                await self._unload(client)
                 body = {"lora_name": f"{self.prefix}{step}",
                         "lora_path": str(self.adapter_folder(step))}  # fmt: skip
                 await self._tell(client, "load_lora_adapter", body)
@@ -79,6 +76,25 @@ class Server:
     def use(self, step: int) -> None:
         """Answer with what a process of this run has told the server to `load`."""
         self.name = f"{self.prefix}{step}"
+
+    def close(self) -> None:
+        """At the end of training: the server keeps nothing of it, if it is still there."""
+
+        async def change() -> None:
+            async with self._client() as client:
+                await self._unload(client)
+
+        try:
+            self._run(change())
+        except ServerGoneError as error:
+            print(f"warning: {error}; the training is done without it")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _unload(self, client: httpx2.AsyncClient) -> None:
+        listed = await call(client, self.endpoint, "models", None, lambda reply: reply.json())
+        for name in [model["id"] for model in listed["data"]]:
+            if name.startswith(self.prefix):
+                await self._tell(client, "unload_lora_adapter", {"lora_name": name})
 
     async def _tell(self, client: httpx2.AsyncClient, path: str, body: dict[str, str]) -> None:
         try:
@@ -137,6 +153,8 @@ class Server:
         )
 
     def _check_prompt(self, asked: list[int] | None, expected: list[int]) -> None:
+        # TRL's own vLLM rollouts expand image tokens twice (huggingface/trl#6294); here that would
+        # be noticed.
         if asked is not None and asked != expected:
             at = next((i for i, (a, b) in enumerate(zip(asked, expected, strict=False)) if a != b),
                       min(len(asked), len(expected)))  # fmt: skip
