@@ -417,7 +417,7 @@ def test_batches_with_and_without_pictures_do_not_wait_for_each_other(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp", "zero2"])
+@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
 def test_grpo_in_two_processes(
     launch: Launch, sft_cot: Recipe, tmp_path: Path, config: str
 ) -> None:
