@@ -307,6 +307,21 @@ def test_a_server_that_gives_one_answer_only(recipe: Recipe, tmp_path: Path) -> 
         recipe(tmp_path / "out", endpoint=server.url, model="m", prompt="face_cot")
 
 
+def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
+    sample = FaceSample.from_row(data.load("synth", n=1).remove_columns(["image", "frames"])[0])
+    right = written(sample.intensities(), str(sample.emotion))
+
+    def behave(asked: Asked) -> Reply:
+        refused = Reply(status=400, body=b"filtered")
+        return choices(right, right, right) if asked.number == 0 else refused
+
+    with FakeTeacher(behave) as server:
+        words = {"endpoint": server.url, "model": "m", "prompt": "face_cot", "concurrency": 1}
+        assert recipe(tmp_path / "out", n=3, **words) == 0
+    counts = summary(tmp_path / "out")["counts"]
+    assert counts["kept"] == 1 and counts["rejected_by"] == {"no_answer": 2}
+
+
 def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Path) -> None:
     for fields, message in [
         ({"samples": 0}, "samples 0"),

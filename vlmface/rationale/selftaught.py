@@ -113,13 +113,13 @@ class Local:
         self.settings = settings
         self.predictor = Predictor.load(str(settings.model), prompt=settings.prompt)
         self.prompt = self.predictor.prompt
-        self.unanswered: dict[str, str] = {}
 
     def write(
         self, faces: Sequence[Face], pictures: Pictures, told: Told, journal: Journal,
         done: Callable[[int], Any],
-    ) -> None:  # fmt: skip
-        """Batches are the same ones however often the build is stopped, so the answers are too."""
+    ) -> dict[str, str]:  # fmt: skip
+        """Batches are the same ones however often the build is stopped, so the answers are too.
+        Returns {id: why} of the faces without an answer: none."""
         size = self.settings.batch_size
         for number, start in enumerate(range(0, len(faces), size)):
             part = faces[start : start + size]
@@ -138,6 +138,7 @@ class Local:
             for face, written in zip(part, texts, strict=True):
                 journal.add({"id": face.id, "texts": written})
             done(len(part))
+        return {}
 
 
 class Remote:
@@ -151,12 +152,12 @@ class Remote:
             )
         self.settings, self.endpoint = settings, endpoint
         self.prompt = prompts.load(settings.prompt)
-        self.unanswered: dict[str, str] = {}
 
     def write(
         self, faces: Sequence[Face], pictures: Pictures, told: Told, journal: Journal,
         done: Callable[[int], Any],
-    ) -> None:  # fmt: skip
+    ) -> dict[str, str]:  # fmt: skip
+        """Returns {id: why} of the faces that the server gave no answer for."""
         from vlmface.infer.endpoint import NoAnswerError, ask, work_through
 
         how = {
@@ -185,16 +186,15 @@ class Remote:
             }
 
         left = [face for face in faces if face.id not in journal.records]
-        if left:
-            beside = "with their annotation" if self.settings.saw_label else "without annotation"
-            print(
-                f"{len(left)} pictures of faces, {beside}, are sent to {self.endpoint.url} (model "
-                f"{self.endpoint.model})",
-                flush=True,
-            )
-            self.unanswered = work_through(
-                self.endpoint, iter(left), work, journal, lambda: done(1)
-            )
+        if not left:
+            return {}
+        beside = "with their annotation" if self.settings.saw_label else "without annotation"
+        print(
+            f"{len(left)} pictures of faces, {beside}, are sent to {self.endpoint.url} (model "
+            f"{self.endpoint.model})",
+            flush=True,
+        )
+        return work_through(self.endpoint, iter(left), work, journal, lambda: done(1))
 
 
 def _opened(pictures: Pictures, face: Face) -> Image.Image:
@@ -238,6 +238,15 @@ def question(settings: Settings, prompt: prompts.Prompt) -> tuple[Told, str]:
         return told
 
     return with_truth, leading.form
+
+
+def asked_with(settings: Settings, prompt: prompts.Prompt) -> dict[str, Any]:
+    """The prompt of `question`, for the data card."""
+    if not settings.saw_label:
+        return {"prompt": prompt.id, "prompt_version": prompt.version, "prompt_sha": prompt.sha}
+    leading = teacher_prompts.load("with_label")
+    sha = leading.sha(prompt.space, settings.limits)
+    return {"prompt": leading.id, "prompt_version": leading.version, "prompt_sha": sha}
 
 
 # --- the faces ------------------------------------------------------------------------------------
@@ -295,10 +304,13 @@ def write(
     with Journal(work / "answers.jsonl") as journal:
         before = sum(face.id in journal.records for face in faces)
         with tqdm(total=len(faces), initial=before, desc="asking", unit="face") as bar:
-            asked.write(faces, pictures, told, journal, bar.update)
+            unanswered = asked.write(faces, pictures, told, journal, bar.update)
         for face in faces:
             if (record := journal.records.get(face.id)) is None:
-                left_out["no answer"] += 1
+                truth = face.truth or Truth(face.label or "", {}, frozenset(), VOTED)
+                fault = Fault("no_answer", unanswered[face.id])
+                verdict = replace(judge("", truth), faults=(fault,))
+                written.append(Written(face.index, face.id, truth, "", verdict))
                 continue
             truth, text, verdict, how = choose(
                 face, record["texts"], parse, judge, settings.min_agreement

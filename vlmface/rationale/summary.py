@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface import __version__, data
-from vlmface.rationale.selftaught import VOTED
+from vlmface.rationale.selftaught import VOTED, asked_with
 from vlmface.rationale.verify import REASONS
 from vlmface.taxonomy import LabelSpace
 
@@ -50,9 +50,7 @@ def summarise(
         writer = {
             "writer": "model",
             "model": settings.model,
-            "prompt": model.prompt.id,
-            "prompt_version": model.prompt.version,
-            "prompt_sha": model.prompt.sha,
+            **asked_with(settings, model.prompt),
             "saw_aus": bool(settings.saw_label),
         }
     return {
@@ -110,7 +108,8 @@ def _vote(written: Sequence[Written], settings: Settings) -> dict[str, Any]:
         "balance": settings.balance,
         "labels": Counter(w.record["label"] for w in written if w.verdict.kept),
     }
-    for name, chosen in (("all", written), ("kept", [w for w in written if w.verdict.kept])):
+    answered = [w for w in written if w.record]
+    for name, chosen in (("all", answered), ("kept", [w for w in written if w.verdict.kept])):
         checked = [w for w in chosen if w.record["label"] == VOTED and w.record["known"]]
         found[name] = {
             "agreement": _mean(w.record["agreement"] for w in chosen),
