@@ -120,7 +120,7 @@ def _clean(text: str) -> str:
 
 
 def _lenient(text: str, space: LabelSpace) -> tuple[str | None, str, str]:
-    thought, answers, rest = _regions(text)
+    thought, answers, rest = regions(text)
     before, *concluded = _CONCLUSION.split(rest)
     if not answers and any(part.strip() for part in concluded):
         answers, rest = concluded, before
@@ -138,7 +138,7 @@ def _lenient(text: str, space: LabelSpace) -> tuple[str | None, str, str]:
     return label, status, thought or ("" if space.canonical(rest) else rest)
 
 
-def _regions(text: str) -> tuple[str, list[str], str]:
+def regions(text: str) -> tuple[str, list[str], str]:
     """(inside think, the pieces inside answer tags, outside both); the innermost tag decides, a
     missing closing tag ends with the text, a missing opening <think> was part of the prompt."""
     tags = list(_TAG.finditer(text))

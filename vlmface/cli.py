@@ -101,6 +101,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     return compare_command(arguments.runs, arguments.output_dir)
 
 
+def _score_file(arguments: argparse.Namespace) -> int:
+    from vlmface.evaluate.score_file import score_command
+
+    return score_command(
+        arguments.file, arguments.format, arguments.label_space, arguments.output_dir
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(
@@ -172,6 +180,15 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--output_dir", default="compare",
                          help="folder to write (default compare)")  # fmt: skip
     compare.set_defaults(run=_compare)
+
+    score = commands.add_parser("score-file", help="score the answers that another system wrote")
+    score.add_argument("file", metavar="FILE", type=Path, help="its answers, with the truth")
+    score.add_argument("--format", required=True,
+                       choices=("ferbench", "facial-r1", "expllm", "jsonl"))  # fmt: skip
+    score.add_argument("--label_space", metavar="NAME",
+                       help="what may be answered (default emotion8, or as asked)")  # fmt: skip
+    score.add_argument("--output_dir", type=Path, help="folder to write (default scores/FILE)")
+    score.set_defaults(run=_score_file)
 
     inspect = commands.add_parser("inspect", help="a run's training rows token by token",
                                   allow_abbrev=False)  # fmt: skip

@@ -134,17 +134,20 @@ def folder_of_images(images: str | Path | None, otherwise: Path) -> Path:
     return folder
 
 
-def records(path: Path) -> list[Record]:
-    """The records of a file: JSON lines if its name ends in .jsonl, else one JSON list. Raises
-    UserError with the file and the line or record for whatever is not a list of mappings."""
+def records(path: Path, *, lines: bool | None = None, within: str | None = None) -> list[Record]:
+    """The records of a file: JSON lines if `lines` (default: if its name ends in .jsonl), else one
+    JSON list, which may also be the field `within` of a mapping. Raises UserError with the file and
+    the line or record for whatever is not a list of mappings."""
     text = read_text(path)
-    if path.suffix == ".jsonl":
+    if path.suffix == ".jsonl" if lines is None else lines:
         # Not splitlines(): JSON texts may hold other line separators as they are.
-        lines = enumerate(text.split("\n"), 1)
-        places = [(f"{path}, line {n}", line) for n, line in lines if line.strip()]
+        numbered = enumerate(text.split("\n"), 1)
+        places = [(f"{path}, line {n}", line) for n, line in numbered if line.strip()]
         found = [(where, _parsed(line, where)) for where, line in places]
     else:
         content = _parsed(text, str(path))
+        if isinstance(content, dict) and within in content:
+            content = content[within]
         if not isinstance(content, list):
             raise UserError(
                 f"{path} holds {shown(content)}, expected a list of records: [{{...}}, ...]"

@@ -58,7 +58,7 @@ def read(folder: str | Path, name: str | None = None) -> Run:
     for file in ("metrics.json", "predictions.jsonl"):
         try:
             text = (folder / file).read_text(encoding="utf-8")
-            found[file] = json.loads(text) if file.endswith(".json") else text.splitlines()
+            found[file] = json.loads(text) if file.endswith(".json") else text.split("\n")
         except OSError:
             raise UserError(
                 f"'{folder}' holds no {file}: give the folder of a finished run or evaluation"
@@ -75,7 +75,7 @@ def read(folder: str | Path, name: str | None = None) -> Run:
         name or folder.name,
         folder,
         whole.get("after", whole),
-        [json.loads(line) for line in found["predictions.jsonl"]],
+        [json.loads(line) for line in found["predictions.jsonl"] if line],
         found["settings.json"],
         whole.get("train") or {},
         found["vlmface.json"].get("recipe"),

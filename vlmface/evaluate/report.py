@@ -43,8 +43,8 @@ def write_report(
     Reads `metrics.json` (one evaluation, or {"before", "after", "train", "paired"}) and, where they
     exist, `vlmface.json`, `predictions.jsonl`, `predictions_before.jsonl` and `log.jsonl`.
     `images` maps row ids to pictures, opened or as stored; rows without one are not
-    shown. `baseline` is another model's {"name", "source", "emotion": {"accuracy"}, "au":
-    {"f1_macro", "per_au": {"AU4": {"f1"}}}}.
+    shown. `baseline` is another model, or another rule for this one: {"name", "source", "emotion":
+    {"accuracy"}, "au": {"f1_macro", "per_au": {"AU4": {"f1"}}}}.
     The page loads nothing from elsewhere. Raises UserError for a missing or broken file; an older
     report is only replaced by a complete one.
     """

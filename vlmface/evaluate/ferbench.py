@@ -1,0 +1,205 @@
+"""How FERBench reads an answer (UniFER, zfkarl/UniFER on GitHub), to hold it against our reading.
+
+Its scorer looks for words in lower-case text, always in the order of the candidate list:
+
+    answer     in the first <answer>...</answer>: the first candidate that it equals or contains;
+    response   else the first candidate contained anywhere in the response, reasoning included;
+    synonym    else the first label of its table with a synonym contained anywhere in the response;
+    unknown    else nothing, which is wrong.
+
+Items with an `error` leave its denominator. This is the rule of `eval_total/code/eval_unifer.py`,
+behind the published total. The scripts of the single sets have the same, except that the one of
+SFEW takes answers of several lines and only tags in lower case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmface.answers import regions
+from vlmface.evaluate import metrics
+from vlmface.taxonomy import LabelSpace, normalise
+
+_SAME = {
+    "contempt": "scorn disdain", "disgust": "revulsion repulsion", "fear": "terror fright",
+    "neutral": "normal calm blank", "surprise": "shock astonishment",
+}  # fmt: skip
+_NOUNS = _SAME | {"anger": "angry", "happiness": "joy happy", "sadness": "sad"}
+_ADJECTIVES = _SAME | {"angry": "anger", "happy": "joy happiness", "sad": "sorrow unhappy"}
+_ORDER = ("anger", "angry", "contempt", "disgust", "fear", "happiness", "happy", "sadness", "sad",
+          "neutral", "surprise")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What FERBench's rule makes of a response: one of the item's candidates, or None; the step
+    that decided (see above, or "dropped" for an error), and the text that it came upon."""
+
+    word: str | None
+    step: str
+    found: str = ""
+
+
+def synonyms(candidates: Sequence[str]) -> dict[str, list[str]]:
+    """The scorer's table for the set that has these candidates: RAF-DB and AffectNet nouns, FERPlus
+    and SFEW adjectives; AffectNet and FERPlus with contempt."""
+    adjectives = "angry" in candidates
+    table = _ADJECTIVES if adjectives else _NOUNS
+    found = {word: table[word].split() for word in _ORDER if word in table and word in candidates}
+    if adjectives != ("contempt" in candidates):  # AffectNet and SFEW
+        for word in found.keys() & {"anger", "angry"}:
+            found[word].append("mad")
+    return found
+
+
+def read(response: str, candidates: Sequence[str]) -> Reading:
+    """A response as FERBench reads it."""
+    answer = first_answer(response)
+    if answer is not None:
+        for word in candidates:
+            if word.lower() in answer:
+                return Reading(word, "answer", word.lower())
+    lowered = response.lower()
+    for word in candidates:
+        if word in lowered:
+            return Reading(word, "response", word)
+    for word, others in synonyms(candidates).items():
+        for other in others:
+            if other in lowered:
+                return Reading(word, "synonym", other)
+    return Reading(None, "unknown")
+
+
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+
+
+def first_answer(response: str) -> str | None:
+    r"""What the pattern `<answer>\s*(.*?)\s*</answer>` captures first, in lower case: the text of
+    the first answer that is on one line; in time linear in the response, unlike the pattern."""
+    opened: list[int] = []
+    for tag in _ANSWER_TAG.finditer(response):
+        if not tag[1]:
+            opened.append(tag.end())
+            continue
+        if opened:
+            text = response[opened[0] : tag.start()].rstrip()
+            # An answer may start only where nothing but white space is left before its last line.
+            earliest = opened[0] + len(text[: max(0, text.rfind("\n"))].rstrip())
+            for start in opened:
+                if start >= earliest:
+                    return response[start : tag.start()].strip().lower()
+        opened = []
+    return None
+
+
+def compare(
+    rows: Sequence[metrics.Row],
+    candidates: Sequence[Sequence[str]],
+    failed: Sequence[bool],
+    space: LabelSpace,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """({"accuracy", "n", "errors", "unknown", "disagreements"} by FERBench's rule, the rows that
+    the two rules read differently, each with both readings and the reason).
+
+    `candidates` are each row's words, of `space`; `failed` says which rows have an error. The
+    accuracy is None if all have. "right" is the rule that had the true label: "ours", "ferbench"
+    or "neither".
+    """
+    hits = Counter[str]()
+    different = []
+    for row, words, error in zip(rows, candidates, failed, strict=True):
+        reading = Reading(None, "dropped") if error else read(row["text"], words)
+        label = space.canonical(reading.word) if reading.word else None
+        ours, true = metrics.answer(row), metrics.truth(row, space)
+        hits[reading.step] += 1
+        hits["right"] += label == true
+        if label == ours and not error:
+            continue
+        different.append({
+            "id": row["id"],
+            "image": row["image"],
+            "truth": true,
+            "text": row["text"],
+            "ours": {"label": ours, "status": row["status"]},
+            "ferbench": {"label": label, "step": reading.step},
+            "right": "ours" if ours == true else "ferbench" if label == true else "neither",
+            "reason": _reason(row, reading, words, space),
+        })  # fmt: skip
+    n = len(rows) - hits["dropped"]
+    block = {
+        "accuracy": hits["right"] / n if n else None,
+        "n": n,
+        "errors": hits["dropped"],
+        "unknown": hits["unknown"],
+        "disagreements": len(different),
+    }
+    return block, different
+
+
+def table(different: Sequence[Mapping[str, Any]]) -> str:
+    """Why the rules differ, for people: a line for each kind of reason, the most frequent first."""
+    kinds = [(item["reason"].partition(":")[0], item["right"]) for item in different]
+    counts = Counter(kinds)
+    order = [kind for kind, _ in Counter(kind for kind, _ in kinds).most_common()]
+    width = max(map(len, order), default=0)
+    lines = [f"{'why':<{width}}  items  only FERBench right  only ours right  neither"]
+    for kind in order:
+        theirs, ours, no = (counts[kind, who] for who in ("ferbench", "ours", "neither"))
+        lines.append(f"{kind:<{width}}  {theirs + ours + no:>5}  {theirs:>19}  {ours:>15}  {no:>7}")
+    return "\n".join(lines)
+
+
+# --- why ------------------------------------------------------------------------------------------
+
+_WORD = re.compile(r"[\w'\u2019-]+")
+
+
+def _reason(
+    row: metrics.Row, reading: Reading, candidates: Sequence[str], space: LabelSpace
+) -> str:
+    """Why FERBench's rule reads a row differently, as "kind" or "kind: the words it is about"."""
+    text, found = row["text"], reading.found
+    if reading.step == "dropped":
+        return "error dropped from the denominator"
+    if reading.word is None:
+        return f"did not know the word: {_alias(text, row['label'], space)}"
+    thought, answers, rest = regions(text)
+    first = first_answer(text) if reading.step == "answer" else None
+    searched = text.lower() if first is None else first
+    words = [word for word in _WORD.findall(searched) if found in word]
+    outside = " ".join([*answers, rest]).lower()
+    if first is None and found in thought.lower() and found not in outside:
+        return f"searched the reasoning: {words[0] if words else found}"
+    if row["status"] == "refused":
+        return f"took a refusal for an answer: {found}"
+    if first is not None and sum(bool(answer.strip()) for answer in answers) > 1:
+        return "several answers, took the first"
+    if reading.step == "synonym":
+        inside = f", inside {words[0]}" if words and found not in words else ""
+        return f"synonym: {found}{inside}"
+    label = space.canonical(reading.word)
+    if words and not any(word == found or space.canonical(word) == label for word in words):
+        return f"substring: {words[0]}"
+    if len({space.canonical(word) for word in candidates if word.lower() in searched}) > 1:
+        return "several candidates, took the first of the list"
+    if negation := _negation(found).search(searched):
+        return f"passed over a negation: {' '.join(negation[0].split())}"
+    return f"mentioned, not stated: {found}"
+
+
+def _negation(found: str) -> re.Pattern[str]:
+    return re.compile(
+        r"(?:\b(?:not|no|never|neither|nor|without|hardly)|\w{2,6}n['\u2019]t)"
+        rf"\s+(?:\w+\s+){{0,3}}{re.escape(found)}"
+    )
+
+
+def _alias(text: str, label: str, space: LabelSpace) -> str:
+    """The word of the text for which we read this label."""
+    padded = f" {normalise(text)} "
+    known = (word for word, meant in space.index.items() if meant == label)
+    return next((word for word in known if f" {word} " in padded), label)
