@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from samples import ROOT
+from samples import ROOT, load_script
 
 from vlmface import config
 from vlmface.errors import UserError
@@ -118,22 +118,34 @@ def test_help_shows_the_values_that_would_be_used(
     assert "--rate 7.0" in capsys.readouterr().out
 
 
+RECIPES: dict[str, type] = {
+    "sft_cot": Settings,
+    "sft_attributes": Settings,
+    "grpo": grpo.Settings,
+    "synthesize": load_script("recipes/synthesize.py").Settings,
+    "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
+}
 SHIPPED = sorted((ROOT / "recipes/configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> None:
-    recipe = next(name for name in ("sft_cot", "sft_attributes", "grpo") if name in path.stem)
-    kind = grpo.Settings if recipe == "grpo" else Settings
-    settings = config.build(kind, config.read(path), where=str(path))
+    recipe = next(name for name in RECIPES if name in path.stem)
+    settings = config.build(RECIPES[recipe], config.read(path), where=str(path))
     if isinstance(settings, grpo.Settings):
         grpo.check(settings)
         rewards.parse(settings.rewards)
+    if recipe == "facial_r1_loop":  # each stage's own fields, over a configuration that is shipped
+        for stage, kind in (("sft", RECIPES["sft_cot"]), ("grpo", grpo.Settings),
+                            ("synthesize", RECIPES["synthesize"])):  # fmt: skip
+            fields = dict(getattr(settings, stage))
+            shipped = config.read(ROOT / f"recipes/configs/{fields.pop('config')}.yaml")
+            config.build(kind, shipped | fields, where=str(path))
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
-    # tiny is a recipe's default
-    named = "" if path.stem.endswith("_tiny") else f" --config {path.stem}"
-    assert f"recipes/{recipe}.py{named}" in first
+    # a recipe's default need not be named
+    default = path.stem.endswith("_tiny") or path.stem == recipe
+    assert f"recipes/{recipe}.py{'' if default else f' --config {path.stem}'}" in first
 
 
 def test_facial_r1_runs_as_published() -> None:

@@ -62,21 +62,12 @@ def test_a_run_whose_base_is_gone_or_whose_prompt_changed(
         evaluation.main(argv)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "eval/benchmarks").glob("*.yaml")))
-def test_shipped_benchmarks_are_valid(path: Path) -> None:
-    benchmark = evaluation.load_benchmark(path.stem)
-    assert benchmark.id == path.stem
-    assert benchmark == evaluation.load_benchmark(str(path))
-    assert set(benchmark.au_set) <= set(facs.AUS)
-    assert benchmark.spaces
-
-
 def test_synth_scores_what_the_renderer_moves() -> None:
     assert tuple(evaluation.load_benchmark("synth").au_set) == facs.SYNTH_AUS
 
 
 def test_wrong_names_and_label_spaces_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no benchmark 'snth': use one of .*synth"):
+    with pytest.raises(UserError, match=r"no benchmark 'snth' \(did you mean 'synth'\?\)"):
         evaluation.load_benchmark("snth")
     synth = evaluation.load_benchmark("synth")
     with pytest.raises(UserError, match="ask expllm for emotion7, but benchmark synth scores"):

@@ -34,7 +34,7 @@ from vlmface.synth.render import render
 from PIL import Image
 assert vlmface.__file__.startswith(sys.argv[1]), vlmface.__file__
 assert str(files.resource("recipes/configs")).startswith(sys.argv[1])
-benchmark = load_benchmark("synth")
+assert load_benchmark("rafdb").published
 predictor = Predictor.load("vlmface-tiny", prompt=prompts.load("face_cot"), max_new_tokens=8)
 face = Image.fromarray(render(dataset.draw(0, "test", 0).face).image)
 print(predictor.predict([face])[0].text)

@@ -6,8 +6,10 @@ those of a later `eval/run.py` are the same numbers.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from vlmface.infer.predictor import Predictor
 
 ATTRIBUTES = ("gender", "age_group", "race")
+# What eval/published.yaml may give of a model: scores of the emotion (or of the one other label
+# space that is scored), the mean F1 of the AUs, the accuracy of an attribute.
+PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "au_f1_macro", *ATTRIBUTES)
+_FOLD = re.compile(r"(.+)_fold(\d+)")
 
 
 @dataclass(frozen=True)
@@ -39,29 +45,36 @@ class Benchmark:
     """A protocol file, eval/benchmarks/NAME.yaml.
 
     `label_space` is what is scored, or a list of such; each is asked by the model's prompt with
-    that space. `protocol` are the data set's own options (n, seed, fold, ...), `au_set` the AUs
-    that are scored, `au_threshold` the intensity (0..5) from which one counts as present (null: as
-    annotated). `published` lists results it can be compared with; `baseline` is a JSON file beside
-    the protocol with the scores of a plain model, shown next to ours.
+    that space. Without one the AUs alone are scored. `protocol` are the data set's own options (n,
+    seed, fold, ...), `folds` how many test parts it has of which `protocol` names one (papers give
+    the mean over all), `au_set` the AUs that are scored, `au_threshold` the intensity (0..5) from
+    which one counts as present (null: as annotated). `baseline` is a JSON file beside the protocol
+    with the scores of a plain model, shown next to ours.
     """
 
     id: str
     dataset: str
     split: str
-    label_space: str | list[str]
     source: str
+    label_space: str | list[str] | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
+    folds: int | None = None
     au_set: list[int] = field(default_factory=list)
     au_threshold: float | None = None
     metrics: list[str] = field(default_factory=list)
-    published: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
     notes: str | None = None
 
     @property
     def spaces(self) -> list[taxonomy.LabelSpace]:
         named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
-        return [taxonomy.space(name) for name in named]
+        return [taxonomy.space(name) for name in named or ()]
+
+    @property
+    def published(self) -> list[dict[str, Any]]:
+        """The results of eval/published.yaml that it can be compared with."""
+        fold = _FOLD.fullmatch(self.id)
+        return load_published().get(fold[1] if fold else self.id, [])
 
 
 @dataclass(frozen=True)
@@ -79,24 +92,88 @@ class Settings:
 
 
 def load_benchmark(name_or_path: str) -> Benchmark:
-    """A benchmark by name ("synth") or from a YAML file of your own. Raises UserError."""
-    path = Path(name_or_path)
+    """A benchmark by name ("synth"), another fold of one ("disfa8_fold2"), or from a YAML file of
+    your own. Raises UserError."""
+    path, fold = Path(name_or_path), None
     if path.suffix not in (".yaml", ".yml"):
-        folder = resource("eval/benchmarks")
-        path = folder / f"{name_or_path}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-            raise UserError(f"there is no benchmark {name_or_path!r}: use one of {known}")
+        name = name_or_path
+        if match := _FOLD.fullmatch(name):
+            name, fold = match[1], int(match[2])
+        if name not in benchmark_names():
+            raise UserError(f"there is no benchmark {name!r}{_did_you_mean(name)}")
+        path = resource("eval/benchmarks") / f"{name}.yaml"
     benchmark = config.build(Benchmark, config.read(path), where=str(path))
     fields = [space.field for space in benchmark.spaces]
-    if not fields or len(set(fields)) < len(fields):
+    if not fields and not benchmark.au_set:
+        raise UserError(f"{path} has neither label_space nor au_set: say what is scored")
+    if len(set(fields)) < len(fields):
         raise UserError(
             f"{path}: label_space is {benchmark.label_space!r}: name one, or several of which no "
             f"two speak of the same ({', '.join(fields)})"
         )
     if benchmark.baseline is not None:  # a file beside the protocol
         benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
-    return benchmark
+    return benchmark if fold is None else _of_fold(benchmark, fold)
+
+
+def _of_fold(benchmark: Benchmark, fold: int) -> Benchmark:
+    if benchmark.folds is None:
+        raise UserError(f"benchmark {benchmark.id} has no folds: leave _fold{fold} out")
+    if not 1 <= fold <= benchmark.folds:
+        raise UserError(
+            f"benchmark {benchmark.id} has folds 1 to {benchmark.folds}: there is no fold {fold}"
+        )
+    options = benchmark.protocol | {"fold": fold}
+    return replace(benchmark, id=f"{benchmark.id}_fold{fold}", protocol=options)
+
+
+def benchmark_names() -> list[str]:
+    """The names that `load_benchmark` knows, sorted, without those of single folds."""
+    return sorted(file.stem for file in resource("eval/benchmarks").glob("*.yaml"))
+
+
+def _did_you_mean(name: str) -> str:
+    """The end of a sentence about an unknown benchmark."""
+    known = benchmark_names()
+    near = difflib.get_close_matches(name.lower(), known)
+    hint = f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
+    return f"{hint}: use one of {', '.join(known)}"
+
+
+def load_published(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
+    """eval/published.yaml: benchmark -> results that papers report on it. Each names its `model`
+    and `source`, has scores (0..1) under names of PUBLISHED_SCORES, and may have `notes` on how its
+    protocol differs. Raises UserError."""
+    path = path or resource("eval/published.yaml")
+    results = config.read(path)
+    known = benchmark_names()
+    for name, entries in results.items():
+        if name not in known:
+            raise UserError(f"{path}: there is no benchmark {name!r}{_did_you_mean(str(name))}")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f"{path}: {name} should hold a list of {{model, scores, source}}")
+        for number, entry in enumerate(entries, 1):
+            _check_result(entry, where=f"{path}: result {number} of {name}")
+    return results
+
+
+def _check_result(entry: Mapping[str, Any], where: str) -> None:
+    for key in ("model", "source"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise UserError(f"{where} has {key} {entry.get(key)!r}: give a text")
+    scores = entry.keys() - {"model", "source", "notes"}
+    if not scores or not scores <= set(PUBLISHED_SCORES):
+        found = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
+        raise UserError(
+            f"{where} ({entry['model']}) should have scores named {', '.join(PUBLISHED_SCORES)}, "
+            f"found {found}"
+        )
+    for key in scores:
+        if type(entry[key]) not in (int, float) or not 0 <= entry[key] <= 1:
+            raise UserError(
+                f"{where} ({entry['model']}) has {key} {entry[key]!r}, expected a share from 0 to "
+                "1: divide a percentage by 100"
+            )
 
 
 def load_baseline(benchmark: Benchmark) -> dict[str, Any] | None:
@@ -203,14 +280,22 @@ def answer_once(
 
 
 def scored_prompts(benchmark: Benchmark, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those of the prompts whose label space the benchmark scores, the first of each space. Raises
-    UserError if there is none."""
-    found = [
-        next((prompt for prompt in prompts if prompt.space.id == space.id), None)
-        for space in benchmark.spaces
-    ]
+    """Those of the prompts whose label space the benchmark scores, the first of each space; where
+    only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
+    if not benchmark.spaces:
+        found = [next((prompt for prompt in prompts if prompt.form != "label"), None)]
+    else:
+        found = [
+            next((prompt for prompt in prompts if prompt.space.id == space.id), None)
+            for space in benchmark.spaces
+        ]
     if not any(found):
         asked = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
+        if not benchmark.spaces:
+            raise UserError(
+                f"the prompts ask {asked} and for nothing else, but benchmark {benchmark.id} "
+                "scores action units: use a prompt whose answers name them, such as face_cot"
+            )
         raise UserError(
             f"the prompts ask {asked}, but benchmark {benchmark.id} scores "
             f"{', '.join(space.id for space in benchmark.spaces)}: use a prompt or a benchmark "
@@ -220,7 +305,7 @@ def scored_prompts(benchmark: Benchmark, prompts: Sequence[Prompt]) -> list[Prom
 
 
 def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
-    """What is annotated for a row; null is "not annotated"."""
+    """What is annotated for a row; null is "not annotated", or not scored where AUs alone are."""
     present = sample.intensities(benchmark.au_threshold)
     attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
     for space in benchmark.spaces:
@@ -229,7 +314,7 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
         elif space.field != "emotion":  # a word that is none stays, and is refused when scored
             attributes[space.field] = sample.label(space) or attributes[space.field]
     return {
-        "emotion": sample.emotion,
+        "emotion": sample.emotion if benchmark.spaces else None,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
         "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
         "attributes": attributes,
