@@ -18,14 +18,15 @@ import pytest
 import torch
 from samples import load_script, rows
 
-from vlmface import prompts
+from vlmface import config, prompts
 from vlmface.cli import main as vlmface
 from vlmface.errors import UserError
 from vlmface.infer.predictor import Predictor
 from vlmface.train import grpo, rewards, sft, watch
 
 ROOT = Path(__file__).parent.parent
-TRAIN = {
+TRAIN = {  # faces of other people: of those it knows by heart it says the same each time
+    "data_options": "{seed: 1}", "temperature": 1.0,
     "n_train": 8, "n_eval": 4, "group_size": 3, "batch_size": 2, "max_steps": 4,
     "max_new_tokens": 120, "learning_rate": 1e-3, "warmup_steps": 0, "save_steps": 2,
     "samples_every": 2, "eval_batch_size": 4,
@@ -67,8 +68,9 @@ def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None
     train = json.loads((finished / "metrics.json").read_text())["train"]
     assert train["steps"] == 4 and train["n"] == 8
     found = json.loads((finished / "vlmface.json").read_text())
+    shipped = config.read(ROOT / "recipes/configs/grpo_tiny.yaml")
     assert found["recipe"] == "grpo" and found["adapter"]
-    assert found["data"]["rewards"] == {"format": 1, "emotion": 1, "au": 1, "consistency": 0.5}
+    assert found["data"]["rewards"] == shipped["rewards"]
     ours = json.loads((memorised / "vlmface.json").read_text())
     assert (found["base"], found["prompts"]) == (ours["base"], ours["prompts"])
     assert Predictor.load(finished).predict([rows(1)[0]["image"]])[0].text

@@ -86,7 +86,7 @@ def test_valid_samples() -> None:
         ({"aus": [AULabel(4, 9, True)]}, "'aus' is .*from 0 to 5"),
         ({"aus": [AULabel(4, 0, True)]}, "present with intensity 0"),
         ({"aus": [AULabel(4, 1, True), AULabel(4, 0, False)]}, "each AU once"),
-        ({"rationale_source": "gpt"}, "human, rules, teacher, none"),
+        ({"rationale_source": "gpt"}, "human, rules, teacher, model, none"),
         ({"rationale": None}, "'none' exactly where there is no rationale"),
         ({"rationale_source": "none"}, "'none' exactly where there is no rationale"),
     ],
