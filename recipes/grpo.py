@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vlmface import config, data
 from vlmface.data import crops
+from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.train import grpo, rewards, sft
 
@@ -38,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
 
     # Where it starts, and the faces that it is asked about.
     start = grpo.start_of(settings)
-    benchmark = evaluation.load_benchmark(settings.benchmark)
-    evaluation.scored_prompts(benchmark, [start.prompt])
-    baseline = evaluation.load_baseline(benchmark)
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    answering.scored_prompts(benchmark, [start.prompt])
+    baseline = benchmarks.load_baseline(benchmark)
     crop = crops.parse(start.crop)
     with sft.main_first():
         faces = data.load(
@@ -54,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
         if crop:
             faces = crops.cached(faces, crop)
         benchmark_root = settings.benchmark_root or settings.data_root
-        tested = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+        tested = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)
 
     ask = partial(
-        evaluation.answer_once,
+        answering.answer_once,
         rows=tested,
         benchmark=benchmark,
         prompts=[start.prompt],
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
-        grpo.write_manifest(start, settings, evaluation.au_set(benchmark, start.prompt), about)
+        grpo.write_manifest(start, settings, answering.au_set(benchmark, start.prompt), about)
     sft.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
     if not sft.is_main():

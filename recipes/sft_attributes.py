@@ -18,6 +18,7 @@ from pathlib import Path
 from vlmface import config, data, families, manifest, prompts
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.train import budget, sft, tasks, texts
 
@@ -38,14 +39,14 @@ def main(argv: Sequence[str]) -> int:
 
     # What is asked, of which model, about which faces.
     asked = [prompts.load(name) for name in settings.prompts]
-    benchmark = evaluation.load_benchmark(settings.benchmark)
-    scored = evaluation.scored_prompts(benchmark, asked)
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    scored = answering.scored_prompts(benchmark, asked)
     if unscored := [prompt.id for prompt in asked if prompt not in scored]:
         raise UserError(
             f"benchmark {benchmark.id} does not score {', '.join(unscored)}: use another one, or "
             "leave them out"
         )
-    baseline = evaluation.load_baseline(benchmark)
+    baseline = benchmarks.load_baseline(benchmark)
     crop = crops.parse(settings.crop)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         if crop:
             samples = crops.cached(samples, crop)
         benchmark_root = settings.benchmark_root or settings.data_root
-        faces = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+        faces = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
 
     # Each question gets its rows; all of them are trained on together.
     length = {"max_length": settings.max_length, "seed": settings.seed}
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         left_out |= lost
 
     ask = partial(
-        evaluation.answer_once,
+        answering.answer_once,
         rows=faces,
         benchmark=benchmark,
         prompts=asked,
@@ -99,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(samples),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
-        aus = sorted({au for prompt in asked for au in evaluation.au_set(benchmark, prompt)})
+        aus = sorted({au for prompt in asked for au in answering.au_set(benchmark, prompt)})
         sft.write_manifest("sft_attributes", settings, base, family, processor, asked, aus, about)
     sft.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")

@@ -17,6 +17,7 @@ from pathlib import Path
 from vlmface import config, data, families, manifest, prompts
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.train import budget, sft, texts
 
@@ -39,9 +40,9 @@ def main(argv: Sequence[str]) -> int:
     if len(settings.prompts) != 1:
         raise UserError(f"prompt is {settings.prompt}: for several use recipes/sft_attributes.py")
     prompt = prompts.load(settings.prompts[0])
-    benchmark = evaluation.load_benchmark(settings.benchmark)
-    evaluation.scored_prompts(benchmark, [prompt])
-    baseline = evaluation.load_baseline(benchmark)
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    answering.scored_prompts(benchmark, [prompt])
+    baseline = benchmarks.load_baseline(benchmark)
     crop = crops.parse(settings.crop)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         if crop:
             samples = crops.cached(samples, crop)
         benchmark_root = settings.benchmark_root or settings.data_root
-        faces = evaluation.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+        faces = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         left_out |= lost
 
     ask = partial(
-        evaluation.answer_once,
+        answering.answer_once,
         rows=faces,
         benchmark=benchmark,
         prompts=[prompt],
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
-        aus = evaluation.au_set(benchmark, prompt)
+        aus = answering.au_set(benchmark, prompt)
         sft.write_manifest("sft_cot", settings, base, family, processor, [prompt], aus, about)
     sft.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")

@@ -59,6 +59,7 @@ class FakeTeacher:
     def __init__(self, behave: Callable[[Asked], Reply | None] = lambda asked: None) -> None:
         self.behave = behave
         self.asked: list[Asked] = []
+        self.models = ["teacher"]  # what it says that it serves
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         teacher = self
@@ -68,6 +69,13 @@ class FakeTeacher:
 
             def do_POST(self) -> None:
                 teacher.handle(self)
+
+            def do_GET(self) -> None:
+                content = json.dumps({"data": [{"id": id} for id in teacher.models]}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
             def log_message(self, *arguments: Any) -> None:
                 """Nothing on stderr."""

@@ -21,12 +21,13 @@ from samples import ROOT, samples
 
 from vlmface import data, facs, prompts
 from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.predictor import Prediction, Predictor
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
-NAMES = evaluation.benchmark_names()
+NAMES = benchmarks.benchmark_names()
 # The true labels of the miniatures' tested rows, in order, for each label space in turn.
 LABELS: dict[str, list[tuple[str, ...]]] = {
     "affectnet7": [("anger",), ("surprise",)],
@@ -69,9 +70,9 @@ AUS: dict[str, dict[str, set[int]]] = {
 RENDERED = {"synth", "synth_attributes"}  # no miniature: the data set itself is small enough
 
 
-def miniature(name: str, root: Path) -> evaluation.Benchmark:
+def miniature(name: str, root: Path) -> benchmarks.Benchmark:
     """The benchmark, with the options that its miniature needs, which is written into `root`."""
-    benchmark = evaluation.load_benchmark(name)
+    benchmark = benchmarks.load_benchmark(name)
     module = importlib.import_module(f"miniatures.{benchmark.dataset}")
     module.write(root)
     options = benchmark.protocol | module.ARGUMENTS
@@ -93,7 +94,7 @@ def miniature(name: str, root: Path) -> evaluation.Benchmark:
     return dataclasses.replace(benchmark, protocol=options)
 
 
-def questions(benchmark: evaluation.Benchmark) -> list[Prompt]:
+def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
     """A prompt for each label space of the benchmark; its answers name AUs if those are scored."""
     form = "think_answer" if benchmark.au_set else "label"
     spaces = [space.id for space in benchmark.spaces] or ["emotion8"]
@@ -122,7 +123,7 @@ class Scripted:
 def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool) -> Any:
     """metrics.json of eval/run.py for a model that gives all the answers of this file, or none."""
     benchmark = miniature(name, tmp_path / "data")
-    ids = evaluation.load_rows(benchmark, str(tmp_path / "data"), None)["id"]
+    ids = benchmarks.load_rows(benchmark, str(tmp_path / "data"), None)["id"]
     assert AUS.get(name, {}).keys() <= set(ids)
     asked = questions(benchmark)
     texts: dict[str, list[str]] = {prompt.id: [] for prompt in asked}
@@ -150,9 +151,9 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
-    benchmark = evaluation.load_benchmark(name)
+    benchmark = benchmarks.load_benchmark(name)
     assert benchmark.id == name
-    assert benchmark == evaluation.load_benchmark(str(ROOT / "eval/benchmarks" / f"{name}.yaml"))
+    assert benchmark == benchmarks.load_benchmark(str(ROOT / "eval/benchmarks" / f"{name}.yaml"))
     module = data.adapter(benchmark.dataset)
     assert benchmark.split in module.SPLITS and benchmark.split != "train"
     options = {*list(inspect.signature(module.read).parameters)[2:], "missing"}
@@ -191,7 +192,7 @@ def test_label_spaces_cover_the_labels_of_all_splits(name: str, tmp_path: Path) 
 def test_right_answers_score_one_and_wrong_ones_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    benchmark = evaluation.load_benchmark(name)
+    benchmark = benchmarks.load_benchmark(name)
     for right, expected in ((True, 1.0), (False, 0.0)):
         scores = evaluate(name, tmp_path / str(right), monkeypatch, right)
         assert scores["benchmark"] == name and scores["parse"]["strict"] == 1
@@ -211,7 +212,7 @@ def test_right_answers_score_one_and_wrong_ones_nothing(
 
 
 def test_au_sets_and_thresholds_are_those_of_the_adapters() -> None:
-    disfa, load = data.adapter("disfa"), evaluation.load_benchmark
+    disfa, load = data.adapter("disfa"), benchmarks.load_benchmark
     assert load("disfa8").au_set == list(disfa.BENCHMARK)
     assert load("disfa12").au_set == list(disfa.AUS)
     assert load("bp4d").au_set == list(data.adapter("bp4d").AUS)
@@ -227,34 +228,34 @@ def test_au_sets_and_thresholds_are_those_of_the_adapters() -> None:
 
 @pytest.mark.parametrize("name", ["disfa8", "disfa12", "bp4d"])
 def test_the_folds_test_everybody_once(name: str, tmp_path: Path) -> None:
-    folds = evaluation.load_benchmark(name).folds
+    folds = benchmarks.load_benchmark(name).folds
     assert folds == 3
     options = miniature(name, tmp_path).protocol
     tested: list[str] = []
     for fold in range(1, folds + 1):
-        benchmark = evaluation.load_benchmark(f"{name}_fold{fold}")
+        benchmark = benchmarks.load_benchmark(f"{name}_fold{fold}")
         assert benchmark.id == f"{name}_fold{fold}" and benchmark.protocol["fold"] == fold
         protocol = options | benchmark.protocol
-        rows = evaluation.load_rows(dataclasses.replace(benchmark, protocol=protocol),
+        rows = benchmarks.load_rows(dataclasses.replace(benchmark, protocol=protocol),
                                     str(tmp_path), None)  # fmt: skip
         tested += sorted(set(rows["subject"]))
-        assert benchmark.published == evaluation.load_published().get(name, [])
+        assert benchmark.published == benchmarks.load_published().get(name, [])
     everybody = {person for part in data.adapter(benchmark.dataset).PARTS for person in part}
     assert sorted(tested) == sorted(everybody)
 
 
 @pytest.mark.parametrize("name", ["ckplus", "dfew", "mafw", "disfa8", "bp4d"])
 def test_there_are_as_many_folds_as_the_data_set_has(name: str, tmp_path: Path) -> None:
-    folds = evaluation.load_benchmark(name).folds
+    folds = benchmarks.load_benchmark(name).folds
     assert folds is not None
-    last = evaluation.load_benchmark(f"{name}_fold{folds}")
+    last = benchmarks.load_benchmark(f"{name}_fold{folds}")
     assert last.protocol["fold"] == folds
     with pytest.raises(UserError, match=f"{name} has folds 1 to {folds}: there is no fold 99"):
-        evaluation.load_benchmark(f"{name}_fold99")
+        benchmarks.load_benchmark(f"{name}_fold99")
     miniature(name, tmp_path)
     with pytest.raises(UserError, match=f"fold={folds + 1}"):
         protocol = last.protocol | {"fold": folds + 1}
-        evaluation.load_rows(dataclasses.replace(last, protocol=protocol), str(tmp_path), None)
+        benchmarks.load_rows(dataclasses.replace(last, protocol=protocol), str(tmp_path), None)
     if name == "ckplus":  # fewer people than folds: its own option says how many
         read = data.adapter("ckplus").read
         assert inspect.signature(read).parameters["folds"].default == folds
@@ -262,58 +263,58 @@ def test_there_are_as_many_folds_as_the_data_set_has(name: str, tmp_path: Path) 
 
 def test_names_that_are_none() -> None:
     with pytest.raises(UserError, match=r"'rafbd' \(did you mean 'rafdb'.*\?\): use one of affec"):
-        evaluation.load_benchmark("rafbd")
+        benchmarks.load_benchmark("rafbd")
     with pytest.raises(UserError, match=r"'DISFA' \(did you mean 'disfa8', 'disfa12'\?\)"):
-        evaluation.load_benchmark("DISFA_fold2")
+        benchmarks.load_benchmark("DISFA_fold2")
     with pytest.raises(UserError, match="benchmark rafdb has no folds: leave _fold2 out"):
-        evaluation.load_benchmark("rafdb_fold2")
+        benchmarks.load_benchmark("rafdb_fold2")
     with pytest.raises(UserError, match=r"no benchmark '\.\./published'"):
-        evaluation.load_benchmark("../published")
+        benchmarks.load_benchmark("../published")
 
 
 # --- action units alone ---------------------------------------------------------------------------
 
 
 def test_without_labels_a_prompt_that_names_action_units_is_asked(tmp_path: Path) -> None:
-    benchmark = evaluation.load_benchmark("disfa8")
+    benchmark = benchmarks.load_benchmark("disfa8")
     label_only, cot = prompts.load("expllm_label"), prompts.load("expllm")
-    assert evaluation.scored_prompts(benchmark, [label_only, cot]) == [cot]
+    assert answering.scored_prompts(benchmark, [label_only, cot]) == [cot]
     with pytest.raises(UserError, match="ask expllm_label for emotion7 and for nothing else"):
-        evaluation.scored_prompts(benchmark, [label_only])
+        answering.scored_prompts(benchmark, [label_only])
     empty = tmp_path / "empty.yaml"
     empty.write_text("{id: empty, dataset: disfa, split: test, source: x}")
     with pytest.raises(UserError, match="has neither label_space nor au_set"):
-        evaluation.load_benchmark(str(empty))
+        benchmarks.load_benchmark(str(empty))
 
 
 def test_without_labels_an_emotion_in_the_data_is_not_scored() -> None:
     sample = samples(6)[5]
     assert sample.emotion == "contempt"
-    benchmark = dataclasses.replace(evaluation.load_benchmark("synth"), label_space=None)
+    benchmark = dataclasses.replace(benchmarks.load_benchmark("synth"), label_space=None)
     prompt = prompts.load("expllm")  # cannot say contempt
-    line = {"id": sample.id, "truth": evaluation.truth(sample, benchmark), "prompt": prompt.id,
+    line = {"id": sample.id, "truth": answering.truth(sample, benchmark), "prompt": prompt.id,
             "label": "disgust", "status": "strict", "aus": [14], "latency_s": 0.0}  # fmt: skip
     scores = evaluation.score([line], benchmark, [prompt], model="x")
     assert "emotion" not in scores and scores["au"]["f1_macro"] == 1
-    assert evaluation.truth(sample, evaluation.load_benchmark("synth"))["emotion"] == "contempt"
+    assert answering.truth(sample, benchmarks.load_benchmark("synth"))["emotion"] == "contempt"
 
 
 # --- published results ----------------------------------------------------------------------------
 
 
 def test_published_results_are_of_what_the_benchmark_scores() -> None:
-    for name, entries in evaluation.load_published().items():
-        benchmark = evaluation.load_benchmark(name)
+    for name, entries in benchmarks.load_published().items():
+        benchmark = benchmarks.load_benchmark(name)
         assert benchmark.published == entries != []
         fields = {space.field for space in benchmark.spaces}
-        may = fields & set(evaluation.ATTRIBUTES) | ({"au_f1_macro"} if benchmark.au_set else set())
+        may = fields & set(benchmarks.ATTRIBUTES) | ({"au_f1_macro"} if benchmark.au_set else set())
         if fields & {"emotion", "context"}:
             may |= {"accuracy", "uar", "f1_macro"}
         for entry in entries:
             assert entry.keys() - {"model", "source", "notes"} <= may, f"{name}: {entry}"
         models = [entry["model"] for entry in entries]
         assert len(set(models)) == len(models)
-    assert evaluation.load_benchmark("synth").published == []
+    assert benchmarks.load_benchmark("synth").published == []
 
 
 @pytest.mark.parametrize(
@@ -339,14 +340,14 @@ def test_what_is_wrong_in_published_results_is_named(
     path = tmp_path / "published.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        evaluation.load_published(path)
+        benchmarks.load_published(path)
 
 
 def test_results_of_others_have_one_home(tmp_path: Path) -> None:
     protocol = (ROOT / "eval/benchmarks/rafdb.yaml").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(protocol + "published: []\n", encoding="utf-8")
     with pytest.raises(UserError, match="there is no setting 'published'"):
-        evaluation.load_benchmark(str(tmp_path / "mine.yaml"))
+        benchmarks.load_benchmark(str(tmp_path / "mine.yaml"))
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -359,7 +360,7 @@ def test_the_table_of_the_docs_says_what_the_files_say() -> None:
     table = {name.strip("`"): rest for name, *rest in cells}
     assert sorted(table) == NAMES and len(lines) == len(NAMES)
     for name, (origin, faces, labels, aus, metrics, source) in table.items():
-        benchmark = evaluation.load_benchmark(name)
+        benchmark = benchmarks.load_benchmark(name)
         assert origin.split(", ")[:2] == [f"`{benchmark.dataset}`", benchmark.split]
         published = getattr(data.adapter(benchmark.dataset), "PUBLISHED", {})
         whole = not benchmark.protocol.keys() & {"part", "classes"}

@@ -17,7 +17,7 @@ from vlmface.data import crops, detect
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import run as evaluation
+from vlmface.evaluate import answering, benchmarks
 from vlmface.infer.predictor import Predictor
 
 BOX = [20.0, 30.0, 60.0, 80.0]
@@ -246,14 +246,14 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     crop = {"size": 48, "margin": 0.1, "find": "detect"}
     assert sft_cot(run, "--crop", json.dumps(crop), "--epochs", "1") == 0
     assert manifest.load(run)[0].crop == {**crop, "show": "face"}
-    lines = evaluation.read_lines(run / "predictions.jsonl")
-    benchmark = evaluation.load_benchmark("synth")
-    raw = evaluation.load_rows(benchmark, None, 8)
+    lines = answering.read_lines(run / "predictions.jsonl")
+    benchmark = benchmarks.load_benchmark("synth")
+    raw = benchmarks.load_rows(benchmark, None, 8)
     predictor = Predictor.load(run)
-    answers = predictor.predict(evaluation.images_of(raw))  # cuts them itself
+    answers = predictor.predict(answering.images_of(raw))  # cuts them itself
     assert [answer.text for answer in answers] == [line["text"] for line in lines]
-    faces = evaluation.load_rows(benchmark, None, 8, crops.parse(crop))
-    again = predictor.predict(evaluation.images_of(faces), cut_out=True)
+    faces = benchmarks.load_rows(benchmark, None, 8, crops.parse(crop))
+    again = predictor.predict(answering.images_of(faces), cut_out=True)
     assert [answer.text for answer in again] == [line["text"] for line in lines]
     capsys.readouterr()
     nobody = face(tmp_path / "nobody.png", 3, (64, 64))

@@ -6,13 +6,16 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from samples import ROOT, samples
 
 from vlmface import facs, manifest, prompts
 from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
+from vlmface.infer.predictor import Predictor
 
 
 def test_a_later_evaluation_gives_the_numbers_of_the_recipe(
@@ -25,8 +28,8 @@ def test_a_later_evaluation_gives_the_numbers_of_the_recipe(
     for name in ("wall_s", "peak_rss_gib"):
         found.pop(name), expected.pop(name)
     assert found == expected
-    ours = evaluation.read_lines(tmp_path / "predictions.jsonl")
-    theirs = evaluation.read_lines(run_dir / "predictions.jsonl")
+    ours = answering.read_lines(tmp_path / "predictions.jsonl")
+    theirs = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["text"] for line in ours] == [line["text"] for line in theirs]
     assert "<html" in (tmp_path / "report.html").read_text()
     assert evaluation.summary(expected) in capsys.readouterr().out
@@ -37,8 +40,8 @@ def test_a_base_model_can_be_evaluated(base: Path, run_dir: Path, tmp_path: Path
     with pytest.raises(UserError, match="say where to with --output_dir"):
         evaluation.main(argv)
     evaluation.main([*argv, "--output_dir", str(tmp_path), "--max_new_tokens", "24"])
-    found = evaluation.read_lines(tmp_path / "predictions.jsonl")
-    before = evaluation.read_lines(run_dir / "predictions_before.jsonl")
+    found = answering.read_lines(tmp_path / "predictions.jsonl")
+    before = answering.read_lines(run_dir / "predictions_before.jsonl")
     assert [line["text"] for line in found] == [line["text"] for line in before]
 
 
@@ -63,15 +66,15 @@ def test_a_run_whose_base_is_gone_or_whose_prompt_changed(
 
 
 def test_synth_scores_what_the_renderer_moves() -> None:
-    assert tuple(evaluation.load_benchmark("synth").au_set) == facs.SYNTH_AUS
+    assert tuple(benchmarks.load_benchmark("synth").au_set) == facs.SYNTH_AUS
 
 
 def test_wrong_names_and_label_spaces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no benchmark 'snth' \(did you mean 'synth'\?\)"):
-        evaluation.load_benchmark("snth")
-    synth = evaluation.load_benchmark("synth")
+        benchmarks.load_benchmark("snth")
+    synth = benchmarks.load_benchmark("synth")
     with pytest.raises(UserError, match="ask expllm for emotion7, but benchmark synth scores"):
-        evaluation.scored_prompts(synth, [prompts.load("expllm")])
+        answering.scored_prompts(synth, [prompts.load("expllm")])
     with pytest.raises(UserError, match=r"'modle' \(did you mean 'model'\?\)"):
         evaluation.main(["--benchmark", "synth", "--modle", "x"])
     with pytest.raises(UserError, match="lacks model"):
@@ -80,32 +83,139 @@ def test_wrong_names_and_label_spaces_are_refused(tmp_path: Path) -> None:
 
 def test_truth_takes_null_as_not_annotated_and_the_threshold_of_the_benchmark() -> None:
     sample = samples(2)[1]  # sadness: 1, 4, 15 and a trace of 17
-    synth = evaluation.load_benchmark("synth")
-    found = evaluation.truth(sample, synth)
+    synth = benchmarks.load_benchmark("synth")
+    found = answering.truth(sample, synth)
     assert found["aus"] == {"1": 2.0, "4": 3.0, "15": 2.0, "17": 1.0}
     assert found["annotated_aus"] == sorted(facs.SYNTH_AUS)
     assert found["attributes"] == {"gender": None, "age_group": None, "race": None}
     strict = dataclasses.replace(synth, au_threshold=2.0)
-    assert set(evaluation.truth(sample, strict)["aus"]) == {"1", "4", "15"}
+    assert set(answering.truth(sample, strict)["aus"]) == {"1", "4", "15"}
     sample.aus = None
-    assert evaluation.truth(sample, synth)["aus"] is None
-    assert evaluation.truth(sample, synth)["annotated_aus"] is None
+    assert answering.truth(sample, synth)["aus"] is None
+    assert answering.truth(sample, synth)["annotated_aus"] is None
 
 
 def test_a_prompt_for_the_label_alone_is_not_scored_on_aus() -> None:
-    synth = evaluation.load_benchmark("synth")
+    synth = benchmarks.load_benchmark("synth")
     label_only = dataclasses.replace(prompts.load("face_cot"), form="label")
-    assert evaluation.au_set(synth, label_only) == []
-    assert evaluation.au_set(synth, prompts.load("face_cot")) == synth.au_set
+    assert answering.au_set(synth, label_only) == []
+    assert answering.au_set(synth, prompts.load("face_cot")) == synth.au_set
 
 
 def test_a_baseline_lies_beside_its_protocol(tmp_path: Path) -> None:
     protocol = (ROOT / "eval/benchmarks/synth.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(protocol.replace("synth_baseline.json", "mine.json"))
-    benchmark = evaluation.load_benchmark(str(tmp_path / "mine.yaml"))
+    benchmark = benchmarks.load_benchmark(str(tmp_path / "mine.yaml"))
     with pytest.raises(UserError, match=r"cannot read its baseline .*mine\.json"):
-        evaluation.load_baseline(benchmark)
+        benchmarks.load_baseline(benchmark)
     (tmp_path / "mine.json").write_text('{"name": "a plain model"}')
-    assert evaluation.load_baseline(benchmark) == {"name": "a plain model"}
-    shipped = evaluation.load_baseline(evaluation.load_benchmark("synth"))
+    assert benchmarks.load_baseline(benchmark) == {"name": "a plain model"}
+    shipped = benchmarks.load_baseline(benchmarks.load_benchmark("synth"))
     assert shipped is not None and 0 < shipped["emotion"]["accuracy"] < 1
+
+
+# --- readings, resumption, servers ----------------------------------------------------------------
+
+
+def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8"]
+    both, scored = tmp_path / "both", tmp_path / "scored"
+    assert evaluation.main([*argv, "--mode", "both", "--out", str(both)]) == 0
+    found = json.loads((both / "metrics.json").read_text())
+    read = found["emotion"]["readings"]
+    assert set(read) == {"free", "rationale", "scored", "scored_mean", "scored_prior"}
+    assert read["free"]["accuracy"] == found["emotion"]["accuracy"]
+    assert "nll" not in read["free"] and read["scored"]["nll"] > 0
+    lines = answering.read_lines(both / "predictions.jsonl")
+    right = [
+        max(line["scores"]["log_likelihood"].items(), key=lambda item: item[1])[0]
+        == line["truth"]["emotion"]
+        for line in lines
+    ]
+    assert read["scored"]["accuracy"] == pytest.approx(sum(right) / 8)
+
+    assert evaluation.main([*argv, "--mode", "score", "--out", str(scored)]) == 0
+    alone = json.loads((scored / "metrics.json").read_text())
+    assert alone["mode"] == "scored" and "au" not in alone
+    assert alone["emotion"]["accuracy"] == read["scored"]["accuracy"]
+    assert all(not line["text"] for line in answering.read_lines(scored / "predictions.jsonl"))
+    page = (scored / "report.html").read_text()
+    assert "Did the model answer?" not in page
+    assert "How the model is read" in (both / "report.html").read_text()
+    with pytest.raises(UserError, match="mode is 'all': use one of generate, score, both"):
+        evaluation.main([*argv, "--mode", "all"])
+
+
+def test_the_table_for_data_frames(run_dir: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8", "--mode", "both"]
+    evaluation.main([*argv, "--out", str(tmp_path)])
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    lines = answering.read_lines(tmp_path / "predictions.jsonl")
+    assert [row["text"] for row in table] == [line["text"] for line in lines]
+    assert [row["true_emotion"] for row in table] == [line["truth"]["emotion"] for line in lines]
+    assert table[0]["p_anger"] == lines[0]["probabilities"]["anger"]
+    assert table[0]["ll_fear"] == lines[0]["scores"]["log_likelihood"]["fear"]
+    assert table[0]["true_aus"] == [int(au) for au in lines[0]["truth"]["aus"]]
+
+
+def test_a_stopped_evaluation_goes_on(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8", "--batch_size", "2"]
+    evaluation.main([*argv, "--out", str(tmp_path / "whole")])
+    real, asked = Predictor.predict, []
+
+    def counted(self: Predictor, images: Any, **words: Any) -> Any:
+        asked.append(len(images))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return real(self, images, **words)
+
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", counted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.main([*argv, "--out", str(out)])
+        assert not (out / "metrics.json").exists()
+        with pytest.raises(UserError, match="with n 8 was begun there, now it is 6"):
+            evaluation.main(["--benchmark", "synth", "--model", str(run_dir), "--n", "6",
+                             "--out", str(out)])  # fmt: skip
+        assert evaluation.main([*argv, "--out", str(out)]) == 0
+    assert sum(asked) - 2 == 8  # the batch that was stopped was asked for again, and nothing else
+    assert not (out / evaluation.JOURNAL).exists()
+
+    def rows(folder: Path) -> Any:
+        lines = answering.read_lines(folder / "predictions.jsonl")
+        return [{k: v for k, v in line.items() if k != "latency_s"} for line in lines]
+
+    assert rows(out) == rows(tmp_path / "whole")
+
+
+def test_every_benchmark_that_has_data(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--benchmark", "ALL", "--model", str(run_dir), "--n", "4"]
+    with pytest.raises(UserError, match="give --output_dir"):
+        evaluation.main(argv)
+    (tmp_path / "data" / "rafdb").mkdir(parents=True)
+    argv += ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert evaluation.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "synth: emotion accuracy" in shown and "disfa8: no folder" in shown
+    assert "rafdb: " in shown and (tmp_path / "out" / "synth" / "report.html").exists()
+
+
+def test_ids_that_occur_twice() -> None:
+    with pytest.raises(UserError, match=r"1 ids of the data set occur more than once.*'a'"):
+        answering.check_ids(["a", "b", "a"])
+
+
+def test_large_pictures_are_asked_together() -> None:
+    from samples import rows
+
+    data = rows(6)
+    order = [i for batch in answering._batches(data, range(6), 2) for i in batch]
+    areas = [answering._area(data[i]["image"]) for i in order]
+    assert sorted(order) == list(range(6)) and areas == sorted(areas)

@@ -18,7 +18,7 @@ from miniatures.records import write_json, write_lines
 from vlmface import cli
 from vlmface.data.records import records
 from vlmface.errors import UserError
-from vlmface.evaluate import compare, ferbench, files, metrics, run
+from vlmface.evaluate import answering, compare, ferbench, files, metrics
 from vlmface.rationale import rules
 from vlmface.taxonomy import SPACES
 
@@ -49,7 +49,7 @@ def score(path: Path, format: str, *words: str) -> Path:
 
 def results(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     scores = json.loads((out / "metrics.json").read_text())
-    return scores, run.read_lines(out / "predictions.jsonl")
+    return scores, answering.read_lines(out / "predictions.jsonl")
 
 
 # --- FERBench -------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_each_disagreement_is_listed_with_both_readings_and_its_reason(
     tmp_path, text, words, ours, theirs, step, reason
 ):
     path = write_json(tmp_path / "results.json", [item(1, words[0], text, words)])
-    [line] = run.read_lines(score(path, "ferbench") / "disagreements.jsonl")
+    [line] = answering.read_lines(score(path, "ferbench") / "disagreements.jsonl")
     assert line["id"] == "ferbench-RAF-DB/aligned/test_0001_aligned" and line["text"] == text
     assert line["ours"]["label"] == ours
     assert line["ferbench"] == {"label": theirs, "step": step}
@@ -155,7 +155,7 @@ def test_both_accuracies_their_denominators_and_the_printed_table(tmp_path, caps
     assert scores["parse"]["none"] == 3 / 8
     assert set(lines[0]) == {"id", "image", "truth", "text", "label", "status", "aus",
                              "probabilities", "latency_s"}  # fmt: skip
-    different = run.read_lines(out / "disagreements.jsonl")
+    different = answering.read_lines(out / "disagreements.jsonl")
     assert [(one["id"][-12:-8], one["right"], one["reason"]) for one in different] == [
         ("0002", "ours", "searched the reasoning: sadness"),
         ("0003", "ferbench", "several candidates, took the first of the list"),

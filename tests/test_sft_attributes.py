@@ -15,8 +15,7 @@ from vlmface import manifest, prompts
 from vlmface.cli import main as vlmface
 from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics
-from vlmface.evaluate import run as evaluation
+from vlmface.evaluate import answering, benchmarks, metrics
 from vlmface.families import llava
 from vlmface.infer.predictor import Predictor
 from vlmface.train import sft, tasks
@@ -85,7 +84,7 @@ def test_rows_of_all_questions_share_the_features_of_a_face(processor: Any, base
     assert set(features) == {1, 5}
     model = llava.load_model(base)
     for number in (1, 5):
-        alone = llava.image_inputs(processor, [evaluation.open_row_image(faces[number]["image"])])
+        alone = llava.image_inputs(processor, [answering.open_row_image(faces[number]["image"])])
         (expected,) = llava.tower_features(model, alone)
         assert np.allclose(features[number].numpy(), expected.detach().numpy(), atol=1e-6)
 
@@ -100,7 +99,7 @@ def test_a_run_answers_every_question_it_was_trained_on(run_dir: Path) -> None:
     assert [entry["label_space"] for entry in found.prompts] == [
         "gender", "age_group5", "race3", "emotion8",
     ]  # fmt: skip
-    lines = evaluation.read_lines(run_dir / "predictions.jsonl")
+    lines = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["prompt"] for line in lines] == list(ASKED) * 12
     scores = json.loads((run_dir / "metrics.json").read_text())
     assert scores["train"]["n_by_prompt"] == dict.fromkeys(ASKED, 40)
@@ -144,7 +143,7 @@ def test_what_cannot_be_scored_is_refused(attributes: Any, tmp_path: Path) -> No
     benchmark.write_text("id: two\ndataset: synth\nsplit: test\nsource: x\n"
                          "label_space: [race3, race7]\n")  # fmt: skip
     with pytest.raises(UserError, match=r"no two speak of the same \(race, race\)"):
-        evaluation.load_benchmark(str(benchmark))
+        benchmarks.load_benchmark(str(benchmark))
 
 
 def test_one_question_gives_the_shape_of_one(attributes: Any, tmp_path: Path) -> None:

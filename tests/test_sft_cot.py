@@ -20,7 +20,7 @@ from samples import ROOT, picture, rows
 
 from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import run as evaluation
+from vlmface.evaluate import answering
 from vlmface.families import llava
 from vlmface.infer.predictor import Predictor
 from vlmface.train import sft
@@ -80,8 +80,8 @@ def test_the_model_learns_and_the_log_says_so(run_dir: Path) -> None:
 
 
 def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> None:
-    before = evaluation.read_lines(run_dir / "predictions_before.jsonl")
-    after = evaluation.read_lines(run_dir / "predictions.jsonl")
+    before = answering.read_lines(run_dir / "predictions_before.jsonl")
+    after = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["id"] for line in before] == [line["id"] for line in after]
     assert len(after) == 8
     assert set(after[0]) == {

@@ -27,7 +27,7 @@ def test_the_wheel_carries_what_it_needs(tmp_path):
     code = """
 import vlmface, sys
 from vlmface import files, prompts
-from vlmface.evaluate.run import load_benchmark
+from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.infer.predictor import Predictor
 from vlmface.synth import dataset
 from vlmface.synth.render import render

@@ -10,7 +10,8 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ _REQUIRED = ("id", "version", "form", "label_space", "user", "source")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as its file holds it: `system` and `user` still have their placeholders."""
+    """A prompt as its file holds it: `system` and `user` still have their placeholders. `order`:
+    the candidates as they are listed, None for that of the label space."""
 
     id: str
     version: int
@@ -38,6 +40,7 @@ class Prompt:
     source: str
     system: str | None = None
     notes: str | None = None
+    order: tuple[str, ...] | None = None
 
     @cached_property
     def space(self) -> taxonomy.LabelSpace:
@@ -67,7 +70,7 @@ class Prompt:
 
     def _fill(self, text: str) -> str:
         values = {
-            "candidates": ", ".join(self.space.labels),
+            "candidates": ", ".join(self.order or self.space.labels),
             "au_definitions": "\n".join(
                 f"{facs.name(au)} {facs.AUS[au].name}: {facs.AUS[au].cue}."
                 for au in facs.COMMON_AUS
@@ -83,6 +86,26 @@ class Prompt:
             return values[match[1]]
 
         return re.sub(r"\{(\w+)\}", value, text)
+
+    def asking_for(self, space: taxonomy.LabelSpace) -> Prompt:
+        """The same words about another label space of the same kind, with its candidates. Raises
+        UserError where the words would not fit."""
+        if space.id == self.label_space:
+            return self
+        if space.field != self.space.field or "{candidates}" not in f"{self.system} {self.user}":
+            raise UserError(
+                f"prompt {self.id} asks for {self.space.field} out of {self.label_space}, and "
+                f"cannot ask for {space.id}: use another prompt"
+            )
+        return replace(self, label_space=space.id)
+
+    def listing(self, order: Sequence[str]) -> Prompt:
+        """The same prompt with its candidates in another order."""
+        if sorted(order) != sorted(self.space.labels):
+            raise UserError(
+                f"the order {', '.join(order)} should hold each label of {self.label_space} once"
+            )
+        return replace(self, order=tuple(order))
 
     @property
     def answer_suffix(self) -> str:

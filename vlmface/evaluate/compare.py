@@ -18,7 +18,8 @@ import jinja2
 
 from vlmface import facs, taxonomy
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics, report
+from vlmface.evaluate import measures, metrics, report
+from vlmface.evaluate.statistics import align
 from vlmface.files import atomic_write
 
 # Settings that say where a run lies and how it is watched, not what it is.
@@ -89,7 +90,9 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     that recipe), "train", "scores". Of a pair: "first", "second", "n", and the differences of each
     block, "emotion": {score: {"difference", "ci95"}}, "au", "attributes".
 
-    A pair's difference is the second minus the first, with its 95 % paired bootstrap interval.
+    A pair's difference is the second minus the first, with its 95 % paired bootstrap interval; that
+    of an accuracy also has "p" of McNemar's exact test, and "p_holm", Holm's correction of it over
+    all pairs.
     Raises UserError for fewer than two runs, and for runs that are not about the same faces.
     """
     if len(runs) < 2:
@@ -104,6 +107,11 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
                     f"{runs[0].name} was scored with {what} {runs[0].scores[what]!r}, {run.name} "
                     f"with {run.scores[what]!r}: compare runs with the same"
                 )
+    pairs = [
+        {"first": one.name, "second": other.name, **_paired(one, other)}
+        for one, other in combinations(runs, 2)
+    ]
+    _correct(pairs)
     return {
         "schema": 1,
         "benchmark": runs[0].scores["benchmark"],
@@ -119,11 +127,22 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
             }
             for run, settings in zip(runs, _different(runs), strict=True)
         ],
-        "pairs": [
-            {"first": one.name, "second": other.name, **_paired(one, other)}
-            for one, other in combinations(runs, 2)
-        ],
+        "pairs": pairs,
     }
+
+
+def _correct(pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Add "p_holm" to every accuracy that has a "p", each label by itself."""
+    changes: dict[str, list[dict[str, Any]]] = {}
+    for pair in pairs:
+        for title, block in report.score_blocks(pair).items():
+            if "p" in block.get("accuracy", {}):
+                changes.setdefault(title, []).append(block["accuracy"])
+    for of_title in changes.values():
+        for change, p in zip(
+            of_title, measures.holm([change["p"] for change in of_title]), strict=True
+        ):
+            change["p_holm"] = float(p)
 
 
 def _different(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -148,11 +167,23 @@ def _paired(one: Run, other: Run) -> dict[str, Any]:
                 "compare runs with the same label spaces"
             )
         aus = [au for au in one.au_set if au in other.au_set]
-        part = metrics.compare(_asked(one, id), _asked(other, other_id), space, aus)
+        first, second = _asked(one, id), _asked(other, other_id)
+        part = metrics.compare(first, second, space, aus)
+        for block in report.score_blocks(part).values():
+            if "accuracy" in block:
+                block["accuracy"]["p"] = measures.mcnemar_exact(
+                    *(_right(lines, space) for lines in (first, align(first, second)))
+                )["p"]
         for block in part.keys() - {"n"}:
             whole[block] = whole.get(block, {}) | part[block]
         whole["n"] = part["n"]
     return whole
+
+
+def _right(lines: Sequence[Mapping[str, Any]], space: taxonomy.LabelSpace) -> list[bool]:
+    """Whether each annotated row is answered right."""
+    known = [line for line in lines if metrics.truth(line, space) is not None]
+    return [metrics.answer(line) == metrics.truth(line, space) for line in known]
 
 
 def _asked(run: Run, prompt: str | None) -> list[Mapping[str, Any]]:
@@ -268,7 +299,7 @@ def _matrix(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
         if change is not None:
             low, high = change["ci95"]
             known[pair["second"], pair["first"]] = change
-            known[pair["first"], pair["second"]] = {
+            known[pair["first"], pair["second"]] = change | {
                 "difference": -change["difference"],
                 "ci95": [-high, -low],
             }

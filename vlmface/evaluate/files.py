@@ -26,7 +26,7 @@ from vlmface.data.records import Record, canonical, one_of, records, shown
 from vlmface.data.sets.fea20k import OTHER
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics
-from vlmface.evaluate.run import ATTRIBUTES
+from vlmface.evaluate.benchmarks import ATTRIBUTES
 from vlmface.taxonomy import LabelSpace
 
 # How ExpLLM is asked for labels.
@@ -306,7 +306,7 @@ def _word(record: Record, name: str, space: LabelSpace) -> str:
 
 
 def _truth(space: LabelSpace, label: str | None) -> dict[str, Any]:
-    """The truth of a prediction row, as `evaluate.run` writes it, that knows the label alone."""
+    """The truth of a prediction row, as `answering` writes it, that knows the label alone."""
     attributes: dict[str, str | None] = dict.fromkeys(ATTRIBUTES)
     truth = {"emotion": None, "aus": None, "annotated_aus": None, "attributes": attributes}
     return _with_label(truth, space, label)

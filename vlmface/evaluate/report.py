@@ -18,7 +18,7 @@ from PIL import Image
 from vlmface import facs, taxonomy
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics
+from vlmface.evaluate import metrics, tables
 from vlmface.files import atomic_write
 
 FACES = 8  # of each kind, right and wrong
@@ -37,6 +37,7 @@ def write_report(
     *,
     images: Mapping[str, Any],
     baseline: Mapping[str, Any] | None = None,
+    published: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `report.html` into `run_dir` from the files there, and return its path.
 
@@ -44,7 +45,8 @@ def write_report(
     exist, `vlmface.json`, `predictions.jsonl`, `predictions_before.jsonl` and `log.jsonl`.
     `images` maps row ids to pictures, opened or as stored; rows without one are not
     shown. `baseline` is another model, or another rule for this one: {"name", "source", "emotion":
-    {"accuracy"}, "au": {"f1_macro", "per_au": {"AU4": {"f1"}}}}.
+    {"accuracy"}, "au": {"f1_macro", "per_au": {"AU4": {"f1"}}}}. `published`: rows of
+    `tables.beside_published`.
     The page loads nothing from elsewhere. Raises UserError for a missing or broken file; an older
     report is only replaced by a complete one.
     """
@@ -74,6 +76,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
+    keys = tables.columns(published)
     page = environment.get_template("report.html.j2").render(
         runs=runs,
         result=result,
@@ -89,6 +92,11 @@ def write_report(
         aus=_au_bars(runs, baseline or {}),
         curve=_curve(_read_lines(run_dir / "log.jsonl")),
         faces=_faces(rows, earlier, images, result),
+        published=[
+            {**row, "cells": [(row["scores"].get(key), row["ci95"].get(key)) for key in keys]}
+            for row in published
+        ],
+        published_titles=[tables.TITLES[key] for key in keys],
     )
     path = run_dir / "report.html"
     atomic_write(path, page)
@@ -281,7 +289,7 @@ def _faces(
         )
         cards = [
             {
-                "image": _data_uri(open_row_image(images[row["id"]])),
+                "image": data_uri(open_row_image(images[row["id"]])),
                 "id": row["id"],
                 "truth": metrics.truth(row, space_of(row)),
                 "answer": metrics.answer(row),
@@ -335,7 +343,7 @@ def _chips(row: metrics.Row, au_set: Sequence[int]) -> list[dict[str, str]]:
     ]
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
     """The picture as an inline JPEG at its own size, reduced if a side exceeds MAX_SIDE."""
     picture = image.convert("RGB")
     picture.thumbnail((MAX_SIDE, MAX_SIDE))

@@ -1,85 +1,41 @@
 """A benchmark, a model, one result: the protocol file says what is asked, the manifest how.
 
-The recipes score their models through `answer` and `score` too, so that a run's own numbers and
-those of a later `eval/run.py` are the same numbers.
+The recipes score their models through `answer_once` and `score` too, so that a run's own numbers
+and those of a later `eval/run.py` are the same numbers.
 """
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from vlmface import config, data, taxonomy
+from vlmface import config, manifest
 from vlmface.data import crops
-from vlmface.data.rows import pictures
-from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics, report
-from vlmface.files import atomic_write, resource
-from vlmface.manifest import is_run
+from vlmface.evaluate import answering, benchmarks, metrics, report, tables
+from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
+from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
+from vlmface.files import atomic_write
+from vlmface.journal import Journal
+from vlmface.manifest import Manifest, is_run
 from vlmface.prompts import Prompt
-from vlmface.schema import FaceSample
-from vlmface.train.sft import is_main, peak_rss_gib
+from vlmface.train.sft import peak_rss_gib
 
 if TYPE_CHECKING:
     import datasets
-    from PIL import Image
 
     from vlmface.infer.predictor import Predictor
-
-ATTRIBUTES = ("gender", "age_group", "race")
-# What eval/published.yaml may give of a model: scores of the emotion (or of the one other label
-# space that is scored), the mean F1 of the AUs, the accuracy of an attribute.
-PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "au_f1_macro", *ATTRIBUTES)
-_FOLD = re.compile(r"(.+)_fold(\d+)")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A protocol file, eval/benchmarks/NAME.yaml.
-
-    `label_space` is what is scored, or a list of such; each is asked by the model's prompt with
-    that space. Without one the AUs alone are scored. `protocol` are the data set's own options (n,
-    seed, fold, ...), `folds` how many test parts it has of which `protocol` names one (papers give
-    the mean over all), `au_set` the AUs that are scored, `au_threshold` the intensity (0..5) from
-    which one counts as present (null: as annotated). `baseline` is a JSON file beside the protocol
-    with the scores of a plain model, shown next to ours.
-    """
-
-    id: str
-    dataset: str
-    split: str
-    source: str
-    label_space: str | list[str] | None = None
-    protocol: dict[str, Any] = field(default_factory=dict)
-    folds: int | None = None
-    au_set: list[int] = field(default_factory=list)
-    au_threshold: float | None = None
-    metrics: list[str] = field(default_factory=list)
-    baseline: str | None = None
-    notes: str | None = None
-
-    @property
-    def spaces(self) -> list[taxonomy.LabelSpace]:
-        named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
-        return [taxonomy.space(name) for name in named or ()]
-
-    @property
-    def published(self) -> list[dict[str, Any]]:
-        """The results of eval/published.yaml that it can be compared with."""
-        fold = _FOLD.fullmatch(self.id)
-        return load_published().get(fold[1] if fold else self.id, [])
+    from vlmface.infer.server import Server
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line of `eval/run.py`."""
+    """The command line of `eval/run.py`. `mode`: answering.MODES."""
 
     benchmark: str
     model: str
@@ -87,238 +43,15 @@ class Settings:
     data_root: str | None = None
     n: int | None = None
     prompt: str | None = None
+    mode: str = "generate"
     max_new_tokens: int | None = None
     batch_size: int = 16
-
-
-def load_benchmark(name_or_path: str) -> Benchmark:
-    """A benchmark by name ("synth"), another fold of one ("disfa8_fold2"), or from a YAML file of
-    your own. Raises UserError."""
-    path, fold = Path(name_or_path), None
-    if path.suffix not in (".yaml", ".yml"):
-        name = name_or_path
-        if match := _FOLD.fullmatch(name):
-            name, fold = match[1], int(match[2])
-        if name not in benchmark_names():
-            raise UserError(f"there is no benchmark {name!r}{_did_you_mean(name)}")
-        path = resource("eval/benchmarks") / f"{name}.yaml"
-    benchmark = config.build(Benchmark, config.read(path), where=str(path))
-    fields = [space.field for space in benchmark.spaces]
-    if not fields and not benchmark.au_set:
-        raise UserError(f"{path} has neither label_space nor au_set: say what is scored")
-    if len(set(fields)) < len(fields):
-        raise UserError(
-            f"{path}: label_space is {benchmark.label_space!r}: name one, or several of which no "
-            f"two speak of the same ({', '.join(fields)})"
-        )
-    if benchmark.baseline is not None:  # a file beside the protocol
-        benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
-    return benchmark if fold is None else _of_fold(benchmark, fold)
-
-
-def _of_fold(benchmark: Benchmark, fold: int) -> Benchmark:
-    if benchmark.folds is None:
-        raise UserError(f"benchmark {benchmark.id} has no folds: leave _fold{fold} out")
-    if not 1 <= fold <= benchmark.folds:
-        raise UserError(
-            f"benchmark {benchmark.id} has folds 1 to {benchmark.folds}: there is no fold {fold}"
-        )
-    options = benchmark.protocol | {"fold": fold}
-    return replace(benchmark, id=f"{benchmark.id}_fold{fold}", protocol=options)
-
-
-def benchmark_names() -> list[str]:
-    """The names that `load_benchmark` knows, sorted, without those of single folds."""
-    return sorted(file.stem for file in resource("eval/benchmarks").glob("*.yaml"))
-
-
-def _did_you_mean(name: str) -> str:
-    """The end of a sentence about an unknown benchmark."""
-    known = benchmark_names()
-    near = difflib.get_close_matches(name.lower(), known)
-    hint = f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
-    return f"{hint}: use one of {', '.join(known)}"
-
-
-def load_published(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """eval/published.yaml: benchmark -> results that papers report on it. Each names its `model`
-    and `source`, has scores (0..1) under names of PUBLISHED_SCORES, and may have `notes` on how its
-    protocol differs. Raises UserError."""
-    path = path or resource("eval/published.yaml")
-    results = config.read(path)
-    known = benchmark_names()
-    for name, entries in results.items():
-        if name not in known:
-            raise UserError(f"{path}: there is no benchmark {name!r}{_did_you_mean(str(name))}")
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(f"{path}: {name} should hold a list of {{model, scores, source}}")
-        for number, entry in enumerate(entries, 1):
-            _check_result(entry, where=f"{path}: result {number} of {name}")
-    return results
-
-
-def _check_result(entry: Mapping[str, Any], where: str) -> None:
-    for key in ("model", "source"):
-        if not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise UserError(f"{where} has {key} {entry.get(key)!r}: give a text")
-    scores = entry.keys() - {"model", "source", "notes"}
-    if not scores or not scores <= set(PUBLISHED_SCORES):
-        found = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
-        raise UserError(
-            f"{where} ({entry['model']}) should have scores named {', '.join(PUBLISHED_SCORES)}, "
-            f"found {found}"
-        )
-    for key in scores:
-        if type(entry[key]) not in (int, float) or not 0 <= entry[key] <= 1:
-            raise UserError(
-                f"{where} ({entry['model']}) has {key} {entry[key]!r}, expected a share from 0 to "
-                "1: divide a percentage by 100"
-            )
-
-
-def load_baseline(benchmark: Benchmark) -> dict[str, Any] | None:
-    """The plain model's scores that a report shows beside ours, if the benchmark names any."""
-    if benchmark.baseline is None:
-        return None
-    path = benchmark.baseline
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"benchmark {benchmark.id}: cannot read its baseline {path} ({error}): restore the "
-            "file, or take the `baseline` line out of the benchmark"
-        ) from error
-
-
-def load_rows(
-    benchmark: Benchmark, root: str | None, n: int | None, crop: crops.Crop | None = None
-) -> datasets.Dataset:
-    """The benchmark's rows, images as stored, or their faces cut out; `n` takes another number of
-    them (not comparable with published results)."""
-    options = benchmark.protocol | ({"n": n} if n is not None else {})
-    rows = pictures(data.load(benchmark.dataset, root, benchmark.split, **options))
-    return crops.cached(rows, crop) if crop else rows
-
-
-def images_of(rows: datasets.Dataset) -> list[Image.Image]:
-    """The pictures, opened."""
-    return [open_row_image(image) for image in rows["image"]]
-
-
-def answer(
-    predictor: Predictor, rows: datasets.Dataset, benchmark: Benchmark, *, batch_size: int
-) -> list[dict[str, Any]]:
-    """Ask the predictor about every row: the lines of predictions.jsonl, in order, those of a row
-    one after the other if there are several prompts."""
-    from tqdm import tqdm
-
-    asked = [predictor.asking(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)]
-    lines = []
-    title = f"answering {benchmark.id}"
-    with tqdm(total=len(rows), desc=title, unit="face", disable=not is_main()) as bar:
-        for start in range(0, len(rows), batch_size):
-            part = rows.select(range(start, min(start + batch_size, len(rows))))
-            images = images_of(part)
-            found = [one.predict(images, batch_size=batch_size, cut_out=True) for one in asked]
-            for row, predictions in zip(part, zip(*found, strict=True), strict=True):
-                true = truth(FaceSample.from_row(row), benchmark)
-                lines += [
-                    {
-                        "id": row["id"],
-                        "image": (row["image"] or {}).get("path") or row["id"],
-                        "truth": true,
-                        "prompt": one.prompt.id,
-                        "text": prediction.text,
-                        "label": prediction.answer.label,
-                        "status": prediction.answer.status,
-                        "aus": list(prediction.answer.aus),
-                        "probabilities": prediction.probabilities,
-                        "latency_s": round(prediction.latency_s, 4),
-                    }
-                    for one, prediction in zip(asked, predictions, strict=True)
-                ]
-            bar.update(len(part))
-    return lines
-
-
-def answer_once(
-    model: str,
-    path: Path,
-    rows: datasets.Dataset,
-    benchmark: Benchmark,
-    *,
-    prompts: Sequence[Prompt] = (),
-    processor: Any = None,
-    max_new_tokens: int | None = None,
-    batch_size: int,
-) -> list[dict[str, Any]]:
-    """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
-    `processor`), shared between the processes of a distributed run, and kept in `path`: there
-    already, it is read and not computed again."""
-    from vlmface.infer.predictor import Predictor
-
-    if path.exists():
-        return read_lines(path)
-    is_base = not is_run(model)
-    predictor = Predictor.load(
-        model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens
-    )
-    if is_base:
-        predictor.prompts = list(prompts)
-        predictor.processor = processor or predictor.processor
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        lines = answer(predictor, rows, benchmark, batch_size=batch_size)
-    else:
-        from accelerate.utils import gather_object
-
-        share = rows.shard(world, int(os.environ["RANK"]), contiguous=True)
-        lines = gather_object(answer(predictor, share, benchmark, batch_size=batch_size))
-    if is_main():
-        write_lines(path, lines)
-    return lines
-
-
-def scored_prompts(benchmark: Benchmark, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those of the prompts whose label space the benchmark scores, the first of each space; where
-    only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
-    if not benchmark.spaces:
-        found = [next((prompt for prompt in prompts if prompt.form != "label"), None)]
-    else:
-        found = [
-            next((prompt for prompt in prompts if prompt.space.id == space.id), None)
-            for space in benchmark.spaces
-        ]
-    if not any(found):
-        asked = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
-        if not benchmark.spaces:
-            raise UserError(
-                f"the prompts ask {asked} and for nothing else, but benchmark {benchmark.id} "
-                "scores action units: use a prompt whose answers name them, such as face_cot"
-            )
-        raise UserError(
-            f"the prompts ask {asked}, but benchmark {benchmark.id} scores "
-            f"{', '.join(space.id for space in benchmark.spaces)}: use a prompt or a benchmark "
-            "with the other's label space"
-        )
-    return [prompt for prompt in found if prompt is not None]
-
-
-def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
-    """What is annotated for a row; null is "not annotated", or not scored where AUs alone are."""
-    present = sample.intensities(benchmark.au_threshold)
-    attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
-    for space in benchmark.spaces:
-        if space.field == "context":  # a list: the one label of this space in it
-            attributes["context"] = sample.label(space)
-        elif space.field != "emotion":  # a word that is none stays, and is refused when scored
-            attributes[space.field] = sample.label(space) or attributes[space.field]
-    return {
-        "emotion": sample.emotion if benchmark.spaces else None,
-        "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
-        "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
-        "attributes": attributes,
-    }
+    # Where `model` is the URL of a server: the run whose prompts, crop and limits are used, the
+    # model's name there, requests at a time, and the environment variable that holds the key.
+    run: str | None = None
+    served: str | None = None
+    concurrency: int = 8
+    api_key_env: str | None = None
 
 
 def score(
@@ -327,17 +60,19 @@ def score(
     prompts: Sequence[Prompt],
     *,
     model: str,
+    mode: str = "generate",
 ) -> dict[str, Any]:
-    """The metrics.json of one evaluation; `wall_s` is the time spent answering."""
+    """The metrics.json of one evaluation, read as `mode` says (answering.MODES); `wall_s` is the
+    time spent answering."""
     return metrics.merge([
         metrics.summarise(
             of_prompt(lines, prompt),
             prompt.space,
-            au_set(benchmark, prompt),
+            [] if mode == "score" else au_set(benchmark, prompt),
             benchmark=benchmark.id,
             model=model,
             prompt={"id": prompt.id, "sha": prompt.sha},
-            mode="free",
+            mode="scored" if mode == "score" else "free",
             wall_s=round(sum(line["latency_s"] for line in of_prompt(lines, prompt)), 2),
             peak_rss_gib=round(peak_rss_gib(), 3),
         )
@@ -366,27 +101,6 @@ def compare(
         for name in part.keys() - {"n"}:
             whole[name] = whole.get(name, {}) | part[name]
     return whole
-
-
-def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[Mapping[str, Any]]:
-    """The lines of predictions.jsonl that answer this prompt."""
-    return [line for line in lines if line["prompt"] == prompt.id]
-
-
-def au_set(benchmark: Benchmark, prompt: Prompt) -> list[int]:
-    """The AUs to score: none if the prompt asks for the label alone."""
-    return [] if prompt.form == "label" else benchmark.au_set
-
-
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write predictions.jsonl atomically."""
-    atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    # Not splitlines(): texts may hold other line separators as they are.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
 
 
 def summary(scores: Mapping[str, Any]) -> str:
@@ -433,40 +147,175 @@ def conclude(
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
 
+EVERY = "ALL"
+JOURNAL = "answers.part"  # finished rows of an evaluation that is not
+# Settings that change how fast the answers come, not what they are.
+_FREE = ("output_dir", "batch_size", "concurrency", "api_key_env")
+
+
 def run(settings: Settings) -> dict[str, Any]:
-    """Evaluate a model, write metrics.json, predictions.jsonl and report.html into
-    `settings.output_dir` (default: eval/NAME inside the run), and return the metrics."""
+    """Evaluate a model, write metrics.json, predictions.jsonl, predictions.parquet and report.html
+    into `settings.output_dir` (default: eval/NAME inside the run), and return the metrics.
+
+    Killed, the same call goes on with the rows that are left. Raises UserError.
+    """
+    if settings.mode not in answering.MODES:
+        raise UserError(f"mode is {settings.mode!r}: use one of {', '.join(answering.MODES)}")
+    benchmark = load_benchmark(settings.benchmark)
+    return _evaluate(settings, benchmark, _asked(settings))
+
+
+def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
+    """Every benchmark whose data are in `settings.data_root`/NAME (synth needs none): {name: its
+    metrics, or why it was left out}. Each writes into a folder of its name."""
+    if settings.output_dir is None:
+        raise UserError("several benchmarks need a folder for their results: give --output_dir")
+    found: dict[str, dict[str, Any] | str] = {}
+    who = None
+    for name in benchmarks.benchmark_names():
+        benchmark = load_benchmark(name)
+        root = Path(settings.data_root or "") / name
+        if benchmark.dataset != "synth" and (settings.data_root is None or not root.is_dir()):
+            found[name] = f"no folder {root}"
+            continue
+        one = dataclasses.replace(
+            settings,
+            benchmark=name,
+            data_root=None if benchmark.dataset == "synth" else str(root),
+            output_dir=str(Path(settings.output_dir) / name),
+        )
+        who = who or _asked(one)
+        try:
+            found[name] = _evaluate(one, benchmark, who)
+        except UserError as error:  # the other benchmarks are worth having
+            found[name] = str(error)
+    for name, result in found.items():
+        print(f"{name}: {result if isinstance(result, str) else summary(result)}")
+    return found
+
+
+def _asked(settings: Settings) -> Predictor | Server:
+    """Who answers: a model in this process, or a server."""
+    if urlsplit(settings.model).scheme in ("http", "https"):
+        return _server(settings)
     from vlmface.infer.predictor import Predictor
 
-    benchmark = load_benchmark(settings.benchmark)
-    predictor = Predictor.load(
+    return Predictor.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
-    asked = scored_prompts(benchmark, predictor.prompts)
-    if settings.output_dir is None and predictor.manifest is None:
+
+
+def _server(settings: Settings) -> Server:
+    from vlmface import prompts
+    from vlmface.infer.endpoint import Endpoint
+    from vlmface.infer.server import Server, served_model
+
+    if settings.mode != "generate":
+        raise UserError(
+            f"a server cannot be asked in mode {settings.mode!r}: only models in this process give "
+            "the likelihoods of all labels; use --mode generate"
+        )
+    if settings.run is not None:
+        found, asked = manifest.load(settings.run)
+        limit = settings.max_new_tokens or found.generation["max_new_tokens"]
+    elif settings.prompt is not None:
+        asked, limit = [prompts.load(settings.prompt)], settings.max_new_tokens or 256
+    else:
+        raise UserError(
+            "a server does not say what its model was trained to be asked: give --run, the folder "
+            "of the run that it serves, or --prompt"
+        )
+    endpoint = Endpoint(
+        settings.model, settings.served or "", key_env=settings.api_key_env,
+        concurrency=settings.concurrency,
+    )  # fmt: skip
+    if settings.served is None:
+        endpoint = dataclasses.replace(endpoint, model=served_model(endpoint))
+    endpoint.check()
+    return Server(endpoint, asked, limit)
+
+
+def _evaluate(settings: Settings, benchmark: Benchmark, who: Predictor | Server) -> dict[str, Any]:
+    from vlmface.infer.server import Server
+
+    asked = scored_prompts(benchmark, who.prompts)
+    about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
+    if settings.output_dir is None and (settings.run or not is_run(settings.model)):
         raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
     out = Path(settings.output_dir or Path(settings.model) / "eval" / benchmark.id)
     baseline = load_baseline(benchmark)
-    rows = load_rows(benchmark, settings.data_root, settings.n, predictor.crop)
-    lines = answer(predictor, rows, benchmark, batch_size=settings.batch_size)
-    scores = score(lines, benchmark, asked, model=settings.model)
-    write_lines(out / "predictions.jsonl", lines)
-    if predictor.manifest:
-        predictor.manifest.save(out)  # the report's header, and what these numbers belong to
+    crop = crops.parse(about.crop) if about else None
+    rows = load_rows(benchmark, settings.data_root, settings.n, crop)
+    if not len(rows):
+        raise UserError(
+            f"the {benchmark.split} split of {benchmark.dataset} has no rows: check data_root"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    unanswered: dict[str, str] = {}
+    with Journal(out / JOURNAL) as journal:
+        _same_question(journal, settings, asked, about)
+        if isinstance(who, Server):
+            lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
+        else:
+            lines = answering.answer(
+                who, rows, benchmark, batch_size=settings.batch_size, mode=settings.mode,
+                sink=journal,
+            )  # fmt: skip
+    scores = score(lines, benchmark, asked, model=settings.model, mode=settings.mode)
+    if unanswered:
+        scores["unanswered"] = len(unanswered)
+    answering.write_lines(out / "predictions.jsonl", lines)
+    answering.write_table(out / "predictions.parquet", lines)
+    if about:
+        about.save(out)  # the report's header, and what these numbers belong to
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
+    published = tables.beside_published(benchmark, scores, Path(settings.model).name)
+    if published:
+        atomic_write(out / "published.md", tables.markdown(published))
+        atomic_write(out / "published.tex", tables.latex(published, benchmark.id))
     images = dict(zip(rows["id"], rows["image"], strict=True))
-    report.write_report(out, images=images, baseline=baseline)
+    report.write_report(out, images=images, baseline=baseline, published=published)
     print(summary(scores))
+    if unanswered:
+        id, why = next(iter(unanswered.items()))
+        print(
+            f"{len(unanswered)} faces got no answer and count as wrong ({id}: {why}); the same "
+            "command asks about these again"
+        )
+    else:
+        (out / JOURNAL).unlink()
     print(f"report: {out / 'report.html'}")
     return scores
 
 
+def _same_question(
+    journal: Journal, settings: Settings, asked: Sequence[Prompt], about: Manifest | None
+) -> None:
+    """Raises UserError if the journal was begun for another model or with other settings."""
+    now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
+    now |= {"prompts": [prompt.sha for prompt in asked], "made": about.created if about else None}
+    before = journal.records.get("", {}).get("settings")
+    if before is None:
+        journal.add({"id": "", "settings": now})
+        return
+    for name in now:
+        if before.get(name) != now[name]:
+            raise UserError(
+                f"an evaluation with {name} {before.get(name)!r} was begun there, now it is "
+                f"{now[name]!r}: go on with the former, use another --output_dir, or delete "
+                f"{journal.file.name}"
+            )
+
+
 def main(argv: Sequence[str]) -> int:
-    """`--benchmark NAME --model RUN [--output_dir DIR] [--n N] ...`"""
-    words = list(argv)
+    """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
+    words = ["--output_dir" if word == "--out" else word for word in argv]
     if "-h" in words or "--help" in words:
-        print("python eval/run.py --benchmark NAME --model RUN [--field value ...]\n")
+        print("python eval/run.py --benchmark NAME|ALL --model RUN|MODEL|URL [--field value ...]\n")
         print("fields: " + ", ".join(Settings.__dataclass_fields__))
         return 0
-    run(config.build(Settings, config.words(Settings, words), where="the command line"))
+    settings = config.build(Settings, config.words(Settings, words), where="the command line")
+    if settings.benchmark == EVERY:
+        return 0 if any(isinstance(one, dict) for one in run_all(settings).values()) else 2
+    run(settings)
     return 0

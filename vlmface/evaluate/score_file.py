@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.evaluate import ferbench, files, metrics, report, run
+from vlmface.evaluate import answering, ferbench, files, metrics, report, run
 from vlmface.files import atomic_write
 from vlmface.manifest import is_run
 from vlmface.train.sft import peak_rss_gib
@@ -52,10 +52,10 @@ def score_command(path: Path, format: str, label_space: str | None, output_dir: 
             "emotion": {"accuracy": theirs["accuracy"]},
         }
         print(_held_against(theirs, different))
-    run.write_lines(out / "predictions.jsonl", rows)
+    answering.write_lines(out / "predictions.jsonl", rows)
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     if format == "ferbench":
-        run.write_lines(out / "disagreements.jsonl", different)
+        answering.write_lines(out / "disagreements.jsonl", different)
     else:  # what an earlier file left here
         (out / "disagreements.jsonl").unlink(missing_ok=True)
     print(f"report: {report.write_report(out, images={}, baseline=baseline)}")

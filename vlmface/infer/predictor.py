@@ -1,8 +1,8 @@
-"""One model, many images: greedy answers, and a probability for every label after the rationale.
+"""One model, many images: greedy answers, and the likelihood of every label.
 
-Labels are scored behind the image, the prompt and the rationale that the model has just written:
-the keys and values of that prefix are still there from writing it, so a label costs a forward
-pass over its own few tokens.
+A label is scored behind image, prompt and a rationale: the one that the model has just written
+(`predict`), none, or a given one (`score`). What stands before the labels is read once, so that a
+label costs a forward pass over its own few tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,12 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 BATCH_SIZE = 16
+NORMS = ("sum", "mean", "prior")  # how likelihoods become probabilities: LabelScores
+_GREY = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,38 @@ class Prediction:
     face_found: bool | None = None
 
 
+@dataclass(frozen=True)
+class LabelScores:
+    """How likely the model finds each label's text. `log_likelihood`: {label: nats}, summed over
+    the label's own `tokens` and those that end it. `latency_s`: seconds of the image's batch
+    divided by the images in it. `prior`: the likelihoods behind a grey picture, or None if they
+    were not computed."""
+
+    log_likelihood: dict[str, float]
+    tokens: dict[str, int]
+    latency_s: float
+    prior: dict[str, float] | None = None
+
+    def probabilities(self, norm: str = "sum") -> dict[str, float]:
+        """{label: 0..1, summing to 1}: the softmax of the log-likelihoods ("sum"), of those per
+        token ("mean", so that long labels are not at a disadvantage), or of what the picture adds
+        to them ("prior": the likelihood behind a grey picture subtracted, after Holtzman et al.
+        2021, arXiv:2104.08315)."""
+        import torch
+
+        values = list(self.log_likelihood.values())
+        if norm == "mean":
+            values = [v / n for v, n in zip(values, self.tokens.values(), strict=True)]
+        elif norm == "prior":
+            if self.prior is None:
+                raise UserError("the likelihoods without a picture were not computed: prior=True")
+            values = [v - p for v, p in zip(values, self.prior.values(), strict=True)]
+        elif norm != "sum":
+            raise ValueError(f"norm {norm!r}: use one of {', '.join(NORMS)}")
+        shares = torch.tensor(values, dtype=torch.float64).softmax(0).tolist()
+        return dict(zip(self.log_likelihood, shares, strict=True))
+
+
 class Predictor:
     """A model with its processor, prompt and family; `Predictor.load` makes one."""
 
@@ -56,6 +91,7 @@ class Predictor:
         self.max_new_tokens = max_new_tokens
         self.manifest: manifest.Manifest | None = None
         self.crop: crops.Crop | None = None
+        self._priors: dict[tuple[str, tuple[int, int]], dict[str, float]] = {}
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -160,6 +196,78 @@ class Predictor:
             ]
         return predictions
 
+    def score(
+        self,
+        images: Sequence[Image.Image],
+        rationales: Sequence[str] | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        prior: bool = False,
+        cut_out: bool = False,
+        boxes: Sequence[Sequence[float] | None] | None = None,
+    ) -> list[LabelScores]:
+        """How likely each label is as the answer to each image (RGB), nothing being written: behind
+        the prompt alone, or behind a rationale for each. `prior` adds the likelihoods behind a grey
+        picture, computed once for a size. `cut_out` and `boxes` as in `predict`.
+        """
+        texts = [""] * len(images) if rationales is None else list(rationales)
+        if not cut_out:
+            images, _ = self._cut_out(images, boxes)
+        found: list[LabelScores] = []
+        for start in range(0, len(images), batch_size):
+            end = start + batch_size
+            found += self._score_behind(images[start:end], texts[start:end])
+        if not prior:
+            return found
+        return [
+            replace(scores, prior=self._prior(image.size, text))
+            for scores, image, text in zip(found, images, texts, strict=True)
+        ]
+
+    def _prior(self, size: tuple[int, int], rationale: str) -> dict[str, float]:
+        from PIL import Image
+
+        key = (self.prompt.sha + rationale, size)
+        if key not in self._priors:
+            (grey,) = self._score_behind([Image.new("RGB", size, _GREY)], [rationale])
+            self._priors[key] = grey.log_likelihood
+        return self._priors[key]
+
+    def _score_behind(
+        self, images: Sequence[Image.Image], rationales: Sequence[str]
+    ) -> list[LabelScores]:
+        """Read the prompts of a batch, then what all labels of a row have in common, then the
+        labels."""
+        import torch
+
+        began = time.perf_counter()
+        rows = self._rows(images)
+        candidates = [
+            self.label_ids(text, image.size) for text, image in zip(rationales, images, strict=True)
+        ]
+        known = [_shared(ids) for ids in candidates]
+        # Padded on the right as in training: a plain forward counts positions from the first slot.
+        batch = encode.Collator(self.processor, self.family)(rows)
+        batch = encode.to_model(batch, self.model)
+        with torch.inference_mode():
+            cache = self.model(**batch, use_cache=True, logits_to_keep=1).cache
+            lengths = [len(row["input_ids"]) for row in rows]
+            tails = [ids[length:] for ids, length in zip(known, lengths, strict=True)]
+            if any(tails):
+                start = torch.tensor(lengths, device=self.model.device)
+                self._feed(cache, batch["attention_mask"], tails, start)
+            width = batch["input_ids"].shape[1]
+            table, counts = self._label_log_probs(
+                candidates, known, cache, lengths, [0] * len(rows), width
+            )
+        labels = self.prompt.space.labels
+        likely = [dict(zip(labels, row, strict=True)) for row in table.tolist()]
+        latency = (time.perf_counter() - began) / len(rows)
+        return [
+            LabelScores(one, dict(zip(labels, count, strict=True)), latency)
+            for one, count in zip(likely, counts, strict=True)
+        ]
+
     def sample(
         self,
         images: Sequence[Image.Image],
@@ -179,16 +287,7 @@ class Predictor:
         from vlmface.train import rollout
 
         images, _ = self._cut_out(images, boxes)
-        asked = messages or [self.messages] * len(images)
-        rows: list[dict[str, Any]] = [
-            {
-                **encode.encode_text(
-                    self.processor, self.family, one, None, image_size=image.size
-                ),
-                "image": image,
-            }
-            for image, one in zip(images, asked, strict=True)
-        ]  # fmt: skip
+        rows = self._rows(images, messages)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
@@ -204,6 +303,21 @@ class Predictor:
             for ids in drawn.ids
         ]
         return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+    def _rows(
+        self, images: Sequence[Image.Image], messages: Sequence[list[dict[str, Any]]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows for the collator: each image with its question, by default the prompt's."""
+        asked = messages or [self.messages] * len(images)
+        return [
+            {
+                **encode.encode_text(
+                    self.processor, self.family, one, None, image_size=image.size
+                ),
+                "image": image,
+            }
+            for image, one in zip(images, asked, strict=True)
+        ]  # fmt: skip
 
     def _cut_out(
         self, images: Sequence[Image.Image], boxes: Sequence[Sequence[float] | None] | None
@@ -225,15 +339,7 @@ class Predictor:
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         import torch
 
-        rows: list[dict[str, Any]] = [
-            {
-                **encode.encode_text(
-                    self.processor, self.family, self.messages, None, image_size=image.size
-                ),
-                "image": image,
-            }
-            for image in images
-        ]
+        rows = self._rows(images)
         batch = encode.Collator(self.processor, self.family, padding="left")(rows)
         batch = encode.to_model(batch, self.model)
         stops = self.family.stop_token_ids(self.processor)
@@ -260,7 +366,7 @@ class Predictor:
                 known = [
                     [*row["input_ids"], *ids] for row, (ids, _) in zip(rows, written, strict=True)
                 ]
-                scores = self._score(answers, rows, known, output.cache, prompt_length)
+                scores = self._after(answers, rows, known, output.cache, prompt_length)
         complete = [done for _, done in written]
         return list(zip(texts, answers, scores, complete, strict=True))
 
@@ -277,7 +383,7 @@ class Predictor:
             for label in self.prompt.space.labels
         ]
 
-    def _score(
+    def _after(
         self,
         answers: Sequence[Answer],
         rows: Sequence[dict[str, Any]],
@@ -285,55 +391,87 @@ class Predictor:
         cache: Any,
         prompt_length: int,
     ) -> list[dict[str, float] | None]:
-        """Softmax over the labels' log-likelihoods, each including the suffix that ends it (so
-        that a label which is another's beginning gets no credit for it).
+        """Probabilities of the labels behind the rationales that `cache` was left with by writing
+        them: softmax over the log-likelihoods, each including the suffix that ends the label (so
+        that a label which is another's beginning gets no credit for it)."""
+        candidates = [
+            self.label_ids(answer.rationale, row["image"].size)
+            for answer, row in zip(answers, rows, strict=True)
+        ]
+        lengths = [len(row["input_ids"]) for row in rows]
+        first = [prompt_length - length for length in lengths]  # they are padded on the left
+        table, _ = self._label_log_probs(candidates, known, cache, lengths, first, prompt_length)
+        labels = self.prompt.space.labels
+        return [dict(zip(labels, row, strict=True)) for row in table.softmax(1).tolist()]
 
-        `known[i]` are the ids that row i's part of the cache stands for, from slot
-        `prompt_length - len(prompt ids)` on. The ids of a labelled conversation are compared with
-        them: what is equal is reused, what follows is fed.
+    def _label_log_probs(
+        self,
+        candidates: Sequence[list[list[int]]],
+        known: Sequence[list[int]],
+        cache: Any,
+        lengths: Sequence[int],
+        first: Sequence[int],
+        width: int,
+    ) -> tuple[torch.Tensor, list[list[int]]]:
+        """(log-likelihoods (rows, labels) of what is the label's own in its conversation, and the
+        number of those tokens).
+
+        `candidates[i]` are the ids of row i's conversation with each label, `known[i]` those that
+        its part of the cache stands for: its prompt's `lengths[i]` from slot `first[i]` on, the
+        others from slot `width` on. What is equal is reused, what follows is fed.
         """
         import torch
 
         device = self.model.device
         filled = cache.get_seq_length()
-        candidates = [
-            self.label_ids(answer.rationale, row["image"].size)
-            for answer, row in zip(answers, rows, strict=True)
-        ]
-        first_slot = [prompt_length - len(row["input_ids"]) for row in rows]
+        common = [len(_shared(ids)) for ids in candidates]
         # Tokens that all labels of the row and the cache agree on. The last of them is fed again,
         # because its output is what predicts the first token that follows.
         shared = [
-            min(_common(known[i][: filled - first_slot[i]], ids) for ids in candidates[i]) - 1
-            for i in range(len(rows))
+            min(_common(known[i][: lengths[i] + filled - width], ids) for ids in candidates[i]) - 1
+            for i in range(len(candidates))
         ]
         slots = torch.arange(filled, device=device)
-        first = torch.tensor(first_slot, device=device)[:, None]
-        count = torch.tensor(shared, device=device)[:, None]
-        reused = ((slots >= first) & (slots < first + count)).long()
+        count, length, begin = (
+            torch.tensor(values, device=device)[:, None] for values in (shared, lengths, first)
+        )
+        reused = (slots >= begin) & (slots < begin + torch.minimum(count, length))
+        reused = (reused | ((slots >= width) & (slots < width + count - length))).long()
+        own = torch.tensor(common, device=device)[:, None] - count  # where the label begins
 
-        pad = self.processor.tokenizer.pad_token_id
         scores = []
         for j in range(len(self.prompt.space.labels)):
-            tails = [ids[j][shared[i] :] for i, ids in enumerate(candidates)]
-            longest = max(map(len, tails))
-            fed = torch.tensor([t + [pad] * (longest - len(t)) for t in tails], device=device)
-            mask = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t in tails])
-            mask = mask.to(device)
-            positions = count + torch.arange(longest, device=device)
-            logits = self.model(
-                input_ids=fed,
-                attention_mask=torch.cat([reused, mask], 1),
-                cache=cache,
-                use_cache=True,
-                **self.family.later_inputs(self.model, positions),
-            ).logits
-            cache.crop(-longest)
+            tails = [ids[j][start:] for ids, start in zip(candidates, shared, strict=True)]
+            fed, mask, logits = self._feed(cache, reused, tails, count[:, 0])
+            cache.crop(-fed.shape[1])
             log_p = logits[:, :-1].float().log_softmax(-1)
             log_p = log_p.gather(-1, fed[:, 1:, None])[..., 0] * mask[:, 1:]
-            scores.append(log_p.sum(1))
-        table = torch.stack(scores, 1).softmax(1).tolist()
-        return [dict(zip(self.prompt.space.labels, row, strict=True)) for row in table]
+            scores.append((log_p * (torch.arange(1, fed.shape[1], device=device) >= own)).sum(1))
+        counts = [[len(ids) - common[i] for ids in row] for i, row in enumerate(candidates)]
+        return torch.stack(scores, 1), counts
+
+    def _feed(
+        self, cache: Any, mask: torch.Tensor, tails: Sequence[list[int]], start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the model over `tails` behind what the cache holds at the slots of `mask`, each from
+        position `start[i]` on. Returns (ids padded on the right, their mask, logits)."""
+        import torch
+
+        pad, longest = self.processor.tokenizer.pad_token_id, max(map(len, tails))
+        device = self.model.device
+        fed = torch.tensor([t + [pad] * (longest - len(t)) for t in tails], device=device)
+        fed_mask = torch.tensor(
+            [[1] * len(t) + [0] * (longest - len(t)) for t in tails], device=device
+        )
+        positions = start[:, None] + torch.arange(longest, device=device)
+        logits = self.model(
+            input_ids=fed,
+            attention_mask=torch.cat([mask, fed_mask], 1),
+            cache=cache,
+            use_cache=True,
+            **self.family.later_inputs(self.model, positions),
+        ).logits
+        return fed, fed_mask, logits
 
 
 def _among(
@@ -360,6 +498,11 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> tuple[list[int], bool]:
         if token in stops:
             return ids[:i], True
     return ids, False
+
+
+def _shared(rows: Sequence[list[int]]) -> list[int]:
+    """The beginning that all rows have in common."""
+    return rows[0][: min(_common(rows[0], row) for row in rows)]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

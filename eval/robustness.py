@@ -1,0 +1,12 @@
+"""How fast does a model get worse as pictures get blurred, dark, small, turned or covered?
+
+python eval/robustness.py --model runs/sft_cot
+"""
+
+from __future__ import annotations
+
+from vlmface.config import command
+from vlmface.evaluate.robustness import main
+
+if __name__ == "__main__":
+    command(main)

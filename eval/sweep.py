@@ -1,0 +1,12 @@
+"""Find the best of many prompts and models: choose on validation faces, test the finalists.
+
+python eval/sweep.py --models runs/sft_cot --prompts face_cot,expllm,r1_omni --output_dir runs/sweep
+"""
+
+from __future__ import annotations
+
+from vlmface.config import command
+from vlmface.evaluate.sweep import main
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,165 @@
+"""Faces a second of an evaluation: ours against transformers used plainly. A LLaVA-shaped model of
+at least 50 M random weights (a picture is 576 tokens, as in LLaVA-1.5), float32, on a CPU.
+
+    python tests/perf/eval_speed.py [--repeats 5] [--faces 8] [--json FILE]
+
+scoring     the likelihood of 8 labels: behind one reading of picture and prompt, in batches,
+            against a forward pass over the whole conversation for each label
+generation  greedy answers of up to 256 tokens, the length of a written-out reasoning: in batches,
+            against `generate` for one picture at a time, as benchmark scripts do it
+
+Both sides read the same pictures in one process, in turn; likelihoods must be equal to 1e-4 and
+texts must be equal. The median of the pairs' ratios counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+TOKENS = 256
+
+
+def build(folder: Path) -> None:
+    from vlmface import prompts
+    from vlmface.families import tiny
+
+    corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
+    tiny.build_llava(folder, corpus, image_size=336, patch_size=14, vision_width=384,
+                     vision_layers=8, hidden=576, layers=10, mlp=1536, vocab_size=700,
+                     max_length=1024)  # fmt: skip
+
+
+def plain_inputs(processor: Any, prompt: Any, image: Any, answer: str) -> Any:
+    """One conversation as transformers makes it of chat template, processor and text."""
+    text = processor.apply_chat_template(prompt.messages(), add_generation_prompt=True)
+    return processor(text=text + answer, images=[image], return_tensors="pt")
+
+
+def plain_scores(model: Any, processor: Any, prompt: Any, images: Any) -> list[Any]:
+    """For each picture, for each label, the log-likelihood of the answer that says it, from one
+    forward pass over the conversation."""
+    import torch
+
+    found = []
+    for image in images:
+        start = plain_inputs(processor, prompt, image, "")["input_ids"].shape[1]
+        row = []
+        for label in prompt.space.labels:
+            inputs = plain_inputs(processor, prompt, image, prompt.wrap("", label))
+            ids = inputs["input_ids"][0]
+            with torch.inference_mode():
+                log_p = model(**inputs).logits[0].log_softmax(-1)
+            own = torch.arange(start, len(ids))
+            row.append(log_p[own - 1, ids[own]].sum().item())
+        found.append(row)
+    return found
+
+
+def plain_texts(model: Any, processor: Any, prompt: Any, images: Any) -> list[str]:
+    import torch
+
+    found = []
+    for image in images:
+        inputs = plain_inputs(processor, prompt, image, "")
+        with torch.inference_mode():
+            ids = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+        new = ids[0, inputs["input_ids"].shape[1] :]
+        found.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
+    return found
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--faces", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    words = parser.parse_args()
+
+    from vlmface.evaluate import answering
+    from vlmface.infer.predictor import Predictor
+    from vlmface.synth import dataset
+
+    images = answering.images_of(dataset.load("test", n=words.faces, size=336))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(folder)
+        predictor = Predictor.load(folder, prompt="face_cot", max_new_tokens=TOKENS)
+        model, processor, prompt = predictor.model, predictor.processor, predictor.prompt
+        plain = (model, processor, prompt, images)
+        size = sum(weight.numel() for weight in model.parameters())
+        print(f"{size / 1e6:.1f} M weights, {words.faces} faces")
+        sides: dict[str, dict[str, Callable[[], Any]]] = {
+            "scoring": {
+                "plain": lambda: plain_scores(*plain),
+                "ours": lambda: predictor.score(images, batch_size=words.faces),
+            },
+            "generation": {
+                "plain": lambda: plain_texts(*plain),
+                "ours": lambda: predictor.predict(
+                    images, batch_size=words.faces, probabilities=False
+                ),
+            },
+        }
+        predictor.score(images[:1])  # warms up
+        seconds: dict[str, list[list[float]]] = {"scoring": [], "generation": []}
+        equal = {"scoring": 0.0, "generation": 0.0}
+        for repeat in range(words.repeats):
+            for task, both in sides.items():
+                (theirs, expected), (ours, found) = timed(both["plain"]), timed(both["ours"])
+                seconds[task].append([ours, theirs])
+                print(f"{task} {repeat}: plain {theirs:.2f} s, ours {ours:.2f} s", flush=True)
+                if task == "scoring":
+                    equal[task] = max(equal[task], difference(found, expected))
+                else:
+                    different = sum(
+                        one.text != text for one, text in zip(found, expected, strict=True)
+                    )
+                    equal[task] = max(equal[task], different)
+    print(f"largest difference of log-likelihoods {equal['scoring']:.1e}, texts that differ "
+          f"{equal['generation']:.0f}")  # fmt: skip
+    assert equal["scoring"] < 1e-4 and equal["generation"] == 0
+    ratios = {
+        task: statistics.median(theirs / ours for ours, theirs in runs)
+        for task, runs in seconds.items()
+    }
+    print(", ".join(f"{task} {ratio:.2f} times as fast" for task, ratio in ratios.items()))
+    if words.json:
+        result = {
+            "name": "eval_speed", "ratio": ratios, "runs": seconds, "equal": equal,
+            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
+        }  # fmt: skip
+        words.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def difference(found: Any, expected: list[list[float]]) -> float:
+    """The largest difference of two likelihoods relative to the first label's: what all labels of
+    an answer have in common is in the plain sums, and in none of ours."""
+    gaps = []
+    for scores, row in zip(found, expected, strict=True):
+        ours = list(scores.log_likelihood.values())
+        gaps += [abs((a - ours[0]) - (b - row[0])) for a, b in zip(ours, row, strict=True)]
+    return max(gaps)
+
+
+if __name__ == "__main__":
+    main()

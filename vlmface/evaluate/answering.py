@@ -1,0 +1,372 @@
+"""What a model says about every row of a benchmark, and what is true there: the lines of
+predictions.jsonl.
+
+A model is read in up to three ways, which are not the same and are never mixed: *free*, the label
+in the text that it writes; *through the rationale*, the label that it finds likeliest behind the
+rationale it has just written; and *scored*, the label that it finds likeliest without writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vlmface.answers import Answer
+from vlmface.data import crops
+from vlmface.encode import open_row_image, row_image_size
+from vlmface.errors import UserError
+from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
+from vlmface.files import atomic_write
+from vlmface.journal import Journal
+from vlmface.manifest import is_run
+from vlmface.prompts import Prompt
+from vlmface.schema import FaceSample
+from vlmface.train.sft import is_main
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+    from vlmface.infer.predictor import LabelScores, Prediction, Predictor
+    from vlmface.infer.server import Server
+
+MODES = ("generate", "score", "both")
+POOL = 50  # batches whose rows are sorted by size together: little padding, little memory
+DECODERS = 4  # threads that open the pictures of the next batch
+
+
+class Sink(Protocol):
+    """Where finished rows go at once, and which there are already: a journal, or memory."""
+
+    records: dict[str, dict[str, Any]]
+
+    def add(self, record: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class _Memory:
+    records: dict[str, dict[str, Any]]
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.records[record["id"]] = record
+
+
+def images_of(rows: datasets.Dataset) -> list[Image.Image]:
+    """The pictures, opened."""
+    return [open_row_image(image) for image in rows["image"]]
+
+
+def answer(
+    predictor: Predictor,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    *,
+    batch_size: int,
+    mode: str = "generate",
+    sink: Sink | None = None,
+) -> list[dict[str, Any]]:
+    """Ask the predictor about every row: the lines of predictions.jsonl, in order, those of a row
+    one after the other if there are several prompts.
+
+    `mode`: "generate" (a text, and probabilities of the labels behind its rationale), "score"
+    (likelihoods of the labels, nothing written) or "both". Rows that `sink` has are not asked
+    about again.
+    """
+    from tqdm import tqdm
+
+    sink = sink or _Memory({})
+    check_ids(rows["id"])
+    asked = [predictor.asking(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)]
+    left = [i for i, id in enumerate(rows["id"]) if id not in sink.records]
+    title = f"answering {benchmark.id}"
+    with tqdm(
+        total=len(rows), initial=len(rows) - len(left), desc=title, unit="face",
+        disable=not is_main(),
+    ) as bar:  # fmt: skip
+        for part, images in _opened(rows, _batches(rows, left, batch_size)):
+            found = [_ask(one, images, mode, batch_size) for one in asked]
+            for row, said in zip(part, zip(*found, strict=True), strict=True):
+                lines = [
+                    line(row, benchmark, one.prompt, prediction, scores)
+                    for one, (prediction, scores) in zip(asked, said, strict=True)
+                ]
+                sink.add({"id": row["id"], "lines": lines})
+            bar.update(len(images))
+    return [line for id in rows["id"] for line in sink.records[id]["lines"]]
+
+
+def ask_server(
+    server: Server,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    journal: Journal,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """`answer` by a server, so many rows at a time as its endpoint allows, in the free reading.
+    Returns the lines and, of the faces that the server gave no answer for, {id: why}: they are not
+    in the journal, and their lines hold an empty text, which counts as wrong."""
+    import httpx2
+    from tqdm import tqdm
+
+    from vlmface.infer.endpoint import work_through
+
+    check_ids(rows["id"])
+    asked = scored_prompts(benchmark, server.prompts)
+    left = [i for i, id in enumerate(rows["id"]) if id not in journal.records]
+    done = len(rows) - len(left)
+    title = f"answering {benchmark.id}"
+    with tqdm(total=len(rows), initial=done, desc=title, unit="face") as bar:
+
+        async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
+            image = await asyncio.to_thread(open_row_image, job.row["image"])
+            lines = [
+                line(job.row, benchmark, prompt, await server.answer(client, prompt, image))
+                for prompt in asked
+            ]
+            return {"id": job.id, "lines": lines}
+
+        jobs = (_Job(rows[i]) for i in left)
+        unanswered = work_through(server.endpoint, jobs, work, journal, lambda: bar.update(1))
+    records = dict(journal.records)
+    for row in (row for row in rows if row["id"] in unanswered):
+        silent = [line(row, benchmark, one, server.silence(one)) for one in asked]
+        records[row["id"]] = {"id": row["id"], "lines": silent}
+    return [line for id in rows["id"] for line in records[id]["lines"]], unanswered
+
+
+@dataclass(frozen=True)
+class _Job:
+    row: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.row["id"]
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Raises UserError if two rows have one id: what is said of them could not be told apart."""
+    if twice := [id for id, times in Counter(ids).items() if times > 1]:
+        raise UserError(
+            f"{len(twice)} ids of the data set occur more than once, for example {twice[0]!r}: "
+            "give every row an id of its own"
+        )
+
+
+def _batches(rows: datasets.Dataset, left: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Row numbers in batches, pictures of like size together: of these a batch pads the least."""
+    for start in range(0, len(left), POOL * size):
+        pool = list(left[start : start + POOL * size])
+        areas = {i: _area(rows[i]["image"]) for i in pool}
+        pool.sort(key=areas.__getitem__)
+        yield from (pool[i : i + size] for i in range(0, len(pool), size))
+
+
+def _area(image: Any) -> int:
+    """Pixels of a stored picture; 0 for a face cut out, as those of a run have one size."""
+    if isinstance(image, Mapping) and not image.get("bytes") and crops.is_reference(image["path"]):
+        return 0
+    width, height = row_image_size(image)
+    return width * height
+
+
+def _opened(
+    rows: datasets.Dataset, batches: Iterator[list[int]]
+) -> Iterator[tuple[datasets.Dataset, list[Image.Image]]]:
+    """The batches with their pictures; those of the next one are opened meanwhile."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        waiting: list[tuple[datasets.Dataset, list[Any]]] = []
+        for batch in batches:
+            part = rows.select(batch)
+            waiting.append((part, [pool.submit(open_row_image, i) for i in part["image"]]))
+            if len(waiting) > 1:
+                part, opening = waiting.pop(0)
+                yield part, [image.result() for image in opening]
+        for part, opening in waiting:
+            yield part, [image.result() for image in opening]
+
+
+def _ask(
+    predictor: Predictor, images: Sequence[Image.Image], mode: str, batch_size: int
+) -> list[tuple[Prediction | None, LabelScores | None]]:
+    written: Sequence[Prediction | None] = [None] * len(images)
+    scored: Sequence[LabelScores | None] = [None] * len(images)
+    if mode != "score":
+        written = predictor.predict(images, batch_size=batch_size, cut_out=True)
+    if mode != "generate":
+        scored = predictor.score(images, batch_size=batch_size, prior=True, cut_out=True)
+    return list(zip(written, scored, strict=True))
+
+
+def line(
+    row: Mapping[str, Any],
+    benchmark: Benchmark,
+    prompt: Prompt,
+    prediction: Prediction | None,
+    scores: LabelScores | None = None,
+) -> dict[str, Any]:
+    """A line of predictions.jsonl. Where nothing was written, `label` is the likeliest one."""
+    if prediction is not None:
+        answer, text = prediction.answer, prediction.text
+        probabilities, latency = prediction.probabilities, prediction.latency_s
+    else:
+        assert scores is not None
+        probabilities, text = scores.probabilities(), ""
+        latency = scores.latency_s
+        answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "", "strict")
+    found = {
+        "id": row["id"],
+        "image": (row["image"] or {}).get("path") or row["id"],
+        "truth": truth(FaceSample.from_row(row), benchmark),
+        "prompt": prompt.id,
+        "text": text,
+        "label": answer.label,
+        "status": answer.status,
+        "aus": list(answer.aus),
+        "probabilities": probabilities,
+        "latency_s": round(latency, 4),
+    }
+    if scores is not None:
+        found["scores"] = {
+            "log_likelihood": scores.log_likelihood,
+            "tokens": scores.tokens,
+            "prior": scores.prior,
+        }
+    return found
+
+
+def answer_once(
+    model: str,
+    path: Path,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    *,
+    prompts: Sequence[Prompt] = (),
+    processor: Any = None,
+    max_new_tokens: int | None = None,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
+    `processor`), shared between the processes of a distributed run, and kept in `path`: there
+    already, it is read and not computed again. Killed in one process, it goes on from the last
+    batch."""
+    from vlmface.infer.predictor import Predictor
+
+    if path.exists():
+        return read_lines(path)
+    is_base = not is_run(model)
+    predictor = Predictor.load(
+        model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens
+    )
+    if is_base:
+        predictor.prompts = list(prompts)
+        predictor.processor = processor or predictor.processor
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        unfinished = path.with_suffix(".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Journal(unfinished) as journal:
+            lines = answer(predictor, rows, benchmark, batch_size=batch_size, sink=journal)
+            write_lines(path, lines)
+        unfinished.unlink()
+    else:
+        from accelerate.utils import gather_object
+
+        share = rows.shard(world, int(os.environ["RANK"]), contiguous=True)
+        lines = gather_object(answer(predictor, share, benchmark, batch_size=batch_size))
+        if is_main():
+            write_lines(path, lines)
+    return lines
+
+
+def scored_prompts(benchmark: Benchmark, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of the prompts whose label space the benchmark scores, the first of each space; where
+    only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
+    if not benchmark.spaces:
+        found = [next((prompt for prompt in prompts if prompt.form != "label"), None)]
+    else:
+        found = [
+            next((prompt for prompt in prompts if prompt.space.id == space.id), None)
+            for space in benchmark.spaces
+        ]
+    if not any(found):
+        asked = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
+        if not benchmark.spaces:
+            raise UserError(
+                f"the prompts ask {asked} and for nothing else, but benchmark {benchmark.id} "
+                "scores action units: use a prompt whose answers name them, such as face_cot"
+            )
+        raise UserError(
+            f"the prompts ask {asked}, but benchmark {benchmark.id} scores "
+            f"{', '.join(space.id for space in benchmark.spaces)}: use a prompt or a benchmark "
+            "with the other's label space"
+        )
+    return [prompt for prompt in found if prompt is not None]
+
+
+def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
+    """What is annotated for a row; null is "not annotated", or not scored where AUs alone are."""
+    present = sample.intensities(benchmark.au_threshold)
+    attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
+    for space in benchmark.spaces:
+        if space.field == "context":  # a list: the one label of this space in it
+            attributes["context"] = sample.label(space)
+        elif space.field != "emotion":  # a word that is none stays, and is refused when scored
+            attributes[space.field] = sample.label(space) or attributes[space.field]
+    return {
+        "emotion": sample.emotion if benchmark.spaces else None,
+        "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
+        "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
+        "attributes": attributes,
+    }
+
+
+def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[Mapping[str, Any]]:
+    """The lines of predictions.jsonl that answer this prompt."""
+    return [line for line in lines if line["prompt"] == prompt.id]
+
+
+def au_set(benchmark: Benchmark, prompt: Prompt) -> list[int]:
+    """The AUs to score: none if the prompt asks for the label alone."""
+    return [] if prompt.form == "label" else benchmark.au_set
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write predictions.jsonl atomically."""
+    atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    # Not splitlines(): texts may hold other line separators as they are.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write predictions.parquet, for data frames: the columns id, image, prompt, text, label,
+    status, aus, latency_s; `true_emotion` and what else is annotated; `p_LABEL` and `ll_LABEL`,
+    probability and log-likelihood of each label where they are known."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    plain = ("id", "image", "prompt", "text", "label", "status", "aus", "latency_s")
+    records = []
+    for one in lines:
+        record = {name: one[name] for name in plain}
+        true = one["truth"]
+        record["true_emotion"] = true["emotion"]
+        record |= {f"true_{name}": value for name, value in true["attributes"].items()}
+        record["true_aus"] = None if true["aus"] is None else [int(au) for au in true["aus"]]
+        record |= {f"p_{label}": p for label, p in (one["probabilities"] or {}).items()}
+        likely = one.get("scores", {}).get("log_likelihood", {})
+        records.append(record | {f"ll_{label}": value for label, value in likely.items()})
+    columns = dict.fromkeys(name for record in records for name in record)
+    table = pa.table({name: [record.get(name) for record in records] for name in columns})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    atomic_write(path, buffer.getvalue().to_pybytes())

@@ -1,0 +1,421 @@
+"""Does the answer rest on what it says it rests on? Pairs of rendered faces that differ in one
+thing (`vlmface.synth.probes`) show it, because there everything about both faces is known.
+
+follows     one action unit comes or goes: is it named where it is, not named where it is not, and
+            does the label change where EMFACS says that it should, and only there?
+stays       age, gender, ancestry, light, background or pose change: does the label stay? And
+            is any label said more often of one group than of another, of the same expressions?
+rests       does the label agree with the AUs that the model itself names, and does it change when
+            the rationale before it is exchanged for another face's (Lanham et al. 2023,
+            arXiv:2307.13702, do so with chains of thought)?
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+
+from vlmface import config, facs
+from vlmface.errors import UserError
+from vlmface.evaluate import report
+from vlmface.evaluate.statistics import mean
+from vlmface.files import atomic_write
+from vlmface.manifest import is_run
+from vlmface.synth import probes
+from vlmface.synth.dataset import SPLITS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlmface.infer.predictor import Prediction, Predictor
+
+GROUPS = {"age": "age_group", "gender": "gender", "ancestry": "race"}  # kind -> field of the face
+EXAMPLES = 3  # pairs of each kind on the page
+_MIN_PAIRS = 20  # of a group, to say something about it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line of `eval/faithfulness.py`: `n` faces of synth's `split`, each in one pair of
+    every kind, `size` pixels a side."""
+
+    model: str
+    output_dir: str | None = None
+    prompt: str | None = None
+    n: int = 400
+    split: str = "test"
+    seed: int = 0
+    size: int = 96
+    max_new_tokens: int | None = None
+    batch_size: int = 50
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pair and what was said of its faces."""
+
+    pair: probes.Pair
+    before: Prediction
+    after: Prediction
+
+    @property
+    def flipped(self) -> bool:
+        return self.before.answer.label != self.after.answer.label
+
+
+def ask(predictor: Predictor, settings: Settings) -> dict[str, list[Asked]]:
+    """{kind: the pairs with what was said}. The first face of a pair is the same in all kinds and
+    is asked about once."""
+    from tqdm import tqdm
+
+    def predict(images: Sequence[Image.Image]) -> list[Prediction]:
+        found: list[Prediction] = []
+        for start in range(0, len(images), settings.batch_size):
+            part = images[start : start + settings.batch_size]
+            found += predictor.predict(part, batch_size=settings.batch_size, probabilities=False)
+            bar.update(len(part))
+        return found
+
+    made, asked = {}, {}
+    first: list[Prediction] | None = None
+    total = settings.n * (1 + len(probes.KINDS))
+    with tqdm(total=total, desc="asking about pairs", unit="face") as bar:
+        for kind in probes.KINDS:
+            pairs = probes.make(
+                kind, settings.n, seed=settings.seed, size=settings.size, split=settings.split
+            )
+            made[kind] = pairs
+            first = first or predict([pair.base.image for pair in pairs])
+            second = predict([pair.changed.image for pair in pairs])
+            asked[kind] = [Asked(*one) for one in zip(pairs, first, second, strict=True)]
+    return asked
+
+
+def follows(asked: Sequence[Asked]) -> dict[str, Any]:
+    """What one AU more or less changes.
+
+    {"n", "named": the share of faces that the AU is named of, "where_present", "where_absent" and
+    their "difference"; "others": how many other AUs are named of one face of the pair only, in the
+    mean; "per_au"; "label": "flips", the share of pairs whose label changes, where it "should" and
+    where it "should_not", and of those that should, right before, the share that come to the
+    "expected" label}.
+    """
+    present, absent, others, subjects = [], [], [], []
+    per_au: dict[int, list[tuple[bool, bool]]] = {}
+    for one in asked:
+        au = one.pair.detail["au"]
+        with_it, without = one.after, one.before
+        if one.pair.detail["change"] == "removed":
+            with_it, without = without, with_it
+        named = au in with_it.answer.aus, au in without.answer.aus
+        present.append(named[0])
+        absent.append(named[1])
+        per_au.setdefault(au, []).append(named)
+        difference = set(one.before.answer.aus) ^ set(one.after.answer.aus)
+        others.append(len(difference - {au}))
+        subjects.append(one.pair.base.subject)
+    should = [one for one in asked if one.pair.detail["label_changed"]]
+    should_not = [one for one in asked if not one.pair.detail["label_changed"]]
+    # Only pairs whose first label the model had right can come from the one label to the other.
+    right = [one for one in should if one.before.answer.label == one.pair.base.emotion]
+    return {
+        "n": len(asked),
+        "named": {
+            "where_present": mean(present, subjects),
+            "where_absent": mean(absent, subjects),
+            "difference": mean(np.subtract(present, absent, dtype=float), subjects),
+        },
+        "others": mean(others, subjects),
+        "per_au": {
+            facs.name(au): {
+                "n": len(named),
+                "where_present": float(np.mean([a for a, _ in named])),
+                "where_absent": float(np.mean([b for _, b in named])),
+            }
+            for au, named in sorted(per_au.items())
+        },
+        "label": {
+            "should": _flips(should),
+            "should_not": _flips(should_not),
+            "expected": _share(right, lambda o: o.after.answer.label == o.pair.changed.emotion),
+        },
+    }
+
+
+def stays(asked: Sequence[Asked]) -> dict[str, Any]:
+    """What a change that shows no other expression changes nevertheless: {"n", "flips": the share
+    of pairs whose label changes, "aus": how many AUs are named of one face of the pair only, in the
+    mean, "valid": the share of readable answers before and after}."""
+    subjects = [one.pair.base.subject for one in asked]
+    differing = [len(set(one.before.answer.aus) ^ set(one.after.answer.aus)) for one in asked]
+    return {
+        **_flips(asked),
+        "aus": mean(differing, subjects),
+        "valid": [
+            float(np.mean([said.answer.label is not None for said in side]))
+            for side in zip(*((one.before, one.after) for one in asked), strict=True)
+        ],
+    }
+
+
+def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Whether a label is said more often of one group: {"groups": {group: {label: {"n", "value",
+    "ci95"}}}, "found": [{"group", "label", "value", "ci95"}, ...]}.
+
+    `value` is the share of faces that get the label as members of the group minus the share of the
+    same faces with the same expressions as members of another. The intervals hold for all groups
+    and labels of the kind at once (Bonferroni), so that "found", those without 0, is not a harvest
+    of many tries.
+    """
+    field = GROUPS[kind]
+    faces = [face for one in asked for face in (one.pair.base, one.pair.changed)]
+    words = sorted({getattr(face, field) for face in faces})
+    groups: dict[str, dict[str, Any]] = {}
+    found = []
+    for word in words:
+        own = [_sides(one, field, word) for one in asked]
+        pairs = [(one, sides) for one, sides in zip(asked, own, strict=True) if sides is not None]
+        if len(pairs) < _MIN_PAIRS:
+            continue
+        subjects = [one.pair.base.subject for one, _ in pairs]
+        groups[word] = {}
+        for label in labels:
+            difference = [
+                float(inside.answer.label == label) - float(outside.answer.label == label)
+                for _, (inside, outside) in pairs
+            ]
+            shift = {"n": len(pairs)} | mean(
+                difference, subjects, level=1 - 0.05 / (len(words) * len(labels))
+            )
+            groups[word][label] = shift
+            if not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
+                found.append({"group": word, "label": label} | shift)
+    found.sort(key=lambda one: -abs(one["value"]))
+    return {"groups": groups, "found": found}
+
+
+def _sides(one: Asked, field: str, word: str) -> tuple[Prediction, Prediction] | None:
+    """What was said of the pair's face that belongs to the group, and of the one that does not;
+    None if both do, or neither."""
+    belong = [getattr(face, field) == word for face in (one.pair.base, one.pair.changed)]
+    if belong[0] == belong[1]:
+        return None
+    return (one.before, one.after) if belong[0] else (one.after, one.before)
+
+
+def rests(predictor: Predictor, asked: Sequence[Asked], batch_size: int) -> dict[str, Any]:
+    """Whether the label hangs on the rationale: {"n", "consistent": the share of answers whose own
+    AUs support their label; "own", "foreign", "none": the label that is likeliest behind the
+    model's own rationale, behind that of another face whose label was another one, and behind none:
+    the share that keep the label, and of "foreign" those that take the other face's}. {} if the
+    prompt asks for no rationale."""
+    if predictor.prompt.form == "label":
+        return {}
+    known = [one for one in asked if one.before.answer.label is not None]
+    labels = [one.before.answer.label for one in known]
+    if len(set(labels)) < 2:
+        return {}
+    subjects = [one.pair.base.subject for one in known]
+    donors = [
+        next(j for j in _after(i, len(known)) if labels[j] != labels[i]) for i in range(len(known))
+    ]
+    images = [one.pair.base.image for one in known]
+    texts = [one.before.answer.rationale for one in known]
+    likeliest = {
+        name: [
+            max(scores.log_likelihood, key=scores.log_likelihood.__getitem__)
+            for scores in predictor.score(images, rationales, batch_size=batch_size)
+        ]
+        for name, rationales in (
+            ("own", texts), ("foreign", [texts[j] for j in donors]), ("none", [""] * len(known))
+        )
+    }  # fmt: skip
+    consistent = [facs.supports(one.before.answer.aus, str(one.before.answer.label))
+                  for one in known]  # fmt: skip
+    return {
+        "n": len(known),
+        "consistent": mean(consistent, subjects),
+        **{
+            name: {"keeps": mean([a == b for a, b in zip(found, labels, strict=True)], subjects)}
+            for name, found in likeliest.items()
+        },
+        "takes_foreign": mean(
+            [said == labels[j] for said, j in zip(likeliest["foreign"], donors, strict=True)],
+            subjects,
+        ),
+    }
+
+
+def _after(i: int, count: int) -> list[int]:
+    return [(i + step) % count for step in range(1, count)]
+
+
+def _flips(asked: Sequence[Asked]) -> dict[str, Any]:
+    return {"n": len(asked), "flips": _share(asked, lambda one: one.flipped)}
+
+
+def _share(asked: Sequence[Asked], holds: Any) -> dict[str, Any] | None:
+    if not asked:
+        return None
+    return mean([holds(one) for one in asked], [one.pair.base.subject for one in asked])
+
+
+def measure(predictor: Predictor, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({"n", "follows", "stays", "shifts", "rests"}, ready for JSON; the pairs as asked)."""
+    space = predictor.prompt.space
+    if space.field != "emotion":
+        raise UserError(
+            f"prompt {predictor.prompt.id} asks for {space.field}: pairs of faces are about the "
+            "emotion; choose a prompt that asks for it"
+        )
+    if settings.split not in SPLITS:
+        raise UserError(f"synth has no split {settings.split!r}: use one of {', '.join(SPLITS)}")
+    asked = ask(predictor, settings)
+    return {
+        "n": settings.n,
+        "follows": follows(asked["au"]),
+        "stays": {kind: stays(pairs) for kind, pairs in asked.items() if kind != "au"},
+        "shifts": {kind: shifts(asked[kind], kind, space.labels) for kind in GROUPS},
+        "rests": rests(predictor, asked["au"], settings.batch_size),
+    }, asked
+
+
+# --- what people read -----------------------------------------------------------------------------
+
+
+def write(
+    figures: Mapping[str, Any], asked: Mapping[str, Sequence[Asked]], about: Mapping[str, Any],
+    output: Path,
+) -> Path:  # fmt: skip
+    """Write faithfulness.json and faithfulness.html into `output`; returns the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= report.FILTERS
+    result = {"schema": 1, **about, **figures}
+    atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
+    page = environment.get_template("faithfulness.html.j2").render(
+        result=result,
+        examples={kind: _examples(kind, pairs) for kind, pairs in asked.items()},
+        au_names={facs.name(au): facs.AUS[au].name for au in facs.SYNTH_AUS},
+        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    path = output / "faithfulness.html"
+    atomic_write(path, page)
+    return path
+
+
+def _examples(kind: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Pairs to look at, the first of those that went wrong: the label did not do what it should."""
+
+    def wrong(one: Asked) -> bool:
+        return one.flipped != bool(kind == "au" and one.pair.detail["label_changed"])
+
+    chosen = [one for one in asked if wrong(one)][:EXAMPLES]
+    return [
+        {
+            "change": _change(one.pair),
+            "faces": [
+                {
+                    "image": report.data_uri(face.image),
+                    "truth": face.emotion,
+                    "label": said.answer.label or f"no valid answer ({said.answer.status})",
+                    "aus": ", ".join(facs.name(au) for au in said.answer.aus) or "none",
+                }
+                for face, said in ((one.pair.base, one.before), (one.pair.changed, one.after))
+            ],
+        }
+        for one in chosen
+    ]
+
+
+def _change(pair: probes.Pair) -> str:
+    detail = pair.detail
+    if pair.kind == "au":
+        return f"{facs.name(detail['au'])} {facs.AUS[detail['au']].name} {detail['change']}"
+    if pair.kind in GROUPS:
+        return f"{pair.kind}: {detail['from']} to {detail['to']}"
+    return f"another {pair.kind}"
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """What was found, a few lines for people."""
+    named, label = figures["follows"]["named"], figures["follows"]["label"]
+    lines = [
+        f"an action unit is named of {_pct(named['where_present'])} of the faces that show it and "
+        f"of {_pct(named['where_absent'])} of the same faces without it"
+    ]
+    if label["should"]["flips"] and label["should_not"]["flips"]:
+        lines.append(
+            f"one action unit changes the label of {_pct(label['should']['flips'])} where it "
+            f"should and of {_pct(label['should_not']['flips'])} where it should not"
+        )
+    kept = ", ".join(f"{kind} {_pct(one['flips'])}" for kind, one in figures["stays"].items())
+    lines.append(f"labels that change with nothing but the {kept}")
+    for kind, one in figures["shifts"].items():
+        lines += [
+            f"{kind}: {shift['label']} is said {100 * shift['value']:+.1f} points more or less of "
+            f"{shift['group']} faces ({100 * shift['ci95'][0]:+.1f} to "
+            f"{100 * shift['ci95'][1]:+.1f})"
+            for shift in one["found"]
+        ]
+        if not one["found"]:
+            lines.append(f"{kind}: no group gets any label more often, as far as {figures['n']} "
+                         "pairs can show")  # fmt: skip
+    if rests := figures["rests"]:
+        lines.append(
+            f"behind another face's rationale {_pct(rests['takes_foreign'])} take its label, "
+            f"{_pct(rests['foreign']['keeps'])} keep their own"
+        )
+    return "\n".join(lines)
+
+
+def _pct(figure: Mapping[str, Any]) -> str:
+    low, high = figure["ci95"]
+    return f"{100 * figure['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure a model and write faithfulness.json and .html into `settings.output_dir` (default:
+    eval/faithfulness inside the run); returns the figures."""
+    from vlmface.infer.predictor import Predictor
+
+    if settings.output_dir is None and not is_run(settings.model):
+        raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
+    out = Path(settings.output_dir or Path(settings.model) / "eval" / "faithfulness")
+    predictor = Predictor.load(
+        settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
+    )
+    figures, asked = measure(predictor, settings)
+    about = {
+        "model": settings.model,
+        "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},
+        "split": settings.split,
+        "seed": settings.seed,
+    }
+    page = write(figures, asked, about, out)
+    print(summary(figures))
+    print(f"page: {page}")
+    return figures
+
+
+def main(argv: Sequence[str]) -> int:
+    """`--model RUN [--n FACES] [--output_dir DIR] ...`"""
+    words = list(argv)
+    if "-h" in words or "--help" in words:
+        print(f"python eval/faithfulness.py {main.__doc__}\n")
+        print("fields: " + ", ".join(Settings.__dataclass_fields__))
+        return 0
+    run(config.build(Settings, config.words(Settings, words), where="the command line"))
+    return 0

@@ -1,0 +1,219 @@
+"""How fast does a model get worse as pictures do? A benchmark's faces, corrupted at five strengths
+(`vlmface.evaluate.corrupt`), asked by the same prompt and scored as ever."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from vlmface import config
+from vlmface.encode import open_row_image
+from vlmface.errors import UserError
+from vlmface.evaluate import answering, corrupt, report
+from vlmface.evaluate.benchmarks import load_benchmark, load_rows
+from vlmface.evaluate.run import score
+from vlmface.files import atomic_write
+from vlmface.journal import Journal
+from vlmface.manifest import is_run
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+    from vlmface.infer.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line of `eval/robustness.py`: the first `n` faces of the benchmark, each with
+    every one of the `corruptions` (empty: all) at every strength."""
+
+    model: str
+    benchmark: str = "synth"
+    output_dir: str | None = None
+    data_root: str | None = None
+    prompt: str | None = None
+    n: int = 200
+    corruptions: list[str] = field(default_factory=list)
+    max_new_tokens: int | None = None
+    batch_size: int = 50
+
+
+def measure(
+    predictor: Predictor, rows: datasets.Dataset, settings: Settings, journal: Journal
+) -> dict[str, Any]:
+    """{"clean": scores, "corruptions": {name: [scores at strength 1, ..., 5]}, "mean": {score: its
+    mean over all corruptions and strengths}}; scores are {"accuracy", "au_f1", "valid"}, those
+    that the benchmark has, {"value", "ci95"} each. What the journal has is not asked again."""
+    from tqdm import tqdm
+
+    benchmark = load_benchmark(settings.benchmark)
+    prompt, *_ = answering.scored_prompts(benchmark, predictor.prompts)
+    asking = predictor.asking(prompt)
+    names = settings.corruptions or list(corrupt.NAMES)
+    images = [open_row_image(image) for image in rows["image"]]
+
+    def scores_of(name: str, strength: int) -> dict[str, Any]:
+        id = f"{name} {strength}"
+        if id not in journal.records:
+            pictures = [
+                corrupt.corrupt(image, name, strength, key=key)
+                for image, key in zip(images, rows["id"], strict=True)
+            ]
+            said = asking.predict(
+                pictures, batch_size=settings.batch_size, probabilities=False, cut_out=True
+            )
+            lines = [answering.line(row, benchmark, prompt, one) for row, one in
+                     zip(rows, said, strict=True)]  # fmt: skip
+            found = score(lines, benchmark, [prompt], model=settings.model)
+            journal.add({"id": id, "scores": _short(found)})
+        bar.update(1)
+        return journal.records[id]["scores"]
+
+    with tqdm(total=1 + 5 * len(names), desc="corrupted pictures", unit="set") as bar:
+        clean = scores_of(names[0], 0)
+        found = {
+            name: [scores_of(name, strength) for strength in corrupt.STRENGTHS[1:]]
+            for name in names
+        }
+    points = [one for curve in found.values() for one in curve]
+    return {
+        "clean": clean,
+        "corruptions": found,
+        "mean": {key: sum(one[key]["value"] for one in points) / len(points) for key in clean},
+    }
+
+
+def _short(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What the curve shows of a metrics.json."""
+    found = {}
+    for title, block in report.score_blocks(scores).items():
+        name, key = ("au_f1", "f1_macro") if title == "action units" else ("accuracy", "accuracy")
+        found[name] = {"value": block[key], "ci95": block["ci95"][key]}
+    parse = scores["parse"]
+    valid = parse["strict"] + parse["lenient"]
+    return found | {"valid": {"value": valid, "ci95": None}}
+
+
+# --- what people read -----------------------------------------------------------------------------
+
+TITLES = {"accuracy": "accuracy", "au_f1": "AU F1", "valid": "valid answers"}
+WIDTH, HEIGHT = 240, 130  # of a drawing, with room for the labels
+LEFT, RIGHT, TOP, BOTTOM = 28, 236, 8, 112
+
+
+def write(
+    figures: Mapping[str, Any], about: Mapping[str, Any], sample: Image.Image, output: Path
+) -> Path:
+    """Write robustness.json and robustness.html into `output`; returns the page. `sample` is shown
+    corrupted."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= report.FILTERS
+    result = {"schema": 1, **about, **figures}
+    atomic_write(output / "robustness.json", json.dumps(result, indent=2) + "\n")
+    panels = [
+        {
+            "name": name.replace("_", " "),
+            "curves": [
+                {"key": key} | _drawing([figures["clean"], *points], key)
+                for key in figures["clean"]
+            ],
+            "faces": [
+                report.data_uri(corrupt.corrupt(sample, name, strength, key=name))
+                for strength in corrupt.STRENGTHS[1:]
+            ],
+            "last": points[-1],
+        }
+        for name, points in figures["corruptions"].items()
+    ]
+    page = environment.get_template("robustness.html.j2").render(
+        result=result,
+        panels=panels,
+        titles={key: TITLES[key] for key in figures["clean"]},
+        x=[(round(_x(strength), 1), strength) for strength in corrupt.STRENGTHS],
+        y=[(round(_y(share), 1), f"{100 * share:.0f}") for share in (0, 0.5, 1)],
+        size=(WIDTH, HEIGHT),
+        edges=(LEFT, RIGHT),
+        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    path = output / "robustness.html"
+    atomic_write(path, page)
+    return path
+
+
+def _drawing(points: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
+    """The curve of a score over strengths 0 to 5, and the band of its intervals."""
+    values = [point[key] for point in points]
+    line = " ".join(f"{_x(i):.1f},{_y(one['value']):.1f}" for i, one in enumerate(values))
+    if any(one["ci95"] is None for one in values):
+        return {"line": line, "band": ""}
+    upper = [f"{_x(i):.1f},{_y(one['ci95'][1]):.1f}" for i, one in enumerate(values)]
+    lower = [f"{_x(i):.1f},{_y(one['ci95'][0]):.1f}" for i, one in enumerate(values)]
+    return {"line": line, "band": " ".join(upper + lower[::-1])}
+
+
+def _x(strength: float) -> float:
+    return LEFT + (RIGHT - LEFT) * strength / 5
+
+
+def _y(share: float) -> float:
+    return BOTTOM - (BOTTOM - TOP) * share
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure a model and write robustness.json and .html into `settings.output_dir` (default:
+    eval/robustness inside the run); returns the figures. Killed, the same call goes on."""
+    from vlmface.infer.predictor import Predictor
+
+    if unknown := [name for name in settings.corruptions if name not in corrupt.NAMES]:
+        raise UserError(
+            f"there is no corruption {unknown[0]!r}: use some of {', '.join(corrupt.NAMES)}"
+        )
+    if settings.output_dir is None and not is_run(settings.model):
+        raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
+    out = Path(settings.output_dir or Path(settings.model) / "eval" / "robustness")
+    benchmark = load_benchmark(settings.benchmark)
+    predictor = Predictor.load(
+        settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
+    )
+    rows = load_rows(benchmark, settings.data_root, None, predictor.crop)
+    rows = rows.select(range(min(settings.n, len(rows))))
+    config.remember(settings, out, free=("output_dir", "batch_size", "corruptions"))
+    with Journal(out / "sets.jsonl") as journal:
+        figures = measure(predictor, rows, settings, journal)
+    about = {
+        "model": settings.model,
+        "benchmark": benchmark.id,
+        "n": len(rows),
+        "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},
+        "parameters": {name: corrupt.PARAMETERS[name] for name in figures["corruptions"]},
+    }
+    page = write(figures, about, open_row_image(rows[0]["image"]), out)
+    for key, mean in figures["mean"].items():
+        print(f"{TITLES[key]}: {100 * figures['clean'][key]['value']:.1f} % on clean pictures, "
+              f"{100 * mean:.1f} % in the mean over corruptions and strengths")  # fmt: skip
+    print(f"page: {page}")
+    return figures
+
+
+def main(argv: Sequence[str]) -> int:
+    """`--model RUN [--benchmark NAME] [--n FACES] [--corruptions blur,noise] ...`"""
+    words = list(argv)
+    if "-h" in words or "--help" in words:
+        print(f"python eval/robustness.py {main.__doc__}\n")
+        print("fields: " + ", ".join(Settings.__dataclass_fields__))
+        return 0
+    run(config.build(Settings, config.words(Settings, words), where="the command line"))
+    return 0

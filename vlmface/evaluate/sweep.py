@@ -1,0 +1,396 @@
+"""Which prompt, which model? Many are tried on the validation split, few are tested.
+
+Successive halving (Jamieson & Talwalkar, AISTATS 2016): every arm, a model with a prompt, answers a
+few validation faces; the better half goes on with twice as many, until only the finalists are left.
+These answer the test split once. The winner is the best on validation, and is one only if the test
+split shows a difference to every other finalist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from vlmface import config, prompts
+from vlmface.errors import UserError
+from vlmface.evaluate import answering, measures, metrics, report
+from vlmface.evaluate.answering import au_set
+from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
+from vlmface.evaluate.run import score
+from vlmface.files import atomic_write
+from vlmface.journal import Journal
+from vlmface.manifest import is_run
+from vlmface.prompts import Prompt
+
+if TYPE_CHECKING:
+    import datasets
+
+    from vlmface.infer.predictor import Predictor
+
+LEVEL = 0.05  # of all tests between finalists together
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line of `eval/sweep.py`. `models` and `prompts` are names of which every pair is
+    an arm; `by` is the score that decides, accuracy, uar or au_f1 (null: accuracy, or au_f1 where
+    only AUs are scored); `n_validation` and `n_test` limit the faces; `orders` are the shuffled
+    candidate lists that finalists are asked with, on `n_orders` validation faces."""
+
+    models: list[str]
+    prompts: list[str]
+    output_dir: str
+    benchmarks: list[str] = field(default_factory=lambda: ["synth"])
+    data_root: str | None = None
+    by: str | None = None
+    mode: str = "generate"
+    finalists: int = 2
+    n_validation: int | None = None
+    n_test: int | None = None
+    orders: int = 3
+    n_orders: int = 100
+    max_new_tokens: int | None = None
+    batch_size: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model with a prompt; `name` is how it is shown."""
+
+    name: str
+    model: str
+    prompt: Prompt
+
+
+def rungs(arms: int, faces: int, finalists: int) -> list[tuple[int, int]]:
+    """[(arms, faces that each has answered)], halving the arms and doubling the faces, from the
+    first rung to the last, which has all faces."""
+    kept = [arms]
+    while kept[-1] > finalists:
+        kept.append(max(finalists, math.ceil(kept[-1] / 2)))
+    last = len(kept) - 1
+    return [(count, max(1, faces >> (last - i))) for i, count in enumerate(kept)]
+
+
+class Asking:
+    """Asks arms about rows; what was answered before is read from the folder, one journal for each
+    model, prompt and part of the data. One model at a time is in memory."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.loaded: tuple[str, Predictor] | None = None
+
+    def __call__(
+        self, arm: Arm, rows: datasets.Dataset, benchmark: Benchmark, part: str
+    ) -> list[dict[str, Any]]:
+        """The arm's lines of predictions about the rows, which are of `part` (a name that tells
+        them from rows of other data with the same ids)."""
+        settings = self.settings
+        key = json.dumps([
+            arm.model, arm.prompt.sha, benchmark.dataset, part, benchmark.protocol, settings.mode,
+            settings.max_new_tokens,
+        ])  # fmt: skip
+        name = f"{arm.prompt.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with Journal(self.folder / name) as journal:
+            if all(id in journal.records for id in rows["id"]):
+                return [line for id in rows["id"] for line in journal.records[id]["lines"]]
+            predictor = self._predictor(arm)
+            predictor.prompts = [arm.prompt]
+            return answering.answer(
+                predictor, rows, benchmark, batch_size=settings.batch_size, mode=settings.mode,
+                sink=journal,
+            )  # fmt: skip
+
+    def _predictor(self, arm: Arm) -> Predictor:
+        from vlmface.infer.predictor import Predictor
+
+        if self.loaded is None or self.loaded[0] != arm.model:
+            self.loaded = None
+            own = None if is_run(arm.model) else arm.prompt
+            limit = self.settings.max_new_tokens
+            found = Predictor.load(arm.model, prompt=own, max_new_tokens=limit)
+            self.loaded = arm.model, found
+        return self.loaded[1]
+
+
+def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str, Any]:
+    """The result for one benchmark, ready for JSON: {"benchmark", "by", "rungs", "arms",
+    "finalists", "pairs", "orders", "winner", "verdict"}."""
+    by = settings.by or ("accuracy" if benchmark.spaces else "au_f1")
+    arms = arms_of(settings, benchmark)
+    chosen_on = on_validation(benchmark, settings.n_validation)
+    validation = _shuffled(load_rows(chosen_on, settings.data_root, None), settings.seed)
+    steps = rungs(len(arms), len(validation), settings.finalists)
+    table = {arm.name: {"model": arm.model, "prompt": arm.prompt.id, "rungs": []} for arm in arms}
+    going = arms
+    for kept, faces in steps:
+        if kept < len(going):
+            going = sorted(going, key=lambda arm: -_last(table[arm.name]))[:kept]
+        # Arms of one model follow each other, so that each is loaded once.
+        for arm in sorted(going, key=lambda arm: arm.model):
+            lines = asking(arm, validation.select(range(faces)), chosen_on, "validation")
+            found = value(score_of(lines, arm, chosen_on, settings), by)
+            table[arm.name]["rungs"].append({"n": faces, **found})
+            print(f"{faces} validation faces: {arm.name} {by} {found['value']:.3f}", flush=True)
+    going = sorted(going, key=lambda arm: -_last(table[arm.name]))
+
+    test = load_rows(benchmark, settings.data_root, settings.n_test)
+    tested = {arm.name: asking(arm, test, benchmark, benchmark.split) for arm in
+              sorted(going, key=lambda arm: arm.model)}  # fmt: skip
+    for arm in going:
+        scores = score_of(tested[arm.name], arm, benchmark, settings)
+        table[arm.name]["test"] = {"n": len(test), **value(scores, by), "scores": scores}
+    pairs = compare(going, tested, benchmark, by)
+    winner, verdict = judge([arm.name for arm in going], pairs, by)
+    few = validation.select(range(min(settings.n_orders, len(validation))))
+    return {
+        "benchmark": benchmark.id,
+        "by": by,
+        "mode": settings.mode,
+        "rungs": [{"arms": kept, "faces": faces} for kept, faces in steps],
+        "arms": table,
+        "finalists": [arm.name for arm in going],
+        "pairs": pairs,
+        "orders": [
+            shuffling(arm, few, chosen_on, asking, settings)
+            for arm in going
+            if settings.orders and benchmark.spaces
+        ],
+        "winner": winner,
+        "verdict": verdict,
+    }
+
+
+def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
+    """Every model with every prompt, asked for the benchmark's labels. Raises UserError for names
+    that occur twice and for prompts that cannot ask."""
+    if len(benchmark.spaces) > 1:
+        raise UserError(
+            f"benchmark {benchmark.id} scores several label spaces, but an arm has one prompt: "
+            "sweep over benchmarks of one"
+        )
+    for name, words in (("models", settings.models), ("prompts", settings.prompts)):
+        if not words or len(set(words)) < len(words):
+            raise UserError(f"{name} is {', '.join(words) or 'empty'}: name each once")
+    arms = []
+    for model in settings.models:
+        for word in settings.prompts:
+            prompt = prompts.load(word)
+            for space in benchmark.spaces:
+                prompt = prompt.asking_for(space)
+            short = f"{Path(model).name} / " if len(settings.models) > 1 else ""
+            arms.append(Arm(short + prompt.id, model, prompt))
+    if len({arm.name for arm in arms}) < len(arms):
+        raise UserError("two arms have one name: give models folders of different names")
+    if len(arms) < 2:
+        raise UserError("one arm is no choice: give two models or prompts at least")
+    return arms
+
+
+def on_validation(benchmark: Benchmark, n: int | None) -> Benchmark:
+    """The benchmark on the validation split of its data set, where choices may be made."""
+    if benchmark.split == "validation":
+        raise UserError(
+            f"benchmark {benchmark.id} is scored on its validation split: choosing there too would "
+            "flatter the choice; take another benchmark"
+        )
+    protocol = {k: v for k, v in benchmark.protocol.items() if k != "n"}
+    protocol |= {"n": n} if n is not None else {}
+    return replace(benchmark, split="validation", protocol=protocol, baseline=None)
+
+
+def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
+    """In another order: early rungs see the start, and data sets are often sorted by label."""
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    return rows.select(order)
+
+
+def score_of(
+    lines: Sequence[Mapping[str, Any]], arm: Arm, benchmark: Benchmark, settings: Settings
+) -> dict[str, Any]:
+    return score(lines, benchmark, [arm.prompt], model=arm.model, mode=settings.mode)
+
+
+def value(scores: Mapping[str, Any], by: str) -> dict[str, Any]:
+    """{"value", "ci95"} of the score that decides. Raises UserError if there is none."""
+    name, key = ("action units", "f1_macro") if by == "au_f1" else (None, by)
+    for title, block in report.score_blocks(scores).items():
+        if key in block and (title == "action units") == (name is not None):
+            return {"value": block[key], "ci95": block["ci95"][key]}
+    raise UserError(f"by is {by!r}, which is not scored here: use accuracy, uar or au_f1")
+
+
+def _last(entry: Mapping[str, Any]) -> float:
+    return entry["rungs"][-1]["value"]
+
+
+def compare(
+    arms: Sequence[Arm], tested: Mapping[str, Sequence[metrics.Row]], benchmark: Benchmark, by: str
+) -> list[dict[str, Any]]:
+    """Every pair of finalists: the difference, first minus second, with its 95 % paired bootstrap
+    interval, and the p value of McNemar's exact test with Holm's correction over all pairs (for a
+    score that counts no right answers there is no such test, and the interval decides)."""
+    pairs: list[dict[str, Any]] = []
+    for one, other in combinations(arms, 2):
+        first, second = tested[one.name], tested[other.name]
+        change = metrics.compare(
+            second, first, one.prompt.space, au_set(benchmark, one.prompt)
+        )  # after - before
+        blocks = report.score_blocks(change)
+        name, key = ("action units", "f1_macro") if by == "au_f1" else (next(iter(blocks)), by)
+        pair = {"first": one.name, "second": other.name, **blocks[name][key]}
+        if by == "accuracy":
+            right = [
+                [metrics.answer(row) == metrics.truth(row, one.prompt.space) for row in rows]
+                for rows in (first, second)
+            ]
+            pair["p"] = measures.mcnemar_exact(*right)["p"]
+        pairs.append(pair)
+    if pairs and by == "accuracy":
+        for pair, p in zip(pairs, measures.holm([pair["p"] for pair in pairs]), strict=True):
+            pair["p_holm"] = float(p)
+    for pair in pairs:
+        low, high = pair["ci95"]
+        pair["differ"] = pair["p_holm"] < LEVEL if "p_holm" in pair else not low <= 0 <= high
+    return pairs
+
+
+def judge(
+    ranked: Sequence[str], pairs: Sequence[Mapping[str, Any]], by: str
+) -> tuple[str | None, str]:
+    """(the winner or None, a sentence): the first of the finalists, ranked by validation, wins if
+    the test split shows that it is better than each of the others."""
+    best = ranked[0]
+    if not pairs:
+        return best, f"{best} is the only finalist: it won on the validation split"
+    equal, better = [], []
+    for pair in pairs:
+        if best not in (pair["first"], pair["second"]):
+            continue
+        ahead = pair["difference"] if pair["first"] == best else -pair["difference"]
+        other = pair["second"] if pair["first"] == best else pair["first"]
+        if not pair["differ"]:
+            equal.append(other)
+        elif ahead < 0:
+            better.append(other)
+    if better:
+        return None, (
+            f"no winner: {best} was the best on the validation split, but on the test split "
+            f"{' and '.join(better)} is better by {by}; the choice is not made on the test split"
+        )
+    if equal:
+        return None, (
+            f"no winner: between {best} and {' and '.join(equal)} there is no difference by {by} "
+            "that this test set can show"
+        )
+    return best, f"{best} wins: it is better by {by} than every other finalist on the test split"
+
+
+# --- the order of the candidates ------------------------------------------------------------------
+
+
+def shuffling(
+    arm: Arm, rows: datasets.Dataset, benchmark: Benchmark, asking: Asking, settings: Settings
+) -> dict[str, Any]:
+    """How far the answers depend on the order of the candidates: `flips`, the share of faces whose
+    answer is another one when the list is shuffled, with a 95 % interval over faces; `accuracy` in
+    each order; `first`, how often the candidate that stands first is answered, and how often it is
+    true."""
+    labels = list(arm.prompt.space.labels)
+    generator = random.Random(settings.seed)
+    orders: list[list[str]] = [labels]
+    while len(orders) <= min(settings.orders, math.factorial(len(labels)) - 1):
+        order = generator.sample(labels, len(labels))
+        if order not in orders:
+            orders.append(order)
+    said, accuracy = [], []
+    first_said, first_true = 0, 0
+    for order in orders:
+        asked = replace(arm, prompt=arm.prompt.listing(order))
+        lines = asking(asked, rows, benchmark, "validation")
+        said.append([metrics.answer(line) for line in lines])
+        true = [metrics.truth(line, arm.prompt.space) for line in lines]
+        accuracy.append(sum(a == b for a, b in zip(said[-1], true, strict=True)) / len(lines))
+        first_said += said[-1].count(order[0])
+        first_true += true.count(order[0])
+    changed = [
+        sum(other[i] != said[0][i] for other in said[1:]) / (len(orders) - 1)
+        for i in range(len(rows))
+    ]
+    asked_in_all = len(orders) * len(rows)
+    return {
+        "arm": arm.name,
+        "n": len(rows),
+        "orders": orders,
+        "accuracy": accuracy,
+        "flips": {"value": sum(changed) / len(changed), "ci95": metrics.mean_interval(changed)},
+        "first": {"answered": first_said / asked_in_all, "true": first_true / asked_in_all},
+    }
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def write(result: Sequence[Mapping[str, Any]], output: Path) -> Path:
+    """Write sweep.json and sweep.html into `output`; returns the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= report.FILTERS
+    text = json.dumps({"schema": 1, "sweeps": result}, indent=2)
+    atomic_write(output / "sweep.json", text + "\n")
+    page = environment.get_template("sweep.html.j2").render(
+        sweeps=[one | {"ranked": _ranked(one)} for one in result],
+        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    path = output / "sweep.html"
+    atomic_write(path, page)
+    return path
+
+
+def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The arms, those that came furthest first, then by their last validation score."""
+    return sorted(
+        result["arms"].items(), key=lambda item: (-len(item[1]["rungs"]), -_last(item[1]))
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
+    words = list(argv)
+    if "-h" in words or "--help" in words:
+        print(f"python eval/sweep.py {main.__doc__}\n")
+        print("fields: " + ", ".join(Settings.__dataclass_fields__))
+        return 0
+    settings = config.build(Settings, config.words(Settings, words), where="the command line")
+    if settings.finalists < 1:
+        raise UserError(f"finalists is {settings.finalists}, but must be 1 at least")
+    if settings.mode not in ("generate", "score"):
+        raise UserError(f"mode is {settings.mode!r}: a sweep reads models in generate or score")
+    output = Path(settings.output_dir)
+    asking = Asking(settings, output / "answers")
+    result = [sweep(settings, load_benchmark(name), asking) for name in settings.benchmarks]
+    atomic_write(output / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
+    page = write(result, output)
+    for one in result:
+        print(f"{one['benchmark']}: {one['verdict']}")
+    print(f"page: {page}")
+    return 0
