@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from vlmface import config, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, metrics, report, tables
+from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
 from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
 from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.files import atomic_write
@@ -64,20 +64,24 @@ def score(
 ) -> dict[str, Any]:
     """The metrics.json of one evaluation, read as `mode` says (answering.MODES); `wall_s` is the
     time spent answering."""
-    return metrics.merge([
-        metrics.summarise(
-            of_prompt(lines, prompt),
+    parts = []
+    for prompt in scored_prompts(benchmark, prompts):
+        rows = of_prompt(lines, prompt)
+        part = metrics.summarise(
+            rows,
             prompt.space,
             [] if mode == "score" else au_set(benchmark, prompt),
             benchmark=benchmark.id,
             model=model,
             prompt={"id": prompt.id, "sha": prompt.sha},
             mode="scored" if mode == "score" else "free",
-            wall_s=round(sum(line["latency_s"] for line in of_prompt(lines, prompt)), 2),
+            wall_s=round(sum(line["latency_s"] for line in rows), 2),
             peak_rss_gib=round(peak_rss_gib(), 3),
         )
-        for prompt in scored_prompts(benchmark, prompts)
-    ])  # fmt: skip
+        if mode != "generate" and (block := metrics.block_of(part, prompt.space)):
+            block["readings"] = readings.summarise(rows, prompt.space)
+        parts.append(part)
+    return metrics.merge(parts)
 
 
 def compare(
