@@ -94,6 +94,18 @@ def cache_folder(seed: int, split: str, size: int) -> Path:
     return files.cache_dir() / "synth" / f"v{VERSION}" / f"seed{seed}" / f"{size}px" / split
 
 
+def check_request(split: str, n: int, *, seed: int, size: int) -> None:
+    """Raise UserError unless `n` faces of the split can be drawn at `size` x `size` pixels."""
+    if split not in SPLITS:
+        raise UserError(f"synth has no split {split!r}: use one of {', '.join(SPLITS)}")
+    if not 0 < n <= _RANGE:
+        raise UserError(f"synth can draw 1 to {_RANGE:,} faces, not {n}")
+    if not 32 <= size <= 1024:
+        raise UserError(f"synth draws images of 32 to 1024 pixels, not {size}")
+    if seed < 0:
+        raise UserError(f"the synth seed must not be negative, found {seed}")
+
+
 def render_split(
     split: str,
     n: int,
@@ -112,14 +124,7 @@ def render_split(
 
     from vlmface.schema import features
 
-    if split not in SPLITS:
-        raise UserError(f"synth has no split {split!r}: use one of {', '.join(SPLITS)}")
-    if not 0 < n <= _RANGE:
-        raise UserError(f"synth can draw 1 to {_RANGE:,} faces, not {n}")
-    if not 32 <= size <= 1024:
-        raise UserError(f"synth draws images of 32 to 1024 pixels, not {size}")
-    if seed < 0:
-        raise UserError(f"the synth seed must not be negative, found {seed}")
+    check_request(split, n, seed=seed, size=size)
     folder = cache_folder(seed, split, size)
     paths = [folder / f"{shard:06d}.parquet" for shard in range(-(-n // SHARD))]
     missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]

@@ -8,6 +8,7 @@ enough to be seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +110,14 @@ def sample_expression(rng: np.random.Generator) -> Expression:
     }
     if grades.get(26) or grades.get(27):  # a dropped jaw parts the lips
         grades.setdefault(25, int(np.clip(grades.get(26, 0) or grades.get(27, 0), 2, 5)))
+    left, right = draw_sides(rng, grades, emotion)
+    return Expression(emotion, {au: float(g) for au, g in sorted(grades.items())}, left, right)
+
+
+def draw_sides(
+    rng: np.random.Generator, grades: Mapping[int, int], emotion: str
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Drawn strength (0..1) on the left and on the right of AUs with their intensities 1..5."""
     left, right = {}, {}
     for au, grade in sorted(grades.items()):
         strength = 0.30 + 0.14 * (grade + rng.uniform(-0.4, 0.4))
@@ -117,7 +126,7 @@ def sample_expression(rng: np.random.Generator) -> Expression:
     if 14 in grades and emotion == "contempt" and rng.random() < 0.75:
         weaker = left if rng.random() < 0.5 else right  # contempt is the one-sided expression
         weaker[14] *= 0.12
-    return Expression(emotion, {au: float(g) for au, g in sorted(grades.items())}, left, right)
+    return left, right
 
 
 def _draw_units(rng: np.random.Generator, emotion: str) -> set[int]:

@@ -40,13 +40,30 @@ def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
     return str(rng.choice(list(weights), p=shares / shares.sum()))
 
 
-def sample_identity(seed: int) -> tuple[Identity, Appearance, str, str]:
-    """Return (identity, appearance, gender, ancestry) of person `seed`."""
+@dataclass(frozen=True)
+class Group:
+    """What a person is drawn as; None leaves it to the person's seed. `age` in years, 8 to 80."""
+
+    gender: str | None = None
+    age: float | None = None
+    ancestry: str | None = None
+
+
+def sample_identity(seed: int, group: Group | None = None) -> tuple[Identity, Appearance, str, str]:
+    """Return (identity, appearance, gender, ancestry) of person `seed`.
+
+    With a `group`, the same random numbers are read as a person of that group: what does not
+    depend on it stays as it is.
+    """
     rng = np.random.default_rng([17, seed])
     female = bool(rng.random() < 0.5)
-    gender = "female" if female else "male"
     age = float(np.clip(rng.triangular(8, 30, 82), 8, 80))
     main = int(rng.integers(3))
+    if group:
+        female = female if group.gender is None else group.gender == "female"
+        age = age if group.age is None else group.age
+        main = main if group.ancestry is None else ANCESTRIES.index(group.ancestry)
+    gender = "female" if female else "male"
     shares = np.full(3, 0.0)
     shares[main] = rng.uniform(0.7, 1.0)
     shares[(main + int(rng.integers(1, 3))) % 3] += 1 - shares[main]
@@ -111,6 +128,8 @@ def sample_identity(seed: int) -> tuple[Identity, Appearance, str, str]:
         cloth=cloth,
         texture_seed=int(rng.integers(1 << 16)),
     )
+    if group:  # only men take random numbers for stubble and beard, which come before this one
+        look = replace(look, texture_seed=sample_identity(seed)[1].texture_seed)
     return identity, look, gender, ANCESTRIES[main]
 
 
@@ -148,10 +167,11 @@ def sample_view(rng: np.random.Generator) -> View:
     )
 
 
-def sample_face(seed: int, identity_seed: int) -> Sample:
-    """Draw face `seed` of person `identity_seed`; each emotion is equally likely."""
+def sample_face(seed: int, identity_seed: int, group: Group | None = None) -> Sample:
+    """Draw face `seed` of person `identity_seed`; each emotion is equally likely. A `group` is what
+    the person is drawn as, see `sample_identity`."""
     rng = np.random.default_rng([29, seed])
-    identity, look, gender, ancestry = sample_identity(identity_seed)
+    identity, look, gender, ancestry = sample_identity(identity_seed, group)
     expression = sample_expression(rng)
     view = sample_view(rng)
     if look.hair_style != "bald" and rng.random() < 0.15:  # the same person, another haircut

@@ -39,7 +39,7 @@ class View:
 
     `zoom` 1 fits a face from hair line to chin; `shift` moves it in shares of the picture. `light`
     is the direction (x right of the picture, y up, z to the camera) of the key light; `blur` in
-    pixels, `noise` in grey levels.
+    pixels, `noise` in grey levels, drawn from `noise_seed` (None: from the background's).
     """
 
     yaw: float
@@ -58,6 +58,7 @@ class View:
     blur: float
     noise: float
     jpeg: int
+    noise_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -428,7 +429,8 @@ def _develop(picture: np.ndarray, size: int, view: View) -> tuple[np.ndarray, by
     if view.blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(view.blur * size / 96))
     if view.noise > 0:
-        rng = np.random.default_rng(view.background_seed + 1)
+        seed = view.background_seed + 1 if view.noise_seed is None else view.noise_seed
+        rng = np.random.default_rng(seed)
         noisy = np.asarray(image, np.float32) + rng.normal(0, view.noise, (size, size, 3))
         image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
     buffer = io.BytesIO()
