@@ -108,6 +108,127 @@ def test_alignment_is_by_id() -> None:
     assert align(rows, rows[::-1]) == rows
 
 
+def named(rows: list, people: int) -> list:
+    """The rows as those of so many people, each in several of them."""
+    return [r | {"subject": f"p{i % people}"} for i, r in enumerate(rows)]
+
+
+def test_clusters_of_one_row_are_rows() -> None:
+    rows = random_rows(60, 0)
+    before, after = (metrics.count_labels(random_rows(60, s), SPACE) for s in (0, 1))
+    alone = [f"{i:02}" for i in range(len(rows))]
+    score = metrics.label_scores
+    assert bootstrap(before, score, clusters=alone) == bootstrap(before, score)
+    expected = paired_bootstrap(before, after, score)
+    assert paired_bootstrap(before, after, score, clusters=alone) == expected
+
+
+def test_a_cluster_is_drawn_whole() -> None:
+    # Three copies of each row, apart from each other: as many rows as before, for the interval.
+    rows = metrics.count_labels(random_rows(60, 0), SPACE)
+    other = metrics.count_labels(random_rows(60, 1), SPACE)
+    names = [f"{i:02}" for i in range(60)] * 3
+    score = metrics.label_scores
+    copies, others = np.concatenate([rows] * 3), np.concatenate([other] * 3)
+    whole = bootstrap(copies, score, clusters=names)
+    for name, interval in bootstrap(rows, score).items():
+        assert whole[name] == pytest.approx(interval)
+    paired = paired_bootstrap(copies, others, score, clusters=names)
+    for name, change in paired_bootstrap(rows, other, score).items():
+        assert paired[name]["difference"] == pytest.approx(change["difference"])
+        assert paired[name]["ci95"] == pytest.approx(change["ci95"])
+
+
+def test_only_clusters_cover_the_truth_where_rows_of_a_person_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(40), 10)
+    covered = {"rows": 0, "clusters": 0}
+    for seed in range(100):
+        skill = rng.beta(1.4, 0.6, size=40)  # of each person, 0.7 in the mean
+        hits = (rng.random(400) < skill[people]).astype(float)
+        counts = np.stack([hits, 1 - hits], -1)[:, None]
+        for name, clusters in (("rows", None), ("clusters", [str(one) for one in people])):
+            low, high = bootstrap(counts, share, clusters=clusters, resamples=400, seed=seed)[
+                "share"
+            ]
+            covered[name] += low <= 0.7 <= high
+    assert covered["clusters"] >= 88
+    assert covered["rows"] <= 75
+
+
+def test_a_score_is_not_changed_by_clusters_and_uneven_ones_may_be_drawn() -> None:
+    counts = right(random_rows(50, 0))
+    names = ["a"] * 45 + ["b"] * 5
+    low, high = bootstrap(counts, share, clusters=names)["share"]
+    parts = [float(counts[:45, 0, 0].mean()), float(counts[45:, 0, 0].mean())]
+    assert [low, high] == pytest.approx(sorted(parts))
+    with pytest.raises(ValueError, match="clusters are named for 2 of 50 rows"):
+        bootstrap(counts, share, clusters=names[-2:])
+
+
+def test_intervals_are_of_subjects_if_every_row_names_one() -> None:
+    rows = named(random_rows(120, 0), 12)
+    got = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    plain = metrics.summarise(random_rows(120, 0), SPACE, AUS, **ABOUT)
+    for name, counts, score in (
+        ("emotion", metrics.count_labels(rows, SPACE), metrics.label_scores),
+        ("au", metrics.count_aus(rows, AUS), metrics.au_scores),
+    ):
+        assert got[name]["clusters"] == {"unit": "subject", "n": 12}
+        subjects = [r["subject"] for r in rows]
+        assert got[name]["ci95"] == bootstrap(counts, score, clusters=subjects)
+        assert "clusters" not in plain[name]
+        assert got[name]["f1_macro"] == plain[name]["f1_macro"]
+        assert got[name]["ci95"] != plain[name]["ci95"]
+    no_interval = metrics.summarise(rows, SPACE, AUS, ci=False, **ABOUT)
+    assert "clusters" not in no_interval["emotion"]
+
+
+def test_otherwise_rows_are_drawn() -> None:
+    rows = random_rows(40, 0)
+    expected = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    one = [r | {"subject": "a"} for r in rows]
+    some = [*named(rows[:-1], 5), rows[-1] | {"subject": None}]
+    null = [r | {"subject": None} for r in rows]
+    for others in (one, some, null):
+        assert metrics.summarise(others, SPACE, AUS, **ABOUT) == expected
+
+
+def test_paired_differences_are_of_subjects_too() -> None:
+    before, after = named(random_rows(120, 0), 12), random_rows(120, 1, skill=0.9)
+    got = metrics.compare(before, after[::-1], SPACE, AUS)
+    expected = paired_bootstrap(
+        metrics.count_labels(before, SPACE),
+        metrics.count_labels(after, SPACE),
+        metrics.label_scores,
+        clusters=[r["subject"] for r in before],
+    )
+    clusters = {"clusters": {"unit": "subject", "n": 12}}
+    assert got["emotion"] == {name: change | clusters for name, change in expected.items()}
+    # It does not matter which run says who is in the pictures.
+    swapped = metrics.compare(after, before, SPACE, AUS)["emotion"]["accuracy"]
+    low, high = got["emotion"]["accuracy"]["ci95"]
+    assert swapped["ci95"] == pytest.approx([-high, -low])
+    assert swapped | clusters == swapped
+
+
+def test_groups_draw_their_own_subjects() -> None:
+    rows = named(random_rows(60, 0), 10)
+    for i, r in enumerate(rows):
+        word = "female" if i % 10 < 4 else "male"
+        r["truth"] = r["truth"] | {"attributes": {"gender": word}}
+    groups = metrics.summarise(rows, SPACE, AUS, **ABOUT)["emotion"]["groups"]["gender"]
+    assert groups["female"]["clusters"] == {"unit": "subject", "n": 4}
+    assert groups["male"]["clusters"] == {"unit": "subject", "n": 6}
+    part = [r for i, r in enumerate(rows) if i % 10 < 4]
+    expected = bootstrap(
+        metrics.count_labels(part, SPACE),
+        metrics.label_scores,
+        clusters=[r["subject"] for r in part],
+    )
+    assert groups["female"]["ci95"] == expected["accuracy"]
+
+
 def test_runs_on_other_rows_are_refused() -> None:
     rows = random_rows(5, 0)
     with pytest.raises(UserError, match=r"1 of 5 ids are only in the first run, for example '4'"):

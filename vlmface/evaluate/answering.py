@@ -221,6 +221,7 @@ def line(
         answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "", "strict")
     found = {
         "id": row["id"],
+        "subject": row.get("subject"),
         "image": (row["image"] or {}).get("path") or row["id"],
         "truth": truth(FaceSample.from_row(row), benchmark),
         "prompt": prompt.id,

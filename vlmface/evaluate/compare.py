@@ -169,9 +169,9 @@ def _paired(one: Run, other: Run) -> dict[str, Any]:
         aus = [au for au in one.au_set if au in other.au_set]
         first, second = _asked(one, id), _asked(other, other_id)
         part = metrics.compare(first, second, space, aus)
-        for block in report.score_blocks(part).values():
-            if "accuracy" in block:
-                block["accuracy"]["p"] = measures.mcnemar_exact(
+        for scored in report.score_blocks(part).values():
+            if "accuracy" in scored:
+                scored["accuracy"]["p"] = measures.mcnemar_exact(
                     *(_right(lines, space) for lines in (first, align(first, second)))
                 )["p"]
         for block in part.keys() - {"n"}:

@@ -66,6 +66,10 @@ class Asked:
     after: Prediction
 
     @property
+    def person(self) -> str:
+        return str(self.pair.base.subject)
+
+    @property
     def flipped(self) -> bool:
         return self.before.answer.label != self.after.answer.label
 
@@ -120,7 +124,7 @@ def follows(asked: Sequence[Asked]) -> dict[str, Any]:
         per_au.setdefault(au, []).append(named)
         difference = set(one.before.answer.aus) ^ set(one.after.answer.aus)
         others.append(len(difference - {au}))
-        subjects.append(one.pair.base.subject)
+        subjects.append(one.person)
     should = [one for one in asked if one.pair.detail["label_changed"]]
     should_not = [one for one in asked if not one.pair.detail["label_changed"]]
     # Only pairs whose first label the model had right can come from the one label to the other.
@@ -130,7 +134,7 @@ def follows(asked: Sequence[Asked]) -> dict[str, Any]:
         "named": {
             "where_present": mean(present, subjects),
             "where_absent": mean(absent, subjects),
-            "difference": mean(np.subtract(present, absent, dtype=float), subjects),
+            "difference": mean(np.subtract(present, absent, dtype=float), subjects, signed=True),
         },
         "others": mean(others, subjects),
         "per_au": {
@@ -153,7 +157,7 @@ def stays(asked: Sequence[Asked]) -> dict[str, Any]:
     """What a change that shows no other expression changes nevertheless: {"n", "flips": the share
     of pairs whose label changes, "aus": how many AUs are named of one face of the pair only, in the
     mean, "valid": the share of readable answers before and after}."""
-    subjects = [one.pair.base.subject for one in asked]
+    subjects = [one.person for one in asked]
     differing = [len(set(one.before.answer.aus) ^ set(one.after.answer.aus)) for one in asked]
     return {
         **_flips(asked),
@@ -184,7 +188,7 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
         pairs = [(one, sides) for one, sides in zip(asked, own, strict=True) if sides is not None]
         if len(pairs) < _MIN_PAIRS:
             continue
-        subjects = [one.pair.base.subject for one, _ in pairs]
+        subjects = [one.person for one, _ in pairs]
         groups[word] = {}
         for label in labels:
             difference = [
@@ -192,7 +196,7 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
                 for _, (inside, outside) in pairs
             ]
             shift = {"n": len(pairs)} | mean(
-                difference, subjects, level=1 - 0.05 / (len(words) * len(labels))
+                difference, subjects, signed=True, level=1 - 0.05 / (len(words) * len(labels))
             )
             groups[word][label] = shift
             if not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
@@ -222,7 +226,7 @@ def rests(predictor: Predictor, asked: Sequence[Asked], batch_size: int) -> dict
     labels = [one.before.answer.label for one in known]
     if len(set(labels)) < 2:
         return {}
-    subjects = [one.pair.base.subject for one in known]
+    subjects = [one.person for one in known]
     donors = [
         next(j for j in _after(i, len(known)) if labels[j] != labels[i]) for i in range(len(known))
     ]
@@ -264,7 +268,7 @@ def _flips(asked: Sequence[Asked]) -> dict[str, Any]:
 def _share(asked: Sequence[Asked], holds: Any) -> dict[str, Any] | None:
     if not asked:
         return None
-    return mean([holds(one) for one in asked], [one.pair.base.subject for one in asked])
+    return mean([holds(one) for one in asked], [one.person for one in asked])
 
 
 def measure(predictor: Predictor, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from vlmface.evaluate.statistics import Array
@@ -22,7 +23,8 @@ from vlmface.evaluate.statistics import Array
 GROUPED = ("gender", "age_group", "race")
 FEW = 30  # faces; what is measured on fewer is marked, and rates of fewer are not compared
 
-Interval = Callable[[Sequence[bool]], Mapping[str, Any]]
+Rows = NDArray[np.bool_]
+Interval = Callable[[Rows], dict[str, Any]]
 
 
 def by_group(
@@ -37,7 +39,7 @@ def by_group(
 
     `attributes` are the groups of each row, `counts` (rows, K, K + 1) what each adds to the
     confusion matrix, all 0 where it is not annotated. `interval` gives the "ci95" of the accuracy
-    of some rows. {} where no two groups are known.
+    of the rows that are flagged. {} where no two groups are known.
     """
     groups: dict[str, dict[str, Any]] = {}
     odds: dict[str, dict[str, Any]] = {}
@@ -75,7 +77,7 @@ def equalised_odds(confusions: Mapping[str, Array], labels: Sequence[str]) -> di
     for one, other in combinations(rates, 2):
         for kind in ("true positives", "false positives"):
             (first, few), (second, less) = rates[one][kind], rates[other][kind]
-            for k in np.flatnonzero((few >= FEW) & (less >= FEW)):
+            for k in np.flatnonzero((few >= FEW) & (less >= FEW)).tolist():
                 difference = float(first[k] - second[k])
                 if worst is None or abs(difference) > worst["difference"]:
                     named = [one, other] if difference >= 0 else [other, one]
@@ -96,7 +98,7 @@ def _rates(confusion: Array) -> dict[str, tuple[Array, Array]]:
 
 
 def _crossed(
-    attributes: Mapping[str, Sequence[str | None]], counts: Array, annotated: Array,
+    attributes: Mapping[str, Sequence[str | None]], counts: Array, annotated: Rows,
     interval: Interval | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The cells where the attributes meet, the least accurate first, those of few faces last."""
@@ -113,7 +115,7 @@ def _crossed(
     return {"intersections": cells}
 
 
-def _cell(rows: Array, counts: Array, interval: Interval | None) -> dict[str, Any]:
+def _cell(rows: Rows, counts: Array, interval: Interval | None) -> dict[str, Any]:
     part = counts[rows].sum(0)
     n, right = int(part.sum()), int(np.trace(part))
     found: dict[str, Any] = {"n": n, "accuracy": right / n}

@@ -10,12 +10,15 @@ denominator, as a miss of its true class, and it is a prediction of no class.
                AUs: mean binary F1 of the AUs that are present at least once in the truth
     f1_micro   F1 of the hits, false alarms and misses pooled over all AUs of the set
     ece        expected calibration error, 15 equal-width bins (Guo et al., ICML 2017)
-    groups     accuracy of the labels among the faces of one gender, age group, race; `gaps` is the
-               difference between the best and the worst of them
+    ci95       95 % bootstrap interval, of draws of whole subjects if every row names its subject
+               and there are two at least; the block then says so, `clusters` {"unit", "n"}
+    groups     accuracy of the labels among the faces of one gender, age group, race, with `gaps`,
+               `equalised_odds` and `intersections`: see `groups`
     consistency  share of the answered rows whose own AUs support their own label (facs.supports)
 
 A row is a line of `predictions.jsonl`: `id`, `truth` {`emotion`, `aus` {"4": intensity} or null,
-`annotated_aus`, `attributes`}, `label`, `status`, `aus`, `probabilities` {label: p} or null. In
+`annotated_aus`, `attributes`}, `label`, `status`, `aus`, `probabilities` {label: p} or null, and
+`subject`, a name for the person in the picture, null or left out if it is not known. In
 `truth.aus` an intensity of 0 means absent and null means present but not graded; an AU that is
 not in `annotated_aus` says nothing and is not scored (null there: the whole AU set is annotated).
 The AUs that a text names are scored whether or not the text also gives a valid label.
@@ -32,12 +35,13 @@ from numpy.typing import NDArray
 from vlmface import facs
 from vlmface.answers import STATUSES
 from vlmface.errors import UserError
+from vlmface.evaluate import groups, measures
+from vlmface.evaluate.measures import binary_scores, mean_where, ratio
+from vlmface.evaluate.measures import multilabel_scores as au_scores
 from vlmface.evaluate.statistics import Array, Score, align, bootstrap, paired_bootstrap
 from vlmface.taxonomy import EMOTIONS, LabelSpace
 
 Row = Mapping[str, Any]
-ECE_BINS = 15
-GROUPED = ("gender", "age_group", "race")  # attributes by whose groups labels are also scored
 
 
 def summarise(
@@ -66,7 +70,10 @@ def summarise(
         total = counts.sum(0)
         block = _finite(score(total))
         if ci:
-            block["ci95"] = {k: v for k, v in bootstrap(counts, score).items() if k in block}
+            subjects = _subjects(rows)
+            intervals = bootstrap(counts, score, clusters=subjects)
+            block["ci95"] = {k: v for k, v in intervals.items() if k in block}
+            block |= _clusters(subjects)
         if score is au_scores:
             details = _per_au(total, au_set)
         else:
@@ -124,15 +131,37 @@ def compare(
     """after - before of every score on the same images, with 95 % paired bootstrap intervals:
     {"n", "emotion": {"accuracy": {"difference", "ci95"}, ...}, "au": {...}}.
 
-    Rows are matched by id; raises UserError if the two runs did not answer the same images, or
-    what `summarise` raises.
+    Rows are matched by id; their subjects may be named by either run. Raises UserError if the two
+    runs did not answer the same images, or what `summarise` raises.
     """
     after = align(before, after)
+    subjects = _subjects(before) or _subjects(after)
     result: dict[str, Any] = {"n": len(before)}
     pairs = zip(_scored(before, space, au_set), _scored(after, space, au_set), strict=True)
     for (path, first, score), (_, second, _) in pairs:
-        _place(result, path, paired_bootstrap(first, second, score))
+        changes = paired_bootstrap(first, second, score, clusters=subjects)
+        named = {name: change | _clusters(subjects) for name, change in changes.items()}
+        _place(result, path, named)
     return result
+
+
+def label_block(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
+    """{"n", "accuracy", "uar", "f1_macro", "ci95", and "calibration" where there are
+    probabilities} of the labels alone."""
+    counts, subjects = count_labels(rows, space), _subjects(rows)
+    block: dict[str, Any] = {"n": int(counts.sum()), **_finite(label_scores(counts.sum(0)))}
+    block["ci95"] = bootstrap(counts, label_scores, clusters=subjects)
+    block |= _clusters(subjects)
+    if calibration := _calibration(rows, space):
+        block["calibration"] = calibration
+    return block
+
+
+def block_of(scores: Mapping[str, Any], space: LabelSpace) -> dict[str, Any] | None:
+    """The block of `summarise` that scores the labels of the space."""
+    if space.field == "emotion":
+        return scores.get("emotion")
+    return scores.get("attributes", {}).get(space.field)
 
 
 def answer(row: Row) -> str | None:
@@ -196,9 +225,9 @@ def label_scores(confusion: Array) -> dict[str, Array]:
     hits = np.trace(confusion, axis1=-2, axis2=-1)
     present = parts["support"] > 0
     return {
-        "accuracy": _ratio(hits, confusion.sum((-2, -1))),
-        "uar": _mean(parts["recall"], present),
-        "f1_macro": _mean(parts["f1"], present),
+        "accuracy": ratio(hits, confusion.sum((-2, -1))),
+        "uar": mean_where(parts["recall"], present),
+        "f1_macro": mean_where(parts["f1"], present),
     }
 
 
@@ -208,31 +237,9 @@ def class_scores(confusion: Array) -> dict[str, Array]:
     support = confusion.sum(-1)
     predicted = confusion[..., :-1].sum(-2)
     return {
-        "f1": _ratio(2 * hits, np.where(support > 0, support + predicted, 0)),
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, support),
-        "support": support,
-    }
-
-
-def au_scores(tally: Array) -> dict[str, Array]:
-    """f1_macro, f1_micro of tallies (..., AUs, 3); nan where no AU is present in the truth."""
-    parts = binary_scores(tally)
-    hit, alarm, miss = np.moveaxis(tally.sum(-2), -1, 0)
-    return {
-        "f1_macro": _mean(parts["f1"], parts["support"] > 0),
-        "f1_micro": _ratio(2 * hit, np.where(hit + miss > 0, 2 * hit + alarm + miss, 0)),
-    }
-
-
-def binary_scores(tally: Array) -> dict[str, Array]:
-    """f1, precision, recall, support of each AU: (..., AUs); nan where undefined."""
-    hit, alarm, miss = np.moveaxis(tally, -1, 0)
-    support = hit + miss
-    return {
-        "f1": _ratio(2 * hit, np.where(support > 0, 2 * hit + alarm + miss, 0)),
-        "precision": _ratio(hit, hit + alarm),
-        "recall": _ratio(hit, support),
+        "f1": ratio(2 * hits, np.where(support > 0, support + predicted, 0)),
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, support),
         "support": support,
     }
 
@@ -247,6 +254,19 @@ def _scored(
         (("au",), count_aus(rows, au_set), au_scores),
     ]
     return [kind for kind in kinds if np.isfinite(next(iter(kind[2](kind[1].sum(0)).values())))]
+
+
+def _subjects(rows: Sequence[Row]) -> list[str] | None:
+    """The subject of each row; None unless all rows name one and there are two at least."""
+    names = [row.get("subject") for row in rows]
+    if None in names or len(set(names)) < 2:
+        return None
+    return [str(name) for name in names]
+
+
+def _clusters(subjects: Sequence[str] | None) -> dict[str, Any]:
+    """What a block says of its interval beside it; nothing if rows were drawn."""
+    return {"clusters": {"unit": "subject", "n": len(set(subjects))}} if subjects else {}
 
 
 def _place(tree: dict[str, Any], path: tuple[str, ...], block: Mapping[str, Any]) -> None:
@@ -270,31 +290,19 @@ def _per_class(confusion: Array, space: LabelSpace) -> dict[str, Any]:
 
 
 def _by_group(rows: Sequence[Row], space: LabelSpace, counts: Array, ci: bool) -> dict[str, Any]:
-    """{"groups": {attribute: {group: {"n", "accuracy", "ci95"}}}, "gaps": {attribute: difference of
-    the best and the worst group}}, for the annotated attributes that are not the label itself; {}
-    where no two groups are known."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name in GROUPED:
-        words = [(row["truth"].get("attributes") or {}).get(name) for row in rows]
-        known = sorted({word for word in words if word is not None})
-        table = {}
-        for word in known if name != space.field else ():
-            part = counts[[w == word for w in words]]
-            if not part.any():
-                continue
-            block: dict[str, Any] = {
-                "n": int(part.sum()),
-                "accuracy": float(label_scores(part.sum(0))["accuracy"]),
-            }
-            if ci:
-                block["ci95"] = bootstrap(part, label_scores)["accuracy"]
-            table[word] = block
-        if len(table) > 1:
-            groups[name] = table
-    if not groups:
-        return {}
-    scores = {name: [one["accuracy"] for one in table.values()] for name, table in groups.items()}
-    return {"groups": groups, "gaps": {name: max(s) - min(s) for name, s in scores.items()}}
+    """What `groups.by_group` says of the annotated attributes that are not the label itself."""
+    attributes = {
+        name: [(row["truth"].get("attributes") or {}).get(name) for row in rows]
+        for name in groups.GROUPED
+        if name != space.field
+    }
+
+    def interval(inside: NDArray[np.bool_]) -> dict[str, Any]:
+        subjects = _subjects([row for row, here in zip(rows, inside, strict=True) if here])
+        intervals = bootstrap(counts[inside], label_scores, clusters=subjects)
+        return {"ci95": intervals["accuracy"], **_clusters(subjects)}
+
+    return groups.by_group(attributes, counts, space.labels, interval if ci else None)
 
 
 def _per_au(tally: Array, au_set: Sequence[int]) -> dict[str, Any]:
@@ -321,32 +329,29 @@ def _parse_shares(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _calibration(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any] | None:
-    """Expected calibration error of the most probable label, over rows with probabilities."""
-    scored = [
-        (max(row["probabilities"].items(), key=lambda item: item[1]), truth(row, space))
-        for row in rows
-        if row.get("probabilities")
-    ]
-    pairs = [(p, label == true) for (label, p), true in scored if true is not None]
-    if not pairs:
+    """What the probabilities of the labels are worth, over the annotated rows that have them: {"n",
+    "ece", "bins", "nll" in nats, "brier", "top2", "reliability": [{"count", "confidence",
+    "accuracy"}, ...] of each bin}; None if there are none."""
+    known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
+    if not known:
         return None
-    confidence, right = np.array(pairs, dtype=float).T
-    bins = np.clip(np.ceil(confidence * ECE_BINS) - 1, 0, ECE_BINS - 1).astype(int)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
-    ece = float(np.abs(gaps).sum() / len(pairs))
-    return {"ece": ece, "bins": ECE_BINS, "n": len(pairs)}
+    table = [[row["probabilities"][label] for label in space.labels] for row in known]
+    true = [space.labels.index(str(truth(row, space))) for row in known]
+    confidence, right = measures.top_label(table, true)
+    bins = measures.reliability(confidence, right)
+    return {
+        "n": len(known),
+        "ece": measures.expected_calibration_error(confidence, right),
+        "bins": measures.ECE_BINS,
+        "nll": measures.negative_log_likelihood(table, true),
+        "brier": measures.brier_score(table, true),
+        "top2": measures.top_k_accuracy(table, true, 2),
+        "reliability": [
+            {"count": int(count)} | _finite({"confidence": sure, "accuracy": accuracy})
+            for count, sure, accuracy in zip(*bins.values(), strict=True)
+        ],
+    }
 
 
 def _finite(scores: Mapping[str, Array]) -> dict[str, Any]:
     return {name: float(value) for name, value in scores.items() if np.isfinite(value)}
-
-
-def _ratio(above: Array, below: Array) -> Array:
-    """above / below, nan where below is 0."""
-    below = np.asarray(below, dtype=float)
-    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
-
-
-def _mean(values: Array, where: NDArray[np.bool_]) -> Array:
-    """Mean over the last axis of the values that count, nan if none does."""
-    return _ratio(np.where(where, values, 0).sum(-1), where.sum(-1))

@@ -18,7 +18,7 @@ from PIL import Image
 from vlmface import facs, taxonomy
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics, tables
+from vlmface.evaluate import groups, metrics, tables
 from vlmface.files import atomic_write
 
 FACES = 8  # of each kind, right and wrong
@@ -90,6 +90,8 @@ def write_report(
         targets=_targets(result),
         confusions={name: _confusions(run) for name, run in runs.items()},
         aus=_au_bars(runs, baseline or {}),
+        reliability=_reliability(result),
+        few=groups.FEW,
         curve=_curve(_read_lines(run_dir / "log.jsonl")),
         faces=_faces(rows, earlier, images, result),
         published=[
@@ -214,6 +216,30 @@ def _au_bars(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
         "unseen": unseen,
         "baseline": any(b["baseline"] is not None for b in bars),
     }
+
+
+def _reliability(run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The reliability diagram, in a drawing of 260 x 250, of the first block that has one."""
+    blocks = [run, *score_blocks(run).values()]
+    found = next((block["calibration"] for block in blocks if "calibration" in block), None)
+    if found is None or "reliability" not in found:
+        return None
+    most = max(one["count"] for one in found["reliability"])
+    return {
+        "ece": found["ece"],
+        "x": [(40 + 200 * share, f"{100 * share:.0f}") for share in (0, 0.25, 0.5, 0.75, 1)],
+        "y": [(210 - 200 * share, f"{100 * share:.0f}") for share in (0, 0.25, 0.5, 0.75, 1)],
+        "dots": [
+            {
+                "x": round(40 + 200 * one["confidence"], 1),
+                "y": round(210 - 200 * one["accuracy"], 1),
+                "r": round(2 + 8 * math.sqrt(one["count"] / most), 1),
+                "n": one["count"], "confidence": one["confidence"], "accuracy": one["accuracy"],
+            }
+            for one in found["reliability"]
+            if one["count"]
+        ],
+    }  # fmt: skip
 
 
 # --- how training went ---------------------------------------------------------------------------

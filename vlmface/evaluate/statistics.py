@@ -3,6 +3,11 @@
 Accuracy, UAR and F1 all follow from a few sums over rows (a confusion matrix, hits and misses).
 A bootstrap resample therefore is one product of a matrix of draw counts and the matrix of per-row
 counts, and every score of every resample is computed by the code that computes the score itself.
+
+Rows of one person are alike, and an interval that takes them for independent is too narrow. With
+`clusters`, whole clusters are drawn with replacement and all their rows come with them (the cluster
+bootstrap of Field & Welsh, J. R. Stat. Soc. B 2007): the counts are summed over each cluster first,
+and the sums are drawn as rows are.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 from vlmface.errors import UserError
 
@@ -26,28 +32,43 @@ _CHUNK = 2_000_000  # draws held in memory at once
 
 
 def bootstrap(
-    counts: Array, score: Score, *, resamples: int = RESAMPLES, seed: int = 0
+    counts: Array,
+    score: Score,
+    *,
+    clusters: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals [low, high] of each score (Efron & Tibshirani 1993, ch. 13).
 
-    `counts` is (rows, D1, D2): what each row adds to the sums. Rows are drawn with replacement.
-    Resamples in which a score is undefined (nan) are left out of its interval.
+    `counts` is (rows, D1, D2): what each row adds to the sums. Rows are drawn with replacement, or
+    `clusters`, the cluster that each row is in, such as its subject. Resamples in which a score is
+    undefined (nan) are left out of its interval.
     """
-    scores = score(_resample([counts], resamples, seed)[0])
+    drawn = [_by_cluster(counts, clusters)]
+    scores = score(_resample(drawn, resamples, seed)[0])
     return {name: _interval(values) for name, values in scores.items() if np.isfinite(values).any()}
 
 
 def paired_bootstrap(
-    before: Array, after: Array, score: Score, *, resamples: int = RESAMPLES, seed: int = 0
+    before: Array,
+    after: Array,
+    score: Score,
+    *,
+    clusters: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Difference after - before of each score, {"difference", "ci95"}, on the same rows.
 
     Both arrays are (rows, D1, D2) with row i about the same image. Each resample draws the same
-    rows for both, so what makes an image hard for both does not widen the interval.
+    rows, or `clusters` of rows, for both, so what makes an image hard for both does not widen the
+    interval.
     """
     if before.shape != after.shape:
         raise ValueError(f"counts of paired runs differ in shape: {before.shape}, {after.shape}")
-    drawn = [score(totals) for totals in _resample([before, after], resamples, seed)]
+    summed = [_by_cluster(array, clusters) for array in (before, after)]
+    drawn = [score(totals) for totals in _resample(summed, resamples, seed)]
     whole = [score(array.sum(0)) for array in (before, after)]
     return {
         name: {
@@ -57,6 +78,37 @@ def paired_bootstrap(
         for name in whole[0]
         if np.isfinite(whole[1][name] - whole[0][name])
     }
+
+
+def mean(
+    values: ArrayLike,
+    clusters: Sequence[str] | None = None,
+    *,
+    signed: bool = False,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """{"value", "ci95"} of the mean of one number a row, by the bootstrap over rows or `clusters`
+    of rows; the interval is of another `level` where that is given.
+
+    Resamples of equal values are all equal. A share of 0 or 1 therefore gets the exact binomial
+    interval (Clopper & Pearson 1934), of as many tosses as there are clusters; where values are
+    `signed`, differences that are all 0 get it on both sides.
+    """
+    array = np.asarray(values, float)
+    if not len(array):
+        raise ValueError("a mean of nothing")
+    value = float(array.mean())
+    counts = np.stack([array, np.ones_like(array)], 1)[:, None]
+    if value in (0.0, 1.0) and (array == value).all():
+        n = len(set(clusters)) if clusters is not None else len(array)
+        low, high = binomtest(round(value * n), n).proportion_ci(level)
+        return {"value": value, "ci95": [-float(high) if signed else float(low), float(high)]}
+    # Far tails need more draws: fifty of them beyond either end, at least.
+    resamples = max(resamples, round(100 / (1 - level)))
+    drawn = _resample([_by_cluster(counts, clusters)], resamples, seed)[0][:, 0]
+    return {"value": value, "ci95": _interval(drawn[:, 0] / drawn[:, 1], level)}
 
 
 def align(
@@ -89,6 +141,19 @@ def align(
     return [keyed[1][row["id"]] for row in before]
 
 
+def _by_cluster(counts: Array, clusters: Sequence[str] | None) -> Array:
+    """The sums over the rows of each cluster, (clusters, D1, D2), clusters sorted by name; the
+    counts of the rows as they are without clusters."""
+    if clusters is None:
+        return counts
+    if len(clusters) != len(counts):
+        raise ValueError(f"clusters are named for {len(clusters)} of {len(counts)} rows")
+    index = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    order = np.argsort(index, kind="stable")
+    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+    return np.add.reduceat(counts[order], starts)
+
+
 def _resample(counts: Sequence[Array], resamples: int, seed: int) -> list[Array]:
     """For each array, its sums over `resamples` draws of the rows: (resamples, D1, D2)."""
     flat = [array.reshape(len(array), -1) for array in counts]
@@ -109,6 +174,6 @@ def _draws(rows: int, resamples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(picks.ravel(), minlength=size * rows).reshape(size, rows).astype(float)
 
 
-def _interval(values: Array) -> list[float]:
-    tail = 50 * (1 - LEVEL)
+def _interval(values: Array, level: float = LEVEL) -> list[float]:
+    tail = 50 * (1 - level)
     return [float(x) for x in np.nanpercentile(values, [tail, 100 - tail])]

@@ -27,6 +27,7 @@ from vlmface.evaluate import answering, measures, metrics, report
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.evaluate.run import score
+from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import is_run
@@ -134,7 +135,9 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
     chosen_on = on_validation(benchmark, settings.n_validation)
     validation = _shuffled(load_rows(chosen_on, settings.data_root, None), settings.seed)
     steps = rungs(len(arms), len(validation), settings.finalists)
-    table = {arm.name: {"model": arm.model, "prompt": arm.prompt.id, "rungs": []} for arm in arms}
+    table: dict[str, dict[str, Any]] = {
+        arm.name: {"model": arm.model, "prompt": arm.prompt.id, "rungs": []} for arm in arms
+    }
     going = arms
     for kept, faces in steps:
         if kept < len(going):
@@ -337,7 +340,7 @@ def shuffling(
         "n": len(rows),
         "orders": orders,
         "accuracy": accuracy,
-        "flips": {"value": sum(changed) / len(changed), "ci95": metrics.mean_interval(changed)},
+        "flips": mean(changed, [str(row.get("subject") or row["id"]) for row in rows]),
         "first": {"answered": first_said / asked_in_all, "true": first_true / asked_in_all},
     }
 
@@ -358,7 +361,7 @@ def write(result: Sequence[Mapping[str, Any]], output: Path) -> Path:
     text = json.dumps({"schema": 1, "sweeps": result}, indent=2)
     atomic_write(output / "sweep.json", text + "\n")
     page = environment.get_template("sweep.html.j2").render(
-        sweeps=[one | {"ranked": _ranked(one)} for one in result],
+        sweeps=[{**one, "ranked": _ranked(one)} for one in result],
         when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     path = output / "sweep.html"
