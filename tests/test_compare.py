@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
+from scipy.stats import binomtest
 
 from vlmface.cli import main
 from vlmface.errors import UserError
@@ -41,7 +42,18 @@ def test_pairs_are_what_the_metrics_say(folders: list[Path]) -> None:
     named = {(pair["first"], pair["second"]): pair for pair in result["pairs"]}
     assert len(named) == 3
     expected = metrics.compare(runs[0].lines, runs[2].lines, SPACE, AUS)
-    assert named["plain", "better"]["emotion"] == expected["emotion"]
+    ours = named["plain", "better"]["emotion"]
+    p = {pair: one["emotion"]["accuracy"].pop("p") for pair, one in named.items()}
+    corrected = {pair: one["emotion"]["accuracy"].pop("p_holm") for pair, one in named.items()}
+    assert ours == expected["emotion"]
+    right = [[line["label"] == line["truth"]["emotion"] for line in run.lines] for run in runs]
+    lone = [sum(a > b for a, b in zip(*(right[i], right[j]), strict=True))
+            for i, j in ((0, 2), (2, 0))]  # fmt: skip
+    assert p["plain", "better"] == pytest.approx(binomtest(lone[0], sum(lone)).pvalue)
+    smallest, middle, largest = sorted(p, key=p.__getitem__)
+    assert corrected[smallest] == pytest.approx(min(1, 3 * p[smallest]))
+    assert corrected[middle] == pytest.approx(max(corrected[smallest], min(1, 2 * p[middle])))
+    assert corrected[largest] == pytest.approx(max(corrected[middle], p[largest]))
     assert named["plain", "better"]["au"] == expected["au"]
     change = expected["emotion"]["accuracy"]
     assert compare.verdict(change) == "better"

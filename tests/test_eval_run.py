@@ -75,8 +75,8 @@ def test_wrong_names_and_label_spaces_are_refused(tmp_path: Path) -> None:
     synth = benchmarks.load_benchmark("synth")
     with pytest.raises(UserError, match="ask expllm for emotion7, but benchmark synth scores"):
         answering.scored_prompts(synth, [prompts.load("expllm")])
-    with pytest.raises(UserError, match=r"'modle' \(did you mean 'model'\?\)"):
-        evaluation.main(["--benchmark", "synth", "--modle", "x"])
+    with pytest.raises(UserError, match=r"'modell' \(did you mean 'model'\?\)"):
+        evaluation.main(["--benchmark", "synth", "--modell", "x"])
     with pytest.raises(UserError, match="lacks model"):
         evaluation.main(["--benchmark", "synth"])
 
@@ -125,7 +125,7 @@ def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     read = found["emotion"]["readings"]
     assert set(read) == {"free", "rationale", "scored", "scored_mean", "scored_prior"}
     assert read["free"]["accuracy"] == found["emotion"]["accuracy"]
-    assert "nll" not in read["free"] and read["scored"]["nll"] > 0
+    assert "calibration" not in read["free"] and read["scored"]["calibration"]["nll"] > 0
     lines = answering.read_lines(both / "predictions.jsonl")
     right = [
         max(line["scores"]["log_likelihood"].items(), key=lambda item: item[1])[0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics
+from vlmface.evaluate import metrics, readings
 from vlmface.taxonomy import SPACES
 
 
@@ -175,7 +175,38 @@ def test_consistency_is_about_the_models_own_aus() -> None:
 def test_calibration_error() -> None:
     sure = {"anger": 0.95, "fear": 0.05}
     rows = [row(i, "anger" if i < 6 else "fear", "anger", probabilities=sure) for i in range(10)]
-    assert summarise(rows)["calibration"] == {"ece": pytest.approx(0.35), "bins": 15, "n": 10}
+    found = summarise(rows)["calibration"]
+    bins = found.pop("reliability")
+    assert found == {
+        "ece": pytest.approx(0.35),
+        "bins": 15,
+        "n": 10,
+        "nll": pytest.approx(-(6 * np.log(0.95) + 4 * np.log(0.05)) / 10),
+        "brier": pytest.approx((6 * 2 * 0.05**2 + 4 * 2 * 0.95**2) / 10),
+        "top2": 1.0,
+    }
+    assert len(bins) == 15 and sum(one["count"] for one in bins) == 10
+    assert bins[14] == {"count": 10, "confidence": pytest.approx(0.95), "accuracy": 0.6}
+    assert bins[0] == {"count": 0}
+
+
+def test_readings_are_scored_apart() -> None:
+    likely = {label: float(label == "fear") for label in SPACE.labels}
+    scores = {"log_likelihood": likely, "tokens": dict.fromkeys(SPACE.labels, 1), "prior": likely}
+    rows = [
+        row(i, "anger", "anger", probabilities=likely) | {"text": "anger", "scores": scores}
+        for i in range(4)
+    ]
+    found = readings.summarise(rows, SPACE)
+    assert {name: block["accuracy"] for name, block in found.items()} == {
+        "free": 1, "rationale": 0, "scored": 0, "scored_mean": 0,
+        "scored_prior": 1,  # all are equally likely then, and anger is the first
+    }  # fmt: skip
+    assert "calibration" not in found["free"] and found["scored"]["calibration"]["top2"] == 1
+    nothing_written = [one | {"text": ""} for one in rows]
+    assert set(readings.summarise(nothing_written, SPACE)) == set(readings.NAMES[2:])
+    without = [{**one, "probabilities": None, "scores": None} for one in rows]
+    assert set(readings.summarise(without, SPACE)) == {"free"}
 
 
 def test_calibration_error_equals_a_loop_over_bins() -> None:

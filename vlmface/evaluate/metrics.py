@@ -335,7 +335,7 @@ def _calibration(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any] | Non
     known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
     if not known:
         return None
-    table = [[row["probabilities"][label] for label in space.labels] for row in known]
+    table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
     true = [space.labels.index(str(truth(row, space))) for row in known]
     confidence, right = measures.top_label(table, true)
     bins = measures.reliability(confidence, right)
