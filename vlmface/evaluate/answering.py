@@ -218,7 +218,7 @@ def line(
         assert scores is not None
         probabilities, text = scores.probabilities(), ""
         latency = scores.latency_s
-        answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "", "strict")
+        answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "strict", "")
     found = {
         "id": row["id"],
         "subject": row.get("subject"),
