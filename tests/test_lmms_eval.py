@@ -23,6 +23,7 @@ from test_benchmarks import miniature, questions
 
 from vlmface import facs, prompts
 from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
@@ -111,9 +112,9 @@ def text_of(sample: FaceSample, prompt: Prompt, turn: int) -> str:
 
 
 def answered(
-    benchmark: evaluation.Benchmark, rows: datasets.Dataset, asked: list[Prompt], turn: int
+    benchmark: benchmarks.Benchmark, rows: datasets.Dataset, asked: list[Prompt], turn: int
 ) -> list[dict[str, Any]]:
-    """Lines of predictions.jsonl, as `evaluation.answer` makes them of such texts."""
+    """Lines of predictions.jsonl, as `answering.answer` makes them of such texts."""
     lines = []
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
@@ -121,7 +122,7 @@ def answered(
             text = text_of(sample, prompt, turn)
             answer = prompt.parse(text.strip())
             lines.append(
-                {"id": sample.id, "truth": evaluation.truth(sample, benchmark),
+                {"id": sample.id, "truth": answering.truth(sample, benchmark),
                  "prompt": prompt.id, "text": text, "label": answer.label,
                  "status": answer.status, "aus": list(answer.aus), "latency_s": 0.0}
             )  # fmt: skip
@@ -162,14 +163,14 @@ def test_any_answers_get_the_figures_of_our_own_evaluation(
     name: str, tmp_path: Path, generate: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = tmp_path / "data", tmp_path / "tasks"
-    benchmark, asked = miniature(name, root), questions(evaluation.load_benchmark(name))
+    benchmark, asked = miniature(name, root), questions(benchmarks.load_benchmark(name))
     protocol = tmp_path / "protocol.yaml"
     fields = {k: v for k, v in dataclasses.asdict(benchmark).items() if v is not None}
     protocol.write_text(yaml.safe_dump(fields), encoding="utf-8")
     files = ",".join(str(prompt_file(prompt, tmp_path)) for prompt in asked)
     words = ("--benchmarks", protocol, "--data_root", root, "--prompt", files)
     assert generate("--output_dir", out, *words) == 0
-    rows = evaluation.load_rows(benchmark, str(root), None)
+    rows = benchmarks.load_rows(benchmark, str(root), None)
     assert f"vlmface_{name}: {len(rows)} faces, asked" in capsys.readouterr().out
     assert {path.suffix for path in out.iterdir()} == {".yaml", ".json"}  # no picture was copied
     task = read(out / f"vlmface_{name}.yaml")
@@ -177,7 +178,7 @@ def test_any_answers_get_the_figures_of_our_own_evaluation(
     assert docs["id"] == [id for id in rows["id"] for _ in asked]
     for doc, picture in zip(docs, np.repeat(range(len(rows)), len(asked)), strict=True):
         (seen,) = task["doc_to_visual"](doc)
-        assert seen.tobytes() == evaluation.images_of(rows.select([picture]))[0].tobytes()
+        assert seen.tobytes() == answering.images_of(rows.select([picture]))[0].tobytes()
     for turn in range(len(TEXTS)):
         lines = answered(benchmark, rows, asked, turn)
         ours = flat(evaluation.score(lines, benchmark, asked, model="x"))
@@ -224,7 +225,7 @@ def test_a_question_is_the_prompts_own(tmp_path: Path, generate: Callable[..., i
     docs = docs_of(task, tmp_path / "cache")
     asked = [prompts.load("facescan_gender"), prompts.load("face_cot")]
     assert docs["prompt"] == [prompt.id for prompt in asked] * 8
-    rows = evaluation.load_rows(evaluation.load_benchmark(str(protocol)), None, None)
+    rows = benchmarks.load_rows(benchmarks.load_benchmark(str(protocol)), None, None)
     for doc, prompt in zip(docs, asked * 8, strict=True):
         sample = FaceSample.from_row(rows[rows["id"].index(doc["id"])])
         expected = [sample.label(prompt.space)]
@@ -275,12 +276,12 @@ def test_without_data_the_rendered_faces_are_left(generate: Callable[..., int]) 
 def test_every_label_space_with_a_prompt_is_asked(generate: Callable[..., int]) -> None:
     asked = [prompts.load(name) for name in load_script("eval/lmms_eval/generate.py").PROMPTS]
     lacking = set()
-    for name in evaluation.benchmark_names():
-        benchmark = evaluation.load_benchmark(name)
+    for name in benchmarks.benchmark_names():
+        benchmark = benchmarks.load_benchmark(name)
         found = {prompt.space.id for prompt in asked}
         lacking |= {space.id for space in benchmark.spaces} - found
         if found & {space.id for space in benchmark.spaces} or not benchmark.spaces:
-            assert evaluation.scored_prompts(benchmark, asked)
+            assert answering.scored_prompts(benchmark, asked)
     packaged = [prompts.load(file.stem) for file in (ROOT / "prompts").glob("*.yaml")]
     assert lacking.isdisjoint(prompt.space.id for prompt in packaged)
     assert lacking == {"mafw11", "raer5", "race5"}
@@ -351,13 +352,13 @@ def test_lmms_eval_reports_our_figures(
         "synth_attributes": ["facescan_gender", "facescan_age", "synth_ancestry", "face_cot"],
         str(tmp_path / "few.yaml"): ["expllm"],
     }.items():
-        benchmark, asked = evaluation.load_benchmark(name), [prompts.load(id) for id in ids]
-        rows = evaluation.load_rows(benchmark, None, None).select(range(8 // len(asked)))
+        benchmark, asked = benchmarks.load_benchmark(name), [prompts.load(id) for id in ids]
+        rows = benchmarks.load_rows(benchmark, None, None).select(range(8 // len(asked)))
         lines = answered(benchmark, rows, asked, turn=3)
         expected[f"vlmface_{benchmark.id}"] = (lines, evaluation.score(
             lines, benchmark, asked, model="x"))  # fmt: skip
         for i, line in enumerate(lines):
-            picture = evaluation.images_of(rows.select([i // len(asked)]))[0]
+            picture = answering.images_of(rows.select([i // len(asked)]))[0]
             answers = table.setdefault(ask(asked[i % len(asked)], kind), {})
             answers[hashlib.sha256(picture.tobytes()).hexdigest()] = line["text"]
     (tmp_path / "table.json").write_text(json.dumps(table), encoding="utf-8")

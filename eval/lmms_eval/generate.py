@@ -22,7 +22,7 @@ import yaml
 
 from vlmface import __version__, config, data, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import run as evaluation
+from vlmface.evaluate import answering, benchmarks
 from vlmface.files import atomic_write
 
 # Not "vlmface": lmms-eval takes a task for a folder if there is one of that name, as beside or in a
@@ -72,21 +72,21 @@ def without_data() -> list[str]:
     """The benchmarks on rendered faces."""
     return [
         name
-        for name in evaluation.benchmark_names()
-        if not _needs_root(evaluation.load_benchmark(name))
+        for name in benchmarks.benchmark_names()
+        if not _needs_root(benchmarks.load_benchmark(name))
     ]
 
 
 def write(folder: Path, name: str, settings: Settings, asked: dict[str, prompts.Prompt]) -> None:
     """The two files of a benchmark; its data are looked at first. Raises UserError for data that
     are not as they should be, and if none of the prompts asks for what the benchmark scores."""
-    benchmark = evaluation.load_benchmark(name)
+    benchmark = benchmarks.load_benchmark(name)
     if not re.fullmatch(r"\w+", benchmark.id):
         raise UserError(
             f"benchmark {name} has the id {benchmark.id!r}: lmms-eval's names are of letters, "
             "digits and _ alone"
         )
-    scored = evaluation.scored_prompts(benchmark, list(asked.values()))
+    scored = answering.scored_prompts(benchmark, list(asked.values()))
     names = [next(key for key, prompt in asked.items() if prompt is one) for one in scored]
     root = settings.data_root if _needs_root(benchmark) else None
     index = {
@@ -108,7 +108,7 @@ def write(folder: Path, name: str, settings: Settings, asked: dict[str, prompts.
 def _task(
     task: str,
     folder: Path,
-    benchmark: evaluation.Benchmark,
+    benchmark: benchmarks.Benchmark,
     scored: Sequence[prompts.Prompt],
     settings: Settings,
 ) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _docs(index: dict[str, Any]) -> Any:
     return vlmface_tasks.docs(datasets.Dataset.from_list([index]))
 
 
-def _needs_root(benchmark: evaluation.Benchmark) -> bool:
+def _needs_root(benchmark: benchmarks.Benchmark) -> bool:
     return getattr(data.adapter(benchmark.dataset), "NEEDS_ROOT", True)
 
 

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vlmface import facs, prompts
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics
-from vlmface.evaluate import run as evaluation
+from vlmface.evaluate import answering, benchmarks, metrics
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Read once: lmms-eval asks for them with each doc.
-_benchmark = functools.cache(evaluation.load_benchmark)
+_benchmark = functools.cache(benchmarks.load_benchmark)
 _prompt = functools.cache(prompts.load)
 
 
@@ -44,7 +43,7 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
     """The docs of a task, those of a face one after the other. `index` has one row: `benchmark`,
     `data_root` (the folder of its data set, or null) and `prompts`, [{"prompt", "sha"}, ...].
 
-    Nothing is copied: of data sets of files the docs hold paths. Raises what `evaluation.load_rows`
+    Nothing is copied: of data sets of files the docs hold paths. Raises what `benchmarks.load_rows`
     raises, and UserError for a prompt that is no longer what it was.
     """
     import datasets
@@ -60,9 +59,9 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
                 f"prompt {asked['prompt']} was {asked['sha']} when the task of {benchmark.id} was "
                 f"written, and is {found} now: run eval/lmms_eval/generate.py again"
             )
-    rows = evaluation.load_rows(benchmark, task["data_root"], None)
+    rows = benchmarks.load_rows(benchmark, task["data_root"], None)
     truths = [
-        json.dumps(evaluation.truth(FaceSample.from_row(row), benchmark))
+        json.dumps(answering.truth(FaceSample.from_row(row), benchmark))
         for row in rows.remove_columns(["image", "frames"])
     ]
     table = rows.with_format("arrow")[:]
@@ -115,7 +114,7 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
     benchmark, prompt = _benchmark(doc["benchmark"]), _prompt(doc["prompt"])
     row = {"truth": json.loads(doc["truth"])}
     label = metrics.truth(row, prompt.space) if benchmark.spaces else None
-    present, _ = metrics.true_aus(row, evaluation.au_set(benchmark, prompt)) or ((), ())
+    present, _ = metrics.true_aus(row, answering.au_set(benchmark, prompt)) or ((), ())
     words = [] if label is None else [label]
     return ", ".join(words + [facs.name(au) for au in sorted(present)])
 
@@ -123,7 +122,7 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def figures(benchmark: evaluation.Benchmark, prompt: Prompt) -> dict[str, tuple[str, ...]]:
+def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, tuple[str, ...]]:
     """What the answers to a prompt are scored by: name in lmms-eval -> place in the scores.
 
     `accuracy`, `uar` and `f1_macro` of the emotion, `gender_accuracy`, ... of anything else,
@@ -135,7 +134,7 @@ def figures(benchmark: evaluation.Benchmark, prompt: Prompt) -> dict[str, tuple[
         place = ("emotion",) if field == "emotion" else ("attributes", field)
         before = "" if field == "emotion" else f"{field}_"
         found |= {f"{before}{name}": (*place, name) for name in ("accuracy", "uar", "f1_macro")}
-    if evaluation.au_set(benchmark, prompt):
+    if answering.au_set(benchmark, prompt):
         found |= {f"au_{name}": ("au", name) for name in ("f1_macro", "f1_micro")}
     return found | {"valid": ("valid",)}
 
@@ -174,7 +173,7 @@ def aggregate(lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """metrics.json of the lines, as `evaluation.score` makes it, without intervals."""
+    """metrics.json of the lines, as `evaluate.run.score` makes it, without intervals."""
     benchmark = _benchmark(lines[0]["benchmark"])
     answers: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -183,7 +182,7 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         metrics.summarise(
             of_prompt,
             _prompt(name).space,
-            evaluation.au_set(benchmark, _prompt(name)),
+            answering.au_set(benchmark, _prompt(name)),
             benchmark=benchmark.id,
             model="lmms-eval",
             prompt={"id": _prompt(name).id, "sha": _prompt(name).sha},
