@@ -236,30 +236,25 @@ class Predictor:
     def _score_behind(
         self, images: Sequence[Image.Image], rationales: Sequence[str]
     ) -> list[LabelScores]:
-        """Read the prompts of a batch, then what all labels of a row have in common, then the
-        labels."""
         import torch
+
+        from vlmface.infer.cache import growing
 
         began = time.perf_counter()
         rows = self._rows(images)
         candidates = [
             self.label_ids(text, image.size) for text, image in zip(rationales, images, strict=True)
         ]
-        known = [_shared(ids) for ids in candidates]
         # Padded on the right as in training: a plain forward counts positions from the first slot.
         batch = encode.Collator(self.processor, self.family)(rows)
         batch = encode.to_model(batch, self.model)
         with torch.inference_mode():
-            cache = self.model(**batch, use_cache=True, logits_to_keep=1).cache
-            lengths = [len(row["input_ids"]) for row in rows]
-            tails = [ids[length:] for ids, length in zip(known, lengths, strict=True)]
-            if any(tails):
-                start = torch.tensor(lengths, device=self.model.device)
-                self._feed(cache, batch["attention_mask"], tails, start)
-            width = batch["input_ids"].shape[1]
-            table, counts = self._label_log_probs(
-                candidates, known, cache, lengths, [0] * len(rows), width
-            )
+            cache = growing(self.model.config)
+            self.model(**batch, cache=cache, use_cache=True, logits_to_keep=1)
+            known = [row["input_ids"] for row in rows]
+            lengths, width = [len(ids) for ids in known], batch["input_ids"].shape[1]
+            first = [0] * len(rows)
+            table, counts = self._label_log_probs(candidates, known, cache, lengths, first, width)
         labels = self.prompt.space.labels
         likely = [dict(zip(labels, row, strict=True)) for row in table.tolist()]
         latency = (time.perf_counter() - began) / len(rows)
@@ -339,6 +334,8 @@ class Predictor:
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         import torch
 
+        from vlmface.infer.cache import growing
+
         rows = self._rows(images)
         batch = encode.Collator(self.processor, self.family, padding="left")(rows)
         batch = encode.to_model(batch, self.model)
@@ -346,6 +343,7 @@ class Predictor:
         with torch.inference_mode():
             output = self.model.generate(
                 **batch,
+                cache=growing(self.model.config),
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
                 eos_token_id=stops,
@@ -418,60 +416,74 @@ class Predictor:
 
         `candidates[i]` are the ids of row i's conversation with each label, `known[i]` those that
         its part of the cache stands for: its prompt's `lengths[i]` from slot `first[i]` on, the
-        others from slot `width` on. What is equal is reused, what follows is fed.
+        others from slot `width` on. What is equal is reused. What else all labels of a row have in
+        common is fed once, then what is each label's own.
         """
         import torch
 
         device = self.model.device
         filled = cache.get_seq_length()
         common = [len(_shared(ids)) for ids in candidates]
-        # Tokens that all labels of the row and the cache agree on. The last of them is fed again,
-        # because its output is what predicts the first token that follows.
-        shared = [
+        # The last token that could be reused is fed again: its output predicts what follows.
+        reused = [
             min(_common(known[i][: lengths[i] + filled - width], ids) for ids in candidates[i]) - 1
             for i in range(len(candidates))
         ]
         slots = torch.arange(filled, device=device)
-        count, length, begin = (
-            torch.tensor(values, device=device)[:, None] for values in (shared, lengths, first)
+        count, length, begin, start = (
+            torch.tensor(values, device=device)[:, None]
+            for values in (reused, lengths, first, common)
         )
-        reused = (slots >= begin) & (slots < begin + torch.minimum(count, length))
-        reused = (reused | ((slots >= width) & (slots < width + count - length))).long()
-        own = torch.tensor(common, device=device)[:, None] - count  # where the label begins
+        seen = (slots >= begin) & (slots < begin + torch.minimum(count, length))
+        seen = (seen | ((slots >= width) & (slots < width + count - length))).long()
+        shared = [ids[0][a:b] for ids, a, b in zip(candidates, reused, common, strict=True)]
+        mask, logits = self._feed(cache, seen, shared, count)
+        seen = torch.cat([seen, mask], 1)
+        last = logits[torch.arange(len(shared), device=device), mask.sum(1) - 1]
+        begins = last.float().log_softmax(-1)
 
         scores = []
         for j in range(len(self.prompt.space.labels)):
-            tails = [ids[j][start:] for ids, start in zip(candidates, shared, strict=True)]
-            fed, mask, logits = self._feed(cache, reused, tails, count[:, 0])
-            cache.crop(-fed.shape[1])
-            log_p = logits[:, :-1].float().log_softmax(-1)
-            log_p = log_p.gather(-1, fed[:, 1:, None])[..., 0] * mask[:, 1:]
-            scores.append((log_p * (torch.arange(1, fed.shape[1], device=device) >= own)).sum(1))
-        counts = [[len(ids) - common[i] for ids in row] for i, row in enumerate(candidates)]
+            own = [ids[j][a:] for ids, a in zip(candidates, common, strict=True)]
+            ids = self._padded(own)
+            score = begins.gather(-1, ids[:, :1])[:, 0]
+            if ids.shape[1] > 1:
+                mask, logits = self._feed(cache, seen, [one[:-1] for one in own], start)
+                cache.crop(-mask.shape[1])
+                log_p = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+                score = score + (log_p * mask).sum(1)
+            scores.append(score)
+        counts = [[len(ids) - a for ids in row] for row, a in zip(candidates, common, strict=True)]
         return torch.stack(scores, 1), counts
 
     def _feed(
-        self, cache: Any, mask: torch.Tensor, tails: Sequence[list[int]], start: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run the model over `tails` behind what the cache holds at the slots of `mask`, each from
-        position `start[i]` on. Returns (ids padded on the right, their mask, logits)."""
+        self, cache: Any, seen: torch.Tensor, rows: Sequence[list[int]], start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the model over the ids `rows`, which see the cache's slots that `seen` (rows, slots)
+        flags, from position `start` (rows, 1) on: (mask of what is no padding, logits)."""
         import torch
 
-        pad, longest = self.processor.tokenizer.pad_token_id, max(map(len, tails))
-        device = self.model.device
-        fed = torch.tensor([t + [pad] * (longest - len(t)) for t in tails], device=device)
-        fed_mask = torch.tensor(
-            [[1] * len(t) + [0] * (longest - len(t)) for t in tails], device=device
-        )
-        positions = start[:, None] + torch.arange(longest, device=device)
+        ids = self._padded(rows)
+        lengths = torch.tensor([[len(row)] for row in rows], device=ids.device)
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        mask = (steps < lengths).long()
         logits = self.model(
-            input_ids=fed,
-            attention_mask=torch.cat([mask, fed_mask], 1),
+            input_ids=ids,
+            attention_mask=torch.cat([seen, mask], 1),
             cache=cache,
             use_cache=True,
-            **self.family.later_inputs(self.model, positions),
+            **self.family.later_inputs(self.model, start + steps),
         ).logits
-        return fed, fed_mask, logits
+        return mask, logits
+
+    def _padded(self, rows: Sequence[list[int]]) -> torch.Tensor:
+        """(rows, longest), filled up on the right."""
+        import torch
+
+        pad, longest = self.processor.tokenizer.pad_token_id, max(map(len, rows))
+        return torch.tensor(
+            [row + [pad] * (longest - len(row)) for row in rows], device=self.model.device
+        )
 
 
 def _among(

@@ -1,0 +1,64 @@
+"""A key-value cache that grows in place.
+
+transformers' own copies all keys and values with every token (`torch.cat` in DynamicLayer.update):
+with pictures of hundreds of tokens that takes longer than the rest of the step on a CPU. Here the
+tensors have room to spare, and a token is written behind the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+SPARE = 128  # tokens of room
+
+
+class GrowingLayer(DynamicLayer):
+    """`keys` and `values` are the filled parts of larger tensors. Not for passes with gradients,
+    which need what was written before to stay as it was."""
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys = self.key_room = key_states[..., :0, :]
+        self.values = self.value_room = value_states[..., :0, :]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        self.key_room, self.keys = _append(self.keys, self.key_room, key_states)
+        self.value_room, self.values = _append(self.values, self.value_room, value_states)
+        return self.keys, self.values
+
+
+def _append(
+    filled: torch.Tensor, room: torch.Tensor, new: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the tensor with room, its filled part with `new` behind it). Whatever else a cache does to
+    `filled` (rows are selected, repeated, cut off) is seen by its not being in `room` any more."""
+    length, more = filled.shape[-2], new.shape[-2]
+    if (
+        filled.data_ptr() != room.data_ptr()
+        or filled.stride() != room.stride()
+        or length + more > room.shape[-2]
+    ):
+        larger = new.new_empty(*new.shape[:-2], length + more + SPARE, new.shape[-1])
+        larger[..., :length, :] = filled
+        room = larger
+    room[..., length : length + more, :] = new
+    return room, room[..., : length + more, :]
+
+
+def growing(config: Any) -> DynamicCache:
+    """An empty cache for a model of that configuration; layers with a sliding window stay as they
+    are."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
