@@ -8,8 +8,8 @@ from fake_run import ABOUT, AUS, SPACE, random_rows, row
 from scipy import stats
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics
-from vlmface.evaluate.statistics import Array, align, bootstrap, paired_bootstrap
+from vlmface.evaluate import metrics, statistics
+from vlmface.evaluate.statistics import Array, align, bootstrap, mean, paired_bootstrap
 
 
 def right(rows: list) -> Array:
@@ -242,3 +242,64 @@ def test_runs_on_other_rows_are_refused() -> None:
         align(rows, other)
     with pytest.raises(ValueError, match="differ in shape"):
         paired_bootstrap(right(rows), right(rows[:2]), share)
+
+
+def test_many_rows_are_drawn_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same intervals, up to the noise of 2,000 resamples, as from drawing row by row."""
+    draw = np.random.default_rng(0)
+    true, said = draw.integers(4, size=(2, 3000))
+    counts = np.zeros((3000, 4, 5))
+    counts[np.arange(3000), true, np.where(draw.random(3000) < 0.6, true, said)] = 1
+    other = counts[draw.permutation(3000)]
+    by_row = statistics.bootstrap(counts, metrics.label_scores)
+    change = statistics.paired_bootstrap(counts, other, metrics.label_scores)
+    monkeypatch.setattr(statistics, "MANY", 100)
+    by_kind = statistics.bootstrap(counts, metrics.label_scores)
+    for name, interval in by_row.items():
+        assert by_kind[name] == pytest.approx(interval, abs=0.002)
+    again = statistics.paired_bootstrap(counts, other, metrics.label_scores)
+    for name, one in change.items():
+        assert again[name]["difference"] == one["difference"]
+        assert again[name]["ci95"] == pytest.approx(one["ci95"], abs=0.003)
+
+
+def test_a_mean_and_its_interval() -> None:
+    values = np.random.default_rng(0).normal(2, 1, 400)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=5000, method="percentile", rng=1
+    ).confidence_interval
+    found = mean(values)
+    assert found["value"] == pytest.approx(values.mean())
+    assert found["ci95"] == pytest.approx(list(expected), abs=0.01)
+    wider = mean(values, level=0.999)["ci95"]
+    assert wider[0] < found["ci95"][0] and found["ci95"][1] < wider[1]
+    # Four equal rows a person say no more than one.
+    copies, people = np.repeat(values, 4), [str(i // 4) for i in range(1600)]
+    apart, together = mean(copies)["ci95"], mean(copies, people)["ci95"]
+    assert together == pytest.approx(found["ci95"], abs=0.02)
+    assert apart[1] - apart[0] == pytest.approx((together[1] - together[0]) / 2, rel=0.2)
+
+
+def test_a_share_that_was_never_seen_is_not_ruled_out() -> None:
+    never = mean([0] * 50)
+    exact = stats.binomtest(0, 50).proportion_ci()
+    assert never == {"value": 0, "ci95": [0, pytest.approx(exact.high)]}
+    assert mean([1] * 50)["ci95"] == [pytest.approx(1 - exact.high), 1]
+    assert mean([0] * 50, signed=True)["ci95"] == [pytest.approx(-exact.high), exact.high]
+    few = mean([0] * 50, [str(i // 10) for i in range(50)])["ci95"]
+    assert few[1] == pytest.approx(stats.binomtest(0, 5).proportion_ci().high)
+    balanced = mean([-1, 1] * 25)["ci95"]  # a mean of 0, but not of zeros
+    assert balanced[0] < -0.1 and balanced[1] > 0.1
+    with pytest.raises(ValueError, match="a mean of nothing"):
+        mean([])
+
+
+@pytest.mark.slow
+def test_a_million_predictions_are_scored_in_seconds() -> None:
+    rows = random_rows(1000, 0) * 1000
+    began = time.process_time()
+    found = metrics.label_block(rows, SPACE)
+    assert time.process_time() - began < 15
+    once = metrics.label_block(rows[:1000], SPACE)
+    assert found["accuracy"] == pytest.approx(once["accuracy"])
+    assert found["ci95"]["accuracy"][1] - found["ci95"]["accuracy"][0] < 0.003

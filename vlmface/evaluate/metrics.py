@@ -191,31 +191,34 @@ def count_labels(rows: Sequence[Row], space: LabelSpace) -> Array:
     """What each row adds to the confusion matrix: (rows, K, K + 1), truth by answer, the last
     column for no valid answer; all 0 for a row that is not annotated."""
     index = {label: i for i, label in enumerate(space.labels)}
-    counts = np.zeros((len(rows), len(index), len(index) + 1))
-    for i, row in enumerate(rows):
-        label = truth(row, space)
-        if label is None:
-            continue
-        if label not in index:
+    true = [truth(row, space) for row in rows]
+    for row, label in zip(rows, true, strict=True):
+        if label is not None and label not in index:
             raise UserError(
                 f"row {row['id']!r} has the true {space.field} {label!r}, which label space "
                 f"{space.id} lacks ({', '.join(space.labels)}): choose the benchmark's own space"
             )
-        counts[i, index[label], index.get(answer(row) or "", len(index))] = 1
+    said = [index.get(answer(row) or "", len(index)) for row in rows]
+    known = [i for i, label in enumerate(true) if label is not None]
+    counts = np.zeros((len(rows), len(index), len(index) + 1))
+    counts[known, [index[true[i]] for i in known], [said[i] for i in known]] = 1
     return counts
 
 
 def count_aus(rows: Sequence[Row], au_set: Sequence[int]) -> Array:
     """(rows, AUs, 3): hit, false alarm, miss of each row and AU; all 0 where not annotated."""
-    counts = np.zeros((len(rows), len(au_set), 3))
+    place = {au: j for j, au in enumerate(au_set)}
+    found: list[tuple[int, int, int]] = []
     for i, row in enumerate(rows):
         if (labels := true_aus(row, au_set)) is None:
             continue
         present, known = labels
-        said = set(row["aus"] or ())
-        for j, au in enumerate(au_set):
-            if au in known and (au in present or au in said):
-                counts[i, j, 2 if au not in said else 0 if au in present else 1] = 1
+        said = known.intersection(row["aus"] or ())
+        found += [(i, place[au], 0 if au in present else 1) for au in said]
+        found += [(i, place[au], 2) for au in present if au not in said]
+    counts = np.zeros((len(rows), len(au_set), 3))
+    if found:
+        counts[tuple(np.array(found).T)] = 1
     return counts
 
 

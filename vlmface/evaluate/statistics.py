@@ -28,6 +28,7 @@ Score = Callable[[Array], Mapping[str, Array]]
 
 RESAMPLES = 2000
 LEVEL = 0.95
+MANY = 20_000  # rows; above, alike ones are drawn together
 _CHUNK = 2_000_000  # draws held in memory at once
 
 
@@ -157,6 +158,17 @@ def _by_cluster(counts: Array, clusters: Sequence[str] | None) -> Array:
 def _resample(counts: Sequence[Array], resamples: int, seed: int) -> list[Array]:
     """For each array, its sums over `resamples` draws of the rows: (resamples, D1, D2)."""
     flat = [array.reshape(len(array), -1) for array in counts]
+    if len(flat[0]) > MANY:
+        # Most rows of large sets are alike. How often each kind is drawn is multinomial.
+        both, times = np.unique(np.concatenate(flat, 1), axis=0, return_counts=True)
+        drawn = np.random.default_rng(seed).multinomial(
+            len(flat[0]), times / times.sum(), size=resamples
+        )
+        ends = np.cumsum([array.shape[1] for array in flat])[:-1]
+        return [
+            (drawn @ kinds).reshape(resamples, *array.shape[1:])
+            for kinds, array in zip(np.split(both, ends, axis=1), counts, strict=True)
+        ]
     parts = [[draws @ array for array in flat] for draws in _draws(len(flat[0]), resamples, seed)]
     return [
         np.concatenate(blocks).reshape(resamples, *array.shape[1:])
