@@ -45,7 +45,7 @@ class Settings:
     prompt: str | None = None
     mode: str = "generate"
     max_new_tokens: int | None = None
-    batch_size: int = 16
+    batch_size: int = 32
     # Where `model` is the URL of a server: the run whose prompts, crop and limits are used, the
     # model's name there, requests at a time, and the environment variable that holds the key.
     run: str | None = None

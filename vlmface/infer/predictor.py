@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 16
 NORMS = ("sum", "mean", "prior")  # how likelihoods become probabilities: LabelScores
 _GREY = (128, 128, 128)
+CPU_ROWS = 8  # prompts read together: of more, what is computed leaves a CPU's caches
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,8 @@ class Predictor:
         if not cut_out:
             images, _ = self._cut_out(images, boxes)
         found: list[LabelScores] = []
+        if self.model.device.type == "cpu":
+            batch_size = min(batch_size, CPU_ROWS)
         for start in range(0, len(images), batch_size):
             end = start + batch_size
             found += self._score_behind(images[start:end], texts[start:end])
