@@ -1,12 +1,14 @@
 """Faces a second of an evaluation: ours against transformers used plainly. A LLaVA-shaped model of
-at least 50 M random weights (a picture is 576 tokens, as in LLaVA-1.5), float32, on a CPU.
+at least 50 M random weights, float32, on a CPU.
 
-    python tests/perf/eval_speed.py [--repeats 5] [--faces 32] [--json FILE]
+    python tests/perf/eval_speed.py [--repeats 5] [--faces 16] [--json FILE]
 
-scoring     the likelihood of 8 labels: behind one reading of picture and prompt, in batches,
-            against a forward pass over the whole conversation for each label
-generation  greedy answers of up to 256 tokens, the length of a written-out reasoning: in batches,
-            against `generate` for one picture at a time, as benchmark scripts do it
+scoring     the likelihood of 8 labels, pictures of 336 pixels (576 tokens, as in LLaVA-1.5): behind
+            one reading of picture and prompt, in batches, against a forward pass over the whole
+            conversation for each label
+generation  greedy answers of up to 256 tokens, the length of a written-out reasoning, pictures of
+            224 pixels (256 tokens): in batches, against `generate` for one picture at a time, which
+            is how FERBench's script asks, at that size
 
 Both sides work in one process, in turn: ours on a batch of all faces, the plain one on the first of
 them, one by one. Likelihoods must be equal to 1e-4 and texts must be equal. Seconds a face are
@@ -33,12 +35,12 @@ TOKENS = 256
 ONE_BY_ONE = 8  # faces that are asked plainly: each takes as long as the others
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, image_size: int = 336) -> None:
     from vlmface import prompts
     from vlmface.families import tiny
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(folder, corpus, image_size=336, patch_size=14, vision_width=384,
+    tiny.build_llava(folder, corpus, image_size=image_size, patch_size=14, vision_width=384,
                      vision_layers=8, hidden=576, layers=10, mlp=1536, vocab_size=700,
                      max_length=1024)  # fmt: skip
 
@@ -112,7 +114,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--faces", type=int, default=32)
+    parser.add_argument("--faces", type=int, default=16)
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
 
@@ -122,25 +124,25 @@ def main() -> None:
 
     images = answering.images_of(dataset.load("test", n=words.faces, size=336))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        build(folder)
-        predictor = Predictor.load(folder, prompt="face_cot", max_new_tokens=TOKENS)
-        model, processor, prompt = predictor.model, predictor.processor, predictor.prompt
-        size = sum(weight.numel() for weight in model.parameters())
+        large, small = Path(name, "336"), Path(name, "224")
+        build(large, 336)
+        build(small, 224)
+        scorer = Predictor.load(large, prompt="face_cot")
+        writer = Predictor.load(small, prompt="face_cot", max_new_tokens=TOKENS)
+        size = sum(weight.numel() for weight in writer.model.parameters())
         print(f"{size / 1e6:.1f} M weights, {words.faces} faces")
+        few = images[:ONE_BY_ONE]
         sides: dict[str, dict[str, Callable[[], Any]]] = {
             "scoring": {
-                "plain": lambda: plain_scores(model, processor, prompt, images[:ONE_BY_ONE]),
-                "ours": lambda: predictor.score(images, batch_size=words.faces),
+                "plain": lambda: plain_scores(scorer.model, scorer.processor, scorer.prompt, few),
+                "ours": lambda: scorer.score(images, batch_size=words.faces),
             },
             "generation": {
-                "plain": lambda: plain_texts(model, processor, prompt, images[:ONE_BY_ONE]),
-                "ours": lambda: predictor.predict(
-                    images, batch_size=words.faces, probabilities=False
-                ),
+                "plain": lambda: plain_texts(writer.model, writer.processor, writer.prompt, few),
+                "ours": lambda: writer.predict(images, batch_size=words.faces, probabilities=False),
             },
         }
-        predictor.score(images[:1])  # warms up
+        scorer.score(images[:1])  # warms up
         seconds: dict[str, list[list[float]]] = {"scoring": [], "generation": []}
         equal = {"scoring": 0.0, "generation": 0.0}
         for repeat in range(words.repeats):
@@ -155,9 +157,10 @@ def main() -> None:
                 if task == "scoring":
                     equal[task] = max(equal[task], difference(found, expected))
                 else:
+                    how = writer.model, writer.processor, writer.prompt
                     different = sum(
-                        one.text != text_of(processor, ids)
-                        and not is_tie(model, processor, prompt, image, ids, one.text)
+                        one.text != text_of(writer.processor, ids)
+                        and not is_tie(*how, image, ids, one.text)
                         for one, ids, image in zip(found, expected, images, strict=False)
                     )
                     equal[task] = max(equal[task], different)
