@@ -61,7 +61,8 @@ def plain_scores(model: Any, processor: Any, prompt: Any, images: Any) -> list[A
         start = plain_inputs(processor, prompt, image, "")["input_ids"].shape[1]
         row = []
         for label in prompt.space.labels:
-            inputs = plain_inputs(processor, prompt, image, prompt.wrap("", label))
+            answer = f" {prompt.wrap('', label)}{processor.tokenizer.eos_token}"
+            inputs = plain_inputs(processor, prompt, image, answer)
             ids = inputs["input_ids"][0]
             with torch.inference_mode():
                 log_p = model(**inputs).logits[0].log_softmax(-1)
