@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         fingerprint = data.fingerprint(faces)
         if crop:
             faces = crops.cached(faces, crop)
-        benchmark_root = settings.benchmark_root or settings.data_root
+        benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         fingerprint = data.fingerprint(samples)
         if crop:
             samples = crops.cached(samples, crop)
-        benchmark_root = settings.benchmark_root or settings.data_root
+        benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
 
     # Each question gets its rows; all of them are trained on together.

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         fingerprint = data.fingerprint(samples)
         if crop:
             samples = crops.cached(samples, crop)
-        benchmark_root = settings.benchmark_root or settings.data_root
+        benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)

@@ -20,7 +20,7 @@ from typing import Any
 import vlmface_tasks  # the file beside this one
 import yaml
 
-from vlmface import __version__, config, data, prompts
+from vlmface import __version__, config, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.files import atomic_write
@@ -73,7 +73,7 @@ def without_data() -> list[str]:
     return [
         name
         for name in benchmarks.benchmark_names()
-        if not _needs_root(benchmarks.load_benchmark(name))
+        if not benchmarks.load_benchmark(name).needs_root
     ]
 
 
@@ -88,7 +88,7 @@ def write(folder: Path, name: str, settings: Settings, asked: dict[str, prompts.
         )
     scored = answering.scored_prompts(benchmark, list(asked.values()))
     names = [next(key for key, prompt in asked.items() if prompt is one) for one in scored]
-    root = settings.data_root if _needs_root(benchmark) else None
+    root = settings.data_root if benchmark.needs_root else None
     index = {
         "benchmark": name,
         "data_root": None if root is None else str(Path(root).expanduser().resolve()),
@@ -148,10 +148,6 @@ def _docs(index: dict[str, Any]) -> Any:
     import datasets
 
     return vlmface_tasks.docs(datasets.Dataset.from_list([index]))
-
-
-def _needs_root(benchmark: benchmarks.Benchmark) -> bool:
-    return getattr(data.adapter(benchmark.dataset), "NEEDS_ROOT", True)
 
 
 def _stored(name: str) -> str:

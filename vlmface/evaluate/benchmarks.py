@@ -57,6 +57,15 @@ class Benchmark:
         return [taxonomy.space(name) for name in named or ()]
 
     @property
+    def needs_root(self) -> bool:
+        """Whether its data lie in a folder of the user's; rendered faces lie in none."""
+        return getattr(data.adapter(self.dataset), "NEEDS_ROOT", True)
+
+    def root_beside(self, data_root: str | None) -> str | None:
+        """Where its data lie if nothing else is said: with the training data, if anywhere."""
+        return data_root if self.needs_root else None
+
+    @property
     def published(self) -> list[dict[str, Any]]:
         """The results of eval/published.yaml that it can be compared with."""
         fold = _FOLD.fullmatch(self.id)

@@ -199,9 +199,10 @@ def count_labels(rows: Sequence[Row], space: LabelSpace) -> Array:
                 f"{space.id} lacks ({', '.join(space.labels)}): choose the benchmark's own space"
             )
     said = [index.get(answer(row) or "", len(index)) for row in rows]
-    known = [i for i, label in enumerate(true) if label is not None]
     counts = np.zeros((len(rows), len(index), len(index) + 1))
-    counts[known, [index[true[i]] for i in known], [said[i] for i in known]] = 1
+    found = [(i, index[t], s) for i, (t, s) in enumerate(zip(true, said, strict=True)) if t]
+    if found:
+        counts[tuple(np.array(found).T)] = 1
     return counts
 
 

@@ -179,13 +179,13 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
     for name in benchmarks.benchmark_names():
         benchmark = load_benchmark(name)
         root = Path(settings.data_root or "") / name
-        if benchmark.dataset != "synth" and (settings.data_root is None or not root.is_dir()):
+        if benchmark.needs_root and (settings.data_root is None or not root.is_dir()):
             found[name] = f"no folder {root}"
             continue
         one = dataclasses.replace(
             settings,
             benchmark=name,
-            data_root=None if benchmark.dataset == "synth" else str(root),
+            data_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
         who = who or _asked(one)
