@@ -311,6 +311,7 @@ def write(
     atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
     page = environment.get_template("faithfulness.html.j2").render(
         result=result,
+        name=Path(str(about["model"])).name,
         examples={kind: _examples(kind, pairs) for kind, pairs in asked.items()},
         au_names={facs.name(au): facs.AUS[au].name for au in facs.SYNTH_AUS},
         when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

@@ -140,6 +140,7 @@ def write(
     ]
     page = environment.get_template("robustness.html.j2").render(
         result=result,
+        name=Path(str(about["model"])).name,
         panels=panels,
         titles={key: TITLES[key] for key in figures["clean"]},
         x=[(round(_x(strength), 1), strength) for strength in corrupt.STRENGTHS],
