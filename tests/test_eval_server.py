@@ -106,3 +106,6 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no URL"):
         evaluation.main(["--benchmark", "synth", "--model", "http://", "--prompt", "face_cot",
                          "--out", str(tmp_path)])  # fmt: skip
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--run", str(run_dir), "--n", "4"]
+    with pytest.raises(UserError, match="is no server's URL: leave it out"):
+        evaluation.main(argv)

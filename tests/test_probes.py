@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,3 +245,16 @@ def test_a_background_changes_the_background_and_not_the_head():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(UserError, match=message):
         probes.make(**{"kind": "au", "n": 1} | call)
+
+
+def test_faces_that_were_drawn_before_are_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bases = [pair.base for pair in probes.make("au", 3, size=32)]
+    expected = probes.make("light", 3, size=32)
+    drawn: list[Any] = []
+    real = probes.render
+    monkeypatch.setattr(probes, "render", lambda *a: drawn.append(a) or real(*a))
+    found = probes.make("light", 3, size=32, bases=bases)
+    assert len(drawn) == 3
+    for one, other in zip(found, expected, strict=True):
+        for face, same in ((one.base, other.base), (one.changed, other.changed)):
+            assert face.id == same.id and face.image.tobytes() == same.image.tobytes()

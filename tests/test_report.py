@@ -16,7 +16,8 @@ from PIL import Image
 
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics
-from vlmface.evaluate.report import MAX_SIDE, write_report
+from vlmface.evaluate.page import MAX_SIDE
+from vlmface.evaluate.report import write_report
 from vlmface.taxonomy import SPACES
 
 HOSTILE = "</blockquote><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"

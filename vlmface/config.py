@@ -44,6 +44,14 @@ def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
     return settings
 
 
+def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
+    """`--field value` alone, for commands without a settings file; `--help` as in `parse`."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(f"{usage}\n\nfields: " + ", ".join(_types(cls)))
+        raise SystemExit(0)
+    return build(cls, dict(words(cls, argv)), where="the command line")
+
+
 def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
     """{field: text} of `--field value`, `--field=value` and bare `--flag`. Raises UserError."""
     kinds, given, rest = _types(cls), {}, list(argv)

@@ -110,6 +110,11 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
     return manifest, asked
 
 
+def made(run_or_model: str | Path) -> str | None:
+    """When a run was trained, None for a base: answers that are kept are of that model alone."""
+    return load(run_or_model)[0].created if is_run(run_or_model) else None
+
+
 def is_run(path: str | Path) -> bool:
     """Whether `path` is a folder with a manifest."""
     return (Path(path) / NAME).is_file()

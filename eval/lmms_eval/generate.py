@@ -48,11 +48,8 @@ class Settings:
 
 def main(argv: Sequence[str]) -> int:
     """`--output_dir DIR [--benchmarks NAME,...] [--data_root DIR] [--prompt ID,...] ...`"""
-    if "-h" in argv or "--help" in argv:
-        print("python eval/lmms_eval/generate.py --output_dir DIR [--field value ...]\n")
-        print("fields: " + ", ".join(Settings.__dataclass_fields__))
-        return 0
-    settings = config.build(Settings, config.words(Settings, argv), where="the command line")
+    usage = f"python eval/lmms_eval/generate.py {main.__doc__}"
+    settings = config.from_words(Settings, argv, usage=usage)
     if settings.data_root and not settings.benchmarks:
         raise UserError(
             f"data_root is {settings.data_root}, but no benchmark is named: say which of them is "

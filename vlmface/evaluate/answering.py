@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vlmface.infer.predictor import LabelScores, Prediction, Predictor
     from vlmface.infer.server import Server
 
+BATCH_SIZE = 32  # faces that are asked together, unless it is said
 MODES = ("generate", "score", "both")
 POOL = 50  # batches whose rows are sorted by size together: little padding, little memory
 DECODERS = 4  # threads that open the pictures of the next batch
@@ -219,6 +220,8 @@ def line(
         probabilities, text = scores.probabilities(), ""
         latency = scores.latency_s
         answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "strict", "")
+    if prediction is not None and scores is not None:
+        latency += scores.latency_s
     found = {
         "id": row["id"],
         "subject": row.get("subject"),

@@ -14,12 +14,13 @@ from vlmface import config, data, taxonomy
 from vlmface.data import crops
 from vlmface.data.rows import pictures
 from vlmface.errors import UserError
+from vlmface.evaluate.groups import GROUPED
 from vlmface.files import resource
 
 if TYPE_CHECKING:
     import datasets
 
-ATTRIBUTES = ("gender", "age_group", "race")
+ATTRIBUTES = GROUPED
 # What eval/published.yaml may give of a model: scores of the emotion (or of the one other label
 # space that is scored), the mean F1 of the AUs, the accuracy of an attribute.
 PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "au_f1_macro", *ATTRIBUTES)

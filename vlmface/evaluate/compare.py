@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from vlmface import facs, taxonomy
 from vlmface.errors import UserError
-from vlmface.evaluate import measures, metrics, report
+from vlmface.evaluate import measures, metrics, page, report
 from vlmface.evaluate.statistics import align
 from vlmface.files import atomic_write
 
@@ -265,28 +262,22 @@ def write(
 ) -> Path:
     """Write compare.json, compare.md and compare.html into `output`; returns the page. `notes` are
     further parts of the page, {"title", "facts": {name: value}} each."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= report.FILTERS | {"verdict": verdict, "said": _said}
     table = rows(result)
     atomic_write(output / "compare.json", json.dumps(result, indent=2) + "\n")
     atomic_write(output / "compare.md", markdown(result))
-    page = environment.get_template("compare.html.j2").render(
+    content = page.render(
+        "compare.html.j2",
+        filters={"verdict": verdict, "said": _said},
         result=result,
         title=title or f"{len(result['runs'])} runs on {result['benchmark']}",
         notes=notes,
         table=table,
         reliability=reliability(result),
         matrices=[_matrix(result, row) for row in table if row["main"]],
-        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        when=page.stamp(),
     )
     path = output / "compare.html"
-    atomic_write(path, page)
+    atomic_write(path, content)
     return path
 
 
@@ -319,7 +310,7 @@ def compare_command(words: Sequence[str], output: str) -> int:
         name, equals, folder = word.partition("=")
         runs.append(read(folder, name) if equals and not Path(word).exists() else read(word))
     result = compare(runs)
-    page = write(result, Path(output))
+    path = write(result, Path(output))
     print(markdown(result))
-    print(f"page: {page}")
+    print(f"page: {path}")
     return 0

@@ -15,26 +15,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from vlmface import config, facs
 from vlmface.errors import UserError
-from vlmface.evaluate import report
-from vlmface.evaluate.statistics import mean
+from vlmface.evaluate import answering, page
+from vlmface.evaluate.run import output_folder
+from vlmface.evaluate.statistics import LEVEL, mean
 from vlmface.files import atomic_write
-from vlmface.manifest import is_run
 from vlmface.synth import probes
-from vlmface.synth.dataset import SPLITS
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.infer.predictor import Prediction, Predictor
+    from vlmface.schema import FaceSample
 
 GROUPS = {"age": "age_group", "gender": "gender", "ancestry": "race"}  # kind -> field of the face
 EXAMPLES = 3  # pairs of each kind on the page
@@ -54,7 +52,7 @@ class Settings:
     seed: int = 0
     size: int = 96
     max_new_tokens: int | None = None
-    batch_size: int = 50
+    batch_size: int = answering.BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,18 @@ def ask(predictor: Predictor, settings: Settings) -> dict[str, list[Asked]]:
             bar.update(len(part))
         return found
 
-    made, asked = {}, {}
-    first: list[Prediction] | None = None
+    asked: dict[str, list[Asked]] = {}
+    bases: list[FaceSample] = []
+    first: list[Prediction] = []
     total = settings.n * (1 + len(probes.KINDS))
     with tqdm(total=total, desc="asking about pairs", unit="face") as bar:
         for kind in probes.KINDS:
             pairs = probes.make(
-                kind, settings.n, seed=settings.seed, size=settings.size, split=settings.split
-            )
-            made[kind] = pairs
-            first = first or predict([pair.base.image for pair in pairs])
+                kind, settings.n, seed=settings.seed, size=settings.size, split=settings.split,
+                bases=bases or None,
+            )  # fmt: skip
+            bases = bases or [pair.base for pair in pairs]
+            first = first or predict([base.image for base in bases])
             second = predict([pair.changed.image for pair in pairs])
             asked[kind] = [Asked(*one) for one in zip(pairs, first, second, strict=True)]
     return asked
@@ -181,6 +181,7 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
     field = GROUPS[kind]
     faces = [face for one in asked for face in (one.pair.base, one.pair.changed)]
     words = sorted({getattr(face, field) for face in faces})
+    level = 1 - (1 - LEVEL) / (len(words) * len(labels))
     groups: dict[str, dict[str, Any]] = {}
     found = []
     for word in words:
@@ -195,9 +196,7 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
                 float(inside.answer.label == label) - float(outside.answer.label == label)
                 for _, (inside, outside) in pairs
             ]
-            shift = {"n": len(pairs)} | mean(
-                difference, subjects, signed=True, level=1 - 0.05 / (len(words) * len(labels))
-            )
+            shift = {"n": len(pairs)} | mean(difference, subjects, signed=True, level=level)
             groups[word][label] = shift
             if not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
                 found.append({"group": word, "label": label} | shift)
@@ -279,8 +278,6 @@ def measure(predictor: Predictor, settings: Settings) -> tuple[dict[str, Any], d
             f"prompt {predictor.prompt.id} asks for {space.field}: pairs of faces are about the "
             "emotion; choose a prompt that asks for it"
         )
-    if settings.split not in SPLITS:
-        raise UserError(f"synth has no split {settings.split!r}: use one of {', '.join(SPLITS)}")
     asked = ask(predictor, settings)
     return {
         "n": settings.n,
@@ -299,25 +296,18 @@ def write(
     output: Path,
 ) -> Path:  # fmt: skip
     """Write faithfulness.json and faithfulness.html into `output`; returns the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= report.FILTERS
     result = {"schema": 1, **about, **figures}
     atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
-    page = environment.get_template("faithfulness.html.j2").render(
+    content = page.render(
+        "faithfulness.html.j2",
         result=result,
         name=Path(str(about["model"])).name,
         examples={kind: _examples(kind, pairs) for kind, pairs in asked.items()},
         au_names={facs.name(au): facs.AUS[au].name for au in facs.SYNTH_AUS},
-        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        when=page.stamp(),
     )
     path = output / "faithfulness.html"
-    atomic_write(path, page)
+    atomic_write(path, content)
     return path
 
 
@@ -333,7 +323,7 @@ def _examples(kind: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
             "change": _change(one.pair),
             "faces": [
                 {
-                    "image": report.data_uri(face.image),
+                    "image": page.data_uri(face.image),
                     "truth": face.emotion,
                     "label": said.answer.label or f"no valid answer ({said.answer.status})",
                     "aus": ", ".join(facs.name(au) for au in said.answer.aus) or "none",
@@ -396,9 +386,7 @@ def run(settings: Settings) -> dict[str, Any]:
     eval/faithfulness inside the run); returns the figures."""
     from vlmface.infer.predictor import Predictor
 
-    if settings.output_dir is None and not is_run(settings.model):
-        raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
-    out = Path(settings.output_dir or Path(settings.model) / "eval" / "faithfulness")
+    out = output_folder(settings.model, settings.output_dir, "faithfulness")
     predictor = Predictor.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
@@ -409,18 +397,16 @@ def run(settings: Settings) -> dict[str, Any]:
         "split": settings.split,
         "seed": settings.seed,
     }
-    page = write(figures, asked, about, out)
+    path = write(figures, asked, about, out)
     print(summary(figures))
-    print(f"page: {page}")
+    print(f"page: {path}")
     return figures
 
 
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--n FACES] [--output_dir DIR] ...`"""
-    words = list(argv)
-    if "-h" in words or "--help" in words:
-        print(f"python eval/faithfulness.py {main.__doc__}\n")
-        print("fields: " + ", ".join(Settings.__dataclass_fields__))
-        return 0
-    run(config.build(Settings, config.words(Settings, words), where="the command line"))
+    settings = config.from_words(
+        Settings, argv, usage=f"python eval/faithfulness.py {main.__doc__}"
+    )
+    run(settings)
     return 0

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image
-
 from vlmface import facs, taxonomy
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import groups, metrics, tables
+from vlmface.evaluate import groups, metrics, page, tables
 from vlmface.files import atomic_write
 
 FACES = 8  # of each kind, right and wrong
-MAX_SIDE = 384  # pixels; larger faces are reduced before they go into the page
 REQUIRED = ("benchmark", "model", "n", "mode", "parse", "wall_s", "peak_rss_gib")
 SCORES = {
     "accuracy": "accuracy",
@@ -68,20 +61,13 @@ def write_report(
     result = list(runs.values())[-1]
     when = datetime.fromtimestamp((run_dir / "metrics.json").stat().st_mtime, UTC)
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
     keys = tables.columns(published)
-    page = environment.get_template("report.html.j2").render(
+    content = page.render(
+        "report.html.j2",
         runs=runs,
         result=result,
         train=scores.get("train") or {},
-        when=f"{when:%Y-%m-%d %H:%M} UTC",
+        when=page.stamp(when),
         origin=_origin(manifest),
         manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
         note=manifest.get("limits"),
@@ -92,6 +78,7 @@ def write_report(
         aus=_au_bars(runs, baseline or {}),
         reliability=_reliability(result),
         few=groups.FEW,
+        grouped=groups.GROUPED,
         curve=_curve(_read_lines(run_dir / "log.jsonl")),
         faces=_faces(rows, earlier, images, result),
         published=[
@@ -101,7 +88,7 @@ def write_report(
         published_titles=[tables.TITLES[key] for key in keys],
     )
     path = run_dir / "report.html"
-    atomic_write(path, page)
+    atomic_write(path, content)
     return path
 
 
@@ -315,7 +302,7 @@ def _faces(
         )
         cards = [
             {
-                "image": data_uri(open_row_image(images[row["id"]])),
+                "image": page.data_uri(open_row_image(images[row["id"]])),
                 "id": row["id"],
                 "truth": metrics.truth(row, space_of(row)),
                 "answer": metrics.answer(row),
@@ -369,37 +356,7 @@ def _chips(row: metrics.Row, au_set: Sequence[int]) -> list[dict[str, str]]:
     ]
 
 
-def data_uri(image: Image.Image) -> str:
-    """The picture as an inline JPEG at its own size, reduced if a side exceeds MAX_SIDE."""
-    picture = image.convert("RGB")
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-# --- text ----------------------------------------------------------------------------------------
-
-
-def _percent(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{100 * value:.1f}"
-
-
-def _interval(ci: Sequence[float] | None) -> str:
-    return "" if ci is None else f"{100 * ci[0]:.1f}\N{EN DASH}{100 * ci[1]:.1f}"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _plain(text: object) -> str:
-    """Text without what breaks a page: lone surrogates, control and direction characters."""
-    unsafe = ("Cc", "Cf", "Cs")
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in unsafe else "\N{REPLACEMENT CHARACTER}"
-        for c in str(text)
-    )
+# --- files --------------------------------------------------------------------------------------
 
 
 def _read_json(path: Path) -> Any:
@@ -424,8 +381,3 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
                 f"'{path}' line {number} is not valid JSON ({error}): run the evaluation again"
             ) from None
     return rows
-
-
-FILTERS: dict[str, Callable[[Any], str]] = {
-    "pct": _percent, "ci": _interval, "points": _points, "plain": _plain,
-}  # fmt: skip

@@ -6,21 +6,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from vlmface import config
+from vlmface import config, manifest
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, corrupt, report
+from vlmface.evaluate import answering, corrupt, page, report
 from vlmface.evaluate.benchmarks import load_benchmark, load_rows
-from vlmface.evaluate.run import score
+from vlmface.evaluate.run import output_folder, score
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
-from vlmface.manifest import is_run
 
 if TYPE_CHECKING:
     import datasets
@@ -42,7 +38,7 @@ class Settings:
     n: int = 200
     corruptions: list[str] = field(default_factory=list)
     max_new_tokens: int | None = None
-    batch_size: int = 50
+    batch_size: int = answering.BATCH_SIZE
 
 
 def measure(
@@ -60,7 +56,7 @@ def measure(
     images = [open_row_image(image) for image in rows["image"]]
 
     def scores_of(name: str, strength: int) -> dict[str, Any]:
-        id = f"{name} {strength}"
+        id = f"{name} {strength} {manifest.made(settings.model) or ''}"
         if id not in journal.records:
             pictures = [
                 corrupt.corrupt(image, name, strength, key=key)
@@ -113,14 +109,6 @@ def write(
 ) -> Path:
     """Write robustness.json and robustness.html into `output`; returns the page. `sample` is shown
     corrupted."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= report.FILTERS
     result = {"schema": 1, **about, **figures}
     atomic_write(output / "robustness.json", json.dumps(result, indent=2) + "\n")
     panels = [
@@ -131,14 +119,15 @@ def write(
                 for key in figures["clean"]
             ],
             "faces": [
-                report.data_uri(corrupt.corrupt(sample, name, strength, key=name))
+                page.data_uri(corrupt.corrupt(sample, name, strength, key=name))
                 for strength in corrupt.STRENGTHS[1:]
             ],
             "last": points[-1],
         }
         for name, points in figures["corruptions"].items()
     ]
-    page = environment.get_template("robustness.html.j2").render(
+    content = page.render(
+        "robustness.html.j2",
         result=result,
         name=Path(str(about["model"])).name,
         panels=panels,
@@ -147,10 +136,10 @@ def write(
         y=[(round(_y(share), 1), f"{100 * share:.0f}") for share in (0, 0.5, 1)],
         size=(WIDTH, HEIGHT),
         edges=(LEFT, RIGHT),
-        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        when=page.stamp(),
     )
     path = output / "robustness.html"
-    atomic_write(path, page)
+    atomic_write(path, content)
     return path
 
 
@@ -182,9 +171,7 @@ def run(settings: Settings) -> dict[str, Any]:
         raise UserError(
             f"there is no corruption {unknown[0]!r}: use some of {', '.join(corrupt.NAMES)}"
         )
-    if settings.output_dir is None and not is_run(settings.model):
-        raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
-    out = Path(settings.output_dir or Path(settings.model) / "eval" / "robustness")
+    out = output_folder(settings.model, settings.output_dir, "robustness")
     benchmark = load_benchmark(settings.benchmark)
     predictor = Predictor.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
@@ -201,20 +188,16 @@ def run(settings: Settings) -> dict[str, Any]:
         "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},
         "parameters": {name: corrupt.PARAMETERS[name] for name in figures["corruptions"]},
     }
-    page = write(figures, about, open_row_image(rows[0]["image"]), out)
+    path = write(figures, about, open_row_image(rows[0]["image"]), out)
     for key, mean in figures["mean"].items():
         print(f"{TITLES[key]}: {100 * figures['clean'][key]['value']:.1f} % on clean pictures, "
               f"{100 * mean:.1f} % in the mean over corruptions and strengths")  # fmt: skip
-    print(f"page: {page}")
+    print(f"page: {path}")
     return figures
 
 
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--benchmark NAME] [--n FACES] [--corruptions blur,noise] ...`"""
-    words = list(argv)
-    if "-h" in words or "--help" in words:
-        print(f"python eval/robustness.py {main.__doc__}\n")
-        print("fields: " + ", ".join(Settings.__dataclass_fields__))
-        return 0
-    run(config.build(Settings, config.words(Settings, words), where="the command line"))
+    settings = config.from_words(Settings, argv, usage=f"python eval/robustness.py {main.__doc__}")
+    run(settings)
     return 0

@@ -45,7 +45,7 @@ class Settings:
     prompt: str | None = None
     mode: str = "generate"
     max_new_tokens: int | None = None
-    batch_size: int = 32
+    batch_size: int = answering.BATCH_SIZE
     # Where `model` is the URL of a server: the run whose prompts, crop and limits are used, the
     # model's name there, requests at a time, and the environment variable that holds the key.
     run: str | None = None
@@ -198,10 +198,23 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
     return found
 
 
+def output_folder(model: str, output_dir: str | None, name: str) -> Path:
+    """Where results go: `output_dir`, or eval/NAME inside a run. Raises UserError if neither is."""
+    if output_dir is None and not is_run(model):
+        raise UserError(f"{model} is no run folder: say where to with --output_dir")
+    return Path(output_dir or Path(model) / "eval" / name)
+
+
 def _asked(settings: Settings) -> Predictor | Server:
     """Who answers: a model in this process, or a server."""
     if urlsplit(settings.model).scheme in ("http", "https"):
         return _server(settings)
+    for name in ("run", "served", "api_key_env"):
+        if getattr(settings, name) is not None:
+            raise UserError(
+                f"{name} is {getattr(settings, name)}, but {settings.model} is no server's URL: "
+                "leave it out"
+            )
     from vlmface.infer.predictor import Predictor
 
     return Predictor.load(
@@ -244,9 +257,7 @@ def _evaluate(settings: Settings, benchmark: Benchmark, who: Predictor | Server)
 
     asked = scored_prompts(benchmark, who.prompts)
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
-    if settings.output_dir is None and (settings.run or not is_run(settings.model)):
-        raise UserError(f"{settings.model} is no run folder: say where to with --output_dir")
-    out = Path(settings.output_dir or Path(settings.model) / "eval" / benchmark.id)
+    out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
     crop = crops.parse(about.crop) if about else None
     rows = load_rows(benchmark, settings.data_root, settings.n, crop)
@@ -314,11 +325,7 @@ def _same_question(
 def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
     words = ["--output_dir" if word == "--out" else word for word in argv]
-    if "-h" in words or "--help" in words:
-        print("python eval/run.py --benchmark NAME|ALL --model RUN|MODEL|URL [--field value ...]\n")
-        print("fields: " + ", ".join(Settings.__dataclass_fields__))
-        return 0
-    settings = config.build(Settings, config.words(Settings, words), where="the command line")
+    settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
         return 0 if any(isinstance(one, dict) for one in run_all(settings).values()) else 2
     run(settings)

@@ -14,23 +14,19 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from vlmface import config, prompts
+from vlmface import config, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, measures, metrics, report
+from vlmface.evaluate import answering, measures, metrics, page, report
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.evaluate.run import score
 from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
-from vlmface.manifest import is_run
 from vlmface.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -38,7 +34,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.predictor import Predictor
 
-LEVEL = 0.05  # of all tests between finalists together
+ALPHA = 0.05  # of all tests between finalists together
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Settings:
     orders: int = 3
     n_orders: int = 100
     max_new_tokens: int | None = None
-    batch_size: int = 50
+    batch_size: int = answering.BATCH_SIZE
     seed: int = 0
 
 
@@ -100,8 +96,8 @@ class Asking:
         them from rows of other data with the same ids)."""
         settings = self.settings
         key = json.dumps([
-            arm.model, arm.prompt.sha, benchmark.dataset, part, benchmark.protocol, settings.mode,
-            settings.max_new_tokens,
+            arm.model, manifest.made(arm.model), arm.prompt.sha, benchmark.dataset, part,
+            benchmark.protocol, settings.mode, settings.max_new_tokens,
         ])  # fmt: skip
         name = f"{arm.prompt.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +116,7 @@ class Asking:
 
         if self.loaded is None or self.loaded[0] != arm.model:
             self.loaded = None
-            own = None if is_run(arm.model) else arm.prompt
+            own = None if manifest.is_run(arm.model) else arm.prompt
             limit = self.settings.max_new_tokens
             found = Predictor.load(arm.model, prompt=own, max_new_tokens=limit)
             self.loaded = arm.model, found
@@ -268,7 +264,7 @@ def compare(
             pair["p_holm"] = float(p)
     for pair in pairs:
         low, high = pair["ci95"]
-        pair["differ"] = pair["p_holm"] < LEVEL if "p_holm" in pair else not low <= 0 <= high
+        pair["differ"] = pair["p_holm"] < ALPHA if "p_holm" in pair else not low <= 0 <= high
     return pairs
 
 
@@ -350,22 +346,15 @@ def shuffling(
 
 def write(result: Sequence[Mapping[str, Any]], output: Path) -> Path:
     """Write sweep.json and sweep.html into `output`; returns the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= report.FILTERS
     text = json.dumps({"schema": 1, "sweeps": result}, indent=2)
     atomic_write(output / "sweep.json", text + "\n")
-    page = environment.get_template("sweep.html.j2").render(
+    content = page.render(
+        "sweep.html.j2",
         sweeps=[{**one, "ranked": _ranked(one)} for one in result],
-        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        when=page.stamp(),
     )
     path = output / "sweep.html"
-    atomic_write(path, page)
+    atomic_write(path, content)
     return path
 
 
@@ -378,12 +367,7 @@ def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def main(argv: Sequence[str]) -> int:
     """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
-    words = list(argv)
-    if "-h" in words or "--help" in words:
-        print(f"python eval/sweep.py {main.__doc__}\n")
-        print("fields: " + ", ".join(Settings.__dataclass_fields__))
-        return 0
-    settings = config.build(Settings, config.words(Settings, words), where="the command line")
+    settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
     if settings.finalists < 1:
         raise UserError(f"finalists is {settings.finalists}, but must be 1 at least")
     if settings.mode not in ("generate", "score"):
@@ -392,8 +376,8 @@ def main(argv: Sequence[str]) -> int:
     asking = Asking(settings, output / "answers")
     result = [sweep(settings, load_benchmark(name), asking) for name in settings.benchmarks]
     atomic_write(output / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
-    page = write(result, output)
+    path = write(result, output)
     for one in result:
         print(f"{one['benchmark']}: {one['verdict']}")
-    print(f"page: {page}")
+    print(f"page: {path}")
     return 0

@@ -208,9 +208,12 @@ class Predictor:
         boxes: Sequence[Sequence[float] | None] | None = None,
     ) -> list[LabelScores]:
         """How likely each label is as the answer to each image (RGB), nothing being written: behind
-        the prompt alone, or behind a rationale for each. `prior` adds the likelihoods behind a grey
-        picture, computed once for a size. `cut_out` and `boxes` as in `predict`.
+        the prompt alone, or behind a rationale for each. `prior` adds, without rationales, the
+        likelihoods behind a grey picture, computed once for a size. `cut_out` and `boxes` as in
+        `predict`.
         """
+        if prior and rationales is not None:
+            raise ValueError("the likelihoods behind a grey picture are those of the prompt alone")
         texts = [""] * len(images) if rationales is None else list(rationales)
         if not cut_out:
             images, _ = self._cut_out(images, boxes)
@@ -223,16 +226,16 @@ class Predictor:
         if not prior:
             return found
         return [
-            replace(scores, prior=self._prior(image.size, text))
-            for scores, image, text in zip(found, images, texts, strict=True)
+            replace(scores, prior=self._prior(image.size))
+            for scores, image in zip(found, images, strict=True)
         ]
 
-    def _prior(self, size: tuple[int, int], rationale: str) -> dict[str, float]:
+    def _prior(self, size: tuple[int, int]) -> dict[str, float]:
         from PIL import Image
 
-        key = (self.prompt.sha + rationale, size)
+        key = (self.prompt.sha, size)
         if key not in self._priors:
-            (grey,) = self._score_behind([Image.new("RGB", size, _GREY)], [rationale])
+            (grey,) = self._score_behind([Image.new("RGB", size, _GREY)], [""])
             self._priors[key] = grey.log_likelihood
         return self._priors[key]
 

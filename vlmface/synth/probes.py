@@ -20,7 +20,7 @@ the skin.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,8 +69,17 @@ class Pair:
     detail: dict[str, Any]
 
 
-def make(kind: str, n: int, *, seed: int = 0, size: int = 96, split: str = "test") -> list[Pair]:
-    """Pairs of a kind (see KINDS) from the first `n` faces of a split, `size` pixels a side.
+def make(
+    kind: str,
+    n: int,
+    *,
+    seed: int = 0,
+    size: int = 96,
+    split: str = "test",
+    bases: Sequence[FaceSample] | None = None,
+) -> list[Pair]:
+    """Pairs of a kind (see KINDS) from the first `n` faces of a split, `size` pixels a side. The
+    first faces of pairs are the same for every kind: `bases`, of earlier ones, spare drawing them.
 
     Pair i follows from kind, seed, split and i alone. Four faces in a row are of one person. Raises
     UserError for an unknown kind or split and for an `n`, a `seed` or a `size` out of range.
@@ -80,14 +89,14 @@ def make(kind: str, n: int, *, seed: int = 0, size: int = 96, split: str = "test
     pairs = []
     for index in range(n):
         base, changed, detail = draw(kind, index, seed=seed, split=split)
-        records = [
-            dataset.to_sample(
-                face, seed, split, index, Image.fromarray(render(face.face, size).image)
-            )
-            for face in (base, changed)
-        ]
-        records[1].id += f"-{kind}"
-        pairs.append(Pair(records[0], records[1], kind, detail))
+
+        def record(face: Sample, index: int = index) -> FaceSample:
+            picture = Image.fromarray(render(face.face, size).image)
+            return dataset.to_sample(face, seed, split, index, picture)
+
+        first, second = bases[index] if bases else record(base), record(changed)
+        second.id += f"-{kind}"
+        pairs.append(Pair(first, second, kind, detail))
     return pairs
 
 
