@@ -45,10 +45,11 @@ def build(folder: Path, image_size: int = 336) -> None:
                      max_length=1024)  # fmt: skip
 
 
-def plain_inputs(processor: Any, prompt: Any, image: Any, answer: str) -> Any:
+def plain_inputs(model: Any, processor: Any, prompt: Any, image: Any, answer: str) -> Any:
     """One conversation as transformers makes it of chat template, processor and text."""
     text = processor.apply_chat_template(prompt.messages(), add_generation_prompt=True)
-    return processor(text=text + answer, images=[image], return_tensors="pt")
+    inputs = processor(text=text + answer, images=[image], return_tensors="pt")
+    return inputs.to(model.device, model.dtype)  # pixels alone change their type
 
 
 def plain_scores(model: Any, processor: Any, prompt: Any, images: Any) -> list[Any]:
@@ -58,15 +59,15 @@ def plain_scores(model: Any, processor: Any, prompt: Any, images: Any) -> list[A
 
     found = []
     for image in images:
-        start = plain_inputs(processor, prompt, image, "")["input_ids"].shape[1]
+        start = plain_inputs(model, processor, prompt, image, "")["input_ids"].shape[1]
         row = []
         for label in prompt.space.labels:
             answer = f" {prompt.wrap('', label)}{processor.tokenizer.eos_token}"
-            inputs = plain_inputs(processor, prompt, image, answer)
+            inputs = plain_inputs(model, processor, prompt, image, answer)
             ids = inputs["input_ids"][0]
             with torch.inference_mode():
                 log_p = model(**inputs).logits[0].log_softmax(-1)
-            own = torch.arange(start, len(ids))
+            own = torch.arange(start, len(ids), device=ids.device)
             row.append(log_p[own - 1, ids[own]].sum().item())
         found.append(row)
     return found
@@ -78,7 +79,7 @@ def plain_texts(model: Any, processor: Any, prompt: Any, images: Any) -> list[An
 
     found = []
     for image in images:
-        inputs = plain_inputs(processor, prompt, image, "")
+        inputs = plain_inputs(model, processor, prompt, image, "")
         with torch.inference_mode():
             ids = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
         found.append(ids[0, inputs["input_ids"].shape[1] :])
@@ -96,7 +97,7 @@ def is_tie(model: Any, processor: Any, prompt: Any, image: Any, expected: Any, t
 
     same = max(k for k in range(len(expected) + 1)
                if text.startswith(text_of(processor, expected[:k])))  # fmt: skip
-    inputs = plain_inputs(processor, prompt, image, "")
+    inputs = plain_inputs(model, processor, prompt, image, "")
     ids = torch.cat([inputs.pop("input_ids"), expected[None, :same]], 1)
     inputs["attention_mask"] = torch.ones_like(ids)
     with torch.inference_mode():

@@ -39,20 +39,13 @@ def build(folder: Path) -> None:
                      max_length=1024)  # fmt: skip
 
 
-def parts(folder: Path) -> Any:
+def model_of(folder: Path) -> Any:
     import torch
-    from peft import LoraConfig
 
-    from vlmface import prompts
     from vlmface.families import llava
 
     torch.manual_seed(0)
-    model = llava.load_model(folder, dtype=torch.float32)
-    lora = LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM",
-        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
-    )  # fmt: skip
-    return model, lora, llava.load_processor(folder), prompts.load("face_cot")
+    return llava.load_model(folder, dtype=torch.float32)
 
 
 def length_reward(completions: Any, **_: Any) -> list[float]:
@@ -60,25 +53,34 @@ def length_reward(completions: Any, **_: Any) -> list[float]:
     return [float(len(one[0]["content"]) % 7) for one in completions]
 
 
-def arguments(out: str, steps: int) -> Any:
+def arguments(out: str, steps: int, gpu: bool) -> Any:
     from trl import GRPOConfig
 
     return GRPOConfig(
         output_dir=out, max_steps=steps, num_generations=GROUP,
         per_device_train_batch_size=GROUP * FACES, max_completion_length=TOKENS, beta=0.0,
-        temperature=1.0, learning_rate=1e-5, lr_scheduler_type="constant", bf16=False,
-        use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, seed=0,
+        temperature=1.0, learning_rate=1e-5, lr_scheduler_type="constant", bf16=gpu,
+        use_cpu=not gpu, report_to="none", save_strategy="no", logging_steps=1, seed=0,
         loss_type="grpo", remove_unused_columns=False, disable_dropout=True,
         gradient_checkpointing=False, dataloader_pin_memory=False, disable_tqdm=True,
     )  # fmt: skip
 
 
-def trainer_of(side: str, folder: Path, out: str, steps: int) -> Any:
+def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any:
+    """A trainer of the model, by the processor in `folder`, for so many steps."""
     from datasets import Dataset, Image, concatenate_datasets
+    from peft import LoraConfig
     from samples import rows
 
-    model, lora, processor, prompt = parts(folder)
-    faces = rows(FACES * steps)
+    from vlmface import prompts
+    from vlmface.families import llava
+
+    lora = LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
+    )  # fmt: skip
+    processor, prompt = llava.load_processor(folder), prompts.load("face_cot")
+    faces, gpu = rows(FACES * steps), model.device.type == "cuda"
     if side == "trl":
         from trl import GRPOTrainer
 
@@ -88,7 +90,7 @@ def trainer_of(side: str, folder: Path, out: str, steps: int) -> Any:
         )
         images = faces.select_columns(["image"]).cast_column("image", Image(decode=True))
         data = concatenate_datasets([asked, images], axis=1)
-        args = arguments(out, steps)
+        args = arguments(out, steps, gpu)
         # No answer ends early: the limit decides on both sides.
         args.generation_kwargs = {"eos_token_id": -1, "suppress_tokens": [
             processor.tokenizer.eos_token_id, processor.image_token_id]}  # fmt: skip
@@ -96,7 +98,6 @@ def trainer_of(side: str, folder: Path, out: str, steps: int) -> Any:
             model=model, args=args, reward_funcs=[length_reward], train_dataset=data,
             processing_class=processor, peft_config=lora,
         )  # fmt: skip
-    from vlmface.families import llava
     from vlmface.schema import FaceSample
     from vlmface.train import grpo, rewards
     from vlmface.train.group_trainer import GroupTrainer
@@ -106,7 +107,7 @@ def trainer_of(side: str, folder: Path, out: str, steps: int) -> Any:
     encoded, samples, _ = grpo.encode_prompts(faces, start, used, TOKENS)
     judge = rewards.Judge(used, list[FaceSample](samples), prompt)
     trainer = GroupTrainer(
-        model=model, args=arguments(out, steps), reward_funcs=[length_reward],
+        model=model, args=arguments(out, steps, gpu), reward_funcs=[length_reward],
         train_dataset=Dataset.from_dict({
             "prompt": [[{"role": "user", "content": "?"}]] * len(faces),
             "index": list(range(len(faces))),
@@ -119,10 +120,11 @@ def trainer_of(side: str, folder: Path, out: str, steps: int) -> Any:
     return trainer
 
 
-def one(side: str, folder: str, steps: int) -> None:
-    """A run in a process of its own; the first step warms up and is not counted."""
+def timed(side: str, folder: Path, model: Any, steps: int) -> dict[str, Any]:
+    """Seconds a step, and tokens an answer; the first step warms up and is not counted. The model
+    is left as it came, without an adapter."""
     with tempfile.TemporaryDirectory() as out:
-        trainer = trainer_of(side, Path(folder), out, steps + 1)
+        trainer = trainer_of(side, folder, model, out, steps + 1)
         marks: list[float] = []
         original = trainer.training_step
 
@@ -138,8 +140,9 @@ def one(side: str, folder: str, steps: int) -> None:
             for line in trainer.state.log_history
             if "completions/mean_length" in line
         ]
+        trainer.model.unload()
     # Rollouts happen inside of training_step, before the loss.
-    print(json.dumps({"s_per_step": (marks[-1] - marks[1]) / steps, "tokens": lengths}))
+    return {"s_per_step": (marks[-1] - marks[1]) / steps, "tokens": lengths}
 
 
 def equal_loss(folder: Path) -> dict[str, float]:
@@ -153,7 +156,7 @@ def equal_loss(folder: Path) -> dict[str, float]:
     old = None
     for side in ("ours", "trl"):
         with tempfile.TemporaryDirectory() as out:
-            trainer = trainer_of(side, folder, out, 1)
+            trainer = trainer_of(side, folder, model_of(folder), out, 1)
             trainer.model.train()
             batch = next(iter(trainer.get_train_dataloader()))
             if side == "ours":
@@ -204,20 +207,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=["ours", "trl"])
-    parser.add_argument("--folder")
+    parser.add_argument("--side", choices=["ours", "trl"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.side:
-        return one(words.side, words.folder, words.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder))
-        losses = equal_loss(Path(folder))
+        folder = Path(words.folder)
+        print(json.dumps(timed(words.side, folder, model_of(folder), words.steps)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        build(Path(name))
+        losses = equal_loss(Path(name))
         print(json.dumps(losses))
         assert abs(losses["ours"] - losses["trl"]) < 1e-4
         runs: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
         for _ in range(words.repeats):
             for side, done in runs.items():
-                command = [sys.executable, __file__, "--side", side, "--folder", folder,
+                command = [sys.executable, __file__, "--side", side, "--folder", name,
                            "--steps", str(words.steps)]  # fmt: skip
                 shown = subprocess.run(command, capture_output=True, text=True)
                 if shown.returncode:

@@ -271,7 +271,8 @@ def _share(asked: Sequence[Asked], holds: Any) -> dict[str, Any] | None:
 
 
 def measure(predictor: Predictor, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"n", "follows", "stays", "shifts", "rests"}, ready for JSON; the pairs as asked)."""
+    """({"n", "follows", "stays", "shifts", "rests"}, ready for JSON; the pairs as asked). What is
+    about AUs is left out where the prompt asks for a label alone."""
     space = predictor.prompt.space
     if space.field != "emotion":
         raise UserError(
@@ -279,10 +280,16 @@ def measure(predictor: Predictor, settings: Settings) -> tuple[dict[str, Any], d
             "emotion; choose a prompt that asks for it"
         )
     asked = ask(predictor, settings)
+    following = follows(asked["au"])
+    staying = {kind: stays(pairs) for kind, pairs in asked.items() if kind != "au"}
+    if predictor.prompt.form == "label":  # whose answers have no place for AUs
+        following = {"n": following["n"], "label": following["label"]}
+        for figures in staying.values():
+            del figures["aus"]
     return {
         "n": settings.n,
-        "follows": follows(asked["au"]),
-        "stays": {kind: stays(pairs) for kind, pairs in asked.items() if kind != "au"},
+        "follows": following,
+        "stays": staying,
         "shifts": {kind: shifts(asked[kind], kind, space.labels) for kind in GROUPS},
         "rests": rests(predictor, asked["au"], settings.batch_size),
     }, asked
@@ -346,11 +353,13 @@ def _change(pair: probes.Pair) -> str:
 
 def summary(figures: Mapping[str, Any]) -> str:
     """What was found, a few lines for people."""
-    named, label = figures["follows"]["named"], figures["follows"]["label"]
-    lines = [
-        f"an action unit is named of {_pct(named['where_present'])} of the faces that show it and "
-        f"of {_pct(named['where_absent'])} of the same faces without it"
-    ]
+    named, label = figures["follows"].get("named"), figures["follows"]["label"]
+    lines = []
+    if named:
+        lines.append(
+            f"an action unit is named of {_pct(named['where_present'])} of the faces that show it "
+            f"and of {_pct(named['where_absent'])} of the same faces without it"
+        )
     if label["should"]["flips"] and label["should_not"]["flips"]:
         lines.append(
             f"one action unit changes the label of {_pct(label['should']['flips'])} where it "
@@ -359,12 +368,7 @@ def summary(figures: Mapping[str, Any]) -> str:
     kept = ", ".join(f"{kind} {_pct(one['flips'])}" for kind, one in figures["stays"].items())
     lines.append(f"labels that change with nothing but the {kept}")
     for kind, one in figures["shifts"].items():
-        lines += [
-            f"{kind}: {shift['label']} is said {100 * shift['value']:+.1f} points more or less of "
-            f"{shift['group']} faces ({100 * shift['ci95'][0]:+.1f} to "
-            f"{100 * shift['ci95'][1]:+.1f})"
-            for shift in one["found"]
-        ]
+        lines += [f"{kind}: {_shift(shift)}" for shift in one["found"]]
         if not one["found"]:
             lines.append(f"{kind}: no group gets any label more often, as far as {figures['n']} "
                          "pairs can show")  # fmt: skip
@@ -374,6 +378,16 @@ def summary(figures: Mapping[str, Any]) -> str:
             f"{_pct(rests['foreign']['keeps'])} keep their own"
         )
     return "\n".join(lines)
+
+
+def _shift(shift: Mapping[str, Any]) -> str:
+    size = abs(100 * shift["value"])
+    low, high = sorted(abs(100 * bound) for bound in shift["ci95"])
+    often = "more" if shift["value"] > 0 else "less"
+    return (
+        f"{shift['label']} is said {size:.1f} points {often} often of {shift['group']} faces "
+        f"({low:.1f} to {high:.1f})"
+    )
 
 
 def _pct(figure: Mapping[str, Any]) -> str:
