@@ -14,6 +14,16 @@ from samples import FACES, load_script
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on contended threads
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="use the GPU: for tests/test_gpu.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Equalities hold to 1e-5 in float32 on a CPU, not in a GPU's bfloat16.
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 # Machines differ: a slow example is no failure.
 hypothesis_settings.register_profile("vlmface", deadline=None)
 hypothesis_settings.load_profile("vlmface")

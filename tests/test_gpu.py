@@ -26,7 +26,7 @@ from vlmface.infer.predictor import Predictor
 from vlmface.synth import dataset
 from vlmface.train import sft
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
 
 
 def words(**settings: Any) -> list[str]:
@@ -80,7 +80,7 @@ def test_bfloat16_answers_hardly_differ(trained: Path) -> None:
      ("checkpointing", {"gradient_checkpointing": True}), ("pixels", {"cache_features": False})],
 )  # fmt: skip
 def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path: Path) -> None:
-    """All start at the same loss; 4 bits near it."""
+    """All take the same course, 4 bits nearly so."""
     needed = {"nf4": "bitsandbytes", "liger": "liger_kernel"}.get(name)
     if needed and importlib.util.find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
@@ -94,12 +94,12 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
         settings = sft.Settings(
             base=str(base), data="test", benchmark="synth", prompt="face_cot", limits="",
             output_dir=str(folder), batch_size=8, epochs=3, learning_rate=5e-3, lora_dropout=0.0,
-            logging_steps=1, save_steps=6, **more,
+            logging_steps=1, save_steps=6, warmup_steps=0, **more,
         )  # fmt: skip
         sft.train(base, processor, llava, encoded, settings)
         found[kind] = [line["loss"] for line in log(folder)]
-    assert found[name][-1] < found[name][0] - 0.2
-    assert found[name][0] == pytest.approx(found["plain"][0], rel=0.02)
+    assert found[name][-1] < found[name][0] - 0.1
+    assert found[name] == pytest.approx(found["plain"], rel=0.02)
 
 
 def test_grpo_trains_the_policy_that_answers(trained: Path, tmp_path: Path) -> None:

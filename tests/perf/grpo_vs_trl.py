@@ -113,7 +113,7 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
             "index": list(range(len(faces))),
         }),
         processing_class=processor, peft_config=lora, family=llava, faces=encoded, judge=judge,
-        stops=[], top_p=1.0, max_drift=0.01, keep_features=True,
+        stops=[], top_p=1.0, max_drift=0.05, keep_features=True,
     )  # fmt: skip
     trainer.never = [processor.tokenizer.eos_token_id, processor.image_token_id]
     trainer._cut = -(10**9)  # answers are cut on purpose

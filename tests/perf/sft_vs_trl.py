@@ -130,7 +130,8 @@ def ours(model: Any, processor: Any, rows: Any, completions: list[str], argument
     )
 
     def prepare() -> None:
-        trainer.features = all_tower_features(trainer.model, llava, whole, processor)
+        with trainer.accelerator.autocast():
+            trainer.features = all_tower_features(trainer.model, llava, whole, processor)
 
     return trainer, collate([whole[i] for i in range(BATCH)]), prepare
 

@@ -167,7 +167,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         found: Inputs = encode.to_model(batch, model)
         if self.features is None and self.keep_features:
             core = rollout.core_of(self.accelerator.unwrap_model(model))
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 features = self.family.tower_features(core, found)
             return {**_of_tokens(found), "features": features}
         if self.features is not None:
@@ -219,7 +219,11 @@ class GroupTrainer(Resumable, GRPOTrainer):
         generator = torch.Generator().manual_seed(seed)
         trained: Any = self.model
         trained.eval()
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+        # Rounded as in training: otherwise it would train another policy than the one that answers.
+        with (
+            self.accelerator.autocast(),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
+        ):
             core: Any = model
             drawn = rollout.sample(
                 core, self.family, self._with_images(core, batch), group=self.group,

@@ -6,7 +6,6 @@ goes on with, the training of a run folder.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -255,9 +254,7 @@ def train(
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
     run_dir = Path(settings.output_dir)
-    gpu = torch.cuda.is_available()
-    if not gpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    gpu, mixed = torch.cuda.is_available(), sft.mixed_precision()
     sft.spare_the_compiler()
     arguments = GRPOConfig(
         output_dir=str(run_dir / "checkpoints"),
@@ -282,7 +279,7 @@ def train(
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=gpu,
+        bf16=mixed,
         use_cpu=not gpu,
         disable_dropout=True,  # the policy that answers is the one that is trained
         remove_unused_columns=False,
@@ -295,7 +292,7 @@ def train(
         report_to=settings.report_to,
         ddp_timeout=int(sft.PATIENCE.total_seconds()),
     )
-    model, peft_config = _model(start, settings, gpu)
+    model, peft_config = _model(start, settings, mixed)
     set_seed(settings.seed)
     judge = rewards.Judge(used, samples, start.prompt, settings.label_power)
     whole = start.policy["tower"] == "frozen" and not sft.sharding()
@@ -321,7 +318,10 @@ def train(
     )
     trainer.add_callback(Watcher(run_dir, trainer, settings.samples_every))
     if whole and settings.cache_features and arguments.world_size == 1:
-        trainer.features = all_tower_features(trainer.model, start.family, rows, start.processor)
+        with trainer.accelerator.autocast():
+            trainer.features = all_tower_features(
+                trainer.model, start.family, rows, start.processor
+            )
     sft.check_sharding(trainer)
     trained: Any = trainer.model
     parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
@@ -351,7 +351,7 @@ def train(
     }
 
 
-def _model(start: Start, settings: Settings, gpu: bool) -> tuple[Any, Any]:
+def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     """(the model, with the adapter of the run that it starts from; peft's configuration of a new
     adapter, or None)."""
     import torch
@@ -360,7 +360,7 @@ def _model(start: Start, settings: Settings, gpu: bool) -> tuple[Any, Any]:
 
     lora = "lora" in start.policy.values()
     model = start.family.load_model(
-        start.base, dtype=torch.bfloat16 if gpu and lora else torch.float32
+        start.base, dtype=torch.bfloat16 if mixed and lora else torch.float32
     )
     if start.run is not None:
         from peft import PeftModel

@@ -411,10 +411,7 @@ def train(
             f"save_steps {settings.save_steps} is no multiple of logging_steps "
             f"{settings.logging_steps}: the log of a resumed run would differ"
         )
-    gpu = torch.cuda.is_available()
-    if not gpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        # float32, also where a launch configuration that was written for GPUs says bf16.
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    gpu, mixed = torch.cuda.is_available(), mixed_precision()
     check_supported(settings, gpu)
     spare_the_compiler()
     arguments = SFTConfig(
@@ -430,7 +427,7 @@ def train(
         gradient_checkpointing=settings.gradient_checkpointing,
         torch_compile=settings.compile,
         use_liger_kernel=settings.liger,
-        bf16=gpu,
+        bf16=mixed,
         use_cpu=not gpu,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -448,7 +445,7 @@ def train(
     # After the arguments: they tell transformers to read the weights into shards under ZeRO-3.
     model = family.load_model(
         base,
-        dtype=torch.bfloat16 if gpu and settings.uses_lora else torch.float32,
+        dtype=torch.bfloat16 if mixed and settings.uses_lora else torch.float32,
         device=arguments.device if settings.quantize else None,
         quantize=settings.quantize,
     )
@@ -475,7 +472,8 @@ def train(
         family=family,
     )
     if caching:
-        trainer.features = all_tower_features(trainer.model, family, rows, processor)
+        with trainer.accelerator.autocast():
+            trainer.features = all_tower_features(trainer.model, family, rows, processor)
     if trainer.args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(
             f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
@@ -505,6 +503,17 @@ def train(
         "trainable_sha": trainer.trainable_sha,
         "parameters": parameters,
     }
+
+
+def mixed_precision() -> bool:
+    """Whether this machine trains in bfloat16, the trained weights being float32: GPUs do. CPUs
+    train in float32, also where a launch configuration that was written for GPUs says bf16."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    return gpu
 
 
 def save_trained(

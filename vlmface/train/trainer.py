@@ -124,7 +124,8 @@ class SupervisedTrainer(Resumable, SFTTrainer):
             core = self.accelerator.unwrap_model(model)
             core = core.get_base_model() if hasattr(core, "get_base_model") else core
             features = [self.features[row].to(core.device) for row in rows.tolist()]
-            inputs |= self.family.features_input(core, features)
+            with self.accelerator.autocast():  # the projector may be float32
+                inputs |= self.family.features_input(core, features)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
         # The last logits predict nothing; cutting them off would copy all others.
         targets = F.pad(labels[:, first:], (0, 1), value=IGNORED)
