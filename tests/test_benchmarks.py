@@ -23,7 +23,7 @@ from vlmface import data, facs, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.predictor import Prediction, Predictor
+from vlmface.infer.local import LocalModel, Prediction
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
@@ -135,7 +135,7 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
         for prompt, label in zip(asked, labels, strict=True):
             other = next(word for word in prompt.space.labels if word != label)
             texts[prompt.id].append(prompt.wrap(f"{moved} moved.", label if right else other))
-    monkeypatch.setattr(Predictor, "load", lambda *_, **__: Scripted(texts, asked))
+    monkeypatch.setattr(LocalModel, "load", lambda *_, **__: Scripted(texts, asked))
     protocol = tmp_path / "protocol.yaml"
     fields = {k: v for k, v in dataclasses.asdict(benchmark).items() if v is not None}
     protocol.write_text(yaml.safe_dump(fields), encoding="utf-8")

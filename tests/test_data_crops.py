@@ -18,7 +18,7 @@ from vlmface.data.rows import Rows, to_dataset
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 
 BOX = [20.0, 30.0, 60.0, 80.0]
 
@@ -249,7 +249,7 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     lines = answering.read_lines(run / "predictions.jsonl")
     benchmark = benchmarks.load_benchmark("synth")
     raw = benchmarks.load_rows(benchmark, None, 8)
-    predictor = Predictor.load(run)
+    predictor = LocalModel.load(run)
     answers = predictor.predict(answering.images_of(raw))  # cuts them itself
     assert [answer.text for answer in answers] == [line["text"] for line in lines]
     faces = benchmarks.load_rows(benchmark, None, 8, crops.parse(crop))
@@ -269,7 +269,7 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
     capsys.readouterr()
     seen = []
     monkeypatch.setattr(
-        Predictor, "_batch", lambda self, images, scores, true=Predictor._batch: (
+        LocalModel, "_batch", lambda self, images, scores, true=LocalModel._batch: (
             seen.extend(images), true(self, images, scores))[1],
     )  # fmt: skip
     command = ["predict", str(astronaut), "--model", str(run), "--json"]
@@ -287,7 +287,7 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
 
 def test_a_model_of_whole_pictures_knows_no_box(run_dir):
     with pytest.raises(UserError, match="trained on whole pictures and knows no box"):
-        Predictor.load(run_dir).predict([Image.new("RGB", (50, 50))], boxes=[BOX])
+        LocalModel.load(run_dir).predict([Image.new("RGB", (50, 50))], boxes=[BOX])
 
 
 def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):

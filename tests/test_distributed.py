@@ -23,7 +23,7 @@ from samples import ROOT, picture, samples
 from vlmface import encode, prompts
 from vlmface.errors import UserError
 from vlmface.families import llava
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.train import sft
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
@@ -86,7 +86,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
 def logits(folder: Path) -> torch.Tensor:
     """(tokens, vocabulary) of one picture with an answer, by the model in a run folder."""
-    predictor = Predictor.load(folder)
+    predictor = LocalModel.load(folder)
     target = "<think>Brows up.</think><answer>fear</answer>"
     row = encode.encode(predictor.processor, llava, predictor.messages, picture(3), target)
     batch = encode.Collator(predictor.processor, llava)([row])

@@ -15,7 +15,7 @@ from vlmface import facs, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 
 
 def test_a_later_evaluation_gives_the_numbers_of_the_recipe(
@@ -165,9 +165,9 @@ def test_a_stopped_evaluation_goes_on(
 ) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8", "--batch_size", "2"]
     evaluation.main([*argv, "--out", str(tmp_path / "whole")])
-    real, asked = Predictor.predict, []
+    real, asked = LocalModel.predict, []
 
-    def counted(self: Predictor, images: Any, **words: Any) -> Any:
+    def counted(self: LocalModel, images: Any, **words: Any) -> Any:
         asked.append(len(images))
         if len(asked) == 3:
             raise KeyboardInterrupt
@@ -175,7 +175,7 @@ def test_a_stopped_evaluation_goes_on(
 
     out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", counted)
+        patch.setattr(LocalModel, "predict", counted)
         with pytest.raises(KeyboardInterrupt):
             evaluation.main([*argv, "--out", str(out)])
         assert not (out / "metrics.json").exists()

@@ -16,13 +16,13 @@ from PIL import Image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 
 
 @pytest.fixture(scope="module")
 def answers(run_dir: Path) -> Iterator[FakeTeacher]:
     """A server behind which the run answers."""
-    predictor = Predictor.load(run_dir)
+    predictor = LocalModel.load(run_dir)
     one_at_a_time = threading.Lock()
 
     def behave(asked: Asked) -> Reply:

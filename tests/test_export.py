@@ -24,7 +24,7 @@ from samples import ROOT, load_script, picture
 from vlmface import export, manifest
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def copy_of(run_dir: Path, folder: Path) -> Path:
 
 def test_it_gives_the_answers_of_the_run(run_dir: Path, merged: Path) -> None:
     pictures = [picture(seed) for seed in range(4)]
-    adapter = Predictor.load(run_dir, merge=False).predict(pictures)
-    found = Predictor.load(merged).predict(pictures)
+    adapter = LocalModel.load(run_dir, merge=False).predict(pictures)
+    found = LocalModel.load(merged).predict(pictures)
     assert [p.text for p in found] == [p.text for p in adapter]
     for a, b in zip(found, adapter, strict=True):
         assert a.probabilities == pytest.approx(b.probabilities, abs=1e-4)
@@ -55,7 +55,7 @@ def test_transformers_alone_loads_it(run_dir: Path, merged: Path) -> None:
 
     model = AutoModelForImageTextToText.from_pretrained(merged).eval()
     processor = AutoProcessor.from_pretrained(merged)
-    ours = Predictor.load(run_dir, merge=False)
+    ours = LocalModel.load(run_dir, merge=False)
     text = processor.apply_chat_template(ours.messages, add_generation_prompt=True)
     batch = processor(text=text, images=picture(1), return_tensors="pt", add_special_tokens=False)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from vlmface import facs, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness
 from vlmface.evaluate.faithfulness import Asked
-from vlmface.infer.predictor import Prediction
+from vlmface.infer.local import Prediction
 from vlmface.synth import probes
 from vlmface.taxonomy import EMOTIONS
 
@@ -135,9 +135,9 @@ def test_what_cannot_be_measured(base: Path, tmp_path: Path) -> None:
 
 def test_whether_the_rationale_is_used(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A predictor that reads the rationale alone, and one that does not read it."""
-    from vlmface.infer.predictor import LabelScores, Predictor
+    from vlmface.infer.local import LabelScores, LocalModel
 
-    predictor = Predictor.load(base, prompt="face_cot")
+    predictor = LocalModel.load(base, prompt="face_cot")
     pairs = asked("au", oracle, n=40)
 
     def scores(label: str) -> LabelScores:

@@ -20,7 +20,7 @@ from vlmface import encode, families, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 from vlmface.families import paligemma, parts, tiny, tiny_paligemma
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.train import sft
 
@@ -301,7 +301,7 @@ def test_features_instead_of_pixels_give_the_same_logits(processor: Any, model: 
 # --- answers --------------------------------------------------------------------------------------
 
 
-def naive(predictor: Predictor, image: Any, rationale: str) -> dict[str, float]:
+def naive(predictor: LocalModel, image: Any, rationale: str) -> dict[str, float]:
     """Label probabilities by one full forward pass a label."""
     scores = []
     for label in predictor.prompt.space.labels:
@@ -321,7 +321,7 @@ def naive(predictor: Predictor, image: Any, rationale: str) -> dict[str, float]:
 def test_answers_are_those_of_single_images_and_scores_those_of_full_passes(
     checkpoint: Path, prompt: str
 ) -> None:
-    predictor = Predictor.load(checkpoint, prompt=prompt, max_new_tokens=6)
+    predictor = LocalModel.load(checkpoint, prompt=prompt, max_new_tokens=6)
     together = predictor.predict(PICTURES[:3], batch_size=3)
     apart = predictor.predict(PICTURES[:3], batch_size=1)
     assert [p.text for p in together] == [p.text for p in apart]
@@ -335,7 +335,7 @@ def test_written_rationales_of_any_length_are_scored_as_full_passes(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model "writes" given answers, truly cached, each of another length."""
-    predictor = Predictor.load(checkpoint, prompt="face_cot", max_new_tokens=1)
+    predictor = LocalModel.load(checkpoint, prompt="face_cot", max_new_tokens=1)
     tokenizer, generate = predictor.processor.tokenizer, predictor.model.generate
     script = [
         [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -383,7 +383,7 @@ def test_prompts_of_different_lengths_in_one_batch(processor: Any, model: Any) -
 
 def test_scores_behind_the_sliding_window_are_refused(tmp_path: Path) -> None:
     tiny_paligemma.build(tmp_path, corpus()[:200], max_length=64)
-    predictor = Predictor.load(tmp_path, prompt="face_cot", max_new_tokens=4)
+    predictor = LocalModel.load(tmp_path, prompt="face_cot", max_new_tokens=4)
     with pytest.raises(UserError, match=r"do not fit the model's sliding window of 64; ask with"):
         predictor.predict(PICTURES[:1])
     assert predictor.predict(PICTURES[:1], probabilities=False)[0].probabilities is None
@@ -524,7 +524,7 @@ def test_the_run_reloads_without_vlmface(run: Path) -> None:
         untrained = model(**batch).logits
         found = PeftModel.from_pretrained(model, str(run)).eval()(**batch).logits
         for merge in (False, True):
-            ours = Predictor.load(run, merge=merge)
+            ours = LocalModel.load(run, merge=merge)
             row = encode.encode(ours.processor, paligemma, ours.messages, PICTURES[0], TARGETS[0])
             mine = encode.Collator(ours.processor, paligemma)([row])
             expected = ours.model(**mine).logits
@@ -534,7 +534,7 @@ def test_the_run_reloads_without_vlmface(run: Path) -> None:
 
 def test_the_merged_run_answers_as_base_and_adapter_do(run: Path) -> None:
     merged, apart = (
-        Predictor.load(run, merge=merge).predict(PICTURES[:2])[1] for merge in (True, False)
+        LocalModel.load(run, merge=merge).predict(PICTURES[:2])[1] for merge in (True, False)
     )
     assert merged.text == apart.text
     assert merged.probabilities == pytest.approx(apart.probabilities, abs=1e-4)

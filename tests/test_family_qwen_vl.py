@@ -21,7 +21,7 @@ from samples import FACES, load_script, picture, rows
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import llava, parts, qwen_vl, tiny_qwen_vl
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.train import sft
 
 PROMPT = prompts.load("face_cot")
@@ -456,7 +456,7 @@ def test_features_instead_of_pixels_give_the_same_logits(processor: Any, model: 
 # --- answers --------------------------------------------------------------------------------------
 
 
-def naive(predictor: Predictor, image: Image.Image, rationale: str) -> dict[str, float]:
+def naive(predictor: LocalModel, image: Image.Image, rationale: str) -> dict[str, float]:
     """Label probabilities by one full forward pass a label."""
     inputs = encode.encode(predictor.processor, qwen_vl, predictor.messages, image)
     start = len(inputs["input_ids"])
@@ -474,7 +474,7 @@ def naive(predictor: Predictor, image: Image.Image, rationale: str) -> dict[str,
 
 @pytest.mark.parametrize("prompt", ["face_cot", "expllm_label"])
 def test_a_batch_answers_as_single_images_and_full_passes_do(checkpoint: Path, prompt: str) -> None:
-    predictor = Predictor.load(checkpoint, prompt=prompt, max_new_tokens=8)
+    predictor = LocalModel.load(checkpoint, prompt=prompt, max_new_tokens=8)
     together = predictor.predict(PICTURES, batch_size=6)
     apart = predictor.predict(PICTURES, batch_size=1)
     assert [p.text for p in together] == [p.text for p in apart]
@@ -502,7 +502,7 @@ class Script:
 @pytest.fixture
 def scripted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """(predictor, rationales): the model writes them, each of another length, truly cached."""
-    predictor = Predictor.load(checkpoint, prompt="face_cot", max_new_tokens=60)
+    predictor = LocalModel.load(checkpoint, prompt="face_cot", max_new_tokens=60)
     rationales = ["The brows are lowered (AU4).", "Rest.", "The jaw drops (AU26), as in surprise."]
     tokenizer, generate = predictor.processor.tokenizer, predictor.model.generate
     texts = [PROMPT.wrap(text, "anger") + "<|im_end|>" for text in rationales]
@@ -574,7 +574,7 @@ def test_transformers_and_peft_alone_load_the_run(finished: tuple[Path, Path]) -
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     run, base = finished
-    ours = Predictor.load(run, merge=False)
+    ours = LocalModel.load(run, merge=False)
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), str(run))
     processor = AutoProcessor.from_pretrained(run)
     inputs = processor.apply_chat_template(
@@ -595,7 +595,7 @@ def test_an_adapter_answers_merged_and_unmerged_alike(finished: tuple[Path, Path
     """Also: the positions behind a cache are found through peft's wrapper."""
     run, _ = finished
     merged, adapter = (
-        Predictor.load(run, merge=merge, max_new_tokens=8) for merge in (True, False)
+        LocalModel.load(run, merge=merge, max_new_tokens=8) for merge in (True, False)
     )
     images = PICTURES[:3]
     for image, a, b in zip(images, merged.predict(images), adapter.predict(images), strict=True):
@@ -689,7 +689,7 @@ def test_a_handful_of_rows_is_memorised(
         from transformers import AutoModelForImageTextToText
 
         model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run").eval()
-        ours = Predictor.load(tmp_path / "run")
+        ours = LocalModel.load(tmp_path / "run")
         row = encode.encode(ours.processor, qwen_vl, ours.messages, PICTURES[0])
         batch = encode.Collator(ours.processor, qwen_vl)([row])
         with torch.no_grad():

@@ -19,7 +19,7 @@ from vlmface import encode, families, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 from vlmface.families import parts, smolvlm, tiny_smolvlm
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.schema import FaceSample
 from vlmface.train import sft
@@ -432,11 +432,11 @@ def test_features_instead_of_pixels_give_the_same_logits(kind: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=TYPES)
-def predictor(folders: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Predictor]:
-    yield Predictor.load(folders[request.param], prompt="face_cot", max_new_tokens=12)
+def predictor(folders: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[LocalModel]:
+    yield LocalModel.load(folders[request.param], prompt="face_cot", max_new_tokens=12)
 
 
-def naive(predictor: Predictor, image: Any, rationale: str) -> dict[str, float]:
+def naive(predictor: LocalModel, image: Any, rationale: str) -> dict[str, float]:
     """Label probabilities by one full forward pass a label."""
     asked = encode.encode(predictor.processor, smolvlm, predictor.messages, image)
     start = len(asked["input_ids"])
@@ -455,7 +455,7 @@ def naive(predictor: Predictor, image: Any, rationale: str) -> dict[str, float]:
     return dict(zip(predictor.prompt.space.labels, values, strict=True))
 
 
-def test_a_batch_answers_as_single_images_do(predictor: Predictor) -> None:
+def test_a_batch_answers_as_single_images_do(predictor: LocalModel) -> None:
     together = predictor.predict(PICTURES, batch_size=5)
     apart = predictor.predict(PICTURES, batch_size=1)
     assert [p.text for p in together] == [p.text for p in apart]
@@ -468,7 +468,7 @@ def test_a_batch_answers_as_single_images_do(predictor: Predictor) -> None:
 def test_labels_follow_rationales_of_different_length(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor.load(folder, prompt="face_cot")
+    predictor = LocalModel.load(folder, prompt="face_cot")
     rationales = ["The brows are lowered (AU4).", "The lips part (AU25), the jaw drops.", "Rest."]
     tokenizer = predictor.processor.tokenizer
     texts = [" " + predictor.prompt.wrap(text, "anger") for text in rationales]
@@ -608,7 +608,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
     found, _ = manifest.load(tmp_path / "run")
     assert (found.data["name"], found.data["n"], found.family) == ("expllm", 4, "smolvlm")
     assert found.image == {"height": 32, "width": 32, "tiles": 1, "tokens": 4}
-    own = Predictor.load(tmp_path / "run").processor  # what was learnt is what is served
+    own = LocalModel.load(tmp_path / "run").processor  # what was learnt is what is served
     assert smolvlm.image_tokens(own, (100, 100)) == 4
     assert found.policy == {"tower": "frozen", "projector": "frozen", "llm": "lora"}
 
@@ -624,7 +624,7 @@ def test_a_run_is_read_without_vlmface(run_dir: Path, folder: Path) -> None:
         text=whole_text(processor), images=[PICTURES[1]], return_tensors="pt",
         add_special_tokens=False,
     )  # fmt: skip
-    ours = Predictor.load(run_dir, merge=False)
+    ours = LocalModel.load(run_dir, merge=False)
     row = encode.encode(ours.processor, smolvlm, ours.messages, PICTURES[1], TARGET)
     own = encode.Collator(ours.processor, smolvlm)([row])
     own.pop("labels")

@@ -22,7 +22,7 @@ from samples import ROOT, load_script, rows
 from vlmface import inspect_rows, manifest, plan, prompts
 from vlmface.evaluate import answering
 from vlmface.families import llava
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
 from vlmface.train import sft
 
@@ -57,7 +57,7 @@ def test_the_recipe_learns_in_bfloat16(trained: Path) -> None:
 
 def test_a_gpu_answers_as_a_cpu_does(trained: Path) -> None:
     images = answering.images_of(dataset.load("test", n=32))
-    gpu, cpu = (Predictor.load(trained, device=d, dtype=torch.float32) for d in ("cuda", "cpu"))
+    gpu, cpu = (LocalModel.load(trained, device=d, dtype=torch.float32) for d in ("cuda", "cpu"))
     ours, theirs = gpu.predict(images, batch_size=16), cpu.predict(images)
     assert [one.text for one in ours] == [one.text for one in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -68,8 +68,8 @@ def test_a_gpu_answers_as_a_cpu_does(trained: Path) -> None:
 
 def test_bfloat16_answers_hardly_differ(trained: Path) -> None:
     images = answering.images_of(dataset.load("test", n=100))
-    exact = Predictor.load(trained, dtype=torch.float32).predict(images)
-    rounded = Predictor.load(trained).predict(images)
+    exact = LocalModel.load(trained, dtype=torch.float32).predict(images)
+    rounded = LocalModel.load(trained).predict(images)
     same = [a.answer.label == b.answer.label for a, b in zip(exact, rounded, strict=True)]
     assert sum(same) >= 90
 
@@ -155,6 +155,6 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
 
 def test_one_face_or_many(trained: Path) -> None:
     images = answering.images_of(dataset.load("test", n=12))
-    predictor = Predictor.load(trained, dtype=torch.float32)
+    predictor = LocalModel.load(trained, dtype=torch.float32)
     texts = [one.text for one in predictor.predict(images)]
     assert texts == [predictor.predict([image])[0].text for image in images]

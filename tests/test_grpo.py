@@ -21,7 +21,7 @@ from samples import load_script, rows
 from vlmface import config, prompts
 from vlmface.cli import main as vlmface
 from vlmface.errors import UserError
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.train import grpo, rewards, sft, watch
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +73,7 @@ def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None
     assert found["data"]["rewards"] == shipped["rewards"]
     ours = json.loads((memorised / "vlmface.json").read_text())
     assert (found["base"], found["prompts"]) == (ours["base"], ours["prompts"])
-    assert Predictor.load(finished).predict([rows(1)[0]["image"]])[0].text
+    assert LocalModel.load(finished).predict([rows(1)[0]["image"]])[0].text
 
 
 def test_what_is_logged(finished: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.families import llava, quantize, tiny, tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.train import sft
 
@@ -235,7 +235,7 @@ def test_a_run_says_how_its_base_was_kept_and_is_loaded_without_that(
     assert manifest.load(tmp_path)[0].quantize == "nf4"
     assert manifest.load(run_dir)[0].quantize is None
     for merge in (False, True):
-        model = Predictor.load(tmp_path, merge=merge).model
+        model = LocalModel.load(tmp_path, merge=merge).model
         assert not quantised(model)
     assert model.dtype == torch.float32
 

@@ -14,18 +14,18 @@ from samples import picture
 from vlmface import encode, prompts
 from vlmface.errors import UserError
 from vlmface.families import tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
-from vlmface.infer.predictor import LabelScores, Predictor
+from vlmface.infer.local import LabelScores, LocalModel
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 RATIONALES = ["The brows are lowered (AU4).", "", "The lips part (AU25), the jaw drops.", "R", ""]
 
 
 @pytest.fixture(scope="module", params=["face_cot", "expllm", "expllm_label"])
-def predictor(base: Path, request: pytest.FixtureRequest) -> Iterator[Predictor]:
-    yield Predictor.load(base, prompt=request.param, max_new_tokens=12)
+def predictor(base: Path, request: pytest.FixtureRequest) -> Iterator[LocalModel]:
+    yield LocalModel.load(base, prompt=request.param, max_new_tokens=12)
 
 
-def naive(predictor: Predictor, image: Any, rationale: str) -> tuple[list[float], list[int]]:
+def naive(predictor: LocalModel, image: Any, rationale: str) -> tuple[list[float], list[int]]:
     """Log-likelihood of what follows the text that all labels share, by one forward pass a label;
     and its number of tokens."""
     ids_of = predictor.label_ids(rationale, image.size)
@@ -53,7 +53,7 @@ def same(found: LabelScores, expected: tuple[list[float], list[int]]) -> None:
     assert list(found.tokens.values()) == expected[1]
 
 
-def test_likelihoods_are_those_of_full_forward_passes(predictor: Predictor) -> None:
+def test_likelihoods_are_those_of_full_forward_passes(predictor: LocalModel) -> None:
     for image, found in zip(PICTURES, predictor.score(PICTURES), strict=True):
         same(found, naive(predictor, image, ""))
         assert sum(found.probabilities().values()) == pytest.approx(1)
@@ -65,7 +65,7 @@ def test_likelihoods_are_those_of_full_forward_passes(predictor: Predictor) -> N
             same(found, naive(predictor, image, text))
 
 
-def test_behind_its_own_rationale_it_finds_what_predict_finds(predictor: Predictor) -> None:
+def test_behind_its_own_rationale_it_finds_what_predict_finds(predictor: LocalModel) -> None:
     written = predictor.predict(PICTURES)
     scored = predictor.score(PICTURES, [one.answer.rationale for one in written])
     for one, other in zip(written, scored, strict=True):
@@ -84,7 +84,7 @@ def test_prompts_of_different_lengths(
         tiny_qwen_vl.build_qwen_vl(folder, corpus, min_pixels=256, max_pixels=4096)
     else:
         tiny_paligemma.build(folder, corpus)
-    predictor = Predictor.load(folder, prompt="face_cot", max_new_tokens=12)
+    predictor = LocalModel.load(folder, prompt="face_cot", max_new_tokens=12)
     images = [picture(seed, size) for seed, size in enumerate([(60, 60), (200, 90), (64, 150)])]
     texts = RATIONALES[:3]
     together = predictor.score(images, texts, batch_size=3)
@@ -92,7 +92,7 @@ def test_prompts_of_different_lengths(
         same(found, naive(predictor, image, text))
 
 
-def test_the_prior_is_that_of_a_grey_picture(predictor: Predictor) -> None:
+def test_the_prior_is_that_of_a_grey_picture(predictor: LocalModel) -> None:
     from PIL import Image
 
     found = predictor.score(PICTURES[:2], prior=True)

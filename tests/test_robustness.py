@@ -11,7 +11,7 @@ import pytest
 
 from vlmface.errors import UserError
 from vlmface.evaluate import corrupt, robustness
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 
 
 def test_the_curve(
@@ -38,13 +38,13 @@ def test_the_curve(
 
     # Another corruption later: what is known is not asked again.
     asked: list[int] = []
-    real = Predictor.predict
+    real = LocalModel.predict
 
-    def counted(self: Predictor, images: Any, **words: Any) -> Any:
+    def counted(self: LocalModel, images: Any, **words: Any) -> Any:
         asked.append(len(images))
         return real(self, images, **words)
 
-    monkeypatch.setattr(Predictor, "predict", counted)
+    monkeypatch.setattr(LocalModel, "predict", counted)
     assert robustness.main([*argv[:-1], "blur,hand,jpeg"]) == 0
     assert asked == [4] * 5
     with pytest.raises(UserError, match="was started with n = 4, but now n = 3"):

@@ -17,7 +17,7 @@ from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics
 from vlmface.families import llava
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.train import sft, tasks
 from vlmface.train.trainer import all_tower_features
 
@@ -127,10 +127,10 @@ def test_a_later_evaluation_and_another_question(
     trained = json.loads((run_dir / "metrics.json").read_text())["after"]
     for name in ("emotion", "attributes"):
         assert again[name] == trained[name]
-    predictor = Predictor.load(run_dir, prompt="synth_ancestry")
+    predictor = LocalModel.load(run_dir, prompt="synth_ancestry")
     assert predictor.prompt.space.id == "race3"
     with pytest.raises(UserError, match=r"trained with prompt facescan_gender .*not with face_cot"):
-        Predictor.load(run_dir, prompt="face_cot")
+        LocalModel.load(run_dir, prompt="face_cot")
     assert vlmface(["predict", "docs/images", "--model", str(run_dir), "--json"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "{"]
     assert [line["prompt"] for line in said] == list(ASKED)

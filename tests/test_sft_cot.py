@@ -22,7 +22,7 @@ from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.families import llava
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.train import sft
 
 
@@ -248,8 +248,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_merged_equals_adapter(run_dir: Path) -> None:
-    merged, apart = Predictor.load(run_dir), Predictor.load(run_dir, merge=False)
-    plain = Predictor.load(manifest.load(run_dir)[0].base["id"], prompt="face_cot")
+    merged, apart = LocalModel.load(run_dir), LocalModel.load(run_dir, merge=False)
+    plain = LocalModel.load(manifest.load(run_dir)[0].base["id"], prompt="face_cot")
     row = encode.encode(merged.processor, llava, merged.messages, picture(0))
     batch = encode.Collator(merged.processor, llava)([row])
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_variants_of_lora_train_merge_and_reload(
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (written["use_rslora"], written["use_dora"]) == (variant == "rslora", variant == "dora")
     assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.3
-    merged, apart = Predictor.load(tmp_path), Predictor.load(tmp_path, merge=False)
+    merged, apart = LocalModel.load(tmp_path), LocalModel.load(tmp_path, merge=False)
     row = encode.encode(merged.processor, llava, merged.messages, picture(0))
     batch = encode.Collator(merged.processor, llava)([row])
     with torch.no_grad():

@@ -16,7 +16,7 @@ from vlmface import prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import sweep
 from vlmface.evaluate.benchmarks import load_benchmark
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.taxonomy import space
 
 SIX = "face_cot,expllm,expllm_label,r1_omni,facescan_emotion,facescan_boxed_emotion"
@@ -54,7 +54,7 @@ def test_nothing_is_asked_twice(
     swept: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (swept / "sweep.json").read_text()
-    monkeypatch.setattr(Predictor, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(LocalModel, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     assert sweep.main(words(run_dir, swept)) == 0
     assert (swept / "sweep.json").read_text() == before
     assert re.search("synth: .*(no winner|wins)", capsys.readouterr().out)

@@ -17,7 +17,7 @@ from samples import load_script
 from vlmface import data, facs, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules, selftaught, verify
 from vlmface.rationale.build import Written
 from vlmface.rationale.truth import Truth
@@ -207,15 +207,15 @@ def test_the_card_says_who_wrote_and_how_they_agreed(built: Path) -> None:
 def test_a_build_that_was_stopped_gives_the_same_texts(
     recipe: Recipe, built: Path, memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, calls = Predictor.sample, []
+    sample, calls = LocalModel.sample, []
 
-    def dies(self: Predictor, *args: Any, **how: Any) -> list[list[str]]:
+    def dies(self: LocalModel, *args: Any, **how: Any) -> list[list[str]]:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return sample(self, *args, **how)
 
-    monkeypatch.setattr(Predictor, "sample", dies)
+    monkeypatch.setattr(LocalModel, "sample", dies)
     with pytest.raises(KeyboardInterrupt):
         recipe(tmp_path / "out", model=memorised)
     assert not (tmp_path / "out").exists()
@@ -246,13 +246,13 @@ def test_the_truth_is_told_only_if_asked(
     recipe: Recipe, memorised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    sample = Predictor.sample
+    sample = LocalModel.sample
 
-    def listens(self: Predictor, images: Any, count: int, **how: Any) -> list[list[str]]:
+    def listens(self: LocalModel, images: Any, count: int, **how: Any) -> list[list[str]]:
         told.extend(json.dumps(one) for one in how["messages"])
         return sample(self, images, count, **how)
 
-    monkeypatch.setattr(Predictor, "sample", listens)
+    monkeypatch.setattr(LocalModel, "sample", listens)
     with pytest.raises(UserError, match="no rationale passes"):  # it was never asked this
         recipe(tmp_path / "told", model=memorised, n=2, saw_label="true")
     labels = [row["emotion"] for row in data.load("synth", n=2)]

@@ -28,14 +28,14 @@ def test_the_wheel_carries_what_it_needs(tmp_path):
 import vlmface, sys
 from vlmface import files, prompts
 from vlmface.evaluate.benchmarks import load_benchmark
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 from PIL import Image
 assert vlmface.__file__.startswith(sys.argv[1]), vlmface.__file__
 assert str(files.resource("recipes/configs")).startswith(sys.argv[1])
 assert load_benchmark("rafdb").published
-predictor = Predictor.load("vlmface-tiny", prompt=prompts.load("face_cot"), max_new_tokens=8)
+predictor = LocalModel.load("vlmface-tiny", prompt=prompts.load("face_cot"), max_new_tokens=8)
 face = Image.fromarray(render(dataset.draw(0, "test", 0).face).image)
 print(predictor.predict([face])[0].text)
 """

@@ -63,7 +63,7 @@ def _data_crop(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from vlmface.infer.predictor import predict_command
+    from vlmface.infer.local import predict_command
 
     return predict_command(
         arguments.images,

@@ -121,7 +121,7 @@ def main() -> None:
     words = parser.parse_args()
 
     from vlmface.evaluate import answering
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
     from vlmface.synth import dataset
 
     images = answering.images_of(dataset.load("test", n=words.faces, size=336))
@@ -129,8 +129,8 @@ def main() -> None:
         large, small = Path(name, "336"), Path(name, "224")
         build(large, 336)
         build(small, 224)
-        scorer = Predictor.load(large, prompt="face_cot")
-        writer = Predictor.load(small, prompt="face_cot", max_new_tokens=TOKENS)
+        scorer = LocalModel.load(large, prompt="face_cot")
+        writer = LocalModel.load(small, prompt="face_cot", max_new_tokens=TOKENS)
         size = sum(weight.numel() for weight in writer.model.parameters())
         print(f"{size / 1e6:.1f} M weights, {words.faces} faces")
         few = images[:ONE_BY_ONE]

@@ -180,14 +180,14 @@ def evaluation(model: Any, folder: Path, gpu: bool) -> dict[str, dict[str, Calla
     from vlmface import prompts
     from vlmface.evaluate import answering
     from vlmface.families import llava
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
     from vlmface.synth import dataset
 
     eval_speed.TOKENS = TOKENS
     images = answering.images_of(dataset.load("test", n=FACES, size=336, progress=False))
     few = images[:2]
     prompt = prompts.load("face_cot")
-    predictor = Predictor(model, llava.load_processor(folder), prompt, "llava", TOKENS)
+    predictor = LocalModel(model, llava.load_processor(folder), prompt, "llava", TOKENS)
     how = (model.eval(), predictor.processor, prompt, few)
 
     def timed(work: Callable[[], Any], count: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
-    from vlmface.infer.predictor import LabelScores, Prediction, Predictor
+    from vlmface.infer.local import LabelScores, LocalModel, Prediction
     from vlmface.infer.server import Server
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
@@ -65,7 +65,7 @@ def images_of(rows: datasets.Dataset) -> list[Image.Image]:
 
 
 def answer(
-    predictor: Predictor,
+    predictor: LocalModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
     *,
@@ -193,7 +193,7 @@ def _opened(
 
 
 def _ask(
-    predictor: Predictor, images: Sequence[Image.Image], mode: str, batch_size: int
+    predictor: LocalModel, images: Sequence[Image.Image], mode: str, batch_size: int
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
@@ -259,12 +259,12 @@ def answer_once(
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
     already, it is read and not computed again. Killed in one process, it goes on from the last
     batch."""
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
 
     if path.exists():
         return read_lines(path)
     is_base = not is_run(model)
-    predictor = Predictor.load(
+    predictor = LocalModel.load(
         model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens
     )
     if is_base:

@@ -31,7 +31,7 @@ from vlmface.synth import probes
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlmface.infer.predictor import Prediction, Predictor
+    from vlmface.infer.local import LocalModel, Prediction
     from vlmface.schema import FaceSample
 
 GROUPS = {"age": "age_group", "gender": "gender", "ancestry": "race"}  # kind -> field of the face
@@ -72,7 +72,7 @@ class Asked:
         return self.before.answer.label != self.after.answer.label
 
 
-def ask(predictor: Predictor, settings: Settings) -> dict[str, list[Asked]]:
+def ask(predictor: LocalModel, settings: Settings) -> dict[str, list[Asked]]:
     """{kind: the pairs with what was said}. The first face of a pair is the same in all kinds and
     is asked about once."""
     from tqdm import tqdm
@@ -213,7 +213,7 @@ def _sides(one: Asked, field: str, word: str) -> tuple[Prediction, Prediction] |
     return (one.before, one.after) if belong[0] else (one.after, one.before)
 
 
-def rests(predictor: Predictor, asked: Sequence[Asked], batch_size: int) -> dict[str, Any]:
+def rests(predictor: LocalModel, asked: Sequence[Asked], batch_size: int) -> dict[str, Any]:
     """Whether the label hangs on the rationale: {"n", "consistent": the share of answers whose own
     AUs support their label; "own", "foreign", "none": the label that is likeliest behind the
     model's own rationale, behind that of another face whose label was another one, and behind none:
@@ -270,7 +270,7 @@ def _share(asked: Sequence[Asked], holds: Any) -> dict[str, Any] | None:
     return mean([holds(one) for one in asked], [one.person for one in asked])
 
 
-def measure(predictor: Predictor, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     """({"n", "follows", "stays", "shifts", "rests"}, ready for JSON; the pairs as asked). What is
     about AUs is left out where the prompt asks for a label alone."""
     space = predictor.prompt.space
@@ -398,10 +398,10 @@ def _pct(figure: Mapping[str, Any]) -> str:
 def run(settings: Settings) -> dict[str, Any]:
     """Measure a model and write faithfulness.json and .html into `settings.output_dir` (default:
     eval/faithfulness inside the run); returns the figures."""
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
 
     out = output_folder(settings.model, settings.output_dir, "faithfulness")
-    predictor = Predictor.load(
+    predictor = LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
     figures, asked = measure(predictor, settings)

@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmface.evaluate import metrics
 from vlmface.evaluate.metrics import Row
-from vlmface.infer.predictor import NORMS, LabelScores
+from vlmface.infer.local import NORMS, LabelScores
 from vlmface.taxonomy import LabelSpace
 
 NAMES = ("free", "rationale", *("scored" if n == "sum" else f"scored_{n}" for n in NORMS))

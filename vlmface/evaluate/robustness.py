@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
 
 
 def measure(
-    predictor: Predictor, rows: datasets.Dataset, settings: Settings, journal: Journal
+    predictor: LocalModel, rows: datasets.Dataset, settings: Settings, journal: Journal
 ) -> dict[str, Any]:
     """{"clean": scores, "corruptions": {name: [scores at strength 1, ..., 5]}, "mean": {score: its
     mean over all corruptions and strengths}}; scores are {"accuracy", "au_f1", "valid"}, those
@@ -165,7 +165,7 @@ def _y(share: float) -> float:
 def run(settings: Settings) -> dict[str, Any]:
     """Measure a model and write robustness.json and .html into `settings.output_dir` (default:
     eval/robustness inside the run); returns the figures. Killed, the same call goes on."""
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
 
     if unknown := [name for name in settings.corruptions if name not in corrupt.NAMES]:
         raise UserError(
@@ -173,7 +173,7 @@ def run(settings: Settings) -> dict[str, Any]:
         )
     out = output_folder(settings.model, settings.output_dir, "robustness")
     benchmark = load_benchmark(settings.benchmark)
-    predictor = Predictor.load(
+    predictor = LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
     rows = load_rows(benchmark, settings.data_root, None, predictor.crop)

@@ -29,7 +29,7 @@ from vlmface.train.sft import peak_rss_gib
 if TYPE_CHECKING:
     import datasets
 
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
     from vlmface.infer.server import Server
 
 
@@ -205,7 +205,7 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> Predictor | Server:
+def _asked(settings: Settings) -> LocalModel | Server:
     """Who answers: a model in this process, or a server."""
     if urlsplit(settings.model).scheme in ("http", "https"):
         return _server(settings)
@@ -215,9 +215,9 @@ def _asked(settings: Settings) -> Predictor | Server:
                 f"{name} is {getattr(settings, name)}, but {settings.model} is no server's URL: "
                 "leave it out"
             )
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
 
-    return Predictor.load(
+    return LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
 
@@ -252,7 +252,7 @@ def _server(settings: Settings) -> Server:
     return Server(endpoint, asked, limit)
 
 
-def _evaluate(settings: Settings, benchmark: Benchmark, who: Predictor | Server) -> dict[str, Any]:
+def _evaluate(settings: Settings, benchmark: Benchmark, who: LocalModel | Server) -> dict[str, Any]:
     from vlmface.infer.server import Server
 
     asked = scored_prompts(benchmark, who.prompts)

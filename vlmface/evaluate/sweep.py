@@ -32,7 +32,7 @@ from vlmface.prompts import Prompt
 if TYPE_CHECKING:
     import datasets
 
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer.local import LocalModel
 
 ALPHA = 0.05  # of all tests between finalists together
 
@@ -87,7 +87,7 @@ class Asking:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self.folder = folder
-        self.loaded: tuple[str, Predictor] | None = None
+        self.loaded: tuple[str, LocalModel] | None = None
 
     def __call__(
         self, arm: Arm, rows: datasets.Dataset, benchmark: Benchmark, part: str
@@ -111,14 +111,14 @@ class Asking:
                 sink=journal,
             )  # fmt: skip
 
-    def _predictor(self, arm: Arm) -> Predictor:
-        from vlmface.infer.predictor import Predictor
+    def _predictor(self, arm: Arm) -> LocalModel:
+        from vlmface.infer.local import LocalModel
 
         if self.loaded is None or self.loaded[0] != arm.model:
             self.loaded = None
             own = None if manifest.is_run(arm.model) else arm.prompt
             limit = self.settings.max_new_tokens
-            found = Predictor.load(arm.model, prompt=own, max_new_tokens=limit)
+            found = LocalModel.load(arm.model, prompt=own, max_new_tokens=limit)
             self.loaded = arm.model, found
         return self.loaded[1]
 

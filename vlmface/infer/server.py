@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, with_image
-from vlmface.infer.predictor import Prediction
+from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
 
 if TYPE_CHECKING:

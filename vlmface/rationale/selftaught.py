@@ -108,10 +108,10 @@ class Local:
     """A run folder, in this process."""
 
     def __init__(self, settings: Settings) -> None:
-        from vlmface.infer.predictor import Predictor
+        from vlmface.infer.local import LocalModel
 
         self.settings = settings
-        self.predictor = Predictor.load(str(settings.model), prompt=settings.prompt)
+        self.predictor = LocalModel.load(str(settings.model), prompt=settings.prompt)
         self.prompt = self.predictor.prompt
 
     def write(

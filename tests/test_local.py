@@ -16,24 +16,24 @@ from vlmface import encode, export, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.families import llava
-from vlmface.infer import predictor as module
-from vlmface.infer.predictor import Prediction, Predictor
+from vlmface.infer import local as module
+from vlmface.infer.local import LocalModel, Prediction
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 
 
 @pytest.fixture(scope="module", params=["face_cot", "expllm", "expllm_label"])
-def predictor(base: Path, request: pytest.FixtureRequest) -> Iterator[Predictor]:
-    yield Predictor.load(base, prompt=request.param, max_new_tokens=12)
+def predictor(base: Path, request: pytest.FixtureRequest) -> Iterator[LocalModel]:
+    yield LocalModel.load(base, prompt=request.param, max_new_tokens=12)
 
 
 @pytest.fixture
-def scripted(base: Path) -> Predictor:
+def scripted(base: Path) -> LocalModel:
     """A predictor whose model "writes" given rationales of different lengths, truly cached."""
-    return Predictor.load(base, prompt="face_cot", max_new_tokens=40)
+    return LocalModel.load(base, prompt="face_cot", max_new_tokens=40)
 
 
-def naive(predictor: Predictor, image: Any, rationale: str) -> dict[str, float]:
+def naive(predictor: LocalModel, image: Any, rationale: str) -> dict[str, float]:
     """Label probabilities by one full forward pass a label."""
     start = len(
         encode.encode_text(predictor.processor, llava, predictor.messages, None)["input_ids"]
@@ -57,7 +57,7 @@ def close(found: dict[str, float] | None, expected: dict[str, float] | None) -> 
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_batch_answers_as_single_images_do(predictor: Predictor) -> None:
+def test_a_batch_answers_as_single_images_do(predictor: LocalModel) -> None:
     together = predictor.predict(PICTURES, batch_size=5)
     apart = predictor.predict(PICTURES, batch_size=1)
     assert [p.text for p in together] == [p.text for p in apart]
@@ -66,7 +66,7 @@ def test_a_batch_answers_as_single_images_do(predictor: Predictor) -> None:
         close(one.probabilities, other.probabilities)
 
 
-def test_probabilities_are_those_of_full_forward_passes(predictor: Predictor) -> None:
+def test_probabilities_are_those_of_full_forward_passes(predictor: LocalModel) -> None:
     for image, prediction in zip(PICTURES, predictor.predict(PICTURES), strict=True):
         close(prediction.probabilities, naive(predictor, image, prediction.answer.rationale))
         assert sum((prediction.probabilities or {}).values()) == pytest.approx(1)
@@ -74,7 +74,7 @@ def test_probabilities_are_those_of_full_forward_passes(predictor: Predictor) ->
 
 
 def test_a_written_rationale_is_reused_whatever_its_length(
-    scripted: Predictor, monkeypatch: pytest.MonkeyPatch
+    scripted: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers in the asked form, each of another length: the cache ends at another place in each
     row, and the labels follow it there."""
@@ -126,7 +126,7 @@ def test_a_written_rationale_is_reused_whatever_its_length(
     assert max(scoring) <= longest + 1
 
 
-def test_the_order_of_images_and_of_labels(scripted: Predictor) -> None:
+def test_the_order_of_images_and_of_labels(scripted: LocalModel) -> None:
     assert scripted.predict([]) == []
     only = scripted.predict(PICTURES[:1], probabilities=False)[0]
     assert only.probabilities is None
@@ -159,14 +159,14 @@ def test_a_manifest_of_another_family_is_refused(run_dir: Path, tmp_path: Path) 
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     written = json.loads((copy / "vlmface.json").read_text())
     (copy / "vlmface.json").write_text(json.dumps(written | {"family": "qwen_vl"}))
-    for use in (Predictor.load, lambda run: export.merge(run, tmp_path / "merged")):
+    for use in (LocalModel.load, lambda run: export.merge(run, tmp_path / "merged")):
         with pytest.raises(UserError, match=r"says family qwen_vl, but .* are llava"):
             use(copy)
 
 
 def test_a_base_model_needs_a_prompt(base: Path) -> None:
     with pytest.raises(UserError, match=r"is no vlmface run .*say which prompt"):
-        Predictor.load(base)
+        LocalModel.load(base)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
                 images
             )
 
-    monkeypatch.setattr(module.Predictor, "load", lambda *a, **k: Fake())
+    monkeypatch.setattr(module.LocalModel, "load", lambda *a, **k: Fake())
 
 
 @pytest.mark.usefixtures("loaded")

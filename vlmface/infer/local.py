@@ -78,8 +78,8 @@ class LabelScores:
         return dict(zip(self.log_likelihood, shares, strict=True))
 
 
-class Predictor:
-    """A model with its processor, prompt and family; `Predictor.load` makes one."""
+class LocalModel:
+    """A model with its processor, prompt and family; `LocalModel.load` makes one."""
 
     def __init__(
         self, model: Any, processor: Any, prompt: prompts.Prompt, family: str, max_new_tokens: int
@@ -98,7 +98,7 @@ class Predictor:
     def messages(self) -> list[dict[str, Any]]:
         return self.prompt.messages()
 
-    def asking(self, prompt: prompts.Prompt) -> Predictor:
+    def asking(self, prompt: prompts.Prompt) -> LocalModel:
         """The same model, asked another prompt."""
         other = copy.copy(self)
         other.prompt = prompt
@@ -114,7 +114,7 @@ class Predictor:
         device: str | None = None,
         dtype: Any = None,
         merge: bool | None = None,
-    ) -> Predictor:
+    ) -> LocalModel:
         """Load a run folder, or a bare base model (id, folder or "vlmface-tiny").
 
         A run answers the prompts it was trained with, first of all the first, or the one that
@@ -578,7 +578,7 @@ def predict_command(
                 print(f"error: {error}", file=sys.stderr)
         if not opened:
             continue
-        predictor = predictor or Predictor.load(model, prompt=prompt)
+        predictor = predictor or LocalModel.load(model, prompt=prompt)
         note = predictor.manifest.limits if predictor.manifest else None
         asked = [predictor.prompt] if prompt is not None else predictor.prompts
         pictures = [image for _, image in opened]
