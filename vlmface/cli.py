@@ -63,15 +63,15 @@ def _data_crop(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from vlmface.infer.local import predict_command
+    from vlmface.infer.command import predict_command
 
     return predict_command(
         arguments.images,
         arguments.model,
         arguments.json,
         arguments.batch_size,
-        arguments.prompt,
         arguments.box,
+        **_who(arguments),
     )
 
 
@@ -156,9 +156,8 @@ def parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="rationale, emotion and action units of images")
     predict.add_argument("images", nargs="+", help="image files or folders")
-    predict.add_argument("--model", required=True, help="run folder of a recipe")
+    _add_model(predict)
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
-    predict.add_argument("--prompt", help="ask this one of the run's prompts (default: all)")
     predict.add_argument("--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
                          help="which face of the one image, in pixels")  # fmt: skip
     predict.add_argument("--batch_size", type=int, default=16)
@@ -212,6 +211,28 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", default="sft_cot_tiny",
                          help="settings: a YAML file, or a name in recipes/configs")  # fmt: skip
     command.set_defaults(words=[])
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """The arguments that say who answers."""
+    command.add_argument("--model", required=True,
+                         help="run folder of a recipe, or the URL of a server")  # fmt: skip
+    command.add_argument("--prompt", help="ask this one of the run's prompts (default: all)")
+    command.add_argument("--run", metavar="RUN", dest="run_dir",
+                         help="of a server: the run folder that it serves")  # fmt: skip
+    command.add_argument("--served", metavar="NAME", help="of a server: its name for the model")
+    command.add_argument("--api_key_env", metavar="NAME",
+                         help="of a server: environment variable that holds its key")  # fmt: skip
+
+
+def _who(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """`Predictor.load`'s words for these."""
+    return {
+        "prompt": arguments.prompt,
+        "run": arguments.run_dir,
+        "served": arguments.served,
+        "api_key_env": arguments.api_key_env,
+    }
 
 
 def _add_copy(command: argparse.ArgumentParser) -> None:

@@ -110,6 +110,24 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
     return manifest, asked
 
 
+def among(
+    asked: Sequence[prompts.Prompt], wanted: str | Path | prompts.Prompt, run: str | Path
+) -> prompts.Prompt:
+    """The prompt of a run that `wanted` is, or names. Raises UserError."""
+    for prompt in asked:
+        if wanted == prompt.id:
+            return prompt
+    other = wanted if isinstance(wanted, prompts.Prompt) else prompts.load(wanted)
+    for prompt in asked:
+        if prompt.sha == other.sha:
+            return prompt
+    trained = ", ".join(f"{prompt.id} {prompt.sha}" for prompt in asked)
+    raise UserError(
+        f"{run} was trained with prompt {trained}, not with {other.id} {other.sha}: leave the "
+        "other prompt out, or load the base model with it"
+    )
+
+
 def made(run_or_model: str | Path) -> str | None:
     """When a run was trained, None for a base: answers that are kept are of that model alone."""
     return load(run_or_model)[0].created if is_run(run_or_model) else None

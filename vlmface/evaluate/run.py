@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from vlmface import config, manifest
 from vlmface.data import crops
@@ -207,7 +206,9 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
 
 def _asked(settings: Settings) -> LocalModel | Server:
     """Who answers: a model in this process, or a server."""
-    if urlsplit(settings.model).scheme in ("http", "https"):
+    from vlmface.infer.endpoint import is_url
+
+    if is_url(settings.model):
         return _server(settings)
     for name in ("run", "served", "api_key_env"):
         if getattr(settings, name) is not None:
@@ -223,33 +224,19 @@ def _asked(settings: Settings) -> LocalModel | Server:
 
 
 def _server(settings: Settings) -> Server:
-    from vlmface import prompts
     from vlmface.infer.endpoint import Endpoint
-    from vlmface.infer.server import Server, served_model
+    from vlmface.infer.server import server_of
 
     if settings.mode != "generate":
         raise UserError(
             f"a server cannot be asked in mode {settings.mode!r}: only models in this process give "
             "the likelihoods of all labels; use --mode generate"
         )
-    if settings.run is not None:
-        found, asked = manifest.load(settings.run)
-        limit = settings.max_new_tokens or found.generation["max_new_tokens"]
-    elif settings.prompt is not None:
-        asked, limit = [prompts.load(settings.prompt)], settings.max_new_tokens or 256
-    else:
-        raise UserError(
-            "a server does not say what its model was trained to be asked: give --run, the folder "
-            "of the run that it serves, or --prompt"
-        )
     endpoint = Endpoint(
         settings.model, settings.served or "", key_env=settings.api_key_env,
         concurrency=settings.concurrency,
     )  # fmt: skip
-    if settings.served is None:
-        endpoint = dataclasses.replace(endpoint, model=served_model(endpoint))
-    endpoint.check()
-    return Server(endpoint, asked, limit)
+    return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
 
 def _evaluate(settings: Settings, benchmark: Benchmark, who: LocalModel | Server) -> dict[str, Any]:

@@ -8,8 +8,9 @@ for nothing twice.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -37,6 +38,11 @@ class Named(Protocol):
 
 J = TypeVar("J", bound=Named)
 T = TypeVar("T")
+
+
+def is_url(model: object) -> bool:
+    """Whether what a user calls a model is a server."""
+    return urlsplit(str(model)).scheme in ("http", "https")
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,34 @@ def _texts(reply: httpx2.Response) -> tuple[list[str], dict[str, Any]]:
     return texts, content.get("usage") or {}
 
 
+async def streamed(
+    client: httpx2.AsyncClient,
+    endpoint: Endpoint,
+    messages: list[dict[str, Any]],
+    request: Mapping[str, Any] | None = None,
+) -> AsyncIterator[tuple[str, str | None]]:
+    """(piece of text, why it ended or None) as the endpoint sends them (server-sent events). Raises
+    what `call` does; nothing is tried twice."""
+    body = {"model": endpoint.model, "messages": messages} | endpoint.request
+    body |= {**dict(request or {}), "stream": True}
+    url = f"{endpoint.url.rstrip('/')}/chat/completions"
+    try:
+        async with client.stream("POST", url, json=body) as reply:
+            if reply.status_code != 200:
+                await reply.aread()
+                _check_status(reply, url)
+            async for line in reply.aiter_lines():
+                name, _, data = line.partition(":")
+                if name != "data" or data.strip() == "[DONE]":
+                    continue
+                choice = json.loads(data)["choices"][0]
+                yield choice["delta"].get("content") or "", choice.get("finish_reason")
+    except httpx2.TransportError as error:
+        raise NoAnswerError(f"{type(error).__name__} {error}".strip(), passing=True) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise NoAnswerError(f"unreadable reply ({error})", passing=True) from error
+
+
 async def call(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
@@ -225,18 +259,28 @@ async def _call_once(
     except httpx2.TransportError as error:
         kind = type(error).__name__
         raise NoAnswerError(f"{kind} {error}".strip(), passing=True) from error
-    status, said = reply.status_code, " ".join(reply.text[:300].split())
+    _check_status(reply, url)
+    try:
+        return read(reply)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # Cut off by a proxy, or not what was promised.
+        said = _said(reply)
+        raise NoAnswerError(f"unreadable reply ({error}): {said}", passing=True) from error
+
+
+def _said(reply: httpx2.Response) -> str:
+    return " ".join(reply.text[:300].split())
+
+
+def _check_status(reply: httpx2.Response, url: str) -> None:
+    """Raises NoAnswerError or UserError for anything but HTTP 200."""
+    status, said = reply.status_code, _said(reply)
     if status in _PASSING or status >= 500:
         raise NoAnswerError(f"HTTP {status} {said}", passing=True, wait_s=_retry_after(reply))
     if status in (400, 413, 422):  # this face may be the cause: too large, or filtered
         raise NoAnswerError(f"HTTP {status} {said}", passing=False)
     if status != 200:
         raise UserError(f"{url} answers HTTP {status}: {said}; check URL, model and key")
-    try:
-        return read(reply)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        # Cut off by a proxy, or not what was promised.
-        raise NoAnswerError(f"unreadable reply ({error}): {said}", passing=True) from error
 
 
 def with_image(messages: Sequence[Mapping[str, Any]], uri: str) -> list[dict[str, Any]]:

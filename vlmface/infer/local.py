@@ -8,10 +8,10 @@ label costs a forward pass over its own few tokens.
 from __future__ import annotations
 
 import copy
-import json
-import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +130,7 @@ class LocalModel:
         found = None
         if manifest.is_run(run_or_model):
             found, asked = manifest.load(run_or_model)
-            own_prompt = asked[0] if prompt is None else _among(asked, prompt, run_or_model)
+            own_prompt = asked[0] if prompt is None else manifest.among(asked, prompt, run_or_model)
             run_dir = Path(run_or_model)
             base = manifest.resolve_base(found, run_dir) if found.adapter else run_dir
             family, processor_dir = found.family, run_dir
@@ -196,6 +196,32 @@ class LocalModel:
                 )
             ]
         return predictions
+
+    def stream(self, image: Image.Image) -> Iterator[str | Prediction]:
+        """The answer to a picture (RGB, cut out as the model was trained) as far as it is written,
+        again and again, and at the end all of it."""
+        from transformers import TextIteratorStreamer
+
+        began = time.perf_counter()
+        streamer = TextIteratorStreamer(
+            self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
+        done: Future[Any] = Future()
+
+        def write() -> None:
+            try:
+                done.set_result(self._batch([image], True, streamer)[0])
+            except BaseException as error:
+                done.set_exception(error)
+                streamer.end()
+
+        threading.Thread(target=write, daemon=True).start()
+        text = ""
+        for piece in streamer:
+            text += piece
+            yield text.strip()
+        text, answer, scores, complete = done.result()
+        yield Prediction(text, answer, scores, time.perf_counter() - began, complete)
 
     def score(
         self,
@@ -336,7 +362,7 @@ class LocalModel:
         return [face for face, _ in faces], found
 
     def _batch(
-        self, images: Sequence[Image.Image], probabilities: bool
+        self, images: Sequence[Image.Image], probabilities: bool, streamer: Any = None
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         import torch
 
@@ -355,6 +381,7 @@ class LocalModel:
                 eos_token_id=stops,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 return_dict_in_generate=True,
+                streamer=streamer,
             )
             prompt_length = batch["input_ids"].shape[1]
             written = [
@@ -492,24 +519,6 @@ class LocalModel:
         )
 
 
-def _among(
-    asked: Sequence[prompts.Prompt], wanted: str | Path | prompts.Prompt, run: str | Path
-) -> prompts.Prompt:
-    """The prompt of a run that `wanted` is, or names. Raises UserError."""
-    for prompt in asked:
-        if wanted == prompt.id:
-            return prompt
-    other = wanted if isinstance(wanted, prompts.Prompt) else prompts.load(wanted)
-    for prompt in asked:
-        if prompt.sha == other.sha:
-            return prompt
-    trained = ", ".join(f"{prompt.id} {prompt.sha}" for prompt in asked)
-    raise UserError(
-        f"{run} was trained with prompt {trained}, not with {other.id} {other.sha}: leave the "
-        "other prompt out, or load the base model with it"
-    )
-
-
 def _until_stop(ids: list[int], stops: Sequence[int]) -> tuple[list[int], bool]:
     """(ids before the first stop token, whether there was one)."""
     for i, token in enumerate(ids):
@@ -529,119 +538,3 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def predict_command(
-    images: list[str],
-    model: str,
-    as_json: bool,
-    batch_size: int,
-    prompt: str | None = None,
-    box: Sequence[float] | None = None,
-) -> int:
-    """Answer image files and folders: as text, or as one JSON object a line. Returns the exit code.
-
-    A run that was trained on several prompts is asked all of them, unless `prompt` names one. A
-    file that cannot be read costs one error line on stderr and the exit code 2, but the others
-    are still answered. `box` says which face of the only image is meant.
-    """
-    from transformers.utils import logging
-
-    from vlmface.images import find_images, open_image
-
-    logging.disable_progress_bar()  # stdout and stderr are for answers and errors
-    failed = 0
-    paths: list[Path] = []
-    for name in images:
-        try:
-            paths += find_images([name])
-        except UserError as error:
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-    if box is not None:
-        x0, y0, x1, y1 = box
-        if not (x0 < x1 and y0 < y1):
-            raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
-        if len(paths) != 1:
-            raise UserError(f"--box is a place in one image, but there are {len(paths)}")
-    predictor = None
-    for start in range(0, len(paths), batch_size):
-        opened = []
-        for path in paths[start : start + batch_size]:
-            try:
-                opened.append((path, open_image(path)))
-            except UserError as error:
-                failed += 1
-                print(f"error: {error}", file=sys.stderr)
-        if not opened:
-            continue
-        predictor = predictor or LocalModel.load(model, prompt=prompt)
-        note = predictor.manifest.limits if predictor.manifest else None
-        asked = [predictor.prompt] if prompt is not None else predictor.prompts
-        pictures = [image for _, image in opened]
-        boxes = None if box is None else [box]
-        found = [
-            predictor.asking(one).predict(pictures, batch_size=batch_size, boxes=boxes)
-            for one in asked
-        ]
-        for (path, _), predictions in zip(opened, zip(*found, strict=True), strict=True):
-            answers = list(zip(asked, predictions, strict=True))
-            if as_json:
-                for one, prediction in answers:
-                    line = {**_as_dict(path, one, prediction), "note": note}
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
-            else:
-                print(_as_text(path, answers), flush=True)
-    if predictor and predictor.manifest and not as_json:
-        print(f"note: {predictor.manifest.limits}")
-    return 2 if failed else 0
-
-
-def _as_dict(path: Path, prompt: prompts.Prompt, prediction: Prediction) -> dict[str, Any]:
-    answer = prediction.answer
-    return {
-        "image": str(path),
-        "prompt": prompt.id,
-        "label": answer.label,
-        "status": answer.status,
-        "aus": list(answer.aus),
-        "rationale": answer.rationale,
-        "probabilities": prediction.probabilities,
-        "text": prediction.text,
-        "latency_s": prediction.latency_s,
-        "face_found": prediction.face_found,
-    }
-
-
-def _as_text(path: Path, answers: Sequence[tuple[prompts.Prompt, Prediction]]) -> str:
-    """The answer to the one prompt with all that was written; of several, a line each."""
-    lines = [f"{path}:"]
-    if len(answers) == 1:
-        (_, prediction), answer = answers[0], answers[0][1].answer
-        lines = [f"{path}: {_label(prediction)}"]
-        if prediction.probabilities:
-            lines.append(f"  probabilities: {_ranked(prediction)}")
-        if answer.aus:
-            lines.append("  action units: " + ", ".join(f"AU{au}" for au in answer.aus))
-        lines.append(f"  {answer.rationale or prediction.text}")
-    else:
-        for prompt, prediction in answers:
-            likely = f" ({_ranked(prediction)})" if prediction.probabilities else ""
-            field = prompt.space.field.replace("_", " ")
-            lines.append(f"  {field}: {_label(prediction)}{likely}")
-    if answers[0][1].face_found is False:
-        lines.append("  no face was found in it: this is about the picture as a whole")
-    return "\n".join(lines)
-
-
-def _label(prediction: Prediction) -> str:
-    return prediction.answer.label or f"no valid answer ({prediction.answer.status})"
-
-
-def _ranked(prediction: Prediction) -> str:
-    scores = prediction.probabilities or {}
-    ranked = sorted(scores.items(), key=lambda item: -item[1])
-    return ", ".join(f"{label} {p:.2f}" for label, p in ranked[:3])

@@ -6,12 +6,14 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmface import manifest, prompts
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, with_image
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, streamed, with_image
 from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
 
@@ -42,9 +44,54 @@ class Server:
         latency = time.perf_counter() - began
         return Prediction(text, prompt.parse(text), None, latency, complete)
 
+    async def stream(
+        self, client: httpx2.AsyncClient, prompt: Prompt, image: Image.Image
+    ) -> AsyncIterator[str | Prediction]:
+        """What it has written so far, again and again, and at the end the answer. Raises as
+        `answer`; nothing is tried twice."""
+        began = time.perf_counter()
+        messages = with_image(prompt.messages(), await asyncio.to_thread(png_uri, image))
+        text, complete = "", False
+        request = {"temperature": 0, "max_tokens": self.max_new_tokens}
+        async for piece, reason in streamed(client, self.endpoint, messages, request):
+            text += piece
+            complete = complete or reason == "stop"
+            yield text.strip()
+        text = text.strip()
+        latency = time.perf_counter() - began
+        yield Prediction(text, prompt.parse(text), None, latency, complete)
+
     def silence(self, prompt: Prompt) -> Prediction:
         """A face without an answer: no label, which counts as wrong."""
         return Prediction("", prompt.parse(""), None, 0.0, False)
+
+
+def server_of(
+    endpoint: Endpoint,
+    run: str | Path | None,
+    prompt: str | Path | Prompt | None,
+    max_new_tokens: int | None = None,
+) -> Server:
+    """A server that answers the prompts of the `run` that it serves, or of these the one that
+    `prompt` is or names; without a run, `prompt`. The model of an endpoint that names none is the
+    only one there. Raises UserError."""
+    if run is not None:
+        found, asked = manifest.load(run)
+        if prompt is not None:
+            asked = [manifest.among(asked, prompt, run)]
+        limit = max_new_tokens or found.generation["max_new_tokens"]
+    elif prompt is not None:
+        asked = [prompt if isinstance(prompt, Prompt) else prompts.load(prompt)]
+        limit = max_new_tokens or 256
+    else:
+        raise UserError(
+            "a server does not say what its model was trained to be asked: give --run, the folder "
+            "of the run that it serves, or --prompt"
+        )
+    endpoint.check()
+    if not endpoint.model:
+        endpoint = replace(endpoint, model=served_model(endpoint))
+    return Server(endpoint, asked, limit)
 
 
 def png_uri(image: Image.Image) -> str:

@@ -1,0 +1,110 @@
+"""`vlmface predict`: image files and folders in, reports out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmface import facs
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmface.infer.local import Prediction
+    from vlmface.infer.report import FaceReport
+
+
+def predict_command(
+    images: list[str],
+    model: str,
+    as_json: bool,
+    batch_size: int,
+    box: Sequence[float] | None = None,
+    **how: Any,
+) -> int:
+    """Answer image files and folders: as text, or as one JSON object a line. Returns the exit code.
+
+    A run that was trained to answer several questions is asked all of them. A file that cannot be
+    read costs one error line on stderr and the exit code 2, but the others are still answered.
+    `box` says which face of the only image is meant. `how`: see `Predictor.load`.
+    """
+    from transformers.utils import logging
+
+    from vlmface.images import find_images, open_image
+    from vlmface.infer.predictor import Predictor
+
+    logging.disable_progress_bar()  # stdout and stderr are for answers and errors
+    failed = 0
+    paths: list[Path] = []
+    for name in images:
+        try:
+            paths += find_images([name])
+        except UserError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    if box is not None:
+        x0, y0, x1, y1 = box
+        if not (x0 < x1 and y0 < y1):
+            raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
+        if len(paths) != 1:
+            raise UserError(f"--box is a place in one image, but there are {len(paths)}")
+    predictor = None
+    try:
+        for start in range(0, len(paths), batch_size):
+            opened = []
+            for path in paths[start : start + batch_size]:
+                try:
+                    opened.append((path, open_image(path)))
+                except UserError as error:
+                    failed += 1
+                    print(f"error: {error}", file=sys.stderr)
+            if not opened:
+                continue
+            predictor = predictor or Predictor.load(model, **how)
+            reports = predictor.predict(
+                [image for _, image in opened], boxes=None if box is None else [box],
+                batch_size=batch_size,
+            )  # fmt: skip
+            for (path, _), report in zip(opened, reports, strict=True):
+                if as_json:
+                    line = {"image": str(path), **report.as_dict()}
+                    print(json.dumps(line, ensure_ascii=False), flush=True)
+                else:
+                    print(_as_text(path, report), flush=True)
+        if predictor and predictor.limits and not as_json:
+            print(f"note: {predictor.limits}")
+    finally:
+        if predictor:
+            predictor.close()
+    return 2 if failed else 0
+
+
+def _as_text(path: Path, report: FaceReport) -> str:
+    """The answer to the one question with all that was written; of several, a line each."""
+    if len(report.answers) == 1:
+        said = report.main
+        lines = [f"{path}: {_label(said)}"]
+        if said.probabilities:
+            lines.append(f"  probabilities: {_ranked(said)}")
+        if report.aus:
+            lines.append("  action units: " + ", ".join(facs.name(au) for au in report.aus))
+        lines.append(f"  {report.rationale or said.text}")
+    else:
+        lines = [f"{path}:"]
+        for task, said in report.answers.items():
+            likely = f" ({_ranked(said)})" if said.probabilities else ""
+            lines.append(f"  {task.replace('_', ' ')}: {_label(said)}{likely}")
+    if report.face_found is False:
+        lines.append("  no face was found in it: this is about the picture as a whole")
+    return "\n".join(lines)
+
+
+def _label(said: Prediction) -> str:
+    return said.answer.label or f"no valid answer ({said.answer.status})"
+
+
+def _ranked(said: Prediction) -> str:
+    ranked = sorted((said.probabilities or {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{label} {p:.2f}" for label, p in ranked[:3])

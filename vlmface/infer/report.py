@@ -1,0 +1,100 @@
+"""What is said of one face, whoever said it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmface import facs
+
+if TYPE_CHECKING:
+    from vlmface.infer.local import Prediction
+
+EMOTION = "emotion"
+SURE = 0.5  # probability of the label below which a report calls its model unsure
+
+
+@dataclass(frozen=True)
+class FaceReport:
+    """`answers` {task: what was said}: a task is the field of a face that a prompt asks for, such
+    as "emotion" or "gender". `box` of the face in its picture, [left, top, right, bottom] in
+    pixels, None if the picture was taken whole; `face_found`: whether a face was found in it, None
+    if none was looked for. `note`: what the model is not fit for, None if nobody wrote it down."""
+
+    answers: Mapping[str, Prediction]
+    box: tuple[float, float, float, float] | None = None
+    face_found: bool | None = None
+    note: str | None = None
+
+    @property
+    def main(self) -> Prediction:
+        """The answer about the emotion, or else the first."""
+        return self.answers.get(EMOTION) or next(iter(self.answers.values()))
+
+    @property
+    def emotion(self) -> str | None:
+        """None if there was no valid answer, or nobody asked."""
+        said = self.answers.get(EMOTION)
+        return said.answer.label if said else None
+
+    @property
+    def probabilities(self) -> dict[str, float] | None:
+        """{emotion: 0..1, summing to 1}; None where whoever answers does not tell."""
+        said = self.answers.get(EMOTION)
+        return said.probabilities if said else None
+
+    @property
+    def aus(self) -> tuple[int, ...]:
+        return self.main.answer.aus
+
+    @property
+    def rationale(self) -> str:
+        return self.main.answer.rationale
+
+    @property
+    def attributes(self) -> dict[str, str | None]:
+        """{task: label} of what else was asked."""
+        return {task: said.answer.label for task, said in self.answers.items() if task != EMOTION}
+
+    @property
+    def status(self) -> str:
+        """How the main answer could be read, see `vlmface.answers`."""
+        return self.main.answer.status
+
+    @property
+    def sure(self) -> bool:
+        """Whether there is a valid answer, and no other label is about as likely."""
+        label, likely = self.main.answer.label, self.main.probabilities
+        return label is not None and (likely is None or likely[label] >= SURE)
+
+    @property
+    def seconds(self) -> float:
+        return sum(said.latency_s for said in self.answers.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: {"box", "face_found", "sure", "aus": [{"au", "name", "region"}], "rationale",
+        "answers": {task: {"label", "probabilities", "status", "complete", "text", "seconds"}},
+        "note"}."""
+        return {
+            "box": None if self.box is None else [round(x, 1) for x in self.box],
+            "face_found": self.face_found,
+            "sure": self.sure,
+            "aus": [
+                {"au": au, "name": facs.AUS[au].name, "region": facs.AUS[au].region}
+                for au in self.aus
+            ],
+            "rationale": self.rationale,
+            "answers": {
+                task: {
+                    "label": said.answer.label,
+                    "probabilities": said.probabilities,
+                    "status": said.answer.status,
+                    "complete": said.complete,
+                    "text": said.text,
+                    "seconds": round(said.latency_s, 4),
+                }
+                for task, said in self.answers.items()
+            },
+            "note": self.note,
+        }
