@@ -269,8 +269,8 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
     capsys.readouterr()
     seen = []
     monkeypatch.setattr(
-        LocalModel, "_batch", lambda self, images, scores, true=LocalModel._batch: (
-            seen.extend(images), true(self, images, scores))[1],
+        LocalModel, "_batch", lambda self, images, *how, true=LocalModel._batch: (
+            seen.extend(images), true(self, images, *how))[1],
     )  # fmt: skip
     command = ["predict", str(astronaut), "--model", str(run), "--json"]
     assert main([*command, "--box", *box]) == 0
@@ -278,7 +278,7 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
     np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(expected))
     assert (np.asarray(expected) == crops.FRAME).all(-1).any()
     (said,) = capsys.readouterr().out.splitlines()
-    assert json.loads(said)["prompt"] == "facescan_boxed_emotion"
+    assert json.loads(said)["answers"]["emotion"]["prompt"] == "facescan_boxed_emotion"
     assert main([*command, "--box", *box[::-1]]) == 2
     assert "expected left top right bottom" in capsys.readouterr().err
     assert main(["predict", str(astronaut), *command[1:], "--box", *box]) == 2

@@ -13,11 +13,9 @@ import torch
 from samples import picture
 
 from vlmface import encode, export, prompts
-from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.families import llava
-from vlmface.infer import local as module
-from vlmface.infer.local import LocalModel, Prediction
+from vlmface.infer.local import LocalModel
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 
@@ -167,58 +165,3 @@ def test_a_manifest_of_another_family_is_refused(run_dir: Path, tmp_path: Path) 
 def test_a_base_model_needs_a_prompt(base: Path) -> None:
     with pytest.raises(UserError, match=r"is no vlmface run .*say which prompt"):
         LocalModel.load(base)
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    for seed in range(2):
-        picture(seed).save(tmp_path / f"{seed}.png")
-    (tmp_path / "text.jpg").write_text("not an image")
-    return [str(tmp_path / name) for name in ("0.png", "text.jpg", "missing.png", "1.png")]
-
-
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fake:
-        prompt = prompts.load("face_cot")
-        prompts = (prompt,)
-        manifest = type("Manifest", (), {"limits": "rendered faces only"})()
-
-        def asking(self, prompt: Any) -> Any:
-            return self
-
-        def predict(self, images: list[Any], *, batch_size: int, boxes: Any) -> list[Prediction]:
-            answer = Answer("anger", (4,), "strict", "The brows are lowered (AU4).")
-            return [Prediction("text", answer, {"anger": 0.75, "fear": 0.25}, 0.1, True)] * len(
-                images
-            )
-
-    monkeypatch.setattr(module.LocalModel, "load", lambda *a, **k: Fake())
-
-
-@pytest.mark.usefixtures("loaded")
-def test_a_bad_file_does_not_stop_the_others(
-    files: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert module.predict_command(files, "run", True, 4) == 2
-    found = capsys.readouterr()
-    errors = found.err.splitlines()
-    assert len(errors) == 2
-    assert all(line.startswith("error: ") for line in errors)
-    assert "text.jpg" in errors[0] + errors[1] and "missing.png" in errors[0] + errors[1]
-    answers = [json.loads(line) for line in found.out.splitlines()]
-    assert [Path(a["image"]).name for a in answers] == ["0.png", "1.png"]
-    assert answers[0]["label"] == "anger" and answers[0]["aus"] == [4]
-    assert answers[0]["note"] == "rendered faces only"
-    assert answers[0]["probabilities"] == {"anger": 0.75, "fear": 0.25}
-
-
-@pytest.mark.usefixtures("loaded")
-def test_people_get_text_and_the_note(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert module.predict_command([files[0], files[3]], "run", False, 4) == 0
-    out = capsys.readouterr().out
-    assert "0.png: anger" in out and "AU4" in out and "anger 0.75" in out
-    assert out.splitlines()[-1] == "note: rendered faces only"

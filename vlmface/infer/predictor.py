@@ -217,7 +217,8 @@ class Predictor:
         self, answers: dict[str, Prediction], box: Sequence[float] | None, found: bool | None
     ) -> FaceReport:
         place = None if box is None else (box[0], box[1], box[2], box[3])
-        return FaceReport(answers, place, found, self.limits)
+        asked = {task: self.questions[task].id for task in answers}
+        return FaceReport(answers, asked, place, found, self.limits)
 
 
 # --- who answers ----------------------------------------------------------------------------------

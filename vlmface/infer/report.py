@@ -18,11 +18,13 @@ SURE = 0.5  # probability of the label below which a report calls its model unsu
 @dataclass(frozen=True)
 class FaceReport:
     """`answers` {task: what was said}: a task is the field of a face that a prompt asks for, such
-    as "emotion" or "gender". `box` of the face in its picture, [left, top, right, bottom] in
-    pixels, None if the picture was taken whole; `face_found`: whether a face was found in it, None
-    if none was looked for. `note`: what the model is not fit for, None if nobody wrote it down."""
+    as "emotion" or "gender"; `prompts` {task: id of the prompt}. `box` of the face in its picture,
+    [left, top, right, bottom] in pixels, None if the picture was taken whole; `face_found`: whether
+    a face was found in it, None if none was looked for. `note`: what the model is not fit for, None
+    if nobody wrote it down."""
 
     answers: Mapping[str, Prediction]
+    prompts: Mapping[str, str]
     box: tuple[float, float, float, float] | None = None
     face_found: bool | None = None
     note: str | None = None
@@ -74,8 +76,8 @@ class FaceReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: {"box", "face_found", "sure", "aus": [{"au", "name", "region"}], "rationale",
-        "answers": {task: {"label", "probabilities", "status", "complete", "text", "seconds"}},
-        "note"}."""
+        "answers": {task: {"prompt", "label", "probabilities", "status", "complete", "text",
+        "seconds"}}, "note"}."""
         return {
             "box": None if self.box is None else [round(x, 1) for x in self.box],
             "face_found": self.face_found,
@@ -87,6 +89,7 @@ class FaceReport:
             "rationale": self.rationale,
             "answers": {
                 task: {
+                    "prompt": self.prompts[task],
                     "label": said.answer.label,
                     "probabilities": said.probabilities,
                     "status": said.answer.status,

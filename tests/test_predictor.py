@@ -1,0 +1,290 @@
+"""One way to ask, whoever answers: a model in this process, and a server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_teacher import Asked, FakeTeacher, Reply
+from PIL import Image
+from samples import picture
+
+from vlmface import prompts
+from vlmface.answers import Answer
+from vlmface.cli import main
+from vlmface.errors import UserError
+from vlmface.infer.batcher import Batcher, BusyError
+from vlmface.infer.endpoint import NoAnswerError
+from vlmface.infer.local import LocalModel, Prediction
+from vlmface.infer.predictor import Predictor
+from vlmface.infer.report import FaceReport
+import itertools
+
+PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
+
+
+def texts(reports: list[FaceReport]) -> list[str]:
+    return [report.main.text for report in reports]
+
+
+@pytest.fixture(scope="module")
+def local(run_dir: Path) -> Iterator[Predictor]:
+    with Predictor.load(run_dir) as predictor:
+        yield predictor
+
+
+@pytest.fixture(scope="module")
+def behind(run_dir: Path) -> Iterator[FakeTeacher]:
+    """A server behind which the same run answers, also piece by piece."""
+    model, one_at_a_time = LocalModel.load(run_dir), threading.Lock()
+
+    def behave(asked: Asked) -> Reply:
+        image = Image.open(io.BytesIO(base64.b64decode(asked.face.partition(",")[2])))
+        with one_at_a_time:
+            (found,) = model.predict([image], probabilities=False)
+        if not asked.body.get("stream"):
+            return Reply(found.text)
+        pieces = [found.text[i : i + 7] for i in range(0, len(found.text), 7)]
+        events = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
+        events += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+        return Reply(body=("".join(lines) + "data: [DONE]\n\n").encode())
+
+    with FakeTeacher(behave) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def served(behind: FakeTeacher, run_dir: Path) -> Iterator[Predictor]:
+    with Predictor.load(behind.url, run=run_dir) as predictor:
+        yield predictor
+
+
+# --- whoever answers ------------------------------------------------------------------------------
+
+
+def test_a_report_says_what_the_model_said(local: Predictor, run_dir: Path) -> None:
+    assert local.tasks == ("emotion",) and local.name == run_dir.name
+    expected = LocalModel.load(run_dir).predict(PICTURES)
+    for report, said in zip(local.predict(PICTURES), expected, strict=True):
+        assert (report.emotion, report.aus, report.rationale, report.status) == (
+            said.answer.label, said.answer.aus, said.answer.rationale, said.answer.status,
+        )  # fmt: skip
+        assert report.probabilities == pytest.approx(said.probabilities, abs=1e-5)
+        assert report.note == local.limits and report.box is None and report.face_found is None
+        line = json.loads(json.dumps(report.as_dict()))
+        assert line["answers"]["emotion"]["text"] == said.text
+        assert line["answers"]["emotion"]["prompt"] == "face_cot"
+
+
+@pytest.mark.parametrize("who", ["local", "served"])
+def test_many_at_once_get_what_one_gets(who: str, request: pytest.FixtureRequest) -> None:
+    predictor: Predictor = request.getfixturevalue(who)
+    expected = texts(request.getfixturevalue("local").predict(PICTURES))
+
+    async def together() -> list[FaceReport]:
+        return await asyncio.gather(*map(predictor.apredict, PICTURES))
+
+    assert texts(predictor.predict(PICTURES)) == expected
+    assert texts(asyncio.run(together())) == expected
+    assert texts(asyncio.run(together())) == expected  # in another event loop
+
+
+@pytest.mark.parametrize("who", ["local", "served"])
+def test_a_streamed_answer_grows_to_the_whole(who: str, request: pytest.FixtureRequest) -> None:
+    predictor: Predictor = request.getfixturevalue(who)
+    *pieces, report = predictor.stream(PICTURES[0])
+    assert isinstance(report, FaceReport)
+    said = [piece for piece in pieces if isinstance(piece, str)]
+    assert len(said) == len(pieces) > 1 and said[-1] == report.main.text
+    assert all(b.startswith(a) for a, b in itertools.pairwise(said))
+    (whole,) = predictor.predict(PICTURES[:1])
+    assert report.main.text == whole.main.text
+    assert report.probabilities == pytest.approx(whole.probabilities)
+
+
+def test_only_a_model_in_this_process_tells_probabilities(
+    local: Predictor, served: Predictor
+) -> None:
+    assert local.predict(PICTURES[:1])[0].probabilities is not None
+    (report,) = served.predict(PICTURES[:1])
+    assert report.probabilities is None
+    assert report.sure == (report.emotion is not None)
+
+
+def test_a_face_is_cut_out_of_its_picture(local: Predictor) -> None:
+    scene = Image.new("RGB", (300, 200), "gray")
+    face = picture(3, (80, 80))
+    scene.paste(face, (100, 60))
+    (report,) = local.predict([scene], boxes=[(100, 60, 180, 140)])
+    assert report.box == (100, 60, 180, 140) and report.face_found is True
+    shown, _ = local.shown(scene, (100, 60, 180, 140))
+    assert shown.width == shown.height
+    assert texts([report]) == texts(local.predict([shown]))
+
+
+def test_what_was_not_trained_is_not_asked(local: Predictor) -> None:
+    with pytest.raises(UserError, match="was not trained to answer gender: ask for emotion"):
+        local.predict(PICTURES, ["gender"])
+    with pytest.raises(UserError, match="nothing is asked"):
+        local.predict(PICTURES, [])
+
+
+def test_what_is_about_a_server_is_refused_elsewhere(run_dir: Path, behind: FakeTeacher) -> None:
+    with pytest.raises(UserError, match=r"served is lora, but .* is no server's URL"):
+        Predictor.load(run_dir, served="lora")
+    with pytest.raises(UserError, match="give --run, the folder of the run that it serves"):
+        Predictor.load(behind.url)
+    with pytest.raises(UserError, match="was trained with prompt face_cot"):
+        Predictor.load(behind.url, run=run_dir, prompt="expllm")
+
+
+def test_a_server_that_does_not_answer(run_dir: Path) -> None:
+    replies = iter([Reply(body=b"data: {}\n\n"), Reply(status=503, body=b"full")])
+    with (
+        FakeTeacher(lambda asked: next(replies)) as server,
+        Predictor.load(server.url, run=run_dir, attempts=1) as predictor,
+    ):
+        with pytest.raises(NoAnswerError, match="unreadable reply"):
+            list(predictor.stream(PICTURES[0]))
+        with pytest.raises(NoAnswerError, match="HTTP 503 full"):
+            list(predictor.stream(PICTURES[0]))
+
+
+# --- those who wait together ----------------------------------------------------------------------
+
+
+def test_who_waits_while_it_is_busy_is_answered_together() -> None:
+    batches: list[tuple[str, list[int]]] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(kind: str, jobs: list[int]) -> list[int]:
+        batches.append((kind, jobs))
+        begun.set()
+        go_on.wait(10)
+        return [job * 10 for job in jobs]
+
+    batcher = Batcher(work, batch_size=3, most_waiting=5)
+    first = batcher.submit("a", 0)
+    begun.wait(10)
+    rest = [batcher.submit(kind, n) for n, kind in enumerate("aabab", 1)]
+    with pytest.raises(BusyError, match="5 wait already"):
+        batcher.submit("a", 6)
+    rest[1].cancel()
+    go_on.set()
+    batcher.close()
+    assert batches == [("a", [0]), ("a", [1, 4]), ("b", [3, 5])]
+    assert first.result() == 0
+    assert [one.result() for one in (rest[0], *rest[2:])] == [10, 30, 40, 50]
+    with pytest.raises(BusyError, match="shutting down"):
+        batcher.submit("a", 7)
+
+
+def test_an_error_reaches_those_whom_it_concerns() -> None:
+    def work(kind: str, jobs: list[int]) -> list[int]:
+        if kind == "bad":
+            raise UserError("no")
+        return jobs
+
+    batcher = Batcher(work, batch_size=4, most_waiting=9)
+    bad, good = batcher.submit("bad", 1), batcher.submit("good", 2)
+    with pytest.raises(UserError, match="no"):
+        bad.result(10)
+    assert good.result(10) == 2
+    batcher.close()
+
+
+def test_who_hangs_up_while_waiting_costs_nothing() -> None:
+    done: list[int] = []
+
+    def work(kind: str, jobs: list[int]) -> list[int]:
+        time.sleep(0.05)
+        done.extend(jobs)
+        return jobs
+
+    batcher = Batcher(work, batch_size=1, most_waiting=9)
+
+    async def ask() -> None:
+        tasks = [asyncio.create_task(batcher.ask("x", n)) for n in range(3)]
+        await asyncio.sleep(0.02)
+        tasks[1].cancel()
+        assert await tasks[2] == 2
+
+    asyncio.run(ask())
+    batcher.close()
+    assert done == [0, 2]
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    for seed in range(2):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    (tmp_path / "text.jpg").write_text("not an image")
+    return [str(tmp_path / name) for name in ("0.png", "text.jpg", "missing.png", "1.png")]
+
+
+class Fake:
+    """A backend that knows the answer."""
+
+    prompts = (prompts.load("face_cot"),)
+
+    def answer(self, prompt: Any, images: Any, batch_size: int) -> list[Prediction]:
+        answer = Answer("anger", (4,), "strict", "The brows are lowered (AU4).")
+        likely = {"anger": 0.75, "fear": 0.25}
+        return [Prediction("text", answer, likely, 0.1, True) for _ in images]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Predictor(Fake(), limits="rendered faces only")  # type: ignore[arg-type]
+    monkeypatch.setattr(Predictor, "load", lambda *a, **k: found)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_bad_file_does_not_stop_the_others(
+    files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", *files, "--model", "run", "--json"]) == 2
+    found = capsys.readouterr()
+    errors = found.err.splitlines()
+    assert len(errors) == 2
+    assert all(line.startswith("error: ") for line in errors)
+    assert "text.jpg" in errors[0] + errors[1] and "missing.png" in errors[0] + errors[1]
+    reports = [json.loads(line) for line in found.out.splitlines()]
+    assert [Path(a["image"]).name for a in reports] == ["0.png", "1.png"]
+    said = reports[0]["answers"]["emotion"]
+    assert said["label"] == "anger" and said["probabilities"] == {"anger": 0.75, "fear": 0.25}
+    assert reports[0]["aus"] == [{"au": 4, "name": "brow lowerer", "region": "brow"}]
+    assert reports[0]["note"] == "rendered faces only"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_people_get_text_and_the_note(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", files[0], files[3], "--model", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "0.png: anger" in out and "AU4" in out and "anger 0.75" in out
+    assert out.splitlines()[-1] == "note: rendered faces only"
+
+
+def test_a_server_is_asked_by_the_command(
+    behind: FakeTeacher, run_dir: Path, files: list[str], local: Predictor,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = ["--model", behind.url, "--run", str(run_dir), "--json"]
+    assert main(["predict", files[0], *words]) == 0
+    said = json.loads(capsys.readouterr().out)["answers"]["emotion"]["text"]
+    assert said == texts(local.predict([Image.open(files[0])]))[0]
