@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import threading
 import time
@@ -26,7 +27,6 @@ from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.infer.predictor import Predictor
 from vlmface.infer.report import FaceReport
-import itertools
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 

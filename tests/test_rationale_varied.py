@@ -9,7 +9,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vlmface import answers, facs, taxonomy
@@ -37,6 +37,7 @@ def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, form:
 
 
 @given(faces, emotions, seeds)
+@example(aus={1: None, 19: None}, emotion="anger", seed=6)
 def test_text_is_clean_and_states_the_intensity(
     aus: dict[int, float | None], emotion: str, seed: int
 ) -> None:

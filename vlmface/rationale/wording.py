@@ -84,12 +84,16 @@ def contradictions(text: str) -> list[tuple[int, str]]:
     found = []
     for sentence in re.split(r"(?<=[.!?;])\s+|\n+", text):
         mentions = list(MENTION.finditer(sentence))
+        start = 0
         for i, mention in enumerate(mentions):
-            start = mentions[i - 1].end() if i else 0
             end = mentions[i + 1].start() if i + 1 < len(mentions) else len(sentence)
             before, after = sentence[start : mention.start()], sentence[mention.end() : end]
             # In brackets the number closes its own description; elsewhere it may stand anywhere.
-            spans = [before] if re.search(r"[(\[][^)\]]*$", before) else [before, after]
+            closes = re.search(r"[(\[][^)\]]*$", before)
+            spans = [before] if closes else [before, after]
+            # "(AU1, inner brow raiser) and": up to the bracket it is still about AU1.
+            bracket = re.match(r"[^(\[)\]]*[)\]]", after) if closes else None
+            start = mention.end() + (bracket.end() if bracket else 0)
             au = int(mention[1])
             if au in facs.AUS and _is_wrong(au, spans):
                 found.append((au, " ".join(" ".join(spans).strip(" ,:()[]").split())))
