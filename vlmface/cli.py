@@ -75,6 +75,21 @@ def _predict(arguments: argparse.Namespace) -> int:
     )
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from vlmface.serve import serve_command
+
+    return serve_command(
+        arguments.runs,
+        arguments.vllm,
+        arguments.host,
+        arguments.port,
+        arguments.dtype,
+        arguments.max_num_seqs,
+        arguments.dry_run,
+        arguments.words,
+    )
+
+
 def _merge(arguments: argparse.Namespace) -> int:
     from vlmface.export import merge_command
 
@@ -162,6 +177,19 @@ def parser() -> argparse.ArgumentParser:
                          help="which face of the one image, in pixels")  # fmt: skip
     predict.add_argument("--batch_size", type=int, default=16)
     predict.set_defaults(run=_predict)
+
+    serve = commands.add_parser("serve", help="vLLM as a run needs it, checked against the run",
+                                allow_abbrev=False)  # fmt: skip
+    serve.add_argument("runs", nargs="+", metavar="RUN",
+                       help="run folder, or NAME=FOLDER; several adapters of one base")  # fmt: skip
+    serve.add_argument("--vllm", help="its executable (default: $VLLM, or vllm on the path)")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--dtype", choices=("float32", "bfloat16"),
+                       help="(default: bfloat16 on a GPU, float32 on a CPU)")  # fmt: skip
+    serve.add_argument("--max_num_seqs", type=int, default=64, help="answers at a time")
+    serve.add_argument("--dry-run", action="store_true", help="print vLLM's command only")
+    serve.set_defaults(run=_serve, words=[])
 
     merge = commands.add_parser("merge", help="fold a run's adapter into its base, as a checkpoint")
     merge.add_argument("run_dir", metavar="RUN", type=Path, help="run folder of a recipe")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import manifest, prompts
+from vlmface import families, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, streamed, with_image
 from vlmface.infer.local import Prediction
@@ -80,6 +80,7 @@ def server_of(
         if prompt is not None:
             asked = [manifest.among(asked, prompt, run)]
         limit = max_new_tokens or found.generation["max_new_tokens"]
+        endpoint = replace(endpoint, request=requests_of(run) | endpoint.request)
     elif prompt is not None:
         asked = [prompt if isinstance(prompt, Prompt) else prompts.load(prompt)]
         limit = max_new_tokens or 256
@@ -92,6 +93,15 @@ def server_of(
     if not endpoint.model:
         endpoint = replace(endpoint, model=served_model(endpoint))
     return Server(endpoint, asked, limit)
+
+
+def requests_of(run: str | Path) -> dict[str, Any]:
+    """What a vLLM server must be told with each request, to read and end as the run was trained."""
+    found, _ = manifest.load(run)
+    family = families.get(found.family)
+    processor = family.load_processor(run)
+    flags = family.vllm_flags(processor, max_length=found.max_length, policy=found.policy)
+    return {**flags["extra_body"], "stop_token_ids": list(family.stop_token_ids(processor))}
 
 
 def png_uri(image: Image.Image) -> str:

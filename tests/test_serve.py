@@ -1,0 +1,308 @@
+"""vlmface serve: the command that follows from a manifest, and a real vLLM that is held against the
+run before it is called ready."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from conftest import Recipe
+from samples import picture
+
+from vlmface import manifest, serve
+from vlmface.cli import main
+from vlmface.errors import UserError
+from vlmface.evaluate import run as evaluation
+from vlmface.infer.predictor import Predictor
+from vlmface.infer.server import png_uri
+from vlmface.serve import Written
+
+VLLM = os.environ.get("VLLM") or shutil.which("vllm")
+REAL = pytest.mark.skipif(
+    VLLM is None, reason="no vLLM here: install it, or name its executable in VLLM"
+)
+PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(32)]
+LLM_ONLY = ("--tower", "frozen", "--projector", "frozen", "--train_embeddings", "false",
+            "--lora_dropout", "0", "--learning_rate", "2e-2", "--epochs", "8")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapters(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs on one base that train the LoRA of the language model alone."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("one", "two")):
+        assert sft_cot(folder / name, *LLM_ONLY, "--seed", str(seed)) == 0
+    return [folder / "one", folder / "two"]
+
+
+def plan(*runs: Any, **how: Any) -> serve.Plan:
+    fixed: dict[str, Any] = {"vllm": "vllm", "host": "127.0.0.1", "port": 8000, "gpu": False}
+    return serve.make_plan([str(run) for run in runs], **fixed | how)
+
+
+def flag(made: serve.Plan, name: str) -> str:
+    return made.command[made.command.index(f"--{name}") + 1]
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_what_vllm_would_leave_out_is_merged(run_dir: Path) -> None:
+    """`run_dir` trains the tower, too."""
+    made = plan(run_dir)
+    assert not made.adapters and "--enable-lora" not in made.command
+    found, _ = manifest.load(made.weights)
+    assert not found.adapter and flag(made, "served-model-name") == run_dir.name
+    before = made.weights.stat().st_mtime_ns
+    assert plan(run_dir).weights.stat().st_mtime_ns == before  # merged once
+    assert plan(made.weights).weights == made.weights  # what is merged is served as it is
+    config = json.loads((made.weights / "config.json").read_text())["text_config"]
+    limit = found.max_length + found.generation["max_new_tokens"]
+    assert int(flag(made, "max-model-len")) == min(limit, config["max_position_embeddings"])
+
+
+def test_adapters_share_their_base(adapters: list[Path]) -> None:
+    made = plan(adapters[0], f"second={adapters[1]}", words=["--max-num-seqs", "7"])
+    at = made.command.index("--lora-modules")
+    assert made.command[at + 1 : at + 3] == [f"one={adapters[0]}", f"second={adapters[1]}"]
+    rank = json.loads((adapters[0] / "adapter_config.json").read_text())["r"]
+    assert int(flag(made, "max-lora-rank")) >= rank and flag(made, "max-loras") == "2"
+    assert made.weights == manifest.resolve_base(manifest.load(adapters[0])[0], adapters[0])
+    assert flag(made, "dtype") == "float32" and "--enforce-eager" in made.command
+    assert made.command[-2:] == ["--max-num-seqs", "7"]  # the user's come last
+    gpu = plan(adapters[0], gpu=True)
+    assert flag(gpu, "dtype") == "bfloat16" and "--enforce-eager" not in gpu.command
+    assert "VLLM_CPU_KVCACHE_SPACE" not in gpu.environment
+    assert gpu.environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_a_dry_run_prints_and_starts_nothing(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
+    assert main(["serve", str(run_dir), "--dry-run", "--port", "9", "--max-num-seqs", "3"]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "vllm serve " in line and "--port 9" in line and line.endswith("--max-num-seqs 3")
+    assert not (tmp_path / "cache" / "merged").exists()
+
+
+def test_what_cannot_be_served_together(
+    adapters: list[Path], run_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"finished cannot be an adapter beside others"):
+        plan(adapters[0], run_dir)
+    with pytest.raises(UserError, match=r"two models would be called one: name them"):
+        plan(adapters[0], adapters[0])
+    other = shutil.copytree(adapters[0], tmp_path / "other")
+    written = json.loads((other / "vlmface.json").read_text())
+    written["base"]["sha"] = "0" * 12
+    (other / "vlmface.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match="trained on different base models"):
+        plan(adapters[0], other)
+    with pytest.raises(UserError, match="no finished vlmface run"):
+        plan(tmp_path)
+
+
+def test_a_missing_or_old_vllm(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no executable .*nowhere.*environment of its own"):
+        serve.find_vllm(str(tmp_path / "nowhere"))
+    old = tmp_path / "vllm"
+    # A Python that says what an old vLLM's would.
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 0.6.1\n")
+    python.chmod(0o755)
+    old.write_text(f"#!{python}\n")
+    old.chmod(0o755)
+    with pytest.raises(UserError, match=r"is vLLM 0\.6\.1: use 0\.32 or newer"):
+        serve.check_version(serve.find_vllm(str(old)))
+    old.write_text(f"#!{sys.executable}\n")
+    with pytest.raises(UserError, match="cannot read the version"):
+        serve.check_version(str(old))
+
+
+def test_a_server_that_stops_says_why(adapters: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "vllm"
+    broken.write_text("#!/bin/sh\necho no such device >&2\nexit 3\n")
+    broken.chmod(0o755)
+    made = plan(adapters[0], vllm=str(broken))
+    with (
+        pytest.raises(UserError, match=r"vLLM stopped(?s:.*)no such device"),
+        serve.running(made, tmp_path / "log"),
+    ):
+        pass
+
+
+# --- parity ---------------------------------------------------------------------------------------
+
+GOOD = Written([1, 2], [5, 6, 7], [-0.1, -0.2, -0.3], [2.0, 1.0, 0.0005])
+
+
+def behind(**changes: Any) -> list[Written]:
+    return [dataclasses.replace(GOOD, **changes)]
+
+
+def test_rounding_is_no_difference() -> None:
+    assert serve.compare([GOOD], [GOOD], "run", "float32") == 0
+    near = behind(log_probs=[-0.10005, -0.2, -0.3])
+    assert serve.compare([GOOD], near, "run", "float32") == pytest.approx(5e-5 / 3)
+    assert serve.compare([GOOD], behind(ids=[5, 6, 8]), "run", "float32") == 0  # a tie
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"prompt": [1, 3]}, "another prompt .*different from token 1 on"),
+        ({"prompt": [1, 2, 2]}, "3 tokens instead of 2, different from token 2 on"),
+        ({"ids": [5, 9, 7]}, r"from token 1 on, where the run is sure by 1\.000 nats"),
+        ({"ids": [5]}, "from token 1 on"),
+        ({"ids": [5, 6, 7, 8], "log_probs": [-0.1, -0.2, -0.3, -1.0]}, "from token 3 on"),
+        ({"log_probs": [-0.1, -0.2, -0.4]}, r"0\.0333 nats a token away"),
+        ({"log_probs": [-0.1, -0.2, float("nan")]}, "nan nats a token away"),
+    ],
+)
+def test_a_server_that_is_not_the_run(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        serve.compare([GOOD], behind(**changes), "run", "float32")
+
+
+def test_what_is_compared_is_what_the_run_answers(run_dir: Path) -> None:
+    here = serve.written_here(run_dir, PICTURES[:2], "float32")
+    with Predictor.load(run_dir) as predictor:
+        said = predictor.predict(PICTURES[:2])
+    tokenizer = predictor.backend.model.processor.tokenizer  # type: ignore[attr-defined]
+    for one, report in zip(here, said, strict=True):
+        assert tokenizer.decode(one.ids, skip_special_tokens=True).strip() == report.main.text
+        assert len(one.ids) == len(one.log_probs) == len(one.lead)
+        assert all(value <= 0 for value in one.log_probs) and min(one.lead) >= 0
+
+
+# --- the real one ---------------------------------------------------------------------------------
+
+
+class Served:
+    """The command, as a user runs it, until it says that it is ready."""
+
+    def __init__(self, *runs: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        words = [sys.executable, "-m", "vlmface.cli", "serve", *runs, "--port", str(self.port),
+                 "--vllm", str(VLLM), "--max_num_seqs", "16"]  # fmt: skip
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.said = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if line.startswith("printf"):
+                self.curl = line
+                break
+
+    def __enter__(self) -> Served:
+        assert self.process.poll() is None and "ready: " in self.said, self.said[-3000:]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server(adapters: list[Path]) -> Iterator[Served]:
+    with Served(str(adapters[0]), f"second={adapters[1]}") as running:
+        yield running
+
+
+@REAL
+@pytest.mark.slow
+def test_two_adapters_answer_as_their_runs(server: Served, adapters: list[Path]) -> None:
+    assert server.said.count("the same prompts and answers as in this process") == 2
+    answers = []
+    for name, run in zip(("one", "second"), adapters, strict=True):
+        with (
+            Predictor.load(server.url, run=run, served=name) as there,
+            Predictor.load(run) as here,
+        ):
+            found = [report.main.text for report in there.predict(PICTURES)]
+            expected = [report.main.text for report in here.predict(PICTURES)]
+            assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 31
+            *pieces, last = there.stream(PICTURES[0])
+            assert len(pieces) > 1 and not isinstance(last, str) and last.main.text == found[0]
+        answers.append(found)
+    assert answers[0] != answers[1]
+
+
+@REAL
+@pytest.mark.slow
+def test_figures_behind_the_server_are_the_local_ones(
+    server: Served, adapters: list[Path], tmp_path: Path
+) -> None:
+    words = ["--benchmark", "synth", "--n", "32"]
+    local = [*words, "--model", str(adapters[0]), "--output_dir", str(tmp_path / "here")]
+    there = [*words, "--model", server.url, "--run", str(adapters[0]), "--served", "one",
+             "--output_dir", str(tmp_path / "there")]  # fmt: skip
+    assert evaluation.main(local) == 0 and evaluation.main(there) == 0
+    here, served = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("here", "there")
+    )
+    for part in ("emotion", "au", "parse"):
+        assert here[part] == served[part]
+
+
+@REAL
+@pytest.mark.slow
+def test_the_printed_curl_line_works(server: Served, tmp_path: Path) -> None:
+    PICTURES[0].save(tmp_path / "FACE.png")
+    done = subprocess.run(["bash", "-c", server.curl], cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"], done.stdout
+
+
+@REAL
+@pytest.mark.slow
+def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: list[Path]) -> None:
+    stop = threading.Event()
+
+    def hang_up() -> None:
+        body = {"model": "one", "stream": True, "messages": [{"role": "user", "content": "?"}]}
+        while not stop.is_set():
+            with httpx2.stream("POST", f"{server.url}/chat/completions", json=body) as reply:
+                next(reply.iter_lines(), None)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=hang_up)
+    thread.start()
+    with Predictor.load(server.url, run=adapters[0], served="one", concurrency=32) as predictor:
+        with ThreadPoolExecutor(32) as pool:
+            found = list(pool.map(lambda image: predictor.predict([image])[0].main.text, PICTURES))
+        stop.set()
+        thread.join()
+        assert found == [report.main.text for report in predictor.predict(PICTURES)]
+    for body in (b"{", b"[]", b'{"model": "one"}', b'{"model": "none", "messages": []}'):
+        reply = httpx2.post(f"{server.url}/chat/completions", content=body,
+                            headers={"Content-Type": "application/json"})  # fmt: skip
+        assert 400 <= reply.status_code < 500
+    bad = {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+    }  # noqa: E501
+    reply = httpx2.post(f"{server.url}/chat/completions", json={"model": "one", "messages": [bad]})
+    assert reply.status_code >= 400
+    assert httpx2.get(f"{server.url.removesuffix('/v1')}/health").status_code == 200
+    assert png_uri(PICTURES[0]).startswith("data:image/png")

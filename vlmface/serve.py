@@ -1,0 +1,443 @@
+"""`vlmface serve`: vLLM as a run needs it, checked against the run before anybody is told of it.
+
+What vLLM would ignore is merged first; everything else follows from the manifest. The server counts
+as ready only after it has read the same prompts, written the same answers to the same pictures and
+been as sure of each token as the run is in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from vlmface import export, families, files, manifest
+from vlmface.errors import UserError
+from vlmface.infer.local import LocalModel
+from vlmface.infer.server import png_uri, requests_of
+from vlmface.manifest import Manifest
+
+OLDEST = (0, 32)  # vLLM's first version that was tried with this
+BASE = "base"  # the served name of what adapters are put on
+# How far a token's log-probability may be from the run's: mean over all tokens, in nats.
+DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
+TIE = {"float32": 1e-3, "bfloat16": 0.2}  # nats between two tokens that rounding may exchange
+FACES = 4  # pictures of the parity check
+_STARTING = 900.0  # s
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`models` {served name: run}; `command` and `environment` of the server; `adapters` whether
+    the runs are adapters on `weights` or `weights` are the one run's own."""
+
+    command: list[str]
+    environment: dict[str, str]
+    models: dict[str, Path]
+    weights: Path
+    adapters: bool
+    url: str
+    dtype: str
+
+    def shown(self) -> str:
+        """As one would type it."""
+        told = [f"{name}={value}" for name, value in self.environment.items()]
+        return shlex.join([*told, *self.command])
+
+
+# --- what is started ------------------------------------------------------------------------------
+
+
+def make_plan(
+    runs: Sequence[str], *, vllm: str, host: str, port: int, gpu: bool, dtype: str | None = None,
+    max_num_seqs: int = 64, words: Sequence[str] = (), merge: bool = True,
+) -> Plan:  # fmt: skip
+    """How to serve the runs, which are named by their folders or as NAME=FOLDER. `words` are
+    further arguments of `vllm serve`. Merges what must be merged, into the cache folder, unless
+    `merge` is false. Raises UserError."""
+    models = _names(runs)
+    found = {name: manifest.load(run)[0] for name, run in models.items()}
+    first_name, first = next(iter(found.items()))
+    bases = {one.base["sha"]: name for name, one in found.items()}
+    if len(bases) > 1:
+        raise UserError(
+            f"{' and '.join(bases.values())} were trained on different base models: serve each on "
+            "a port of its own"
+        )
+    flags: dict[str, Any] = {}
+    merged = []
+    for name, one in found.items():
+        processor = families.get(one.family).load_processor(models[name])
+        told = families.get(one.family).vllm_flags(
+            processor, max_length=_length(one, models[name]), policy=one.policy
+        )
+        if one.adapter and (told["merge"] or _beyond_lora(models[name])):
+            merged.append(name)
+        flags = flags or told["serve"]
+        flags["max-model-len"] = max(flags["max-model-len"], told["serve"]["max-model-len"])
+    adapters = all(one.adapter for one in found.values()) and not merged
+    if len(models) > 1 and not adapters:
+        raise UserError(
+            f"{', '.join(merged or models)} cannot be an adapter beside others, since vLLM puts "
+            "adapters on the language model alone: serve it on a port of its own, or train with "
+            "projector: frozen, tower: frozen and train_embeddings: false"
+        )
+    if adapters:
+        weights = manifest.resolve_base(first, models[first_name])
+        flags |= {"served-model-name": BASE, "enable-lora": None,
+                  "max-lora-rank": _served_rank(models.values()),
+                  "max-loras": len(models)}  # fmt: skip
+        template = models[first_name] / "chat_template.jinja"
+        if template.is_file():
+            flags["chat-template"] = template.resolve()
+    else:
+        weights = _whole(models[first_name], first, merge)
+        flags |= {"served-model-name": first_name}
+    dtype = dtype or ("bfloat16" if gpu else "float32")
+    flags |= {
+        "host": host, "port": port, "dtype": dtype, "seed": 0, "max-num-seqs": max_num_seqs,
+        # Whoever says nothing gets what the manifest says: greedy answers.
+        "override-generation-config": json.dumps({"temperature": 0.0}),
+        "structured-outputs-config": json.dumps({"disable_any_whitespace": True,
+                                                 "backend": "xgrammar"}),
+    }  # fmt: skip
+    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    if not gpu:
+        flags["enforce-eager"] = None
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    command = [vllm, "serve", str(weights)]
+    for name, value in flags.items():
+        command += [f"--{name}"] if value is None else [f"--{name}", str(value)]
+    if adapters:
+        command += ["--lora-modules", *(f"{n}={run.resolve()}" for n, run in models.items())]
+    return Plan(
+        [*command, *words], environment, models, weights, adapters,
+        f"http://{host}:{port}/v1", dtype,
+    )  # fmt: skip
+
+
+def _names(runs: Sequence[str]) -> dict[str, Path]:
+    models: dict[str, Path] = {}
+    for word in runs:
+        name, equals, folder = word.rpartition("=")
+        path = Path(folder if equals else word)
+        name = name if equals else path.name
+        if name in models or name == BASE:
+            raise UserError(f"two models would be called {name}: name them, {name}2={path}")
+        models[name] = path
+    return models
+
+
+def _length(found: Manifest, run: Path) -> int:
+    """Tokens of a conversation: a question as long as in training with the longest answer, or what
+    the model has positions for."""
+    from transformers import AutoConfig
+
+    folder = manifest.resolve_base(found, run) if found.adapter else run
+    text = AutoConfig.from_pretrained(folder).get_text_config()
+    asked = found.max_length + found.generation["max_new_tokens"]
+    return min(asked, getattr(text, "max_position_embeddings", asked))
+
+
+def _beyond_lora(run: Path) -> bool:
+    """Whether the adapter has weights that are no LoRA: vLLM would leave them out."""
+    config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
+    return bool(config.get("trainable_token_indices") or config.get("modules_to_save")
+                or config.get("use_dora"))  # fmt: skip
+
+
+def _served_rank(runs: Any) -> int:
+    """The smallest rank that vLLM knows and that has room for all of them."""
+    ranks = [json.loads((run / "adapter_config.json").read_text())["r"] for run in runs]
+    known = (8, 16, 32, 64, 128, 256, 320, 512)
+    if max(ranks) > known[-1]:
+        raise UserError(f"vLLM has LoRA ranks up to {known[-1]}, this run has {max(ranks)}")
+    return next(rank for rank in known if rank >= max(ranks))
+
+
+def _whole(run: Path, found: Manifest, merge: bool) -> Path:
+    """The run's weights as one checkpoint: its own, or merged once and kept in the cache."""
+    if not found.adapter:
+        return run.resolve()
+    key = f"{manifest.weights_sha(run)}-{found.base['sha']}"
+    folder = files.cache_dir() / "merged" / key
+    if merge and not folder.exists():
+        print(f"merging {run} with its base, since vLLM would leave a part of it out")
+        export.merge(run, folder)
+    return folder
+
+
+# --- vLLM itself ----------------------------------------------------------------------------------
+
+
+def find_vllm(named: str | None) -> str:
+    """vLLM's executable: `named`, the environment variable VLLM, or the one on the path. Raises
+    UserError with how to get one."""
+    asked = named or os.environ.get("VLLM") or "vllm"
+    found = shutil.which(asked)
+    if found is None:
+        raise UserError(
+            f"there is no executable {asked}: vLLM needs other versions of its libraries than "
+            "vlmface and lives in an environment of its own: python -m venv vllm && "
+            "vllm/bin/pip install vllm (without a GPU see docs/serving.md), then --vllm "
+            "vllm/bin/vllm"
+        )
+    return found
+
+
+def check_version(vllm: str) -> str:
+    """vLLM's version. Raises UserError if it is too old or cannot be read."""
+    first = Path(vllm).read_bytes()[:500].splitlines()[0].decode("utf-8", "replace")
+    python = first.removeprefix("#!").strip() if first.startswith("#!") else sys.executable
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    done = subprocess.run([*shlex.split(python), "-c", code], capture_output=True, text=True)
+    version = done.stdout.strip()
+    try:
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+    except ValueError:
+        raise UserError(
+            f"cannot read the version of {vllm}: {(done.stderr or version).strip()[-300:]}"
+        ) from None
+    if numbers < OLDEST:
+        raise UserError(
+            f"{vllm} is vLLM {version}: use {'.'.join(map(str, OLDEST))} or newer, older ones were "
+            "not tried with this"
+        )
+    return version
+
+
+@contextlib.contextmanager
+def running(plan: Plan, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The server, ready for requests; stopped at the end. Its output goes into `log`. Raises
+    UserError if it stops or does not become ready."""
+    environment = os.environ | plan.environment
+    environment.pop("OMP_NUM_THREADS", None)  # vLLM would read it as its own setting
+    environment.pop("PYTHONPATH", None)
+    environment["PATH"] = f"{Path(plan.command[0]).parent}{os.pathsep}{environment['PATH']}"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            plan.command, env=environment, stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait(plan, process, log)
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _wait(plan: Plan, process: subprocess.Popen[bytes], log: Path) -> None:
+    health, deadline = plan.url.removesuffix("/v1") + "/health", time.monotonic() + _STARTING
+    while True:
+        try:
+            if httpx2.get(health, timeout=5).status_code == 200 and process.poll() is None:
+                return
+        except httpx2.TransportError:
+            pass  # it does not listen yet
+        if process.poll() is not None or time.monotonic() > deadline:
+            what = "stopped" if process.poll() is not None else f"is not ready after {_STARTING} s"
+            end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise UserError(f"vLLM {what}; the end of {log}:\n{end}")
+        time.sleep(0.5)
+
+
+# --- parity ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer as tokens: `prompt` that it follows, its `ids`, the log-probability of each, and by
+    how much the likeliest token of each place was ahead of the next."""
+
+    prompt: list[int]
+    ids: list[int]
+    log_probs: list[float]
+    lead: list[float]
+
+
+def pictures() -> list[Any]:
+    """What the check asks about: rendered faces."""
+    from vlmface.evaluate import answering
+    from vlmface.synth import dataset
+
+    return answering.images_of(dataset.load("test", n=FACES, size=224, progress=False))
+
+
+def written_here(run: Path, images: Sequence[Any], dtype: str) -> list[Written]:
+    """What the run answers in this process."""
+    import torch
+
+    from vlmface import encode
+
+    model = LocalModel.load(run, dtype=getattr(torch, dtype))
+    stops = model.family.stop_token_ids(model.processor)
+    found = []
+    for image in model._cut_out(images, None)[0]:
+        rows = model._rows([image])
+        batch = encode.to_model(encode.Collator(model.processor, model.family)(rows), model.model)
+        with torch.inference_mode():
+            output = model.model.generate(
+                **batch, do_sample=False, max_new_tokens=model.max_new_tokens, eos_token_id=stops,
+                pad_token_id=model.processor.tokenizer.pad_token_id, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        prompt = list(rows[0]["input_ids"])
+        ids = output.sequences[0, len(prompt) :]
+        log_p = torch.stack(output.logits)[:, 0].float().log_softmax(-1)
+        best = log_p.topk(2).values
+        own = log_p.gather(1, ids[:, None])[:, 0]
+        lead = best[:, 0] - best[:, 1]
+        found.append(Written(prompt, ids.tolist(), own.tolist(), lead.tolist()))
+    return found
+
+
+def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> list[Written]:
+    """What the server answers."""
+    from vlmface.infer.endpoint import with_image
+
+    model_manifest, asked = manifest.load(run)
+    request = requests_of(run) | {
+        "model": name, "temperature": 0, "logprobs": True, "return_token_ids": True,
+        "max_tokens": model_manifest.generation["max_new_tokens"],
+    }  # fmt: skip
+    found = []
+    for image in images:
+        body = request | {"messages": with_image(asked[0].messages(), png_uri(image))}
+        reply = httpx2.post(f"{plan.url}/chat/completions", json=body, timeout=300)
+        if reply.status_code != 200:
+            raise UserError(f"the server refuses {name}: {' '.join(reply.text[:500].split())}")
+        content = reply.json()
+        (choice,) = content["choices"]
+        log_probs = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
+        found.append(Written(content["prompt_token_ids"], list(choice["token_ids"]), log_probs, []))
+    return found
+
+
+def compare(here: Sequence[Written], there: Sequence[Written], name: str, dtype: str) -> float:
+    """The mean difference of the log-probabilities of what both wrote. Raises UserError if the
+    prompts differ, answers part where no rounding explains it, or the difference is too large."""
+    differences: list[float] = []
+    for ours, theirs in zip(here, there, strict=True):
+        if ours.prompt != theirs.prompt:
+            at = _parts(ours.prompt, theirs.prompt)
+            raise UserError(
+                f"the server reads another prompt than {name} was trained with: "
+                f"{len(theirs.prompt)} tokens instead of {len(ours.prompt)}, different from token "
+                f"{at} on; its processor or chat template is another one"
+            )
+        same = _parts(ours.ids, theirs.ids)
+        if same < max(len(ours.ids), len(theirs.ids)):
+            lead = ours.lead[same] if same < len(ours.lead) else float("inf")
+            if lead > TIE[dtype]:
+                raise UserError(
+                    f"{name} answers otherwise behind the server, from token {same} on, where the "
+                    f"run is sure by {lead:.3f} nats: vLLM does not serve this model as it is"
+                )
+        pairs = zip(ours.log_probs[:same], theirs.log_probs[:same], strict=True)
+        differences += [abs(a - b) for a, b in pairs]
+    drift = sum(differences) / max(1, len(differences))
+    if not drift <= DRIFT[dtype]:
+        raise UserError(
+            f"{name} is {drift:.4f} nats a token away from the run ({DRIFT[dtype]:g} is rounding): "
+            "vLLM does not serve this model as it is"
+        )
+    return drift
+
+
+def _parts(a: Sequence[int], b: Sequence[int]) -> int:
+    """Where two lists part; the length of the shorter one if they do not."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def check_effect(plan: Plan, name: str, run: Path, adapted: Sequence[Written],
+                 images: Sequence[Any]) -> None:  # fmt: skip
+    """Raises UserError if the server answers with an adapter as it does without."""
+    plain = written_there(plan, BASE, run, images[:1])[0]
+    if (plain.ids, plain.log_probs) == (adapted[0].ids, adapted[0].log_probs):
+        raise UserError(
+            f"the adapter of {name} has no effect behind the server, which answers as the base "
+            "does: vLLM has not applied it"
+        )
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def serve_command(
+    runs: Sequence[str], vllm: str | None, host: str, port: int, dtype: str | None,
+    max_num_seqs: int, dry_run: bool, words: Sequence[str],
+) -> int:  # fmt: skip
+    """Serve until it is stopped; returns the exit code."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    executable = vllm or "vllm" if dry_run else find_vllm(vllm)
+    plan = make_plan(
+        runs, vllm=executable, host=host, port=port, gpu=torch.cuda.is_available(), dtype=dtype,
+        max_num_seqs=max_num_seqs, words=words, merge=not dry_run,
+    )  # fmt: skip
+    if dry_run:
+        print(plan.shown())
+        return 0
+    version = check_version(executable)
+    images = pictures()
+    print(f"vLLM {version}; what the runs answer here is computed first", flush=True)
+    here = {name: written_here(run, images, plan.dtype) for name, run in plan.models.items()}
+    log = files.cache_dir() / "serve" / f"{port}.log"
+    print(f"starting it, a minute or more; it writes to {log}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with running(plan, log) as process:
+            for name, run in plan.models.items():
+                there = written_there(plan, name, run, images)
+                drift = compare(here[name], there, name, plan.dtype)
+                if plan.adapters:
+                    check_effect(plan, name, run, there, images)
+                tokens = sum(len(one.ids) for one in there)
+                print(f"{name}: the same prompts and answers as in this process; {tokens} tokens, "
+                      f"log-probabilities {drift:.1e} apart in the mean")  # fmt: skip
+            print(f"ready: {plan.url}\n\n{curl(plan)}\n", flush=True)
+            code = process.wait()
+            raise UserError(f"vLLM stopped with code {code}: the end of {log} may say why")
+    except KeyboardInterrupt:
+        print("stopped")
+        return 0
+
+
+def curl(plan: Plan) -> str:
+    """A shell command that asks the first model about FACE.png."""
+    from vlmface.infer.endpoint import with_image
+
+    name, run = next(iter(plan.models.items()))
+    found, asked = manifest.load(run)
+    mark = "@@"
+    body = requests_of(run) | {
+        "model": name, "max_tokens": found.generation["max_new_tokens"], "temperature": 0,
+        "messages": with_image(asked[0].messages(), f"data:image/png;base64,{mark}"),
+    }  # fmt: skip
+    quoted = shlex.quote(json.dumps(body)).replace(mark, "'\"$(base64 -w0 FACE.png)\"'")
+    return (
+        f"printf %s {quoted} | curl -s {plan.url}/chat/completions "
+        "-H 'Content-Type: application/json' -d @-"
+    )
