@@ -150,3 +150,12 @@ def test_answers_are_frozen() -> None:
     answer = answers.parse("anger", SPACE, "label")
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer.label = "fear"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("form", answers.FORMS)
+@given(st.data())
+def test_what_a_server_is_held_to_is_strict(form: str, data: st.DataObject) -> None:
+    space = taxonomy.space("emotion8")
+    text = data.draw(st.from_regex(answers.pattern(space, form), fullmatch=True))
+    answer = answers.parse(text, space, form)
+    assert answer.status == "strict" and answer.label in space.labels

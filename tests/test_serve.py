@@ -268,6 +268,16 @@ def test_figures_behind_the_server_are_the_local_ones(
 
 @REAL
 @pytest.mark.slow
+def test_a_server_can_be_held_to_the_form(server: Served, adapters: list[Path]) -> None:
+    how: dict[str, Any] = {"run": adapters[0], "served": "one", "max_new_tokens": 150}
+    with Predictor.load(server.url, constrained=True, **how) as predictor:
+        found = predictor.predict(PICTURES[:8])
+    assert {report.status for report in found if report.main.complete} <= {"strict"}
+    assert any(report.main.complete for report in found)
+
+
+@REAL
+@pytest.mark.slow
 def test_the_printed_curl_line_works(server: Served, tmp_path: Path) -> None:
     PICTURES[0].save(tmp_path / "FACE.png")
     done = subprocess.run(["bash", "-c", server.curl], cwd=tmp_path, capture_output=True, text=True)
@@ -301,7 +311,7 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
     bad = {
         "role": "user",
         "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
-    }  # noqa: E501
+    }
     reply = httpx2.post(f"{server.url}/chat/completions", json={"model": "one", "messages": [bad]})
     assert reply.status_code >= 400
     assert httpx2.get(f"{server.url.removesuffix('/v1')}/health").status_code == 200

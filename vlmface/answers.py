@@ -63,6 +63,20 @@ def prefix(rationale: str, form: str) -> str:
     return f"{rationale}\n{_CONCLUDED} "
 
 
+def pattern(space: LabelSpace, form: str) -> str:
+    """A regular expression that only strict answers match, for servers that can be held to one. It
+    needs no look-around and no flags."""
+    labels = "|".join(map(re.escape, space.labels))
+    if form == "label":
+        return f"(?:{labels})"
+    if form == "think_answer":
+        return rf"<think>[^<>*\s][^<>*]*</think>\n<answer>(?:{labels})</answer>"
+    headings = (re.escape(heading) for heading in (_OBSERVED, _OVERALL, _CONCLUDED))
+    observed, overall, concluded = headings
+    text = r"[^<>*\s][^<>*]*"
+    return rf"{observed} {text}\n{overall} {text}\n{concluded} (?:{labels})"
+
+
 # --- the forms, read -----------------------------------------------------------------------------
 
 

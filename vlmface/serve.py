@@ -124,7 +124,7 @@ def make_plan(
         command += ["--lora-modules", *(f"{n}={run.resolve()}" for n, run in models.items())]
     return Plan(
         [*command, *words], environment, models, weights, adapters,
-        f"http://{host}:{port}/v1", dtype,
+        f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1", dtype,
     )  # fmt: skip
 
 

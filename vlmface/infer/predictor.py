@@ -86,13 +86,20 @@ class Predictor:
         concurrency: int = 8,
         timeout_s: float = 120.0,
         attempts: int = 6,
+        constrained: bool = False,
     ) -> Predictor:
         """`model`: a run folder, a bare base model (with a `prompt`), or the URL of an
         OpenAI-compatible server with the `run` that it serves or a `prompt`; `served` names the
         model there if it has several, `api_key_env` the environment variable with its key.
-        `concurrency`, `timeout_s` and `attempts` are about requests to it. Raises UserError."""
+        `concurrency`, `timeout_s`, `attempts` are about requests to it; `constrained`: it is held
+        to the prompt's form and labels. Raises UserError."""
         if not is_url(model):
-            for name, value in (("run", run), ("served", served), ("api_key_env", api_key_env)):
+            for name, value in (
+                ("run", run),
+                ("served", served),
+                ("api_key_env", api_key_env),
+                ("constrained", constrained or None),
+            ):
                 if value is not None:
                     raise UserError(
                         f"{name} is {value}, but {model} is no server's URL: leave it out"
@@ -106,7 +113,7 @@ class Predictor:
                 timeout_s=timeout_s, attempts=attempts,
             )  # fmt: skip
             found = None if run is None else manifest.load(run)[0]
-            backend = Served(server_of(endpoint, run, prompt, max_new_tokens))
+            backend = Served(server_of(endpoint, run, prompt, max_new_tokens, constrained))
         return cls(
             backend,
             crop=crops.parse(found.crop) if found else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import families, manifest, prompts
+from vlmface import answers, families, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, streamed, with_image
 from vlmface.infer.local import Prediction
@@ -24,11 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Server:
-    """`endpoint` names the model there; it is asked greedily and may write `max_new_tokens`."""
+    """`endpoint` names the model there; it is asked greedily and may write `max_new_tokens`.
+    `constrained`: it is held to the prompt's form and labels (vLLM's `structured_outputs`; a server
+    that does not know them ignores them or refuses)."""
 
     endpoint: Endpoint
     prompts: Sequence[Prompt]
     max_new_tokens: int
+    constrained: bool = False
+
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
+        request: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_new_tokens}
+        if self.constrained:
+            pattern = answers.pattern(prompt.space, prompt.form)
+            request["structured_outputs"] = {"regex": pattern}
+        return request
 
     async def answer(
         self, client: httpx2.AsyncClient, prompt: Prompt, image: Image.Image
@@ -37,8 +47,7 @@ class Server:
         and UserError for what no other picture would change."""
         began = time.perf_counter()
         messages = with_image(prompt.messages(), await asyncio.to_thread(png_uri, image))
-        greedy = {"temperature": 0, "max_tokens": self.max_new_tokens}
-        texts, usage = await ask(client, self.endpoint, messages, greedy)
+        texts, usage = await ask(client, self.endpoint, messages, self._request(prompt))
         text = texts[0].strip()
         complete = (usage.get("completion_tokens") or 0) < self.max_new_tokens
         latency = time.perf_counter() - began
@@ -52,8 +61,8 @@ class Server:
         began = time.perf_counter()
         messages = with_image(prompt.messages(), await asyncio.to_thread(png_uri, image))
         text, complete = "", False
-        request = {"temperature": 0, "max_tokens": self.max_new_tokens}
-        async for piece, reason in streamed(client, self.endpoint, messages, request):
+        pieces = streamed(client, self.endpoint, messages, self._request(prompt))
+        async for piece, reason in pieces:
             text += piece
             complete = complete or reason == "stop"
             yield text.strip()
@@ -71,6 +80,7 @@ def server_of(
     run: str | Path | None,
     prompt: str | Path | Prompt | None,
     max_new_tokens: int | None = None,
+    constrained: bool = False,
 ) -> Server:
     """A server that answers the prompts of the `run` that it serves, or of these the one that
     `prompt` is or names; without a run, `prompt`. The model of an endpoint that names none is the
@@ -92,7 +102,7 @@ def server_of(
     endpoint.check()
     if not endpoint.model:
         endpoint = replace(endpoint, model=served_model(endpoint))
-    return Server(endpoint, asked, limit)
+    return Server(endpoint, asked, limit, constrained)
 
 
 def requests_of(run: str | Path) -> dict[str, Any]:
