@@ -320,8 +320,8 @@ class LocalModel:
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
         drawn = rollout.sample(
             self.model, self.family, batch, group=count, max_new_tokens=self.max_new_tokens,
-            stops=stops, generator=torch.Generator().manual_seed(seed), temperature=temperature,
-            top_p=top_p, never=[image_token],
+            stops=stops, generator=torch.Generator(self.model.device).manual_seed(seed),
+            temperature=temperature, top_p=top_p, never=[image_token],
         )  # fmt: skip
         texts = [
             self.processor.tokenizer.decode(

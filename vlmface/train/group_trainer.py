@@ -216,7 +216,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         server.use(step)
 
     def _sample(self, batch: Inputs, seed: int) -> rollout.Rollout:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self.accelerator.device).manual_seed(seed)
         trained: Any = self.model
         trained.eval()
         # Rounded as in training: otherwise it would train another policy than the one that answers.
