@@ -22,10 +22,10 @@ from vlmface import prompts
 from vlmface.answers import Answer
 from vlmface.cli import main
 from vlmface.errors import UserError
+from vlmface.infer import Predictor
 from vlmface.infer.batcher import Batcher, BusyError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.local import LocalModel, Prediction
-from vlmface.infer.predictor import Predictor
 from vlmface.infer.report import FaceReport
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]

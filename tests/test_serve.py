@@ -27,7 +27,7 @@ from vlmface import manifest, serve
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.predictor import Predictor
+from vlmface.infer import Predictor
 from vlmface.infer.server import png_uri
 from vlmface.serve import Written
 

@@ -33,7 +33,7 @@ def predict_command(
     from transformers.utils import logging
 
     from vlmface.images import find_images, open_image
-    from vlmface.infer.predictor import Predictor
+    from vlmface.infer import Predictor
 
     logging.disable_progress_bar()  # stdout and stderr are for answers and errors
     failed = 0
