@@ -1,0 +1,110 @@
+"""`vlmface gateway`: serve until told to stop, then finish what is at work."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vlmface.errors import UserError
+from vlmface.gateway.app import create_app
+from vlmface.gateway.limits import READING, Load
+from vlmface.gateway.observe import log, log_to_stderr
+from vlmface.gateway.settings import Settings
+from vlmface.infer.predictor import Predictor
+
+LONGEST_HEADERS = 16_384  # bytes
+KEEP_ALIVE_S = 5
+PATIENCE_S = 10.0  # that a connection may be without a request
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def gateway_command(
+    model: str,
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    trusted_proxy: str | None = None,
+    **how: Any,
+) -> int:
+    """Serve a model until SIGTERM or SIGINT. `trusted_proxy`: the address whose X-Forwarded-For is
+    believed. `how`: see `Predictor.load`. Returns the exit code; raises UserError."""
+    log_to_stderr()
+    with _listening(host, port) as listener, Predictor.load(
+        model, concurrency=settings.max_in_flight, timeout_s=settings.answer_timeout_s, attempts=2,
+        **how,
+    ) as predictor:  # fmt: skip
+        app = create_app(predictor, settings)
+        if not settings.keys and host not in LOOPBACK:
+            log("anybody who reaches this gateway may ask it: see --client_keys_env", level=30)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="on",
+            http=Patient, h11_max_incomplete_event_size=LONGEST_HEADERS,
+            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=5,
+            limit_concurrency=2 * (READING + 1) * settings.max_in_flight,
+            proxy_headers=trusted_proxy is not None, forwarded_allow_ips=trusted_proxy or "",
+        )  # fmt: skip
+        log("listening", host=host, port=listener.getsockname()[1], model=predictor.name)
+        Draining(config, app.state.load, settings.drain_s).run([listener])
+    log("stopped")
+    return 0
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"cannot listen at {host}, port {port} ({error}): choose another --port or --host"
+        ) from None
+
+
+class Draining(uvicorn.Server):
+    """Told to stop, it says so at /healthz and takes no more requests, but stays until those at work
+    are answered, at most `drain_s` seconds. Told again, it stops at once."""
+
+    def __init__(self, config: uvicorn.Config, load: Load, drain_s: float) -> None:
+        super().__init__(config)
+        self.load, self.drain_s = load, drain_s
+        self._until = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own, which would send itself the signal once more at the end.
+        if self.load.draining:
+            self.should_exit = self.force_exit = True
+        self.load.draining = True
+        self._until = time.monotonic() + self.drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.load.draining and (self.load.idle or time.monotonic() > self._until):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+class Patient(H11Protocol):
+    """Closes connections that have no request for a while. uvicorn itself waits for ever for the
+    first request, and for the rest of a body that was refused early."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(PATIENCE_S, self._look, self._idle_since())
+
+    def _idle_since(self) -> object:
+        """The request that was the last one; something new while one is answered."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return self.cycle if answered else object()
+
+    def _look(self, before: object) -> None:
+        if self.transport.is_closing():
+            return
+        now = self._idle_since()
+        if now is before:
+            self.transport.close()
+        else:
+            self.loop.call_later(PATIENCE_S, self._look, now)
