@@ -276,7 +276,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     command.add_argument("--answer_timeout", type=float, default=120, metavar="S",
                          help="seconds to answer it (default 120)")  # fmt: skip
     command.add_argument("--drain", type=float, default=30, metavar="S",
-                         help="seconds to finish what is at work when stopped (default 30)")  # fmt: skip
+                         help="seconds to finish what is begun (default 30)")  # fmt: skip
     command.add_argument("--trusted_proxy", metavar="ADDRESS",
                          help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
 

@@ -59,7 +59,7 @@ async def analyze(asked: Asked, predictor: Predictor, settings: Settings, load: 
         reports = await _answered(image, asked.tasks, places, predictor)
     if not found:
         reports = [replace(report, face_found=False) for report in reports]
-    return Found(*image.size, reports, left_out)
+    return Found(image.width, image.height, reports, left_out)
 
 
 async def _decoding(work: Any, *words: Any, **named: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from types import FrameType
@@ -20,6 +21,7 @@ from vlmface.infer.predictor import Predictor
 
 LONGEST_HEADERS = 16_384  # bytes
 KEEP_ALIVE_S = 5
+LAST_S = 5  # for what is still at work after draining
 PATIENCE_S = 10.0  # that a connection may be without a request
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -39,18 +41,14 @@ def gateway_command(
         model, concurrency=settings.max_in_flight, timeout_s=settings.answer_timeout_s, attempts=2,
         **how,
     ) as predictor:  # fmt: skip
-        app = create_app(predictor, settings)
         if not settings.keys and host not in LOOPBACK:
-            log("anybody who reaches this gateway may ask it: see --client_keys_env", level=30)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="on",
-            http=Patient, h11_max_incomplete_event_size=LONGEST_HEADERS,
-            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=5,
-            limit_concurrency=2 * (READING + 1) * settings.max_in_flight,
-            proxy_headers=trusted_proxy is not None, forwarded_allow_ips=trusted_proxy or "",
-        )  # fmt: skip
+            log(
+                "anybody who reaches this gateway may ask it: see --client_keys_env",
+                level=logging.WARNING,
+            )
+        server = Draining(predictor, settings, trusted_proxy)
         log("listening", host=host, port=listener.getsockname()[1], model=predictor.name)
-        Draining(config, app.state.load, settings.drain_s).run([listener])
+        server.run([listener])
     log("stopped")
     return 0
 
@@ -66,12 +64,32 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 class Draining(uvicorn.Server):
-    """Told to stop, it says so at /healthz and takes no more requests, but stays until those at work
-    are answered, at most `drain_s` seconds. Told again, it stops at once."""
+    """Told to stop, it says so at /healthz and takes no more requests, but stays until those at
+    work are answered, at most `drain_s` seconds. Told again, it stops at once."""
 
-    def __init__(self, config: uvicorn.Config, load: Load, drain_s: float) -> None:
-        super().__init__(config)
-        self.load, self.drain_s = load, drain_s
+    def __init__(
+        self, predictor: Predictor, settings: Settings, trusted_proxy: str | None = None
+    ) -> None:
+        app = create_app(predictor, settings)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Patient,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=LONGEST_HEADERS,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_S,
+                limit_concurrency=2 * (READING + 1) * settings.max_in_flight,
+                proxy_headers=trusted_proxy is not None,
+                forwarded_allow_ips=trusted_proxy or "",
+            )
+        )
+        self.load: Load = app.state.load
+        self.drain_s = settings.drain_s
         self._until = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

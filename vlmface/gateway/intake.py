@@ -162,7 +162,7 @@ def _parts(body: bytes, boundary: bytes) -> list[Part]:
     if not 1 <= len(boundary) <= 70:
         raise Refusal("malformed", "Content-Type has no boundary of 1 to 70 characters")
     _, *pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, MOST_PARTS)
-    found = []
+    found: list[Part] = []
     for piece in pieces:
         if piece.startswith(b"--"):
             return found

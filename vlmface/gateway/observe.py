@@ -1,4 +1,4 @@
-"""Request ids, one log line a request, metrics: counts and times, nothing of pictures or answers."""
+"""Request ids, a log line a request, metrics: counts and times, nothing of pictures or answers."""
 
 from __future__ import annotations
 
