@@ -279,6 +279,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
                          help="seconds to finish what is begun (default 30)")  # fmt: skip
     command.add_argument("--trusted_proxy", metavar="ADDRESS",
                          help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
+    command.set_defaults(run=_gateway)
 
 
 def _who(arguments: argparse.Namespace) -> dict[str, str | None]:

@@ -36,8 +36,12 @@ def gateway_command(
 ) -> int:
     """Serve a model until SIGTERM or SIGINT. `trusted_proxy`: the address whose X-Forwarded-For is
     believed. `how`: see `Predictor.load`. Returns the exit code; raises UserError."""
+    from transformers.utils import logging as transformers_logging
+
+    listener = _listening(host, port)
     log_to_stderr()
-    with _listening(host, port) as listener, Predictor.load(
+    transformers_logging.disable_progress_bar()
+    with listener, Predictor.load(
         model, concurrency=settings.max_in_flight, timeout_s=settings.answer_timeout_s, attempts=2,
         **how,
     ) as predictor:  # fmt: skip

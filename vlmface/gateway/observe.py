@@ -186,11 +186,10 @@ class OneLine(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """For the gateway and what serves it."""
+    """What the gateway says of its requests, and what libraries warn of. For a process of its
+    own."""
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine())
-    for name, level in (("vlmface.gateway", logging.INFO), ("uvicorn.error", logging.WARNING),
-                        ("asyncio", logging.WARNING)):  # fmt: skip
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    LOGGER.setLevel(logging.INFO)
