@@ -177,7 +177,7 @@ HOSTILE: dict[str, tuple[int, str, dict[str, Any]]] = {
     **{f"file_{k}": (422, "picture", {"files": {"image": ("a.png", v)}}) for k, v in FILES.items()},
     **{f"link_{i}": (422, "link", {"json": {"image": v}}) for i, v in enumerate(LINKS)},
     **{
-        f"name_{i}": (400, "malformed", text(json.dumps({"image": v})))
+        f"name_{i}": (422, "picture", text(json.dumps({"image": v})))
         for i, v in enumerate(NAMES)
         if not v.startswith("C:")
     },
@@ -224,8 +224,8 @@ HOSTILE: dict[str, tuple[int, str, dict[str, Any]]] = {
     "json_latin1": (400, "malformed", text(b'{"image": "\xff\xfe"}')),
     "json_pickle": (400, "malformed", text(b"\x80\x04\x95\x10\0\0\0")),
     "base64_huge": (413, "too_large", {"json": {"image": "A" * 3_000_000}}),
-    "base64_url_safe": (400, "malformed", {"json": {"image": "_-_-" * 10}}),
-    "base64_padding": (400, "malformed", {"json": {"image": GOOD + "A"}}),
+    "base64_url_safe": (422, "picture", {"json": {"image": "_-_-" * 10}}),
+    "base64_padding": (422, "picture", {"json": {"image": GOOD + "A"}}),
     "base64_twice": (422, "picture", {"json": {"image": b64(GOOD.encode())}}),
     "form_huge": (413, "too_large", {"files": {"image": ("a.png", bytes(2_000_000))}}),
     "form_text_image": (400, "malformed", form(('Content-Disposition: form-data; name="image"',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -19,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import hypothesis
 import pytest
+import schemathesis
 from fastapi.testclient import TestClient
 from hostile import ANALYZE, FACE, GOOD, HEAD, HOSTILE, RAW, b64, encoded
 from PIL import Image
 from samples import picture
+from schemathesis import GenerationMode
 
 from vlmface.errors import UserError
 from vlmface.gateway.analysis import _outward
@@ -303,8 +307,6 @@ def test_messages_keep_what_helps_and_drop_where_it_was() -> None:
 def test_a_model_that_hangs_is_given_up(predictor: Predictor) -> None:
     class Hanging(Failing):
         async def apredict(self, *_: Any, **__: Any) -> Any:
-            import asyncio
-
             await asyncio.sleep(60)
 
     with gateway(Hanging(Exception()), answer_timeout_s=0.2) as client:
@@ -479,8 +481,6 @@ def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
 
     class Slow(Failing):
         async def apredict(self, *_: Any, **__: Any) -> Any:
-            import asyncio
-
             try:
                 await asyncio.sleep(30)
             finally:
@@ -492,6 +492,81 @@ def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
             wait_for(lambda: live.server.load.at_work["answering"] == 1)
         assert ended.wait(5)
+
+
+def test_told_to_stop_it_finishes_what_is_at_work(predictor: Predictor) -> None:
+    go, report = threading.Event(), predictor.predict([picture(1, (64, 48))])[0]
+
+    class Slow(Failing):
+        async def apredict(self, *_: Any, **__: Any) -> Any:
+            await asyncio.to_thread(go.wait, 20)
+            return report
+
+    live = Live(Slow(Exception()))  # type: ignore[arg-type]
+    with live, ThreadPoolExecutor(3) as pool:
+        begun = [pool.submit(live.client.post, ANALYZE, json={"image": GOOD}) for _ in range(3)]
+        wait_for(lambda: live.server.load.at_work["answering"] == 3)
+        live.server.handle_exit(signal.SIGTERM, None)
+        health = live.client.get("/healthz")
+        assert (health.status_code, health.json()["status"]) == (503, "draining")
+        late = live.client.post(ANALYZE, json={"image": GOOD})
+        assert (late.status_code, late.json()["reason"]) == (503, "draining")
+        assert late.headers["retry-after"] == "1" and live.thread.is_alive()
+        go.set()
+        assert [future.result().status_code for future in begun] == [200, 200, 200]
+        live.thread.join(10)
+        assert not live.thread.is_alive()
+
+
+# --- every request that the schema allows, and many that it does not -----------------------------
+
+
+@pytest.fixture(scope="module")
+def api(predictor: Predictor) -> Any:
+    app = create_app(predictor, Settings(keys=(KEY,), max_mb=0.1))
+    config = schemathesis.Config.from_dict(
+        {
+            # That a string is a picture cannot be said in a schema.
+            "checks": {"positive_data_acceptance": {"expected-statuses": [200, 413, 422]}},
+            "auth": {"openapi": {"HTTPBearer": {"bearer": KEY}}},
+        }
+    )
+    return schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
+
+
+def checked(strategy: Any, n: int) -> set[int]:
+    """The statuses of n requests, each of which must be what the schema says."""
+    statuses = set()
+
+    @hypothesis.settings(max_examples=n, derandomize=True, database=None,
+                         suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+    @hypothesis.given(strategy)
+    def holds(case: schemathesis.Case) -> None:
+        statuses.add(case.call_and_validate().status_code)
+
+    holds()
+    return statuses
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_requests_made_from_the_schema_are_answered_as_it_says(
+    api: Any, mode: GenerationMode
+) -> None:
+    statuses = checked(api[ANALYZE]["POST"].as_strategy(mode), 100)
+    assert (422 if mode.is_positive else 400) in statuses and max(statuses) < 500
+
+
+def test_requests_made_from_the_schema_with_a_real_picture_are_answered(api: Any) -> None:
+    def pictured(case: Any) -> Any:
+        case.body["image"] = GOOD if case.media_type == "application/json" else FACE
+        return case
+
+    assert 200 in checked(api[ANALYZE]["POST"].as_strategy().map(pictured), 40)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics"])
+def test_health_and_metrics_are_as_the_schema_says(api: Any, path: str) -> None:
+    assert checked(api[path]["GET"].as_strategy(), 3) == {200}
 
 
 # --- the command ----------------------------------------------------------------------------------

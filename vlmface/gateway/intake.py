@@ -125,7 +125,7 @@ def _file(text: str) -> bytes:
         return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError):
         raise Refusal(
-            "malformed", "image is not in base64: send the file's bytes, not its name"
+            "picture", "image is not in base64: send the file's bytes, not its name"
         ) from None
 
 
