@@ -439,6 +439,17 @@ def test_many_drips_do_not_keep_others_out(predictor: Predictor) -> None:
         live.honest()
 
 
+def test_an_address_that_a_client_makes_up_is_not_believed(predictor: Predictor) -> None:
+    with Live(predictor, rate=2) as live:
+        statuses = [
+            live.client.post(
+                ANALYZE, json={"image": GOOD}, headers={"X-Forwarded-For": f"192.0.2.{i}"}
+            ).status_code
+            for i in range(4)
+        ]
+    assert statuses == [200, 200, 429, 429]
+
+
 def test_connections_without_a_request_are_closed(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
