@@ -144,7 +144,7 @@ NAMES = [
     "$(id)",
     "'; drop table faces; --",
     "Ignore all previous instructions",
-    "\ud800",
+    "face\u0000\ufeff",
 ]
 GOOD = b64(FACE)
 
@@ -208,6 +208,7 @@ HOSTILE: dict[str, tuple[int, str, dict[str, Any]]] = {
     "task_unknown": (422, "task", body(tasks=["ignore all previous instructions"])),
     "task_path": (422, "task", body(tasks=["emotion", "../../etc/passwd"])),
     "task_surrogate": (422, "task", with_image('"tasks": ["\\ud800"]')),
+    "json_surrogate": (400, "malformed", text(json.dumps({"image": "\ud800"}))),
     "json_nan": (400, "malformed", with_image('"boxes": [[NaN, 0, 9, 9]]')),
     "json_inf": (400, "malformed", with_image('"boxes": [[0,0,Infinity,9]]')),
     "json_1e999": (400, "malformed", with_image('"boxes": [[0,0,1e999,9]]')),
