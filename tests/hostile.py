@@ -87,6 +87,7 @@ FILES: dict[str, bytes] = {
     "png_bomb_header": png(100_000, 100_000),
     "png_bomb_real": png(8_000, 8_000),
     "png_strip": png(100_000, 16),
+    "png_strip_short": png(1000, 16),
     "png_text_bomb": png(64, 64, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(9_000_000), 9))),
     "png_profile_bomb": png(9, 9, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(9_000_000), 9))),
     "gif_bomb": gif(65_000, 65_000),

@@ -237,6 +237,8 @@ def test_rates_are_counted_by_client_and_remembered_for_a_bounded_number() -> No
     assert len(rate._known) == 3
     assert client_of("2001:db8::1", None) == client_of("2001:db8::ffff", None)
     assert client_of("192.0.2.1", None) != client_of("192.0.2.2", None)
+    assert client_of("::ffff:192.0.2.1", None) == client_of("192.0.2.1", None) == "192.0.2.1"
+    assert client_of("fe80::1%eth0", None) == "fe80::/64"
     assert client_of("192.0.2.1", 0) != client_of("192.0.2.1", 1)
 
 

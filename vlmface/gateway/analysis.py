@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SMALLEST = 8  # pixels of a side of a box
+LONGEST_SHAPE = 20  # times the shorter side: processors of some models fail on strips
+LONGEST_MESSAGE = 500  # characters
 # What an error message may say of the machine it comes from: addresses in memory, paths, URLs.
 _INNER = re.compile(r"\S*(?:0x[0-9a-f]{4,}|://|(?<![\w.])/\w+/)\S*")
 
@@ -52,6 +54,10 @@ async def analyze(asked: Asked, predictor: Predictor, settings: Settings, load: 
         raise Refusal(
             "picture", f"the picture has {width} x {height} pixels: send one of at most "
             f"{settings.max_side} a side, or crop the face"
+        )  # fmt: skip
+    if max(width, height) > LONGEST_SHAPE * min(width, height):
+        raise Refusal(
+            "picture", f"the picture has {width} x {height} pixels, a strip: crop the face"
         )  # fmt: skip
     with load.taking("pixels", min(width * height, settings.max_pixels)):
         image = await _decoding(open_image, asked.image, max_pixels=settings.max_pixels)
@@ -144,4 +150,4 @@ async def _together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 def _outward(error: UserError) -> str:
     """Its message, without what is nobody else's business."""
-    return _INNER.sub("...", str(error))
+    return _INNER.sub("...", str(error)[:LONGEST_MESSAGE])

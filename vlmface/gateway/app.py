@@ -139,7 +139,9 @@ async def _refused(request: Request, error: Exception) -> Response:
         return failure(record_of(request.scope), error)
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        refusal = Refusal("method", f"{request.method} does nothing here: see /openapi.json")
+        refusal = Refusal(
+            "method", f"{intake.shown(request.method)} does nothing here: see /openapi.json"
+        )
     else:
         refusal = Refusal("not_found", "there is nothing here: see /openapi.json")
     response = failure(record_of(request.scope), refusal)

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlmface.errors import UserError
@@ -38,7 +39,7 @@ def gateway_command(
     believed. `how`: see `Predictor.load`. Returns the exit code; raises UserError."""
     from transformers.utils import logging as transformers_logging
 
-    listener = _listening(host, port)
+    listener = _bound(host, port)
     log_to_stderr()
     transformers_logging.disable_progress_bar()
     with listener, Predictor.load(
@@ -50,18 +51,22 @@ def gateway_command(
                 "anybody who reaches this gateway may ask it: see --client_keys_env",
                 level=logging.WARNING,
             )
-        server = Draining(predictor, settings, trusted_proxy)
-        log("listening", host=host, port=listener.getsockname()[1], model=predictor.name)
-        server.run([listener])
+        if predictor.crop is not None and predictor.crop.find == "detect":
+            predictor.faces(Image.new("RGB", (64, 64)))  # or else every request would fail
+        Draining(predictor, settings, trusted_proxy).run([listener])
     log("stopped")
     return 0
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has its address, but listens only when the model is there."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        found.bind((host, port))
+        return found
     except (OSError, OverflowError) as error:
+        found.close()
         raise UserError(
             f"cannot listen at {host}, port {port} ({error}): choose another --port or --host"
         ) from None
@@ -102,6 +107,12 @@ class Draining(uvicorn.Server):
             self.should_exit = self.force_exit = True
         self.load.draining = True
         self._until = time.monotonic() + self.drain_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            host, port = one.getsockname()[:2]
+            log("listening", host=host, port=port)
 
     async def on_tick(self, counter: int) -> bool:
         if self.load.draining and (self.load.idle or time.monotonic() > self._until):

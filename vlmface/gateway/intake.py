@@ -55,24 +55,23 @@ async def read(request: Request, settings: Settings) -> tuple[Asked, int]:
 
 async def _body(request: Request, settings: Settings) -> bytes:
     """What arrives counts, whatever Content-Length says."""
-    pieces, size = [], 0
+    body = bytearray()
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             async for piece in request.stream():
-                size += len(piece)
-                if size > settings.max_bytes:
+                body += piece
+                if len(body) > settings.max_bytes:
                     raise Refusal(
                         "too_large", f"the body has more than {settings.max_mb:g} MB: shrink the "
                         "picture, or crop the face"
                     )  # fmt: skip
-                pieces.append(piece)
     except TimeoutError:
         raise Refusal(
             "slow", f"the body did not arrive within {settings.body_timeout_s:g} s", close=True
         ) from None
     except ClientDisconnect:
         raise Refusal("gone", "the client hung up") from None
-    return b"".join(pieces)
+    return bytes(body)
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ def _from_form(body: bytes, boundary: bytes) -> Asked:
     fields: dict[str, Any] = {}
     for part in parts:
         if part.name == "tasks":
-            fields.setdefault("tasks", []).extend(re.split(r"[\s,]+", _text(part)))
+            fields.setdefault("tasks", []).extend(re.findall(r"[^\s,]+", _text(part)))
         elif part.name in fields:
             raise Refusal("malformed", f"{shown(part.name)} is there twice")
         elif part.name != "image":

@@ -81,8 +81,10 @@ def client_of(host: str | None, key: int | None) -> str:
         address = ipaddress.ip_address(host or "")
     except ValueError:
         return "unknown"
-    width = 64 if address.version == 6 else 32
-    return str(ipaddress.ip_network((address, width), strict=False))
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        return str(mapped or ipaddress.ip_network((int(address), 64), strict=False))
+    return str(address)
 
 
 class Load:
