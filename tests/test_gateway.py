@@ -23,6 +23,7 @@ import httpx2
 import hypothesis
 import pytest
 import schemathesis
+from fake_teacher import FakeTeacher, Reply
 from fastapi.testclient import TestClient
 from hostile import ANALYZE, FACE, GOOD, HEAD, HOSTILE, RAW, b64, encoded
 from PIL import Image
@@ -296,6 +297,26 @@ def test_failures_have_a_status_and_tell_no_secrets(
         metrics = client.get("/metrics").text
         assert f'vlmface_gateway_rejected_total{{reason="{reason}"}} 1.0' in metrics
         assert f'requests_total{{route="{ANALYZE}",status="{status}"}} 1.0' in metrics
+
+
+def test_a_server_that_has_the_model_fails_in_its_own_name(run_dir: Path) -> None:
+    says = "<think>She smiles.</think><answer>happiness</answer>"
+    replies = [
+        Reply(text=says), Reply(status=401, text="SECRET"), Reply(status=400, text="SECRET"),
+        Reply(status=503, text="SECRET", headers={"Retry-After": "9"}),
+    ]  # fmt: skip
+    expected = [(200, None), (502, "upstream"), (502, "upstream"), (503, "no_answer")]
+    with (
+        FakeTeacher(lambda asked: replies[asked.number]) as teacher,
+        Predictor.load(teacher.url, run=run_dir, attempts=1) as served,
+        gateway(served) as client,
+    ):
+        found = [client.post(ANALYZE, files={"image": FACE}) for _ in replies]
+        assert [(one.status_code, one.json().get("reason")) for one in found] == expected
+        assert found[0].json()["faces"][0]["answers"]["emotion"]["text"] == says
+        assert found[3].headers["retry-after"] == "9"
+        for one in found[1:]:
+            assert "SECRET" not in one.text and "127.0.0.1" not in one.text
 
 
 def test_messages_keep_what_helps_and_drop_where_it_was() -> None:
