@@ -90,6 +90,35 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
 
 
+def _gateway(arguments: argparse.Namespace) -> int:
+    from vlmface.gateway.settings import Settings, keys_of
+
+    try:
+        from vlmface.gateway.command import gateway_command
+    except ModuleNotFoundError as error:
+        raise UserError(f"to serve a model, pip install 'vlmface[gateway]' ({error})") from error
+
+    settings = Settings(
+        keys=keys_of(arguments.client_keys_env),
+        rate=arguments.rate,
+        max_mb=arguments.max_mb,
+        max_megapixels=arguments.max_megapixels,
+        max_faces=arguments.max_faces,
+        max_in_flight=arguments.max_in_flight,
+        body_timeout_s=arguments.body_timeout,
+        answer_timeout_s=arguments.answer_timeout,
+        drain_s=arguments.drain,
+    )
+    return gateway_command(
+        arguments.model,
+        settings,
+        arguments.host,
+        arguments.port,
+        arguments.trusted_proxy,
+        **_who(arguments),
+    )
+
+
 def _merge(arguments: argparse.Namespace) -> int:
     from vlmface.export import merge_command
 
@@ -191,6 +220,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--dry-run", action="store_true", help="print vLLM's command only")
     serve.set_defaults(run=_serve, words=[])
 
+    _add_gateway(commands.add_parser("gateway", help="serve a model over HTTP to many clients"))
+
     merge = commands.add_parser("merge", help="fold a run's adapter into its base, as a checkpoint")
     merge.add_argument("run_dir", metavar="RUN", type=Path, help="run folder of a recipe")
     merge.add_argument("out", metavar="OUT", type=Path, help="folder to make")
@@ -251,6 +282,32 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--served", metavar="NAME", help="of a server: its name for the model")
     command.add_argument("--api_key_env", metavar="NAME",
                          help="of a server: environment variable that holds its key")  # fmt: skip
+
+
+def _add_gateway(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.add_argument("--host", default="127.0.0.1", help="to listen at (default 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8080, help="default 8080; 0: any free one")
+    command.add_argument("--client_keys_env", metavar="NAME",
+                         help="environment variable with the keys, one of which clients must send "
+                         "(default: anybody may ask)")  # fmt: skip
+    command.add_argument("--rate", type=float, metavar="N",
+                         help="requests a minute of one client (default: any number)")  # fmt: skip
+    command.add_argument("--max_mb", type=float, default=10, help="of a request (default 10)")
+    command.add_argument("--max_megapixels", type=float, default=24,
+                         help="of a picture (default 24)")  # fmt: skip
+    command.add_argument("--max_faces", type=int, default=10, help="of a picture (default 10)")
+    command.add_argument("--max_in_flight", type=int, default=64,
+                         help="requests answered at once (default 64)")  # fmt: skip
+    command.add_argument("--body_timeout", type=float, default=10, metavar="S",
+                         help="seconds for a request to arrive (default 10)")  # fmt: skip
+    command.add_argument("--answer_timeout", type=float, default=120, metavar="S",
+                         help="seconds to answer it (default 120)")  # fmt: skip
+    command.add_argument("--drain", type=float, default=30, metavar="S",
+                         help="seconds to finish what is begun (default 30)")  # fmt: skip
+    command.add_argument("--trusted_proxy", metavar="ADDRESS",
+                         help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
+    command.set_defaults(run=_gateway)
 
 
 def _who(arguments: argparse.Namespace) -> dict[str, str | None]:

@@ -1,0 +1,214 @@
+"""`vlmface gateway` under load: many clients at once, against the same model asked one by one.
+
+    python tests/perf/gateway_load.py [--seconds 60] [--clients 64] [--model RUN] [--json FILE]
+
+Without --model it asks a small LLaVA of random weights, which is not trained. First the model
+answers one picture after the other in this process, for a third of the time. Then the real command
+serves it in a process of its own, and every client sends the next picture as soon as the last one
+is answered (after a 429 it waits as long as it is told). Statuses must be 200 or 429, and every
+request must be answered. The gateway's memory is read twice a second (Linux): after ten seconds it
+may not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import io
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+PICTURES = 32
+WARM_S = 10.0  # after which memory may not grow
+RATIO, GROWTH = 1.5, 0.05  # the bars
+
+
+def build(folder: Path) -> None:
+    from vlmface import prompts
+    from vlmface.families import tiny
+
+    corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
+    tiny.build_llava(folder, corpus, image_size=112, patch_size=14, vision_width=64,
+                     vision_layers=2, hidden=128, layers=2, mlp=256, vocab_size=700,
+                     max_length=1024)  # fmt: skip
+
+
+def one_by_one(model: str, how: dict[str, str], images: list[Any], seconds: float) -> float:
+    """Pictures a second of one who asks in this process."""
+    from vlmface.infer.predictor import Predictor
+
+    with Predictor.load(model, **how) as predictor:
+        predictor.predict(images[:1])  # warms up
+        began, n = time.perf_counter(), 0
+        while (passed := time.perf_counter() - began) < seconds:
+            predictor.predict([images[n % len(images)]])
+            n += 1
+    return n / passed
+
+
+class Gateway:
+    """The real command."""
+
+    def __init__(self, model: str, how: dict[str, str]) -> None:
+        words = [word for name, value in how.items() for word in (f"--{name}", value)]
+        command = [sys.executable, "-m", "vlmface.cli", "gateway", "--model", model, "--port", "0"]
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self.process = subprocess.Popen(
+            [*command, *words],
+            cwd=ROOT,
+            stderr=self.log,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.url = f"http://127.0.0.1:{self._port()}"
+
+    def _port(self) -> int:
+        while self.process.poll() is None:
+            self.log.seek(0)
+            for line in self.log:
+                if '"listening"' in line:
+                    return int(json.loads(line)["port"])
+            time.sleep(0.2)
+        self.log.seek(0)
+        raise SystemExit(f"the gateway ended: {self.log.read()}")
+
+    def rss_mb(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self.log.close()
+        return code
+
+
+async def load(
+    gateway: Gateway, bodies: list[bytes], clients: int, seconds: float
+) -> tuple[dict[str, int], int, list[tuple[float, float]], list[float]]:
+    """({status: how many}, requests without any answer, [(seconds, MB of memory)], seconds of each
+    200) of those that were answered in time; what is begun then is awaited, and counts as lost if
+    nothing comes."""
+    statuses: collections.Counter[str] = collections.Counter()
+    memory: list[tuple[float, float]] = []
+    latencies: list[float] = []
+    lost = 0
+    began = time.perf_counter()
+
+    async def client(http: httpx2.AsyncClient, number: int) -> None:
+        nonlocal lost
+        n = number
+        while time.perf_counter() - began < seconds:
+            sent = time.perf_counter()
+            try:
+                reply = await http.post("/v1/analyze", files={"image": bodies[n % len(bodies)]})
+            except httpx2.TransportError as error:
+                print(f"lost: {type(error).__name__} {error}")
+                lost += 1
+                continue
+            now = time.perf_counter()
+            late = " (late)" if now - began > seconds else ""
+            statuses[f"{reply.status_code}{late}"] += 1
+            if reply.status_code == 429:
+                await asyncio.sleep(int(reply.headers["retry-after"]))
+            elif reply.status_code == 200 and not late:
+                latencies.append(now - sent)
+            n += 1
+
+    async def watch() -> None:
+        while True:
+            memory.append((round(time.perf_counter() - began, 1), round(gateway.rss_mb(), 1)))
+            await asyncio.sleep(0.5)
+
+    limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx2.AsyncClient(base_url=gateway.url, timeout=120, limits=limits) as http:
+        watcher = asyncio.create_task(watch())
+        await asyncio.gather(*(client(http, i) for i in range(clients)))
+        watcher.cancel()
+    return dict(statuses), lost, memory, latencies
+
+
+def growth_of(memory: list[tuple[float, float]]) -> float:
+    """Of the last third against the first, after WARM_S: of the largest value or of the median,
+    whichever has grown more. In between it rises and falls with every batch."""
+    after = [mb for when, mb in memory if when >= WARM_S]
+    third = len(after) // 3
+    if not third:
+        return 0.0
+    first, last = after[:third], after[-third:]
+    return max(measure(last) / measure(first) - 1 for measure in (max, statistics.median))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--model", help="run folder (default: a random model)")
+    parser.add_argument("--json", type=Path)
+    words = parser.parse_args()
+
+    from vlmface.evaluate import answering
+    from vlmface.synth import dataset
+
+    images = answering.images_of(dataset.load("test", n=PICTURES, size=112))
+    bodies = []
+    for image in images:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        bodies.append(buffer.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        model, how = words.model, {}
+        if model is None:
+            model, how = folder, {"prompt": "face_cot"}
+            build(Path(folder))
+        alone = one_by_one(model, how, images, words.seconds / 3)
+        print(f"one by one, in this process: {alone:.2f} pictures a second", flush=True)
+        gateway = Gateway(model, how)
+        try:
+            httpx2.post(f"{gateway.url}/v1/analyze", files={"image": bodies[0]}, timeout=120)
+            statuses, lost, memory, latencies = asyncio.run(
+                load(gateway, bodies, words.clients, words.seconds)
+            )
+        finally:
+            code = gateway.stop()
+    together = statuses.get("200", 0) / words.seconds
+    odd = sum(n for status, n in statuses.items() if status[:3] not in ("200", "429"))
+    growth, latencies = growth_of(memory), sorted(latencies) or [0.0]
+    ratio = together / alone
+    print(f"{words.clients} clients: {together:.2f} pictures a second, {ratio:.2f} times as many "
+          f"(bar {RATIO}); statuses {statuses}, lost {lost}, exit code {code}")  # fmt: skip
+    print(f"time to answer: median {latencies[len(latencies) // 2]:.2f} s, "
+          f"99 % within {latencies[int(len(latencies) * 0.99)]:.2f} s")  # fmt: skip
+    print(f"memory {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB, "
+          f"growth after {WARM_S:g} s {growth:.1%} (bar {GROWTH:.0%})")  # fmt: skip
+    if words.json:
+        result = {
+            "name": "gateway_load",
+            "ratio": {"throughput": ratio},
+            "runs": [{"alone_per_s": alone, "together_per_s": together, "clients": words.clients,
+                      "seconds": words.seconds, "statuses": statuses, "rss_mb": memory,
+                      "rss_growth": growth, "exit_code": code}],
+            "equal": {"errors_not_429": odd, "lost": lost},
+            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
+        }  # fmt: skip
+        words.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    assert odd == 0 and lost == 0 and code == 0
+
+
+if __name__ == "__main__":
+    main()

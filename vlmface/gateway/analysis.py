@@ -1,0 +1,153 @@
+"""A picture and what is asked of it become reports."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vlmface.errors import UserError
+from vlmface.gateway.intake import Asked, shown
+from vlmface.gateway.limits import BUSY_S, Load, busy
+from vlmface.gateway.refusals import Refusal
+from vlmface.gateway.settings import Settings
+from vlmface.images import open_image, size_of
+from vlmface.infer.batcher import BusyError
+from vlmface.infer.endpoint import NoAnswerError
+from vlmface.infer.predictor import Predictor, Served
+from vlmface.infer.report import FaceReport
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SMALLEST = 8  # pixels of a side of a box
+LONGEST_SHAPE = 20  # times the shorter side: processors of some models fail on strips
+LONGEST_MESSAGE = 500  # characters
+# What an error message may say of the machine it comes from: addresses in memory, paths, URLs.
+_INNER = re.compile(r"\S*(?:0x[0-9a-f]{4,}|://|(?<![\w.])/\w+/)\S*")
+
+Box = Sequence[float]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is said of one picture. `left_out`: faces beyond the limit."""
+
+    width: int
+    height: int
+    reports: list[FaceReport]
+    left_out: int
+
+
+async def analyze(asked: Asked, predictor: Predictor, settings: Settings, load: Load) -> Found:
+    """Raises Refusal."""
+    if odd := [task for task in asked.tasks or () if task not in predictor.tasks]:
+        raise Refusal(
+            "task", f"this model does not answer {shown(odd[0])}: ask for "
+            + ", ".join(predictor.tasks)
+        )  # fmt: skip
+    width, height = await _decoding(size_of, asked.image)
+    if max(width, height) > settings.max_side:
+        raise Refusal(
+            "picture", f"the picture has {width} x {height} pixels: send one of at most "
+            f"{settings.max_side} a side, or crop the face"
+        )  # fmt: skip
+    if max(width, height) > LONGEST_SHAPE * min(width, height):
+        raise Refusal(
+            "picture", f"the picture has {width} x {height} pixels, a strip: crop the face"
+        )  # fmt: skip
+    with load.taking("pixels", min(width * height, settings.max_pixels)):
+        image = await _decoding(open_image, asked.image, max_pixels=settings.max_pixels)
+        places, found, left_out = await _places(image, asked, predictor, settings)
+        reports = await _answered(image, asked.tasks, places, predictor)
+    if not found:
+        reports = [replace(report, face_found=False) for report in reports]
+    return Found(image.width, image.height, reports, left_out)
+
+
+async def _decoding(work: Any, *words: Any, **named: Any) -> Any:
+    try:
+        return await asyncio.to_thread(work, *words, **named)
+    except UserError as error:
+        raise Refusal("picture", _outward(error)) from None
+
+
+async def _places(
+    image: Image.Image, asked: Asked, predictor: Predictor, settings: Settings
+) -> tuple[Sequence[Box | None], bool, int]:
+    """(the boxes to look at, None for the picture whole; False if faces were looked for and there
+    are none; how many are left out)"""
+    if asked.boxes is not None:
+        if len(asked.boxes) > settings.max_faces:
+            raise Refusal(
+                "box", f"there are {len(asked.boxes)} boxes: send at most {settings.max_faces}"
+            )
+        for i, box in enumerate(asked.boxes):
+            _check_box(i, box, image.size)
+        return asked.boxes, True, 0
+    if asked.faces == "none":
+        return [None], True, 0
+    try:
+        boxes = await asyncio.to_thread(predictor.faces, image)
+    except UserError:  # its text is for whoever runs the gateway
+        raise Refusal(
+            "detector", "this gateway cannot look for faces: send boxes, or leave out faces"
+        ) from None
+    most = 1 if asked.faces == "largest" else settings.max_faces
+    left_out = max(0, len(boxes) - most) if asked.faces == "all" else 0
+    return boxes[:most] or [None], bool(boxes), left_out
+
+
+def _check_box(number: int, box: Box, size: tuple[int, int]) -> None:
+    left, top, right, bottom = box
+    width, height = size
+    said = f"box {number} is {', '.join(f'{x:g}' for x in box)}"
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise Refusal(
+            "box", f"{said}: left, top, right, bottom must be in order and within the upright "
+            f"picture, which has {width} x {height} pixels"
+        )  # fmt: skip
+    if min(right - left, bottom - top) < SMALLEST:
+        raise Refusal("box", f"{said}: a face needs at least {SMALLEST} x {SMALLEST} pixels")
+
+
+async def _answered(
+    image: Image.Image,
+    tasks: Sequence[str] | None,
+    places: Sequence[Box | None],
+    predictor: Predictor,
+) -> list[FaceReport]:
+    try:
+        return await _together([predictor.apredict(image, tasks, box=box) for box in places])
+    except BusyError:
+        raise busy() from None
+    except NoAnswerError as error:
+        if error.passing:
+            wait = BUSY_S if error.wait_s is None else max(BUSY_S, round(error.wait_s))
+            raise Refusal(
+                "no_answer", "the model's server gives no answer now: come back",
+                retry_after_s=wait,
+            ) from None  # fmt: skip
+        raise Refusal("upstream", "the model's server refuses this picture") from None
+    except UserError as error:
+        if isinstance(predictor.backend, Served):  # about its URL, key or name: not the client's
+            raise Refusal("upstream", "the model's server does not take requests") from None
+        raise Refusal("model", _outward(error)) from None
+
+
+async def _together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results. The first error ends all others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _outward(error: UserError) -> str:
+    """Its message, without what is nobody else's business."""
+    return _INNER.sub("...", str(error)[:LONGEST_MESSAGE])
