@@ -42,7 +42,7 @@ class Demo:
             title=TITLE, analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, _KEEP_S)
         ) as page:
             gr.HTML(views.header(self.predictor.name or "a server's model", self.limits))
-            with gr.Tabs():
+            with gr.Tabs(overflow_behavior="wrap"):
                 for name, build in tabs.ALL.items():
                     with gr.Tab(name), gr.Column(elem_classes="vf-tab"):
                         build(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ _EVERY_S = 0.08  # between two looks at an answer that is being written
 _NO_FACE = (
     "No face was found, so the model was shown the picture as a whole. Its answer may mean nothing."
 )
+_EMPTY = views.note("The answer will stand here.")
 
 
 # --- what tabs have in common ---------------------------------------------------------------------
@@ -41,7 +43,7 @@ def _upload(label: str) -> gr.Image:
     image = gr.Image(
         label=label, type="filepath", sources=["upload", "clipboard", "webcam"], height=300,
         buttons=[], elem_classes="vf-upload",
-        placeholder="Drop a picture here, or click to choose one",
+        placeholder="Drop a picture here, or click to choose one. Below: webcam, paste",
     )  # fmt: skip
     # Gradio would decode the file with all that Pillow knows; `opened` is the one who judges it.
     image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
@@ -60,11 +62,14 @@ def _picture_input(
             elem_classes="vf-choice",
         )  # fmt: skip
         again = gr.Button("Another picture", elem_classes="vf-again", size="sm")
-        again.click(lambda: None, None, image, queue=False, show_progress="hidden", **_HIDDEN)
-        gr.Examples(
-            [[str(path)] for path in examples], [image], api_visibility="private",
-            label="Or try a rendered face",
-        )  # fmt: skip
+        again.click(lambda: None, None, image, show_progress="hidden", **_HIDDEN)
+        with gr.Column(elem_classes="vf-examples"):
+            gr.HTML(views.note("Or try a rendered face:"))
+            with gr.Row(elem_classes="vf-thumbnails"):
+                for path in examples:
+                    name = path.stem.replace("_", " ")
+                    one = gr.Button(name, icon=path, size="sm", min_width=64, scale=0)
+                    one.click(partial(str, path), None, image, show_progress="hidden", **_HIDDEN)
     return image, picture, choice
 
 
@@ -92,12 +97,12 @@ def analyse(demo: Demo) -> None:
         with gr.Column(scale=5, min_width=300):
             image, picture, choice = _picture_input(demo.examples)
         with gr.Column(scale=6, min_width=300):
-            said = gr.HTML(elem_classes="vf-said")
+            said = gr.HTML(_EMPTY, elem_classes="vf-said")
 
     @spoken(3)
     def start(path: str | None) -> Iterator[Any]:
         if path is None:
-            yield "", _choices([], None), ""
+            yield "", _choices([], None), _EMPTY
             return
         shown = opened(path)
         faces = demo.finder.find(shown)

@@ -44,8 +44,12 @@ def _template() -> Any:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"plain": page.plain, "pct": lambda share: f"{100 * share:.0f}"}
+    environment.filters |= {"plain": page.plain, "pct": _percent}
     return environment.get_template("views.html.j2").module
+
+
+def _percent(share: float) -> str:
+    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -154,6 +158,7 @@ def answer(report: FaceReport, heading: str, notes: Sequence[str] = ()) -> str:
             for task, label in report.attributes.items()
             if report.answers[task] is not main
         ],
+        "limits": report.note or LIMITS,
         "status": STATUS[report.status],
         "seconds": report.seconds,
         "text": main.text,
