@@ -62,6 +62,6 @@ def theme() -> gr.themes.Base:
     names = {name: f"var(--{ours})" for name, ours in _COLOURS.items()}
     names |= {f"{name}_dark": colour for name, colour in names.items()}
     return plain.set(
-        **names, block_shadow="none", button_border_width="1px", color_accent="var(--main)", color_accent_soft="var(--faint)",
-        color_accent_soft_dark="var(--faint)",
+        **names, block_shadow="none", button_border_width="1px", color_accent="var(--main)",
+        color_accent_soft="var(--faint)", color_accent_soft_dark="var(--faint)",
     )  # fmt: skip

@@ -43,7 +43,7 @@ def _upload(label: str) -> gr.Image:
     image = gr.Image(
         label=label, type="filepath", sources=["upload", "clipboard", "webcam"], height=300,
         buttons=[], elem_classes="vf-upload",
-        placeholder="Drop a picture here, or click to choose one. Below: webcam, paste",
+        placeholder="Drop a picture here, or click to choose one",
     )  # fmt: skip
     # Gradio would decode the file with all that Pillow knows; `opened` is the one who judges it.
     image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
@@ -91,8 +91,9 @@ def _notes(demo: Demo, faces: list[Face]) -> list[str]:
 
 
 def analyse(demo: Demo) -> None:
-    _intro("Every face is framed. Point at an action unit, or reach it with the Tab key, and the "
-           "part of the face that it names is marked on the picture.")  # fmt: skip
+    _intro("Upload a picture, paste it, or take it with the webcam. Every face is framed. Point at "
+           "an action unit, or reach it with the Tab key, and the part of the face that it names "
+           "is marked on the picture.")  # fmt: skip
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=300):
             image, picture, choice = _picture_input(demo.examples)
@@ -169,10 +170,11 @@ def compare(demo: Demo) -> None:
         chosen = largest(faces)
         box = None if chosen is None else faces[chosen].box
         yield views.picture(shown, faces, chosen), gr.skip(), gr.skip()
-        answers = []
+        heading = "The whole picture" if chosen is None else "The largest face"
+        answers: list[str] = []
         for number in (first, second):
             voice = demo.voices[number]
-            answers.append(views.answer(voice.ask(shown, box), voice.name, _notes(demo, faces)))
+            answers.append(views.answer(voice.ask(shown, box), heading, _notes(demo, faces)))
             yield gr.skip(), answers[0], answers[1] if len(answers) > 1 else gr.skip()
 
     for changed in (image.change, left.input, right.input):
@@ -186,7 +188,8 @@ def compare(demo: Demo) -> None:
 def people(demo: Demo) -> None:
     _intro("All faces of one picture at once. Each face is shown to the model by itself: it does "
            "not see who stands beside whom.")  # fmt: skip
-    image, picture, _ = _picture_input([demo.scene], "Picture of several people")
+    with gr.Column(elem_classes="vf-wide"):
+        image, picture, _ = _picture_input([demo.scene], "Picture of several people")
     table = gr.HTML()
 
     @spoken(2)
@@ -258,8 +261,8 @@ def synth(demo: Demo) -> None:
                     gr.Slider(-70, 70, 20, step=1, label="Light from the picture's right (°)"),
                     gr.Slider(-15, 60, 30, step=1, label="Light from above (°)"),
                 ]
-            go = gr.Button("Render and ask", variant="primary", elem_classes="vf-go")
         with gr.Column(scale=6, min_width=300):
+            go = gr.Button("Render and ask", variant="primary", elem_classes="vf-go")
             picture = gr.HTML(elem_classes="vf-rendered")
             truth = gr.HTML(elem_classes="vf-drawn")
             said = gr.HTML(elem_classes="vf-said")

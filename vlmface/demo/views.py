@@ -130,7 +130,7 @@ def writing(text: str, heading: str) -> str:
 
 def problem(text: str) -> str:
     """What went wrong, in words."""
-    return str(_template().problem(text))
+    return str(_template().problem(text[:1].upper() + text[1:]))
 
 
 def note(text: str) -> str:
