@@ -1,5 +1,6 @@
-// Three things that Gradio does not do: words that name an action unit show its region on the
-// picture of their tab; a frame on the picture chooses its face; a webcam that is refused is said.
+// What Gradio does not do: words that name an action unit show its region on the picture of their
+// tab; a frame on the picture chooses its face, and so do the arrow keys; a webcam that is refused
+// is said.
 // Listeners sit on the document, because Gradio replaces the elements again and again.
 (() => {
   const tab = (element) => element.closest(".vf-tab");
@@ -24,6 +25,17 @@
     choices?.[Number(face.dataset.face)]?.click();
     if (within(event, '[aria-label="Capture from camera"]') && !navigator.mediaDevices)
       say("A browser gives the webcam only to pages of this machine or over https.");
+  });
+
+  const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  document.addEventListener("keydown", (event) => {
+    const choice = within(event, ".vf-choice input[type=radio]");
+    if (!choice || !steps[event.key]) return;
+    event.preventDefault();
+    const all = [...choice.closest(".vf-choice").querySelectorAll("input[type=radio]")];
+    const next = all[(all.indexOf(choice) + steps[event.key] + all.length) % all.length];
+    next.focus();
+    next.click();
   });
 
   const say = (words) => {
