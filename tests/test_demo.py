@@ -84,7 +84,8 @@ def test_a_model_that_is_not_sure_says_so() -> None:
     text = "<think>AU4.</think>\n<answer>anger</answer>"
     even = dict.fromkeys(facs.PROTOTYPES, 1 / 8)
     sure = {**dict.fromkeys(facs.PROTOTYPES, 0.0), "anger": 1.0}
-    assert "was not sure" in views.answer(report_of(text, even), "")
+    assert "was not sure: no label" in views.answer(report_of(text, even), "")
+    assert "but finds fear more likely" in views.answer(report_of(text, {**even, "fear": 0.4}), "")
     assert "was not sure" not in views.answer(report_of(text, sure), "")
     assert "gave no answer that counts" in views.answer(report_of("No idea."), "")
 

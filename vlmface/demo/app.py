@@ -12,11 +12,12 @@ import gradio as gr
 from vlmface.demo import door, look, samples, tabs, views, voices
 from vlmface.demo.faces import Finder
 from vlmface.errors import UserError
-from vlmface.infer.predictor import Predictor
+from vlmface.infer.predictor import Local, Predictor
 
 TITLE = "vlmface demo"
 MOST_UPLOADED = "64mb"  # one file
 _MOST_WAITING = 32
+_SERVED_AT_ONCE = 8  # a model in this process answers one at a time, a server as many as it can
 _LOOK_EVERY_S, _KEEP_S = 300, 1800  # uploads are deleted when they are older
 
 
@@ -30,6 +31,7 @@ class Demo:
         self.predictor = self.predictors[0]
         self.voices = voices.voices(self.predictors)
         self.finder = Finder()
+        self.at_once = 1 if isinstance(self.predictor.backend, Local) else _SERVED_AT_ONCE
         self.limits = self.predictor.limits or views.LIMITS
         self.examples, self.scene = samples.write(folder / "examples")
 

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from vlmface.demo.app import Demo
 
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}
-# One model answers one at a time: all who wait for it stand in one queue, and see their place.
-_ASKS: dict[str, Any] = {
-    **_HIDDEN, "concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "always_last",
-}  # fmt: skip
 _EVERY_S = 0.08  # between two looks at an answer that is being written
 _NO_FACE = (
     "No face was found, so the model was shown the picture as a whole. Its answer may mean nothing."
@@ -33,6 +29,14 @@ _EMPTY = views.note("The answer will stand here.")
 
 
 # --- what tabs have in common ---------------------------------------------------------------------
+
+
+def _asks(demo: Demo, queue: str = "pictures") -> dict[str, Any]:
+    """How an event asks the model: all events of a queue wait together, and see their place."""
+    return {
+        **_HIDDEN, "concurrency_id": queue, "concurrency_limit": demo.at_once,
+        "trigger_mode": "always_last",
+    }  # fmt: skip
 
 
 def _intro(text: str) -> None:
@@ -120,8 +124,8 @@ def analyse(demo: Demo) -> None:
         for html in _written(demo, shown, faces, chosen):
             yield gr.skip(), html
 
-    image.change(start, image, [picture, choice, said], show_progress_on=said, **_ASKS)
-    choice.input(choose, [image, choice], [picture, said], show_progress_on=said, **_ASKS)
+    image.change(start, image, [picture, choice, said], show_progress_on=said, **_asks(demo))
+    choice.input(choose, [image, choice], [picture, said], show_progress_on=said, **_asks(demo))
 
 
 def _written(demo: Demo, image: Any, faces: list[Face], chosen: int | None) -> Iterator[str]:
@@ -179,7 +183,7 @@ def compare(demo: Demo) -> None:
 
     for changed in (image.change, left.input, right.input):
         changed(ask, [image, left, right], [picture, left_said, right_said],
-                show_progress_on=[left_said, right_said], **_ASKS)  # fmt: skip
+                show_progress_on=[left_said, right_said], **_asks(demo))  # fmt: skip
 
 
 # --- Several people -------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def people(demo: Demo) -> None:
         reports = demo.predictor.predict([shown] * len(boxes), boxes=boxes)
         yield gr.skip(), views.people(shown, faces, reports, demo.predictor.tasks)
 
-    image.change(ask, image, [picture, table], show_progress_on=table, **_ASKS)
+    image.change(ask, image, [picture, table], show_progress_on=table, **_asks(demo))
 
 
 # --- Batch ----------------------------------------------------------------------------------------
@@ -238,7 +242,8 @@ def many(demo: Demo) -> None:
         }
         yield views.batch(rows, len(items), tasks, downloads)
 
-    go.click(ask, files, table, **_ASKS)
+    # A batch has a queue of its own: between two of its files the model answers others.
+    go.click(ask, files, table, **_asks(demo, "batches"))
 
 
 # --- Synth playground -----------------------------------------------------------------------------
@@ -263,7 +268,7 @@ def synth(demo: Demo) -> None:
                 ]
         with gr.Column(scale=6, min_width=300):
             go = gr.Button("Render and ask", variant="primary", elem_classes="vf-go")
-            picture = gr.HTML(elem_classes="vf-rendered")
+            picture = gr.HTML(views.note("The head will stand here."), elem_classes="vf-rendered")
             truth = gr.HTML(elem_classes="vf-drawn")
             said = gr.HTML(elem_classes="vf-said")
 
@@ -283,13 +288,14 @@ def synth(demo: Demo) -> None:
         compared = views.truth(
             aus, playground.followed(aus, report), report,
             expected=playground.speaks_for(aus), clashing=playground.clashing(aus),
+            names_units=voices.names_units(demo.predictor),
             lips_parted=len(aus) > sum(round(value) > 0 for value in set_.values()),
         )  # fmt: skip
         yield gr.skip(), compared, views.answer(report, "What the model says")
 
     preset.input(fill, preset, list(sliders.values()), show_progress="hidden", **_HIDDEN)
     go.click(ask, [*sliders.values(), *scene], [picture, truth, said], show_progress_on=said,
-             **_ASKS)  # fmt: skip
+             **_asks(demo))  # fmt: skip
 
 
 def _sliders() -> dict[int, gr.Slider]:

@@ -176,10 +176,11 @@ def _unsure(report: FaceReport) -> str | None:
         return None
     if report.main.answer.label is None:
         return f"The model gave no answer that counts: {STATUS[report.status]}."
-    return (
-        f"The model was not sure: it finds its own label less likely than {SURE:.0%}. "
-        "Take it as a guess."
-    )
+    likely = report.main.probabilities or {}
+    best = max(likely, key=likely.__getitem__)
+    if best != report.main.answer.label:
+        return f"The model was not sure: it wrote one label, but finds {best} more likely."
+    return f"The model was not sure: no label is as likely as {SURE:.0%}. Take it as a guess."
 
 
 def _units(aus: Sequence[int]) -> list[facs.ActionUnit]:
@@ -248,6 +249,7 @@ def truth(
     expected: Sequence[str],
     clashing: Sequence[int],
     lips_parted: bool,
+    names_units: bool,
 ) -> str:
     """The drawn action units beside those that the model named."""
     rows = [
@@ -256,7 +258,11 @@ def truth(
     ]
     label = report.answers[EMOTION].answer.label if EMOTION in report.answers else None
     clash = [facs.name(au) for au in clashing]
-    return str(_template().truth(rows, _units(said.extra), expected, label, clash, lips_parted))
+    return str(
+        _template().truth(
+            rows, _units(said.extra), expected, label, clash, lips_parted, names_units
+        )
+    )
 
 
 # --- the page around them -------------------------------------------------------------------------

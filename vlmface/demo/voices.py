@@ -44,6 +44,11 @@ def first_task(predictor: Predictor) -> str:
     return EMOTION if EMOTION in predictor.tasks else predictor.tasks[0]
 
 
+def names_units(predictor: Predictor) -> bool:
+    """Whether the first task's prompt asks for a rationale, which may name action units."""
+    return predictor.questions[first_task(predictor)].form != "label"
+
+
 def write(predictor: Predictor, image: Image.Image, box: Box | None) -> Iterator[str | FaceReport]:
     """The answer to the first task as far as it is written, then the report on it, and where the
     model knows more tasks the report on all."""
