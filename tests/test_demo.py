@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_teacher import Asked, FakeTeacher, Reply
 from PIL import Image
 from samples import ROOT
 
@@ -293,7 +294,7 @@ def test_without_a_finished_run_it_says_what_to_do(
 CHROMIUM = os.environ.get("VLMFACE_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
 
 
-def serve(model: Path, folder: Path, *words: str) -> Iterator[SimpleNamespace]:
+def serve(model: Path | str, folder: Path, *words: str) -> Iterator[SimpleNamespace]:
     """The real app in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -536,6 +537,38 @@ def test_a_refused_webcam_is_said_and_harms_nothing(
     one.upload(("face.png", png(head(0))))
     one.answer()
     one.leave(failed=1)  # Gradio's own unhandled refusal
+
+
+@pytest.mark.slow
+def test_what_a_server_writes_is_shown_as_text_and_its_silence_in_words(
+    chromium: Any, run_dir: Path, tmp_path: Path
+) -> None:
+    text = f"<think>{HOSTILE} The lip corners rise (AU12).</think>\n<answer>happiness</answer>"
+
+    def behave(asked: Asked) -> Reply:
+        if len(server.asked) > 1:
+            return Reply("", status=500)
+        pieces = [text[at : at + 9] for at in range(0, len(text), 9)]
+        events = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
+        events.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        return Reply(body="".join(f"data: {json.dumps(one)}\n\n" for one in events).encode())
+
+    with FakeTeacher(behave) as server:
+        for demo in serve(server.url, tmp_path, "--run", str(run_dir)):
+            one = Visitor(chromium, demo, tmp_path)
+            one.page.on("dialog", lambda _: pytest.fail("a script of the model's text ran"))
+            one.panel.locator(".vf-thumbnails button").first.click()
+            words = one.answer().locator(".vf-words")
+            assert "<img src=x onerror=alert(1)><script>" in words.inner_text()
+            assert "${7*7} {{7*7}}" in words.inner_text()
+            assert words.locator("img, script").count() == 0
+            assert one.panel.get_by_text("does not tell how likely").count() == 1
+            one.picture("hostile_text")
+            one.panel.locator(".vf-thumbnails button").nth(1).click()
+            problem = one.panel.locator(".vf-problem")
+            problem.wait_for()
+            assert "The model's server gave no answer" in problem.inner_text()
+            one.leave()
 
 
 @pytest.mark.slow

@@ -256,12 +256,10 @@ def truth(
         {"au": facs.AUS[au], "intensity": aus[au], "named": au in said.named}
         for au in facs.top_down(aus)
     ]
-    label = report.answers[EMOTION].answer.label if EMOTION in report.answers else None
+    says = (report.emotion or "nothing that counts") if EMOTION in report.answers else None
     clash = [facs.name(au) for au in clashing]
     return str(
-        _template().truth(
-            rows, _units(said.extra), expected, label, clash, lips_parted, names_units
-        )
+        _template().truth(rows, _units(said.extra), expected, says, clash, lips_parted, names_units)
     )
 
 
