@@ -356,6 +356,16 @@ def mentioned_aus(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(sorted(present - negated)), tuple(sorted(negated))
 
 
+def au_spans(text: str) -> list[tuple[int, int, tuple[int, ...]]]:
+    """Where a text names action units, whatever it says of them: (start, end, the AUs)."""
+    found = []
+    for match in _AU.finditer(text):
+        aus = tuple(n for n in map(int, re.findall(r"\d+", match[0])) if n in facs.AUS)
+        if aus:
+            found.append((*match.span(), aus))
+    return found
+
+
 _CUES = {
     "not next": _NEGATES_NEXT,
     "not subject": _NEGATES_SUBJECT,

@@ -64,28 +64,35 @@ class Detector:
 
     def faces(self, image: Image.Image) -> list[Box]:
         """The boxes of the faces in an RGB image, the largest first."""
+        return [box_of(mesh) for mesh in self.meshes(image)]
+
+    def meshes(self, image: Image.Image) -> list[np.ndarray]:
+        """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
+        face first."""
         found = self._look(image)
         if not found:
             width, height = -(-image.width // 2), -(-image.height // 2)
             for i, j in itertools.product(range(3), range(3)):  # half of a tile from the next
                 left, top = i * width // 2, j * height // 2
                 tile = self._look(image.crop((left, top, left + width, top + height)))
-                moved = [(a + left, b + top, c + left, d + top) for a, b, c, d in tile]
-                found += [box for box in moved if not any(_same(box, one) for one in found)]
-        return sorted(found, key=_area, reverse=True)
+                moved = [mesh + np.array([left, top]) for mesh in tile]
+                found += [
+                    mesh
+                    for mesh in moved
+                    if not any(_same(box_of(mesh), box_of(one)) for one in found)
+                ]
+        return sorted(found, key=lambda mesh: _area(box_of(mesh)), reverse=True)
 
-    def _look(self, image: Image.Image) -> list[Box]:
+    def _look(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe
 
         pixels = np.ascontiguousarray(image)
         found = self._landmarker().detect(
             mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
         )
-        boxes = []
-        for points in found.face_landmarks:
-            places = np.array([(p.x, p.y) for p in points]) * image.size
-            boxes.append((*places.min(0).tolist(), *places.max(0).tolist()))
-        return boxes
+        return [
+            np.array([(p.x, p.y) for p in points]) * image.size for points in found.face_landmarks
+        ]
 
     def face(self, image: Image.Image, near: Sequence[float] | None = None) -> Box | None:
         """The largest face; of those in and around the box `near`, if one is given, the largest
@@ -117,6 +124,12 @@ class Detector:
                 self._all.append(found)
             self._local.landmarker = found
         return found
+
+
+def box_of(mesh: np.ndarray) -> Box:
+    """The box that spans a face's points."""
+    (left, top), (right, bottom) = mesh.min(0).tolist(), mesh.max(0).tolist()
+    return left, top, right, bottom
 
 
 def _area(box: Box) -> float:

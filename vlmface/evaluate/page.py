@@ -28,7 +28,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "pct": _percent, "ci": _interval, "points": _points, "plain": _plain,
+        "pct": _percent, "ci": _interval, "points": _points, "plain": plain,
         **(filters or {}),
     }  # fmt: skip
     return environment.get_template(template).render(**values)
@@ -60,7 +60,7 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """Text without what breaks a page: lone surrogates, control and direction characters."""
     unsafe = ("Cc", "Cf", "Cs")
     return "".join(

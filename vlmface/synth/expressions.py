@@ -114,15 +114,20 @@ def sample_expression(rng: np.random.Generator) -> Expression:
     return Expression(emotion, {au: float(g) for au, g in sorted(grades.items())}, left, right)
 
 
+def strength(intensity: float) -> float:
+    """How strongly (0..1) a FACS intensity 1..5 is drawn."""
+    return 0.30 + 0.14 * intensity
+
+
 def draw_sides(
     rng: np.random.Generator, grades: Mapping[int, int], emotion: str
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Drawn strength (0..1) on the left and on the right of AUs with their intensities 1..5."""
     left, right = {}, {}
     for au, grade in sorted(grades.items()):
-        strength = 0.30 + 0.14 * (grade + rng.uniform(-0.4, 0.4))
+        drawn = strength(grade + rng.uniform(-0.4, 0.4))
         lean = np.clip(rng.normal(0, 0.06), -0.15, 0.15)
-        left[au], right[au] = float(strength * (1 + lean)), float(strength * (1 - lean))
+        left[au], right[au] = float(drawn * (1 + lean)), float(drawn * (1 - lean))
     if 14 in grades and emotion == "contempt" and rng.random() < 0.75:
         weaker = left if rng.random() < 0.5 else right  # contempt is the one-sided expression
         weaker[14] *= 0.12

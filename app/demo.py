@@ -1,0 +1,12 @@
+"""Ask a trained model about faces, in the browser.
+
+python app/demo.py --model runs/sft_cot
+"""
+
+from __future__ import annotations
+
+from vlmface.config import command
+from vlmface.demo.command import main
+
+if __name__ == "__main__":
+    command(main)

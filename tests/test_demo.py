@@ -1,0 +1,660 @@
+"""The demo: its parts, then the real page in a real browser, by clicking."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_teacher import Asked, FakeTeacher, Reply
+from PIL import Image
+from samples import ROOT
+
+from vlmface import facs, prompts
+from vlmface.demo import batch, command, door, playground, regions, samples, views
+from vlmface.errors import UserError
+from vlmface.infer.local import Prediction
+from vlmface.infer.report import FaceReport
+from vlmface.synth import dataset
+from vlmface.synth.render import render
+
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> ${7*7} {{7*7}} \u202e"
+
+
+def head(index: int, size: int = 256, split: str = "test") -> Image.Image:
+    return Image.fromarray(render(dataset.draw(0, split, index).face, size).image)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def report_of(text: str, probabilities: dict[str, float] | None = None) -> FaceReport:
+    answer = prompts.load("face_cot").parse(text)
+    said = Prediction(text, answer, probabilities, 0.25, True)
+    return FaceReport({"emotion": said}, {"emotion": "face_cot"}, (1.0, 2.0, 3.0, 4.0), True, None)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def test_each_action_unit_of_a_text_is_marked_with_its_region() -> None:
+    found = views.pieces("The brows (AU4) and AU 12+25; AU99 is none.", denied=[4])
+    assert "".join(piece.text for piece in found) == "The brows (AU4) and AU 12+25; AU99 is none."
+    marked = [(piece.text, piece.aus, piece.regions, piece.denied) for piece in found if piece.aus]
+    assert marked == [("AU4", (4,), "brow", True), ("AU 12+25", (12, 25), "mouth", False)]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_a_model_writes_is_never_markup(finished: bool) -> None:
+    text = f"<think>{HOSTILE} the brows sink (AU4).</think>\n<answer>anger</answer>"
+    shown = views.answer(report_of(text), "Face") if finished else views.writing(text, "Face")
+    assert "<img" not in shown and "<script" not in shown and "\u202e" not in shown
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown
+    assert 'data-regions="brow"' in shown
+
+
+def test_names_of_files_and_models_are_never_markup() -> None:
+    row = batch.Row(HOSTILE, problem=HOSTILE)
+    for shown in (
+        views.batch([row], 1, ["emotion"], {}),
+        views.problem(HOSTILE),
+        views.header(HOSTILE, HOSTILE),
+    ):
+        assert "<img" not in shown and "<script" not in shown
+
+
+def test_a_model_that_is_not_sure_says_so() -> None:
+    text = "<think>AU4.</think>\n<answer>anger</answer>"
+    even = dict.fromkeys(facs.PROTOTYPES, 1 / 8)
+    sure = {**dict.fromkeys(facs.PROTOTYPES, 0.0), "anger": 1.0}
+    assert "was not sure: no label" in views.answer(report_of(text, even), "")
+    assert "but finds fear more likely" in views.answer(report_of(text, {**even, "fear": 0.4}), "")
+    assert "was not sure" not in views.answer(report_of(text, sure), "")
+    assert "gave no answer that counts" in views.answer(report_of("No idea."), "")
+
+
+# --- regions --------------------------------------------------------------------------------------
+
+
+def test_regions_lie_on_the_face_from_top_to_bottom() -> None:
+    finder = pytest.importorskip("vlmface.demo.faces").Finder()
+    if finder.missing:
+        pytest.skip(finder.missing)
+    image = samples.side_by_side([head(0), head(4)])
+    faces = finder.find(image)
+    finder.close()
+    assert [face.box[0] > 256 for face in faces] == [False, True]  # from left to right
+    for face in faces:
+        assert set(face.regions) == set(facs.REGIONS)
+        left, top, right, bottom = face.box
+        middles = {}
+        for region, outlines in face.regions.items():
+            points = np.concatenate([np.array(outline) for outline in outlines])
+            assert points[:, 0].min() > left - 0.05 * (right - left)
+            assert points[:, 0].max() < right + 0.05 * (right - left)
+            assert points[:, 1].max() < bottom + 0.05 * (bottom - top)
+            middles[region] = points[:, 1].mean()
+        order = ("brow", "eye", "nose", "mouth", "chin")
+        assert [middles[region] for region in order] == sorted(middles[r] for r in order)
+
+
+def test_an_outline_becomes_a_closed_path() -> None:
+    assert regions.path([(0, 0), (2, 0), (2, 2)]) == (
+        "M1.0 1.0 Q0.0 0.0 1.0 0.0 Q2.0 0.0 2.0 1.0 Q2.0 2.0 1.0 1.0 Z"
+    )
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def archive(path: Path, files: dict[str, bytes], **changes: Any) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            for field, value in changes.items():
+                setattr(entry, field, value)
+            packed.writestr(entry, data)
+    return path
+
+
+def test_of_the_names_in_an_archive_only_the_last_part_counts(tmp_path: Path) -> None:
+    names = ["../../etc/passwd.png", "/abs/a.png", "c:\\win\\b.png", "d/", "__MACOSX/x", "e/.hid"]
+    items = batch.unpack([archive(tmp_path / "a.zip", dict.fromkeys(names, b"x"))])
+    assert [item.name for item in items] == ["passwd.png", "a.png", "b.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    path = archive(
+        tmp_path / "a.zip", {"p.png": b"/etc/passwd"}, create_system=3,
+        external_attr=(stat.S_IFLNK | 0o777) << 16,
+    )  # fmt: skip
+    (item,) = batch.unpack([path])
+    assert item.problem and "link" in item.problem and not item.data
+
+
+def test_bombs_are_refused_by_their_headers(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(batch, "MOST_BYTES_IN_ALL", 1000)
+    path = archive(tmp_path / "a.zip", {f"{i}.png": bytes(600) for i in range(3)})
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(UserError, match=r"a\.zip unpacks to 0 MiB, more than"):
+        batch.unpack([path])
+
+
+def test_a_large_entry_is_a_row_that_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(batch, "MOST_BYTES", 100)
+    path = archive(tmp_path / "a.zip", {"large.png": bytes(101), "fine.png": bytes(100)})
+    large, fine = batch.unpack([path])
+    assert large.problem and "too large" in large.problem and not large.data
+    assert fine.problem is None and len(fine.data) == 100
+
+
+def test_what_comes_out_counts_not_what_headers_say(tmp_path: Path, monkeypatch: Any) -> None:
+    path = archive(tmp_path / "a.zip", {"liar.png": bytes(5000)})
+    data = path.read_bytes()
+    at = data.rindex(b"PK\1\2")
+    path.write_bytes(data[: at + 24] + (10).to_bytes(4, "little") + data[at + 28 :])
+    (item,) = batch.unpack([path])
+    assert len(item.data) <= 10 and item.problem
+    monkeypatch.setattr(batch, "MOST_BYTES_IN_ALL", 5000)
+    files = [tmp_path / "1.png", tmp_path / "2.png"]
+    for file in files:
+        file.write_bytes(bytes(3000))
+    with pytest.raises(UserError, match="more than"):
+        batch.unpack(files)
+
+
+def test_too_many_files_are_refused(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(batch.MOST_FILES + 1)]
+    with pytest.raises(UserError, match=r"holds 201 files, the limit is 200"):
+        batch.unpack([archive(tmp_path / "a.zip", dict.fromkeys(names, b""))])
+    with pytest.raises(UserError, match="lists too many files"):
+        long = {f"{i}{'x' * 60000}.png": b"" for i in range(20)}  # 1.2 MB of names
+        batch.unpack([archive(tmp_path / "b.zip", long)])
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4 and then nothing", b"PK\5\6", b"text", b""])
+def test_what_is_no_archive_is_said(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.zip is no zip archive"):
+        batch.unpack([tmp_path / "a.zip"])
+
+
+def test_encrypted_and_damaged_entries_are_rows(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.zip", {"a.png": bytes(range(256)) * 9, "b.png": b"fine"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1  # the first entry's flag in the directory
+    path.write_bytes(data)
+    encrypted, fine = batch.unpack([path])
+    assert encrypted.problem and "encrypted" in encrypted.problem and fine.data == b"fine"
+    path = archive(tmp_path / "c.zip", {"a.png": os.urandom(3000)})
+    data = bytearray(path.read_bytes())
+    data[300:400] = bytes(100)
+    path.write_bytes(data)
+    (damaged,) = batch.unpack([path])
+    assert damaged.problem and "cannot be unpacked" in damaged.problem
+
+
+def test_rows_as_csv_and_json() -> None:
+    likely = {**dict.fromkeys(facs.PROTOTYPES, 0.05), "anger": 0.65}
+    text = "<think>=1+1, the brows sink (AU4).</think>\n<answer>anger</answer>"
+    rows = [batch.Row("=cmd|.png", 2, report_of(text, likely)), batch.Row("b.png", problem="no")]
+    first, second = csv.DictReader(io.StringIO(batch.as_csv(rows, ["emotion"])))
+    assert first["file"] == "'=cmd|.png" and first["rationale"].startswith("'=1+1")
+    assert (first["face"], first["emotion"], first["emotion_probability"], first["sure"]) == (
+        "2", "anger", "0.6500", "yes",
+    )  # fmt: skip
+    assert (first["left"], first["bottom"], first["action_units"]) == ("1", "4", "AU4")
+    assert second["file"] == "b.png" and second["problem"] == "no" and second["emotion"] == ""
+    told, problem = json.loads(batch.as_json(rows))
+    assert told["file"] == "=cmd|.png" and told["answers"]["emotion"]["label"] == "anger"
+    assert problem == {"file": "b.png", "problem": "no"}
+
+
+# --- the playground -------------------------------------------------------------------------------
+
+
+def test_the_playground_draws_what_the_sliders_say() -> None:
+    rest = np.asarray(playground.draw(playground.Scene(3, {})), np.int16)
+    smile = np.asarray(playground.draw(playground.Scene(3, {12: 5})), np.int16)
+    moved = np.abs(smile - rest).max(-1) > 40
+    rows = np.nonzero(moved.any(1))[0]
+    assert moved.sum() > 200 and np.median(rows) > playground.SIZE * 0.55  # in the lower face
+    assert (np.asarray(playground.draw(playground.Scene(3, {}))) == rest).all()
+
+
+def test_a_dropped_jaw_parts_the_lips() -> None:
+    assert playground.shown({26: 3, 12: 0, 4: 0.4}) == {25: 3, 26: 3}
+    assert playground.shown({26: 3, 25: 1}) == {25: 1, 26: 3}
+    assert playground.clashing({25: 3, 26: 3}) == []
+    assert playground.clashing({12: 3, 15: 3}) == [12, 15]
+
+
+def test_what_was_followed() -> None:
+    said = report_of("<think>AU12 and AU4.</think>\n<answer>happiness</answer>")
+    found = playground.followed({6: 3, 12: 2}, said)
+    assert (found.named, found.missed, found.extra) == ([12], [6], [4])
+    for emotion in facs.PROTOTYPES:
+        assert playground.speaks_for(playground.prototype(emotion, 3)) == [emotion]
+
+
+# --- the door and the command ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "is_open"),
+    [("/", True), ("/config", True), ("/assets/a.js", True), ("/gradio_api/queue/join", True),
+     ("/gradio_api/file=/tmp/x.png", True), ("/gradio_api/file=https://example.org/x", False),
+     ("/gradio_api/file=HTTP://example.org/x", False), ("/gradio_api/proxy=https://a.b/", False),
+     ("/gradio_api/info", False), ("/gradio_api/openapi.json", False), ("/docs", False),
+     ("/gradio_api/run/predict", False), ("/gradio_api/vibe-edit", False), ("/monitoring", False),
+     ("/gradio_api/call/start", False), ("/login", False)],
+)  # fmt: skip
+def test_only_the_page_and_its_events_are_open(path: str, is_open: bool) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"in"})
+
+    answer = testclient.TestClient(door.Door(inside)).get(path)
+    assert answer.status_code == (200 if is_open else 404)
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_without_a_finished_run_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"recipes/sft_cot\.py.*--model RUN.*vlmface-tiny"):
+        command.main([])
+
+
+# --- the page in a browser ------------------------------------------------------------------------
+
+CHROMIUM = os.environ.get("VLMFACE_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
+
+
+def serve(model: Path | str, folder: Path, *words: str) -> Iterator[SimpleNamespace]:
+    """The real app in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "demo.log"
+    environment = {
+        **os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "app/demo.py", "--model", model, "--port", str(port), *words],
+            stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder,
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + 180
+        while "the demo is at" not in log.read_text():
+            if process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"the demo did not start:\n{log.read_text()}")
+            time.sleep(0.2)
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", folder=folder, log=log)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    assert not list(folder.glob("vlmface-demo-*")), "uploads outlive the demo"
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="session")
+def random_demo(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The demo of a model that has hardly learnt anything."""
+    yield from serve(run_dir, tmp_path_factory.mktemp("random_demo"))
+
+
+@pytest.fixture(scope="session")
+def demo(memorised: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The demo of a model that knows eight faces, beside one that knows none."""
+    yield from serve(memorised, tmp_path_factory.mktemp("demo"), "--compare", str(run_dir))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium was found: install it, or name it in VLMFACE_CHROMIUM")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--use-fake-device-for-media-stream"]
+        )
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """Somebody at the page. No request may leave this machine, no script may fail."""
+
+    def __init__(self, browser: Any, demo: Any, pictures: Path, **options: Any) -> None:
+        self.demo, self.pictures = demo, pictures
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        self.page = context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.asked: list[str] = []
+        self.failed: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.failed.append(str(error)))
+        self.page.goto(demo.url)
+        self.open("Analyse")
+
+    def open(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name, exact=True).click()
+        self.panel = self.page.locator("[role=tabpanel]:visible")
+        self.panel.locator(".vf-tab").wait_for()
+
+    def upload(self, *files: tuple[str, bytes]) -> None:
+        paths = []
+        for name, data in files:
+            paths.append(self.pictures / name)
+            paths[-1].write_bytes(data)
+        self.panel.locator("input[type=file]").first.set_input_files(paths)
+
+    def answer(self, number: int = 0) -> Any:
+        found = self.panel.locator(".vf-answer:not(.vf-writing)").nth(number)
+        found.wait_for()
+        return found
+
+    def picture(self, name: str) -> None:
+        """Keep what is seen, for people."""
+        folder = Path(os.environ.get("VLMFACE_SCREENSHOTS") or self.pictures)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+    def leave(self, failed: int = 0) -> None:
+        allowed = (f"{self.demo.url}/", "data:", "blob:")
+        assert [url for url in self.asked if not url.startswith(allowed)] == []
+        assert len(self.failed) == failed, self.failed
+        self.page.context.close()
+
+
+@pytest.fixture
+def visitor(chromium: Any, demo: Any, tmp_path: Path) -> Iterator[Visitor]:
+    one = Visitor(chromium, demo, tmp_path)
+    yield one
+    one.leave()
+
+
+def wide(page: Any) -> int:
+    return page.evaluate("document.documentElement.scrollWidth")
+
+
+def contrast(locator: Any) -> float:
+    """WCAG's contrast of an element's text against what is painted behind it."""
+    return locator.evaluate("""element => {
+      const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+      const light = ([r, g, b]) => { const f = (v) => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+        return .2126 * f(r) + .7152 * f(g) + .0722 * f(b); };
+      let behind = element, paint;
+      do { paint = numbers(getComputedStyle(behind).backgroundColor); behind = behind.parentElement; }
+      while (behind && paint.length > 3 && paint[3] === 0);
+      const [a, b] = [light(numbers(getComputedStyle(element).color)), light(paint)].sort((x, y) => y - x);
+      return (a + .05) / (b + .05);
+    }""")  # noqa: E501
+
+
+def test_an_uploaded_face_is_answered(chromium: Any, random_demo: Any, tmp_path: Path) -> None:
+    one = Visitor(chromium, random_demo, tmp_path)
+    assert "Trained on rendered faces only" in one.page.locator(".vf-limits").inner_text()
+    one.upload(("face.png", png(head(0))))
+    text = one.answer().inner_text()
+    assert "The face" in text and "As the model wrote it" in text
+    assert one.panel.locator(".vf-picture .vf-face.chosen .vf-region").count() >= 7
+    one.picture("analyse_random")
+    one.leave()
+
+
+def test_a_file_outside_the_demo_cannot_be_read(random_demo: Any, run_dir: Path) -> None:
+    import httpx2
+
+    outside = [Path("/etc/passwd"), ROOT / "pyproject.toml", run_dir / "vlmface.json"]
+    outside += [random_demo.log, Path("pyproject.toml")]
+    for path in outside:
+        for asked in (f"file={path}", f"file=/tmp/../{path}", f"file/{path}"):
+            answer = httpx2.get(f"{random_demo.url}/gradio_api/{asked}")
+            assert answer.status_code in (403, 404), (asked, answer.status_code)
+    shown = httpx2.get(random_demo.url)
+    assert (
+        shown.status_code == 200 and "frame-ancestors" in shown.headers["content-security-policy"]
+    )
+
+
+def test_a_narrow_window_in_the_dark(chromium: Any, random_demo: Any, tmp_path: Path) -> None:
+    view = {"viewport": {"width": 375, "height": 720}, "color_scheme": "dark"}
+    one = Visitor(chromium, random_demo, tmp_path, **view)
+    one.upload(("face.png", png(head(0))))
+    one.answer()
+    one.picture("narrow_dark_analyse")
+    assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 24)"
+    for name in ("Several people", "Batch", "Synth playground", "About", "Analyse"):
+        one.open(name)
+        assert wide(one.page) <= 375, name
+    one.leave()
+
+
+@pytest.mark.slow
+def test_a_face_that_the_model_knows(visitor: Visitor) -> None:
+    truth = dataset.draw(0, "train", 0).expression
+    visitor.upload(("known.png", png(head(0, 96, "train"))))
+    answer = visitor.answer()
+    visitor.picture("analyse_known")
+    assert truth.emotion in answer.locator(".vf-label").inner_text()
+    assert answer.locator(".vf-bar").count() == 8
+    for au in truth.aus:
+        assert answer.locator(".vf-units").get_by_text(f"AU{au}", exact=True).count() == 1
+    unit = answer.locator(".vf-words .vf-au").first
+    shown = visitor.panel.locator(".vf-region.on")
+    assert shown.count() == 0
+    region = unit.get_attribute("data-regions")
+    for point, leave in (
+        (unit.hover, lambda: visitor.page.mouse.move(0, 0)),
+        (unit.focus, lambda: visitor.page.keyboard.press("Tab")),
+    ):
+        point()
+        assert {one.get_attribute("data-region") for one in shown.all()} == {region}
+        leave()
+    visitor.panel.get_by_role("button", name="Another picture").click()
+    visitor.panel.locator(".vf-upload").wait_for()
+    assert visitor.panel.locator(".vf-picture").count() == 0
+
+
+@pytest.mark.slow
+def test_of_three_faces_one_is_chosen_by_mouse_and_by_keyboard(visitor: Visitor) -> None:
+    scene = samples.side_by_side([head(i) for i in (0, 4, 8)])
+    visitor.upload(("three.png", png(scene)))
+    visitor.answer()
+    frames = visitor.panel.locator(".vf-face")
+    assert frames.count() == 3
+    frames.nth(0).click(position={"x": 40, "y": 60})
+    visitor.panel.get_by_text("Face 1 of 3").wait_for()
+    visitor.panel.get_by_role("radio", name="Face 1").focus()
+    visitor.page.keyboard.press("ArrowRight")
+    visitor.panel.get_by_text("Face 2 of 3").wait_for()
+    visitor.answer()
+    assert visitor.panel.locator(".vf-face.chosen").get_attribute("data-face") == "1"
+    visitor.picture("three_faces")
+    visitor.open("Several people")
+    visitor.upload(("three.png", png(scene)))
+    visitor.panel.locator(".vf-table tbody tr").nth(2).wait_for()
+    assert visitor.panel.locator(".vf-table tbody tr").count() == 3
+    visitor.picture("several_people")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tab", ["Analyse", "Several people"])
+def test_what_cannot_be_answered_is_said_in_words(visitor: Visitor, tab: str) -> None:
+    visitor.open(tab)
+    visitor.upload(("broken.jpg", b"\xff\xd8\xff\xe0 and then nothing"))
+    problem = visitor.panel.locator(".vf-problem")
+    problem.wait_for()
+    assert "damaged or cut off" in problem.inner_text()
+    assert "Traceback" not in visitor.page.locator("body").inner_text()
+    visitor.picture(f"corrupt_{tab}")
+    visitor.panel.get_by_label("Clear").or_(visitor.panel.get_by_label("Remove")).first.click()
+    field = np.full((200, 300, 3), (90, 140, 90), np.uint8)
+    visitor.upload(("field.png", png(Image.fromarray(field))))
+    assert "No face was found" in visitor.answer().inner_text()
+    visitor.picture(f"no_face_{tab}")
+
+
+@pytest.mark.slow
+def test_a_refused_webcam_is_said_and_harms_nothing(
+    chromium: Any, demo: Any, tmp_path: Path
+) -> None:
+    one = Visitor(chromium, demo, tmp_path)
+    one.panel.get_by_label("Capture from camera").click()
+    one.panel.get_by_text("Click to Access Webcam").click()
+    said = one.panel.locator(".vf-camera")
+    said.wait_for()
+    assert "does not let this page use the webcam" in said.inner_text()
+    one.picture("webcam_refused")
+    one.panel.get_by_label("Upload file").click()
+    one.upload(("face.png", png(head(0))))
+    one.answer()
+    one.leave(failed=1)  # Gradio's own unhandled refusal
+
+
+@pytest.mark.slow
+def test_what_a_server_writes_is_shown_as_text_and_its_silence_in_words(
+    chromium: Any, run_dir: Path, tmp_path: Path
+) -> None:
+    text = f"<think>{HOSTILE} The lip corners rise (AU12).</think>\n<answer>happiness</answer>"
+
+    def behave(asked: Asked) -> Reply:
+        if len(server.asked) > 1:
+            return Reply("", status=500)
+        pieces = [text[at : at + 9] for at in range(0, len(text), 9)]
+        events = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
+        events.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        return Reply(body="".join(f"data: {json.dumps(one)}\n\n" for one in events).encode())
+
+    with FakeTeacher(behave) as server:
+        for demo in serve(server.url, tmp_path, "--run", str(run_dir)):
+            one = Visitor(chromium, demo, tmp_path)
+            one.page.on("dialog", lambda _: pytest.fail("a script of the model's text ran"))
+            one.panel.locator(".vf-thumbnails button").first.click()
+            words = one.answer().locator(".vf-words")
+            assert "<img src=x onerror=alert(1)><script>" in words.inner_text()
+            assert "${7*7} {{7*7}}" in words.inner_text()
+            assert words.locator("img, script").count() == 0
+            assert one.panel.get_by_text("does not tell how likely").count() == 1
+            one.picture("hostile_text")
+            one.panel.locator(".vf-thumbnails button").nth(1).click()
+            problem = one.panel.locator(".vf-problem")
+            problem.wait_for()
+            assert "The model's server gave no answer" in problem.inner_text()
+            one.leave()
+
+
+@pytest.mark.slow
+def test_two_models_side_by_side(visitor: Visitor) -> None:
+    visitor.open("Compare")
+    visitor.panel.locator(".vf-thumbnails button").first.click()
+    visitor.answer(1)
+    assert visitor.panel.locator(".vf-answer").count() == 2
+    visitor.picture("compare")
+
+
+@pytest.mark.slow
+def test_a_batch_becomes_a_table_and_files(visitor: Visitor, tmp_path: Path) -> None:
+    path = archive(tmp_path / "pictures.zip", {
+        "deep/one.png": png(head(0)), HOSTILE.replace("/", "") + ".png": b"no picture",
+        "none.png": png(Image.new("RGB", (64, 64))),
+    })  # fmt: skip
+    visitor.open("Batch")
+    visitor.upload(("pictures.zip", path.read_bytes()), ("two.png", png(head(4))))
+    visitor.panel.locator(".vf-files tr.file").nth(1).wait_for()
+    visitor.panel.get_by_role("button", name="Answer them all").click()
+    table = visitor.panel.locator(".vf-table")
+    table.wait_for()
+    assert table.locator("tbody tr").count() == 4
+    assert "${7*7} {{7*7}}" in table.inner_text() and "holds text" in table.inner_text()
+    assert table.locator("img").count() == 0
+    visitor.picture("batch")
+    with visitor.page.expect_download() as download:
+        visitor.panel.get_by_role("link", name="Download CSV").click()
+    table_file = Path(download.value.path()).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(table_file)))
+    assert [row["file"] for row in rows if not row["problem"]] == ["one.png", "none.png", "two.png"]
+    assert [row["face"] for row in rows] == ["1", "", "", "1"]
+    link = visitor.panel.get_by_role("link", name="Download JSON").get_attribute("href")
+    assert len(json.loads(base64.b64decode(link.partition(",")[2]))) == 4
+
+
+@pytest.mark.slow
+def test_a_hostile_archive_is_refused_in_words(visitor: Visitor, tmp_path: Path) -> None:
+    zeros = bytes(batch.MOST_BYTES)
+    bomb = archive(tmp_path / "b.zip", {f"{i}.png": zeros for i in range(11)})
+    visitor.open("Batch")
+    visitor.upload(("bomb.zip", bomb.read_bytes()))
+    visitor.panel.locator(".vf-files tr.file").wait_for()
+    visitor.panel.get_by_role("button", name="Answer them all").click()
+    problem = visitor.panel.locator(".vf-problem")
+    problem.wait_for()
+    assert "unpacks to 275 MiB, more than the 256 MiB" in problem.inner_text()
+    visitor.picture("bomb")
+
+
+@pytest.mark.slow
+def test_a_slider_moves_the_head_and_the_model_is_asked(visitor: Visitor) -> None:
+    visitor.open("Synth playground")
+    go = visitor.panel.get_by_role("button", name="Render and ask")
+    go.click()
+    visitor.answer(1)
+    picture = visitor.panel.locator(".vf-picture image")
+    rest = picture.get_attribute("href")
+    slider = visitor.panel.get_by_label("number input for AU12 lip corner puller")
+    slider.fill("4")
+    slider.press("Tab")
+    go.click()
+    visitor.panel.locator(".vf-drawn").get_by_text("lip corner puller").wait_for()
+    visitor.answer(1)
+    assert picture.get_attribute("href") != rest
+    assert visitor.panel.locator(".vf-truth tbody tr").count() == 1
+    visitor.panel.get_by_text("speak for happiness").wait_for()
+    visitor.picture("playground")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(chromium: Any, demo: Any, tmp_path: Path, scheme: str) -> None:
+    one = Visitor(chromium, demo, tmp_path, color_scheme=scheme)
+    one.panel.locator(".vf-thumbnails button").first.click()
+    answer = one.answer()
+    one.picture(f"analyse_{scheme}")
+    seen = [one.page.locator(".vf-limits"), one.page.locator(".vf-over").first,
+            one.page.get_by_role("tab", name="Analyse"), one.page.get_by_role("tab", name="About"),
+            one.panel.locator(".vf-intro"), one.panel.locator(".vf-thumbnails button").first,
+            answer.locator(".vf-label"), answer.locator(".vf-bar").first,
+            answer.locator(".vf-meta"), answer.locator("summary")]  # fmt: skip
+    for element in seen:
+        assert contrast(element) >= 4.5, element.inner_text()
+    one.open("About")
+    one.picture(f"about_{scheme}")
+    assert contrast(one.panel.locator("dt").first) >= 4.5
+    one.leave()

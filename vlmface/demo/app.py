@@ -1,0 +1,81 @@
+"""The demo's page: what all tabs share, the page around them, and its server."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from vlmface.demo import door, look, samples, tabs, views, voices
+from vlmface.demo.faces import Finder
+from vlmface.errors import UserError
+from vlmface.infer.predictor import Local, Predictor
+
+TITLE = "vlmface demo"
+MOST_UPLOADED = "64mb"  # one file
+_MOST_WAITING = 32
+_SERVED_AT_ONCE = 8  # a model in this process answers one at a time, a server as many as it can
+_LOOK_EVERY_S, _KEEP_S = 300, 1800  # uploads are deleted when they are older
+
+
+class Demo:
+    """The models that answer, the first of them everywhere, and what they are told about."""
+
+    def __init__(
+        self, predictors: Sequence[Predictor], cards: Sequence[voices.Card], folder: Path
+    ) -> None:
+        self.predictors, self.cards = list(predictors), list(cards)
+        self.predictor = self.predictors[0]
+        self.voices = voices.voices(self.predictors)
+        self.finder = Finder()
+        self.at_once = 1 if isinstance(self.predictor.backend, Local) else _SERVED_AT_ONCE
+        self.limits = self.predictor.limits or views.LIMITS
+        self.examples, self.scene = samples.write(folder / "examples")
+
+    def close(self) -> None:
+        self.finder.close()
+
+    def page(self) -> gr.Blocks:
+        """The page with all its tabs."""
+        with gr.Blocks(
+            title=TITLE, analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, _KEEP_S)
+        ) as page:
+            gr.HTML(views.header(self.predictor.name or "a server's model", self.limits))
+            with gr.Tabs(overflow_behavior="wrap"):
+                for name, build in tabs.ALL.items():
+                    with gr.Tab(name), gr.Column(elem_classes="vf-tab"):
+                        build(self)
+        return page
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer until the process is told to stop. Raises UserError if the port is taken."""
+        from starlette.middleware import Middleware
+
+        page = self.page()
+        page.queue(max_size=_MOST_WAITING, default_concurrency_limit=1, api_open=False)
+        closed = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+        try:
+            page.launch(
+                server_name=host, server_port=port, share=False, prevent_thread_lock=True,
+                quiet=True, show_error=False, max_file_size=MOST_UPLOADED, footer_links=[],
+                run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
+                mcp_server=False, app_kwargs={"middleware": [Middleware(door.Door)], **closed},
+                theme=look.theme(), css=look.css(), head=look.head(),
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {host}:{port} ({error}): another program may use it, choose "
+                "another --port"
+            ) from error
+        print(f"the demo is at http://{host}:{port} (stop it with Ctrl+C)", flush=True)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            print("anybody who can reach this machine can use it: there is no password", flush=True)
+        told = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: told.set())
+        try:
+            told.wait()
+        finally:
+            page.close(verbose=False)

@@ -1,0 +1,274 @@
+"""What the demo shows, as HTML. A model's text and a file's name are untrusted: all that goes into
+a page goes through the templates in views.html.j2, which escape it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from PIL import Image
+
+from vlmface import answers, facs
+from vlmface.demo import regions
+from vlmface.evaluate import page
+from vlmface.infer.report import EMOTION, SURE
+
+if TYPE_CHECKING:
+    from vlmface.demo.batch import Row
+    from vlmface.demo.faces import Face
+    from vlmface.demo.playground import Followed
+    from vlmface.demo.voices import Card
+    from vlmface.infer.report import FaceReport
+
+LIMITS = "An expression is not proof of what somebody feels. Nobody has written down what else this model is not fit for."  # noqa: E501
+MAX_SIDE = 1280  # pixels of a picture that is shown
+FACE_SIDE = 96  # pixels of a face in a table
+STATUS = {
+    "strict": "answered in the asked form",
+    "lenient": "not quite in the asked form, but clear",
+    "ambiguous": "several labels compete, so none counts",
+    "refused": "the model declined to answer",
+    "none": "no label was found in the text",
+}
+
+
+@cache
+def _template() -> Any:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"plain": page.plain, "pct": _percent}
+    return environment.get_template("views.html.j2").module
+
+
+def _percent(share: float) -> str:
+    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shown:
+    uri: str
+    width: int
+    height: int
+
+
+def picture(image: Image.Image, faces: Sequence[Face], chosen: int | None) -> str:
+    """The picture with numbered boxes, and the regions of the chosen face, drawn when a word that
+    names them is pointed at."""
+    placed = [
+        {
+            "left": face.box[0], "top": face.box[1],
+            "width": face.box[2] - face.box[0], "height": face.box[3] - face.box[1],
+            "regions": {
+                region: [regions.path(outline) for outline in outlines]
+                for region, outlines in face.regions.items()
+            },
+        }
+        for face in faces
+    ]  # fmt: skip
+    shown = _Shown(_data_uri(image, MAX_SIDE), image.width, image.height)
+    alt = {0: "The picture, no face found", 1: "The picture with the face that was found"}.get(
+        len(faces), f"The picture with {len(faces)} faces, numbered from left to right"
+    )
+    return str(_template().picture(shown, placed, chosen, alt))
+
+
+def _data_uri(image: Image.Image, side: int) -> str:
+    small = image.copy()
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text; where it names action units, these."""
+
+    text: str
+    aus: tuple[int, ...] = ()
+    denied: bool = False
+
+    @property
+    def regions(self) -> str:
+        return " ".join(dict.fromkeys(facs.AUS[au].region for au in self.aus))
+
+    @property
+    def title(self) -> str:
+        return "; ".join(f"{facs.AUS[au].name} ({facs.AUS[au].cue})" for au in self.aus)
+
+
+def pieces(text: str, denied: Sequence[int] = ()) -> list[Piece]:
+    """The text cut where it names action units; `denied`: those it says are not there."""
+    found, last = [], 0
+    for start, end, aus in answers.au_spans(text):
+        if start > last:
+            found.append(Piece(text[last:start]))
+        found.append(Piece(text[start:end], aus, all(au in denied for au in aus)))
+        last = end
+    return [*found, Piece(text[last:])] if last < len(text) else found
+
+
+def writing(text: str, heading: str) -> str:
+    """An answer that is not finished: its rationale as far as it is written."""
+    thought, _, rest = answers.regions(text)
+    return str(_template().writing(pieces(thought or rest.strip()), heading))
+
+
+def problem(text: str) -> str:
+    """What went wrong, in words."""
+    return str(_template().problem(text[:1].upper() + text[1:]))
+
+
+def note(text: str) -> str:
+    return str(_template().note(text))
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def answer(report: FaceReport, heading: str, notes: Sequence[str] = ()) -> str:
+    """All that a report says."""
+    main = report.main
+    return str(_template().answer({
+        "heading": heading,
+        "label": main.answer.label,
+        "likely": _likely(report, None),
+        "unsure": _unsure(report),
+        "notes": notes,
+        "pieces": pieces(report.rationale, main.answer.negated_aus),
+        "probabilities": list(main.probabilities.items()) if main.probabilities else None,
+        "shows_units": bool(report.rationale or report.aus),
+        "units": _units(report.aus),
+        "attributes": [
+            (task.replace("_", " "), label, _likely(report, task))
+            for task, label in report.attributes.items()
+            if report.answers[task] is not main
+        ],
+        "limits": report.note or LIMITS,
+        "status": STATUS[report.status],
+        "seconds": report.seconds,
+        "text": main.text,
+    }))  # fmt: skip
+
+
+def _likely(report: FaceReport, task: str | None) -> float | None:
+    said = report.main if task is None else report.answers[task]
+    label = said.answer.label
+    return said.probabilities[label] if said.probabilities and label else None
+
+
+def _unsure(report: FaceReport) -> str | None:
+    if report.sure:
+        return None
+    if report.main.answer.label is None:
+        return f"The model gave no answer that counts: {STATUS[report.status]}."
+    likely = report.main.probabilities or {}
+    best = max(likely, key=likely.__getitem__)
+    if best != report.main.answer.label:
+        return f"The model was not sure: it wrote one label, but finds {best} more likely."
+    return f"The model was not sure: no label is as likely as {SURE:.0%}. Take it as a guess."
+
+
+def _units(aus: Sequence[int]) -> list[facs.ActionUnit]:
+    return [facs.AUS[au] for au in facs.top_down(aus)]
+
+
+def _answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    found = []
+    for task in tasks:
+        likely = _likely(report, task)
+        label = report.answers[task].answer.label
+        found.append({"label": label, "likely": likely, "unsure": (likely or 0) < SURE})
+    return found
+
+
+def people(
+    image: Image.Image, faces: Sequence[Face], reports: Sequence[FaceReport], tasks: Sequence[str]
+) -> str:
+    """A table of the faces of a picture."""
+    rows = [
+        {
+            "name": str(number),
+            "image": _data_uri(image.crop(face.box), FACE_SIDE),
+            "answers": _answers(report, tasks),
+            "units": _units(report.aus),
+            "rationale": report.rationale,
+        }
+        for number, (face, report) in enumerate(zip(faces, reports, strict=True), start=1)
+    ]
+    return str(_template().people(rows, tasks))
+
+
+def batch(
+    rows: Sequence[Row],
+    files: int,
+    tasks: Sequence[str],
+    downloads: Mapping[str, tuple[str, str]],
+) -> str:
+    """The table of a batch of that many files; `downloads` {file name: (MIME type, content)} hang
+    on the page itself, so that nothing is written to disk."""
+    shown = [
+        {
+            "file": row.file, "face": row.face, "problem": row.problem,
+            "answers": _answers(row.report, tasks) if row.report else [],
+            "units": _units(row.report.aus) if row.report else [],
+        }
+        for row in rows
+    ]  # fmt: skip
+    links = [
+        {
+            "name": name,
+            "title": f"Download {name.rpartition('.')[2].upper()}",
+            "href": f"data:{kind};base64,{base64.b64encode(content.encode()).decode()}",
+        }
+        for name, (kind, content) in downloads.items()
+    ]
+    problems = sum(row.problem is not None for row in rows)
+    return str(_template().batch(shown, tasks, files, problems, links))
+
+
+def truth(
+    aus: Mapping[int, int],
+    said: Followed,
+    report: FaceReport,
+    *,
+    expected: Sequence[str],
+    clashing: Sequence[int],
+    lips_parted: bool,
+    names_units: bool,
+) -> str:
+    """The drawn action units beside those that the model named."""
+    rows = [
+        {"au": facs.AUS[au], "intensity": aus[au], "named": au in said.named}
+        for au in facs.top_down(aus)
+    ]
+    says = (report.emotion or "nothing that counts") if EMOTION in report.answers else None
+    clash = [facs.name(au) for au in clashing]
+    return str(
+        _template().truth(rows, _units(said.extra), expected, says, clash, lips_parted, names_units)
+    )
+
+
+# --- the page around them -------------------------------------------------------------------------
+
+
+def header(name: str, limits: str) -> str:
+    return str(_template().header(name, limits))
+
+
+def about(cards: Sequence[Card], limits: str, missing: str | None) -> str:
+    return str(_template().about(cards, limits, missing))

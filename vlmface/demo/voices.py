@@ -1,0 +1,100 @@
+"""Who can be asked in the demo: a model with one of its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vlmface import manifest
+from vlmface.infer.predictor import Predictor
+from vlmface.infer.report import EMOTION, FaceReport
+from vlmface.prompts import Prompt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlmface.data.detect import Box
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A model asked one prompt."""
+
+    predictor: Predictor
+    prompt: Prompt
+
+    @property
+    def name(self) -> str:
+        return f"{self.predictor.name or 'server'} · {self.prompt.id}"
+
+    def ask(self, image: Image.Image, box: Box | None) -> FaceReport:
+        seen, found = self.predictor.shown(image, box)
+        (said,) = self.predictor.backend.answer(self.prompt, [seen], 1)
+        field = self.prompt.space.field
+        return FaceReport({field: said}, {field: self.prompt.id}, box, found, self.predictor.limits)
+
+
+def voices(predictors: Sequence[Predictor]) -> list[Voice]:
+    """Each model with each of its prompts."""
+    return [Voice(one, prompt) for one in predictors for prompt in one.backend.prompts]
+
+
+def first_task(predictor: Predictor) -> str:
+    """The task whose answer is written word by word: the emotion, where a model knows it."""
+    return EMOTION if EMOTION in predictor.tasks else predictor.tasks[0]
+
+
+def names_units(predictor: Predictor) -> bool:
+    """Whether the first task's prompt asks for a rationale, which may name action units."""
+    return predictor.questions[first_task(predictor)].form != "label"
+
+
+def write(predictor: Predictor, image: Image.Image, box: Box | None) -> Iterator[str | FaceReport]:
+    """The answer to the first task as far as it is written, then the report on it, and where the
+    model knows more tasks the report on all."""
+    first = first_task(predictor)
+    report = None
+    for piece in predictor.stream(image, first, box=box):
+        if isinstance(piece, FaceReport):
+            report = piece
+        yield piece
+    others = [task for task in predictor.tasks if task != first]
+    if report is not None and others:
+        rest = predictor.predict([image], others, boxes=[box])[0]
+        yield replace(
+            report, answers={**report.answers, **rest.answers},
+            prompts={**report.prompts, **rest.prompts},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a page says about a model."""
+
+    name: str
+    facts: list[tuple[str, str]]
+    server: bool = False
+
+
+def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card:
+    """The facts of a run's manifest, or of a model without one; `server`: it is on another
+    machine."""
+    asked = ", ".join(f"{prompt.id} (sha {prompt.sha})" for prompt in predictor.backend.prompts)
+    if run is None:
+        facts = [("prompts", asked), ("trained", "nothing is known: this is no run of a recipe")]
+        return Card(predictor.name, facts, server)
+    found, _ = manifest.load(run)
+    data = found.data
+    trained = ", ".join(f"{part} {how}" for part, how in found.policy.items())
+    return Card(predictor.name, [
+        ("base model", f"{found.base['id']} (sha {found.base['sha']})"),
+        ("family", found.family),
+        ("recipe", found.recipe),
+        ("trained", f"{found.created}; {trained}"),
+        ("data", f"{data['name']}, {data['split']} split, {data['n']:,} faces"),
+        ("prompts", asked),
+        ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
+        ("faces", "pictures whole" if found.crop is None else "cut out of the picture"),
+        ("vlmface", found.vlmface),
+    ], server)  # fmt: skip
