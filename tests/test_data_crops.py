@@ -302,3 +302,12 @@ def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
     assert (tmp_path / "faces-train.png").exists() and (tmp_path / "faces-test.png").exists()
     rows = data.load("rafdb", tmp_path / "data")
     assert opened(crops.cached(rows, crops.Crop(64, 0.1), progress=False))[0].shape == (64, 64, 3)
+
+
+def test_a_long_strip_is_no_large_square():
+    """A square around it would have 10 gigapixels."""
+    strip = Image.new("RGB", (100_000, 20), "white")
+    face = np.asarray(crops.cut(strip, None, crops.Crop(64)).convert("L"))
+    assert face.shape == (64, 64) and face.max() < 64 and face.min() == 0
+    end = crops.cut(strip, (99_900, 0, 99_920, 20), crops.Crop(64, margin=0))
+    assert (np.asarray(end) == 255).all()

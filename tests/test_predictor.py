@@ -202,6 +202,25 @@ def test_an_error_reaches_those_whom_it_concerns() -> None:
     batcher.close()
 
 
+def test_one_bad_job_does_not_spoil_its_batch() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(kind: str, jobs: list[int]) -> list[int]:
+        begun.set()
+        go_on.wait(10)
+        return [10 // job for job in jobs]
+
+    batcher = Batcher(work, batch_size=4, most_waiting=9)
+    batcher.submit("x", 1)
+    begun.wait(10)
+    jobs = [batcher.submit("x", n) for n in (2, 0, 5)]
+    go_on.set()
+    assert (jobs[0].result(10), jobs[2].result(10)) == (5, 2)
+    with pytest.raises(ZeroDivisionError):
+        jobs[1].result(10)
+    batcher.close()
+
+
 def test_who_hangs_up_while_waiting_costs_nothing() -> None:
     done: list[int] = []
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # raise whenever the same picture would give other pixels
 PACK = 256  # faces a file
+MOST_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
 FRAME = (255, 0, 0)  # colour of a box that is drawn
 PERSON = "person_box"  # in `meta`, where a set boxes people instead of faces
 _TABLES = """
@@ -94,14 +95,26 @@ def cut(image: Image.Image, box: Sequence[float] | None, crop: Crop) -> Image.Im
     whole = _square((0, 0, *image.size), 0)
     around = whole if box is None else _square(box, crop.margin)
     left, top, right, bottom = whole if crop.show == "boxed" else around
-    square = image.crop((left, top, right, bottom))
-    face = square.resize((crop.size, crop.size), Image.Resampling.LANCZOS)
+    face = _resized(image, (left, top, right, bottom), crop.size)
     if crop.show == "boxed" and box is not None:
         scale = crop.size / (right - left)
         moved = (around[0] - left, around[1] - top, around[2] - left, around[3] - top)
         corners = [min(max(round(x * scale), 0), crop.size - 1) for x in moved]
         ImageDraw.Draw(face).rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
     return face
+
+
+def _resized(image: Image.Image, square: tuple[int, int, int, int], size: int) -> Image.Image:
+    """A square of the picture, black outside of it, `size` pixels a side."""
+    side = square[2] - square[0]
+    if side > MOST_SIDE:  # around a long strip: far more pixels than the strip has
+        scale = MOST_SIDE / side
+        small = image.resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+            Image.Resampling.LANCZOS,
+        )
+        return _resized(small, tuple(round(x * scale) for x in square), size)  # type: ignore[arg-type]
+    return image.crop(square).resize((size, size), Image.Resampling.LANCZOS)
 
 
 def _square(box: Sequence[float], margin: float) -> tuple[int, int, int, int]:

@@ -86,12 +86,19 @@ class Batcher(Generic[Job, Result]):
 
     def _run(self) -> None:
         while batch := self._next():
-            futures = [future for _, _, future in batch]
             try:
-                results = self.work(batch[0][0], [job for _, job, _ in batch])
-                for future, result in zip(futures, results, strict=True):
-                    future.set_result(result)
-            except Exception as error:  # each asker is told
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+                self._do(batch)
+            except Exception as error:
+                if len(batch) == 1:
+                    batch[0][2].set_exception(error)
+                    continue
+                for entry in batch:  # one of them may be at fault, the others are not
+                    try:
+                        self._do([entry])
+                    except Exception as own:
+                        entry[2].set_exception(own)
+
+    def _do(self, batch: Sequence[tuple[Hashable, Job, Future[Result]]]) -> None:
+        results = self.work(batch[0][0], [job for _, job, _ in batch])
+        for (_, _, future), result in zip(batch, results, strict=True):
+            future.set_result(result)
