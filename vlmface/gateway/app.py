@@ -64,7 +64,7 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
         if rate is not None:
             rate.check(client_of(request.client.host if request.client else None, key))
         with load.taking("reading"):
-            asked, record.size = await intake.read(request, settings)
+            asked = await intake.read(request, settings)
         with load.taking("answering"):
             work = analysis.analyze(asked, predictor, settings, load)
             found = await _in_time(request, work, settings.answer_timeout_s)

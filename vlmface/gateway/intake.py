@@ -40,8 +40,8 @@ class Asked:
     boxes: Sequence[Sequence[float]] | None = None
 
 
-async def read(request: Request, settings: Settings) -> tuple[Asked, int]:
-    """(what is asked, bytes of the body). Raises Refusal."""
+async def read(request: Request, settings: Settings) -> Asked:
+    """Raises Refusal."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind not in (FORM.encode(), JSON.encode()):
         raise Refusal("media_type", f"the body's type is not known: send {FORM} or {JSON}")
@@ -49,8 +49,8 @@ async def read(request: Request, settings: Settings) -> tuple[Asked, int]:
         raise Refusal("media_type", "the body is compressed: send it as it is")
     body = await _body(request, settings)
     if kind == JSON.encode():
-        return _from_json(body, settings), len(body)
-    return _from_form(body, options.get(b"boundary", b"")), len(body)
+        return _from_json(body, settings)
+    return _from_form(body, options.get(b"boundary", b""))
 
 
 async def _body(request: Request, settings: Settings) -> bytes:
@@ -83,9 +83,7 @@ def _from_json(body: bytes, settings: Settings) -> Asked:
     if sum(body.count(mark) for mark in b"[{,") > MOST_VALUES + 6 * settings.max_faces:
         raise Refusal("malformed", "the JSON has too many values, or is nested too deeply")
     try:
-        found = json.loads(
-            body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object
-        )
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise Refusal("malformed", f"the body is not valid JSON: {error}") from None
     except UnicodeDecodeError:
@@ -96,10 +94,6 @@ def _from_json(body: bytes, settings: Settings) -> Asked:
     if sent.boxes is not None and sent.faces != "none":
         raise Refusal("box", f"faces is {sent.faces}, but there are boxes: leave out one of them")
     return Asked(_file(sent.image), sent.tasks, sent.faces, sent.boxes)
-
-
-def _no_constant(name: str) -> None:
-    raise Refusal("malformed", f"the JSON has {name}, which is no number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Record:
     began: float = field(default_factory=time.perf_counter)
     reason: str | None = None
     faces: int = 0
-    size: int = 0  # bytes of its body
+    size: int = 0  # bytes of its body that were read
     status: int = 0
 
     @property
@@ -97,6 +97,11 @@ class Observed:
         record = Record(uuid.uuid4().hex, path if path in self.routes else "other", scope["method"])
         scope["vlmface"] = record
 
+        async def receiving() -> Message:
+            message = await receive()
+            record.size += len(message.get("body", b""))
+            return message
+
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
@@ -111,16 +116,16 @@ class Observed:
             try:
                 record.request_id = _own_id(scope) or record.request_id
             except Refusal as refusal:
-                await failure(record, refusal)(scope, receive, sending)
+                await failure(record, refusal)(scope, receiving, sending)
             else:
-                await self.app(scope, receive, sending)
+                await self.app(scope, receiving, sending)
         except Exception as error:
             log("crash", request_id=record.request_id, error=type(error).__name__,
                 at=_places(error))  # fmt: skip
             if record.status:  # too late for another answer
                 raise
             crash = Refusal("crash", "the gateway has a fault: tell whoever runs it this id")
-            await failure(record, crash)(scope, receive, sending)
+            await failure(record, crash)(scope, receiving, sending)
         finally:
             self.metrics.count(record)
             log(
