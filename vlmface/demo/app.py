@@ -69,8 +69,8 @@ class Demo:
             )  # fmt: skip
         except OSError as error:
             raise UserError(
-                f"cannot listen on {host}:{port} ({error}): another program may use it, choose "
-                "another --port"
+                f"cannot listen on {host}:{port}: another program may use it, choose another "
+                "--port or --host"
             ) from error
         print(f"the demo is at http://{host}:{port} (stop it with Ctrl+C)", flush=True)
         if host not in ("127.0.0.1", "localhost", "::1"):
