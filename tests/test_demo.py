@@ -183,6 +183,14 @@ def test_what_comes_out_counts_not_what_headers_say(tmp_path: Path, monkeypatch:
         batch.unpack(files)
 
 
+def test_a_file_that_is_gone_and_one_packed_unusually_are_rows(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as packed:
+        packed.writestr("lzma.png", b"x")
+    unusual, gone = batch.unpack([tmp_path / "a.zip", tmp_path / "gone.png"])
+    assert unusual.problem and "unusual" in unusual.problem
+    assert gone.problem and "no longer" in gone.problem
+
+
 def test_too_many_files_are_refused(tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(batch.MOST_FILES + 1)]
     with pytest.raises(UserError, match=r"holds 201 files, the limit is 200"):

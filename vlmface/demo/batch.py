@@ -68,7 +68,9 @@ def unpack(paths: Sequence[Path]) -> list[Item]:
     zip or too large, and for too many files."""
     items: list[Item] = []
     for path in paths:
-        if is_zip(path):
+        if not path.is_file():
+            items.append(Item(path.name, problem="is here no longer: choose the file again"))
+        elif is_zip(path):
             items += _zipped(path, MOST_BYTES_IN_ALL - sum(len(item.data) for item in items))
         elif (size := path.stat().st_size) > MOST_BYTES:
             items.append(Item(path.name, problem=_too_large(size)))
