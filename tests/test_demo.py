@@ -183,6 +183,14 @@ def test_what_comes_out_counts_not_what_headers_say(tmp_path: Path, monkeypatch:
         batch.unpack(files)
 
 
+def test_a_file_that_is_gone_and_one_packed_unusually_are_rows(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as packed:
+        packed.writestr("lzma.png", b"x")
+    unusual, gone = batch.unpack([tmp_path / "a.zip", tmp_path / "gone.png"])
+    assert unusual.problem and "unusual" in unusual.problem
+    assert gone.problem and "no longer" in gone.problem
+
+
 def test_too_many_files_are_refused(tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(batch.MOST_FILES + 1)]
     with pytest.raises(UserError, match=r"holds 201 files, the limit is 200"):
@@ -262,7 +270,7 @@ def test_what_was_followed() -> None:
 
 @pytest.mark.parametrize(
     ("path", "is_open"),
-    [("/", True), ("/config", True), ("/assets/a.js", True), ("/gradio_api/queue/join", True),
+    [("/", True), ("/config", True), ("/assets/a.js", True), ("/gradio_api/queue/data", True),
      ("/gradio_api/file=/tmp/x.png", True), ("/gradio_api/file=https://example.org/x", False),
      ("/gradio_api/file=HTTP://example.org/x", False), ("/gradio_api/proxy=https://a.b/", False),
      ("/gradio_api/info", False), ("/gradio_api/openapi.json", False), ("/docs", False),
@@ -276,9 +284,48 @@ def test_only_the_page_and_its_events_are_open(path: str, is_open: bool) -> None
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"in"})
 
-    answer = testclient.TestClient(door.Door(inside)).get(path)
+    answer = testclient.TestClient(door.Door(inside, "/tmp/up")).get(path)
     assert answer.status_code == (200 if is_open else 404)
     assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/tmp/up/a/b.png", 200), (None, 200), ("/etc/passwd", 403), ("/tmp/up/../x.png", 403),
+     ("/tmp/upper/x.png", 403), ("https://example.org/x.png", 403), (["/tmp/up/a"], 403)],
+)  # fmt: skip
+def test_events_name_uploads_alone(path: Any, status: int) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        assert json.loads(message["body"])["data"][0][0]["path"] == path
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"in"})
+
+    client = testclient.TestClient(door.Door(inside, "/tmp/up"))
+    event = {"data": [[{"path": path}], "/etc/passwd"], "fn_index": 0}
+    assert client.post("/gradio_api/queue/join", json=event).status_code == status
+    for content in (b"no json", b"[" * 10**5, b" " * (2**20 + 1) + b"{}"):
+        assert client.post("/gradio_api/queue/join", content=content).status_code == 403
+
+
+def test_examples_outlive_old_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    gradio = pytest.importorskip("gradio")
+    from gradio.route_utils import delete_files_created_by_app
+
+    from vlmface.demo import tabs
+
+    example, upload = tmp_path / "fear.png", tmp_path / "old.png"
+    for path in (example, upload):
+        path.write_bytes(png(Image.new("RGB", (32, 32))))
+    with gradio.Blocks() as page:
+        image, *_ = tabs._picture_input([example])
+    for path in (example, upload):
+        image.temp_files.add(str(path))
+    delete_files_created_by_app(page, 0)
+    assert example.exists() and not upload.exists()
 
 
 def test_without_a_finished_run_it_says_what_to_do(
@@ -431,6 +478,11 @@ def test_an_uploaded_face_is_answered(chromium: Any, random_demo: Any, tmp_path:
 
 def test_a_file_outside_the_demo_cannot_be_read(random_demo: Any, run_dir: Path) -> None:
     import httpx2
+
+    files = [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]
+    event = {"data": [files], "fn_index": 0, "session_hash": "x"}
+    answer = httpx2.post(f"{random_demo.url}/gradio_api/queue/join", json=event)
+    assert answer.status_code == 403, answer.text
 
     outside = [Path("/etc/passwd"), ROOT / "pyproject.toml", run_dir / "vlmface.json"]
     outside += [random_demo.log, Path("pyproject.toml")]

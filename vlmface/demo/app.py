@@ -28,6 +28,7 @@ class Demo:
         self, predictors: Sequence[Predictor], cards: Sequence[voices.Card], folder: Path
     ) -> None:
         self.predictors, self.cards = list(predictors), list(cards)
+        self.folder = folder  # that Gradio keeps uploads in
         self.predictor = self.predictors[0]
         self.voices = voices.voices(self.predictors)
         self.finder = Finder()
@@ -56,19 +57,20 @@ class Demo:
 
         page = self.page()
         page.queue(max_size=_MOST_WAITING, default_concurrency_limit=1, api_open=False)
+        guards = [Middleware(door.Door, uploads=self.folder)]
         closed = {"docs_url": None, "redoc_url": None, "openapi_url": None}
         try:
             page.launch(
                 server_name=host, server_port=port, share=False, prevent_thread_lock=True,
                 quiet=True, show_error=False, max_file_size=MOST_UPLOADED, footer_links=[],
                 run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-                mcp_server=False, app_kwargs={"middleware": [Middleware(door.Door)], **closed},
+                mcp_server=False, app_kwargs={"middleware": guards, **closed},
                 theme=look.theme(), css=look.css(), head=look.head(),
             )  # fmt: skip
         except OSError as error:
             raise UserError(
-                f"cannot listen on {host}:{port} ({error}): another program may use it, choose "
-                "another --port"
+                f"cannot listen on {host}:{port}: another program may use it, choose another "
+                "--port or --host"
             ) from error
         print(f"the demo is at http://{host}:{port} (stop it with Ctrl+C)", flush=True)
         if host not in ("127.0.0.1", "localhost", "::1"):

@@ -68,7 +68,9 @@ def unpack(paths: Sequence[Path]) -> list[Item]:
     zip or too large, and for too many files."""
     items: list[Item] = []
     for path in paths:
-        if is_zip(path):
+        if not path.is_file():
+            items.append(Item(path.name, problem="is here no longer: choose the file again"))
+        elif is_zip(path):
             items += _zipped(path, MOST_BYTES_IN_ALL - sum(len(item.data) for item in items))
         elif (size := path.stat().st_size) > MOST_BYTES:
             items.append(Item(path.name, problem=_too_large(size)))
@@ -146,10 +148,12 @@ def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Item:
         return Item(name, problem=_too_large(entry.file_size))
     if entry.flag_bits & 1:
         return Item(name, problem="is encrypted: pack it without a password")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return Item(name, problem="is packed in an unusual way: pack it as an ordinary zip")
     try:
         with archive.open(entry) as file:
             data = file.read(MOST_BYTES + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         return Item(name, problem=f"cannot be unpacked ({error}): pack it again")
     if len(data) > MOST_BYTES:
         return Item(name, problem=_too_large(len(data)))

@@ -71,7 +71,7 @@ def _grammar() -> argparse.ArgumentParser:
         help="address to listen on (default 127.0.0.1: this machine alone)",
     )
     grammar.add_argument("--port", type=int, default=7860)
-    return grammar  # fmt: skip
+    return grammar
 
 
 def _model(given: str | None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -32,11 +34,18 @@ _HEADERS = {
 }
 
 
-class Door:
-    """ASGI middleware: closed paths are answered with 404, all answers get _HEADERS."""
+_EVENTS = "/gradio_api/queue/join"
+_MOST_BYTES = 2**20  # of an event: files are uploaded before it and named in it
 
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
-        self.app = app
+
+class Door:
+    """ASGI middleware: closed paths are answered with 404, events that name a file outside the
+    folder `uploads` with 403, and all answers get _HEADERS."""
+
+    def __init__(
+        self, app: Callable[[Message, Receive, Send], Awaitable[None]], uploads: str | Path
+    ) -> None:
+        self.app, self.uploads = app, Path(os.path.abspath(uploads))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,11 +53,14 @@ class Door:
             return
         path = scope["path"]
         if not _OPEN.fullmatch(path if path == "/" else path.rstrip("/")):
-            text = b"There is nothing here: the demo is at /"
-            headers = [(b"content-type", b"text/plain"), *_encoded(set())]
-            await send({"type": "http.response.start", "status": 404, "headers": headers})
-            await send({"type": "http.response.body", "body": text})
+            await _refuse(send, 404, "There is nothing here: the demo is at /")
             return
+        if path.rstrip("/") == _EVENTS:
+            body = await _body(receive)
+            if body is None or not self._names_uploads(body):
+                await _refuse(send, 403, "Only files that were uploaded here can be asked about")
+                return
+            receive = _again(body, receive)
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -57,6 +69,56 @@ class Door:
             await send(message)
 
         await self.app(scope, receive, guarded)
+
+    def _names_uploads(self, body: bytes) -> bool:
+        """Gradio itself would fetch a path that is an address."""
+        try:
+            paths = list(_paths(json.loads(body)))
+        except (ValueError, RecursionError):
+            return False
+        return all(
+            isinstance(path, str) and Path(os.path.abspath(path)).is_relative_to(self.uploads)
+            for path in paths
+            if path is not None
+        )
+
+
+def _paths(value: Any) -> Iterator[Any]:
+    """All values of the key "path" in parsed JSON."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            if key == "path":
+                yield inside
+            yield from _paths(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _paths(inside)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The body of a request, None if it is too long."""
+    body, more = b"", True
+    while more and len(body) <= _MOST_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return None if more or len(body) > _MOST_BYTES else body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """`receive` with the body that was read already."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+async def _refuse(send: Send, status: int, words: str) -> None:
+    headers = [(b"content-type", b"text/plain"), *_encoded(set())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": words.encode()})
 
 
 def _encoded(given: set[bytes]) -> list[tuple[bytes, bytes]]:

@@ -73,6 +73,7 @@ def _picture_input(
                 for path in examples:
                     name = path.stem.replace("_", " ")
                     one = gr.Button(name, icon=path, size="sm", min_width=64, scale=0)
+                    one.keep_in_cache.add(str(path))  # or it would be deleted like an old upload
                     one.click(partial(str, path), None, image, show_progress="hidden", **_HIDDEN)
     return image, picture, choice
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from vlmface.demo.voices import Card
     from vlmface.infer.report import FaceReport
 
-LIMITS = "An expression is not proof of what somebody feels. Nobody has written down what else this model is not fit for."  # noqa: E501
+LIMITS = (
+    "An expression is not proof of what somebody feels. Nobody has written down what else this "
+    "model is not fit for."
+)
 MAX_SIDE = 1280  # pixels of a picture that is shown
 FACE_SIDE = 96  # pixels of a face in a table
 STATUS = {
