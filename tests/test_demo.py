@@ -370,19 +370,19 @@ def serve(model: Path | str, folder: Path, *words: str) -> Iterator[SimpleNamesp
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def random_demo(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The demo of a model that has hardly learnt anything."""
     yield from serve(run_dir, tmp_path_factory.mktemp("random_demo"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def demo(memorised: Path, run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The demo of a model that knows eight faces, beside one that knows none."""
     yield from serve(memorised, tmp_path_factory.mktemp("demo"), "--compare", str(run_dir))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     if CHROMIUM is None:

@@ -191,16 +191,26 @@ def test_what_is_compared_is_what_the_run_answers(run_dir: Path) -> None:
         assert all(value <= 0 for value in one.log_probs) and min(one.lead) >= 0
 
 
+def test_an_adapter_without_effect_is_noticed(
+    adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(adapters[0])
+    monkeypatch.setattr(serve, "written_there", lambda *a: behind())
+    with pytest.raises(UserError, match="the adapter of one has no effect"):
+        serve.check_effect(made, "one", adapters[0], behind(), PICTURES[:1])
+    serve.check_effect(made, "one", adapters[0], behind(log_probs=[-0.2, -0.2, -0.3]), [])
+
+
 # --- the real one ---------------------------------------------------------------------------------
 
 
 class Served:
     """The command, as a user runs it, until it says that it is ready."""
 
-    def __init__(self, *runs: str) -> None:
+    def __init__(self, *runs: str, port: int | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+            self.port = port or probe.getsockname()[1]
         words = [sys.executable, "-m", "vlmface.cli", "serve", *runs, "--port", str(self.port),
                  "--vllm", str(VLLM), "--max_num_seqs", "16"]  # fmt: skip
         self.url = f"http://127.0.0.1:{self.port}/v1"
@@ -321,3 +331,32 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
     assert reply.status_code >= 400
     assert httpx2.get(f"{server.url.removesuffix('/v1')}/health").status_code == 200
     assert png_uri(PICTURES[0]).startswith("data:image/png")
+
+
+@REAL
+@pytest.mark.slow
+def test_requests_outlive_a_restart(adapters: list[Path]) -> None:
+    with Predictor.load(adapters[0]) as here:
+        expected = [report.main.text for report in here.predict(PICTURES[:8])]
+    first = Served(str(adapters[0]))
+    found: list[str] = []
+
+    def ask() -> None:
+        how: dict[str, Any] = {"run": adapters[0], "served": "one", "attempts": 12}
+        with Predictor.load(first.url, **how) as there:
+            begun.set()
+            while len(found) < 8 or not again.is_set():
+                image = PICTURES[len(found) % 8]
+                found.append(there.predict([image])[0].main.text)
+
+    begun, again = threading.Event(), threading.Event()
+    thread = threading.Thread(target=ask)
+    with first:
+        thread.start()
+        begun.wait(60)
+        time.sleep(1)
+    with Served(str(adapters[0]), port=first.port):
+        again.set()
+        thread.join(180)
+    assert not thread.is_alive()
+    assert all(text == expected[i % 8] for i, text in enumerate(found))

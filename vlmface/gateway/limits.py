@@ -107,8 +107,9 @@ class Load:
     def taking(self, what: str, much: int = 1) -> Iterator[None]:
         """Raises Refusal at once instead of waiting for others to finish."""
         if self.draining and what == "reading":
-            raise Refusal("draining", "the gateway stops: ask another one",
-                          retry_after_s=BUSY_S, close=True)  # fmt: skip
+            # The connection stays open: closed before the body has arrived, it would be reset, and
+            # the client might not see this.
+            raise Refusal("draining", "the gateway stops: ask another one", retry_after_s=BUSY_S)
         if self.at_work[what] + much > self._most[what]:
             raise busy()
         self.at_work[what] += much
