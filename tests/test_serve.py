@@ -118,6 +118,27 @@ def test_what_cannot_be_served_together(
         plan(tmp_path)
 
 
+def test_a_key_is_no_word_of_the_command(
+    adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="put the key into the environment variable VLLM_API_KEY"):
+        plan(adapters[0], words=["--api-key=secret"])
+    asked: list[Any] = []
+
+    def post(*_: Any, headers: dict[str, str], **__: Any) -> Any:
+        asked.append(headers)
+        return httpx2.Response(401, text="no")
+
+    monkeypatch.setattr(httpx2, "post", post)
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    made = plan(adapters[0])
+    with pytest.raises(UserError, match="the server refuses one: no"):
+        serve.written_there(made, "one", adapters[0], PICTURES[:1])
+    assert asked == [{"Authorization": "Bearer secret"}]
+    assert "secret" not in made.shown() + serve.curl(made)
+    assert "Bearer $VLLM_API_KEY" in serve.curl(made)
+
+
 def test_a_missing_or_old_vllm(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no executable .*nowhere.*environment of its own"):
         serve.find_vllm(str(tmp_path / "nowhere"))

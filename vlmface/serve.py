@@ -34,6 +34,7 @@ BASE = "base"  # the served name of what adapters are put on
 # How far a token's log-probability may be from the run's: mean over all tokens, in nats.
 DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
 TIE = {"float32": 1e-3, "bfloat16": 0.2}  # nats between two tokens that rounding may exchange
+KEY = "VLLM_API_KEY"  # the environment variable in which vLLM looks for its key
 FACES = 4  # pictures of the parity check
 _STARTING = 900.0  # s
 
@@ -67,6 +68,11 @@ def make_plan(
     """How to serve the runs, which are named by their folders or as NAME=FOLDER. `words` are
     further arguments of `vllm serve`. Merges what must be merged, into the cache folder, unless
     `merge` is false. Raises UserError."""
+    if any(word.partition("=")[0] in ("--api-key", "--api_key") for word in words):
+        raise UserError(
+            f"put the key into the environment variable {KEY}: on the command line every user of "
+            "this machine could read it, and the parity check would not know it"
+        )
     models = _names(runs)
     found = {name: manifest.load(run)[0] for name, run in models.items()}
     first_name, first = next(iter(found.items()))
@@ -322,7 +328,9 @@ def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> li
     found = []
     for image in images:
         body = request | {"messages": with_image(asked[0].messages(), png_uri(image))}
-        reply = httpx2.post(f"{plan.url}/chat/completions", json=body, timeout=300)
+        reply = httpx2.post(
+            f"{plan.url}/chat/completions", json=body, headers=_key_header(), timeout=300
+        )
         if reply.status_code != 200:
             raise UserError(f"the server refuses {name}: {' '.join(reply.text[:500].split())}")
         content = reply.json()
@@ -330,6 +338,11 @@ def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> li
         log_probs = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
         found.append(Written(content["prompt_token_ids"], list(choice["token_ids"]), log_probs, []))
     return found
+
+
+def _key_header() -> dict[str, str]:
+    key = os.environ.get(KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def compare(here: Sequence[Written], there: Sequence[Written], name: str, dtype: str) -> float:
@@ -439,5 +452,6 @@ def curl(plan: Plan) -> str:
     quoted = shlex.quote(json.dumps(body)).replace(mark, "'\"$(base64 -w0 FACE.png)\"'")
     return (
         f"printf %s {quoted} | curl -s {plan.url}/chat/completions "
-        "-H 'Content-Type: application/json' -d @-"
+        + (f'-H "Authorization: Bearer ${KEY}" ' if os.environ.get(KEY) else "")
+        + "-H 'Content-Type: application/json' -d @-"
     )

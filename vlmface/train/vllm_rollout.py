@@ -11,9 +11,7 @@ holds the latter against its own: a server with another base, template or precis
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ import httpx2
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_image
+from vlmface.infer.server import png_uri
 from vlmface.prompts import Prompt
 from vlmface.train.rollout import Rollout
 
@@ -125,7 +124,7 @@ class Server:
                     body = {
                         **self.sampling,
                         "model": self.name,
-                        "messages": with_image(self.prompt.messages(), _data_uri(image)),
+                        "messages": with_image(self.prompt.messages(), _lossless(image)),
                         "n": group,
                         "seed": (seed + number) % 2**31,
                         "logprobs": True,
@@ -179,11 +178,9 @@ class Server:
             ) from None
 
 
-def _data_uri(stored: Any) -> str:
-    """The picture without loss: what the server sees is what the trainer sees."""
-    file = io.BytesIO()
-    open_row_image(stored).convert("RGB").save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def _lossless(stored: Any) -> str:
+    """What the server sees is what the trainer sees."""
+    return png_uri(open_row_image(stored).convert("RGB"))
 
 
 def _read(reply: httpx2.Response) -> tuple[list[int] | None, list[dict[str, Any]]]:
