@@ -1,0 +1,75 @@
+"""Train a CLIP on captions of faces that are written from annotated attributes and action units
+(FLIP's way), and measure with linear probes what its features tell.
+
+    python recipes/clip_captions.py                             # a small CLIP on rendered faces
+    accelerate launch --num_processes 8 recipes/clip_captions.py --config clip_captions_vitb32
+
+The output folder opens in open_clip ("local-dir:FOLDER") and is a `base` for clip_finetune.py.
+Stopped at any moment, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmface import config, data
+from vlmface.clip import contrast, model, tiny
+from vlmface.data import crops
+from vlmface.data.rows import pictures
+from vlmface.files import atomic_write
+from vlmface.train import sft
+
+UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = config.parse(
+        contrast.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
+    )
+    sft.check_processes(settings.num_processes)
+    sft.use_all_cores()
+    run_dir = Path(settings.output_dir)
+    if sft.is_main():
+        config.remember(
+            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
+        )
+    sft.wait_for_everyone()
+    if (run_dir / "metrics.json").exists():  # written last
+        print(f"{run_dir} is complete, or start with --overwrite")
+        return 0
+
+    clip = tiny.build(settings.seed) if settings.base == UNTRAINED else model.load(settings.base)
+    crop = crops.parse(settings.crop)
+    with sft.main_first():
+        rows = pictures(
+            data.load(settings.data, settings.data_root, settings.data_split, n=settings.n_train,
+                      **settings.data_options)
+        )  # fmt: skip
+        probed = [
+            pictures(data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe))
+            for split in settings.probe_splits
+        ]
+        if crop:
+            rows = crops.cached(rows, crop)
+            probed = [crops.cached(part, crop) for part in probed]
+    before = contrast.probe(clip, *probed, settings.eval_batch_size)
+    trained = contrast.train(clip, rows, settings)
+    if not sft.is_main():
+        return 0
+    model.save(clip, run_dir)
+    after = contrast.probe(clip, *probed, settings.eval_batch_size)
+    scores = {"probes": {"before": before, "after": after}, "train": trained}
+    atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
+    for name, found in after.items():
+        key = "f1_macro" if name == "au" else "accuracy"
+        print(
+            f"a linear probe reads {name}: {key} {found[key]:.3f} (before: {before[name][key]:.3f})"
+        )
+    print(f"next: python recipes/clip_finetune.py --base {run_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    config.command(main)

@@ -1,0 +1,266 @@
+"""A CLIP that says which label a picture shows: towers, texts, and what stands between them.
+
+pictures (n, views x frames) -> image tower -> over time -> over views -> a feature
+texts of the labels, or learnt contexts -> text tower -> a feature for each label
+cosine of the two, times a scale -> logits; a linear head may take the texts' place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from vlmface.clip.affect import AFFECT_HEADS
+from vlmface.clip.contexts import Contexts
+from vlmface.clip.model import Clip
+from vlmface.clip.temporal import TIME, Fusion, OverTime
+from vlmface.clip.texts import LabelTexts, check_lengths
+from vlmface.errors import UserError
+
+# peft's MultiheadAttention layer takes the whole attention; its out_proj alone would be passed by.
+LORA_MODULES = {
+    "image": r"visual\..*\.(attn|c_fc|c_proj)",
+    "text": r"(text\.)?transformer\..*\.(attn|c_fc|c_proj)",
+}
+TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (SigLIP)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a classifier is built, as a manifest keeps it. `image`: frozen | lora | full. `text`:
+    also "prompts", learnt contexts in front of each text. `head`: "text" (cosine with the labels'
+    features) or "linear" (weights that start from them). `views` and `frames` of a row; `time`: how
+    frames become one (`temporal.TIME`). `affect`: head for valence and arousal (`affect`)."""
+
+    image: Literal["frozen", "lora", "full"] = "frozen"
+    text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
+    head: Literal["text", "linear"] = "text"
+    views: int = 1
+    frames: int = 1
+    time: Literal["none", "mean", "transformer"] = "none"
+    affect: Literal["none", "linear", "graph"] = "none"
+    contexts: int = 8
+    class_specific: bool = False
+    negative_weight: float = 0.0
+    lora_rank: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+
+
+class Classifier(nn.Module):
+    """See above. `forward` takes uint8 squares or the image tower's features."""
+
+    def __init__(self, clip: Clip, texts: LabelTexts, shape: Shape) -> None:
+        super().__init__()
+        if shape.frames > 1 and shape.time == "none":
+            raise UserError(
+                f"frames is {shape.frames}, but time is none: say how frames become one with "
+                f"time: {' | '.join(TIME[1:])}"
+            )
+        self.clip, self.texts, self.shape = clip, texts, shape
+        self.model = clip.model
+        positive = [text for found in texts.positive.values() for text in found]
+        negative = [text for found in texts.negative.values() for text in found]
+        check_lengths(clip.tokenizer, [*positive, *negative], texts.id)
+        self.sizes = [len(found) for found in texts.positive.values()]
+        self.negative_sizes = [len(found) for found in texts.negative.values()]
+        self._register("tokens", clip.tokens(positive))
+        self._register("negative_tokens", clip.tokens(negative) if negative else None)
+
+        self._choose_weights()
+        self.over_time = OverTime(shape.time, clip.width, shape.frames, shape.views)
+        self.fusion = Fusion(clip.width, shape.views) if shape.views > 1 else None
+        self.contexts = (
+            Contexts(clip, positive, shape.contexts, class_specific=shape.class_specific)
+            if shape.text == "prompts"
+            else None
+        )
+        labels = len(texts.space.labels)
+        # Of a head in place of texts, and of a model that compares with a threshold.
+        start = self._label_features().detach() if shape.head == "linear" else None
+        self.linear = nn.Linear(clip.width, labels) if start is not None else None
+        if self.linear is not None and start is not None:
+            with torch.no_grad():
+                self.linear.weight.copy_(start)
+                self.linear.bias.zero_()
+        self.threshold = nn.Parameter(torch.zeros(labels)) if texts.several else None
+        self.affect = None
+        if shape.affect != "none":
+            self.affect = AFFECT_HEADS[shape.affect](clip.width, labels)
+        self._kept: torch.Tensor | None = None  # label features while nothing of theirs is trained
+        self.to(clip.device)
+
+    def _register(self, name: str, value: torch.Tensor | None) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    def _choose_weights(self) -> None:
+        """Freeze all but what is trained, and put LoRA where it shall be."""
+        shape = self.shape
+        full = [tower for tower in ("image", "text") if getattr(shape, tower) == "full"]
+        self.adapter = add_lora(self.clip, shape)
+        for name, parameter in self.model.named_parameters():
+            if "lora_" not in name:
+                parameter.requires_grad_(tower_of(name) in full)
+
+    # --- labels -----------------------------------------------------------------------------------
+
+    def _label_features(self) -> torch.Tensor:
+        """A normalised feature of each label (labels, width), minus what it is not."""
+        if self.contexts is not None:
+            features = self.contexts()
+        else:
+            features = self.clip.text_features(self.tokens)
+        found = F.normalize(_means(features, self.sizes), dim=-1)
+        if self.shape.negative_weight and self.negative_tokens is not None:
+            against = self.clip.text_features(self.negative_tokens)
+            against = F.normalize(_means(against, self.negative_sizes), dim=-1, eps=1e-6)
+            found = found - self.shape.negative_weight * against
+        return found
+
+    def label_features(self) -> torch.Tensor:
+        """`_label_features`, computed once where no weight behind them is trained, or while the
+        model only answers."""
+        if self.training and self.shape.text != "frozen":
+            self._kept = None
+            return self._label_features()
+        if self._kept is None or self._kept.device != self.clip.device:
+            with torch.no_grad():
+                self._kept = self._label_features()
+        return self._kept
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if mode and self.shape.text != "frozen":
+            self._kept = None
+        return self
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def image_features(self, squares: torch.Tensor) -> torch.Tensor:
+        """(n, pictures, 3, side, side) uint8 -> (n, pictures, width), normalised."""
+        n, pictures = squares.shape[:2]
+        return self.clip.image_features(squares.flatten(0, 1)).unflatten(0, (n, pictures))
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The image tower's features (n, views x frames, width) -> one (n, width), normalised."""
+        shape = self.shape
+        views = pictures.unflatten(1, (shape.views, shape.frames)).to(self.clip.dtype)
+        merged = self.over_time(views)  # (n, views, width)
+        if self.fusion is not None:
+            return F.normalize(self.fusion(merged), dim=-1)
+        return F.normalize(merged[:, 0], dim=-1)
+
+    def forward(
+        self, squares: torch.Tensor | None = None, features: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """{"logits" (n, labels), unscaled cosines or their like; "affect" (n, 2), valence and
+        arousal, where there is a head for them}."""
+        if features is None:
+            assert squares is not None
+            features = self.image_features(squares)
+        found = self.features(features)
+        if self.linear is not None:
+            logits = F.linear(found, self.linear.weight, self.linear.bias / self.scale)
+        else:
+            logits = found @ self.label_features().T.to(found)
+        if self.threshold is not None:
+            logits = logits - self.threshold / self.scale
+        if self.affect is None:
+            return {"logits": logits}
+        logits, affect = self.affect(found, logits, self.scale)
+        return {"logits": logits, "affect": affect}
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """What logits are multiplied with before the softmax."""
+        return self.model.logit_scale.exp()
+
+    @torch.inference_mode()
+    def answer(
+        self, squares: torch.Tensor | None = None, features: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(probabilities (n, labels), which sum to 1 unless a picture may have several; valence and
+        arousal (n, 2) or None)."""
+        out = self(squares, features)
+        scaled = (out["logits"] * self.scale).float()
+        shares = scaled.sigmoid() if self.texts.several else scaled.softmax(-1)
+        return shares.cpu(), out["affect"].float().cpu() if "affect" in out else None
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def interpolate(self, base: dict[str, torch.Tensor], alpha: float) -> None:
+        """Weights between those of `base` (`trained.state` before training; 0) and now (1), as
+        WiSE-FT does (Wortsman et al. 2022, arXiv:2109.01903)."""
+        for name, parameter in self.named_parameters():
+            if name in base:
+                start = base[name].to(parameter)
+                # Not lerp: at 1 it would be off by a rounding.
+                moved = parameter if alpha == 1 else start + alpha * (parameter - start)
+                parameter.copy_(moved)
+        self._kept = None
+
+    def merge(self) -> None:
+        """Fold LoRA weights into the towers: equal up to rounding, and faster. Not to be undone."""
+        for adapter in self.adapter:
+            adapter.merge_and_unload()
+        self.adapter = []
+        self._kept = None
+
+    def forget(self) -> None:
+        """After weights were loaded: what was computed with the old ones no longer counts."""
+        self._kept = None
+
+
+def tower_of(name: str) -> str:
+    """The tower that a weight of an open_clip model belongs to: image, text or "scale"."""
+    if name.startswith("visual."):
+        return "image"
+    return "scale" if name in ("logit_scale", "logit_bias") else "text"
+
+
+def add_lora(clip: Clip, shape: Any) -> list[Any]:
+    """Put LoRA into the towers whose policy in `shape` is lora: [peft's model], or []. All other
+    weights are frozen then. A list, so that a module that keeps it does not own its weights twice.
+    """
+    modules = [_lora_modules(clip, tower) for tower in ("image", "text")
+               if getattr(shape, tower) == "lora"]  # fmt: skip
+    if not modules:
+        return []
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=shape.lora_rank,
+        lora_alpha=shape.lora_alpha,
+        lora_dropout=shape.lora_dropout,
+        target_modules="|".join(f"({one})" for one in modules),
+    )
+    return [get_peft_model(clip.model, settings)]
+
+
+def _lora_modules(clip: Clip, tower: str) -> str:
+    if tower == "image" and not hasattr(clip.model.visual, "transformer"):
+        return TIMM_LORA_MODULES
+    if tower == "text" and not clip.reads_embedded:
+        raise UserError(
+            f"text is lora, but the text tower of {clip.base} is a model of transformers: use "
+            "text: frozen or full"
+        )
+    return LORA_MODULES[tower]
+
+
+def _means(features: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Mean of each run of `sizes` rows; zeros for a run of none."""
+    parts = torch.split(features, list(sizes))
+    return torch.stack([p.mean(0) if len(p) else features.new_zeros(features.shape[1])
+                        for p in parts])  # fmt: skip
+
+
+def as_dict(shape: Shape) -> dict[str, Any]:
+    """The shape as a manifest keeps it."""
+    return asdict(shape)

@@ -1,0 +1,60 @@
+"""Learnt contexts in front of each label's text (CoOp, arXiv:2109.01134)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from vlmface.clip.model import Clip
+from vlmface.clip.texts import lengths
+from vlmface.errors import UserError
+
+START = "a photo of a face that shows"  # the first vectors are its words'
+_SPREAD = 0.02
+
+
+class Contexts(nn.Module):
+    """`count` vectors between a text's beginning and its words, the same for all `texts`, or
+    (`class_specific`) of its own for each. Returns the texts' features (texts, width)."""
+
+    def __init__(
+        self, clip: Clip, texts: Sequence[str], count: int, *, class_specific: bool
+    ) -> None:
+        super().__init__()
+        if not clip.reads_embedded:
+            raise UserError(
+                f"text is prompts, but the text tower of {clip.base} is a model of transformers "
+                "that takes no learnt contexts: use text: frozen or full"
+            )
+        found = lengths(clip.tokenizer, texts)
+        limit = clip.tokenizer.context_length
+        if count < 1 or max(found) + count > limit:
+            raise UserError(
+                f"contexts is {count}, but the longest text has {max(found)} of the {limit} tokens "
+                "that this model reads: shorten the texts or take fewer contexts"
+            )
+        self.clip = [clip]  # a list: its weights are the classifier's
+        tokens = clip.tokens(texts)
+        # The vectors' places hold a token that is no end of a text; it is never read.
+        filler = tokens[:, 1:2].expand(-1, count)
+        moved = torch.cat([tokens[:, :1], filler, tokens[:, 1 : limit - count]], 1)
+        self.register_buffer("tokens", moved, persistent=False)
+        table = clip.text_tower.token_embedding.weight
+        words = clip.tokens([START])[0, 1 : lengths(clip.tokenizer, [START])[0] - 1]
+        start = torch.empty(count, table.shape[1]).normal_(std=_SPREAD)
+        known = table[words[:count]].detach().cpu().float()
+        start[: len(known)] = known
+        several = len(texts) if class_specific else 1
+        self.vectors = nn.Parameter(start.repeat(several, 1, 1))
+
+    def forward(self) -> torch.Tensor:
+        (clip,) = self.clip
+        tokens, count = self.tokens, self.vectors.shape[1]
+        if clip._causal:
+            tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]
+        embedded = clip.text_tower.token_embedding(tokens)
+        vectors = self.vectors.to(embedded).expand(len(tokens), -1, -1)
+        embedded = torch.cat([embedded[:, :1], vectors, embedded[:, 1 + count :]], 1)
+        return clip.read_embedded(embedded, tokens)

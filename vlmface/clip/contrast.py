@@ -1,0 +1,265 @@
+"""Contrastive training of both towers on captions, and what its features then tell a linear probe."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from vlmface import facs
+from vlmface.clip import augment, captions, losses
+from vlmface.clip.classifier import add_lora, tower_of
+from vlmface.clip.model import Clip
+from vlmface.clip.rows import Squares
+from vlmface.clip.texts import lengths
+from vlmface.clip.train import all_features, fit
+from vlmface.errors import UserError
+from vlmface.schema import FaceSample
+
+if TYPE_CHECKING:
+    import datasets
+
+_MAX_SCALE = 100.0  # of the logits, as in CLIP
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of `recipes/clip_captions.py`; recipes/configs/clip_captions_tiny.yaml explains every
+    field."""
+
+    base: str
+    data: str
+    output_dir: str
+    probe_data: str
+    data_root: str | None = None
+    data_split: str = "train"
+    data_options: dict[str, Any] = field(default_factory=dict)
+    probe_root: str | None = None
+    probe_splits: list[str] = field(default_factory=lambda: ["train", "test"])
+    n_train: int | None = None
+    n_probe: int | None = None
+    crop: dict[str, Any] | None = None
+    says: list[str] = field(default_factory=lambda: ["attributes", "aus"])
+    captions_per_face: int = 4
+    seed: int = 0
+    image: Literal["frozen", "lora", "full"] = "full"
+    text: Literal["frozen", "lora", "full"] = "full"
+    lora_rank: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    augment: Literal["none", "flip", "face"] = "none"
+    epochs: float = 1
+    batch_size: int = 128
+    gradient_accumulation: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-5
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    cache_gib: float = 2.0
+    num_processes: int | None = None
+    dataloader_workers: int = 0
+    logging_steps: int = 10
+    save_steps: int = 200
+    eval_batch_size: int = 100
+    report_to: str = "none"
+    overwrite: bool = False
+
+
+class Pairs(nn.Module):
+    """A CLIP with the captions of its training rows: a batch is row numbers and squares, out comes
+    the contrastive loss, over the faces of all processes."""
+
+    def __init__(self, clip: Clip, written: Sequence[Sequence[int]], texts: Sequence[str],
+                 settings: Settings) -> None:  # fmt: skip
+        super().__init__()
+        self.clip, self.written, self.settings = clip, written, settings
+        self.model = clip.model
+        self.tokens = clip.tokens(texts)
+        self.adapter = add_lora(clip, settings)
+        trained = {tower for tower in ("image", "text") if getattr(settings, tower) == "full"}
+        for name, parameter in self.model.named_parameters():
+            if "lora_" not in name:
+                parameter.requires_grad_(tower_of(name) in trained or name == "logit_scale")
+
+    def forward(self, row: torch.Tensor, squares: torch.Tensor) -> dict[str, torch.Tensor]:
+        # One caption a face and step, drawn from torch's state, which a resumed run restores.
+        chosen = [self.written[i] for i in row.tolist()]
+        draws = torch.randint(1 << 30, (len(chosen),)).tolist()
+        said = torch.tensor([one[d % len(one)] for one, d in zip(chosen, draws, strict=True)])
+        squares = augment.apply(squares, self.settings.augment)
+        images = self.clip.image_features(squares[:, 0])
+        # What is said of several faces is read once.
+        distinct, place = said.unique(return_inverse=True)
+        texts = self.clip.text_features(self.tokens[distinct])[place.to(images.device)]
+        images, texts, groups = _everywhere(images, texts, said.to(images.device))
+        scale = self.model.logit_scale.exp().clamp(max=_MAX_SCALE).float()
+        return {"loss": losses.caption_loss(images.float(), texts.float(), groups, scale)}
+
+
+def _everywhere(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors of all processes, one after the other; gradients flow to this process's own."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensors
+    joined = []
+    for tensor in tensors:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        parts[dist.get_rank()] = tensor
+        # DDP averages over the processes what each adds to its own part of one common loss.
+        joined.append(torch.cat(parts))
+    return tuple(joined)
+
+
+def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
+    """Train `clip` in place on captions of the rows; returns what `clip.train.train` does, with
+    "captions", how many there are, and "left_out": rows without what shall be said ("no_caption"),
+    and captions that the model cannot read whole ("too_long")."""
+    captions.check(settings.says)
+    texts: dict[str, int] = {}
+    written: list[list[int]] = []
+    kept: list[int] = []
+    left_out = {"no_caption": 0, "too_long": 0}
+    hidden = [name for name in ("image", "frames") if name in rows.column_names]
+    for index, row in enumerate(rows.remove_columns(hidden)):
+        sample = FaceSample.from_row(row)
+        found = {captions.write(sample, settings.says, seed)
+                 for seed in range(settings.captions_per_face)} - {None}  # fmt: skip
+        said = sorted(text for text in found if text)
+        fits = [n <= clip.tokenizer.context_length for n in lengths(clip.tokenizer, said)]
+        left_out["too_long"] += fits.count(False)
+        said = [text for text, fit_ in zip(said, fits, strict=True) if fit_]
+        if not said:
+            left_out["no_caption"] += 1
+            continue
+        kept.append(index)
+        written.append([texts.setdefault(text, len(texts)) for text in said])
+    if not kept:
+        raise UserError(
+            f"none of the {len(rows)} rows gives a caption of {', '.join(settings.says)}: "
+            f"{left_out}; use a data set with these annotations, or shorten what is said"
+        )
+    random.seed(settings.seed)
+    if len(kept) < len(rows):
+        rows = rows.select(kept)
+    from transformers import set_seed
+
+    set_seed(settings.seed)
+    model = Pairs(clip, written, list(texts), settings)
+    if settings.gradient_checkpointing:
+        clip.model.set_grad_checkpointing()
+    data = Squares(rows, clip, settings.cache_gib)
+    found = fit(model, data, settings, rows=len(rows))
+    for adapter in model.adapter:
+        adapter.merge_and_unload()
+    clip.model.eval()
+    return found | {"n": len(rows), "captions": len(texts), "left_out": left_out}
+
+
+# --- linear probes --------------------------------------------------------------------------------
+
+PROBED = ("gender", "age_group", "race", "emotion")
+
+
+def probe(
+    clip: Clip, train_rows: datasets.Dataset, test_rows: datasets.Dataset, batch_size: int = 100
+) -> dict[str, Any]:
+    """What a linear probe on frozen features reads: {attribute: {"accuracy", "n", "majority"}} of
+    what is annotated, and {"au": {"f1_macro", "per_au"}}, trained on one set of rows and measured
+    on another."""
+    features = [all_features_of(clip, rows, batch_size) for rows in (train_rows, test_rows)]
+    samples = [_samples(rows) for rows in (train_rows, test_rows)]
+    found: dict[str, Any] = {}
+    for name in PROBED:
+        labels = sorted({v for s in samples[0] if (v := getattr(s, name)) is not None})
+        if len(labels) < 2:
+            continue
+        sides = []
+        for side, one in zip(features, samples, strict=True):
+            known = [i for i, s in enumerate(one) if getattr(s, name) in labels]
+            truth = torch.tensor([labels.index(getattr(one[i], name)) for i in known])
+            sides.append((side[known], truth))
+        (x, y), (test_x, test_y) = sides
+        if not len(test_y):
+            continue
+        said = logistic(x, nn.functional.one_hot(y, len(labels)).float(), test_x).argmax(-1)
+        found[name] = {
+            "accuracy": round(float((said == test_y).float().mean()), 4),
+            "majority": round(float(torch.bincount(test_y).max() / len(test_y)), 4),
+            "n": len(test_y),
+        }
+    units = _common_units(samples)
+    if units:
+        truths = [
+            torch.tensor([[float(u in s.present_aus()) for u in units] for s in one])
+            for one in samples
+        ]
+        said = logistic(features[0], truths[0], features[1], several=True) > 0
+        true = truths[1] > 0
+        hits = (said & true).sum(0).double()
+        f1 = (2 * hits / (said.sum(0) + true.sum(0)).clamp(min=1)).tolist()
+        per_au = {facs.name(u): round(v, 4) for u, v in zip(units, f1, strict=True)}
+        found["au"] = {"f1_macro": round(sum(f1) / len(f1), 4), "per_au": per_au}
+    return found
+
+
+def _samples(rows: datasets.Dataset) -> list[FaceSample]:
+    return [FaceSample.from_row(row) for row in rows.remove_columns(["image", "frames"])]
+
+
+def _common_units(samples: Sequence[Sequence[FaceSample]]) -> list[int]:
+    """AUs that are annotated everywhere and seen in both sets."""
+    everyone = [s for side in samples for s in side]
+    coded = set.intersection(*(set(s.annotated_aus()) for s in everyone))
+    return sorted(
+        u for u in coded if all(any(u in s.present_aus() for s in side) for side in samples)
+    )
+
+
+def all_features_of(clip: Clip, rows: datasets.Dataset, batch_size: int) -> torch.Tensor:
+    """Features (n, width) of the rows' images."""
+    return all_features(clip, Squares(rows, clip, 0), batch_size)[:, 0]
+
+
+def logistic(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    test_x: torch.Tensor,
+    *,
+    several: bool = False,
+    penalty: float = 1e-3,
+) -> torch.Tensor:
+    """Scores (m, labels) of `test_x` (m, width) by a logistic regression on `x` (n, width), `y` (n,
+    labels) of 0 and 1: softmax, or (`several`) one sigmoid each. Features are standardised on `x`;
+    `penalty` times half the squared weights is added to the mean loss. Solved by L-BFGS."""
+    x, y, test_x = x.double(), y.double(), test_x.double()
+    mean, spread = x.mean(0), x.std(0).clamp(min=1e-8)
+    x, test_x = (x - mean) / spread, (test_x - mean) / spread
+    weights = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(y.shape[1], dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe",
+                               tolerance_grad=1e-7, tolerance_change=1e-11)  # fmt: skip
+    measure = (
+        nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
+    )
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        loss = measure(x @ weights + bias, y)
+        loss = loss * (y.shape[1] if several else 1) + penalty / 2 * weights.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return test_x @ weights + bias

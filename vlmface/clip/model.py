@@ -1,0 +1,270 @@
+"""Open a CLIP of open_clip: its towers, its tokenizer, and its preprocessing in two halves.
+
+Pictures become uint8 squares (`Clip.square`, once a picture, kept in memory or not) and then
+normalised tensors (`Clip.pixels`, a batch at a time): together what the model's own transform does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from PIL import Image
+
+from vlmface.errors import UserError
+from vlmface.files import resource
+
+TINY = "vlmface-clip-tiny"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+FAMILY = "clip"  # in a manifest
+_TEXTS_AT_ONCE = 256
+
+
+def is_clip(base: str | Path) -> bool:
+    """Whether a base model's name is one of a CLIP: "vlmface-clip-tiny", a folder with
+    open_clip_config.json, "NAME/TAG" of open_clip's list, or "hf-hub:OWNER/NAME"."""
+    if str(base) == TINY or str(base).startswith("hf-hub:"):
+        return True
+    if (Path(base).expanduser() / CONFIG).is_file():
+        return True
+    import open_clip
+
+    return str(base).partition("/")[0] in open_clip.list_models()
+
+
+def _source(base: str) -> tuple[str, str | None]:
+    """(name, pretrained) for open_clip. Raises UserError."""
+    import open_clip
+
+    if base == TINY:
+        return f"local-dir:{resource('clip_tiny')}", None
+    if base.startswith("hf-hub:"):
+        return base, None
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} is no CLIP: it has no {CONFIG}")
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+            raise UserError(f"{folder} has {CONFIG}, but no weights: restore {WEIGHTS}")
+        return f"local-dir:{folder}", None
+    name, _, tag = base.partition("/")
+    known = open_clip.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 4, 0.5)
+        hint = (
+            f"did you mean {', '.join(near)}?" if near else f"for example {TINY}, ViT-B-32/openai"
+        )
+        raise UserError(
+            f"open_clip has no model {name!r}: {hint} (names: open_clip.list_models(); a folder "
+            f"must hold {CONFIG})"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        near = difflib.get_close_matches(tag, tags, 3) or tags
+        raise UserError(
+            f"open_clip has no weights {tag!r} of {name}: write {name}/TAG with one of "
+            f"{', '.join(near) or '(none are published)'}"
+        )
+    return name, tag
+
+
+@dataclass
+class Clip:
+    """`model` is open_clip's, `config` its open_clip_config.json, `base` the name it was asked
+    for by."""
+
+    model: Any
+    tokenizer: Any
+    config: dict[str, Any]
+    base: str
+
+    def __post_init__(self) -> None:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+        from torchvision.transforms import Normalize, ToTensor
+
+        steps = image_transform_v2(PreprocessCfg(**self.config["preprocess_cfg"]), is_train=False)
+        *self._to_square, tensor, normalise = steps.transforms
+        if not isinstance(tensor, ToTensor) or not isinstance(normalise, Normalize):
+            raise UserError(
+                f"the preprocessing of {self.base} ends with {tensor} and {normalise}, expected "
+                "ToTensor and Normalize: use another model or version of open_clip"
+            )
+        self.mean, self.std = (
+            torch.tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std)
+        )
+        if hasattr(self.model, "text"):  # so do all models that are not OpenAI's own shape
+            self.text_tower = self.model.text
+        else:
+            self.text_tower = self.model
+
+    @property
+    def side(self) -> int:
+        """Pixels of the squares that the image tower takes."""
+        size = self.model.visual.image_size
+        return int(size if isinstance(size, int) else size[0])
+
+    @property
+    def width(self) -> int:
+        """Length of a feature."""
+        return int(self.config["model_cfg"]["embed_dim"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """An RGB picture as the tower's uint8 square (3, side, side)."""
+        for step in self._to_square:
+            image = step(image)
+        return np.asarray(image).transpose(2, 0, 1)
+
+    def pixels(self, squares: torch.Tensor) -> torch.Tensor:
+        """uint8 squares (..., 3, side, side) as the tower's input, on the model's device and in its
+        precision."""
+        squares = squares.to(self.device, non_blocking=True)
+        scaled = (squares.float() / 255 - self.mean.to(self.device)) / self.std.to(self.device)
+        return scaled.to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.logit_scale.dtype
+
+    def image_features(self, squares: torch.Tensor) -> torch.Tensor:
+        """Normalised features (n, width) of uint8 squares (n, 3, side, side)."""
+        return self.model.encode_image(self.pixels(squares), normalize=True)
+
+    # --- texts ------------------------------------------------------------------------------------
+
+    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids (n, context_length). Whoever calls it has checked the lengths."""
+        return self.tokenizer(list(texts))
+
+    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Normalised features (n, width) of token ids, on the model's device."""
+        tokens = tokens.to(self.device)
+        if not self.reads_embedded:
+            return self.model.encode_text(tokens, normalize=True)
+        if self._causal:
+            # What lies behind the last text's end cannot be seen from it.
+            tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]
+        return self.read_embedded(self.text_tower.token_embedding(tokens), tokens)
+
+    @torch.no_grad()
+    def features_of(self, texts: Sequence[str]) -> torch.Tensor:
+        """`text_features` of texts, (n, width) float32, without gradients."""
+        parts = [
+            self.text_features(self.tokens(texts[i : i + _TEXTS_AT_ONCE]))
+            for i in range(0, len(texts), _TEXTS_AT_ONCE)
+        ]
+        return torch.cat(parts).float()
+
+    @property
+    def reads_embedded(self) -> bool:
+        """Whether the text tower is open_clip's own, so that its input can be learnt."""
+        tower = self.text_tower
+        return hasattr(tower, "token_embedding") and getattr(tower, "cls_emb", None) is None
+
+    @property
+    def _pool(self) -> str:
+        tower = self.text_tower
+        return getattr(tower, "pool_type", None) or tower.text_pool_type
+
+    @property
+    def _causal(self) -> bool:
+        return self.text_tower.attn_mask is not None and self._pool == "argmax"
+
+    def read_embedded(self, embedded: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Normalised features (n, width) of texts given as embeddings (n, length, text width);
+        `tokens` (n, length) say where each ends."""
+        from open_clip.transformer import text_global_pool
+
+        tower = self.text_tower
+        length = embedded.shape[1]
+        kind = tower.transformer.get_cast_dtype()
+        hidden = embedded.to(kind) + tower.positional_embedding[:length].to(kind)
+        mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        hidden = tower.ln_final(tower.transformer(hidden, attn_mask=mask))
+        eos = getattr(tower, "eos_id", getattr(tower, "text_eos_id", None))
+        pooled = text_global_pool(hidden, tokens, self._pool, eos_token_id=eos)
+        projection = tower.text_projection
+        if isinstance(projection, torch.nn.Linear):
+            pooled = projection(pooled)
+        elif projection is not None:
+            pooled = pooled @ projection
+        return F.normalize(pooled, dim=-1)
+
+
+def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = None) -> Clip:
+    """Open a CLIP by its name (see `is_clip`), with weights; open_clip downloads what it does not
+    have. `dtype` is that of all weights, float32 by default. Raises UserError for a name or weights
+    that do not exist, with the nearest ones."""
+    import open_clip
+
+    name, tag = _source(str(base))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # open_clip tells the root logger of every step
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            # OpenAI's weights need the activation that they were trained with.
+            quick = tag is not None and bool(
+                (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")
+            )
+            model = open_clip.create_model(
+                name, tag, device=device, require_pretrained=True, force_quick_gelu=quick
+            )
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # the hub's client and damaged files raise many unrelated kinds
+        raise UserError(
+            f"cannot open the CLIP {str(base)!r}: {type(error).__name__}: {error}. Check the name "
+            f"and the network, or give a folder with {CONFIG} and {WEIGHTS}"
+        ) from error
+    finally:
+        root.setLevel(level)
+    settings = open_clip.get_model_config(name)
+    if settings is None:
+        raise UserError(f"open_clip has no configuration of {base}")
+    if quick:
+        settings["quick_gelu"] = True
+    config = {
+        "model_cfg": settings,
+        "preprocess_cfg": open_clip.get_model_preprocess_cfg(model),
+    }
+    if dtype is not None:
+        model = model.to(dtype)
+    return Clip(model.eval(), tokenizer, config, str(base))
+
+
+def save(clip: Clip, folder: str | Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `state`
+    replaces the model's own weights."""
+    from safetensors.torch import save as to_bytes
+
+    from vlmface.files import atomic_write
+
+    weights = clip.model.state_dict() if state is None else state
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    atomic_write(Path(folder) / WEIGHTS, to_bytes(weights))
+    atomic_write(Path(folder) / CONFIG, json.dumps(clip.config, indent=2) + "\n")
+
+
+def weights_sha(clip: Clip) -> str:
+    """12 hex digits over the names and numbers of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,102 @@
+"""Rows of a data set as what a CLIP is trained on: uint8 squares and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vlmface.clip.model import Clip
+from vlmface.clip.texts import LabelTexts
+from vlmface.encode import open_row_image
+from vlmface.errors import UserError
+from vlmface.schema import FaceSample
+
+if TYPE_CHECKING:
+    import datasets
+
+SHOWN = "shown"  # column of rows that show several pictures
+
+
+def pictures_of(row: Mapping[str, Any]) -> list[Any]:
+    """What a row shows of itself, undecoded: its views and frames, or its image."""
+    return list(row[SHOWN]) if row.get(SHOWN) else [row["image"]]
+
+
+def labelled(
+    rows: datasets.Dataset, texts: LabelTexts
+) -> tuple[datasets.Dataset, torch.Tensor, torch.Tensor, dict[str, int]]:
+    """(rows that have a label, their targets, their valence and arousal, left out by reason).
+
+    Targets are label numbers (n,), or 0 and 1 for each label (n, labels) where the texts allow
+    several. Valence and arousal (n, 2) are NaN where not annotated. Raises UserError if no row has
+    a label of the space.
+    """
+    labels = list(texts.space.labels)
+    kept, targets, affects = [], [], []
+    hidden = [name for name in ("image", "frames", SHOWN) if name in rows.column_names]
+    for index, row in enumerate(rows.remove_columns(hidden)):
+        sample = FaceSample.from_row(row)
+        if texts.several:
+            found = {texts.space.canonical(word) for word in sample.context or ()} - {None}
+            target: Any = [float(label in found) for label in labels] if found else None
+        else:
+            label = sample.label(texts.space)
+            target = None if label is None else labels.index(label)
+        if target is None:
+            continue
+        kept.append(index)
+        targets.append(target)
+        affects.append([np.nan if v is None else v for v in (sample.valence, sample.arousal)])
+    if not kept:
+        raise UserError(
+            f"none of the {len(rows)} rows has a label of {texts.space.id}: check the data set's "
+            f"labels against the label space of the texts {texts.id}"
+        )
+    left_out = {"no_label": len(rows) - len(kept)} if len(kept) < len(rows) else {}
+    if left_out:
+        rows = rows.select(kept)
+    return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), left_out
+
+
+class Squares(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows as {"row", "squares" (pictures, 3, side, side) uint8}; decoded once, as long as
+    `cache_gib` GiB last."""
+
+    def __init__(self, rows: datasets.Dataset, clip: Clip, cache_gib: float) -> None:
+        self.rows, self.clip = rows, clip
+        columns = [name for name in ("image", SHOWN) if name in rows.column_names]
+        self.pictures = rows.select_columns(columns)
+        self.left = int(cache_gib * 2**30)
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def squares(self, index: int) -> torch.Tensor:
+        if index in self.kept:
+            return self.kept[index]
+        stored = pictures_of(self.pictures[index])
+        found = torch.from_numpy(
+            np.stack([self.clip.square(open_row_image(one)) for one in stored])
+        )
+        if self.left >= found.nbytes:
+            self.left -= found.nbytes
+            self.kept[index] = found
+        return found
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"row": index, "squares": self.squares(index)}
+
+
+def stacked(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of `Squares`. Raises UserError if rows show different numbers of pictures."""
+    sizes = {tuple(item["squares"].shape) for item in items if "squares" in item}
+    if len(sizes) > 1:
+        raise UserError(f"rows show different numbers of pictures ({sorted(sizes)}): check frames")
+    batch = {"row": torch.tensor([item["row"] for item in items])}
+    if sizes:
+        batch["squares"] = torch.stack([item["squares"] for item in items])
+    return batch

@@ -1,0 +1,121 @@
+"""What the YAML of a CLIP recipe may say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vlmface.clip.classifier import Shape
+from vlmface.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of `recipes/clip_finetune.py`, or of `recipes/context_emotion.py --model clip-caer`;
+    the files in recipes/configs explain every field."""
+
+    base: str
+    data: str
+    benchmark: str
+    prompt: str
+    limits: str
+    output_dir: str
+    data_root: str | None = None
+    data_split: str = "train"
+    data_options: dict[str, Any] = field(default_factory=dict)
+    benchmark_root: str | None = None
+    n_train: int | None = None
+    n_eval: int | None = None
+    crop: list[dict[str, Any]] | dict[str, Any] | None = None
+    frames: int = 1
+    validation_share: float = 0.0
+    seed: int = 0
+    image: Literal["frozen", "lora", "full"] = "frozen"
+    text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
+    head: Literal["text", "linear"] = "text"
+    time: Literal["none", "mean", "transformer"] = "none"
+    affect: Literal["none", "linear", "graph"] = "none"
+    affect_weight: float = 1.0
+    contexts: int = 8
+    class_specific: bool = False
+    negative_weight: float = 0.0
+    lora_rank: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    margins: Literal["none", "ldam"] = "none"
+    augment: Literal["none", "flip", "face"] = "none"
+    wise_alpha: float | str = 1.0
+    epochs: float = 10
+    batch_size: int = 64
+    gradient_accumulation: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"
+    milestones: list[int] = field(default_factory=list)
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    cache_gib: float = 2.0
+    num_processes: int | None = None
+    dataloader_workers: int = 0
+    logging_steps: int = 10
+    save_steps: int = 200
+    eval_batch_size: int = 100
+    report_to: str = "none"
+    overwrite: bool = False
+
+    def shape(self, views: int) -> Shape:
+        """The classifier that is asked for, for so many views of a row."""
+        return Shape(
+            image=self.image, text=self.text, head=self.head, views=views, frames=self.frames,
+            time=self.time, affect=self.affect, contexts=self.contexts,
+            class_specific=self.class_specific, negative_weight=self.negative_weight,
+            lora_rank=self.lora_rank, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout,
+        )  # fmt: skip
+
+
+PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale")
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
+    if odd := [name for name in settings.learning_rates if name not in PARTS]:
+        raise UserError(f"learning_rates has {', '.join(odd)}: its parts are {', '.join(PARTS)}")
+    if not 0 < settings.layer_decay <= 1:
+        raise UserError(f"layer_decay is {settings.layer_decay}, expected above 0 and up to 1")
+    if not 0 <= settings.validation_share < 0.9:
+        raise UserError(
+            f"validation_share is {settings.validation_share}, expected 0 up to 0.9 of the people"
+        )
+    if settings.wise_alpha == "auto" and not settings.validation_share:
+        raise UserError(
+            "wise_alpha is auto, which is chosen on held-out people: set validation_share, 0.1 say"
+        )
+    if isinstance(settings.wise_alpha, str) and settings.wise_alpha != "auto":
+        raise UserError(f"wise_alpha is {settings.wise_alpha!r}, expected 0 to 1, or auto")
+    if not isinstance(settings.wise_alpha, str) and not 0 <= settings.wise_alpha <= 1:
+        raise UserError(f"wise_alpha is {settings.wise_alpha}, expected 0 to 1, or auto")
+    nothing = settings.image == settings.text == "frozen" and settings.head == "text"
+    if nothing and settings.time != "transformer" and not views_of(settings.crop) > 1:
+        raise UserError(
+            "nothing would be trained: image and text are frozen and the head is the texts; set "
+            "head: linear (a probe), text: prompts, or image: lora"
+        )
+    if settings.schedule == "steps" and not settings.milestones:
+        raise UserError("schedule is steps, but there are no milestones (epochs): [10, 15], say")
+    if settings.save_steps % settings.logging_steps:
+        raise UserError(
+            f"save_steps {settings.save_steps} is no multiple of logging_steps "
+            f"{settings.logging_steps}: the log of a resumed run would differ"
+        )
+
+
+def views_of(crop: Sequence[Any] | dict[str, Any] | None) -> int:
+    """How many views of a row a `crop` setting shows."""
+    return len(crop) if isinstance(crop, list) else 1
