@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
+    from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LabelScores, LocalModel, Prediction
     from vlmface.infer.server import Server
 
@@ -65,7 +66,7 @@ def images_of(rows: datasets.Dataset) -> list[Image.Image]:
 
 
 def answer(
-    predictor: LocalModel,
+    predictor: LocalModel | ClipModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
     *,
@@ -193,7 +194,7 @@ def _opened(
 
 
 def _ask(
-    predictor: LocalModel, images: Sequence[Image.Image], mode: str, batch_size: int
+    predictor: LocalModel | ClipModel, images: Sequence[Image.Image], mode: str, batch_size: int
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
@@ -235,6 +236,8 @@ def line(
         "probabilities": probabilities,
         "latency_s": round(latency, 4),
     }
+    if prediction is not None and prediction.affect is not None:
+        found["affect"] = dict(zip(("valence", "arousal"), prediction.affect, strict=True))
     if scores is not None:
         found["scores"] = {
             "log_likelihood": scores.log_likelihood,
@@ -259,17 +262,30 @@ def answer_once(
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
     already, it is read and not computed again. Killed in one process, it goes on from the last
     batch."""
-    from vlmface.infer.local import LocalModel
+    from vlmface.infer.models import load
 
     if path.exists():
         return read_lines(path)
     is_base = not is_run(model)
-    predictor = LocalModel.load(
-        model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens
-    )
+    predictor = load(model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens)
     if is_base:
         predictor.prompts = list(prompts)
-        predictor.processor = processor or predictor.processor
+        if processor is not None:
+            predictor.processor = processor
+    return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size)
+
+
+def answer_kept(
+    predictor: LocalModel | ClipModel,
+    path: Path,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    *,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """`answer_once` by a model that is open already."""
+    if path.exists():
+        return read_lines(path)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         unfinished = path.with_suffix(".part")

@@ -28,6 +28,7 @@ from vlmface.train.sft import peak_rss_gib
 if TYPE_CHECKING:
     import datasets
 
+    from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
     from vlmface.infer.server import Server
 
@@ -204,7 +205,7 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> LocalModel | Server:
+def _asked(settings: Settings) -> LocalModel | ClipModel | Server:
     """Who answers: a model in this process, or a server."""
     from vlmface.infer.endpoint import is_url
 
@@ -216,9 +217,9 @@ def _asked(settings: Settings) -> LocalModel | Server:
                 f"{name} is {getattr(settings, name)}, but {settings.model} is no server's URL: "
                 "leave it out"
             )
-    from vlmface.infer.local import LocalModel
+    from vlmface.infer import models
 
-    return LocalModel.load(
+    return models.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
 
@@ -239,7 +240,9 @@ def _server(settings: Settings) -> Server:
     return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
 
-def _evaluate(settings: Settings, benchmark: Benchmark, who: LocalModel | Server) -> dict[str, Any]:
+def _evaluate(
+    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | Server
+) -> dict[str, Any]:
     from vlmface.infer.server import Server
 
     asked = scored_prompts(benchmark, who.prompts)

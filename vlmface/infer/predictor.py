@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from vlmface import manifest
 from vlmface.data import crops, detect
 from vlmface.errors import UserError
+from vlmface.infer import models
 from vlmface.infer.batcher import Batcher
 from vlmface.infer.endpoint import Endpoint, is_url
 from vlmface.infer.local import LocalModel, Prediction
@@ -28,6 +29,8 @@ from vlmface.prompts import Prompt
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from vlmface.infer.clip import ClipModel
 
 BATCH_SIZE = 16
 MOST_WAITING = 64  # who ask a model in this process at once and are not answered yet
@@ -104,7 +107,7 @@ class Predictor:
                     raise UserError(
                         f"{name} is {value}, but {model} is no server's URL: leave it out"
                     )
-            local = LocalModel.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
+            local = models.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
             found = local.manifest
             backend: Backend = Local(local, [local.prompt] if prompt is not None else local.prompts)
         else:
@@ -234,7 +237,7 @@ class Predictor:
 class Local:
     """A model in this process. One batch is answered at a time."""
 
-    def __init__(self, model: LocalModel, asked: Sequence[Prompt]) -> None:
+    def __init__(self, model: LocalModel | ClipModel, asked: Sequence[Prompt]) -> None:
         self.model, self.prompts = model, list(asked)
         self._turn = threading.Lock()
         self._batcher: Batcher[Image.Image, Prediction] = Batcher(
