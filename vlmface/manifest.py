@@ -125,13 +125,13 @@ def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
 
 
 def among(
-    asked: Sequence[prompts.Prompt], wanted: str | Path | prompts.Prompt, run: str | Path
-) -> prompts.Prompt:
+    asked: Sequence[prompts.Question], wanted: str | Path | prompts.Question, run: str | Path
+) -> Any:
     """The prompt of a run that `wanted` is, or names. Raises UserError."""
     for prompt in asked:
         if wanted == prompt.id:
             return prompt
-    other = wanted if hasattr(wanted, "sha") else prompts.load(wanted)
+    other = prompts.load(wanted) if isinstance(wanted, str | Path) else wanted
     for prompt in asked:
         if prompt.sha == other.sha:
             return prompt
@@ -161,14 +161,14 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / NAME).is_file()
 
 
-def describe(prompt: prompts.Prompt) -> dict[str, str]:
+def describe(prompt: prompts.Question) -> dict[str, str]:
     """The entry of a prompt in a manifest."""
     space = prompt.space
     return {"id": prompt.id, "sha": prompt.sha, "label_space": space.id,
             "label_space_sha": space.sha}  # fmt: skip
 
 
-def save_prompts(asked: Sequence[prompts.Prompt], run_dir: str | Path) -> None:
+def save_prompts(asked: Sequence[Any], run_dir: str | Path) -> None:
     """Copy the prompts into the run, as prompts/ID.yaml: it stays readable when files change."""
     for prompt in asked:
         content = {k: v for k, v in dataclasses.asdict(prompt).items() if v is not None}

@@ -31,7 +31,7 @@ def run(recipe: str, settings: Settings) -> None:
     run_dir = Path(settings.output_dir)
     asked = texts.load(settings.prompt)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
-    answering.scored_prompts(benchmark, [asked])  # type: ignore[list-item]
+    answering.scored_prompts(benchmark, [asked])
     baseline = benchmarks.load_baseline(benchmark)
     crop = crops.parse(settings.crop)
     views = views_of(settings.crop)
@@ -83,7 +83,7 @@ def run(recipe: str, settings: Settings) -> None:
     found["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
     evaluation.conclude(
         run_dir, (settings.base, settings.output_dir), before, after, benchmark,
-        [asked],  # type: ignore[list-item]
+        [asked],
         faces, found, baseline,
     )  # fmt: skip
 
@@ -115,14 +115,14 @@ def save(
     run_dir = Path(settings.output_dir)
     state = {name: tensor.contiguous() for name, tensor in trained.state(classifier).items()}
     atomic_write(run_dir / WEIGHTS, to_bytes(state))
-    manifest.save_prompts([classifier.texts], run_dir)  # type: ignore[list-item]
+    manifest.save_prompts([classifier.texts], run_dir)
     manifest.Manifest(
         recipe=recipe,
         family=model.FAMILY,
         base={"id": settings.base, "sha": sha},
         adapter=True,
         policy={"image": settings.image, "text": settings.text, "head": settings.head},
-        prompts=[manifest.describe(classifier.texts)],  # type: ignore[arg-type]
+        prompts=[manifest.describe(classifier.texts)],
         au_set=[],
         image={"size": classifier.clip.side},
         processor={},

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
 from vlmface.data import crops
@@ -26,7 +26,7 @@ from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import is_run
-from vlmface.prompts import Prompt
+from vlmface.prompts import Question
 from vlmface.schema import FaceSample
 from vlmface.train.sft import is_main
 
@@ -42,6 +42,9 @@ BATCH_SIZE = 32  # faces that are asked together, unless it is said
 MODES = ("generate", "score", "both")
 POOL = 50  # batches whose rows are sorted by size together: little padding, little memory
 DECODERS = 4  # threads that open the pictures of the next batch
+
+
+Asked = TypeVar("Asked", bound=Question)
 
 
 class Sink(Protocol):
@@ -208,7 +211,7 @@ def _ask(
 def line(
     row: Mapping[str, Any],
     benchmark: Benchmark,
-    prompt: Prompt,
+    prompt: Question,
     prediction: Prediction | None,
     scores: LabelScores | None = None,
 ) -> dict[str, Any]:
@@ -253,7 +256,7 @@ def answer_once(
     rows: datasets.Dataset,
     benchmark: Benchmark,
     *,
-    prompts: Sequence[Prompt] = (),
+    prompts: Sequence[Any] = (),
     processor: Any = None,
     max_new_tokens: int | None = None,
     batch_size: int,
@@ -262,16 +265,16 @@ def answer_once(
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
     already, it is read and not computed again. Killed in one process, it goes on from the last
     batch."""
+    from vlmface.infer.local import LocalModel
     from vlmface.infer.models import load
 
     if path.exists():
         return read_lines(path)
     is_base = not is_run(model)
     predictor = load(model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens)
-    if is_base:
+    if is_base and isinstance(predictor, LocalModel):
         predictor.prompts = list(prompts)
-        if processor is not None:
-            predictor.processor = processor
+        predictor.processor = processor or predictor.processor
     return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size)
 
 
@@ -304,7 +307,7 @@ def answer_kept(
     return lines
 
 
-def scored_prompts(benchmark: Benchmark, prompts: Sequence[Prompt]) -> list[Prompt]:
+def scored_prompts(benchmark: Benchmark, prompts: Sequence[Asked]) -> list[Asked]:
     """Those of the prompts whose label space the benchmark scores, the first of each space; where
     only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
     if not benchmark.spaces:
@@ -346,12 +349,12 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
-def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[Mapping[str, Any]]:
+def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Question) -> list[Mapping[str, Any]]:
     """The lines of predictions.jsonl that answer this prompt."""
     return [line for line in lines if line["prompt"] == prompt.id]
 
 
-def au_set(benchmark: Benchmark, prompt: Prompt) -> list[int]:
+def au_set(benchmark: Benchmark, prompt: Question) -> list[int]:
     """The AUs to score: none if the prompt asks for the label alone."""
     return [] if prompt.form == "label" else benchmark.au_set
 

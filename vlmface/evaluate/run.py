@@ -22,7 +22,7 @@ from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
-from vlmface.prompts import Prompt
+from vlmface.prompts import Question
 from vlmface.train.sft import peak_rss_gib
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Settings:
 def score(
     lines: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Question],
     *,
     model: str,
     mode: str = "generate",
@@ -88,7 +88,7 @@ def compare(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Question],
 ) -> dict[str, Any]:
     """`metrics.compare` for each prompt that the benchmark scores, together."""
     parts = [
@@ -129,7 +129,7 @@ def conclude(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    asked: Sequence[Prompt],
+    asked: Sequence[Question],
     faces: datasets.Dataset,
     trained: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
@@ -294,7 +294,7 @@ def _evaluate(
 
 
 def _same_question(
-    journal: Journal, settings: Settings, asked: Sequence[Prompt], about: Manifest | None
+    journal: Journal, settings: Settings, asked: Sequence[Question], about: Manifest | None
 ) -> None:
     """Raises UserError if the journal was begun for another model or with other settings."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}

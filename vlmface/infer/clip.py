@@ -44,7 +44,7 @@ class ClipModel:
         cls,
         run_or_model: str | Path,
         *,
-        prompt: str | Path | LabelTexts | None = None,
+        prompt: Any = None,
         device: str | None = None,
         dtype: Any = None,
         merge: bool = True,
@@ -65,11 +65,12 @@ class ClipModel:
                     f"{run_or_model} is no vlmface run (it has no {manifest.NAME}): say which "
                     f"texts stand for the labels, one of {', '.join(texts.names())}"
                 )
-            asked = prompt if hasattr(prompt, "positive") else texts.load(prompt)
+            asked = texts.load(prompt) if isinstance(prompt, str | Path) else prompt
             clip = model.load(run_or_model, device=device, dtype=dtype)
             return cls(Classifier(clip, asked, Shape()).eval())
         from safetensors.torch import load_file
 
+        own: Any
         found, (own, *_) = manifest.load(run_or_model)
         if prompt is not None:
             own = manifest.among([own], prompt, run_or_model)
@@ -95,7 +96,7 @@ class ClipModel:
         self.manifest = found
         return self
 
-    def asking(self, prompt: LabelTexts) -> ClipModel:
+    def asking(self, prompt: Any) -> ClipModel:
         """The same model, asked about other texts. A run answers its own."""
         if prompt.sha == self.prompt.sha:
             return self

@@ -100,7 +100,7 @@ class LocalModel:
     def messages(self) -> list[dict[str, Any]]:
         return self.prompt.messages()
 
-    def asking(self, prompt: prompts.Prompt) -> LocalModel:
+    def asking(self, prompt: Any) -> LocalModel:
         """The same model, asked another prompt."""
         other = copy.copy(self)
         other.prompt = prompt
