@@ -49,7 +49,6 @@ class Settings:
     text: Literal["frozen", "lora", "full"] = "full"
     lora_rank: int = 8
     lora_alpha: float = 16
-    lora_dropout: float = 0.0
     augment: Literal["none", "flip", "face"] = "none"
     epochs: float = 1
     batch_size: int = 128
