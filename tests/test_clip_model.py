@@ -186,7 +186,7 @@ def test_long_texts_are_counted_and_not_cut(clip: model.Clip) -> None:
     fits, long = "a " * 75, "a " * 76
     assert texts.lengths(clip.tokenizer, [fits, long]) == [77, 78]
     texts.check_lengths(clip.tokenizer, [fits], "x")
-    with pytest.raises(UserError, match="1 of 2 texts of x have more than the 77 tokens .* 78"):
+    with pytest.raises(UserError, match=r"1 of 2 texts of x have more than the 77 tokens .* 78"):
         texts.check_lengths(clip.tokenizer, [fits, long], "x")
 
 
@@ -196,7 +196,8 @@ def test_long_texts_are_counted_and_not_cut(clip: model.Clip) -> None:
 def _sample(**changes: object) -> FaceSample:
     known: dict = {
         "id": "a", "dataset": "x", "gender": "female", "age": 35.0, "race": "asian",
-        "emotion": "anger", "aus": [AULabel(4, 3, True), AULabel(23, 2, True), AULabel(12, 0, False)],
+        "emotion": "anger",
+        "aus": [AULabel(4, 3, True), AULabel(23, 2, True), AULabel(12, 0, False)],
         "meta": {"hair_style": "bob", "hair_colour": "black", "beard": False},
     }  # fmt: skip
     return FaceSample(**(known | changes))
