@@ -162,11 +162,9 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
         "aus": list(answer.aus),
     }
     if prompt.several:
-        return {
-            n: line | {"labels": answer.labels, "figure": n} for n in figures(benchmark, prompt)
-        }
+        line["labels"] = list(answer.labels)
     lines = {name: line | {"figure": name} for name in figures(benchmark, prompt)}
-    true = metrics.truth(line, prompt.space)
+    true = None if prompt.several else metrics.truth(line, prompt.space)
     for name in lines:
         if name.endswith("accuracy") and true is not None:
             lines[name]["score"] = float(answer.label == true)  # lmms-eval's standard error

@@ -266,13 +266,19 @@ def weighted_average_precision(scores: ArrayLike, present: ArrayLike, weights: A
     (R,); nan where no true row occurs. It is what a bootstrap draws."""
     values, true = _vector("scores", scores), _flags("present", present)
     _same_length(scores=values, present=true)
+    if not true.any():
+        return np.full(len(weights), np.nan)
     order = np.argsort(-values, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
-    drawn = weights[:, order]
-    hits = np.cumsum(drawn * true[order], 1)[:, ends]
-    precision = ratio(hits, np.cumsum(drawn, 1)[:, ends])
-    found = np.nansum(np.diff(hits, axis=1, prepend=0) * precision, 1)
-    return ratio(found, hits[:, -1])
+    # Recall only grows at thresholds with true rows: sums between these are all that is needed.
+    right = np.flatnonzero(true[order])
+    threshold, first = np.unique(np.searchsorted(ends, right), return_index=True)
+    begin = np.append(0, ends[threshold][:-1] + 1)
+    upto = order[: ends[threshold[-1]] + 1]
+    gains = np.add.reduceat(weights[:, order[right]], first, axis=1)
+    below = np.add.reduceat(weights[:, upto], begin, axis=1).cumsum(1)
+    found = np.nansum(gains * ratio(gains.cumsum(1), below), 1)
+    return ratio(found, gains.sum(1))
 
 
 def mean_average_precision(
