@@ -17,8 +17,17 @@ from sklearn import metrics as sk
 
 from vlmface import prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import affect, answering, benchmarks, compare, measures, metrics, multilabel
-from vlmface.evaluate import report, statistics
+from vlmface.evaluate import (
+    affect,
+    answering,
+    benchmarks,
+    compare,
+    measures,
+    metrics,
+    multilabel,
+    report,
+    statistics,
+)
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LabelScores, Prediction
 from vlmface.schema import FaceSample
@@ -297,7 +306,7 @@ def test_the_report_and_the_comparison_show_them(tmp_path: Path) -> None:
     first, second = (told(random_rows(30, seed, EMOTIC), seed) for seed in (1, 2))
     folders = [run_of(tmp_path / "one", first), run_of(tmp_path / "two", second)]
     page = report.write_report(folders[0], images=faces(first)).read_text(encoding="utf-8")
-    assert "Label by label" in page and "<th scope=\"row\">Happiness</th>" in page
+    assert "Label by label" in page and '<th scope="row">Happiness</th>' in page
     assert "mean average precision" in page and "Its valence has an RMSE of" in page
     assert "None" not in page.split("<style>")[0] + page.split("</style>")[1]
     shown = [r for r in first if ", ".join(multilabel.true(r) or ()) in page]
