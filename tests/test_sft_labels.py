@@ -81,6 +81,24 @@ def test_the_benchmark_ranks_people_by_likelihoods(
     assert f"{100 * block['map']:.1f} [" in table[2]  # ours stands first, with its interval
 
 
+def test_what_was_learnt_can_be_rewarded(run_dir: Path, tmp_path: Path) -> None:
+    words = {
+        "start": run_dir, "output_dir": tmp_path / "run", "data": "emotic",
+        "data_root": run_dir.parent / "data", "benchmark": run_dir.parent / "seen.yaml",
+        "rewards": "{format: 1, jaccard: 2}", "group_size": 3, "batch_size": 2, "logging_steps": 1,
+        "max_steps": 2, "warmup_steps": 0, "max_new_tokens": 40,
+    }  # fmt: skip
+    argv = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    assert load_script("recipes/grpo.py").main(argv) == 0
+    log = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [json.loads(line) for line in log]
+    earned = [line["rewards/jaccard/mean"] for line in lines if "rewards/jaccard/mean" in line]
+    assert len(earned) == 2 and all(0 < value <= 1 for value in earned)
+    assert any(key.startswith("reward_of/") for line in lines for key in line)
+    page = (tmp_path / "run" / "samples.html").read_text(encoding="utf-8")
+    assert "Disconnection, Doubt/Confusion" in page or "Happiness, Pleasure" in page
+
+
 def test_labels_that_occur_together_cannot_be_balanced(base: Path, tmp_path: Path) -> None:
     (tmp_path / "seen.yaml").write_text(
         "{id: seen, dataset: emotic, split: train, label_space: emotic26, source: test}"

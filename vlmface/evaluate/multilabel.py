@@ -90,8 +90,8 @@ def ranking(rows: Sequence[Row], space: LabelSpace) -> Array | None:
     faces; None if no row says so.
 
     Of a language model (`scores`): the log-likelihood of the label as the first of its answer, less
-    what it is behind a grey picture where that is known, so that a label is not ranked by how much
-    the model likes its word. Of a model with a probability for each label (`probabilities`, which
+    what it is behind a grey picture of the same size where that is known, which makes pictures of
+    different sizes comparable. Of a model with a probability for each label (`probabilities`, which
     then need not sum to 1): these. Raises UserError if some rows have it and others not.
     """
     found = [_strength(row) for row in rows]
