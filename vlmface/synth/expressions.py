@@ -108,9 +108,10 @@ def compatible(au: int, others: set[int]) -> bool:
     return not any(au in group and others & (group - {au}) for group in EXCLUSIVE)
 
 
-def sample_expression(rng: np.random.Generator) -> Expression:
-    """Draw an expression; the emotion is uniform over the eight."""
-    emotion = str(rng.choice(EMOTIONS))
+def sample_expression(rng: np.random.Generator, emotion: str | None = None) -> Expression:
+    """Draw an expression of an emotion, by default any of the eight, equally likely."""
+    if emotion is None:
+        emotion = str(rng.choice(EMOTIONS))
     while True:
         aus = _draw_units(rng, emotion)
         # Mostly, what is shown should speak for the emotion that is felt; not always.
@@ -149,6 +150,12 @@ def affect(emotion: str, aus: Mapping[int, float]) -> tuple[float, float]:
 def strength(intensity: float) -> float:
     """How strongly (0..1) a FACS intensity 1..5 is drawn."""
     return 0.30 + 0.14 * intensity
+
+
+def intensity(drawn: float) -> float:
+    """The inverse of `strength`: the intensity 0..5 of what is drawn so strongly, 0 below its
+    least."""
+    return min(5.0, max(0.0, (drawn - 0.30) / 0.14))
 
 
 def draw_sides(
