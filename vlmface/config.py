@@ -202,9 +202,11 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
             if isinstance(parsed, dict):
                 return parsed
         elif typing.get_origin(one) is list:
-            items = value.split(",") if isinstance(value, str) else value
+            (of,) = typing.get_args(one)
+            items = value
+            if isinstance(value, str):  # mappings hold commas of their own
+                items = parsed if typing.get_origin(of) is dict else value.split(",")
             if isinstance(items, list):
-                (of,) = typing.get_args(one)
                 words = [item.strip(" []") if isinstance(item, str) else item for item in items]
                 return [_convert(name, of, word) for word in words]
         elif one is float:

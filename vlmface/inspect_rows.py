@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import data, families, manifest
 from vlmface.config import parse
-from vlmface.encode import IGNORED, open_row_image
-from vlmface.prompts import Prompt
+from vlmface.encode import IGNORED, shown_sizes
+from vlmface.prompts import Prompt, check_images
 from vlmface.prompts import load as load_prompt
 from vlmface.train import budget, sft, tasks
 
@@ -54,9 +54,10 @@ def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> li
         n=settings.n_train,
         **settings.data_options,
     )
-    if crop := crops.parse(settings.crop):
-        samples = crops.cached(samples, crop)
     asked = [load_prompt(name) for name in settings.prompts]
+    views = crops.parse(settings.crop)
+    check_images(asked, len(views), settings.frames)
+    samples = crops.shown(samples, views, settings.frames)
     seed = settings.seed
     budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
     found = []
@@ -127,9 +128,9 @@ def show_row(processor: Any, row: dict[str, Any], *, colour: bool = False) -> st
     ids, labels = row["input_ids"], row["labels"]
     image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     images, learnt = ids.count(image), sum(label != IGNORED for label in labels)
-    width, height = open_row_image(row["image"]).size
+    sizes = ", ".join(f"{width} x {height}" for width, height in shown_sizes(row))
     title = (
-        f"row {row['row']}: {len(ids)} tokens = {images} of the image ({width} x {height} pixels)"
+        f"row {row['row']}: {len(ids)} tokens = {images} of the image ({sizes} pixels)"
         f" + {len(ids) - images - learnt} of the prompt + {learnt} supervised"
     )
     return f"{title}\n{show_tokens(processor, ids, labels, colour=colour)}"
