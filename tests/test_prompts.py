@@ -138,7 +138,7 @@ def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_unknown_id() -> None:
     with pytest.raises(UserError, match=r"no prompt 'face_cott' \(did you mean 'face_cot'\?\)"):
         prompts.load("face_cott")
-    with pytest.raises(UserError, match="use one of context_both, expllm_label, face_cot"):
+    with pytest.raises(UserError, match="use one of context_both, context_emotion_both"):
         prompts.load("zzz")
 
 

@@ -44,6 +44,18 @@ def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
     return settings
 
 
+def peek(name: str, argv: Sequence[str], *, default: str) -> Any:
+    """What `parse` would find for one field, before it is known which settings there are: a word
+    of the command line, or what the file says; None if neither names it. Raises UserError."""
+
+    @dataclasses.dataclass
+    class Unknown:
+        config: str
+
+    given = words(Unknown, [word for word in argv if word not in ("-h", "--help")])
+    return given.get(name, read(find(str(given.get("config", default)))).get(name))
+
+
 def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
     """`--field value` alone, for commands without a settings file; `--help` as in `parse`."""
     if any(word in ("-h", "--help") for word in argv):

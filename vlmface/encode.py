@@ -31,7 +31,7 @@ def encode_text(
     target: str | None,
     *,
     max_length: int | None = None,
-    image_size: Size | Sequence[Size] | None = None,
+    image_size: Size | Sequence[Size | None] | None = None,
 ) -> dict[str, list[int]]:
     """Token ids of one conversation, and its labels if there is a `target`.
 
@@ -135,7 +135,7 @@ def sizes_of(shown: Shown) -> list[Size]:
     return [picture.size for picture in listed(shown)]
 
 
-def _listed(sizes: Size | Sequence[Size]) -> list[Any]:
+def _listed(sizes: Size | Sequence[Size | None]) -> list[Any]:
     return [sizes] if isinstance(sizes[0], int) else list(sizes)
 
 
@@ -144,9 +144,11 @@ def without_pictures(rows: Any) -> Any:
     return rows.remove_columns([name for name in PICTURES if name in rows.column_names])
 
 
-def shown_sizes(row: Mapping[str, Any]) -> list[Size]:
-    """(width, height) of each picture that a model is shown of a row, without decoding them."""
-    return [row_image_size(one) for one in stored_pictures(row)]
+def shown_sizes(row: Mapping[str, Any], family: ModuleType | None = None) -> list[Any]:
+    """(width, height) of each picture that a model is shown of a row, without decoding them; None
+    for each if the `family` does not need to know."""
+    needed = family is None or family.NEEDS_SIZE
+    return [row_image_size(one) if needed else None for one in stored_pictures(row)]
 
 
 def row_image_size(image: Any) -> tuple[int, int]:

@@ -175,7 +175,7 @@ def encode_prompts(
         if compared and all(one(nobody, sample, space) is None for one in compared):
             left_out["no_truth"] += 1
             continue
-        size = encode.shown_sizes(images[index]) if start.family.NEEDS_SIZE else None
+        size = encode.shown_sizes(images[index], start.family)
         try:
             text = encode.encode_text(
                 start.processor, start.family, messages, None,

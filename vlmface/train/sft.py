@@ -144,7 +144,7 @@ def encode_rows(
         sample = FaceSample.from_row(row)
         try:
             target = target_of(sample, prompt, seed)
-            size = encode.shown_sizes(images[index]) if family.NEEDS_SIZE else None
+            size = encode.shown_sizes(images[index], family)
             text = encode.encode_text(
                 processor, family, messages, target, max_length=max_length, image_size=size
             )
