@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, families, manifest
-from vlmface.config import parse
+from vlmface.config import parse, peek
 from vlmface.encode import IGNORED, shown_sizes
 from vlmface.prompts import Prompt, check_images
 from vlmface.prompts import load as load_prompt
-from vlmface.train import budget, sft, tasks
+from vlmface.train import budget, context, sft, tasks
 
 if TYPE_CHECKING:
     import datasets
@@ -39,7 +39,9 @@ class Task:
 
 def settings_from(config: str, words: Sequence[str]) -> sft.Settings:
     """The settings of a recipe's YAML with `--field value` words over it. Raises UserError."""
-    return parse(sft.Settings, ["--config", config, *words], default=config, usage="")
+    words = ["--config", config, *words]
+    kind = sft.Settings if peek("model", words, default=config) is None else context.Settings
+    return parse(kind, words, default=config, usage="")
 
 
 def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> list[Task]:
@@ -54,7 +56,10 @@ def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> li
         n=settings.n_train,
         **settings.data_options,
     )
-    asked = [load_prompt(name) for name in settings.prompts]
+    if isinstance(settings, context.Settings):
+        asked = [settings.load_prompt()]
+    else:
+        asked = [load_prompt(name) for name in settings.prompts]
     views = crops.parse(settings.crop)
     check_images(asked, len(views), settings.frames)
     samples = crops.shown(samples, views, settings.frames)
