@@ -259,7 +259,8 @@ class Numbers(torch.utils.data.Dataset[dict[str, int]]):
 
 @torch.no_grad()
 def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
-    """The image tower's features of all rows: (n, pictures, width), float32, on the CPU."""
+    """The image tower's features of all rows: (n, pictures, width), not normalised, float32, on the
+    CPU."""
     from tqdm import tqdm
 
     clip.model.eval()
@@ -269,6 +270,6 @@ def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
         part = range(start, min(start + batch_size, len(data)))
         squares = stacked([data[i] for i in part])["squares"]
         n, pictures = squares.shape[:2]
-        features = clip.image_features(squares.flatten(0, 1)).float().cpu()
+        features = clip.image_features(squares.flatten(0, 1), normalize=False).float().cpu()
         found.append(features.unflatten(0, (n, pictures)))
     return torch.cat(found)
