@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from vlmface.clip import augment, losses, trained
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.model import Clip
 from vlmface.clip.rows import Squares, labelled, stacked
+from vlmface.clip.select import Held, KeepBest
 from vlmface.clip.settings import Settings
+from vlmface.errors import UserError
 from vlmface.train import sft
 from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
 
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     import datasets
 
 _MOMENTUM = 0.9
+KEPT = 2  # checkpoints
 
 
 class Targets(nn.Module):
@@ -161,12 +171,20 @@ def parameter_groups(module: nn.Module, settings: Any) -> list[dict[str, Any]]:
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def train(classifier: Classifier, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
-    """Train `classifier` in place on the rows that have a label.
+def train(
+    classifier: Classifier,
+    rows: datasets.Dataset,
+    settings: Settings,
+    held_out: datasets.Dataset | None = None,
+) -> dict[str, Any]:
+    """Train `classifier` in place on the rows that have a label; a row shows its `shown` pictures,
+    or its image.
 
     Goes on from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
     been interrupted. Where the image tower is frozen and pictures are not changed, its features are
-    computed once. Returns what `sft.train` does, with "labels", {label: rows}. Raises UserError.
+    computed once. Where `settings.select` is best, the weights of the epoch that is best on the
+    rows `held_out` are kept. Returns what `sft.train` does, with "labels", {label: rows}, and
+    "selected", {"step", "epoch", "uar"} of that epoch. Raises UserError.
     """
     rows, targets, affects, left_out = labelled(rows, classifier.texts)
     data: Any = Squares(rows, classifier.clip, settings.cache_gib)
@@ -177,7 +195,21 @@ def train(classifier: Classifier, rows: datasets.Dataset, settings: Settings) ->
         data = Numbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
-    found = fit(model, data, settings, rows=len(rows), in_memory=model.features is not None)
+    keep = None
+    if settings.select == "best":
+        if held_out is None:
+            raise UserError("select is best, but there are no held-out rows to choose an epoch on")
+        held = Held(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
+        keep = KeepBest(Path(settings.output_dir), held)
+    found = fit(
+        model, data, settings, rows=len(rows), in_memory=model.features is not None,
+        callbacks=[keep] if keep else [],
+    )  # fmt: skip
+    if keep:
+        sft.wait_for_everyone()  # the best weights are on the disk
+        keep.restore()
+        if sft.is_main():
+            found["selected"] = keep.best()
     classifier.forget()
     labels = classifier.texts.space.labels
     return found | {
@@ -188,7 +220,13 @@ def train(classifier: Classifier, rows: datasets.Dataset, settings: Settings) ->
 
 
 def fit(
-    model: nn.Module, data: Any, settings: Any, *, rows: int, in_memory: bool = False
+    model: nn.Module,
+    data: Any,
+    settings: Any,
+    *,
+    rows: int,
+    in_memory: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train a module that returns {"loss"} for batches of `data`; see `train`."""
     run_dir = Path(settings.output_dir)
@@ -210,7 +248,7 @@ def fit(
         logging_steps=settings.logging_steps,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=KEPT,
         seed=settings.seed,
         report_to=settings.report_to,
         ddp_timeout=int(sft.PATIENCE.total_seconds()),
@@ -221,7 +259,7 @@ def fit(
         args=arguments,
         train_dataset=data,
         data_collator=stacked,
-        callbacks=[JsonLines(run_dir / "log.jsonl")],
+        callbacks=[JsonLines(run_dir / "log.jsonl"), *callbacks],
         settings=settings,
     )
     resume = sft.checkpoint_to_resume(run_dir)
