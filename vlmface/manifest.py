@@ -39,7 +39,8 @@ class Manifest:
     {file name: sha} of preprocessing and chat template; `crop`: how faces were cut out
     (`data.crops.Crop`), null if pictures were taken whole; `quantize`: what the base's language
     model was quantised to while the adapter was trained, null if it was not (whoever loads the
-    model takes the base unquantised); `generation` {"max_new_tokens"}, always greedy. `data`
+    model takes the base unquantised); `clip`: of a CLIP, how its classifier is built
+    (`clip.classifier.Shape`); `generation` {"max_new_tokens"}, always greedy. `data`
     {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
     whoever reads its answers. `created`: time of training, UTC.
     """
@@ -60,6 +61,7 @@ class Manifest:
     limits: str
     crop: dict[str, Any] | None = None
     quantize: str | None = None
+    clip: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     schema: int = SCHEMA
     vlmface: str = __version__
@@ -93,12 +95,14 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
             f"{path} has schema {found!r}, but this vlmface {__version__} reads schema {SCHEMA}: "
             "use the vlmface that wrote it, or train again"
         )
-    names = {f.name for f in dataclasses.fields(Manifest)}
-    if odd := names ^ set(content):
+    fields = dataclasses.fields(Manifest)
+    names = {f.name for f in fields}
+    optional = {f.name for f in fields if f.default is None}  # not there in older runs
+    if odd := (names ^ set(content)) - (optional - set(content)):
         raise UserError(f"{path}: {', '.join(sorted(odd))} is missing or unknown; restore the file")
     manifest = Manifest(**content)
 
-    asked = [prompts.load(run_dir / PROMPTS / f"{entry['id']}.yaml") for entry in manifest.prompts]
+    asked = [_prompt(manifest, run_dir, entry["id"]) for entry in manifest.prompts]
     for prompt, entry in zip(asked, manifest.prompts, strict=True):
         space = taxonomy.space(entry["label_space"])
         name = f"label space {space.id} of this vlmface"
@@ -110,14 +114,24 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
     return manifest, asked
 
 
+def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
+    """A prompt of a run, or the texts of a CLIP's labels, which know the same of themselves."""
+    path = run_dir / PROMPTS / f"{id}.yaml"
+    if manifest.clip is None:
+        return prompts.load(path)
+    from vlmface.clip import texts
+
+    return texts.load(path)
+
+
 def among(
-    asked: Sequence[prompts.Prompt], wanted: str | Path | prompts.Prompt, run: str | Path
-) -> prompts.Prompt:
+    asked: Sequence[prompts.Question], wanted: str | Path | prompts.Question, run: str | Path
+) -> Any:
     """The prompt of a run that `wanted` is, or names. Raises UserError."""
     for prompt in asked:
         if wanted == prompt.id:
             return prompt
-    other = wanted if isinstance(wanted, prompts.Prompt) else prompts.load(wanted)
+    other = prompts.load(wanted) if isinstance(wanted, str | Path) else wanted
     for prompt in asked:
         if prompt.sha == other.sha:
             return prompt
@@ -133,19 +147,28 @@ def made(run_or_model: str | Path) -> str | None:
     return load(run_or_model)[0].created if is_run(run_or_model) else None
 
 
+def family_of(run_dir: str | Path) -> str | None:
+    """The family that a run's manifest names; None if it cannot be read, which `load` explains."""
+    try:
+        content = json.loads((Path(run_dir) / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("family") if isinstance(content, dict) else None
+
+
 def is_run(path: str | Path) -> bool:
     """Whether `path` is a folder with a manifest."""
     return (Path(path) / NAME).is_file()
 
 
-def describe(prompt: prompts.Prompt) -> dict[str, str]:
+def describe(prompt: prompts.Question) -> dict[str, str]:
     """The entry of a prompt in a manifest."""
     space = prompt.space
     return {"id": prompt.id, "sha": prompt.sha, "label_space": space.id,
             "label_space_sha": space.sha}  # fmt: skip
 
 
-def save_prompts(asked: Sequence[prompts.Prompt], run_dir: str | Path) -> None:
+def save_prompts(asked: Sequence[Any], run_dir: str | Path) -> None:
     """Copy the prompts into the run, as prompts/ID.yaml: it stays readable when files change."""
     for prompt in asked:
         content = {k: v for k, v in dataclasses.asdict(prompt).items() if v is not None}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -25,6 +25,20 @@ from vlmface.schema import FaceSample
 
 _KEYS = ("id", "version", "form", "label_space", "system", "user", "source", "notes")
 _REQUIRED = ("id", "version", "form", "label_space", "user", "source")
+
+
+class Question(Protocol):
+    """What evaluation and manifests need to know of a question: a prompt is one, and so are the
+    texts of a CLIP's labels."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def sha(self) -> str: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def space(self) -> taxonomy.LabelSpace: ...
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,9 @@ class Shape:
 class Classifier(nn.Module):
     """See above. `forward` takes uint8 squares or the image tower's features."""
 
+    tokens: torch.Tensor
+    negative_tokens: torch.Tensor | None
+
     def __init__(self, clip: Clip, texts: LabelTexts, shape: Shape) -> None:
         super().__init__()
         if shape.frames > 1 and shape.time == "none":

@@ -23,6 +23,8 @@ class Contexts(nn.Module):
     """`count` vectors between a text's beginning and its words, the same for all `texts`, or
     (`class_specific`) of its own for each. Returns the texts' features (texts, width)."""
 
+    tokens: torch.Tensor
+
     def __init__(
         self, clip: Clip, texts: Sequence[str], count: int, *, class_specific: bool
     ) -> None:

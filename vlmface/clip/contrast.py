@@ -1,8 +1,7 @@
-"""Contrastive training of both towers on captions, and what its features then tell a linear probe."""
+"""Contrastive training of both towers on captions, and linear probes of what they then tell."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,16 +125,15 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
     "captions", how many there are, and "left_out": rows without what shall be said ("no_caption"),
     and captions that the model cannot read whole ("too_long")."""
     captions.check(settings.says)
-    texts: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     written: list[list[int]] = []
     kept: list[int] = []
     left_out = {"no_caption": 0, "too_long": 0}
     hidden = [name for name in ("image", "frames") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
-        found = {captions.write(sample, settings.says, seed)
-                 for seed in range(settings.captions_per_face)} - {None}  # fmt: skip
-        said = sorted(text for text in found if text)
+        seeds = range(settings.captions_per_face)
+        said = sorted({t for seed in seeds if (t := captions.write(sample, settings.says, seed))})
         fits = [n <= clip.tokenizer.context_length for n in lengths(clip.tokenizer, said)]
         left_out["too_long"] += fits.count(False)
         said = [text for text, fit_ in zip(said, fits, strict=True) if fit_]
@@ -143,19 +141,18 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
             left_out["no_caption"] += 1
             continue
         kept.append(index)
-        written.append([texts.setdefault(text, len(texts)) for text in said])
+        written.append([numbers.setdefault(text, len(numbers)) for text in said])
     if not kept:
         raise UserError(
             f"none of the {len(rows)} rows gives a caption of {', '.join(settings.says)}: "
             f"{left_out}; use a data set with these annotations, or shorten what is said"
         )
-    random.seed(settings.seed)
     if len(kept) < len(rows):
         rows = rows.select(kept)
     from transformers import set_seed
 
     set_seed(settings.seed)
-    model = Pairs(clip, written, list(texts), settings)
+    model = Pairs(clip, written, list(numbers), settings)
     if settings.gradient_checkpointing:
         clip.model.set_grad_checkpointing()
     data = Squares(rows, clip, settings.cache_gib)
@@ -163,7 +160,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
     for adapter in model.adapter:
         adapter.merge_and_unload()
     clip.model.eval()
-    return found | {"n": len(rows), "captions": len(texts), "left_out": left_out}
+    return found | {"n": len(rows), "captions": len(numbers), "left_out": left_out}
 
 
 # --- linear probes --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,8 +96,9 @@ class LabelTexts:
 
         return _PLACEHOLDER.sub(value, template)
 
-    def answer(self, label: str) -> Answer:
-        """A chosen label as the answer that a text model would have been read to give."""
+    def answer(self, probabilities: Mapping[str, float]) -> Answer:
+        """The likeliest label as the answer that a text model would have been read to give."""
+        label = max(probabilities, key=probabilities.__getitem__)
         return Answer(label, (), "strict", "")
 
 

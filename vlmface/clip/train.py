@@ -38,6 +38,11 @@ class Targets(nn.Module):
     """A classifier with the targets of its training rows: a batch is row numbers and squares, out
     comes the loss. `features` are those of a frozen image tower, for all rows."""
 
+    targets: torch.Tensor
+    affects: torch.Tensor
+    weights: torch.Tensor | None
+    margins: torch.Tensor | None
+
     def __init__(
         self, classifier: Classifier, targets: torch.Tensor, affects: torch.Tensor,
         settings: Settings,
@@ -83,6 +88,8 @@ class ClipTrainer(Resumable, Trainer):
     """transformers' Trainer with groups of learning rates, and checkpoints that hold the trained
     weights alone. The model returns {"loss"}; `settings` says how to step."""
 
+    lr_scheduler: Any
+
     def __init__(self, *args: Any, settings: Any, **kwargs: Any) -> None:
         self.settings = settings
         super().__init__(*args, **kwargs)
@@ -104,9 +111,8 @@ class ClipTrainer(Resumable, Trainer):
         if self.lr_scheduler is None and self.settings.schedule == "steps":
             an_epoch = num_training_steps / self.settings.epochs
             steps = [round(epoch * an_epoch) for epoch in self.settings.milestones]
-            self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(
-                optimizer or self.optimizer, steps
-            )
+            stepped: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(stepped, steps)
             return self.lr_scheduler
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -280,6 +286,27 @@ def fit(
         "trainable_sha": trainer.trainable_sha,
         "parameters": sum(count(p) for p in model.parameters()),
     }
+
+
+@torch.no_grad()
+def uar_of(classifier: Classifier, rows: datasets.Dataset, batch_size: int) -> float:
+    """Mean recall over the labels that occur in `rows` (0..1); where a row may have several labels,
+    the mean F1 over them at probability 1/2."""
+    rows, targets, _, _ = labelled(rows, classifier.texts)
+    data = Squares(rows, classifier.clip, 0)
+    said = []
+    for start in range(0, len(data), batch_size):
+        part = range(start, min(start + batch_size, len(data)))
+        shares, _ = classifier.answer(stacked([data[i] for i in part])["squares"])
+        said.append(shares)
+    likely = torch.cat(said)
+    if targets.ndim == 2:
+        picked = likely > 0.5
+        hits = (picked & (targets > 0)).sum(0).double()
+        f1 = 2 * hits / (picked.sum(0) + targets.sum(0)).clamp(min=1)
+        return float(f1[targets.sum(0) > 0].mean())
+    right = (likely.argmax(-1) == targets).double()
+    return float(torch.stack([right[targets == k].mean() for k in targets.unique()]).mean())
 
 
 class Numbers(torch.utils.data.Dataset[dict[str, int]]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vlmface import manifest
 from vlmface.infer.predictor import Predictor
 from vlmface.infer.report import EMOTION, FaceReport
-from vlmface.prompts import Prompt
+from vlmface.prompts import Question
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +22,7 @@ class Voice:
     """A model asked one prompt."""
 
     predictor: Predictor
-    prompt: Prompt
+    prompt: Question
 
     @property
     def name(self) -> str:

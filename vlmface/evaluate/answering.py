@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
 from vlmface.data import crops
@@ -26,7 +26,7 @@ from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import is_run
-from vlmface.prompts import Prompt
+from vlmface.prompts import Question
 from vlmface.schema import FaceSample
 from vlmface.train.sft import is_main
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
+    from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LabelScores, LocalModel, Prediction
     from vlmface.infer.server import Server
 
@@ -41,6 +42,9 @@ BATCH_SIZE = 32  # faces that are asked together, unless it is said
 MODES = ("generate", "score", "both")
 POOL = 50  # batches whose rows are sorted by size together: little padding, little memory
 DECODERS = 4  # threads that open the pictures of the next batch
+
+
+Asked = TypeVar("Asked", bound=Question)
 
 
 class Sink(Protocol):
@@ -65,7 +69,7 @@ def images_of(rows: datasets.Dataset) -> list[Image.Image]:
 
 
 def answer(
-    predictor: LocalModel,
+    predictor: LocalModel | ClipModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
     *,
@@ -193,7 +197,7 @@ def _opened(
 
 
 def _ask(
-    predictor: LocalModel, images: Sequence[Image.Image], mode: str, batch_size: int
+    predictor: LocalModel | ClipModel, images: Sequence[Image.Image], mode: str, batch_size: int
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
@@ -207,7 +211,7 @@ def _ask(
 def line(
     row: Mapping[str, Any],
     benchmark: Benchmark,
-    prompt: Prompt,
+    prompt: Question,
     prediction: Prediction | None,
     scores: LabelScores | None = None,
 ) -> dict[str, Any]:
@@ -235,6 +239,8 @@ def line(
         "probabilities": probabilities,
         "latency_s": round(latency, 4),
     }
+    if prediction is not None and prediction.affect is not None:
+        found["affect"] = dict(zip(("valence", "arousal"), prediction.affect, strict=True))
     if scores is not None:
         found["scores"] = {
             "log_likelihood": scores.log_likelihood,
@@ -250,7 +256,7 @@ def answer_once(
     rows: datasets.Dataset,
     benchmark: Benchmark,
     *,
-    prompts: Sequence[Prompt] = (),
+    prompts: Sequence[Any] = (),
     processor: Any = None,
     max_new_tokens: int | None = None,
     batch_size: int,
@@ -260,16 +266,29 @@ def answer_once(
     already, it is read and not computed again. Killed in one process, it goes on from the last
     batch."""
     from vlmface.infer.local import LocalModel
+    from vlmface.infer.models import load
 
     if path.exists():
         return read_lines(path)
     is_base = not is_run(model)
-    predictor = LocalModel.load(
-        model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens
-    )
-    if is_base:
+    predictor = load(model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens)
+    if is_base and isinstance(predictor, LocalModel):
         predictor.prompts = list(prompts)
         predictor.processor = processor or predictor.processor
+    return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size)
+
+
+def answer_kept(
+    predictor: LocalModel | ClipModel,
+    path: Path,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    *,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """`answer_once` by a model that is open already."""
+    if path.exists():
+        return read_lines(path)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         unfinished = path.with_suffix(".part")
@@ -288,7 +307,7 @@ def answer_once(
     return lines
 
 
-def scored_prompts(benchmark: Benchmark, prompts: Sequence[Prompt]) -> list[Prompt]:
+def scored_prompts(benchmark: Benchmark, prompts: Sequence[Asked]) -> list[Asked]:
     """Those of the prompts whose label space the benchmark scores, the first of each space; where
     only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
     if not benchmark.spaces:
@@ -330,12 +349,12 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
-def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[Mapping[str, Any]]:
+def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Question) -> list[Mapping[str, Any]]:
     """The lines of predictions.jsonl that answer this prompt."""
     return [line for line in lines if line["prompt"] == prompt.id]
 
 
-def au_set(benchmark: Benchmark, prompt: Prompt) -> list[int]:
+def au_set(benchmark: Benchmark, prompt: Question) -> list[int]:
     """The AUs to score: none if the prompt asks for the label alone."""
     return [] if prompt.form == "label" else benchmark.au_set
 

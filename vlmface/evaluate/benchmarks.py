@@ -178,5 +178,10 @@ def load_rows(
     """The benchmark's rows, images as stored, or their faces cut out; `n` takes another number of
     them (not comparable with published results)."""
     options = benchmark.protocol | ({"n": n} if n is not None else {})
-    rows = pictures(data.load(benchmark.dataset, root, benchmark.split, **options))
+    return shown(data.load(benchmark.dataset, root, benchmark.split, **options), crop)
+
+
+def shown(rows: datasets.Dataset, crop: crops.Crop | None) -> datasets.Dataset:
+    """The rows with what a model is shown of them: a picture each, or its face cut out."""
+    rows = pictures(rows)
     return crops.cached(rows, crop) if crop else rows

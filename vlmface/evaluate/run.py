@@ -22,12 +22,13 @@ from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
-from vlmface.prompts import Prompt
+from vlmface.prompts import Question
 from vlmface.train.sft import peak_rss_gib
 
 if TYPE_CHECKING:
     import datasets
 
+    from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
     from vlmface.infer.server import Server
 
@@ -56,7 +57,7 @@ class Settings:
 def score(
     lines: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Question],
     *,
     model: str,
     mode: str = "generate",
@@ -87,7 +88,7 @@ def compare(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Question],
 ) -> dict[str, Any]:
     """`metrics.compare` for each prompt that the benchmark scores, together."""
     parts = [
@@ -128,7 +129,7 @@ def conclude(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    asked: Sequence[Prompt],
+    asked: Sequence[Question],
     faces: datasets.Dataset,
     trained: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
@@ -204,7 +205,7 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> LocalModel | Server:
+def _asked(settings: Settings) -> LocalModel | ClipModel | Server:
     """Who answers: a model in this process, or a server."""
     from vlmface.infer.endpoint import is_url
 
@@ -216,9 +217,9 @@ def _asked(settings: Settings) -> LocalModel | Server:
                 f"{name} is {getattr(settings, name)}, but {settings.model} is no server's URL: "
                 "leave it out"
             )
-    from vlmface.infer.local import LocalModel
+    from vlmface.infer import models
 
-    return LocalModel.load(
+    return models.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
 
@@ -239,7 +240,9 @@ def _server(settings: Settings) -> Server:
     return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
 
-def _evaluate(settings: Settings, benchmark: Benchmark, who: LocalModel | Server) -> dict[str, Any]:
+def _evaluate(
+    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | Server
+) -> dict[str, Any]:
     from vlmface.infer.server import Server
 
     asked = scored_prompts(benchmark, who.prompts)
@@ -291,7 +294,7 @@ def _evaluate(settings: Settings, benchmark: Benchmark, who: LocalModel | Server
 
 
 def _same_question(
-    journal: Journal, settings: Settings, asked: Sequence[Prompt], about: Manifest | None
+    journal: Journal, settings: Settings, asked: Sequence[Question], about: Manifest | None
 ) -> None:
     """Raises UserError if the journal was begun for another model or with other settings."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 16
 NORMS = ("sum", "mean", "prior")  # how likelihoods become probabilities: LabelScores
-_GREY = (128, 128, 128)
+GREY = (128, 128, 128)
 CPU_ROWS = 8  # prompts read together: of more, what is computed leaves a CPU's caches
 
 
@@ -36,7 +36,8 @@ class Prediction:
     """`text` as the model wrote it; `answer` as `vlmface.answers` reads it (label, aus, rationale,
     status); `probabilities` {label: 0..1, summing to 1} or None; `latency_s`: seconds of the
     image's batch divided by the images in it; `complete`: it ended by itself, not by the limit;
-    `face_found`: whether a face was found to be cut out, None if none was looked for."""
+    `face_found`: whether a face was found to be cut out, None if none was looked for; `affect`:
+    valence and arousal, -1..1, of a model that reads them."""
 
     text: str
     answer: Answer
@@ -44,6 +45,7 @@ class Prediction:
     latency_s: float
     complete: bool
     face_found: bool | None = None
+    affect: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class LocalModel:
     def messages(self) -> list[dict[str, Any]]:
         return self.prompt.messages()
 
-    def asking(self, prompt: prompts.Prompt) -> LocalModel:
+    def asking(self, prompt: Any) -> LocalModel:
         """The same model, asked another prompt."""
         other = copy.copy(self)
         other.prompt = prompt
@@ -261,7 +263,7 @@ class LocalModel:
 
         key = (self.prompt.sha, size)
         if key not in self._priors:
-            (grey,) = self._score_behind([Image.new("RGB", size, _GREY)], [""])
+            (grey,) = self._score_behind([Image.new("RGB", size, GREY)], [""])
             self._priors[key] = grey.log_likelihood
         return self._priors[key]
 

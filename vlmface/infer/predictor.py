@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from vlmface import manifest
 from vlmface.data import crops, detect
 from vlmface.errors import UserError
+from vlmface.infer import models
 from vlmface.infer.batcher import Batcher
 from vlmface.infer.endpoint import Endpoint, is_url
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.infer.report import FaceReport
 from vlmface.infer.server import Server, server_of
-from vlmface.prompts import Prompt
+from vlmface.prompts import Prompt, Question
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from vlmface.infer.clip import ClipModel
 
 BATCH_SIZE = 16
 MOST_WAITING = 64  # who ask a model in this process at once and are not answered yet
@@ -42,15 +45,15 @@ class Backend(Protocol):
     """Who answers. Pictures are as the model shall see them."""
 
     @property
-    def prompts(self) -> Sequence[Prompt]: ...
+    def prompts(self) -> Sequence[Question]: ...
 
     def answer(
-        self, prompt: Prompt, images: Sequence[Image.Image], batch_size: int
+        self, prompt: Any, images: Sequence[Image.Image], batch_size: int
     ) -> list[Prediction]: ...
 
-    async def answer_one(self, prompt: Prompt, image: Image.Image) -> Prediction: ...
+    async def answer_one(self, prompt: Any, image: Image.Image) -> Prediction: ...
 
-    def stream(self, prompt: Prompt, image: Image.Image) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, image: Image.Image) -> Iterator[str | Prediction]:
         """The text as far as it is written, again and again, then the whole answer."""
         ...
 
@@ -104,7 +107,7 @@ class Predictor:
                     raise UserError(
                         f"{name} is {value}, but {model} is no server's URL: leave it out"
                     )
-            local = LocalModel.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
+            local = models.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
             found = local.manifest
             backend: Backend = Local(local, [local.prompt] if prompt is not None else local.prompts)
         else:
@@ -234,7 +237,7 @@ class Predictor:
 class Local:
     """A model in this process. One batch is answered at a time."""
 
-    def __init__(self, model: LocalModel, asked: Sequence[Prompt]) -> None:
+    def __init__(self, model: LocalModel | ClipModel, asked: Sequence[Question]) -> None:
         self.model, self.prompts = model, list(asked)
         self._turn = threading.Lock()
         self._batcher: Batcher[Image.Image, Prediction] = Batcher(
@@ -242,15 +245,15 @@ class Local:
         )
 
     def answer(
-        self, prompt: Prompt, images: Sequence[Image.Image], batch_size: int = BATCH_SIZE
+        self, prompt: Any, images: Sequence[Image.Image], batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
         with self._turn:
             return self.model.asking(prompt).predict(images, batch_size=batch_size, cut_out=True)
 
-    async def answer_one(self, prompt: Prompt, image: Image.Image) -> Prediction:
+    async def answer_one(self, prompt: Any, image: Image.Image) -> Prediction:
         return await self._batcher.ask(prompt, image)
 
-    def stream(self, prompt: Prompt, image: Image.Image) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, image: Image.Image) -> Iterator[str | Prediction]:
         with self._turn:
             yield from self.model.asking(prompt).stream(image)
 

@@ -1,0 +1,41 @@
+"""Fine-tune a CLIP of open_clip as a fast classifier of faces: linear probe, LoRA, learnt prompts
+or all of it, with labels as the loss, and measure it before (zero-shot) and after.
+
+    python recipes/clip_finetune.py                            # the built-in CLIP on rendered faces
+    python recipes/clip_finetune.py --image frozen --head linear --output_dir runs/clip_probe
+    accelerate launch --num_processes 8 recipes/clip_finetune.py --config clip_finetune_vitl14
+
+Stopped at any moment, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmface import config
+from vlmface.clip import run
+from vlmface.clip.settings import Settings, check
+from vlmface.train import sft
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = config.parse(Settings, argv, default="clip_finetune_tiny", usage=__doc__ or "")
+    check(settings)
+    sft.check_processes(settings.num_processes)
+    sft.use_all_cores()
+    run_dir = Path(settings.output_dir)
+    if sft.is_main():
+        config.remember(
+            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
+        )
+    sft.wait_for_everyone()
+    if (run_dir / "report.html").exists():  # written last
+        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+        return 0
+    run.run("clip_finetune", settings)
+    return 0
+
+
+if __name__ == "__main__":
+    config.command(main)

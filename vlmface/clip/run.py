@@ -1,0 +1,154 @@
+"""A whole run of a CLIP recipe: what it answers before, training, what it answers after, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmface import data, manifest
+from vlmface.clip import model, texts, trained
+from vlmface.clip.classifier import Classifier, as_dict
+from vlmface.clip.settings import Settings, views_of
+from vlmface.clip.train import train
+from vlmface.data import crops
+from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import run as evaluation
+from vlmface.files import atomic_write
+from vlmface.infer.clip import WEIGHTS, ClipModel
+from vlmface.train import sft
+
+if TYPE_CHECKING:
+    import datasets
+
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # that "auto" chooses among
+
+
+def run(recipe: str, settings: Settings) -> None:
+    """Do it, or go on where it was stopped. Raises UserError."""
+    run_dir = Path(settings.output_dir)
+    asked = texts.load(settings.prompt)
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    answering.scored_prompts(benchmark, [asked])
+    baseline = benchmarks.load_baseline(benchmark)
+    crop = crops.parse(settings.crop)
+    views = views_of(settings.crop)
+    with sft.main_first():
+        samples = data.load(
+            settings.data, settings.data_root, settings.data_split, n=settings.n_train,
+            **settings.data_options,
+        )  # fmt: skip
+        fingerprint = data.fingerprint(samples)
+        root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+        faces = benchmarks.load_rows(benchmark, root, settings.n_eval, crop)
+        samples = benchmarks.shown(samples, crop)
+    held: datasets.Dataset | None = None
+    if settings.validation_share:
+        samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
+
+    def answers(classifier: Classifier, name: str) -> list[dict[str, Any]]:
+        return answering.answer_kept(
+            ClipModel(classifier, crop), run_dir / name, faces, benchmark,
+            batch_size=settings.eval_batch_size,
+        )  # fmt: skip
+
+    clip = model.load(settings.base)
+    sha = model.weights_sha(clip)
+    shape = settings.shape(views)
+    untouched = dataclasses.replace(
+        shape, image="frozen", text="frozen", head="text", affect="none", negative_weight=0.0,
+        time="none" if settings.frames == 1 else "mean",
+    )  # fmt: skip
+    before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
+    classifier = Classifier(clip, asked, shape)
+    start = trained.state(classifier)
+    found = train(classifier, samples, settings)
+    classifier.eval()
+    alpha = settings.wise_alpha
+    if isinstance(alpha, str):
+        assert held is not None
+        found["wise"] = wise_choice(classifier, start, held, settings.eval_batch_size)
+        alpha = float(found["wise"]["alpha"])
+    classifier.interpolate(start, alpha)
+    if sft.is_main():
+        about = {"name": settings.data, "split": settings.data_split, "n": found["n"],
+                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+        save(recipe, settings, classifier, sha, about)
+    sft.wait_for_everyone()
+    after = answers(classifier, "predictions.jsonl")
+    if not sft.is_main():
+        return
+    found["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    evaluation.conclude(
+        run_dir, (settings.base, settings.output_dir), before, after, benchmark,
+        [asked],
+        faces, found, baseline,
+    )  # fmt: skip
+
+
+def wise_choice(
+    classifier: Classifier, start: Mapping[str, Any], held: datasets.Dataset, batch_size: int
+) -> dict[str, Any]:
+    """{"alpha": that with the best UAR on held-out people, of equals the smallest, which is nearest
+    to the base; "uar": {alpha: UAR}}. The classifier is left as it was."""
+    from vlmface.clip.train import uar_of
+
+    tuned = trained.state(classifier)
+    scores = {}
+    for alpha in ALPHAS:
+        classifier.interpolate(dict(start), alpha)
+        scores[alpha] = uar_of(classifier, held, batch_size)
+        trained.load(classifier, tuned, "memory")
+        classifier.forget()
+    best = max(scores, key=lambda alpha: (scores[alpha], -alpha))
+    return {"alpha": best, "uar": {f"{a:g}": round(s, 4) for a, s in scores.items()}}
+
+
+def save(
+    recipe: str, settings: Settings, classifier: Classifier, sha: str, about: Mapping[str, Any]
+) -> None:
+    """Write the trained weights, the texts and, last, the manifest of a run."""
+    from safetensors.torch import save as to_bytes
+
+    run_dir = Path(settings.output_dir)
+    state = {name: tensor.contiguous() for name, tensor in trained.state(classifier).items()}
+    atomic_write(run_dir / WEIGHTS, to_bytes(state))
+    manifest.save_prompts([classifier.texts], run_dir)
+    manifest.Manifest(
+        recipe=recipe,
+        family=model.FAMILY,
+        base={"id": settings.base, "sha": sha},
+        adapter=True,
+        policy={"image": settings.image, "text": settings.text, "head": settings.head},
+        prompts=[manifest.describe(classifier.texts)],
+        au_set=[],
+        image={"size": classifier.clip.side},
+        processor={},
+        max_length=classifier.clip.tokenizer.context_length,
+        generation={},
+        data=dict(about),
+        seed=settings.seed,
+        limits=settings.limits,
+        crop=crops.as_dict(crops.parse(settings.crop)),
+        clip=as_dict(classifier.shape),
+    ).save(run_dir)
+
+
+def export(run_dir: str | Path, out: str | Path) -> None:
+    """Write a run's towers, LoRA folded in, as a folder that open_clip opens ("local-dir:OUT").
+    Raises UserError for a run whose answers need more than the towers."""
+    clip_run = ClipModel.load(run_dir)
+    shape = clip_run.classifier.shape
+    beyond = {
+        "head: linear": shape.head == "linear", "text: prompts": shape.text == "prompts",
+        "several views": shape.views > 1, "frames": shape.frames > 1,
+        "affect": shape.affect != "none", "several labels": clip_run.prompt.several,
+    }  # fmt: skip
+    if more := [name for name, there in beyond.items() if there]:
+        raise UserError(
+            f"{run_dir} answers with more than the towers ({', '.join(more)}), which open_clip has "
+            "no place for: load it with vlmface.infer.clip.ClipModel"
+        )
+    model.save(clip_run.classifier.clip, out)
