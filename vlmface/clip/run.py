@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlmface import data, manifest
 from vlmface.clip import model, texts, trained
 from vlmface.clip.classifier import Classifier, as_dict
+from vlmface.clip.select import Held
 from vlmface.clip.settings import Settings, views_of
 from vlmface.clip.train import train
 from vlmface.data import crops
@@ -40,11 +41,17 @@ def run(recipe: str, settings: Settings) -> None:
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
             **settings.data_options,
         )  # fmt: skip
+        held: datasets.Dataset | None = None
+        if settings.validation_split:
+            held = data.load(
+                settings.data, settings.data_root, settings.validation_split,
+                **settings.data_options,
+            )  # fmt: skip
+            held = benchmarks.shown(held, crop)
         fingerprint = data.fingerprint(samples)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(benchmark, root, settings.n_eval, crop)
         samples = benchmarks.shown(samples, crop)
-    held: datasets.Dataset | None = None
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
 
@@ -64,12 +71,14 @@ def run(recipe: str, settings: Settings) -> None:
     before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
     classifier = Classifier(clip, asked, shape)
     start = trained.state(classifier)
-    found = train(classifier, samples, settings)
+    found = train(classifier, samples, settings, held)
     classifier.eval()
     alpha = settings.wise_alpha
     if isinstance(alpha, str):
         assert held is not None
-        found["wise"] = wise_choice(classifier, start, held, settings.eval_batch_size)
+        found["wise"] = wise_choice(
+            start, Held(classifier, held, settings.eval_batch_size, settings.cache_gib)
+        )
         alpha = float(found["wise"]["alpha"])
     classifier.interpolate(start, alpha)
     if sft.is_main():
@@ -88,18 +97,15 @@ def run(recipe: str, settings: Settings) -> None:
     )  # fmt: skip
 
 
-def wise_choice(
-    classifier: Classifier, start: Mapping[str, Any], held: datasets.Dataset, batch_size: int
-) -> dict[str, Any]:
-    """{"alpha": that with the best UAR on held-out people, of equals the smallest, which is nearest
+def wise_choice(start: Mapping[str, Any], held: Held) -> dict[str, Any]:
+    """{"alpha": that with the best UAR on held-out rows, of equals the smallest, which is nearest
     to the base; "uar": {alpha: UAR}}. The classifier is left as it was."""
-    from vlmface.clip.train import uar_of
-
+    classifier = held.classifier
     tuned = trained.state(classifier)
     scores = {}
     for alpha in ALPHAS:
         classifier.interpolate(dict(start), alpha)
-        scores[alpha] = uar_of(classifier, held, batch_size)
+        scores[alpha] = held.uar()
         trained.load(classifier, tuned, "memory")
         classifier.forget()
     best = max(scores, key=lambda alpha: (scores[alpha], -alpha))

@@ -288,27 +288,6 @@ def fit(
     }
 
 
-@torch.no_grad()
-def uar_of(classifier: Classifier, rows: datasets.Dataset, batch_size: int) -> float:
-    """Mean recall over the labels that occur in `rows` (0..1); where a row may have several labels,
-    the mean F1 over them at probability 1/2."""
-    rows, targets, _, _ = labelled(rows, classifier.texts)
-    data = Squares(rows, classifier.clip, 0)
-    said = []
-    for start in range(0, len(data), batch_size):
-        part = range(start, min(start + batch_size, len(data)))
-        shares, _ = classifier.answer(stacked([data[i] for i in part])["squares"])
-        said.append(shares)
-    likely = torch.cat(said)
-    if targets.ndim == 2:
-        picked = likely > 0.5
-        hits = (picked & (targets > 0)).sum(0).double()
-        f1 = 2 * hits / (picked.sum(0) + targets.sum(0)).clamp(min=1)
-        return float(f1[targets.sum(0) > 0].mean())
-    right = (likely.argmax(-1) == targets).double()
-    return float(torch.stack([right[targets == k].mean() for k in targets.unique()]).mean())
-
-
 class Numbers(torch.utils.data.Dataset[dict[str, int]]):
     """Row numbers alone, where features are all that is needed."""
 
