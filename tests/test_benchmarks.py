@@ -67,7 +67,8 @@ AUS: dict[str, dict[str, set[int]]] = {
     "emotionet": {"emotionet-N_0000000005_00012": {12, 25}},
     "fea20k": {"fea20k-DISFA-007": {6, 12}, "fea20k-FABA-010": {1, 4}},
 }
-RENDERED = {"synth", "synth_attributes"}  # no miniature: the data set itself is small enough
+# No miniatures: the data sets themselves are small enough.
+RENDERED = {"synth", "synth_attributes", "synth_clips", "synth_scenes"}
 
 
 def miniature(name: str, root: Path) -> benchmarks.Benchmark:

@@ -20,7 +20,7 @@ from vlmface.schema import FaceSample, features
 if TYPE_CHECKING:
     import datasets
 
-NAMES = [name for name in data.names() if name != "synth"]
+NAMES = [name for name in data.names() if not name.startswith("synth")]
 # What a data set can be asked about: field -> (label space, question).
 QUESTIONS = {
     "emotion": ("emotion8", "What does the face express? Answer with one of {candidates}."),

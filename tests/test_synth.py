@@ -82,7 +82,7 @@ def test_this_version_still_draws_what_it_drew():
 
 
 PINNED = (
-    1,
+    2,
     "bcee8c498a42",
     [[140, 172, 184, 153], [143, 157, 170, 156], [138, 159, 190, 134], [121, 133, 170, 127]],
 )
@@ -185,6 +185,27 @@ def test_expressions_are_possible_varied_and_probable():
         assert not {12, 15} <= aus and not {5, 43} <= aus and not {26, 27} <= aus
         for au in aus:  # a trace is drawn, an absent unit is not
             assert max(expression.left[au], expression.right[au]) > 0.3
+
+
+def test_valence_and_arousal_follow_emotion_and_strength():
+    affect, place = expressions.affect, expressions.CIRCUMPLEX
+    assert set(place) == set(EMOTIONS) and place["neutral"] == (0, 0)
+    assert affect("happiness", {6: 5, 12: 5}) == place["happiness"]
+    faint, strong = affect("happiness", {6: 1, 12: 1}), affect("happiness", {6: 4, 12: 4})
+    assert strong == pytest.approx([4 * x for x in faint], abs=2e-4)
+    # (4 + 2) / 2 of 5: the unit that says nothing (28) and the one that is absent do not count.
+    assert affect("anger", {4: 4, 7: 2, 28: 5, 10: 0}) == pytest.approx((-0.306, 0.354))
+    assert affect("fear", {34: 5}) == affect("neutral", {43: 5}) == (0, 0)
+    for index in range(40):
+        drawn = dataset.draw(0, "train", index)
+        row = dataset.to_sample(drawn, 0, "train", index, None).validate()
+        assert (row.valence, row.arousal) == affect(row.emotion, drawn.expression.aus)
+
+
+def test_a_given_emotion_is_drawn():
+    rng = np.random.default_rng(3)
+    for emotion in EMOTIONS:
+        assert expressions.sample_expression(rng, emotion).emotion == emotion
 
 
 def test_descriptions_name_no_au_and_no_emotion():

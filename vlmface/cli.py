@@ -18,13 +18,14 @@ def _synth(arguments: argparse.Namespace) -> int:
 
     path = write_sheet(
         arguments.sheet,
+        name=arguments.data,
         n=arguments.n,
         split=arguments.split,
         seed=arguments.seed,
         size=arguments.size,
         workers=arguments.workers,
     )
-    print(f"{arguments.n} labelled faces: {path}")
+    print(f"{arguments.n} rows of {arguments.data} with their labels: {path}")
     return 0
 
 
@@ -162,13 +163,18 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     synth = commands.add_parser(
-        "synth", help="render labelled faces and draw them on a contact sheet"
+        "synth", help="render labelled faces, scenes or clips and draw them on a contact sheet"
     )
-    synth.add_argument("--n", type=int, default=64, help="number of faces (default 64)")
+    synth.add_argument(
+        "--data", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
+    )
+    synth.add_argument("--n", type=int, default=64, help="number of them (default 64)")
     synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
     synth.add_argument("--split", default="train", help="train, validation or test")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--size", type=int, default=96, help="pixels a side (default 96)")
+    synth.add_argument(
+        "--size", type=int, default=None, help="pixels a side (default 96, of scenes 192)"
+    )
     synth.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
     synth.set_defaults(run=_synth)
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         )
     folder = _folder(settings.output_dir)
     asked = {_stored(name): prompts.load(name) for name in settings.prompt or PROMPTS}
-    for name in settings.benchmarks or without_data():
+    for name in settings.benchmarks or without_data(list(asked.values())):
         write(folder, _stored(name), settings, asked)
     tasks = sorted(path.stem for path in folder.glob("vlmface_*.yaml"))
     _write_yaml(folder / f"{GROUP}.yaml", {"group": GROUP, "task": tasks})
@@ -65,12 +65,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def without_data() -> list[str]:
-    """The benchmarks on rendered faces."""
+def without_data(asked: list[prompts.Prompt]) -> list[str]:
+    """The benchmarks on rendered pictures whose label spaces some of the prompts ask for."""
+    spaces = {prompt.space.id for prompt in asked}
     return [
         name
         for name in benchmarks.benchmark_names()
-        if not benchmarks.load_benchmark(name).needs_root
+        for benchmark in [benchmarks.load_benchmark(name)]
+        if not benchmark.needs_root and spaces & {space.id for space in benchmark.spaces}
     ]
 
 

@@ -6,7 +6,7 @@ Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
     SPLITS                  the splits that the set defines
     PUBLISHED               split -> {label or "rows": number}, as its owners published them;
                             PUBLISHED_BY: (option, value) -> the same under that option
-    read(root, split, **protocol) -> Rows (synth, which has no root, says NEEDS_ROOT = False)
+    read(root, split, **protocol) -> Rows (rendered sets have no root and say NEEDS_ROOT = False)
 
 A module that is put there is a data set; nothing else lists them.
 """
@@ -84,11 +84,11 @@ def load(
     """Load a split of a data set as FaceSample rows (`schema.features()`), images undecoded until
     they are looked at.
 
-    `root` is the folder as its owners distribute it (None for `synth`); `protocol` are the data
-    set's own options; `missing` is "error" or "drop" for listed images that are not there. `n`
-    takes so many rows: of synth the first ones, of other sets a random choice that is always the
-    same. A `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises UserError for an
-    unknown name, split or option, and for a copy that is not as it should be.
+    `root` is the folder as its owners distribute it (None for rendered sets); `protocol` are the
+    data set's own options; `missing` is "error" or "drop" for listed images that are not there. `n`
+    takes so many rows: of rendered sets the first ones, of other sets a random choice that is
+    always the same. A `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises
+    UserError for an unknown name, split or option, and for a copy that is not as it should be.
     """
     from vlmface.data.rows import Rows, to_dataset
 

@@ -8,7 +8,7 @@ enough to be seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,19 @@ RECIPES: dict[str, tuple[tuple[float, tuple[int, ...]], ...]] = {
     "neutral": (),
     "sadness": ((0.93, (1,)), (0.82, (4,)), (0.93, (15,)), (0.50, (17,)), (0.12, (43,))),
     "surprise": ((0.95, (1,)), (0.95, (2,)), (0.80, (5,)), (0.92, (26, 27))),
+}
+# Emotion -> (valence, arousal): mean pleasure and arousal of the emotion's word in Russell &
+# Mehrabian, "Evidence for a three-factor theory of emotions" (J. Res. Pers. 1977). Contempt, which
+# is not among the six words taken from there, is ours: half of disgust.
+CIRCUMPLEX: dict[str, tuple[float, float]] = {
+    "anger": (-0.51, 0.59),
+    "contempt": (-0.30, 0.175),
+    "disgust": (-0.60, 0.35),
+    "fear": (-0.64, 0.60),
+    "happiness": (0.76, 0.48),
+    "neutral": (0.0, 0.0),
+    "sadness": (-0.63, -0.27),
+    "surprise": (0.40, 0.67),
 }
 # Units that name no emotion: speech, blinks, habits. On a neutral face they are all there is.
 NEUTRAL_EXTRAS = {18: 0.18, 22: 0.14, 28: 0.20, 34: 0.20, 43: 0.14, 25: 0.07, 26: 0.07}
@@ -95,14 +108,22 @@ def compatible(au: int, others: set[int]) -> bool:
     return not any(au in group and others & (group - {au}) for group in EXCLUSIVE)
 
 
-def sample_expression(rng: np.random.Generator) -> Expression:
-    """Draw an expression; the emotion is uniform over the eight."""
-    emotion = str(rng.choice(EMOTIONS))
+def sample_expression(rng: np.random.Generator, emotion: str | None = None) -> Expression:
+    """Draw an expression of an emotion, by default any of the eight, equally likely."""
+    if emotion is None:
+        emotion = str(rng.choice(EMOTIONS))
     while True:
         aus = _draw_units(rng, emotion)
         # Mostly, what is shown should speak for the emotion that is felt; not always.
         if facs.supports(aus, emotion) or rng.random() < 0.10:
             break
+    grades = draw_grades(rng, aus)
+    left, right = draw_sides(rng, grades, emotion)
+    return Expression(emotion, {au: float(g) for au, g in sorted(grades.items())}, left, right)
+
+
+def draw_grades(rng: np.random.Generator, aus: Iterable[int]) -> dict[int, int]:
+    """FACS intensities 1..5 of the AUs of one face: most around C and D, a few weak."""
     vigour = rng.normal(0, 0.45)
     grades = {
         au: int(np.clip(round(rng.normal(3.4, 0.9) + vigour - 1.3 * (rng.random() < 0.12)), 1, 5))
@@ -110,13 +131,31 @@ def sample_expression(rng: np.random.Generator) -> Expression:
     }
     if grades.get(26) or grades.get(27):  # a dropped jaw parts the lips
         grades.setdefault(25, int(np.clip(grades.get(26, 0) or grades.get(27, 0), 2, 5)))
-    left, right = draw_sides(rng, grades, emotion)
-    return Expression(emotion, {au: float(g) for au, g in sorted(grades.items())}, left, right)
+    return grades
+
+
+def affect(emotion: str, aus: Mapping[int, float]) -> tuple[float, float]:
+    """(valence, arousal), each -1..1, of an expression with the AUs' FACS intensities 0..5.
+
+    The emotion's place in CIRCUMPLEX, times the mean intensity / 5 of those of its prototype's AUs
+    (core and accessory) that are present: an expression at E throughout lies at that place, a
+    fainter one nearer to the middle. Without any of its AUs, and for neutral, it is (0, 0).
+    """
+    shown = [aus[au] for au in facs.PROTOTYPES[emotion].aus if aus.get(au)]
+    strong = sum(shown) / len(shown) / 5 if shown else 0.0
+    valence, arousal = (round(min(1.0, max(-1.0, x * strong)), 4) for x in CIRCUMPLEX[emotion])
+    return valence, arousal
 
 
 def strength(intensity: float) -> float:
     """How strongly (0..1) a FACS intensity 1..5 is drawn."""
     return 0.30 + 0.14 * intensity
+
+
+def intensity(drawn: float) -> float:
+    """The inverse of `strength`: the intensity 0..5 of what is drawn so strongly, 0 below its
+    least."""
+    return min(5.0, max(0.0, (drawn - 0.30) / 0.14))
 
 
 def draw_sides(

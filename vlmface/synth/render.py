@@ -165,12 +165,30 @@ def _background(size: int, view: View) -> np.ndarray:
     return (low + np.clip(mix, 0, 1)[..., None] * (high - low)).astype(np.float32)
 
 
-def render(face: Face, size: int = 96, supersample: float = 1.5) -> Render:
-    """Draw `face` at `size` x `size` pixels from supersample^2 rays a pixel."""
-    model, view, look = head_model(), face.view, face.look
-    rest = model.neutral(face.identity)
+@dataclass(frozen=True)
+class HeadMesh:
+    """A head with its expression, not turned yet, and its hair.
+
+    `rest` (n, 3) and `moved` (n, 3) are the model's vertices without and with the expression.
+    `points` (k, 3) holds `moved`, then the hair's; `triangles` (m, 3) index it and `kind` (m,) says
+    what each shows. `attributes` (k, 9): template coordinates, normal, lips, inside of mouth, sky.
+    """
+
+    rest: np.ndarray
+    moved: np.ndarray
+    points: np.ndarray
+    attributes: np.ndarray
+    triangles: np.ndarray
+    kind: np.ndarray
+
+
+def head_mesh(face: Face, rest: np.ndarray | None = None) -> HeadMesh:
+    """The mesh of a face. `rest`: what `HeadModel.neutral` gives for its identity, if known."""
+    model, look = head_model(), face.look
+    if rest is None:
+        rest = model.neutral(face.identity)
     units = unit_weights(face.left, face.right)
-    _, gaze_pitch = view.gaze
+    _, gaze_pitch = face.view.gaze
     units["eyeLookDownLeft"] = units["eyeLookDownRight"] = max(0.0, -gaze_pitch / 25)
     units["eyeLookUpLeft"] = units["eyeLookUpRight"] = max(0.0, gaze_pitch / 25)
     moved = model.move(rest, units)
@@ -207,9 +225,19 @@ def render(face: Face, size: int = 96, supersample: float = 1.5) -> Render:
         ],
         1,
     ).astype(np.float32)
+    return HeadMesh(rest, moved, points, attributes, triangles, kind)
+
+
+def render(
+    face: Face, size: int = 96, supersample: float = 1.5, rest: np.ndarray | None = None
+) -> Render:
+    """Draw `face` at `size` x `size` pixels from supersample^2 rays a pixel. `rest` as in
+    `head_mesh`: frames of one person share it."""
+    view, mesh = face.view, head_mesh(face, rest)
+    count, triangles = len(mesh.moved), mesh.triangles
 
     turn = rotation(view.yaw, view.pitch, view.roll)
-    placed = (points - FACE_CENTRE) @ turn.T
+    placed = (mesh.points - FACE_CENTRE) @ turn.T
     scene = rtcore_scene.EmbreeScene()
     mesh_construction.TriangleMesh(scene, placed.astype(np.float32), triangles.astype(np.int32))
 
@@ -223,39 +251,84 @@ def render(face: Face, size: int = 96, supersample: float = 1.5) -> Render:
     directions = directions.reshape(-1, 3).astype(np.float32)
     origins = np.zeros_like(directions)
     origins[:, 2] = distance
-    hits = scene.run(origins, directions, output=True)
-    hit = hits["primID"] >= 0
-    triangle = hits["primID"][hit]
-    u, v = hits["u"][hit][:, None], hits["v"][hit][:, None]
-    corners = triangles[triangle]
-    here = (
-        attributes[corners[:, 0]] * (1 - u - v)
-        + attributes[corners[:, 1]] * u
-        + attributes[corners[:, 2]] * v
-    )
-    where = origins[hit] + directions[hit] * hits["tfar"][hit][:, None]
-    colour = _shade(face, here, where, kind[triangle], turn, placed, scene)
+    hit, triangle, u, v, where = cast(scene, origins, directions)
+    here = interpolate(mesh.attributes, triangles[triangle], u, v)
+    colour = shade_head(face, here, where, mesh.kind[triangle], turn, placed, scene)
 
     picture = _background(wide, view).reshape(-1, 3)
     picture[hit] = colour
     part = np.full(wide * wide, -1, np.int8)
-    part[hit] = kind[triangle]
+    part[hit] = mesh.kind[triangle]
     pixels = placed[:count, :2] / (tangent * (distance - placed[:count, 2:3]))
     pixels = ((pixels * [1, -1] + 1) / 2 + np.array(view.shift) * [1, 1]) * size
-    image, jpeg = _develop(picture.reshape(wide, wide, 3), size, view)
+    image, jpeg = develop(picture.reshape(wide, wide, 3), size, view)
     nearest = ((np.arange(size) + 0.5) * wide / size).astype(int)
     return Render(
         image=image,
         jpeg=jpeg,
         vertices=placed[:count],
-        rest=rest,
-        moved=moved,
+        rest=mesh.rest,
+        moved=mesh.moved,
         pixels=pixels.astype(np.float32),
         part=part.reshape(wide, wide)[np.ix_(nearest, nearest)],
     )
 
 
-def _shade(
+def cast(
+    scene: rtcore_scene.EmbreeScene, origins: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which of n rays meet something, (n,) bool; of those k that do: the triangle (k,), where in it
+    (k, 1), (k, 1), and where in space (k, 3)."""
+    hits = scene.run(origins, directions, output=True)
+    hit = hits["primID"] >= 0
+    where = origins[hit] + directions[hit] * hits["tfar"][hit][:, None]
+    return hit, hits["primID"][hit], hits["u"][hit][:, None], hits["v"][hit][:, None], where
+
+
+def interpolate(
+    attributes: np.ndarray, corners: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> np.ndarray:
+    """Vertex attributes (n, c) at the places u, v (k, 1) of triangles with `corners` (k, 3)."""
+    return (
+        attributes[corners[:, 0]] * (1 - u - v)
+        + attributes[corners[:, 1]] * u
+        + attributes[corners[:, 2]] * v
+    )
+
+
+def key_direction(view: View) -> np.ndarray:
+    """The unit vector (3,) towards the key light."""
+    return np.array(view.light, np.float32) / np.float32(np.linalg.norm(view.light))
+
+
+def key_shadow(
+    scene: rtcore_scene.EmbreeScene, where: np.ndarray, normal: np.ndarray, key: np.ndarray
+) -> np.ndarray:
+    """What is left of the key light (k,) at points with their normals: less where it is blocked."""
+    lit = scene.run(
+        (where + normal * np.float32(0.02)).astype(np.float32),
+        np.tile(key, (len(where), 1)),
+        query="OCCLUDED",
+    )
+    return np.where(lit == -1, 1.0, 0.45).astype(np.float32)
+
+
+def light_on(view: View, normal: np.ndarray, key: np.ndarray, shadow: np.ndarray) -> np.ndarray:
+    """The light (k, 3), linear RGB, that falls on points with their normals (k, 3)."""
+    facing = normal @ key
+    wrap = np.float32(0.3)
+    diffuse = np.clip((facing + wrap) / (1 + wrap), 0, None) * shadow
+    fill_from = np.array([-key[0], 0.15, 0.8], np.float32)
+    fill = np.clip(normal @ (fill_from / np.linalg.norm(fill_from)), 0, None)
+    above = 0.5 + 0.5 * normal[:, 1]
+    return (
+        (view.key * diffuse)[:, None] * linear(view.key_colour)
+        + (view.fill * fill)[:, None]
+        + (view.ambient * (0.6 + 0.4 * above))[:, None]
+    )
+
+
+def shade_head(
     face: Face,
     here: np.ndarray,
     where: np.ndarray,
@@ -302,29 +375,13 @@ def _shade(
     sky = np.where(teeth, 0.15 + 0.70 * shown, sky)
     sky = np.where((kind == LEFT_EYE) | (kind == RIGHT_EYE), np.maximum(sky, 0.62), sky)
 
-    key = np.array(view.light, np.float32) / np.float32(np.linalg.norm(view.light))
-    lit = scene.run(
-        (where + normal * np.float32(0.02)).astype(np.float32),
-        np.tile(key, (len(where), 1)),
-        query="OCCLUDED",
-    )
-    shadow = np.where(lit == -1, 1.0, 0.45).astype(np.float32)
+    key = key_direction(view)
+    shadow = key_shadow(scene, where, normal, key)
     shadow[(kind >= LEFT_EYE) & (kind <= TONGUE)] = 0.85
-    facing = normal @ key
-    wrap = np.float32(0.3)
-    diffuse = np.clip((facing + wrap) / (1 + wrap), 0, None) * shadow
-    fill_from = np.array([-key[0], 0.15, 0.8], np.float32)
-    fill = np.clip(normal @ (fill_from / np.linalg.norm(fill_from)), 0, None)
-    above = 0.5 + 0.5 * normal[:, 1]
-    key_colour = linear(view.key_colour)
-    light = (
-        (view.key * diffuse)[:, None] * key_colour
-        + (view.fill * fill)[:, None]
-        + (view.ambient * (0.6 + 0.4 * above))[:, None]
-    )
+    light = light_on(view, normal, key, shadow)
     # Blood under thin skin keeps the terminator red.
     glow = np.zeros_like(light)
-    glow[:, 0] = 0.10 * view.key * bump(facing, 0.35) * (kind == 0)
+    glow[:, 0] = 0.10 * view.key * bump(normal @ key, 0.35) * (kind == 0)
     light = (light + glow) * (0.25 + 0.75 * sky)[:, None]
     half = key + np.array([0, 0, 1], np.float32)
     half /= np.linalg.norm(half)
@@ -420,7 +477,7 @@ def _hair(template: np.ndarray, kind: np.ndarray, look: Appearance) -> np.ndarra
     return base * (fade * np.clip(1 + 0.22 * strands + 0.2 * clumps, 0.3, 1.8))[:, None]
 
 
-def _develop(picture: np.ndarray, size: int, view: View) -> tuple[np.ndarray, bytes]:
+def develop(picture: np.ndarray, size: int, view: View) -> tuple[np.ndarray, bytes]:
     """Linear picture to an uint8 image and its JPEG file: tone curve, scale, blur, sensor noise."""
     picture = np.clip(picture, 0, 1.6)
     exposed = np.power(picture / (1 + 0.18 * picture), 1 / 2.2)

@@ -1,34 +1,73 @@
-"""The contact sheet of the rendered faces."""
+"""The contact sheet of what is rendered: faces, scenes, or clips as strips of frames."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from vlmface import sheet
 from vlmface.errors import UserError
-from vlmface.schema import FaceSample
+from vlmface.schema import AULabel, FaceSample
+
+STRIP = 8  # frames of a clip that are shown, side by side
 
 
 def write_sheet(
-    path: str | Path, *, n: int, split: str, seed: int, size: int, workers: int | None = None
+    path: str | Path,
+    *,
+    name: str = "synth",
+    n: int,
+    split: str,
+    seed: int,
+    size: int | None = None,
+    workers: int | None = None,
 ) -> Path:
-    """Draw the first `n` faces of a split on one picture (PNG or JPEG by the name's ending)."""
+    """Draw the first `n` rows of a split of a rendered set on one picture (PNG or JPEG by the
+    name's ending), `size` pixels a side (None: as large as that set usually is)."""
     import pyarrow.parquet as pq
-
-    from vlmface.synth import dataset
 
     sheet.picture_format(path)  # before anything is rendered
     if not 0 < n <= 1024:
-        raise UserError(f"a sheet shows 1 to 1024 faces, not {n}")
+        raise UserError(f"a sheet shows 1 to 1024 rows, not {n}")
+    rendered, options = _set(name)
     rows: list[dict] = []
-    for shard in dataset.render_split(split, n, seed=seed, size=size, workers=workers):
+    for shard in rendered.render_split(split, n, seed=seed, size=size, workers=workers, **options):
         rows += pq.read_table(shard).to_pylist()
-    tiles = []
-    for sample in map(FaceSample.from_row, rows[:n]):
-        face = Image.open(io.BytesIO(sample.image["bytes"]))
-        tiles.append(sheet.Tile(face, str(sample.emotion), (sheet.units(sample),)))
-    sheet.write(path, sheet.draw(tiles))
+    samples = [FaceSample.from_row(row) for row in rows[:n]]
+    tiles = [tile for sample in samples for tile in _tiles(sample)]
+    sheet.write(path, sheet.draw(tiles, STRIP if name == "synth_clips" else None))
     return Path(path)
+
+
+def _set(name: str) -> tuple[Any, dict[str, int]]:
+    from vlmface.synth import clips, dataset, scenes
+
+    sets = {one.name: one for one in (dataset.FACES, scenes.SCENES, clips.CLIPS)}
+    if name not in sets:
+        raise UserError(f"{name!r} is not rendered: use one of {', '.join(sets)}")
+    return sets[name], {"frames": clips.FRAMES} if name == "synth_clips" else {}
+
+
+def _tiles(sample: FaceSample) -> list[sheet.Tile]:
+    if sample.frames is None:
+        title, lines = str(sample.emotion), [sheet.units(sample)]
+        if sample.context:
+            title = sample.context[0]
+            lines.insert(0, f"{sample.meta['face_state']}, {sample.meta['object']}")
+        return [sheet.Tile(_picture(sample.image), title, tuple(lines))]
+    tiles = []
+    for k in range(0, len(sample.frames), -(-len(sample.frames) // STRIP)):
+        seen = {int(au): much for au, much in sample.meta["frame_aus"][k].items() if much >= 0.5}
+        shown = FaceSample(
+            sample.id, sample.dataset, aus=[AULabel(au, seen[au], True) for au in sorted(seen)]
+        )
+        title = f"frame {k}" if k else str(sample.emotion)
+        tiles.append(sheet.Tile(_picture(sample.frames[k]), title, (sheet.units(shown),)))
+    return tiles
+
+
+def _picture(stored: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(stored["bytes"]))

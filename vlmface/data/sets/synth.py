@@ -28,8 +28,8 @@ def read(
     progress: bool = True,
 ) -> datasets.Dataset:
     """The first `n` faces of a split, `size` pixels square; rendered where they are not cached."""
-    from vlmface.synth import dataset
+    from vlmface.synth.dataset import FACES
 
     if root is not None:
         raise UserError(f"synth is rendered, not read from a folder: leave out the root ({root})")
-    return dataset.load(split, n=n, seed=seed, size=size, progress=progress)
+    return FACES.load(split, n=n, seed=seed, size=size, progress=progress)
