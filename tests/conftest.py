@@ -61,6 +61,25 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def clip_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of open_clip with two layers a tower: 32 x 32 pixels, 24 features."""
+    import open_clip
+    import torch
+
+    from vlmface.clip import model
+
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    built = open_clip.CLIP(**shape)
+    config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
+    folder = tmp_path_factory.mktemp("clip_base")
+    model.save(model.Clip(built, open_clip.SimpleTokenizer(), config, "small"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def processor(base: Path) -> Any:
     from vlmface.families import llava
 

@@ -22,11 +22,14 @@ from vlmface.clip.temporal import TIME, Fusion, OverTime
 from vlmface.clip.texts import LabelTexts, check_lengths
 from vlmface.errors import UserError
 
-# peft's MultiheadAttention layer takes the whole attention; its out_proj alone would be passed by.
+# LoRA on the queries, keys and values, and on the MLP. Not through peft's layer for the whole
+# attention: up to 0.21 it adds the output projection's part twice (peft#3774), and adds to and
+# subtracts from the base's weights at every step, which rounding does not undo.
 LORA_MODULES = {
-    "image": r"visual\..*\.(attn|c_fc|c_proj)",
-    "text": r"(text\.)?transformer\..*\.(attn|c_fc|c_proj)",
+    "image": r"visual\..*\.(c_fc|c_proj)",
+    "text": r"(text\.)?transformer\..*\.(c_fc|c_proj)",
 }
+ATTENTION = "attn.in_proj_weight"
 TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (SigLIP)
 
 
@@ -49,7 +52,6 @@ class Shape:
     negative_weight: float = 0.0
     lora_rank: int = 8
     lora_alpha: float = 16
-    lora_dropout: float = 0.0
 
 
 class Classifier(nn.Module):
@@ -203,6 +205,8 @@ class Classifier(nn.Module):
         """Weights between those of `base` (`trained.state` before training; 0) and now (1), as
         WiSE-FT does (Wortsman et al. 2022, arXiv:2109.01903)."""
         for name, parameter in self.named_parameters():
+            if "lora_A" in name:  # the difference is lora_B times lora_A, and lora_B starts at 0
+                continue
             if name in base:
                 start = base[name].to(parameter)
                 # Not lerp: at 1 it would be off by a rounding.
@@ -233,17 +237,21 @@ def add_lora(clip: Clip, shape: Any) -> list[Any]:
     """Put LoRA into the towers whose policy in `shape` is lora: [peft's model], or []. All other
     weights are frozen then. A list, so that a module that keeps it does not own its weights twice.
     """
-    modules = [_lora_modules(clip, tower) for tower in ("image", "text")
-               if getattr(shape, tower) == "lora"]  # fmt: skip
-    if not modules:
+    towers = [tower for tower in ("image", "text") if getattr(shape, tower) == "lora"]
+    if not towers:
         return []
     from peft import LoraConfig, get_peft_model
 
+    attention = [
+        name
+        for name, _ in clip.model.named_parameters()
+        if name.endswith(ATTENTION) and tower_of(name) in towers
+    ]
     settings = LoraConfig(
         r=shape.lora_rank,
         lora_alpha=shape.lora_alpha,
-        lora_dropout=shape.lora_dropout,
-        target_modules="|".join(f"({one})" for one in modules),
+        target_modules="|".join(f"({_lora_modules(clip, tower)})" for tower in towers),
+        target_parameters=attention or None,
     )
     return [get_peft_model(clip.model, settings)]
 

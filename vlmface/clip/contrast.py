@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from transformers import set_seed
 
 from vlmface import facs
 from vlmface.clip import augment, captions, losses
@@ -49,7 +50,6 @@ class Settings:
     text: Literal["frozen", "lora", "full"] = "full"
     lora_rank: int = 8
     lora_alpha: float = 16
-    lora_dropout: float = 0.0
     augment: Literal["none", "flip", "face"] = "none"
     epochs: float = 1
     batch_size: int = 128
@@ -149,9 +149,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
         )
     if len(kept) < len(rows):
         rows = rows.select(kept)
-    from transformers import set_seed
-
-    set_seed(settings.seed)
+    set_seed(settings.seed)  # LoRA draws its first weights
     model = Pairs(clip, written, list(numbers), settings)
     if settings.gradient_checkpointing:
         clip.model.set_grad_checkpointing()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import set_seed
+
 from vlmface import data, manifest
 from vlmface.clip import model, texts, trained
 from vlmface.clip.classifier import Classifier, as_dict
@@ -69,6 +71,7 @@ def run(recipe: str, settings: Settings) -> None:
         time="none" if settings.frames == 1 else "mean",
     )  # fmt: skip
     before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
+    set_seed(settings.seed)
     classifier = Classifier(clip, asked, shape)
     start = trained.state(classifier)
     found = train(classifier, samples, settings, held)

@@ -43,7 +43,6 @@ class Settings:
     negative_weight: float = 0.0
     lora_rank: int = 8
     lora_alpha: float = 16
-    lora_dropout: float = 0.0
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced", "effective"] = "none"
     margins: Literal["none", "ldam"] = "none"
@@ -78,7 +77,7 @@ class Settings:
             image=self.image, text=self.text, head=self.head, views=views, frames=self.frames,
             time=self.time, affect=self.affect, contexts=self.contexts,
             class_specific=self.class_specific, negative_weight=self.negative_weight,
-            lora_rank=self.lora_rank, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout,
+            lora_rank=self.lora_rank, lora_alpha=self.lora_alpha,
         )  # fmt: skip
 
 

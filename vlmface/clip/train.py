@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import (
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from vlmface.clip import augment, losses, trained
 from vlmface.clip.classifier import Classifier
@@ -194,7 +188,6 @@ def train(
     """
     rows, targets, affects, left_out = labelled(rows, classifier.texts)
     data: Any = Squares(rows, classifier.clip, settings.cache_gib)
-    set_seed(settings.seed)
     model = Targets(classifier, targets, affects, settings)
     if settings.image == "frozen" and settings.augment == "none":
         model.features = all_features(classifier.clip, data, settings.eval_batch_size)

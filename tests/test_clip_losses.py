@@ -1,0 +1,117 @@
+"""Losses for labels and captions, against torch's and open_clip's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given
+from hypothesis import strategies as st
+from open_clip.loss import ClipLoss
+
+from vlmface.clip import augment, losses
+
+
+def _features(n: int, seed: int) -> torch.Tensor:
+    made = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(made, dim=-1)
+
+
+@given(st.integers(2, 12), st.integers(0, 99))
+def test_distinct_captions_give_clips_own_loss(n: int, seed: int) -> None:
+    images, words = _features(n, seed), _features(n, seed + 1000)
+    ours = losses.caption_loss(images, words, torch.arange(n), 20.0)
+    assert torch.allclose(ours, ClipLoss()(images, words, torch.tensor(20.0)), atol=1e-5)
+
+
+def test_faces_of_one_caption_are_no_negatives_of_each_other() -> None:
+    images, words = _features(4, 0), _features(4, 1)
+    groups = torch.tensor([0, 0, 1, 2])
+    nudge = torch.zeros(4, 6)
+    nudge[0] = 0.01 * words[1]  # towards the other caption of the same group
+    closer = F.normalize(images + nudge, dim=-1)
+    ours = [losses.caption_loss(one, words, groups, 10.0) for one in (images, closer)]
+    clips = [ClipLoss()(one, words, torch.tensor(10.0)) for one in (images, closer)]
+    assert ours[1] < ours[0]
+    assert clips[1] > clips[0]
+
+
+@given(st.integers(0, 99))
+def test_the_least_loss_is_reached_where_groups_are_apart(seed: int) -> None:
+    words = _features(2, seed)[[0, 0, 1, 1]]
+    found = losses.caption_loss(words, words, torch.tensor([0, 0, 1, 1]), 1000.0)
+    assert float(found) == pytest.approx(0.6931, abs=1e-3)  # log 2: each has two right answers
+
+
+def test_order_of_pairs_does_not_matter() -> None:
+    images, words, groups = _features(8, 0), _features(8, 1), torch.tensor([0, 1, 1, 2, 3, 3, 3, 4])
+    order = torch.randperm(8)
+    whole = losses.caption_loss(images, words, groups, 5.0)
+    mixed = losses.caption_loss(images[order], words[order], groups[order], 5.0)
+    assert torch.allclose(whole, mixed, atol=1e-6)
+
+
+def test_label_loss_is_torchs_with_its_options() -> None:
+    logits, truth = torch.randn(9, 4), torch.randint(4, (9,))
+    weights = torch.tensor([1.0, 2.0, 0.5, 0.5])
+    ours = losses.label_loss(logits, truth, scale=3.0, smoothing=0.1, weights=weights)
+    assert torch.allclose(
+        ours, F.cross_entropy(logits * 3, truth, weight=weights, label_smoothing=0.1)
+    )
+    several = (torch.rand(9, 4) < 0.5).float()
+    ours = losses.label_loss(logits, several, scale=2.0)
+    assert torch.allclose(ours, F.binary_cross_entropy_with_logits(logits * 2, several))
+
+
+def test_margins_make_the_true_label_harder() -> None:
+    margins = losses.ldam_margins([1000, 10, 0])
+    assert margins[1] == losses.LDAM_MARGIN and margins[2] == 0
+    assert margins[0] == pytest.approx(losses.LDAM_MARGIN * (10 / 1000) ** 0.25)
+    logits, truth = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 0])
+    by_hand = logits.clone()
+    for row, label in enumerate(truth.tolist()):
+        by_hand[row, label] -= margins[label]
+    ours = losses.label_loss(logits, truth, scale=7.0, margins=margins)
+    assert torch.allclose(ours, F.cross_entropy(by_hand * 7, truth))
+    assert ours > losses.label_loss(logits, truth, scale=7.0)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "effective"])
+def test_class_weights_favour_the_rare(kind: str) -> None:
+    weights = losses.class_weights([100, 10, 0], kind)
+    assert weights is not None
+    assert weights[1] > weights[0] > 0 and weights[2] == 0
+    assert float(weights.sum()) == pytest.approx(2)
+    if kind == "balanced":
+        assert float(weights[1] / weights[0]) == pytest.approx(10)
+    else:
+        expected = (1 - losses.EFFECTIVE_BETA**100) / (1 - losses.EFFECTIVE_BETA**10)
+        assert float(weights[1] / weights[0]) == pytest.approx(expected)
+    assert losses.class_weights([1, 2], "none") is None
+
+
+# --- changes of pictures --------------------------------------------------------------------------
+
+
+def test_changed_pictures_stay_pictures_and_follow_the_seed() -> None:
+    squares = torch.randint(256, (6, 2, 3, 20, 20), dtype=torch.uint8)
+    assert augment.apply(squares, "none") is squares
+    for kind in ("flip", "face"):
+        torch.manual_seed(3)
+        first = augment.apply(squares, kind)
+        torch.manual_seed(3)
+        assert torch.equal(first, augment.apply(squares, kind))
+        assert first.shape == squares.shape and first.dtype == torch.uint8
+        assert not torch.equal(first, squares)
+    torch.manual_seed(0)
+    flipped = augment.apply(squares, "flip")
+    same = [torch.equal(a, b) for a, b in zip(flipped, squares, strict=True)]
+    turned = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, squares, strict=True)]
+    assert all(a != b for a, b in zip(same, turned, strict=True)) and any(same) and any(turned)
+
+
+def test_pictures_of_a_row_change_together() -> None:
+    one = torch.randint(256, (4, 1, 3, 16, 16), dtype=torch.uint8)
+    torch.manual_seed(1)
+    both = augment.apply(one.repeat(1, 2, 1, 1, 1), "face")
+    assert torch.equal(both[:, 0], both[:, 1])
