@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
     # What is asked, of which model, about which faces.
     asked = [prompts.load(name) for name in settings.prompts]
+    tasks.check_balance(settings.balance, asked)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     scored = answering.scored_prompts(benchmark, asked)
     if unscored := [prompt.id for prompt in asked if prompt not in scored]:

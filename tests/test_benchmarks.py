@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from miniatures import face, fea20k
 from miniatures.records import write_lines
 from samples import ROOT, samples
 
-from vlmface import data, facs, prompts
+from vlmface import data, facs, prompts, taxonomy
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -28,7 +29,8 @@ from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
 NAMES = benchmarks.benchmark_names()
-# The true labels of the miniatures' tested rows, in order, for each label space in turn.
+# The true labels of the miniatures' tested rows, in order, for each label space in turn; several of
+# one space as one text.
 LABELS: dict[str, list[tuple[str, ...]]] = {
     "affectnet7": [("anger",), ("surprise",)],
     "affectnet8": [("anger",), ("contempt",), ("surprise",)],
@@ -37,6 +39,7 @@ LABELS: dict[str, list[tuple[str, ...]]] = {
     "celeba": [("male",), ("male",)],
     "ckplus": [("disgust",), ("fear",), ("happiness",)],
     "dfew": [("anger",), ("fear",), ("neutral",)],
+    "emotic": [("Pain, Sadness",), ("Peace",)],
     "fairface": [("East Asian", "male", "0-9"), ("White", "female", "60+")],
     "fea20k": [("fear",), ("happiness",), ("neutral",)],
     "fer2013": [("sadness",), ("anger",), ("disgust",)],
@@ -98,8 +101,11 @@ def miniature(name: str, root: Path) -> benchmarks.Benchmark:
 def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
     """A prompt for each label space of the benchmark; its answers name AUs if those are scored."""
     form = "think_answer" if benchmark.au_set else "label"
-    spaces = [space.id for space in benchmark.spaces] or ["emotion8"]
-    return [Prompt(f"asks_{space}", 1, form, space, "{candidates}?", "test") for space in spaces]
+    return [
+        Prompt(f"asks_{space.id}", 1, "labels" if space.several else form, space.id,
+               "{candidates}?", "test")
+        for space in benchmark.spaces or [taxonomy.space("emotion8")]
+    ]  # fmt: skip
 
 
 class Scripted:
@@ -165,7 +171,8 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
     assert benchmark.metrics and benchmark.source.strip()
     about = "\n".join(benchmark.metrics)
     assert bool(benchmark.au_set) == ("action units" in about)
-    assert bool(benchmark.spaces) == ("accuracy" in about)
+    assert any(space.several for space in benchmark.spaces) == ("mAP" in about)
+    assert any(not space.several for space in benchmark.spaces) == ("accuracy" in about)
 
 
 def test_every_data_set_with_a_miniature_has_its_truth_here() -> None:
@@ -183,9 +190,10 @@ def test_label_spaces_cover_the_labels_of_all_splits(name: str, tmp_path: Path) 
                 annotated = getattr(sample, space.field) or (
                     sample.age if space.field == "age_group" else None
                 )
-                label = sample.label(space)
-                assert (label is None) == (annotated is None), f"{sample.id}: {annotated}"
-                labelled |= {space.id} if label else set()
+                labels = sample.labels(space)
+                assert len(labels) <= 1 or space.several
+                assert (not labels) == (annotated is None), f"{sample.id}: {annotated}"
+                labelled |= {space.id} if labels else set()
     assert labelled == {space.id for space in benchmark.spaces}
 
 
@@ -200,7 +208,14 @@ def test_right_answers_score_one_and_wrong_ones_nothing(
         assert ("au" in scores) == bool(benchmark.au_set)
         blocks = scores.get("attributes", {}) | {"emotion": scores.get("emotion")}
         scored = {field: block for field, block in blocks.items() if block}
-        assert set(scored) == {space.field for space in benchmark.spaces}
+        assert set(scored) == {space.field for space in benchmark.spaces if not space.several}
+        assert ("labels" in scores) == any(space.several for space in benchmark.spaces)
+        if found := scores.get("labels"):
+            assert found["n"] == scores["n"] == len(LABELS[name])
+            assert found["jaccard"] == found["f1_macro"] == found["exact_match"] == expected
+            support = {k: one["support"] for k, one in found["per_label"].items() if one["support"]}
+            true = [label for (labels,) in LABELS[name] for label in labels.split(", ")]
+            assert support == Counter(true)
         for block in scored.values():
             assert block["n"] == scores["n"] == len(LABELS[name])
             assert block["accuracy"] == block["uar"] == block["f1_macro"] == expected
@@ -309,7 +324,9 @@ def test_published_results_are_of_what_the_benchmark_scores() -> None:
         assert benchmark.published == entries != []
         fields = {space.field for space in benchmark.spaces}
         may = fields & set(benchmarks.ATTRIBUTES) | ({"au_f1_macro"} if benchmark.au_set else set())
-        if fields & {"emotion", "context"}:
+        if any(space.several for space in benchmark.spaces):
+            may |= {"map"}
+        elif fields & {"emotion", "context"}:
             may |= {"accuracy", "uar", "f1_macro"}
         for entry in entries:
             assert entry.keys() - {"model", "source", "notes"} <= may, f"{name}: {entry}"
@@ -367,9 +384,11 @@ def test_the_table_of_the_docs_says_what_the_files_say() -> None:
         whole = not benchmark.protocol.keys() & {"part", "classes"}
         if whole and "rows" in published.get(benchmark.split, {}):
             assert faces.startswith(f"{published[benchmark.split]['rows']:,}"), name
-        assert labels == (", ".join(f"`{space.id}`" for space in benchmark.spaces) or "–")
+        named = (f"`{s.id}`" + ", several a person" * s.several for s in benchmark.spaces)
+        assert labels == (", ".join(named) or "–")
         assert aus == (str(len(benchmark.au_set)) if benchmark.au_set else "–")
         assert ("AU F1" in metrics) == bool(benchmark.au_set)
-        assert ("accuracy" in metrics) == bool(benchmark.spaces)
+        assert ("mAP" in metrics) == any(space.several for space in benchmark.spaces)
+        assert ("accuracy" in metrics) == any(not space.several for space in benchmark.spaces)
         assert (f"mean of {benchmark.folds} folds" in metrics) == (benchmark.folds is not None)
         assert source

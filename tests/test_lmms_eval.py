@@ -22,6 +22,7 @@ from samples import ROOT, load_script
 from test_benchmarks import miniature, questions
 
 from vlmface import facs, prompts
+from vlmface.answers import listed
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -104,8 +105,8 @@ def few(tmp_path: Path, rest: str = "label_space: emotion8}") -> Path:
 
 def text_of(sample: FaceSample, prompt: Prompt, turn: int) -> str:
     """What is said about a face in one of many turns: one of TEXTS."""
-    label = sample.label(prompt.space) or prompt.space.labels[0]
-    other = next(word for word in prompt.space.labels if word != label)
+    true = prompt.truth(sample) or prompt.space.labels[:1]
+    label, other = listed(true), next(word for word in prompt.space.labels if word not in true)
     aus = ", ".join(map(facs.name, sample.present_aus())) or "Nothing"
     drawn = zlib.crc32(f"{prompt.id} {sample.id}".encode())
     return TEXTS[(drawn + turn) % len(TEXTS)].format(label=label, other=other, aus=aus)
@@ -124,7 +125,8 @@ def answered(
             lines.append(
                 {"id": sample.id, "truth": answering.truth(sample, benchmark),
                  "prompt": prompt.id, "text": text, "label": answer.label,
-                 "status": answer.status, "aus": list(answer.aus), "latency_s": 0.0}
+                 "status": answer.status, "aus": list(answer.aus), "latency_s": 0.0,
+                 "labels": list(answer.labels)}
             )  # fmt: skip
     return lines
 
@@ -133,7 +135,8 @@ def flat(scores: dict[str, Any]) -> dict[str, float]:
     """metrics.json under the names of the task files."""
     blocks = {"": scores.get("emotion", {}), "au_": scores.get("au", {})}
     blocks |= {f"{name}_": block for name, block in scores.get("attributes", {}).items()}
-    names = ("accuracy", "uar", "f1_macro", "f1_micro")
+    blocks["labels_"] = scores.get("labels", {})
+    names = ("accuracy", "uar", "f1_macro", "f1_micro", "jaccard")
     found = {
         f"{before}{name}": block[name]
         for before, block in blocks.items()
@@ -158,7 +161,7 @@ def scored(task: dict[str, Any], docs: datasets.Dataset, texts: list[str]) -> di
 # --- figures --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["disfa8", "fairface", "fea20k", "fer2013", "mafw"])
+@pytest.mark.parametrize("name", ["disfa8", "emotic", "fairface", "fea20k", "fer2013", "mafw"])
 def test_any_answers_get_the_figures_of_our_own_evaluation(
     name: str, tmp_path: Path, generate: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -165,3 +165,35 @@ def test_a_manifest_of_another_family_is_refused(run_dir: Path, tmp_path: Path) 
 def test_a_base_model_needs_a_prompt(base: Path) -> None:
     with pytest.raises(UserError, match=r"is no vlmface run .*say which prompt"):
         LocalModel.load(base)
+
+
+def test_of_several_labels_each_is_scored_as_the_first_without_an_end(base: Path) -> None:
+    predictor = LocalModel.load(base, prompt="emotic", max_new_tokens=12)
+    tokenizer = predictor.processor.tokenizer
+    image = PICTURES[0]
+    start = len(
+        encode.encode_text(predictor.processor, llava, predictor.messages, None)["input_ids"]
+    )
+    found = predictor.label_ids("", image.size)
+    for label, ids in zip(predictor.prompt.space.labels, found, strict=True):
+        # All that is each label's own is there, and nothing of the end.
+        assert tokenizer.decode(ids[start:], skip_special_tokens=False).strip() == label
+    (scores,) = predictor.score([image], prior=True)
+    pixels = llava.image_inputs(predictor.processor, [image])["pixel_values"]
+    likely = []
+    for ids in found:
+        row = torch.tensor([ids])
+        with torch.no_grad():
+            logits = predictor.model(
+                input_ids=row, attention_mask=torch.ones_like(row), pixel_values=pixels
+            ).logits
+        log_p = logits[0, start - 1 : -1].log_softmax(-1)
+        likely.append(log_p.gather(-1, row[0, start:, None]).sum().item())
+    common = likely[0] - scores.log_likelihood["Affection"]  # of what all labels begin with
+    assert [a - common for a in likely] == pytest.approx(
+        list(scores.log_likelihood.values()), abs=1e-4
+    )
+    assert scores.prior is not None and scores.prior.keys() == scores.log_likelihood.keys()
+    # These are no probabilities of what applies, so none are given with an answer.
+    (said,) = predictor.predict([image])
+    assert said.probabilities is None

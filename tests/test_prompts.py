@@ -29,7 +29,8 @@ def golden(prompt: prompts.Prompt) -> str:
         for block in message["content"]:
             text = block["text"] if block["type"] == "text" else f"<{block['type']}>"
             lines.append(f"--- {message['role']}: {block['type']}\n{text}")
-    sample = dataclasses.replace(SAMPLE, **WORDS, race=prompt.space.labels[0])
+    context = list(prompt.space.labels[: 1 + prompt.space.several])
+    sample = dataclasses.replace(SAMPLE, **WORDS, race=prompt.space.labels[0], context=context)
     return "\n".join([*lines, f"--- target\n{prompt.target(sample)}"]) + "\n"
 
 
@@ -40,7 +41,7 @@ def test_golden(id: str) -> None:
 
 def test_prompts_that_exist() -> None:
     assert IDS == [
-        "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
+        "emotic", "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
         "facescan_boxed_age", "facescan_boxed_emotion", "facescan_boxed_gender",
         "facescan_boxed_race", "facescan_emotion", "facescan_gender", "facescan_race",
         "facescan_race_merged",
@@ -78,15 +79,36 @@ def test_au_definitions_come_from_the_catalogue() -> None:
 @pytest.mark.parametrize("id", IDS)
 def test_target_is_strict_and_made_of_prefix_label_suffix(id: str) -> None:
     prompt = prompts.load(id)
+    listed = prompt.space.field == "context"
     for emotion in prompt.space.labels:
-        target = prompt.target(dataclasses.replace(SAMPLE, **{prompt.space.field: emotion}))
+        true = {prompt.space.field: [emotion] if listed else emotion}
+        target = prompt.target(dataclasses.replace(SAMPLE, **true))
         assert target == prompt.wrap(BODY, emotion)
         assert target == prompt.answer_prefix(BODY) + emotion + prompt.answer_suffix
         answer = prompt.parse(target)
         assert (answer.status, answer.label) == ("strict", emotion)
-        assert answer.aus == (() if prompt.form == "label" else (4, 7))
+        assert answer.aus == ((4, 7) if prompt.reasons else ())
         # What was read can be wrapped again: labels are scored after a generated rationale.
         assert prompt.wrap(answer.rationale, emotion) == target
+
+
+def test_a_target_lists_several_labels_in_the_order_of_the_space() -> None:
+    prompt = prompts.load("emotic")
+    person = dataclasses.replace(SAMPLE, context=["Peace", "doubt", "Affection"])
+    assert prompt.truth(person) == ("Affection", "Doubt/Confusion", "Peace")
+    assert prompt.target(person) == "Affection, Doubt/Confusion, Peace"
+    told = dataclasses.replace(prompt, form="think_labels")
+    assert told.target(person) == f"<think>{BODY}</think>\n<answer>{prompt.target(person)}</answer>"
+    assert told.reasons and told.several and not prompt.reasons
+    with pytest.raises(UserError, match="use a prompt of form 'labels'"):
+        told.target(dataclasses.replace(person, rationale=None, rationale_source="none"))
+    # Where one label is asked for, several are no truth.
+    one = prompts.Prompt("x", 1, "label", "raer5", "?", "test")
+    torn = dataclasses.replace(SAMPLE, context=["Fatigue", "Confusion"])
+    assert (torn.label(one.space), one.truth(torn)) == (None, ())
+    assert torn.labels(one.space) == ("Confusion", "Fatigue")
+    with pytest.raises(UserError, match="cannot ask for emotic26"):
+        dataclasses.replace(one, user="{candidates}?").asking_for(prompt.space)
 
 
 def test_target_errors() -> None:
@@ -133,7 +155,7 @@ def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_unknown_id() -> None:
     with pytest.raises(UserError, match=r"no prompt 'face_cott' \(did you mean 'face_cot'\?\)"):
         prompts.load("face_cott")
-    with pytest.raises(UserError, match="use one of expllm, expllm_label, face_cot"):
+    with pytest.raises(UserError, match="use one of emotic, expllm, expllm_label, face_cot"):
         prompts.load("zzz")
 
 

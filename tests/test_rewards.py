@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vlmface import facs, prompts, taxonomy
 from vlmface.answers import parse
 from vlmface.errors import UserError
+from vlmface.evaluate import multilabel
 from vlmface.schema import AULabel, FaceSample
 from vlmface.train import rewards
 
@@ -40,8 +41,8 @@ def earned(written: str, sample: FaceSample) -> dict[str, float | None]:
 
 
 RIGHT = text(FEAR, "fear")
-TRUE = {"format": 1.0, "emotion": 1.0, "au": 1.0, "au_intensity": 1.0, "consistency": 1.0,
-        "wording": 0.0, "brevity": 0.0, "repetition": 0.0}  # fmt: skip
+TRUE = {"format": 1.0, "emotion": 1.0, "jaccard": 1.0, "au": 1.0, "au_intensity": 1.0,
+        "consistency": 1.0, "wording": 0.0, "brevity": 0.0, "repetition": 0.0}  # fmt: skip
 
 
 def test_the_right_answer_earns_the_most() -> None:
@@ -69,6 +70,67 @@ def test_the_right_answer_earns_the_most() -> None:
 def test_what_is_not_right_earns_less(written: str, expected: dict[str, float]) -> None:
     found = earned(written, face(dict(FEAR)))
     assert {name: found[name] for name in expected} == expected
+
+
+# --- several labels -------------------------------------------------------------------------------
+
+EMOTIC = prompts.load("emotic")
+categories = st.sets(st.sampled_from(taxonomy.EMOTIC))
+
+
+def jaccard(written: str, true: set[str]) -> float | None:
+    person = FaceSample(id="x", dataset="test", context=sorted(true) or None)
+    return rewards.jaccard(EMOTIC.parse(written), person, EMOTIC.space)
+
+
+@given(categories.filter(bool), categories.filter(bool))
+def test_jaccard_is_the_metric_of_one_face(said: set[str], true: set[str]) -> None:
+    found = jaccard(", ".join(said), true)
+    assert found is not None and 0 <= found <= 1
+    assert (found == 1) == (said == true) and (found == 0) == (not said & true)
+    line = {"id": "x", "truth": {"labels": sorted(true)}, "labels": sorted(said),
+            "status": "strict"}  # fmt: skip
+    counts = multilabel.counts([line], EMOTIC.space)
+    assert multilabel.scores(counts[0])["jaccard"] == found
+
+
+@given(categories.filter(bool), categories, st.sampled_from(taxonomy.EMOTIC))
+def test_a_label_more_pays_if_and_only_if_it_is_right(
+    true: set[str], said: set[str], label: str
+) -> None:
+    before, after = (jaccard(", ".join(labels), true) for labels in (said, said | {label}))
+    assert before is not None and after is not None
+    if label not in said and label in true:
+        assert after > before
+    elif label not in said:
+        assert after < before or after == before == 0
+    else:
+        assert after == before
+
+
+@given(categories.filter(bool), st.sampled_from(["{}?", "not {}", "{}, Joy", "{} or none", ""]))
+def test_what_cannot_be_read_earns_nothing(true: set[str], form: str) -> None:
+    assert jaccard(form.format(", ".join(sorted(true))), true) == 0
+
+
+def test_several_labels_and_the_other_rewards() -> None:
+    one = FaceSample(id="x", dataset="test", context=["Peace"])
+    answer = EMOTIC.parse("Peace")
+    assert rewards.emotion(answer, one, EMOTIC.space) is None
+    assert rewards.jaccard(answer, one, EMOTIC.space) == 1
+    assert jaccard("Peace", set()) is None
+    with pytest.raises(UserError, match="reward emotion: none of the 1 faces has the annotation"):
+        rewards.check_truth(rewards.parse({"emotion": 1}), [one], EMOTIC.space)
+    with pytest.raises(UserError, match=r"label_power is 0\.5, but a face may have several labels"):
+        rewards.Judge(rewards.parse({"jaccard": 1}), [one], EMOTIC, label_power=0.5)
+    (function,) = rewards.Judge(rewards.parse({"jaccard": 2}), [one], EMOTIC).functions()
+    said = [[{"role": "assistant", "content": text}] for text in ("Peace, Pain", "Pain")]
+    assert function(said, index=[0, 0]) == [0.5, 0]
+    # In a form with a rationale, named AUs count with several labels as with one.
+    told = prompts.Prompt("t", 1, "think_labels", "emotic26", "{candidates}?", "test")
+    happy = FaceSample(id="x", dataset="test", context=["Peace"], aus=[AULabel(12, 3.0, True)])
+    answer = told.parse("<think>AU12.</think><answer>Peace, Pain</answer>")
+    assert rewards.au(answer, happy, EMOTIC.space) == 1
 
 
 def test_unhappy_is_not_happy() -> None:
@@ -138,7 +200,8 @@ def test_numbers_that_their_words_do_not_describe() -> None:
     assert wording("The face is still.") == 0
 
 
-RANGES = {"format": (0, 1), "emotion": (0, 1), "au": (-1, 1), "au_intensity": (-1, 1),
+RANGES = {"format": (0, 1), "emotion": (0, 1), "jaccard": (0, 1), "au": (-1, 1),
+          "au_intensity": (-1, 1),
           "consistency": (0, 1), "wording": (-1, 0), "brevity": (-1, 0),
           "repetition": (-1, 0)}  # fmt: skip
 PIECES = [
@@ -201,7 +264,7 @@ def test_weights_and_options_are_read() -> None:
         ("au", 2.0, {"beta": 0.5}),
     ]
     for bad, message in [
-        ({"emotions": 1}, "no reward 'emotions': use some of format, emotion, au"),
+        ({"emotions": 1}, "no reward 'emotions': use some of format, emotion, jaccard"),
         ({"au": -1}, "weight is -1"),
         ({"au": True}, "weight is True"),
         ({"au": {"gamma": 1}}, "no option 'gamma': it has weight, beta"),

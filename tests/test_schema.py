@@ -9,7 +9,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from vlmface import schema
+from vlmface import schema, taxonomy
 from vlmface.errors import UserError
 from vlmface.schema import AULabel, FaceSample
 
@@ -96,3 +96,16 @@ def test_invalid_samples(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         sample.validate()
     assert f"sample {sample.id!r}" in str(error.value)
+
+
+def test_several_labels_come_in_the_order_of_their_space() -> None:
+    emotic = taxonomy.space("emotic26")
+    person = FaceSample(id="x", dataset="d", context=["peace", "Anger", "Confusion", "doubt"])
+    assert person.labels(emotic) == ("Anger", "Doubt/Confusion", "Peace")
+    assert person.label(emotic) is None
+    assert FaceSample(id="x", dataset="d", context=["Doubt"]).label(emotic) == "Doubt/Confusion"
+    assert FaceSample(id="x", dataset="d").labels(emotic) == ()
+    aged = FaceSample(id="x", dataset="d", age=44.0, emotion="fear")
+    assert aged.labels(taxonomy.space("age_group5")) == ("40-59",)
+    assert aged.labels(taxonomy.space("emotion8")) == ("fear",)
+    assert aged.labels(taxonomy.space("gender")) == ()

@@ -85,6 +85,18 @@ def test_what_is_expressed_speaks_for_its_emotion(drawn):
                 assert facs.supports(one.expression.aus, one.expression.emotion)
 
 
+def test_speech_and_blinks_leave_expressions_alone(drawn):
+    def shown(episodes):
+        courses = [e.course(np.arange(16), au) for e in episodes for au in e.expression.aus]
+        return np.max([np.zeros(16), *courses], axis=0)
+
+    idle = [sample for sample in drawn[:600] if sample.idle]
+    assert len(idle) > 100
+    for sample in idle:
+        expressions = [e for e in (sample.sustained, *sample.brief) if e]
+        assert (shown(sample.idle) * shown(expressions)).max() < 0.02
+
+
 def test_curves_are_continuous(drawn):
     """Between frames too: in steps of 1/50 frame nothing jumps."""
     times = np.arange(0, 15, 0.02)
@@ -111,14 +123,18 @@ def test_head_and_gaze_move_a_little_and_nothing_else_does(drawn):
 
 
 def test_frame_aus_are_what_is_rendered(drawn):
-    """What each frame lists follows from the strengths that its face is drawn with."""
+    """What each frame lists follows from the strengths that its face is drawn with: the mean of
+    both sides, whose grade is drawn to within 0.4 of an intensity."""
+    compared = 0
     for sample in drawn[:150]:
         for face, seen in zip(clips.faces(sample), sample.intensities(), strict=True):
-            for au in set(face.left) | set(face.right):
-                drawn_at = max(face.left[au], face.right[au])
-                # Sides lean by up to 15 %, and grades are drawn to within 0.4 of an intensity.
-                assert abs(intensity(drawn_at) - seen.get(au, 0.0)) < 1.8, (au, drawn_at, seen)
-            assert set(seen) <= set(face.left)
+            assert set(seen) <= set(face.left) == set(face.right)
+            for au in face.left:
+                sides = face.left[au], face.right[au]
+                if min(sides) > 0.5 * max(sides):  # contempt is mostly one-sided
+                    assert abs(intensity(sum(sides) / 2) - seen.get(au, 0.0)) < 0.45
+                    compared += 1
+    assert compared > 3000
 
 
 def test_strength_and_intensity_are_inverse():
@@ -195,7 +211,7 @@ def test_this_version_still_draws_what_it_drew():
 
 PINNED = (
     1,
-    "a2e46dc40702",
+    "9c023559130e",
     [[122, 185, 180, 122], [114, 167, 166, 127], [102, 180, 184, 112], [82, 157, 163, 90]],
 )
 

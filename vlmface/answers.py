@@ -8,6 +8,12 @@ Rewards, metrics, tables and the demo all read this one result. A label is given
   words and the label ("The person looks happy"), while no other label is in play.
 
 Everything else is ambiguous (labels compete, or one is mentioned and not stated), refused or none.
+
+The forms of SEVERAL ask for all the labels that apply, "Engagement, Happiness". Strict is a list of
+labels, each once, in any order; lenient a list in other letters or with other separators, or
+between filler words ("The person feels engagement and happiness"). One word that is no label, a
+negation, an "or" or a question, and nothing of the list counts: what was meant by the rest would be
+a guess.
 """
 
 from __future__ import annotations
@@ -15,41 +21,70 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmface import facs
 from vlmface.errors import UserError
-from vlmface.taxonomy import LabelSpace
+from vlmface.taxonomy import LabelSpace, normalise
 
-FORMS = ("think_answer", "three_part", "label")
+FORMS = ("think_answer", "three_part", "label", "labels", "think_labels")
+SEVERAL = ("labels", "think_labels")
 STATUSES = ("strict", "lenient", "ambiguous", "refused", "none")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`label` is None unless `status` is strict or lenient. `aus` are the action units that the
-    text says are there, `negated_aus` those it says are not (both sorted and disjoint)."""
+    """`labels` are those that count, in the order of their space: () unless `status` is strict or
+    lenient, then one, or in a form of SEVERAL one at least. `label` is the only one, None where
+    there are none or several. `aus` are the action units that the text says are there,
+    `negated_aus` those it says are not (both sorted and disjoint)."""
 
     label: str | None
     aus: tuple[int, ...]
     status: str
     rationale: str
     negated_aus: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.label is not None and not self.labels:
+            object.__setattr__(self, "labels", (self.label,))
+
+    @property
+    def said(self) -> str | None:
+        """The labels as a text for people, None if there are none."""
+        return listed(self.labels) or None
 
 
 # --- the forms, written --------------------------------------------------------------------------
 
-SUFFIX = {"think_answer": "</answer>", "three_part": "", "label": ""}
+SUFFIX = {
+    "think_answer": "</answer>", "three_part": "", "label": "",
+    "labels": "", "think_labels": "</answer>",
+}  # fmt: skip
+_FRAME = {"labels": "label", "think_labels": "think_answer"}  # the form that is like it for one
+_SEPARATOR = ", "
 _OBSERVED, _OVERALL, _CONCLUDED = (
     f"**{heading}:**"
     for heading in ("Key Observations", "Overall Emotional Interpretation", "Conclusion")
 )
 
 
+def reasons(form: str) -> bool:
+    """Whether a rationale stands before the labels."""
+    return _FRAME.get(form, form) != "label"
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Labels as the forms of SEVERAL have them."""
+    return _SEPARATOR.join(labels)
+
+
 def prefix(rationale: str, form: str) -> str:
     """The completion up to where the label starts. In the three-part form (ExpLLM) the last
     sentence of a plain rationale is the interpretation and the rest are the observations."""
-    rationale = rationale.strip()
+    rationale, form = rationale.strip(), _FRAME.get(form, form)
     if form == "label":
         return ""
     if form == "think_answer":
@@ -65,8 +100,13 @@ def prefix(rationale: str, form: str) -> str:
 
 def pattern(space: LabelSpace, form: str) -> str:
     """A regular expression that only strict answers match, for servers that can be held to one. It
-    needs no look-around and no flags."""
-    labels = "|".join(map(re.escape, space.labels))
+    needs no look-around and no flags. Several labels come in the order of the space, as in the
+    targets: so none comes twice."""
+    words = [re.escape(label) for label in space.labels]
+    if form in SEVERAL:
+        more = [f"(?:{_SEPARATOR}{word})?" for word in words]
+        words = [word + "".join(more[i:]) for i, word in enumerate(words, 1)]
+    labels, form = "|".join(words), _FRAME.get(form, form)
     if form == "label":
         return f"(?:{labels})"
     if form == "think_answer":
@@ -118,13 +158,18 @@ def parse(text: str, space: LabelSpace, form: str) -> Answer:
     UserError for an unknown form."""
     if form not in FORMS:
         raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMS)}")
-    match = _STRICT[form].fullmatch(text.strip())
-    if match and match[2].strip() in space.labels:
-        label, status, rationale = match[2].strip(), "strict", match[1]
+    several = form in SEVERAL
+    match = _STRICT[_FRAME.get(form, form)].fullmatch(text.strip())
+    words = match[2].strip() if match else ""
+    found = words.split(_SEPARATOR) if several else [words]
+    if match and set(found) <= set(space.labels) and len(set(found)) == len(found):
+        labels, status, rationale = set(found), "strict", match[1]
     else:
-        label, status, rationale = _lenient(_clean(text), space)
+        labels, status, rationale = _lenient(_clean(text), space, several)
     present, negated = mentioned_aus(text)
-    return Answer(label, present, status, rationale.strip(), negated)
+    ordered = tuple(label for label in space.labels if label in labels)
+    label = ordered[0] if len(ordered) == 1 else None
+    return Answer(label, present, status, rationale.strip(), negated, ordered)
 
 
 def _clean(text: str) -> str:
@@ -133,23 +178,26 @@ def _clean(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Co", "Cs"))
 
 
-def _lenient(text: str, space: LabelSpace) -> tuple[str | None, str, str]:
+def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:
+    """(labels, status, rationale)."""
+    decide = _decide_several if several else _decide
     thought, answers, rest = regions(text)
     before, *concluded = _CONCLUSION.split(rest)
     if not answers and any(part.strip() for part in concluded):
         answers, rest = concluded, before
     if answers:
-        found = [_decide(answer, space) for answer in answers if answer.strip()]
-        labels = {label for label, _ in found if label}
+        found = [decide(answer, space) for answer in answers if answer.strip()]
+        readings = {frozenset(labels) for labels, _ in found if labels}
         statuses = {status for _, status in found} - {"none"}
-        if statuses == {"lenient"} and len(labels) == 1:
-            return labels.pop(), "lenient", thought or rest
+        if statuses == {"lenient"} and len(readings) == 1:
+            return set(readings.pop()), "lenient", thought or rest
         if statuses == {"refused"}:
-            return None, "refused", thought or rest
-        return None, "ambiguous" if statuses else "none", thought or rest
+            return set(), "refused", thought or rest
+        return set(), "ambiguous" if statuses else "none", thought or rest
     # No answer was marked. What was only thought is no answer; the rest of the text may be one.
-    label, status = _decide(rest, space)
-    return label, status, thought or ("" if space.canonical(rest) else rest)
+    labels, status = decide(rest, space)
+    bare = _listed(rest, space) if several else space.canonical(rest)
+    return labels, status, thought or ("" if bare else rest)
 
 
 def regions(text: str) -> tuple[str, list[str], str]:
@@ -195,37 +243,95 @@ _BETWEEN = _words("a an the any be being feeling showing really of signs sign ex
 _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
 
 
-def _decide(text: str, space: LabelSpace) -> tuple[str | None, str]:
+def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Label and status of a text that stands in the place of the answer."""
     whole = space.canonical(text)
     if whole:
-        return whole, "lenient"
+        return {whole}, "lenient"
     if _REFUSAL.search(text):
-        return None, "refused"
+        return set(), "refused"
     stated: set[str] = set()
     mentioned: set[str] = set()
     negated: set[str] = set()
     denied = False
     clauses = _clauses(text)
     for clause, question in clauses:
-        words = _WORD.findall(clause.casefold())
-        others, labels = [], []
-        for word in _fold_labels(words, space):
-            if not isinstance(word, tuple):
-                others.append(word)
-                continue
-            before = [w for w in others if w not in _BETWEEN]
-            no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
-            (negated if no else mentioned).add(word[0])
-            labels.append(word[0])
+        words, others, named, refuted = _read_clause(clause, space)
+        labels = named + refuted
+        mentioned.update(named)
+        negated.update(refuted)
         # "The person is happy. That is wrong.", "happy, not"
         denied = denied or bool(_DENIALS & set(others)) or _NEGATORS.issuperset(words)
         plain = not question and all(w in _FILLERS for w in others)
         if len(labels) == 1 and plain and (_MARKERS & set(others) or len(clauses) == 1):
             stated.add(labels[0])
     if len(mentioned) == 1 and stated == mentioned and not mentioned & negated and not denied:
-        return mentioned.pop(), "lenient"
-    return None, "ambiguous" if mentioned else "none"
+        return mentioned, "lenient"
+    return set(), "ambiguous" if mentioned else "none"
+
+
+# What divides a list, with the marks before its items: "1. ", "- ", "* ", "(a) " need a line each.
+_DIVIDERS = re.compile(r"(?i)[,;&+|\n]|\band\b")
+_ITEM = re.compile(r"^\s*(?:[-*\u2022]|\(?(?:\d{1,2}|[a-z])[.)])\s+")
+# Fewer words than of _FILLERS: "one of these: anger, fear" and "most likely anger" state no list.
+_AROUND_A_LIST = _words(
+    "is are looks look appears appear seems seem feels feel feeling shows showing expresses"
+    " expressing conveys conveying displays displaying emotion emotions category categories label"
+    " labels answer answers the a an this these that he she they it his her their person person's"
+    " man man's woman woman's individual individual's subject subject's face emotional state of in"
+    " image picture photo following final both as well also"
+)
+
+
+def _decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
+    """Labels and status of a text that stands in the place of an answer of several labels."""
+    if whole := _listed(text, space):
+        return whole, "lenient"
+    if _REFUSAL.search(text):
+        return set(), "refused"
+    stated: set[str] = set()
+    plain = "?" not in text
+    for piece in _DIVIDERS.split(text):
+        _, others, named, refuted = _read_clause(piece, space)
+        stated.update(named)
+        # Two labels without a divider may be alternatives: "fear/sadness".
+        lone = len(named) <= 1 and not refuted
+        plain = plain and lone and _AROUND_A_LIST.issuperset(others)
+    if stated and plain:
+        return stated, "lenient"
+    return set(), "ambiguous" if stated else "none"
+
+
+def _listed(text: str, space: LabelSpace) -> set[str]:
+    """The labels of a text that is a list of labels and nothing else; else none."""
+    found: set[str] = set()
+    for line in text.split("\n"):
+        for piece in _DIVIDERS.split(_ITEM.sub("", line)):
+            if not normalise(piece):
+                continue
+            label = space.canonical(piece)
+            if label is None:
+                return set()
+            found.add(label)
+    return found if "?" not in text else set()
+
+
+def _read_clause(
+    clause: str, space: LabelSpace
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """(words, those that are no labels, labels, labels right behind a negation)."""
+    words = _WORD.findall(clause.casefold())
+    others: list[str] = []
+    named: list[str] = []
+    refuted: list[str] = []
+    for word in _fold_labels(words, space):
+        if not isinstance(word, tuple):
+            others.append(word)
+            continue
+        before = [w for w in others if w not in _BETWEEN]
+        no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
+        (refuted if no else named).append(word[0])
+    return words, others, named, refuted
 
 
 def _clauses(text: str) -> list[tuple[str, bool]]:

@@ -35,6 +35,8 @@ _FORMS = {
     "label": "names the label",
     "think_answer": "reasons, then names the label",
     "three_part": "observes, interprets, then names the label",
+    "labels": "lists the labels that apply",
+    "think_labels": "reasons, then lists the labels that apply",
 }
 
 

@@ -39,6 +39,10 @@ class Question(Protocol):
     def form(self) -> str: ...
     @property
     def space(self) -> taxonomy.LabelSpace: ...
+    @property
+    def several(self) -> bool: ...
+    @property
+    def reasons(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class Prompt:
         UserError where the words would not fit."""
         if space.id == self.label_space:
             return self
-        if space.field != self.space.field or "{candidates}" not in f"{self.system} {self.user}":
+        alike = (space.field, space.several) == (self.space.field, self.space.several)
+        if not alike or "{candidates}" not in f"{self.system} {self.user}":
             raise UserError(
                 f"prompt {self.id} asks for {self.space.field} out of {self.label_space}, and "
                 f"cannot ask for {space.id}: use another prompt"
@@ -122,6 +127,22 @@ class Prompt:
         return replace(self, order=tuple(order))
 
     @property
+    def reasons(self) -> bool:
+        """Whether a rationale is asked for before the labels."""
+        return answers.reasons(self.form)
+
+    @property
+    def several(self) -> bool:
+        """Whether all labels that apply are asked for."""
+        return self.form in answers.SEVERAL
+
+    def truth(self, sample: FaceSample) -> tuple[str, ...]:
+        """The labels that an answer about the sample should give; () if it is not annotated, or
+        has several where one is asked for."""
+        labels = sample.labels(self.space)
+        return labels if self.several or len(labels) == 1 else ()
+
+    @property
     def answer_suffix(self) -> str:
         """What follows the label in a completion."""
         return answers.SUFFIX[self.form]
@@ -131,7 +152,7 @@ class Prompt:
         return answers.prefix(rationale, self.form)
 
     def wrap(self, rationale: str, label: str) -> str:
-        """A completion in the prompt's form."""
+        """A completion in the prompt's form; several labels as `answers.listed` has them."""
         return self.answer_prefix(rationale) + label + self.answer_suffix
 
     def parse(self, text: str) -> answers.Answer:
@@ -141,22 +162,23 @@ class Prompt:
     def target(self, sample: FaceSample) -> str:
         """The completion to train on. Raises UserError if the sample lacks the label or the
         rationale, or if its rationale would make the completion unreadable."""
-        label = sample.label(self.space)
-        if label is None:
+        labels = self.truth(sample)
+        if not labels:
             found = getattr(sample, self.space.field)
             raise UserError(
                 f"sample {sample.id!r} has {self.space.field} {found!r}, which is not in label "
                 f"space {self.space.id!r} ({', '.join(self.space.labels)}): leave the sample out "
                 "or use a prompt with another label space"
             )
-        if self.form != "label" and not (sample.rationale or "").strip():
+        if self.reasons and not (sample.rationale or "").strip():
             raise UserError(
                 f"sample {sample.id!r} has no rationale, but prompt {self.id!r} asks for one: "
-                "write it with vlmface.rationale.rules or use a prompt of form 'label'"
+                f"write it with vlmface.rationale.rules or use a prompt of form "
+                f"{'labels' if self.several else 'label'!r}"
             )
-        text = self.wrap(sample.rationale or "", label)
+        text = self.wrap(sample.rationale or "", answers.listed(labels))
         read = self.parse(text)
-        if (read.status, read.label) != ("strict", label):
+        if (read.status, read.labels) != ("strict", labels):
             raise UserError(
                 f"sample {sample.id!r}: its rationale {sample.rationale!r} does not fit the form "
                 f"{self.form!r} (read back as {read.status}): take tags and headings out of it"
@@ -209,5 +231,11 @@ def load(id_or_path: str | Path) -> Prompt:
     content["system"] = (content.get("system") or "").strip() or None
     prompt = Prompt(**content)
     prompt.messages()
-    _ = prompt.space
+    if prompt.space.several != prompt.several:
+        fitting = [f for f in answers.FORMS if (f in answers.SEVERAL) == prompt.space.several]
+        raise UserError(
+            f"the prompt {path}: form is {prompt.form!r}, but a face has "
+            f"{'several labels' if prompt.space.several else 'one label'} of {prompt.space.id}: "
+            f"use {' or '.join(fitting)}"
+        )
     return prompt

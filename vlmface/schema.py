@@ -108,14 +108,20 @@ class FaceSample:
         )
 
     def label(self, space: taxonomy.LabelSpace) -> str | None:
-        """The sample's label of a label space; None if it has none of the space's labels, or, where
-        the field is a list (`context`), several of them. An age makes an age group."""
+        """The sample's one label of a label space; None if it has none of the space's labels, or
+        several of them."""
+        found = self.labels(space)
+        return found[0] if len(found) == 1 else None
+
+    def labels(self, space: taxonomy.LabelSpace) -> tuple[str, ...]:
+        """The sample's labels of a label space, in the space's order; () if it has none of them. An
+        age makes an age group."""
         if space.field == "age_group" and self.age_group is None and self.age is not None:
-            return space.of_age(self.age)
+            return (space.of_age(self.age),)
         value = getattr(self, space.field)
         words = value if isinstance(value, list) else [value]
-        found = {space.canonical(word) for word in words if word} - {None}
-        return found.pop() if len(found) == 1 else None
+        found = {space.canonical(word) for word in words if word}
+        return tuple(label for label in space.labels if label in found)
 
     def annotated_aus(self) -> tuple[int, ...]:
         """The AUs that were coded, present or not, sorted; () if none was."""

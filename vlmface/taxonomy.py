@@ -27,13 +27,15 @@ def normalise(text: str) -> str:
 @dataclass(frozen=True)
 class LabelSpace:
     """A closed set of labels. `field` is the FaceSample attribute that holds them, `aliases` maps
-    other words to a label: only words that cannot mean anything else."""
+    other words to a label: only words that cannot mean anything else. `several`: a face may have
+    more than one of them."""
 
     id: str
     field: str
     labels: tuple[str, ...]
     aliases: dict[str, str]
     source: str
+    several: bool = False
 
     @cached_property
     def sha(self) -> str:
@@ -153,7 +155,8 @@ SPACES: dict[str, LabelSpace] = {
                    "FairFace (Karkkainen & Joo, WACV 2021), its own words"),
         LabelSpace("emotic26", "context", EMOTIC,
                    {"Doubt": "Doubt/Confusion", "Confusion": "Doubt/Confusion"},
-                   "EMOTIC (Kosti et al., TPAMI 2020), discrete categories, several a person"),
+                   "EMOTIC (Kosti et al., TPAMI 2020), discrete categories, several a person",
+                   several=True),
     )
 }  # fmt: skip
 

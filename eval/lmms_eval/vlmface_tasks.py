@@ -21,9 +21,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface import facs, prompts
+from vlmface.answers import listed
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, metrics
+from vlmface.evaluate import answering, benchmarks, metrics, multilabel
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
@@ -113,6 +114,8 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
     """What lmms-eval notes beside an answer: "happiness, AU6, AU12"; it scores nothing by it."""
     benchmark, prompt = _benchmark(doc["benchmark"]), _prompt(doc["prompt"])
     row = {"truth": json.loads(doc["truth"])}
+    if prompt.several:
+        return listed(multilabel.true(row) or ())
     label = metrics.truth(row, prompt.space) if benchmark.spaces else None
     present, _ = metrics.true_aus(row, answering.au_set(benchmark, prompt)) or ((), ())
     words = [] if label is None else [label]
@@ -126,10 +129,15 @@ def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, tuple[
     """What the answers to a prompt are scored by: name in lmms-eval -> place in the scores.
 
     `accuracy`, `uar` and `f1_macro` of the emotion, `gender_accuracy`, ... of anything else,
+    `labels_f1_macro`, `labels_f1_micro` and `labels_jaccard` where a face has several labels,
     `au_f1_macro` and `au_f1_micro`, and `valid`, the share of answers that could be read.
     """
     found: dict[str, tuple[str, ...]] = {}
-    if benchmark.spaces:
+    if prompt.several:
+        found |= {
+            f"labels_{name}": ("labels", name) for name in ("f1_macro", "f1_micro", "jaccard")
+        }
+    elif benchmark.spaces:
         field = prompt.space.field
         place = ("emotion",) if field == "emotion" else ("attributes", field)
         before = "" if field == "emotion" else f"{field}_"
@@ -153,8 +161,10 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
         "status": answer.status,
         "aus": list(answer.aus),
     }
+    if prompt.several:
+        line["labels"] = list(answer.labels)
     lines = {name: line | {"figure": name} for name in figures(benchmark, prompt)}
-    true = metrics.truth(line, prompt.space)
+    true = None if prompt.several else metrics.truth(line, prompt.space)
     for name in lines:
         if name.endswith("accuracy") and true is not None:
             lines[name]["score"] = float(answer.label == true)  # lmms-eval's standard error

@@ -39,16 +39,13 @@ def labelled(
     hidden = [name for name in ("image", "frames", SHOWN) if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
-        if texts.several:
-            found = {texts.space.canonical(word) for word in sample.context or ()} - {None}
-            target: Any = [float(label in found) for label in labels] if found else None
-        else:
-            label = sample.label(texts.space)
-            target = None if label is None else labels.index(label)
-        if target is None:
+        found = sample.labels(texts.space)
+        if not found or (len(found) > 1 and not texts.several):
             continue
         kept.append(index)
-        targets.append(target)
+        targets.append(
+            [float(label in found) for label in labels] if texts.several else labels.index(found[0])
+        )
         affects.append([np.nan if v is None else v for v in (sample.valence, sample.arousal)])
     if not kept:
         raise UserError(

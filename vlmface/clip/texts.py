@@ -32,8 +32,7 @@ class LabelTexts:
 
     `templates` may hold {label}, {word} (of `words`, else the label in lower case) and {signs} (of
     the label's core action units, see `facs.PROTOTYPES`). `descriptions` and `negatives` are
-    {label: texts}, written out; `negatives` may be left out for some labels. `several`: a person
-    may have several of the labels, each is true or false by itself.
+    {label: texts}, written out; `negatives` may be left out for some labels.
     """
 
     id: str
@@ -44,10 +43,19 @@ class LabelTexts:
     words: dict[str, Any] = field(default_factory=dict)
     descriptions: dict[str, Any] = field(default_factory=dict)
     negatives: dict[str, Any] = field(default_factory=dict)
-    several: bool = False
     notes: str | None = None
 
-    form = "label"  # what it answers, in the words of `vlmface.prompts`
+    reasons = False  # nothing is said beside the labels
+
+    @property
+    def several(self) -> bool:
+        """Whether a person may have several of the labels, each being true or false by itself."""
+        return self.space.several
+
+    @property
+    def form(self) -> str:
+        """What it answers, in the words of `vlmface.prompts`."""
+        return "labels" if self.several else "label"
 
     @cached_property
     def space(self) -> taxonomy.LabelSpace:
@@ -60,7 +68,6 @@ class LabelTexts:
             "id": self.id,
             "version": self.version,
             "label_space": [self.space.id, self.space.sha],
-            "several": self.several,
             "texts": self.positive,
             "negatives": self.negative,
         }
@@ -97,9 +104,13 @@ class LabelTexts:
         return _PLACEHOLDER.sub(value, template)
 
     def answer(self, probabilities: Mapping[str, float]) -> Answer:
-        """The likeliest label as the answer that a text model would have been read to give."""
-        label = max(probabilities, key=probabilities.__getitem__)
-        return Answer(label, (), "strict", "")
+        """The likeliest label as the answer that a text model would have been read to give; where
+        there may be several, all that are likelier than not, and the likeliest in any case."""
+        best = max(probabilities, key=probabilities.__getitem__)
+        if not self.several:
+            return Answer(best, (), "strict", "")
+        found = [name for name, share in probabilities.items() if share > 0.5 or name == best]
+        return Answer(found[0] if len(found) == 1 else None, (), "strict", "", labels=tuple(found))
 
 
 def signs(emotion: str) -> str:

@@ -148,7 +148,7 @@ def answer(report: FaceReport, heading: str, notes: Sequence[str] = ()) -> str:
     main = report.main
     return str(_template().answer({
         "heading": heading,
-        "label": main.answer.label,
+        "label": main.answer.said,
         "likely": _likely(report, None),
         "unsure": _unsure(report),
         "notes": notes,
@@ -177,11 +177,11 @@ def _likely(report: FaceReport, task: str | None) -> float | None:
 def _unsure(report: FaceReport) -> str | None:
     if report.sure:
         return None
-    if report.main.answer.label is None:
+    if not report.main.answer.labels:
         return f"The model gave no answer that counts: {STATUS[report.status]}."
     likely = report.main.probabilities or {}
     best = max(likely, key=likely.__getitem__)
-    if best != report.main.answer.label:
+    if best not in report.main.answer.labels:
         return f"The model was not sure: it wrote one label, but finds {best} more likely."
     return f"The model was not sure: no label is as likely as {SURE:.0%}. Take it as a guess."
 
@@ -194,7 +194,7 @@ def _answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for task in tasks:
         likely = _likely(report, task)
-        label = report.answers[task].answer.label
+        label = report.answers[task].answer.said
         found.append({"label": label, "likely": likely, "unsure": (likely or 0) < SURE})
     return found
 

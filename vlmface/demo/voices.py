@@ -47,7 +47,7 @@ def first_task(predictor: Predictor) -> str:
 
 def names_units(predictor: Predictor) -> bool:
     """Whether the first task's prompt asks for a rationale, which may name action units."""
-    return predictor.questions[first_task(predictor)].form != "label"
+    return predictor.questions[first_task(predictor)].reasons
 
 
 def write(predictor: Predictor, image: Image.Image, box: Box | None) -> Iterator[str | FaceReport]:

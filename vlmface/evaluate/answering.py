@@ -22,6 +22,7 @@ from vlmface.answers import Answer
 from vlmface.data import crops
 from vlmface.encode import open_row_image, row_image_size
 from vlmface.errors import UserError
+from vlmface.evaluate.affect import DIMENSIONS
 from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
@@ -215,18 +216,23 @@ def line(
     prediction: Prediction | None,
     scores: LabelScores | None = None,
 ) -> dict[str, Any]:
-    """A line of predictions.jsonl. Where nothing was written, `label` is the likeliest one."""
+    """A line of predictions.jsonl. Where nothing was written, `label` is the likeliest one, and of
+    several labels a face none: how likely they are is in `scores`."""
+    probabilities: dict[str, float] | None
     if prediction is not None:
         answer, text = prediction.answer, prediction.text
         probabilities, latency = prediction.probabilities, prediction.latency_s
     else:
         assert scores is not None
-        probabilities, text = scores.probabilities(), ""
-        latency = scores.latency_s
-        answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "strict", "")
+        text, latency = "", scores.latency_s
+        if prompt.several:
+            probabilities, answer = None, Answer(None, (), "none", "")
+        else:
+            probabilities = scores.probabilities()
+            answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "strict", "")
     if prediction is not None and scores is not None:
         latency += scores.latency_s
-    found = {
+    found: dict[str, Any] = {
         "id": row["id"],
         "subject": row.get("subject"),
         "image": (row["image"] or {}).get("path") or row["id"],
@@ -239,8 +245,10 @@ def line(
         "probabilities": probabilities,
         "latency_s": round(latency, 4),
     }
+    if prompt.several:
+        found["labels"] = None if prediction is None else list(answer.labels)
     if prediction is not None and prediction.affect is not None:
-        found["affect"] = dict(zip(("valence", "arousal"), prediction.affect, strict=True))
+        found["affect"] = prediction.affect
     if scores is not None:
         found["scores"] = {
             "log_likelihood": scores.log_likelihood,
@@ -311,7 +319,7 @@ def scored_prompts(benchmark: Benchmark, prompts: Sequence[Asked]) -> list[Asked
     """Those of the prompts whose label space the benchmark scores, the first of each space; where
     only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
     if not benchmark.spaces:
-        found = [next((prompt for prompt in prompts if prompt.form != "label"), None)]
+        found = [next((prompt for prompt in prompts if prompt.reasons), None)]
     else:
         found = [
             next((prompt for prompt in prompts if prompt.space.id == space.id), None)
@@ -336,16 +344,23 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     """What is annotated for a row; null is "not annotated", or not scored where AUs alone are."""
     present = sample.intensities(benchmark.au_threshold)
     attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
+    found: dict[str, Any] = {}
     for space in benchmark.spaces:
-        if space.field == "context":  # a list: the one label of this space in it
+        if space.several:
+            found["labels"] = list(sample.labels(space)) or None
+        elif space.field == "context":  # a list: the one label of this space in it
             attributes["context"] = sample.label(space)
         elif space.field != "emotion":  # a word that is none stays, and is refused when scored
             attributes[space.field] = sample.label(space) or attributes[space.field]
+    known = {name: getattr(sample, name) for name in DIMENSIONS}
+    if any(value is not None for value in known.values()):
+        found["affect"] = known
     return {
         "emotion": sample.emotion if benchmark.spaces else None,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
         "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
         "attributes": attributes,
+        **found,
     }
 
 
@@ -356,7 +371,7 @@ def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Question) -> list[Mapp
 
 def au_set(benchmark: Benchmark, prompt: Question) -> list[int]:
     """The AUs to score: none if the prompt asks for the label alone."""
-    return [] if prompt.form == "label" else benchmark.au_set
+    return benchmark.au_set if prompt.reasons else []
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -373,7 +388,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Write predictions.parquet, for data frames: the columns id, image, prompt, text, label,
     status, aus, latency_s; `true_emotion` and what else is annotated; `p_LABEL` and `ll_LABEL`,
-    probability and log-likelihood of each label where they are known."""
+    probability and log-likelihood of each label where they are known; `labels` and `true_labels`
+    where a face has several; `valence` and `arousal` where a model tells them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -384,6 +400,10 @@ def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         true = one["truth"]
         record["true_emotion"] = true["emotion"]
         record |= {f"true_{name}": value for name, value in true["attributes"].items()}
+        if "labels" in one:
+            record |= {"labels": one["labels"], "true_labels": true["labels"]}
+        record |= {f"true_{name}": value for name, value in true.get("affect", {}).items()}
+        record |= one.get("affect", {})
         record["true_aus"] = None if true["aus"] is None else [int(au) for au in true["aus"]]
         record |= {f"p_{label}": p for label, p in (one["probabilities"] or {}).items()}
         likely = one.get("scores", {}).get("log_likelihood", {})

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = GROUPED
 # What eval/published.yaml may give of a model: scores of the emotion (or of the one other label
-# space that is scored), the mean F1 of the AUs, the accuracy of an attribute.
-PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "au_f1_macro", *ATTRIBUTES)
+# space that is scored), mAP of several labels a face, the mean F1 of the AUs, the accuracy of an
+# attribute.
+PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "map", "au_f1_macro", *ATTRIBUTES)
 _FOLD = re.compile(r"(.+)_fold(\d+)")
 
 

@@ -21,7 +21,7 @@ from vlmface.files import atomic_write
 
 # Settings that say where a run lies and how it is watched, not what it is.
 _ASIDE = ("output_dir", "overwrite", "save_steps", "logging_steps", "samples_every", "report_to")
-_MAIN = {"accuracy", "uar"}  # scores of labels that every pair is compared by
+_MAIN = {"accuracy", "uar", "map", "jaccard", "ccc"}  # scores that every pair is compared by
 
 
 @dataclass(frozen=True)

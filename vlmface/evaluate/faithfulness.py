@@ -219,7 +219,7 @@ def rests(predictor: LocalModel, asked: Sequence[Asked], batch_size: int) -> dic
     model's own rationale, behind that of another face whose label was another one, and behind none:
     the share that keep the label, and of "foreign" those that take the other face's}. {} if the
     prompt asks for no rationale."""
-    if predictor.prompt.form == "label":
+    if not predictor.prompt.reasons:
         return {}
     known = [one for one in asked if one.before.answer.label is not None]
     labels = [one.before.answer.label for one in known]
@@ -282,7 +282,7 @@ def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], 
     asked = ask(predictor, settings)
     following = follows(asked["au"])
     staying = {kind: stays(pairs) for kind, pairs in asked.items() if kind != "au"}
-    if predictor.prompt.form == "label":  # whose answers have no place for AUs
+    if not predictor.prompt.reasons:  # whose answers have no place for AUs
         following = {"n": following["n"], "label": following["label"]}
         for figures in staying.values():
             del figures["aus"]

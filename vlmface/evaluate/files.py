@@ -65,7 +65,7 @@ class Answers:
     @property
     def au_set(self) -> list[int]:
         """The AUs to score: those that any item's truth speaks of; none if labels were asked."""
-        if self.form == "label":
+        if not answers.reasons(self.form):
             return []
         truths = [item.truth for item in self.items if item.truth["aus"] is not None]
         return sorted(
@@ -88,6 +88,11 @@ def read(path: Path, format: str, label_space: str | None = None) -> Answers:
     if not found:
         raise UserError(f"{path} holds no answers: give the file that the model's run wrote")
     space = taxonomy.space(label_space or _default_space(format, found))
+    if space.several:
+        raise UserError(
+            f"files of other systems are read for one label a face, but {space.id} has several: "
+            "use eval/run.py with the model"
+        )
     form, items = FORMATS[format](found, space)
     places: dict[str, str] = {}
     for item in items:
@@ -270,8 +275,9 @@ def _form(items: Iterable[Item], space: LabelSpace) -> str:
     strict = {
         form: sum(answers.parse(text, space, form).status == "strict" for text in texts)
         for form in answers.FORMS
+        if form not in answers.SEVERAL
     }
-    return max(answers.FORMS, key=strict.__getitem__)
+    return max(strict, key=strict.__getitem__)
 
 
 # --- fields ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     label probabilities   top-k accuracy, negative log-likelihood, Brier score, calibration
     AU intensities        ICC(3,1), PCC, MSE, MAE
     valence and arousal   CCC, PCC, RMSE, SAGR
-    several labels        F1 and average precision of classes that may occur together
+    several labels        F1, Jaccard, average precision of classes that may occur together
     age                   MAE, accuracy of the age group
     words and texts       hit rate, ROUGE-L, REGE
     two runs              McNemar's exact test, Holm's correction
@@ -212,6 +212,13 @@ def multilabel_f1(predicted: ArrayLike, present: ArrayLike) -> dict[str, float]:
     return {name: float(value) for name, value in multilabel_scores(tally.astype(float)).items()}
 
 
+def jaccard(said: Collection[str], true: Collection[str]) -> float:
+    """Labels that are in both by labels that are in either, 0..1: 1 if and only if they are the
+    same, 0 if nothing is right. Two empty sets are the same. Jaccard, 1912."""
+    either = set(said) | set(true)
+    return len(set(said) & set(true)) / len(either) if either else 1.0
+
+
 def multilabel_scores(tally: Array) -> dict[str, Array]:
     """f1_macro, f1_micro of tallies (..., C, 3) of hits, false alarms and misses.
 
@@ -252,6 +259,26 @@ def average_precision(scores: ArrayLike, present: ArrayLike) -> float:
     ends = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
     gains = np.diff(hits[ends], prepend=0) / hits[-1]
     return float((gains * hits[ends] / (ends + 1)).sum())
+
+
+def weighted_average_precision(scores: ArrayLike, present: ArrayLike, weights: Array) -> Array:
+    """`average_precision` with the rows occurring as often as each line of `weights` (R, N) says:
+    (R,); nan where no true row occurs. It is what a bootstrap draws."""
+    values, true = _vector("scores", scores), _flags("present", present)
+    _same_length(scores=values, present=true)
+    if not true.any():
+        return np.full(len(weights), np.nan)
+    order = np.argsort(-values, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
+    # Recall only grows at thresholds with true rows: sums between these are all that is needed.
+    right = np.flatnonzero(true[order])
+    threshold, first = np.unique(np.searchsorted(ends, right), return_index=True)
+    begin = np.append(0, ends[threshold][:-1] + 1)
+    upto = order[: ends[threshold[-1]] + 1]
+    gains = np.add.reduceat(weights[:, order[right]], first, axis=1)
+    below = np.add.reduceat(weights[:, upto], begin, axis=1).cumsum(1)
+    found = np.nansum(gains * ratio(gains.cumsum(1), below), 1)
+    return ratio(found, gains.sum(1))
 
 
 def mean_average_precision(

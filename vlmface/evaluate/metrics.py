@@ -9,6 +9,8 @@ denominator, as a miss of its true class, and it is a prediction of no class.
     f1_macro   labels: mean F1 of the classes that occur in the truth;
                AUs: mean binary F1 of the AUs that are present at least once in the truth
     f1_micro   F1 of the hits, false alarms and misses pooled over all AUs of the set
+    labels     of a space with several labels a face: see `multilabel`
+    affect     valence and arousal, where rows have them: see `affect`
     ece        expected calibration error, 15 equal-width bins (Guo et al., ICML 2017)
     ci95       95 % bootstrap interval, of draws of whole subjects if every row names its subject
                and there are two at least; the block then says so, `clusters` {"unit", "n"}
@@ -18,7 +20,8 @@ denominator, as a miss of its true class, and it is a prediction of no class.
 
 A row is a line of `predictions.jsonl`: `id`, `truth` {`emotion`, `aus` {"4": intensity} or null,
 `annotated_aus`, `attributes`}, `label`, `status`, `aus`, `probabilities` {label: p} or null, and
-`subject`, a name for the person in the picture, null or left out if it is not known. In
+`subject`, a name for the person in the picture, null or left out if it is not known; of several
+labels a face also `labels` and `truth.labels`. In
 `truth.aus` an intensity of 0 means absent and null means present but not graded; an AU that is
 not in `annotated_aus` says nothing and is not scored (null there: the whole AU set is annotated).
 The AUs that a text names are scored whether or not the text also gives a valid label.
@@ -35,13 +38,22 @@ from numpy.typing import NDArray
 from vlmface import facs
 from vlmface.answers import STATUSES
 from vlmface.errors import UserError
-from vlmface.evaluate import groups, measures
+from vlmface.evaluate import affect, groups, measures, multilabel
 from vlmface.evaluate.measures import binary_scores, mean_where, ratio
 from vlmface.evaluate.measures import multilabel_scores as au_scores
-from vlmface.evaluate.statistics import Array, Score, align, bootstrap, paired_bootstrap
+from vlmface.evaluate.statistics import (
+    Array,
+    Score,
+    align,
+    bootstrap,
+    paired_bootstrap,
+    reweighted,
+)
 from vlmface.taxonomy import EMOTIONS, LabelSpace
 
 Row = Mapping[str, Any]
+
+BLOCKS = ("emotion", "attributes", "labels", "au", "affect")  # of metrics.json, those with scores
 
 
 def summarise(
@@ -76,9 +88,16 @@ def summarise(
             block |= _clusters(subjects)
         if score is au_scores:
             details = _per_au(total, au_set)
+        elif score is affect.scores:
+            details = {"n": int(total[0, 0])}
+        elif score is multilabel.scores:
+            table = _table(multilabel.per_label(total), space.labels)
+            details = {"n": int(total[-1, -1]), "per_label": table}
         else:
             details = _per_class(total, space) | _by_group(rows, space, counts, ci)
         _place(blocks, path, block | details)
+    if space.several and (ranked := _ranked(rows, space, ci)):
+        blocks["labels"] = _with_ranking(blocks.get("labels", {}), ranked)
     if au_set and set(space.labels) <= set(EMOTIONS):
         answered = [row for row in rows if answer(row) is not None]
         if answered:
@@ -112,7 +131,7 @@ def merge(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     merged["prompts"] = [s["prompt"] | {"label_space": s["label_space"]} for s in summaries]
     merged |= {"n": first["n"], "mode": first["mode"]}
     for summary in summaries:
-        blocks = {k: summary[k] for k in ("emotion", "attributes", "au") if k in summary}
+        blocks = {k: summary[k] for k in BLOCKS if k in summary}
         for block in [summary.get("emotion"), *summary.get("attributes", {}).values()]:
             if block and "calibration" in summary:
                 block["calibration"] = summary["calibration"]
@@ -142,6 +161,8 @@ def compare(
         changes = paired_bootstrap(first, second, score, clusters=subjects)
         named = {name: change | _clusters(subjects) for name, change in changes.items()}
         _place(result, path, named)
+    if space.several and (change := _ranked_change(before, after, space)):
+        result.setdefault("labels", {})["map"] = change | _clusters(subjects)
     return result
 
 
@@ -252,12 +273,80 @@ def _scored(
     rows: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
 ) -> list[tuple[tuple[str, ...], Array, Score]]:
     """(place in metrics.json, counts per row, score) of each kind of truth that the rows have."""
-    place = ("emotion",) if space.field == "emotion" else ("attributes", space.field)
-    kinds: list[tuple[tuple[str, ...], Array, Score]] = [
-        (place, count_labels(rows, space), label_scores),
-        (("au",), count_aus(rows, au_set), au_scores),
+    kinds: list[tuple[tuple[str, ...], Array, Score]] = []
+    if not space.several:
+        place = ("emotion",) if space.field == "emotion" else ("attributes", space.field)
+        kinds.append((place, count_labels(rows, space), label_scores))
+    elif multilabel.was_written(rows):
+        kinds.append((("labels",), multilabel.counts(rows, space), multilabel.scores))
+    kinds.append((("au",), count_aus(rows, au_set), au_scores))
+    for name in affect.DIMENSIONS:
+        kinds.append((("affect", name), affect.sums(rows, name), affect.scores))
+    return [
+        (path, counts, score)
+        for path, counts, score in kinds
+        if any(np.isfinite(value) for value in score(counts.sum(0)).values())
     ]
-    return [kind for kind in kinds if np.isfinite(next(iter(kind[2](kind[1].sum(0)).values())))]
+
+
+def _annotated(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if multilabel.true(row) is not None]
+
+
+def _ranked(rows: Sequence[Row], space: LabelSpace, ci: bool) -> dict[str, Any] | None:
+    """{"n", "map", "ci95", "per_label": {label: {"support", "ap"}}} of several labels a face; None
+    if the rows do not rank them, or none is annotated."""
+    known = _annotated(rows)
+    if not known or (values := multilabel.ranking(known, space)) is None:
+        return None
+    flags = multilabel.present(known, space)
+    if not flags.any():
+        return None
+    (found,) = multilabel.average_precisions(values, flags, np.ones((1, len(known))))
+    block: dict[str, Any] = {"n": len(known), "map": float(np.nanmean(found))}
+    if ci:
+        subjects = _subjects(known)
+        score = multilabel.map_of(values, flags)
+        block["ci95"] = reweighted(score, len(known), clusters=subjects)
+        block |= _clusters(subjects)
+    columns = {"support": flags.sum(0), "ap": found}
+    return block | {"per_label": _table(columns, space.labels)}
+
+
+def _with_ranking(block: dict[str, Any], ranked: dict[str, Any]) -> dict[str, Any]:
+    """The block of what was said and that of the ranking as one."""
+    both = block | ranked
+    for name in ("ci95", "per_label"):
+        if name in ranked:
+            both[name] = block.get(name, {}) | ranked[name]
+    if "per_label" in block:
+        said = block["per_label"]
+        both["per_label"] = {k: said[k] | ranked["per_label"][k] for k in said}
+    return both
+
+
+def _ranked_change(
+    before: Sequence[Row], after: Sequence[Row], space: LabelSpace
+) -> dict[str, Any] | None:
+    """{"difference", "ci95"} of mAP of the same annotated rows; None unless both rank them."""
+    known = [_annotated(before), _annotated(after)]
+    if not known[0]:
+        return None
+    ranks = [multilabel.ranking(rows, space) for rows in known]
+    if ranks[0] is None or ranks[1] is None:
+        return None
+    flags = multilabel.present(known[0], space)
+    if not flags.any():
+        return None
+    first, second = (multilabel.map_of(values, flags) for values in ranks if values is not None)
+
+    def change(weights: Array) -> dict[str, Array]:
+        return {"map": second(weights)["map"] - first(weights)["map"]}
+
+    subjects = _subjects(known[0]) or _subjects(known[1])
+    interval = reweighted(change, len(known[0]), clusters=subjects)["map"]
+    whole = change(np.ones((1, len(known[0]))))["map"]
+    return {"difference": float(whole[0]), "ci95": interval}
 
 
 def _subjects(rows: Sequence[Row]) -> list[str] | None:
@@ -337,7 +426,7 @@ def _calibration(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any] | Non
     "ece", "bins", "nll" in nats, "brier", "top2", "reliability": [{"count", "confidence",
     "accuracy"}, ...] of each bin}; None if there are none."""
     known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
-    if not known:
+    if not known or space.several:
         return None
     table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
     true = [space.labels.index(str(truth(row, space))) for row in known]

@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from vlmface import facs, taxonomy
+from vlmface.answers import listed
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import groups, metrics, page, tables
+from vlmface.evaluate import groups, metrics, multilabel, page, tables
 from vlmface.files import atomic_write
 
 FACES = 8  # of each kind, right and wrong
+LABELS = "labels that apply"  # title of several labels a face
 REQUIRED = ("benchmark", "model", "n", "mode", "parse", "wall_s", "peak_rss_gib")
 SCORES = {
     "accuracy": "accuracy",
     "uar": "mean recall (UAR)",
     "f1_macro": "macro F1",
     "f1_micro": "micro F1",
+    "map": "mAP",
+    "jaccard": "Jaccard index",
+    "exact_match": "all labels right",
+    "ccc": "CCC \N{MULTIPLICATION SIGN} 100",
+    "sagr": "right sign (SAGR)",
 }
 
 
@@ -76,6 +83,7 @@ def write_report(
         targets=_targets(result),
         confusions={name: _confusions(run) for name, run in runs.items()},
         aus=_au_bars(runs, baseline or {}),
+        labels=_labels(runs),
         reliability=_reliability(result),
         few=groups.FEW,
         grouped=groups.GROUPED,
@@ -96,9 +104,11 @@ def write_report(
 
 
 def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The scored blocks of a run by title: emotion, each attribute, action units."""
+    """The scored blocks of a run by title: emotion, each attribute, several labels a face, action
+    units, valence and arousal."""
     found = {"emotion": run.get("emotion")} | (run.get("attributes") or {})
-    found["action units"] = run.get("au")
+    found |= {LABELS: run.get("labels"), "action units": run.get("au")}
+    found |= run.get("affect") or {}
     return {name: block for name, block in found.items() if block}
 
 
@@ -107,7 +117,7 @@ def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"name": name.replace("_", " "), "block": block, "n": block.get("n", run["n"]),
          "constant": _constant(block)}
-        for name, block in score_blocks(run).items() if name != "action units"
+        for name, block in score_blocks(run).items() if "accuracy" in block
     ]  # fmt: skip
 
 
@@ -205,6 +215,21 @@ def _au_bars(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def _labels(runs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each of several labels a face, the commonest first: its support and, of each run, F1,
+    precision, recall and AP as far as they are known."""
+    tables = [(run.get("labels") or {}).get("per_label", {}) for run in runs.values()]
+    known = {label: entry["support"] for label, entry in tables[-1].items() if entry["support"]}
+    return [
+        {
+            "label": label,
+            "support": known[label],
+            "runs": [table.get(label, {}) for table in tables],
+        }
+        for label in sorted(known, key=lambda label: -known[label])
+    ]
+
+
 def _reliability(run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The reliability diagram, in a drawing of 260 x 250, of the first block that has one."""
     blocks = [run, *score_blocks(run).values()]
@@ -298,14 +323,14 @@ def _faces(
         kind = [row for row in rows if _is_right(row, space_of(row), au_set) is right]
         shown = _in_turn(
             [row for row in kind if row["id"] in images],
-            lambda row: metrics.truth(row, space_of(row)),
+            lambda row: _words(row, space_of(row))[0],
         )
         cards = [
             {
                 "image": page.data_uri(open_row_image(images[row["id"]])),
                 "id": row["id"],
-                "truth": metrics.truth(row, space_of(row)),
-                "answer": metrics.answer(row),
+                "truth": _words(row, space_of(row))[0],
+                "answer": _words(row, space_of(row))[1],
                 "status": row["status"],
                 "aus": _chips(row, au_set),
                 "text": row["text"],
@@ -317,11 +342,21 @@ def _faces(
     return groups
 
 
+def _words(row: metrics.Row, space: taxonomy.LabelSpace) -> tuple[str | None, str | None]:
+    """(what is true, what was answered), several labels as one text in the order of the space."""
+    if space.several:
+        return listed(multilabel.true(row) or ()) or None, listed(multilabel.said(row)) or None
+    return metrics.truth(row, space), metrics.answer(row)
+
+
 def _is_right(row: metrics.Row, space: taxonomy.LabelSpace, au_set: Sequence[int]) -> bool | None:
-    """Whether the label is right; without a true label, whether the AUs are; None if neither."""
-    label = metrics.truth(row, space)
+    """Whether the labels are right; without a true label, whether the AUs are; None if neither, or
+    if nothing was said."""
+    if space.several and row.get("labels") is None:
+        return None
+    label, said = _words(row, space)
     if label is not None:
-        return metrics.answer(row) == label
+        return said == label
     aus = metrics.true_aus(row, au_set)
     return None if aus is None else set(row["aus"] or ()) & aus[1] == aus[0]
 

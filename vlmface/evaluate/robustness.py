@@ -86,12 +86,16 @@ def measure(
     }
 
 
+_SHOWN = {"action units": ("au_f1", "f1_macro"), report.LABELS: ("jaccard", "jaccard")}
+
+
 def _short(scores: Mapping[str, Any]) -> dict[str, Any]:
     """What the curve shows of a metrics.json."""
     found = {}
     for title, block in report.score_blocks(scores).items():
-        name, key = ("au_f1", "f1_macro") if title == "action units" else ("accuracy", "accuracy")
-        found[name] = {"value": block[key], "ci95": block["ci95"][key]}
+        name, key = _SHOWN.get(title, ("accuracy", "accuracy"))
+        if key in block:
+            found[name] = {"value": block[key], "ci95": block["ci95"][key]}
     parse = scores["parse"]
     valid = parse["strict"] + parse["lenient"]
     return found | {"valid": {"value": valid, "ci95": None}}
@@ -99,7 +103,9 @@ def _short(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- what people read -----------------------------------------------------------------------------
 
-TITLES = {"accuracy": "accuracy", "au_f1": "AU F1", "valid": "valid answers"}
+TITLES = {
+    "accuracy": "accuracy", "jaccard": "Jaccard index", "au_f1": "AU F1", "valid": "valid answers",
+}  # fmt: skip
 WIDTH, HEIGHT = 240, 130  # of a drawing, with room for the labels
 LEFT, RIGHT, TOP, BOTTOM = 28, 236, 8, 112
 

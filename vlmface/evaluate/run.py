@@ -119,7 +119,16 @@ def summary(scores: Mapping[str, Any]) -> str:
         parts.append(f"{name} accuracy {block['accuracy']:.3f}")
     if "au" in scores:
         parts.append(f"AU F1 {scores['au']['f1_macro']:.3f}")
-    parts.append(f"valid answers {parse['strict'] + parse['lenient']:.1%}")
+    if labels := scores.get("labels", {}):
+        parts += [
+            f"{name} {labels[key]:.3f}" + " [{:.3f}, {:.3f}]".format(*labels["ci95"][key])
+            for key, name in (("map", "mAP"), ("f1_macro", "label F1"), ("jaccard", "Jaccard"))
+            if key in labels
+        ]
+    for name, block in scores.get("affect", {}).items():
+        parts += [f"{name} CCC {block['ccc']:.3f}"] if "ccc" in block else []
+    if scores["mode"] != "scored":
+        parts.append(f"valid answers {parse['strict'] + parse['lenient']:.1%}")
     return ", ".join(parts) + f" on {scores['n']} faces"
 
 

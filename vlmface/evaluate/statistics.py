@@ -81,6 +81,33 @@ def paired_bootstrap(
     }
 
 
+def reweighted(
+    score: Callable[[Array], Mapping[str, Array]],
+    rows: int,
+    *,
+    clusters: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """As `bootstrap`, for scores that are no function of sums, such as those of a ranking.
+
+    `score` takes how often each row is drawn, (some resamples, rows), and gives {score: (some
+    resamples,)}. The rows, or clusters of rows, are drawn as in `bootstrap`.
+    """
+    inside = np.arange(rows)
+    if clusters is not None:
+        if len(clusters) != rows:
+            raise ValueError(f"clusters are named for {len(clusters)} of {rows} rows")
+        inside = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    parts: dict[str, list[Array]] = {}
+    for draws in _draws(int(inside.max()) + 1, resamples, seed):
+        for start in range(0, len(draws), step := max(1, _CHUNK // rows)):
+            for name, values in score(draws[start : start + step, inside]).items():
+                parts.setdefault(name, []).append(values)
+    found = {name: np.concatenate(values) for name, values in parts.items()}
+    return {name: _interval(values) for name, values in found.items() if np.isfinite(values).any()}
+
+
 def mean(
     values: ArrayLike,
     clusters: Sequence[str] | None = None,

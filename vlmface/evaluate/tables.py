@@ -11,6 +11,7 @@ TITLES = {
     "accuracy": "accuracy (WAR)",
     "uar": "UAR",
     "f1_macro": "macro F1",
+    "map": "mAP",
     "au_f1_macro": "AU F1",
     "gender": "gender accuracy",
     "age_group": "age group accuracy",
@@ -57,7 +58,9 @@ def own_scores(
     lone = scores.get("emotion")
     if lone is None and len(benchmark.spaces) == 1:
         lone = attributes.get(benchmark.spaces[0].field)
-    for key in ("accuracy", "uar", "f1_macro"):
+    if any(space.several for space in benchmark.spaces):
+        lone = scores.get("labels")
+    for key in ("accuracy", "uar", "f1_macro", "map"):
         take(key, lone or {}, key)
     take("au_f1_macro", scores.get("au", {}), "f1_macro")
     if len(benchmark.spaces) > 1:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 WEIGHTS = "trained.safetensors"  # of a run: what was trained, over its base
+AFFECT = ("valence", "arousal")
 _LEAST = 1e-12  # probability whose logarithm is still told apart
 
 
@@ -128,12 +129,12 @@ class ClipModel:
             for row, likely in enumerate(shares.tolist()):
                 named = dict(zip(self.prompt.space.labels, likely, strict=True))
                 answer = self.prompt.answer(named)
-                affect = (
-                    None if affects is None else (float(affects[row, 0]), float(affects[row, 1]))
-                )
+                affect = None
+                if affects is not None:
+                    affect = dict(zip(AFFECT, affects[row].tolist(), strict=True))
                 predictions.append(
                     Prediction(
-                        answer.label or "", answer, named if probabilities else None, latency,
+                        answer.said or "", answer, named if probabilities else None, latency,
                         True, found[start + row], affect,
                     )
                 )  # fmt: skip

@@ -102,7 +102,7 @@ def _as_text(path: Path, report: FaceReport) -> str:
 
 
 def _label(said: Prediction) -> str:
-    return said.answer.label or f"no valid answer ({said.answer.status})"
+    return said.answer.said or f"no valid answer ({said.answer.status})"
 
 
 def _ranked(said: Prediction) -> str:

@@ -36,8 +36,9 @@ class Prediction:
     """`text` as the model wrote it; `answer` as `vlmface.answers` reads it (label, aus, rationale,
     status); `probabilities` {label: 0..1, summing to 1} or None; `latency_s`: seconds of the
     image's batch divided by the images in it; `complete`: it ended by itself, not by the limit;
-    `face_found`: whether a face was found to be cut out, None if none was looked for; `affect`:
-    valence and arousal, -1..1, of a model that reads them."""
+    `face_found`: whether a face was found to be cut out, None if none was looked for. `affect`
+    {"valence", "arousal"}, -1..1, of a model that tells them. Where a face has several labels,
+    `probabilities` are those of each label by itself, and need not sum to 1."""
 
     text: str
     answer: Answer
@@ -45,15 +46,16 @@ class Prediction:
     latency_s: float
     complete: bool
     face_found: bool | None = None
-    affect: tuple[float, float] | None = None
+    affect: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class LabelScores:
     """How likely the model finds each label's text. `log_likelihood`: {label: nats}, summed over
-    the label's own `tokens` and those that end it. `latency_s`: seconds of the image's batch
-    divided by the images in it. `prior`: the likelihoods behind a grey picture, or None if they
-    were not computed."""
+    the label's own `tokens` and those that end it; where an answer lists several labels, of the
+    label as the first of them, without an end, as others may follow. `latency_s`: seconds of the
+    image's batch divided by the images in it. `prior`: the likelihoods behind a grey picture, or
+    None if they were not computed."""
 
     log_likelihood: dict[str, float]
     tokens: dict[str, int]
@@ -395,7 +397,8 @@ class LocalModel:
             ]
             answers = [self.prompt.parse(text) for text in texts]
             scores: list[dict[str, float] | None] = [None] * len(rows)
-            if probabilities:
+            # Of several labels these would say which is written first, and not which apply.
+            if probabilities and not self.prompt.several:
                 known = [
                     [*row["input_ids"], *ids] for row, (ids, _) in zip(rows, written, strict=True)
                 ]
@@ -404,8 +407,9 @@ class LocalModel:
         return list(zip(texts, answers, scores, complete, strict=True))
 
     def label_ids(self, rationale: str, image_size: tuple[int, int]) -> list[list[int]]:
-        """For each label the ids of the whole conversation: prompt, rationale, label, suffix."""
-        return [
+        """For each label the ids of the whole conversation: prompt, rationale, label, suffix; up to
+        the label where others may follow."""
+        found = [
             encode.encode_text(
                 self.processor,
                 self.family,
@@ -415,6 +419,11 @@ class LocalModel:
             )["input_ids"]
             for label in self.prompt.space.labels
         ]
+        if self.prompt.several:
+            start = len(_shared(found))
+            end = len(_shared([ids[start + 1 :][::-1] for ids in found]))
+            found = [ids[: len(ids) - end] for ids in found]
+        return found
 
     def _after(
         self,

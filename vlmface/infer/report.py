@@ -56,8 +56,8 @@ class FaceReport:
 
     @property
     def attributes(self) -> dict[str, str | None]:
-        """{task: label} of what else was asked."""
-        return {task: said.answer.label for task, said in self.answers.items() if task != EMOTION}
+        """{task: label, or several as one text} of what else was asked."""
+        return {task: said.answer.said for task, said in self.answers.items() if task != EMOTION}
 
     @property
     def status(self) -> str:
@@ -67,8 +67,8 @@ class FaceReport:
     @property
     def sure(self) -> bool:
         """Whether there is a valid answer, and no other label is about as likely."""
-        label, likely = self.main.answer.label, self.main.probabilities
-        return label is not None and (likely is None or likely[label] >= SURE)
+        labels, likely = self.main.answer.labels, self.main.probabilities
+        return bool(labels) and (likely is None or all(likely[one] >= SURE for one in labels))
 
     @property
     def seconds(self) -> float:
@@ -77,7 +77,7 @@ class FaceReport:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: {"box", "face_found", "sure", "aus": [{"au", "name", "region"}], "rationale",
         "answers": {task: {"prompt", "label", "probabilities", "status", "complete", "text",
-        "seconds"}}, "note"}."""
+        "seconds"}}, "note"}. Several labels of a face are one text, divided by commas."""
         return {
             "box": None if self.box is None else [round(x, 1) for x in self.box],
             "face_found": self.face_found,
@@ -90,7 +90,7 @@ class FaceReport:
             "answers": {
                 task: {
                     "prompt": self.prompts[task],
-                    "label": said.answer.label,
+                    "label": said.answer.said,
                     "probabilities": said.probabilities,
                     "status": said.answer.status,
                     "complete": said.complete,

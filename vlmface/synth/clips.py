@@ -304,14 +304,16 @@ def draw(seed: int, split: str, index: int, frames: int = FRAMES) -> ClipSample:
 
 
 def _apart(idle: list[Episode], clip: ClipSample) -> tuple[Episode, ...]:
-    """The idle movements that leave the apex, and the brief expressions, as they are."""
-    taken = [(b.start - 1, b.start + b.length) for b in clip.brief]
-    if clip.apex is not None:
-        taken.append((clip.apex - 1, clip.apex + 1))
+    """The idle movements that leave all expressions alone: an eye cannot blink and be wide."""
+    shown = [e for e in (clip.sustained, *clip.brief) if e]
     return tuple(
         one
         for one in idle
-        if all(one.start + one.length <= first or one.start > last for first, last in taken)
+        if all(
+            one.start + one.length < e.start - e.rise / 2
+            or one.start > e.start + e.length + e.fall / 2
+            for e in shown
+        )
     )
 
 
@@ -323,7 +325,7 @@ def faces(sample: ClipSample) -> list[Face]:
     ]
 
 
-def make_row(seed: int, split: str, index: int, size: int, frames: int) -> dict[str, Any]:
+def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES) -> dict[str, Any]:
     """Row `index` of a split, rendered."""
     sample = draw(seed, split, index, frames)
     rest = head_model().neutral(sample.face.identity)

@@ -365,12 +365,13 @@ class GroupTrainer(Resumable, GRPOTrainer):
         for status, count in Counter(answer.status for answer in answers).items():
             log[f"status/{status}"].append(count / len(answers))
         by_label: defaultdict[str, list[float]] = defaultdict(list)
-        space = self.judge.prompt.space
         for i, value in zip(indices, rewards[mine].tolist(), strict=True):
-            by_label[self.judge.samples[i].label(space) or "unlabelled"].append(value)
+            labels = self.judge.prompt.truth(self.judge.samples[i])
+            for label in labels or ("unlabelled",):
+                by_label[label].append(value)
         for label, earned in by_label.items():
             log[f"reward_of/{label}"].append(sum(earned) / len(earned))
-        said = Counter(answer.label for answer in answers if answer.label)
+        said = Counter(label for answer in answers for label in answer.labels)
         log["most_said"].append(max(said.values(), default=0) / len(answers))
         self._cut = 0 if any(complete) else self._cut + 1
         if self._cut >= _CUT:

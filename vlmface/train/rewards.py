@@ -18,6 +18,7 @@ from typing import Any
 from vlmface import facs
 from vlmface.answers import Answer
 from vlmface.errors import UserError
+from vlmface.evaluate import measures
 from vlmface.prompts import Prompt
 from vlmface.rationale.wording import MENTION, contradictions
 from vlmface.schema import FaceSample
@@ -32,13 +33,24 @@ def format(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
 
 
 def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
-    """1 if the label is the annotated one, else 0; None without an annotation.
+    """1 if the label is the annotated one, else 0; None without an annotation, and where a face may
+    have several labels (use `jaccard`).
 
     Labels are those of the prompt's space (emotion, or any other), after the parser has read
     aliases and case: "Happy" is happiness, "unhappy" is not.
     """
-    truth = sample.label(space)
+    truth = None if space.several else sample.label(space)
     return None if truth is None else float(answer.label == truth)
+
+
+def jaccard(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
+    """Where a face has several labels: those that are said and annotated by those that are either,
+    in [0, 1]; 1 if and only if they are the same. None without an annotation.
+
+    The metric `jaccard` is the mean of this over the faces.
+    """
+    truth = sample.labels(space)
+    return measures.jaccard(answer.labels, truth) if truth else None
 
 
 def au(answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: float = 1.0) -> float | None:
@@ -69,7 +81,7 @@ def au_intensity(
 def _f_beta(answer: Answer, sample: FaceSample, weights: Mapping[int, float], beta: float) -> float:
     annotated = {label.au for label in sample.aus or ()}
     named = annotated.intersection(answer.aus)
-    if answer.label is None:
+    if not answer.labels:
         return -1.0
     if not weights:
         return -1.0 if named else 1.0
@@ -111,11 +123,13 @@ def repetition(answer: Answer, sample: FaceSample, space: LabelSpace, *, n: int 
 
 REWARDS: dict[str, Reward] = {
     function.__name__: function
-    for function in (format, emotion, au, au_intensity, consistency, wording, brevity, repetition)
-}
+    for function in (
+        format, emotion, jaccard, au, au_intensity, consistency, wording, brevity, repetition,
+    )
+}  # fmt: skip
 
 # Those that compare with an annotation.
-COMPARED = ("emotion", "au", "au_intensity")
+COMPARED = ("emotion", "jaccard", "au", "au_intensity")
 
 
 # --- what a run is given --------------------------------------------------------------------------
@@ -181,7 +195,15 @@ def label_weights(
 ) -> dict[str, float]:
     """{label: what the rewards of its faces are multiplied by}: (mean count / count) ** power, so
     that rare labels weigh more. `power` 0 leaves all alike, 1 balances the labels, 0.5 lies
-    between. The weights' mean over the faces is 1."""
+    between. The weights' mean over the faces is 1. Raises UserError for a `power` above 0
+    where a face may have several labels, which weigh against each other."""
+    if space.several:
+        if power:
+            raise UserError(
+                f"label_power is {power}, but a face may have several labels of {space.id}: set it "
+                "to 0"
+            )
+        return {}
     counts = Counter(label for s in samples if (label := s.label(space)) is not None)
     if not counts:
         return {}

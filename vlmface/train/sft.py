@@ -170,9 +170,9 @@ def target_of(sample: FaceSample, prompt: Prompt, seed: int) -> str:
     Raises RefusedError if it has no label or nothing to write from."""
     from vlmface.rationale import rules
 
-    if sample.label(prompt.space) is None:
+    if not prompt.truth(sample):
         raise encode.RefusedError("no_label", f"{sample.id} has no label of {prompt.space.id}")
-    if prompt.form != "label" and sample.rationale is None:
+    if prompt.reasons and sample.rationale is None:
         if sample.aus is None or sample.emotion is None:
             raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
         own = rules.seed_of(seed, sample.id)

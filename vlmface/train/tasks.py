@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vlmface import answers
 from vlmface.data.mixture import take
+from vlmface.errors import UserError
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
@@ -18,13 +20,23 @@ Balance = Literal["none", "tasks", "labels"]
 
 
 def labels_of(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[str | None]]:
-    """For each prompt the label of each row in its space, None where it has none."""
+    """For each prompt the label of each row in its space, several as one text, None where it has
+    none."""
     found: list[list[str | None]] = [[] for _ in prompts]
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
         for labels, prompt in zip(found, prompts, strict=True):
-            labels.append(sample.label(prompt.space))
+            labels.append(answers.listed(prompt.truth(sample)) or None)
     return found
+
+
+def check_balance(balance: Balance, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError if labels are to occur equally often that faces have several of."""
+    if balance == "labels" and (asked := [prompt.id for prompt in prompts if prompt.several]):
+        raise UserError(
+            f"balance is 'labels', but {', '.join(asked)} asks for several labels of a face, which "
+            "cannot all be made to occur equally often: use tasks or none"
+        )
 
 
 def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ import jinja2
 from transformers import TrainerCallback
 
 from vlmface import facs
+from vlmface.answers import listed
 from vlmface.encode import open_row_image
 from vlmface.files import atomic_write
 from vlmface.train import sft
@@ -98,12 +99,13 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
     shown = []
     for group in trainer.groups[:SHOWN]:
         sample = judge.samples[group.index]
+        truth = judge.prompt.truth(sample)
         present = [label.au for label in sample.aus or () if label.present]
         answers = [
             {
                 "text": text,
                 "status": answer.status,
-                "right": answer.label == sample.label(judge.prompt.space),
+                "right": bool(truth) and answer.labels == truth,
                 "advantage": advantage,
                 "rewards": {name: values[k] for name, values in group.rewards.items()},
             }
@@ -114,7 +116,7 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
         shown.append(
             {
                 "image": _data_url(faces[group.index]["image"]),
-                "label": sample.label(judge.prompt.space) or "not annotated",
+                "label": listed(truth) or "not annotated",
                 "aus": ", ".join(map(facs.name, facs.top_down(present))) or "none",
                 "coded": sample.aus is not None,
                 "answers": sorted(answers, key=lambda entry: -entry["advantage"]),
