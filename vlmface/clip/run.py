@@ -80,7 +80,7 @@ def run(recipe: str, settings: Settings) -> None:
     if isinstance(alpha, str):
         assert held is not None
         found["wise"] = wise_choice(
-            start, Held(classifier, held, settings.eval_batch_size, settings.cache_gib)
+            start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
         )
         alpha = float(found["wise"]["alpha"])
     classifier.interpolate(start, alpha)

@@ -28,34 +28,55 @@ class Held:
     sees of them is computed once."""
 
     def __init__(
-        self, classifier: Classifier, rows: datasets.Dataset, batch_size: int, cache_gib: float
+        self,
+        classifier: Classifier,
+        targets: torch.Tensor,
+        batch_size: int,
+        *,
+        data: Squares | None = None,
+        features: torch.Tensor | None = None,
     ) -> None:
-        self.classifier, self.batch_size = classifier, batch_size
-        rows, self.targets, _, self.left_out = labelled(rows, classifier.texts)
-        self.data = Squares(rows, classifier.clip, cache_gib)
-        self.features: list[torch.Tensor] | None = None
+        """`targets` as `rows.labelled` gives them; of the rows the pictures or, of a frozen image
+        tower, `features` (n, pictures, width)."""
+        self.classifier, self.targets, self.batch_size = classifier, targets, batch_size
+        self.data, self.features = data, features
+
+    @classmethod
+    def of(
+        cls, classifier: Classifier, rows: datasets.Dataset, batch_size: int, cache_gib: float
+    ) -> Held:
+        """Those of `rows` that have a label."""
+        rows, targets, _, _ = labelled(rows, classifier.texts)
+        data = Squares(rows, classifier.clip, cache_gib)
+        return cls(classifier, targets, batch_size, data=data)
 
     @torch.no_grad()
-    def uar(self) -> float:
-        """Mean recall over the labels that occur (0..1); where a row may have several labels, the
-        mean F1 over them at probability 1/2. The classifier is left training if it was."""
+    def shares(self) -> torch.Tensor:
+        """Probabilities (n, labels). The classifier is left training if it was."""
         classifier, training = self.classifier, self.classifier.training
         classifier.eval()
-        frozen = classifier.shape.image == "frozen"
         seen, said = [], []
-        for number, start in enumerate(range(0, len(self.data), self.batch_size)):
+        for start in range(0, len(self.targets), self.batch_size):
+            part = slice(start, min(start + self.batch_size, len(self.targets)))
             if self.features is not None:
-                features = self.features[number]
+                features = self.features[part].to(classifier.clip.device)
             else:
-                part = range(start, min(start + self.batch_size, len(self.data)))
-                squares = stacked([self.data[i] for i in part])["squares"]
+                assert self.data is not None
+                squares = stacked([self.data[i] for i in range(part.start, part.stop)])["squares"]
                 features = classifier.image_features(squares)
-            if frozen:
-                seen.append(features)
+            seen.append(features)
             said.append(classifier.answer(features=features)[0])
-        self.features = seen if frozen else None
+            if classifier.shape.image != "frozen":
+                seen.clear()
+        if seen and self.features is None:
+            self.features = torch.cat(seen).cpu()
         classifier.train(training)
-        return uar_of(torch.cat(said), self.targets)
+        return torch.cat(said)
+
+    def uar(self) -> float:
+        """Mean recall over the labels that occur (0..1); where a row may have several labels, the
+        mean F1 over them at probability 1/2."""
+        return uar_of(self.shares(), self.targets)
 
 
 def uar_of(shares: torch.Tensor, targets: torch.Tensor) -> float:

@@ -194,14 +194,24 @@ def train(
         data = Numbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
-    keep = None
+    held = None
     if settings.select == "best":
         if held_out is None:
             raise UserError("select is best, but there are no held-out rows to choose an epoch on")
-        held = Held(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
-        keep = KeepBest(Path(settings.output_dir), held)
+        held = Held.of(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
+    labels = classifier.texts.space.labels
+    return train_on(model, data, settings, held) | {
+        "n": len(rows),
+        "left_out": left_out,
+        "labels": dict(zip(labels, model.counts, strict=True)),
+    }
+
+
+def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -> dict[str, Any]:
+    """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
+    keep = None if held is None else KeepBest(Path(settings.output_dir), held)
     found = fit(
-        model, data, settings, rows=len(rows), in_memory=model.features is not None,
+        model, data, settings, rows=len(data), in_memory=model.features is not None,
         callbacks=[keep] if keep else [],
     )  # fmt: skip
     if keep:
@@ -209,13 +219,8 @@ def train(
         keep.restore()
         if sft.is_main():
             found["selected"] = keep.best()
-    classifier.forget()
-    labels = classifier.texts.space.labels
-    return found | {
-        "n": len(rows),
-        "left_out": left_out,
-        "labels": dict(zip(labels, model.counts, strict=True)),
-    }
+    model.classifier.forget()
+    return found
 
 
 def fit(
