@@ -57,8 +57,8 @@ def test_what_is_wrong_is_named(tmp_path):
         data.load("mafw", tmp_path, order="alphabet")
     with pytest.raises(UserError, match=r"fold=0"):
         data.load("mafw", tmp_path, fold=0)
-    (tmp_path / "data" / "frames").rename(tmp_path / "data" / "clips")
-    with pytest.raises(UserError, match=r"no folder of extracted frames.*ffmpeg"):
+    (tmp_path / "data" / "frames").rename(tmp_path / "data" / "jpg")
+    with pytest.raises(UserError, match=r"no folder of extracted frames or videos.*ffmpeg"):
         data.load("mafw", tmp_path, first=1)
     mafw.write(tmp_path, ("joyful", "angry", "boredom"))
     with pytest.raises(UserError, match="'boredom' is no label of mafw11"):

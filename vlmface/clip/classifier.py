@@ -147,12 +147,14 @@ class Classifier(nn.Module):
     # --- pictures ---------------------------------------------------------------------------------
 
     def image_features(self, squares: torch.Tensor) -> torch.Tensor:
-        """(n, pictures, 3, side, side) uint8 -> (n, pictures, width), normalised."""
+        """(n, pictures, 3, side, side) uint8 -> (n, pictures, width), not normalised: a temporal
+        transformer takes them as they are."""
         n, pictures = squares.shape[:2]
-        return self.clip.image_features(squares.flatten(0, 1)).unflatten(0, (n, pictures))
+        found = self.clip.image_features(squares.flatten(0, 1), normalize=False)
+        return found.unflatten(0, (n, pictures))
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The image tower's features (n, views x frames, width) -> one (n, width), normalised."""
+        """`image_features` (n, views x frames, width) -> one feature (n, width), normalised."""
         shape = self.shape
         views = pictures.unflatten(1, (shape.views, shape.frames)).to(self.clip.dtype)
         merged = self.over_time(views)  # (n, views, width)

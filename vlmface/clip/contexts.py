@@ -1,4 +1,8 @@
-"""Learnt contexts in front of each label's text (CoOp, arXiv:2109.01134)."""
+"""Learnt contexts in front of each label's text (CoOp, arXiv:2109.01134).
+
+With contexts of its own for each text, and texts that describe what is seen, they are the learnable
+descriptors of DFER-CLIP (arXiv:2308.13382) and CLIP-CAER (arXiv:2507.00586): [contexts][text].
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from vlmface.clip.model import Clip
 from vlmface.clip.texts import lengths
 from vlmface.errors import UserError
 
-START = "a photo of a face that shows"  # the first vectors are its words'
+START = "a photo of a face that shows"  # the first of shared vectors are its words'
 _SPREAD = 0.02
 
 
@@ -44,12 +48,12 @@ class Contexts(nn.Module):
         moved = torch.cat([tokens[:, :1], filler, tokens[:, 1 : limit - count]], 1)
         self.register_buffer("tokens", moved, persistent=False)
         table = clip.text_tower.token_embedding.weight
-        words = clip.tokens([START])[0, 1 : lengths(clip.tokenizer, [START])[0] - 1]
-        start = torch.empty(count, table.shape[1]).normal_(std=_SPREAD)
-        known = table[words[:count]].detach().cpu().float()
-        start[: len(known)] = known
-        several = len(texts) if class_specific else 1
-        self.vectors = nn.Parameter(start.repeat(several, 1, 1))
+        start = torch.randn(len(texts) if class_specific else 1, count, table.shape[1]) * _SPREAD
+        if not class_specific:  # those of one text alone start at random in all three papers
+            words = clip.tokens([START])[0, 1 : lengths(clip.tokenizer, [START])[0] - 1]
+            known = table[words[:count]].detach().cpu().float()
+            start[0, : len(known)] = known
+        self.vectors = nn.Parameter(start)
 
     def forward(self) -> torch.Tensor:
         (clip,) = self.clip

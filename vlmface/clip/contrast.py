@@ -222,8 +222,9 @@ def _common_units(samples: Sequence[Sequence[FaceSample]]) -> list[int]:
 
 
 def all_features_of(clip: Clip, rows: datasets.Dataset, batch_size: int) -> torch.Tensor:
-    """Features (n, width) of the rows' images."""
-    return all_features(clip, Squares(rows, clip, 0), batch_size)[:, 0]
+    """Normalised features (n, width) of the rows' images."""
+    features = all_features(clip, Squares(rows, clip, 0), batch_size)[:, 0]
+    return nn.functional.normalize(features, dim=-1)
 
 
 def logistic(

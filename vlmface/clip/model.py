@@ -141,9 +141,9 @@ class Clip:
     def dtype(self) -> torch.dtype:
         return self.model.logit_scale.dtype
 
-    def image_features(self, squares: torch.Tensor) -> torch.Tensor:
-        """Normalised features (n, width) of uint8 squares (n, 3, side, side)."""
-        return self.model.encode_image(self.pixels(squares), normalize=True)
+    def image_features(self, squares: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
+        """Features (n, width) of uint8 squares (n, 3, side, side)."""
+        return self.model.encode_image(self.pixels(squares), normalize=normalize)
 
     # --- texts ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from transformers import set_seed
 from vlmface import data, manifest
 from vlmface.clip import model, texts, trained
 from vlmface.clip.classifier import Classifier, as_dict
+from vlmface.clip.select import Held
 from vlmface.clip.settings import Settings
 from vlmface.clip.train import train
 from vlmface.data import crops
@@ -41,11 +42,17 @@ def run(recipe: str, settings: Settings) -> None:
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
             **settings.data_options,
         )  # fmt: skip
+        held: datasets.Dataset | None = None
+        if settings.validation_split:
+            held = data.load(
+                settings.data, settings.data_root, settings.validation_split,
+                **settings.data_options,
+            )  # fmt: skip
+            held = crops.shown(held, views, settings.frames)
         fingerprint = data.fingerprint(samples)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
         samples = crops.shown(samples, views, settings.frames)
-    held: datasets.Dataset | None = None
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
 
@@ -66,12 +73,14 @@ def run(recipe: str, settings: Settings) -> None:
     set_seed(settings.seed)
     classifier = Classifier(clip, asked, shape)
     start = trained.state(classifier)
-    found = train(classifier, samples, settings)
+    found = train(classifier, samples, settings, held)
     classifier.eval()
     alpha = settings.wise_alpha
     if isinstance(alpha, str):
         assert held is not None
-        found["wise"] = wise_choice(classifier, start, held, settings.eval_batch_size)
+        found["wise"] = wise_choice(
+            start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
+        )
         alpha = float(found["wise"]["alpha"])
     classifier.interpolate(start, alpha)
     if sft.is_main():
@@ -90,18 +99,15 @@ def run(recipe: str, settings: Settings) -> None:
     )  # fmt: skip
 
 
-def wise_choice(
-    classifier: Classifier, start: Mapping[str, Any], held: datasets.Dataset, batch_size: int
-) -> dict[str, Any]:
-    """{"alpha": that with the best UAR on held-out people, of equals the smallest, which is nearest
+def wise_choice(start: Mapping[str, Any], held: Held) -> dict[str, Any]:
+    """{"alpha": that with the best UAR on held-out rows, of equals the smallest, which is nearest
     to the base; "uar": {alpha: UAR}}. The classifier is left as it was."""
-    from vlmface.clip.train import uar_of
-
+    classifier = held.classifier
     tuned = trained.state(classifier)
     scores = {}
     for alpha in ALPHAS:
         classifier.interpolate(dict(start), alpha)
-        scores[alpha] = uar_of(classifier, held, batch_size)
+        scores[alpha] = held.uar()
         trained.load(classifier, tuned, "memory")
         classifier.forget()
     best = max(scores, key=lambda alpha: (scores[alpha], -alpha))

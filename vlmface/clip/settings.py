@@ -30,6 +30,7 @@ class Settings:
     crop: list[dict[str, Any]] | dict[str, Any] | None = None
     frames: int = 1
     validation_share: float = 0.0
+    validation_split: str | None = None
     seed: int = 0
     image: Literal["frozen", "lora", "full"] = "frozen"
     text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
@@ -47,6 +48,7 @@ class Settings:
     margins: Literal["none", "ldam"] = "none"
     augment: Literal["none", "flip", "face"] = "none"
     wise_alpha: float | str = 1.0
+    select: Literal["last", "best"] = "last"
     epochs: float = 10
     batch_size: int = 64
     gradient_accumulation: int = 1
@@ -92,9 +94,26 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"validation_share is {settings.validation_share}, expected 0 up to 0.9 of the people"
         )
-    if settings.wise_alpha == "auto" and not settings.validation_share:
+    if settings.validation_split in (settings.data_split, "test"):
         raise UserError(
-            "wise_alpha is auto, which is chosen on held-out people: set validation_share, 0.1 say"
+            f"validation_split is {settings.validation_split}, but what is chosen on test or "
+            "training rows is no choice: name a validation split, or set validation_share"
+        )
+    if settings.validation_split and settings.validation_share:
+        raise UserError(
+            f"validation_split is {settings.validation_split} and validation_share "
+            f"{settings.validation_share}: set one of them"
+        )
+    validated = settings.validation_share or settings.validation_split
+    if settings.wise_alpha == "auto" and not validated:
+        raise UserError(
+            "wise_alpha is auto, which is chosen on held-out people: set validation_share, 0.1 "
+            "say, or validation_split"
+        )
+    if settings.select == "best" and not validated:
+        raise UserError(
+            "select is best, which is chosen on held-out people: set validation_share, 0.1 say, "
+            "or validation_split"
         )
     if isinstance(settings.wise_alpha, str) and settings.wise_alpha != "auto":
         raise UserError(f"wise_alpha is {settings.wise_alpha!r}, expected 0 to 1, or auto")

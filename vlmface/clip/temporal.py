@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 TIME = ("none", "mean", "transformer")
-HEADS, MLP = 8, 1024  # of a temporal transformer, as in DFER-CLIP and CLIP-CAER
+HEADS, HEAD_WIDTH, MLP = 8, 64, 1024  # of a temporal transformer, as in DFER-CLIP and CLIP-CAER
+
+
+class Block(nn.Module):
+    """Attention among all frames, then an MLP, each after a norm and added to its input; the
+    projections to queries, keys and values have no bias. (n, tokens, width) -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * HEADS * HEAD_WIDTH, bias=False)
+        self.out = nn.Linear(HEADS * HEAD_WIDTH, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, MLP), nn.GELU(approximate="tanh"), nn.Linear(MLP, width)
+        )
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(self.norm_1(tokens)).unflatten(-1, (3, HEADS, HEAD_WIDTH))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.out(mixed.transpose(1, 2).flatten(-2))
+        return tokens + self.mlp(self.norm_2(tokens))
 
 
 class Temporal(nn.Module):
     """A transformer over the frames of one view with a class token, whose output it is: (n, frames,
-    width) -> (n, width). After DFER-CLIP (Zhao & Patras 2023, arXiv:2308.13382), one layer."""
+    width), not normalised -> (n, width). After DFER-CLIP (Zhao & Patras 2023, arXiv:2308.13382),
+    one layer; its token and the places of the frames start as standard normal numbers."""
 
     def __init__(self, width: int, frames: int, layers: int = 1) -> None:
         super().__init__()
-        self.token = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.place = nn.Parameter(torch.randn(frames + 1, width) * width**-0.5)
-        layer = nn.TransformerEncoderLayer(
-            width, HEADS, MLP, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.token = nn.Parameter(torch.randn(1, width))
+        self.place = nn.Parameter(torch.randn(frames + 1, width))
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        token = self.token.expand(len(frames), 1, -1)
-        return self.layers(torch.cat([token, frames], 1) + self.place)[:, 0]
+        tokens = torch.cat([self.token.expand(len(frames), 1, -1), frames], 1)
+        return self.blocks(tokens + self.place)[:, 0]
 
 
 class OverTime(nn.Module):
-    """(n, views, frames, width) -> (n, views, width): a transformer for each view, or the mean, or
-    the only frame."""
+    """The image tower's features (n, views, frames, width) -> (n, views, width): a transformer for
+    each view over the features as they are; or the mean of them, or the only one, at length 1."""
 
     def __init__(self, kind: str, width: int, frames: int, views: int) -> None:
         super().__init__()
@@ -38,11 +59,9 @@ class OverTime(nn.Module):
             self.of_view = nn.ModuleList(Temporal(width, frames) for _ in range(views))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self.kind == "none":
-            return features[:, :, 0]
-        if self.kind == "mean":
-            return features.mean(2)
-        return torch.stack([one(features[:, i]) for i, one in enumerate(self.of_view)], 1)
+        if self.kind == "transformer":
+            return torch.stack([one(features[:, i]) for i, one in enumerate(self.of_view)], 1)
+        return F.normalize(features, dim=-1).mean(2)
 
 
 class Fusion(nn.Module):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from vlmface.clip import augment, losses, trained
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.model import Clip
 from vlmface.clip.rows import Squares, labelled, stacked
+from vlmface.clip.select import Held, KeepBest
 from vlmface.clip.settings import Settings
+from vlmface.errors import UserError
 from vlmface.train import sft
 from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 _MOMENTUM = 0.9
+KEPT = 2  # checkpoints
 
 
 class Targets(nn.Module):
@@ -167,12 +171,20 @@ def parameter_groups(module: nn.Module, settings: Any) -> list[dict[str, Any]]:
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def train(classifier: Classifier, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
-    """Train `classifier` in place on the rows that have a label.
+def train(
+    classifier: Classifier,
+    rows: datasets.Dataset,
+    settings: Settings,
+    held_out: datasets.Dataset | None = None,
+) -> dict[str, Any]:
+    """Train `classifier` in place on the rows that have a label; a row shows its `shown` pictures,
+    or its image.
 
     Goes on from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
     been interrupted. Where the image tower is frozen and pictures are not changed, its features are
-    computed once. Returns what `sft.train` does, with "labels", {label: rows}. Raises UserError.
+    computed once. Where `settings.select` is best, the weights of the epoch that is best on the
+    rows `held_out` are kept. Returns what `sft.train` does, with "labels", {label: rows}, and
+    "selected", {"step", "epoch", "uar"} of that epoch. Raises UserError.
     """
     rows, targets, affects, left_out = labelled(rows, classifier.texts)
     data: Any = Squares(rows, classifier.clip, settings.cache_gib)
@@ -182,18 +194,43 @@ def train(classifier: Classifier, rows: datasets.Dataset, settings: Settings) ->
         data = Numbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
-    found = fit(model, data, settings, rows=len(rows), in_memory=model.features is not None)
-    classifier.forget()
+    held = None
+    if settings.select == "best":
+        if held_out is None:
+            raise UserError("select is best, but there are no held-out rows to choose an epoch on")
+        held = Held.of(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
     labels = classifier.texts.space.labels
-    return found | {
+    return train_on(model, data, settings, held) | {
         "n": len(rows),
         "left_out": left_out,
         "labels": dict(zip(labels, model.counts, strict=True)),
     }
 
 
+def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -> dict[str, Any]:
+    """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
+    keep = None if held is None else KeepBest(Path(settings.output_dir), held)
+    found = fit(
+        model, data, settings, rows=len(data), in_memory=model.features is not None,
+        callbacks=[keep] if keep else [],
+    )  # fmt: skip
+    if keep:
+        sft.wait_for_everyone()  # the best weights are on the disk
+        keep.restore()
+        if sft.is_main():
+            found["selected"] = keep.best()
+    model.classifier.forget()
+    return found
+
+
 def fit(
-    model: nn.Module, data: Any, settings: Any, *, rows: int, in_memory: bool = False
+    model: nn.Module,
+    data: Any,
+    settings: Any,
+    *,
+    rows: int,
+    in_memory: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train a module that returns {"loss"} for batches of `data`; see `train`."""
     run_dir = Path(settings.output_dir)
@@ -215,7 +252,7 @@ def fit(
         logging_steps=settings.logging_steps,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=KEPT,
         seed=settings.seed,
         report_to=settings.report_to,
         ddp_timeout=int(sft.PATIENCE.total_seconds()),
@@ -226,7 +263,7 @@ def fit(
         args=arguments,
         train_dataset=data,
         data_collator=stacked,
-        callbacks=[JsonLines(run_dir / "log.jsonl")],
+        callbacks=[JsonLines(run_dir / "log.jsonl"), *callbacks],
         settings=settings,
     )
     resume = sft.checkpoint_to_resume(run_dir)
@@ -249,27 +286,6 @@ def fit(
     }
 
 
-@torch.no_grad()
-def uar_of(classifier: Classifier, rows: datasets.Dataset, batch_size: int) -> float:
-    """Mean recall over the labels that occur in `rows` (0..1); where a row may have several labels,
-    the mean F1 over them at probability 1/2."""
-    rows, targets, _, _ = labelled(rows, classifier.texts)
-    data = Squares(rows, classifier.clip, 0)
-    said = []
-    for start in range(0, len(data), batch_size):
-        part = range(start, min(start + batch_size, len(data)))
-        shares, _ = classifier.answer(stacked([data[i] for i in part])["squares"])
-        said.append(shares)
-    likely = torch.cat(said)
-    if targets.ndim == 2:
-        picked = likely > 0.5
-        hits = (picked & (targets > 0)).sum(0).double()
-        f1 = 2 * hits / (picked.sum(0) + targets.sum(0)).clamp(min=1)
-        return float(f1[targets.sum(0) > 0].mean())
-    right = (likely.argmax(-1) == targets).double()
-    return float(torch.stack([right[targets == k].mean() for k in targets.unique()]).mean())
-
-
 class Numbers(torch.utils.data.Dataset[dict[str, int]]):
     """Row numbers alone, where features are all that is needed."""
 
@@ -285,7 +301,8 @@ class Numbers(torch.utils.data.Dataset[dict[str, int]]):
 
 @torch.no_grad()
 def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
-    """The image tower's features of all rows: (n, pictures, width), float32, on the CPU."""
+    """The image tower's features of all rows: (n, pictures, width), not normalised, float32, on the
+    CPU."""
     from tqdm import tqdm
 
     clip.model.eval()
@@ -295,6 +312,6 @@ def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
         part = range(start, min(start + batch_size, len(data)))
         squares = stacked([data[i] for i in part])["squares"]
         n, pictures = squares.shape[:2]
-        features = clip.image_features(squares.flatten(0, 1)).float().cpu()
+        features = clip.image_features(squares.flatten(0, 1), normalize=False).float().cpu()
         found.append(features.unflatten(0, (n, pictures)))
     return torch.cat(found)

@@ -1,4 +1,5 @@
-"""Videos as folders of extracted frames: where they lie, and which frames stand for a clip."""
+"""Videos as folders of extracted frames, or as files: where they lie, and which frames stand for a
+clip."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmface.data import video
 from vlmface.data.records import read_text
 from vlmface.data.rows import Rows, image_names
 from vlmface.errors import UserError
@@ -43,45 +45,60 @@ def with_frames(
     count: int,
     left_out: dict[str, list[str]] | None = None,
 ) -> Rows:
-    """The clips of `columns` with `frames` filled: `count` images of the folder of each (n,).
+    """The clips of `columns` with `frames` filled: `count` images of the folder of each (n,), in
+    the order of the numbers in their names, whichever numbers are missing. Where there is no
+    folder but a video file of its name, with a suffix, those of the file (`video.extracted`).
 
-    A clip whose folder is missing or has no images is left out, by reason, beside what `left_out`
-    already lists. Raises UserError if that is so for all of them.
+    A clip that has neither, has no images in its folder, or a video that cannot be decoded, is left
+    out, by reason, beside what `left_out` already lists. Raises UserError if that is so for all of
+    them.
     """
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
-    found: list[list[str]] = []
-    keep = np.zeros(len(folders), bool)
+    found: dict[int, list[str]] = {}
+    files: dict[int, Path] = {}
     dropped: dict[str, list[str]] = {}
     for i, folder in enumerate(folders):
         names = in_order(folder)
         if names:
-            keep[i] = True
-            found.append([os.path.join(folder, names[j]) for j in middles(len(names), count)])
+            found[i] = [os.path.join(folder, names[j]) for j in middles(len(names), count)]
+        elif file := video.beside(folder):
+            files[i] = file
         else:
             reason = "no folder of frames" if names is None else "no frames in the folder"
             dropped.setdefault(reason, []).append(str(folder))
+    if files:
+        outcomes = video.extracted(list(files.values()), count)
+        for i, outcome in zip(files, outcomes, strict=True):
+            if isinstance(outcome, UserError):
+                dropped.setdefault("a video that cannot be decoded", []).append(str(outcome))
+            else:
+                found[i] = outcome
     if len(folders) and not found:
+        first = next(iter(dropped.values()))[0] if files else f"it should lie in {folders[0]}"
         raise UserError(
-            f"none of the {len(folders)} clips has extracted frames, the first should lie in "
-            f"{folders[0]}; {_extract(folders[0].name, folders[0])}"
+            f"none of the {len(folders)} clips has frames, the first: {first}; "
+            f"{_extract(folders[0].name, folders[0])}"
         )
+    keep = np.array([i in found for i in range(len(folders))], bool)
     kept = Rows(columns).take(keep)
-    return Rows(kept.columns | {"frames": found}, (left_out or {}) | dropped)
+    of_clips = [found[i] for i in sorted(found)]
+    return Rows(kept.columns | {"frames": of_clips}, (left_out or {}) | dropped)
 
 
 def frames_root(root: Path, usual: Sequence[str], given: str | None, option: str = "clips") -> Path:
-    """The folder that holds one folder of frames for each clip: `root`/`given`, or the first of
-    the `usual` ones that exists. Raises UserError that says how to extract frames."""
+    """The folder that holds one folder of frames, or one video file, for each clip: `root`/`given`,
+    or the first of the `usual` ones that exists. Raises UserError that says how to extract frames.
+    """
     places = [root / name for name in (usual if given is None else [given])]
     for place in places:
         if place.is_dir():
             return place
     inside = sorted(p.name for p in root.iterdir())[:8]
     raise UserError(
-        f"no folder of extracted frames: looked for {', '.join(map(str, places))}; {root} holds "
-        f"{', '.join(inside) or 'nothing'}. Give its path under the root as {option}=..., or "
-        f"{_extract('clip', places[0] / 'clip')}"
+        f"no folder of extracted frames or videos: looked for {', '.join(map(str, places))}; "
+        f"{root} holds {', '.join(inside) or 'nothing'}. Give its path under the root as "
+        f"{option}=..., or {_extract('clip', places[0] / 'clip')}"
     )
 
 

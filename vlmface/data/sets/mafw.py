@@ -1,7 +1,8 @@
 """MAFW: clips from films and short videos with eleven affects (Liu et al., ACM MM 2022).
 
     Train & Test Set/single/no_caption/set_1/train.txt    `00025.mp4 anger`; five folds
-    data/faces/00025/, or data/frames/00025/              frames; the set ships clips/00025.mp4
+    data/faces/00025/, or data/frames/00025/              extracted frames; else the videos
+    clips/00025.mp4                                       that the set ships
 
 Its label files hold words. Re-users have put numbers in their place, in two orders.
 """
@@ -28,7 +29,7 @@ PUBLISHED = {
 }  # fmt: skip
 FOLDS = 5
 LISTS = ("Train & Test Set/single/no_caption", "split/single/no_caption", "single/no_caption")
-CLIPS = ("data/faces", "data/frames", "faces", "frames")
+CLIPS = ("data/faces", "data/frames", "faces", "frames", "data/clips", "clips")
 
 
 def read(

@@ -51,16 +51,16 @@ def read(
     columns = {
         "id": [f"raer-{place}" for place in places],
         "context": [[_label(code, path)] for _, _, code in lines],
+        "place": places,
     }
     rows = with_frames(columns, folders, frames, left_out)
 
-    place_of = {str(folder): place for folder, place in zip(folders, places, strict=True)}
-    files = [[os.path.split(frame) for frame in clip] for clip in rows.columns["frames"]]
-    kept = [place_of[clip[0][0]] for clip in files]
+    kept = rows.columns.pop("place")
+    files = [[os.path.basename(frame) for frame in clip] for clip in rows.columns["frames"]]
     extra: dict[str, list[Any]] = {}
     if boxes := _boxes(root, faces, FACES, places):
         extra["face_boxes"] = [
-            [boxes.get(place, {}).get(name) for _, name in clip]
+            [boxes.get(place, {}).get(name) for name in clip]
             for place, clip in zip(kept, files, strict=True)
         ]
     if boxes := _boxes(root, bodies, BODIES, places):

@@ -1,0 +1,12 @@
+"""Is time needed? A model of clips beside the same classifier that is shown one frame, or the mean.
+
+python eval/clips.py --config clip_temporal_tiny --output_dir runs/clip_time
+"""
+
+from __future__ import annotations
+
+from vlmface.clip.needs_time import main
+from vlmface.config import command
+
+if __name__ == "__main__":
+    command(main)

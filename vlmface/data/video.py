@@ -1,0 +1,303 @@
+"""Frames of video files, by the number of frames that can be decoded: what a container says of
+their number, rate or times is often wrong.
+
+`frames` gives them as images; `extracted` keeps them as files in the user's cache folder,
+
+    videos/vN-COUNT/DIGEST/0000.jpg ...    COUNT frames of the video with that content
+
+written whole or not at all, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlmface import files
+from vlmface.data.sources import in_threads
+from vlmface.errors import UserError
+from vlmface.images import MAX_PIXELS, MIN_SIDE
+
+VERSION = 1  # raise whenever the same video would give other frames
+SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+# Others open playlists, which name further files.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf,flv"
+MAX_FRAMES = 20_000  # decoded, a quarter of an hour: more is no clip
+MAX_DECODED = 60_000_000_000  # pixels of all frames
+MAX_BROKEN = 0.1  # share of packets that cannot be decoded
+MIN_COVERED = 0.9  # share of the duration that is in the file
+_QUALITY = 95
+_BLOCK = 1 << 20
+# (a, b, c, d) of a display matrix: x' = ax + cy, y' = bx + dy
+_TURNS = {
+    (1, 0, 0, 1): None,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+
+
+def frames(path: str | Path, count: int = 16) -> list[Image.Image]:
+    """The frames at the middles of `count` equal segments of a video, RGB and upright; a video of
+    fewer frames gives some of them several times.
+
+    Raises UserError, with the cause and the fix, if PyAV is missing, if the file is missing, empty,
+    no video or sound alone, has frames that are too small, too large or too many, is damaged in
+    more than a tenth of its packets, or ends before nine tenths of its duration.
+    """
+    return list(_frames(path, count))
+
+
+def _frames(path: str | Path, count: int) -> Iterator[Image.Image]:
+    """`frames`, one after the other: not all need be in memory."""
+    from vlmface.data.clips import middles
+
+    if count < 1:
+        raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
+    total = _count(path)
+    wanted = middles(total, count)
+    image: Image.Image | None = None
+    index = -1
+    decoded = enumerate(_decoded(path, _Seen()))
+    for place in wanted:
+        while index < place:
+            index, frame = next(decoded)
+            if index == place:
+                image = _image(frame, path)
+        assert image is not None
+        yield image
+
+
+class _Seen:
+    """What was met on the way through a file. Times are in seconds."""
+
+    frames = packets = broken = pixels = 0
+    until = 0.0
+    duration: float | None = None
+
+
+def _count(path: str | Path) -> int:
+    """How many frames can be decoded. Raises UserError as `frames` does."""
+    seen = _Seen()
+    for _ in _decoded(path, seen):
+        pass
+    if not seen.frames:
+        raise UserError(
+            f"'{path}' has no frame that can be decoded ({seen.packets} packets, {seen.broken} of "
+            "them broken): copy it again from its source, or leave it out"
+        )
+    if seen.broken > MAX_BROKEN * seen.packets:
+        raise UserError(
+            f"'{path}' is damaged: {seen.broken} of {seen.packets} packets cannot be decoded; copy "
+            "it again from its source, or leave it out"
+        )
+    if seen.duration and seen.until < MIN_COVERED * seen.duration:
+        raise UserError(
+            f"'{path}' is cut off: it says that it lasts {seen.duration:.1f} s, and ends after "
+            f"{seen.until:.1f} s; copy it again from its source, or leave it out"
+        )
+    return seen.frames
+
+
+def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
+    """PyAV's frames of the first video stream, in the order in which they are shown."""
+    with _opened(path) as container:
+        (stream,) = _pictures(container, path)[:1]
+        width, height = stream.codec_context.width, stream.codec_context.height
+        _check_size(width, height, path)
+        if container.duration:
+            seen.duration = container.duration / 1_000_000
+        for packet in _packets(container, seen):
+            if packet.stream.index != stream.index:
+                continue
+            seen.packets += 1
+            try:
+                found = packet.decode()
+            except _av().error.FFmpegError:
+                seen.broken += 1
+                continue
+            for frame in found:
+                _check_size(frame.width, frame.height, path)
+                seen.frames += 1
+                seen.pixels += frame.width * frame.height
+                if seen.frames > MAX_FRAMES or seen.pixels > MAX_DECODED:
+                    raise UserError(
+                        f"'{path}' is too long: more than {seen.frames - 1:,} frames of "
+                        f"{frame.width} x {frame.height} pixels; a clip has at most "
+                        f"{MAX_FRAMES:,}: cut it, with ffmpeg -ss START -t SECONDS"
+                    )
+                yield frame
+
+
+def _packets(container: Any, seen: _Seen) -> Iterator[Any]:
+    """The packets of all streams, up to the first that cannot be read. Sound says how far the file
+    reaches where there is no picture any more."""
+    start = (container.start_time or 0) / 1_000_000
+    try:
+        for number, packet in enumerate(container.demux()):
+            if packet.pts is not None and packet.time_base:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - start
+                seen.until = max(seen.until, end)
+            if number > 50 * MAX_FRAMES:
+                return  # of sound and subtitles there may be more than of pictures, but not so many
+            yield packet
+    except _av().error.FFmpegError:
+        seen.broken += 1
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(f"to read videos, pip install 'vlmface[video]' ({error})") from error
+    return av
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    av = _av()
+    place = Path(path)
+    if place.is_dir():
+        raise UserError(f"'{path}' is a folder: give one video file inside it")
+    if not place.is_file():
+        raise UserError(f"'{path}' does not exist: check the spelling of the path")
+    if not place.stat().st_size:
+        raise UserError(f"'{path}' is empty (0 bytes): copy it again from its source")
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    try:
+        container = av.open(str(place.absolute()), options=options)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' is no video that can be read ({error}): copy it again from its source, or "
+            f"convert it to MP4, WebM, Matroska or AVI"
+        ) from error
+    with container:
+        yield container
+
+
+def _pictures(container: Any, path: str | Path) -> list[Any]:
+    """The video streams; the cover of a song is none."""
+    av = _av()
+    cover = av.stream.Disposition.attached_pic
+    found = [s for s in container.streams.video if not s.disposition & cover]
+    if not found:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "no stream"
+        raise UserError(f"'{path}' has no pictures, only {kinds}: give a video file")
+    if found[0].codec_context is None:
+        raise UserError(f"'{path}' is in a codec that PyAV does not know: convert it to H.264")
+    return found
+
+
+def _check_size(width: int, height: int, path: str | Path) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise UserError(
+            f"'{path}' is {width} x {height} pixels, too small to show a face: give a video of at "
+            f"least {MIN_SIDE} x {MIN_SIDE}"
+        )
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"'{path}' is {width} x {height} pixels, the limit is {MAX_PIXELS / 1e6:g} megapixels: "
+            "make it smaller, with ffmpeg -vf scale=1280:-2"
+        )
+
+
+def _image(frame: Any, path: str | Path) -> Image.Image:
+    try:
+        image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    except (_av().error.FFmpegError, ValueError) as error:
+        raise UserError(
+            f"'{path}': a frame in the format {frame.format.name} cannot be turned into RGB "
+            f"({error}): convert the video to H.264"
+        ) from error
+    turn = _turn(frame)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """How the pixels are turned before they are shown; None for any other matrix than a turn by
+    right angles."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32) / 65536
+            return _TURNS.get(tuple(round(x) for x in (a, b, c, d)))  # type: ignore[arg-type]
+    return None
+
+
+# --- many of them ---------------------------------------------------------------------------------
+
+
+def beside(folder: Path) -> Path | None:
+    """The video file named as the folder with a suffix of SUFFIXES; None if there is none."""
+    names = (folder.with_name(folder.name + suffix) for suffix in SUFFIXES)
+    return next((path for path in names if path.is_file()), None)
+
+
+def extracted(
+    paths: Sequence[Path], count: int, *, workers: int | None = None, progress: bool = True
+) -> list[list[str] | UserError]:
+    """The files of `count` frames of each video, decoded now where that was not done before; or
+    what is wrong with the video. Raises UserError if PyAV is missing."""
+    _av()
+    root = files.cache_dir() / "videos" / f"v{VERSION}-{count}"
+
+    def work(path: Path) -> list[str] | UserError:
+        try:
+            folder = root / _digest(path, root)
+        except OSError as error:
+            return UserError(f"'{path}' cannot be read ({error}): check its permissions")
+        if not folder.is_dir():
+            try:
+                _write(folder, path, count)
+            except UserError as error:
+                return error
+        return [str(folder / f"{i:04d}.jpg") for i in range(count)]
+
+    return list(in_threads(work, paths, "decoding", workers=workers, progress=progress))
+
+
+def _digest(path: Path, root: Path) -> str:
+    """32 hex digits that tell contents apart. A file that has its old size and time is not read
+    again."""
+    stat = path.stat()
+    key = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    note = root / "known" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    with contextlib.suppress(OSError):
+        return note.read_text()
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    files.atomic_write(note, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _write(folder: Path, path: Path, count: int) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{uuid.uuid4().hex[:8]}-", dir=folder.parent))
+    try:
+        for i, image in enumerate(_frames(path, count)):
+            content = io.BytesIO()
+            image.save(content, "JPEG", quality=_QUALITY, subsampling=0)
+            (unfinished / f"{i:04d}.jpg").write_bytes(content.getvalue())
+        unfinished.chmod(0o755)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
