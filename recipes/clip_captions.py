@@ -17,7 +17,6 @@ from pathlib import Path
 from vlmface import config, data
 from vlmface.clip import contrast, model, tiny
 from vlmface.data import crops
-from vlmface.data.rows import pictures
 from vlmface.files import atomic_write
 from vlmface.train import sft
 
@@ -41,19 +40,17 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     clip = tiny.build(settings.seed) if settings.base == UNTRAINED else model.load(settings.base)
-    crop = crops.parse(settings.crop)
+    views = crops.parse(settings.crop)
     with sft.main_first():
-        rows = pictures(
-            data.load(settings.data, settings.data_root, settings.data_split, n=settings.n_train,
-                      **settings.data_options)
+        rows = data.load(
+            settings.data, settings.data_root, settings.data_split, n=settings.n_train,
+            **settings.data_options,
         )  # fmt: skip
         probed = [
-            pictures(data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe))
+            data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
             for split in settings.probe_splits
         ]
-        if crop:
-            rows = crops.cached(rows, crop)
-            probed = [crops.cached(part, crop) for part in probed]
+        rows, *probed = [crops.shown(part, views) for part in (rows, *probed)]
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
     trained = contrast.train(clip, rows, settings)
     if not sft.is_main():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vlmface import config, data
+from vlmface import config, data, prompts
 from vlmface.data import crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
-    crop = crops.parse(start.crop)
+    views = crops.parse(start.crop)
+    prompts.check_images([start.prompt], len(views), start.frames)
     with sft.main_first():
         faces = data.load(
             settings.data,
@@ -52,10 +53,11 @@ def main(argv: Sequence[str]) -> int:
             **settings.data_options,
         )
         fingerprint = data.fingerprint(faces)
-        if crop:
-            faces = crops.cached(faces, crop)
+        faces = crops.shown(faces, views, start.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-        tested = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+        tested = benchmarks.load_rows(
+            benchmark, benchmark_root, settings.n_eval, views, start.frames
+        )
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)
 

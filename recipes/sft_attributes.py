@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
             "leave them out"
         )
     baseline = benchmarks.load_baseline(benchmark)
-    crop = crops.parse(settings.crop)
+    views = crops.parse(settings.crop)
+    prompts.check_images(asked, len(views), settings.frames)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
     sft.check_policy(settings, family)
@@ -63,10 +64,11 @@ def main(argv: Sequence[str]) -> int:
             **settings.data_options,
         )
         fingerprint = data.fingerprint(samples)
-        if crop:
-            samples = crops.cached(samples, crop)
+        samples = crops.shown(samples, views, settings.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-        faces = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+        faces = benchmarks.load_rows(
+            benchmark, benchmark_root, settings.n_eval, views, settings.frames
+        )
 
     # Each question gets its rows; all of them are trained on together.
     length = {"max_length": settings.max_length, "seed": settings.seed}

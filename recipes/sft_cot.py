@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [prompt])
     baseline = benchmarks.load_baseline(benchmark)
-    crop = crops.parse(settings.crop)
+    views = crops.parse(settings.crop)
+    prompts.check_images([prompt], len(views), settings.frames)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
     sft.check_policy(settings, family)
@@ -58,10 +59,11 @@ def main(argv: Sequence[str]) -> int:
             **settings.data_options,
         )
         fingerprint = data.fingerprint(samples)
-        if crop:
-            samples = crops.cached(samples, crop)
+        samples = crops.shown(samples, views, settings.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-        faces = benchmarks.load_rows(benchmark, benchmark_root, settings.n_eval, crop)
+        faces = benchmarks.load_rows(
+            benchmark, benchmark_root, settings.n_eval, views, settings.frames
+        )
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)

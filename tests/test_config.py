@@ -11,7 +11,7 @@ from samples import ROOT, load_script
 
 from vlmface import config
 from vlmface.errors import UserError
-from vlmface.train import grpo, rewards
+from vlmface.train import context, grpo, rewards
 from vlmface.train.sft import Settings
 
 
@@ -122,9 +122,11 @@ RECIPES: dict[str, type] = {
     "sft_cot": Settings,
     "sft_attributes": Settings,
     "grpo": grpo.Settings,
+    "context_vlm": context.Settings,
     "synthesize": load_script("recipes/synthesize.py").Settings,
     "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
 }
+SCRIPTS = {"context_vlm": "context_emotion"}  # where it is not the name of the configuration
 SHIPPED = sorted((ROOT / "recipes/configs").rglob("*.yaml"))
 
 
@@ -145,7 +147,10 @@ def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> 
     assert first.startswith("# ")
     # a recipe's default need not be named
     default = path.stem.endswith("_tiny") or path.stem == recipe
-    assert f"recipes/{recipe}.py{'' if default else f' --config {path.stem}'}" in first
+    assert (
+        f"recipes/{SCRIPTS.get(recipe, recipe)}.py{'' if default else f' --config {path.stem}'}"
+        in first
+    )
 
 
 def test_facial_r1_runs_as_published() -> None:

@@ -41,7 +41,9 @@ def test_golden(id: str) -> None:
 
 def test_prompts_that_exist() -> None:
     assert IDS == [
-        "emotic", "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
+        "context_both", "context_emotion_both", "context_emotion_face", "context_emotion_scene",
+        "context_face", "context_scene", "emotic",
+        "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
         "facescan_boxed_age", "facescan_boxed_emotion", "facescan_boxed_gender",
         "facescan_boxed_race", "facescan_emotion", "facescan_gender", "facescan_race",
         "facescan_race_merged",
@@ -50,7 +52,9 @@ def test_prompts_that_exist() -> None:
     for id in IDS:
         prompt = prompts.load(id)
         assert prompt.id == id
-        text = prompt.messages()[-1]["content"][1]["text"]
+        *pictures, question = prompt.messages()[-1]["content"]
+        assert pictures == [{"type": "image"}] * prompt.images
+        text = question["text"]
         asks_openly = id.startswith(("facescan", "synth"))
         assert (", ".join(prompt.space.labels) in text) is not asks_openly
         assert not re.search(r"\{\w+\}", text)
@@ -155,7 +159,7 @@ def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_unknown_id() -> None:
     with pytest.raises(UserError, match=r"no prompt 'face_cott' \(did you mean 'face_cot'\?\)"):
         prompts.load("face_cott")
-    with pytest.raises(UserError, match="use one of emotic, expllm, expllm_label, face_cot"):
+    with pytest.raises(UserError, match="use one of context_both, context_emotion_both"):
         prompts.load("zzz")
 
 

@@ -86,7 +86,7 @@ def test_rows_of_all_questions_share_the_features_of_a_face(processor: Any, base
     for number in (1, 5):
         alone = llava.image_inputs(processor, [answering.open_row_image(faces[number]["image"])])
         (expected,) = llava.tower_features(model, alone)
-        assert np.allclose(features[number].numpy(), expected.detach().numpy(), atol=1e-6)
+        assert np.allclose(features[number][0].numpy(), expected.detach().numpy(), atol=1e-6)
 
 
 # --- the recipe -----------------------------------------------------------------------------------

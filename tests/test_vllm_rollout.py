@@ -66,7 +66,7 @@ def test_what_is_asked_and_what_is_read(tmp_path: Path) -> None:
     with FakeTeacher(lambda asked: completion(2, [5, 6, 7], [1, 2])) as fake:
         client = server(fake.url, tmp_path)
         client.use(3)
-        drawn = client.sample([face()], [[1, 2]], 2, seed=11)
+        drawn = client.sample([[face()]], [[1, 2]], 2, seed=11)
     assert drawn.ids == [[5, 6, 7]] * 2 and drawn.log_probs == [[-0.5] * 3] * 2
     assert drawn.complete == [True, True]
     body = fake.asked[0].body
@@ -78,15 +78,15 @@ def test_what_is_asked_and_what_is_read(tmp_path: Path) -> None:
 def test_a_server_that_is_not_what_is_trained(tmp_path: Path) -> None:
     with FakeTeacher(lambda asked: completion(2, [5], [1, 9, 9])) as fake:
         with pytest.raises(vllm_rollout.ServerGoneError, match="different from token 1 on"):
-            server(fake.url, tmp_path).sample([face()], [[1, 2]], 2, seed=0)
+            server(fake.url, tmp_path).sample([[face()]], [[1, 2]], 2, seed=0)
         with pytest.raises(vllm_rollout.ServerGoneError, match="2 completions instead of 3"):
-            server(fake.url, tmp_path).sample([face()], [[1, 9, 9]], 3, seed=0)
+            server(fake.url, tmp_path).sample([[face()]], [[1, 9, 9]], 3, seed=0)
 
 
 def test_a_server_that_is_gone_is_tried_again(tmp_path: Path) -> None:
     with FakeTeacher(lambda asked: Reply(status=503, body=b"busy")) as fake:
         with pytest.raises(vllm_rollout.ServerGoneError, match=r"does not answer.*503"):
-            server(fake.url, tmp_path).sample([face()], [[1]], 2, seed=0)
+            server(fake.url, tmp_path).sample([[face()]], [[1]], 2, seed=0)
         assert len(fake.asked) == 2
     with pytest.raises(vllm_rollout.ServerGoneError, match="does not answer"):
         server(fake.url, tmp_path).load(0)  # nobody listens there any more

@@ -59,7 +59,7 @@ def _data_crop(arguments: argparse.Namespace) -> int:
         if arguments.sheet:
             crops.draw(faces, arguments.sheet.with_stem(f"{arguments.sheet.stem}-{split}"))
         print(f"{arguments.name}, {split}: {len(faces):,} rows in {crop.folder}")
-    print(f"train on them: --crop {json.dumps(crops.as_dict(crop))!r}")
+    print(f"train on them: --crop {json.dumps(crops.as_dict([crop]))!r}")
     return 0
 
 

@@ -44,6 +44,18 @@ def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
     return settings
 
 
+def peek(name: str, argv: Sequence[str], *, default: str) -> Any:
+    """What `parse` would find for one field, before it is known which settings there are: a word
+    of the command line, or what the file says; None if neither names it. Raises UserError."""
+
+    @dataclasses.dataclass
+    class Unknown:
+        config: str
+
+    given = words(Unknown, [word for word in argv if word not in ("-h", "--help")])
+    return given.get(name, read(find(str(given.get("config", default)))).get(name))
+
+
 def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
     """`--field value` alone, for commands without a settings file; `--help` as in `parse`."""
     if any(word in ("-h", "--help") for word in argv):
@@ -202,9 +214,11 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
             if isinstance(parsed, dict):
                 return parsed
         elif typing.get_origin(one) is list:
-            items = value.split(",") if isinstance(value, str) else value
+            (of,) = typing.get_args(one)
+            items = value
+            if isinstance(value, str):  # mappings hold commas of their own
+                items = parsed if typing.get_origin(of) is dict else value.split(",")
             if isinstance(items, list):
-                (of,) = typing.get_args(one)
                 words = [item.strip(" []") if isinstance(item, str) else item for item in items]
                 return [_convert(name, of, word) for word in words]
         elif one is float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vlmface.errors import RefusedError, UserError
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IGNORED = -100
+PICTURES = ("image", "shown")  # columns of what a model is shown of a row
+Size = tuple[int, int]  # width, height in pixels
+Shown: TypeAlias = "Image.Image | Sequence[Image.Image]"  # what a model is shown of a row
 
 
 def encode_text(
@@ -28,15 +31,16 @@ def encode_text(
     target: str | None,
     *,
     max_length: int | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: Size | Sequence[Size | None] | None = None,
 ) -> dict[str, list[int]]:
     """Token ids of one conversation, and its labels if there is a `target`.
 
     Returns `input_ids` (each image is as many image tokens as the model will see), its
     `attention_mask`, whatever else the family's model takes for each token, and `labels`: -100 up
     to the end of the prompt, then the completion's ids with the EOS. Nothing is decoded:
-    `image_size` is the image's (width, height) in pixels, and matters to families with free
-    resolutions only. Raises RefusedError("too_long" | "image_in_text" | "no_target").
+    `image_size` is the image's (width, height) in pixels, or a list of those of all images in their
+    order, and matters to families with free resolutions only. Raises RefusedError("too_long" |
+    "image_in_text" | "no_target"), and UserError for another number of sizes than of images.
     """
     tokenizer = processor.tokenizer
     prompt = family.prompt_text(processor, messages)
@@ -60,8 +64,17 @@ def encode_text(
             "image(s): take the token out of the text",
         )
     if images:
-        in_full = family.image_text(processor, image_size)
-        prompt = prompt.replace(processor.image_token, in_full)
+        sizes = [None] * images if image_size is None else _listed(image_size)
+        if len(sizes) != images:
+            raise UserError(
+                f"the prompt is about {images} picture(s), but {len(sizes)} are shown: use a "
+                "prompt with as many `images`, or other views (crop) and frames"
+            )
+        before, *between = prompt.split(processor.image_token)
+        prompt = before + "".join(
+            family.image_text(processor, size) + text
+            for size, text in zip(sizes, between, strict=True)
+        )
     # As processors do: a template that writes the BOS itself must not get a second one.
     bos = tokenizer.bos_token
     special = not (family.WRITES_BOS or (bos and prompt.startswith(bos)))
@@ -99,6 +112,45 @@ def open_row_image(image: Any) -> Image.Image:
     return crops.open_crop(path) if crops.is_reference(path) else open_image(path)
 
 
+def stored_pictures(row: Mapping[str, Any]) -> list[Any]:
+    """What a model is shown of a row, for `open_row_image`: its `shown` pictures, or its `image`,
+    which may be a list too."""
+    shown = row.get("shown") or row["image"]
+    return list(shown) if isinstance(shown, list | tuple) else [shown]
+
+
+def open_shown(row: Mapping[str, Any]) -> Image.Image | list[Image.Image]:
+    """What a model is shown of a row, opened: a picture, or a list where there are several."""
+    pictures = [open_row_image(one) for one in stored_pictures(row)]
+    return pictures if len(pictures) > 1 else pictures[0]
+
+
+def listed(shown: Shown) -> list[Image.Image]:
+    """The pictures of what a model is shown: of one, the list of it."""
+    return list(shown) if isinstance(shown, list | tuple) else [shown]  # type: ignore[list-item]
+
+
+def sizes_of(shown: Shown) -> list[Size]:
+    """(width, height) of each picture."""
+    return [picture.size for picture in listed(shown)]
+
+
+def _listed(sizes: Size | Sequence[Size | None]) -> list[Any]:
+    return [sizes] if isinstance(sizes[0], int) else list(sizes)
+
+
+def without_pictures(rows: Any) -> Any:
+    """A data set without the columns of pictures."""
+    return rows.remove_columns([name for name in PICTURES if name in rows.column_names])
+
+
+def shown_sizes(row: Mapping[str, Any], family: ModuleType | None = None) -> list[Any]:
+    """(width, height) of each picture that a model is shown of a row, without decoding them; None
+    for each if the `family` does not need to know."""
+    needed = family is None or family.NEEDS_SIZE
+    return [row_image_size(one) if needed else None for one in stored_pictures(row)]
+
+
 def row_image_size(image: Any) -> tuple[int, int]:
     """(width, height) in pixels of `open_row_image(image)`, without decoding it."""
     if not isinstance(image, Mapping):
@@ -123,21 +175,21 @@ def encode(
     processor: Any,
     family: ModuleType,
     prompt_messages: Sequence[Mapping[str, Any]],
-    image: Image.Image,
+    image: Shown,
     target: str | None = None,
     *,
     max_length: int | None = None,
 ) -> dict[str, Any]:
-    """One row, complete: `encode_text` and the family's `image_inputs`."""
+    """One row, complete: `encode_text` and the family's `image_inputs` of its image or images."""
     text = encode_text(
         processor,
         family,
         prompt_messages,
         target,
         max_length=max_length,
-        image_size=image.size,
+        image_size=sizes_of(image),
     )
-    return {**text, **family.image_inputs(processor, [image])}
+    return {**text, **family.image_inputs(processor, listed(image))}
 
 
 def _tokenize(tokenizer: Any, text: str, special: bool) -> list[int]:
@@ -148,9 +200,9 @@ def _tokenize(tokenizer: Any, text: str, special: bool) -> list[int]:
 class Collator:
     """Rows -> a batch of tensors, padded on the right for training, on the left for generation.
 
-    A row is what `encode` makes of it; or that of `encode_text` and an `image`, which is
-    preprocessed here, so that a data set need not hold pixels in memory. Its number `row`, if it
-    has one, is passed on, its `length` is not.
+    A row is what `encode` makes of it; or that of `encode_text` and an `image`, or several that it
+    has `shown`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
+    number `row`, if it has one, is passed on, its `length` is not.
     """
 
     def __init__(self, processor: Any, family: ModuleType, *, padding: str = "right") -> None:
@@ -181,14 +233,14 @@ class Collator:
                 batch["row"] = torch.tensor([row["row"] for row in rows])
             elif isinstance(value, torch.Tensor):
                 batch[name] = _concatenate([row[name] for row in rows])
-            elif name not in ("image", "length"):
+            elif name not in (*PICTURES, "length"):
                 filler = fillers.get(name, 0)
                 batch[name] = torch.tensor([pad(row[name], filler) for row in rows])
         batch["attention_mask"] = torch.tensor(
             [pad([1] * len(row["input_ids"]), 0) for row in rows]
         )
         if "image" in rows[0]:
-            images = [open_row_image(row["image"]) for row in rows]
+            images = [open_row_image(one) for row in rows for one in stored_pictures(row)]
             batch |= self.family.image_inputs(self.processor, images)
         return batch
 

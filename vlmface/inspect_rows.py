@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, families, manifest
-from vlmface.config import parse
-from vlmface.encode import IGNORED, open_row_image
-from vlmface.prompts import Prompt
+from vlmface.config import parse, peek
+from vlmface.encode import IGNORED, shown_sizes
+from vlmface.prompts import Prompt, check_images
 from vlmface.prompts import load as load_prompt
-from vlmface.train import budget, sft, tasks
+from vlmface.train import budget, context, sft, tasks
 
 if TYPE_CHECKING:
     import datasets
@@ -39,7 +39,9 @@ class Task:
 
 def settings_from(config: str, words: Sequence[str]) -> sft.Settings:
     """The settings of a recipe's YAML with `--field value` words over it. Raises UserError."""
-    return parse(sft.Settings, ["--config", config, *words], default=config, usage="")
+    words = ["--config", config, *words]
+    kind = sft.Settings if peek("model", words, default=config) is None else context.Settings
+    return parse(kind, words, default=config, usage="")
 
 
 def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> list[Task]:
@@ -54,9 +56,13 @@ def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> li
         n=settings.n_train,
         **settings.data_options,
     )
-    if crop := crops.parse(settings.crop):
-        samples = crops.cached(samples, crop)
-    asked = [load_prompt(name) for name in settings.prompts]
+    if isinstance(settings, context.Settings):
+        asked = [settings.load_prompt()]
+    else:
+        asked = [load_prompt(name) for name in settings.prompts]
+    views = crops.parse(settings.crop)
+    check_images(asked, len(views), settings.frames)
+    samples = crops.shown(samples, views, settings.frames)
     seed = settings.seed
     budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
     found = []
@@ -127,9 +133,9 @@ def show_row(processor: Any, row: dict[str, Any], *, colour: bool = False) -> st
     ids, labels = row["input_ids"], row["labels"]
     image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     images, learnt = ids.count(image), sum(label != IGNORED for label in labels)
-    width, height = open_row_image(row["image"]).size
+    sizes = ", ".join(f"{width} x {height}" for width, height in shown_sizes(row))
     title = (
-        f"row {row['row']}: {len(ids)} tokens = {images} of the image ({width} x {height} pixels)"
+        f"row {row['row']}: {len(ids)} tokens = {images} of the image ({sizes} pixels)"
         f" + {len(ids) - images - learnt} of the prompt + {learnt} supervised"
     )
     return f"{title}\n{show_tokens(processor, ids, labels, colour=colour)}"

@@ -26,6 +26,7 @@ TINY = "vlmface-tiny"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _BLOCK = 32 * 2**20
+_LATER = {"frames", "clip"}  # not in the manifests of earlier versions
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Manifest:
     LoRA adapter for it or whole weights. `policy`: frozen | lora | full for tower, projector, llm.
     `prompts`: what the model was trained to answer, `describe` of each. `au_set`: AUs the training
     data annotates. `image`: sizes in pixels and tokens (the family's `describe_image`); `processor`
-    {file name: sha} of preprocessing and chat template; `crop`: how faces were cut out
-    (`data.crops.Crop`), null if pictures were taken whole; `quantize`: what the base's language
-    model was quantised to while the adapter was trained, null if it was not (whoever loads the
-    model takes the base unquantised); `clip`: of a CLIP, how its classifier is built
-    (`clip.classifier.Shape`); `generation` {"max_new_tokens"}, always greedy. `data`
+    {file name: sha} of preprocessing and chat template; `crop`: the view of a picture that is shown
+    (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how many of
+    a clip, of each view; `quantize`: what the base's language model was quantised to while the
+    adapter was trained, null if it was not (whoever loads the model takes the base unquantised);
+    `clip`: of a CLIP, how its classifier is built (`clip.classifier.Shape`); `generation`
+    {"max_new_tokens"}, always greedy. `data`
     {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
     whoever reads its answers. `created`: time of training, UTC.
     """
@@ -59,7 +61,8 @@ class Manifest:
     data: dict[str, Any]
     seed: int
     limits: str
-    crop: dict[str, Any] | None = None
+    crop: dict[str, Any] | list[dict[str, Any]] | None = None
+    frames: int = 1
     quantize: str | None = None
     clip: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
@@ -95,10 +98,8 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
             f"{path} has schema {found!r}, but this vlmface {__version__} reads schema {SCHEMA}: "
             "use the vlmface that wrote it, or train again"
         )
-    fields = dataclasses.fields(Manifest)
-    names = {f.name for f in fields}
-    optional = {f.name for f in fields if f.default is None}  # not there in older runs
-    if odd := (names ^ set(content)) - (optional - set(content)):
+    names = {f.name for f in dataclasses.fields(Manifest)}
+    if odd := (names ^ set(content)) - (_LATER - set(content)):
         raise UserError(f"{path}: {', '.join(sorted(odd))} is missing or unknown; restore the file")
     manifest = Manifest(**content)
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vlmface import encode, families, inspect_rows, manifest, simulate
+from vlmface import encode, families, inspect_rows, manifest, prompts, simulate
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.train import sft
@@ -147,7 +147,8 @@ class Rows:
         asked = []
         for row in itertools.islice(itertools.cycle(self.longest), size):
             prompt = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)
-            lists = {k: v[:prompt] for k, v in row.items() if isinstance(v, list) and k != "labels"}
+            tokens = row.keys() - {"labels", *encode.PICTURES}
+            lists = {k: row[k][:prompt] for k in tokens if isinstance(row[k], list)}
             asked.append({**row, **lists, "labels": [0] * prompt})
         batch = self.collate(asked)
         del batch["labels"]
@@ -189,6 +190,7 @@ def _assumed(
 ) -> Rows:
     length = settings.max_length
     answer = min(_ANSWER, length // 2)
+    images = max(prompts.load(name).images for name in settings.prompts)
     collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
     if processor is not None:
         from PIL import Image
@@ -196,7 +198,7 @@ def _assumed(
         size = (336, 336)
         text = family.image_text(processor, size)
         image = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        more: dict[str, Any] = {"image": Image.new("RGB", size)}
+        more: dict[str, Any] = {"image": [Image.new("RGB", size)] * images}
         collate = encode.Collator(processor, family)
     else:
         vision: Any = getattr(config, "vision_config", None)
@@ -213,11 +215,13 @@ def _assumed(
         def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
             batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-            return {**batch, "pixel_values": torch.zeros(len(rows), *shape)}
+            return {**batch, "pixel_values": torch.zeros(len(rows) * images, *shape)}
 
+    image = image * images
+    what = "an image" if images == 1 else f"{images} images"
     if len(image) + answer > length:
         raise UserError(
-            f"max_length {length} does not hold an image of {len(image)} tokens: raise it"
+            f"max_length {length} does not hold {what} of {len(image)} tokens: raise it"
         )
     ids = image + [0] * (length - len(image))
     row = {"input_ids": ids, **more}

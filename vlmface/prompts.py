@@ -23,7 +23,9 @@ from vlmface.errors import UserError
 from vlmface.files import resource
 from vlmface.schema import FaceSample
 
-_KEYS = ("id", "version", "form", "label_space", "system", "user", "source", "notes")
+_KEYS = ("id", "version", "form", "label_space", "images", "system", "user", "source", "notes")
+_NUMBERS = ("version", "images")
+_MOST_IMAGES = 128
 _REQUIRED = ("id", "version", "form", "label_space", "user", "source")
 
 
@@ -47,8 +49,9 @@ class Question(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as its file holds it: `system` and `user` still have their placeholders. `order`:
-    the candidates as they are listed, None for that of the label space."""
+    """A prompt as its file holds it: `system` and `user` still have their placeholders. `images`:
+    how many pictures it is about, which stand before the question, so that it may call them image
+    1, image 2, ... `order`: the candidates as they are listed, None for that of the label space."""
 
     id: str
     version: int
@@ -56,6 +59,7 @@ class Prompt:
     label_space: str
     user: str
     source: str
+    images: int = 1
     system: str | None = None
     notes: str | None = None
     order: tuple[str, ...] | None = None
@@ -78,8 +82,9 @@ class Prompt:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def messages(self) -> list[dict[str, Any]]:
-        """Chat messages in the block form of transformers: the image first, then the question."""
-        content = [{"type": "image"}, {"type": "text", "text": self._fill(self.user)}]
+        """Chat messages in the block form of transformers: the images first, then the question."""
+        pictures = [{"type": "image"} for _ in range(self.images)]
+        content = [*pictures, {"type": "text", "text": self._fill(self.user)}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system is not None:
             system = [{"type": "text", "text": self._fill(self.system)}]
@@ -186,6 +191,19 @@ class Prompt:
         return text
 
 
+def check_images(asked: Sequence[Prompt], views: int, frames: int) -> None:
+    """Raises UserError unless all prompts are about as many pictures as a model is shown: `frames`
+    of each of `views` (0: the picture as it is)."""
+    shown = max(1, views) * frames
+    for prompt in asked:
+        if prompt.images != shown:
+            raise UserError(
+                f"prompt {prompt.id} is about {prompt.images} picture(s), but {shown} would be "
+                f"shown: crop has {views or 'no'} view(s), and frames is {frames}. Use a prompt "
+                f"with images: {shown}, or other views"
+            )
+
+
 def load(id_or_path: str | Path) -> Prompt:
     """Load a prompt by its id ("face_cot") or from a YAML file of your own (ends with .yaml).
     Raises UserError for an unknown id, a missing or unknown key, or a wrong value."""
@@ -218,14 +236,21 @@ def load(id_or_path: str | Path) -> Prompt:
         if not str(content.get(key) or "").strip():
             raise UserError(f"the prompt {path} lacks {key!r}: add it")
     for key in _KEYS:
-        kind = int if key == "version" else str
-        if content.get(key) is not None and type(content[key]) is not kind:
+        kind = int if key in _NUMBERS else str
+        if key in content and content[key] is None:
+            del content[key]
+        if key in content and type(content[key]) is not kind:
             raise UserError(
                 f"the prompt {path}: {key!r} is {content[key]!r}, but must be {kind.__name__}"
             )
     if content["form"] not in answers.FORMS:
         raise UserError(
             f"the prompt {path}: form is {content['form']!r}, use one of {', '.join(answers.FORMS)}"
+        )
+    if not 1 <= content.get("images", 1) <= _MOST_IMAGES:
+        raise UserError(
+            f"the prompt {path}: images is {content['images']}, expected 1 to {_MOST_IMAGES}, "
+            "as many pictures as it is about"
         )
     content["user"] = content["user"].strip()
     content["system"] = (content.get("system") or "").strip() or None

@@ -23,7 +23,8 @@ from typing import Any
 
 import httpx2
 
-from vlmface import export, families, files, manifest
+from vlmface import encode, export, families, files, manifest
+from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
 from vlmface.infer.server import png_uri, requests_of
@@ -74,7 +75,9 @@ def make_plan(
             "this machine could read it, and the parity check would not know it"
         )
     models = _names(runs)
-    found = {name: manifest.load(run)[0] for name, run in models.items()}
+    loaded = {name: manifest.load(run) for name, run in models.items()}
+    found = {name: one for name, (one, _) in loaded.items()}
+    images = max(prompt.images for _, asked in loaded.values() for prompt in asked)
     first_name, first = next(iter(found.items()))
     bases = {one.base["sha"]: name for name, one in found.items()}
     if len(bases) > 1:
@@ -87,7 +90,7 @@ def make_plan(
     for name, one in found.items():
         processor = families.get(one.family).load_processor(models[name])
         told = families.get(one.family).vllm_flags(
-            processor, max_length=_length(one, models[name]), policy=one.policy
+            processor, max_length=_length(one, models[name]), policy=one.policy, images=images
         )
         if one.adapter and (told["merge"] or _beyond_lora(models[name])):
             merged.append(name)
@@ -292,13 +295,11 @@ def written_here(run: Path, images: Sequence[Any], dtype: str) -> list[Written]:
     """What the run answers in this process."""
     import torch
 
-    from vlmface import encode
-
     model = LocalModel.load(run, dtype=getattr(torch, dtype))
     stops = model.family.stop_token_ids(model.processor)
     found = []
-    for image in model._cut_out(images, None)[0]:
-        rows = model._rows([image])
+    for image in images:
+        rows = model._rows([_shown(image, model.views, model.frames)])
         batch = encode.to_model(encode.Collator(model.processor, model.family)(rows), model.model)
         with torch.inference_mode():
             output = model.model.generate(
@@ -316,18 +317,25 @@ def written_here(run: Path, images: Sequence[Any], dtype: str) -> list[Written]:
     return found
 
 
+def _shown(image: Any, views: crops.Views, frames: int) -> Any:
+    """A rendered face as the run is shown it: all of it in every view."""
+    return crops.views_of(image, None, views, frames)
+
+
 def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> list[Written]:
     """What the server answers."""
-    from vlmface.infer.endpoint import with_image
+    from vlmface.infer.endpoint import with_images
 
     model_manifest, asked = manifest.load(run)
+    views = crops.parse(model_manifest.crop)
     request = requests_of(run) | {
         "model": name, "temperature": 0, "logprobs": True, "return_token_ids": True,
         "max_tokens": model_manifest.generation["max_new_tokens"],
     }  # fmt: skip
     found = []
     for image in images:
-        body = request | {"messages": with_image(asked[0].messages(), png_uri(image))}
+        shown = encode.listed(_shown(image, views, model_manifest.frames))
+        body = request | {"messages": with_images(asked[0].messages(), map(png_uri, shown))}
         reply = httpx2.post(
             f"{plan.url}/chat/completions", json=body, headers=_key_header(), timeout=300
         )
@@ -439,17 +447,23 @@ def serve_command(
 
 
 def curl(plan: Plan) -> str:
-    """A shell command that asks the first model about FACE.png."""
-    from vlmface.infer.endpoint import with_image
+    """A shell command that asks the first model about FACE.png, or IMAGE1.png and so on."""
+    from vlmface.infer.endpoint import with_images
 
     name, run = next(iter(plan.models.items()))
     found, asked = manifest.load(run)
     mark = "@@"
     body = requests_of(run) | {
         "model": name, "max_tokens": found.generation["max_new_tokens"], "temperature": 0,
-        "messages": with_image(asked[0].messages(), f"data:image/png;base64,{mark}"),
+        "messages": with_images(
+            asked[0].messages(),
+            [f"data:image/png;base64,{mark}{i}{mark}" for i in range(1, asked[0].images + 1)],
+        ),
     }  # fmt: skip
-    quoted = shlex.quote(json.dumps(body)).replace(mark, "'\"$(base64 -w0 FACE.png)\"'")
+    quoted = shlex.quote(json.dumps(body))
+    for i in range(1, asked[0].images + 1):
+        file = f"IMAGE{i}.png" if asked[0].images > 1 else "FACE.png"
+        quoted = quoted.replace(f"{mark}{i}{mark}", f"'\"$(base64 -w0 {file})\"'")
     return (
         f"printf %s {quoted} | curl -s {plan.url}/chat/completions "
         + (f'-H "Authorization: Bearer ${KEY}" ' if os.environ.get(KEY) else "")

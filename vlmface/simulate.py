@@ -247,7 +247,7 @@ def feature_bytes(model: Any, family: ModuleType, batch: Mapping[str, torch.Tens
     """Bytes of the tower's output for one row."""
     with _fake(model), torch.no_grad():
         features = family.tower_features(model, batch)
-        return sum(one.nbytes for one in features) / len(features)
+        return sum(one.nbytes for one in features) / len(batch["input_ids"])
 
 
 def evaluation_bytes(

@@ -10,19 +10,12 @@ import torch
 
 from vlmface.clip.model import Clip
 from vlmface.clip.texts import LabelTexts
-from vlmface.encode import open_row_image
+from vlmface.encode import open_row_image, stored_pictures
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 
 if TYPE_CHECKING:
     import datasets
-
-SHOWN = "shown"  # column of rows that show several pictures
-
-
-def pictures_of(row: Mapping[str, Any]) -> list[Any]:
-    """What a row shows of itself, undecoded: its views and frames, or its image."""
-    return list(row[SHOWN]) if row.get(SHOWN) else [row["image"]]
 
 
 def labelled(
@@ -36,7 +29,7 @@ def labelled(
     """
     labels = list(texts.space.labels)
     kept, targets, affects = [], [], []
-    hidden = [name for name in ("image", "frames", SHOWN) if name in rows.column_names]
+    hidden = [name for name in ("image", "frames", "shown") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
         found = sample.labels(texts.space)
@@ -64,7 +57,7 @@ class Squares(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, rows: datasets.Dataset, clip: Clip, cache_gib: float) -> None:
         self.rows, self.clip = rows, clip
-        columns = [name for name in ("image", SHOWN) if name in rows.column_names]
+        columns = [name for name in ("image", "shown") if name in rows.column_names]
         self.pictures = rows.select_columns(columns)
         self.left = int(cache_gib * 2**30)
         self.kept: dict[int, torch.Tensor] = {}
@@ -75,7 +68,7 @@ class Squares(torch.utils.data.Dataset[dict[str, Any]]):
     def squares(self, index: int) -> torch.Tensor:
         if index in self.kept:
             return self.kept[index]
-        stored = pictures_of(self.pictures[index])
+        stored = stored_pictures(self.pictures[index])
         found = torch.from_numpy(
             np.stack([self.clip.square(open_row_image(one)) for one in stored])
         )

@@ -13,7 +13,7 @@ from vlmface import data, manifest
 from vlmface.clip import model, texts, trained
 from vlmface.clip.classifier import Classifier, as_dict
 from vlmface.clip.select import Held
-from vlmface.clip.settings import Settings, views_of
+from vlmface.clip.settings import Settings
 from vlmface.clip.train import train
 from vlmface.data import crops
 from vlmface.errors import UserError
@@ -36,8 +36,7 @@ def run(recipe: str, settings: Settings) -> None:
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [asked])
     baseline = benchmarks.load_baseline(benchmark)
-    crop = crops.parse(settings.crop)
-    views = views_of(settings.crop)
+    views = crops.parse(settings.crop)
     with sft.main_first():
         samples = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
@@ -49,23 +48,23 @@ def run(recipe: str, settings: Settings) -> None:
                 settings.data, settings.data_root, settings.validation_split,
                 **settings.data_options,
             )  # fmt: skip
-            held = benchmarks.shown(held, crop)
+            held = crops.shown(held, views, settings.frames)
         fingerprint = data.fingerprint(samples)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-        faces = benchmarks.load_rows(benchmark, root, settings.n_eval, crop)
-        samples = benchmarks.shown(samples, crop)
+        faces = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
+        samples = crops.shown(samples, views, settings.frames)
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
 
     def answers(classifier: Classifier, name: str) -> list[dict[str, Any]]:
         return answering.answer_kept(
-            ClipModel(classifier, crop), run_dir / name, faces, benchmark,
+            ClipModel(classifier, views), run_dir / name, faces, benchmark,
             batch_size=settings.eval_batch_size,
         )  # fmt: skip
 
     clip = model.load(settings.base)
     sha = model.weights_sha(clip)
-    shape = settings.shape(views)
+    shape = settings.shape(max(1, len(views)))
     untouched = dataclasses.replace(
         shape, image="frozen", text="frozen", head="text", affect="none", negative_weight=0.0,
         time="none" if settings.frames == 1 else "mean",
@@ -141,6 +140,7 @@ def save(
         seed=settings.seed,
         limits=settings.limits,
         crop=crops.as_dict(crops.parse(settings.crop)),
+        frames=settings.frames,
         clip=as_dict(classifier.shape),
     ).save(run_dir)
 

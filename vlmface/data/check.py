@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from vlmface import data, files, sheet
-from vlmface.data.crops import PERSON
+from vlmface.data.crops import person_box, usable
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
@@ -170,7 +170,7 @@ def _duplicates(parts: list[Part], looks: dict[Source, Look]) -> list[list[dict[
     groups = []
     for rows in same.values():
         if len({split for split, _ in rows}) == 1 and len(rows) > 1:
-            boxes = [str(row["face_box"] or json.loads(row["meta"]).get(PERSON)) for _, row in rows]
+            boxes = [str(row["face_box"] or person_box(json.loads(row["meta"]))) for _, row in rows]
             seen = Counter(boxes)
             rows = [row for row, box in zip(rows, boxes, strict=True) if seen[box] > 1]
         if len(rows) > 1:
@@ -396,8 +396,8 @@ def _tile(part: Part, row: int, by: str | None) -> sheet.Tile:
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])
-    if box := sample.face_box or sample.meta.get(PERSON):
-        image = _around(image, box)
+    if box := usable(sample.face_box or person_box(sample.meta), image.size):
+        image = _around(image, list(box))
     age = sample.age_group if sample.age is None else f"{sample.age:g} years"
     said = {"emotion": sample.emotion, "age_group": age, "gender": sample.gender,
             "race": sample.race}  # fmt: skip

@@ -1,13 +1,14 @@
-"""Faces cut out once, and from then on read from memory-mapped uint8 arrays.
+"""What a model is shown of a picture: its face, cut out, or another view of it. Made once, and from
+then on read from memory-mapped uint8 arrays.
 
-`cached(rows, Crop(...))` gives the same rows with pictures of the faces alone. They lie in the
-user's cache folder, one folder for each way of cutting:
+`shown(rows, views, frames)` gives rows as a model is shown them: one picture each, or several views
+of several frames. The pictures lie in the user's cache folder, one folder for each way of cutting:
 
     NAME.npy       256 faces (n, size, size, 3), written whole or not at all
     index.sqlite   which face of which picture is where; a picture is known by its content
 
 so that a face is never cut twice, whichever data set or copy it is from, and an interrupted run
-goes on. A row's picture is then a path such as ".../NAME.npy#17", which `open_crop` opens.
+goes on. A picture is then a path such as ".../NAME.npy#17", which `open_crop` opens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import sqlite3
 import uuid
@@ -40,11 +42,17 @@ from vlmface.schema import FaceSample
 if TYPE_CHECKING:
     import datasets
 
-VERSION = 1  # raise whenever the same picture would give other pixels
+    from vlmface.encode import Shown
+
+VERSION = 2  # raise whenever the same picture would give other pixels
 PACK = 256  # faces a file
 MOST_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
 FRAME = (255, 0, 0)  # colour of a box that is drawn
-PERSON = "person_box"  # in `meta`, where a set boxes people instead of faces
+FACES = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
+PERSONS = ("person_box", "body_box")  # in `meta`, where a set boxes people
+NOWHERE = (0.0, 0.0, 0.0, 0.0)  # stands for a box that is broken, so that nobody else's is taken
+MOST_FRAMES = 64  # of a clip that a model is shown
+FARTHEST = 1_000_000.0  # pixels from the picture's corner, beyond which a number is no place
 _TABLES = """
 create table if not exists faces (key blob primary key, pack text, row integer, found integer);
 create table if not exists pictures
@@ -52,56 +60,156 @@ create table if not exists pictures
 """
 
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+
+
 @dataclass(frozen=True)
 class Crop:
-    """How a face is cut out of a picture: as a square, `size` pixels a side, with `margin` times
-    the longer side of its box on each side; what lies outside of the picture is black.
+    """A view of a picture, `size` pixels a side; what lies outside of the picture is black.
 
-    `find`: "given" takes the data set's own box (of the face, or else of the person), "detect" that
-    of the largest face that `detect.Detector` finds, in and around a given box if there is one.
-    Without any box the whole picture is taken.
+    `show`: "face" is the square around the face, with `margin` times the longer side of its box on
+    each side. "boxed" does not cut, but takes the whole picture with a red frame around the box and
+    its margin, so that a prompt can ask about one person among several. "scene" is the whole
+    picture, without a frame. "person" is the square around the person, with that margin.
 
-    `show`: "boxed" does not cut, but takes the whole picture with a red frame around the box and
-    its margin, so that a prompt can ask about one person among several.
+    `find`, for "face" and "boxed": "given" takes the data set's own box (of the face, or else of
+    the person), "detect" that of the largest face that `detect.Detector` finds, in and around a
+    given box if there is one. Where a set boxes faces and found none in a picture, the person's box
+    is no face, but still gets the frame. Without any box the whole picture is taken.
     """
 
     size: int = 224
     margin: float = 0.2
     find: Literal["given", "detect"] = "given"
-    show: Literal["face", "boxed"] = "face"
+    show: Literal["face", "boxed", "scene", "person"] = "face"
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 2048:
             raise UserError(f"crop: size is {self.size}, expected 16 to 2048 pixels")
         if not 0 <= self.margin <= 2:
             raise UserError(f"crop: margin is {self.margin}, expected 0 to 2 times the box's side")
+        if self.find == "detect" and not self.about_face:
+            raise UserError(
+                f"crop: find is detect, but show is {self.show}, which looks for no face: leave "
+                "find out, or use show: face or boxed"
+            )
+
+    @property
+    def about_face(self) -> bool:
+        """Whether the view needs to know where the face is."""
+        return self.show in ("face", "boxed")
+
+    @property
+    def needs_face(self) -> bool:
+        """Whether only a face's own box will do, and not that of the person around it."""
+        return self.show == "face" and self.find == "given"
 
     @property
     def folder(self) -> Path:
-        """Where faces that are cut out in this way are kept."""
+        """Where pictures that are cut out in this way are kept."""
         by = self.find if self.find == "given" else detect.NAME
         name = f"v{VERSION}-{self.size}px-margin{self.margin:g}-{by}"
-        return files.cache_dir() / "crops" / (name if self.show == "face" else f"{name}-boxed")
+        name = name if self.show == "face" else f"{name}-{self.show}"
+        return files.cache_dir() / "crops" / name
 
 
-def parse(values: Mapping[str, Any] | None) -> Crop | None:
-    """The `crop` of a settings file or manifest; None for none. Raises UserError."""
-    return None if values is None else config.build(Crop, dict(values), where="crop")
+Views = tuple[Crop, ...]  # that a model is shown, in their order; () for the picture as it is
+
+
+def parse(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> Views:
+    """The `crop` of a settings file or manifest: null, a mapping, or a list of mappings. Raises
+    UserError."""
+    if values is None:
+        return ()
+    listed = [values] if isinstance(values, Mapping) else list(values)
+    if not listed or not all(isinstance(one, Mapping) for one in listed):
+        raise UserError(
+            f"crop is {values!r}: give one view, such as {{size: 224, show: face}}, a list of "
+            "views, or null for pictures as they are"
+        )
+    return tuple(config.build(Crop, dict(one), where="crop") for one in listed)
+
+
+def as_dict(views: Sequence[Crop]) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """The views as settings and manifests write them."""
+    listed = [dataclasses.asdict(crop) for crop in views]
+    return listed if len(listed) > 1 else listed[0] if listed else None
+
+
+def usable(box: object, size: tuple[int, int] | None = None) -> Box | None:
+    """The box, if it is one: four finite numbers, a pixel or more wide and high, and, in a picture
+    of `size` (width, height), with a part of the picture in it. Annotations hold others."""
+    try:
+        x0, y0, x1, y1 = (float(x + 0) for x in box)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not all(math.isfinite(x) and abs(x) <= FARTHEST for x in (x0, y0, x1, y1)):
+        return None
+    inside = size is None or (x0 < size[0] and y0 < size[1] and x1 > 0 and y1 > 0)
+    return (x0, y0, x1, y1) if inside and x1 - x0 >= 1 and y1 - y0 >= 1 else None
 
 
 def cut(image: Image.Image, box: Sequence[float] | None, crop: Crop) -> Image.Image:
-    """The square around the box, or the whole picture with black bars if there is no box, or if it
-    shall be shown as a frame."""
+    """The view of a picture, the box being that of the face or, for "person", of the person. The
+    whole picture with black bars if there is no `usable` box, or if that is the view."""
+    known = usable(box, image.size)
     whole = _square((0, 0, *image.size), 0)
-    around = whole if box is None else _square(box, crop.margin)
-    left, top, right, bottom = whole if crop.show == "boxed" else around
-    face = _resized(image, (left, top, right, bottom), crop.size)
-    if crop.show == "boxed" and box is not None:
-        scale = crop.size / (right - left)
-        moved = (around[0] - left, around[1] - top, around[2] - left, around[3] - top)
-        corners = [min(max(round(x * scale), 0), crop.size - 1) for x in moved]
-        ImageDraw.Draw(face).rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
-    return face
+    if known is None or crop.show == "scene":
+        return _resized(image, whole, crop.size)
+    around = _square(known, crop.margin)
+    if crop.show != "boxed":
+        return _resized(image, around, crop.size)
+    left, top, right, _ = whole
+    picture = _resized(image, whole, crop.size)
+    scale = crop.size / (right - left)
+    moved = (around[0] - left, around[1] - top, around[2] - left, around[3] - top)
+    corners = [min(max(round(x * scale), 0), crop.size - 1) for x in moved]
+    ImageDraw.Draw(picture).rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
+    return picture
+
+
+def falls_back(views: Sequence[Crop]) -> bool:
+    """Whether what is around a face is shown beside it, so that without a face it is all that a
+    model judges."""
+    return len(views) > 1 and any(one.about_face for one in views)
+
+
+def views_of(
+    image: Image.Image, face: Sequence[float] | None, views: Sequence[Crop], frames: int = 1
+) -> Image.Image | list[Image.Image]:
+    """One photograph as a model with these views is shown it: a picture, or the list of them. To a
+    model of clips it is one that stands still. Where the person is, nobody says."""
+    made = [cut(image, face if one.about_face else None, one) for one in views] or [image]
+    found = [picture for picture in made for _ in range(frames)]
+    return found if len(found) > 1 else found[0]
+
+
+def asks_for_face(views: Sequence[Crop]) -> bool:
+    """Whether it matters to a model's answer that a face was found."""
+    return any(one.find == "detect" for one in views) or falls_back(views)
+
+
+def shown_of(
+    images: Sequence[Shown],
+    boxes: Sequence[Sequence[float] | None] | None,
+    views: Views,
+    frames: int = 1,
+) -> tuple[Sequence[Shown], list[bool | None]]:
+    """(photographs as a model with these views is shown them; whether it is known where the face is
+    in each, None if that does not matter). Lists of pictures stay as they are."""
+    found: list[bool | None] = [None] * len(images)
+    if not views and frames == 1:
+        return images, found
+    shown = list(images)
+    asked = asks_for_face(views)
+    with finder(views) as find:
+        for i, image in enumerate(images):
+            if isinstance(image, Sequence):
+                continue
+            face = find(image, boxes[i] if boxes else None)
+            shown[i] = views_of(image, face, views, frames)
+            found[i] = face is not None if asked else None
+    return shown, found
 
 
 def _resized(image: Image.Image, square: tuple[int, int, int, int], size: int) -> Image.Image:
@@ -126,21 +234,19 @@ def _square(box: Sequence[float], margin: float) -> tuple[int, int, int, int]:
 
 
 @contextlib.contextmanager
-def cutter(crop: Crop) -> Iterator[Any]:
-    """A function (image, box or None) -> (face, whether its box is known), by the crop's own way
-    of finding it. For many threads."""
-    if crop.find == "given":
-        yield lambda image, box=None: (cut(image, box, crop), box is not None)
+def finder(views: Sequence[Crop]) -> Iterator[Any]:
+    """A function (image, box or None) -> the face's box or None, as the views find it: by the
+    detector, in and around the box, if one of them asks for that. For many threads."""
+    if all(one.find == "given" for one in views):
+        yield lambda image, box=None: usable(box, image.size)
         return
     with detect.Detector() as detector:
 
-        def find_and_cut(
-            image: Image.Image, box: Sequence[float] | None = None
-        ) -> tuple[Image.Image, bool]:
-            found = detector.face(image, box)
-            return cut(image, found, crop), found is not None
+        def find(image: Image.Image, box: Sequence[float] | None = None) -> Box | None:
+            near = None if box is None else usable(box, image.size) or NOWHERE
+            return detector.face(image, near)
 
-        yield find_and_cut
+        yield find
 
 
 def is_reference(path: str) -> bool:
@@ -171,69 +277,186 @@ def _mapped(path: str) -> np.ndarray:
 @dataclass(frozen=True)
 class _Task:
     source: Source
-    box: tuple[float, ...] | None
+    box: Box | None
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture of a row. Boxes are as annotated, NOWHERE if broken; `faces`: whether its row says
+    where faces are."""
+
+    source: Source
+    face: Box | None
+    person: Box | None
+    faces: bool
+
+    def task(self, crop: Crop) -> _Task:
+        """What is cut for a view."""
+        if crop.show == "scene":
+            return _Task(self.source, None)
+        if crop.show == "person":
+            return _Task(self.source, self.person)
+        box = self.face
+        if usable(box) is None and (not self.faces or not crop.needs_face):
+            box = self.person or box  # a person's box is a place to look for a face, or to frame
+        return _Task(self.source, box)
 
 
 def cached(
     rows: datasets.Dataset, crop: Crop, *, workers: int | None = None, progress: bool = True
 ) -> datasets.Dataset:
-    """The rows with the faces of their pictures (or frames) instead of these, `face_box` null;
-    what is not in the cache yet is cut in threads. `encode.open_row_image` opens the pictures.
+    """The rows with one view of their pictures (or of all frames) instead of these, `face_box`
+    null; what is not in the cache yet is cut in threads. `encode.open_row_image` opens the
+    pictures.
 
     Warns of pictures without a face, which are taken whole. Raises UserError for a picture that
     cannot be read; what was cut before it is kept.
     """
+    cut_out, _ = _cut_rows(_pictures(rows), crop, workers, progress)
+    still = rows.with_format("arrow")[:]["image"].is_valid().to_pylist()
+    return _with_columns(rows, {
+        "image": [faces[0] if one else None for faces, one in zip(cut_out, still, strict=True)],
+        "frames": [None if one else faces for faces, one in zip(cut_out, still, strict=True)],
+        "face_box": [None] * len(still),
+    })  # fmt: skip
+
+
+def shown(
+    rows: datasets.Dataset,
+    views: Sequence[Crop],
+    frames: int = 1,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> datasets.Dataset:
+    """The rows as a model is shown them: `image` is the first view of the middle one of `frames`
+    frames; where there is more than that, `shown` lists all pictures, the frames of the first view,
+    then those of the second, and so on. `frames`, the clip's own, and `face_box` are null then.
+    A clip of fewer frames gives some several times, a still picture is a clip of one.
+
+    Where a view is about the face, `face_found` says whether the first such view knew where it is,
+    in one frame at least. Warns of pictures for which it did not. Raises as `cached`.
+    """
+    from vlmface.data.clips import middles
+    from vlmface.data.rows import pictures as as_stored
+
+    if not 1 <= frames <= MOST_FRAMES:
+        raise UserError(f"frames is {frames}: a model is shown 1 to {MOST_FRAMES} frames of a clip")
+    if not views and frames == 1:
+        return as_stored(rows)
+    chosen = [[row[i] for i in middles(len(row), frames)] for row in _pictures(rows)]
+    made = []
+    for crop in views:
+        made.append(_cut_rows(chosen, crop, workers, progress))
+    of_views = [cut_out for cut_out, _ in made] or [
+        [[_stored(one.source) for one in row] for row in chosen]
+    ]
+    pictures = [[one for view in of_row for one in view] for of_row in zip(*of_views, strict=True)]
+    known = [known for crop, (_, known) in zip(views, made, strict=True) if crop.about_face][:1]
+    columns: dict[str, list[Any]] = {
+        "image": [row[frames // 2] for row in pictures],
+        "frames": [None] * len(pictures),
+        "face_box": [None] * len(pictures),
+    }
+    if len(of_views) * frames > 1:
+        columns["shown"] = pictures
+    for of_rows in known:
+        columns["face_found"] = [any(of_row) for of_row in of_rows]
+    return _with_columns(rows, columns)
+
+
+def _stored(source: Source) -> dict[str, Any]:
+    is_path = isinstance(source, str)
+    return {"bytes": None if is_path else source, "path": source if is_path else None}
+
+
+def _with_columns(rows: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
+    """The rows with other columns, pictures as they are stored."""
     import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
     from datasets.table import InMemoryTable
 
-    from vlmface.schema import features
-
-    boxes = [None if box is None else tuple(round(x, 2) for x in box) for box in _boxes(rows)]
-    tasks = [
-        [_Task(source, box) for source in pictures]
-        for pictures, box in zip(sources(rows), boxes, strict=True)
-    ]
-    every = list(dict.fromkeys(task for row in tasks for task in row))
-    places, whole = _places(every, crop, workers, progress)
-    if whole:
-        names = [s if isinstance(s, str) else "a picture without a name" for s in whole]
-        warnings.warn(
-            f"no face found in {len(whole):,} of {len(every):,} pictures, which are taken whole: "
-            f"{names[0]}, ...",
-            stacklevel=2,
-        )
+    picture = ImageFeature(decode=False)  # only open_row_image can open these
+    kinds = {"image": picture, "frames": [picture], "shown": [picture],
+             "face_found": Value("bool")}  # fmt: skip
+    features = Features({**rows.features, **{k: v for k, v in kinds.items() if k in columns}})
+    schema = features.arrow_schema
     table = rows.with_format("arrow")[:]
-    stored = features()  # in which pictures stay as they are: only open_row_image can open these
-    stored |= {"image": ImageFeature(decode=False), "frames": [ImageFeature(decode=False)]}
-    schema = stored.arrow_schema
-    found = [[{"bytes": None, "path": places[task]} for task in row] for row in tasks]
-    still = table["image"].is_valid().to_pylist()
-    columns = {
-        "image": [faces[0] if one else None for faces, one in zip(found, still, strict=True)],
-        "frames": [None if one else faces for faces, one in zip(found, still, strict=True)],
-        "face_box": [None] * len(table),
-    }
     for name, values in columns.items():
+        column = pa.array(values, schema.field(name).type)
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, name, pa.array(values, schema.field(name).type))
-    return Dataset(InMemoryTable(table.cast(schema)))
+        table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+    return Dataset(InMemoryTable(table.select(schema.names).cast(schema)))
 
 
-def _boxes(rows: datasets.Dataset) -> list[list[float] | None]:
-    table = rows.select_columns(["face_box", "meta"]).with_format("arrow")[:]
+def _pictures(rows: datasets.Dataset) -> list[list[_Picture]]:
+    """The pictures of each row with the boxes that are annotated for them."""
+    columns = rows.select_columns(["id", "face_box", "meta"]).with_format("arrow")[:].to_pydict()
     return [
-        box or (json.loads(meta).get(PERSON) if meta and PERSON in meta else None)
-        for box, meta in zip(table["face_box"].to_pylist(), table["meta"].to_pylist(), strict=True)
+        _boxed(id, pictures, box, json.loads(text) if text else {})
+        for id, pictures, box, text in zip(
+            columns["id"], sources(rows), columns["face_box"], columns["meta"], strict=True
+        )
     ]
+
+
+def _boxed(id: str, pictures: list[Source], box: Any, meta: Mapping[str, Any]) -> list[_Picture]:
+    if not pictures:
+        raise UserError(f"{id} has neither an image nor frames: leave such rows out")
+    person = person_box(meta)
+    faces, boxes = box is not None, [box] * len(pictures)
+    if box is None and isinstance(meta.get(FACES), list):
+        faces, boxes = True, meta[FACES]
+        if len(boxes) != len(pictures):
+            raise UserError(
+                f"{id} has {len(boxes)} {FACES} in its meta, but {len(pictures)} pictures: one is "
+                "needed for each, null where no face was found"
+            )
+    return [
+        _Picture(source, _rounded(one), _rounded(person), faces)
+        for source, one in zip(pictures, boxes, strict=True)
+    ]
+
+
+def person_box(meta: Mapping[str, Any]) -> Any:
+    """The box of the person, if a sample's `meta` has one, as it is annotated."""
+    return next((meta[name] for name in PERSONS if meta.get(name) is not None), None)
+
+
+def _rounded(box: object) -> Box | None:
+    if box is None:
+        return None
+    known = usable(box)
+    return NOWHERE if known is None else tuple(round(x, 2) for x in known)  # type: ignore[return-value]
+
+
+def _cut_rows(
+    pictures: Sequence[Sequence[_Picture]], crop: Crop, workers: int | None, progress: bool
+) -> tuple[list[list[dict[str, Any]]], list[list[bool]]]:
+    """(a view of every picture of each row, as it is stored; whether its box was known)."""
+    tasks = [[picture.task(crop) for picture in row] for row in pictures]
+    every = list(dict.fromkeys(task for row in tasks for task in row))
+    places = _places(every, crop, workers, progress)
+    if crop.show != "scene" and (whole := [t.source for t in every if not places[t][1]]):
+        name = whole[0] if isinstance(whole[0], str) else "a picture without a name"
+        what = "person" if crop.show == "person" else "face"
+        how = "found" if crop.find == "detect" else "boxed"
+        warnings.warn(
+            f"no {what} {how} in {len(whole):,} of {len(every):,} pictures, which are taken whole: "
+            f"{name}, ...",
+            stacklevel=3,
+        )
+    return (
+        [[{"bytes": None, "path": places[task][0]} for task in row] for row in tasks],
+        [[places[task][1] for task in row] for row in tasks],
+    )
 
 
 def _places(
     tasks: Sequence[_Task], crop: Crop, workers: int | None, progress: bool
-) -> tuple[dict[_Task, str], list[Source]]:
-    """Where each face is, as paths for `open_crop`; and the pictures that are taken whole for lack
-    of a face."""
+) -> dict[_Task, tuple[str, bool]]:
+    """Where each view is, as a path for `open_crop`, and whether its box was known."""
     folder = crop.folder
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(folder / "index.sqlite", timeout=600)) as index:
@@ -246,23 +469,19 @@ def _places(
         }
         missing = list({keys[t]: t for t in tasks if keys[t] not in known}.items())
         if missing:
-            with cutter(crop) as cut_face:
+            with finder([crop]) as find:
 
                 def work(item: tuple[bytes, _Task]) -> tuple[np.ndarray, bool]:
-                    face, found = cut_face(open_image(item[1].source), item[1].box)
-                    return np.asarray(face), found
+                    image = open_image(item[1].source)
+                    box = find(image, item[1].box)
+                    return np.asarray(cut(image, box, crop)), box is not None
 
                 faces = in_threads(work, missing, "cutting", workers=workers, progress=progress)
                 for start in range(0, len(missing), PACK):
                     part = missing[start : start + PACK]
                     known |= _write(folder, index, [key for key, _ in part], faces)
-    places, whole = {}, []
-    for task, key in keys.items():
-        pack, row, found = known[key]
-        places[task] = f"{folder / pack}#{row}"
-        if crop.find == "detect" and not found:
-            whole.append(task.source)
-    return places, whole
+    found = {task: known[key] for task, key in keys.items()}
+    return {task: (f"{folder / pack}#{row}", bool(box)) for task, (pack, row, box) in found.items()}
 
 
 def _write(
@@ -337,8 +556,3 @@ def draw(rows: datasets.Dataset, path: Path, n: int = 64) -> None:
         title = sample.emotion or sample.gender or "no label"
         tiles.append(sheet.Tile(open_crop(stored["path"]), title, (sample.id,)))
     sheet.write(path, sheet.draw(tiles))
-
-
-def as_dict(crop: Crop | None) -> dict[str, Any] | None:
-    """The crop as settings and manifests write it."""
-    return None if crop is None else dataclasses.asdict(crop)

@@ -457,8 +457,8 @@ def _check(table: pa.Table) -> None:
 
 
 def pictures(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows with one picture each, as stored, for `encode.open_row_image`: the image, or
-    the middle frame of a clip. Raises UserError that names a row that has neither."""
+    """The same rows with an `image` each, as stored, for `encode.open_row_image`: their own, or the
+    middle frame of a clip. Raises UserError that names a row that has neither."""
     import datasets
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -476,5 +476,6 @@ def pictures(rows: datasets.Dataset) -> datasets.Dataset:
         index = np.where(none, middle, np.arange(len(images)))
         images = pa.concat_arrays([images, frames.values]).take(pa.array(index))
         table = table.set_column(table.schema.get_field_index("image"), "image", images)
-    found = datasets.Dataset(datasets.table.InMemoryTable(table.cast(features().arrow_schema)))
-    return found.cast_column("image", datasets.Image(decode=False))
+    kinds = datasets.Features({**rows.features, "image": datasets.Image(decode=False)})
+    schema = kinds.arrow_schema
+    return datasets.Dataset(datasets.table.InMemoryTable(table.select(schema.names).cast(schema)))

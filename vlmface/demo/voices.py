@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlmface import manifest
+from vlmface.data import crops
 from vlmface.infer.predictor import Predictor
 from vlmface.infer.report import EMOTION, FaceReport
 from vlmface.prompts import Question
@@ -32,7 +33,8 @@ class Voice:
         seen, found = self.predictor.shown(image, box)
         (said,) = self.predictor.backend.answer(self.prompt, [seen], 1)
         field = self.prompt.space.field
-        return FaceReport({field: said}, {field: self.prompt.id}, box, found, self.predictor.limits)
+        asked, limits = {field: self.prompt.id}, self.predictor.limits
+        return FaceReport({field: said}, asked, box, found, limits, self.predictor.views)
 
 
 def voices(predictors: Sequence[Predictor]) -> list[Voice]:
@@ -95,6 +97,20 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
         ("data", f"{data['name']}, {data['split']} split, {data['n']:,} faces"),
         ("prompts", asked),
         ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
-        ("faces", "pictures whole" if found.crop is None else "cut out of the picture"),
+        ("shown", _shown(crops.parse(found.crop), found.frames)),
         ("vlmface", found.vlmface),
     ], server)  # fmt: skip
+
+
+SHOWN = {
+    "face": "the face cut out",
+    "boxed": "the whole picture with the face in a red box",
+    "scene": "the whole picture",
+    "person": "the person cut out",
+}
+
+
+def _shown(views: crops.Views, frames: int) -> str:
+    """What a model is shown, in words."""
+    named = " and ".join(SHOWN[one.show] for one in views) or SHOWN["scene"]
+    return named if frames == 1 else f"{named}, {frames} frames of a clip"

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
 from vlmface.data import crops
-from vlmface.encode import open_row_image, row_image_size
+from vlmface.encode import (
+    Shown,
+    open_row_image,
+    open_shown,
+    row_image_size,
+    stored_pictures,
+)
 from vlmface.errors import UserError
 from vlmface.evaluate.affect import DIMENSIONS
 from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
@@ -130,7 +136,7 @@ def ask_server(
     with tqdm(total=len(rows), initial=done, desc=title, unit="face") as bar:
 
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
-            image = await asyncio.to_thread(open_row_image, job.row["image"])
+            image = await asyncio.to_thread(open_shown, job.row)
             lines = [
                 line(job.row, benchmark, prompt, await server.answer(client, prompt, image))
                 for prompt in asked
@@ -168,7 +174,7 @@ def _batches(rows: datasets.Dataset, left: Sequence[int], size: int) -> Iterator
     """Row numbers in batches, pictures of like size together: of these a batch pads the least."""
     for start in range(0, len(left), POOL * size):
         pool = list(left[start : start + POOL * size])
-        areas = {i: _area(rows[i]["image"]) for i in pool}
+        areas = {i: sum(map(_area, stored_pictures(rows[i]))) for i in pool}
         pool.sort(key=areas.__getitem__)
         yield from (pool[i : i + size] for i in range(0, len(pool), size))
 
@@ -183,13 +189,13 @@ def _area(image: Any) -> int:
 
 def _opened(
     rows: datasets.Dataset, batches: Iterator[list[int]]
-) -> Iterator[tuple[datasets.Dataset, list[Image.Image]]]:
-    """The batches with their pictures; those of the next one are opened meanwhile."""
+) -> Iterator[tuple[datasets.Dataset, list[Shown]]]:
+    """The batches with what is shown of each row; that of the next one is opened meanwhile."""
     with ThreadPoolExecutor(DECODERS) as pool:
         waiting: list[tuple[datasets.Dataset, list[Any]]] = []
         for batch in batches:
             part = rows.select(batch)
-            waiting.append((part, [pool.submit(open_row_image, i) for i in part["image"]]))
+            waiting.append((part, [pool.submit(open_shown, row) for row in part]))
             if len(waiting) > 1:
                 part, opening = waiting.pop(0)
                 yield part, [image.result() for image in opening]
@@ -198,7 +204,7 @@ def _opened(
 
 
 def _ask(
-    predictor: LocalModel | ClipModel, images: Sequence[Image.Image], mode: str, batch_size: int
+    predictor: LocalModel | ClipModel, images: Sequence[Shown], mode: str, batch_size: int
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
@@ -249,6 +255,8 @@ def line(
         found["labels"] = None if prediction is None else list(answer.labels)
     if prediction is not None and prediction.affect is not None:
         found["affect"] = prediction.affect
+    if row.get("face_found") is not None:
+        found["face_found"] = row["face_found"]
     if scores is not None:
         found["scores"] = {
             "log_likelihood": scores.log_likelihood,
@@ -268,6 +276,7 @@ def answer_once(
     processor: Any = None,
     max_new_tokens: int | None = None,
     batch_size: int,
+    mode: str = "generate",
 ) -> list[dict[str, Any]]:
     """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
@@ -283,7 +292,7 @@ def answer_once(
     if is_base and isinstance(predictor, LocalModel):
         predictor.prompts = list(prompts)
         predictor.processor = processor or predictor.processor
-    return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size)
+    return answer_kept(predictor, path, rows, benchmark, batch_size=batch_size, mode=mode)
 
 
 def answer_kept(
@@ -293,6 +302,7 @@ def answer_kept(
     benchmark: Benchmark,
     *,
     batch_size: int,
+    mode: str = "generate",
 ) -> list[dict[str, Any]]:
     """`answer_once` by a model that is open already."""
     if path.exists():
@@ -302,14 +312,16 @@ def answer_kept(
         unfinished = path.with_suffix(".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(unfinished) as journal:
-            lines = answer(predictor, rows, benchmark, batch_size=batch_size, sink=journal)
+            lines = answer(
+                predictor, rows, benchmark, batch_size=batch_size, mode=mode, sink=journal
+            )
             write_lines(path, lines)
         unfinished.unlink()
     else:
         from accelerate.utils import gather_object
 
         share = rows.shard(world, int(os.environ["RANK"]), contiguous=True)
-        lines = gather_object(answer(predictor, share, benchmark, batch_size=batch_size))
+        lines = gather_object(answer(predictor, share, benchmark, batch_size=batch_size, mode=mode))
         if is_main():
             write_lines(path, lines)
     return lines

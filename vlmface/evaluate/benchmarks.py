@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import config, data, taxonomy
 from vlmface.data import crops
-from vlmface.data.rows import pictures
 from vlmface.errors import UserError
 from vlmface.evaluate.groups import GROUPED
 from vlmface.files import resource
@@ -174,15 +173,14 @@ def load_baseline(benchmark: Benchmark) -> dict[str, Any] | None:
 
 
 def load_rows(
-    benchmark: Benchmark, root: str | None, n: int | None, crop: crops.Crop | None = None
+    benchmark: Benchmark,
+    root: str | None,
+    n: int | None,
+    views: crops.Views = (),
+    frames: int = 1,
 ) -> datasets.Dataset:
-    """The benchmark's rows, images as stored, or their faces cut out; `n` takes another number of
-    them (not comparable with published results)."""
+    """The benchmark's rows as `crops.shown` makes them, images as stored without views; `n` takes
+    another number of them (not comparable with published results)."""
     options = benchmark.protocol | ({"n": n} if n is not None else {})
-    return shown(data.load(benchmark.dataset, root, benchmark.split, **options), crop)
-
-
-def shown(rows: datasets.Dataset, crop: crops.Crop | None) -> datasets.Dataset:
-    """The rows with what a model is shown of them: a picture each, or its face cut out."""
-    rows = pictures(rows)
-    return crops.cached(rows, crop) if crop else rows
+    rows = data.load(benchmark.dataset, root, benchmark.split, **options)
+    return crops.shown(rows, views, frames)

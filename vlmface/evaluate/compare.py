@@ -257,14 +257,15 @@ def write(
     result: Mapping[str, Any],
     output: Path,
     *,
+    name: str = "compare",
     title: str | None = None,
     notes: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write compare.json, compare.md and compare.html into `output`; returns the page. `notes` are
-    further parts of the page, {"title", "facts": {name: value}} each."""
+    """Write NAME.json, NAME.md and NAME.html into `output`; returns the page. `notes` are further
+    parts of the page, {"title", "facts": {name: value}} each."""
     table = rows(result)
-    atomic_write(output / "compare.json", json.dumps(result, indent=2) + "\n")
-    atomic_write(output / "compare.md", markdown(result))
+    atomic_write(output / f"{name}.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(output / f"{name}.md", markdown(result))
     content = page.render(
         "compare.html.j2",
         filters={"verdict": verdict, "said": _said},
@@ -276,7 +277,7 @@ def write(
         matrices=[_matrix(result, row) for row in table if row["main"]],
         when=page.stamp(),
     )
-    path = output / "compare.html"
+    path = output / f"{name}.html"
     atomic_write(path, content)
     return path
 

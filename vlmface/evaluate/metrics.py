@@ -156,9 +156,11 @@ def compare(
     after = align(before, after)
     subjects = _subjects(before) or _subjects(after)
     result: dict[str, Any] = {"n": len(before)}
-    pairs = zip(_scored(before, space, au_set), _scored(after, space, au_set), strict=True)
-    for (path, first, score), (_, second, _) in pairs:
-        changes = paired_bootstrap(first, second, score, clusters=subjects)
+    known = {path: found for path, found, _ in _scored(after, space, au_set)}
+    for path, first, score in _scored(before, space, au_set):
+        if path not in known:  # valence, say, of which only one of the two says something
+            continue
+        changes = paired_bootstrap(first, known[path], score, clusters=subjects)
         named = {name: change | _clusters(subjects) for name, change in changes.items()}
         _place(result, path, named)
     if space.several and (change := _ranked_change(before, after, space)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import config, manifest
-from vlmface.encode import open_row_image
+from vlmface.encode import listed, open_row_image, open_shown
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt, page, report
 from vlmface.evaluate.benchmarks import load_benchmark, load_rows
@@ -53,14 +53,14 @@ def measure(
     prompt, *_ = answering.scored_prompts(benchmark, predictor.prompts)
     asking = predictor.asking(prompt)
     names = settings.corruptions or list(corrupt.NAMES)
-    images = [open_row_image(image) for image in rows["image"]]
+    images = [listed(open_shown(row)) for row in rows]
 
     def scores_of(name: str, strength: int) -> dict[str, Any]:
         id = f"{name} {strength} {manifest.made(settings.model) or ''}"
         if id not in journal.records:
             pictures = [
-                corrupt.corrupt(image, name, strength, key=key)
-                for image, key in zip(images, rows["id"], strict=True)
+                [corrupt.corrupt(image, name, strength, key=key) for image in shown]
+                for shown, key in zip(images, rows["id"], strict=True)
             ]
             said = asking.predict(
                 pictures, batch_size=settings.batch_size, probabilities=False, cut_out=True
@@ -182,7 +182,7 @@ def run(settings: Settings) -> dict[str, Any]:
     predictor = LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
-    rows = load_rows(benchmark, settings.data_root, None, predictor.crop)
+    rows = load_rows(benchmark, settings.data_root, None, predictor.views, predictor.frames)
     rows = rows.select(range(min(settings.n, len(rows))))
     config.remember(settings, out, free=("output_dir", "batch_size", "corruptions"))
     with Journal(out / "sets.jsonl") as journal:

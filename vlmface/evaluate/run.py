@@ -22,7 +22,7 @@ from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
-from vlmface.prompts import Question
+from vlmface.prompts import Question, check_images
 from vlmface.train.sft import peak_rss_gib
 
 if TYPE_CHECKING:
@@ -142,12 +142,13 @@ def conclude(
     faces: datasets.Dataset,
     trained: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
+    mode: str = "generate",
 ) -> None:
     """Write metrics.json and then report.html, which says that a run is complete, and print what
     was learnt. `before` and `after` are the predictions of the two `models` on the `faces`."""
     scores = {
-        "before": score(before, benchmark, asked, model=models[0]),
-        "after": score(after, benchmark, asked, model=models[1]),
+        "before": score(before, benchmark, asked, model=models[0], mode=mode),
+        "after": score(after, benchmark, asked, model=models[1], mode=mode),
         "paired": compare(before, after, benchmark, asked),
         "train": dict(trained),
     }
@@ -252,14 +253,17 @@ def _server(settings: Settings) -> Server:
 def _evaluate(
     settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | Server
 ) -> dict[str, Any]:
+    from vlmface.infer.clip import ClipModel
     from vlmface.infer.server import Server
 
-    asked = scored_prompts(benchmark, who.prompts)
+    asked: list[Any] = list(scored_prompts(benchmark, who.prompts))
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
-    crop = crops.parse(about.crop) if about else None
-    rows = load_rows(benchmark, settings.data_root, settings.n, crop)
+    views, frames = (crops.parse(about.crop), about.frames) if about else ((), 1)
+    if not isinstance(who, ClipModel):
+        check_images(asked, len(views), frames)
+    rows = load_rows(benchmark, settings.data_root, settings.n, views, frames)
     if not len(rows):
         raise UserError(
             f"the {benchmark.split} split of {benchmark.dataset} has no rows: check data_root"

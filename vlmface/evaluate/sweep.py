@@ -190,6 +190,7 @@ def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
             prompt = prompts.load(word)
             for space in benchmark.spaces:
                 prompt = prompt.asking_for(space)
+            prompts.check_images([prompt], 0, 1)  # a sweep shows pictures as they are
             short = f"{Path(model).name} / " if len(settings.models) > 1 else ""
             arms.append(Arm(short + prompt.id, model, prompt))
     if len({arm.name for arm in arms}) < len(arms):

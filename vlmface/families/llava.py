@@ -146,7 +146,7 @@ def image_text(processor: Any, size: tuple[int, int] | None = None) -> str:
 
 
 def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-    """What the model's forward takes for a batch with one image a row: `pixel_values` (images, 3,
+    """What the model's forward takes for a batch's images, in order: `pixel_values` (images, 3,
     height, width)."""
     return {
         "pixel_values": processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
@@ -232,8 +232,11 @@ def features_input(model: Any, features: Sequence[torch.Tensor]) -> dict[str, An
 # --- serving ------------------------------------------------------------------------------------
 
 
-def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) -> dict[str, Any]:
+def vllm_flags(
+    processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+) -> dict[str, Any]:
     """What a vLLM server must be told: {"serve": flags, "extra_body": per request, "merge": bool}.
+    A request has up to `images` pictures.
 
     vLLM applies LoRA to the language model only (an adapter on the tower or the projector would
     be ignored or wrong), so such adapters have to be merged first.
@@ -242,7 +245,10 @@ def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) ->
     question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     writes_bos = bool(bos) and prompt_text(processor, question).startswith(bos)
     return {
-        "serve": {"max-model-len": max_length, "limit-mm-per-prompt": json.dumps({"image": 1})},
+        "serve": {
+            "max-model-len": max_length,
+            "limit-mm-per-prompt": json.dumps({"image": images}),
+        },
         "extra_body": {} if writes_bos else {"add_special_tokens": True},
         "merge": any(policy[part] != "frozen" for part in ("tower", "projector")),
     }

@@ -168,7 +168,7 @@ def image_text(processor: Any, size: tuple[int, int] | None = None) -> str:
 
 
 def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-    """What the model's forward takes for a batch with one image a row: `pixel_values` (images, 3,
+    """What the model's forward takes for a batch's images, in order: `pixel_values` (images, 3,
     height, width)."""
     return {
         "pixel_values": processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
@@ -259,7 +259,9 @@ def features_input(model: Any, features: Sequence[torch.Tensor]) -> dict[str, An
 # --- serving ------------------------------------------------------------------------------------
 
 
-def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) -> dict[str, Any]:
+def vllm_flags(
+    processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+) -> dict[str, Any]:
     """Raises UserError: vLLM lets the tokens of an image see each other, but reads the question
     causally, so its answers would not be those of the model that was trained."""
     raise UserError(

@@ -192,7 +192,7 @@ def image_text(processor: Any, size: tuple[int, int] | None = None) -> str:
 
 
 def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-    """What the model's forward takes for a batch with one image a row: `pixel_values` (patches of
+    """What the model's forward takes for a batch's images, in order: `pixel_values` (patches of
     all images, values of a patch) and `image_grid_thw` (images, 3), the patches in time, height and
     width."""
     return dict(processor.image_processor(list(images), return_tensors="pt"))
@@ -299,8 +299,11 @@ def features_input(model: Any, features: Sequence[torch.Tensor]) -> dict[str, An
 # --- serving ------------------------------------------------------------------------------------
 
 
-def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) -> dict[str, Any]:
+def vllm_flags(
+    processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+) -> dict[str, Any]:
     """What a vLLM server must be told: {"serve": flags, "extra_body": per request, "merge": bool}.
+    A request has up to `images` pictures.
 
     The pixel budget is said aloud: beside an adapter, vLLM reads the processor of the base. It
     applies LoRA to the language model only, so adapters elsewhere have to be merged first.
@@ -310,7 +313,7 @@ def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) ->
     return {
         "serve": {
             "max-model-len": max_length,
-            "limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
+            "limit-mm-per-prompt": json.dumps({"image": images, "video": 0}),
             "mm-processor-kwargs": json.dumps({"size": budget}),
         },
         "extra_body": {},

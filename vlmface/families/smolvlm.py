@@ -268,7 +268,7 @@ def image_text(processor: Any, size: tuple[int, int] | None = None) -> str:
 
 
 def image_inputs(processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-    """What the model's forward takes for a batch with one image a row: `pixel_values` (images, most
+    """What the model's forward takes for a batch's images, in order: `pixel_values` (images, most
     tiles, 3, height, width) and `pixel_attention_mask` (images, most tiles, height, width), both 0
     where an image has fewer tiles than another."""
     rows = [[image] for image in images]
@@ -338,8 +338,11 @@ def features_input(model: Any, features: Sequence[torch.Tensor]) -> dict[str, An
 # --- serving ------------------------------------------------------------------------------------
 
 
-def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) -> dict[str, Any]:
+def vllm_flags(
+    processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+) -> dict[str, Any]:
     """What a vLLM server must be told: {"serve": flags, "extra_body": per request, "merge": bool}.
+    A request has up to `images` pictures.
 
     vLLM applies LoRA to the language model only, so other adapters have to be merged first. It
     would cut images as the base's processor does, so this one's rules are handed over. Where an
@@ -359,7 +362,7 @@ def vllm_flags(processor: Any, *, max_length: int, policy: Mapping[str, str]) ->
     return {
         "serve": {
             "max-model-len": max_length,
-            "limit-mm-per-prompt": json.dumps({"image": 1}),
+            "limit-mm-per-prompt": json.dumps({"image": images}),
             "mm-processor-kwargs": json.dumps(rules),
         },
         "extra_body": stops if writes_bos else {**stops, "add_special_tokens": True},

@@ -51,7 +51,7 @@ def gateway_command(
                 "anybody who reaches this gateway may ask it: see --client_keys_env",
                 level=logging.WARNING,
             )
-        if predictor.crop is not None and predictor.crop.find == "detect":
+        if predictor.looks:
             predictor.faces(Image.new("RGB", (64, 64)))  # or else every request would fail
         Draining(predictor, settings, trusted_proxy).run([listener])
     log("stopped")

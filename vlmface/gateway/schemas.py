@@ -59,6 +59,9 @@ class Face(BaseModel):
 
     box: list[float] | None = Field(description="pixels; null: the picture was taken whole")
     face_found: bool | None = Field(description="null: none was looked for")
+    scene_only: bool = Field(
+        description="no face was found, and the model judged what is around it alone"
+    )
     sure: bool
     aus: list[ActionUnit]
     rationale: str

@@ -32,12 +32,12 @@ class ClipModel:
     """A classifier with its texts; `ClipModel.load` makes one. A row is one RGB picture, or the
     list of its views and frames."""
 
-    def __init__(self, classifier: Classifier, crop: Any = None) -> None:
+    def __init__(self, classifier: Classifier, views: crops.Views = ()) -> None:
         self.classifier = classifier
         self.prompt: LabelTexts = classifier.texts
         self.prompts = [self.prompt]
         self.manifest: manifest.Manifest | None = None
-        self.crop = crop
+        self.views, self.frames = views, classifier.shape.frames
         self._priors: dict[int, dict[str, float]] = {}
 
     @classmethod
@@ -119,7 +119,7 @@ class ClipModel:
         """Answer `images` in order; parameters as in `LocalModel.predict`."""
         found: list[bool | None] = [None] * len(images)
         if not cut_out:
-            images, found = self._cut_out(images, boxes)
+            images, found = crops.shown_of(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
@@ -191,16 +191,6 @@ class ClipModel:
                 )
         square = self.classifier.clip.square
         return torch.from_numpy(np.stack([[square(one) for one in row] for row in rows]))
-
-    def _cut_out(
-        self, images: Sequence[Any], boxes: Sequence[Sequence[float] | None] | None
-    ) -> tuple[Sequence[Any], list[bool | None]]:
-        if self.crop is None:
-            return images, [None] * len(images)
-        where = list(boxes) if boxes is not None else [None] * len(images)
-        with crops.cutter(self.crop) as cut:
-            pairs = [cut(image, box) for image, box in zip(images, where, strict=True)]
-        return [face for face, _ in pairs], [there for _, there in pairs]
 
 
 def _logs(prediction: Prediction) -> dict[str, float]:

@@ -96,7 +96,9 @@ def _as_text(path: Path, report: FaceReport) -> str:
         for task, said in report.answers.items():
             likely = f" ({_ranked(said)})" if said.probabilities else ""
             lines.append(f"  {task.replace('_', ' ')}: {_label(said)}{likely}")
-    if report.face_found is False:
+    if report.scene_only:
+        lines.append("  no face was found in it: the scene alone was judged")
+    elif report.face_found is False:
         lines.append("  no face was found in it: this is about the picture as a whole")
     return "\n".join(lines)
 

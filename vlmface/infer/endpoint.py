@@ -10,7 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -283,11 +291,21 @@ def _check_status(reply: httpx2.Response, url: str) -> None:
         raise UserError(f"{url} answers HTTP {status}: {said}; check URL, model and key")
 
 
-def with_image(messages: Sequence[Mapping[str, Any]], uri: str) -> list[dict[str, Any]]:
-    """Chat messages with the picture of a data URI where they have a block of type "image"."""
-    block = {"type": "image_url", "image_url": {"url": uri}}
+def with_images(messages: Sequence[Mapping[str, Any]], uris: Iterable[str]) -> list[dict[str, Any]]:
+    """Chat messages with the pictures of data URIs, in order, where they have blocks of type
+    "image". Raises UserError for more or fewer pictures than blocks."""
+    pictures = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
+    wanted = sum(part["type"] == "image" for one in messages for part in one["content"])
+    if len(pictures) != wanted:
+        raise UserError(
+            f"the prompt is about {wanted} picture(s), but {len(pictures)} are shown: give as many"
+        )
+    left = iter(pictures)
     return [
-        {**one, "content": [block if part["type"] == "image" else part for part in one["content"]]}
+        {
+            **one,
+            "content": [next(left) if part["type"] == "image" else part for part in one["content"]],
+        }
         for one in messages
     ]
 

@@ -23,7 +23,8 @@ from vlmface.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
+
+    from vlmface.encode import Shown, Size
 
 BATCH_SIZE = 16
 NORMS = ("sum", "mean", "prior")  # how likelihoods become probabilities: LabelScores
@@ -95,8 +96,9 @@ class LocalModel:
         self.family = families.get(family)
         self.max_new_tokens = max_new_tokens
         self.manifest: manifest.Manifest | None = None
-        self.crop: crops.Crop | None = None
-        self._priors: dict[tuple[str, tuple[int, int]], dict[str, float]] = {}
+        self.views: crops.Views = ()
+        self.frames = 1
+        self._priors: dict[tuple[str, tuple[Size, ...]], dict[str, float]] = {}
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -162,12 +164,13 @@ class LocalModel:
         self = cls(model, processor, own_prompt, family, limit)
         self.prompts = asked
         self.manifest = found
-        self.crop = crops.parse(found.crop) if found else None
+        if found:
+            self.views, self.frames = crops.parse(found.crop), found.frames
         return self
 
     def predict(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Shown],
         *,
         batch_size: int = BATCH_SIZE,
         probabilities: bool = True,
@@ -176,18 +179,19 @@ class LocalModel:
     ) -> list[Prediction]:
         """Answer `images` (RGB) in order. The same image gets the same answer in any batch.
 
-        A model that was trained on faces cut out is shown them cut out in the same way, unless
-        `cut_out` says that they are already. `boxes` say which face of each image is meant, as
-        [x0, y0, x1, y1] in pixels; UserError if the model was trained on whole pictures.
+        A model that was trained on faces cut out, or on several views, is shown each image in the
+        same way, unless `cut_out` says that it is already; what is a list of pictures is. `boxes`
+        say which face of each image is meant, as [x0, y0, x1, y1] in pixels; UserError if the model
+        was trained on whole pictures.
         """
-        if boxes and not self.crop:
+        if boxes and not self.views:
             raise UserError(
                 "this model was trained on whole pictures and knows no box: cut the face out "
                 "first, or use a model that was trained with `crop`"
             )
         found: list[bool | None] = [None] * len(images)
         if not cut_out:
-            images, found = self._cut_out(images, boxes)
+            images, found = crops.shown_of(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             began = time.perf_counter()
@@ -201,9 +205,9 @@ class LocalModel:
             ]
         return predictions
 
-    def stream(self, image: Image.Image) -> Iterator[str | Prediction]:
-        """The answer to a picture (RGB, cut out as the model was trained) as far as it is written,
-        again and again, and at the end all of it."""
+    def stream(self, image: Shown) -> Iterator[str | Prediction]:
+        """The answer to a picture or to several (RGB, cut out as the model was trained) as far as
+        it is written, again and again, and at the end all of it."""
         from transformers import TextIteratorStreamer
 
         began = time.perf_counter()
@@ -229,7 +233,7 @@ class LocalModel:
 
     def score(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Shown],
         rationales: Sequence[str] | None = None,
         *,
         batch_size: int = BATCH_SIZE,
@@ -239,14 +243,14 @@ class LocalModel:
     ) -> list[LabelScores]:
         """How likely each label is as the answer to each image (RGB), nothing being written: behind
         the prompt alone, or behind a rationale for each. `prior` adds, without rationales, the
-        likelihoods behind a grey picture, computed once for a size. `cut_out` and `boxes` as in
-        `predict`.
+        likelihoods behind grey pictures, computed once for a size. `images`, `cut_out` and `boxes`
+        as in `predict`.
         """
         if prior and rationales is not None:
             raise ValueError("the likelihoods behind a grey picture are those of the prompt alone")
         texts = [""] * len(images) if rationales is None else list(rationales)
         if not cut_out:
-            images, _ = self._cut_out(images, boxes)
+            images, _ = crops.shown_of(images, boxes, self.views, self.frames)
         found: list[LabelScores] = []
         if self.model.device.type == "cpu":
             batch_size = min(batch_size, CPU_ROWS)
@@ -256,21 +260,21 @@ class LocalModel:
         if not prior:
             return found
         return [
-            replace(scores, prior=self._prior(image.size))
+            replace(scores, prior=self._prior(encode.sizes_of(image)))
             for scores, image in zip(found, images, strict=True)
         ]
 
-    def _prior(self, size: tuple[int, int]) -> dict[str, float]:
+    def _prior(self, sizes: Sequence[Size]) -> dict[str, float]:
         from PIL import Image
 
-        key = (self.prompt.sha, size)
+        key = (self.prompt.sha, tuple(sizes))
         if key not in self._priors:
-            (grey,) = self._score_behind([Image.new("RGB", size, GREY)], [""])
+            (grey,) = self._score_behind([[Image.new("RGB", size, GREY) for size in sizes]], [""])
             self._priors[key] = grey.log_likelihood
         return self._priors[key]
 
     def _score_behind(
-        self, images: Sequence[Image.Image], rationales: Sequence[str]
+        self, images: Sequence[Shown], rationales: Sequence[str]
     ) -> list[LabelScores]:
         import torch
 
@@ -279,7 +283,8 @@ class LocalModel:
         began = time.perf_counter()
         rows = self._rows(images)
         candidates = [
-            self.label_ids(text, image.size) for text, image in zip(rationales, images, strict=True)
+            self.label_ids(text, encode.sizes_of(image))
+            for text, image in zip(rationales, images, strict=True)
         ]
         # Padded on the right as in training: a plain forward counts positions from the first slot.
         batch = encode.Collator(self.processor, self.family)(rows)
@@ -301,7 +306,7 @@ class LocalModel:
 
     def sample(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Shown],
         count: int,
         *,
         temperature: float = 1.0,
@@ -317,7 +322,7 @@ class LocalModel:
 
         from vlmface.train import rollout
 
-        images, _ = self._cut_out(images, boxes)
+        images, _ = crops.shown_of(images, boxes, self.views, self.frames)
         rows = self._rows(images, messages)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)
@@ -336,37 +341,23 @@ class LocalModel:
         return [texts[start : start + count] for start in range(0, len(texts), count)]
 
     def _rows(
-        self, images: Sequence[Image.Image], messages: Sequence[list[dict[str, Any]]] | None = None
+        self, images: Sequence[Shown], messages: Sequence[list[dict[str, Any]]] | None = None
     ) -> list[dict[str, Any]]:
-        """Rows for the collator: each image with its question, by default the prompt's."""
+        """Rows for the collator: each image, or list of them, with its question, by default the
+        prompt's."""
         asked = messages or [self.messages] * len(images)
         return [
             {
                 **encode.encode_text(
-                    self.processor, self.family, one, None, image_size=image.size
+                    self.processor, self.family, one, None, image_size=encode.sizes_of(image)
                 ),
                 "image": image,
             }
             for image, one in zip(images, asked, strict=True)
         ]  # fmt: skip
 
-    def _cut_out(
-        self, images: Sequence[Image.Image], boxes: Sequence[Sequence[float] | None] | None
-    ) -> tuple[Sequence[Image.Image], list[bool | None]]:
-        """(the images as the model was trained to see them; whether a face was found in each, None
-        if none was looked for)."""
-        found: list[bool | None] = [None] * len(images)
-        if not self.crop:
-            return images, found
-        with crops.cutter(self.crop) as cut:
-            where = boxes or [None] * len(images)
-            faces = [cut(image, box) for image, box in zip(images, where, strict=True)]
-        if self.crop.find == "detect":
-            found = [there for _, there in faces]
-        return [face for face, _ in faces], found
-
     def _batch(
-        self, images: Sequence[Image.Image], probabilities: bool, streamer: Any = None
+        self, images: Sequence[Shown], probabilities: bool, streamer: Any = None
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         import torch
 
@@ -406,9 +397,9 @@ class LocalModel:
         complete = [done for _, done in written]
         return list(zip(texts, answers, scores, complete, strict=True))
 
-    def label_ids(self, rationale: str, image_size: tuple[int, int]) -> list[list[int]]:
+    def label_ids(self, rationale: str, image_size: Size | Sequence[Size]) -> list[list[int]]:
         """For each label the ids of the whole conversation: prompt, rationale, label, suffix; up to
-        the label where others may follow."""
+        the label where others may follow. `image_size` as in `encode.encode_text`."""
         found = [
             encode.encode_text(
                 self.processor,
@@ -437,7 +428,7 @@ class LocalModel:
         them: softmax over the log-likelihoods, each including the suffix that ends the label (so
         that a label which is another's beginning gets no credit for it)."""
         candidates = [
-            self.label_ids(answer.rationale, row["image"].size)
+            self.label_ids(answer.rationale, encode.sizes_of(row["image"]))
             for answer, row in zip(answers, rows, strict=True)
         ]
         lengths = [len(row["input_ids"]) for row in rows]

@@ -30,6 +30,7 @@ from vlmface.prompts import Prompt, Question
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vlmface.encode import Shown
     from vlmface.infer.clip import ClipModel
 
 BATCH_SIZE = 16
@@ -47,13 +48,11 @@ class Backend(Protocol):
     @property
     def prompts(self) -> Sequence[Question]: ...
 
-    def answer(
-        self, prompt: Any, images: Sequence[Image.Image], batch_size: int
-    ) -> list[Prediction]: ...
+    def answer(self, prompt: Any, images: Sequence[Shown], batch_size: int) -> list[Prediction]: ...
 
-    async def answer_one(self, prompt: Any, image: Image.Image) -> Prediction: ...
+    async def answer_one(self, prompt: Any, image: Shown) -> Prediction: ...
 
-    def stream(self, prompt: Any, image: Image.Image) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, image: Shown) -> Iterator[str | Prediction]:
         """The text as far as it is written, again and again, then the whole answer."""
         ...
 
@@ -65,10 +64,11 @@ class Predictor:
     block. May be used from several threads and event loops at once."""
 
     def __init__(
-        self, backend: Backend, *, crop: crops.Crop | None = None, limits: str | None = None,
-        aus: Sequence[int] = (), name: str = "",
+        self, backend: Backend, *, views: crops.Views = (), frames: int = 1,
+        limits: str | None = None, aus: Sequence[int] = (), name: str = "",
     ) -> None:  # fmt: skip
-        self.backend, self.crop, self.limits, self.name = backend, crop, limits, name
+        self.backend, self.views, self.frames = backend, views, frames
+        self.limits, self.name = limits, name
         self.aus = tuple(aus)  # that it may name; none: not known
         # Of several prompts about one field the first.
         self.questions = {one.space.field: one for one in reversed(backend.prompts)}
@@ -119,7 +119,8 @@ class Predictor:
             backend = Served(server_of(endpoint, run, prompt, max_new_tokens, constrained))
         return cls(
             backend,
-            crop=crops.parse(found.crop) if found else None,
+            views=crops.parse(found.crop) if found else (),
+            frames=found.frames if found else 1,
             limits=found.limits if found else None,
             aus=found.au_set if found else (),
             name=Path(model).name if run is None else Path(run).name,
@@ -147,19 +148,22 @@ class Predictor:
             self._detector = self._detector or detect.Detector()
         return self._detector.faces(image)
 
-    def shown(
-        self, image: Image.Image, box: Sequence[float] | None
-    ) -> tuple[Image.Image, bool | None]:
-        """(the picture as the model sees it, whether a face was found in it, None if none was
-        looked for)."""
+    @property
+    def looks(self) -> bool:
+        """Whether a face is looked for where no box is given: the run was trained on what a
+        detector found, or is shown a face beside the scene around it."""
+        return crops.asks_for_face(self.views)
+
+    def shown(self, image: Image.Image, box: Sequence[float] | None) -> tuple[Shown, bool | None]:
+        """(the picture, or several views of it, as the model sees it; whether a face was found in
+        it, None if none was looked for). A box that cannot be one is none, and no face is found."""
         if box is not None:
-            return crops.cut(image, box, self.crop or PORTRAIT), True
-        if self.crop is None:
-            return image, None
-        if self.crop.find == "given":
-            return crops.cut(image, None, self.crop), None
-        found = next(iter(self.faces(image)), None)
-        return crops.cut(image, found, self.crop), found is not None
+            face = crops.usable(box, image.size)
+            views = self.views or (PORTRAIT,)
+            return crops.views_of(image, face, views, self.frames), face is not None
+        face = next(iter(self.faces(image)), None) if self.looks else None
+        found = face is not None if self.looks else None
+        return crops.views_of(image, face, self.views, self.frames), found
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -172,7 +176,9 @@ class Predictor:
         batch_size: int = BATCH_SIZE,
     ) -> list[FaceReport]:
         """A report on each RGB picture: on the face at its box (see `faces`), or on the picture
-        whole where there is none. `tasks`: some of `self.tasks`, default all. Raises UserError."""
+        whole where there is none. Of a run with several views, all are made of the one picture;
+        without a box its largest face is looked for. `tasks`: some of `self.tasks`, default all.
+        Raises UserError."""
         asked = self._asked(tasks)
         where = list(boxes) if boxes is not None else [None] * len(images)
         seen = [self.shown(image, box) for image, box in zip(images, where, strict=True)]
@@ -228,7 +234,7 @@ class Predictor:
     ) -> FaceReport:
         place = None if box is None else (box[0], box[1], box[2], box[3])
         asked = {task: self.questions[task].id for task in answers}
-        return FaceReport(answers, asked, place, found, self.limits)
+        return FaceReport(answers, asked, place, found, self.limits, self.views)
 
 
 # --- who answers ----------------------------------------------------------------------------------
@@ -240,20 +246,20 @@ class Local:
     def __init__(self, model: LocalModel | ClipModel, asked: Sequence[Question]) -> None:
         self.model, self.prompts = model, list(asked)
         self._turn = threading.Lock()
-        self._batcher: Batcher[Image.Image, Prediction] = Batcher(
+        self._batcher: Batcher[Shown, Prediction] = Batcher(
             self.answer, batch_size=BATCH_SIZE, most_waiting=MOST_WAITING
         )
 
     def answer(
-        self, prompt: Any, images: Sequence[Image.Image], batch_size: int = BATCH_SIZE
+        self, prompt: Any, images: Sequence[Shown], batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
         with self._turn:
             return self.model.asking(prompt).predict(images, batch_size=batch_size, cut_out=True)
 
-    async def answer_one(self, prompt: Any, image: Image.Image) -> Prediction:
+    async def answer_one(self, prompt: Any, image: Shown) -> Prediction:
         return await self._batcher.ask(prompt, image)
 
-    def stream(self, prompt: Any, image: Image.Image) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, image: Shown) -> Iterator[str | Prediction]:
         with self._turn:
             yield from self.model.asking(prompt).stream(image)
 
@@ -286,12 +292,12 @@ class Served:
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _one(self, prompt: Prompt, image: Image.Image) -> Prediction:
+    async def _one(self, prompt: Prompt, image: Shown) -> Prediction:
         async with self._turns:
             return await self.server.answer(self._client, prompt, image)
 
     def answer(
-        self, prompt: Prompt, images: Sequence[Image.Image], batch_size: int = BATCH_SIZE
+        self, prompt: Prompt, images: Sequence[Shown], batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
         """`batch_size` means nothing to a server, which makes its own."""
 
@@ -300,11 +306,11 @@ class Served:
 
         return self._wait(all_())
 
-    async def answer_one(self, prompt: Prompt, image: Image.Image) -> Prediction:
+    async def answer_one(self, prompt: Prompt, image: Shown) -> Prediction:
         future = asyncio.run_coroutine_threadsafe(self._one(prompt, image), self._loop)
         return await asyncio.wrap_future(future)
 
-    def stream(self, prompt: Prompt, image: Image.Image) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Prompt, image: Shown) -> Iterator[str | Prediction]:
         pieces = self.server.stream(self._client, prompt, image)
         while True:
             try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
+from vlmface.data import crops
 
 if TYPE_CHECKING:
     from vlmface.infer.local import Prediction
@@ -21,13 +22,20 @@ class FaceReport:
     as "emotion" or "gender"; `prompts` {task: id of the prompt}. `box` of the face in its picture,
     [left, top, right, bottom] in pixels, None if the picture was taken whole; `face_found`: whether
     a face was found in it, None if none was looked for. `note`: what the model is not fit for, None
-    if nobody wrote it down."""
+    if nobody wrote it down. `views`: what the model was shown of the picture."""
 
     answers: Mapping[str, Prediction]
     prompts: Mapping[str, str]
     box: tuple[float, float, float, float] | None = None
     face_found: bool | None = None
     note: str | None = None
+    views: crops.Views = ()
+
+    @property
+    def scene_only(self) -> bool:
+        """Whether no face was found by a model that is shown a face and what is around it: it has
+        judged the scene alone."""
+        return self.face_found is False and crops.falls_back(self.views)
 
     @property
     def main(self) -> Prediction:
@@ -75,12 +83,13 @@ class FaceReport:
         return sum(said.latency_s for said in self.answers.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: {"box", "face_found", "sure", "aus": [{"au", "name", "region"}], "rationale",
-        "answers": {task: {"prompt", "label", "probabilities", "status", "complete", "text",
-        "seconds"}}, "note"}. Several labels of a face are one text, divided by commas."""
+        """For JSON: {"box", "face_found", "scene_only", "sure", "aus": [{"au", "name", "region"}],
+        "rationale", "answers": {task: {"prompt", "label", "probabilities", "status", "complete",
+        "text", "seconds"}}, "note"}. Several labels of a face are one text, divided by commas."""
         return {
             "box": None if self.box is None else [round(x, 1) for x in self.box],
             "face_found": self.face_found,
+            "scene_only": self.scene_only,
             "sure": self.sure,
             "aus": [
                 {"au": au, "name": facs.AUS[au].name, "region": facs.AUS[au].region}

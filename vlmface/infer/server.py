@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import answers, families, manifest, prompts
+from vlmface.encode import Shown, listed
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, streamed, with_image
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, streamed, with_images
 from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
 
@@ -40,13 +41,11 @@ class Server:
             request["structured_outputs"] = {"regex": pattern}
         return request
 
-    async def answer(
-        self, client: httpx2.AsyncClient, prompt: Prompt, image: Image.Image
-    ) -> Prediction:
-        """What it writes about the picture (RGB), which is sent without loss. Raises NoAnswerError,
-        and UserError for what no other picture would change."""
+    async def answer(self, client: httpx2.AsyncClient, prompt: Prompt, shown: Shown) -> Prediction:
+        """What it writes about the picture or pictures (RGB), which are sent without loss. Raises
+        NoAnswerError, and UserError for what no other picture would change."""
         began = time.perf_counter()
-        messages = with_image(prompt.messages(), await asyncio.to_thread(png_uri, image))
+        messages = await asyncio.to_thread(_messages, prompt, shown)
         texts, usage = await ask(client, self.endpoint, messages, self._request(prompt))
         text = texts[0].strip()
         complete = (usage.get("completion_tokens") or 0) < self.max_new_tokens
@@ -54,12 +53,12 @@ class Server:
         return Prediction(text, prompt.parse(text), None, latency, complete)
 
     async def stream(
-        self, client: httpx2.AsyncClient, prompt: Prompt, image: Image.Image
+        self, client: httpx2.AsyncClient, prompt: Prompt, shown: Shown
     ) -> AsyncIterator[str | Prediction]:
         """What it has written so far, again and again, and at the end the answer. Raises as
         `answer`; nothing is tried twice."""
         began = time.perf_counter()
-        messages = with_image(prompt.messages(), await asyncio.to_thread(png_uri, image))
+        messages = await asyncio.to_thread(_messages, prompt, shown)
         text, complete = "", False
         pieces = streamed(client, self.endpoint, messages, self._request(prompt))
         async for piece, reason in pieces:
@@ -112,6 +111,10 @@ def requests_of(run: str | Path) -> dict[str, Any]:
     processor = family.load_processor(run)
     flags = family.vllm_flags(processor, max_length=found.max_length, policy=found.policy)
     return {**flags["extra_body"], "stop_token_ids": list(family.stop_token_ids(processor))}
+
+
+def _messages(prompt: Prompt, shown: Shown) -> list[dict[str, Any]]:
+    return with_images(prompt.messages(), map(png_uri, listed(shown)))
 
 
 def png_uri(image: Image.Image) -> str:

@@ -218,11 +218,11 @@ Told = Callable[[Face, "str | None"], list[dict[str, Any]]]
 def question(settings: Settings, prompt: prompts.Prompt) -> tuple[Told, str]:
     """(messages for a face, the form of the answers): the model's own prompt, or, with saw_label,
     the teacher prompt `with_label`, which gives the annotation away as Facial-R1's does."""
-    from vlmface.infer.endpoint import with_image
+    from vlmface.infer.endpoint import with_images
 
     if not settings.saw_label:
         own = prompt.messages()
-        return lambda face, uri: with_image(own, uri) if uri else own, prompt.form
+        return lambda face, uri: with_images(own, [uri]) if uri else own, prompt.form
     leading = teacher_prompts.load("with_label")
     space, limits = prompt.space, settings.limits
 

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
-from vlmface.data.rows import pictures
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 from vlmface.train import sft
@@ -66,26 +65,26 @@ def fit_pixels(
         )
 
 
-_Text = tuple[list[dict[str, Any]], str, tuple[int, int]]  # messages, completion, image's size
+_Text = tuple[list[dict[str, Any]], str, list[encode.Size]]  # messages, completion, images' sizes
 
 
 def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iterator[_Text]:
     """What `sft.encode_rows` would encode."""
     asked = [(prompt, prompt.messages()) for prompt in prompts]
-    images = pictures(rows).select_columns(["image"])
+    images = sft.stored_columns(rows)
     for index, row in enumerate(rows.remove_columns(["image", "frames"])):
-        size = encode.row_image_size(images[index]["image"])
+        sizes = encode.shown_sizes(images[index])
         sample = FaceSample.from_row(row)
         for prompt, messages in asked:
             with contextlib.suppress(encode.RefusedError):  # left out for another reason
-                yield messages, sft.target_of(sample, prompt, seed), size
+                yield messages, sft.target_of(sample, prompt, seed), sizes
 
 
 def _fits(text: _Text, processor: Any, family: ModuleType, max_length: int) -> bool:
-    messages, target, size = text
+    messages, target, sizes = text
     try:
         encode.encode_text(
-            processor, family, messages, target, max_length=max_length, image_size=size
+            processor, family, messages, target, max_length=max_length, image_size=sizes
         )
     except encode.RefusedError as error:
         return error.reason != "too_long"

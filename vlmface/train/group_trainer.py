@@ -21,7 +21,7 @@ from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.train import rollout
 from vlmface.train.rewards import Judge
-from vlmface.train.trainer import LossBar, Resumable
+from vlmface.train.trainer import Features, LossBar, Resumable
 from vlmface.train.vllm_rollout import Server, ServerGoneError
 
 Inputs = dict[str, Any]
@@ -81,7 +81,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.group: int = self.num_generations or 1
         self.server = server  # who answers, if not this process
         self.keep_features = keep_features  # the tower is frozen, and whole in this process
-        self.features: dict[int, torch.Tensor] | None = None  # of a frozen tower, by row
+        self.features: Features | None = None  # of a frozen tower
         self.collate = encode.Collator(self.processing_class, family)
         token: Any = self.processing_class
         self.never = [token.tokenizer.convert_tokens_to_ids(token.image_token)]
@@ -160,18 +160,21 @@ class GroupTrainer(Resumable, GRPOTrainer):
     def _prompts(self, faces: Sequence[int]) -> Inputs:
         """The collated prompts of some faces, images included unless their features are kept."""
         rows = self.faces.select(faces)
+        counts = [len(encode.stored_pictures(row)) for row in rows]
         if self.features is not None:
-            rows = rows.remove_columns("image")
+            rows = encode.without_pictures(rows)
         batch = self.collate(list(rows))
         model: Any = self.model
         found: Inputs = encode.to_model(batch, model)
         if self.features is None and self.keep_features:
             core = rollout.core_of(self.accelerator.unwrap_model(model))
             with torch.no_grad(), self.accelerator.autocast():
-                features = self.family.tower_features(core, found)
-            return {**_of_tokens(found), "features": features}
+                features = iter(self.family.tower_features(core, found))
+            own = [[next(features) for _ in range(count)] for count in counts]
+            return {**_of_tokens(found), "features": own}
         if self.features is not None:
-            return {**found, "features": [self.features[i].to(model.device) for i in faces]}
+            own = [[one.to(model.device) for one in self.features[i]] for i in faces]
+            return {**found, "features": own}
         return found
 
     def _with_images(self, model: Any, batch: Mapping[str, Any]) -> Inputs:
@@ -180,7 +183,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         features = inputs.pop("features", None)
         if features is not None:
             core = rollout.core_of(self.accelerator.unwrap_model(model))
-            inputs |= self.family.features_input(core, features)
+            inputs |= self.family.features_input(core, [one for row in features for one in row])
         return inputs
 
     def _answered(
@@ -194,7 +197,12 @@ class GroupTrainer(Resumable, GRPOTrainer):
         try:
             self._hand_over(self.server)
             return [
-                self.server.sample(rows["image"], rows["input_ids"], self.group, seed)
+                self.server.sample(
+                    [encode.stored_pictures(row) for row in rows],
+                    rows["input_ids"],
+                    self.group,
+                    seed,
+                )
                 for rows, seed in zip(map(self.faces.select, parts), seeds, strict=True)
             ]
         except ServerGoneError as error:
@@ -299,7 +307,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         size = self.group
         encoded = self.faces.select([row for row in entry["rows"] for _ in range(size)])
         if self.features is not None:
-            encoded = encoded.remove_columns("image")
+            encoded = encode.without_pictures(encoded)
         rows = []
         for row, ids, mask in zip(
             encoded, entry["completion_ids"].tolist(), entry["completion_mask"].sum(1).tolist(),

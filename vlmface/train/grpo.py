@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.answers import Answer
-from vlmface.data.rows import pictures
 from vlmface.errors import RefusedError, UserError
 from vlmface.schema import FaceSample
 from vlmface.train import rewards, sft
@@ -97,7 +96,8 @@ class Start:
     prompt: prompts.Prompt
     policy: dict[str, str]
     max_length: int
-    crop: dict[str, Any] | None
+    crop: dict[str, Any] | list[dict[str, Any]] | None
+    frames: int
     run: Path | None
 
 
@@ -120,7 +120,7 @@ def start_of(settings: Settings) -> Start:
         processor = family.load_processor(base)
         return Start(
             base, settings.start, family, processor, prompts.load(settings.prompt), own,
-            settings.max_length or 1024, None, None,
+            settings.max_length or 1024, None, 1, None,
         )  # fmt: skip
     found, asked = manifest.load(settings.start)
     run = Path(settings.start)
@@ -141,6 +141,7 @@ def start_of(settings: Settings) -> Start:
         found.policy if found.adapter else own,
         settings.max_length or found.max_length,
         found.crop,
+        found.frames,
         run if found.adapter else None,
     )
 
@@ -151,8 +152,8 @@ def start_of(settings: Settings) -> Start:
 def encode_prompts(
     rows: datasets.Dataset, start: Start, used: Sequence[rewards.Weighted], max_new_tokens: int
 ) -> tuple[datasets.Dataset, list[FaceSample], dict[str, int]]:
-    """FaceSample rows -> (rows of `image`, `input_ids`, ... as the encoder asks about them; their
-    samples; left out by reason).
+    """FaceSample rows -> (rows of `image`, perhaps `shown`, `input_ids`, ... as the encoder asks
+    about them; their samples; left out by reason).
 
     Left out are faces that no reward gives a signal for ("no_truth"), and prompts that leave no
     room for an answer within max_length ("too_long"). Raises UserError if nothing is left.
@@ -163,7 +164,7 @@ def encode_prompts(
     messages, space = start.prompt.messages(), start.prompt.space
     nobody = Answer(None, (), "none", "")
     compared = [one for one in used if one.name in rewards.COMPARED]
-    images = pictures(rows).select_columns(["image"])
+    images = sft.stored_columns(rows)
     kept: list[int] = []
     samples: list[FaceSample] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
@@ -174,7 +175,7 @@ def encode_prompts(
         if compared and all(one(nobody, sample, space) is None for one in compared):
             left_out["no_truth"] += 1
             continue
-        size = encode.row_image_size(images[index]["image"]) if start.family.NEEDS_SIZE else None
+        size = encode.shown_sizes(images[index], start.family)
         try:
             text = encode.encode_text(
                 start.processor, start.family, messages, None,
@@ -415,8 +416,8 @@ def write_manifest(
     shaped = sft.Settings(
         base=start.base_id, data=settings.data, benchmark=settings.benchmark,
         prompt=start.prompt.id, limits=settings.limits, output_dir=settings.output_dir,
-        crop=start.crop, max_length=start.max_length, max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed, **start.policy,  # type: ignore[arg-type]
+        crop=start.crop, frames=start.frames, max_length=start.max_length,
+        max_new_tokens=settings.max_new_tokens, seed=settings.seed, **start.policy,  # type: ignore[arg-type]
     )  # fmt: skip
     sft.write_manifest(
         "grpo", shaped, start.base, start.family, start.processor, [start.prompt], aus,

@@ -57,7 +57,8 @@ class Settings:
     benchmark_root: str | None = None
     n_train: int | None = None
     n_eval: int | None = None
-    crop: dict[str, Any] | None = None
+    crop: dict[str, Any] | list[dict[str, Any]] | None = None
+    frames: int = 1
     text_data: str | None = None
     balance: Literal["none", "tasks", "labels"] = "none"
     seed: int = 0
@@ -120,14 +121,15 @@ def encode_rows(
     max_length: int,
     seed: int,
 ) -> tuple[datasets.Dataset, dict[str, int]]:
-    """FaceSample rows -> (rows of `image`, `input_ids`, `labels`, `length`; left out by reason).
+    """FaceSample rows -> (rows of `image`, perhaps `shown`, `input_ids`, `labels`, `length`; left
+    out by reason).
 
     A sample without a rationale gets one from the rule writer, from its annotated AUs and label.
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
     that a rationale is written from ("no_aus"), rationales that do not fit the prompt's form
     ("unreadable_rationale"), and what the encoder refuses ("too_long", ...).
-    The images stay compressed; of a clip it is the middle frame. Raises UserError if nothing is
-    left.
+    The images stay compressed. Rows that `crops.shown` made keep all that is shown of them; of
+    another clip it is the middle frame. Raises UserError if nothing is left.
     """
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
@@ -136,13 +138,13 @@ def encode_rows(
     kept: list[int] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
     left_out: Counter[str] = Counter()
-    images = pictures(rows).select_columns(["image"])
+    images = stored_columns(rows)
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
         sample = FaceSample.from_row(row)
         try:
             target = target_of(sample, prompt, seed)
-            size = encode.row_image_size(images[index]["image"]) if family.NEEDS_SIZE else None
+            size = encode.shown_sizes(images[index], family)
             text = encode.encode_text(
                 processor, family, messages, target, max_length=max_length, image_size=size
             )
@@ -163,6 +165,12 @@ def encode_rows(
         images = images.select(kept)
     columns = Dataset.from_dict({**encoded, "row": kept})
     return concatenate_datasets([images, columns], axis=1), dict(left_out)
+
+
+def stored_columns(rows: datasets.Dataset) -> datasets.Dataset:
+    """The columns of `rows` that say what a model is shown of each, as they are stored."""
+    found = pictures(rows)
+    return found.select_columns([name for name in encode.PICTURES if name in found.column_names])
 
 
 def target_of(sample: FaceSample, prompt: Prompt, seed: int) -> str:
@@ -464,7 +472,7 @@ def train(
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows.remove_columns("image") if caching else rows,
+        train_dataset=encode.without_pictures(rows) if caching else rows,
         processing_class=processor,
         data_collator=encode.Collator(processor, family),
         peft_config=peft_config,
@@ -588,6 +596,7 @@ def write_manifest(
         image=family.describe_image(processor),
         processor=manifest.processor_shas(run_dir),
         crop=crops.as_dict(crops.parse(settings.crop)),
+        frames=settings.frames,
         max_length=settings.max_length,
         generation={"max_new_tokens": settings.max_new_tokens},
         data=dict(data),

@@ -16,7 +16,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
-from vlmface.encode import IGNORED, GroupedSampler, open_row_image, to_model
+from vlmface.encode import IGNORED, GroupedSampler, open_row_image, stored_pictures, to_model
 from vlmface.train.loss import summed_cross_entropy
 
 
@@ -104,7 +104,7 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         # and the Trainer would not count them; compute_loss does take it.
         self.model_accepts_loss_kwargs = True
         self.lengths = kwargs["train_dataset"]["length"]
-        self.features: dict[int, torch.Tensor] | None = None  # of a frozen tower, by `row`
+        self.features: Features | None = None  # of a frozen tower
 
     def compute_loss(
         self,
@@ -123,7 +123,7 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         if self.features is not None:
             core = self.accelerator.unwrap_model(model)
             core = core.get_base_model() if hasattr(core, "get_base_model") else core
-            features = [self.features[row].to(core.device) for row in rows.tolist()]
+            features = [one.to(core.device) for row in rows.tolist() for one in self.features[row]]
             with self.accelerator.autocast():  # the projector may be float32
                 inputs |= self.family.features_input(core, features)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
@@ -144,6 +144,9 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         return GroupedSampler(self.lengths, together, self.args.seed)
 
 
+Features = dict[int, list[torch.Tensor]]  # of each picture of a row, by the number in column `row`
+
+
 def count(parameter: Any) -> int:
     """Numbers in a weight: of all its shards under ZeRO-3, before packing under NF4."""
     if hasattr(parameter, "quant_state"):
@@ -160,23 +163,23 @@ def trainable_sha(model: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def all_tower_features(
-    model: Any, family: ModuleType, rows: Any, processor: Any
-) -> dict[int, torch.Tensor]:
-    """Output of the frozen tower for the image of each number in column `row`, once: (tokens,
-    width), on the CPU."""
+def all_tower_features(model: Any, family: ModuleType, rows: Any, processor: Any) -> Features:
+    """Output of the frozen tower for what is shown of each number in column `row`, once: (tokens,
+    width) of each picture, on the CPU."""
     from tqdm import tqdm
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     first = {row: place for place, row in reversed(list(enumerate(rows["row"][:])))}
-    features: dict[int, torch.Tensor] = {}
+    features: Features = {}
     with torch.no_grad():
         for start in tqdm(range(0, len(first), 64), "image features", unit="batch"):
             numbers = list(first)[start : start + 64]
-            stored = rows.select([first[number] for number in numbers])["image"]
-            inputs = family.image_inputs(processor, [open_row_image(image) for image in stored])
-            found = family.tower_features(model, to_model(inputs, model))
-            features |= {n: one.cpu() for n, one in zip(numbers, found, strict=True)}
+            stored = [stored_pictures(row) for row in rows.select([first[n] for n in numbers])]
+            images = [open_row_image(one) for row in stored for one in row]
+            inputs = to_model(family.image_inputs(processor, images), model)
+            found = [one.cpu() for one in family.tower_features(model, inputs)]
+            for number, row in zip(numbers, stored, strict=True):
+                features[number], found = found[: len(row)], found[len(row) :]
     return features
 
 

@@ -21,7 +21,7 @@ import httpx2
 
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_image
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_images
 from vlmface.infer.server import png_uri
 from vlmface.prompts import Prompt
 from vlmface.train.rollout import Rollout
@@ -111,20 +111,24 @@ class Server:
             ) from None
 
     def sample(
-        self, images: Sequence[Any], prompts: Sequence[Sequence[int]], group: int, seed: int
+        self,
+        images: Sequence[Sequence[Any]],
+        prompts: Sequence[Sequence[int]],
+        group: int,
+        seed: int,
     ) -> Rollout:
-        """`group` completions of each image (stored rows); `prompts` are the token ids that the
-        trainer reads for them. Raises ServerGoneError."""
+        """`group` completions of each row's images, as they are stored; `prompts` are the token ids
+        that the trainer reads for them. Raises ServerGoneError."""
 
         async def ask_all() -> list[list[dict[str, Any]]]:
             limit = asyncio.Semaphore(self.endpoint.concurrency)
             async with self._client() as client:
 
-                async def ask(number: int, image: Any) -> list[dict[str, Any]]:
+                async def ask(number: int, shown: Sequence[Any]) -> list[dict[str, Any]]:
                     body = {
                         **self.sampling,
                         "model": self.name,
-                        "messages": with_image(self.prompt.messages(), _lossless(image)),
+                        "messages": with_images(self.prompt.messages(), map(_lossless, shown)),
                         "n": group,
                         "seed": (seed + number) % 2**31,
                         "logprobs": True,
@@ -142,7 +146,7 @@ class Server:
                         )
                     return choices
 
-                return await asyncio.gather(*(ask(i, image) for i, image in enumerate(images)))
+                return await asyncio.gather(*(ask(i, shown) for i, shown in enumerate(images)))
 
         found = [choice for choices in self._run(ask_all()) for choice in choices]
         return Rollout(

@@ -1,0 +1,124 @@
+"""Teach a model what somebody feels or does from a face and what is around it: several views of one
+picture, or frames of a clip, at once.
+
+    python recipes/context_emotion.py                         # vlmface-tiny on rendered scenes
+    python recipes/context_emotion.py --ablation true         # face, context and both, in one table
+    accelerate launch recipes/context_emotion.py --config context_vlm_llava --data_root /data/CAER-S
+
+Stopped at any moment, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from vlmface import config, data, families, manifest
+from vlmface.data import crops
+from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import run as evaluation
+from vlmface.train import budget, context, sft
+
+CONFIG = "context_vlm_tiny"
+
+
+def main(argv: Sequence[str]) -> int:
+    kinds = {"vlm": vlm}
+    kind = config.peek("model", argv, default=CONFIG) or "vlm"
+    if kind not in kinds:
+        raise UserError(f"model is {kind!r}: use one of {', '.join(kinds)}")
+    return kinds[kind](argv)
+
+
+def vlm(argv: Sequence[str]) -> int:
+    """A vision-language model that is asked a prompt about the pictures."""
+    settings = config.parse(context.Settings, argv, default=CONFIG, usage=__doc__ or "")
+    sft.check_processes(settings.num_processes)
+    sft.use_all_cores()
+    if not settings.ablation:
+        return train(settings)
+    folder, arms = Path(settings.output_dir), context.arms(settings)
+    config.remember(settings, folder, free=("overwrite", "output_dir"), anew=settings.overwrite)
+    for name, arm in arms.items():
+        print(f"--- {name}: {', '.join(view.show for view in arm.views)}", flush=True)
+        train(arm)
+    print(context.table(context.conclude(settings)))
+    print(f"page: {folder / context.ABLATION}.html")
+    return 0
+
+
+def train(settings: context.Settings) -> int:
+    """One model, evaluated before and after."""
+    run_dir = Path(settings.output_dir)
+    if sft.is_main():
+        config.remember(
+            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
+        )
+    sft.wait_for_everyone()
+    if (run_dir / "report.html").exists():  # written last
+        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+        return 0
+
+    # What is asked, of which model, about which pictures.
+    prompt, views = settings.load_prompt(), settings.views
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    answering.scored_prompts(benchmark, [prompt])
+    baseline = benchmarks.load_baseline(benchmark)
+    base = manifest.resolve(settings.base)
+    family = families.get(families.family_of(base))
+    sft.check_policy(settings, family)
+    processor = family.load_processor(base)
+    families.set_max_pixels(family, processor, settings.max_pixels)
+    with sft.main_first():
+        samples = data.load(
+            settings.data,
+            settings.data_root,
+            settings.data_split,
+            n=settings.n_train,
+            **settings.data_options,
+        )
+        fingerprint = data.fingerprint(samples)
+        samples = crops.shown(samples, views, settings.frames)
+        root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+        tested = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
+    length = {"max_length": settings.max_length, "seed": settings.seed}
+    budget.fit_pixels(samples, processor, family, [prompt], **length)
+    rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
+
+    ask = partial(
+        answering.answer_once,
+        rows=tested,
+        benchmark=benchmark,
+        prompts=[prompt],
+        processor=processor,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.eval_batch_size,
+        mode=settings.mode,
+    )
+    before = ask(settings.base, run_dir / "predictions_before.jsonl")
+    trained = sft.train(base, processor, family, rows, settings)
+    trained |= {"n": len(rows), "left_out": left_out}
+    if sft.is_main():
+        about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
+                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+        sft.write_manifest(
+            "context_emotion", settings, base, family, processor, [prompt], [], about
+        )
+    sft.wait_for_everyone()
+    after = ask(settings.output_dir, run_dir / "predictions.jsonl")
+    if not sft.is_main():
+        return 0
+
+    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    models = (settings.base, settings.output_dir)
+    evaluation.conclude(
+        run_dir, models, before, after, benchmark, [prompt], tested, trained, baseline,
+        settings.mode,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    config.command(main)

@@ -1,0 +1,251 @@
+"""What a model is shown of a row: views of its pictures, frames of its clip, and boxes that are
+none."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+from miniatures import face
+from PIL import Image
+
+from vlmface import encode, prompts
+from vlmface.data import crops
+from vlmface.data.rows import Rows, pictures, to_dataset
+from vlmface.errors import UserError
+
+FACE, PERSON = [20.0, 10.0, 50.0, 40.0], [10.0, 5.0, 70.0, 95.0]
+VIEWS = crops.parse([{"size": 48, "margin": 0.0}, {"size": 64, "margin": 0.0, "show": "boxed"}])
+BROKEN = {
+    "empty": [20, 10, 20, 40],
+    "turned round": [50, 40, 20, 10],
+    "outside": [200, 200, 240, 240],
+    "left of it": [-40, -40, -10, -10],
+    "nan": [math.nan, 10, 50, 40],
+    "infinite": [20, 10, math.inf, 40],
+    "astronomic": [0, 0, 1e300, 1e300],
+    "three numbers": [1, 2, 3],
+    "words": ["a", "b", "c", "d"],
+    "a word": "1234",
+    "a number": 7,
+    "nested": [[1], [2], [3], [4]],
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
+
+
+def table(tmp_path, n, **columns):
+    """n rows of random pictures of 120 x 100 pixels."""
+    paths = [str(face(tmp_path / f"{k}.png", k, (120, 100))) for k in range(n)]
+    rows = {"id": [f"x-{k}" for k in range(n)], "image": paths, **columns}
+    return to_dataset(Rows(rows), "x", "train")
+
+
+def clips(tmp_path, n, frames, **columns):
+    paths = [
+        [str(face(tmp_path / f"{k}-{i}.png", 10 * k + i, (120, 100))) for i in range(frames)]
+        for k in range(n)
+    ]
+    rows = {"id": [f"c-{k}" for k in range(n)], "frames": paths, **columns}
+    return to_dataset(Rows(rows), "x", "train")
+
+
+def opened(row):
+    return [np.asarray(one) for one in encode.listed(encode.open_shown(row))]
+
+
+def cut(path, box, crop):
+    return np.asarray(crops.cut(Image.open(path), box, crop))
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_null_one_view_or_several():
+    assert crops.parse(None) == () and crops.as_dict(()) is None
+    one = {"size": 96, "margin": 0.1, "find": "given", "show": "face"}
+    assert crops.as_dict(crops.parse(one)) == one
+    two = [one, one | {"show": "scene"}]
+    assert crops.as_dict(crops.parse(two)) == two
+    assert crops.as_dict(crops.parse([one])) == one
+    folders = {crops.parse(one | {"show": show})[0].folder
+               for show in ("face", "boxed", "scene", "person")}  # fmt: skip
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([], r"crop is \[\]: give one view"),
+        ([{"size": 96}, 3], "give one view"),
+        ("face", "give one view"),
+        ([{"show": "scene", "find": "detect"}], "find is detect, but show is scene"),
+        ({"show": "room"}, "face | boxed | scene | person"),
+    ],
+)
+def test_views_that_are_none(values, said):
+    with pytest.raises(UserError, match=said):
+        crops.parse(values)
+
+
+def test_prompt_and_views_must_speak_of_as_many_pictures():
+    both, one = prompts.load("context_both"), prompts.load("context_face")
+    prompts.check_images([both], 2, 1)
+    prompts.check_images([both], 0, 2)
+    prompts.check_images([one], 0, 1)
+    with pytest.raises(UserError, match=r"context_both is about 2 .*1 would be shown.* no view"):
+        prompts.check_images([both], 0, 1)
+    with pytest.raises(UserError, match=r"context_face is about 1 .*8 would.* 2 view\(s\), .* 4"):
+        prompts.check_images([one], 2, 4)
+
+
+# --- one picture ----------------------------------------------------------------------------------
+
+
+def test_the_scene_is_whole_and_the_person_is_cut_out():
+    picture = Image.fromarray(np.full((100, 200, 3), 200, np.uint8))
+    scene = np.asarray(crops.cut(picture, FACE, crops.Crop(200, show="scene")))
+    assert scene[:48].max() < 10 and scene[52:148].min() == 200  # bars, and no frame
+    person = crops.Crop(90, margin=0.0, show="person")
+    marked = np.zeros((100, 200, 3), np.uint8)
+    marked[5:95, 10:70] = 255
+    found = np.asarray(crops.cut(Image.fromarray(marked), PERSON, person))
+    assert found.shape == (90, 90, 3) and found[:, 16:74].min() == 255
+    whole = np.asarray(crops.cut(Image.fromarray(marked), None, person))
+    scene = crops.cut(Image.fromarray(marked), None, crops.Crop(90, show="scene"))
+    np.testing.assert_array_equal(whole, np.asarray(scene))
+
+
+@pytest.mark.parametrize("box", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("show", ["face", "boxed", "person"])
+def test_a_box_that_cannot_be_one_is_none(box, show):
+    picture = Image.fromarray(np.full((100, 120, 3), 200, np.uint8))
+    assert crops.usable(box, picture.size) is None
+    crop = crops.Crop(64, show=show)
+    np.testing.assert_array_equal(
+        np.asarray(crops.cut(picture, box, crop)), np.asarray(crops.cut(picture, None, crop))
+    )
+
+
+def test_a_box_partly_in_the_picture_is_one():
+    for box in ([-25, 20, 25, 70], [-500, -500, 900, 900], [119, 99, 300, 300], FACE):
+        assert crops.usable(box, (120, 100)) == tuple(map(float, box))
+
+
+def test_views_of_a_photograph(tmp_path):
+    photograph = Image.open(face(tmp_path / "x.png", 0, (120, 100)))
+    face_view, boxed = crops.views_of(photograph, FACE, VIEWS)
+    np.testing.assert_array_equal(face_view, crops.cut(photograph, FACE, VIEWS[0]))
+    np.testing.assert_array_equal(boxed, crops.cut(photograph, FACE, VIEWS[1]))
+    still = crops.views_of(photograph, FACE, VIEWS, frames=3)
+    assert [one.size for one in still] == [(48, 48)] * 3 + [(64, 64)] * 3
+    assert crops.views_of(photograph, None, ()) is photograph
+    person = crops.Crop(64, show="person")  # the face's box is not the person's
+    np.testing.assert_array_equal(
+        crops.views_of(photograph, FACE, [person]), crops.cut(photograph, None, person)
+    )
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def test_every_view_of_a_row(tmp_path):
+    rows = table(tmp_path, 3, face_box=[FACE, None, FACE])
+    with pytest.warns(UserWarning, match=r"no face boxed in 1 of 3 pictures.*1\.png"):
+        found = crops.shown(rows, VIEWS, progress=False)
+    assert found["face_found"] == [True, False, True] and found["face_box"] == [None] * 3
+    for k, row in enumerate(found):
+        assert len(row["shown"]) == 2 and row["image"] == row["shown"][0]
+        box = rows["face_box"][k]
+        for picture, crop in zip(opened(row), VIEWS, strict=True):
+            np.testing.assert_array_equal(picture, cut(tmp_path / f"{k}.png", box, crop))
+    assert not (opened(found[1])[1] == crops.FRAME).all(-1).any()
+    again = crops.shown(found.remove_columns(["shown", "face_found"]), (), progress=False)
+    assert again["image"] == found["image"] and "shown" not in again.column_names
+
+
+def test_one_view_is_the_image_alone(tmp_path):
+    rows = table(tmp_path, 2, face_box=[FACE, FACE])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = crops.shown(rows, VIEWS[:1], progress=False)
+    assert "shown" not in found.column_names and found["face_found"] == [True, True]
+    assert found["image"] == crops.cached(rows, VIEWS[0], progress=False)["image"]
+    plain = crops.shown(rows, (), progress=False)
+    assert plain["image"] == pictures(rows)["image"]
+    assert not {"shown", "face_found"} & set(plain.column_names)
+    scene = crops.shown(rows, crops.parse({"show": "scene", "size": 32}), progress=False)
+    assert "face_found" not in scene.column_names  # nobody asked where the face is
+
+
+def test_each_frame_has_its_own_face(tmp_path):
+    boxes = [[FACE, None, PERSON], [None, None, None]]
+    meta = [json.dumps({"face_boxes": own, "body_box": PERSON}) for own in boxes]
+    rows = clips(tmp_path, 2, 3, meta=meta)
+    person = crops.Crop(48, show="person")
+    views = (*VIEWS, person)
+    with pytest.warns(UserWarning, match="no face boxed in 4 of 6 pictures"):
+        found = crops.shown(rows, views, frames=3, progress=False)
+    assert found["face_found"] == [True, False]
+    for k, row in enumerate(found):
+        expected = [
+            cut(tmp_path / f"{k}-{i}.png", of(i), crop)
+            for crop, of in (
+                (VIEWS[0], lambda i, own=boxes[k]: own[i]),  # a person is no face
+                (VIEWS[1], lambda i, own=boxes[k]: own[i] or PERSON),  # but is framed
+                (person, lambda i: PERSON),
+            )
+            for i in range(3)
+        ]
+        np.testing.assert_array_equal(opened(row)[:3], expected[:3])
+        np.testing.assert_array_equal(opened(row)[3:6], expected[3:6])
+        np.testing.assert_array_equal(opened(row)[6:], expected[6:])
+        assert row["image"] == row["shown"][1] and row["frames"] is None
+    middle = crops.shown(rows, [crops.Crop(48, show="scene")], progress=False)
+    scene = cut(tmp_path / "0-1.png", None, crops.Crop(48, show="scene"))
+    np.testing.assert_array_equal(opened(middle[0])[0], scene)
+
+
+def test_frames_without_views_and_clips_that_are_short(tmp_path):
+    rows = clips(tmp_path, 1, 5)
+    (row,) = crops.shown(rows, (), frames=2, progress=False)
+    assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0-{i}.png" for i in (1, 3)]
+    assert row["image"]["path"] == f"{tmp_path}/0-3.png"
+    (row,) = crops.shown(clips(tmp_path, 1, 1), (), frames=3, progress=False)
+    assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0-0.png"] * 3
+    (row,) = crops.shown(table(tmp_path, 1), (), frames=2, progress=False)  # stands still
+    assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0.png"] * 2
+    for wrong in (0, -1, 1000):
+        with pytest.raises(UserError, match=rf"frames is {wrong}: a model is shown 1 to 64"):
+            crops.shown(rows, (), frames=wrong)
+
+
+@pytest.mark.parametrize("box", BROKEN.values(), ids=BROKEN)
+def test_broken_boxes_are_counted_and_never_cut(tmp_path, box):
+    meta = [json.dumps({"face_boxes": [box], "person_box": box})]
+    rows = clips(tmp_path, 1, 1, meta=meta)
+    with pytest.warns(UserWarning, match="no face boxed in 1 of 1"):
+        found = crops.shown(rows, VIEWS, progress=False)
+    assert found["face_found"] == [False]
+    for picture, crop in zip(opened(found[0]), VIEWS, strict=True):
+        np.testing.assert_array_equal(picture, cut(tmp_path / "0-0.png", None, crop))
+
+
+def test_boxes_for_another_number_of_frames_are_refused(tmp_path):
+    rows = clips(tmp_path, 1, 3, meta=[json.dumps({"face_boxes": [FACE]})])
+    with pytest.raises(UserError, match=r"c-0 has 1 face_boxes in its meta, but 3 pictures"):
+        crops.shown(rows, VIEWS, progress=False)
+
+
+def test_a_set_that_boxes_people_only(tmp_path):
+    rows = table(tmp_path, 1, meta=[json.dumps({"person_box": PERSON})])
+    found = crops.shown(rows, VIEWS, progress=False)
+    assert found["face_found"] == [True]  # the best that is known of the face
+    for picture, crop in zip(opened(found[0]), VIEWS, strict=True):
+        np.testing.assert_array_equal(picture, cut(tmp_path / "0.png", PERSON, crop))

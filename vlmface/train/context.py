@@ -1,0 +1,121 @@
+"""What a person feels or does, from the face, from what is around it, or from both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmface import prompts, taxonomy
+from vlmface.data import crops
+from vlmface.errors import UserError
+from vlmface.evaluate import compare, report
+from vlmface.files import atomic_write
+from vlmface.prompts import Prompt
+from vlmface.train import sft
+
+ARMS = {"face": "face only", "scene": "context only", "both": "both"}
+ABLATION = "ablation"  # name of the files that hold the arms side by side
+
+
+@dataclass(frozen=True)
+class Settings(sft.Settings):
+    """One run of `recipes/context_emotion.py` with a vision-language model. `label_space`: what the
+    prompt asks for, null for its own; `mode`: how answers are read (answering.MODES). `ablation`
+    trains the face alone, the context alone and both; `alone` names the prompts of the first two,
+    {"face": ID, "scene": ID}."""
+
+    model: Literal["vlm"] = "vlm"
+    label_space: str | None = None
+    mode: Literal["generate", "score", "both"] = "score"
+    ablation: bool = False
+    alone: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def views(self) -> crops.Views:
+        return crops.parse(self.crop)
+
+    def load_prompt(self) -> Prompt:
+        """The prompt, about the label space that is asked for. Raises UserError if there are
+        several, or if it is about another number of pictures than is shown."""
+        if len(self.prompts) != 1:
+            raise UserError(f"prompt is {self.prompt}: a run has one prompt here")
+        prompt = prompts.load(self.prompts[0])
+        if self.label_space is not None:
+            prompt = prompt.asking_for(taxonomy.space(self.label_space))
+        prompts.check_images([prompt], len(self.views), self.frames)
+        return prompt
+
+
+def arms(settings: Settings) -> dict[str, Settings]:
+    """The runs of an ablation by folder: the same data and seed, shown the views that cut out the
+    face, those that show what is around it, or all. Raises UserError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "an ablation trains three models one after the other in one process: start each by "
+            "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
+        )
+    views = {
+        "face": [one for one in settings.views if one.show == "face"],
+        "scene": [one for one in settings.views if one.show != "face"],
+        "both": list(settings.views),
+    }
+    found = {}
+    for name, chosen in views.items():
+        prompt = settings.prompt if name == "both" else settings.alone.get(name)
+        if not chosen or not isinstance(prompt, str):
+            raise UserError(
+                f"the ablation's run {name} has {len(chosen)} view(s) and prompt {prompt!r}: give "
+                "crop a view that shows the face and one that does not cut it out, and alone: "
+                "{face: PROMPT, scene: PROMPT}"
+            )
+        found[name] = replace(
+            settings,
+            ablation=False,
+            crop=crops.as_dict(chosen),
+            prompt=prompt,
+            output_dir=str(Path(settings.output_dir) / name),
+        )
+        found[name].load_prompt()
+    return found
+
+
+def conclude(settings: Settings) -> dict[str, Any]:
+    """Write ablation.json, ablation.md and ablation.html of the finished runs of `arms`; returns
+    `compare.compare` of them."""
+    folder = Path(settings.output_dir)
+    result = compare.compare([compare.read(folder / arm, name) for arm, name in ARMS.items()])
+    compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")
+    atomic_write(folder / f"{ABLATION}.md", table(result))
+    return result
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Accuracy and UAR of each arm, per cent with 95 % intervals, and the differences between them
+    on the same rows, as markdown."""
+    (title,) = report.score_blocks(result["runs"][0]["scores"])
+    keys = {"accuracy": "accuracy", "uar": "UAR"}
+    lines = ["| shown | " + " | ".join(keys.values()) + " |", "| --- |" + " --- |" * len(keys)]
+    for run in result["runs"]:
+        block = report.score_blocks(run["scores"])[title]
+        cells = [f"{100 * block[key]:.1f} [{_percents(block['ci95'][key])}]" for key in keys]
+        lines.append(f"| {run['name']} | " + " | ".join(cells) + " |")
+    lines += ["", "| difference | " + " | ".join(keys.values()) + " | McNemar, Holm |"]
+    lines += ["| --- |" + " --- |" * (len(keys) + 1)]
+    for pair in result["pairs"]:
+        change = report.score_blocks(pair)[title]
+        cells = [
+            f"{100 * change[key]['difference']:+.1f} [{_percents(change[key]['ci95'], '+')}]"
+            for key in keys
+        ]
+        p = f"p = {change['accuracy']['p_holm']:.2g}"
+        lines.append(f"| {pair['second']} − {pair['first']} | " + " | ".join([*cells, p]) + " |")
+    n = result["runs"][0]["scores"]["n"]
+    return "\n".join(lines) + f"\n\nn = {n}; per cent, 95 % bootstrap intervals.\n"
+
+
+def _percents(interval: list[float], sign: str = "") -> str:
+    low, high = interval
+    return f"{100 * low:{sign}.1f}, {100 * high:{sign}.1f}"
