@@ -69,7 +69,7 @@ def cut(path, box, crop):
 
 def test_null_one_view_or_several():
     assert crops.parse(None) == () and crops.as_dict(()) is None
-    one = {"size": 96, "margin": 0.1, "find": "given", "show": "face"}
+    one = {"size": 96, "margin": 0.1, "margin_px": 0, "find": "given", "show": "face"}
     assert crops.as_dict(crops.parse(one)) == one
     two = [one, one | {"show": "scene"}]
     assert crops.as_dict(crops.parse(two)) == two
