@@ -3,6 +3,7 @@ picture, or frames of a clip, at once.
 
     python recipes/context_emotion.py                         # vlmface-tiny on rendered scenes
     python recipes/context_emotion.py --ablation true         # face, context and both, in one table
+    python recipes/context_emotion.py --model clip-caer       # a CLIP that joins the views
     accelerate launch recipes/context_emotion.py --config context_vlm_llava --data_root /data/CAER-S
 
 Stopped at any moment, the same command goes on where it was.
@@ -10,22 +11,25 @@ Stopped at any moment, the same command goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vlmface import config, data, families, manifest
+from vlmface.clip import run
+from vlmface.clip.settings import ContextSettings, check
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.train import budget, context, sft
 
-CONFIG = "context_vlm_tiny"
+CONFIG, CLIP_CONFIG = "context_vlm_tiny", "clip_caer_tiny"
 
 
 def main(argv: Sequence[str]) -> int:
-    kinds = {"vlm": vlm}
+    kinds = {"vlm": vlm, "clip-caer": clip_caer}
     kind = config.peek("model", argv, default=CONFIG) or "vlm"
     if kind not in kinds:
         raise UserError(f"model is {kind!r}: use one of {', '.join(kinds)}")
@@ -39,18 +43,41 @@ def vlm(argv: Sequence[str]) -> int:
     sft.use_all_cores()
     if not settings.ablation:
         return train(settings)
-    folder, arms = Path(settings.output_dir), context.arms(settings)
+    return ablation(settings, context.arms(settings), train)
+
+
+def clip_caer(argv: Sequence[str]) -> int:
+    """A CLIP that joins the views, and a transformer over the frames of each."""
+    settings = config.parse(ContextSettings, argv, default=CLIP_CONFIG, usage=__doc__ or "")
+    sft.check_processes(settings.num_processes)
+    sft.use_all_cores()
+    if not settings.ablation:
+        return train_clip(settings)
+    return ablation(settings, context.clip_arms(settings), train_clip)
+
+
+def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]) -> int:
+    """One model after the other, and a table of all."""
+    folder = Path(settings.output_dir)
     config.remember(settings, folder, free=("overwrite", "output_dir"), anew=settings.overwrite)
     for name, arm in arms.items():
-        print(f"--- {name}: {', '.join(view.show for view in arm.views)}", flush=True)
+        print(f"--- {name}: {', '.join(view.show for view in crops.parse(arm.crop))}", flush=True)
         train(arm)
-    print(context.table(context.conclude(settings)))
+    print(context.table(context.conclude(folder)))
     print(f"page: {folder / context.ABLATION}.html")
     return 0
 
 
-def train(settings: context.Settings) -> int:
-    """One model, evaluated before and after."""
+def train_clip(settings: ContextSettings) -> int:
+    """One CLIP, evaluated before and after."""
+    check(settings)
+    if started(settings):
+        run.run("context_emotion", settings)
+    return 0
+
+
+def started(settings: Any) -> bool:
+    """Whether there is something to do in the run's folder, which remembers the settings."""
     run_dir = Path(settings.output_dir)
     if sft.is_main():
         config.remember(
@@ -59,7 +86,15 @@ def train(settings: context.Settings) -> int:
     sft.wait_for_everyone()
     if (run_dir / "report.html").exists():  # written last
         print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+        return False
+    return True
+
+
+def train(settings: context.Settings) -> int:
+    """One model, evaluated before and after."""
+    if not started(settings):
         return 0
+    run_dir = Path(settings.output_dir)
 
     # What is asked, of which model, about which pictures.
     prompt, views = settings.load_prompt(), settings.views

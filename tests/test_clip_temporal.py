@@ -14,7 +14,7 @@ from vlmface.clip import settings as clip_settings
 from vlmface.clip import texts, tiny
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.clip.model import Clip
-from vlmface.clip.settings import Settings
+from vlmface.clip.settings import ContextSettings, Settings
 from vlmface.clip.temporal import Fusion, OverTime, Temporal
 from vlmface.clip.train import ClipTrainer, parameter_groups, part_of
 from vlmface.errors import UserError
@@ -77,7 +77,7 @@ def published_logits(model: Classifier, pixels: torch.Tensor) -> torch.Tensor:
 def caer() -> tuple[Classifier, Settings]:
     """The configuration that ships, over a ViT-B/32 that has learnt nothing."""
     file = config.find("clip_caer_raer")
-    chosen = config.build(Settings, config.read(file), where=file.name)
+    chosen = config.build(ContextSettings, config.read(file), where=file.name)
     clip_settings.check(chosen)
     torch.manual_seed(0)
     name = chosen.base.partition("/")[0]

@@ -60,6 +60,11 @@ def test_a_square_around_the_box_black_outside_of_the_picture():
     found = np.asarray(crops.cut(Image.fromarray(marked), [100, 140, 200, 160],
                                  crops.Crop(size=200, margin=0.5)))  # fmt: skip
     assert found[56:144, 56:144].min() == 255 and found[:44].max() == 0
+    # 20 pixels of the picture on each side, however large the box: 100 + 40 become 280.
+    wider = crops.Crop(size=280, margin=0.0, margin_px=20)
+    found = np.asarray(crops.cut(Image.fromarray(marked), [100, 140, 200, 160], wider))
+    assert found[44:236, 44:236].min() > 245 and found[:36].max() < 10
+    assert wider.folder != crops.Crop(size=280, margin=0.0).folder
     whole = np.asarray(crops.cut(picture, None, crops.Crop(size=120, margin=0.5)))
     assert whole[:10].max() == 0 and whole[10:110].min() == 200 and whole[110:].max() == 0
 
@@ -192,6 +197,7 @@ def test_wrong_settings_and_a_deleted_cache(tmp_path):
     wrong = {
         "size is 3": {"size": 3},
         "margin is 9": {"margin": 9},
+        "margin_px is -1": {"margin_px": -1},
         "did you mean 'size'": {"sise": 64},
         "given": {"find": "x"},
     }

@@ -12,8 +12,7 @@ from vlmface.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """One run of `recipes/clip_finetune.py`, or of `recipes/context_emotion.py --model clip-caer`;
-    the files in recipes/configs explain every field."""
+    """One run of `recipes/clip_finetune.py`; the files in recipes/configs explain every field."""
 
     base: str
     data: str
@@ -79,6 +78,15 @@ class Settings:
             class_specific=self.class_specific, negative_weight=self.negative_weight,
             lora_rank=self.lora_rank, lora_alpha=self.lora_alpha,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ContextSettings(Settings):
+    """One run of `recipes/context_emotion.py --model clip-caer`: several views of a row. `ablation`
+    trains the face alone, the context alone and both."""
+
+    model: Literal["clip-caer"] = "clip-caer"
+    ablation: bool = False
 
 
 PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmface import prompts, taxonomy
+from vlmface.clip.settings import ContextSettings
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import compare, report
@@ -49,21 +50,25 @@ class Settings(sft.Settings):
         return prompt
 
 
-def arms(settings: Settings) -> dict[str, Settings]:
-    """The runs of an ablation by folder: the same data and seed, shown the views that cut out the
-    face, those that show what is around it, or all. Raises UserError."""
+def split(views: crops.Views) -> dict[str, list[crops.Crop]]:
+    """The views of each run of an ablation. Raises UserError in one of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "an ablation trains three models one after the other in one process: start each by "
             "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
         )
-    views = {
-        "face": [one for one in settings.views if one.show == "face"],
-        "scene": [one for one in settings.views if one.show != "face"],
-        "both": list(settings.views),
+    return {
+        "face": [one for one in views if one.show == "face"],
+        "scene": [one for one in views if one.show != "face"],
+        "both": list(views),
     }
+
+
+def arms(settings: Settings) -> dict[str, Settings]:
+    """The runs of an ablation by folder: the same data and seed, shown the views that cut out the
+    face, those that show what is around it, or all. Raises UserError."""
     found = {}
-    for name, chosen in views.items():
+    for name, chosen in split(settings.views).items():
         prompt = settings.prompt if name == "both" else settings.alone.get(name)
         if not chosen or not isinstance(prompt, str):
             raise UserError(
@@ -82,10 +87,28 @@ def arms(settings: Settings) -> dict[str, Settings]:
     return found
 
 
-def conclude(settings: Settings) -> dict[str, Any]:
-    """Write ablation.json, ablation.md and ablation.html of the finished runs of `arms`; returns
-    `compare.compare` of them."""
-    folder = Path(settings.output_dir)
+def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
+    """`arms` of a CLIP, whose texts are the same for all. Raises UserError."""
+    found = {}
+    for name, chosen in split(crops.parse(settings.crop)).items():
+        if not chosen:
+            raise UserError(
+                f"the ablation's run {name} has no view: give crop a view that shows the face and "
+                "one that does not cut it out"
+            )
+        found[name] = replace(
+            settings,
+            ablation=False,
+            crop=crops.as_dict(chosen),
+            output_dir=str(Path(settings.output_dir) / name),
+        )
+    return found
+
+
+def conclude(folder: str | Path) -> dict[str, Any]:
+    """Write ablation.json, ablation.md and ablation.html of the finished runs of `arms` in their
+    folder; returns `compare.compare` of them."""
+    folder = Path(folder)
     result = compare.compare([compare.read(folder / arm, name) for arm, name in ARMS.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")
     atomic_write(folder / f"{ABLATION}.md", table(result))
