@@ -158,8 +158,8 @@ def test_records_are_valid_and_their_pictures_differ(kind):
         units = {au for au in before if before[au] != after[au]}
         assert units == ({pair.detail["au"]} if kind == "au" else set())
         affect = {"valence", "arousal"}  # follow from the units and the emotion
-        same = {"au": {"aus", "emotion", *affect}, "age": {"age", "age_group"}, "gender": {"gender"},
-                "ancestry": {"race"}}.get(kind, set())  # fmt: skip
+        same = {"au": {"aus", "emotion", *affect}, "age": {"age", "age_group"},
+                "gender": {"gender"}, "ancestry": {"race"}}.get(kind, set())  # fmt: skip
         for field in dataclasses.fields(base):
             if field.name not in {"id", "image", "meta", *same}:
                 assert getattr(base, field.name) == getattr(changed, field.name), field.name
