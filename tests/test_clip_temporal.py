@@ -14,9 +14,10 @@ from vlmface.clip import settings as clip_settings
 from vlmface.clip import texts, tiny
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.clip.model import Clip
-from vlmface.clip.settings import Settings
+from vlmface.clip.settings import ContextSettings, Settings
 from vlmface.clip.temporal import Fusion, OverTime, Temporal
 from vlmface.clip.train import ClipTrainer, parameter_groups, part_of
+from vlmface.data import crops
 from vlmface.errors import UserError
 
 # --- the published forward pass, from its description --------------------------------------------
@@ -77,7 +78,7 @@ def published_logits(model: Classifier, pixels: torch.Tensor) -> torch.Tensor:
 def caer() -> tuple[Classifier, Settings]:
     """The configuration that ships, over a ViT-B/32 that has learnt nothing."""
     file = config.find("clip_caer_raer")
-    chosen = config.build(Settings, config.read(file), where=file.name)
+    chosen = config.build(ContextSettings, config.read(file), where=file.name)
     clip_settings.check(chosen)
     torch.manual_seed(0)
     name = chosen.base.partition("/")[0]
@@ -138,6 +139,9 @@ def test_clip_caer_trains_what_was_published_at_its_rates(caer):
     assert decays == {(1e-4, True), (0.0, False)}
     assert (chosen.frames, chosen.batch_size, chosen.epochs, chosen.seed) == (16, 8, 20, 42)
     assert (chosen.optimizer, chosen.schedule, chosen.milestones) == ("sgd", "steps", [10, 15])
+    face, person = crops.parse(chosen.crop)
+    assert (face.show, face.margin, face.margin_px, face.size) == ("face", 0.0, 20, 224)
+    assert (person.show, person.margin, person.margin_px, person.size) == ("person", 0.0, 0, 224)
     assert chosen.select == "best"
     assert chosen.validation_split == "validation"
 

@@ -69,7 +69,7 @@ def cut(path, box, crop):
 
 def test_null_one_view_or_several():
     assert crops.parse(None) == () and crops.as_dict(()) is None
-    one = {"size": 96, "margin": 0.1, "margin_px": 0, "find": "given", "show": "face"}
+    one = {"size": 96, "margin": 0.1, "find": "given", "show": "face"}
     assert crops.as_dict(crops.parse(one)) == one
     two = [one, one | {"show": "scene"}]
     assert crops.as_dict(crops.parse(two)) == two
@@ -77,6 +77,18 @@ def test_null_one_view_or_several():
     folders = {crops.parse(one | {"show": show})[0].folder
                for show in ("face", "boxed", "scene", "person")}  # fmt: skip
     assert len(folders) == 4
+    wider = one | {"margin_px": 20}
+    assert crops.as_dict(crops.parse(wider)) == wider
+    assert crops.parse(wider)[0].folder != crops.parse(one)[0].folder
+
+
+def test_pixels_around_a_box() -> None:
+    picture = Image.new("RGB", (100, 100))
+    picture.paste((255, 255, 255), (40, 40, 60, 60))
+    seen = crops.cut(picture, (40, 40, 60, 60), crops.Crop(60, 0.0, margin_px=20))
+    assert np.array_equal(np.asarray(seen), np.asarray(picture.crop((20, 20, 80, 80))))
+    with pytest.raises(UserError, match="margin_px is -1"):
+        crops.Crop(margin_px=-1)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def compare(settings: Settings) -> dict[str, Any]:
     of that frame: how often they say the same, and half the sum of the absolute differences of
     their probabilities, in the mean. Goes on where it was stopped. Raises UserError.
     """
+    assert settings.validation_split is not None
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     asked = texts.load(settings.prompt)
     root = settings.benchmark_root or benchmark.root_beside(settings.data_root)

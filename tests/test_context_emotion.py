@@ -1,0 +1,261 @@
+"""A model that is shown a face and its scene: the recipe, its evaluation, its answers to
+photographs, and what the face and the scene are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_teacher import FakeTeacher, Reply
+from miniatures import raer
+from safetensors.torch import load_file
+from samples import load_script, picture
+
+from vlmface import encode, manifest
+from vlmface.data import crops
+from vlmface.errors import UserError
+from vlmface.evaluate import answering, benchmarks
+from vlmface.infer import Predictor
+from vlmface.infer.local import LocalModel
+
+Recipe = Callable[..., int]
+VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: boxed}]"
+BOX = (20.0, 10.0, 50.0, 40.0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("RAER")
+    raer.write(folder)
+    path = folder / "bounding_box" / "face.json"
+    boxes = json.loads(path.read_text())
+    boxes["test/Distraction/007"] = {f"{i}.jpg": [5, 5, 30, 30] for i in range(12)}
+    path.write_text(json.dumps(boxes))
+    path = folder / "bounding_box" / "body.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"test/Neutrality/003": [2, 2, 40, 40]})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(base: Path, root: Path) -> Recipe:
+    """recipes/context_emotion.py's main on RAER's five small clips and the random model."""
+    main = load_script("recipes/context_emotion.py").main
+
+    def run(output_dir: Path, **words: Any) -> int:
+        fixed = {
+            "base": base, "output_dir": output_dir, "data": "raer", "data_root": root,
+            "data_options": "{frames: 4}", "benchmark": "raer", "crop": VIEWS, "epochs": 2,
+            "batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0, "logging_steps": 1,
+            "save_steps": 2,
+        }  # fmt: skip
+        argv = [w for k, v in (fixed | words).items() for w in (f"--{k}", str(v))]
+        return main(argv)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_dir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("context") / "run"
+    with pytest.warns(UserWarning, match="no face boxed in 4 of 5 pictures"):
+        assert recipe(folder) == 0
+    return folder
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves_behind(run_dir: Path) -> None:
+    found, (prompt,) = manifest.load(run_dir)
+    assert found.recipe == "context_emotion" and found.frames == 1
+    assert crops.parse(found.crop) == crops.parse([
+        {"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}
+    ])  # fmt: skip
+    assert prompt.id == "context_both" and prompt.images == 2
+    scores = json.loads((run_dir / "metrics.json").read_text())
+    assert scores["after"]["mode"] == "scored" and scores["train"]["n"] == 5
+    assert scores["after"]["attributes"]["context"]["n"] == 2
+    lines = answering.read_lines(run_dir / "predictions.jsonl")
+    assert [line["face_found"] for line in lines] == [True, False]
+    assert all(set(line["scores"]["log_likelihood"]) == set(prompt.space.labels) for line in lines)
+    assert (run_dir / "report.html").exists()
+
+
+def test_a_later_evaluation_gives_the_same_numbers(
+    run_dir: Path, root: Path, tmp_path: Path
+) -> None:
+    evaluate = load_script("eval/run.py").main
+    words = ["--benchmark", "raer", "--model", str(run_dir), "--data_root", str(root)]
+    assert evaluate([*words, "--mode", "both", "--output_dir", str(tmp_path)]) == 0
+    own = answering.read_lines(run_dir / "predictions.jsonl")
+    again = answering.read_lines(tmp_path / "predictions.jsonl")
+    for line, other in zip(own, again, strict=True):
+        for name in ("log_likelihood", "prior"):
+            assert line["scores"][name] == pytest.approx(other["scores"][name], abs=1e-4)
+        assert other["text"] or other["status"] == "none"
+
+
+def test_a_journal_of_the_run_is_read_again_and_other_settings_are_refused(
+    recipe: Recipe, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe(run_dir) == 0
+    assert "is complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was started with frames = 1, but now frames = 2"):
+        recipe(run_dir, frames=2)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    for name, cached in (("cached", "true"), ("pixels", "false")):
+        assert recipe(tmp_path / name, tower="frozen", cache_features=cached) == 0
+    ours, theirs = weights(tmp_path / "cached"), weights(tmp_path / "pixels")
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+    both = weights(tmp_path / "cached")
+    assert recipe(tmp_path / "face", tower="frozen", prompt="context_face",
+                  crop="{size: 32, margin: 0.1}") == 0  # fmt: skip
+    one = weights(tmp_path / "face")
+    assert any(not torch.allclose(one[name], both[name]) for name in both)  # the scene is seen
+
+
+def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
+    assert recipe(tmp_path, crop="{size: 32, margin: 0.1}", frames=2, epochs=1) == 0
+    found, _ = manifest.load(tmp_path)
+    assert found.frames == 2 and isinstance(found.crop, dict)
+    rows = benchmarks.load_rows(
+        benchmarks.load_benchmark("raer"), str(root), None, crops.parse(found.crop), 2
+    )
+    model = LocalModel.load(tmp_path)
+    shown = [encode.open_shown(row) for row in rows]
+    expected = answering.read_lines(tmp_path / "predictions.jsonl")
+    for line, scores in zip(expected, model.score(shown, cut_out=True), strict=True):
+        assert line["scores"]["log_likelihood"] == pytest.approx(scores.log_likelihood, abs=1e-4)
+    still = encode.listed(shown[0])[0]
+    assert model.predict([still])[0].text  # a photograph: a clip that stands still
+
+
+def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
+    cases = {
+        r"context_both is about 2 picture\(s\), but 1 would be shown": {
+            "crop": "{size: 32}"
+        },
+        r"context_face is about 1 picture\(s\), but 2 would be shown": {"prompt": "context_face"},
+        r"context_emotion_both asks for emotion .* cannot ask for raer5": {
+            "prompt": "context_emotion_both", "label_space": "raer5"
+        },
+        "a run has one prompt here": {"prompt": "context_both,context_face"},
+        "model is 'clap': use one of vlm": {"model": "clap"},
+        r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "[{size: 32}, {size: 48}]"},
+        r"run face has 1 view\(s\) and prompt None": {"ablation": "true", "alone": "{scene: x}"},
+    }  # fmt: skip
+    for said, words in cases.items():
+        with pytest.raises(UserError, match=said):
+            recipe(tmp_path / "run", **words)
+
+
+def test_other_recipes_and_sweeps_refuse_views_that_do_not_fit(
+    sft_cot: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"face_cot is about 1 picture\(s\), but 2 would be shown"):
+        sft_cot(tmp_path / "run", "--crop", VIEWS)
+    sweep = load_script("eval/sweep.py").main
+    with pytest.raises(UserError, match=r"context_both is about 2 .*1 would be shown"):
+        sweep(["--models", "vlmface-tiny", "--prompts", "context_face,context_both",
+               "--benchmarks", "raer", "--output_dir", str(tmp_path)])  # fmt: skip
+
+
+# --- the ablation ---------------------------------------------------------------------------------
+
+
+def test_face_context_and_both(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe(tmp_path, ablation="true", epochs=1) == 0
+    shows = {}
+    for arm, prompt in (("face", "context_face"), ("scene", "context_scene"),
+                        ("both", "context_both")):  # fmt: skip
+        found, (asked,) = manifest.load(tmp_path / arm)
+        assert asked.id == prompt and found.seed == 0
+        shows[arm] = [view.show for view in crops.parse(found.crop)]
+        prints = found.data["fingerprint"], found.data["n"]
+        assert prints == (manifest.load(tmp_path / "face")[0].data["fingerprint"], 5)
+    assert shows == {"face": ["face"], "scene": ["boxed"], "both": ["face", "boxed"]}
+    result = json.loads((tmp_path / "ablation.json").read_text())
+    assert [run["name"] for run in result["runs"]] == ["face only", "context only", "both"]
+    assert [(p["second"], p["first"]) for p in result["pairs"]] == [
+        ("context only", "face only"), ("both", "face only"), ("both", "context only"),
+    ]  # fmt: skip
+    block = result["runs"][2]["scores"]["attributes"]["context"]
+    low, high = block["ci95"]["accuracy"]
+    table = (tmp_path / "ablation.md").read_text()
+    expected = f"{100 * block['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert f"| both | {expected} |" in table and "| both − face only |" in table
+    assert table in capsys.readouterr().out
+    assert "What it takes" in (tmp_path / "ablation.html").read_text()
+    assert recipe(tmp_path, ablation="true", epochs=1) == 0  # everything is there already
+
+
+# --- photographs ----------------------------------------------------------------------------------
+
+
+def test_a_photograph_is_shown_in_every_view(run_dir: Path) -> None:
+    photograph = picture(3, (120, 80))
+    views = crops.parse(manifest.load(run_dir)[0].crop)
+    local = LocalModel.load(run_dir)
+    expected = local.predict([crops.views_of(photograph, BOX, views)])[0]
+    (own,) = local.predict([photograph], boxes=[BOX])
+    assert (own.text, own.face_found) == (expected.text, True)
+    (nobody,) = local.predict([photograph])
+    assert nobody.face_found is False
+    with Predictor.load(run_dir) as predictor:
+        (report,) = predictor.predict([photograph], boxes=[BOX])
+        assert report.main.text == expected.text
+        assert report.main.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        assert report.face_found is True and report.scene_only is False
+        *_, streamed = predictor.stream(photograph, box=BOX)
+        assert not isinstance(streamed, str) and streamed.main.text == expected.text
+
+
+@pytest.mark.parametrize("box", [None, (500.0, 500.0, 600.0, 600.0), (9.0, 9.0, 9.0, 9.0)])
+def test_without_a_face_the_scene_alone_is_judged(
+    run_dir: Path, box: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = picture(5, (120, 80))
+    with Predictor.load(run_dir) as predictor:
+        assert predictor.looks
+        (report,) = predictor.predict([nobody], boxes=[box])
+        views = predictor.views
+    expected = LocalModel.load(run_dir).predict([crops.views_of(nobody, None, views)])[0]
+    assert report.main.text == expected.text
+    assert report.face_found is False and report.scene_only is True
+    assert report.as_dict()["scene_only"] is True
+
+
+def test_the_command_says_that_the_scene_alone_was_judged(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlmface.cli import main
+
+    picture(5, (120, 80)).save(tmp_path / "nobody.png")
+    assert main(["predict", str(tmp_path / "nobody.png"), "--model", str(run_dir)]) == 0
+    assert "the scene alone was judged" in capsys.readouterr().out
+
+
+def test_a_server_is_sent_every_view(run_dir: Path) -> None:
+    with (
+        FakeTeacher(lambda asked: Reply("Fatigue")) as server,
+        Predictor.load(server.url, run=run_dir) as predictor,
+    ):
+        (report,) = predictor.predict([picture(3, (120, 80))], boxes=[BOX])
+        sent = server.asked[0].body["messages"][-1]["content"]
+    assert [part["type"] for part in sent] == ["image_url", "image_url", "text"]
+    assert sent[0] != sent[1]
+    assert report.attributes == {"context": "Fatigue"}
