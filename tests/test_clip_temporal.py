@@ -17,6 +17,7 @@ from vlmface.clip.model import Clip
 from vlmface.clip.settings import ContextSettings, Settings
 from vlmface.clip.temporal import Fusion, OverTime, Temporal
 from vlmface.clip.train import ClipTrainer, parameter_groups, part_of
+from vlmface.data import crops
 from vlmface.errors import UserError
 
 # --- the published forward pass, from its description --------------------------------------------
@@ -138,6 +139,9 @@ def test_clip_caer_trains_what_was_published_at_its_rates(caer):
     assert decays == {(1e-4, True), (0.0, False)}
     assert (chosen.frames, chosen.batch_size, chosen.epochs, chosen.seed) == (16, 8, 20, 42)
     assert (chosen.optimizer, chosen.schedule, chosen.milestones) == ("sgd", "steps", [10, 15])
+    face, person = crops.parse(chosen.crop)
+    assert (face.show, face.margin, face.margin_px, face.size) == ("face", 0.0, 20, 224)
+    assert (person.show, person.margin, person.margin_px, person.size) == ("person", 0.0, 0, 224)
     assert chosen.select == "best"
     assert chosen.validation_split == "validation"
 

@@ -10,6 +10,8 @@ import pytest
 from samples import ROOT, load_script
 
 from vlmface import config
+from vlmface.clip import contrast
+from vlmface.clip import settings as clip_settings
 from vlmface.errors import UserError
 from vlmface.train import context, grpo, rewards
 from vlmface.train.sft import Settings
@@ -123,10 +125,18 @@ RECIPES: dict[str, type] = {
     "sft_attributes": Settings,
     "grpo": grpo.Settings,
     "context_vlm": context.Settings,
+    "clip_caer": clip_settings.ContextSettings,
+    "clip_captions": contrast.Settings,
+    "clip_finetune": clip_settings.Settings,
+    "clip_temporal": clip_settings.Settings,
     "synthesize": load_script("recipes/synthesize.py").Settings,
     "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
 }
-SCRIPTS = {"context_vlm": "context_emotion"}  # where it is not the name of the configuration
+SCRIPTS = {
+    "context_vlm": "context_emotion",
+    "clip_caer": "context_emotion",
+    "clip_temporal": "clip_finetune",
+}  # where it is not the name of the configuration
 SHIPPED = sorted((ROOT / "recipes/configs").rglob("*.yaml"))
 
 
@@ -134,6 +144,8 @@ SHIPPED = sorted((ROOT / "recipes/configs").rglob("*.yaml"))
 def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> None:
     recipe = next(name for name in RECIPES if name in path.stem)
     settings = config.build(RECIPES[recipe], config.read(path), where=str(path))
+    if isinstance(settings, clip_settings.Settings):
+        clip_settings.check(settings)
     if isinstance(settings, grpo.Settings):
         grpo.check(settings)
         rewards.parse(settings.rewards)
