@@ -1,6 +1,7 @@
 """CLIP: pairs a second in training and pictures a second in zero-shot evaluation, ours against
 open_clip's own trainer and evaluation, on the same model and files, float32, on a CPU.
 
+    pip install "open_clip_torch[training]"
     python tests/perf/clip_speed.py [--repeats 5] [--faces 768] [--json FILE]
 
 training   two epochs over faces and captions, in the same order, with the same optimizer: ours are
@@ -138,6 +139,11 @@ def theirs_answers(folder: Path, files: list[str], truth: list[int], asked: Any)
         def __getitem__(self, i: int) -> Any:
             return transform(Image.open(pairs[i][0])), pairs[i][1]
 
+    def accuracy(output: Any, target: Any, topk: Any = (1,)) -> list[float]:
+        found = output.topk(max(topk), 1).indices == target[:, None]
+        return [float(found[:, :k].sum()) for k in topk]
+
+    zero_shot.accuracy = accuracy  # open_clip 3.3's own fails under NumPy 2.4
     settings = argparse.Namespace(device="cpu", precision="fp32", batch_size=BATCH)
     return zero_shot.run(model, table, DataLoader(Files(), BATCH), settings)[0]  # type: ignore[arg-type]
 
