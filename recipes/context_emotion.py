@@ -51,7 +51,7 @@ def vlm(argv: Sequence[str]) -> int:
 
 def train(settings: context.Settings) -> int:
     """One model, evaluated before and after."""
-    run_dir = Path(settings.output_dir)
+    run_dir, prompt = Path(settings.output_dir), settings.load_prompt()
     if sft.is_main():
         config.remember(
             settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
@@ -61,8 +61,8 @@ def train(settings: context.Settings) -> int:
         print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
         return 0
 
-    # What is asked, of which model, about which pictures.
-    prompt, views = settings.load_prompt(), settings.views
+    # Which model is asked, about which pictures.
+    views = settings.views
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [prompt])
     baseline = benchmarks.load_baseline(benchmark)
