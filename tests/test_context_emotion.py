@@ -155,7 +155,7 @@ def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
         },
         "a run has one prompt here": {"prompt": "context_both,context_face"},
         "model is 'clap': use one of vlm": {"model": "clap"},
-        r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "[{size: 32}, {size: 48}]"},
+        r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "{size: 32}"},
         r"run face has 1 view\(s\) and prompt None": {"ablation": "true", "alone": "{scene: x}"},
     }  # fmt: skip
     for said, words in cases.items():
@@ -261,3 +261,30 @@ def test_a_server_is_sent_every_view(run_dir: Path) -> None:
     assert [part["type"] for part in sent] == ["image_url", "image_url", "text"]
     assert sent[0] != sent[1]
     assert report.attributes == {"context": "Fatigue"}
+
+
+# --- reinforcement learning -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cached", "batch", "checkpointing"])
+def test_grpo_goes_on_with_several_pictures(
+    recipe: Recipe, root: Path, tmp_path: Path, how: str
+) -> None:
+    """The trainer holds its log-probabilities against the rollout's at every step: features of
+    another picture, or in another order, would show."""
+    start = tmp_path / "start"
+    assert recipe(start, tower="frozen", epochs=1, mode="generate") == 0
+    words = {
+        "start": start, "output_dir": tmp_path / "grpo", "data": "raer", "data_root": root,
+        "data_options": "{frames: 4}", "benchmark": "raer", "rewards": "{emotion: 1, brevity: 0.1}",
+        "group_size": 2, "batch_size": 2, "max_steps": 2, "max_new_tokens": 6, "save_steps": 2,
+        "warmup_steps": 0, "learning_rate": 1e-4, "samples_every": 1, "max_drift": 1e-4,
+        "cache_features": str(how == "cached").lower(),
+        "gradient_checkpointing": str(how == "checkpointing").lower(),
+    }  # fmt: skip
+    main = load_script("recipes/grpo.py").main
+    assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+    found, (prompt,) = manifest.load(tmp_path / "grpo")
+    assert prompt.images == 2 and len(crops.parse(found.crop)) == 2
+    for line in (tmp_path / "grpo" / "log.jsonl").read_text().splitlines():
+        assert json.loads(line)["rollout_drift"] < 1e-4
