@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     config.remember(settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite)
-    found = compare(settings)
+    found = compare(settings, *load(settings))
     atomic_write(run_dir / RESULT, json.dumps(found, indent=2) + "\n")
     atomic_write(run_dir / TABLE, table(found))
     print(table(found))
@@ -72,31 +72,37 @@ def _check(settings: Settings) -> None:
         raise UserError("epochs and the best frame are chosen on validation_split: name one")
 
 
-def compare(settings: Settings) -> dict[str, Any]:
-    """{"n", "frames", "models": {name: {"validation_uar", "epoch", "test": {"accuracy", "uar",
-    "ci95"}}}, "best_frame", "differences": {"clip - frame k", "clip - mean"}, "still"}.
+def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
+    """What a frozen image tower sees of the training, validation and test clips; and of each test
+    clip what metrics need to know: "id", "subject", "truth"."""
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    asked = texts.load(settings.prompt)
+    answering.scored_prompts(benchmark, [asked])
+    root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+    views = crops.parse(settings.crop)
+    splits = ((settings.data_split, settings.n_train), (str(settings.validation_split), None))
+    found = [
+        data.load(settings.data, settings.data_root, split, n=n, **settings.data_options)
+        for split, n in splits
+    ]
+    found = [crops.shown(rows, views, settings.frames) for rows in found]
+    found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
+    clip = model.load(settings.base)
+    parts = [Part.of(rows, clip, asked, settings) for rows in found]
+    return parts, _truths(parts[2].rows, benchmark)
+
+
+def compare(
+    settings: Settings, parts: Sequence[Part], truths: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Train and test all models on what `load` gives: {"n", "frames", "models": {name:
+    {"validation_uar", "epoch", "test": {"accuracy", "uar", "ci95"}}}, "best_frame", "differences":
+    {"clip - frame k": {"accuracy": {"difference", "ci95"}, "uar"}, "clip - mean"}, "still"}.
 
     "still": the model of clips on clips that stand still, in their middle frame, beside the model
     of that frame: how often they say the same, and half the sum of the absolute differences of
     their probabilities, in the mean. Goes on where it was stopped. Raises UserError.
     """
-    assert settings.validation_split is not None
-    benchmark = benchmarks.load_benchmark(settings.benchmark)
-    asked = texts.load(settings.prompt)
-    root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-    views = crops.parse(settings.crop)
-    train_rows, held_rows = (
-        crops.shown(
-            data.load(settings.data, settings.data_root, split, n=n, **settings.data_options),
-            views,
-            settings.frames,
-        )
-        for split, n in ((settings.data_split, settings.n_train), (settings.validation_split, None))
-    )
-    test_rows = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
-    parts = [Part.of(rows, model.load(settings.base), asked, settings)
-             for rows in (train_rows, held_rows, test_rows)]  # fmt: skip
-    truths = _truths(parts[2].rows, benchmark)
     frames = settings.frames
     models: dict[str, Any] = {}
     said: dict[str, torch.Tensor] = {}
@@ -104,7 +110,7 @@ def compare(settings: Settings) -> dict[str, Any]:
         models[name], said[name] = _one(name, settings, parts)
     singles = [models[f"frame {k}"]["validation_uar"] for k in range(frames)]
     best = singles.index(max(singles))
-    space = asked.space
+    space = texts.load(settings.prompt).space
     rows = {name: _rows(shares, truths, space.labels) for name, shares in said.items()}
     for name in rows:
         block = metrics.label_block(rows[name], space)
@@ -117,7 +123,7 @@ def compare(settings: Settings) -> dict[str, Any]:
     middle = frames // 2
     still = _still(settings, parts[2], middle, said[f"frame {middle}"])
     return {
-        "n": {name: len(part.rows) for name, part in
+        "n": {name: len(part.targets) for name, part in
               zip(("train", "validation", "test"), parts, strict=True)},
         "frames": frames,
         "models": models,
@@ -132,7 +138,7 @@ class Part:
     """The labelled rows of a split, their targets and affects, and `features` (n, frames, width)
     of a frozen image tower."""
 
-    rows: datasets.Dataset
+    rows: datasets.Dataset | None
     targets: torch.Tensor
     affects: torch.Tensor
     features: torch.Tensor
@@ -171,7 +177,7 @@ def _one(
         Held(classifier, part.targets, settings.eval_batch_size, features=part.shown(name))
         for part in (held_part, test_part)
     )
-    found = train_on(module, Numbers(len(train_part.rows)), own, held)
+    found = train_on(module, Numbers(len(train_part.targets)), own, held)
     line = {"validation_uar": found["selected"]["uar"], "epoch": found["selected"]["epoch"]}
     torch.save((line, test.shares()), folder / "answers.partial")
     (folder / "answers.partial").rename(kept)
