@@ -68,6 +68,7 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
     return 0
 
 
+<<<<<<< HEAD
 def train_clip(settings: ContextSettings) -> int:
     """One CLIP, evaluated before and after."""
     check(settings)
@@ -79,6 +80,11 @@ def train_clip(settings: ContextSettings) -> int:
 def started(settings: Any) -> bool:
     """Whether there is something to do in the run's folder, which remembers the settings."""
     run_dir = Path(settings.output_dir)
+=======
+def train(settings: context.Settings) -> int:
+    """One model, evaluated before and after."""
+    run_dir, prompt = Path(settings.output_dir), settings.load_prompt()
+>>>>>>> d5ae056b33e0654726f6e6b1819251e3a0f7b185
     if sft.is_main():
         config.remember(
             settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
@@ -96,8 +102,8 @@ def train(settings: context.Settings) -> int:
         return 0
     run_dir = Path(settings.output_dir)
 
-    # What is asked, of which model, about which pictures.
-    prompt, views = settings.load_prompt(), settings.views
+    # Which model is asked, about which pictures.
+    views = settings.views
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [prompt])
     baseline = benchmarks.load_baseline(benchmark)

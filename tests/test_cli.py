@@ -46,5 +46,5 @@ def test_misuse_is_explained(arguments, capsys):
 
 def test_what_a_user_did_wrong_is_one_line(capsys, tmp_path):
     assert main(["synth", "--n", "0", "--sheet", str(tmp_path / "a.png")]) == 2
-    assert capsys.readouterr().err == "error: a sheet shows 1 to 1024 faces, not 0\n"
+    assert capsys.readouterr().err == "error: a sheet shows 1 to 1024 rows, not 0\n"
     assert not list(tmp_path.iterdir())

@@ -139,7 +139,15 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
     for line, scores in zip(expected, model.score(shown, cut_out=True), strict=True):
         assert line["scores"]["log_likelihood"] == pytest.approx(scores.log_likelihood, abs=1e-4)
     still = encode.listed(shown[0])[0]
-    assert model.predict([still])[0].text  # a photograph: a clip that stands still
+<<<<<<< HEAD
+    # A photograph is a clip that stands still.
+    (photograph,), (clip,) = model.score([still]), model.score([[still, still]], cut_out=True)
+    assert photograph.log_likelihood == pytest.approx(clip.log_likelihood, abs=1e-4)
+=======
+    whole = crops.cut(still, None, model.views[0])
+    (stands,), (twice,) = model.score([still]), model.score([[whole, whole]])
+    assert stands.log_likelihood == twice.log_likelihood  # a photograph: a clip that stands still
+>>>>>>> d5ae056b33e0654726f6e6b1819251e3a0f7b185
 
 
 def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
@@ -153,12 +161,12 @@ def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
         },
         "a run has one prompt here": {"prompt": "context_both,context_face"},
         "model is 'clap': use one of vlm": {"model": "clap"},
-        r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "[{size: 32}, {size: 48}]"},
+        r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "{size: 32}"},
         r"run face has 1 view\(s\) and prompt None": {"ablation": "true", "alone": "{scene: x}"},
     }  # fmt: skip
-    for said, words in cases.items():
+    for number, (said, words) in enumerate(cases.items()):
         with pytest.raises(UserError, match=said):
-            recipe(tmp_path / "run", **words)
+            recipe(tmp_path / f"run{number}", **words)
 
 
 def test_other_recipes_and_sweeps_refuse_views_that_do_not_fit(
@@ -259,3 +267,30 @@ def test_a_server_is_sent_every_view(run_dir: Path) -> None:
     assert [part["type"] for part in sent] == ["image_url", "image_url", "text"]
     assert sent[0] != sent[1]
     assert report.attributes == {"context": "Fatigue"}
+
+
+# --- reinforcement learning -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cached", "batch", "checkpointing"])
+def test_grpo_goes_on_with_several_pictures(
+    recipe: Recipe, root: Path, tmp_path: Path, how: str
+) -> None:
+    """The trainer holds its log-probabilities against the rollout's at every step: features of
+    another picture, or in another order, would show."""
+    start = tmp_path / "start"
+    assert recipe(start, tower="frozen", epochs=1, mode="generate") == 0
+    words = {
+        "start": start, "output_dir": tmp_path / "grpo", "data": "raer", "data_root": root,
+        "data_options": "{frames: 4}", "benchmark": "raer", "rewards": "{emotion: 1, brevity: 0.1}",
+        "group_size": 2, "batch_size": 2, "max_steps": 2, "max_new_tokens": 6, "save_steps": 2,
+        "warmup_steps": 0, "learning_rate": 1e-4, "samples_every": 1, "max_drift": 1e-4,
+        "cache_features": str(how == "cached").lower(),
+        "gradient_checkpointing": str(how == "checkpointing").lower(),
+    }  # fmt: skip
+    main = load_script("recipes/grpo.py").main
+    assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+    found, (prompt,) = manifest.load(tmp_path / "grpo")
+    assert prompt.images == 2 and len(crops.parse(found.crop)) == 2
+    for line in (tmp_path / "grpo" / "log.jsonl").read_text().splitlines():
+        assert json.loads(line)["rollout_drift"] < 1e-4

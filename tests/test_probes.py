@@ -157,8 +157,9 @@ def test_records_are_valid_and_their_pictures_differ(kind):
         before, after = truth(base), truth(changed)
         units = {au for au in before if before[au] != after[au]}
         assert units == ({pair.detail["au"]} if kind == "au" else set())
-        same = {"au": {"aus", "emotion"}, "age": {"age", "age_group"}, "gender": {"gender"},
-                "ancestry": {"race"}}.get(kind, set())  # fmt: skip
+        affect = {"valence", "arousal"}  # follow from the units and the emotion
+        same = {"au": {"aus", "emotion", *affect}, "age": {"age", "age_group"},
+                "gender": {"gender"}, "ancestry": {"race"}}.get(kind, set())  # fmt: skip
         for field in dataclasses.fields(base):
             if field.name not in {"id", "image", "meta", *same}:
                 assert getattr(base, field.name) == getattr(changed, field.name), field.name
@@ -183,7 +184,8 @@ def test_the_base_is_the_data_sets_row(tmp_path, monkeypatch):
     row = data.load("synth", split="test", n=2, progress=False)[1]
     base = probes.make("light", 2)[1].base
     assert (np.asarray(row["image"].convert("RGB")) == np.asarray(base.image)).all()
-    assert base.to_row() | {"image": 0} == row | {"image": 0}
+    stored = {name: np.float32(getattr(base, name)).item() for name in ("valence", "arousal")}
+    assert base.to_row() | stored | {"image": 0} == row | {"image": 0}
 
 
 BLOCK = 16  # pixels: what JPEG codes together, where colours are stored at half the size

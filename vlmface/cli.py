@@ -199,8 +199,8 @@ def parser() -> argparse.ArgumentParser:
                       help="on each side, times the box's longer side (default 0.2)")  # fmt: skip
     crop.add_argument("--find", choices=("given", "detect"), default="given",
                       help="the data set's own boxes (default), or a face detector")  # fmt: skip
-    crop.add_argument("--show", choices=("face", "boxed"), default="face",
-                      help="the face (default), or the picture with a red frame")  # fmt: skip
+    crop.add_argument("--show", choices=("face", "boxed", "scene", "person"), default="face",
+                      help="which view of the picture, see docs/context.md")  # fmt: skip
     crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
     crop.set_defaults(run=_data_crop)
 

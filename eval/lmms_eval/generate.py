@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         )
     folder = _folder(settings.output_dir)
     asked = {_stored(name): prompts.load(name) for name in settings.prompt or PROMPTS}
+    prompts.check_images(list(asked.values()), 0, 1)  # tasks show pictures as they are
     for name in settings.benchmarks or without_data(list(asked.values())):
         write(folder, _stored(name), settings, asked)
     tasks = sorted(path.stem for path in folder.glob("vlmface_*.yaml"))

@@ -69,9 +69,9 @@ class Crop:
 
     `show`: "face" is the square around the face, with `margin` times the longer side of its box and
     `margin_px` pixels of the picture on each side. "boxed" does not cut, but takes the whole
-    picture with a red frame around the box and its margin, so that a prompt can ask about one
+    picture with a red frame around the box and its margins, so that a prompt can ask about one
     person among several. "scene" is the whole picture, without a frame. "person" is the square
-    around the person, with that margin.
+    around the person, with those margins.
 
     `find`, for "face" and "boxed": "given" takes the data set's own box (of the face, or else of
     the person), "detect" that of the largest face that `detect.Detector` finds, in and around a
@@ -90,8 +90,8 @@ class Crop:
             raise UserError(f"crop: size is {self.size}, expected 16 to 2048 pixels")
         if not 0 <= self.margin <= 2:
             raise UserError(f"crop: margin is {self.margin}, expected 0 to 2 times the box's side")
-        if not 0 <= self.margin_px <= 1000:
-            raise UserError(f"crop: margin_px is {self.margin_px}, expected 0 to 1000 pixels")
+        if not 0 <= self.margin_px <= 500:
+            raise UserError(f"crop: margin_px is {self.margin_px}, expected 0 to 500 pixels")
         if self.find == "detect" and not self.about_face:
             raise UserError(
                 f"crop: find is detect, but show is {self.show}, which looks for no face: leave "
@@ -112,8 +112,8 @@ class Crop:
     def folder(self) -> Path:
         """Where pictures that are cut out in this way are kept."""
         by = self.find if self.find == "given" else detect.NAME
-        more = f"+{self.margin_px}px" if self.margin_px else ""
-        name = f"v{VERSION}-{self.size}px-margin{self.margin:g}{more}-{by}"
+        pixels = f"+{self.margin_px}" if self.margin_px else ""
+        name = f"v{VERSION}-{self.size}px-margin{self.margin:g}{pixels}-{by}"
         name = name if self.show == "face" else f"{name}-{self.show}"
         return files.cache_dir() / "crops" / name
 
@@ -233,10 +233,10 @@ def _resized(image: Image.Image, square: tuple[int, int, int, int], size: int) -
     return image.crop(square).resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _square(box: Sequence[float], margin: float, px: int = 0) -> tuple[int, int, int, int]:
+def _square(box: Sequence[float], margin: float, margin_px: int = 0) -> tuple[int, int, int, int]:
     """The square with the box in its middle, in whole pixels: left, top, right, bottom."""
     x0, y0, x1, y1 = box
-    side = max(1, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin) + 2 * px))
+    side = max(1, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)) + 2 * margin_px)
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     return left, top, left + side, top + side
 
