@@ -2,7 +2,7 @@
 (FLIP's way), and measure with linear probes what its features tell.
 
     python recipes/clip_captions.py                             # a small CLIP on rendered faces
-    accelerate launch --num_processes 8 recipes/clip_captions.py --base ViT-B-32/openai --data m.yaml
+    accelerate launch --num_processes 8 recipes/clip_captions.py --base ViT-B-32/openai ...
 
 The output folder opens in open_clip ("local-dir:FOLDER") and is a `base` for clip_finetune.py.
 Stopped at any moment, the same command goes on where it was.

@@ -68,7 +68,6 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
     return 0
 
 
-<<<<<<< HEAD
 def train_clip(settings: ContextSettings) -> int:
     """One CLIP, evaluated before and after."""
     check(settings)
@@ -80,11 +79,6 @@ def train_clip(settings: ContextSettings) -> int:
 def started(settings: Any) -> bool:
     """Whether there is something to do in the run's folder, which remembers the settings."""
     run_dir = Path(settings.output_dir)
-=======
-def train(settings: context.Settings) -> int:
-    """One model, evaluated before and after."""
-    run_dir, prompt = Path(settings.output_dir), settings.load_prompt()
->>>>>>> d5ae056b33e0654726f6e6b1819251e3a0f7b185
     if sft.is_main():
         config.remember(
             settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
@@ -98,6 +92,7 @@ def train(settings: context.Settings) -> int:
 
 def train(settings: context.Settings) -> int:
     """One model, evaluated before and after."""
+    prompt = settings.load_prompt()
     if not started(settings):
         return 0
     run_dir = Path(settings.output_dir)
