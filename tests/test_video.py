@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import videos
-from miniatures import face, mafw
+from miniatures import face, mafw, raer
 from PIL import Image
 
 from vlmface import data
-from vlmface.data import video
+from vlmface.data import check, crops, video
 from vlmface.data.clips import with_frames
 from vlmface.errors import UserError
 
@@ -301,3 +301,15 @@ def test_missing_numbers_one_frame_and_mixed_sizes(tmp_path):
     rows = with_frames({"id": ["a", "b", "c"]}, places, 4)
     names = [[Path(frame).stem for frame in clip] for clip in rows.columns["frames"]]
     assert names == [["1", "2", "7", "30"], ["5"] * 4, ["0", "1", "1", "2"]]
+
+
+def test_a_damaged_frame_is_named_and_counted(tmp_path):
+    root = tmp_path / "RAER"
+    raer.write(root)
+    broken = root / "train" / "Confusion" / "001" / "4.jpg"
+    broken.write_bytes(broken.read_bytes()[:60])
+    rows = data.load("raer", root, frames=4, faces=None, bodies=None)
+    with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
+        crops.shown(rows, (crops.Crop(size=32, show="scene"),), 4, progress=False)
+    report = check.check("raer", root, progress=False, frames=4, faces=None, bodies=None)
+    assert "4.jpg" in check.text(report)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from vlmface.clip.adapters import add_adapters
 from vlmface.clip.affect import AFFECT_HEADS
 from vlmface.clip.contexts import Contexts
 from vlmface.clip.model import Clip
@@ -35,12 +36,13 @@ TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (S
 
 @dataclass(frozen=True)
 class Shape:
-    """How a classifier is built, as a manifest keeps it. `image`: frozen | lora | full. `text`:
-    also "prompts", learnt contexts in front of each text. `head`: "text" (cosine with the labels'
-    features) or "linear" (weights that start from them). `views` and `frames` of a row; `time`: how
-    frames become one (`temporal.TIME`). `affect`: head for valence and arousal (`affect`)."""
+    """How a classifier is built, as a manifest keeps it. `image`: frozen | lora | adapters | full.
+    `text`: also "prompts", learnt contexts in front of each text. `head`: "text" (cosine with the
+    labels' features) or "linear" (weights that start from them). `views` and `frames` of a row;
+    `time`: how frames become one (`temporal.TIME`). `affect`: head for valence and arousal
+    (`affect`)."""
 
-    image: Literal["frozen", "lora", "full"] = "frozen"
+    image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
     text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
     head: Literal["text", "linear"] = "text"
     views: int = 1
@@ -107,10 +109,12 @@ class Classifier(nn.Module):
         """Freeze all but what is trained, and put LoRA where it shall be."""
         shape = self.shape
         full = [tower for tower in ("image", "text") if getattr(shape, tower) == "full"]
+        if shape.image == "adapters":
+            add_adapters(self.clip, shape.frames)
         self.adapter = add_lora(self.clip, shape)
         for name, parameter in self.model.named_parameters():
             if "lora_" not in name:
-                parameter.requires_grad_(tower_of(name) in full)
+                parameter.requires_grad_(tower_of(name) in full or ".adapters." in name)
 
     # --- labels -----------------------------------------------------------------------------------
 

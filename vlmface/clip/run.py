@@ -151,6 +151,7 @@ def export(run_dir: str | Path, out: str | Path) -> None:
     clip_run = ClipModel.load(run_dir)
     shape = clip_run.classifier.shape
     beyond = {
+        "image: adapters": shape.image == "adapters",
         "head: linear": shape.head == "linear", "text: prompts": shape.text == "prompts",
         "several views": shape.views > 1, "frames": shape.frames > 1,
         "affect": shape.affect != "none", "several labels": clip_run.prompt.several,

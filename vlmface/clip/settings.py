@@ -31,7 +31,7 @@ class Settings:
     validation_share: float = 0.0
     validation_split: str | None = None
     seed: int = 0
-    image: Literal["frozen", "lora", "full"] = "frozen"
+    image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
     text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
     head: Literal["text", "linear"] = "text"
     time: Literal["none", "mean", "transformer"] = "none"

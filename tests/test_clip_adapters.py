@@ -1,0 +1,105 @@
+"""Adapters start as nothing, learn, see time, and are kept with a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from clip_rows import picture, rows_of
+
+from vlmface.clip import texts, tiny, trained
+from vlmface.clip.adapters import Adapted, add_adapters
+from vlmface.clip.classifier import Classifier, Shape
+from vlmface.clip.settings import Settings
+from vlmface.clip.train import part_of, train
+from vlmface.errors import UserError
+
+
+def squares(clip, rows: int, pictures: int, seed: int = 0) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    shape = (rows, pictures, 3, clip.side, clip.side)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=draws)
+
+
+def wake(model: Classifier) -> None:
+    """Give adapters other weights than zeros."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".adapters." in name:
+                parameter.normal_(std=0.1)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_untrained_adapters_change_nothing(frames):
+    clip = tiny.build()
+    shown = squares(clip, 2, 2 * frames)
+    before = clip.image_features(shown.flatten(0, 1))
+    shape = Shape(image="adapters", views=2, frames=frames, time="mean")
+    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    assert torch.equal(clip.image_features(shown.flatten(0, 1)), before)
+    wake(model)
+    assert not torch.allclose(clip.image_features(shown.flatten(0, 1)), before, atol=1e-2)
+
+
+def test_only_adapters_are_trained_of_the_tower():
+    model = Classifier(tiny.build(), texts.load("clip_emotion"), Shape(image="adapters"))
+    names = trained.names(model)
+    blocks = len(model.model.visual.transformer.resblocks)
+    assert len(names) == blocks * 2 * 4
+    assert all(".adapters." in name and part_of(name) == "image" for name in names)
+
+
+def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
+    clip = tiny.build()
+    shape = Shape(image="adapters", views=2, frames=3, time="mean")
+    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    wake(model)
+    shown = squares(clip, 2, 6)
+    before = model.image_features(shown)
+    changed = shown.clone()
+    changed[0, 1] = 255 - changed[0, 1]  # the second frame of the first view of the first row
+    moved = (model.image_features(changed) - before).abs().amax(-1) > 1e-3
+    assert moved.tolist() == [[True] * 3 + [False] * 3, [False] * 6]
+
+
+def test_batches_and_single_rows_are_equal():
+    clip = tiny.build()
+    shape = Shape(image="adapters", frames=3, time="transformer")
+    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    wake(model)
+    shown = squares(clip, 3, 3)
+    together, _ = model.answer(shown)
+    alone = torch.cat([model.answer(one[None])[0] for one in shown])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_training_moves_them_and_a_run_keeps_them(tmp_path):
+    colours = {"anger": (200, 60, 60), "fear": (60, 60, 200)}
+    rows = rows_of([
+        (name, [picture(colours[name], 10 * i + k) for k in range(2)])
+        for i, name in enumerate(["anger", "fear"] * 8)
+    ])  # fmt: skip
+    settings = Settings(
+        base="tiny", data="", benchmark="", prompt="clip_emotion", limits="",
+        output_dir=str(tmp_path), image="adapters", frames=2, time="mean", epochs=4, batch_size=8,
+        learning_rate=3e-3, logging_steps=1,
+    )  # fmt: skip
+    asked = texts.load("clip_emotion")
+    model = Classifier(tiny.build(), asked, settings.shape(1))
+    found = train(model, rows, settings)
+    assert found["loss_last"] < found["loss_first"] - 0.2
+    shown = squares(model.clip, 2, 2)
+    expected, _ = model.eval().answer(shown)
+    again = Classifier(tiny.build(), asked, settings.shape(1)).eval()
+    assert not torch.allclose(again.answer(shown)[0], expected, atol=1e-3)
+    trained.load(again, trained.state(model), "memory")
+    again.forget()
+    torch.testing.assert_close(again.answer(shown)[0], expected)
+
+
+def test_towers_of_other_make_are_refused():
+    clip = tiny.build()
+    clip.model.visual.transformer = torch.nn.Identity()
+    with pytest.raises(UserError, match="image is adapters, but the image tower"):
+        add_adapters(clip, 1)
+    assert not any(isinstance(one, Adapted) for one in clip.model.visual.modules())
