@@ -77,8 +77,8 @@ class Crop:
 
     `find`, for "face", "boxed" and "context": "given" takes the data set's own box (of the face, or
     else of the person), "detect" that of the largest face that `detect.Detector` finds, in and
-    around a given box if there is one. Where a set boxes faces and found none in a picture, the person's box
-    is no face, but still gets the frame. Without any box the whole picture is taken.
+    around a given box if there is one. Where a set boxes faces and found none in a picture, the
+    person's box is no face, but still gets the frame. Without any box the whole picture is taken.
     """
 
     size: int = 224
