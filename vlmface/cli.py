@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
     crop.set_defaults(run=_data_crop)
 
     predict = commands.add_parser("predict", help="rationale, emotion and action units of images")
-    predict.add_argument("images", nargs="+", help="image files or folders")
+    predict.add_argument("images", nargs="+", help="image files, folders or videos")
     _add_model(predict)
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),

@@ -198,6 +198,20 @@ def views_of(
     return found if len(found) > 1 else found[0]
 
 
+def views_of_clip(
+    frames: Sequence[Image.Image], faces: Sequence[Sequence[float] | None], views: Sequence[Crop]
+) -> Image.Image | list[Image.Image]:
+    """`views_of` the frames of a clip, each with its own face's box: the frames of the first view,
+    then those of the next."""
+    made = [
+        [cut(frame, face if one.about_face else None, one)
+         for frame, face in zip(frames, faces, strict=True)]
+        for one in views
+    ] or [list(frames)]  # fmt: skip
+    found = [picture for view in made for picture in view]
+    return found if len(found) > 1 else found[0]
+
+
 def asks_for_face(views: Sequence[Crop]) -> bool:
     """Whether it matters to a model's answer that a face was found."""
     return any(one.find == "detect" for one in views) or falls_back(views)
