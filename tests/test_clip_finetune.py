@@ -242,8 +242,11 @@ def test_wise_alpha_is_chosen_on_held_out_people(finetune: Finetune, tmp_path: P
 
 
 def test_an_exported_run_is_a_clip_of_open_clip(done: Path, tmp_path: Path) -> None:
-    clip_run.export(done, tmp_path)
-    plain = ClipModel.load(tmp_path, prompt="clip_emotion")
+    out = tmp_path / "towers"
+    assert vlmface(["merge", str(done), str(out)]) == 0
+    plain = ClipModel.load(out, prompt="clip_emotion")
+    with pytest.raises(UserError, match="exists"):
+        clip_run.export(done, out)
     rows = list(data.load("synth", split="test", n=6)["image"])
     for one, other in zip(plain.predict(rows), ClipModel.load(done).predict(rows), strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
