@@ -226,6 +226,31 @@ def test_every_way_of_training_comes_back(
         assert all(-1 <= line["affect"]["valence"] <= 1 for line in lines)
 
 
+def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path) -> None:
+    """EMOTIC's people, each by its box: learnt by heart."""
+    from miniatures import emotic
+
+    emotic.write(tmp_path / "data")
+    (tmp_path / "seen.yaml").write_text(
+        "{id: seen, dataset: emotic, split: train, label_space: emotic26, source: test}"
+    )
+    run_dir = finetune(
+        tmp_path / "run", data="emotic", data_root=tmp_path / "data", prompt="clip_emotic",
+        benchmark=tmp_path / "seen.yaml", crop="{size: 32, margin: 0.0}", n_train="null",
+        n_eval="null", epochs=300, batch_size=3, learning_rate=0.1, label_smoothing=0.0,
+        augment="none", save_steps=500, image="frozen", text="frozen", head="linear",
+    )  # fmt: skip
+    scores = json.loads((run_dir / "metrics.json").read_text())
+    assert scores["after"]["labels"]["map"] > scores["before"]["labels"]["map"]
+    lines = answering.read_lines(run_dir / "predictions.jsonl")
+    # The second and the third person are in one picture of a single colour.
+    assert set(lines[0]["labels"]) == set(lines[0]["truth"]["labels"])
+    for line in lines:
+        likely = {label for label, share in line["probabilities"].items() if share > 0.5}
+        best = max(line["probabilities"], key=line["probabilities"].get)
+        assert set(line["labels"]) == likely | {best}
+
+
 def test_wise_alpha_is_chosen_on_held_out_people(finetune: Finetune, tmp_path: Path) -> None:
     run_dir = finetune(tmp_path / "run", n_eval=8, validation_share=0.3, wise_alpha="auto")
     found = json.loads((run_dir / "metrics.json").read_text())["train"]

@@ -180,7 +180,8 @@ class Classifier(nn.Module):
         else:
             logits = found @ self.label_features().T.to(found)
         if self.threshold is not None:
-            logits = logits - self.threshold / self.scale
+            # Cosines of one picture are all high or all low: what counts is how they differ.
+            logits = logits - logits.mean(-1, keepdim=True) - self.threshold / self.scale
         if self.affect is None:
             return {"logits": logits}
         logits, affect = self.affect(found, logits, self.scale)
