@@ -14,6 +14,7 @@ import torch
 from samples import load_script
 
 from vlmface import data, manifest
+from vlmface.cli import main as vlmface
 from vlmface.clip import model, texts
 from vlmface.clip import run as clip_run
 from vlmface.clip.contrast import logistic
@@ -162,6 +163,45 @@ def test_the_predictor_takes_it(done: Path) -> None:
     assert report.note and "rendered faces" in report.note
 
 
+@pytest.fixture(scope="module")
+def clips_run(finetune: Finetune, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is shown four frames of each row: of synth's, four times the one picture."""
+    folder = tmp_path_factory.mktemp("clip") / "clips"
+    words = {"image": "frozen", "text": "frozen", "time": "transformer", "frames": 4}
+    return finetune(folder, augment="none", n_eval=8, epochs=1, **words)
+
+
+def test_the_predictor_takes_clips(clips_run: Path) -> None:
+    rows = data.load("synth", split="test", n=8)
+    frames = list(rows["image"])
+    with Predictor.load(clips_run) as predictor:
+        still, repeated, moving, long = predictor.predict(
+            [frames[0], [frames[0]] * 3, frames[:4], [f for f in frames[:4] for _ in range(5)]]
+        )
+        assert still.probabilities == pytest.approx(repeated.probabilities, abs=1e-6)
+        assert moving.probabilities == pytest.approx(long.probabilities, abs=1e-6)
+        assert still.probabilities != pytest.approx(moving.probabilities, abs=1e-6)
+        with pytest.raises(UserError, match="clip without frames"):
+            predictor.predict([[]])
+
+
+def test_a_video_is_answered_by_the_command(
+    clips_run: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from videos import write
+
+    path = tmp_path / "clip.mp4"
+    write(path, 20, size=(96, 96))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    for run_dir in (clips_run, done):  # of one frame: the middle one
+        words = ["predict", str(path), str(broken), "--model", str(run_dir), "--json"]
+        assert vlmface(words) == 2
+        out, err = capsys.readouterr()
+        (line,) = [json.loads(text) for text in out.splitlines()]
+        assert line["answers"]["emotion"]["label"] and "broken.mp4" in err
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -202,8 +242,11 @@ def test_wise_alpha_is_chosen_on_held_out_people(finetune: Finetune, tmp_path: P
 
 
 def test_an_exported_run_is_a_clip_of_open_clip(done: Path, tmp_path: Path) -> None:
-    clip_run.export(done, tmp_path)
-    plain = ClipModel.load(tmp_path, prompt="clip_emotion")
+    out = tmp_path / "towers"
+    assert vlmface(["merge", str(done), str(out)]) == 0
+    plain = ClipModel.load(out, prompt="clip_emotion")
+    with pytest.raises(UserError, match="exists"):
+        clip_run.export(done, out)
     rows = list(data.load("synth", split="test", n=6)["image"])
     for one, other in zip(plain.predict(rows), ClipModel.load(done).predict(rows), strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)

@@ -41,8 +41,8 @@ def test_golden(id: str) -> None:
 
 def test_prompts_that_exist() -> None:
     assert IDS == [
-        "context_both", "context_emotion_both", "context_emotion_face", "context_emotion_scene",
-        "context_face", "context_scene", "emotic",
+        "context_both", "context_both_masked", "context_emotion_both", "context_emotion_face",
+        "context_emotion_scene", "context_face", "context_masked", "context_scene", "emotic",
         "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
         "facescan_boxed_age", "facescan_boxed_emotion", "facescan_boxed_gender",
         "facescan_boxed_race", "facescan_emotion", "facescan_gender", "facescan_race",
@@ -159,7 +159,7 @@ def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_unknown_id() -> None:
     with pytest.raises(UserError, match=r"no prompt 'face_cott' \(did you mean 'face_cot'\?\)"):
         prompts.load("face_cott")
-    with pytest.raises(UserError, match="use one of context_both, context_emotion_both"):
+    with pytest.raises(UserError, match="use one of context_both, context_both_masked"):
         prompts.load("zzz")
 
 

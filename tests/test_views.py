@@ -75,11 +75,25 @@ def test_null_one_view_or_several():
     assert crops.as_dict(crops.parse(two)) == two
     assert crops.as_dict(crops.parse([one])) == one
     folders = {crops.parse(one | {"show": show})[0].folder
-               for show in ("face", "boxed", "scene", "person")}  # fmt: skip
-    assert len(folders) == 4
+               for show in ("face", "boxed", "context", "scene", "person")}  # fmt: skip
+    assert len(folders) == 5
     wider = one | {"margin_px": 20}
     assert crops.as_dict(crops.parse(wider)) == wider
     assert crops.parse(wider)[0].folder != crops.parse(one)[0].folder
+
+
+def test_the_context_is_the_scene_without_the_face() -> None:
+    picture = Image.new("RGB", (100, 100), (90, 160, 200))
+    picture.paste((255, 255, 255), (40, 30, 60, 50))
+    context, scene = crops.Crop(100, 0.0, show="context"), crops.Crop(100, show="scene")
+    seen = np.asarray(crops.cut(picture, (40, 30, 60, 50), context)).astype(int)
+    assert not seen[31:50, 41:60].any()
+    outside = np.ones((100, 100), bool)
+    outside[28:53, 38:63] = False
+    whole = np.asarray(crops.cut(picture, None, scene)).astype(int)
+    assert np.array_equal(seen[outside], whole[outside])
+    # Nobody knows where the face is: nothing can be taken out.
+    assert np.array_equal(np.asarray(crops.cut(picture, None, context)), whole)
 
 
 def test_pixels_around_a_box() -> None:

@@ -199,13 +199,14 @@ def parser() -> argparse.ArgumentParser:
                       help="on each side, times the box's longer side (default 0.2)")  # fmt: skip
     crop.add_argument("--find", choices=("given", "detect"), default="given",
                       help="the data set's own boxes (default), or a face detector")  # fmt: skip
-    crop.add_argument("--show", choices=("face", "boxed", "scene", "person"), default="face",
+    crop.add_argument("--show", default="face",
+                      choices=("face", "boxed", "context", "scene", "person"),
                       help="which view of the picture, see docs/context.md")  # fmt: skip
     crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
     crop.set_defaults(run=_data_crop)
 
     predict = commands.add_parser("predict", help="rationale, emotion and action units of images")
-    predict.add_argument("images", nargs="+", help="image files or folders")
+    predict.add_argument("images", nargs="+", help="image files, folders or videos")
     _add_model(predict)
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),

@@ -475,6 +475,8 @@ def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: s
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if manifest.family_of(run) == "clip":
+        return _merge_clip(run, out, dtype, license, repo)
     if repo is not None:
         check_repo(repo)
     check = merge(run, out, dtype=dtype, license=license, repo=repo)
@@ -486,4 +488,16 @@ def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: s
     print(f"next: vlmface predict FACE.jpg --model {out}, or read {out / 'README.md'}")
     if repo is not None:
         push(out, repo)
+    return 0
+
+
+def _merge_clip(run: Path, out: Path, dtype: str, license: str | None, repo: str | None) -> int:
+    """The towers of a CLIP's run as a folder of open_clip, which knows neither of our card's
+    fields."""
+    from vlmface.clip.run import export
+
+    if dtype != "float32" or license is not None or repo is not None:
+        raise UserError(f"{run} is a CLIP: leave out --dtype, --license and --push")
+    export(run, out)
+    print(f"{out}: open_clip opens it as local-dir:{out}")
     return 0

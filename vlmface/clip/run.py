@@ -146,8 +146,11 @@ def save(
 
 
 def export(run_dir: str | Path, out: str | Path) -> None:
-    """Write a run's towers, LoRA folded in, as a folder that open_clip opens ("local-dir:OUT").
-    Raises UserError for a run whose answers need more than the towers."""
+    """Write a run's towers, LoRA folded in, as the new folder `out` that open_clip opens
+    ("local-dir:OUT"). Raises UserError if it exists, and for a run whose answers need more than
+    the towers."""
+    if Path(out).exists():
+        raise UserError(f"{out} exists: give the name of a new folder")
     clip_run = ClipModel.load(run_dir)
     shape = clip_run.classifier.shape
     beyond = {

@@ -48,6 +48,7 @@ VERSION = 2  # raise whenever the same picture would give other pixels
 PACK = 256  # faces a file
 MOST_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
 FRAME = (255, 0, 0)  # colour of a box that is drawn
+BLANK = (0, 0, 0)  # of a face that is blacked out
 FACES = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
 PERSONS = ("person_box", "body_box")  # in `meta`, where a set boxes people
 NOWHERE = (0.0, 0.0, 0.0, 0.0)  # stands for a box that is broken, so that nobody else's is taken
@@ -70,19 +71,20 @@ class Crop:
     `show`: "face" is the square around the face, with `margin` times the longer side of its box and
     `margin_px` pixels of the picture on each side. "boxed" does not cut, but takes the whole
     picture with a red frame around the box and its margins, so that a prompt can ask about one
-    person among several. "scene" is the whole picture, without a frame. "person" is the square
-    around the person, with those margins.
+    person among several. "context" is the whole picture with that box blacked out (as CAER-Net's
+    second stream sees it), "scene" the whole picture as it is. "person" is the square around the
+    person, with those margins.
 
-    `find`, for "face" and "boxed": "given" takes the data set's own box (of the face, or else of
-    the person), "detect" that of the largest face that `detect.Detector` finds, in and around a
-    given box if there is one. Where a set boxes faces and found none in a picture, the person's box
-    is no face, but still gets the frame. Without any box the whole picture is taken.
+    `find`, for "face", "boxed" and "context": "given" takes the data set's own box (of the face, or
+    else of the person), "detect" that of the largest face that `detect.Detector` finds, in and
+    around a given box if there is one. Where a set boxes faces and found none in a picture, the
+    person's box is no face, but still gets the frame. Without any box the whole picture is taken.
     """
 
     size: int = 224
     margin: float = 0.2
     find: Literal["given", "detect"] = "given"
-    show: Literal["face", "boxed", "scene", "person"] = "face"
+    show: Literal["face", "boxed", "context", "scene", "person"] = "face"
     margin_px: int = 0
 
     def __post_init__(self) -> None:
@@ -95,18 +97,18 @@ class Crop:
         if self.find == "detect" and not self.about_face:
             raise UserError(
                 f"crop: find is detect, but show is {self.show}, which looks for no face: leave "
-                "find out, or use show: face or boxed"
+                "find out, or use show: face, boxed or context"
             )
 
     @property
     def about_face(self) -> bool:
         """Whether the view needs to know where the face is."""
-        return self.show in ("face", "boxed")
+        return self.show in ("face", "boxed", "context")
 
     @property
     def needs_face(self) -> bool:
         """Whether only a face's own box will do, and not that of the person around it."""
-        return self.show == "face" and self.find == "given"
+        return self.show in ("face", "context") and self.find == "given"
 
     @property
     def folder(self) -> Path:
@@ -165,14 +167,18 @@ def cut(image: Image.Image, box: Sequence[float] | None, crop: Crop) -> Image.Im
     if known is None or crop.show == "scene":
         return _resized(image, whole, crop.size)
     around = _square(known, crop.margin, crop.margin_px)
-    if crop.show != "boxed":
+    if crop.show not in ("boxed", "context"):
         return _resized(image, around, crop.size)
     left, top, right, _ = whole
     picture = _resized(image, whole, crop.size)
     scale = crop.size / (right - left)
     moved = (around[0] - left, around[1] - top, around[2] - left, around[3] - top)
     corners = [min(max(round(x * scale), 0), crop.size - 1) for x in moved]
-    ImageDraw.Draw(picture).rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
+    drawn = ImageDraw.Draw(picture)
+    if crop.show == "context":
+        drawn.rectangle(corners, fill=BLANK)
+    else:
+        drawn.rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
     return picture
 
 
@@ -189,6 +195,20 @@ def views_of(
     model of clips it is one that stands still. Where the person is, nobody says."""
     made = [cut(image, face if one.about_face else None, one) for one in views] or [image]
     found = [picture for picture in made for _ in range(frames)]
+    return found if len(found) > 1 else found[0]
+
+
+def views_of_clip(
+    frames: Sequence[Image.Image], faces: Sequence[Sequence[float] | None], views: Sequence[Crop]
+) -> Image.Image | list[Image.Image]:
+    """`views_of` the frames of a clip, each with its own face's box: the frames of the first view,
+    then those of the next."""
+    made = [
+        [cut(frame, face if one.about_face else None, one)
+         for frame, face in zip(frames, faces, strict=True)]
+        for one in views
+    ] or [list(frames)]  # fmt: skip
+    found = [picture for view in made for picture in view]
     return found if len(found) > 1 else found[0]
 
 

@@ -105,6 +105,7 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
 SHOWN = {
     "face": "the face cut out",
     "boxed": "the whole picture with the face in a red box",
+    "context": "the whole picture with the face blacked out",
     "scene": "the whole picture",
     "person": "the person cut out",
 }

@@ -212,15 +212,17 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def reliability(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Scores that have no interval: valid and strict answers, AUs that support the label."""
+    """Scores that have no interval: valid and strict answers, AUs that support the label; those
+    that a run at least has."""
     values = {
         "answers in exactly the asked form": lambda s: s["parse"]["strict"],
         "its own AUs support its label": lambda s: s.get("consistency"),
     }
-    return [
+    found = [
         {"name": name, "values": [of(run["scores"]) for run in result["runs"]]}
         for name, of in values.items()
     ]
+    return [row for row in found if any(value is not None for value in row["values"])]
 
 
 def verdict(change: Mapping[str, Any]) -> str:

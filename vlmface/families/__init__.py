@@ -23,6 +23,11 @@ FAMILIES: dict[str, ModuleType] = {
 
 def get(name: str) -> ModuleType:
     """Return the family called `name`; UserError with the list of known ones otherwise."""
+    if name == "clip":
+        raise UserError(
+            "this run is a CLIP, which answers with a label and writes nothing: ask it with "
+            "vlmface predict, eval/run.py, the demo, or vlmface.infer.Predictor"
+        )
     if name not in FAMILIES:
         raise UserError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
     return FAMILIES[name]

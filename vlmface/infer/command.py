@@ -1,4 +1,4 @@
-"""`vlmface predict`: image files and folders in, reports out."""
+"""`vlmface predict`: image files, folders and videos in, reports out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
 from vlmface.errors import UserError
+
+VIDEO_FRAMES = 16  # of a video, of which a model takes as many as it was trained with
 
 if TYPE_CHECKING:
     from vlmface.infer.local import Prediction
@@ -24,7 +26,8 @@ def predict_command(
     box: Sequence[float] | None = None,
     **how: Any,
 ) -> int:
-    """Answer image files and folders: as text, or as one JSON object a line. Returns the exit code.
+    """Answer image files, folders of them and videos: as text, or as one JSON object a line.
+    Returns the exit code.
 
     A run that was trained to answer several questions is asked all of them. A file that cannot be
     read costs one error line on stderr and the exit code 2, but the others are still answered.
@@ -32,7 +35,7 @@ def predict_command(
     """
     from transformers.utils import logging
 
-    from vlmface.images import find_images, open_image
+    from vlmface.images import find_images
     from vlmface.infer import Predictor
 
     logging.disable_progress_bar()  # stdout and stderr are for answers and errors
@@ -56,7 +59,7 @@ def predict_command(
             opened = []
             for path in paths[start : start + batch_size]:
                 try:
-                    opened.append((path, open_image(path)))
+                    opened.append((path, _open(path)))
                 except UserError as error:
                     failed += 1
                     print(f"error: {error}", file=sys.stderr)
@@ -79,6 +82,16 @@ def predict_command(
         if predictor:
             predictor.close()
     return 2 if failed else 0
+
+
+def _open(path: Path) -> Any:
+    """An image, or the frames of a video. Raises UserError."""
+    from vlmface.data import video
+    from vlmface.images import open_image
+
+    if path.suffix.lower() in video.SUFFIXES:
+        return video.frames(path, VIDEO_FRAMES)
+    return open_image(path)
 
 
 def _as_text(path: Path, report: FaceReport) -> str:

@@ -154,9 +154,15 @@ class Predictor:
         detector found, or is shown a face beside the scene around it."""
         return crops.asks_for_face(self.views)
 
-    def shown(self, image: Image.Image, box: Sequence[float] | None) -> tuple[Shown, bool | None]:
+    def shown(
+        self, image: Image.Image | Sequence[Image.Image], box: Sequence[float] | None
+    ) -> tuple[Shown, bool | None]:
         """(the picture, or several views of it, as the model sees it; whether a face was found in
-        it, None if none was looked for). A box that cannot be one is none, and no face is found."""
+        it, None if none was looked for). A box that cannot be one is none, and no face is found.
+        A list is a clip, of which as many frames are shown as the model takes; a face is looked for
+        in each, and found if it is in one."""
+        if isinstance(image, Sequence):
+            return self._clip(image, box)
         if box is not None:
             face = crops.usable(box, image.size)
             views = self.views or (PORTRAIT,)
@@ -165,20 +171,38 @@ class Predictor:
         found = face is not None if self.looks else None
         return crops.views_of(image, face, self.views, self.frames), found
 
+    def _clip(
+        self, frames: Sequence[Image.Image], box: Sequence[float] | None
+    ) -> tuple[Shown, bool | None]:
+        from vlmface.data.clips import middles
+
+        if not frames:
+            raise UserError("a clip without frames was given: a clip needs one frame at least")
+        chosen = [frames[i] for i in middles(len(frames), self.frames)]
+        faces: list[Any] = [None] * len(chosen)
+        if box is not None:
+            faces = [crops.usable(box, frame.size) for frame in chosen]
+        elif self.looks:
+            faces = [next(iter(self.faces(frame)), None) for frame in chosen]
+        views = self.views or ((PORTRAIT,) if box is not None else ())
+        asked = box is not None or self.looks
+        found = any(face is not None for face in faces) if asked else None
+        return crops.views_of_clip(chosen, faces, views), found
+
     # --- asking -----------------------------------------------------------------------------------
 
     def predict(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image | Sequence[Image.Image]],
         tasks: Sequence[str] | None = None,
         *,
         boxes: Sequence[Sequence[float] | None] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> list[FaceReport]:
-        """A report on each RGB picture: on the face at its box (see `faces`), or on the picture
-        whole where there is none. Of a run with several views, all are made of the one picture;
-        without a box its largest face is looked for. `tasks`: some of `self.tasks`, default all.
-        Raises UserError."""
+        """A report on each RGB picture, or clip (a list of its frames, in order): on the face at
+        its box (see `faces`), or on the picture whole where there is none. Of a run with several
+        views, all are made of the one picture; without a box its largest face is looked for.
+        `tasks`: some of `self.tasks`, default all. Raises UserError."""
         asked = self._asked(tasks)
         where = list(boxes) if boxes is not None else [None] * len(images)
         seen = [self.shown(image, box) for image, box in zip(images, where, strict=True)]
