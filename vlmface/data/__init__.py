@@ -155,7 +155,8 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
 
 def fingerprint(rows: datasets.Dataset) -> str:
     """12 hex digits over the ids and labels of all rows in order: same data, same digits."""
-    columns = ["id", "emotion", "aus", "age", "gender", "race", "rationale"]
+    columns = ["id", "emotion", "aus", "valence", "arousal", "age", "gender", "race", "context",
+               "rationale"]  # fmt: skip
     table = rows.select_columns(columns).with_format("arrow")[:]
     digest = hashlib.sha256()
     for column in columns:
