@@ -77,7 +77,7 @@ def test_what_a_run_leaves_behind(run_dir: Path) -> None:
     assert crops.parse(found.crop) == crops.parse([
         {"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}
     ])  # fmt: skip
-    assert prompt.id == "context_both" and prompt.images == 2
+    assert prompt.id == "context_both_masked" and prompt.images == 2
     scores = json.loads((run_dir / "metrics.json").read_text())
     assert scores["after"]["mode"] == "scored" and scores["train"]["n"] == 5
     assert scores["after"]["attributes"]["context"]["n"] == 2
@@ -146,7 +146,7 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
 
 def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
     cases = {
-        r"context_both is about 2 picture\(s\), but 1 would be shown": {
+        r"context_both_masked is about 2 picture\(s\), but 1 would be shown": {
             "crop": "{size: 32}"
         },
         r"context_face is about 1 picture\(s\), but 2 would be shown": {"prompt": "context_face"},
@@ -182,8 +182,8 @@ def test_face_context_and_both(
 ) -> None:
     assert recipe(tmp_path, ablation="true", epochs=1) == 0
     shows = {}
-    for arm, prompt in (("face", "context_face"), ("scene", "context_scene"),
-                        ("both", "context_both")):  # fmt: skip
+    for arm, prompt in (("face", "context_face"), ("scene", "context_masked"),
+                        ("both", "context_both_masked")):  # fmt: skip
         found, (asked,) = manifest.load(tmp_path / arm)
         assert asked.id == prompt and found.seed == 0
         shows[arm] = [view.show for view in crops.parse(found.crop)]

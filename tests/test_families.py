@@ -29,7 +29,9 @@ def test_the_family_is_found_and_an_unknown_one_refused(base: Path) -> None:
     assert families.family_of(base) == "llava"
     assert families.family_of(str(base)) == "llava"
     assert families.get("llava") is llava
-    with pytest.raises(UserError, match="unknown model family 'clip'; known: llava"):
+    with pytest.raises(UserError, match="unknown model family 'clap'; known: llava"):
+        families.get("clap")
+    with pytest.raises(UserError, match="this run is a CLIP"):
         families.get("clip")
     with pytest.raises(UserError, match="model type 'gpt2' belongs to no known family"):
         families.family_of(type("Config", (), {"model_type": "gpt2"})())

@@ -291,7 +291,9 @@ def test_every_label_space_with_a_prompt_is_asked(generate: Callable[..., int]) 
         if found & {space.id for space in benchmark.spaces} or not benchmark.spaces:
             assert answering.scored_prompts(benchmark, asked)
     packaged = [prompts.load(file.stem) for file in (ROOT / "prompts").glob("*.yaml")]
-    assert lacking.isdisjoint(prompt.space.id for prompt in packaged)
+    # context_*: about views of a picture, which lmms-eval's tasks do not make.
+    whole = [prompt for prompt in packaged if not prompt.id.startswith("context_")]
+    assert lacking.isdisjoint(prompt.space.id for prompt in whole)
     assert lacking == {"mafw11", "raer5", "race5"}
 
 
