@@ -134,8 +134,8 @@ class Clip:
         """uint8 squares (..., 3, side, side) as the tower's input, on the model's device and in its
         precision."""
         squares = squares.to(self.device, non_blocking=True)
-        scaled = (squares.float() / 255 - self.mean.to(self.device)) / self.std.to(self.device)
-        return scaled.to(self.dtype)
+        mean, std = self.mean.to(self.device), self.std.to(self.device)
+        return squares.float().mul_(1 / (255 * std)).sub_(mean / std).to(self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -102,7 +102,7 @@ def answer(
         total=len(rows), initial=len(rows) - len(left), desc=title, unit="face",
         disable=not is_main(),
     ) as bar:  # fmt: skip
-        for part, images in _opened(rows, _batches(rows, left, batch_size)):
+        for part, images in _opened(rows, _batches(rows, left, batch_size, predictor.pads)):
             found = [_ask(one, images, mode, batch_size) for one in asked]
             for row, said in zip(part, zip(*found, strict=True), strict=True):
                 lines = [
@@ -170,8 +170,14 @@ def check_ids(ids: Sequence[str]) -> None:
         )
 
 
-def _batches(rows: datasets.Dataset, left: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Row numbers in batches, pictures of like size together: of these a batch pads the least."""
+def _batches(
+    rows: datasets.Dataset, left: Sequence[int], size: int, pads: bool
+) -> Iterator[list[int]]:
+    """Row numbers in batches; where a batch `pads`, pictures of like size together: of these it
+    pads the least."""
+    if not pads:
+        yield from (list(left[i : i + size]) for i in range(0, len(left), size))
+        return
     for start in range(0, len(left), POOL * size):
         pool = list(left[start : start + POOL * size])
         areas = {i: sum(map(_area, stored_pictures(rows[i]))) for i in pool}
@@ -189,12 +195,12 @@ def _area(image: Any) -> int:
 
 def _opened(
     rows: datasets.Dataset, batches: Iterator[list[int]]
-) -> Iterator[tuple[datasets.Dataset, list[Shown]]]:
+) -> Iterator[tuple[list[dict[str, Any]], list[Shown]]]:
     """The batches with what is shown of each row; that of the next one is opened meanwhile."""
     with ThreadPoolExecutor(DECODERS) as pool:
-        waiting: list[tuple[datasets.Dataset, list[Any]]] = []
+        waiting: list[tuple[list[dict[str, Any]], list[Any]]] = []
         for batch in batches:
-            part = rows.select(batch)
+            part = list(rows.select(batch))
             waiting.append((part, [pool.submit(open_shown, row) for row in part]))
             if len(waiting) > 1:
                 part, opening = waiting.pop(0)

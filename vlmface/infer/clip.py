@@ -32,6 +32,8 @@ class ClipModel:
     """A classifier with its texts; `ClipModel.load` makes one. A row is one RGB picture, or the
     list of its views and frames."""
 
+    pads = False  # every picture becomes a square of one size
+
     def __init__(self, classifier: Classifier, views: crops.Views = ()) -> None:
         self.classifier = classifier
         self.prompt: LabelTexts = classifier.texts

@@ -86,6 +86,8 @@ class LabelScores:
 class LocalModel:
     """A model with its processor, prompt and family; `LocalModel.load` makes one."""
 
+    pads = True  # pictures of different sizes take different room in a batch
+
     def __init__(
         self, model: Any, processor: Any, prompt: prompts.Prompt, family: str, max_new_tokens: int
     ) -> None:
