@@ -216,6 +216,6 @@ def test_large_pictures_are_asked_together() -> None:
     from samples import rows
 
     data = rows(6)
-    order = [i for batch in answering._batches(data, range(6, pads=True), 2) for i in batch]
+    order = [i for batch in answering._batches(data, range(6), 2, pads=True) for i in batch]
     areas = [answering._area(data[i]["image"]) for i in order]
     assert sorted(order) == list(range(6)) and areas == sorted(areas)
