@@ -111,6 +111,8 @@ def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
 class Scripted:
     """Stands for a model: says of each image, in order, what it was told to say about it."""
 
+    pads = False
+
     manifest = crop = None
 
     def __init__(self, texts: dict[str, list[str]], asked: list[Prompt]) -> None:
