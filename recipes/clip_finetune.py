@@ -11,7 +11,6 @@ Stopped at any moment, the same command goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vlmface import config
 from vlmface.clip import run
@@ -24,16 +23,8 @@ def main(argv: Sequence[str]) -> int:
     check(settings)
     sft.check_processes(settings.num_processes)
     sft.use_all_cores()
-    run_dir = Path(settings.output_dir)
-    if sft.is_main():
-        config.remember(
-            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
-        )
-    sft.wait_for_everyone()
-    if (run_dir / "report.html").exists():  # written last
-        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
-        return 0
-    run.run("clip_finetune", settings)
+    if sft.begin(settings):
+        run.run("clip_finetune", settings)
     return 0
 
 

@@ -71,29 +71,15 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
 def train_clip(settings: ContextSettings) -> int:
     """One CLIP, evaluated before and after."""
     check(settings)
-    if started(settings):
+    if sft.begin(settings):
         run.run("context_emotion", settings)
     return 0
-
-
-def started(settings: Any) -> bool:
-    """Whether there is something to do in the run's folder, which remembers the settings."""
-    run_dir = Path(settings.output_dir)
-    if sft.is_main():
-        config.remember(
-            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
-        )
-    sft.wait_for_everyone()
-    if (run_dir / "report.html").exists():  # written last
-        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
-        return False
-    return True
 
 
 def train(settings: context.Settings) -> int:
     """One model, evaluated before and after."""
     prompt = settings.load_prompt()
-    if not started(settings):
+    if not sft.begin(settings):
         return 0
     run_dir = Path(settings.output_dir)
 

@@ -181,6 +181,13 @@ def test_label_features_are_kept_only_while_they_hold(clip_base: Path) -> None:
     assert not torch.allclose(learning.label_features(), before)
 
 
+def test_a_model_that_has_answered_can_still_be_trained(clip_base: Path) -> None:
+    one = _classifier(clip_base, image="lora")
+    one.answer(SQUARES)
+    one.train()(SQUARES)["logits"].sum().backward()
+    assert all(p.grad is not None for p in one.parameters() if p.requires_grad)
+
+
 def test_a_linear_head_starts_as_zero_shot(clip_base: Path) -> None:
     probe, plain = _classifier(clip_base, head="linear"), _classifier(clip_base)
     assert torch.allclose(probe.answer(SQUARES)[0], plain.answer(SQUARES)[0], atol=1e-6)
@@ -194,7 +201,9 @@ def test_learnt_contexts_start_as_their_words(clip_base: Path) -> None:
     said = [f"{START} {text}" for found in one.texts.positive.values() for text in found]
     with torch.no_grad():
         assert one.contexts is not None
-        assert torch.allclose(one.contexts(), one.clip.features_of(said), atol=1e-5)
+        assert torch.allclose(
+            one.contexts(), one.clip.text_features(one.clip.tokens(said)), atol=1e-5
+        )
     with pytest.raises(UserError, match="take fewer contexts"):
         _classifier(clip_base, text="prompts", contexts=75)
 
@@ -205,7 +214,7 @@ def test_negatives_count_against_a_label(clip_base: Path) -> None:
     with torch.no_grad():
         sizes = [len(v) for v in plain.texts.negative.values()]
         negative = [text for v in plain.texts.negative.values() for text in v]
-        parts = torch.split(plain.clip.features_of(negative), sizes)
+        parts = torch.split(plain.clip.text_features(plain.clip.tokens(negative)), sizes)
         means = torch.stack([torch.nn.functional.normalize(p.mean(0), dim=-1) for p in parts])
         expected = plain.label_features() - 0.5 * means
     assert torch.allclose(against.label_features(), expected, atol=1e-6)

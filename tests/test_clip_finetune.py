@@ -62,7 +62,7 @@ def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
     assert scores["before"]["n"] == scores["after"]["n"] == 24
     assert scores["after"]["parse"]["strict"] == 1
     found, (asked,) = manifest.load(done)
-    assert found.family == model.FAMILY and found.base["id"] == str(clip_base)
+    assert found.family == manifest.CLIP and found.base["id"] == str(clip_base)
     assert asked.sha == texts.load("clip_emotion").sha
     lines = answering.read_lines(done / "predictions.jsonl")
     for line in lines:

@@ -94,7 +94,7 @@ def caer() -> tuple[Classifier, Settings]:
         },
         chosen.base,
     )
-    shape = chosen.shape(clip_settings.views_of(chosen.crop))
+    shape = chosen.shape(len(crops.parse(chosen.crop)))
     return Classifier(clip, texts.load(chosen.prompt), shape), chosen
 
 

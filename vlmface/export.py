@@ -475,7 +475,7 @@ def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: s
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if manifest.family_of(run) == "clip":
+    if manifest.family_of(run) == manifest.CLIP:
         return _merge_clip(run, out, dtype, license, repo)
     if repo is not None:
         check_repo(repo)

@@ -23,6 +23,7 @@ NAME = "vlmface.json"
 PROMPTS = "prompts"  # folder of a run
 SCHEMA = 1
 TINY = "vlmface-tiny"
+CLIP = "clip"  # the `family` of a CLIP, which is none of vlmface.families
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _BLOCK = 32 * 2**20

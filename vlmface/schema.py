@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
 # Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
+AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
 VOTE_KEYS = (*taxonomy.EMOTIONS, "other", "unknown", "no_face")
 
 

@@ -8,7 +8,7 @@ cosine of the two, times a scale -> logits; a linear head may take the texts' pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -192,7 +192,7 @@ class Classifier(nn.Module):
         """What logits are multiplied with before the softmax."""
         return self.model.logit_scale.exp()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what it keeps of the labels is trained with later
     def answer(
         self, squares: torch.Tensor | None = None, features: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -277,8 +277,3 @@ def _means(features: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     parts = torch.split(features, list(sizes))
     return torch.stack([p.mean(0) if len(p) else features.new_zeros(features.shape[1])
                         for p in parts])  # fmt: skip
-
-
-def as_dict(shape: Shape) -> dict[str, Any]:
-    """The shape as a manifest keeps it."""
-    return asdict(shape)

@@ -21,13 +21,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 
+from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.files import resource
 
 TINY = "vlmface-clip-tiny"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-FAMILY = "clip"  # in a manifest
-_TEXTS_AT_ONCE = 256
 
 
 def is_clip(base: str | Path) -> bool:
@@ -35,8 +34,9 @@ def is_clip(base: str | Path) -> bool:
     open_clip_config.json, "NAME/TAG" of open_clip's list, or "hf-hub:OWNER/NAME"."""
     if str(base) == TINY or str(base).startswith("hf-hub:"):
         return True
-    if (Path(base).expanduser() / CONFIG).is_file():
-        return True
+    folder = Path(base).expanduser()
+    if str(base) == manifest.TINY or folder.is_dir():  # told without open_clip, which loads slowly
+        return (folder / CONFIG).is_file()
     import open_clip
 
     return str(base).partition("/")[0] in open_clip.list_models()
@@ -161,15 +161,6 @@ class Clip:
             tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]
         return self.read_embedded(self.text_tower.token_embedding(tokens), tokens)
 
-    @torch.no_grad()
-    def features_of(self, texts: Sequence[str]) -> torch.Tensor:
-        """`text_features` of texts, (n, width) float32, without gradients."""
-        parts = [
-            self.text_features(self.tokens(texts[i : i + _TEXTS_AT_ONCE]))
-            for i in range(0, len(texts), _TEXTS_AT_ONCE)
-        ]
-        return torch.cat(parts).float()
-
     @property
     def reads_embedded(self) -> bool:
         """Whether the text tower is open_clip's own, so that its input can be learnt."""
@@ -248,15 +239,15 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
     return Clip(model.eval(), tokenizer, config, str(base))
 
 
-def save(clip: Clip, folder: str | Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `state`
-    replaces the model's own weights."""
+def save(clip: Clip, folder: str | Path) -> None:
+    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens."""
     from safetensors.torch import save as to_bytes
 
     from vlmface.files import atomic_write
 
-    weights = clip.model.state_dict() if state is None else state
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()
+    }
     atomic_write(Path(folder) / WEIGHTS, to_bytes(weights))
     atomic_write(Path(folder) / CONFIG, json.dumps(clip.config, indent=2) + "\n")
 

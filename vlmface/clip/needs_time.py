@@ -25,7 +25,7 @@ from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled
 from vlmface.clip.select import Held
-from vlmface.clip.settings import Settings, check, views_of
+from vlmface.clip.settings import Settings, check
 from vlmface.clip.train import Numbers, Targets, all_features, train_on
 from vlmface.data import crops
 from vlmface.errors import UserError
@@ -62,11 +62,11 @@ def main(argv: Sequence[str]) -> int:
 def _check(settings: Settings) -> None:
     expected = {"image": "frozen", "augment": "none", "time": "transformer"}
     wrong = [f"{k} is {v}" for k in expected if (v := getattr(settings, k)) != expected[k]]
-    if wrong or settings.frames < 2 or views_of(settings.crop) > 1:
+    if wrong or settings.frames < 2 or len(crops.parse(settings.crop)) > 1:
         raise UserError(
             f"clips are compared with their frames by image: frozen, augment: none, time: "
             f"transformer, frames: 2 or more, and one view; found {', '.join(wrong) or 'others'}, "
-            f"frames {settings.frames}, {views_of(settings.crop)} view(s)"
+            f"frames {settings.frames}, {max(1, len(crops.parse(settings.crop)))} view(s)"
         )
     if not settings.validation_split:
         raise UserError("epochs and the best frame are chosen on validation_split: name one")

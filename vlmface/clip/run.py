@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from vlmface import data, manifest
 from vlmface.clip import model, texts, trained
-from vlmface.clip.classifier import Classifier, as_dict
+from vlmface.clip.classifier import Classifier
 from vlmface.clip.select import Held
 from vlmface.clip.settings import Settings
 from vlmface.clip.train import train
@@ -126,7 +126,7 @@ def save(
     manifest.save_prompts([classifier.texts], run_dir)
     manifest.Manifest(
         recipe=recipe,
-        family=model.FAMILY,
+        family=manifest.CLIP,
         base={"id": settings.base, "sha": sha},
         adapter=True,
         policy={"image": settings.image, "text": settings.text, "head": settings.head},
@@ -141,7 +141,7 @@ def save(
         limits=settings.limits,
         crop=crops.as_dict(crops.parse(settings.crop)),
         frames=settings.frames,
-        clip=as_dict(classifier.shape),
+        clip=dataclasses.asdict(classifier.shape),
     ).save(run_dir)
 
 

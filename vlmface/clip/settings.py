@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vlmface.clip.classifier import Shape
+from vlmface.data import crops
 from vlmface.errors import UserError
 
 
@@ -128,7 +128,7 @@ def check(settings: Settings) -> None:
     if not isinstance(settings.wise_alpha, str) and not 0 <= settings.wise_alpha <= 1:
         raise UserError(f"wise_alpha is {settings.wise_alpha}, expected 0 to 1, or auto")
     nothing = settings.image == settings.text == "frozen" and settings.head == "text"
-    if nothing and settings.time != "transformer" and not views_of(settings.crop) > 1:
+    if nothing and settings.time != "transformer" and len(crops.parse(settings.crop)) <= 1:
         raise UserError(
             "nothing would be trained: image and text are frozen and the head is the texts; set "
             "head: linear (a probe), text: prompts, or image: lora"
@@ -140,8 +140,3 @@ def check(settings: Settings) -> None:
             f"save_steps {settings.save_steps} is no multiple of logging_steps "
             f"{settings.logging_steps}: the log of a resumed run would differ"
         )
-
-
-def views_of(crop: Sequence[Any] | dict[str, Any] | None) -> int:
-    """How many views of a row a `crop` setting shows."""
-    return len(crop) if isinstance(crop, list) else 1

@@ -170,11 +170,6 @@ def load(id_or_path: str | Path) -> LabelTexts:
     return texts
 
 
-def is_texts(name: object) -> bool:
-    """Whether `name` is an id that `load` knows, and not one of a chat prompt."""
-    return isinstance(name, LabelTexts) or str(name) in names()
-
-
 # --- how long they are ----------------------------------------------------------------------------
 
 

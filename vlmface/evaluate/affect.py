@@ -17,8 +17,9 @@ import numpy as np
 
 from vlmface.evaluate.measures import ratio
 from vlmface.evaluate.statistics import Array
+from vlmface.schema import AFFECT
 
-DIMENSIONS = ("valence", "arousal")
+DIMENSIONS = AFFECT
 
 Row = Mapping[str, Any]
 

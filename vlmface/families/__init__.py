@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.families import llava, paligemma, qwen_vl, smolvlm
 
@@ -23,7 +24,7 @@ FAMILIES: dict[str, ModuleType] = {
 
 def get(name: str) -> ModuleType:
     """Return the family called `name`; UserError with the list of known ones otherwise."""
-    if name == "clip":
+    if name == manifest.CLIP:
         raise UserError(
             "this run is a CLIP, which answers with a label and writes nothing: ask it with "
             "vlmface predict, eval/run.py, the demo, or vlmface.infer.Predictor"

@@ -15,6 +15,7 @@ from vlmface import manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import GREY, LabelScores, Prediction
+from vlmface.schema import AFFECT
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 WEIGHTS = "trained.safetensors"  # of a run: what was trained, over its base
-AFFECT = ("valence", "arousal")
 _LEAST = 1e-12  # probability whose logarithm is still told apart
 
 

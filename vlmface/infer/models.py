@@ -20,7 +20,7 @@ def load(
     from vlmface.clip import model
 
     if manifest.is_run(run_or_model):
-        clip = manifest.family_of(run_or_model) == model.FAMILY
+        clip = manifest.family_of(run_or_model) == manifest.CLIP
     else:
         clip = model.is_clip(run_or_model)
     if clip:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import encode, manifest
+from vlmface import config, encode, manifest
 from vlmface.data import crops
 from vlmface.data.rows import pictures
 from vlmface.errors import UserError
@@ -222,6 +222,21 @@ def check_processes(asked: int | None) -> None:
             "accelerate was asked for several processes but started one: on a CPU, launch with "
             "`--config_file recipes/accelerate/ddp.yaml`"
         )
+
+
+def begin(settings: Any) -> bool:
+    """Remember the settings in the run's folder, or check that they are those it was begun with;
+    whether there is something left to do there. Raises UserError."""
+    run_dir = Path(settings.output_dir)
+    if is_main():
+        config.remember(
+            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
+        )
+    wait_for_everyone()
+    if (run_dir / "report.html").exists():  # written last
+        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+        return False
+    return True
 
 
 def use_all_cores() -> None:
