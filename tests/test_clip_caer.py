@@ -102,6 +102,6 @@ def test_an_ablation_needs_a_view_of_each(root, tmp_path):
     with pytest.raises(UserError, match="the ablation's run face has no view"):
         main([
             "--config", "clip_caer_raer", "--base", "vlmface-clip-tiny", "--data_root", str(root),
-            "--crop", "[{show: person}, {show: scene}]", "--ablation", "true",
+            "--crop", "[{show: boxed}, {show: scene}]", "--ablation", "true",
             "--output_dir", str(tmp_path / "run"),
         ])  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fake_teacher import FakeTeacher, Reply
-from miniatures import raer
+from miniatures import emotic, raer
 from safetensors.torch import load_file
 from samples import load_script, picture
 
@@ -116,11 +116,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Path) -> None:
     for name, cached in (("cached", "true"), ("pixels", "false")):
-        assert recipe(tmp_path / name, tower="frozen", cache_features=cached) == 0
+        assert recipe(tmp_path / name, llm="lora", cache_features=cached) == 0
     ours, theirs = weights(tmp_path / "cached"), weights(tmp_path / "pixels")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
     both = weights(tmp_path / "cached")
-    assert recipe(tmp_path / "face", tower="frozen", prompt="context_face",
+    assert recipe(tmp_path / "face", llm="lora", prompt="context_face",
                   crop="{size: 32, margin: 0.1}") == 0  # fmt: skip
     one = weights(tmp_path / "face")
     assert any(not torch.allclose(one[name], both[name]) for name in both)  # the scene is seen
@@ -203,6 +203,31 @@ def test_face_context_and_both(
     assert table in capsys.readouterr().out
     assert "What it takes" in (tmp_path / "ablation.html").read_text()
     assert recipe(tmp_path, ablation="true", epochs=1) == 0  # everything is there already
+
+
+def test_person_context_and_both_with_several_labels(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emotic.write(tmp_path / "data")
+    words = {
+        "config": "context_vlm_emotic", "base": base, "data_root": tmp_path / "data",
+        "output_dir": tmp_path / "run", "ablation": "true", "epochs": 1, "batch_size": 2,
+        "gradient_accumulation": 1, "max_pixels": "null", "max_new_tokens": 8, "save_steps": 10, "logging_steps": 10,
+        "gradient_checkpointing": "false", "dataloader_workers": 0,
+        "crop": "[{size: 32, show: person}, {size: 32, show: boxed}]",
+    }  # fmt: skip
+    main = load_script("recipes/context_emotion.py").main
+    assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+    asked = {arm: manifest.load(tmp_path / "run" / arm)[1][0] for arm in ("face", "scene", "both")}
+    assert [one.id for one in asked.values()] == ["emotic_person", "emotic_scene", "emotic_both"]
+    assert all(one.form == "labels" for one in asked.values())
+    table = (tmp_path / "run" / "ablation.md").read_text()
+    assert "| shown | mAP | Jaccard index |" in table and "McNemar" not in table
+    scores = json.loads((tmp_path / "run" / "both" / "metrics.json").read_text())["after"]
+    block = scores["labels"]
+    assert f"| both | {100 * block['map']:.1f} [" in table
+    assert "| person only |" in table and "| both − person only |" in table
+    assert table in capsys.readouterr().out
 
 
 # --- photographs ----------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from samples import load_script
 
 
 @pytest.mark.slow
-def test_face_and_context_are_both_needed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["clip-caer", "vlm"])
+def test_face_and_context_are_both_needed(model: str, tmp_path: Path) -> None:
     main = load_script("recipes/context_emotion.py").main
-    words = ["--model", "clip-caer", "--ablation", "true", "--output_dir", str(tmp_path)]
+    words = ["--model", model, "--ablation", "true", "--output_dir", str(tmp_path)]
     assert main(words) == 0
     scores = {
         arm: json.loads((tmp_path / arm / "metrics.json").read_text())["after"]["attributes"][

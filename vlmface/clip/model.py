@@ -22,10 +22,12 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 
 from vlmface import manifest
+from vlmface.clip.fused import fuse
 from vlmface.errors import UserError
 from vlmface.files import resource
 
 TINY = "vlmface-clip-tiny"
+CPU_BATCH = 32  # pictures that a CPU reads at once: with more, activations leave its caches
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
@@ -143,6 +145,9 @@ class Clip:
 
     def image_features(self, squares: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
         """Features (n, width) of uint8 squares (n, 3, side, side)."""
+        if len(squares) > CPU_BATCH and self.device.type == "cpu" and not torch.is_grad_enabled():
+            parts = squares.split(CPU_BATCH)
+            return torch.cat([self.image_features(part, normalize=normalize) for part in parts])
         return self.model.encode_image(self.pixels(squares), normalize=normalize)
 
     # --- texts ------------------------------------------------------------------------------------
@@ -236,6 +241,7 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
     }
     if dtype is not None:
         model = model.to(dtype)
+    fuse(model)
     return Clip(model.eval(), tokenizer, config, str(base))
 
 

@@ -196,17 +196,33 @@ def _area(image: Any) -> int:
 def _opened(
     rows: datasets.Dataset, batches: Iterator[list[int]]
 ) -> Iterator[tuple[list[dict[str, Any]], list[Shown]]]:
-    """The batches with what is shown of each row; that of the next one is opened meanwhile."""
+    """The batches with what is shown of each row; where a GPU answers, that of the next one is
+    opened meanwhile. A CPU answers with all its cores: threads beside it would slow it down."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for batch in batches:
+            part = _rows(rows, batch)
+            yield part, [open_shown(row) for row in part]
+        return
     with ThreadPoolExecutor(DECODERS) as pool:
         waiting: list[tuple[list[dict[str, Any]], list[Any]]] = []
         for batch in batches:
-            part = list(rows.select(batch))
+            part = _rows(rows, batch)
             waiting.append((part, [pool.submit(open_shown, row) for row in part]))
             if len(waiting) > 1:
                 part, opening = waiting.pop(0)
                 yield part, [image.result() for image in opening]
         for part, opening in waiting:
             yield part, [image.result() for image in opening]
+
+
+def _rows(rows: datasets.Dataset, batch: Sequence[int]) -> list[dict[str, Any]]:
+    """Some rows: read as columns, which is many times as fast as one by one."""
+    columns = rows[list(batch)]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def _ask(

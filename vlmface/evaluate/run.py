@@ -157,7 +157,7 @@ def conclude(
     images = dict(zip(faces["id"], faces["image"], strict=True))
     report.write_report(run_dir, images=images, baseline=baseline)
     print(f"learnt: {summary(scores['after'])} (before: {summary(scores['before'])})")
-    print(f"is in:  {run_dir} (adapter, predictions, report.html)")
+    print(f"is in:  {run_dir} (weights, predictions, report.html)")
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
 

@@ -17,7 +17,7 @@ from vlmface.files import atomic_write
 from vlmface.prompts import Prompt
 from vlmface.train import sft
 
-ARMS = {"face": "face only", "scene": "context only", "both": "both"}
+ARMS = ("face", "scene", "both")  # folders of an ablation's runs
 ABLATION = "ablation"  # name of the files that hold the arms side by side
 
 
@@ -57,16 +57,23 @@ def split(views: crops.Views) -> dict[str, list[crops.Crop]]:
             "an ablation trains three models one after the other in one process: start each by "
             "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
         )
+    shown = near(views)
     return {
-        "face": [one for one in views if one.show == "face"],
-        "scene": [one for one in views if one.show != "face"],
+        "face": [one for one in views if one.show == shown],
+        "scene": [one for one in views if one.show != shown],
         "both": list(views),
     }
 
 
+def near(views: crops.Views) -> Literal["face", "person"]:
+    """What the views show from near: the face or, where none does, the person."""
+    return "face" if any(one.show == "face" for one in views) else "person"
+
+
 def arms(settings: Settings) -> dict[str, Settings]:
     """The runs of an ablation by folder: the same data and seed, shown the views that cut out the
-    face, those that show what is around it, or all. Raises UserError."""
+    face (or, where none does, the person), those that show what is around, or all. Raises
+    UserError."""
     found = {}
     for name, chosen in split(settings.views).items():
         prompt = settings.prompt if name == "both" else settings.alone.get(name)
@@ -93,8 +100,8 @@ def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
     for name, chosen in split(crops.parse(settings.crop)).items():
         if not chosen:
             raise UserError(
-                f"the ablation's run {name} has no view: give crop a view that shows the face and "
-                "one that does not cut it out"
+                f"the ablation's run {name} has no view: give crop a view that shows the face or "
+                "the person and one that shows what is around"
             )
         found[name] = replace(
             settings,
@@ -109,32 +116,46 @@ def conclude(folder: str | Path) -> dict[str, Any]:
     """Write ablation.json, ablation.md and ablation.html of the finished runs of `arms` in their
     folder; returns `compare.compare` of them."""
     folder = Path(folder)
-    result = compare.compare([compare.read(folder / arm, name) for arm, name in ARMS.items()])
+    read = {arm: compare.read(folder / arm) for arm in ARMS}
+    shown = near(crops.parse(read["face"].settings["crop"]))
+    names = {"face": f"{shown} only", "scene": "context only", "both": "both"}
+    result = compare.compare([replace(run, name=names[arm]) for arm, run in read.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")
     atomic_write(folder / f"{ABLATION}.md", table(result))
     return result
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Accuracy and UAR of each arm, per cent with 95 % intervals, and the differences between them
-    on the same rows, as markdown."""
-    (title,) = report.score_blocks(result["runs"][0]["scores"])
-    keys = {"accuracy": "accuracy", "uar": "UAR"}
+    """Accuracy and UAR of each arm (mAP, and Jaccard index of what was said, where a face may have
+    several labels), per cent with 95 % intervals, and the differences between them on the same
+    rows, as markdown."""
+    # The label that is asked for comes first; valence and arousal may follow.
+    title, first = next(iter(report.score_blocks(result["runs"][0]["scores"]).items()))
+    keys = {
+        key: report.SCORES[key]
+        for key in ("accuracy", "uar", "map", "jaccard")
+        if first.get(key) is not None
+    }
     lines = ["| shown | " + " | ".join(keys.values()) + " |", "| --- |" + " --- |" * len(keys)]
     for run in result["runs"]:
         block = report.score_blocks(run["scores"])[title]
         cells = [f"{100 * block[key]:.1f} [{_percents(block['ci95'][key])}]" for key in keys]
         lines.append(f"| {run['name']} | " + " | ".join(cells) + " |")
-    lines += ["", "| difference | " + " | ".join(keys.values()) + " | McNemar, Holm |"]
-    lines += ["| --- |" + " --- |" * (len(keys) + 1)]
+    tested = "accuracy" in keys
+    lines += ["", "| difference | " + " | ".join(keys.values()) + " |"]
+    lines += ["| --- |" + " --- |" * len(keys)]
+    if tested:
+        lines[-2] += " McNemar, Holm |"
+        lines[-1] += " --- |"
     for pair in result["pairs"]:
         change = report.score_blocks(pair)[title]
         cells = [
             f"{100 * change[key]['difference']:+.1f} [{_percents(change[key]['ci95'], '+')}]"
             for key in keys
         ]
-        p = f"p = {change['accuracy']['p_holm']:.2g}"
-        lines.append(f"| {pair['second']} − {pair['first']} | " + " | ".join([*cells, p]) + " |")
+        if tested:
+            cells.append(f"p = {change['accuracy']['p_holm']:.2g}")
+        lines.append(f"| {pair['second']} − {pair['first']} | " + " | ".join(cells) + " |")
     n = result["runs"][0]["scores"]["n"]
     return "\n".join(lines) + f"\n\nn = {n}; per cent, 95 % bootstrap intervals.\n"
 
