@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vlmface import config, data
 from vlmface.clip import contrast, model, tiny
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.files import atomic_write
 from vlmface.train import sft
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
             for split in settings.probe_splits
         ]
-        rows, *probed = [crops.shown(part, views) for part in (rows, *probed)]
+        rows, *probed = [crop_cache.shown(part, views) for part in (rows, *probed)]
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
     trained = contrast.train(clip, rows, settings)
     if not sft.is_main():

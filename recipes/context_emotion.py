@@ -19,7 +19,7 @@ from typing import Any
 from vlmface import config, data, families, manifest
 from vlmface.clip import run
 from vlmface.clip.settings import ContextSettings, check
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -102,7 +102,7 @@ def train(settings: context.Settings) -> int:
             **settings.data_options,
         )
         fingerprint = data.fingerprint(samples)
-        samples = crops.shown(samples, views, settings.frames)
+        samples = crop_cache.shown(samples, views, settings.frames)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
     length = {"max_length": settings.max_length, "seed": settings.seed}

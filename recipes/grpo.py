@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmface import config, data, prompts
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.train import grpo, rewards, sft
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             **settings.data_options,
         )
         fingerprint = data.fingerprint(faces)
-        faces = crops.shown(faces, views, start.frames)
+        faces = crop_cache.shown(faces, views, start.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, start.frames

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmface import config, data, families, manifest, prompts
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             **settings.data_options,
         )
         fingerprint = data.fingerprint(samples)
-        samples = crops.shown(samples, views, settings.frames)
+        samples = crop_cache.shown(samples, views, settings.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, settings.frames

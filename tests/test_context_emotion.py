@@ -212,8 +212,8 @@ def test_person_context_and_both_with_several_labels(
     words = {
         "config": "context_vlm_emotic", "base": base, "data_root": tmp_path / "data",
         "output_dir": tmp_path / "run", "ablation": "true", "epochs": 1, "batch_size": 2,
-        "gradient_accumulation": 1, "max_pixels": "null", "max_new_tokens": 8, "save_steps": 10, "logging_steps": 10,
-        "gradient_checkpointing": "false", "dataloader_workers": 0,
+        "gradient_accumulation": 1, "max_pixels": "null", "max_new_tokens": 8, "save_steps": 10,
+        "logging_steps": 10, "gradient_checkpointing": "false", "dataloader_workers": 0,
         "crop": "[{size: 32, show: person}, {size: 32, show: boxed}]",
     }  # fmt: skip
     main = load_script("recipes/context_emotion.py").main

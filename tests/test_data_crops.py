@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlmface import data, manifest
 from vlmface.cli import main
-from vlmface.data import crops, detect
+from vlmface.data import crop_cache, crops, detect
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
@@ -94,7 +94,9 @@ def test_two_people_in_one_picture_are_two_rows(tmp_path):
     rows = to_dataset(
         Rows({"id": ["left", "right"], "image": [path] * 2, "face_box": boxes}), "x", "train"
     )
-    left, right = opened(crops.cached(rows, crops.Crop(size=120, show="boxed"), progress=False))
+    left, right = opened(
+        crop_cache.cached(rows, crops.Crop(size=120, show="boxed"), progress=False)
+    )
     for found, other in ((left, right), (right, left)):
         assert (found == crops.FRAME).all(-1).any()
         assert (found != other).any()
@@ -106,8 +108,8 @@ def test_two_people_in_one_picture_are_two_rows(tmp_path):
 def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
     rows = table(tmp_path, 5, [BOX, None, BOX, [-5.0, 0.0, 30.0, 30.0], BOX])
     crop = crops.Crop(size=64)
-    monkeypatch.setattr(crops, "PACK", 2)
-    found = crops.cached(rows, crop, progress=False)
+    monkeypatch.setattr(crop_cache, "PACK", 2)
+    found = crop_cache.cached(rows, crop, progress=False)
     expected = [
         np.asarray(crops.cut(open_row_image({"path": path}), box, crop))
         for path, box in zip(
@@ -126,7 +128,7 @@ def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
     (tmp_path / "copy").mkdir()
     for k in range(5):
         (tmp_path / "copy" / f"{k}.png").write_bytes((tmp_path / f"{k}.png").read_bytes())
-    again = crops.cached(
+    again = crop_cache.cached(
         table(tmp_path / "copy", 5, rows["face_box"]).select([4, 1]), crop, progress=False
     )
     np.testing.assert_array_equal(opened(again), [expected[4], expected[1]])
@@ -134,31 +136,31 @@ def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
 
 def test_other_content_boxes_and_ways_of_cutting_are_told_apart(tmp_path):
     rows = table(tmp_path, 1, [BOX])
-    first = opened(crops.cached(rows, crops.Crop(size=64), progress=False))[0]
+    first = opened(crop_cache.cached(rows, crops.Crop(size=64), progress=False))[0]
     face(tmp_path / "0.png", 99, (120, 100))  # the file under that name has changed
-    assert (opened(crops.cached(rows, crops.Crop(size=64), progress=False))[0] != first).any()
-    wider = crops.cached(rows, crops.Crop(size=64, margin=0.5), progress=False)
-    other = crops.cached(table(tmp_path, 1, [[0.0, 0.0, 50.0, 50.0]]), crops.Crop(size=64))
+    assert (opened(crop_cache.cached(rows, crops.Crop(size=64), progress=False))[0] != first).any()
+    wider = crop_cache.cached(rows, crops.Crop(size=64, margin=0.5), progress=False)
+    other = crop_cache.cached(table(tmp_path, 1, [[0.0, 0.0, 50.0, 50.0]]), crops.Crop(size=64))
     assert (opened(wider)[0] != opened(other)[0]).any()
     assert len(list((tmp_path / "cache" / "crops").iterdir())) == 2
 
 
 def test_what_was_cut_before_a_broken_picture_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(crops, "PACK", 2)
+    monkeypatch.setattr(crop_cache, "PACK", 2)
     rows = table(tmp_path, 20)
     whole = (tmp_path / "19.png").read_bytes()
     (tmp_path / "19.png").write_bytes(whole[:200])
     crop = crops.Crop(size=32)
     with pytest.raises(UserError, match=r"19\.png.* is damaged"):
-        crops.cached(rows, crop, progress=False)
+        crop_cache.cached(rows, crop, progress=False)
     kept = set(crop.folder.glob("*.npy"))
     assert len(kept) == 8  # threads take eight pictures at a time
     (tmp_path / "19.png").write_bytes(whole)
-    assert len(opened(crops.cached(rows, crop, progress=False))) == 20
+    assert len(opened(crop_cache.cached(rows, crop, progress=False))) == 20
     assert kept < set(crop.folder.glob("*.npy"))
     with pytest.raises(UserError, match=r"cannot read .*3\.png"):
         (tmp_path / "3.png").unlink()
-        crops.cached(rows, crop, progress=False)
+        crop_cache.cached(rows, crop, progress=False)
 
 
 def test_two_processes_may_cut_the_same_faces(tmp_path):
@@ -166,7 +168,7 @@ def test_two_processes_may_cut_the_same_faces(tmp_path):
     crop, found = crops.Crop(size=32), {}
 
     def work(name):
-        found[name] = opened(crops.cached(rows, crop, workers=1, progress=False))
+        found[name] = opened(crop_cache.cached(rows, crop, workers=1, progress=False))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
     for thread in threads:
@@ -179,20 +181,22 @@ def test_two_processes_may_cut_the_same_faces(tmp_path):
 def test_persons_frames_and_encoded_pictures(tmp_path):
     person = json.dumps({"person_box": BOX})
     rows = table(tmp_path, 2, meta=[person, "{}"])
-    first, second = opened(crops.cached(rows, crops.Crop(size=64), progress=False))
+    first, second = opened(crop_cache.cached(rows, crops.Crop(size=64), progress=False))
     crop = crops.Crop(size=64)
     pictures = [open_row_image({"path": f"{tmp_path}/{k}.png"}) for k in range(2)]
     np.testing.assert_array_equal(first, np.asarray(crops.cut(pictures[0], BOX, crop)))
     np.testing.assert_array_equal(second, np.asarray(crops.cut(pictures[1], None, crop)))
     paths = [str(tmp_path / f"{k}.png") for k in range(2)]
     clip = to_dataset(Rows({"id": ["c"], "frames": [paths]}), "x", "train")
-    frames = crops.cached(clip, crop, progress=False)[0]["frames"]
+    frames = crop_cache.cached(clip, crop, progress=False)[0]["frames"]
     assert len(frames) == 2
     np.testing.assert_array_equal(np.asarray(open_row_image(frames[1])), second)
     stored = to_dataset(
         Rows({"id": ["b"], "image": [(tmp_path / "1.png").read_bytes()]}), "x", "train"
     )
-    np.testing.assert_array_equal(opened(crops.cached(stored, crop, progress=False))[0], second)
+    np.testing.assert_array_equal(
+        opened(crop_cache.cached(stored, crop, progress=False))[0], second
+    )
 
 
 def test_wrong_settings_and_a_deleted_cache(tmp_path):
@@ -206,7 +210,7 @@ def test_wrong_settings_and_a_deleted_cache(tmp_path):
     for said, values in wrong.items():
         with pytest.raises(UserError, match=said):
             crops.parse(values)
-    rows = crops.cached(table(tmp_path, 1), crops.Crop(size=32), progress=False)
+    rows = crop_cache.cached(table(tmp_path, 1), crops.Crop(size=32), progress=False)
     for file in crops.Crop(size=32).folder.glob("*.npy"):
         file.unlink()
     with pytest.raises(UserError, match="delete that folder"):
@@ -236,12 +240,12 @@ def test_pictures_without_a_face_are_taken_whole_and_counted(tmp_path, astronaut
     rows = to_dataset(Rows({"id": ["a", "b"], "image": [str(astronaut), noise]}), "x", "train")
     crop = crops.Crop(size=96, find="detect")
     with pytest.warns(UserWarning, match=r"no face found in 1 of 2 pictures.*noise\.png"):
-        found = opened(crops.cached(rows, crop, progress=False))
+        found = opened(crop_cache.cached(rows, crop, progress=False))
     with detect.Detector() as detector, Image.open(astronaut) as picture:
         expected = crops.cut(picture, detector.face(picture), crop)
     np.testing.assert_array_equal(found[0], np.asarray(expected))
     with pytest.warns(UserWarning, match="no face found in 1 of 2"):  # from the cache, too
-        crops.cached(rows, crop, progress=False)
+        crop_cache.cached(rows, crop, progress=False)
 
 
 # --- everybody sees the same ----------------------------------------------------------------------
@@ -309,7 +313,11 @@ def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
     assert """--crop '{"size": 64, "margin": 0.1, "find": "given", "show": "face"}'""" in said
     assert (tmp_path / "faces-train.png").exists() and (tmp_path / "faces-test.png").exists()
     rows = data.load("rafdb", tmp_path / "data")
-    assert opened(crops.cached(rows, crops.Crop(64, 0.1), progress=False))[0].shape == (64, 64, 3)
+    assert opened(crop_cache.cached(rows, crops.Crop(64, 0.1), progress=False))[0].shape == (
+        64,
+        64,
+        3,
+    )
 
 
 def test_a_long_strip_is_no_large_square():

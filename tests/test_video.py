@@ -14,7 +14,7 @@ from miniatures import face, mafw, raer
 from PIL import Image
 
 from vlmface import data
-from vlmface.data import check, crops, video
+from vlmface.data import check, crop_cache, crops, video
 from vlmface.data.clips import with_frames
 from vlmface.errors import UserError
 
@@ -310,6 +310,6 @@ def test_a_damaged_frame_is_named_and_counted(tmp_path):
     broken.write_bytes(broken.read_bytes()[:60])
     rows = data.load("raer", root, frames=4, faces=None, bodies=None)
     with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
-        crops.shown(rows, (crops.Crop(size=32, show="scene"),), 4, progress=False)
+        crop_cache.shown(rows, (crops.Crop(size=32, show="scene"),), 4, progress=False)
     report = check.check("raer", root, progress=False, frames=4, faces=None, bodies=None)
     assert "4.jpg" in check.text(report)

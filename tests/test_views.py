@@ -13,7 +13,7 @@ from miniatures import face
 from PIL import Image
 
 from vlmface import encode, prompts
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.data.rows import Rows, pictures, to_dataset
 from vlmface.errors import UserError
 
@@ -184,7 +184,7 @@ def test_views_of_a_photograph(tmp_path):
 def test_every_view_of_a_row(tmp_path):
     rows = table(tmp_path, 3, face_box=[FACE, None, FACE])
     with pytest.warns(UserWarning, match=r"no face boxed in 1 of 3 pictures.*1\.png"):
-        found = crops.shown(rows, VIEWS, progress=False)
+        found = crop_cache.shown(rows, VIEWS, progress=False)
     assert found["face_found"] == [True, False, True] and found["face_box"] == [None] * 3
     for k, row in enumerate(found):
         assert len(row["shown"]) == 2 and row["image"] == row["shown"][0]
@@ -192,7 +192,7 @@ def test_every_view_of_a_row(tmp_path):
         for picture, crop in zip(opened(row), VIEWS, strict=True):
             np.testing.assert_array_equal(picture, cut(tmp_path / f"{k}.png", box, crop))
     assert not (opened(found[1])[1] == crops.FRAME).all(-1).any()
-    again = crops.shown(found.remove_columns(["shown", "face_found"]), (), progress=False)
+    again = crop_cache.shown(found.remove_columns(["shown", "face_found"]), (), progress=False)
     assert again["image"] == found["image"] and "shown" not in again.column_names
 
 
@@ -200,13 +200,13 @@ def test_one_view_is_the_image_alone(tmp_path):
     rows = table(tmp_path, 2, face_box=[FACE, FACE])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = crops.shown(rows, VIEWS[:1], progress=False)
+        found = crop_cache.shown(rows, VIEWS[:1], progress=False)
     assert "shown" not in found.column_names and found["face_found"] == [True, True]
-    assert found["image"] == crops.cached(rows, VIEWS[0], progress=False)["image"]
-    plain = crops.shown(rows, (), progress=False)
+    assert found["image"] == crop_cache.cached(rows, VIEWS[0], progress=False)["image"]
+    plain = crop_cache.shown(rows, (), progress=False)
     assert plain["image"] == pictures(rows)["image"]
     assert not {"shown", "face_found"} & set(plain.column_names)
-    scene = crops.shown(rows, crops.parse({"show": "scene", "size": 32}), progress=False)
+    scene = crop_cache.shown(rows, crops.parse({"show": "scene", "size": 32}), progress=False)
     assert "face_found" not in scene.column_names  # nobody asked where the face is
 
 
@@ -217,7 +217,7 @@ def test_each_frame_has_its_own_face(tmp_path):
     person = crops.Crop(48, show="person")
     views = (*VIEWS, person)
     with pytest.warns(UserWarning, match="no face boxed in 4 of 6 pictures"):
-        found = crops.shown(rows, views, frames=3, progress=False)
+        found = crop_cache.shown(rows, views, frames=3, progress=False)
     assert found["face_found"] == [True, False]
     for k, row in enumerate(found):
         expected = [
@@ -233,23 +233,23 @@ def test_each_frame_has_its_own_face(tmp_path):
         np.testing.assert_array_equal(opened(row)[3:6], expected[3:6])
         np.testing.assert_array_equal(opened(row)[6:], expected[6:])
         assert row["image"] == row["shown"][1] and row["frames"] is None
-    middle = crops.shown(rows, [crops.Crop(48, show="scene")], progress=False)
+    middle = crop_cache.shown(rows, [crops.Crop(48, show="scene")], progress=False)
     scene = cut(tmp_path / "0-1.png", None, crops.Crop(48, show="scene"))
     np.testing.assert_array_equal(opened(middle[0])[0], scene)
 
 
 def test_frames_without_views_and_clips_that_are_short(tmp_path):
     rows = clips(tmp_path, 1, 5)
-    (row,) = crops.shown(rows, (), frames=2, progress=False)
+    (row,) = crop_cache.shown(rows, (), frames=2, progress=False)
     assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0-{i}.png" for i in (1, 3)]
     assert row["image"]["path"] == f"{tmp_path}/0-3.png"
-    (row,) = crops.shown(clips(tmp_path, 1, 1), (), frames=3, progress=False)
+    (row,) = crop_cache.shown(clips(tmp_path, 1, 1), (), frames=3, progress=False)
     assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0-0.png"] * 3
-    (row,) = crops.shown(table(tmp_path, 1), (), frames=2, progress=False)  # stands still
+    (row,) = crop_cache.shown(table(tmp_path, 1), (), frames=2, progress=False)  # stands still
     assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0.png"] * 2
     for wrong in (0, -1, 1000):
         with pytest.raises(UserError, match=rf"frames is {wrong}: a model is shown 1 to 64"):
-            crops.shown(rows, (), frames=wrong)
+            crop_cache.shown(rows, (), frames=wrong)
 
 
 @pytest.mark.parametrize("box", BROKEN.values(), ids=BROKEN)
@@ -257,7 +257,7 @@ def test_broken_boxes_are_counted_and_never_cut(tmp_path, box):
     meta = [json.dumps({"face_boxes": [box], "person_box": box})]
     rows = clips(tmp_path, 1, 1, meta=meta)
     with pytest.warns(UserWarning, match="no face boxed in 1 of 1"):
-        found = crops.shown(rows, VIEWS, progress=False)
+        found = crop_cache.shown(rows, VIEWS, progress=False)
     assert found["face_found"] == [False]
     for picture, crop in zip(opened(found[0]), VIEWS, strict=True):
         np.testing.assert_array_equal(picture, cut(tmp_path / "0-0.png", None, crop))
@@ -266,12 +266,12 @@ def test_broken_boxes_are_counted_and_never_cut(tmp_path, box):
 def test_boxes_for_another_number_of_frames_are_refused(tmp_path):
     rows = clips(tmp_path, 1, 3, meta=[json.dumps({"face_boxes": [FACE]})])
     with pytest.raises(UserError, match=r"c-0 has 1 face_boxes in its meta, but 3 pictures"):
-        crops.shown(rows, VIEWS, progress=False)
+        crop_cache.shown(rows, VIEWS, progress=False)
 
 
 def test_a_set_that_boxes_people_only(tmp_path):
     rows = table(tmp_path, 1, meta=[json.dumps({"person_box": PERSON})])
-    found = crops.shown(rows, VIEWS, progress=False)
+    found = crop_cache.shown(rows, VIEWS, progress=False)
     assert found["face_found"] == [True]  # the best that is known of the face
     for picture, crop in zip(opened(found[0]), VIEWS, strict=True):
         np.testing.assert_array_equal(picture, cut(tmp_path / "0.png", PERSON, crop))

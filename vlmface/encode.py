@@ -103,13 +103,13 @@ def open_row_image(image: Any) -> Image.Image:
     it, or a face of `data.crops`. Files are opened as everywhere else, upright and RGB."""
     if not isinstance(image, Mapping):
         return image
-    from vlmface.data import crops
+    from vlmface.data import crop_cache
     from vlmface.images import open_image
 
     if image.get("bytes"):
         return open_image(image["bytes"])
     path = image["path"]
-    return crops.open_crop(path) if crops.is_reference(path) else open_image(path)
+    return crop_cache.open_crop(path) if crop_cache.is_reference(path) else open_image(path)
 
 
 def stored_pictures(row: Mapping[str, Any]) -> list[Any]:
@@ -155,11 +155,11 @@ def row_image_size(image: Any) -> tuple[int, int]:
     """(width, height) in pixels of `open_row_image(image)`, without decoding it."""
     if not isinstance(image, Mapping):
         return image.size
-    from vlmface.data import crops
+    from vlmface.data import crop_cache
     from vlmface.images import size_of
 
-    if not image.get("bytes") and crops.is_reference(image["path"]):
-        return crops.open_crop(image["path"]).size
+    if not image.get("bytes") and crop_cache.is_reference(image["path"]):
+        return crop_cache.open_crop(image["path"]).size
     return size_of(image["bytes"] or image["path"])
 
 

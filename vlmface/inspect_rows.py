@@ -46,7 +46,7 @@ def settings_from(config: str, words: Sequence[str]) -> sft.Settings:
 
 def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> list[Task]:
     """The rows that the recipes would train on, for each prompt. Raises UserError."""
-    from vlmface.data import crops
+    from vlmface.data import crop_cache, crops
 
     families.set_max_pixels(family, processor, settings.max_pixels)
     samples = data.load(
@@ -62,7 +62,7 @@ def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> li
         asked = [load_prompt(name) for name in settings.prompts]
     views = crops.parse(settings.crop)
     check_images(asked, len(views), settings.frames)
-    samples = crops.shown(samples, views, settings.frames)
+    samples = crop_cache.shown(samples, views, settings.frames)
     seed = settings.seed
     budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
     found = []

@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VLMFACE_CACHE"] = f"{folder}/cache"
-        from vlmface.data import crops
+        from vlmface.data import crop_cache, crops
         from vlmface.data.rows import Rows, to_dataset
         from vlmface.encode import open_row_image
         from vlmface.images import open_image
@@ -65,7 +65,7 @@ def main() -> None:
             Rows({"id": [f"x-{k}" for k in range(n)], "image": paths, "face_box": [BOX] * n}),
             "x", "train",
         )  # fmt: skip
-        faces = crops.cached(rows, crop, progress=False)["image"][:]
+        faces = crop_cache.cached(rows, crop, progress=False)["image"][:]
         fast = [np.asarray(open_row_image(face)) for face in faces]
         slow = [np.asarray(crops.cut(open_image(path), BOX, crop)) for path in paths]
         np.testing.assert_array_equal(fast, slow)

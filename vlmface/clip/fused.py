@@ -61,7 +61,8 @@ class SelfAttention(nn.MultiheadAttention):
         heads = projected.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         if attn_mask is not None and attn_mask.dim() == 3:  # (n x heads, length, length)
             attn_mask = attn_mask.unflatten(0, (len(query), self.num_heads))
-        mixed = F.scaled_dot_product_attention(*heads.unbind(0), attn_mask=attn_mask)
+        queries, keys, values = heads.unbind(0)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 

@@ -27,7 +27,7 @@ from vlmface.clip.rows import Squares, labelled
 from vlmface.clip.select import Held
 from vlmface.clip.settings import Settings, check
 from vlmface.clip.train import Numbers, Targets, all_features, train_on
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics
 from vlmface.files import atomic_write
@@ -85,7 +85,7 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
         data.load(settings.data, settings.data_root, split, n=n, **settings.data_options)
         for split, n in splits
     ]
-    found = [crops.shown(rows, views, settings.frames) for rows in found]
+    found = [crop_cache.shown(rows, views, settings.frames) for rows in found]
     found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
     clip = model.load(settings.base)
     parts = [Part.of(rows, clip, asked, settings) for rows in found]

@@ -15,7 +15,7 @@ from vlmface.clip.classifier import Classifier
 from vlmface.clip.select import Held
 from vlmface.clip.settings import Settings
 from vlmface.clip.train import train
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -48,11 +48,11 @@ def run(recipe: str, settings: Settings) -> None:
                 settings.data, settings.data_root, settings.validation_split,
                 **settings.data_options,
             )  # fmt: skip
-            held = crops.shown(held, views, settings.frames)
+            held = crop_cache.shown(held, views, settings.frames)
         fingerprint = data.fingerprint(samples)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
-        samples = crops.shown(samples, views, settings.frames)
+        samples = crop_cache.shown(samples, views, settings.frames)
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from vlmface import data, files, sheet
-from vlmface.data.crops import person_box, usable
+from vlmface.data.crop_cache import person_box
+from vlmface.data.crops import usable
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError

@@ -66,6 +66,10 @@ class Detector:
         """The boxes of the faces in an RGB image, the largest first."""
         return [box_of(mesh) for mesh in self.meshes(image)]
 
+    def mesh(self, image: Image.Image) -> np.ndarray | None:
+        """The mesh of the largest face, as of `meshes`; None if there is no face."""
+        return next(iter(self.meshes(image)), None)
+
     def meshes(self, image: Image.Image) -> list[np.ndarray]:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
         face first."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
-from vlmface.data import crops
+from vlmface.data import crop_cache
 from vlmface.encode import (
     Shown,
     open_row_image,
@@ -187,7 +187,8 @@ def _batches(
 
 def _area(image: Any) -> int:
     """Pixels of a stored picture; 0 for a face cut out, as those of a run have one size."""
-    if isinstance(image, Mapping) and not image.get("bytes") and crops.is_reference(image["path"]):
+    is_stored = isinstance(image, Mapping) and not image.get("bytes")
+    if is_stored and crop_cache.is_reference(image["path"]):
         return 0
     width, height = row_image_size(image)
     return width * height

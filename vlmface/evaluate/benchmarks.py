@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import config, data, taxonomy
-from vlmface.data import crops
+from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate.groups import GROUPED
 from vlmface.files import resource
@@ -179,8 +179,8 @@ def load_rows(
     views: crops.Views = (),
     frames: int = 1,
 ) -> datasets.Dataset:
-    """The benchmark's rows as `crops.shown` makes them, images as stored without views; `n` takes
-    another number of them (not comparable with published results)."""
+    """The benchmark's rows as `crop_cache.shown` makes them, images as stored without views; `n`
+    takes another number of them (not comparable with published results)."""
     options = benchmark.protocol | ({"n": n} if n is not None else {})
     rows = data.load(benchmark.dataset, root, benchmark.split, **options)
-    return crops.shown(rows, views, frames)
+    return crop_cache.shown(rows, views, frames)

@@ -28,6 +28,7 @@ from vlmface.infer.server import Server, server_of
 from vlmface.prompts import Prompt, Question
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from vlmface.encode import Shown
@@ -144,9 +145,15 @@ class Predictor:
     def faces(self, image: Image.Image) -> list[detect.Box]:
         """The boxes of all faces in an RGB picture, the largest first. Raises UserError if
         vlmface[detect] is not installed."""
+        return self._finder().faces(image)
+
+    def _finder(self) -> detect.Detector:
         with self._lock:
             self._detector = self._detector or detect.Detector()
-        return self._detector.faces(image)
+        return self._detector
+
+    def _mesh(self, image: Image.Image) -> np.ndarray | None:
+        return self._finder().mesh(image)
 
     @property
     def looks(self) -> bool:
@@ -166,10 +173,10 @@ class Predictor:
         if box is not None:
             face = crops.usable(box, image.size)
             views = self.views or (PORTRAIT,)
-            return crops.views_of(image, face, views, self.frames), face is not None
+            return crops.views_of(image, face, views, self.frames, self._mesh), face is not None
         face = next(iter(self.faces(image)), None) if self.looks else None
         found = face is not None if self.looks else None
-        return crops.views_of(image, face, self.views, self.frames), found
+        return crops.views_of(image, face, self.views, self.frames, self._mesh), found
 
     def _clip(
         self, frames: Sequence[Image.Image], box: Sequence[float] | None
@@ -187,7 +194,7 @@ class Predictor:
         views = self.views or ((PORTRAIT,) if box is not None else ())
         asked = box is not None or self.looks
         found = any(face is not None for face in faces) if asked else None
-        return crops.views_of_clip(chosen, faces, views), found
+        return crops.views_of_clip(chosen, faces, views, self._mesh), found
 
     # --- asking -----------------------------------------------------------------------------------
 

@@ -57,17 +57,18 @@ def split(views: crops.Views) -> dict[str, list[crops.Crop]]:
             "an ablation trains three models one after the other in one process: start each by "
             "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
         )
-    shown = near(views)
+    of_face = near(views) == "face"
+    alone = [one for one in views if (one.is_face if of_face else one.show == "person")]
     return {
-        "face": [one for one in views if one.show == shown],
-        "scene": [one for one in views if one.show != shown],
+        "face": alone,
+        "scene": [one for one in views if one not in alone],
         "both": list(views),
     }
 
 
 def near(views: crops.Views) -> Literal["face", "person"]:
     """What the views show from near: the face or, where none does, the person."""
-    return "face" if any(one.show == "face" for one in views) else "person"
+    return "face" if any(one.is_face for one in views) else "person"
 
 
 def arms(settings: Settings) -> dict[str, Settings]:
