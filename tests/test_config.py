@@ -127,6 +127,8 @@ RECIPES: dict[str, type] = {
     "context_vlm": context.Settings,
     "clip_caer": clip_settings.ContextSettings,
     "clip_captions": contrast.Settings,
+    "clip_dfer": clip_settings.Settings,
+    "clip_finecliper": clip_settings.Settings,
     "clip_finetune": clip_settings.Settings,
     "clip_temporal": clip_settings.Settings,
     "synthesize": load_script("recipes/synthesize.py").Settings,
@@ -136,6 +138,8 @@ SCRIPTS = {
     "context_vlm": "context_emotion",
     "clip_caer": "context_emotion",
     "clip_temporal": "clip_finetune",
+    "clip_dfer": "clip_finetune",
+    "clip_finecliper": "clip_finetune",
 }  # where it is not the name of the configuration
 SHIPPED = sorted((ROOT / "recipes/configs").rglob("*.yaml"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import random
 import statistics
 from pathlib import Path
@@ -14,15 +15,18 @@ import pytest
 import skimage.data
 from hypothesis import given
 from hypothesis import strategies as st
-from miniatures import face
+from miniatures import dfew, face
 from PIL import Image
+from samples import load_script
 
+from vlmface import manifest
 from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.data import crop_cache, crops, detect, shapes
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.encode import open_shown
 from vlmface.infer.clip import ClipModel
+from vlmface.synth import dataset as synth
 from vlmface.synth import faces as synth_faces
 from vlmface.synth.render import Face, render
 from vlmface.train import context
@@ -120,6 +124,31 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
     shown = answering.predict(pictures, cut_out=True)
     for given_, drawn in zip(said, shown, strict=True):
         assert given_.probabilities == pytest.approx(drawn.probabilities, abs=1e-6)
+
+
+def test_three_streams_of_clips_train(tmp_path: Path) -> None:
+    """clip_finecliper_dfew on clips of DFEW's layout, whose frames are rendered faces."""
+    dfew.write(tmp_path / "data")
+    rows = synth.load("test", n=10)
+    for number, folder in enumerate(sorted((tmp_path / "data" / "Clip").glob("*/*"))):
+        for frame in folder.iterdir():
+            rows[number]["image"].save(frame)
+    words = {
+        "config": "clip_finecliper_dfew", "base": "vlmface-clip-tiny",
+        "data_root": tmp_path / "data", "data_options": "{fold: 1, frames: 4}", "frames": 2,
+        "crop": "[{size: 96}, {size: 96, show: landmarks}, {size: 96, show: parsed}]",
+        "epochs": 1, "batch_size": 4, "dataloader_workers": 0, "logging_steps": 1,
+        "output_dir": tmp_path / "run",
+    }  # fmt: skip
+    main = load_script("recipes/clip_finetune.py").main
+    with pytest.warns(UserWarning, match="no face boxed"):  # DFEW's frames are faces
+        assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+    found, (asked,) = manifest.load(tmp_path / "run")
+    assert [view.show for view in crops.parse(found.crop)] == ["face", "landmarks", "parsed"]
+    assert found.clip is not None and asked.negative
+    assert (found.clip["views"], found.clip["frames"], found.clip["image"]) == (3, 2, "adapters")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 2 and all(np.isfinite(line["loss"]) for line in log)
 
 
 def test_shapes_belong_to_the_face() -> None:

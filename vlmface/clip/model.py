@@ -27,7 +27,6 @@ from vlmface.errors import UserError
 from vlmface.files import resource
 
 TINY = "vlmface-clip-tiny"
-CPU_BATCH = 32  # pictures that a CPU reads at once: with more, activations leave its caches
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
@@ -145,9 +144,6 @@ class Clip:
 
     def image_features(self, squares: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
         """Features (n, width) of uint8 squares (n, 3, side, side)."""
-        if len(squares) > CPU_BATCH and self.device.type == "cpu" and not torch.is_grad_enabled():
-            parts = squares.split(CPU_BATCH)
-            return torch.cat([self.image_features(part, normalize=normalize) for part in parts])
         return self.model.encode_image(self.pixels(squares), normalize=normalize)
 
     # --- texts ------------------------------------------------------------------------------------
