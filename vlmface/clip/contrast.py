@@ -15,6 +15,7 @@ from vlmface.clip import augment, captions, losses
 from vlmface.clip.classifier import add_lora, tower_of
 from vlmface.clip.model import Clip
 from vlmface.clip.rows import Squares
+from vlmface.clip.settings import Training
 from vlmface.clip.texts import lengths
 from vlmface.clip.train import all_features, fit
 from vlmface.errors import UserError
@@ -26,51 +27,23 @@ if TYPE_CHECKING:
 _MAX_SCALE = 100.0  # of the logits, as in CLIP
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Training):
     """One run of `recipes/clip_captions.py`; recipes/configs/clip_captions_tiny.yaml explains every
     field."""
 
-    base: str
-    data: str
-    output_dir: str
     probe_data: str
-    data_root: str | None = None
-    data_split: str = "train"
-    data_options: dict[str, Any] = field(default_factory=dict)
     probe_root: str | None = None
     probe_splits: list[str] = field(default_factory=lambda: ["train", "test"])
-    n_train: int | None = None
     n_probe: int | None = None
     crop: dict[str, Any] | None = None
     says: list[str] = field(default_factory=lambda: ["attributes", "aus"])
     captions_per_face: int = 4
-    seed: int = 0
     image: Literal["frozen", "lora", "full"] = "full"
     text: Literal["frozen", "lora", "full"] = "full"
-    lora_rank: int = 8
-    lora_alpha: float = 16
-    augment: Literal["none", "flip", "face"] = "none"
     epochs: float = 1
     batch_size: int = 128
-    gradient_accumulation: int = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-5
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    layer_decay: float = 1.0
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    gradient_checkpointing: bool = False
-    cache_gib: float = 2.0
-    num_processes: int | None = None
-    dataloader_workers: int = 0
-    logging_steps: int = 10
-    save_steps: int = 200
-    eval_batch_size: int = 100
-    report_to: str = "none"
-    overwrite: bool = False
 
 
 class Pairs(nn.Module):

@@ -10,44 +10,21 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 
 
-@dataclass(frozen=True)
-class Settings:
-    """One run of `recipes/clip_finetune.py`; the files in recipes/configs explain every field."""
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all recipes that train a CLIP are told: which one, on which data, and how."""
 
     base: str
     data: str
-    benchmark: str
-    prompt: str
-    limits: str
     output_dir: str
     data_root: str | None = None
     data_split: str = "train"
     data_options: dict[str, Any] = field(default_factory=dict)
-    benchmark_root: str | None = None
     n_train: int | None = None
-    n_eval: int | None = None
-    crop: list[dict[str, Any]] | dict[str, Any] | None = None
-    frames: int = 1
-    validation_share: float = 0.0
-    validation_split: str | None = None
     seed: int = 0
-    image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
-    text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
-    head: Literal["text", "linear"] = "text"
-    time: Literal["none", "mean", "transformer"] = "none"
-    affect: Literal["none", "linear", "graph"] = "none"
-    affect_weight: float = 1.0
-    contexts: int = 8
-    class_specific: bool = False
-    negative_weight: float = 0.0
     lora_rank: int = 8
     lora_alpha: float = 16
-    label_smoothing: float = 0.0
-    class_weights: Literal["none", "balanced", "effective"] = "none"
-    margins: Literal["none", "ldam"] = "none"
     augment: Literal["none", "flip", "face"] = "none"
-    wise_alpha: float | str = 1.0
-    select: Literal["last", "best"] = "last"
     epochs: float = 10
     batch_size: int = 64
     gradient_accumulation: int = 1
@@ -70,6 +47,35 @@ class Settings:
     report_to: str = "none"
     overwrite: bool = False
 
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Training):
+    """One run of `recipes/clip_finetune.py`; the files in recipes/configs explain every field."""
+
+    benchmark: str
+    prompt: str
+    limits: str
+    benchmark_root: str | None = None
+    n_eval: int | None = None
+    crop: list[dict[str, Any]] | dict[str, Any] | None = None
+    frames: int = 1
+    validation_share: float = 0.0
+    validation_split: str | None = None
+    image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
+    text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
+    head: Literal["text", "linear"] = "text"
+    time: Literal["none", "mean", "transformer"] = "none"
+    affect: Literal["none", "linear", "graph"] = "none"
+    affect_weight: float = 1.0
+    contexts: int = 8
+    class_specific: bool = False
+    negative_weight: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    margins: Literal["none", "ldam"] = "none"
+    wise_alpha: float | str = 1.0
+    select: Literal["last", "best"] = "last"
+
     def shape(self, views: int) -> Shape:
         """The classifier that is asked for, for so many views of a row."""
         return Shape(
@@ -80,7 +86,7 @@ class Settings:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ContextSettings(Settings):
     """One run of `recipes/context_emotion.py --model clip-caer`: several views of a row. `ablation`
     trains the face alone, the context alone and both."""
@@ -92,12 +98,24 @@ class ContextSettings(Settings):
 PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale")
 
 
-def check(settings: Settings) -> None:
-    """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
+def check_training(settings: Training) -> None:
+    """Refuse what cannot be trained, as far as it is not about labels. Raises UserError."""
     if odd := [name for name in settings.learning_rates if name not in PARTS]:
         raise UserError(f"learning_rates has {', '.join(odd)}: its parts are {', '.join(PARTS)}")
     if not 0 < settings.layer_decay <= 1:
         raise UserError(f"layer_decay is {settings.layer_decay}, expected above 0 and up to 1")
+    if settings.schedule == "steps" and not settings.milestones:
+        raise UserError("schedule is steps, but there are no milestones (epochs): [10, 15], say")
+    if settings.save_steps % settings.logging_steps:
+        raise UserError(
+            f"save_steps {settings.save_steps} is no multiple of logging_steps "
+            f"{settings.logging_steps}: the log of a resumed run would differ"
+        )
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
+    check_training(settings)
     if not 0 <= settings.validation_share < 0.9:
         raise UserError(
             f"validation_share is {settings.validation_share}, expected 0 up to 0.9 of the people"
@@ -132,11 +150,4 @@ def check(settings: Settings) -> None:
         raise UserError(
             "nothing would be trained: image and text are frozen and the head is the texts; set "
             "head: linear (a probe), text: prompts, or image: lora"
-        )
-    if settings.schedule == "steps" and not settings.milestones:
-        raise UserError("schedule is steps, but there are no milestones (epochs): [10, 15], say")
-    if settings.save_steps % settings.logging_steps:
-        raise UserError(
-            f"save_steps {settings.save_steps} is no multiple of logging_steps "
-            f"{settings.logging_steps}: the log of a resumed run would differ"
         )

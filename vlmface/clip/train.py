@@ -16,7 +16,7 @@ from vlmface.clip.classifier import Classifier
 from vlmface.clip.model import Clip
 from vlmface.clip.rows import Squares, labelled, stacked
 from vlmface.clip.select import Held, KeepBest
-from vlmface.clip.settings import Settings
+from vlmface.clip.settings import Settings, Training
 from vlmface.errors import UserError
 from vlmface.train import sft
 from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
@@ -84,7 +84,7 @@ class ClipTrainer(Resumable, Trainer):
 
     lr_scheduler: Any
 
-    def __init__(self, *args: Any, settings: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: Training, **kwargs: Any) -> None:
         self.settings = settings
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
@@ -149,7 +149,7 @@ def depth_of(name: str, layers: int) -> int:
     return 0 if any(f"visual.{part}" in name for part in last) else layers + 1
 
 
-def parameter_groups(module: nn.Module, settings: Any) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, settings: Training) -> list[dict[str, Any]]:
     """Groups for an optimizer: each part's rate, lower for the image tower's early layers by
     `layer_decay` a layer, and weight decay for matrices only."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
@@ -226,7 +226,7 @@ def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -
 def fit(
     model: nn.Module,
     data: Any,
-    settings: Any,
+    settings: Training,
     *,
     rows: int,
     in_memory: bool = False,
