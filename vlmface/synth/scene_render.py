@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from embreex import mesh_construction, rtcore_scene
 
-from vlmface.synth import stage
+from vlmface.synth import held, stage
 from vlmface.synth.appearance import smoothstep
 from vlmface.synth.head import head_model
 from vlmface.synth.render import (
@@ -134,7 +134,7 @@ def assemble(scene: Scene) -> Assembly:
     behind = stage.room(rng) + stage.desk(rng)
     around, beside = stage.nuisance(rng)
     # Of its own numbers: with another object, everything else stays as it is.
-    prop = stage.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
+    prop = held.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
     person = stage.body(head.rest, model.template, face.look)
     person += stage.arms(head.rest, model.template, face.look, prop)
     layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, beside))
