@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
     trained = contrast.train(clip, rows, settings)
     if not sft.is_main():
         return 0
-    model.save(clip, run_dir)
-    after = contrast.probe(clip, *probed, settings.eval_batch_size)
+    model.save(clip, run_dir, settings.saved_as)
+    after = contrast.probe(model.load(run_dir), *probed, settings.eval_batch_size)
     scores = {"probes": {"before": before, "after": after}, "train": trained}
     atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
     for name, found in after.items():

@@ -44,6 +44,7 @@ class Settings(Training):
     epochs: float = 1
     batch_size: int = 128
     learning_rate: float = 1e-5
+    saved_as: Literal["float32", "float16"] = "float32"
 
 
 class Pairs(nn.Module):

@@ -241,14 +241,17 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
     return Clip(model.eval(), tokenizer, config, str(base))
 
 
-def save(clip: Clip, folder: str | Path) -> None:
-    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens."""
+def save(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
+    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `dtype`: that of
+    the weights there, such as "float16"; None for the model's own."""
     from safetensors.torch import save as to_bytes
 
     from vlmface.files import atomic_write
 
+    kind = None if dtype is None else getattr(torch, dtype)
     weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in clip.model.state_dict().items()
+        name: tensor.detach().to("cpu", kind if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in clip.model.state_dict().items()
     }
     atomic_write(Path(folder) / WEIGHTS, to_bytes(weights))
     atomic_write(Path(folder) / CONFIG, json.dumps(clip.config, indent=2) + "\n")
