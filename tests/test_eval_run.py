@@ -12,6 +12,7 @@ import pytest
 from samples import ROOT, samples
 
 from vlmface import facs, manifest, prompts
+from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -219,3 +220,21 @@ def test_large_pictures_are_asked_together() -> None:
     order = [i for batch in answering._batches(data, range(6), 2, pads=True) for i in batch]
     areas = [answering._area(data[i]["image"]) for i in order]
     assert sorted(order) == list(range(6)) and areas == sorted(areas)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_rows_come_with_their_pictures_in_order(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a GPU's model threads open the pictures of the next batch."""
+    import torch
+    from samples import rows
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    data = rows(7)
+    batches = [[3, 0], [5, 1], [6, 2], [4]]
+    found = list(answering._opened(data, iter(batches)))
+    assert [[row["id"] for row in part] for part, _ in found] == [
+        [data[i]["id"] for i in batch] for batch in batches
+    ]
+    for part, pictures in found:
+        for row, picture in zip(part, pictures, strict=True):
+            assert picture.tobytes() == open_row_image(row["image"]).tobytes()

@@ -242,8 +242,8 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
 
 
 def save(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
-    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `dtype`: that of
-    the weights there, such as "float16"; None for the model's own."""
+    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `dtype`: the
+    weights' there, such as "float16"; None for the model's own."""
     from safetensors.torch import save as to_bytes
 
     from vlmface.files import atomic_write
