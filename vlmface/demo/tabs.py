@@ -267,7 +267,7 @@ def clip(demo: Demo) -> None:
         return
     single = predictor.frames == 1
     takes = (
-        "This model takes one picture, so it is shown the one in the middle; it can also be asked "
+        "This model takes one frame, so it is shown the one in the middle; it can also be asked "
         "about each frame by itself." if single else
         f"This model is shown {predictor.frames} of its frames at once."
     )  # fmt: skip
@@ -282,7 +282,7 @@ def clip(demo: Demo) -> None:
         with gr.Column(scale=6, min_width=300):
             said = gr.HTML(_EMPTY, elem_classes="vf-said")
             go = gr.Button("Ask about each frame", elem_classes="vf-each", visible=single)
-            line = gr.HTML(elem_classes="vf-said")
+    line = gr.HTML(elem_classes="vf-said")
 
     @spoken(3)
     def start(path: str | None) -> Iterator[Any]:
