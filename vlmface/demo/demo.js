@@ -59,9 +59,9 @@
   }, true);
 
   const reasons = {
-    NotAllowedError: "The browser does not let this page use the webcam: allow it in the browser's settings for this page, or upload a picture.",
-    NotFoundError: "No webcam was found: connect one, or upload a picture.",
-    NotReadableError: "The webcam is in use by another program: close that, or upload a picture.",
+    NotAllowedError: "The browser does not let this page use the webcam: allow it in the browser's settings for this page, or upload a file.",
+    NotFoundError: "No webcam was found: connect one, or upload a file.",
+    NotReadableError: "The webcam is in use by another program: close that, or upload a file.",
   };
   const ask = navigator.mediaDevices?.getUserMedia.bind(navigator.mediaDevices);
   if (ask)

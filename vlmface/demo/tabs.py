@@ -460,7 +460,8 @@ def _sliders() -> dict[int, gr.Slider]:
 
 
 def about(demo: Demo) -> None:
-    gr.HTML(views.about(demo.cards, demo.limits, demo.finder.missing))
+    videos = None if clips.readable() else clips.INSTALL
+    gr.HTML(views.about(demo.cards, demo.limits, demo.finder.missing, videos))
 
 
 ALL: dict[str, Callable[[Demo], None]] = {

@@ -250,7 +250,9 @@ def batch(
     on the page itself, so that nothing is written to disk."""
     shown = [
         {
-            "file": row.file, "face": row.face, "problem": row.problem,
+            "file": row.file, "problem": row.problem,
+            "face": row.face or ("no face: the scene alone" if row.report and row.report.scene_only
+                                 else "no face: the picture whole"),
             "answers": _answers(row.report, tasks) if row.report else [],
             "units": _units(row.report.aus) if row.report else [],
         }
@@ -340,5 +342,8 @@ def header(name: str, limits: str) -> str:
     return str(_template().header(name, limits))
 
 
-def about(cards: Sequence[Card], limits: str, missing: str | None) -> str:
-    return str(_template().about(cards, limits, missing))
+def about(
+    cards: Sequence[Card], limits: str, missing: str | None, videos: str | None = None
+) -> str:
+    """`missing`: why no faces are looked for; `videos`: how to make videos readable here."""
+    return str(_template().about(cards, limits, missing, videos))
