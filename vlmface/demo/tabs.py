@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 _EVERY_S = 0.08  # between two looks at an answer that is being written
 _AT_ONCE = 4  # frames that are asked about together
+_HEAD_ALONE = "The head fills the picture: there is nothing around it that the model could judge."
 _EMPTY = views.note("The answer will stand here.")
 
 
@@ -429,7 +430,8 @@ def synth(demo: Demo) -> None:
             lips_parted=len(aus) > sum(round(value) > 0 for value in set_.values()),
         )  # fmt: skip
         shown, pictures = _shown(demo.predictor, image, None)
-        said = views.answer(report, "What the model says", [], shown, pictures)
+        notes = [_HEAD_ALONE] if voices.sees_around(demo.predictor) else []
+        said = views.answer(report, "What the model says", notes, shown, pictures)
         yield gr.skip(), compared, said
 
     preset.input(fill, preset, list(sliders.values()), show_progress="hidden", **_HIDDEN)
