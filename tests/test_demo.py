@@ -31,6 +31,7 @@ from vlmface.data import crops
 from vlmface.demo import batch, clips, command, door, playground, regions, samples, views, voices
 from vlmface.demo.faces import Face
 from vlmface.errors import UserError
+from vlmface.infer import Predictor
 from vlmface.infer.local import Prediction
 from vlmface.infer.report import FaceReport
 from vlmface.synth import clips as synth_clips
@@ -230,6 +231,33 @@ def test_gradio_hands_videos_on_as_they_came(
         assert field.postprocess(str(path)).path == str(path)
     assert field.preprocess(None) is None and field.postprocess(None) is None
     assert not field.include_audio and sorted(tmp_path.iterdir()) == [odd]
+
+
+def test_without_a_decoder_the_tab_says_what_to_install() -> None:
+    gradio = pytest.importorskip("gradio")
+    from vlmface.demo import tabs
+
+    with gradio.Blocks() as page:
+        tabs.clip(SimpleNamespace(clip=None, predictor=None))
+    (said,) = (block for block in page.blocks.values() if isinstance(block, gradio.HTML))
+    assert "pip install 'vlmface[video]'" in said.value
+
+
+def test_of_a_clip_it_is_said_where_no_face_was_and_where_many_were(clip_frames: Path) -> None:
+    pytest.importorskip("gradio")
+    from vlmface.demo import tabs
+
+    frames = [head(0, 64)] * 4
+    face = Face((5, 5, 50, 60))
+    with Predictor.load(clip_frames) as predictor:
+        demo = SimpleNamespace(predictor=predictor, finder=Nobody())
+        said = tabs._about_clip(demo, clips.Clip(frames, [face, None, face, face], crowded=True))
+        assert "No face was found in 1 of 4 frames" in said and "Several faces" in said
+        assert "The clip, 4 frames" in said
+        said = tabs._about_clip(demo, clips.Clip(frames, [face] * 4))
+        assert "No face" not in said and "Several faces" not in said
+        said = tabs._about_clip(demo, clips.Clip(frames, [None] * 4))
+        assert "No face was found, so the model was shown the frames as they are" in said
 
 
 def test_a_timeline_has_a_row_for_each_label_and_a_column_for_each_frame() -> None:

@@ -348,7 +348,8 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
                          "frame, which may be different people.")  # fmt: skip
     else:
         (report,) = predictor.predict([clip.frames])
-        notes += voices.no_face(predictor, bool(demo.finder.missing))
+        seen = "the frames as they are"
+        notes += voices.no_face(predictor, bool(demo.finder.missing), seen)
     return views.answer(report, f"The clip, {total} frames", notes, voices.shown_of_clip(predictor))
 
 

@@ -146,15 +146,14 @@ def sees_around(predictor: Predictor) -> bool:
     return any(one.show != "face" for one in predictor.views)
 
 
-def no_face(predictor: Predictor, finder_missing: bool) -> list[str]:
-    """What to say of a picture in which no face was found."""
+def no_face(
+    predictor: Predictor, finder_missing: bool, seen: str = "the picture as a whole"
+) -> list[str]:
+    """What to say of a picture, or clip, in which no face was found."""
     if predictor.views and not any(one.about_face for one in predictor.views):
         return []  # it makes no difference
     if finder_missing:
-        return ["Faces are not looked for here: the model was shown the picture as a whole."]
+        return [f"Faces are not looked for here: the model was shown {seen}."]
     if crops.falls_back(predictor.views):
         return ["No face was found, so the model has judged the scene alone."]
-    return [
-        "No face was found, so the model was shown the picture as a whole. Its answer may mean "
-        "nothing."
-    ]
+    return [f"No face was found, so the model was shown {seen}. Its answer may mean nothing."]
