@@ -19,7 +19,7 @@ _SPLIT, _SEED = "test", 0  # people that no model of the recipes was trained on
 _SIZE = 320  # pixels a side
 _SCENE_SIZE = 448
 _IN_SCENE = 3
-_CLIP, _CLIP_FRAMES, _CLIP_RATE = 9, 32, 10  # a grimace, and at the end a smile
+_CLIP, _CLIP_FRAMES, _CLIP_RATE = 9, 16, 5  # a grimace, and at the end a smile
 _CLIP_SIZE = 256
 
 
