@@ -86,6 +86,48 @@ def processor(base: Path) -> Any:
     return llava.load_processor(base)
 
 
+@pytest.fixture(scope="session")
+def clip_run(clip_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A finished run of a CLIP recipe on 16 rendered rows and the small random CLIP; more words
+    override."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(recipe: str, *words: str) -> Path:
+        if (recipe, *words) not in made:
+            folder = tmp_path_factory.mktemp("clip_run") / "run"
+            fixed = {
+                "base": clip_base, "output_dir": folder, "n_train": 16, "n_eval": 8, "epochs": 1,
+                "batch_size": 8, "warmup_steps": 0, "select": "last",
+            }  # fmt: skip
+            argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+            assert load_script(f"recipes/{recipe}.py").main([*words, *argv]) == 0
+            made[recipe, *words] = folder
+        return made[recipe, *words]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def clip_faces(clip_run: Callable[..., Path]) -> Path:
+    """A run of recipes/clip_finetune.py: one picture of a face, one of eight emotions."""
+    return clip_run("clip_finetune")
+
+
+@pytest.fixture(scope="session")
+def clip_views(clip_run: Callable[..., Path]) -> Path:
+    """A run of recipes/context_emotion.py with a CLIP: a face, and what is around it."""
+    return clip_run("context_emotion", "--model", "clip-caer")
+
+
+@pytest.fixture(scope="session")
+def clip_frames(clip_run: Callable[..., Path]) -> Path:
+    """A run of recipes/clip_finetune.py that is shown four frames of a clip."""
+    return clip_run(
+        "clip_finetune", "--config", "clip_temporal_tiny", "--frames", "4", "--time", "mean",
+        "--validation_split", "null",
+    )  # fmt: skip
+
+
 Recipe = Callable[..., int]
 
 

@@ -26,10 +26,15 @@ from PIL import Image
 from samples import ROOT
 
 from vlmface import facs, prompts
-from vlmface.demo import batch, command, door, playground, regions, samples, views
+from vlmface.clip import texts
+from vlmface.data import crops
+from vlmface.demo import batch, clips, command, door, playground, regions, samples, views, voices
+from vlmface.demo.faces import Face
 from vlmface.errors import UserError
+from vlmface.infer import Predictor
 from vlmface.infer.local import Prediction
 from vlmface.infer.report import FaceReport
+from vlmface.synth import clips as synth_clips
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 
@@ -89,6 +94,184 @@ def test_a_model_that_is_not_sure_says_so() -> None:
     assert "but finds fear more likely" in views.answer(report_of(text, {**even, "fear": 0.4}), "")
     assert "was not sure" not in views.answer(report_of(text, sure), "")
     assert "gave no answer that counts" in views.answer(report_of("No idea."), "")
+
+
+def chosen(probabilities: dict[str, float], affect: dict[str, float] | None = None) -> FaceReport:
+    """As a CLIP answers: a label, and nothing beside it."""
+    answer = texts.load("clip_emotion").answer(probabilities)
+    said = Prediction(answer.said or "", answer, probabilities, 0.25, True, None, affect)
+    return FaceReport({"emotion": said}, {"emotion": "clip_emotion"})
+
+
+def likely(label: str, share: float = 0.65) -> dict[str, float]:
+    return {**dict.fromkeys(facs.PROTOTYPES, (1 - share) / 7), label: share}
+
+
+def test_of_a_model_that_writes_nothing_no_writing_is_spoken_of() -> None:
+    shown = views.answer(chosen(likely("fear"), {"valence": -0.4, "arousal": 0.25}), "Face")
+    assert "As the model wrote it" not in shown and "asked form" not in shown
+    assert "Action units" not in shown
+    assert "valence" in shown and "-0.40" in shown and "+0.25" in shown
+    report = chosen(likely("fear"))
+    rows = [batch.Row("a.png", 1, report), batch.Row("b.png", problem="no")]
+    assert "action units" not in views.batch(rows, 2, ["emotion"], {}, reasons=False)
+    assert "action units" in views.batch(rows, 2, ["emotion"], {}, reasons=True)
+    image, face = head(0, 64), Face((0, 0, 30, 30))
+    for reasons in (False, True):
+        table = views.people(image, [face], [report], ["emotion"], reasons=reasons)
+        assert ("what it says" in table) is reasons
+    wrote = "<think>AU4.</think>\n<answer>fear</answer>"
+    assert "As the model wrote it" in views.answer(report_of(wrote), "")
+
+
+def test_each_of_several_labels_is_marked() -> None:
+    space = texts.load("clip_emotic").space
+    shares = {label: 0.9 if number in (1, 3) else 0.1 for number, label in enumerate(space.labels)}
+    answer = texts.load("clip_emotic").answer(shares)
+    said = Prediction(answer.said or "", answer, shares, 0.25, True)
+    shown = views.answer(FaceReport({"emotions": said}, {"emotions": "clip_emotic"}), "")
+    assert len(answer.labels) == 2 and shown.count("vf-bar main") == 2
+
+
+@pytest.mark.parametrize(
+    ("shows", "said"),
+    [((), "shown the picture as a whole"), (("face",), "shown the picture as a whole"),
+     (("face", "context"), "judged the scene alone"), (("scene",), None)],
+)  # fmt: skip
+def test_without_a_face_it_is_said_what_was_judged(
+    shows: tuple[str, ...], said: str | None
+) -> None:
+    made = SimpleNamespace(views=crops.parse([{"show": show} for show in shows] or None), frames=1)
+    notes = voices.no_face(made, False)
+    assert [said in note for note in notes] == [True] if said else notes == []
+    assert (voices.shown(made) is None) is (len(shows) < 2)
+
+
+# --- videos ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rendered clip that the demo offers: a grimace, and at the end a smile."""
+    pytest.importorskip("av")
+    path, icon = samples.write_clip(tmp_path_factory.mktemp("example"))
+    assert path.stat().st_size < 200_000 and icon.is_file()
+    return path
+
+
+class Nobody:
+    """A finder that finds no face."""
+
+    missing = None
+
+    def find(self, image: Image.Image) -> list[Face]:
+        return []
+
+
+def test_a_video_becomes_frames_with_the_largest_face_of_each(example: Path) -> None:
+    finder = pytest.importorskip("vlmface.demo.faces").Finder()
+    if finder.missing:
+        pytest.skip(finder.missing)
+    clip = clips.read(example, 16, finder)
+    finder.close()
+    assert len(clip.frames) == 16 and clip.without == [] and not clip.crowded
+    assert clips.middle(clip) == 8
+    # The frames that were rendered: the grimace, the face at rest, the smile.
+    drawn = synth_clips.faces(synth_clips.draw(0, "test", samples._CLIP, 16))
+    pictures = {i: np.asarray(render(drawn[i], 256).image, int) for i in (2, 8, 13)}
+    for i in pictures:
+        seen = np.asarray(clip.frames[i], int)
+        off = {k: np.abs(seen - one).mean() for k, one in pictures.items()}
+        assert min(off, key=off.__getitem__) == i, off
+
+
+def test_large_frames_are_kept_small(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "MOST_SIDE", 64)
+    clip = clips.read(example, 5, Nobody())
+    assert [frame.size for frame in clip.frames] == [(64, 64)] * 5
+    assert clip.boxes == [None] * 5 and clip.without == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"no video", "This file is no video that can be read"), (b"", "This file is empty"),
+     (b"#EXTM3U\nfile:///etc/passwd\n", "This file is no video"), (None, "no longer here")],
+)  # fmt: skip
+def test_what_is_no_video_is_said_without_its_place(
+    content: bytes | None, said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("av")
+    path = tmp_path / "a.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        clips.read(path, 16, Nobody())
+    assert said in views.problem(str(error.value)) or said in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_gradio_hands_videos_on_as_they_came(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio")
+    from gradio.components import video
+    from gradio.data_classes import FileData
+
+    from vlmface.demo import tabs
+
+    monkeypatch.setattr(video, "FFmpeg", lambda *_, **__: pytest.fail("ffmpeg was started"))
+    monkeypatch.setattr(
+        video.processing_utils, "video_is_playable", lambda _: pytest.fail("it was read")
+    )
+    field = tabs._clip_upload()
+    odd = tmp_path / "odd.avi"
+    odd.write_bytes(b"anything")
+    for path in (example, odd):
+        assert field.preprocess(FileData(path=str(path))) == str(path)
+        assert field.postprocess(str(path)).path == str(path)
+    assert field.preprocess(None) is None and field.postprocess(None) is None
+    assert not field.include_audio and sorted(tmp_path.iterdir()) == [odd]
+
+
+def test_without_a_decoder_the_tab_says_what_to_install() -> None:
+    gradio = pytest.importorskip("gradio")
+    from vlmface.demo import tabs
+
+    with gradio.Blocks() as page:
+        tabs.clip(SimpleNamespace(clip=None, predictor=None))
+    (said,) = (block for block in page.blocks.values() if isinstance(block, gradio.HTML))
+    assert "pip install 'vlmface[video]'" in said.value
+
+
+def test_of_a_clip_it_is_said_where_no_face_was_and_where_many_were(clip_frames: Path) -> None:
+    pytest.importorskip("gradio")
+    from vlmface.demo import tabs
+
+    frames = [head(0, 64)] * 4
+    face = Face((5, 5, 50, 60))
+    with Predictor.load(clip_frames) as predictor:
+        demo = SimpleNamespace(predictor=predictor, finder=Nobody())
+        said = tabs._about_clip(demo, clips.Clip(frames, [face, None, face, face], crowded=True))
+        assert "No face was found in 1 of 4 frames" in said and "Several faces" in said
+        assert "The clip, 4 frames" in said
+        said = tabs._about_clip(demo, clips.Clip(frames, [face] * 4))
+        assert "No face" not in said and "Several faces" not in said
+        said = tabs._about_clip(demo, clips.Clip(frames, [None] * 4))
+        assert "No face was found, so the model was shown the frames as they are" in said
+
+
+def test_a_timeline_has_a_row_for_each_label_and_a_column_for_each_frame() -> None:
+    frames, faces = [head(0, 64)] * 3, [Face((0, 0, 30, 30)), None, Face((0, 0, 30, 30))]
+    said = [chosen(likely(label)) for label in ("fear", "fear", "anger")]
+    shown = views.timeline(frames, faces, said)
+    assert shown.count('<th scope="row">') == 8 and shown.count("<td") == 24
+    assert shown.count('class="main"') == 3 and "--p: 0.65" in shown
+    assert "<b>fear</b> in 2, <b>anger</b> in 1 of 3 frames" in " ".join(shown.split())
+    assert "No face was found in number 2" in shown
+    text = f"<think>{HOSTILE}</think>\n<answer>fear</answer>"
+    silent = views.timeline(frames, faces, [report_of(text), report_of("?"), report_of(text)])
+    assert silent.count("<td") == 3 and "what was said" in silent and "<script" not in silent
+    assert "no answer that counts in any" in views.timeline(frames[:1], faces[:1], [report_of("?")])
 
 
 # --- regions --------------------------------------------------------------------------------------
@@ -273,6 +456,7 @@ def test_what_was_followed() -> None:
     [("/", True), ("/config", True), ("/assets/a.js", True), ("/gradio_api/queue/data", True),
      ("/gradio_api/file=/tmp/x.png", True), ("/gradio_api/file=https://example.org/x", False),
      ("/gradio_api/file=HTTP://example.org/x", False), ("/gradio_api/proxy=https://a.b/", False),
+     ("/static/img/logo.svg", True), ("/static/ffmpeg/ffmpeg-core.wasm", False),
      ("/gradio_api/info", False), ("/gradio_api/openapi.json", False), ("/docs", False),
      ("/gradio_api/run/predict", False), ("/gradio_api/vibe-edit", False), ("/monitoring", False),
      ("/gradio_api/call/start", False), ("/login", False)],
@@ -317,15 +501,16 @@ def test_examples_outlive_old_uploads(tmp_path: Path, monkeypatch: pytest.Monkey
 
     from vlmface.demo import tabs
 
-    example, upload = tmp_path / "fear.png", tmp_path / "old.png"
-    for path in (example, upload):
+    example, upload, clip = (tmp_path / name for name in ("fear.png", "old.png", "fear.mp4"))
+    for path in (example, upload, clip):
         path.write_bytes(png(Image.new("RGB", (32, 32))))
     with gradio.Blocks() as page:
         image, *_ = tabs._picture_input([example])
-    for path in (example, upload):
+        tabs._examples(tabs._clip_upload(), [(clip, example)], "clip")
+    for path in (example, upload, clip):
         image.temp_files.add(str(path))
     delete_files_created_by_app(page, 0)
-    assert example.exists() and not upload.exists()
+    assert example.exists() and clip.exists() and not upload.exists()
 
 
 def test_without_a_finished_run_it_says_what_to_do(
@@ -476,6 +661,36 @@ def test_an_uploaded_face_is_answered(chromium: Any, random_demo: Any, tmp_path:
     one.leave()
 
 
+def test_a_video_is_answered_by_its_middle_frame_and_frame_by_frame(
+    chromium: Any, random_demo: Any, example: Path, tmp_path: Path
+) -> None:
+    one = Visitor(chromium, random_demo, tmp_path)
+    one.open("Clip")
+    one.upload(("smile.mp4", example.read_bytes()))
+    assert "The middle one of 16 frames" in one.answer().inner_text()
+    assert one.panel.locator(".vf-frame").count() == 16
+    assert one.panel.locator(".vf-frame.seen").inner_text().strip() == "9"
+    one.picture("clip_random")
+    one.panel.get_by_role("button", name="Ask about each frame").click()
+    line = one.panel.locator(".vf-timeline")
+    line.wait_for()
+    assert line.locator("tbody tr").count() == 8 and line.locator("tbody td").count() == 128
+    one.picture("clip_each_random")
+    one.panel.get_by_role("button", name="Another clip").click()
+    one.panel.locator(".vf-upload").wait_for()
+    assert line.count() == 0
+    one.upload(("broken.mp4", b"no video"))
+    problem = one.panel.locator(".vf-problem")
+    problem.wait_for()
+    assert "is no video that can be read" in problem.inner_text()
+    assert "vlmface-demo" not in problem.inner_text()  # the folder that it lies in
+    assert one.panel.locator("button[aria-label^='Trim video']:visible").count() == 0
+    assert one.panel.get_by_label("Clear").is_visible()
+    assert one.page.locator(".toast-body").count() == 0
+    one.picture("clip_broken")
+    one.leave()
+
+
 def test_a_file_outside_the_demo_cannot_be_read(random_demo: Any, run_dir: Path) -> None:
     import httpx2
 
@@ -503,10 +718,66 @@ def test_a_narrow_window_in_the_dark(chromium: Any, random_demo: Any, tmp_path: 
     one.answer()
     one.picture("narrow_dark_analyse")
     assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 24)"
-    for name in ("Several people", "Batch", "Synth playground", "About", "Analyse"):
+    for name in ("Several people", "Clip", "Batch", "Synth playground", "About", "Analyse"):
         one.open(name)
         assert wide(one.page) <= 375, name
     one.leave()
+
+
+@pytest.mark.slow
+def test_a_model_of_clips_is_shown_its_frames(
+    chromium: Any, clip_frames: Path, tmp_path: Path
+) -> None:
+    for demo in serve(clip_frames, tmp_path):
+        one = Visitor(chromium, demo, tmp_path)
+        assert "action unit" not in one.panel.locator(".vf-intro").inner_text()
+        one.panel.locator(".vf-thumbnails button").first.click()
+        assert "a clip of 4 frames that stands still" in one.answer().inner_text()
+        one.open("Clip")
+        one.panel.locator(".vf-thumbnails button").first.click()
+        assert "The clip, 4 frames" in one.answer().inner_text()
+        assert one.panel.locator(".vf-frame.seen").count() == 4
+        assert not one.panel.get_by_role("button", name="Ask about each frame").is_visible()
+        one.picture("clip_of_four")
+        one.leave()
+
+
+@pytest.mark.slow
+def test_a_model_of_several_views_shows_what_it_was_shown(
+    chromium: Any, clip_views: Path, tmp_path: Path
+) -> None:
+    for demo in serve(clip_views, tmp_path):
+        one = Visitor(chromium, demo, tmp_path)
+        one.panel.locator(".vf-thumbnails button").first.click()
+        assert "the face cut out and the whole picture with" in one.answer().inner_text()
+        assert one.panel.locator(".vf-views img").count() == 2
+        one.picture("analyse_views")
+        one.panel.get_by_role("button", name="Another picture").click()
+        one.panel.locator(".vf-answer").wait_for(state="detached")
+        field = np.full((200, 300, 3), (90, 140, 90), np.uint8)
+        one.upload(("field.png", png(Image.fromarray(field))))
+        assert "judged the scene alone" in one.answer().inner_text()
+        one.open("Several people")
+        one.panel.locator(".vf-thumbnails button").first.click()
+        one.panel.locator(".vf-table tbody tr").nth(2).wait_for()
+        assert "action units" not in one.panel.inner_text()
+        one.leave()
+
+
+@pytest.mark.slow
+def test_a_clip_is_recorded_without_sound(chromium: Any, clip_faces: Path, tmp_path: Path) -> None:
+    for demo in serve(clip_faces, tmp_path):
+        one = Visitor(chromium, demo, tmp_path, permissions=["camera"])
+        one.open("Clip")
+        one.panel.get_by_label("Capture from camera").click()
+        one.panel.get_by_text("Click to Access Webcam").click()
+        one.panel.get_by_role("button", name="Record").click()
+        one.page.wait_for_timeout(1500)
+        one.panel.get_by_text("Stop").click()
+        assert "No face was found" in one.answer().inner_text()
+        assert one.panel.locator(".vf-frame").count() == 16
+        one.picture("clip_recorded")
+        one.leave()
 
 
 @pytest.mark.slow

@@ -108,6 +108,43 @@ def test_json_with_boxes_is_answered_box_by_box(
         same(found, report.as_dict())
 
 
+def test_a_clip_answers_with_its_label_and_probabilities(clip_faces: Path) -> None:
+    with Predictor.load(clip_faces) as predictor, gateway(predictor) as client:
+        assert client.get("/healthz").json()["tasks"] == ["emotion"]
+        boxes = [[0, 0, 30, 30], [20.5, 4, 60, 48]]
+        reply = client.post(ANALYZE, json={"image": b64(FACE), "boxes": boxes})
+        assert reply.status_code == 200, reply.text
+        expected = predictor.predict([picture(1, (64, 48))] * 2, boxes=boxes)
+        for found, report in zip(reply.json()["faces"], expected, strict=True):
+            said = found["answers"]["emotion"]
+            assert (
+                said["label"]
+                == said["text"]
+                == max(said["probabilities"], key=said["probabilities"].get)
+            )
+            assert (found["aus"], found["rationale"]) == ([], "")
+            same(found, report.as_dict())
+
+
+def test_a_clip_with_several_views_says_that_it_judged_the_scene_alone(clip_views: Path) -> None:
+    from PIL import Image as Pictures
+
+    field = Pictures.new("RGB", (64, 48), (90, 140, 90))
+    with Predictor.load(clip_views) as predictor, gateway(predictor) as client:
+        try:
+            predictor.faces(field)
+        except UserError as error:
+            pytest.skip(str(error))
+        for faces in ("none", "largest"):
+            reply = client.post(ANALYZE, json={"image": b64(encoded(field, "PNG")), "faces": faces})
+            assert reply.status_code == 200, reply.text
+            (found,) = reply.json()["faces"]
+            assert (found["face_found"], found["scene_only"]) == (False, True), faces
+            assert set(found["answers"]) == {"context"}
+        reply = client.post(ANALYZE, json={"image": b64(FACE), "boxes": [[0, 0, 30, 30]]})
+        assert reply.json()["faces"][0]["scene_only"] is False
+
+
 def test_base64_may_be_wrapped(client: TestClient) -> None:
     wrapped = base64.encodebytes(FACE).decode()
     assert "\n" in wrapped.strip()

@@ -85,6 +85,31 @@ def test_a_report_says_what_the_model_said(local: Predictor, run_dir: Path) -> N
         assert line["answers"]["emotion"]["prompt"] == "face_cot"
 
 
+def test_of_a_clip_each_frame_has_a_box_of_its_own(
+    clip_faces: Path, clip_frames: Path, local: Predictor
+) -> None:
+    frames = [picture(seed, (64, 48)) for seed in range(8)]
+    boxes = [(i, 2, i + 30, 34) if i != 4 else None for i in range(8)]
+    with Predictor.load(clip_faces) as one, Predictor.load(clip_frames) as four:
+        assert (one.frames, four.frames) == (1, 4)
+        shown, found = four.shown_clip(frames, boxes)
+        assert found is True and len(shown) == 4
+        for image, i in zip(shown, (1, 3, 5, 7), strict=True):
+            assert image.tobytes() == one.shown(frames[i], boxes[i])[0].tobytes()
+        report = four.predict_clip(frames, boxes)
+        expected = four.backend.answer(four.questions["emotion"], [shown], 1)[0]
+        assert report.probabilities == expected.probabilities
+        assert (report.face_found, report.box) == (True, None)
+        # One frame is the middle one, and it has no face here.
+        assert one.predict_clip(frames, boxes).face_found is False
+        assert one.shown_clip(frames[:7], boxes[:7])[1] is True
+        with pytest.raises(UserError, match="a clip without frames"):
+            four.shown_clip([], [])
+    (middle,) = local.predict([PICTURES[2]], boxes=[(2, 2, 30, 30)])
+    clip = local.predict_clip(PICTURES, [(2, 2, 30, 30)] * 5)
+    assert clip.main.text == middle.main.text
+
+
 @pytest.mark.parametrize("who", ["local", "served"])
 def test_many_at_once_get_what_one_gets(who: str, request: pytest.FixtureRequest) -> None:
     predictor: Predictor = request.getfixturevalue(who)

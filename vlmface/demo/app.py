@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from vlmface.demo import door, look, samples, tabs, views, voices
+from vlmface.demo import clips, door, look, samples, tabs, views, voices
 from vlmface.demo.faces import Finder
 from vlmface.errors import UserError
 from vlmface.infer.predictor import Local, Predictor
@@ -35,6 +35,9 @@ class Demo:
         self.at_once = 1 if isinstance(self.predictor.backend, Local) else _SERVED_AT_ONCE
         self.limits = self.predictor.limits or views.LIMITS
         self.examples, self.scene = samples.write(folder / "examples")
+        if voices.sees_around(self.predictor):
+            self.examples = samples.write_scenes(folder / "examples")
+        self.clip = samples.write_clip(folder / "examples") if clips.readable() else None
 
     def close(self) -> None:
         self.finder.close()

@@ -1,6 +1,6 @@
 // What Gradio does not do: words that name an action unit show its region on the picture of their
 // tab; a frame on the picture chooses its face, and so do the arrow keys; a webcam that is refused
-// is said.
+// is said; videos are left as they are.
 // Listeners sit on the document, because Gradio replaces the elements again and again.
 (() => {
   const tab = (element) => element.closest(".vf-tab");
@@ -48,10 +48,20 @@
     line.textContent = words;
     field.before(line);
   };
+  // Gradio's field for videos would load 30 MB of ffmpeg into the browser, to cut videos with; the
+  // server's own headers forbid that, and its failure would be shown as an error.
+  const fetched = window.fetch.bind(window);
+  window.fetch = (asked, ...rest) =>
+    /\/static\/ffmpeg\//.test(asked.url || asked) ? new Promise(() => {}) : fetched(asked, ...rest);
+  // Nor is it an error that a browser cannot play what the model is shown.
+  document.addEventListener("error", (event) => {
+    if (event.target.matches?.(".vf-clip video")) event.stopImmediatePropagation();
+  }, true);
+
   const reasons = {
-    NotAllowedError: "The browser does not let this page use the webcam: allow it in the browser's settings for this page, or upload a picture.",
-    NotFoundError: "No webcam was found: connect one, or upload a picture.",
-    NotReadableError: "The webcam is in use by another program: close that, or upload a picture.",
+    NotAllowedError: "The browser does not let this page use the webcam: allow it in the browser's settings for this page, or upload a file.",
+    NotFoundError: "No webcam was found: connect one, or upload a file.",
+    NotReadableError: "The webcam is in use by another program: close that, or upload a file.",
   };
   const ask = navigator.mediaDevices?.getUserMedia.bind(navigator.mediaDevices);
   if (ask)

@@ -16,7 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 # Neither API pages, nor other machines fetched by this one (file=https://...), nor recordings.
 _OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)"
-    r"|/(assets|static)/.*"
+    r"|/(assets|static)/(?!ffmpeg/).*"
     r"|/gradio_api/(upload|upload_progress|queue/join|queue/data|cancel|reset|startup-events)"
     r"|/gradio_api/heartbeat/\w+"
     r"|/gradio_api/file=(?!\w+:).*",

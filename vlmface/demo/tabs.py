@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.data_classes import FileData
 
 from vlmface import facs
-from vlmface.demo import batch, playground, views, voices
+from vlmface.demo import batch, clips, playground, views, voices
 from vlmface.demo.faces import Face, largest
 from vlmface.demo.handlers import opened, spoken
 from vlmface.infer.report import FaceReport
 from vlmface.taxonomy import EMOTIONS
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlmface.data.detect import Box
     from vlmface.demo.app import Demo
+    from vlmface.infer.predictor import Predictor
 
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 _EVERY_S = 0.08  # between two looks at an answer that is being written
-_NO_FACE = (
-    "No face was found, so the model was shown the picture as a whole. Its answer may mean nothing."
-)
+_AT_ONCE = 4  # frames that are asked about together
+_HEAD_ALONE = "The head fills the picture: there is nothing around it that the model could judge."
 _EMPTY = views.note("The answer will stand here.")
 
 
@@ -55,7 +59,7 @@ def _upload(label: str) -> gr.Image:
 
 
 def _picture_input(
-    examples: list[Path], label: str = "Picture"
+    examples: list[Path], label: str = "Picture", kind: str = "face"
 ) -> tuple[gr.Image, gr.HTML, gr.Radio]:
     """The upload field, the picture that takes its place, and the choice of a face."""
     with gr.Column(elem_classes="vf-input"):
@@ -67,15 +71,21 @@ def _picture_input(
         )  # fmt: skip
         again = gr.Button("Another picture", elem_classes="vf-again", size="sm")
         again.click(lambda: None, None, image, show_progress="hidden", **_HIDDEN)
-        with gr.Column(elem_classes="vf-examples"):
-            gr.HTML(views.note("Or try a rendered face:"))
-            with gr.Row(elem_classes="vf-thumbnails"):
-                for path in examples:
-                    name = path.stem.replace("_", " ")
-                    one = gr.Button(name, icon=path, size="sm", min_width=64, scale=0)
-                    one.keep_in_cache.add(str(path))  # or it would be deleted like an old upload
-                    one.click(partial(str, path), None, image, show_progress="hidden", **_HIDDEN)
+        _examples(image, [(path, path) for path in examples], kind)
     return image, picture, choice
+
+
+def _examples(field: gr.Image | gr.Video, files: list[tuple[Path, Path]], kind: str) -> None:
+    """Buttons that put (a file, its icon) into the upload field."""
+    with gr.Column(elem_classes="vf-examples"):
+        gr.HTML(views.note(f"Or try a rendered {kind}:"))
+        with gr.Row(elem_classes="vf-thumbnails"):
+            for path, icon in files:
+                name = path.stem.replace("_", " ")
+                one = gr.Button(name, icon=icon, size="sm", min_width=64, scale=0)
+                # Or they would be deleted like old uploads.
+                one.keep_in_cache |= {str(path), str(icon)}
+                one.click(partial(str, path), None, field, show_progress="hidden", **_HIDDEN)
 
 
 def _choices(faces: list[Face], chosen: int | None) -> Any:
@@ -84,24 +94,43 @@ def _choices(faces: list[Face], chosen: int | None) -> Any:
     return gr.Radio(choices=names, value=value, visible=len(names) > 1)
 
 
-def _notes(demo: Demo, faces: list[Face]) -> list[str]:
-    if faces:
-        return []
-    if demo.finder.missing:
-        return ["Faces are not looked for here: the model was shown the picture as a whole."]
-    return [_NO_FACE]
+def _kind(demo: Demo) -> str:
+    """What the examples are."""
+    return "scene" if voices.sees_around(demo.predictor) else "face"
+
+
+def _answer(
+    demo: Demo, predictor: Predictor, report: FaceReport, heading: str, image: Image.Image,
+    box: Box | None,
+) -> str:  # fmt: skip
+    """A report with all that is to be said of how it came about."""
+    notes = voices.no_face(predictor, bool(demo.finder.missing)) if box is None else []
+    return views.answer(report, heading, notes, *_shown(predictor, image, box))
+
+
+def _shown(
+    predictor: Predictor, image: Image.Image, box: Box | None
+) -> tuple[str | None, list[Image.Image]]:
+    """What the model was shown of a picture, in words and as pictures, where that is to be said."""
+    words = voices.shown(predictor)
+    if words is None:
+        return None, []
+    seen, _ = predictor.shown(image, box)
+    return words, list(seen[:: predictor.frames]) if isinstance(seen, Sequence) else [seen]
 
 
 # --- Analyse --------------------------------------------------------------------------------------
 
 
 def analyse(demo: Demo) -> None:
-    _intro("Upload a picture, paste it, or take it with the webcam. Every face is framed. Point at "
-           "an action unit, or reach it with the Tab key, and the part of the face that it names "
-           "is marked on the picture.")  # fmt: skip
+    how = "Upload a picture, paste it, or take it with the webcam. Every face is framed."
+    if voices.names_units(demo.predictor):
+        how += (" Point at an action unit, or reach it with the Tab key, and the part of the face "
+                "that it names is marked on the picture.")  # fmt: skip
+    _intro(how)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=300):
-            image, picture, choice = _picture_input(demo.examples)
+            image, picture, choice = _picture_input(demo.examples, kind=_kind(demo))
         with gr.Column(scale=6, min_width=300):
             said = gr.HTML(_EMPTY, elem_classes="vf-said")
 
@@ -129,16 +158,22 @@ def analyse(demo: Demo) -> None:
     choice.input(choose, [image, choice], [picture, said], show_progress_on=said, **_asks(demo))
 
 
-def _written(demo: Demo, image: Any, faces: list[Face], chosen: int | None) -> Iterator[str]:
-    """The answer about a face, now and then while it is written, and when it is finished."""
+def _written(
+    demo: Demo, image: Image.Image, faces: list[Face], chosen: int | None
+) -> Iterator[str]:
+    """The answer about the chosen one of the faces."""
     heading = f"Face {chosen + 1} of {len(faces)}" if chosen is not None else "The whole picture"
     if len(faces) == 1:
         heading = "The face"
-    box = None if chosen is None else faces[chosen].box
+    yield from _writing(demo, image, None if chosen is None else faces[chosen].box, heading)
+
+
+def _writing(demo: Demo, image: Image.Image, box: Box | None, heading: str) -> Iterator[str]:
+    """The answer about a face, now and then while it is written, and when it is finished."""
     last = 0.0
     for piece in voices.write(demo.predictor, image, box):
         if isinstance(piece, FaceReport):
-            yield views.answer(piece, heading, _notes(demo, faces))
+            yield _answer(demo, demo.predictor, piece, heading, image, box)
         elif time.monotonic() - last >= _EVERY_S:
             last = time.monotonic()
             yield views.writing(piece, heading)
@@ -157,7 +192,7 @@ def compare(demo: Demo) -> None:
     _intro("Two models, or two prompts of one, about the largest face of the same picture.")
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
-            image, picture, _ = _picture_input(demo.examples)
+            image, picture, _ = _picture_input(demo.examples, kind=_kind(demo))
         with gr.Column(scale=4, min_width=280):
             left = gr.Dropdown(names, value=names[0], label="Who answers here", type="index")
             left_said = gr.HTML()
@@ -179,7 +214,8 @@ def compare(demo: Demo) -> None:
         answers: list[str] = []
         for number in (first, second):
             voice = demo.voices[number]
-            answers.append(views.answer(voice.ask(shown, box), heading, _notes(demo, faces)))
+            said = voice.ask(shown, box)
+            answers.append(_answer(demo, voice.predictor, said, heading, shown, box))
             yield gr.skip(), answers[0], answers[1] if len(answers) > 1 else gr.skip()
 
     for changed in (image.change, left.input, right.input):
@@ -191,8 +227,10 @@ def compare(demo: Demo) -> None:
 
 
 def people(demo: Demo) -> None:
-    _intro("All faces of one picture at once. Each face is shown to the model by itself: it does "
-           "not see who stands beside whom.")  # fmt: skip
+    alone = "Each face is shown to the model by itself: it does not see who stands beside whom."
+    beside = "The model is asked about one face after the other, and sees what is around it too."
+    around = voices.sees_around(demo.predictor)
+    _intro(f"All faces of one picture at once. {beside if around else alone}")
     with gr.Column(elem_classes="vf-wide"):
         image, picture, _ = _picture_input([demo.scene], "Picture of several people")
     table = gr.HTML()
@@ -207,13 +245,112 @@ def people(demo: Demo) -> None:
         yield views.picture(shown, faces, None), gr.skip()
         if not faces:
             (report,) = demo.predictor.predict([shown])
-            yield gr.skip(), views.answer(report, "The whole picture", _notes(demo, faces))
+            said = _answer(demo, demo.predictor, report, "The whole picture", shown, None)
+            yield gr.skip(), said
             return
         boxes = [face.box for face in faces]
         reports = demo.predictor.predict([shown] * len(boxes), boxes=boxes)
-        yield gr.skip(), views.people(shown, faces, reports, demo.predictor.tasks)
+        tasks, reasons = demo.predictor.tasks, voices.names_units(demo.predictor)
+        yield gr.skip(), views.people(shown, faces, reports, tasks, reasons=reasons)
 
     image.change(ask, image, [picture, table], show_progress_on=table, **_asks(demo))
+
+
+# --- Clip -----------------------------------------------------------------------------------------
+
+
+def clip(demo: Demo) -> None:
+    predictor = demo.predictor
+    if demo.clip is None:
+        _intro(
+            f"Videos cannot be read here: <code>{clips.INSTALL}</code>, and start the demo again."
+        )
+        return
+    single = predictor.frames == 1
+    takes = (
+        "This model takes one frame, so it is shown the one in the middle; it can also be asked "
+        "about each frame by itself." if single else
+        f"This model is shown {predictor.frames} of its frames at once."
+    )  # fmt: skip
+    _intro(f"Upload a video of one person, of some seconds, or record one with the webcam. {takes}")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=300), gr.Column(elem_classes="vf-input vf-clip"):
+            video = _clip_upload()
+            picture = gr.HTML(elem_classes="vf-shown")
+            again = gr.Button("Another clip", elem_classes="vf-again", size="sm")
+            again.click(lambda: None, None, video, show_progress="hidden", **_HIDDEN)
+            _examples(video, [demo.clip], "clip")
+        with gr.Column(scale=6, min_width=300):
+            said = gr.HTML(_EMPTY, elem_classes="vf-said")
+            go = gr.Button("Ask about each frame", elem_classes="vf-each", visible=single)
+    line = gr.HTML(elem_classes="vf-said")
+
+    @spoken(3)
+    def start(path: str | None) -> Iterator[Any]:
+        if path is None:
+            yield "", "", _EMPTY
+            return
+        seen = clips.read(path, clips.taken(predictor), demo.finder)
+        if not single:
+            yield views.clip(seen.frames, seen.faces, None), "", gr.skip()
+            yield gr.skip(), gr.skip(), _about_clip(demo, seen)
+            return
+        middle = clips.middle(seen)
+        yield views.clip(seen.frames, seen.faces, middle), "", gr.skip()
+        heading = f"The middle one of {len(seen.frames)} frames"
+        for html in _writing(demo, seen.frames[middle], seen.boxes[middle], heading):
+            yield gr.skip(), gr.skip(), html
+
+    @spoken(1)
+    def each(path: str | None, progress: gr.Progress = gr.Progress()) -> Iterator[Any]:  # noqa: B008
+        if path is None:
+            yield views.note("First a video: upload one, or record it.")
+            return
+        seen = clips.read(path, clips.taken(predictor), demo.finder)
+        reports: list[FaceReport] = []
+        total = len(seen.frames)
+        for first in range(0, total, _AT_ONCE):  # between two of these others are answered
+            progress((first, total), desc=f"{first} of {total} frames", unit="frames")
+            part = slice(first, first + _AT_ONCE)
+            task = voices.first_task(predictor)
+            reports += predictor.predict(seen.frames[part], [task], boxes=seen.boxes[part])
+        yield views.timeline(seen.frames, seen.faces, reports)
+
+    # Videos have a queue of their own: while one is decoded the model answers others.
+    video.change(start, video, [picture, line, said], show_progress_on=said,
+                 **_asks(demo, "clips"))  # fmt: skip
+    go.click(each, video, line, **_asks(demo, "clips"))
+
+
+def _clip_upload() -> gr.Video:
+    video = gr.Video(
+        label="Clip", sources=["upload", "webcam"], include_audio=False, height=300, buttons=[],
+        elem_classes="vf-upload",
+    )  # fmt: skip
+    # Gradio would have the file read and written anew by ffmpeg; `clips.read` is the one who opens
+    # it.
+    video.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    video.postprocess = lambda path: FileData(path=path) if path else None  # type: ignore[method-assign]
+    return video
+
+
+def _about_clip(demo: Demo, clip: clips.Clip) -> str:
+    """The answer of a model that is shown many frames."""
+    predictor, total = demo.predictor, len(clip.frames)
+    notes = []
+    if len(clip.without) < total:
+        report = predictor.predict_clip(clip.frames, clip.boxes)
+        if clip.without:
+            notes.append(f"No face was found in {len(clip.without)} of {total} frames: the model "
+                         "was shown these as they are.")  # fmt: skip
+        if clip.crowded:
+            notes.append("Several faces are in the clip: the model was shown the largest of each "
+                         "frame, which may be different people.")  # fmt: skip
+    else:
+        (report,) = predictor.predict([clip.frames])
+        seen = "the frames as they are"
+        notes += voices.no_face(predictor, bool(demo.finder.missing), seen)
+    return views.answer(report, f"The clip, {total} frames", notes, voices.shown_of_clip(predictor))
 
 
 # --- Batch ----------------------------------------------------------------------------------------
@@ -241,7 +378,8 @@ def many(demo: Demo) -> None:
             "answers.csv": ("text/csv", batch.as_csv(rows, tasks)),
             "answers.json": ("application/json", batch.as_json(rows)),
         }
-        yield views.batch(rows, len(items), tasks, downloads)
+        reasons = voices.names_units(demo.predictor)
+        yield views.batch(rows, len(items), tasks, downloads, reasons=reasons)
 
     # A batch has a queue of its own: between two of its files the model answers others.
     go.click(ask, files, table, **_asks(demo, "batches"))
@@ -292,7 +430,10 @@ def synth(demo: Demo) -> None:
             names_units=voices.names_units(demo.predictor),
             lips_parted=len(aus) > sum(round(value) > 0 for value in set_.values()),
         )  # fmt: skip
-        yield gr.skip(), compared, views.answer(report, "What the model says")
+        shown, pictures = _shown(demo.predictor, image, None)
+        notes = [_HEAD_ALONE] if voices.sees_around(demo.predictor) else []
+        said = views.answer(report, "What the model says", notes, shown, pictures)
+        yield gr.skip(), compared, said
 
     preset.input(fill, preset, list(sliders.values()), show_progress="hidden", **_HIDDEN)
     go.click(ask, [*sliders.values(), *scene], [picture, truth, said], show_progress_on=said,
@@ -322,13 +463,15 @@ def _sliders() -> dict[int, gr.Slider]:
 
 
 def about(demo: Demo) -> None:
-    gr.HTML(views.about(demo.cards, demo.limits, demo.finder.missing))
+    videos = None if clips.readable() else clips.INSTALL
+    gr.HTML(views.about(demo.cards, demo.limits, demo.finder.missing, videos))
 
 
 ALL: dict[str, Callable[[Demo], None]] = {
     "Analyse": analyse,
     "Compare": compare,
     "Several people": people,
+    "Clip": clip,
     "Batch": many,
     "Synth playground": synth,
     "About": about,

@@ -32,6 +32,9 @@ LIMITS = (
 )
 MAX_SIDE = 1280  # pixels of a picture that is shown
 FACE_SIDE = 96  # pixels of a face in a table
+VIEW_SIDE = 160  # pixels of what a model was shown
+FRAME_SIDE = 200  # pixels of a frame of a clip
+TICK_SIDE = 56  # pixels of a frame above a timeline
 STATUS = {
     "strict": "answered in the asked form",
     "lenient": "not quite in the asked form, but clear",
@@ -65,9 +68,11 @@ class _Shown:
     height: int
 
 
-def picture(image: Image.Image, faces: Sequence[Face], chosen: int | None) -> str:
-    """The picture with numbered boxes, and the regions of the chosen face, drawn when a word that
-    names them is pointed at."""
+def picture(
+    image: Image.Image, faces: Sequence[Face], chosen: int | None, side: int = MAX_SIDE
+) -> str:
+    """The picture, at most `side` pixels a side, with numbered boxes, and the regions of the chosen
+    face, drawn when a word that names them is pointed at."""
     placed = [
         {
             "left": face.box[0], "top": face.box[1],
@@ -79,7 +84,7 @@ def picture(image: Image.Image, faces: Sequence[Face], chosen: int | None) -> st
         }
         for face in faces
     ]  # fmt: skip
-    shown = _Shown(_data_uri(image, MAX_SIDE), image.width, image.height)
+    shown = _Shown(_data_uri(image, side), image.width, image.height)
     alt = {0: "The picture, no face found", 1: "The picture with the face that was found"}.get(
         len(faces), f"The picture with {len(faces)} faces, numbered from left to right"
     )
@@ -143,13 +148,25 @@ def note(text: str) -> str:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def answer(report: FaceReport, heading: str, notes: Sequence[str] = ()) -> str:
-    """All that a report says."""
+def answer(
+    report: FaceReport,
+    heading: str,
+    notes: Sequence[str] = (),
+    shown: str | None = None,
+    pictures: Sequence[Image.Image] = (),
+) -> str:
+    """All that a report says. `shown`: a sentence on what the model was shown, with `pictures`."""
     main = report.main
+    # Of a model that only chooses among labels there is nothing else to read.
+    wrote = main.text if main.text.strip() != main.answer.said else None
     return str(_template().answer({
         "heading": heading,
         "label": main.answer.said,
+        "labels": main.answer.labels,
         "likely": _likely(report, None),
+        "affect": main.affect,
+        "shown": shown,
+        "pictures": [_data_uri(one, VIEW_SIDE) for one in pictures],
         "unsure": _unsure(report),
         "notes": notes,
         "pieces": pieces(report.rationale, main.answer.negated_aus),
@@ -162,9 +179,9 @@ def answer(report: FaceReport, heading: str, notes: Sequence[str] = ()) -> str:
             if report.answers[task] is not main
         ],
         "limits": report.note or LIMITS,
-        "status": STATUS[report.status],
+        "status": STATUS[report.status] if wrote is not None else None,
         "seconds": report.seconds,
-        "text": main.text,
+        "text": wrote,
     }))  # fmt: skip
 
 
@@ -200,9 +217,14 @@ def _answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def people(
-    image: Image.Image, faces: Sequence[Face], reports: Sequence[FaceReport], tasks: Sequence[str]
+    image: Image.Image,
+    faces: Sequence[Face],
+    reports: Sequence[FaceReport],
+    tasks: Sequence[str],
+    *,
+    reasons: bool,
 ) -> str:
-    """A table of the faces of a picture."""
+    """A table of the faces of a picture; `reasons`: the model says why."""
     rows = [
         {
             "name": str(number),
@@ -213,7 +235,7 @@ def people(
         }
         for number, (face, report) in enumerate(zip(faces, reports, strict=True), start=1)
     ]
-    return str(_template().people(rows, tasks))
+    return str(_template().people(rows, tasks, reasons))
 
 
 def batch(
@@ -221,12 +243,16 @@ def batch(
     files: int,
     tasks: Sequence[str],
     downloads: Mapping[str, tuple[str, str]],
+    *,
+    reasons: bool = True,
 ) -> str:
     """The table of a batch of that many files; `downloads` {file name: (MIME type, content)} hang
     on the page itself, so that nothing is written to disk."""
     shown = [
         {
-            "file": row.file, "face": row.face, "problem": row.problem,
+            "file": row.file, "problem": row.problem,
+            "face": row.face or ("no face: the scene alone" if row.report and row.report.scene_only
+                                 else "no face: the picture whole"),
             "answers": _answers(row.report, tasks) if row.report else [],
             "units": _units(row.report.aus) if row.report else [],
         }
@@ -241,7 +267,50 @@ def batch(
         for name, (kind, content) in downloads.items()
     ]
     problems = sum(row.problem is not None for row in rows)
-    return str(_template().batch(shown, tasks, files, problems, links))
+    return str(_template().batch(shown, tasks, files, problems, links, reasons))
+
+
+def clip(frames: Sequence[Image.Image], faces: Sequence[Face | None], seen: int | None) -> str:
+    """The frames of a clip with the face in each; `seen`: the one that the model was shown, None if
+    it was shown them all."""
+    large = ""
+    if seen is not None:
+        face = faces[seen]
+        large = picture(frames[seen], [face] if face else [], 0 if face else None)
+    small = [
+        {"picture": _small(image, face), "seen": seen is None or number == seen}
+        for number, (image, face) in enumerate(zip(frames, faces, strict=True))
+    ]
+    return str(_template().clip(large, small, seen))
+
+
+def _small(image: Image.Image, face: Face | None) -> str:
+    """A frame of a strip, with its face."""
+    return picture(image, [face] if face else [], 0 if face else None, FRAME_SIDE)
+
+
+def timeline(
+    frames: Sequence[Image.Image], faces: Sequence[Face | None], reports: Sequence[FaceReport]
+) -> str:
+    """What was said of each frame by itself: a row for each label, a column for each frame."""
+    said = [report.main for report in reports]
+    labels = list(said[0].probabilities or dict.fromkeys(x for s in said for x in s.answer.labels))
+    rows: list[dict[str, Any]] = []
+    for label in labels:
+        chosen = [label in one.answer.labels for one in said]
+        likely = [
+            one.probabilities[label] if one.probabilities else float(named)
+            for one, named in zip(said, chosen, strict=True)
+        ]
+        rows.append({
+            "label": label, "cells": list(zip(likely, chosen, strict=True)), "frames": sum(chosen),
+        })  # fmt: skip
+    ticks = [_data_uri(image.crop(face.box) if face else image, TICK_SIDE)
+             for image, face in zip(frames, faces, strict=True)]  # fmt: skip
+    without = [number for number, face in enumerate(faces, start=1) if face is None]
+    tells = said[0].probabilities is not None
+    counted = sorted((row for row in rows if row["frames"]), key=lambda row: -row["frames"])
+    return str(_template().timeline(rows, ticks, counted, tells, without))
 
 
 def truth(
@@ -273,5 +342,8 @@ def header(name: str, limits: str) -> str:
     return str(_template().header(name, limits))
 
 
-def about(cards: Sequence[Card], limits: str, missing: str | None) -> str:
-    return str(_template().about(cards, limits, missing))
+def about(
+    cards: Sequence[Card], limits: str, missing: str | None, videos: str | None = None
+) -> str:
+    """`missing`: why no faces are looked for; `videos`: how to make videos readable here."""
+    return str(_template().about(cards, limits, missing, videos))

@@ -97,7 +97,7 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
         ("data", f"{data['name']}, {data['split']} split, {data['n']:,} faces"),
         ("prompts", asked),
         ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
-        ("shown", _shown(crops.parse(found.crop), found.frames)),
+        ("shown", in_words(crops.parse(found.crop), found.frames)),
         ("vlmface", found.vlmface),
     ], server)  # fmt: skip
 
@@ -109,9 +109,51 @@ SHOWN = {
     "scene": "the whole picture",
     "person": "the person cut out",
 }
+# Of a model that was trained on pictures whole, which were portraits.
+_PORTRAITS = "pictures whole; of a photograph here the face cut out, as in a portrait"
 
 
-def _shown(views: crops.Views, frames: int) -> str:
+def in_words(views: crops.Views, frames: int) -> str:
     """What a model is shown, in words."""
-    named = " and ".join(SHOWN[one.show] for one in views) or SHOWN["scene"]
-    return named if frames == 1 else f"{named}, {frames} frames of a clip"
+    named = " and ".join(SHOWN[one.show] for one in views) or _PORTRAITS
+    return named if frames == 1 else f"{named}; {frames} frames of a clip"
+
+
+def shown(predictor: Predictor) -> str | None:
+    """A sentence about what the model is shown of a picture, where that is not one cut-out or one
+    picture."""
+    if len(predictor.views) < 2 and predictor.frames == 1:
+        return None
+    named = " and ".join(SHOWN[one.show] for one in predictor.views) or "the picture"
+    if predictor.frames == 1:
+        return f"The model was shown {named}."
+    return (
+        f"The model was shown {named}, as a clip of {predictor.frames} frames that stands still: "
+        "it was trained on clips."
+    )
+
+
+def shown_of_clip(predictor: Predictor) -> str | None:
+    """A sentence about what the model is shown of each frame, where that is not one picture."""
+    if len(predictor.views) < 2:
+        return None
+    named = " and ".join(SHOWN[one.show] for one in predictor.views)
+    return f"Of each frame the model was shown {named}."
+
+
+def sees_around(predictor: Predictor) -> bool:
+    """Whether the model is shown more of a picture than a face that is cut out of it."""
+    return any(one.show != "face" for one in predictor.views)
+
+
+def no_face(
+    predictor: Predictor, finder_missing: bool, seen: str = "the picture as a whole"
+) -> list[str]:
+    """What to say of a picture, or clip, in which no face was found."""
+    if predictor.views and not any(one.about_face for one in predictor.views):
+        return []  # it makes no difference
+    if finder_missing:
+        return [f"Faces are not looked for here: the model was shown {seen}."]
+    if crops.falls_back(predictor.views):
+        return ["No face was found, so the model has judged the scene alone."]
+    return [f"No face was found, so the model was shown {seen}. Its answer may mean nothing."]

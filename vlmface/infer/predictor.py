@@ -169,7 +169,7 @@ class Predictor:
         A list is a clip, of which as many frames are shown as the model takes; a face is looked for
         in each, and found if it is in one."""
         if isinstance(image, Sequence):
-            return self._clip(image, box)
+            return self.shown_clip(image, None if box is None else [box] * len(image))
         if box is not None:
             face = crops.usable(box, image.size)
             views = self.views or (PORTRAIT,)
@@ -178,23 +178,28 @@ class Predictor:
         found = face is not None if self.looks else None
         return crops.views_of(image, face, self.views, self.frames, self._mesh), found
 
-    def _clip(
-        self, frames: Sequence[Image.Image], box: Sequence[float] | None
+    def shown_clip(
+        self,
+        frames: Sequence[Image.Image],
+        boxes: Sequence[Sequence[float] | None] | None = None,
     ) -> tuple[Shown, bool | None]:
+        """`shown` of a clip. `boxes`: where the face is in each frame, None in one without a face;
+        without them faces are looked for as in a picture. Raises UserError for no frame."""
         from vlmface.data.clips import middles
 
         if not frames:
             raise UserError("a clip without frames was given: a clip needs one frame at least")
-        chosen = [frames[i] for i in middles(len(frames), self.frames)]
+        chosen = middles(len(frames), self.frames)
+        pictures = [frames[i] for i in chosen]
         faces: list[Any] = [None] * len(chosen)
-        if box is not None:
-            faces = [crops.usable(box, frame.size) for frame in chosen]
+        if boxes is not None:
+            faces = [crops.usable(boxes[i], frames[i].size) for i in chosen]
         elif self.looks:
-            faces = [next(iter(self.faces(frame)), None) for frame in chosen]
-        views = self.views or ((PORTRAIT,) if box is not None else ())
-        asked = box is not None or self.looks
+            faces = [next(iter(self.faces(picture)), None) for picture in pictures]
+        views = self.views or ((PORTRAIT,) if boxes is not None else ())
+        asked = boxes is not None or self.looks
         found = any(face is not None for face in faces) if asked else None
-        return crops.views_of_clip(chosen, faces, views, self._mesh), found
+        return crops.views_of_clip(pictures, faces, views, self._mesh), found
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -221,6 +226,21 @@ class Predictor:
             self._report({task: said[i] for task, said in answers.items()}, box, found)
             for i, ((_, found), box) in enumerate(zip(seen, where, strict=True))
         ]
+
+    def predict_clip(
+        self,
+        frames: Sequence[Image.Image],
+        boxes: Sequence[Sequence[float] | None],
+        tasks: Sequence[str] | None = None,
+    ) -> FaceReport:
+        """`predict` of one clip whose face is known frame by frame, as `shown_clip` has it. The
+        report has no box, as the face is elsewhere in each frame."""
+        picture, found = self.shown_clip(frames, boxes)
+        answers = {
+            task: self.backend.answer(self.questions[task], [picture], 1)[0]
+            for task in self._asked(tasks)
+        }
+        return self._report(answers, None, found)
 
     async def apredict(
         self,
