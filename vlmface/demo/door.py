@@ -13,7 +13,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Neither API pages, nor other machines fetched by this one (file=https://...), nor recordings.
+# Neither API pages, nor other machines fetched by this one (file=https://...), nor recordings, nor
+# the ffmpeg with which a browser would cut videos.
 _OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)"
     r"|/(assets|static)/(?!ffmpeg/).*"
