@@ -33,6 +33,15 @@ def _numbers(name: str) -> list[Any]:
     return [*parts, name]
 
 
+USUAL = 16  # frames of a clip, in published models and in data sets unless it is said
+
+
+def taken(frames: int) -> int:
+    """How many frames of a video are taken for a model that is shown `frames`: so many; for a model
+    of one frame those that a data set has, of which it is shown the middle one."""
+    return frames if frames > 1 else USUAL
+
+
 def middles(total: int, count: int) -> list[int]:
     """The middles of `count` equal segments of `total` frames, as indices. A clip of fewer frames
     than that gives some of them several times, so that every clip has `count`."""

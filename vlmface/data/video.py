@@ -59,10 +59,10 @@ def frames(path: str | Path, count: int = 16) -> list[Image.Image]:
     no video or sound alone, has frames that are too small, too large or too many, is damaged in
     more than a tenth of its packets, or ends before nine tenths of its duration.
     """
-    return list(_frames(path, count))
+    return list(each_frame(path, count))
 
 
-def _frames(path: str | Path, count: int) -> Iterator[Image.Image]:
+def each_frame(path: str | Path, count: int) -> Iterator[Image.Image]:
     """`frames`, one after the other: not all need be in memory."""
     from vlmface.data.clips import middles
 
@@ -289,7 +289,7 @@ def _write(folder: Path, path: Path, count: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{uuid.uuid4().hex[:8]}-", dir=folder.parent))
     try:
-        for i, image in enumerate(_frames(path, count)):
+        for i, image in enumerate(each_frame(path, count)):
             content = io.BytesIO()
             image.save(content, "JPEG", quality=_QUALITY, subsampling=0)
             (unfinished / f"{i:04d}.jpg").write_bytes(content.getvalue())

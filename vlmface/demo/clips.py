@@ -15,14 +15,12 @@ from vlmface.data import video
 from vlmface.data.clips import middles
 from vlmface.demo.faces import Face, largest
 from vlmface.errors import UserError
-from vlmface.infer.command import VIDEO_FRAMES
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.data.detect import Box
     from vlmface.demo.faces import Finder
-    from vlmface.infer.predictor import Predictor
 
 MOST_SIDE = 1920  # pixels of a frame that is kept: all of them are in memory at once
 INSTALL = "pip install 'vlmface[video]'"
@@ -51,12 +49,6 @@ def readable() -> bool:
     return find_spec("av") is not None
 
 
-def taken(predictor: Predictor) -> int:
-    """How many frames of a video are taken for a model: what it was trained with, or several to
-    choose from."""
-    return predictor.frames if predictor.frames > 1 else VIDEO_FRAMES
-
-
 def middle(clip: Clip) -> int:
     """The place of the frame that a model of one frame is shown."""
     return middles(len(clip.frames), 1)[0]
@@ -68,7 +60,7 @@ def read(path: str | Path, count: int, finder: Finder) -> Clip:
         raise UserError("the video is no longer here, uploads are soon deleted: upload it again")
     frames = []
     try:
-        for frame in video._frames(path, count):  # one by one, as a hostile file's are large
+        for frame in video.each_frame(path, count):  # one by one, as a hostile file's are large
             frame.thumbnail((MOST_SIDE, MOST_SIDE))
             frames.append(frame)
     except UserError as error:

@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.data_classes import FileData
 
 from vlmface import facs
+from vlmface.data.clips import taken
 from vlmface.demo import batch, clips, playground, views, voices
 from vlmface.demo.faces import Face, largest
 from vlmface.demo.handlers import opened, spoken
@@ -290,7 +291,7 @@ def clip(demo: Demo) -> None:
         if path is None:
             yield "", "", _EMPTY
             return
-        seen = clips.read(path, clips.taken(predictor), demo.finder)
+        seen = clips.read(path, taken(predictor.frames), demo.finder)
         if not single:
             yield views.clip(seen.frames, seen.faces, None), "", gr.skip()
             yield gr.skip(), gr.skip(), _about_clip(demo, seen)
@@ -306,7 +307,7 @@ def clip(demo: Demo) -> None:
         if path is None:
             yield views.note("First a video: upload one, or record it.")
             return
-        seen = clips.read(path, clips.taken(predictor), demo.finder)
+        seen = clips.read(path, taken(predictor.frames), demo.finder)
         reports: list[FaceReport] = []
         total = len(seen.frames)
         for first in range(0, total, _AT_ONCE):  # between two of these others are answered

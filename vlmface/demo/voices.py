@@ -94,7 +94,7 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
         ("family", found.family),
         ("recipe", found.recipe),
         ("trained", f"{found.created}; {trained}"),
-        ("data", f"{data['name']}, {data['split']} split, {data['n']:,} faces"),
+        ("data", f"{data['name']}, {data['split']} split, {data['n']:,} samples"),
         ("prompts", asked),
         ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
         ("shown", in_words(crops.parse(found.crop), found.frames)),
@@ -108,6 +108,8 @@ SHOWN = {
     "context": "the whole picture with the face blacked out",
     "scene": "the whole picture",
     "person": "the person cut out",
+    "landmarks": "the lines of the face's landmarks",
+    "parsed": "the parts of the face in colours",
 }
 # Of a model that was trained on pictures whole, which were portraits.
 _PORTRAITS = "pictures whole; of a photograph here the face cut out, as in a portrait"

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vlmface import facs
 from vlmface.errors import UserError
 
-VIDEO_FRAMES = 16  # of a video, of which a model takes as many as it was trained with
-
 if TYPE_CHECKING:
     from vlmface.infer.local import Prediction
     from vlmface.infer.report import FaceReport
@@ -53,13 +51,14 @@ def predict_command(
             raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
         if len(paths) != 1:
             raise UserError(f"--box is a place in one image, but there are {len(paths)}")
+    frames = _frames(paths, how.get("run") or model)
     predictor = None
     try:
         for start in range(0, len(paths), batch_size):
             opened = []
             for path in paths[start : start + batch_size]:
                 try:
-                    opened.append((path, _open(path)))
+                    opened.append((path, _open(path, frames)))
                 except UserError as error:
                     failed += 1
                     print(f"error: {error}", file=sys.stderr)
@@ -84,14 +83,27 @@ def predict_command(
     return 2 if failed else 0
 
 
-def _open(path: Path) -> Any:
-    """An image, or the frames of a video. Raises UserError."""
+def _frames(paths: Sequence[Path], run: str | Path) -> int:
+    """How many frames of a video are taken for the model, if one of the files is a video."""
+    from vlmface import manifest
+    from vlmface.data import clips
+
+    asked = any(map(_is_video, paths)) and manifest.is_run(run)
+    return clips.taken(manifest.load(run)[0].frames if asked else 1)
+
+
+def _is_video(path: Path) -> bool:
+    from vlmface.data import video
+
+    return path.suffix.lower() in video.SUFFIXES
+
+
+def _open(path: Path, frames: int) -> Any:
+    """An image, or so many frames of a video. Raises UserError."""
     from vlmface.data import video
     from vlmface.images import open_image
 
-    if path.suffix.lower() in video.SUFFIXES:
-        return video.frames(path, VIDEO_FRAMES)
-    return open_image(path)
+    return video.frames(path, frames) if _is_video(path) else open_image(path)
 
 
 def _as_text(path: Path, report: FaceReport) -> str:
