@@ -145,7 +145,7 @@ def shown_of_clip(predictor: Predictor) -> str | None:
 
 def sees_around(predictor: Predictor) -> bool:
     """Whether the model is shown more of a picture than a face that is cut out of it."""
-    return any(one.show != "face" for one in predictor.views)
+    return not all(one.is_face for one in predictor.views)
 
 
 def no_face(
