@@ -32,13 +32,7 @@ def main(argv: Sequence[str]) -> int:
     sft.check_processes(settings.num_processes)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
-    if sft.is_main():
-        config.remember(
-            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
-        )
-    sft.wait_for_everyone()
-    if (run_dir / "metrics.json").exists():  # written last
-        print(f"{run_dir} is complete, or start with --overwrite")
+    if not sft.begin(settings, last="metrics.json"):
         return 0
 
     clip = tiny.build(settings.seed) if settings.base == UNTRAINED else model.load(settings.base)

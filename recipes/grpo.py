@@ -28,13 +28,7 @@ def main(argv: Sequence[str]) -> int:
     sft.check_processes(settings.num_processes)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
-    if sft.is_main():
-        config.remember(
-            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
-        )
-    sft.wait_for_everyone()
-    if (run_dir / "report.html").exists():  # written last
-        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+    if not sft.begin(settings):
         return 0
 
     # Where it starts, and the faces that it is asked about.

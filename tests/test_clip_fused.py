@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlmface.clip import classifier, fused, model, texts
+from vlmface.clip import fused, model
 
 CONFIGS = {
     "quick": {"quick_gelu": True, "heads": 3},  # an odd number takes another way through torch
@@ -99,24 +99,3 @@ def test_the_built_in_clip_is_fused() -> None:
     kinds = {type(module) for module in model.load(model.TINY).model.modules()}
     assert {fused.SelfAttention, fused.QuickGELU} <= kinds
     assert nn.MultiheadAttention not in kinds
-
-
-@pytest.mark.parametrize("at_once", [1, 4, 7])
-def test_a_part_of_a_batch_at_a_time_is_the_whole(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the frames of a clip see each other inside the tower."""
-    torch.manual_seed(0)
-    clip = model.load(model.TINY)
-    shape = classifier.Shape(image="adapters", frames=3, time="mean")
-    asked = classifier.Classifier(clip, texts.load("clip_signs"), shape).eval()
-    with torch.no_grad():
-        for name, parameter in asked.named_parameters():
-            if ".adapters." in name:
-                parameter.normal_(std=0.2)
-    squares = torch.randint(0, 256, (5, 3, 3, clip.side, clip.side), dtype=torch.uint8)
-    with torch.no_grad():
-        whole = asked.image_features(squares)
-        monkeypatch.setattr(classifier, "CPU_BATCH", at_once)
-        parts = asked.image_features(squares)
-    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)

@@ -18,7 +18,6 @@ from sklearn import metrics as sk
 from vlmface import prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import (
-    affect,
     answering,
     benchmarks,
     compare,
@@ -30,7 +29,7 @@ from vlmface.evaluate import (
 )
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LabelScores, Prediction
-from vlmface.schema import FaceSample
+from vlmface.schema import AFFECT, FaceSample
 from vlmface.taxonomy import SPACES, LabelSpace
 
 SPACE = LabelSpace("five", "context", ("A", "B", "C", "D", "E"), {}, "test", several=True)
@@ -296,7 +295,7 @@ def told(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     for i, one in enumerate(rows):
         true = np.random.default_rng([3, i]).uniform(-1, 1, 2)
         said = np.clip(true + chance.normal(0, 0.3, 2), -1, 1)
-        names = affect.DIMENSIONS
+        names = AFFECT
         truth = one["truth"] | {"affect": dict(zip(names, true.tolist(), strict=True))}
         found.append(one | {"truth": truth, "affect": dict(zip(names, said.tolist(), strict=True))})
     return found

@@ -95,7 +95,7 @@ def test_missing_empty_and_other_files(tmp_path):
         ("picture.mp4", "is no video that can be read"),
     ):
         with pytest.raises(UserError, match=message):
-            video.frames(tmp_path / name)
+            video.frames(tmp_path / name, 16)
     with pytest.raises(UserError, match=r"frames=0: a clip needs at least one"):
         video.frames(videos.write(tmp_path / "clip.mp4", 2), 0)
 
@@ -108,13 +108,13 @@ def test_playlists_open_no_other_files(tmp_path, playlist):
     videos.write(tmp_path / "clip.mkv", 3)
     (tmp_path / "list.mp4").write_text(playlist)
     with pytest.raises(UserError, match="is no video that can be read"):
-        video.frames(tmp_path / "list.mp4")
+        video.frames(tmp_path / "list.mp4", 16)
 
 
 def test_sound_alone(tmp_path):
     path = videos.write(tmp_path / "song.mp4", sound=True, pictures=False)
     with pytest.raises(UserError, match="has no pictures, only audio"):
-        video.frames(path)
+        video.frames(path, 16)
 
 
 def test_sound_beside_pictures_is_passed_over(tmp_path):
@@ -133,7 +133,7 @@ def test_cut_off(tmp_path, suffix, options):
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(whole[: int(0.6 * len(whole))])
     with pytest.raises(UserError, match=r"is cut off: it says that it lasts 4\.0 s, and ends"):
-        video.frames(path)
+        video.frames(path, 16)
     path.write_bytes(whole[: int(0.97 * len(whole))])
     assert len(video.frames(path, 4)) == 4
 
@@ -142,7 +142,7 @@ def test_index_that_is_cut_off(tmp_path):
     whole = videos.write(tmp_path / "whole.mp4", 100).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is no video that can be read"):
-        video.frames(tmp_path / "cut.mp4")
+        video.frames(tmp_path / "cut.mp4", 16)
 
 
 def test_damaged(tmp_path):
@@ -153,7 +153,7 @@ def test_damaged(tmp_path):
         content[i] ^= 0x5A
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"packets cannot be decoded|no frame that can be decoded"):
-        video.frames(path)
+        video.frames(path, 16)
 
 
 def test_every_cut_and_flip_gives_frames_or_one_kind_of_error(tmp_path):
@@ -181,19 +181,19 @@ def test_limits(tmp_path, monkeypatch):
     path = videos.write(tmp_path / "clip.mp4", 20)
     monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(UserError, match="is 64 x 48 pixels, the limit is"):
-        video.frames(path)
+        video.frames(path, 16)
     monkeypatch.undo()
     monkeypatch.setattr(video, "MAX_FRAMES", 19)
     with pytest.raises(UserError, match=r"too long: more than 19 frames of 64 x 48 pixels"):
-        video.frames(path)
+        video.frames(path, 16)
     monkeypatch.undo()
     monkeypatch.setattr(video, "MAX_DECODED", 64 * 48 * 10)
     with pytest.raises(UserError, match="too long: more than 10 frames"):
-        video.frames(path)
+        video.frames(path, 16)
     monkeypatch.undo()
     small = videos.write(tmp_path / "small.avi", 2, size=(16, 8))
     with pytest.raises(UserError, match="is 16 x 8 pixels, too small"):
-        video.frames(small)
+        video.frames(small, 16)
 
 
 def test_without_pyav(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_without_pyav(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"pip install 'vlmface\[video\]'"):
-        video.frames(path)
+        video.frames(path, 16)
     with pytest.raises(UserError, match=r"pip install 'vlmface\[video\]'"):
         with_frames({"id": ["a"]}, [tmp_path / "clip"], 2)
 

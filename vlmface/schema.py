@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import datasets
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
-# Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
+# Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
 VOTE_KEYS = (*taxonomy.EMOTIONS, "other", "unknown", "no_face")
 
 

@@ -31,7 +31,6 @@ LORA_MODULES = {
     "text": r"(text\.)?transformer\..*\.(c_fc|c_proj)",
 }
 ATTENTION = "attn.in_proj_weight"
-CPU_BATCH = 32  # pictures that a CPU reads at once: with more, activations leave its caches
 TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (SigLIP)
 
 
@@ -155,9 +154,6 @@ class Classifier(nn.Module):
         """(n, pictures, 3, side, side) uint8 -> (n, pictures, width), not normalised: a temporal
         transformer takes them as they are."""
         n, pictures = squares.shape[:2]
-        part = max(1, CPU_BATCH // pictures)
-        if n > part and squares.device.type == "cpu" and not torch.is_grad_enabled():
-            return torch.cat([self.image_features(rows) for rows in squares.split(part)])
         found = self.clip.image_features(squares.flatten(0, 1), normalize=False)
         return found.unflatten(0, (n, pictures))
 

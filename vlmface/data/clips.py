@@ -16,6 +16,8 @@ from vlmface.data.records import read_text
 from vlmface.data.rows import Rows, image_names
 from vlmface.errors import UserError
 
+FRAMES = 16  # of a clip, in published models and in data sets unless it is said
+
 
 def in_order(folder: Path) -> list[str] | None:
     """The names of the images in a folder by the numbers in them, "9.jpg" before "10.jpg"; None if
@@ -33,13 +35,10 @@ def _numbers(name: str) -> list[Any]:
     return [*parts, name]
 
 
-USUAL = 16  # frames of a clip, in published models and in data sets unless it is said
-
-
 def taken(frames: int) -> int:
     """How many frames of a video are taken for a model that is shown `frames`: so many; for a model
     of one frame those that a data set has, of which it is shown the middle one."""
-    return frames if frames > 1 else USUAL
+    return frames if frames > 1 else FRAMES
 
 
 def middles(total: int, count: int) -> list[int]:

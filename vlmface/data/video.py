@@ -51,7 +51,7 @@ _TURNS = {
 }
 
 
-def frames(path: str | Path, count: int = 16) -> list[Image.Image]:
+def frames(path: str | Path, count: int) -> list[Image.Image]:
     """The frames at the middles of `count` equal segments of a video, RGB and upright; a video of
     fewer frames gives some of them several times.
 

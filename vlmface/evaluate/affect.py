@@ -17,9 +17,6 @@ import numpy as np
 
 from vlmface.evaluate.measures import ratio
 from vlmface.evaluate.statistics import Array
-from vlmface.schema import AFFECT
-
-DIMENSIONS = AFFECT
 
 Row = Mapping[str, Any]
 

@@ -28,13 +28,12 @@ from vlmface.encode import (
     stored_pictures,
 )
 from vlmface.errors import UserError
-from vlmface.evaluate.affect import DIMENSIONS
 from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import is_run
 from vlmface.prompts import Question
-from vlmface.schema import FaceSample
+from vlmface.schema import AFFECT, FaceSample
 from vlmface.train.sft import is_main
 
 if TYPE_CHECKING:
@@ -387,7 +386,7 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             attributes["context"] = sample.label(space)
         elif space.field != "emotion":  # a word that is none stays, and is refused when scored
             attributes[space.field] = sample.label(space) or attributes[space.field]
-    known = {name: getattr(sample, name) for name in DIMENSIONS}
+    known = {name: getattr(sample, name) for name in AFFECT}
     if any(value is not None for value in known.values()):
         found["affect"] = known
     return {

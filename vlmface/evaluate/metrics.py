@@ -49,6 +49,7 @@ from vlmface.evaluate.statistics import (
     paired_bootstrap,
     reweighted,
 )
+from vlmface.schema import AFFECT
 from vlmface.taxonomy import EMOTIONS, LabelSpace
 
 Row = Mapping[str, Any]
@@ -282,7 +283,7 @@ def _scored(
     elif multilabel.was_written(rows):
         kinds.append((("labels",), multilabel.counts(rows, space), multilabel.scores))
     kinds.append((("au",), count_aus(rows, au_set), au_scores))
-    for name in affect.DIMENSIONS:
+    for name in AFFECT:
         kinds.append((("affect", name), affect.sums(rows, name), affect.scores))
     return [
         (path, counts, score)

@@ -143,11 +143,8 @@ def table(result: Mapping[str, Any]) -> str:
         cells = [f"{100 * block[key]:.1f} [{_percents(block['ci95'][key])}]" for key in keys]
         lines.append(f"| {run['name']} | " + " | ".join(cells) + " |")
     tested = "accuracy" in keys
-    lines += ["", "| difference | " + " | ".join(keys.values()) + " |"]
-    lines += ["| --- |" + " --- |" * len(keys)]
-    if tested:
-        lines[-2] += " McNemar, Holm |"
-        lines[-1] += " --- |"
+    heads = [*keys.values(), "McNemar, Holm"] if tested else [*keys.values()]
+    lines += ["", "| difference | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for pair in result["pairs"]:
         change = report.score_blocks(pair)[title]
         cells = [

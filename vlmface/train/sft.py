@@ -224,17 +224,18 @@ def check_processes(asked: int | None) -> None:
         )
 
 
-def begin(settings: Any) -> bool:
+def begin(settings: Any, last: str = "report.html") -> bool:
     """Remember the settings in the run's folder, or check that they are those it was begun with;
-    whether there is something left to do there. Raises UserError."""
+    whether there is something left to do there. `last`: the file that is written when all is done.
+    Raises UserError."""
     run_dir = Path(settings.output_dir)
     if is_main():
         config.remember(
             settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
         )
     wait_for_everyone()
-    if (run_dir / "report.html").exists():  # written last
-        print(f"{run_dir} is complete: look at its report.html, or start with --overwrite")
+    if (run_dir / last).exists():
+        print(f"{run_dir} is complete: look at its {last}, or start with --overwrite")
         return False
     return True
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface import taxonomy
-from vlmface.data.clips import first_of, frames_root, read_list, with_frames
+from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
 from vlmface.data.rows import Rows, meta
 from vlmface.errors import UserError
 
@@ -33,7 +33,7 @@ def read(
     root: Path,
     split: str,
     *,
-    frames: int = 16,
+    frames: int = FRAMES,
     lists: str | None = None,
     clips: str | None = None,
 ) -> Rows:

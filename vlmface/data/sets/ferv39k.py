@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmface.data.clips import frames_root, read_list, with_frames
+from vlmface.data.clips import FRAMES, frames_root, read_list, with_frames
 from vlmface.data.rows import Rows, meta, need, words
 
 TITLE = "FERV39k"
@@ -26,7 +26,7 @@ PUBLISHED = {
 CLIPS = ("2_ClipsforFaceCrop",)
 
 
-def read(root: Path, split: str, *, frames: int = 16, clips: str | None = None) -> Rows:
+def read(root: Path, split: str, *, frames: int = FRAMES, clips: str | None = None) -> Rows:
     """All scenes together, the usual protocol. `clips` is the folder of the clips' frames under
     the root, "2_ClipsforFaceCrop" by default. The scene is in `meta`."""
     listing = root / "4_setups" / "All_scenes" / f"{split}_All.csv"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface import taxonomy
-from vlmface.data.clips import first_of, frames_root, read_list, with_frames
+from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
 from vlmface.data.rows import Rows, words
 from vlmface.errors import UserError
 
@@ -37,7 +37,7 @@ def read(
     split: str,
     *,
     fold: int = 1,
-    frames: int = 16,
+    frames: int = FRAMES,
     clips: str | None = None,
     order: str = "anger",
     first: int = 0,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmface import taxonomy
-from vlmface.data.clips import read_list, with_frames
+from vlmface.data.clips import FRAMES, read_list, with_frames
 from vlmface.data.rows import Rows, meta, need
 from vlmface.errors import UserError
 
@@ -34,7 +34,7 @@ def read(
     root: Path,
     split: str,
     *,
-    frames: int = 16,
+    frames: int = FRAMES,
     listing: str | None = None,
     faces: str | None = FACES,
     bodies: str | None = BODIES,
