@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vlmface import config, data
@@ -19,6 +20,7 @@ from vlmface.clip import contrast, model, tiny
 from vlmface.clip.settings import check_training
 from vlmface.data import crop_cache, crops
 from vlmface.files import atomic_write
+from vlmface.run_dir import begin, open_run
 from vlmface.train import sft
 
 UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
@@ -31,14 +33,20 @@ def main(argv: Sequence[str]) -> int:
     check_training(settings)
     sft.check_processes(settings.num_processes)
     sft.use_all_cores()
+    with open_run(settings, last="metrics.json") as is_open:
+        if is_open:
+            train(settings)
+    return 0
+
+
+def train(settings: contrast.Settings) -> None:
+    """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
-    if not sft.begin(settings, last="metrics.json"):
-        return 0
 
     clip = tiny.build(settings.seed) if settings.base == UNTRAINED else model.load(settings.base)
     views = crops.parse(settings.crop)
     with sft.main_first():
-        rows = data.load(
+        loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
             **settings.data_options,
         )  # fmt: skip
@@ -46,11 +54,12 @@ def main(argv: Sequence[str]) -> int:
             data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
             for split in settings.probe_splits
         ]
-        rows, *probed = [crop_cache.shown(part, views) for part in (rows, *probed)]
+        rows, *probed = [crop_cache.shown(part, views) for part in (loaded, *probed)]
+    begin(settings, partial(contrast.identity, clip, loaded, probed))
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
     trained = contrast.train(clip, rows, settings)
     if not sft.is_main():
-        return 0
+        return
     model.save(clip, run_dir, settings.saved_as)
     after = contrast.probe(model.load(run_dir), *probed, settings.eval_batch_size)
     scores = {"probes": {"before": before, "after": after}, "train": trained}
@@ -61,7 +70,6 @@ def main(argv: Sequence[str]) -> int:
             f"a linear probe reads {name}: {key} {found[key]:.3f} (before: {before[name][key]:.3f})"
         )
     print(f"next: python recipes/clip_finetune.py --base {run_dir}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,22 +9,29 @@ Stopped at any moment, the same command goes on where it was.
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import subprocess
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import yaml
 
-from vlmface import config
+from vlmface import children, config, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
+from vlmface.evaluate.answering import scored_prompts
+from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.files import atomic_write
+from vlmface.run_dir import begin, open_run
+from vlmface.train import grpo, rewards, sft
 
 HERE = Path(__file__).resolve().parent
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,75 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
     if settings.rounds < 1:
         raise UserError(f"rounds is {settings.rounds}, but must be 1 at least")
+    check(settings)
+    free = ("rounds", "launch")
+    with open_run(settings, last=None, free=free):
+        begin(settings, dict, free)
+        run(settings)
+    return 0
+
+
+def check(settings: Settings) -> None:
+    """Refuse what would stop the loop after hours. Raises UserError."""
+    if settings.launch and shutil.which(settings.launch[0]) is None:
+        raise UserError(f"launch is {settings.launch}: there is no program {settings.launch[0]}")
+    first = stage_settings("sft_cot", settings.sft, sft.Settings)
+    second = stage_settings("grpo", settings.grpo | {"start": "-"}, grpo.Settings)
+    if settings.rounds > 1:
+        wanted = settings.synthesize | {"model": "-"}
+        stage_settings("synthesize", wanted, load_recipe("synthesize").Settings)
+    grpo.check(second)
+    rewards.parse(second.rewards)
+    prompt = prompts.load(first.prompts[0])
+    if second.prompt not in (None, prompt.id):
+        raise UserError(
+            f"grpo has prompt {second.prompt}, but starts from a run with {prompt.id}: leave it out"
+        )
+    # All stages are compared on the same faces.
+    for name in ("benchmark", "n_eval"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            raise UserError(
+                f"sft has {name} {one!r}, grpo {other!r}: the page compares them on the same "
+                "faces, so give both the same"
+            )
+    benchmark = load_benchmark(first.benchmark)
+    scored_prompts(benchmark, [prompt])
+    roots = [s.benchmark_root or benchmark.root_beside(s.data_root) for s in (first, second)]
+    if roots[0] != roots[1]:
+        raise UserError(
+            f"sft is evaluated on {roots[0]}, grpo on {roots[1]}: the page compares them on the "
+            "same faces, so give both the same benchmark_root"
+        )
+
+
+def stage_settings(recipe: str, wanted: Mapping[str, Any], kind: type[T]) -> T:
+    """The settings that a recipe will read from the command line of `stage`. Raises UserError."""
+    if own := {"output_dir", "overwrite"} & set(wanted):
+        raise UserError(
+            f"the stage {recipe} has {', '.join(sorted(own))}: the loop decides that; leave it "
+            "out, and give it to the loop itself"
+        )
+    words = stage_words(wanted, Path("-"))
+    try:
+        return config.parse(kind, words, default=f"{recipe}_tiny", usage="")
+    except UserError as error:
+        raise UserError(f"stage {recipe}: {error}") from error
+
+
+def load_recipe(name: str) -> ModuleType:
+    """The script of another recipe as a module."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(settings: Settings) -> None:
+    """All rounds, each from where it was stopped. Raises UserError if a stage fails."""
     folder = Path(settings.output_dir)
-    config.remember(settings, folder, free=("overwrite", "output_dir", "rounds", "launch"),
-                    anew=settings.overwrite)  # fmt: skip
     for number in range(1, settings.rounds + 1):
         here = folder / f"round{number}"
         own = dict(settings.sft)
@@ -58,33 +131,37 @@ def main(argv: Sequence[str]) -> int:
             wanted = settings.synthesize | {"model": str(here / "grpo")}
             stage("synthesize", wanted, here / "synthetic", [])
         write_page(folder, number)
-    return 0
 
 
 def stage(recipe: str, wanted: Mapping[str, Any], output: Path, launch: Sequence[str]) -> None:
     """Run, or go on with, a recipe in a process of its own. Raises UserError if it fails."""
+    start = list(launch) or [sys.executable]
+    print(f"--- {output}: {recipe}", flush=True)
+    code = children.run([*start, str(HERE / f"{recipe}.py"), *stage_words(wanted, output)])
+    if code:
+        raise UserError(
+            f"{recipe} stopped with exit code {code} (its message is above): see to it, then the "
+            "same command goes on there"
+        )
+
+
+def stage_words(wanted: Mapping[str, Any], output: Path) -> list[str]:
+    """The command line of a recipe."""
     options = dict(wanted)
     words = ["--config", str(options.pop("config"))] if "config" in options else []
     for name, value in (options | {"output_dir": str(output)}).items():
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    start = list(launch) or [sys.executable]
-    print(f"--- {output}: {recipe}", flush=True)
-    done = subprocess.run([*start, str(HERE / f"{recipe}.py"), *words], check=False)
-    if done.returncode:
-        raise UserError(
-            f"{recipe} stopped with exit code {done.returncode} (its message is above): see to it, "
-            "then the same command goes on there"
-        )
+    return words
 
 
-def mixed(sft: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]:
+def mixed(first_stage: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]:
     """The data of a later round: those of the first, and what the model wrote in the last."""
     first = {
-        "data": sft.get("data", "synth"),
-        "root": sft.get("data_root"),
-        "options": dict(sft.get("data_options", {})),
+        "data": first_stage.get("data", "synth"),
+        "root": first_stage.get("data_root"),
+        "options": dict(first_stage.get("data_options", {})),
     }
-    if (n := sft.get("n_train")) is not None:
+    if (n := first_stage.get("n_train")) is not None:
         first["options"] |= {"n": n}
     sources = [
         {key: value for key, value in first.items() if value},

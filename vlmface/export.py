@@ -11,13 +11,12 @@ import gc
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vlmface import encode, families, manifest
+from vlmface import encode, families, lock, manifest
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
 
@@ -49,12 +48,19 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
     and data allow; `repo` the hub id that the card's examples name. Returns {"merged", "base":
     largest difference of a logit from base plus adapter, from the base; "rounded": what storing in
     `dtype` changed; "faces", "noise": pictures compared}. Raises UserError, and leaves nothing
-    behind, if `out` exists, the run has no adapter, its base is gone, changed or quantised, or the
-    logits are not as they should be.
+    behind, if `out` exists or another merge writes it, the run has no adapter, its base is gone,
+    changed or quantised, or the logits are not as they should be.
     """
+    with lock.hold(out):
+        return _merge(Path(run), Path(out), dtype, license, repo)
+
+
+def _merge(
+    run: Path, out: Path, dtype: str, license: str | None, repo: str | None
+) -> dict[str, Any]:
+    """`merge` into a folder that no other process merges into."""
     import torch
 
-    run, out = Path(run), Path(out)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if out.exists():
@@ -91,9 +97,10 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
             f"({TOLERANCE:.0e} is rounding): it was not trained, or it is for another base"
         )
 
-    new = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    temporary = out.with_name(f".{out.name}.merging")
+    if temporary.exists():  # of a merge that was killed, since this one holds the lock
+        shutil.rmtree(temporary)
+    temporary.mkdir()
     try:
         family.save_checkpoint(model.to(getattr(torch, dtype)), processor, temporary)
         expected = _logits(model.float(), inputs)
@@ -108,12 +115,9 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
         card = _card(manifest.load(temporary)[0], found.quantize, asked, base, run,
                      repo or out.name, license, check, hashes, _sha256(adapter_file))  # fmt: skip
         atomic_write(temporary / "README.md", card)
-        temporary.chmod(0o777 & ~_umask())
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        for parent in new:
-            parent.rmdir()
         raise
     return check
 
@@ -414,14 +418,6 @@ def _licence(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    import os
-
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 # --- sending --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
-from vlmface import config, data
+from vlmface import config, data, run_dir
 from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled
@@ -50,12 +50,16 @@ def main(argv: Sequence[str]) -> int:
     check(settings)
     _check(settings)
     sft.use_all_cores()
-    run_dir = Path(settings.output_dir)
-    config.remember(settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite)
-    found = compare(settings, *load(settings))
-    atomic_write(run_dir / RESULT, json.dumps(found, indent=2) + "\n")
-    atomic_write(run_dir / TABLE, table(found))
-    print(table(found))
+    folder = Path(settings.output_dir)
+    with run_dir.open_run(settings, last=RESULT) as is_open:
+        if not is_open:
+            return 0
+        parts, truths, identity = load(settings)
+        run_dir.begin(settings, lambda: identity)
+        found = compare(settings, parts, truths)
+        atomic_write(folder / TABLE, table(found))
+        atomic_write(folder / RESULT, json.dumps(found, indent=2) + "\n")
+        print(table(found))
     return 0
 
 
@@ -72,9 +76,10 @@ def _check(settings: Settings) -> None:
         raise UserError("epochs and the best frame are chosen on validation_split: name one")
 
 
-def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
-    """What a frozen image tower sees of the training, validation and test clips; and of each test
-    clip what metrics need to know: "id", "subject", "truth"."""
+def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str, Any]]:
+    """What a frozen image tower sees of the training, validation and test clips; of each test clip
+    what metrics need to know, "id", "subject" and "truth"; and what must be the same when the run
+    is resumed (`run_dir.begin`)."""
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     asked = texts.load(settings.prompt)
     answering.scored_prompts(benchmark, [asked])
@@ -85,11 +90,16 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
         data.load(settings.data, settings.data_root, split, n=n, **settings.data_options)
         for split, n in splits
     ]
+    identity: dict[str, Any] = {"data": [data.fingerprint(rows) for rows in found]}
     found = [crop_cache.shown(rows, views, settings.frames) for rows in found]
     found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
     clip = model.load(settings.base)
+    identity |= {
+        "test_data": data.fingerprint(found[-1], pictures=False),
+        "base_weights": model.weights_sha(clip),
+    }
     parts = [Part.of(rows, clip, asked, settings) for rows in found]
-    return parts, _truths(parts[2].rows, benchmark)
+    return parts, _truths(parts[2].rows, benchmark), identity
 
 
 def compare(
@@ -170,6 +180,7 @@ def _one(
     if kept.exists():  # written last
         return tuple(torch.load(kept, weights_only=True))  # type: ignore[return-value]
     classifier, own = _classifier(name, settings)
+    run_dir.start_in(folder, own, {}, run_dir.FREE)
     train_part, held_part, test_part = parts
     module = Targets(classifier, train_part.targets, train_part.affects, own)
     module.features = train_part.shown(name)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from vlmface.data.rows import Rows
 
 
+_BLOCK = 1000  # rows that are in memory at once, where all are read
+
+
 def names() -> list[str]:
     """The names that `load` knows, sorted."""
     from vlmface.data import sets
@@ -153,14 +156,31 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def fingerprint(rows: datasets.Dataset) -> str:
-    """12 hex digits over the ids and labels of all rows in order: same data, same digits."""
-    columns = ["id", "emotion", "aus", "valence", "arousal", "age", "gender", "race", "context",
-               "rationale"]  # fmt: skip
-    table = rows.select_columns(columns).with_format("arrow")[:]
+def fingerprint(rows: datasets.Dataset, *, pictures: bool = True) -> str:
+    """12 hex digits over the annotation and the pictures of all rows in order: same data, same
+    digits.
+
+    Args:
+        rows: FaceSample rows as `load` gives them, before `crop_cache.shown`.
+        pictures: read the bytes of all pictures, in threads and undecoded, so that a file that was
+            exchanged is noticed; a picture counts by its content, wherever it is stored.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    from vlmface.data import sources
+    from vlmface.schema import features
+
+    columns = [name for name in features() if name not in ("image", "frames")]
+    plain = rows.select_columns(columns).with_format("arrow")
     digest = hashlib.sha256()
-    for column in columns:
-        digest.update(repr(table[column].to_pylist()).encode())
+    for start in range(0, len(rows), _BLOCK):
+        block = plain[start : start + _BLOCK]
+        for column in columns:
+            digest.update(repr(block[column].to_pylist()).encode())
+    if pictures:
+        for content in sources.digests(rows):
+            digest.update(content.encode())
     return digest.hexdigest()[:12]
 
 

@@ -278,14 +278,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: Inputs) -> torch.Tensor:
         self._shared = inputs
-        loss = super()._compute_loss(model, inputs)
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: the "
-                "same command goes on from the last checkpoint; if it happens again, start anew "
-                "with a lower learning_rate or max_grad_norm (--overwrite)"
-            )
-        return loss
+        return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *_: Any, **__: Any) -> Any:
         found, entropies = self._score(model, self._shared)

@@ -146,6 +146,19 @@ def start_of(settings: Settings) -> Start:
     )
 
 
+def identity(
+    settings: Settings,
+    loaded: datasets.Dataset,
+    rows: datasets.Dataset,
+    tested: datasets.Dataset,
+    start: Start,
+) -> dict[str, Any]:
+    """`sft.identity` of a run, and the adapter that it trains further."""
+    found = sft.identity(settings, loaded, rows, tested, [start.prompt], start.base)
+    adapter = None if start.run is None else manifest.weights_sha(start.run)
+    return found | {"start_weights": adapter}
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -289,6 +302,7 @@ def train(
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
+        logging_nan_inf_filter=False,
         seed=settings.seed,
         report_to=settings.report_to,
         ddp_timeout=int(sft.PATIENCE.total_seconds()),
@@ -326,12 +340,7 @@ def train(
     sft.check_sharding(trainer)
     trained: Any = trainer.model
     parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
-    resume = sft.checkpoint_to_resume(run_dir)
-    if resume:
-        sft.check_trainable(resume, trainer.trainable_sha)
-        if sft.is_main():
-            print(f"resuming from {resume}")
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train_to_end(run_dir)
     sft.save_trained(
         trainer, start.processor, start.family, start.base_id, "lora" in start.policy.values(),
         run_dir,
