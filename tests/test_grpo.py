@@ -22,7 +22,7 @@ from vlmface import config, prompts
 from vlmface.cli import main as vlmface
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.train import grpo, rewards, sft, watch
+from vlmface.train import grpo, rewards, watch
 
 ROOT = Path(__file__).parent.parent
 TRAIN = {  # faces of other people: of those it knows by heart it says the same each time

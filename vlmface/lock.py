@@ -85,11 +85,9 @@ def _acquire(path: Path, folder: str | Path) -> int:
         if _is_at(descriptor, path):
             break
         os.close(descriptor)
-    host, now = platform.node(), datetime.now(UTC)
+    holder = f"process {os.getpid()} on {platform.node()}"
     os.ftruncate(descriptor, 0)
-    os.write(
-        descriptor, f"process {os.getpid()} on {host} since {now:%Y-%m-%d %H:%M:%S} UTC".encode()
-    )
+    os.write(descriptor, f"{holder} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC".encode())
     return descriptor
 
 

@@ -1,10 +1,10 @@
 """The folder of a run: locked while a recipe works in it, resumed by the run that started there
 only, and replaced (`--overwrite`) only once the new run trains.
 
-    settings.json             the settings that the run was started with
-    run.json                  what else must be the same when it is resumed (`begin`), whether it
-                              has made its first step, and which entries of the folder are not its own
-    checkpoints/*/complete    the files of a checkpoint that was written to its end, and their sizes
+    settings.json            the settings that the run was started with
+    run.json                 what else must be the same when it is resumed (`begin`), whether it has
+                             made its first step, and which entries of the folder are not its own
+    checkpoints/*/complete   the files of a checkpoint that was written to its end, with their sizes
 
 While a new run replaces an old one, the old one is next to it, in `.NAME.replaced`.
 """
@@ -58,8 +58,8 @@ def open_run(
         Whether something is left to do.
 
     Raises:
-        UserError: another process works in the folder, it holds something else than a run, or a
-            run with other settings.
+        UserError: another process works in the folder, it holds something else than a run, a run
+            with other settings, or one whose last checkpoint is damaged.
     """
     folder = Path(settings.output_dir)
     with contextlib.ExitStack() as stack:
@@ -69,7 +69,12 @@ def open_run(
             stack.callback(_settle, folder, last)
             _settle(folder, last)
             _check_folder(folder, settings, free)
-            return settings.overwrite or not _is_complete(folder, last)
+            if settings.overwrite:
+                return True
+            if _is_complete(folder, last):
+                return False
+            last_checkpoint(folder)
+            return True
 
         is_open = sft.on_main(enter)
         if not is_open and sft.is_main():
@@ -96,8 +101,7 @@ def begin(
         The identity.
 
     Raises:
-        UserError: a value differs from that of the run that is to be resumed, or its last
-            checkpoint is damaged.
+        UserError: a value differs from that of the run that is to be resumed.
     """
 
     def start() -> dict[str, Any]:
@@ -106,7 +110,6 @@ def begin(
         if settings.overwrite and _record(folder) is not None:
             os.rename(folder, _aside(folder))
         start_in(folder, settings, now, (*FREE, *free))
-        _resumable_checkpoint(folder)
         return now
 
     return sft.on_main(start)
@@ -286,10 +289,11 @@ def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     """Raise UserError that names the first value in which two identities differ."""
     for name in {**before, **now}:
         if before.get(name) != now.get(name):
+            words = name.replace("_", " ") + (" (fingerprint)" if name.endswith("data") else "")
             raise UserError(
-                f"{folder} was started with {name.replace('_', ' ')} {before.get(name)!r}, but now "
-                f"it is {now.get(name)!r}: restore what has changed, use another --output_dir, or "
-                "start again with --overwrite"
+                f"{folder} was started with {words} {before.get(name)!r}, but now it is "
+                f"{now.get(name)!r}: restore what has changed, use another --output_dir, or start "
+                "again with --overwrite"
             )
 
 
@@ -316,7 +320,7 @@ def checkpoint_to_resume(folder: Path, trainable_sha: str) -> Path | None:
     """
 
     def choose() -> Path | None:
-        checkpoint = _resumable_checkpoint(folder)
+        checkpoint = last_checkpoint(folder)
         if checkpoint is not None:
             before = json.loads((checkpoint / COMPLETE).read_text())["trainable_sha"]
             if before != trainable_sha:
@@ -343,7 +347,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("checkpoint-*"), key=step_of)
 
 
-def _resumable_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint, None if there is none. Raises UserError if a file of it is
     missing or has another size than when it was written."""
     complete = [one for one in _checkpoints(folder) if (one / COMPLETE).exists()]

@@ -210,6 +210,8 @@ def train(
 def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -> dict[str, Any]:
     """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
     keep = None if held is None else KeepBest(Path(settings.output_dir), held)
+    if keep:
+        sft.on_main(keep.check)
     found = fit(
         model, data, settings, rows=len(data), in_memory=model.features is not None,
         callbacks=[keep] if keep else [],
