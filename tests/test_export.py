@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -244,6 +245,41 @@ def test_an_interruption_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         export.merge(run_dir, tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from vlmface import export
+export._card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+export.merge(*sys.argv[1:])
+"""
+
+
+def test_a_merge_removes_an_unfinished_one(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.merging").mkdir()
+    (tmp_path / ".out.merging" / "model.safetensors").write_bytes(b"half")
+    export.merge(run_dir, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_a_merge_removes_what_a_killed_one_left(run_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(run_dir), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()}
+    assert ".out.merging" in left and "out" not in left
+    export.merge(run_dir, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_merges_into_one_folder(run_dir: Path, tmp_path: Path) -> None:
+    from vlmface import lock
+
+    with lock.hold(tmp_path / "out"):
+        refused(run_dir, tmp_path / "out", r"out is in use by process \d+ on ")
+        export.merge(run_dir, tmp_path / "other")
 
 
 # --- sending --------------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ def test_other_runs_are_not_resumed(
     assert record["trained"] and record["identity"]["processes"] == 1
     changes = {"data": "0", "rows": 3, "base_weights": "0", "processes": 2, "global_batch": 5,
                "sharding": "FSDP", "precision": "float16"}  # fmt: skip
+    if name != "sft":  # what is compared is the same in all
+        changes = {"data": "0", "processes": 2}
     for key, value in changes.items():
         assert record["identity"][key] != value
         other = {**record, "identity": {**record["identity"], key: value}}
@@ -182,7 +184,7 @@ def test_the_fingerprint_is_of_labels_pictures_and_order(
     assert fingerprint() != before
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [exchange_labels, exchange_a_picture])
 def test_a_run_is_not_resumed_on_other_data(
     change: Callable[[Path], None], table: Path, base: Path, clip_base: Path, tmp_path: Path
 ) -> None:

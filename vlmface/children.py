@@ -61,6 +61,7 @@ def run(command: Sequence[str]) -> int:
                     process.wait(_PATIENCE_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
+                    process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
 

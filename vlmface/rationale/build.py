@@ -135,6 +135,8 @@ def _build(settings: Settings, space: taxonomy.LabelSpace) -> dict[str, Any]:
     rows = data.load(settings.data, settings.root, settings.split, n=settings.n, **settings.option)
     if settings.overwrite:
         run_dir.discard(work)
+    if any(path.stat().st_size for path in work.glob("*.jsonl")):
+        run_dir.mark_trained(work)  # answers that were paid for are not discarded
     answered_by = manifest.made(str(settings.model)) if model is not None else None
     identity = {"data": data.fingerprint(rows), "model_trained": answered_by}
     run_dir.start_in(work, settings, identity, _FREE)
