@@ -177,11 +177,27 @@ def fingerprint(rows: datasets.Dataset, *, pictures: bool = True) -> str:
     for start in range(0, len(rows), _BLOCK):
         block = plain[start : start + _BLOCK]
         for column in columns:
-            digest.update(repr(block[column].to_pylist()).encode())
+            _update(digest, block[column])
     if pictures:
         for content in sources.digests(rows):
             digest.update(content.encode())
     return digest.hexdigest()[:12]
+
+
+def _update(digest: Any, column: Any) -> None:
+    """Add the values of an Arrow column to a digest. Lists and structs are taken apart first, since
+    their conversion to Python takes most of the time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_list(column.type):
+        digest.update(repr(pc.list_value_length(column).to_pylist()).encode())
+        _update(digest, pc.list_flatten(column))
+    elif pa.types.is_struct(column.type):
+        for field in column.type:
+            _update(digest, pc.struct_field(column, field.name))
+    else:
+        digest.update(repr(column.to_pylist()).encode())
 
 
 def hold_out(

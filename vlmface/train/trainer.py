@@ -71,8 +71,13 @@ class Resumable:
         self._step_losses = []
         trainer: Any = self
         trainer.add_callback(FirstStep(run_dir))
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        self._check_weights()
+        try:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            self._check_weights()
+        finally:  # so that a message has a line of its own
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, LossBar) and callback.training_bar is not None:
+                    callback.training_bar.close()
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
@@ -126,8 +131,7 @@ class Resumable:
         raise UserError(
             f"{cause} (learning_rate {self.args.learning_rate:g}, max_grad_norm "
             f"{self.args.max_grad_norm:g}): lower learning_rate or max_grad_norm, or raise "
-            "warmup_steps, and start again with --overwrite; the same command resumes from the "
-            "last checkpoint, which is kept"
+            "warmup_steps, and start again with --overwrite; what was saved before that step is kept"
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
