@@ -131,7 +131,7 @@ class Resumable:
         raise UserError(
             f"{cause} (learning_rate {self.args.learning_rate:g}, max_grad_norm "
             f"{self.args.max_grad_norm:g}): lower learning_rate or max_grad_norm, or raise "
-            "warmup_steps, and start again with --overwrite; what was saved before that step is kept"
+            "warmup_steps, and start again with --overwrite; what was saved before it is kept"
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
