@@ -16,10 +16,9 @@ from pathlib import Path
 
 from vlmface import config, data
 from vlmface.clip import contrast, model, tiny
-from vlmface.clip.settings import check_training
 from vlmface.data import crop_cache, crops
 from vlmface.files import atomic_write
-from vlmface.train import sft
+from vlmface.train import checks, sft
 
 UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
 
@@ -28,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(
         contrast.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
     )
-    check_training(settings)
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings, last="metrics.json"):

@@ -18,12 +18,12 @@ from typing import Any
 
 from vlmface import config, data, families, manifest
 from vlmface.clip import run
-from vlmface.clip.settings import ContextSettings, check
+from vlmface.clip.settings import ContextSettings
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.train import budget, context, sft
+from vlmface.train import budget, checks, context, sft
 
 CONFIG, CLIP_CONFIG = "context_vlm_tiny", "clip_caer_tiny"
 
@@ -40,6 +40,7 @@ def vlm(argv: Sequence[str]) -> int:
     """A vision-language model that is asked a prompt about the pictures."""
     settings = config.parse(context.Settings, argv, default=CONFIG, usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     if not settings.ablation:
         return train(settings)
@@ -50,6 +51,7 @@ def clip_caer(argv: Sequence[str]) -> int:
     """A CLIP that joins the views, and a transformer over the frames of each."""
     settings = config.parse(ContextSettings, argv, default=CLIP_CONFIG, usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     if not settings.ablation:
         return train_clip(settings)
@@ -70,7 +72,7 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
 
 def train_clip(settings: ContextSettings) -> int:
     """One CLIP, evaluated before and after."""
-    check(settings)
+    settings.check()  # an arm of an ablation has other views
     if sft.begin(settings):
         run.run("context_emotion", settings)
     return 0

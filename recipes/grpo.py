@@ -18,14 +18,14 @@ from vlmface import config, data, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.train import grpo, rewards, sft
+from vlmface.train import checks, grpo, rewards, sft
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(grpo.Settings, argv, default="grpo_tiny", usage=__doc__ or "")
     used = rewards.parse(settings.rewards)
-    grpo.check(settings)
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings):
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Where it starts, and the faces that it is asked about.
     start = grpo.start_of(settings)
+    grpo.check_start(settings, start)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)

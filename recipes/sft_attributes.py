@@ -20,12 +20,15 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.train import budget, sft, tasks, texts
+from vlmface.train import budget, checks, sft, tasks, texts
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = config.parse(sft.Settings, argv, default="sft_attributes_tiny", usage=__doc__ or "")
+    settings = config.parse(
+        sft.AttributeSettings, argv, default="sft_attributes_tiny", usage=__doc__ or ""
+    )
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings):

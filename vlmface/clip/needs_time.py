@@ -25,7 +25,7 @@ from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled
 from vlmface.clip.select import Held
-from vlmface.clip.settings import Settings, check
+from vlmface.clip.settings import Settings
 from vlmface.clip.train import Numbers, Targets, all_features, train_on
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
@@ -47,7 +47,6 @@ def main(argv: Sequence[str]) -> int:
     """`eval/clips.py`."""
     usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
     settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
-    check(settings)
     _check(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)

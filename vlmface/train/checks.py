@@ -1,0 +1,112 @@
+"""What the settings of several recipes have in common and can be refused for: as early as it can be
+known, before anything is rendered or evaluated."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from vlmface.errors import UserError
+from vlmface.ranges import Unused
+
+
+def saved_when_logged(settings: Any) -> None:
+    """Refuse checkpoints between two lines of the log. Raises UserError."""
+    if settings.save_steps % settings.logging_steps:
+        raise UserError(
+            f"save_steps is {settings.save_steps}, but must be a multiple of logging_steps "
+            f"({settings.logging_steps}): the log of a resumed run would differ"
+        )
+
+
+def data_options(settings: Any) -> None:
+    """Refuse `data_options` that the data set does not have, or of another type. Raises
+    UserError."""
+    from vlmface.data import options
+
+    taken = {"n": "n_train", "root": "data_root", "split": "data_split", "name": "data"}
+    options.check(settings.data, settings.data_options, taken=taken, where="data_options")
+
+
+def unused_roots(settings: Any) -> Iterator[Unused]:
+    """Folders of data sets that are rendered, not read."""
+    from vlmface.evaluate import benchmarks
+
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    if not benchmark.needs_root:
+        why = f"benchmark {benchmark.id} is on rendered pictures"
+        yield Unused("benchmark_root", why, ("benchmark",))
+    own_root = benchmark.needs_root and settings.benchmark_root is None
+    if not own_root and not reads_root(settings.data):
+        yield Unused("data_root", f"{settings.data} is not read from a folder", ("data",))
+
+
+def reads_root(name: str) -> bool:
+    """Whether a data set, or a mixture, may take a root."""
+    from vlmface import data
+
+    if name.endswith((".yaml", ".yml")):
+        return True
+    module = data.adapter(name)
+    return getattr(module, "NEEDS_ROOT", True) or name == "rationales"
+
+
+def unused_warmup(settings: Any) -> Iterator[Unused]:
+    """A warm-up under a schedule that has none."""
+    if settings.schedule in ("constant", "steps"):
+        why = f"schedule {settings.schedule} has no warm-up, cosine and linear have"
+        yield Unused("warmup_steps", why, ("schedule",))
+
+
+def warmup(settings: Any, steps: int) -> None:
+    """Refuse a warm-up that would not end within the run's `steps`. Raises UserError."""
+    if settings.warmup_steps > steps:
+        raise UserError(
+            f"warmup_steps is {settings.warmup_steps}, but the run has {steps} step(s): lower it, "
+            "or give the share of all steps, such as 0.04"
+        )
+
+
+def steps(settings: Any, rows: int) -> int:
+    """Optimiser steps of a run over so many rows, as transformers' Trainer counts them."""
+    world = settings.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    batches = math.ceil(rows / (settings.batch_size * world))
+    return math.ceil(settings.epochs * max(1, math.ceil(batches / settings.gradient_accumulation)))
+
+
+def machine(settings: Any) -> None:
+    """Refuse what this machine cannot do: Liger's kernels without a GPU, and a tracker that is not
+    installed. Raises UserError."""
+    if getattr(settings, "liger", False):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("liger is true, but its kernels run on GPUs only: set liger: false")
+        if importlib.util.find_spec("liger_kernel") is None:
+            raise UserError(
+                "liger is true, but its kernels are missing: pip install 'vlmface[liger]'"
+            )
+    _tracker(settings.report_to)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and getattr(settings, "cache_features", False) and os.environ["RANK"] == "0":
+        print("note: cache_features has no effect with several processes")
+
+
+def _tracker(name: str) -> None:
+    if name == "none":
+        return
+    from transformers.integrations import integration_utils as trackers
+
+    known = sorted(trackers.INTEGRATION_TO_CALLBACK)
+    if name not in known:
+        raise UserError(
+            f"report_to is {name!r}, but must be none, or one tracker of {', '.join(known)}"
+        )
+    if name != "flyte" and name not in trackers.get_available_reporting_integrations():
+        raise UserError(
+            f"report_to is {name}, which is not installed: pip install {name}, or set "
+            "report_to: none"
+        )
