@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +22,9 @@ from torch import nn
 from tqdm import tqdm
 
 from vlmface import data, facs, files
+from vlmface.config import command, option
 from vlmface.evaluate import metrics
+from vlmface.ranges import Count, Seed
 from vlmface.synth.dataset import DEFAULT_N, VERSION
 from vlmface.taxonomy import EMOTIONS, SPACES
 
@@ -66,10 +67,10 @@ class Network(nn.Module):
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--n_train", type=int, default=DEFAULT_N["train"])
-    parser.add_argument("--n_test", type=int, default=DEFAULT_N["test"])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
+    option(parser, "--n_train", Count, default=DEFAULT_N["train"])
+    option(parser, "--n_test", Count, default=DEFAULT_N["test"])
+    option(parser, "--epochs", Count, default=12)
+    option(parser, "--seed", Seed, default=0)
     arguments = parser.parse_args(argv)
     torch.manual_seed(arguments.seed)
     start = time.time()
@@ -141,4 +142,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -46,13 +46,17 @@ def main(argv: Sequence[str]) -> int:
             for split in settings.probe_splits
         ]
         rows, *probed = [crop_cache.shown(part, views) for part in (rows, *probed)]
+    parts = {"test": (probed[1], settings.probe_root)}
+    shared = checks.shared_people(rows, settings.data_root, parts)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
-    trained = contrast.train(clip, rows, settings)
+    of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
+    trained = contrast.train(clip, rows, settings) | shared
     if not sft.is_main():
         return 0
     model.save(clip, run_dir, settings.saved_as)
     after = contrast.probe(model.load(run_dir), *probed, settings.eval_batch_size)
-    scores = {"probes": {"before": before, "after": after}, "train": trained}
+    scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}
     atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
     for name, found in after.items():
         key = "f1_macro" if name == "au" else "accuracy"

@@ -107,9 +107,11 @@ def train(settings: context.Settings) -> int:
         samples = crop_cache.shown(samples, views, settings.frames)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
+    shared = checks.shared_people(samples, settings.data_root, {"test": (tested, root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
 
     ask = partial(
         answering.answer_once,
@@ -123,7 +125,7 @@ def train(settings: context.Settings) -> int:
     )
     before = ask(settings.base, run_dir / "predictions_before.jsonl")
     trained = sft.train(base, processor, family, rows, settings)
-    trained |= {"n": len(rows), "left_out": left_out}
+    trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip

@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         tested = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, start.frames
         )
+    shared = checks.shared_people(faces, settings.data_root, {"test": (tested, benchmark_root)})
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     )
     before = ask(settings.start, run_dir / "predictions_before.jsonl")
     trained = grpo.train(start, rows, samples, used, settings)
-    trained |= {"n": len(rows), "left_out": left_out}
+    trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import shutil
 import sys
 import typing
@@ -69,6 +70,13 @@ def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
     settings = build(cls, dict(given), where="the command line")
     refuse_unused(settings, given)
     return settings
+
+
+def option(parser: Any, flag: str, kind: Any, **rest: Any) -> None:
+    """`parser.add_argument(flag, ...)` of argparse for a value of `kind`, with its range. Parsing
+    raises UserError for another value."""
+    name = flag.removeprefix("--")
+    parser.add_argument(flag, type=lambda text: convert(name, kind, text), **rest)
 
 
 def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
@@ -186,7 +194,8 @@ def refuse_unused(settings: Any, given: Collection[str] | None = None) -> None:
         if of_file and by is None:
             continue
         if of_file and set(by or ()) & set(given or ()):
-            print(f"note: {text}")
+            if os.environ.get("RANK", "0") == "0":
+                print(f"note: {text}")
             continue
         raise UserError(f"{text}. Leave it out, or set it to {_as_yaml(default)}")
 

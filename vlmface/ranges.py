@@ -100,10 +100,10 @@ class Checked:
 
 
 @functools.cache
-def kinds(cls: type) -> dict[str, Any]:
+def kinds(cls: Any) -> dict[str, Any]:
     """{field: its type, with the range} of a dataclass."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:

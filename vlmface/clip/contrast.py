@@ -159,6 +159,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
         )
     if len(kept) < len(rows):
         rows = rows.select(kept)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
     set_seed(settings.seed)  # LoRA draws its first weights
     model = Pairs(clip, written, list(numbers), settings)
     if settings.gradient_checkpointing:

@@ -12,6 +12,7 @@ from transformers import set_seed
 from vlmface import data, manifest
 from vlmface.clip import model, texts, trained
 from vlmface.clip.classifier import Classifier
+from vlmface.clip.rows import labelled
 from vlmface.clip.select import Held
 from vlmface.clip.settings import Settings
 from vlmface.clip.train import train
@@ -21,7 +22,7 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.files import atomic_write
 from vlmface.infer.clip import WEIGHTS, ClipModel
-from vlmface.train import sft
+from vlmface.train import checks, sft
 
 if TYPE_CHECKING:
     import datasets
@@ -55,6 +56,11 @@ def run(recipe: str, settings: Settings) -> None:
         samples = crop_cache.shown(samples, views, settings.frames)
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
+    parts: dict[str, Any] = {"test": (faces, root)}
+    if settings.validation_split:
+        parts["validation"] = (held, settings.data_root)
+    shared = checks.shared_people(samples, settings.data_root, parts)
+    checks.warmup(settings, checks.steps(settings, len(labelled(samples, asked)[0])))
 
     def answers(classifier: Classifier, name: str) -> list[dict[str, Any]]:
         return answering.answer_kept(
@@ -73,7 +79,7 @@ def run(recipe: str, settings: Settings) -> None:
     set_seed(settings.seed)
     classifier = Classifier(clip, asked, shape)
     start = trained.state(classifier)
-    found = train(classifier, samples, settings, held)
+    found = train(classifier, samples, settings, held) | shared
     classifier.eval()
     alpha = settings.wise_alpha
     if isinstance(alpha, str):
@@ -138,7 +144,7 @@ def save(
         generation={},
         data=dict(about),
         seed=settings.seed,
-        limits=settings.limits,
+        limits=settings.limits or manifest.neutral_limits(settings.data),
         crop=crops.as_dict(crops.parse(settings.crop)),
         frames=settings.frames,
         clip=dataclasses.asdict(classifier.shape),

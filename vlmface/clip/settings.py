@@ -55,7 +55,7 @@ class Training(Checked):
     milestones: list[Count] = field(default_factory=list)
     warmup_steps: Warmup = 0
     weight_decay: NotNegative = 0.0
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: NotNegative = 1.0  # 0: not clipped
     gradient_checkpointing: bool = False
     cache_gib: NotNegative = 2.0
     num_processes: Count | None = None
@@ -90,9 +90,7 @@ class Training(Checked):
                 f"{', '.join(part for part in PARTS if part in self.trained_parts)}"
             )
         if self.schedule == "steps" and not self.milestones:
-            raise UserError(
-                "schedule is steps, but milestones (epochs) is empty: [10, 15], say"
-            )
+            raise UserError("schedule is steps, but milestones (epochs) is empty: [10, 15], say")
         if late := [epoch for epoch in self.milestones if epoch >= self.epochs]:
             raise UserError(
                 f"milestones has {', '.join(map(str, late))}, but the run ends after "

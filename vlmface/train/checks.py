@@ -6,7 +6,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
@@ -22,12 +23,12 @@ def saved_when_logged(settings: Any) -> None:
         )
 
 
-def data_options(settings: Any) -> None:
-    """Refuse `data_options` that the data set does not have, or of another type. Raises
-    UserError."""
+def data_options(settings: Any, n: str = "n_train") -> None:
+    """Refuse `data_options` that the data set does not have, or of another type; `n` is the field
+    that says how many rows. Raises UserError."""
     from vlmface.data import options
 
-    taken = {"n": "n_train", "root": "data_root", "split": "data_split", "name": "data"}
+    taken = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
     options.check(settings.data, settings.data_options, taken=taken, where="data_options")
 
 
@@ -75,6 +76,35 @@ def steps(settings: Any, rows: int) -> int:
     world = settings.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
     batches = math.ceil(rows / (settings.batch_size * world))
     return math.ceil(settings.epochs * max(1, math.ceil(batches / settings.gradient_accumulation)))
+
+
+def shared_people(
+    rows: Any, root: str | None, parts: Mapping[str, tuple[Any, str | None]]
+) -> dict[str, Any]:
+    """Warn of people who are in the training rows and in another part.
+
+    Args:
+        rows: what is trained on.
+        root: where it was read from.
+        parts: {name: (rows, root)} of what is measured or chosen on.
+
+    Returns:
+        {"shared_people": {name: what `people.shared` found}} for metrics.json, {} without any.
+    """
+    from vlmface.data import people
+
+    found = {}
+    for name, (others, place) in parts.items():
+        same = root is not None and _place(root) == _place(place)
+        if both := people.shared(rows, others, same_files=same):
+            found[name] = both
+            if os.environ.get("RANK", "0") == "0":
+                print(f"warning: {people.warning(both, name)}", flush=True)
+    return {"shared_people": found} if found else {}
+
+
+def _place(root: str | None) -> Path | None:
+    return None if root is None else Path(root).expanduser().resolve()
 
 
 def machine(settings: Any) -> None:

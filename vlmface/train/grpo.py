@@ -80,7 +80,7 @@ class Settings(Checked):
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     warmup_steps: Warmup = 0
     weight_decay: NotNegative = 0.0
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: NotNegative = 1.0  # 0: not clipped
     gradient_checkpointing: bool = False
     cache_features: bool = True
     num_processes: Count | None = None

@@ -90,7 +90,7 @@ class Common(Checked):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Warmup = 0
     weight_decay: NotNegative = 0.0
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: NotNegative = 1.0  # 0: not clipped
     max_length: Count = 512
     max_pixels: Count | None = None
     max_new_tokens: Count = 256
