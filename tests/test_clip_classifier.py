@@ -12,7 +12,7 @@ import torch
 from vlmface.clip import model, texts, trained
 from vlmface.clip.affect import AFFECT_HEADS
 from vlmface.clip.classifier import Classifier, Shape
-from vlmface.clip.settings import Settings, check
+from vlmface.clip.settings import Settings
 from vlmface.clip.train import depth_of, parameter_groups, part_of
 from vlmface.errors import UserError
 
@@ -303,5 +303,5 @@ def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
 )
 def test_settings_that_cannot_work_are_refused(changes: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        check(_settings(**changes))
-    check(replace(_settings(), image="frozen", head="linear"))
+        _settings(**changes).check()
+    replace(_settings(), image="frozen", text="frozen", head="linear").check()

@@ -44,7 +44,7 @@ def chosen(folder, **changes) -> Settings:
         "eval_batch_size": 7,
     }  # fmt: skip
     settings = Settings(**(values | changes))
-    clip_settings.check(settings)
+    settings.check()
     return settings
 
 

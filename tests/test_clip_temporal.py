@@ -79,7 +79,7 @@ def caer() -> tuple[Classifier, Settings]:
     """The configuration that ships, over a ViT-B/32 that has learnt nothing."""
     file = config.find("clip_caer_raer")
     chosen = config.build(ContextSettings, config.read(file), where=file.name)
-    clip_settings.check(chosen)
+    chosen.check()
     torch.manual_seed(0)
     name = chosen.base.partition("/")[0]
     model = open_clip.create_model(name, force_quick_gelu=True)
