@@ -62,8 +62,8 @@ class Settings(Checked):
             of_sft, of_grpo = (getattr(made[stage], name) for stage in ("sft", "grpo"))
             if of_sft != of_grpo:
                 raise UserError(
-                    f"sft has {name} {of_sft!r} and grpo {of_grpo!r}: the rounds' page compares both "
-                    "on the same faces, so set them alike"
+                    f"sft has {name} {of_sft!r} and grpo {of_grpo!r}: the rounds' page compares "
+                    "both on the same faces, so set them alike"
                 )
 
 

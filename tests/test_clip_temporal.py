@@ -10,7 +10,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from vlmface import config
-from vlmface.clip import settings as clip_settings
 from vlmface.clip import texts, tiny
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.clip.model import Clip

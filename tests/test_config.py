@@ -13,7 +13,7 @@ from vlmface import config
 from vlmface.clip import contrast
 from vlmface.clip import settings as clip_settings
 from vlmface.errors import UserError
-from vlmface.train import context, grpo, rewards
+from vlmface.train import context, grpo
 from vlmface.train.sft import AttributeSettings, Settings
 
 
@@ -194,7 +194,8 @@ def test_llava_runs_as_published() -> None:
         settings.weight_decay,
         settings.epochs,
         settings.policy,
-    ) == (128, 8, 16, 0.05, 5e-4, 0.05, 20, {"tower": "lora", "projector": "frozen", "llm": "lora"})
+    ) == (128, 8, 16, 0.05, 5e-4, 0.05, 20, {"tower": "lora", "projector": "full", "llm": "lora"})
+    assert (settings.warmup_steps, settings.prompt) == (0.03, "expllm_words")
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:

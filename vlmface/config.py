@@ -261,11 +261,15 @@ def convert(name: str, kind: Any, value: Any) -> Any:
             parsed = value
     elif isinstance(value, str) and value in ("null", "none", "None") and type(None) in options:
         parsed = None
-    for option in alternatives(kind):
-        made = _as_option(name, bare(option)[0], value, parsed)
-        if made is not _NOT and in_range(option, made):
+    shown = repr(value)
+    for choice in alternatives(kind):
+        made = _as_option(name, bare(choice)[0], value, parsed)
+        if made is _NOT:
+            continue
+        if in_range(choice, made):
             return made
-    raise UserError(f"{name} is {value!r}, but must be {describe(kind)}")
+        shown = str(value)  # a number, written as text or not
+    raise UserError(f"{name} is {shown}, but must be {describe(kind)}")
 
 
 _NOT = object()  # the value is not of that type

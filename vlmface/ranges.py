@@ -88,7 +88,7 @@ class Checked:
     def __post_init__(self) -> None:
         for name, kind in kinds(type(self)).items():
             value = getattr(self, name)
-            if not in_range(kind, value):
+            if not (in_range(kind, value) and in_words(kind, value)):
                 raise UserError(f"{name} is {value!r}, but must be {describe(kind)}")
 
     def check(self) -> None:
@@ -145,6 +145,13 @@ def in_range(kind: Any, value: Any) -> bool:
         if bare(one)[0] is float or (bare(one)[0] is int and isinstance(value, int))
     ]
     return not fitting or any(limit is None or limit.holds(value) for limit in fitting)
+
+
+def in_words(kind: Any, value: Any) -> bool:
+    """Whether a text is one of the words that `kind` names, if it is of words alone."""
+    options = [bare(one)[0] for one in alternatives(kind)]
+    words = [typing.get_args(one) for one in options if typing.get_origin(one) is typing.Literal]
+    return not isinstance(value, str) or not words or str in options or value in sum(words, ())
 
 
 def describe(kind: Any) -> str:
