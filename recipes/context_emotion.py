@@ -40,7 +40,7 @@ def vlm(argv: Sequence[str]) -> int:
     """A vision-language model that is asked a prompt about the pictures."""
     settings = config.parse(context.Settings, argv, default=CONFIG, usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
-    checks.machine(settings)
+    sft.check_machine(settings)
     sft.use_all_cores()
     if not settings.ablation:
         return train(settings)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         sft.AttributeSettings, argv, default="sft_attributes_tiny", usage=__doc__ or ""
     )
     sft.check_processes(settings.num_processes)
-    checks.machine(settings)
+    sft.check_machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings):

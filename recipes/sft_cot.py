@@ -25,7 +25,7 @@ from vlmface.train import budget, checks, sft, texts
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
-    checks.machine(settings)
+    sft.check_machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings):

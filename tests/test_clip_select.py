@@ -36,7 +36,7 @@ def clips(n: int, seed: int, frames: int):
 
 def chosen(folder, **changes) -> Settings:
     values = {
-        "base": "tiny", "data": "synth", "benchmark": "synth", "prompt": "clip_emotion", "limits": "",
+        "base": "tiny", "data": "synth", "benchmark": "synth", "prompt": "clip_emotion",
         "output_dir": str(folder), "frames": 3, "time": "transformer", "validation_share": 0.1,
         "select": "best", "epochs": 5, "batch_size": 8, "optimizer": "adamw",
         "learning_rate": 1e-3, "schedule": "constant", "logging_steps": 1, "save_steps": 1,

@@ -26,6 +26,7 @@ from vlmface.ranges import Checked, Count, Range, Warmup, alternatives, bare, ki
 from vlmface.rationale import build
 from vlmface.train import checks, context, grpo, rewards, sft
 
+sys.path.append(str(ROOT / "eval/lmms_eval"))  # its script imports a file beside it
 SETTINGS: dict[str, type] = {
     "sft_cot": sft.Settings,
     "sft_attributes": sft.AttributeSettings,
@@ -241,7 +242,6 @@ def made(name: str, **changes: Any) -> Any:
         ("clip_finetune", {"text": "lora"}, "text is lora, but has no effect"),
         ("clip_finetune", {"learning_rates": {"time": 1.0}}, "learning_rates has time, but has no"),
         ("clip_finetune", {"schedule": "steps", "milestones": [5, 12]}, "milestones has 12"),
-        ("sft_cot", {"quantize": "nf4", "llm": "full"}, "quantize is nf4, but llm is full"),
         ("run", {"served": "NAME"}, "served is NAME, but x is no server's URL"),
         ("run", {"mode": "loud"}, "mode is 'loud', but must be generate | score | both"),
         ("sweep", {"by": "luck"}, "by is 'luck'"),
@@ -320,6 +320,17 @@ def test_the_shipped_warm_ups_are_what_they_were_recorded_with() -> None:
         assert math.ceil(settings.warmup_steps * checks.steps(settings, n)) == expected, name
     values = config.read(config.find("grpo_tiny"))
     assert math.ceil(values["warmup_steps"] * values["max_steps"]) == 5
+
+
+def test_what_a_machine_cannot_do_is_refused_before_a_run(base: Path, tmp_path: Path) -> None:
+    main = load_script("recipes/sft_cot.py").main
+    for words, said in (
+        (["--liger", "true"], "liger is true, but its kernels run on GPUs only"),
+        (["--quantize", "nf4", "--llm", "full", "--train_embeddings", "false"], "quantize is nf4"),
+    ):
+        with pytest.raises(UserError, match=said):
+            main(["--base", str(base), "--output_dir", str(tmp_path / "run"), *words])
+    assert not (tmp_path / "run").exists()
 
 
 def test_trackers_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("context_vlm", FULL, {"train_embeddings": True}),
     *[("grpo", FULL, {name: 4}) for name in LORA],
     ("grpo", {"schedule": "constant"}, {"warmup_steps": 5}),
+    ("grpo", {"scale_rewards": "group"}, {"label_power": 1}),
     ("grpo", {"iterations": 1}, {"clip_high": 0.28}),
     ("grpo", {"iterations": 1}, {"clip_low": 0.1}),
     *[("clip_finetune", {"image": "full", "head": "text"}, {name: 4}) for name in LORA],

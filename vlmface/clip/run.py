@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +61,13 @@ def run(recipe: str, settings: Settings) -> None:
     if settings.validation_split:
         parts["validation"] = (held, settings.data_root)
     shared = checks.shared_people(samples, settings.data_root, parts)
-    checks.warmup(settings, checks.steps(settings, len(labelled(samples, asked)[0])))
+    rows, _, affects, _ = labelled(samples, asked)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
+    if settings.affect != "none" and affects.isnan().all():
+        raise UserError(
+            f"affect is {settings.affect}, but no row of {settings.data} has valence or arousal: "
+            "set affect: none, or use data that has"
+        )
 
     def answers(classifier: Classifier, name: str) -> list[dict[str, Any]]:
         return answering.answer_kept(
@@ -75,6 +82,8 @@ def run(recipe: str, settings: Settings) -> None:
         shape, image="frozen", text="frozen", head="text", affect="none", negative_weight=0.0,
         time="none" if settings.frames == 1 else "mean",
     )  # fmt: skip
+    # What cannot be built is refused before the first evaluation.
+    Classifier(copy.deepcopy(clip), asked, shape)
     before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
     set_seed(settings.seed)
     classifier = Classifier(clip, asked, shape)

@@ -3,7 +3,6 @@ known, before anything is rendered or evaluated."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -108,17 +107,7 @@ def _place(root: str | None) -> Path | None:
 
 
 def machine(settings: Any) -> None:
-    """Refuse what this machine cannot do: Liger's kernels without a GPU, and a tracker that is not
-    installed. Raises UserError."""
-    if getattr(settings, "liger", False):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("liger is true, but its kernels run on GPUs only: set liger: false")
-        if importlib.util.find_spec("liger_kernel") is None:
-            raise UserError(
-                "liger is true, but its kernels are missing: pip install 'vlmface[liger]'"
-            )
+    """Refuse a tracker that is not installed. Raises UserError."""
     _tracker(settings.report_to)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and getattr(settings, "cache_features", False) and os.environ["RANK"] == "0":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from vlmface import encode, families, manifest, prompts
 from vlmface.answers import Answer
 from vlmface.errors import RefusedError, UserError
+from vlmface.families import parts
 from vlmface.ranges import (
     Checked,
     Count,
@@ -130,6 +131,9 @@ class Settings(Checked):
             for name in ("lora_rank", "lora_alpha", "lora_modules"):
                 why = "tower, projector and llm are without LoRA"
                 yield Unused(name, why, ("tower", "projector", "llm"))
+        if self.scale_rewards == "group":
+            why = "scale_rewards is group, which divides it out again; batch and none do not"
+            yield Unused("label_power", why, ("scale_rewards",))
         if self.iterations == 1:
             why = "with iterations 1 the policy that is trained is the one that answered"
             yield Unused("clip_low", why, ("iterations",))
@@ -253,23 +257,35 @@ def encode_prompts(
 
 
 def check_start(settings: Settings, start: Start) -> None:
-    """Refuse a policy or a LoRA of its own for a run that trains on the adapter of another, whose
-    policy it keeps. Raises UserError."""
-    if start.run is None:
-        return
-    for part, how in settings.policy.items():
-        default = Settings.__dataclass_fields__[part].default
-        if how not in (default, start.policy[part]):
-            raise UserError(
-                f"{part} is {how}, but has no effect: the adapter of {start.run} is trained "
-                f"further, as there ({part}: {start.policy[part]}). Leave it out"
-            )
-    own = {"lora_rank": 8, "lora_alpha": 16, "lora_modules": ["all"]}
-    for name, default in own.items():
-        if (value := getattr(settings, name)) != default:
+    """Refuse what cannot be trained from there: a policy or a LoRA of its own for a run that trains
+    on the adapter of another, layers that the model lacks, and a server that would not answer with
+    what is trained. Raises UserError."""
+    if start.run is not None:
+        _check_adapter(settings, start)
+    elif "lora" in start.policy.values():
+        start.family.lora_targets(start.policy, settings.lora_modules)
+        parts.full_modules(start.family.PARTS, start.policy)
+    trained = {part: how for part, how in start.policy.items() if how != "frozen"}
+    if settings.vllm is not None and trained != {"llm": "lora"}:
+        raise UserError(
+            "vllm: a server is given the LoRA of the language model and nothing else, but this run "
+            f"trains {', '.join(f'{part}: {how}' for part, how in trained.items())}: set "
+            "vllm: null, or start from a run with llm: lora and the other parts frozen"
+        )
+
+
+def _check_adapter(settings: Settings, start: Start) -> None:
+    """Refuse settings of an adapter where that of `start.run` is trained further."""
+    fields = Settings.__dataclass_fields__
+    of_run = {**start.policy, "lora_rank": None, "lora_alpha": None, "lora_modules": None}
+    for name, there in of_run.items():
+        field = fields[name]
+        default = field.default if field.default is not MISSING else ["all"]
+        value = getattr(settings, name)
+        if value not in (default, there):
             raise UserError(
                 f"{name} is {value!r}, but has no effect: the adapter of {start.run} is trained "
-                "further. Leave it out"
+                "further as it is. Leave it out"
             )
 
 
@@ -401,8 +417,6 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     adapter, or None)."""
     import torch
 
-    from vlmface.families import parts
-
     lora = "lora" in start.policy.values()
     model = start.family.load_model(
         start.base, dtype=torch.bfloat16 if mixed and lora else torch.float32
@@ -424,19 +438,11 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
 
 
 def _server(start: Start, settings: Settings) -> Any:
-    """The vLLM server that answers, or None: this process does. Raises UserError if it would not
-    answer with what is trained."""
+    """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
     from vlmface.train.vllm_rollout import Server
 
-    parts_trained = {part: how for part, how in start.policy.items() if how != "frozen"}
-    if parts_trained != {"llm": "lora"}:
-        raise UserError(
-            "vllm: a server is given the LoRA of the language model and nothing else, but this run "
-            f"trains {', '.join(f'{part}: {how}' for part, how in parts_trained.items())}: set "
-            "vllm: null, or start from a run with llm: lora and the other parts frozen"
-        )
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
     sampling = {

@@ -128,11 +128,6 @@ class Common(Checked):
                 "nothing would be trained: tower, projector and llm are all frozen; set llm: lora, "
                 "say"
             )
-        if self.quantize and self.llm != "lora":
-            raise UserError(
-                f"quantize is {self.quantize}, but llm is {self.llm}: weights of 4 bits are "
-                "constants, so set llm: lora, or quantize: null"
-            )
 
     def unused(self) -> Iterator[Unused]:
         yield from checks.unused_roots(self)
@@ -359,6 +354,15 @@ def check_supported(settings: Common, gpu: bool) -> None:
             f"{'ZeRO-3' if stage else 'FSDP'}, which would cut the packed weights into pieces: use "
             "ddp.yaml or zero2.yaml, where every process holds the small base whole"
         )
+
+
+def check_machine(settings: Common) -> None:
+    """Refuse what the launch, this machine or its packages cannot do, before a run is begun. Raises
+    UserError."""
+    import torch
+
+    check_supported(settings, torch.cuda.is_available())
+    checks.machine(settings)
 
 
 def check_trainable(checkpoint: Path, sha: str) -> None:
