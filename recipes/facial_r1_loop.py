@@ -9,8 +9,8 @@ Stopped at any moment, the same command goes on where it was.
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,12 @@ DEFAULTS = {"sft": "sft_cot_tiny", "grpo": "grpo_tiny", "synthesize": "synthesiz
 
 def _synthesis() -> Any:
     """The settings of recipes/synthesize.py, a script beside this one."""
-    return runpy.run_path(str(HERE / "synthesize.py"))["Settings"]
+    spec = importlib.util.spec_from_file_location("synthesize", HERE / "synthesize.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where types are looked up by name
+    spec.loader.exec_module(module)
+    return module.Settings
 
 
 def main(argv: Sequence[str]) -> int:

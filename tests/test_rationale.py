@@ -106,7 +106,7 @@ def test_honest_about_the_evidence(seed: int) -> None:
     assert "weak" in closing({}, "anger")
     assert "weak" in closing({18: 4}, "anger")
     # Accessory signs and a lesser one do not point to an emotion without any of its main signs.
-    for aus, emotion in (({7: 4, 16: 3}, "disgust"), ({16: 5}, "disgust"), ({15: 3, 25: 2}, "disgust"),
+    for aus, emotion in (({7: 4, 16: 3}, "disgust"), ({16: 5}, "disgust"), ({15: 3}, "disgust"),
                          ({7: 3}, "anger"), ({6: 4}, "happiness")):  # fmt: skip
         for style in ("plain", "varied"):
             text = rules.write(aus, emotion, seed=seed, body_only=True, style=style)

@@ -254,7 +254,7 @@ def test_a_run_on_other_data_does_not_inherit_limits(
     sft_cot: Any, base: Path, tmp_path: Path
 ) -> None:
     mixture = tmp_path / "mine.yaml"
-    mixture.write_text("sources:\n  - {data: synth, options: {seed: 3}}\nsize: 16\n")
+    mixture.write_text("sources:\n  - {data: synth, options: {n: 16}}\nsize: 16\n")
     words = ("--data", str(mixture), "--n_train", "16", "--epochs", "1")
     assert sft_cot(tmp_path / "run", *words) == 0
     found, _ = manifest.load(tmp_path / "run")
