@@ -258,7 +258,7 @@ def made(name: str, **changes: Any) -> Any:
         ("grpo", {"data_options": {"split": "test"}}, "use data_split"),
         ("clip_finetune", {"data_options": {"root": "/x"}}, "use data_root"),
         ("synthesize", {"data_options": {"n": 5}}, "which is a setting of its own: use n"),
-        ("sft_cot", {"data_options": {"sede": 1}}, "no such option (did you mean 'seed'?)"),
+        ("sft_cot", {"data_options": {"sede": 1}}, "no option 'sede' (did you mean 'seed'?)"),
         (
             "sft_cot",
             {"data_options": {"seed": -1}},
@@ -266,7 +266,7 @@ def made(name: str, **changes: Any) -> Any:
         ),
         ("sft_cot", {"data_options": {"seed": "one"}}, "data_options: seed is 'one'"),
         ("sft_cot", {"data_options": {"seed": True}}, "data_options: seed is True"),
-        ("sft_cot", {"data_options": {5: 1}}, "data_options has 5"),
+        ("sft_cot", {"data_options": {5: 1}}, "synth has no option 5"),
         ("sft_cot", {"data": "nothing"}, "there is no data set 'nothing'"),
         (
             "sft_cot",
@@ -279,7 +279,7 @@ def made(name: str, **changes: Any) -> Any:
         (
             "sft_cot",
             {"data": "mix.yaml", "data_options": {"size": 4}},
-            "mix.yaml has no such option",
+            "mix.yaml has no option 'size'",
         ),
         ("rationale", {"option": {"n": 4}}, "use --n"),
     ],

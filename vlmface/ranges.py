@@ -86,7 +86,8 @@ class Checked:
     """A base of settings: no object of a subclass, a dataclass, holds a value out of range."""
 
     def __post_init__(self) -> None:
-        for name, kind in kinds(type(self)).items():
+        cls: Any = type(self)
+        for name, kind in kinds(cls).items():
             value = getattr(self, name)
             if not (in_range(kind, value) and in_words(kind, value)):
                 raise UserError(f"{name} is {value!r}, but must be {describe(kind)}")

@@ -38,7 +38,7 @@ def check(
             near = difflib.get_close_matches(str(option), known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise UserError(
-                f"{where} has {option!r}, but {name} has no such option{hint}; it has "
+                f"{where}: {name} has no option {option!r}{hint}; it has "
                 f"{', '.join(known) or 'none'}"
             )
         check_type(f"{where}: {option}", known[option], value)
