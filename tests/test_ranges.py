@@ -239,7 +239,6 @@ def made(name: str, **changes: Any) -> Any:
         ("clip_captions", {"batch_size": 1}, "batch_size is 1"),
         ("clip_captions", {"probe_splits": ["test", "test"]}, "probe_splits is"),
         ("clip_finetune", {"frames": 4}, "time is none"),
-        ("clip_finetune", {"text": "lora"}, "text is lora, but has no effect"),
         ("clip_finetune", {"learning_rates": {"time": 1.0}}, "learning_rates has time, but has no"),
         ("clip_finetune", {"schedule": "steps", "milestones": [5, 12]}, "milestones has 12"),
         ("run", {"served": "NAME"}, "served is NAME, but x is no server's URL"),

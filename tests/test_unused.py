@@ -139,6 +139,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("grpo", {"iterations": 1}, {"clip_high": 0.28}),
     ("grpo", {"iterations": 1}, {"clip_low": 0.1}),
     *[("clip_finetune", {"image": "full", "head": "text"}, {name: 4}) for name in LORA],
+    ("clip_finetune", {}, {"text": "lora"}),
     ("clip_finetune", {}, {"layer_decay": 0.9}),
     ("clip_finetune", {}, {"gradient_checkpointing": True}),
     ("clip_finetune", {}, {"dataloader_workers": 2}),

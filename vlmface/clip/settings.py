@@ -205,15 +205,12 @@ class Settings(Training):
                 "nothing would be trained: image and text are frozen and the head is the texts; "
                 "set head: linear (a probe), text: prompts, or image: lora"
             )
-        if self.head == "linear" and self.text != "frozen":
-            raise UserError(
-                f"text is {self.text}, but has no effect: with head: linear no text is read. Set "
-                "text: frozen, or head: text"
-            )
 
     def unused(self) -> Iterator[Unused]:
         yield from super().unused()
         yield from checks.unused_roots(self)
+        if self.head == "linear":
+            yield Unused("text", "head is linear, so no text is read", ("head",))
         if self.affect == "none":
             yield Unused("affect_weight", "affect is none", ("affect",))
         if self.text != "prompts":
