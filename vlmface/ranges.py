@@ -86,8 +86,7 @@ class Checked:
     """A base of settings: no object of a subclass, a dataclass, holds a value out of range."""
 
     def __post_init__(self) -> None:
-        cls: Any = type(self)
-        for name, kind in kinds(cls).items():
+        for name, kind in kinds(type(self)).items():
             value = getattr(self, name)
             if not (in_range(kind, value) and in_words(kind, value)):
                 raise UserError(f"{name} is {value!r}, but must be {describe(kind)}")
@@ -100,9 +99,13 @@ class Checked:
         yield from ()
 
 
-@functools.cache
 def kinds(cls: Any) -> dict[str, Any]:
     """{field: its type, with the range} of a dataclass."""
+    return _kinds(cls)
+
+
+@functools.cache
+def _kinds(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
