@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--model", help="run folder (default: a random model)")
     words = parser.parse_args()
     if words.small:
-        words.seconds, words.clients = 2.0, 4
+        words.seconds, words.clients = 5.0, 4
 
     from vlmface.evaluate import answering
     from vlmface.synth import dataset
