@@ -241,10 +241,10 @@ _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
 
 # "happiness (95%)", "anger (confidence: 0.9)"; less than half is not what the writer believes.
 _SHARE = re.compile(
-    r"[(\[]?\s*(?:(?:with\s+)?(?:a\s+)?(?:confidence|probability|certainty|likelihood|score)\s*(?:of|is|[:=])?"
+    r"[(\[]?(?:(?:with\s)?(?:a\s)?\b(?:confidence|probability|certainty|likelihood|score)\s*(?:of|is|[:=])?"
     r"\s*(?:(?:100|[5-9]\d)(?:\.\d+)?\s*%|1\.0+|0?\.[5-9]\d*)"
     r"|(?:100|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
-    r"(?=\W*$|\W*\n)",
+    r"(?=[^\w\n]*(?:$|\n))",
     re.IGNORECASE,
 )
 _CROSS, _TICK = (re.compile(f"[{marks}]\ufe0f?") for marks in (notations.NO, notations.YES))
@@ -266,7 +266,9 @@ def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
         return (labels, status) if labels else (set(), "refused")
     if refusal:
         return set(), "refused"
-    return _stated(_SHARE.sub(" ", text), space)
+    if any(c.isdigit() for c in text):
+        text = _SHARE.sub(" ", re.sub(r"\s{2,}", "\n", text))
+    return _stated(text, space)
 
 
 def _without_hedge(text: str) -> str:

@@ -306,6 +306,16 @@ _DOES_NOT = re.compile(
 )
 
 
+# In each sentence that does more than state AUs: the stems of all words of the patterns above.
+_TRIGGER = re.compile(
+    r"\b(?:no|not|none|nor|neither|never|cannot|lack|fail|rul|exclu|dismiss|absen|missing|inactive"
+    r"|unobserved|undetected|negative|dormant|denied|without|free|rather|instead|unlike|devoid"
+    r"|in\s+place|as\s+opposed|invisible|deactivated|nonexistent|non|unengaged|unactivated|nowhere"
+    r"|reject|contradict|relax|at\s+rest|off|zero|nil|would|whether|if|usually|typically|normally"
+    r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
+    r"|aside|save|with\s+the)|n't|\?",
+    re.IGNORECASE,
+)
 _SPACES = re.compile(r"[^\S\n]{2,}")
 
 
@@ -315,11 +325,15 @@ def read(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     marked, groups = _mark(notations.as_lines(_SPACES.sub(" ", text)))
     if not groups:
         return (), ()
-    marked = _TWICE.sub(" possible ", marked)
+    any_denial = _TRIGGER.search(marked) is not None
+    if any_denial:
+        marked = _TWICE.sub(" possible ", marked)
     mentions = list(_MARK.finditer(marked))
     verdicts: dict[int, str] = {}
     for mention, value in zip(mentions, _values(marked, mentions), strict=True):
-        verdict = value or _prose_verdict(marked, mention, groups[int(mention[1])])
+        verdict = value
+        if verdict is None and any_denial:
+            verdict = _prose_verdict(marked, mention, groups[int(mention[1])])
         if verdict:
             verdicts[int(mention[1])] = verdict
     for sentence in _SENTENCE.split(marked):
@@ -356,6 +370,10 @@ def _prose_verdict(marked: str, mention: re.Match[str], group: Group) -> str | N
 
 def _read_sentence(sentence: str, verdicts: dict[int, str]) -> None:
     """Add a verdict for each mark of the sentence that has none."""
+    if not _TRIGGER.search(sentence):
+        for mention in _MARK.finditer(sentence):
+            verdicts.setdefault(int(mention[1]), PRESENT)
+        return
     if sentence.rstrip(" \"'*)").endswith("?"):
         for mention in _MARK.finditer(sentence):
             verdicts.setdefault(int(mention[1]), OPEN)

@@ -26,11 +26,15 @@ def as_lines(text: str) -> str:
         text = text.translate(_PUNCTUATION)
     if "{" in text or "[" in text:
         text = _without_json(text)
-    if not _NAMES_AU.search(text) or "\n" not in text:
+    if "\n" not in text:
         return _check_marks(text)
     lines = text.split("\n")
-    lines = _columns(_table_rows(lines) if "|" in text else lines)
-    return _under_headings(_check_marks("\n".join(lines)))
+    if "|" in text:
+        lines = _table_rows(lines)
+    if _AU_COLUMNS.search(text):
+        lines = _columns(lines)
+    text = _check_marks("\n".join(lines))
+    return _under_headings(text) if _NEGATIVE.search(text) else text
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -205,6 +209,9 @@ def _is_value_column(name: str) -> bool:
     return bool(_VALUE_COLUMN.search(name) or _ABSENT_COLUMN.search(name))
 
 
+_AU_COLUMNS = re.compile(r"AU[\s_-]?\d{1,2}(?:_[rc])?[\s\"'*]*[,;\t][\s\"'*]*AU", re.IGNORECASE)
+
+
 def _columns(lines: list[str]) -> list[str]:
     """A line of AU names above a line of as many numbers, as OpenFace writes, as "AU4: value"."""
     found: list[str] = []
@@ -232,7 +239,7 @@ _TICK = re.compile(rf"[{YES}{NO}]\ufe0f?|\[[xX]\]|\[ \]")
 
 def _check_marks(text: str) -> str:
     """Check marks as words: before an AU "Absent: AU4", behind it "AU4: no"."""
-    if not _TICK.search(text):
+    if ("[" not in text and text.isascii()) or not _TICK.search(text):
         return text
     return "\n".join(_check_line(line) if _TICK.search(line) else line for line in text.split("\n"))
 
