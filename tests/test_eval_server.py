@@ -68,13 +68,13 @@ def test_faces_that_a_server_refuses_count_as_wrong_and_are_asked_again(
         return Reply(status=400, body=b"too hot") if refused and asked.number == 2 else Reply(text)
 
     with FakeTeacher(behave) as server:
-        evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"])
-        assert "1 faces got no answer and count as wrong" in capsys.readouterr().out
+        assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 2
+        assert "1 faces got no answer and count as wrong" in capsys.readouterr().err
         found = json.loads((tmp_path / "metrics.json").read_text())
         assert found["unanswered"] == 1 and found["parse"]["none"] == pytest.approx(1 / 8)
         assert len(server.asked) == 8
         refused = False
-        evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"])
+        assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 0
         assert len(server.asked) == 9  # nothing is asked twice
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert "unanswered" not in found and found["parse"]["strict"] == 1

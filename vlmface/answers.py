@@ -75,6 +75,11 @@ def reasons(form: str) -> bool:
     return _FRAME.get(form, form) != "label"
 
 
+def has_think(form: str) -> bool:
+    """Whether the rationale stands between <think> tags."""
+    return _FRAME.get(form, form) == "think_answer"
+
+
 def listed(labels: Sequence[str]) -> str:
     """Labels as the forms of SEVERAL have them."""
     return _SEPARATOR.join(labels)
@@ -169,6 +174,12 @@ def parse(text: str, space: LabelSpace, form: str) -> Answer:
     ordered = tuple(label for label in space.labels if label in labels)
     label = ordered[0] if len(ordered) == 1 else None
     return Answer(label, present, status, rationale.strip(), negated, ordered)
+
+
+def follows(text: str, space: LabelSpace, form: str) -> bool:
+    """Whether the text has the form for one label, in whatever letters its label is."""
+    match = _STRICT[form].fullmatch(text.strip())
+    return match is not None and space.canonical(match[2]) is not None
 
 
 def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:

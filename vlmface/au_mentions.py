@@ -46,7 +46,9 @@ _AU = re.compile(
     rf"|[LR]\d{{2}}[A-E]?|[LR]\d[A-E])(?![\w.]))",
     re.IGNORECASE,
 )
-_ONE = re.compile(r"(?<![^\W_])(?:AU[\s_-]?)?([LR]?)(\d{1,2})(?:_[rc])?[A-E]?([LR]?)[A-E]?(?!\d)", re.I)
+_ONE = re.compile(
+    r"(?<![^\W_])(?:AU[\s_-]?)?([LR]?)(\d{1,2})(?:_[rc])?[A-E]?([LR]?)[A-E]?(?!\d)", re.I
+)
 _ONE_RANGE = re.compile(rf"(\d{{1,2}})({_RANGE})(?:AU\s?)?(\d{{1,2}})\b", re.IGNORECASE)
 _TOGETHER = re.compile(r"\s+(?:combination|pair|pairing|pattern|complex|co-\w+|coupling)", re.I)
 _WIDE = 4  # "AU1-AU5" is a range; between the ends of a wider one without a plural is a guess
@@ -197,9 +199,7 @@ _TWICE = re.compile(
     r"(?:absent|missing|inactive|without|lacking|free\s+of|(?:lack|absence)\s+of)\b",
     re.IGNORECASE,
 )
-_NEGATIVE_WORD = (
-    r"(?:absent|missing|inactive|undetected|unobserved|excluded|ruled\s+out|negative|dormant|denied)"
-)
+_NEGATIVE_WORD = r"(?:absent|missing|inactive|undetected|unobserved|excluded|ruled\s+out|negative|dormant|denied)"
 # Negates what follows in its clause.
 _NEGATES_NEXT = re.compile(
     rf"(?:\b(?:no(?!\s*,)|not|neither|nor|never|lacks?|lacking|cannot|none\s+of"
@@ -266,7 +266,9 @@ _NEW_SUBJECT = re.compile(
     r"|\b(?:seen|observed|detected|noted|present|active|visible|engaged|activated|dominates?)\b)",
     re.IGNORECASE,
 )
-_PLURAL = re.compile(r"(?:are|were|have|do|show|appear|seem|remain|stay|aren't|weren't|don't)\b", re.I)
+_PLURAL = re.compile(
+    r"(?:are|were|have|do|show|appear|seem|remain|stay|aren't|weren't|don't)\b", re.I
+)
 _OPEN_BEFORE = re.compile(
     r"\b(?:whether|(?<!as\s)if|usually|typically|normally|generally|commonly|often|needs?"
     r"|requires?|unclear|uncertain|unsure|unlikely|doubtful|questionable"
@@ -286,7 +288,8 @@ _EXCEPT = re.compile(
 )
 _RUN = re.compile(rf"{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+", re.I)
 _NONE = re.compile(
-    rf"\b(?:no|none|not|nothing|never|neither|without|still|rest|neutral|{_GONE}|lacks?)\b|n't\b", re.I
+    rf"\b(?:no|none|not|nothing|never|neither|without|still|rest|neutral|{_GONE}|lacks?)\b|n't\b",
+    re.I,
 )
 _NONE_OF = re.compile(r"\b(?:none\s+of|neither)\b", re.IGNORECASE)
 _EVERY = re.compile(
@@ -297,7 +300,8 @@ _PROSE = re.compile(
     rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000]*)", re.IGNORECASE
 )
 _IT_IS_NOT = re.compile(
-    rf"\b(?:it|this(?:\s+AU)?)\s+(?:(?:is|was)(?:n't|\s+not)\b{_STILL}|(?:is|was)\s+{_GONE}\b)", re.I
+    rf"\b(?:it|this(?:\s+AU)?)\s+(?:(?:is|was)(?:n't|\s+not)\b{_STILL}|(?:is|was)\s+{_GONE}\b)",
+    re.I,
 )
 _DOES_NOT = re.compile(
     r"(?:(?:the|both|his|her|their)\s+)?(?:\w+\s+){1,4}?(?:is|are|do|does|remain|remains)"
@@ -450,7 +454,10 @@ def _as_subject(sentence: str, mention: re.Match[str], denial: re.Match[str]) ->
     if last >= 0 and not _LIST_WORD.search(between) and not _PLURAL.match(denial[0]):
         if not denial["bare"] or re.match(r"(?:is|was)\b", denial[0], re.IGNORECASE):
             return PRESENT if bracketed else OPEN  # "AU6, AU4 is absent": one subject
-    if re.search(r",\s*(?:the|his|her|their|she|he|they|it)\s", between, re.IGNORECASE) and last < 0:
+    if (
+        re.search(r",\s*(?:the|his|her|their|she|he|they|it)\s", between, re.IGNORECASE)
+        and last < 0
+    ):
         return PRESENT if bracketed else OPEN  # "a smile (AU12), the brows are not lowered"
     return ABSENT
 

@@ -11,7 +11,10 @@ from typing import Any
 
 _PUNCTUATION = str.maketrans({"\u3002": ". ", "\u3001": ", ", "\u300c": '"', "\u300d": '"',
                               "\u00ab": '"', "\u00bb": '"', "\u300e": '"', "\u300f": '"'})  # fmt: skip
-YES, NO = "\u2713\u2714\u2705\u2611\u221a\U0001f5f8", "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7"
+YES, NO = (
+    "\u2713\u2714\u2705\u2611\u221a\U0001f5f8",
+    "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7",
+)
 _NAMES_AU = re.compile(r"(?<![^\W_])(?:AUs?|action\s+units?)[\s_#-]*[LR]?\d", re.IGNORECASE)
 _NEGATIVE = re.compile(
     r"\b(?:absent|missing|inactive|undetected|unobserved|excluded|ruled\s+out|dormant|denied"
@@ -261,12 +264,16 @@ def _check_line(line: str) -> str:
 
 def _bare_before(line: str, match: re.Match[str]) -> bool:
     """Whether no sign stands between an AU and its mark."""
-    return not line[: match.start()].rstrip().endswith((":", "=", "-", "|", "(", "\u2013", "\u2014"))
+    return (
+        not line[: match.start()].rstrip().endswith((":", "=", "-", "|", "(", "\u2013", "\u2014"))
+    )
 
 
 # --- lists under a heading ------------------------------------------------------------------------
 
-_BULLET = re.compile(r"(\s*(?:[-*\u2022\u2013+]|\d{1,2}[.)])?[\s*_`]*)(?=AU|action\s+unit|[LR]?\d)", re.I)
+_BULLET = re.compile(
+    r"(\s*(?:[-*\u2022\u2013+]|\d{1,2}[.)])?[\s*_`]*)(?=AU|action\s+unit|[LR]?\d)", re.I
+)
 _HEADING = re.compile(r"\s*(?:#+\s*(.*)|[-*\u2022\d.\s]*\**([^.!?\n]*?)\**:\**)\s*")
 
 
@@ -283,7 +290,7 @@ def _under_headings(text: str) -> str:
         elif not line.strip():
             denied = denied and empty
         elif denied and (item := _BULLET.match(line)) and _NAMES_AU.search(line, item.end()):
-            line = f"{item[1]}Absent: {line[item.end():]}"
+            line = f"{item[1]}Absent: {line[item.end() :]}"
             empty = False
         else:
             denied = False
