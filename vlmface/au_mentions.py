@@ -33,9 +33,13 @@ _ENDS = (
     r"|show|active|present|visible|absent|missing|inactive|not|combined?|combination)\b))"
 )
 _UNITS = r"(?:AUs|action\s+units)(?:\s*\(AUs?\))?"
+_STATE = (
+    r"(?:\s+((?:not\s+)?(?:present|active|activated|observed|detected|visible|identified|seen|coded"
+    r"|found)|absent|inactive|missing)\s*:)?"
+)
 # "AU4", "AU 04", "AU12C", "AU1+2", "AU25/26", "action unit 4", "AUs 4, 7 and 23", "AU: 1, 2".
 _AU = re.compile(
-    rf"(?<![^\W_])(?:{_UNITS}[\s_#:-]*{_NUMBER}{_NAME}{_MORE}*"
+    rf"(?<![^\W_])(?:{_UNITS}{_STATE}[\s_#:-]*{_NUMBER}{_NAME}{_MORE}*"
     rf"|(?:AU|action\s+unit)\s*:\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+"
     rf"|(?:AU|action\s+unit)[\s_#:-]*{_NUMBER}"
     rf"(?:(?:\s?[+/]\s?{_IN_LIST})+|{_RANGE}AU\s?{_NUMBER}|[-\u2013]{_NUMBER}"
@@ -114,6 +118,8 @@ def _mark(text: str) -> tuple[str, list[Group]]:
             aus = tuple(dict.fromkeys(au for _, _, group in listed for au in group.aus))
             listed = [(match.start(), match.end(), Group(aus, any(g.sided for *_, g in listed)))]
         parts.append(text[last : match.start()])
+        if match[1]:
+            parts.append(f"{match[1]}: ")  # "AUs absent: 4, 7"
         last = listed[0][0] if listed else match.start()
         for start, end, group in listed:
             parts.append(f"{text[last:start]}\ue000{len(groups)}\ue001")
@@ -132,8 +138,9 @@ _VALUE = re.compile(
     r"(?:[ \t]?\([^()\n\d]{1,60}\)[\"'*`]*|[ \t]?\|[^|\n]{1,40}(?=\|)"
     rf"|[ \t]*[-:\u2013\u2014][ \t]*(?:{_AU_NAMES})\b(?=[ \t]*[-:=(\u2013\u2014]))?"
     # Of words before a value only a number is sure: "AU4 is absent" is left to the grammar.
-    r"(?:[ \t]*(?P<sign>=>|->|--|[:=|(\[\u2013\u2014-])[ \t]*[\"'*]*(?:[^()\n\d]{1,40}[,;:][ \t]+(?=intensity))?"
-    r"|(?='s\s|[ \t]+(?:is|was|at|scores?|scored|has|with|intensity|level|value|0[.,]\d)))"
+    r"(?:[ \t]*(?P<sign>=>|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])[ \t]*[\"'*]*(?:[^()\n\d]{1,40}[,;:][ \t]+(?=intensity))?"
+    r"|(?='s\s|[ \t]+(?:is|was|at|scores?|scored|has|with|intensity|level|value|0[.,]\d)"
+    rf"|[ \t]+(?:0|(?:none|off|nil|zero|no|n|y|yes)\b){_END}))"
     rf"(?:'s)?[ \t]*(?:(?:has|with|shows)[ \t]+)?(?:an?[ \t]+)?{_QUANTITY}?"
     rf"(?:[:=][ \t]*|(?:is|was|of|at|scores?|scored)[ \t]+){{0,3}}[\"'*]*"
     r"(?:(?P<zero>(?:0(?:[.,]0+)?(?:[ \t]*/[ \t]*\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
@@ -143,7 +150,7 @@ _VALUE = re.compile(
     rf"|no{_END}|n(?=[ \t]*(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
     r"|no[ \t]+(?:visible|clear|obvious|noticeable|apparent|significant|signs?|evidence|trace"
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
-    r"|not(?![ \t]+(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely"
+    r"|not(?![ \t]+\ue000)(?![ \t]+(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely"
     r"|quite|as|less|absent|missing|inactive|applicable|clear|sure|certain|assess\w*|cod\w+"
     r"|scor\w+|measur\w+|known|determin\w+|evaluat\w+|available)\b)\b)"
     r"|(?P<yes>(?:yes|true|present|active|activated|detected|observed|visible|positive)\b"
@@ -160,6 +167,7 @@ _ITEM = r"\ue000\d+\ue001[\"'*`)\]]*" + _NAME
 _LISTED_ON = re.compile(rf"{_WRAP}{_NAME}{_LINK}{_WRAP}(?=\ue000)", re.IGNORECASE)
 
 PRESENT, ABSENT, OPEN = "present", "absent", "open"
+_SAYS = {"zero": ABSENT, "no": ABSENT, "some": PRESENT, "yes": PRESENT, "open": OPEN}
 
 
 def _values(marked: str, mentions: list[re.Match[str]]) -> list[str | None]:
@@ -168,13 +176,13 @@ def _values(marked: str, mentions: list[re.Match[str]]) -> list[str | None]:
     signs: list[bool] = []
     for mention in mentions:
         match = _VALUE.match(marked, mention.end())
-        number = bool(match and (match["zero"] or match["some"]))
-        sign = bool(match and match["sign"])
+        kind = match.lastgroup if match else None
+        sign = match["sign"] if match else None
+        bare = match is not None and not re.search(r"\w", marked[mention.end() : match.start(kind)])
         values.append(None)
-        if match and (sign or number):
-            absent, present = match["zero"] or match["no"], match["some"] or match["yes"]
-            values[-1] = ABSENT if absent else PRESENT if present else OPEN
-        signs.append(bool(match and sign and match["sign"] not in "(["))
+        if match and (sign or bare or kind in ("zero", "some")):
+            values[-1] = _SAYS[kind] if sign != "<" else OPEN
+        signs.append(values[-1] is not None and sign is not None and sign not in "([")
     for i in range(len(mentions) - 2, -1, -1):
         if values[i] is None and values[i + 1] == ABSENT and signs[i + 1]:
             link = _LISTED_ON.match(marked, mentions[i].end())
@@ -207,7 +215,7 @@ _NEGATES_NEXT = re.compile(
     rf"|(?:rul(?:e|es|ed|ing)\s+out|exclud(?:e|es|ing)|dismiss(?:es|ing)?)(?=\s+[^\W_]|\s*\ue000))"
     rf"|n't)\b{_STILL}"
     rf"|\b{_NEGATIVE_WORD}\s*(?:(?:facial\s+)?(?:AUs?|action\s+units?|muscles?)\s*)?"
-    rf"(?:[:=]|\s[-\u2013]\s)|\b(?:absent|missing|inactive)\s+(?=\ue000)",
+    rf"(?:[:=]|\s[-\u2013]\s)|\b(?:absent|missing|inactive)\s+(?:(?:AUs?|action\s+units?)\s*)?(?=\ue000)",
     re.IGNORECASE,
 )
 # Negates the list right behind it, and nothing that comes after a verb.
@@ -222,7 +230,7 @@ _LIST_ENDS = re.compile(
 )
 # Negates the subject before it: "AU4 is not active", "AU4 and AU7 are absent", "AU4 not visible".
 _COPULA = (
-    r"\b(?:is|are|was|were|be|been|remains?|stays?|appears?|seems?)\s+(?:(?:\w+ly|also|still)\s+)?"
+    r"\b(?:is|are|was|were|be|been|remains?|stays?|(?:appears?|seems?|looks?)(?:\s+to\s+be)?)\s+(?:(?:\w+ly|also|still)\s+)?"
 )
 _GONE = (
     r"(?:absent|missing|lacking|inactive|undetected|invisible|deactivated|dormant|nonexistent"
@@ -231,7 +239,8 @@ _GONE = (
 _NEGATES_SUBJECT = re.compile(
     rf"(?:(?:{_COPULA}|\b(?:do|does|did|has|have|had|can|could)\s+)(?:not|never|no\s+longer)"
     rf"|\b\w{{2,6}}n't|\bcannot)\b{_STILL}"
-    rf"|\b(?:shows?|has|have)\s+no\s+(?:movement|action|activity|activation|sign|intensity)\b"
+    rf"|\bnever\s+(?=\w)|'s\s+(?:absence|lack|inactivity)\b"
+    rf"|\b(?:shows?|has|have|exhibits?|displays?|with)\s+(?:no|zero|little\s+to\s+no)\s+(?:\w+\s+)?(?:movement|action|activity|activation|sign|intensity)\b"
     rf"|\bfails?\s+to\s+(?:appear|activate|engage|fire|occur|show\s+up)\b"
     rf"|(?:{_COPULA}|\b(?:can|could|may|has|have)\s+(?:also\s+)?(?:be|been)\s+)"
     rf"(?:ruled\s+out|excluded|dismissed|rejected|contradicted|relaxed|at\s+rest|off|zero|nil)\b"
@@ -257,7 +266,7 @@ _VERB = re.compile(
 )
 # What starts a new statement without a verb: "no frown, lips parted" or "no frown, the mouth open".
 _PARTICIPLE = re.compile(r"\b\w+ed\b|\bdrawn\b", re.IGNORECASE)
-_SUBJECT = re.compile(r"\s*(?:the|this|his|her|their|she|he|they)\s", re.IGNORECASE)
+_SUBJECT = re.compile(r"\s*(?:the|this|his|her|their|she|he|they|we|i|one|there)\s", re.IGNORECASE)
 _OR = re.compile(r"\b(?:or|nor)\b", re.IGNORECASE)
 # A list of AUs that is the subject of a new statement.
 _NEW_SUBJECT = re.compile(
@@ -282,7 +291,7 @@ _OPEN_AFTER = re.compile(
 )
 _WOULD = re.compile(r"\bwould\s+(?:be|have|show|need|require|include|involve)\b", re.IGNORECASE)
 _EXCEPT = re.compile(
-    r"\b(?:except(?:\s+for)?|other\s+than(?!\s+that)|apart\s+from|aside\s+from|save\s+for|excluding"
+    r"\b(?:except(?:\s+for)?|other\s+than(?!\s+that)|apart\s+from|aside\s+from|save\s+for|excluding|besides"
     r"|with\s+the\s+exceptions?\s+of)\s*:?\s*(?:the\s+)?(?=\W*\ue000)",
     re.IGNORECASE,
 )
@@ -317,7 +326,7 @@ _TRIGGER = re.compile(
     r"|in\s+place|as\s+opposed|invisible|deactivated|nonexistent|non|unengaged|unactivated|nowhere"
     r"|reject|contradict|relax|at\s+rest|off|zero|nil|would|whether|if|usually|typically|normally"
     r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
-    r"|aside|save|with\s+the)|n't|\?",
+    r"|aside|save|besides|with\s+the)|n't|\?",
     re.IGNORECASE,
 )
 _SPACES = re.compile(r"[^\S\n]{2,}")
@@ -395,7 +404,9 @@ def _read_sentence(sentence: str, verdicts: dict[int, str]) -> None:
     whole = before if before.strip() else sentence[end:]
     none, every = _NONE.search(whole), _EVERY.search(whole)
     verdict = PRESENT if none else ABSENT if every else OPEN
-    if not before.strip() and every and "\ue000" in every[0]:
+    if exception[0].lower().startswith("besides") and not none:
+        verdict = OPEN if re.search(r"\b(?:all|every)", whole, re.IGNORECASE) else PRESENT
+    elif not before.strip() and every and "\ue000" in every[0]:
         verdict = OPEN  # "Apart from AU6, AU12 is active": as well as, or without?
     for mention in _MARK.finditer(sentence, exception.end(), end):
         verdicts.setdefault(int(mention[1]), verdict)
@@ -426,10 +437,30 @@ def _verdict(sentence: str, mention: re.Match[str], start: int, end: int, cues: 
         return OPEN
     denial = cues.denial(after, end)
     if denial is None or cues.first("verb", after, denial.start()) is not None:
-        return PRESENT
+        return OPEN if _denies_something(sentence, after, end, cues) else PRESENT
     if denial.start() - after > _LONGEST_SUBJECT:
         return OPEN
     return _as_subject(sentence, mention, denial)
+
+
+_DENIAL_LEFT = re.compile(
+    rf"\b(?:no|not|never|none|zero|nil|off|absen\w*|inactiv\w*|lack\w*|missing|without)\b{_STILL}|n't\b",
+    re.IGNORECASE,
+)
+_NEXT_WORDS = re.compile(r"\s*(?:[\w']+\s+){0,4}\W*")
+
+
+def _denies_something(sentence: str, after: int, end: int, cues: _Cues) -> bool:
+    """Whether a denial that no rule explains stands between a mention and the next one, before any
+    verb, and not right before the next one, about which it then is."""
+    if sentence[after : after + 4].lstrip("\"'*`").startswith(")"):
+        return False  # what is said of it stands before it
+    mark = sentence.find("\ue000", after, end)
+    stop = mark if mark >= 0 else end
+    denial = _DENIAL_LEFT.search(sentence, after, stop)
+    if denial is None or cues.first("verb", after, denial.start()) is not None:
+        return False
+    return mark < 0 or not _NEXT_WORDS.fullmatch(sentence, denial.end(), stop)
 
 
 _LONGEST_SUBJECT = 600  # characters
@@ -558,6 +589,8 @@ def _is_new_statement(
         return True  # the clause before is complete: "AU6 not seen, AU12 seen"
     if cues.first("none of", start, cut) is not None:
         return False
+    if sentence[cut] != "," and cues.first("list", start, cut) is not None:
+        return False  # "the lack of AU4 and AU7 suggests ..."
     is_list = sentence[cut : cut + 3].lower() == "and" or _LIST_WORD.search(subject[0])
     if is_list and _PLURAL.match(predicate):
         # "Instead of AU4, AU6 and AU12 are active", but "no AU4, AU6 and AU12 are seen"

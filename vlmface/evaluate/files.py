@@ -15,7 +15,6 @@ Every item counts: one with an `error`, or without a text, is an answer that can
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +26,7 @@ from vlmface.data.records import Record, canonical, one_of, records, shown
 from vlmface.data.sets.fea20k import OTHER
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics
-from vlmface.evaluate.benchmarks import ATTRIBUTES, load_benchmark
+from vlmface.evaluate.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
 from vlmface.files import without_surrogates
 from vlmface.taxonomy import LabelSpace
 
@@ -83,7 +82,7 @@ class Answers:
 def parse_au_set(words: Sequence[str]) -> list[int]:
     """The AUs of `--au_set`: numbers or names of AUs, or the name of a benchmark, whose set it is.
     Raises UserError."""
-    if len(words) == 1 and not re.search(r"\d", words[0].removeprefix("AU")[:1]):
+    if len(words) == 1 and words[0] in benchmark_names():
         benchmark = load_benchmark(words[0])
         if not benchmark.au_set:
             raise UserError(

@@ -233,7 +233,7 @@ async def ask(
 def _choices(reply: httpx2.Response) -> tuple[list[Completion], dict[str, int]]:
     content = json_of(reply.content)
     _check_error(content)
-    found = [_completion(choice, choice["message"]) for choice in content["choices"]]
+    found = [_completion(choice, dict(choice["message"])) for choice in content["choices"]]
     if not found:
         raise TypeError("no text in it")
     if all(one.reason == "content_filter" for one in found):
@@ -322,12 +322,17 @@ async def streamed(
             if reply.status_code != 200:
                 whole = b"".join([piece async for piece in pieces])
                 _check_status(_read_reply(reply, whole), url, sent)
-            async for data in _events(pieces):
+            first = await anext(pieces, b"")
+            if first.lstrip()[:1] == b"{":  # it does not stream
+                whole = first + b"".join([piece async for piece in pieces])
+                yield _choices(_read_reply(reply, whole))[0][0]
+                return
+            async for data in _events(first, pieces):
                 content = json_of(data)
                 _check_error(content)
-                events += 1
                 if content["choices"]:  # none: token counts, or what a filter says of the prompt
                     choice = content["choices"][0]
+                    events += 1
                     yield _completion(choice, choice.get("delta"))
     except TimeoutError:
         raise _too_slow(endpoint.timeout_s) from None
@@ -336,20 +341,24 @@ async def streamed(
     except _UNREADABLE as error:
         raise NoAnswerError(f"unreadable reply ({error})", passing=True) from error
     if not events:
-        raise NoAnswerError("the endpoint does not stream: it sent no event", passing=True)
+        raise NoAnswerError("the stream held no piece of an answer", passing=True)
 
 
-async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _events(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The data of each event. Lines end with a line feed alone: other separators are text."""
-    buffer = bytearray()
-    async for piece in pieces:
-        buffer += piece
-        *lines, rest = buffer.split(b"\n")
-        buffer = bytearray(rest)
-        for line in lines:
-            name, _, data = bytes(line).partition(b":")
-            if name == b"data" and data.strip() not in (b"", b"[DONE]"):
-                yield data.strip()
+    parts = [first]  # of lines that have not ended
+    while True:
+        if b"\n" in parts[-1]:
+            *lines, rest = b"".join(parts).split(b"\n")
+            parts = [rest]
+            for line in lines:
+                name, _, data = line.partition(b":")
+                if name == b"data" and data.strip() not in (b"", b"[DONE]"):
+                    yield data.strip()
+        try:
+            parts.append(await anext(pieces))
+        except StopAsyncIteration:
+            return
 
 
 # What reading a reply raises that is not what was promised.
