@@ -22,7 +22,7 @@ from vlmface import facs, notations
 
 # A number may have a side before it, and an OpenFace column, a FACS grade or a side behind it:
 # "L12", "04_r", "12C", "14R".
-_NUMBER = r"[LR]?0?\d{1,2}(?:_[rc]\b)?(?:[A-E][LR]?\b|[LR][A-E]?\b)?(?![^\W_]|[.,]\d|\s?%)"
+_NUMBER = r"[LR]?0?\d{1,2}(?:_[rc]\b)?(?:[A-E][LR]?\b|[LR][A-E]?\b)?(?![^\W_]|\.\d|\s?%)"
 _IN_LIST = rf"(?:AU[\s_-]?)?{_NUMBER}"
 _NAME = r"(?:\s*\([^()\d]{1,40}\))?"
 _RANGE = r"[ \t]*(?:[-\u2013\u2014]|\bto\b|\bthrough\b|\bthru\b)[ \t]*"
@@ -34,12 +34,12 @@ _ENDS = (
 )
 _UNITS = r"(?:AUs|action\s+units)(?:\s*\(AUs?\))?"
 _STATE = (
-    r"(?:\s+((?:not\s+)?(?:present|active|activated|observed|detected|visible|identified|seen|coded"
+    r"(?:\s+(?:(?:that|which)\s+are\s+)?((?:not\s+)?(?:present|active|activated|observed|detected|visible|identified|seen|coded"
     r"|found)|absent|inactive|missing)\s*:)?"
 )
 # "AU4", "AU 04", "AU12C", "AU1+2", "AU25/26", "action unit 4", "AUs 4, 7 and 23", "AU: 1, 2".
 _AU = re.compile(
-    rf"(?<![^\W_])(?:{_UNITS}{_STATE}[\s_#:-]*{_NUMBER}{_NAME}{_MORE}*"
+    rf"(?<![^\W_])(?:{_UNITS}{_STATE}[\s_#:=\['\"\u2192-]*{_NUMBER}{_NAME}{_MORE}*"
     rf"|(?:AU|action\s+unit)\s*:\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+"
     rf"|(?:AU|action\s+unit)[\s_#:-]*{_NUMBER}"
     rf"(?:(?:\s?[+/]\s?{_IN_LIST})+|{_RANGE}AU\s?{_NUMBER}|[-\u2013]{_NUMBER}"
@@ -131,22 +131,22 @@ def _mark(text: str) -> tuple[str, list[Group]]:
 # --- values: "AU4: 0", "AU4 (absent)", "AU4 - present" --------------------------------------------
 
 _AU_NAMES = "|".join(re.escape(unit.name) for unit in facs.AUS.values())
-_END = r"(?=\s*(?:$|[,.;:|()\[\]\n\"'*}\u2013\u2014-]))"
+_END = r"(?=\s*(?:$|[,.;:|/()\[\]\n\"'*}\u2013\u2014-]))"
 _QUANTITY = r"(?:(?:intensity|score|level|value|strength|activation|activity|grade|rating)\b\s*)"
 _VALUE = re.compile(
     r"[\"'*`)\]\u00bb]*"
     r"(?:[ \t]?\([^()\n\d]{1,60}\)[\"'*`]*|[ \t]?\|[^|\n]{1,40}(?=\|)"
     rf"|[ \t]*[-:\u2013\u2014][ \t]*(?:{_AU_NAMES})\b(?=[ \t]*[-:=(\u2013\u2014]))?"
     # Of words before a value only a number is sure: "AU4 is absent" is left to the grammar.
-    r"(?:[ \t]*(?P<sign>=>|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])[ \t]*[\"'*]*(?:[^()\n\d]{1,40}[,;:][ \t]+(?=intensity))?"
-    r"|(?='s\s|[ \t]+(?:is|was|at|scores?|scored|has|with|intensity|level|value|0[.,]\d)"
+    r"(?:[ \t]*(?P<sign>=>|\.{3,}|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])[ \t]*[\"'*]*(?:[^()\n\d]{1,40}[,;:][ \t]+(?=intensity))?"
+    r"|(?='s\s|[ \t]+(?:is|are|was|were|at|scores?|scored|has|have|with|remains?|stays?|intensity|level|value|0[.,]\d)"
     rf"|[ \t]+(?:0|(?:none|off|nil|zero|no|n|y|yes)\b){_END}))"
-    rf"(?:'s)?[ \t]*(?:(?:has|with|shows)[ \t]+)?(?:an?[ \t]+)?{_QUANTITY}?"
-    rf"(?:[:=][ \t]*|(?:is|was|of|at|scores?|scored)[ \t]+){{0,3}}[\"'*]*"
+    rf"(?:'s)?[ \t]*(?:(?:has|have|with|shows)[ \t]+)?(?:an?[ \t]+)?{_QUANTITY}?"
+    rf"(?:[:=][ \t]*|(?:is|are|was|were|of|at|scores?|scored|remains?|stays?|both)[ \t]+){{0,3}}[\"'*]*"
     r"(?:(?P<zero>(?:0(?:[.,]0+)?(?:[ \t]*/[ \t]*\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
     r"|(?P<some>(?:\d*[.,])?\d+)(?![^\W_])"
     r"|(?P<no>false\b|none\b|absent\b|inactive\b|missing\b|undetected\b|unobserved\b|invisible\b"
-    r"|deactivated\b|dormant\b|negative\b|off\b"
+    r"|undetectable\b|\u65e0|\u7121|\u6ca1|\u5426|\u306a\u3057|deactivated\b|dormant\b|negative\b|off\b"
     rf"|no{_END}|n(?=[ \t]*(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
     r"|no[ \t]+(?:visible|clear|obvious|noticeable|apparent|significant|signs?|evidence|trace"
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
@@ -155,7 +155,7 @@ _VALUE = re.compile(
     r"|scor\w+|measur\w+|known|determin\w+|evaluat\w+|available)\b)\b)"
     r"|(?P<yes>(?:yes|true|present|active|activated|detected|observed|visible|positive)\b"
     rf"|y(?=[ \t]*(?:$|[,.;|)\n]))|(?<=\()\+(?=\)))"
-    r"|(?P<open>\?|unclear\b|unknown\b|uncertain\b|unsure\b|n/?a\b|null\b|maybe\b|undetermined\b"
+    r"|(?P<open>\?|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest)\b|unclear\b|unknown\b|uncertain\b|unsure\b|n/?a\b|null\b|maybe\b|undetermined\b"
     r"|occluded\b|hidden\b|no[ \t]+(?!other|further|additional|doubt|less)\w+|not[ \t]+(?:applicable|clear"
     r"|sure|certain|assess\w*|cod\w+|scor\w+|measur\w+|known|determin\w+|evaluat\w+|available)\b))",
     re.IGNORECASE,
@@ -182,7 +182,8 @@ def _values(marked: str, mentions: list[re.Match[str]]) -> list[str | None]:
         values.append(None)
         if match and (sign or bare or kind in ("zero", "some")):
             values[-1] = _SAYS[kind] if sign != "<" else OPEN
-        signs.append(values[-1] is not None and sign is not None and sign not in "([")
+        plural = _PLURAL.match(marked[mention.end() :][:9].lstrip())
+        signs.append(values[-1] is not None and bool(plural or (sign and sign not in "([")))
     for i in range(len(mentions) - 2, -1, -1):
         if values[i] is None and values[i + 1] == ABSENT and signs[i + 1]:
             link = _LISTED_ON.match(marked, mentions[i].end())
@@ -208,12 +209,22 @@ _TWICE = re.compile(
     re.IGNORECASE,
 )
 _NEGATIVE_WORD = r"(?:absent|missing|inactive|undetected|unobserved|excluded|ruled\s+out|negative|dormant|denied)"
+# "AU4, which signals anger, is absent": what stands between a subject and its predicate.
+_ASIDE = re.compile(
+    r",\s*(?:which|that|who)\s[^,.;\n\ue000]*,\s*(?=(?:is|are|was|were|do|does|has|have)\b)"
+    r"|\(\s*(?:which|that)\s[^()\ue000]*\)",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"</?[A-Za-z][\w-]{0,20}>")
+_DASHED_HEADING = re.compile(rf"\b({_NEGATIVE_WORD}|not\s+\w+)\s*\u2014\s*(?=AU)", re.IGNORECASE)
 # Negates what follows in its clause.
 _NEGATES_NEXT = re.compile(
-    rf"(?:\b(?:no(?!\s*,)|not|neither|nor|never|lacks?|lacking|cannot|none\s+of"
-    rf"|fails?\s+to(?!\s+(?:appear|activate|engage|fire|occur|show\s+up)\b)"
+    rf"(?:\b(?:no(?!\s*,|\s+others?\b(?!\s+\w))|not|neither|nor|never|lacks?|lacking|cannot|none\s+of"
+    rf"|fails?\s+to(?!\s+(?:appear|activate|engage|fire|occur|show\s+up|accompan|co-?occur|join))"
     rf"|(?:rul(?:e|es|ed|ing)\s+out|exclud(?:e|es|ing)|dismiss(?:es|ing)?)(?=\s+[^\W_]|\s*\ue000))"
     rf"|n't)\b{_STILL}"
+    rf"|(?:^|(?<=[,;:.]\s)|(?<=[,;:.]))\s*{_NEGATIVE_WORD}\s+(?:is|are|was|were)\b(?=[^.;]*\ue000)"
+    rf"|\b(?:zero|nil)\s+\w+\s+(?:for|of|in|on)\b"
     rf"|\b{_NEGATIVE_WORD}\s*(?:(?:facial\s+)?(?:AUs?|action\s+units?|muscles?)\s*)?"
     rf"(?:[:=]|\s[-\u2013]\s)|\b(?:absent|missing|inactive)\s+(?:(?:AUs?|action\s+units?)\s*)?(?=\ue000)",
     re.IGNORECASE,
@@ -221,7 +232,7 @@ _NEGATES_NEXT = re.compile(
 # Negates the list right behind it, and nothing that comes after a verb.
 _NEGATES_LIST = re.compile(
     rf"\b(?:without(?!\s+(?:a\s+)?doubt)|(?:absence|lack)\s+of|free\s+of|rather\s+than"
-    rf"|instead\s+of|unlike|devoid\s+of|in\s+place\s+of|as\s+opposed\s+to)\b{_STILL}",
+    rf"|instead\s+of|unlike|devoid\s+of|in\s+place\s+of|as\s+opposed\s+to|unaccompanied\s+by)\b{_STILL}",
     re.IGNORECASE,
 )
 _LIST_ENDS = re.compile(
@@ -229,28 +240,28 @@ _LIST_ENDS = re.compile(
     re.IGNORECASE,
 )
 # Negates the subject before it: "AU4 is not active", "AU4 and AU7 are absent", "AU4 not visible".
-_COPULA = (
-    r"\b(?:is|are|was|were|be|been|remains?|stays?|(?:appears?|seems?|looks?)(?:\s+to\s+be)?)\s+(?:(?:\w+ly|also|still)\s+)?"
-)
+_COPULA = r"\b(?:is|are|was|were|be|been|remains?|stays?|(?:appears?|seems?|looks?)(?:\s+to\s+be)?)\s+(?:(?:\w+ly|also|still)\s+)?"
 _GONE = (
-    r"(?:absent|missing|lacking|inactive|undetected|invisible|deactivated|dormant|nonexistent"
+    r"(?:absent|missing|lacking|inactive|undetected|undetectable|imperceptible"
+    r"|unobserved|unseen|invisible|deactivated|dormant|nonexistent"
     r"|non-existent|unengaged|unactivated|nowhere)"
 )
 _NEGATES_SUBJECT = re.compile(
-    rf"(?:(?:{_COPULA}|\b(?:do|does|did|has|have|had|can|could)\s+)(?:not|never|no\s+longer)"
+    rf"(?:(?:{_COPULA}|\b(?:do|does|did|has|have|had|can|could|may|might|must|should|will)\s+)(?:not|never|no\s+longer)"
     rf"|\b\w{{2,6}}n't|\bcannot)\b{_STILL}"
     rf"|\bnever\s+(?=\w)|'s\s+(?:absence|lack|inactivity)\b"
     rf"|\b(?:shows?|has|have|exhibits?|displays?|with)\s+(?:no|zero|little\s+to\s+no)\s+(?:\w+\s+)?(?:movement|action|activity|activation|sign|intensity)\b"
-    rf"|\bfails?\s+to\s+(?:appear|activate|engage|fire|occur|show\s+up)\b"
-    rf"|(?:{_COPULA}|\b(?:can|could|may|has|have)\s+(?:also\s+)?(?:be|been)\s+)"
-    rf"(?:ruled\s+out|excluded|dismissed|rejected|contradicted|relaxed|at\s+rest|off|zero|nil)\b"
+    rf"|\bfails?\s+to(?=\s+(?:appear|activate|engage|fire|occur|show\s+up|accompan|co-?occur|join))"
+    rf"|(?:{_COPULA}|\b(?:can|could|may|must|should|has|have)\s+(?:\w+\s+)?(?:be|been)\s+)(?:\w+ly\s+)?"
+    rf"(?:ruled\s+out|excluded|dismissed|rejected|contradicted|relaxed|at\s+rest|off|zero|nil"
+    r"|false|denied|suppressed)\b"
     rf"|(?P<bare>\bnot\s+(?:present|visible|active|activated|seen|detected|observed|found|shown"
     rf"|engaged|noted|evident|involved|recruited)\b"
     rf"|(?:{_COPULA})?(?<!not\s)\b{_GONE}\b(?!\s*(?:AUs?|action\s+units?)?\s*[:=\ue000]))",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(
-    r"(?<=[.!?;])[\s\"'*)]+|\n+|\u2014"
+    r"(?<=[.!?;])[\s\"'*)]+|\n+|\u2014|\s\|\s"
     r"|\b(?:but|however|while|whereas|although|though|yet|because|since|so|which)\b",
     re.IGNORECASE,
 )
@@ -266,7 +277,9 @@ _VERB = re.compile(
 )
 # What starts a new statement without a verb: "no frown, lips parted" or "no frown, the mouth open".
 _PARTICIPLE = re.compile(r"\b\w+ed\b|\bdrawn\b", re.IGNORECASE)
-_SUBJECT = re.compile(r"\s*(?:the|this|his|her|their|she|he|they|we|i|one|there)\s", re.IGNORECASE)
+_SUBJECT = re.compile(
+    r"\s*(?:the|this|his|her|their|she|he|they|we|i|one|there|it)(?:'\w+)?\s", re.IGNORECASE
+)
 _OR = re.compile(r"\b(?:or|nor)\b", re.IGNORECASE)
 # A list of AUs that is the subject of a new statement.
 _NEW_SUBJECT = re.compile(
@@ -279,19 +292,21 @@ _PLURAL = re.compile(
     r"(?:are|were|have|do|show|appear|seem|remain|stay|aren't|weren't|don't)\b", re.I
 )
 _OPEN_BEFORE = re.compile(
-    r"\b(?:whether|(?<!as\s)if|usually|typically|normally|generally|commonly|often|needs?"
+    r"\b(?:whether|(?<!as\s)if|(?:usually|typically|normally|generally|commonly|often)(?!\s*[,.;:)])|needs?|hardly|scarcely"
+    r"|(?:false|wrong|untrue)\s+that|claims?|den(?:y|ies)"
+    r"|kein\w*|ohne|sans|pas|nicht|senza"
     r"|requires?|unclear|uncertain|unsure|unlikely|doubtful|questionable"
     r"|not\s+(?:clear|sure|certain))\b",
     re.IGNORECASE,
 )
 _OPEN_AFTER = re.compile(
-    r"\b(?:unclear|uncertain|unlikely|doubtful|questionable|hardly|scarcely"
+    r"\b(?:unclear|uncertain|unlikely|doubtful|questionable|hardly|scarcely|negligible"
     r"|not\s+(?:clear|certain|sure)\b|not\s+be\s+(?:determined|judged|assessed))\b",
     re.IGNORECASE,
 )
 _WOULD = re.compile(r"\bwould\s+(?:be|have|show|need|require|include|involve)\b", re.IGNORECASE)
 _EXCEPT = re.compile(
-    r"\b(?:except(?:\s+for)?|other\s+than(?!\s+that)|apart\s+from|aside\s+from|save\s+for|excluding|besides"
+    r"\b(?:except(?:\s+for)?|other\s+(?:\w+\s+){1,3}than|other\s+than(?!\s+that)|apart\s+from|aside\s+from|save\s+for|excluding|besides"
     r"|with\s+the\s+exceptions?\s+of)\s*:?\s*(?:the\s+)?(?=\W*\ue000)",
     re.IGNORECASE,
 )
@@ -309,7 +324,7 @@ _PROSE = re.compile(
     rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000]*)", re.IGNORECASE
 )
 _IT_IS_NOT = re.compile(
-    rf"\b(?:it|this(?:\s+AU)?)\s+(?:(?:is|was)(?:n't|\s+not)\b{_STILL}|(?:is|was)\s+{_GONE}\b)",
+    rf"\b(?:it|this(?:\s+(?:AU|unit|action\s+unit|muscle))?)\s+(?:(?:is|was)(?:n't|\s+not)\b{_STILL}|(?:is|was)\s+{_GONE}\b)",
     re.I,
 )
 _DOES_NOT = re.compile(
@@ -322,11 +337,11 @@ _DOES_NOT = re.compile(
 # In each sentence that does more than state AUs: the stems of all words of the patterns above.
 _TRIGGER = re.compile(
     r"\b(?:no|not|none|nor|neither|never|cannot|lack|fail|rul|exclu|dismiss|absen|missing|inactive"
-    r"|unobserved|undetected|negative|dormant|denied|without|free|rather|instead|unlike|devoid"
+    r"|unobserved|undetected|unaccomp|false|wrong|untrue|claim|deny|denies|suppress|negative|dormant|denied|without|free|rather|instead|unlike|devoid"
     r"|in\s+place|as\s+opposed|invisible|deactivated|nonexistent|non|unengaged|unactivated|nowhere"
     r"|reject|contradict|relax|at\s+rest|off|zero|nil|would|whether|if|usually|typically|normally"
     r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
-    r"|aside|save|besides|with\s+the)|n't|\?",
+    r"|aside|save|besides|imperceptible|negligible|kein|ohne|sans|pas|nicht|senza|with\s+the)|n't|\?",
     re.IGNORECASE,
 )
 _SPACES = re.compile(r"[^\S\n]{2,}")
@@ -335,12 +350,17 @@ _SPACES = re.compile(r"[^\S\n]{2,}")
 def read(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint. A
     denial outweighs another mention, but that of one side of the face only another denial."""
-    marked, groups = _mark(notations.as_lines(_SPACES.sub(" ", text)))
+    text = notations.as_lines(_SPACES.sub(" ", text))
+    if "\u2014" in text:
+        text = _DASHED_HEADING.sub(r"\1: ", text)
+    if "<" in text:
+        text = _MARKUP.sub(" ", text)
+    marked, groups = _mark(text)
     if not groups:
         return (), ()
     any_denial = _TRIGGER.search(marked) is not None
     if any_denial:
-        marked = _TWICE.sub(" possible ", marked)
+        marked = _ASIDE.sub(" ", _TWICE.sub(" possible ", marked))
     mentions = list(_MARK.finditer(marked))
     verdicts: dict[int, str] = {}
     for mention, value in zip(mentions, _values(marked, mentions), strict=True):
@@ -431,8 +451,11 @@ def _verdict(sentence: str, mention: re.Match[str], start: int, end: int, cues: 
     at, after = mention.span()
     if cues.first("would", start, end) is not None or cues.first("open", start, at) is not None:
         return OPEN
-    if cues.first("not next", start, at + 1) is not None or cues.in_negated_list(start, at):
+    if cues.in_negated_list(start, at):
         return ABSENT
+    if (negation := cues.first("not next", start, at + 1)) is not None:
+        relation = cues.denial(negation, at) or cues.denial(max(start, negation - 12), at)
+        return OPEN if relation and _RELATION.match(sentence, relation.end()) else ABSENT
     if cues.first("open after", after, end) is not None:
         return OPEN
     denial = cues.denial(after, end)
@@ -444,7 +467,8 @@ def _verdict(sentence: str, mention: re.Match[str], start: int, end: int, cues: 
 
 
 _DENIAL_LEFT = re.compile(
-    rf"\b(?:no|not|never|none|zero|nil|off|absen\w*|inactiv\w*|lack\w*|missing|without)\b{_STILL}|n't\b",
+    rf"\b(?:no|not|never|none|zero|nil|off|absen\w*|inactiv\w*|lack\w*|missing|without|nicht|pas|kein\w*)\b{_STILL}"
+    r"(?!\s+(?:others?|further|additional|more|else)\b)|n't\b",
     re.IGNORECASE,
 )
 _NEXT_WORDS = re.compile(r"\s*(?:[\w']+\s+){0,4}\W*")
@@ -467,21 +491,35 @@ _LONGEST_SUBJECT = 600  # characters
 # What may stand between the AU of a list and "absent" or "not seen" without a verb.
 _ONLY_A_LIST = re.compile(
     rf"(?:\([^()]*\)|[\s\"'*`,&/+()\[\]:|-]|\ue000\d+\ue001|\b(?:and|or|nor|the|also|both|as\s+well\s+as"
-    rf"|is|are|was|were|remains?|stays?|activity|activation|movement|action|\w+ly|{_AU_NAMES})\b)*+",
+    rf"|is|are|was|were|remains?|stays?|est|ist|activity|activation|movement|action|{_AU_NAMES})\b)*+",
     re.IGNORECASE,
 )
 _LIST_WORD = re.compile(r"\b(?:and|or|nor|as\s+well\s+as|both|neither)\b|[&+/]", re.IGNORECASE)
 
 
+_RELATION = re.compile(
+    r"\s*(?:\w+ly\s+)?(?:accompan|co-?occur|join|pair|combin|coupl|match|associat|follow|explain|caus"
+    r"|due\b|support|go\s+with|be\s+(?:accompan|pair|combin|explain))\w*",
+    re.IGNORECASE,
+)
+
+
+def _in_brackets(sentence: str, at: int) -> bool:
+    low = max(0, at - _LONGEST_SUBJECT)
+    return sentence.rfind("(", low, at) > sentence.rfind(")", low, at)
+
+
 def _as_subject(sentence: str, mention: re.Match[str], denial: re.Match[str]) -> str:
     """Whether a denial later in the clause is about the mention, or about another subject."""
     between = sentence[mention.end() : denial.start()]
-    bracketed = between.lstrip("\"'*`").startswith(")")
+    if _RELATION.match(sentence, denial.end()):
+        return OPEN  # "AU6 does not accompany AU12"
+    bracketed = _in_brackets(sentence, mention.start())
     last = sentence.rfind("\ue001", mention.end(), denial.start())
-    if last >= 0 and bracketed != sentence[last + 1 : denial.start()].lstrip().startswith(")"):
+    if last >= 0 and bracketed != _in_brackets(sentence, last):
         return PRESENT if bracketed else OPEN  # "a smile (AU12), AU4 is absent"
-    if denial["bare"] and not _ONLY_A_LIST.fullmatch(between):
-        return PRESENT  # "AU6, possibly with AU7 absent"
+    if denial["bare"] and not _ONLY_A_LIST.fullmatch(re.sub(r"\w+ly\s*$", "", between)):
+        return PRESENT if last >= 0 else OPEN  # "AU6, possibly with AU7 absent"
     if last >= 0 and not _LIST_WORD.search(between) and not _PLURAL.match(denial[0]):
         if not denial["bare"] or re.match(r"(?:is|was)\b", denial[0], re.IGNORECASE):
             return PRESENT if bracketed else OPEN  # "AU6, AU4 is absent": one subject
@@ -546,6 +584,8 @@ def _clause_bounds(sentence: str, cues: _Cues) -> list[int]:
     stops = [*(cut for cut, _ in cuts), len(sentence)][1:]
     for (cut, inside), stop in zip(cuts, stops, strict=True):
         start = bounds[-1]
+        if _in_brackets(sentence, cut) and (close := sentence.find(")", inside, stop)) >= 0:
+            stop = close
         subject = _NEW_SUBJECT.match(sentence, inside)
         if subject:
             new = _is_new_statement(sentence, cues, (start, cut), subject)
@@ -592,9 +632,9 @@ def _is_new_statement(
     if sentence[cut] != "," and cues.first("list", start, cut) is not None:
         return False  # "the lack of AU4 and AU7 suggests ..."
     is_list = sentence[cut : cut + 3].lower() == "and" or _LIST_WORD.search(subject[0])
-    if is_list and _PLURAL.match(predicate):
+    negation = cues.first("list", start, cut)
+    if is_list and (negation is not None or _PLURAL.match(predicate)):
         # "Instead of AU4, AU6 and AU12 are active", but "no AU4, AU6 and AU12 are seen"
-        negation = cues.first("list", start, cut)
         initial = negation is not None and not sentence[start:negation].strip(" ,")
-        return initial and sentence[cut] == ","
+        return initial and sentence[cut] == "," and sentence[negation].lower() in "iwru"
     return bool(finite)

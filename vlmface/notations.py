@@ -13,7 +13,7 @@ _PUNCTUATION = str.maketrans({"\u3002": ". ", "\u3001": ", ", "\u300c": '"', "\u
                               "\u00ab": '"', "\u00bb": '"', "\u300e": '"', "\u300f": '"'})  # fmt: skip
 YES, NO = (
     "\u2713\u2714\u2705\u2611\u221a\U0001f5f8",
-    "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7",
+    "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7\u2610",
 )
 _NAMES_AU = re.compile(r"(?<![^\W_])(?:AUs?|action\s+units?)[\s_#-]*[LR]?\d", re.IGNORECASE)
 _NEGATIVE = re.compile(
@@ -75,6 +75,7 @@ def _without_json(text: str) -> str:
 def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
     """Lines for a JSON value; `parent` is the key of the list or object that holds it."""
     words = key.replace("_", " ")
+    lists = _KEY_LIST.search(key) or _KEY_LIST.search(parent)
     if isinstance(value, dict):
         if (number := _au_of(value, key)) is not None:
             yield f"AU{number}: {_state(value)}."
@@ -86,10 +87,10 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
         for part in value:
             if isinstance(part, dict | list):
                 yield from _json_lines(part, key, parent)
-            elif _is_number(part) and _KEY_LIST.search(key):
+            elif _is_number(part) and lists:
                 yield f"{_prefix(words)}AU{part}."
             elif isinstance(part, str):
-                named = _KEY_LIST.search(key) and part.strip().isdigit()
+                named = lists and part.strip().isdigit()
                 yield f"{_prefix(words)}{'AU' if named else ''}{part.strip()}."
     elif match := _KEY_AU.fullmatch(key):
         told = _word(value)
@@ -157,6 +158,9 @@ _CELL = re.compile(
 )
 
 
+_AU_COLUMN = re.compile(r"(?:AUs?|action\s+units?)(?:\s*(?:#|no\.?|number))?", re.IGNORECASE)
+
+
 def _cells(line: str) -> list[str]:
     line = "".join("yes" if c in YES else "no" if c in NO else c for c in line)
     return [cell.strip(" *_`\t") for cell in line.strip().strip("|").split("|")]
@@ -172,6 +176,9 @@ def _table_rows(lines: list[str]) -> list[str]:
             found.append(line)
             continue
         cells = _cells(line)
+        if (at := next((i for i, name in enumerate(header) if _AU_COLUMN.fullmatch(name)), -1)) >= 0:
+            if at < len(cells) and cells[at].isdigit():
+                cells[at] = f"AU{cells[at]}"
         named = [i for i, cell in enumerate(cells) if _NAMES_AU.match(cell)]
         follows = number + 1 < len(lines) and "|" in lines[number + 1]
         if _RULE.fullmatch(line):
@@ -194,9 +201,12 @@ def _table_rows(lines: list[str]) -> list[str]:
 def _row_value(cells: list[str], au: int, header: list[str]) -> str:
     """What the other cells of a row say of its AU: "yes", "no", or "?" if they disagree."""
     verdicts = set()
+    unsure = False
     for i, cell in enumerate(cells):
         name = header[i] if i < len(header) else ""
         match = _CELL.fullmatch(cell)
+        if i != au and cell in ("-", "\u2013", "\u2014", "?", "n/a", "N/A"):
+            unsure = True
         if i == au or match is None or (header and not _is_value_column(name)):
             continue
         if match["number"] and i < au:
@@ -205,7 +215,9 @@ def _row_value(cells: list[str], au: int, header: list[str]) -> str:
         if _ABSENT_COLUMN.search(name) and not _VALUE_COLUMN.search(name.replace("inactive", "")):
             told = not told
         verdicts.add(told)
-    return "?" if len(verdicts) > 1 else "no" if verdicts == {False} else "yes"
+    if len(verdicts) > 1 or (unsure and not verdicts):
+        return "?"
+    return "no" if verdicts == {False} else "yes"
 
 
 def _is_value_column(name: str) -> bool:
@@ -221,14 +233,18 @@ def _columns(lines: list[str]) -> list[str]:
     names: list[str] = []
     for line in lines:
         cells = [cell.strip(" \"'*") for cell in re.split(r"[,;\t]", line)]
-        if len(cells) > 1 and sum(bool(_KEY_AU.fullmatch(cell)) for cell in cells) == len(cells):
+        if sum(bool(_KEY_AU.fullmatch(cell)) for cell in cells) > 1:
             names = cells if all(len(cell) < 16 for cell in cells) else []
             found.append(line)
             continue
         if names and len(cells) == len(names) and all(map(_CELL.fullmatch, cells)):
             if found and found[-1] and re.split(r"[,;\t]", found[-1])[0].strip(" \"'*") == names[0]:
                 found.pop()
-            found += [f"{name}: {value}." for name, value in zip(names, cells, strict=True)]
+            found += [
+                f"{name}: {value}."
+                for name, value in zip(names, cells, strict=True)
+                if _KEY_AU.fullmatch(name)
+            ]
             continue
         names = []
         found.append(line)
