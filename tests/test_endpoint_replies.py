@@ -212,7 +212,7 @@ BOMB = gzip.compress(b" " * 60_000_000, 1)
         (lambda: Reply(body=b"[" * 200_000 + b"]" * 200_000), "nested too deep"),
         (lambda: Reply(body=b'{"choices": [{"message": null}]}'), "unreadable reply"),
         (lambda: Reply(body=b"{}", headers={"Content-Encoding": "br"}), "compressed"),
-        (lambda: Reply(body=b'{"error": {"message": "down", "code": 502}}'), "instead of an answer: down"),
+        (lambda: Reply(body=b'{"error": {"message": "down", "code": 502}}'), "an answer: down"),
     ],
     ids=["drip", "endless", "gzip", "hang", "deep", "null", "br", "error"],
 )  # fmt: skip

@@ -146,7 +146,7 @@ def test_the_request_of_an_evaluation_can_be_changed(tmp_path: Path, run_dir: Pa
         body = server.asked[-1].body
         assert body["max_completion_tokens"] == 99 and not {"temperature", "max_tokens"} & set(body)
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--request", "temperature=1"]
-    with pytest.raises(UserError, match="request is .* is no server's URL: leave it out"):
+    with pytest.raises(UserError, match=r"request is .* is no server's URL: leave it out"):
         evaluation.main(argv)
 
 

@@ -557,8 +557,9 @@ def test_the_aus_to_score_can_be_named(tmp_path, capsys):
         argv = ["score-file", path, "--format", "jsonl", "--au_set", *words]
         assert cli.main(argv) == 2
         assert message in capsys.readouterr().err
-    released = [{"id": 1, "dataset": "d", "image": "a.jpg", "AUs": ["AU12"], "labels": ["happiness"],
-                 "description": thought("AU12 and AU4 are active.", "happiness")}]  # fmt: skip
+    text = thought("AU12 and AU4 are active.", "happiness")
+    released = [{"id": 1, "dataset": "d", "image": "a.jpg", "AUs": ["AU12"],
+                 "labels": ["happiness"], "description": text}]  # fmt: skip
     path = write_lines(tmp_path / "released.jsonl", *released)
     units = results(score(path, "facial-r1", "--au_set", "fea20k"))[0]["au"]["per_au"]
     assert units["AU4"]["f1"] == 0 and units["AU12"]["f1"] == 1

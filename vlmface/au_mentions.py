@@ -26,7 +26,8 @@ _NUMBER = r"[LR]?0?\d{1,2}(?:_[rc]\b)?(?:[A-E][LR]?\b|[LR][A-E]?\b)?(?![^\W_]|\.
 _IN_LIST = rf"(?:AU[\s_-]?)?{_NUMBER}"
 _NAME = r"(?:\s*\([^()\d]{1,40}\))?"
 _RANGE = r"[ \t]*(?:[-\u2013\u2014]|\bto\b|\bthrough\b|\bthru\b)[ \t]*"
-_MORE = rf"(?:[ \t]*(?:,\s*(?:(?:and|or)\b(?:/or\b)?\s*|&\s*)?|[+/&]|\b(?:and|or)\b(?:/or\b)?|{_RANGE})\s*{_IN_LIST}{_NAME})"
+_AND = r"\b(?:and|or)\b(?:/or\b)?"
+_MORE = rf"(?:[ \t]*(?:,\s*(?:{_AND}\s*|&\s*)?|[+/&]|{_AND}|{_RANGE})\s*{_IN_LIST}{_NAME})"
 # What may follow "AU6 and 12" for the 12 to be an AU: in "AU4 and 2 people" it is not.
 _ENDS = (
     r"(?=\s*(?:$|[.;:)\n,|]|\b(?:are|is|were|was|do|have|both|together|all|with|co-occur|appear"
@@ -131,37 +132,55 @@ def _mark(text: str) -> tuple[str, list[Group]]:
 # --- values: "AU4: 0", "AU4 (absent)", "AU4 - present" --------------------------------------------
 
 _AU_NAMES = "|".join(re.escape(unit.name) for unit in facs.AUS.values())
-_END = r"(?=\s*(?:$|[,.;:|/()\[\]\n\"'*}\u2013\u2014-]))"
+_END = r"(?=[ \t]*(?:$|[\n,.;:|/()\[\]\n\"'*}\u2013\u2014-]))"
+_GAP = r"[ \t]*"
+_IS = r"(?:is|are|was|were|at|scores?|scored|remains?|stays?)"
 _QUANTITY = r"(?:(?:intensity|score|level|value|strength|activation|activity|grade|rating)\b\s*)"
-_VALUE = re.compile(
+_NOT_JUDGED = (
+    r"(?:applicable|clear|sure|certain|assess\w*|cod\w+|scor\w+|measur\w+|known|determin\w+"
+    r"|evaluat\w+|available)\b"
+)
+_NOT_FULLY = (
+    r"(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely|quite|as"
+    r"|less|absent|missing|inactive)\b"
+)
+# What may stand between an AU and its value: its name in brackets, a cell of a table, or dashes.
+_DESCRIBED = (
     r"[\"'*`)\]\u00bb]*"
-    r"(?:[ \t]?\([^()\n\d]{1,60}\)[\"'*`]*|[ \t]?\|[^|\n]{1,40}(?=\|)"
-    rf"|[ \t]*[-:\u2013\u2014][ \t]*(?:{_AU_NAMES})\b(?=[ \t]*[-:=(\u2013\u2014]))?"
-    # Of words before a value only a number is sure: "AU4 is absent" is left to the grammar.
-    r"(?:[ \t]*(?P<sign>=>|\.{3,}|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])[ \t]*[\"'*]*(?:[^()\n\d]{1,40}[,;:][ \t]+(?=intensity))?"
-    r"|(?='s\s|[ \t]+(?:is|are|was|were|at|scores?|scored|has|have|with|remains?|stays?|intensity|level|value|0[.,]\d)"
+    rf"(?:{_GAP}\([^()\n\d]{{1,60}}\)[\"'*`]*|[ \t]?\|[^|\n]{{1,40}}(?=\|)"
+    rf"|{_GAP}[-:\u2013\u2014]{_GAP}(?:{_AU_NAMES})\b(?={_GAP}[-:=(\u2013\u2014]))?"
+)
+# "AU4: ", "AU4 (", "AU4 -> ", or a word before a number, or nothing before a short value at an end.
+_SIGN = (
+    rf"(?:{_GAP}(?P<sign>=>|\.{{3,}}|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])"
+    rf"{_GAP}[\"'*]*(?:[^()\n\d]{{1,40}}[,;:][ \t]+(?=intensity))?"
+    rf"|(?='s\s|[ \t]+(?:{_IS}|has|have|with|intensity|level|value|0[.,]\d)"
     rf"|[ \t]+(?:0|(?:none|off|nil|zero|no|n|y|yes)\b){_END}))"
-    rf"(?:'s)?[ \t]*(?:(?:has|have|with|shows)[ \t]+)?(?:an?[ \t]+)?{_QUANTITY}?"
-    rf"(?:[:=][ \t]*|(?:is|are|was|were|of|at|scores?|scored|remains?|stays?|both)[ \t]+){{0,3}}[\"'*]*"
-    r"(?:(?P<zero>(?:0(?:[.,]0+)?(?:[ \t]*/[ \t]*\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
+    rf"(?:'s)?{_GAP}(?:(?:has|have|with|shows)[ \t]+)?(?:an?[ \t]+)?{_QUANTITY}?"
+    rf"(?:[:=]{_GAP}|(?:{_IS}|of|both)[ \t]+){{0,3}}[\"'*]*"
+)
+_VALUE = re.compile(
+    rf"{_DESCRIBED}{_SIGN}"
+    rf"(?:(?P<zero>(?:0(?:[.,]0+)?(?:{_GAP}/{_GAP}\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
     r"|(?P<some>(?:\d*[.,])?\d+)(?![^\W_])"
-    r"|(?P<no>false\b|none\b|absent\b|inactive\b|missing\b|undetected\b|unobserved\b|invisible\b"
-    r"|undetectable\b|\u65e0|\u7121|\u6ca1|\u5426|\u306a\u3057|deactivated\b|dormant\b|negative\b|off\b"
-    rf"|no{_END}|n(?=[ \t]*(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
+    r"|(?P<no>(?:false|none|absent|inactive|missing|undetected|undetectable|unobserved|invisible"
+    r"|deactivated|dormant|negative|off)\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
+    rf"|no{_END}|n(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
     r"|no[ \t]+(?:visible|clear|obvious|noticeable|apparent|significant|signs?|evidence|trace"
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
-    r"|not(?![ \t]+\ue000)(?![ \t]+(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely"
-    r"|quite|as|less|absent|missing|inactive|applicable|clear|sure|certain|assess\w*|cod\w+"
-    r"|scor\w+|measur\w+|known|determin\w+|evaluat\w+|available)\b)\b)"
+    rf"|not(?![ \t]+\ue000)(?![ \t]+(?:{_NOT_FULLY}|{_NOT_JUDGED}))\b)"
     r"|(?P<yes>(?:yes|true|present|active|activated|detected|observed|visible|positive)\b"
-    rf"|y(?=[ \t]*(?:$|[,.;|)\n]))|(?<=\()\+(?=\)))"
-    r"|(?P<open>\?|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest)\b|unclear\b|unknown\b|uncertain\b|unsure\b|n/?a\b|null\b|maybe\b|undetermined\b"
-    r"|occluded\b|hidden\b|no[ \t]+(?!other|further|additional|doubt|less)\w+|not[ \t]+(?:applicable|clear"
-    r"|sure|certain|assess\w*|cod\w+|scor\w+|measur\w+|known|determin\w+|evaluat\w+|available)\b))",
+    rf"|y(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()\+(?=\)))"
+    rf"|(?P<open>\?|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest|unclear|unknown|uncertain"
+    rf"|unsure|n/?a|null|maybe|undetermined|occluded|hidden)\b|not[ \t]+{_NOT_JUDGED}"
+    r"|no[ \t]+(?!other|further|additional|doubt|less)\w+))",
     re.IGNORECASE,
 )
 # What stands between the AUs of a list.
-_LINK = r"\s*(?:,\s*(?:(?:and|or|nor|also)\s+)*|;\s*|[&/+]|\b(?:and/or|and|or|nor|as\s+well\s+as|plus)\b(?:\s+also\b)?)\s*"
+_LINK = (
+    r"\s*(?:,\s*(?:(?:and|or|nor|also)\s+)*|;\s*|[&/+]"
+    r"|\b(?:and/or|and|or|nor|as\s+well\s+as|plus)\b(?:\s+also\b)?)\s*"
+)
 _WRAP = r"[\"'*`()\[\]\s]*"
 _ITEM = r"\ue000\d+\ue001[\"'*`)\]]*" + _NAME
 _LISTED_ON = re.compile(rf"{_WRAP}{_NAME}{_LINK}{_WRAP}(?=\ue000)", re.IGNORECASE)
@@ -208,7 +227,10 @@ _TWICE = re.compile(
     r"(?:absent|missing|inactive|without|lacking|free\s+of|(?:lack|absence)\s+of)\b",
     re.IGNORECASE,
 )
-_NEGATIVE_WORD = r"(?:absent|missing|inactive|undetected|unobserved|excluded|ruled\s+out|negative|dormant|denied)"
+_NEGATIVE = (
+    "absent missing inactive undetected unobserved excluded ruled\\s+out negative dormant denied"
+)
+_NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 # "AU4, which signals anger, is absent": what stands between a subject and its predicate.
 _ASIDE = re.compile(
     r",\s*(?:which|that|who)\s[^,.;\n\ue000]*,\s*(?=(?:is|are|was|were|do|does|has|have)\b)"
@@ -240,7 +262,10 @@ _LIST_ENDS = re.compile(
     re.IGNORECASE,
 )
 # Negates the subject before it: "AU4 is not active", "AU4 and AU7 are absent", "AU4 not visible".
-_COPULA = r"\b(?:is|are|was|were|be|been|remains?|stays?|(?:appears?|seems?|looks?)(?:\s+to\s+be)?)\s+(?:(?:\w+ly|also|still)\s+)?"
+_COPULA = (
+    r"\b(?:is|are|was|were|be|been|remains?|stays?|(?:appears?|seems?|looks?)(?:\s+to\s+be)?)\s+"
+    r"(?:(?:\w+ly|also|still)\s+)?"
+)
 _GONE = (
     r"(?:absent|missing|lacking|inactive|undetected|undetectable|imperceptible"
     r"|unobserved|unseen|invisible|deactivated|dormant|nonexistent"
@@ -358,20 +383,7 @@ def read(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     marked, groups = _mark(text)
     if not groups:
         return (), ()
-    any_denial = _TRIGGER.search(marked) is not None
-    if any_denial:
-        marked = _ASIDE.sub(" ", _TWICE.sub(" possible ", marked))
-    mentions = list(_MARK.finditer(marked))
-    verdicts: dict[int, str] = {}
-    for mention, value in zip(mentions, _values(marked, mentions), strict=True):
-        verdict = value
-        if verdict is None and any_denial:
-            verdict = _prose_verdict(marked, mention, groups[int(mention[1])])
-        if verdict:
-            verdicts[int(mention[1])] = verdict
-    for sentence in _SENTENCE.split(marked):
-        if "\ue000" in sentence:
-            _read_sentence(sentence, verdicts)
+    verdicts = _verdicts(marked, groups)
     present: set[int] = set()
     absent: set[int] = set()
     one_side: set[int] = set()
@@ -383,6 +395,26 @@ def read(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
             (one_side if group.sided else absent).update(group.aus)
     absent |= one_side - present
     return tuple(sorted(present - absent)), tuple(sorted(absent))
+
+
+def _verdicts(marked: str, groups: list[Group]) -> dict[int, str]:
+    """{number of a group: what the marked text says of it}."""
+    verdicts: dict[int, str] = {}
+    any_denial = _TRIGGER.search(marked) is not None
+    if any_denial:
+        marked = _ASIDE.sub(" ", _TWICE.sub(" possible ", marked))
+    mentions = list(_MARK.finditer(marked))
+    for mention, value in zip(mentions, _values(marked, mentions), strict=True):
+        number = int(mention[1])
+        verdict = value
+        if verdict is None:
+            verdict = _prose_verdict(marked, mention, groups[number]) if any_denial else PRESENT
+        if verdict:
+            verdicts[number] = verdict
+    for sentence in _SENTENCE.split(marked) if any_denial else ():
+        if "\ue000" in sentence:
+            _read_sentence(sentence, verdicts)
+    return verdicts
 
 
 def _prose_verdict(marked: str, mention: re.Match[str], group: Group) -> str | None:
@@ -520,30 +552,30 @@ def _as_subject(sentence: str, mention: re.Match[str], denial: re.Match[str]) ->
         return PRESENT if bracketed else OPEN  # "a smile (AU12), AU4 is absent"
     if denial["bare"] and not _ONLY_A_LIST.fullmatch(re.sub(r"\w+ly\s*$", "", between)):
         return PRESENT if last >= 0 else OPEN  # "AU6, possibly with AU7 absent"
-    if last >= 0 and not _LIST_WORD.search(between) and not _PLURAL.match(denial[0]):
-        if not denial["bare"] or re.match(r"(?:is|was)\b", denial[0], re.IGNORECASE):
-            return PRESENT if bracketed else OPEN  # "AU6, AU4 is absent": one subject
-    if (
-        re.search(r",\s*(?:the|his|her|their|she|he|they|it)\s", between, re.IGNORECASE)
-        and last < 0
-    ):
+    is_list = bool(_LIST_WORD.search(between) or _PLURAL.match(denial[0]))
+    singular = not denial["bare"] or re.match(r"(?:is|was)\b", denial[0], re.IGNORECASE)
+    if last >= 0 and not is_list and singular:
+        return PRESENT if bracketed else OPEN  # "AU6, AU4 is absent": one subject
+    if last < 0 and _NEW_PERSON.search(between):
         return PRESENT if bracketed else OPEN  # "a smile (AU12), the brows are not lowered"
     return ABSENT
+
+
+_NEW_PERSON = re.compile(r",\s*(?:the|his|her|their|she|he|they|it)\s", re.IGNORECASE)
+_CUES = {
+    "not next": _NEGATES_NEXT, "verb": _VERB, "participle": _PARTICIPLE, "or": _OR,
+    "would": _WOULD, "open": _OPEN_BEFORE, "open after": _OPEN_AFTER, "none of": _NONE_OF,
+}  # fmt: skip
 
 
 class _Cues:
     """Where the words stand that decide what a sentence says."""
 
-    PATTERNS = {
-        "not next": _NEGATES_NEXT, "verb": _VERB, "participle": _PARTICIPLE, "or": _OR,
-        "would": _WOULD, "open": _OPEN_BEFORE, "open after": _OPEN_AFTER, "none of": _NONE_OF,
-    }  # fmt: skip
-
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
         self.starts = {
             name: [match.start() for match in pattern.finditer(sentence)]
-            for name, pattern in self.PATTERNS.items()
+            for name, pattern in _CUES.items()
         }
         self.denials = list(_NEGATES_SUBJECT.finditer(sentence))
         self.starts["denial"] = [match.start() for match in self.denials]

@@ -259,7 +259,8 @@ def parser() -> argparse.ArgumentParser:
                        help="what may be answered (default emotion8, or as asked)")  # fmt: skip
     score.add_argument("--au_set", nargs="+", default=[], metavar="AU",
                        help="AUs to score, or the benchmark whose set it is (default: those that "
-                       "the truth lists or, where it does not say what was coded, an answer names)")  # fmt: skip
+                       "the truth lists and, where it does not say what was coded, those that an "
+                       "answer names)")  # fmt: skip
     score.add_argument("--output_dir", type=Path, help="folder to write (default scores/FILE)")
     score.set_defaults(run=_score_file)
 

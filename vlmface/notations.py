@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_PUNCTUATION = str.maketrans({"\u3002": ". ", "\u3001": ", ", "\u300c": '"', "\u300d": '"',
-                              "\u00ab": '"', "\u00bb": '"', "\u300e": '"', "\u300f": '"'})  # fmt: skip
+_PUNCTUATION = str.maketrans(
+    {"\u3002": ". ", "\u3001": ", "} | dict.fromkeys("\u300c\u300d\u300e\u300f\u00ab\u00bb", '"')
+)
 YES, NO = (
     "\u2713\u2714\u2705\u2611\u221a\U0001f5f8",
     "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7\u2610",
@@ -176,9 +177,9 @@ def _table_rows(lines: list[str]) -> list[str]:
             found.append(line)
             continue
         cells = _cells(line)
-        if (at := next((i for i, name in enumerate(header) if _AU_COLUMN.fullmatch(name)), -1)) >= 0:
-            if at < len(cells) and cells[at].isdigit():
-                cells[at] = f"AU{cells[at]}"
+        for i, (name, cell) in enumerate(zip(header, cells, strict=False)):
+            if _AU_COLUMN.fullmatch(name) and cell.isdigit():
+                cells[i] = f"AU{cell}"
         named = [i for i, cell in enumerate(cells) if _NAMES_AU.match(cell)]
         follows = number + 1 < len(lines) and "|" in lines[number + 1]
         if _RULE.fullmatch(line):

@@ -96,9 +96,9 @@ def read(
     path: Path, format: str, label_space: str | None = None, au_set: Sequence[int] = ()
 ) -> Answers:
     """The answers in a file. `label_space` is by default emotion8; for FERBench emotion7 if no item
-    has contempt among its candidates. `au_set`: the AUs that were coded in all items with AUs, where
-    the file does not say. Raises UserError with the file and the line or record for
-    whatever is not as the format says, for ids that occur twice, and for labels outside the space.
+    has contempt among its candidates. `au_set`: the AUs that were coded in all items with AUs,
+    where the file does not say. Raises UserError with the file and the line or record for whatever
+    is not as the format says, for ids that occur twice, and for labels outside the space.
     """
     one_of("format", format, tuple(FORMATS))
     found = records(
@@ -293,8 +293,8 @@ def _default_space(format: str, found: Iterable[Record]) -> str:
 
 def _form(items: Iterable[Item], space: LabelSpace) -> str:
     """The form that most of the first answers follow, in whatever letters their labels are, as the
-    file does not say what was asked. It decides which answers are strict, and that AUs are not scored where labels were
-    asked."""
+    file does not say what was asked. It decides which answers are strict, and that AUs are not
+    scored where labels were asked."""
     texts = [item.text for item in items if not item.empty][:_SAMPLE]
     follow = {
         form: sum(answers.follows(text, space, form) for text in texts)

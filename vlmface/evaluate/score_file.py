@@ -24,8 +24,9 @@ def score_command(
     output_dir: Path | None,
     au_set: Sequence[str] = (),
 ) -> int:
-    """Score a file, with the AUs of `au_set` (see `files.parse_au_set`) if it names any; writes metrics.json, predictions.jsonl and report.html (for FERBench also
-    disagreements.jsonl) into `output_dir`, by default scores/NAME, and prints what they say."""
+    """Score a file, with the AUs of `au_set` (see `files.parse_au_set`) if it names any; writes
+    metrics.json, predictions.jsonl and report.html (for FERBench also disagreements.jsonl) into
+    `output_dir`, by default scores/NAME, and prints what they say."""
     start = time.perf_counter()
     chosen = files.parse_au_set(au_set) if au_set else []
     found = files.read(path, format, label_space, chosen)

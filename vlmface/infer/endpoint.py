@@ -402,8 +402,8 @@ def _too_slow(timeout_s: float) -> NoAnswerError:
 
 def _read_reply(reply: httpx2.Response, body: bytes) -> httpx2.Response:
     """The reply with its decompressed body."""
-    headers = [(k, v) for k, v in reply.headers.items()
-               if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")]  # fmt: skip
+    of_the_body = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(k, v) for k, v in reply.headers.items() if k.lower() not in of_the_body]
     return httpx2.Response(reply.status_code, headers=headers, content=body, request=reply.request)
 
 
@@ -556,7 +556,7 @@ def _retry_after(reply: httpx2.Response) -> float | None:
         return None
     if wait > LONGEST_WAIT:
         raise UserError(
-            f"{reply.request.url.host} asks to wait {wait / 60:.0f} minutes: run the same command again "
-            "then, it goes on where it stopped"
+            f"{reply.request.url.host} asks to wait {wait / 60:.0f} minutes: run the same command "
+            "again then, it goes on where it stopped"
         )
     return max(0.0, wait)

@@ -123,7 +123,8 @@ def tell(summary: Mapping[str, Any], output: str) -> int:
         )
     if silent := counts["rejected_by"].get("no_answer", 0):
         print(
-            f"error: {silent} faces got no answer and are left out; {output}/rejected.jsonl says why",
+            f"error: {silent} faces got no answer and are left out; the reasons are in "
+            f"{output}/rejected.jsonl",
             file=sys.stderr,
         )
     print(f"is in:    {output} (data set, README.md, rationale.html)")
