@@ -218,13 +218,13 @@ _STILL = (
     r"(?!\s+(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely"
     r"|quite|as|doubt|less|absent|missing|inactive|closed|shut)\b)"
 )
-_CANNOT = r"\b(?:can\s?not|can't|could\s?not|couldn't|should\s+not|shouldn't|never|not)\b"
+_CANNOT = r"\b(?:can[ \t]?not|can't|could[ \t]?not|couldn't|should[ \t]not|shouldn't|never|not)\b"
 # "AU12 cannot be ruled out", "not absent": two negations.
 _TWICE = re.compile(
-    rf"{_CANNOT}\s+(?:be\s+|to\s+)?(?:(?:completely|fully|entirely)\s+)?"
-    r"(?:rul(?:e|ed)\s+out|exclud(?:e|ed)|dismiss(?:ed)?|den(?:y|ied))\b"
-    r"|(?:\b(?:not|never|no)|n't)\s+(?:(?:entirely|completely|fully|a|the)\s+)?"
-    r"(?:absent|missing|inactive|without|lacking|free\s+of|(?:lack|absence)\s+of)\b",
+    rf"{_CANNOT}[ \t]+(?:be[ \t]+|to[ \t]+)?(?:(?:completely|fully|entirely)[ \t]+)?"
+    r"(?:rul(?:e|ed)[ \t]+out|exclud(?:e|ed)|dismiss(?:ed)?|den(?:y|ied))\b"
+    r"|(?:\b(?:not|never|no)|n't)[ \t]+(?:(?:entirely|completely|fully|a|the)[ \t]+)?"
+    r"(?:absent|missing|inactive|without|lacking|free[ \t]+of|(?:lack|absence)[ \t]+of)\b",
     re.IGNORECASE,
 )
 _NEGATIVE = (
@@ -233,8 +233,8 @@ _NEGATIVE = (
 _NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 # "AU4, which signals anger, is absent": what stands between a subject and its predicate.
 _ASIDE = re.compile(
-    r",\s*(?:which|that|who)\s[^,.;\n\ue000]*,\s*(?=(?:is|are|was|were|do|does|has|have)\b)"
-    r"|\(\s*(?:which|that)\s[^()\ue000]*\)",
+    r",[ \t]*(?:which|that|who)[ \t][^,.;\n\ue000]*,[ \t]*(?=(?:is|are|was|were|do|does|has|have)\b)"
+    r"|\([ \t]*(?:which|that)[ \t][^()\ue000]*\)",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"</?[A-Za-z][\w-]{0,20}>")
