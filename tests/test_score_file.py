@@ -532,11 +532,11 @@ def au_rows(*named: int, **truth: Any) -> list[dict]:
 def test_false_alarms_on_aus_that_no_truth_lists_count(tmp_path):
     right = scored(tmp_path, "right", au_rows(6, 12))["au"]
     alarms = scored(tmp_path, "alarms", au_rows(6, 12, 4))["au"]
-    assert right["f1_macro"] == 1 and alarms["f1_macro"] < 1
-    assert alarms["per_au"]["AU4"]["f1"] == 0
+    assert right["f1_micro"] == 1 and alarms["f1_micro"] == pytest.approx(16 / 20)
+    assert alarms["per_au"]["AU4"]["precision"] == 0
     # Where the truth says what was coded, another AU is no alarm: nobody looked for it.
     coded = scored(tmp_path, "coded", au_rows(6, 12, 4, annotated_aus=[6, 12, 25]))["au"]
-    assert coded["f1_macro"] == 1 and "AU4" not in coded["per_au"]
+    assert coded["f1_micro"] == 1 and "AU4" not in coded["per_au"]
 
 
 def test_the_aus_to_score_can_be_named(tmp_path, capsys):
@@ -562,11 +562,4 @@ def test_the_aus_to_score_can_be_named(tmp_path, capsys):
                  "labels": ["happiness"], "description": text}]  # fmt: skip
     path = write_lines(tmp_path / "released.jsonl", *released)
     units = results(score(path, "facial-r1", "--au_set", "fea20k"))[0]["au"]["per_au"]
-    assert units["AU4"]["f1"] == 0 and units["AU12"]["f1"] == 1
-
-
-def test_texts_with_lone_surrogates_are_scored(tmp_path):
-    path = tmp_path / "odd.jsonl"
-    path.write_text('{"id": 1, "text": "happiness \\ud83d", "truth": "happiness"}\n')
-    (line,) = results(score(path, "jsonl"))[1]
-    assert line["text"] == "happiness \ufffd"
+    assert (units["AU4"]["precision"], units["AU12"]["precision"]) == (0, 1)

@@ -27,7 +27,6 @@ from vlmface.data.sets.fea20k import OTHER
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics
 from vlmface.evaluate.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
-from vlmface.files import without_surrogates
 from vlmface.taxonomy import LabelSpace
 
 # How ExpLLM is asked for labels.
@@ -311,7 +310,7 @@ def _answer(record: Record, name: str) -> tuple[str, bool]:
     """The model's text, "" if it is null, and whether there was an error instead."""
     text, failed = record.fields.get(name), bool(record.fields.get("error"))
     if isinstance(text, str):
-        return without_surrogates(text), failed
+        return text, failed
     if not failed and not (text is None and name in record.fields):
         record.refuse(name, "the model's text")
     return "", failed
