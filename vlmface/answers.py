@@ -244,7 +244,7 @@ _FILLERS = _MARKERS | _words(
     " assistant boxed text json"
 )
 _NEGATORS = _words("not no nor neither never without than instead non")
-_REFUTING = _words("rather instead of than")
+_REFUTING = _words("rather instead of than and but")
 _DENIALS = _words("false wrong incorrect untrue")
 _BETWEEN = _words("a an the any be being feeling showing really of signs sign expression")
 _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
@@ -254,7 +254,7 @@ _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
 _SHARE = re.compile(
     r"[(\[]?(?:(?:with\s)?(?:a\s)?\b(?:confidence|probability|certainty|likelihood|score)\s*(?:of|is|[:=])?"
     r"\s*(?:(?:100|[5-9]\d)(?:\.\d+)?\s*%|1\.0+|0?\.[5-9]\d*)"
-    r"|(?:100|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
+    r"|(?<=[(\[])(?:1\.0+|0?\.[5-9]\d*)(?=[)\]])|(?:100|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
     r"(?=[^\w\n]*(?:$|\n))",
     re.IGNORECASE,
 )
@@ -268,7 +268,7 @@ def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
     if _CROSS.search(text) or _TICK.search(text):
         return _decide_marked(text, space)
     whole = space.canonical(text)
-    if whole:
+    if whole and "?" not in text:
         return {whole}, "lenient"
     refusal = _REFUSAL.search(text)
     if refusal and _HEDGE.match(refusal[0]):
@@ -418,6 +418,8 @@ def _read_clause(
             continue
         before = [w for w in others if w not in _BETWEEN]
         no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
+        if refuted and not named and not no:  # "not anger surprise": refuted too, or stated?
+            others.append("?")
         (refuted if no else named).append(word[0])
     return words, others, named, refuted
 

@@ -233,7 +233,8 @@ _NEGATIVE = (
 _NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 # "AU4, which signals anger, is absent": what stands between a subject and its predicate.
 _ASIDE = re.compile(
-    r",[ \t]*(?:which|that|who)[ \t][^,.;\n\ue000]*,[ \t]*(?=(?:is|are|was|were|do|does|has|have)\b)"
+    r",[ \t]*(?:which|that|who)[ \t][^,.;\n\ue000]*,"
+    r"[ \t]*(?=(?:is|are|was|were|do|does|has|have)\b)"
     r"|\([ \t]*(?:which|that)[ \t][^()\ue000]*\)",
     re.IGNORECASE,
 )
