@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import shutil
 import sys
 import typing
@@ -88,6 +89,9 @@ def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
             raise UserError(f"unexpected argument {word!r}: settings are written --field value")
         name, equals, text = word[2:].partition("=")
         name = name.replace("-", "_")
+        if any(typing.get_origin(kind) is dict for kind in _alternatives(kinds.get(name))):
+            given[name] = _pairs(name, ([text] if equals else []) + _values(rest))
+            continue
         if not equals:
             is_flag = not rest or rest[0].startswith("--")
             text = "true" if is_flag else rest.pop(0)
@@ -95,6 +99,36 @@ def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
                 raise UserError(f"--{name} needs a value")
         given[name] = text
     return given
+
+
+def _values(rest: list[str]) -> list[str]:
+    """The words up to the next option, taken out of `rest`."""
+    end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+    values, rest[:end] = rest[:end], []
+    return values
+
+
+def _pairs(name: str, texts: Sequence[str]) -> str:
+    """A mapping as YAML: as it is given, or as NAME=VALUE words."""
+    if len(texts) == 1 and not re.match(r"\s*\w+=", texts[0]):
+        return texts[0]
+    return json.dumps(fields(name, texts))
+
+
+def fields(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """{"temperature": 0} of ["temperature=0"]; values are read as YAML. Raises UserError."""
+    if not texts:
+        raise UserError(f"--{name} needs a value, such as NAME=VALUE")
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--{name} {text!r} is not NAME=VALUE")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{name} {key}: cannot read {value!r} ({error})") from error
+    return found
 
 
 def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
