@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import data, facs, files
+from vlmface import config, data, distributed, facs, files
 from vlmface.evaluate import metrics
 from vlmface.synth.dataset import DEFAULT_N, VERSION
 from vlmface.taxonomy import EMOTIONS, SPACES
@@ -63,7 +63,8 @@ class Network(nn.Module):
         return self.emotion(features), self.units(features)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("eval/baseline_cnn.py")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--n_train", type=int, default=DEFAULT_N["train"])
@@ -141,4 +142,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.command(main)

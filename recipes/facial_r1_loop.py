@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from vlmface import config
+from vlmface import config, distributed
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.files import atomic_write
@@ -41,6 +41,7 @@ class Settings:
 
 
 def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/facial_r1_loop.py")
     settings = config.parse(Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
     if settings.rounds < 1:
         raise UserError(f"rounds is {settings.rounds}, but must be 1 at least")

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import encode
+from vlmface import config, distributed, encode
 from vlmface.families import llava, tiny
 from vlmface.prompts import load as load_prompt
 from vlmface.synth import dataset as synth
@@ -465,7 +465,8 @@ def reset_unwritten(model: Any, processor: Any) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/pretrain_tiny.py")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--faces", type=int, default=synth.DEFAULT_N["pretrain"])
@@ -518,7 +519,8 @@ def main(argv: list[str] | None = None) -> None:
     llava.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
     count = sum(p.numel() for p in model.parameters())
     print(f"saved {arguments.output_dir / 'checkpoint'}: {count:,} parameters")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    config.command(main)

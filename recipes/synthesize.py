@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vlmface import config
+from vlmface import config, distributed
 from vlmface.rationale import build, options
 from vlmface.train import sft
 
@@ -54,6 +54,7 @@ class Settings:
 
 
 def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/synthesize.py")
     settings = config.parse(Settings, argv, default="synthesize_tiny", usage=__doc__ or "")
     sft.use_all_cores()
     same = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}

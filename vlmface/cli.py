@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from vlmface import __version__
+from vlmface import __version__, distributed
 from vlmface.errors import UserError
 from vlmface.rationale import options as rationales
 
@@ -346,8 +346,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments.words = rest
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
     try:
+        distributed.check_alone("vlmface")
         return int(arguments.run(arguments))
     except UserError as error:
+        distributed.let_main_report()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

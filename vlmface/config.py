@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from vlmface import distributed
 from vlmface.errors import UserError
 from vlmface.files import atomic_write, resource
 
@@ -84,16 +85,10 @@ def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
 
 def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a script's `main` on the command line: a UserError is one line on stderr and exit code 2,
-    an interruption exit code 130."""
-    try:
-        code = main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+    an interruption exit code 130. Several processes end together."""
+    distributed.run_command(
+        lambda: main(sys.argv[1:]), "interrupted; the same command goes on from here"
+    )
 
 
 def find(name: str) -> Path:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
-from vlmface import config, data
+from vlmface import config, data, distributed
 from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled
@@ -45,6 +45,7 @@ CLIP, MEAN = "clip", "mean"
 
 def main(argv: Sequence[str]) -> int:
     """`eval/clips.py`."""
+    distributed.check_alone("eval/clips.py")
     usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
     settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
     check(settings)
@@ -87,7 +88,7 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
     ]
     found = [crop_cache.shown(rows, views, settings.frames) for rows in found]
     found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
-    clip = model.load(settings.base)
+    clip = model.load(settings.base, device=sft.device())
     parts = [Part.of(rows, clip, asked, settings) for rows in found]
     return parts, _truths(parts[2].rows, benchmark)
 
@@ -195,7 +196,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         settings, output_dir=str(_folder(settings, name)), select="best",
         frames=settings.frames if name == CLIP else 1,
     )  # fmt: skip
-    clip = model.load(settings.base)
+    clip = model.load(settings.base, device=sft.device())
     return Classifier(clip, texts.load(settings.prompt), own.shape(1)), own
 
 

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, manifest, prompts
+from vlmface import config, distributed, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, measures, metrics, page, report
 from vlmface.evaluate.answering import au_set
@@ -368,6 +368,7 @@ def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def main(argv: Sequence[str]) -> int:
     """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
+    distributed.check_alone("eval/sweep.py")
     settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
     if settings.finalists < 1:
         raise UserError(f"finalists is {settings.finalists}, but must be 1 at least")
