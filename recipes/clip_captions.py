@@ -57,9 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if sft.is_main():
         model.save(clip, run_dir, settings.saved_as)
     sft.wait_for_everyone()
-    after = contrast.probe(
-        model.load(run_dir, device=device), *probed, settings.eval_batch_size
-    )
+    after = contrast.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
     if not sft.is_main():
         return 0
     scores = {"probes": {"before": before, "after": after}, "train": trained}

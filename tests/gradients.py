@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import launches
 import numpy as np
 import torch
 import transformers
-import launches
 from launches import ROOT, build_base, forked, launched_environments
 from PIL import Image
 
@@ -69,7 +69,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                  "label_smoothing": 0},
     ),
     "clip affect": ("clip_finetune", TABLE | {"affect": "linear"}),
-    "clip affect graph": ("clip_finetune", TABLE | {"affect": "graph", "class_weights": "balanced"}),
+    "clip affect graph": (
+        "clip_finetune", TABLE | {"affect": "graph", "class_weights": "balanced"},
+    ),
     "clip several labels": (
         "clip_finetune",
         CLIP | {"data": "emotic", "data_root": "EMOTIC", "benchmark": "emotic",
@@ -141,7 +143,8 @@ def write_table(folder: Path) -> Path:
         pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.png")
         numbers = f"{k / 10 - 0.4},{0.3 - k / 20}" if k % 3 else ","
-        lines.append(f"{k}.png,{'fear' if k in (1, 6) else 'neutral' if k == 3 else 'anger'},{numbers}")
+        emotion = {1: "fear", 6: "fear", 3: "neutral"}.get(k, "anger")
+        lines.append(f"{k}.png,{emotion},{numbers}")
     path = folder / "table.csv"
     path.write_text("\n".join(lines) + "\n")
     return path

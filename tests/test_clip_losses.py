@@ -125,7 +125,8 @@ def test_pictures_of_a_row_change_together() -> None:
 def _gradients(kind: str, rows: slice) -> dict[str, torch.Tensor]:
     """Gradients of the loss of some of eight rows, by a tower that all of them share."""
     torch.manual_seed(0)
-    image, text, scale = torch.nn.Linear(6, 4), torch.nn.Linear(5, 4), torch.nn.Parameter(torch.ones(()))
+    image, text = torch.nn.Linear(6, 4), torch.nn.Linear(5, 4)
+    scale = torch.nn.Parameter(torch.ones(()))
     pictures, words, affects = torch.randn(8, 6), torch.randn(8, 5), torch.rand(8, 2)
     affects[[0, 1, 2, 6]] = torch.nan
     labels = torch.tensor([0, 0, 1, 0, 2, 1, 1, 3])
@@ -146,7 +147,8 @@ def _gradients(kind: str, rows: slice) -> dict[str, torch.Tensor]:
         loss = losses.label_loss(seen, labels[rows], scale=scale, weights=own, smoothing=smoothing)
     loss.backward()
     named = {"image": image.weight, "text": text.weight, "scale": scale}
-    return {name: w.grad for name, w in named.items() if w.grad is not None} | {"loss": loss.detach()}
+    found = {name: weight.grad for name, weight in named.items() if weight.grad is not None}
+    return found | {"loss": loss.detach()}
 
 
 KINDS = ("plain", "weighted", "smoothed", "several", "affect", "captions")

@@ -161,9 +161,7 @@ def test_all_wait_for_the_report_and_close_the_group(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(ENDING)
     command = [*launcher("ddp"), str(script), "report", str(tmp_path / "report")]
-    result = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "report").read_text() == "report"
 

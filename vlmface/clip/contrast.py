@@ -77,9 +77,7 @@ class Pairs(nn.Module):
         # What is said of several faces is read once.
         distinct, place = said.unique(return_inverse=True)
         texts = self.clip.text_features(self.tokens[distinct])[place.to(images.device)]
-        images, texts, groups = losses.of_all_processes(
-            images, texts, said.to(images.device)
-        )
+        images, texts, groups = losses.of_all_processes(images, texts, said.to(images.device))
         scale = self.model.logit_scale.exp().clamp(max=_MAX_SCALE).float()
         return {"loss": losses.caption_loss(images.float(), texts.float(), groups, scale)}
 
@@ -165,11 +163,11 @@ def probe(
     units = _common_units(samples)
     if units:
         truths = [
-            torch.tensor([[float(u in s.present_aus()) for u in units] for s in one]).to(clip.device)
-            for one in samples
+            torch.tensor([[float(u in s.present_aus()) for u in units] for s in side])
+            for side in samples
         ]
-        said = logistic(features[0], truths[0], features[1], several=True) > 0
-        true = truths[1] > 0
+        known, true = truths[0].to(clip.device), truths[1].to(clip.device) > 0
+        said = logistic(features[0], known, features[1], several=True) > 0
         hits = (said & true).sum(0).double()
         f1 = (2 * hits / (said.sum(0) + true.sum(0)).clamp(min=1)).tolist()
         per_au = {facs.name(u): round(v, 4) for u, v in zip(units, f1, strict=True)}
