@@ -23,7 +23,7 @@ import launches
 import numpy as np
 import torch
 import transformers
-from launches import ROOT, build_base, forked, launched_environments
+from launches import ROOT, build_base, launched_environments
 from PIL import Image
 
 EACH = 4  # rows of each of two processes
@@ -202,17 +202,21 @@ def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
 
 def measure(case: str, names: dict[str, Path], launched: list[dict[str, str]], folder: Path) -> Any:
     """`difference`, or the end of the output where a run failed."""
-    alone = [os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}]
-    found = []
-    for number, (environments, batch) in enumerate([(alone, 2 * EACH), (launched, EACH)], 1):
+    recipe = ROOT / f"recipes/{CASES[case][0]}.py"
+    children, found = {}, []
+    for number, environments in ((1, [launches.environment()]), (2, launched)):
         out, log = folder / f"run{number}", folder / f"log{number}"
         shutil.rmtree(out, ignore_errors=True)
-        recipe = ROOT / f"recipes/{CASES[case][0]}.py"
         log.unlink(missing_ok=True)
-        codes = forked(environments, words(case, names, batch, out), log, recipe)
-        if any(codes) or not (out / "gradients.pt").is_file():
-            return f"{number} process(es): {codes}\n{log.read_text()[-3000:]}"
-        found.append(torch.load(out / "gradients.pt"))
+        argv = words(case, names, 2 * EACH // number, out)
+        children[number] = launches.start(environments, argv, log, recipe)
+    codes = {n: [launches.code_of(child) for child in pids] for n, pids in children.items()}
+    for number in children:
+        file = folder / f"run{number}" / "gradients.pt"
+        if any(codes[number]) or not file.is_file():
+            log = folder / f"log{number}"
+            return f"{number} process(es): {codes[number]}\n{log.read_text()[-3000:]}"
+        found.append(torch.load(file))
     return difference(*found)
 
 

@@ -125,10 +125,10 @@ def preload(config: str, argv: list[str], folder: Path) -> None:
     gc.freeze()  # children need not look through all of it
 
 
-def forked(
+def start(
     environments: list[dict[str, str]], argv: list[str], log: Path, recipe: Path = RECIPE
 ) -> list[int]:
-    """The exit codes of the processes, negative for a signal."""
+    """Fork a process for each environment; their ids."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -141,7 +141,7 @@ def forked(
             runpy.run_path(str(recipe), run_name="__main__")
             raise AssertionError("the script did not exit")
         children.append(child)
-    return [code_of(child) for child in children]
+    return children
 
 
 def become(environment: Mapping[str, str], log: Path) -> None:
@@ -154,6 +154,7 @@ def become(environment: Mapping[str, str], log: Path) -> None:
 
 
 def code_of(child: int) -> int:
+    """The exit code of a process, negative for a signal."""
     deadline = time.monotonic() + LONGEST
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -179,7 +180,10 @@ def count(config: str, n: int, folder: Path, *, is_fresh: bool = False) -> dict[
     for number in range(n):
         out, log = folder / "run", folder / "log"
         argv = words(base, out)
-        codes = fresh(config, argv, log) if is_fresh else forked(environments, argv, log)
+        if is_fresh:
+            codes = fresh(config, argv, log)
+        else:
+            codes = [code_of(child) for child in start(environments, argv, log)]
         good = not any(codes) and (out / "report.html").is_file()
         well += good
         if not good and len(failures) < 5:

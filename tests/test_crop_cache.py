@@ -46,7 +46,7 @@ def rows_of(n: int) -> Any:
     for number in range(n):
         buffer = io.BytesIO()
         Image.new("RGB", (16, 16), colour(number)).save(buffer, "PNG")
-        stored.append({"bytes": buffer.getvalue(), "path": None})
+        stored.append(buffer.getvalue())
     ids = [f"x-{number}" for number in range(n)]
     return to_dataset(Rows({"id": ids, "image": stored, "face_box": [None] * n}), "x", "train")
 
@@ -155,7 +155,6 @@ def test_what_cannot_be_read_says_what_helps(tmp_path: Path) -> None:
 def test_too_few_files_are_no_reason_to_delete_the_cache(many: list[Any]) -> None:
     crop_cache._pack.cache_clear()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.closerange(0, 0)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         with pytest.raises(UserError, match="raise the limit of open files"):
