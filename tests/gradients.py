@@ -35,6 +35,7 @@ LORA = SFT | {"tower": "lora", "projector": "full", "llm": "lora"}
 FULL = SFT | {"tower": "full", "projector": "full", "llm": "full"}
 VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: context}]"
 CLIP = {"augment": "none"}
+CAER = CLIP | {"model": "clip-caer", "select": "last", "validation_split": None}
 TABLE = CLIP | {"data": "table", "data_root": "TABLE"}
 GRPO = {
     "start": "BASE", "prompt": "face_cot", "group_size": 4, "max_steps": 1, "max_new_tokens": 12,
@@ -47,10 +48,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_cot lora": ("sft_cot", LORA),
     "sft_attributes": ("sft_attributes", LORA),
     "context_vlm": ("context_emotion", FULL | {"crop": VIEWS}),
-    "context_clip": ("context_emotion", CLIP | {"model": "clip-caer", "select": "last"}),
+    "context_clip": ("context_emotion", CAER),
     "context_clip full": (
         "context_emotion",
-        CLIP | {"model": "clip-caer", "select": "last", "image": "full", "text": "full"},
+        CAER | {"image": "full", "text": "full"},
     ),
     "clip lora": ("clip_finetune", CLIP),
     "clip full": ("clip_finetune", CLIP | {"image": "full", "text": "full"}),
