@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,7 @@ from vlmface.clip.rows import Squares
 from vlmface.clip.settings import Training
 from vlmface.clip.texts import lengths
 from vlmface.clip.train import all_features, fit
-from vlmface.distributed import is_main, world_size
+from vlmface.distributed import is_main, rank, world_size
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 
@@ -69,8 +68,7 @@ class Pairs(nn.Module):
         # One caption a face and step, drawn from torch's state, which a resumed run restores.
         # Every process draws for the faces of all, so that theirs are those of one process.
         chosen = [self.written[i] for i in row.tolist()]
-        n, rank = len(chosen), int(os.environ.get("RANK", "0"))
-        draws = torch.randint(1 << 30, (n * world_size(),))[n * rank : n * (rank + 1)].tolist()
+        draws = torch.randint(1 << 30, (world_size(), len(chosen)))[rank()].tolist()
         said = torch.tensor([one[d % len(one)] for one, d in zip(chosen, draws, strict=True)])
         squares = augment.apply(squares, self.settings.augment)
         images = self.clip.image_features(squares[:, 0])
@@ -166,8 +164,8 @@ def probe(
             torch.tensor([[float(u in s.present_aus()) for u in units] for s in side])
             for side in samples
         ]
-        known, true = truths[0].to(clip.device), truths[1].to(clip.device) > 0
-        said = logistic(features[0], known, features[1], several=True) > 0
+        said = logistic(features[0], truths[0].to(clip.device), features[1], several=True) > 0
+        true = truths[1].to(clip.device) > 0
         hits = (said & true).sum(0).double()
         f1 = (2 * hits / (said.sum(0) + true.sum(0)).clamp(min=1)).tolist()
         per_au = {facs.name(u): round(v, 4) for u, v in zip(units, f1, strict=True)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from vlmface.clip.model import Clip
 from vlmface.clip.rows import Squares, labelled, stacked
 from vlmface.clip.select import Held, KeepBest
 from vlmface.clip.settings import Settings, Training
-from vlmface.distributed import world_size
+from vlmface.distributed import rank, world_size
 from vlmface.errors import UserError
 from vlmface.train import sft
 from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
@@ -308,12 +307,12 @@ def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
 
     clip.model.eval()
     found = []
-    world, rank, last = world_size(), int(os.environ.get("RANK", "0")), len(data) - 1
+    world, last = world_size(), len(data) - 1
     starts = range(0, len(data), batch_size * world)
     for start in tqdm(starts, "image features", unit="batch", disable=not sft.is_main()):
         # Processes take equally many rows; beyond the last one, that one again.
         each = min(batch_size, -(-(len(data) - start) // world))
-        part = [min(start + rank * each + i, last) for i in range(each)]
+        part = [min(start + rank() * each + i, last) for i in range(each)]
         squares = stacked([data[i] for i in part])["squares"]
         n, pictures = squares.shape[:2]
         features = clip.image_features(squares.flatten(0, 1), normalize=False).float()
