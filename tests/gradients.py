@@ -76,7 +76,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip several labels": (
         "clip_finetune",
         CLIP | {"data": "emotic", "data_root": "EMOTIC", "benchmark": "emotic",
-                "prompt": "clip_emotic", "crop": "{size: 32, show: person}",
+                "prompt": "clip_emotic", "crop": "{size: 32, show: person}", "each": 1, "n_train": 2,
                 "class_weights": "balanced"},
     ),
     "clip negatives": (
@@ -177,13 +177,14 @@ def clip_base(folder: Path) -> Path:
     return folder
 
 
-def words(case: str, names: dict[str, Path], batch: int, out: Path) -> list[str]:
+def words(case: str, names: dict[str, Path], processes: int, out: Path) -> list[str]:
     recipe, changes = CASES[case]
     of_clip = recipe.startswith("clip") or changes.get("model") == "clip-caer"
     settings: dict[str, Any] = dict(SHARED)
     if recipe != "grpo":
         settings["base"] = names["CLIP" if of_clip else "BASE"]
-    settings |= changes | {"output_dir": out, "batch_size": batch}
+    settings |= changes | {"output_dir": out}
+    settings["batch_size"] = 2 * settings.pop("each", EACH) // processes
     config = settings.pop("config", None)
     argv = [] if config is None else ["--config", config]
     for name, value in settings.items():
@@ -209,7 +210,7 @@ def measure(case: str, names: dict[str, Path], launched: list[dict[str, str]], f
         out, log = folder / f"run{number}", folder / f"log{number}"
         shutil.rmtree(out, ignore_errors=True)
         log.unlink(missing_ok=True)
-        argv = words(case, names, 2 * EACH // number, out)
+        argv = words(case, names, number, out)
         children[number] = launches.start(environments, argv, log, recipe)
     codes = {n: [launches.code_of(child) for child in pids] for n, pids in children.items()}
     for number in children:
