@@ -76,8 +76,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip several labels": (
         "clip_finetune",
         CLIP | {"data": "emotic", "data_root": "EMOTIC", "benchmark": "emotic",
-                "prompt": "clip_emotic", "crop": "{size: 32, show: person}", "each": 1, "n_train": 2,
-                "class_weights": "balanced"},
+                "prompt": "clip_emotic", "crop": "{size: 32, show: person}",
+                "class_weights": "balanced", "each": 1, "n_train": 2},
     ),
     "clip negatives": (
         "clip_finetune", CLIP | {"prompt": "clip_signs_contrast", "negative_weight": 0.3},
