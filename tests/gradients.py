@@ -125,11 +125,17 @@ def install() -> None:
     def answered(self: Any, parts: Any, batches: Any) -> list[Any]:
         found = []
         for rows in parts:
-            drawn = [self._sample(self._prompts([row]), row) for row in rows]
-            found.append(rollout.Rollout(*(
-                [value for one in drawn for value in getattr(one, name)]
-                for name in ("ids", "log_probs", "complete")
-            )))  # fmt: skip
+            drawn = []
+            for row in rows:
+                one = self._sample(self._prompts([row]), row)
+                for k, (ids, likely) in enumerate(zip(one.ids, one.log_probs, strict=True)):
+                    length = 3 + (5 * row + 3 * k) % 10  # a random model would never stop
+                    del ids[length:], likely[length:]
+                drawn.append(one)
+            names = ("ids", "log_probs", "complete")
+            found.append(
+                rollout.Rollout(*([x for one in drawn for x in getattr(one, n)] for n in names))
+            )
         return found
 
     transformers.Trainer.__init__ = init  # type: ignore[method-assign]
