@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,12 @@ class WriteDown(transformers.TrainerCallback):
 
 
 def install() -> None:
-    """Let every trainer write its gradients down, and completions depend on the face alone: which
-    process draws them must not matter here."""
+    """Let every trainer write its gradients down. Completions depend on the face alone, since which
+    process draws them must not matter here, and their rewards on their letters: by the real ones a
+    random model's completions are all worth the same."""
     from vlmface.train import rollout
     from vlmface.train.group_trainer import GroupTrainer
+    from vlmface.train.rewards import Judge
 
     original = transformers.Trainer.__init__
 
@@ -138,7 +141,14 @@ def install() -> None:
             )
         return found
 
+    def functions(self: Any) -> list[Any]:
+        def letters(completions: Any, **_: Any) -> list[float]:
+            return [zlib.crc32(one[-1]["content"].encode()) % 7 / 7 for one in completions]
+
+        return [letters for _ in self.rewards]
+
     transformers.Trainer.__init__ = init  # type: ignore[method-assign]
+    Judge.functions = functions  # type: ignore[method-assign]
     GroupTrainer._answered = answered  # type: ignore[method-assign]
 
 
@@ -204,6 +214,8 @@ def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
     if one.keys() != two.keys() or not one:
         raise AssertionError(f"other weights: {one.keys() ^ two.keys()}")
     largest = max(float(value.abs().max()) for value in one.values())
+    if not largest:
+        raise AssertionError("all gradients are zero, which says nothing")
     most = max(float((one[name] - two[name]).abs().max()) for name in one)
     return most / max(1.0, largest), largest
 
