@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vlmface import __version__
+from vlmface import __version__, distributed
 from vlmface.config import option
 from vlmface.errors import UserError
 from vlmface.ranges import Count, Natural, NotNegative, Port, Seed, kinds
@@ -366,8 +366,10 @@ def main(argv: list[str] | None = None) -> int:
         if rest and not hasattr(arguments, "words"):
             grammar.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.words = rest
+        distributed.check_alone("vlmface")
         return int(arguments.run(arguments))
     except UserError as error:
+        distributed.let_main_report()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, manifest
+from vlmface import config, distributed, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
@@ -360,6 +360,7 @@ def _same_question(
 
 def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
+    distributed.check_alone("eval/run.py")
     words = ["--output_dir" if word == "--out" else word for word in argv]
     settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
