@@ -17,11 +17,10 @@ from pathlib import Path
 
 from vlmface import config, data
 from vlmface.clip import contrast, model, tiny
-from vlmface.clip.settings import check_training
 from vlmface.data import crop_cache, crops
 from vlmface.files import atomic_write
 from vlmface.run_dir import begin, open_run
-from vlmface.train import sft
+from vlmface.train import checks, sft
 
 UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
 
@@ -30,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(
         contrast.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
     )
-    check_training(settings)
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     with open_run(settings, last="metrics.json") as is_open:
         if is_open:
@@ -43,7 +42,12 @@ def train(settings: contrast.Settings) -> None:
     """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 
-    clip = tiny.build(settings.seed) if settings.base == UNTRAINED else model.load(settings.base)
+    device = sft.device()
+    if settings.base == UNTRAINED:
+        clip = tiny.build(settings.seed)
+        clip.model.to(device)
+    else:
+        clip = model.load(settings.base, device=device)
     views = crops.parse(settings.crop)
     with sft.main_first():
         loaded = data.load(
@@ -55,14 +59,20 @@ def train(settings: contrast.Settings) -> None:
             for split in settings.probe_splits
         ]
         rows, *probed = [crop_cache.shown(part, views) for part in (loaded, *probed)]
+    parts = {"test": (probed[1], settings.probe_root)}
+    shared = checks.shared_people(rows, settings.data_root, parts)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
     begin(settings, partial(contrast.identity, clip, loaded, probed))
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
-    trained = contrast.train(clip, rows, settings)
+    of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
+    trained = contrast.train(clip, rows, settings) | shared
+    if sft.is_main():
+        model.save(clip, run_dir, settings.saved_as)
+    sft.wait_for_everyone()
+    after = contrast.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
     if not sft.is_main():
         return
-    model.save(clip, run_dir, settings.saved_as)
-    after = contrast.probe(model.load(run_dir), *probed, settings.eval_batch_size)
-    scores = {"probes": {"before": before, "after": after}, "train": trained}
+    scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}
     atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
     for name, found in after.items():
         key = "f1_macro" if name == "au" else "accuracy"

@@ -16,105 +16,103 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from vlmface import children, config, prompts
+from vlmface import children, config, distributed, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.evaluate.answering import scored_prompts
 from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.files import atomic_write
+from vlmface.ranges import Checked, Count
 from vlmface.run_dir import begin, open_run
-from vlmface.train import grpo, rewards, sft
+from vlmface.train import grpo, sft
 
 HERE = Path(__file__).resolve().parent
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The file recipes/configs/facial_r1_loop.yaml explains every field."""
 
     output_dir: str
     sft: dict[str, Any]
     grpo: dict[str, Any]
     synthesize: dict[str, Any]
-    rounds: int = 2
+    rounds: Count = 2
     launch: list[str] = field(default_factory=list)
     overwrite: bool = False
 
+    def check(self) -> None:
+        """Refuse stages that their recipes would refuse, or that cannot be compared, before the
+        first of them starts. Raises UserError."""
+        stages = {"sft": sft.Settings, "grpo": grpo.Settings, "synthesize": _synthesis()}
+        made: dict[str, Any] = {}
+        for name, kind in stages.items():
+            fields = dict(getattr(self, name))
+            if odd := [word for word in SET_HERE if word in fields]:
+                raise UserError(f"{name} has {', '.join(odd)}, which the loop sets: leave it out")
+            file = config.find(str(fields.pop("config", DEFAULTS[name])))
+            given = {"output_dir": "", **({} if name == "sft" else {STARTS[name]: ""}), **fields}
+            try:
+                made[name] = config.build(kind, config.read(file) | given, where=file.name)
+                config.refuse_unused(made[name], fields)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+        for name in ("benchmark", "benchmark_root", "n_eval"):
+            of_sft, of_grpo = (getattr(made[stage], name) for stage in ("sft", "grpo"))
+            if of_sft != of_grpo:
+                raise UserError(
+                    f"sft has {name} {of_sft!r} and grpo {of_grpo!r}: the rounds' page compares "
+                    "both on the same faces, so set them alike"
+                )
+        _check_faces(made["sft"], made["grpo"])
+        if self.launch and shutil.which(self.launch[0]) is None:
+            raise UserError(f"launch is {self.launch}: there is no program {self.launch[0]!r}")
+
+
+def _check_faces(first: sft.Settings, second: grpo.Settings) -> None:
+    """Refuse stages whose prompts or test faces do not go together. Raises UserError."""
+    prompt, benchmark = prompts.load(first.prompts[0]), load_benchmark(first.benchmark)
+    scored_prompts(benchmark, [prompt])
+    if second.prompt not in (None, prompt.id):
+        raise UserError(
+            f"grpo has prompt {second.prompt}, but starts from a run with {prompt.id}: leave it out"
+        )
+    roots = [s.benchmark_root or benchmark.root_beside(s.data_root) for s in (first, second)]
+    if roots[0] != roots[1]:
+        raise UserError(
+            f"sft is evaluated on {roots[0]} and grpo on {roots[1]}: the rounds' page compares "
+            "both on the same faces, so set benchmark_root"
+        )
+
+
+# What the loop sets of its stages, and the configurations that they have without `config`.
+SET_HERE = ("output_dir", "start", "model", "overwrite")
+STARTS = {"grpo": "start", "synthesize": "model"}
+DEFAULTS = {"sft": "sft_cot_tiny", "grpo": "grpo_tiny", "synthesize": "synthesize_tiny"}
+
+
+def _synthesis() -> Any:
+    """The settings of recipes/synthesize.py, a script beside this one."""
+    spec = importlib.util.spec_from_file_location("synthesize", HERE / "synthesize.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where types are looked up by name
+    spec.loader.exec_module(module)
+    return module.Settings
+
 
 def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/facial_r1_loop.py")
     settings = config.parse(Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
-    if settings.rounds < 1:
-        raise UserError(f"rounds is {settings.rounds}, but must be 1 at least")
-    check(settings)
     free = ("rounds", "launch")
     with open_run(settings, last=None, free=free):
         begin(settings, dict, free)
         run(settings)
     return 0
-
-
-def check(settings: Settings) -> None:
-    """Refuse what would stop the loop after hours. Raises UserError."""
-    if settings.launch and shutil.which(settings.launch[0]) is None:
-        raise UserError(f"launch is {settings.launch}: there is no program {settings.launch[0]}")
-    first = stage_settings("sft_cot", settings.sft, sft.Settings)
-    second = stage_settings("grpo", settings.grpo | {"start": "-"}, grpo.Settings)
-    if settings.rounds > 1:
-        wanted = settings.synthesize | {"model": "-"}
-        stage_settings("synthesize", wanted, load_recipe("synthesize").Settings)
-    grpo.check(second)
-    rewards.parse(second.rewards)
-    prompt = prompts.load(first.prompts[0])
-    if second.prompt not in (None, prompt.id):
-        raise UserError(
-            f"grpo has prompt {second.prompt}, but starts from a run with {prompt.id}: leave it out"
-        )
-    # All stages are compared on the same faces.
-    for name in ("benchmark", "n_eval"):
-        one, other = getattr(first, name), getattr(second, name)
-        if one != other:
-            raise UserError(
-                f"sft has {name} {one!r}, grpo {other!r}: the page compares them on the same "
-                "faces, so give both the same"
-            )
-    benchmark = load_benchmark(first.benchmark)
-    scored_prompts(benchmark, [prompt])
-    roots = [s.benchmark_root or benchmark.root_beside(s.data_root) for s in (first, second)]
-    if roots[0] != roots[1]:
-        raise UserError(
-            f"sft is evaluated on {roots[0]}, grpo on {roots[1]}: the page compares them on the "
-            "same faces, so give both the same benchmark_root"
-        )
-
-
-def stage_settings(recipe: str, wanted: Mapping[str, Any], kind: type[T]) -> T:
-    """The settings that a recipe will read from the command line of `stage`. Raises UserError."""
-    if own := {"output_dir", "overwrite"} & set(wanted):
-        raise UserError(
-            f"the stage {recipe} has {', '.join(sorted(own))}: the loop decides that; leave it "
-            "out, and give it to the loop itself"
-        )
-    words = stage_words(wanted, Path("-"))
-    try:
-        return config.parse(kind, words, default=f"{recipe}_tiny", usage="")
-    except UserError as error:
-        raise UserError(f"stage {recipe}: {error}") from error
-
-
-def load_recipe(name: str) -> ModuleType:
-    """The script of another recipe as a module."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(settings: Settings) -> None:
@@ -154,14 +152,17 @@ def stage_words(wanted: Mapping[str, Any], output: Path) -> list[str]:
     return words
 
 
-def mixed(first_stage: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]:
-    """The data of a later round: those of the first, and what the model wrote in the last."""
+def mixed(own: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]:
+    """The data of a later round: those of the first, and what the model wrote in the last. The
+    `limits` of the first hold for these too."""
+    stored = config.read(config.find(str(own.get("config", DEFAULTS["sft"]))))
+    wanted = stored | dict(own)
     first = {
-        "data": first_stage.get("data", "synth"),
-        "root": first_stage.get("data_root"),
-        "options": dict(first_stage.get("data_options", {})),
+        "data": wanted["data"],
+        "root": wanted.get("data_root"),
+        "options": dict(wanted.get("data_options") or {}),
     }
-    if (n := first_stage.get("n_train")) is not None:
+    if (n := wanted.get("n_train")) is not None:
         first["options"] |= {"n": n}
     sources = [
         {key: value for key, value in first.items() if value},
@@ -171,7 +172,11 @@ def mixed(first_stage: Mapping[str, Any], synthetic: Path, here: Path) -> dict[s
     text = yaml.safe_dump({"sources": sources}, sort_keys=False)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write(path, text)
-    return {"data": str(path), "data_root": None, "data_options": {}, "n_train": None}
+    limits = own.get("limits")
+    if limits is None and wanted["data"] == stored.get("data"):
+        limits = stored.get("limits")
+    return {"data": str(path), "data_root": None, "data_options": {}, "n_train": None,
+            "limits": limits}  # fmt: skip
 
 
 # --- the page -------------------------------------------------------------------------------------

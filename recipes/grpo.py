@@ -19,14 +19,14 @@ from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
-from vlmface.train import grpo, rewards, sft
+from vlmface.train import checks, grpo, rewards, sft
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(grpo.Settings, argv, default="grpo_tiny", usage=__doc__ or "")
     used = rewards.parse(settings.rewards)
-    grpo.check(settings)
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     with open_run(settings) as is_open:
         if is_open:
@@ -40,6 +40,7 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
 
     # Where it starts, and the faces that it is asked about.
     start = grpo.start_of(settings)
+    grpo.check_start(settings, start)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
@@ -58,6 +59,7 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
         tested = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, start.frames
         )
+    shared = checks.shared_people(faces, settings.data_root, {"test": (tested, benchmark_root)})
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)
 
@@ -73,7 +75,7 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
     )
     before = ask(settings.start, run_dir / "predictions_before.jsonl")
     trained = grpo.train(start, rows, samples, used, settings)
-    trained |= {"n": len(rows), "left_out": left_out}
+    trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip

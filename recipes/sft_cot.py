@@ -20,12 +20,13 @@ from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
-from vlmface.train import budget, sft, texts
+from vlmface.train import budget, checks, sft, texts
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
+    sft.check_machine(settings)
     sft.use_all_cores()
     with open_run(settings) as is_open:
         if is_open:
@@ -64,12 +65,14 @@ def train(settings: sft.Settings) -> None:
         faces = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, settings.frames
         )
+    shared = checks.shared_people(samples, settings.data_root, {"test": (faces, benchmark_root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
     if settings.text_data:
         rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
+    checks.warmup(settings, checks.steps(settings, len(rows)))
 
     same = begin(settings, partial(sft.identity, settings, loaded, rows, faces, [prompt], base))
     ask = partial(
@@ -83,7 +86,7 @@ def train(settings: sft.Settings) -> None:
     )
     before = ask(settings.base, run_dir / "predictions_before.jsonl")
     trained = sft.train(base, processor, family, rows, settings)
-    trained |= {"n": len(rows), "left_out": left_out}
+    trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip

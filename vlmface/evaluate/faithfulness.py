@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import config, facs
+from vlmface import config, distributed, facs
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, page
 from vlmface.evaluate.run import output_folder
-from vlmface.evaluate.statistics import LEVEL, mean
+from vlmface.evaluate.shares import LEVEL, in_brackets
+from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
+from vlmface.ranges import Checked, Count, Seed
 from vlmface.synth import probes
 
 if TYPE_CHECKING:
@@ -40,19 +42,19 @@ _MIN_PAIRS = 20  # of a group, to say something about it
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The command line of `eval/faithfulness.py`: `n` faces of synth's `split`, each in one pair of
     every kind, `size` pixels a side."""
 
     model: str
     output_dir: str | None = None
     prompt: str | None = None
-    n: int = 400
+    n: Count = 400
     split: str = "test"
-    seed: int = 0
-    size: int = 96
-    max_new_tokens: int | None = None
-    batch_size: int = answering.BATCH_SIZE
+    seed: Seed = 0
+    size: Count = 96
+    max_new_tokens: Count | None = None
+    batch_size: Count = answering.BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
             ]
             shift = {"n": len(pairs)} | mean(difference, subjects, signed=True, level=level)
             groups[word][label] = shift
-            if not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
+            if shift["ci95"] is not None and not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
                 found.append({"group": word, "label": label} | shift)
     found.sort(key=lambda one: -abs(one["value"]))
     return {"groups": groups, "found": found}
@@ -391,8 +393,7 @@ def _shift(shift: Mapping[str, Any]) -> str:
 
 
 def _pct(figure: Mapping[str, Any]) -> str:
-    low, high = figure["ci95"]
-    return f"{100 * figure['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * figure['value']:.1f} %{in_brackets(figure['ci95'], '.1f', scale=100)}"
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -419,6 +420,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--n FACES] [--output_dir DIR] ...`"""
+    distributed.check_alone("eval/faithfulness.py")
     settings = config.from_words(
         Settings, argv, usage=f"python eval/faithfulness.py {main.__doc__}"
     )

@@ -12,33 +12,33 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, lock, manifest, prompts
+from vlmface import config, distributed, lock, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, measures, metrics, page, report
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
+from vlmface.evaluate.compare import SAME, verdict
 from vlmface.evaluate.run import score
 from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.prompts import Prompt
+from vlmface.ranges import Checked, Count, Natural, Seed, Unused
 
 if TYPE_CHECKING:
     import datasets
 
     from vlmface.infer.local import LocalModel
 
-ALPHA = 0.05  # of all tests between finalists together
-
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The command line of `eval/sweep.py`. `models` and `prompts` are names of which every pair is
     an arm; `by` is the score that decides, accuracy, uar or au_f1 (null: accuracy, or au_f1 where
     only AUs are scored); `n_validation` and `n_test` limit the faces; `orders` are the shuffled
@@ -49,16 +49,25 @@ class Settings:
     output_dir: str
     benchmarks: list[str] = field(default_factory=lambda: ["synth"])
     data_root: str | None = None
-    by: str | None = None
-    mode: str = "generate"
-    finalists: int = 2
-    n_validation: int | None = None
-    n_test: int | None = None
-    orders: int = 3
-    n_orders: int = 100
-    max_new_tokens: int | None = None
-    batch_size: int = answering.BATCH_SIZE
-    seed: int = 0
+    by: Literal["accuracy", "uar", "au_f1"] | None = None
+    mode: Literal["generate", "score"] = "generate"
+    finalists: Count = 2
+    n_validation: Count | None = None
+    n_test: Count | None = None
+    orders: Natural = 3
+    n_orders: Count = 100
+    max_new_tokens: Count | None = None
+    batch_size: Count = answering.BATCH_SIZE
+    seed: Seed = 0
+
+    def unused(self) -> Iterator[Unused]:
+        if self.orders == 0:
+            yield Unused("n_orders", "orders is 0", ("orders",))
+        if self.mode == "score":
+            yield Unused("max_new_tokens", "mode score writes nothing", ("mode",))
+        if not any(load_benchmark(name).needs_root for name in self.benchmarks):
+            why = f"{', '.join(self.benchmarks)}: on rendered pictures"
+            yield Unused("data_root", why, ("benchmarks",))
 
 
 @dataclass(frozen=True)
@@ -230,7 +239,7 @@ def value(scores: Mapping[str, Any], by: str) -> dict[str, Any]:
     name, key = ("action units", "f1_macro") if by == "au_f1" else (None, by)
     for title, block in report.score_blocks(scores).items():
         if key in block and (title == "action units") == (name is not None):
-            return {"value": block[key], "ci95": block["ci95"][key]}
+            return {"value": block[key], "ci95": block["ci95"].get(key)}
     raise UserError(f"by is {by!r}, which is not scored here: use accuracy, uar or au_f1")
 
 
@@ -241,9 +250,9 @@ def _last(entry: Mapping[str, Any]) -> float:
 def compare(
     arms: Sequence[Arm], tested: Mapping[str, Sequence[metrics.Row]], benchmark: Benchmark, by: str
 ) -> list[dict[str, Any]]:
-    """Every pair of finalists: the difference, first minus second, with its 95 % paired bootstrap
-    interval, and the p value of McNemar's exact test with Holm's correction over all pairs (for a
-    score that counts no right answers there is no such test, and the interval decides)."""
+    """Every pair of finalists: the difference, first minus second, with its 95 % paired interval
+    and, of an accuracy, the p value of the sign-flip test with Holm's correction over all pairs,
+    which then decides; of other scores the interval does."""
     pairs: list[dict[str, Any]] = []
     for one, other in combinations(arms, 2):
         first, second = tested[one.name], tested[other.name]
@@ -253,19 +262,13 @@ def compare(
         blocks = report.score_blocks(change)
         name, key = ("action units", "f1_macro") if by == "au_f1" else (next(iter(blocks)), by)
         pair = {"first": one.name, "second": other.name, **blocks[name][key]}
-        if by == "accuracy":
-            right = [
-                [metrics.answer(row) == metrics.truth(row, one.prompt.space) for row in rows]
-                for rows in (first, second)
-            ]
-            pair["p"] = measures.mcnemar_exact(*right)["p"]
         pairs.append(pair)
-    if pairs and by == "accuracy":
-        for pair, p in zip(pairs, measures.holm([pair["p"] for pair in pairs]), strict=True):
+    with_p = [pair for pair in pairs if "p" in pair]
+    if with_p:
+        for pair, p in zip(with_p, measures.holm([pair["p"] for pair in with_p]), strict=True):
             pair["p_holm"] = float(p)
     for pair in pairs:
-        low, high = pair["ci95"]
-        pair["differ"] = pair["p_holm"] < ALPHA if "p_holm" in pair else not low <= 0 <= high
+        pair["differ"] = verdict(pair) != SAME
     return pairs
 
 
@@ -368,11 +371,8 @@ def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def main(argv: Sequence[str]) -> int:
     """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
+    distributed.check_alone("eval/sweep.py")
     settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
-    if settings.finalists < 1:
-        raise UserError(f"finalists is {settings.finalists}, but must be 1 at least")
-    if settings.mode not in ("generate", "score"):
-        raise UserError(f"mode is {settings.mode!r}: a sweep reads models in generate or score")
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")
     with lock.hold(output):

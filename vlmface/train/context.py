@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,10 @@ from vlmface.clip.settings import ContextSettings
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import compare, report
+from vlmface.evaluate.shares import in_brackets
 from vlmface.files import atomic_write
 from vlmface.prompts import Prompt
+from vlmface.ranges import Unused
 from vlmface.train import sft
 
 ARMS = ("face", "scene", "both")  # folders of an ablation's runs
@@ -22,7 +24,7 @@ ABLATION = "ablation"  # name of the files that hold the arms side by side
 
 
 @dataclass(frozen=True)
-class Settings(sft.Settings):
+class Settings(sft.Common):
     """One run of `recipes/context_emotion.py` with a vision-language model. `label_space`: what the
     prompt asks for, null for its own; `mode`: how answers are read (answering.MODES). `ablation`
     trains the face alone, the context alone and both; `alone` names the prompts of the first two,
@@ -37,6 +39,11 @@ class Settings(sft.Settings):
     @property
     def views(self) -> crops.Views:
         return crops.parse(self.crop)
+
+    def unused(self) -> Iterator[Unused]:
+        yield from super().unused()
+        if not self.ablation:
+            yield Unused("alone", "ablation is false", None)
 
     def load_prompt(self) -> Prompt:
         """The prompt, about the label space that is asked for. Raises UserError if there are
@@ -140,24 +147,24 @@ def table(result: Mapping[str, Any]) -> str:
     lines = ["| shown | " + " | ".join(keys.values()) + " |", "| --- |" + " --- |" * len(keys)]
     for run in result["runs"]:
         block = report.score_blocks(run["scores"])[title]
-        cells = [f"{100 * block[key]:.1f} [{_percents(block['ci95'][key])}]" for key in keys]
+        cells = [
+            f"{100 * block[key]:.1f}{in_brackets(block['ci95'].get(key), '.1f', scale=100)}"
+            for key in keys
+        ]
         lines.append(f"| {run['name']} | " + " | ".join(cells) + " |")
     tested = "accuracy" in keys
-    heads = [*keys.values(), "McNemar, Holm"] if tested else [*keys.values()]
+    heads = [*keys.values(), "sign-flip test, Holm"] if tested else [*keys.values()]
     lines += ["", "| difference | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for pair in result["pairs"]:
         change = report.score_blocks(pair)[title]
         cells = [
-            f"{100 * change[key]['difference']:+.1f} [{_percents(change[key]['ci95'], '+')}]"
+            f"{100 * change[key]['difference']:+.1f}"
+            + in_brackets(change[key].get("ci95"), "+.1f", scale=100)
             for key in keys
         ]
         if tested:
-            cells.append(f"p = {change['accuracy']['p_holm']:.2g}")
+            p = change["accuracy"].get("p_holm")
+            cells.append(str(change["accuracy"]["no_ci95"]) if p is None else f"p = {p:.2g}")
         lines.append(f"| {pair['second']} − {pair['first']} | " + " | ".join(cells) + " |")
     n = result["runs"][0]["scores"]["n"]
-    return "\n".join(lines) + f"\n\nn = {n}; per cent, 95 % bootstrap intervals.\n"
-
-
-def _percents(interval: list[float], sign: str = "") -> str:
-    low, high = interval
-    return f"{100 * low:{sign}.1f}, {100 * high:{sign}.1f}"
+    return "\n".join(lines) + f"\n\nn = {n}; per cent, 95 % intervals.\n"

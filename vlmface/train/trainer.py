@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,8 +125,6 @@ class Resumable:
             self._diverged(f"{count} trained weights are not finite after step {step}")
 
     def _diverged(self, cause: str) -> NoReturn:
-        if self.args.process_index:
-            sys.exit(2)  # the main process says why
         raise UserError(
             f"{cause} (learning_rate {self.args.learning_rate:g}, max_grad_norm "
             f"{self.args.max_grad_norm:g}): lower learning_rate or max_grad_norm, or raise "
