@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import data, facs, files
+from vlmface import data, distributed, facs, files
 from vlmface.config import command, option
 from vlmface.evaluate import metrics
 from vlmface.ranges import Count, Seed
@@ -64,7 +65,8 @@ class Network(nn.Module):
         return self.emotion(features), self.units(features)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("eval/baseline_cnn.py")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     option(parser, "--n_train", Count, default=DEFAULT_N["train"])

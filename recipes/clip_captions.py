@@ -34,7 +34,12 @@ def main(argv: Sequence[str]) -> int:
     if not sft.begin(settings, last="metrics.json"):
         return 0
 
-    clip = tiny.build(settings.seed) if settings.base == UNTRAINED else model.load(settings.base)
+    device = sft.device()
+    if settings.base == UNTRAINED:
+        clip = tiny.build(settings.seed)
+        clip.model.to(device)
+    else:
+        clip = model.load(settings.base, device=device)
     views = crops.parse(settings.crop)
     with sft.main_first():
         rows = data.load(
@@ -52,10 +57,12 @@ def main(argv: Sequence[str]) -> int:
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
     of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
     trained = contrast.train(clip, rows, settings) | shared
+    if sft.is_main():
+        model.save(clip, run_dir, settings.saved_as)
+    sft.wait_for_everyone()
+    after = contrast.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
     if not sft.is_main():
         return 0
-    model.save(clip, run_dir, settings.saved_as)
-    after = contrast.probe(model.load(run_dir), *probed, settings.eval_batch_size)
     scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}
     atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
     for name, found in after.items():

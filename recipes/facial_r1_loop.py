@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from vlmface import config
+from vlmface import config, distributed
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.files import atomic_write
@@ -84,6 +84,7 @@ def _synthesis() -> Any:
 
 
 def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/facial_r1_loop.py")
     settings = config.parse(Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
     folder = Path(settings.output_dir)
     config.remember(settings, folder, free=("overwrite", "output_dir", "rounds", "launch"),

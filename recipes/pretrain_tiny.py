@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import encode
+from vlmface import distributed, encode
 from vlmface.config import command, option
 from vlmface.families import llava, tiny
 from vlmface.prompts import load as load_prompt
@@ -467,7 +467,8 @@ def reset_unwritten(model: Any, processor: Any) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/pretrain_tiny.py")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny"))
     option(parser, "--faces", Count, default=synth.DEFAULT_N["pretrain"])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vlmface import config
+from vlmface import config, distributed
 from vlmface.ranges import Checked, Count, Positive, PositiveShare, Seed, Share, Unused
 from vlmface.rationale import build, options
 from vlmface.train import checks, sft
@@ -64,6 +64,7 @@ class Settings(Checked):
 
 
 def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/synthesize.py")
     settings = config.parse(Settings, argv, default="synthesize_tiny", usage=__doc__ or "")
     sft.use_all_cores()
     same = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}

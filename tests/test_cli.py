@@ -35,9 +35,7 @@ def test_version(capsys):
     assert __version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["predikt"], ["predict", "a.jpg"], ["synth", "--n"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["predikt"], ["predict", "a.jpg"], ["synth", "--n"]])
 def test_misuse_is_explained(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)

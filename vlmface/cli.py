@@ -7,8 +7,9 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
-from vlmface import __version__
+from vlmface import __version__, distributed
 from vlmface.config import option
 from vlmface.errors import UserError
 from vlmface.ranges import Count, Natural, NotNegative, Port, Seed, kinds
@@ -152,7 +153,11 @@ def _score_file(arguments: argparse.Namespace) -> int:
     from vlmface.evaluate.score_file import score_command
 
     return score_command(
-        arguments.file, arguments.format, arguments.label_space, arguments.output_dir
+        arguments.file,
+        arguments.format,
+        arguments.label_space,
+        arguments.output_dir,
+        arguments.au_set,
     )
 
 
@@ -252,6 +257,10 @@ def parser() -> argparse.ArgumentParser:
                        choices=("ferbench", "facial-r1", "expllm", "jsonl"))  # fmt: skip
     score.add_argument("--label_space", metavar="NAME",
                        help="what may be answered (default emotion8, or as asked)")  # fmt: skip
+    score.add_argument("--au_set", nargs="+", default=[], metavar="AU",
+                       help="AUs to score, or the benchmark whose set it is (default: those that "
+                       "the truth lists and, where it does not say what was coded, those that an "
+                       "answer names)")  # fmt: skip
     score.add_argument("--output_dir", type=Path, help="folder to write (default scores/FILE)")
     score.set_defaults(run=_score_file)
 
@@ -289,6 +298,9 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--served", metavar="NAME", help="of a server: its name for the model")
     command.add_argument("--api_key_env", metavar="NAME",
                          help="of a server: environment variable that holds its key")  # fmt: skip
+    command.add_argument("--request", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+                         help="of a server: fields of each request, such as temperature=null "
+                         "max_completion_tokens=256; null removes a field")  # fmt: skip
 
 
 def _add_gateway(command: argparse.ArgumentParser) -> None:
@@ -322,9 +334,12 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_gateway)
 
 
-def _who(arguments: argparse.Namespace) -> dict[str, str | None]:
+def _who(arguments: argparse.Namespace) -> dict[str, Any]:
     """`Predictor.load`'s words for these."""
+    from vlmface import config
+
     return {
+        "request": config.fields("request", arguments.request) if arguments.request else None,
         "prompt": arguments.prompt,
         "run": arguments.run_dir,
         "served": arguments.served,
@@ -351,8 +366,10 @@ def main(argv: list[str] | None = None) -> int:
         if rest and not hasattr(arguments, "words"):
             grammar.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.words = rest
+        distributed.check_alone("vlmface")
         return int(arguments.run(arguments))
     except UserError as error:
+        distributed.let_main_report()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

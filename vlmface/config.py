@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import shutil
 import sys
 import typing
@@ -19,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from vlmface import distributed
 from vlmface.errors import UserError
 from vlmface.files import atomic_write, resource
 from vlmface.ranges import Checked, Describes, alternatives, bare, describe, in_range, kinds
@@ -81,34 +83,62 @@ def option(parser: Any, flag: str, kind: Any, **rest: Any) -> None:
 
 def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
     """{field: text} of `--field value`, `--field=value` and bare `--flag`. Raises UserError."""
-    fields, given, rest = kinds(cls), {}, list(argv)
+    field_types, given, rest = kinds(cls), {}, list(argv)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise UserError(f"unexpected argument {word!r}: settings are written --field value")
         name, equals, text = word[2:].partition("=")
         name = name.replace("-", "_")
+        choices = [bare(kind)[0] for kind in alternatives(field_types.get(name))]
+        if any(typing.get_origin(kind) is dict for kind in choices):
+            given[name] = _pairs(name, ([text] if equals else []) + _values(rest))
+            continue
         if not equals:
             is_flag = not rest or rest[0].startswith("--")
             text = "true" if is_flag else rest.pop(0)
-            if is_flag and name in fields and bool not in alternatives(fields[name]):
+            if is_flag and name in field_types and bool not in choices:
                 raise UserError(f"--{name} needs a value")
         given[name] = text
     return given
 
 
+def _values(rest: list[str]) -> list[str]:
+    """The words up to the next option, taken out of `rest`."""
+    end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+    values, rest[:end] = rest[:end], []
+    return values
+
+
+def _pairs(name: str, texts: Sequence[str]) -> str:
+    """A mapping as YAML: as it is given, or as NAME=VALUE words."""
+    if len(texts) == 1 and not re.match(r"\s*\w+=", texts[0]):
+        return texts[0]
+    return json.dumps(fields(name, texts))
+
+
+def fields(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """{"temperature": 0} of ["temperature=0"]; values are read as YAML. Raises UserError."""
+    if not texts:
+        raise UserError(f"--{name} needs a value, such as NAME=VALUE")
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--{name} {text!r} is not NAME=VALUE")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{name} {key}: cannot read {value!r} ({error})") from error
+    return found
+
+
 def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a script's `main` on the command line: a UserError is one line on stderr and exit code 2,
-    an interruption exit code 130."""
-    try:
-        code = main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+    an interruption exit code 130. Several processes end together."""
+    distributed.run_command(
+        lambda: main(sys.argv[1:]), "interrupted; the same command goes on from here"
+    )
 
 
 def find(name: str) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 import vlmface_tasks  # the file beside this one
 import yaml
 
-from vlmface import __version__, config, prompts
+from vlmface import __version__, config, distributed, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.files import atomic_write
@@ -49,6 +49,7 @@ class Settings(Checked):
 
 def main(argv: Sequence[str]) -> int:
     """`--output_dir DIR [--benchmarks NAME,...] [--data_root DIR] [--prompt ID,...] ...`"""
+    distributed.check_alone("eval/lmms_eval/generate.py")
     usage = f"python eval/lmms_eval/generate.py {main.__doc__}"
     settings = config.from_words(Settings, argv, usage=usage)
     if settings.data_root and not settings.benchmarks:

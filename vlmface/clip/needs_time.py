@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
-from vlmface import config, data
+from vlmface import config, data, distributed
 from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled
@@ -46,6 +46,7 @@ CLIP, MEAN = "clip", "mean"
 
 def main(argv: Sequence[str]) -> int:
     """`eval/clips.py`."""
+    distributed.check_alone("eval/clips.py")
     usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
     settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
     _check(settings)
@@ -97,7 +98,7 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
     others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
     checks.shared_people(found[0], settings.data_root, others)
     checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
-    clip = model.load(settings.base)
+    clip = model.load(settings.base, device=sft.device())
     parts = [Part.of(rows, clip, asked, settings) for rows in found]
     return parts, _truths(parts[2].rows, benchmark)
 
@@ -205,7 +206,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         settings, output_dir=str(_folder(settings, name)), select="best",
         frames=settings.frames if name == CLIP else 1,
     )  # fmt: skip
-    clip = model.load(settings.base)
+    clip = model.load(settings.base, device=sft.device())
     return Classifier(clip, texts.load(settings.prompt), own.shape(1)), own
 
 

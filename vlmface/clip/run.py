@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from vlmface import data, manifest
@@ -75,7 +76,7 @@ def run(recipe: str, settings: Settings) -> None:
             batch_size=settings.eval_batch_size,
         )  # fmt: skip
 
-    clip = model.load(settings.base)
+    clip = model.load(settings.base, device=sft.device())
     sha = model.weights_sha(clip)
     shape = settings.shape(max(1, len(views)))
     untouched = dataclasses.replace(
@@ -93,10 +94,12 @@ def run(recipe: str, settings: Settings) -> None:
     alpha = settings.wise_alpha
     if isinstance(alpha, str):
         assert held is not None
-        found["wise"] = wise_choice(
-            start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
-        )
-        alpha = float(found["wise"]["alpha"])
+        if sft.is_main():
+            found["wise"] = wise_choice(
+                start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
+            )
+            alpha = float(found["wise"]["alpha"])
+        (alpha,) = broadcast_object_list([alpha])
     classifier.interpolate(start, alpha)
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": found["n"],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import config, facs
+from vlmface import config, distributed, facs
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, page
 from vlmface.evaluate.run import output_folder
@@ -420,6 +420,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--n FACES] [--output_dir DIR] ...`"""
+    distributed.check_alone("eval/faithfulness.py")
     settings = config.from_words(
         Settings, argv, usage=f"python eval/faithfulness.py {main.__doc__}"
     )

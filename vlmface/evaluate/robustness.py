@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, manifest
+from vlmface import config, distributed, manifest
 from vlmface.encode import listed, open_row_image, open_shown
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt, page, report
@@ -210,6 +210,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--benchmark NAME] [--n FACES] [--corruptions blur,noise] ...`"""
+    distributed.check_alone("eval/robustness.py")
     settings = config.from_words(Settings, argv, usage=f"python eval/robustness.py {main.__doc__}")
     run(settings)
     return 0

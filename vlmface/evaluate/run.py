@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, manifest
+from vlmface import config, distributed, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
@@ -58,6 +59,8 @@ class Settings(Checked):
     served: str | None = None
     concurrency: Count = 8
     api_key_env: str | None = None
+    # Fields of each request to a server, which override ours; null removes one.
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse options of a server where there is none. Raises UserError."""
@@ -68,8 +71,8 @@ class Settings(Checked):
                     "give the likelihoods of all labels; use --mode generate"
                 )
             return
-        for name in ("run", "served", "api_key_env"):
-            if getattr(self, name) is not None:
+        for name in ("run", "served", "api_key_env", "request"):
+            if getattr(self, name) not in (None, {}):
                 raise UserError(
                     f"{name} is {getattr(self, name)}, but {self.model} is no server's URL: leave "
                     "it out"
@@ -265,7 +268,7 @@ def _server(settings: Settings) -> Server:
 
     endpoint = Endpoint(
         settings.model, settings.served or "", key_env=settings.api_key_env,
-        concurrency=settings.concurrency,
+        concurrency=settings.concurrency, request=settings.request,
     )  # fmt: skip
     return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
@@ -291,7 +294,8 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        _same_question(journal, settings, asked, about)
+        served = who.endpoint.model if isinstance(who, Server) else None
+        _same_question(journal, settings, asked, about, served)
         if isinstance(who, Server):
             lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
         else:
@@ -300,6 +304,8 @@ def _evaluate(
                 sink=journal,
             )  # fmt: skip
     scores = score(lines, benchmark, asked, model=settings.model, mode=settings.mode)
+    if served:
+        scores["served_model"] = served
     if unanswered:
         scores["unanswered"] = len(unanswered)
     answering.write_lines(out / "predictions.jsonl", lines)
@@ -317,8 +323,9 @@ def _evaluate(
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(
-            f"{len(unanswered)} faces got no answer and count as wrong ({id}: {why}); the same "
-            "command asks about these again"
+            f"error: {len(unanswered)} faces got no answer and count as wrong ({id}: {why}); the "
+            "same command asks about these again",
+            file=sys.stderr,
         )
     else:
         (out / JOURNAL).unlink()
@@ -327,11 +334,17 @@ def _evaluate(
 
 
 def _same_question(
-    journal: Journal, settings: Settings, asked: Sequence[Question], about: Manifest | None
+    journal: Journal,
+    settings: Settings,
+    asked: Sequence[Question],
+    about: Manifest | None,
+    served: str | None,
 ) -> None:
-    """Raises UserError if the journal was begun for another model or with other settings."""
+    """Raises UserError if the journal was begun for another model or with other settings. `served`
+    is the model of a server, which its URL does not tell."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
     now |= {"prompts": [prompt.sha for prompt in asked], "made": about.created if about else None}
+    now["served_model"] = served
     before = journal.records.get("", {}).get("settings")
     if before is None:
         journal.add({"id": "", "settings": now})
@@ -347,9 +360,11 @@ def _same_question(
 
 def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
+    distributed.check_alone("eval/run.py")
     words = ["--output_dir" if word == "--out" else word for word in argv]
     settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
-        return 0 if any(isinstance(one, dict) for one in run_all(settings).values()) else 2
-    run(settings)
-    return 0
+        found = run_all(settings).values()
+        whole = [one for one in found if isinstance(one, dict) and "unanswered" not in one]
+        return 0 if whole else 2
+    return 2 if "unanswered" in run(settings) else 0

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, manifest, prompts
+from vlmface import config, distributed, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, measures, metrics, page, report
 from vlmface.evaluate.answering import au_set
@@ -371,6 +371,7 @@ def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def main(argv: Sequence[str]) -> int:
     """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
+    distributed.check_alone("eval/sweep.py")
     settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
-
-from vlmface.errors import UserError
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +56,8 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--timeout", default=120.0, help="seconds for one request (default 120)")
     add("--attempts", default=6, help="tries of one request (default 6)")
     add("--repairs", default=1, help="times a faulty text is sent back (default 1)")
-    add("--request", action="append", default=[], metavar="NAME=VALUE",
-        help="a field of the request, such as temperature=0; null takes a field out")  # fmt: skip
+    add("--request", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="fields of each request, such as temperature=0; null removes a field")  # fmt: skip
     add("--image_side", default=768, help="larger pictures are reduced to this")
     add("--price_in", help="price of a million prompt tokens")
     add("--price_out", help="price of a million completion tokens")
@@ -95,7 +94,7 @@ def build_command(arguments: argparse.Namespace) -> int:
 
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
     values["option"] = data.parse_options(arguments.data, arguments.option)
-    values["request"] = _fields(arguments.request)
+    values["request"] = config.fields("request", arguments.request) if arguments.request else {}
     settings = config.build(Settings, values, where="the command line")
     return tell(build(settings), arguments.output)
 
@@ -123,22 +122,12 @@ def tell(summary: Mapping[str, Any], output: str) -> int:
             f"used:     {cost['prompt_tokens']} prompt and {cost['completion_tokens']} completion "
             f"tokens in {cost['requests']} requests{price}"
         )
+    if silent := counts["rejected_by"].get("no_answer", 0):
+        print(
+            f"error: {silent} faces got no answer and are left out; the reasons are in "
+            f"{output}/rejected.jsonl",
+            file=sys.stderr,
+        )
     print(f"is in:    {output} (data set, README.md, rationale.html)")
     print(f'next:     recipes/sft_cot.py --data rationales --data_options "{{folder: {output}}}"')
-    return 0
-
-
-def _fields(words: list[str]) -> dict[str, Any]:
-    """{"temperature": 0} of ["temperature=0"]; values are read as YAML."""
-    import yaml
-
-    found = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UserError(f"--request {word!r} is not NAME=VALUE")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--request {name}: cannot read {value!r} ({error})") from error
-    return found
+    return 2 if silent else 0

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from vlmface import config, encode, manifest
 from vlmface.data import crops
 from vlmface.data.rows import pictures
+from vlmface.distributed import is_main, world_size
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.files import atomic_write
@@ -391,9 +392,17 @@ def spare_the_compiler() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def is_main() -> bool:
-    """Whether this process writes files and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
+def device() -> Any:
+    """The accelerator of this process, as the trainers choose it, or the CPU: a torch.device."""
+    import torch
+    from accelerate import PartialState
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world_size() == 1:
+        return torch.device("cuda")
+    wait_for_everyone()  # makes the process group
+    return PartialState().device
 
 
 def wait_for_everyone() -> None:
