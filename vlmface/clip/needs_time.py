@@ -74,14 +74,14 @@ def _check(settings: Settings) -> None:
             f"transformer, frames: 2 or more, and one view; found {', '.join(wrong) or 'others'}, "
             f"frames {settings.frames}, {max(1, len(crops.parse(settings.crop)))} view(s)"
         )
+    if not settings.validation_split:
+        raise UserError("epochs and the best frame are chosen on validation_split: name one")
     if settings.select != "best" or settings.wise_alpha != 1:
         raise UserError(
             f"select is {settings.select} and wise_alpha is {settings.wise_alpha}, but clips are "
             "compared at their best epoch, with the weights as trained: set select: best and "
             "wise_alpha: 1"
         )
-    if not settings.validation_split:
-        raise UserError("epochs and the best frame are chosen on validation_split: name one")
 
 
 def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str, Any]]:
