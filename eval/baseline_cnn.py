@@ -22,8 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import config, data, distributed, facs, files
+from vlmface import data, distributed, facs, files
+from vlmface.config import command, option
 from vlmface.evaluate import metrics
+from vlmface.ranges import Count, Seed
 from vlmface.synth.dataset import DEFAULT_N, VERSION
 from vlmface.taxonomy import EMOTIONS, SPACES
 
@@ -67,10 +69,10 @@ def main(argv: Sequence[str]) -> int:
     distributed.check_alone("eval/baseline_cnn.py")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--n_train", type=int, default=DEFAULT_N["train"])
-    parser.add_argument("--n_test", type=int, default=DEFAULT_N["test"])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
+    option(parser, "--n_train", Count, default=DEFAULT_N["train"])
+    option(parser, "--n_test", Count, default=DEFAULT_N["test"])
+    option(parser, "--epochs", Count, default=12)
+    option(parser, "--seed", Seed, default=0)
     arguments = parser.parse_args(argv)
     torch.manual_seed(arguments.seed)
     start = time.time()
@@ -142,4 +144,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    config.command(main)
+    command(main)

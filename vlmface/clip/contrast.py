@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,9 @@ from vlmface.clip.texts import lengths
 from vlmface.clip.train import all_features, fit
 from vlmface.distributed import is_main, rank, world_size
 from vlmface.errors import UserError
+from vlmface.ranges import Count, Positive, Range, Unused
 from vlmface.schema import FaceSample
+from vlmface.train import checks
 
 if TYPE_CHECKING:
     import datasets
@@ -36,16 +38,50 @@ class Settings(Training):
     probe_data: str
     probe_root: str | None = None
     probe_splits: list[str] = field(default_factory=lambda: ["train", "test"])
-    n_probe: int | None = None
+    n_probe: Count | None = None
     crop: dict[str, Any] | None = None
     says: list[str] = field(default_factory=lambda: ["attributes", "aus"])
-    captions_per_face: int = 4
+    captions_per_face: Count = 4
     image: Literal["frozen", "lora", "full"] = "full"
     text: Literal["frozen", "lora", "full"] = "full"
-    epochs: float = 1
-    batch_size: int = 128
-    learning_rate: float = 1e-5
+    epochs: Positive = 1
+    batch_size: Annotated[int, Range(min=2)] = 128  # a picture is compared with the others
+    learning_rate: Positive = 1e-5
     saved_as: Literal["float32", "float16"] = "float32"
+
+    @property
+    def policies(self) -> tuple[str, str]:
+        return self.image, self.text
+
+    @property
+    def trained_parts(self) -> set[str]:
+        towers = {"image": self.image != "frozen", "text": self.text != "frozen"}
+        return {part for part, does in towers.items() if does} | {"scale"}
+
+    def check(self) -> None:
+        super().check()
+        captions.check(self.says)
+        if self.image == self.text == "frozen":
+            raise UserError(
+                "nothing would be trained but a scale: image and text are frozen; set image: lora, "
+                "say"
+            )
+        if len(self.probe_splits) != 2 or self.probe_splits[0] == self.probe_splits[1]:
+            raise UserError(
+                f"probe_splits is {self.probe_splits}, but must be two splits: one that probes are "
+                "trained on, and another that they are measured on"
+            )
+
+    def unused(self) -> Iterator[Unused]:
+        for field_ in super().unused():
+            # Both towers run at every step here.
+            if field_.name != "dataloader_workers":
+                yield field_
+        if not checks.reads_root(self.data):
+            yield Unused("data_root", f"{self.data} is not read from a folder", ("data",))
+        if not checks.reads_root(self.probe_data):
+            why = f"{self.probe_data} is not read from a folder"
+            yield Unused("probe_root", why, ("probe_data",))
 
 
 class Pairs(nn.Module):
@@ -109,6 +145,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
         )
     if len(kept) < len(rows):
         rows = rows.select(kept)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
     set_seed(settings.seed)  # LoRA draws its first weights
     model = Pairs(clip, written, list(numbers), settings)
     if settings.gradient_checkpointing:
