@@ -203,7 +203,7 @@ def _values(marked: str, mentions: list[re.Match[str]]) -> list[str | None]:
         bare = not re.search(r"\w", marked[mention.end() : match.start(kind)])
         if sign or bare or kind in ("zero", "some"):
             values[-1] = _SAYS[kind] if sign != "<" else OPEN
-            plural = _PLURAL.match(marked[mention.end() :][:9].lstrip())
+            plural = _PLURAL.match(marked[mention.end() : mention.end() + 9].lstrip())
             signs[-1] = bool(plural or (sign and sign not in "(["))
     for i in range(len(mentions) - 2, -1, -1):
         if values[i] is None and values[i + 1] == ABSENT and signs[i + 1]:
