@@ -349,7 +349,9 @@ _EVERY = re.compile(
 )
 # "AU2: the outer brows are not raised, so it is absent": prose behind the name of an AU.
 _PROSE = re.compile(
-    rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000]*)", re.IGNORECASE
+    rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*"
+    r"(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000.!?;]*)",
+    re.IGNORECASE,
 )
 _IT_IS_NOT = re.compile(
     rf"\b(?:it|this(?:\s+(?:AU|unit|action\s+unit|muscle))?)\s+(?:(?:is|was)(?:n't|\s+not)\b{_STILL}|(?:is|was)\s+{_GONE}\b)",
