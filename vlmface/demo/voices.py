@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmface import manifest
 from vlmface.data import crops
+from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.predictor import Predictor
 from vlmface.infer.report import EMOTION, FaceReport
 from vlmface.prompts import Question
@@ -32,6 +33,8 @@ class Voice:
     def ask(self, image: Image.Image, box: Box | None) -> FaceReport:
         seen, found = self.predictor.shown(image, box)
         (said,) = self.predictor.backend.answer(self.prompt, [seen], 1)
+        if isinstance(said, NoAnswerError):
+            raise said
         field = self.prompt.space.field
         asked, limits = {field: self.prompt.id}, self.predictor.limits
         return FaceReport({field: said}, asked, box, found, limits, self.predictor.views)
