@@ -128,7 +128,7 @@ def read(path: Path) -> dict[str, Any]:
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the settings {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a list of `field: value` lines")

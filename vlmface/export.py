@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vlmface import encode, families, manifest
+from vlmface import adapter, encode, families, manifest
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
 
@@ -62,8 +62,8 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
     found, asked = manifest.load(run)
     if not found.adapter:
         raise UserError(f"{run} has no adapter: its weights are a complete checkpoint already")
-    if not (adapter_file := run / "adapter_model.safetensors").is_file():
-        raise UserError(f"{run} lacks {adapter_file.name}: restore it, or train again")
+    manifest.check_weights(found, run)
+    scores = _scores(run)
     base = manifest.resolve_base(found, run)
     if how := json.loads((base / "config.json").read_text()).get("quantization_config"):
         raise UserError(
@@ -72,8 +72,8 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
         )
 
     family = families.of_run(found.family, base)
-    processor = family.load_processor(run)
-    model = family.load_model(base, dtype=torch.float32)
+    processor = families.load_processor(family, run)
+    model = families.load_model(family, base, dtype=torch.float32)
     inputs = _conversations(processor, family, asked)
     plain = _logits(model, inputs)
     model = _with_adapter(model, run)
@@ -99,14 +99,15 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
         expected = _logits(model.float(), inputs)
         del model
         gc.collect()
-        stored = _logits(family.load_model(temporary, dtype=torch.float32), inputs)
+        stored = _logits(families.load_model(family, temporary, dtype=torch.float32), inputs)
         _same(stored, expected, "the checkpoint read back and the merged model")
         check["rounded"] = _largest(stored, merged)[0]
         _complete(temporary, run, found, asked)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         hashes = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
-        card = _card(manifest.load(temporary)[0], found.quantize, asked, base, run,
-                     repo or out.name, license, check, hashes, _sha256(adapter_file))  # fmt: skip
+        card = _card(manifest.load(temporary)[0], found.quantize, asked, base, scores,
+                     repo or out.name, license, check, hashes,
+                     found.weights[adapter.WEIGHTS])  # fmt: skip
         atomic_write(temporary / "README.md", card)
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(out)
@@ -121,17 +122,11 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
 def _with_adapter(model: Any, run: Path) -> Any:
     """The model with the run's adapter. peft only warns of tensors that it does not find or cannot
     place, and answers without them. Raises UserError."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    try:
-        model = PeftModel.from_pretrained(model, str(run)).eval()
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the adapter in {run} does not fit its base ({type(error).__name__}: {error}): "
-            "restore the run's files, or train again"
-        ) from error
-    with safe_open(run / "adapter_model.safetensors", "pt") as file:
+    model = adapter.attach(model, run)
+    with safe_open(run / adapter.WEIGHTS, "pt") as file:
         written = set(file.keys())
     placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if odd := sorted(written ^ placed):
@@ -145,7 +140,7 @@ def _with_adapter(model: Any, run: Path) -> Any:
 def _complete(folder: Path, run: Path, found: Manifest, asked: Sequence[Prompt]) -> None:
     """Add what the run knows: its processor to the letter, its prompts, its manifest. Names of
     folders on this machine are cut down to their last part."""
-    for name in found.processor:
+    for name in found.processor:  # checked by `manifest.load`: plain names of plain files
         shutil.copyfile(run / name, folder / name)
     manifest.save_prompts(asked, folder)
     dataclasses.replace(
@@ -155,6 +150,7 @@ def _complete(folder: Path, run: Path, found: Manifest, asked: Sequence[Prompt])
         base={**found.base, "id": _public(found.base["id"])},
         data=_public(found.data),
         processor=manifest.processor_shas(folder),
+        weights=manifest.weights_shas(folder),
     ).save(folder)
 
 
@@ -247,7 +243,7 @@ def _card(
     quantize: str | None,
     prompts: Sequence[Prompt],
     base: Path,
-    run: Path,
+    scores: Mapping[str, Any],
     repo: str,
     license: str | None,
     check: Mapping[str, Any],
@@ -257,7 +253,6 @@ def _card(
     """README.md: the hub's metadata, then the text."""
     import jinja2
 
-    scores = json.loads(path.read_text()) if (path := run / "metrics.json").is_file() else {}
     after, before = scores.get("after", scores), scores.get("before", {})
     results = _results(after, before)
     source = _source(found)
@@ -297,6 +292,25 @@ def _card(
         hashes=hashes,
         adapter_sha=adapter_sha,
     )
+
+
+def _scores(run: Path) -> dict[str, Any]:
+    """The run's metrics.json, {} without one. Raises UserError."""
+    path = run / "metrics.json"
+    if not path.exists():
+        return {}
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; restore it, or remove it to merge without results"
+        ) from error
+    after = scores.get("after", scores) if isinstance(scores, dict) else None
+    if not isinstance(after, dict) or not isinstance(scores.get("before", {}), dict):
+        raise UserError(
+            f"{path} is not what a recipe writes: restore it, or remove it to merge without results"
+        )
+    return scores
 
 
 def _sentence(policy: Mapping[str, str], quantize: str | None) -> str:

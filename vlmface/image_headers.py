@@ -7,6 +7,7 @@ structure of a file without decoding it. The limits are far above what cameras a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Callable
@@ -222,10 +223,9 @@ def _check_exif(exif: bytes, name: str) -> None:
     if len(exif) < 8:
         return
     directory = _Directory(exif, name)
-    try:
+    # A broken block does not cost the picture, but what it has before its end counts.
+    with contextlib.suppress(struct.error, OverflowError):
         directory.read(directory.first())
-    except (struct.error, OverflowError):
-        pass  # a broken block does not cost the picture, but what it has before its end counts
     _limit(name, "bytes in its EXIF tags", directory.size, MAX_EXIF_BYTES)
 
 
@@ -235,10 +235,8 @@ def _tiff(data: Data, name: str) -> None:
     for tag in _SUBDIRECTORIES:
         if start := directory.value(tag):
             inner = _Directory(data, name)
-            try:
+            with contextlib.suppress(struct.error, OverflowError):
                 inner.read(start)
-            except (struct.error, OverflowError):
-                pass
             directory.size += inner.size
     if directory.size > max(len(data), MAX_EXIF_BYTES):
         _refuse(name, f"its tags claim {directory.size:,} bytes, the file has {len(data):,}")

@@ -9,7 +9,7 @@ import mmap
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -21,12 +21,15 @@ from vlmface.errors import UserError
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
+_STRIP = 1 << 20  # pixels that are converted at once
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2",
     ".ppm", ".pgm", ".pnm",
 )  # fmt: skip
 # An explicit list, because Pillow also registers formats that start other programs (EPS, PDF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+# Of the limit on pixels, for formats whose decoders keep several copies.
+_SHARE = {"JPEG2000": 0.5, "WEBP": 0.75}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -80,6 +83,11 @@ def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Imag
         try:
             image.load()
             rgb = _to_rgb(image)
+        except MemoryError:
+            raise UserError(
+                f"{name} takes more memory to decode than there is for it: save it again as JPEG "
+                "or PNG, or shrink it"
+            ) from None
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
@@ -100,8 +108,8 @@ def _opened(
     Pillow's warnings."""
     with warnings.catch_warnings(), contextlib.ExitStack() as closing:
         warnings.filterwarnings("ignore", module=r"PIL\b")
-        file = closing.enter_context(
-            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        file: IO[bytes] = closing.enter_context(
+            io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
         )
         late_exif = image_headers.check(_content(source, file, closing), name)
         try:
@@ -115,8 +123,9 @@ def _opened(
         except Exception as error:  # in a header as in the pixels
             raise _damaged(name, error) from error
         width, height = image.size
-        if width * height > max_pixels:
-            raise _too_large(name, width * height, max_pixels, f"{width} x {height} pixels, ")
+        limit = int(max_pixels * _SHARE.get(image.format or "", 1))
+        if width * height > limit:
+            raise _too_large(name, width * height, limit, f"{width} x {height} pixels, ")
         yield image, _orientation(image, late_exif)
 
 
@@ -183,19 +192,52 @@ def _orientation(image: Image.Image, late_exif: bytes | None) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # Pillow clips these to 0..255 when it converts, which turns a 16-bit photograph white.
-        grey = np.asarray(image).astype(np.float32 if image.mode.startswith("I;") else np.float64)
-        grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(grey.min()), float(grey.max())
-        if image.mode != "F" and low >= 0 and high <= 65535:
-            low, high = 0.0, 65535.0
-        scaled = (grey - low) * (255 / (high - low or 1))
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+        return _scaled(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _in_strips(image, _over_white)
     return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Pillow clips integers and floats to 0..255, which turns a 16-bit photograph white."""
+    kind = np.float32 if image.mode.startswith("I;") else np.float64
+
+    def grey(strip: Image.Image) -> np.ndarray:
+        values = np.asarray(strip).astype(kind)
+        return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+    ranges = [(values.min(), values.max()) for values in map(grey, _strips(image))]
+    low, high = float(min(ranges)[0]), float(max(top for _, top in ranges))
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+
+    def scale(strip: Image.Image) -> Image.Image:
+        scaled = (grey(strip) - low) * (255 / (high - low or 1))
+        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+
+    return _in_strips(image, scale)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _in_strips(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """`convert` of a picture a strip at a time: copies of a large one whole take much memory."""
+    rgb, top = Image.new("RGB", image.size), 0
+    for strip in _strips(image):
+        rgb.paste(convert(strip), (0, top))
+        top += strip.height
+    return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _checked_name(source: str | Path | bytes) -> str:

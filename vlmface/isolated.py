@@ -127,8 +127,7 @@ class Worker:
         image = Image.new("RGB", (width, height))
         for top, rows in _strips(width, height):
             pixels = self._receive(width * rows * 3, until)
-            strip = Image.frombuffer("RGB", (width, rows), pixels, "raw", "RGB", 0, 1)
-            image.paste(strip, (0, top))
+            image.paste(Image.frombytes("RGB", (width, rows), pixels), (0, top))
         return image
 
     def _receive(self, size: int, until: float) -> bytearray:
