@@ -243,7 +243,9 @@ WRONG: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), [(k, v) for k, values in WRONG.items() for v in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(k, v) for k, values in WRONG.items() for v in values]
+)
 def test_every_field_of_a_manifest_is_checked(copied: Path, field: str, value: Any) -> None:
     edit(copied, **{field: value})
     message = failure(lambda: Predictor.load(copied))

@@ -11,6 +11,7 @@ from pathlib import Path
 from vlmface import __version__
 from vlmface.errors import UserError
 from vlmface.rationale import options as rationales
+from vlmface.terminal import one_line, printable
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         **data.parse_options(arguments.name, arguments.option),
     )
-    print(check.text(report))
+    print(printable(check.text(report), lines=True))
     print(f"\nlook at {output / 'sheet.png'}; all of it is in {output / 'check.json'}")
     return 1 if report["errors"] else 0
 
@@ -116,6 +117,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
         arguments.host,
         arguments.port,
         arguments.trusted_proxy,
+        arguments.allowed_hosts,
         **_who(arguments),
     )
 
@@ -314,6 +316,9 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
                          help="seconds to finish what is begun (default 30)")  # fmt: skip
     command.add_argument("--trusted_proxy", metavar="ADDRESS",
                          help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
+    command.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME",
+                         help="more names that clients may call it by, such as that of a proxy "
+                         "(default: --host and the names of this machine)")  # fmt: skip
     command.set_defaults(run=_gateway)
 
 
@@ -348,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one left off", file=sys.stderr)

@@ -21,6 +21,7 @@ import yaml
 
 from vlmface.errors import UserError
 from vlmface.files import atomic_write, resource
+from vlmface.terminal import one_line
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -126,6 +127,8 @@ def read(path: Path) -> dict[str, Any]:
         return loader.construct_mapping(node, deep=True)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read the settings {path}: it is not a regular file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vlmface import adapter, encode, families, manifest
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
+from vlmface.terminal import printable
 
 if TYPE_CHECKING:
     import torch
@@ -299,6 +300,8 @@ def _scores(run: Path) -> dict[str, Any]:
     path = run / "metrics.json"
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: restore it, or remove it")
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -468,7 +471,7 @@ def push(folder: str | Path, repo: str) -> None:
     print(f"sending {len(files)} files, {size / 1e6:,.1f} MB, to {api.endpoint}/{repo}")
     print("(a new repository is made private; an existing one stays as visible as it is):")
     for path in files:
-        print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes", flush=True)
+        print(f"  {printable(path.relative_to(folder))}  {path.stat().st_size:,} bytes", flush=True)
     try:
         api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(

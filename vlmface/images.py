@@ -21,6 +21,7 @@ from vlmface.errors import UserError
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
+UNNAMED = "the image bytes"  # what messages call a picture without a file
 _STRIP = 1 << 20  # pixels that are converted at once
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2",
@@ -108,10 +109,14 @@ def _opened(
     Pillow's warnings."""
     with warnings.catch_warnings(), contextlib.ExitStack() as closing:
         warnings.filterwarnings("ignore", module=r"PIL\b")
-        file: IO[bytes] = closing.enter_context(
-            io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
-        )
-        late_exif = image_headers.check(_content(source, file, closing), name)
+        file: IO[bytes]
+        content: image_headers.Data
+        if isinstance(source, bytes):
+            file, content = io.BytesIO(source), source
+        else:
+            file = closing.enter_context(Path(source).open("rb"))
+            content = _mapped(file, closing)
+        late_exif = image_headers.check(content, name)
         try:
             image = closing.enter_context(Image.open(file, formats=_FORMATS))
         except Image.DecompressionBombError as error:
@@ -129,12 +134,8 @@ def _opened(
         yield image, _orientation(image, late_exif)
 
 
-def _content(
-    source: str | Path | bytes, file: IO[bytes], closing: contextlib.ExitStack
-) -> image_headers.Data:
-    """The whole file, which is mapped into memory instead of read."""
-    if isinstance(source, bytes):
-        return source
+def _mapped(file: IO[bytes], closing: contextlib.ExitStack) -> image_headers.Data:
+    """The whole file, mapped into memory instead of read."""
     if not os.fstat(file.fileno()).st_size:
         return b""
     return closing.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -223,9 +224,7 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _in_strips(
-    image: Image.Image, convert: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """`convert` of a picture a strip at a time: copies of a large one whole take much memory."""
     rgb, top = Image.new("RGB", image.size), 0
     for strip in _strips(image):
@@ -243,7 +242,7 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
 def _checked_name(source: str | Path | bytes) -> str:
     """What messages call a picture. Raises UserError unless it is a file."""
     if isinstance(source, bytes):
-        return "the image bytes"
+        return UNNAMED
     _check_is_file(Path(source), f"'{source}'")
     return f"'{source}'"
 

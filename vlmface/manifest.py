@@ -44,9 +44,10 @@ class Manifest:
     data annotates. `image`: sizes in pixels and tokens (the family's `describe_image`); `processor`
     {file name: sha} of preprocessing and chat template; `weights` {file name: sha256} of the run's
     own weights and their configuration (`weights_shas`); `crop`: the view of a picture that is
-    shown (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how many of
-    a clip, of each view; `quantize`: what the base's language model was quantised to while the
-    adapter was trained, null if it was not (whoever loads the model takes the base unquantised);
+    shown (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how
+    many of a clip, of each view; `quantize`: what the base's language model was quantised to while
+    the adapter was trained, null if it was not (whoever loads the model takes the base
+    unquantised);
     `clip`: of a CLIP, how its classifier is built (`clip.classifier.Shape`); `generation`
     {"max_new_tokens"}, always greedy. `data`
     {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
@@ -112,6 +113,8 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
 
 def _read(run_dir: Path) -> Manifest:
     path = run_dir / NAME
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file: restore it")
     try:
         if path.stat().st_size > _LARGEST:
             raise UserError(f"{path} has more than {_LARGEST:,} bytes: restore the file")
@@ -222,9 +225,8 @@ _is_scalar: _Check = lambda value: (  # noqa: E731
     or _text(100)(value)
 )
 _is_view = _mapping(_is_name, _is_scalar)
-_WEIGHT_FILE = (
-    r"(?:adapter_model|trained|model(?:-\d{5}-of-\d{5})?)\.safetensors|"
-    + "|".join(map(re.escape, _SETTINGS_FILES))
+_WEIGHT_FILE = r"(?:adapter_model|trained|model(?:-\d{5}-of-\d{5})?)\.safetensors|" + "|".join(
+    map(re.escape, _SETTINGS_FILES)
 )
 _PROMPT_ENTRY = _entry(id=_is_name, sha=_is_sha, label_space=_is_name, label_space_sha=_is_sha)
 _FIELDS: Mapping[str, tuple[_Check, str]] = {

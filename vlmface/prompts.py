@@ -229,6 +229,8 @@ def load(id_or_path: str | Path) -> Prompt:
                 f"there is no prompt {str(id_or_path)!r}{hint}: use one of {', '.join(known)}, "
                 "or the path of a .yaml file"
             )
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read the prompt {path}: it is not a regular file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -6,7 +6,9 @@ marks that turn the direction of writing could make a name look like another.
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 # Control characters (C0, DEL, C1), marks of direction, separators of lines, lone surrogates.
 _UNSAFE = re.compile(
@@ -29,6 +31,12 @@ def printable(text: object, *, lines: bool = False) -> str:
         return mark.encode("unicode_escape").decode("ascii")
 
     return _UNSAFE.sub(written_out, str(text))
+
+
+def json_line(value: Any) -> str:
+    """`value` as JSON on one line, in which those marks are escaped as JSON does it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def one_line(text: object) -> str:
