@@ -37,7 +37,7 @@ def failure(content: bytes, **how: int) -> str:
 def worker() -> isolated.Worker:
     """One of those at work."""
     open_image(FACE, max_pixels=LIMIT)
-    return next(iter(isolated._workers))
+    return next(one for one in isolated._workers if one.alive)
 
 
 # --- what headers say -----------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def _progressive() -> bytes:
 
 
 def _many_frames(kind: str) -> bytes:
-    frames = [picture(i, (48, 48)) for i in range(300)]
+    frames = [picture(i, (48, 48)) for i in range(40)]
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 

@@ -313,7 +313,7 @@ def test_a_damaged_file_is_one_message(copied: Path, name: str, damage: str) -> 
     assert not (copied.parent / "out").exists()
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", ["missing", "cut", "bytes", "list", "deep"])
 @pytest.mark.parametrize("name", [n for n in READ if n != "vlmface.json"])
 def test_so_is_one_that_the_manifest_vouches_for(copied: Path, name: str, damage: str) -> None:
     """A damaged prompt, processor or adapter whose hash is right."""

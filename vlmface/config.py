@@ -117,8 +117,9 @@ def find(name: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for anything else, and for a repeated key."""
 
-    class Loader(yaml.SafeLoader):
-        """PyYAML keeps the last of two equal keys silently."""
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        """PyYAML keeps the last of two equal keys silently. Its own parser takes minutes over deep
+        nesting, libyaml's does not."""
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         keys = [loader.construct_object(key) for key, _ in node.value]

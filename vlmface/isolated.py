@@ -66,11 +66,14 @@ def close() -> None:
 
 def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
     worker: Worker | None = getattr(_own, "worker", None)
-    if worker is None or not worker.alive:
+    if worker is not None and not worker.alive:
+        worker.kill()
+        worker = None
+    if worker is None:
         worker = _own.worker = Worker()
     try:
         return worker.decode(content, name, max_pixels)
-    except OSError:  # it ended, or did not answer
+    except (EOFError, OSError):  # it ended, or did not answer
         worker.kill()
         raise UserError(
             f"{name} takes more memory or time to decode than a picture of its size should, or is "
@@ -113,7 +116,7 @@ class Worker:
         self._connection.close()
 
     def decode(self, content: bytes, name: str, max_pixels: int) -> Image.Image:
-        """Raises UserError, and OSError if the worker ends or takes too long."""
+        """Raises UserError, and EOFError or OSError if the worker ends or takes too long."""
         from PIL import Image
 
         until = time.monotonic() + WAIT_S

@@ -133,7 +133,7 @@ def _read(run_dir: Path) -> Manifest:
             f"{SCHEMA}: use the vlmface that wrote it, or train again"
         )
     if odd := set(_FIELDS) ^ set(content):
-        names = ", ".join(map(_shown, sorted(odd)[:5]))
+        names = ", ".join(sorted(odd))[:200]
         raise UserError(f"{path}: {names} is missing or unknown; restore the file")
     for name, (valid, expected) in _FIELDS.items():
         if not valid(content[name]):
@@ -307,7 +307,7 @@ def family_of(run_dir: str | Path) -> str | None:
     """The family that a run's manifest names; None if it cannot be read, which `load` explains."""
     try:
         content = json.loads((Path(run_dir) / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content.get("family") if isinstance(content, dict) else None
 

@@ -232,7 +232,9 @@ def load(id_or_path: str | Path) -> Prompt:
     if path.exists() and not path.is_file():
         raise UserError(f"cannot read the prompt {path}: it is not a regular file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # PyYAML's own parser takes minutes over a few kilobytes of deep nesting, libyaml does not.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the prompt {path}: {error}") from error
     if not isinstance(content, dict):

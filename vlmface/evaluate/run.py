@@ -23,6 +23,7 @@ from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
 from vlmface.prompts import Question, check_images
+from vlmface.terminal import one_line
 from vlmface.train.sft import peak_rss_gib
 
 if TYPE_CHECKING:
@@ -297,8 +298,8 @@ def _evaluate(
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(
-            f"{len(unanswered)} faces got no answer and count as wrong ({id}: {why}); the same "
-            "command asks about these again"
+            f"{len(unanswered)} faces got no answer and count as wrong ({id}: {one_line(why)}); "
+            "the same command asks about these again"
         )
     else:
         (out / JOURNAL).unlink()
