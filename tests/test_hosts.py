@@ -220,11 +220,11 @@ def test_a_file_name_is_shown_without_its_escapes(
     assert attack not in capsys.readouterr().err
 
 
-def test_an_answer_is_shown_without_escapes() -> None:
+def test_a_cell_of_a_markdown_table_is_text() -> None:
     from vlmface.evaluate.tables import markdown_cell
 
     assert markdown_cell("a|b\n![x](http://attacker.test/a.png)<img src=x>") == (
-        "a\\|b \\!\\[x\\]\\(http://attacker.test/a.png\\)\\<img src=x\\>"
+        "a\\|b ![x]\\(http://attacker.test/a.png)\\<img src=x>"
     )
 
 

@@ -197,6 +197,51 @@ def test_the_source_gives_the_setting_everywhere() -> None:
     assert all(refuses for _, refuses in calls), calls
 
 
+def test_no_code_of_a_clip_is_run(clip_base: Path, tmp_path: Path) -> None:
+    """open_clip hands on what the checkpoint says, and asks whether the code may be run."""
+    from vlmface.clip import model
+
+    code, folder = tmp_path / "code", tmp_path / "clip"
+    code.mkdir()
+    (code / "stranger.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    (code / "config.json").write_text(
+        json.dumps({"model_type": "stranger", "auto_map": {"AutoConfig": "stranger.Stranger"}})
+    )
+    (code / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["stranger.Stranger", None]}})
+    )
+    shutil.copytree(clip_base, folder)
+    path = folder / "open_clip_config.json"
+    plain = json.loads(path.read_text())
+    for words in (
+        {"hf_tokenizer_name": str(code), "tokenizer_kwargs": {"trust_remote_code": True}},
+        {"hf_tokenizer_name": str(code)},
+        {"hf_model_name": str(code), "hf_tokenizer_name": str(code)},
+    ):
+        text = plain["model_cfg"]["text_cfg"] | words
+        changed = plain | {"model_cfg": plain["model_cfg"] | {"text_cfg": text}}
+        path.write_text(json.dumps(changed))
+        assert "CLIP" in failure(lambda: model.load(folder))
+
+
+CLIP_DAMAGES = ["missing", "empty", "cut", "folder", "bytes", "list", "deep"]
+
+
+@pytest.mark.parametrize("damage", CLIP_DAMAGES)
+@pytest.mark.parametrize("vouched", [False, True])
+def test_a_damaged_run_of_a_clip_is_one_message(
+    clip_faces: Path, damage: str, vouched: bool, tmp_path: Path
+) -> None:
+    texts = next(clip_faces.glob("prompts/*.yaml")).relative_to(clip_faces)
+    for name in ("trained.safetensors", str(texts)):
+        run = tmp_path / name.replace("/", "-")
+        shutil.copytree(clip_faces, run, ignore=shutil.ignore_patterns("checkpoints"))
+        DAMAGES[damage](run / name)
+        if vouched:
+            vouch(run)
+        assert _only_user_errors(lambda run=run: Predictor.load(run)) is not None  # type: ignore[misc]
+
+
 # --- what the manifest vouches for ----------------------------------------------------------------
 
 

@@ -94,7 +94,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def markdown_cell(text: str) -> str:
     """Text for a cell of a Markdown table, which shows it as it is: neither HTML nor links nor
     pictures, which a page that shows the table would fetch."""
-    return re.sub(r"([\\`*_{}\[\]<>()#!|&])", r"\\\1", printable(re.sub(r"\s+", " ", text)))
+    text = printable(re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\`*<|&]|(?<=\])\()", r"\\\1", text)
 
 
 def latex(rows: Sequence[Mapping[str, Any]], title: str) -> str:
