@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,59 @@ def test_a_cell_of_a_table_is_no_formula(value: str) -> None:
     assert [_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
         "a=1", "", "face.png", None, 3,
     ]  # fmt: skip
+
+
+def test_gradio_itself_runs_behind_the_door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its page, uploads, files and events; and what it leaves of an upload that is broken off."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    gradio = pytest.importorskip("gradio")
+    import httpx2
+    from starlette.middleware import Middleware
+
+    store = Uploads(tmp_path)
+    with gradio.Blocks(analytics_enabled=False) as page:
+        field = gradio.File()
+        field.upload(lambda path: path, field, field)
+    guard = Middleware(Door, tmp_path, Hosts.of("127.0.0.1"), store)
+    _, url, _ = page.launch(
+        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
+        ssr_mode=False, app_kwargs={"middleware": [guard], "redirect_slashes": False},
+    )  # fmt: skip
+    try:
+        origin = url.rstrip("/")
+        with httpx2.Client(base_url=origin, headers={"Origin": origin}, timeout=30) as client:
+            assert client.get("/").status_code == client.get("/config").status_code == 200
+            sent = {"files": ("face.png", b"a" * 5_000)}
+            (path,) = client.post("/gradio_api/upload", files=sent).json()
+            assert client.get(f"/gradio_api/file={path}").content == b"a" * 5_000
+            event = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}],
+                     "fn_index": 0, "session_hash": "s"}  # fmt: skip
+            assert client.post("/gradio_api/queue/join", json=event).status_code == 200
+            other = {"Origin": "http://attacker.test"}
+            assert client.post("/gradio_api/upload", files=sent, headers=other).status_code == 403
+        _break_off_upload(url)
+        until = time.monotonic() + 20
+        while store.at_once and time.monotonic() < until:
+            time.sleep(0.05)
+        assert (store.at_once, store.arriving) == (0, 0)
+        store._clock = lambda: time.time() + uploads.UPLOAD_S + 1
+        store.sweep()
+        assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+        assert Path(path).exists()
+    finally:
+        page.close(verbose=False)
+
+
+def _break_off_upload(url: str) -> None:
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 9000000\r\n"
+        "Content-Type: multipart/form-data; boundary=B\r\n\r\n--B\r\n"
+        'Content-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b"a" * 300_000)
+        time.sleep(0.5)
