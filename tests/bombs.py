@@ -136,6 +136,17 @@ def _inner_tags() -> bytes:
     return tiff((34665, 4, 1, start)) + body + struct.pack("<H", 1_500) + inner + bytes(4)
 
 
+def _overlapping(strips: int, size: int) -> bytes:
+    """A TIFF whose strips are all the same bytes."""
+    start = 8 + 4096 + 2 + 10 * 12 + 4
+    arrays = struct.pack("<I", start + 8 * strips) * strips + struct.pack("<I", size) * strips
+    file = tiff(
+        (259, 3, 1, 8), (278, 4, 1, 1), (273, 4, strips, start),
+        (279, 4, strips, start + 4 * strips), width=4_000, height=strips,
+    )  # fmt: skip
+    return file + bytes(start - len(file)) + arrays + bytes(size)
+
+
 def _exif_in_parts() -> bytes:
     """No part is a costly block, but Pillow joins them."""
     block = tags(1_500, 90_000)
@@ -159,6 +170,8 @@ def _jpeg2000_markers() -> bytes:
 REFUSED: dict[str, Callable[[], bytes]] = {
     "jpeg_scans": lambda: scans(2_000, (4800, 4800)),
     "jpeg_scans_without_data": lambda: empty_scans(5_000, BIG),
+    "jpeg_scans_hidden": lambda: scans(2_000, (4800, 4800)).replace(
+        b"\xff\xda\0\x08\x01\x01\0\x01", b"\xff\x01\xff\xda\0\x08\x01\x01\0\x01"),
     "jpeg_segments": lambda: jpeg(*[segment(0xE5, b"")] * 500_000),
     "jpeg_fill": lambda: jpeg(b"\xff" * 3_000_000),
     "jpeg_junk": lambda: jpeg(segment(0xE5, b"") + bytes(3_000_000)),
@@ -169,6 +182,8 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "jpeg_resources": lambda: jpeg(
         *[segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5_000)] * 20),
     "jpeg_arithmetic": lambda: scans(1, BIG).replace(b"\xff\xc2", b"\xff\xca", 1),
+    "jpeg_resources_apart": lambda: jpeg(
+        *[segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 500)] * 200),
     "png_chunks": lambda: png(64, 64, chunk(b"vpAg", b"") * 300_000),
     "png_frames": lambda: png(64, 64, chunk(b"fcTL", bytes(26)) * 30_000),
     "png_empty_pixels": lambda: png(64, 64, chunk(b"IDAT", b"") * 300_000),
@@ -180,6 +195,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "gif_junk": lambda: gif(b"\1" * 1_000_000),
     "webp_chunks": lambda: webp_chunks(300_000),
     "avif_exif": lambda: encoded(picture(1, (64, 48)), "AVIF", exif=tags(1_500, 60_000)),
+    "avif_exif_blocks": lambda: encoded(picture(1, (64, 48)), "AVIF") + b"II*\0" * 500_000,
     "avif_boxes": lambda: encoded(picture(1, (64, 48)), "AVIF") + boxes(b"free", b"") * 300_000,
     "jpeg2000_boxes": _jpeg2000_boxes,
     "jpeg2000_markers": _jpeg2000_markers,
@@ -189,6 +205,8 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "tiff_strips": lambda: tiff((273, 4, 900_000, 8), (279, 4, 900_000, 8)) + bytes(3_700_000),
     "tiff_tile": lambda: tiff(
         (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 64)),
+    "tiff_strips_over_each_other": lambda: _overlapping(5_000, 500_000),
+    "tiff_scans": lambda: tiff((259, 3, 1, 7)) + b"\xff\xda" * 300_000,
     "tiff_lzma": lambda: tiff((259, 3, 1, 34_925)),
     "bmp_runs": lambda: bmp_rle(*BIG, b"\1\1\0\0" * 4_000),
     "ppm_text": lambda: b"P3 2000 2000 255\n" + b"1 " * 1_500_000,

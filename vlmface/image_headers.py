@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from mmap import mmap
 from typing import NoReturn
 
@@ -99,7 +100,7 @@ def _limit(name: str, what: str, found: int, limit: int) -> None:
 
 
 def _jpeg(data: Data, name: str) -> None:
-    position, segments, filled = 2, 0, 0
+    position, segments, filled, resources = 2, 0, 0, 0
     exif = b""
     components = 0
     while True:
@@ -128,9 +129,12 @@ def _jpeg(data: Data, name: str) -> None:
             _refuse(name, f"its coding, SOF{marker - 0xC0}, is one that cameras do not use")
         elif marker == 0xDA:
             break
-        elif marker in (0xE1, 0xE2, 0xED):
+        elif marker in (0xE1, 0xE2):
             exif += _jpeg_metadata(data[start + 4 : position], name)
             _limit(name, "bytes of EXIF", len(exif), MAX_EXIF_BYTES)
+        elif marker == 0xED:
+            resources += data[start + 4 : position].count(b"8BIM")
+            _limit(name, "Photoshop resources", resources, MAX_RESOURCES)
     _check_exif(exif, name)
     if components and (progressive or data[start + 4] < components):
         _check_scans(data, position, name)
@@ -142,8 +146,6 @@ def _jpeg_metadata(segment: bytes, name: str) -> bytes:
         return segment[6:]
     if segment.startswith(b"MPF\0"):
         _check_exif(segment[4:], name)
-    elif segment.startswith(b"Photoshop"):
-        _limit(name, "Photoshop resources", segment.count(b"8BIM"), MAX_RESOURCES)
     return b""
 
 
@@ -152,7 +154,9 @@ def _check_scans(data: Data, position: int, name: str) -> None:
     scans, segments = 1, 0
     while match := _JPEG_MARKER.search(data, position):
         position, marker = match.end(), data[match.end() - 1]
-        if marker == 0xD9:
+        if marker == 0x01:  # without a length
+            continue
+        if marker < 0xC0 or marker in (0xD8, 0xD9):  # the decoder stops here
             return
         scans += marker == 0xDA
         segments += 1
@@ -203,6 +207,13 @@ class _Directory:
         kind, _, where = self.tags[tag]
         return self._number(where, _TIFF_SIZES.get(kind, 1))
 
+    def values(self, tag: int) -> Iterable[int]:
+        """All numbers of a tag that lie in the file."""
+        kind, count, where = self.tags.get(tag, (4, 0, 0))
+        code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind, "B")
+        count = min(count, max(0, len(self.data) - where) // struct.calcsize(f"<{code}"))
+        return struct.unpack_from(f"{self.order}{count}{code}", self.data, where)
+
     def _number(self, where: int, width: int) -> int:
         code = {1: "B", 2: "H", 4: "I", 8: "Q"}[width]
         return int(struct.unpack_from(self.order + code, self.data, where)[0])
@@ -251,8 +262,12 @@ def _tiff(data: Data, name: str) -> None:
     if tile > 4 * pixels + 2**20:
         _refuse(name, f"a tile has {tile:,} pixels, the picture {pixels:,}")
     if compression == 7:
-        scans = sum(1 for _ in re.finditer(rb"\xff\xda", data))
-        _limit(name, "scans", scans - strips, MAX_SCANS)
+        scans = islice(re.finditer(rb"\xff\xda", data), strips + MAX_SCANS + 1)
+        _limit(name, "scans", sum(1 for _ in scans) - strips, MAX_SCANS)
+    elif compression != 1:
+        stored = max(sum(directory.values(tag)) for tag in (_STRIPS[1], _TILES[1]))
+        if stored > 2 * len(data):
+            _refuse(name, f"its strips claim {stored:,} bytes, the file has {len(data):,}")
 
 
 # --- PNG, GIF, WebP -------------------------------------------------------------------------------
@@ -345,8 +360,10 @@ def _boxes(data: Data, name: str, start: int, end: int) -> dict[bytes, tuple[int
 
 def _avif(data: Data, name: str) -> None:
     _boxes(data, name, 0, len(data))
-    for match in _TIFF_START.finditer(data):  # Pillow reads the EXIF of an AVIF as it opens it
-        _check_exif(data[match.start() :], name)
+    for number, match in enumerate(_TIFF_START.finditer(data)):
+        _limit(name, "EXIF blocks", number, MAX_TEXTS)
+        # Pillow reads all tags as it opens an AVIF file.
+        _check_exif(data[match.start() : match.start() + 2 * MAX_EXIF_BYTES], name)
 
 
 def _jpeg2000(data: Data, name: str) -> None:

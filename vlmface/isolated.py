@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WORKERS = 8  # at most; they are started when they are needed
-CPU_S = 1.8  # processor time for a picture of _USUAL_PIXELS or fewer
+CPU_S = 1.5  # processor time for a picture of _USUAL_PIXELS or fewer
 WAIT_S = 60.0  # for an answer, on a machine that is busy with other work
 BYTES_PER_PIXEL = 12.5  # of the limit on pixels: 300 MB for 24 megapixels
 _USUAL_PIXELS = 24_000_000
