@@ -369,6 +369,18 @@ def test_so_is_one_that_the_manifest_vouches_for(copied: Path, name: str, damage
         assert message is not None
 
 
+@pytest.mark.parametrize(
+    "after",
+    [[], {}, {"emotion": []}, {"emotion": {"accuracy": "much"}}, {"benchmark": "synth", "n": "8"},
+     {"emotion": {"accuracy": 0.5, "ci95": {"accuracy": 1}}}, {"attributes": {"gender": 1}}],
+)  # fmt: skip
+def test_so_do_metrics_of_wrong_types(copied: Path, after: Any) -> None:
+    (copied / "metrics.json").write_text(json.dumps({"after": after, "before": {}}))
+    message = failure(lambda: export.merge(copied, copied.parent / "out"))
+    assert "metrics.json is not what a recipe writes" in message
+    assert not (copied.parent / "out").exists()
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_metrics_file_costs_a_merge_one_message(
     copied: Path, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

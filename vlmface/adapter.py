@@ -28,6 +28,7 @@ def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
     Raises:
         UserError: A file is missing or damaged, or the adapter is not a LoRA for this model.
     """
+    import torch
     from peft import PeftModel
 
     run = Path(run)
@@ -36,6 +37,8 @@ def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
         adapted = PeftModel.from_pretrained(
             model, str(run), is_trainable=trainable, local_files_only=True
         )
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # peft and torch raise many unrelated kinds for a foreign adapter
         raise UserError(
             f"the adapter in {run} does not fit its base ({type(error).__name__}: {error}): "

@@ -308,12 +308,18 @@ def _scores(run: Path) -> dict[str, Any]:
         raise UserError(
             f"cannot read {path}: {error}; restore it, or remove it to merge without results"
         ) from error
-    after = scores.get("after", scores) if isinstance(scores, dict) else None
-    if not isinstance(after, dict) or not isinstance(scores.get("before", {}), dict):
+    try:
+        after = scores.get("after", scores)
+        for row in _results(after, scores.get("before", {})):
+            for value in (row["value"], *(row["ci"] or (0, 0)), row["before"] or 0):
+                f"{value:.3f}"
+        f"{after['benchmark']} {after['n']:,}"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is not what a recipe writes: restore it, or remove it to merge without results"
-        )
-    return scores
+            f"{path} is not what a recipe writes ({type(error).__name__}: {error}): restore it, or "
+            "remove it to merge without results"
+        ) from error
+    return dict(scores)
 
 
 def _sentence(policy: Mapping[str, str], quantize: str | None) -> str:
