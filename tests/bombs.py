@@ -202,6 +202,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "tiff_tags": lambda: tags(200, 5_000_000, entries=tiff()[8 + 4096 + 2 : -4]),
     "tiff_many_tags": lambda: tags(20_000, 100_000),
     "tiff_inner_tags": _inner_tags,
+    "tiff_tags_and_a_damage": lambda: tags(
+        200, 5_000_000, entries=tiff()[8 + 4096 + 2 : -4])[:-4 - 12]
+    + struct.pack("<HHII", 34665, 4, 9, 4_000_000_000) + bytes(4),
     "tiff_strips": lambda: tiff((273, 4, 900_000, 8), (279, 4, 900_000, 8)) + bytes(3_700_000),
     "tiff_tile": lambda: tiff(
         (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 64)),

@@ -104,7 +104,9 @@ def test_what_cameras_and_editors_write_is_read(name: str) -> None:
     assert np.array_equal(image, open_image(content, max_pixels=LIMIT))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize(
+    "kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "AVIF", "JPEG2000", "PPM"]
+)
 def test_a_cut_or_changed_file_is_one_message(kind: str) -> None:
     """The walk through the headers meets any bytes."""
     content = encoded(picture(3, (80, 60)), kind)

@@ -60,7 +60,7 @@ def check(data: Data, name: str) -> bytes | None:
     walk = _WALKS.get(_kind(data[:16]))
     try:
         return walk(data, name) if walk else None
-    except (IndexError, struct.error):
+    except (IndexError, OverflowError, struct.error):
         return None  # cut off: the decoder's message is better
 
 
@@ -184,8 +184,12 @@ class _Directory:
         return self._number(where, 8 if self.big else 4)
 
     def read(self, start: int) -> None:
-        """Add the tags of the directory that starts there. Raises UserError, and struct.error where
-        the file ends."""
+        """Add the tags of the directory that starts there, as far as they are in the file: Pillow
+        goes on with those before a damage. Raises UserError."""
+        with contextlib.suppress(OverflowError, struct.error):
+            self._read(start)
+
+    def _read(self, start: int) -> None:
         width = 8 if self.big else 4
         count = self._number(start, 8 if self.big else 2)
         start += 8 if self.big else 2
@@ -201,17 +205,20 @@ class _Directory:
             self.tags[tag] = kind, values, where
 
     def value(self, tag: int, default: int = 0) -> int:
-        """The first number of a tag."""
-        if tag not in self.tags:
+        """The first number of a tag; the default if the file has none."""
+        kind, _, where = self.tags.get(tag, (1, 0, len(self.data)))
+        try:
+            return self._number(where, _TIFF_SIZES.get(kind, 1))
+        except (OverflowError, struct.error):
             return default
-        kind, _, where = self.tags[tag]
-        return self._number(where, _TIFF_SIZES.get(kind, 1))
 
     def values(self, tag: int) -> Iterable[int]:
         """All numbers of a tag that lie in the file."""
         kind, count, where = self.tags.get(tag, (4, 0, 0))
         code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind, "B")
         count = min(count, max(0, len(self.data) - where) // struct.calcsize(f"<{code}"))
+        if not count:
+            return ()
         return struct.unpack_from(f"{self.order}{count}{code}", self.data, where)
 
     def _number(self, where: int, width: int) -> int:
@@ -234,9 +241,7 @@ def _check_exif(exif: bytes, name: str) -> None:
     if len(exif) < 8:
         return
     directory = _Directory(exif, name)
-    # A broken block does not cost the picture, but what it has before its end counts.
-    with contextlib.suppress(struct.error, OverflowError):
-        directory.read(directory.first())
+    directory.read(directory.first())
     _limit(name, "bytes in its EXIF tags", directory.size, MAX_EXIF_BYTES)
 
 
@@ -246,8 +251,7 @@ def _tiff(data: Data, name: str) -> None:
     for tag in _SUBDIRECTORIES:
         if start := directory.value(tag):
             inner = _Directory(data, name)
-            with contextlib.suppress(struct.error, OverflowError):
-                inner.read(start)
+            inner.read(start)
             directory.size += inner.size
     if directory.size > max(len(data), MAX_EXIF_BYTES):
         _refuse(name, f"its tags claim {directory.size:,} bytes, the file has {len(data):,}")
@@ -392,7 +396,7 @@ def _ppm(data: Data, name: str) -> None:
     head = _PPM_HEADER.match(data[:4096])
     if head is None:
         _refuse(name, "it has no PPM header in its first 4,096 bytes")
-    kind, width, height, most = head.groups()
+    kind, width, height, most = head.groups(b"0")
     pixels = int(width) * int(height)
     if kind in b"P1P2P3":
         _limit_slow(name, "a PPM file of text", pixels, len(data))
