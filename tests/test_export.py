@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import os
@@ -201,6 +202,8 @@ def test_an_adapter_of_another_base_is_refused(run_dir: Path, tmp_path: Path, wh
     weights = load_file(run / "adapter_model.safetensors")
     weights = {k.replace(which or "model.", f"other.{which}", 1): v for k, v in weights.items()}
     save_file(weights, run / "adapter_model.safetensors")
+    changed = dataclasses.replace(manifest.load(run)[0], weights=manifest.weights_shas(run))
+    changed.save(run)
     refused(run, tmp_path / "out", "does not fit its base")
 
 

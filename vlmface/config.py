@@ -161,8 +161,9 @@ def find(name: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for anything else, and for a repeated key."""
 
-    class Loader(yaml.SafeLoader):
-        """PyYAML keeps the last of two equal keys silently."""
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        """PyYAML keeps the last of two equal keys silently. Its own parser takes minutes over deep
+        nesting, libyaml's does not."""
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         keys = [loader.construct_object(key) for key, _ in node.value]
@@ -171,9 +172,11 @@ def read(path: Path) -> dict[str, Any]:
         return loader.construct_mapping(node, deep=True)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read the settings {path}: it is not a regular file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the settings {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a list of `field: value` lines")

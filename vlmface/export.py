@@ -16,9 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vlmface import encode, families, lock, manifest
+from vlmface import adapter, encode, families, lock, manifest
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
+from vlmface.terminal import printable
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +69,8 @@ def _merge(
     found, asked = manifest.load(run)
     if not found.adapter:
         raise UserError(f"{run} has no adapter: its weights are a complete checkpoint already")
-    if not (adapter_file := run / "adapter_model.safetensors").is_file():
-        raise UserError(f"{run} lacks {adapter_file.name}: restore it, or train again")
+    manifest.check_weights(found, run)
+    scores = _scores(run)
     base = manifest.resolve_base(found, run)
     if how := json.loads((base / "config.json").read_text()).get("quantization_config"):
         raise UserError(
@@ -78,8 +79,8 @@ def _merge(
         )
 
     family = families.of_run(found.family, base)
-    processor = family.load_processor(run)
-    model = family.load_model(base, dtype=torch.float32)
+    processor = families.load_processor(family, run)
+    model = families.load_model(family, base, dtype=torch.float32)
     inputs = _conversations(processor, family, asked)
     plain = _logits(model, inputs)
     model = _with_adapter(model, run)
@@ -106,14 +107,15 @@ def _merge(
         expected = _logits(model.float(), inputs)
         del model
         gc.collect()
-        stored = _logits(family.load_model(temporary, dtype=torch.float32), inputs)
+        stored = _logits(families.load_model(family, temporary, dtype=torch.float32), inputs)
         _same(stored, expected, "the checkpoint read back and the merged model")
         check["rounded"] = _largest(stored, merged)[0]
         _complete(temporary, run, found, asked)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         hashes = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
-        card = _card(manifest.load(temporary)[0], found.quantize, asked, base, run,
-                     repo or out.name, license, check, hashes, _sha256(adapter_file))  # fmt: skip
+        card = _card(manifest.load(temporary)[0], found.quantize, asked, base, scores,
+                     repo or out.name, license, check, hashes,
+                     found.weights[adapter.WEIGHTS])  # fmt: skip
         atomic_write(temporary / "README.md", card)
         temporary.rename(out)
     except BaseException:
@@ -125,17 +127,11 @@ def _merge(
 def _with_adapter(model: Any, run: Path) -> Any:
     """The model with the run's adapter. peft only warns of tensors that it does not find or cannot
     place, and answers without them. Raises UserError."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    try:
-        model = PeftModel.from_pretrained(model, str(run)).eval()
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the adapter in {run} does not fit its base ({type(error).__name__}: {error}): "
-            "restore the run's files, or train again"
-        ) from error
-    with safe_open(run / "adapter_model.safetensors", "pt") as file:
+    model = adapter.attach(model, run)
+    with safe_open(run / adapter.WEIGHTS, "pt") as file:
         written = set(file.keys())
     placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if odd := sorted(written ^ placed):
@@ -149,7 +145,7 @@ def _with_adapter(model: Any, run: Path) -> Any:
 def _complete(folder: Path, run: Path, found: Manifest, asked: Sequence[Prompt]) -> None:
     """Add what the run knows: its processor to the letter, its prompts, its manifest. Names of
     folders on this machine are cut down to their last part."""
-    for name in found.processor:
+    for name in found.processor:  # checked by `manifest.load`: plain names of plain files
         shutil.copyfile(run / name, folder / name)
     manifest.save_prompts(asked, folder)
     dataclasses.replace(
@@ -159,6 +155,7 @@ def _complete(folder: Path, run: Path, found: Manifest, asked: Sequence[Prompt])
         base={**found.base, "id": _public(found.base["id"])},
         data=_public(found.data),
         processor=manifest.processor_shas(folder),
+        weights=manifest.weights_shas(folder),
     ).save(folder)
 
 
@@ -251,7 +248,7 @@ def _card(
     quantize: str | None,
     prompts: Sequence[Prompt],
     base: Path,
-    run: Path,
+    scores: Mapping[str, Any],
     repo: str,
     license: str | None,
     check: Mapping[str, Any],
@@ -261,7 +258,6 @@ def _card(
     """README.md: the hub's metadata, then the text."""
     import jinja2
 
-    scores = json.loads(path.read_text()) if (path := run / "metrics.json").is_file() else {}
     after, before = scores.get("after", scores), scores.get("before", {})
     results = _results(after, before)
     source = _source(found)
@@ -301,6 +297,33 @@ def _card(
         hashes=hashes,
         adapter_sha=adapter_sha,
     )
+
+
+def _scores(run: Path) -> dict[str, Any]:
+    """The run's metrics.json, {} without one. Raises UserError."""
+    path = run / "metrics.json"
+    if not path.exists():
+        return {}
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: restore it, or remove it")
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; restore it, or remove it to merge without results"
+        ) from error
+    try:
+        after = scores.get("after", scores)
+        for row in _results(after, scores.get("before", {})):
+            for value in (row["value"], *(row["ci"] or (0, 0)), row["before"] or 0):
+                f"{value:.3f}"
+        f"{after['benchmark']} {after['n']:,}"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not what a recipe writes ({type(error).__name__}: {error}): restore it, or "
+            "remove it to merge without results"
+        ) from error
+    return dict(scores)
 
 
 def _sentence(policy: Mapping[str, str], quantize: str | None) -> str:
@@ -450,7 +473,7 @@ def push(folder: str | Path, repo: str) -> None:
     print(f"sending {len(files)} files, {size / 1e6:,.1f} MB, to {api.endpoint}/{repo}")
     print("(a new repository is made private; an existing one stays as visible as it is):")
     for path in files:
-        print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes", flush=True)
+        print(f"  {printable(path.relative_to(folder))}  {path.stat().st_size:,} bytes", flush=True)
     try:
         api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(

@@ -88,7 +88,8 @@ def make_plan(
     flags: dict[str, Any] = {}
     merged = []
     for name, one in found.items():
-        processor = families.get(one.family).load_processor(models[name])
+        manifest.check_weights(one, models[name])
+        processor = families.load_processor(families.get(one.family), models[name])
         told = families.get(one.family).vllm_flags(
             processor, max_length=_length(one, models[name]), policy=one.policy, images=images
         )
@@ -155,7 +156,7 @@ def _length(found: Manifest, run: Path) -> int:
     from transformers import AutoConfig
 
     folder = manifest.resolve_base(found, run) if found.adapter else run
-    text = AutoConfig.from_pretrained(folder).get_text_config()
+    text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     asked = found.max_length + found.generation["max_new_tokens"]
     return min(asked, getattr(text, "max_position_embeddings", asked))
 

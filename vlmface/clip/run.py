@@ -165,6 +165,7 @@ def save(
         au_set=[],
         image={"size": classifier.clip.side},
         processor={},
+        weights=manifest.weights_shas(run_dir),
         max_length=classifier.clip.tokenizer.context_length,
         generation={},
         data=dict(about),

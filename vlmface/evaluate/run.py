@@ -27,6 +27,7 @@ from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
 from vlmface.prompts import Question, check_images
 from vlmface.ranges import Checked, Count, Unused
+from vlmface.terminal import one_line
 from vlmface.train.sft import peak_rss_gib
 
 if TYPE_CHECKING:
@@ -325,8 +326,8 @@ def _evaluate(
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(
-            f"error: {len(unanswered)} faces got no answer and count as wrong ({id}: {why}); the "
-            "same command asks about these again",
+            f"error: {len(unanswered)} faces got no answer and count as wrong ({id}: "
+            f"{one_line(why)}); the same command asks about these again",
             file=sys.stderr,
         )
     else:

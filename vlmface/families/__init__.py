@@ -45,8 +45,8 @@ def family_of(model: Any) -> str:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        except Exception as error:  # transformers raises many unrelated kinds for a damaged file
             raise UserError(
                 f"cannot read a model configuration from {str(model)!r}: {error}. Give a folder "
                 "with config.json, or a model id that this machine has or may download"
@@ -70,6 +70,34 @@ def of_run(name: str, weights: str | Path) -> ModuleType:
             "one of the two is from another run; restore it"
         )
     return get(name)
+
+
+def load_model(family: ModuleType, path: str | Path, **options: Any) -> Any:
+    """`family.load_model` of a checkpoint. Raises UserError if it is damaged."""
+    import torch
+
+    try:
+        return family.load_model(path, **options)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers raises many unrelated kinds for a damaged file
+        raise UserError(
+            f"cannot load the model in {path}: {type(error).__name__}: {error}. Restore its files "
+            "(weights must be safetensors)"
+        ) from error
+
+
+def load_processor(family: ModuleType, path: str | Path) -> Any:
+    """`family.load_processor` of a checkpoint or run. Raises UserError if it is damaged."""
+    try:
+        return family.load_processor(path)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise UserError(
+            f"cannot load the processor in {path}: {type(error).__name__}: {error}. Restore its "
+            "files"
+        ) from error
 
 
 def set_max_pixels(family: ModuleType, processor: Any, max_pixels: int | None) -> None:

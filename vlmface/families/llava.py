@@ -47,9 +47,9 @@ def load_processor(path: str | Path) -> Any:
     """
     from transformers import AutoConfig, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(path)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     if processor.patch_size is None:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = 1  # CLIP's class token
@@ -75,6 +75,8 @@ def load_model(
     model: Any = LlavaForConditionalGeneration.from_pretrained(
         path,
         dtype=dtype or "auto",
+        trust_remote_code=False,
+        use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
     return model.to(device or "cpu").eval()

@@ -57,7 +57,7 @@ def load_processor(path: str | Path) -> Any:
     """
     from transformers import AutoConfig, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(path)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     if not processor.chat_template:
         raise UserError(
             f"{path} has no chat template, so prompts cannot be written as the model saw them: "
@@ -71,7 +71,7 @@ def load_processor(path: str | Path) -> Any:
                 "that the checkpoint was published with"
             )
     if (Path(path) / "config.json").is_file():  # a run with an adapter has none
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if config.image_token_id != processor.image_token_id:
             raise UserError(
                 f"{path}: {processor.image_token} has the id {processor.image_token_id} in the "
@@ -101,6 +101,8 @@ def load_model(
     model: Any = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype or "auto",
+        trust_remote_code=False,
+        use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
     return model.to(device or "cpu").eval()

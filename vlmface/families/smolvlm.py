@@ -51,7 +51,7 @@ def load_processor(path: str | Path) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except ImportError as error:
         if "num2words" not in str(error):
             raise
@@ -73,7 +73,7 @@ def _check(processor: Any, path: str | Path) -> None:
     """Refuse a processor that is not the model's: both would run, and nothing would be right."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     vocabulary = processor.tokenizer.get_vocab()
     fix = "take tokenizer and processor from the checkpoint that the weights come from"
     end = processor.end_of_utterance_token
@@ -113,6 +113,8 @@ def load_model(
     model: Any = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype or "auto",
+        trust_remote_code=False,
+        use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
     return model.to(device or "cpu").eval()

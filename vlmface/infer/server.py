@@ -126,7 +126,7 @@ def requests_of(run: str | Path) -> dict[str, Any]:
     """What a vLLM server must be told with each request, to read and end as the run was trained."""
     found, _ = manifest.load(run)
     family = families.get(found.family)
-    processor = family.load_processor(run)
+    processor = families.load_processor(family, run)
     flags = family.vllm_flags(processor, max_length=found.max_length, policy=found.policy)
     return {**flags["extra_body"], "stop_token_ids": list(family.stop_token_ids(processor))}
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import encode, families, manifest, prompts
+from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import parts
@@ -179,6 +180,7 @@ def start_of(settings: Settings) -> Start:
         )  # fmt: skip
     found, asked = manifest.load(settings.start)
     run = Path(settings.start)
+    manifest.check_weights(found, run)
     by_id = {prompt.id: prompt for prompt in asked}
     if settings.prompt is not None and settings.prompt not in by_id:
         raise UserError(
@@ -191,7 +193,7 @@ def start_of(settings: Settings) -> Start:
         base,
         found.base["id"] if found.adapter else settings.start,
         family,
-        family.load_processor(run),
+        families.load_processor(family, run),
         prompt,
         found.policy if found.adapter else own,
         settings.max_length or found.max_length,
@@ -427,13 +429,11 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     import torch
 
     lora = "lora" in start.policy.values()
-    model = start.family.load_model(
-        start.base, dtype=torch.bfloat16 if mixed and lora else torch.float32
+    model = families.load_model(
+        start.family, start.base, dtype=torch.bfloat16 if mixed and lora else torch.float32
     )
     if start.run is not None:
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(model, str(start.run), is_trainable=True), None
+        return attach(model, start.run, trainable=True), None
     if not lora:
         parts.freeze(start.family.PARTS, model, start.policy)
         return model, None

@@ -688,6 +688,7 @@ def write_manifest(
         au_set=list(aus),
         image=family.describe_image(processor),
         processor=manifest.processor_shas(run_dir),
+        weights=manifest.weights_shas(run_dir),
         crop=crops.as_dict(crops.parse(settings.crop)),
         frames=settings.frames,
         max_length=settings.max_length,
