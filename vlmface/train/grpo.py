@@ -384,6 +384,8 @@ def _server(start: Start, settings: Settings) -> Any:
     answer with what is trained."""
     if settings.vllm is None:
         return None
+    from vlmface import families
+    from vlmface.infer.server import NEUTRAL
     from vlmface.train.vllm_rollout import Server
 
     parts_trained = {part: how for part, how in start.policy.items() if how != "frozen"}
@@ -395,7 +397,7 @@ def _server(start: Start, settings: Settings) -> Any:
         )
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
-    sampling = {
+    sampling = NEUTRAL | {
         "temperature": settings.temperature, "top_p": settings.top_p,
         "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
         "logit_bias": {str(image): -100}, "skip_special_tokens": False,
@@ -405,7 +407,7 @@ def _server(start: Start, settings: Settings) -> Any:
     )
     return Server(
         settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
-        sampling | flags["extra_body"],
+        sampling | flags["extra_body"], padding=families.padding(start.family, start.processor),
     )  # fmt: skip
 
 
