@@ -37,7 +37,7 @@ OLDEST = (0, 32)  # vLLM's first version that was tried with this
 BASE = "base"  # the served name of what adapters are put on
 # How far the server's log-probabilities may be from the run's, in units of what another order of
 # summation changes of them in this process: more than for a merge, since vLLM's kernels are others.
-ALLOWED = 8.0
+ALLOWED = 4.0
 KEY = "VLLM_API_KEY"  # the environment variable in which vLLM looks for its key
 FACES = 4  # pictures of the parity check
 _STARTING = 900.0  # s

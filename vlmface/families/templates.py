@@ -1,8 +1,8 @@
 """Prompts and answers as a checkpoint's chat template frames them.
 
-The prompt is what the template writes with `add_generation_prompt`, as a server does. The answer is
-the target to the letter and the end of a turn: templates of reasoning models rewrite what an
-assistant has said (Qwen3-VL-Thinking moves `<think>` into the prompt and drops earlier thoughts), and
+The prompt is what the template writes with `add_generation_prompt`, as a server does. The answer
+is the target to the letter and the end of a turn: templates of reasoning models rewrite what an
+assistant wrote (Qwen3-VL-Thinking moves `<think>` into the prompt and drops earlier thoughts), and
 such a text is never what a model should learn to write.
 """
 
@@ -43,17 +43,33 @@ def completion(processor: Any, messages: Messages, target: str, ends: Sequence[s
     writes before an answer, the target to the letter, and the end of the turn.
 
     `ends` are tokens that end an answer. It is closed with the first of them, once, whichever the
-    template writes and how often: a model that never sees it does not learn to stop.
+    template writes and how often: a model that never sees it does not learn to stop. Raises
+    UserError if the template writes the question differently once it is answered.
     """
     turn = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
     before, _, behind = _render(processor, [*messages, turn]).rpartition(_ANSWER)
     opened = prompt(processor, messages)
+    asked = opened[: opened.rfind(_last_text(messages)) + len(_last_text(messages))]
+    if not before.startswith(asked):
+        raise UserError(
+            "the chat template writes the conversation with an answer differently from the prompt "
+            f"alone ({asked[-40:]!r} against {before[: len(asked)][-40:]!r}): training and serving "
+            "would not agree"
+        )
     gap = before[len(opened) :] if before.startswith(opened) else ""
     if gap.strip():  # empty thoughts, say, which an answer brings itself
         gap = ""
     places = [place for end in ends if (place := behind.find(end)) >= 0]
     behind = behind[: min(places)] if places else behind.rstrip()
     return gap + target + behind + ends[0]
+
+
+def _last_text(messages: Messages) -> str:
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        return content.strip()
+    texts = [block["text"].strip() for block in content if block["type"] == "text"]
+    return texts[-1] if texts else ""
 
 
 def check(processor: Any, path: str | Path) -> None:
@@ -83,9 +99,9 @@ def check(processor: Any, path: str | Path) -> None:
             )
     if _on_day(processor, question, "1 January") != _on_day(processor, question, "2 January"):
         raise UserError(
-            f"the chat template of {path} writes today's date (strftime_now), so that a model would "
-            "be asked another prompt each day than it was trained with: write a fixed date into "
-            "chat_template.jinja"
+            f"the chat template of {path} writes today's date (strftime_now), so that a model "
+            "would be asked another prompt each day than it was trained with: write a fixed date "
+            "into chat_template.jinja"
         )
     _check_tokenizer(processor, path, asked)
 
@@ -104,9 +120,11 @@ def _check_tokenizer(processor: Any, path: str | Path, asked: str) -> None:
 
 
 def _on_day(processor: Any, question: Mapping[str, Any], day: str) -> str:
-    return processor.tokenizer.apply_chat_template(
-        [question], chat_template=processor.chat_template, tokenize=False,
-        add_generation_prompt=True, strftime_now=lambda _: day,
+    """The prompt as the template writes it where `strftime_now` gives `day`."""
+    now = "{%- macro strftime_now(form) -%}" + day + "{%- endmacro -%}"
+    return _render(
+        processor, [question], add_generation_prompt=True,
+        chat_template=now + processor.chat_template,
     )  # fmt: skip
 
 
