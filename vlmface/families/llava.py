@@ -105,8 +105,9 @@ def _check_image(processor: Any, config: Any, path: str | Path) -> None:
             f"{path}: the image processor makes pictures of {height} x {width} pixels, but the "
             f"vision tower takes {vision.image_size} x {vision.image_size}: {fix}"
         )
-    made = (height // vision.patch_size) * (width // vision.patch_size)
-    made += _additional_tokens(vision) - (config.vision_feature_select_strategy == "default")
+    patches = (height // vision.patch_size) * (width // vision.patch_size)
+    dropped = config.vision_feature_select_strategy == "default"
+    made = patches + processor.num_additional_image_tokens - dropped
     parts.check_image_tokens(path, image_tokens(processor), made)
 
 
