@@ -92,7 +92,7 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
     run, plain = as_run(copy), as_run(Path(shutil.copytree(base, tmp_path / "plain")))
     found, expected = (serve.written_here(one, PICTURES, "float32") for one in (run, plain))
     assert [one.ids for one in found] == [one.ids for one in expected]
-    assert all(len(one.rounding) == len(one.ids) and min(one.rounding) > 0 for one in found)
+    assert all(0 < len(one.rounding) <= len(one.ids) and min(one.rounding) > 0 for one in found)
     # Nearly greedy draws of a rollout are the same tokens.
     model = LocalModel.load(run)
     batch = encode.Collator(model.processor, model.family)(model._rows(PICTURES[:1]))

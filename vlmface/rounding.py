@@ -36,9 +36,8 @@ class Difference:
 
     def within(self, level: Difference) -> bool:
         """Whether rounding of this `level` explains the difference; NaN is never explained."""
-        return (
-            self.rms <= ALLOWED * level.rms and self.largest <= ALLOWED_LARGEST * level.largest
-        )  # fmt: skip
+        usual = self.rms <= ALLOWED * level.rms
+        return usual and self.largest <= ALLOWED_LARGEST * level.largest
 
     def __str__(self) -> str:
         return f"{self.rms:.1e} nats (root mean square; {self.largest:.1e} at most)"
@@ -51,8 +50,7 @@ def difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> Differen
         gap = (x.log_softmax(-1) - y.log_softmax(-1)).abs()
         total += float(gap.double().square().sum())
         count += gap.numel()
-        largest = max(largest, float(gap.max()), key=lambda value: math.inf if value != value
-                      else value)  # fmt: skip
+        largest = max(largest, float(gap.nan_to_num(nan=math.inf).max()))
     return Difference(math.sqrt(total / count), largest)
 
 

@@ -325,24 +325,28 @@ def written_here(run: Path, images: Sequence[Any], dtype: str) -> list[Written]:
         own = log_p.gather(1, ids[:, None])[:, 0]
         lead = best[:, 0] - best[:, 1]
         least = torch.finfo(model.model.dtype).eps * float(logits.abs().max())
-        moved = (_read_again(model, row, ids) - own).abs().clamp(min=least)
+        again = _read_again(model, row, ids.tolist())
+        moved = (again - own[: len(again)]).abs().clamp(min=least)
         found.append(Written(prompt, ids.tolist(), own.tolist(), lead.tolist(), moved.tolist()))
     return found
 
 
-def _read_again(model: LocalModel, row: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities of an answer's tokens, read at once and with sums in another order."""
+def _read_again(model: LocalModel, row: dict[str, Any], ids: list[int]) -> torch.Tensor:
+    """The log-probabilities of an answer's tokens, read at once and with sums in another order; up
+    to an image token, which an untrained model may write, but which cannot be read as text."""
     import torch
 
+    image = model.processor.tokenizer.convert_tokens_to_ids(model.processor.image_token)
+    ids = ids[: ids.index(image) + 1] if image in ids else ids
     prompt = len(row["input_ids"])
-    everything = [*row["input_ids"], *ids.tolist()]
+    everything = [*row["input_ids"], *ids[:-1]]
     more = model.family.token_inputs(model.processor, everything, prompt)
     collate = encode.Collator(model.processor, model.family)
     batch = collate([{**row, "input_ids": everything, **more}])
     with torch.inference_mode(), rounding.reordered(model.model):
         logits = model.model(**encode.to_model(batch, model.model), use_cache=False).logits
-    log_p = logits[0, prompt - 1 : -1].float().log_softmax(-1)
-    return log_p.gather(1, ids[:, None])[:, 0]
+    log_p = logits[0, prompt - 1 :].float().log_softmax(-1)
+    return log_p.gather(1, torch.tensor(ids, device=log_p.device)[:, None])[:, 0]
 
 
 def _shown(image: Any, views: crops.Views, frames: int) -> Any:

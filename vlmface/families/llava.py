@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.families import parts, templates
 from vlmface.families.generation import clear_generation_config
@@ -50,8 +51,6 @@ def load_processor(path: str | Path) -> Any:
     that do not belong together, and for a chat template that cannot be used.
     """
     from transformers import AutoConfig, AutoProcessor
-
-    from vlmface import manifest
 
     processor = AutoProcessor.from_pretrained(path)
     if not Path(path).is_dir() or (Path(path) / "config.json").is_file():  # no adapter alone

@@ -38,14 +38,21 @@ def prompt(processor: Any, messages: Messages) -> str:
     return text
 
 
-def completion(processor: Any, messages: Messages, target: str, ends: Sequence[str]) -> str:
+def completion(processor: Any, messages: Messages, target: str, ends: Sequence[str | None]) -> str:
     """What follows `prompt` when the assistant answers `target`: white space that the template
     writes before an answer, the target to the letter, and the end of the turn.
 
     `ends` are tokens that end an answer. It is closed with the first of them, once, whichever the
     template writes and how often: a model that never sees it does not learn to stop. Raises
-    UserError if the template writes the question differently once it is answered.
+    UserError if the template writes the question differently once it is answered, or if there is
+    no such token.
     """
+    known = [end for end in ends if end]
+    if not known:
+        raise UserError(
+            "the tokenizer has no eos_token, so that no answer could end: set it in "
+            "tokenizer_config.json"
+        )
     turn = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
     before, _, behind = _render(processor, [*messages, turn]).rpartition(_ANSWER)
     opened = prompt(processor, messages)
@@ -59,9 +66,9 @@ def completion(processor: Any, messages: Messages, target: str, ends: Sequence[s
     gap = before[len(opened) :] if before.startswith(opened) else ""
     if gap.strip():  # empty thoughts, say, which an answer brings itself
         gap = ""
-    places = [place for end in ends if (place := behind.find(end)) >= 0]
+    places = [place for end in known if (place := behind.find(end)) >= 0]
     behind = behind[: min(places)] if places else behind.rstrip()
-    return gap + target + behind + ends[0]
+    return gap + target + behind + known[0]
 
 
 def _last_text(messages: Messages) -> str:
