@@ -450,11 +450,13 @@ def _server(start: Start, settings: Settings) -> Any:
     """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
+    from vlmface import families
+    from vlmface.infer.server import NEUTRAL
     from vlmface.train.vllm_rollout import Server
 
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
-    sampling = {
+    sampling = NEUTRAL | {
         "temperature": settings.temperature, "top_p": settings.top_p,
         "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
         "logit_bias": {str(image): -100}, "skip_special_tokens": False,
@@ -464,7 +466,7 @@ def _server(start: Start, settings: Settings) -> Any:
     )
     return Server(
         settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
-        sampling | flags["extra_body"],
+        sampling | flags["extra_body"], padding=families.padding(start.family, start.processor),
     )  # fmt: skip
 
 
