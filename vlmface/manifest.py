@@ -27,7 +27,7 @@ CLIP = "clip"  # the `family` of a CLIP, which is none of vlmface.families
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _BLOCK = 32 * 2**20
-_LATER = {"frames", "clip"}  # not in the manifests of earlier versions
+_LATER = {"frames", "clip", "faces"}  # not in the manifests of earlier versions
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Manifest:
     data annotates. `image`: sizes in pixels and tokens (the family's `describe_image`); `processor`
     {file name: sha} of preprocessing and chat template; `crop`: the view of a picture that is shown
     (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how many of
-    a clip, of each view; `quantize`: what the base's language model was quantised to while the
-    adapter was trained, null if it was not (whoever loads the model takes the base unquantised);
+    a clip, of each view; `faces`: whether its pictures are faces ("largest": in a photograph the
+    largest one is looked for) or not ("none"); `quantize`: what the base's language model was
+    quantised to while the adapter was trained, null if it was not (whoever loads the model takes
+    the base unquantised);
     `clip`: of a CLIP, how its classifier is built (`clip.classifier.Shape`); `generation`
     {"max_new_tokens"}, always greedy. `data`
     {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
@@ -64,6 +66,7 @@ class Manifest:
     limits: str
     crop: dict[str, Any] | list[dict[str, Any]] | None = None
     frames: int = 1
+    faces: str = "largest"
     quantize: str | None = None
     clip: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")

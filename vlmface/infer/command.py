@@ -13,6 +13,7 @@ from vlmface.errors import UserError
 
 if TYPE_CHECKING:
     from vlmface.infer.local import Prediction
+    from vlmface.infer.predictor import Predictor
     from vlmface.infer.report import FaceReport
 
 
@@ -21,7 +22,9 @@ def predict_command(
     model: str,
     as_json: bool,
     batch_size: int,
+    *,
     box: Sequence[float] | None = None,
+    faces: str | None = None,
     **how: Any,
 ) -> int:
     """Answer image files, folders of them and videos: as text, or as one JSON object a line.
@@ -29,7 +32,8 @@ def predict_command(
 
     A run that was trained to answer several questions is asked all of them. A file that cannot be
     read costs one error line on stderr and the exit code 2, but the others are still answered.
-    `box` says which face of the only image is meant. `how`: see `Predictor.load`.
+    `box` says which face of the only image is meant, `faces` which faces of each (see
+    `Predictor.predict`). `how`: see `Predictor.load`.
     """
     from transformers.utils import logging
 
@@ -46,11 +50,7 @@ def predict_command(
             failed += 1
             print(f"error: {error}", file=sys.stderr)
     if box is not None:
-        x0, y0, x1, y1 = box
-        if not (x0 < x1 and y0 < y1):
-            raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
-        if len(paths) != 1:
-            raise UserError(f"--box is a place in one image, but there are {len(paths)}")
+        _check_box(box, faces, len(paths))
     frames = _frames(paths, how.get("run") or model)
     predictor = None
     try:
@@ -64,23 +64,54 @@ def predict_command(
                     print(f"error: {error}", file=sys.stderr)
             if not opened:
                 continue
-            predictor = predictor or Predictor.load(model, **how)
-            reports = predictor.predict(
-                [image for _, image in opened], boxes=None if box is None else [box],
-                batch_size=batch_size,
-            )  # fmt: skip
-            for (path, _), report in zip(opened, reports, strict=True):
-                if as_json:
-                    line = {"image": str(path), **report.as_dict()}
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
-                else:
-                    print(_as_text(path, report), flush=True)
+            if predictor is None:
+                predictor = Predictor.load(model, **how)
+                if faces is None and box is None:
+                    faces = _default_faces(predictor)
+            _answer(predictor, opened, box, faces, batch_size, as_json)
         if predictor and predictor.limits and not as_json:
             print(f"note: {predictor.limits}")
     finally:
         if predictor:
             predictor.close()
     return 2 if failed else 0
+
+
+def _check_box(box: Sequence[float], faces: str | None, images: int) -> None:
+    x0, y0, x1, y1 = box
+    if not (x0 < x1 and y0 < y1):
+        raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
+    if images != 1:
+        raise UserError(f"--box is a place in one image, but there are {images}")
+    if faces is not None:
+        raise UserError(f"--box says which face is meant, and --faces is {faces}: leave out one")
+
+
+def _default_faces(predictor: Predictor) -> str:
+    """What the run was trained for, and a sentence where that is not possible here."""
+    if predictor.faces_note:
+        print(f"note: {predictor.faces_note}", file=sys.stderr)
+    return predictor.faces_by_default
+
+
+def _answer(
+    predictor: Predictor, opened: Sequence[tuple[Path, Any]], box: Sequence[float] | None,
+    faces: str | None, batch_size: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Print what is said of each of these pictures, a line or block for each face."""
+    reports: list[Any] = predictor.predict(
+        [image for _, image in opened], boxes=None if box is None else [box],
+        faces=faces, batch_size=batch_size,
+    )  # fmt: skip
+    for (path, _), of_picture in zip(opened, reports, strict=True):
+        group = of_picture if isinstance(of_picture, list) else [of_picture]
+        for number, report in enumerate(group, 1):
+            if as_json:
+                line = {"image": str(path), **report.as_dict()}
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+            else:
+                name = f"{path}, face {number}" if len(group) > 1 else str(path)
+                print(_as_text(name, report), flush=True)
 
 
 def _frames(paths: Sequence[Path], run: str | Path) -> int:
@@ -106,25 +137,25 @@ def _open(path: Path, frames: int) -> Any:
     return video.frames(path, frames) if _is_video(path) else open_image(path)
 
 
-def _as_text(path: Path, report: FaceReport) -> str:
+def _as_text(name: str, report: FaceReport) -> str:
     """The answer to the one question with all that was written; of several, a line each."""
+    if report.face_found is False and not report.scene_only:
+        return f"{name}: no face found, so nothing was asked (--faces none asks about the picture)"
     if len(report.answers) == 1:
         said = report.main
-        lines = [f"{path}: {_label(said)}"]
+        lines = [f"{name}: {_label(said)}"]
         if said.probabilities:
             lines.append(f"  probabilities: {_ranked(said)}")
         if report.aus:
             lines.append("  action units: " + ", ".join(facs.name(au) for au in report.aus))
         lines.append(f"  {report.rationale or said.text}")
     else:
-        lines = [f"{path}:"]
+        lines = [f"{name}:"]
         for task, said in report.answers.items():
             likely = f" ({_ranked(said)})" if said.probabilities else ""
             lines.append(f"  {task.replace('_', ' ')}: {_label(said)}{likely}")
     if report.scene_only:
         lines.append("  no face was found in it: the scene alone was judged")
-    elif report.face_found is False:
-        lines.append("  no face was found in it: this is about the picture as a whole")
     return "\n".join(lines)
 
 

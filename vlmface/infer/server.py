@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlmface import answers, families, manifest, prompts
 from vlmface.encode import Shown, listed
 from vlmface.errors import UserError
+from vlmface.infer import loops
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, streamed, with_images
 from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
@@ -137,7 +138,7 @@ def served_model(endpoint: Endpoint) -> str:
 
     endpoint.check()
     try:
-        found = asyncio.run(names())
+        found = loops.run(names())
     except NoAnswerError as error:
         raise UserError(
             f"{endpoint.url} does not answer ({error}): start the server, or check the URL, which "
