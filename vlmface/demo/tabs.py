@@ -115,7 +115,7 @@ def _shown(
 ) -> tuple[str | None, list[Image.Image]]:
     """What the model was shown of a picture, in words and as pictures, where that is to be said."""
     words = voices.shown(predictor)
-    if words is None or (report.face_found is False and not report.scene_only):
+    if words is None or not report.was_asked:
         return None, []
     seen = view.pictures
     return words, list(seen[:: predictor.frames]) if isinstance(seen, Sequence) else [seen]

@@ -162,7 +162,7 @@ def answer(
     return str(_template().answer({
         "heading": heading,
         "label": main.answer.said,
-        "asked": report.face_found is not False or report.scene_only,
+        "asked": report.was_asked,
         "labels": main.answer.labels,
         "likely": _likely(report, None),
         "affect": main.affect,
@@ -177,7 +177,7 @@ def answer(
         "attributes": [
             (task.replace("_", " "), label, _likely(report, task))
             for task, label in report.attributes.items()
-            if report.answers[task] is not main and report.face_found is not False
+            if report.answers[task] is not main and report.was_asked
         ],
         "limits": report.note or LIMITS,
         "status": STATUS[report.status] if wrote is not None else None,

@@ -163,7 +163,7 @@ def no_face(
     which it could not be looked for."""
     if report.scene_only:
         return ["No face was found, so the model has judged the scene alone."]
-    if report.face_found is False:
+    if not report.was_asked:
         return ["No face was found, so the model was not asked."]
     if report.face_found is None and predictor.faces_note:
         return [f"Faces are not looked for here: the model was shown {seen}."]

@@ -139,7 +139,7 @@ def _open(path: Path, frames: int) -> Any:
 
 def _as_text(name: str, report: FaceReport) -> str:
     """The answer to the one question with all that was written; of several, a line each."""
-    if report.face_found is False and not report.scene_only:
+    if not report.was_asked:
         return f"{name}: no face found, so nothing was asked (--faces none asks about the picture)"
     if len(report.answers) == 1:
         said = report.main

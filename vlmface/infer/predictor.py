@@ -149,6 +149,7 @@ class Predictor:
         )
 
     def __enter__(self) -> Predictor:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -318,6 +319,7 @@ class Predictor:
     ) -> FaceReport:
         """`predict` of one clip whose face is known frame by frame, as `clip_view` has it. The
         report has no box, as the face is elsewhere in each frame."""
+        self._check_open()
         return self.answer([self.clip_view(frames, boxes)], self.questions_of(tasks))[0]
 
     def clip_view(self, frames: Sequence[Any], boxes: Sequence[Sequence[float] | None]) -> FaceView:

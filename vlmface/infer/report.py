@@ -39,6 +39,11 @@ class FaceReport:
         return self.face_found is False and crops.falls_back(self.views)
 
     @property
+    def was_asked(self) -> bool:
+        """Whether the model was asked, and not left out of it as there is no face."""
+        return self.face_found is not False or self.scene_only
+
+    @property
     def main(self) -> Prediction:
         """The answer about the emotion, or else the first."""
         return self.answers.get(EMOTION) or next(iter(self.answers.values()))
