@@ -172,7 +172,8 @@ def test_one_picture_or_many() -> None:
         assert found == [single] or found[0] is single
         assert alone
     several = [[one, one], (one, one), iter([one, one]), (x for x in (one, one)),
-               np.stack([RGB] * 2), torch.zeros(2, 3, 30, 40), {1: one, 2: one}.values()]  # fmt: skip
+               np.stack([RGB] * 2), torch.zeros(2, 3, 30, 40),
+               {1: one, 2: one}.values()]  # fmt: skip
     for many in several:
         found, alone = listed(many)
         assert len(found) == 2 and not alone

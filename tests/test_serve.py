@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,9 +337,8 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
     thread.start()
     with Predictor.load(server.url, run=adapters[0], served="one", concurrency=32) as predictor:
         with ThreadPoolExecutor(32) as pool:
-            found = list(
-                pool.map(lambda image: predictor.predict(image, faces="none").main.text, PICTURES)
-            )
+            reports = pool.map(partial(predictor.predict, faces="none"), PICTURES)
+            found = [report.main.text for report in reports]
         stop.set()
         thread.join()
         assert found == [report.main.text for report in predictor.predict(PICTURES, faces="none")]
