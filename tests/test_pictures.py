@@ -160,7 +160,7 @@ def test_files_that_are_gone_are_one_message(tmp_path: Path) -> None:
             as_picture(source)
     content = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
     cut = Image.open(io.BytesIO(content[: len(content) // 2]))
-    with pytest.raises(UserError, match="damaged or cut off"):
+    with pytest.raises(UserError, match="damaged, cut off or closed"):
         as_picture(cut)
 
 

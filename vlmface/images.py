@@ -42,7 +42,7 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
             )
         try:
             image.load()
-            return _to_rgb(_upright(image))
+            return to_rgb(_upright(image))
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
 
@@ -126,7 +126,7 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Pillow clips these to 0..255 when it converts, which turns a 16-bit photograph white.
         grey = np.asarray(image).astype(np.float32 if image.mode.startswith("I;") else np.float64)

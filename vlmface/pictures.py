@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from vlmface import images
 from vlmface.errors import UserError
@@ -59,9 +59,9 @@ def as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         return as_picture(image)
     try:
         plain = image.mode == "RGB" and not image.has_transparency_data
-        return image if plain else images._to_rgb(image)
+        return image if plain else images.to_rgb(image)
     except Exception as error:  # as in open_image, and a file that has been closed
-        raise images._damaged("the picture", error) from error
+        raise _unreadable("the picture", error) from error
 
 
 def listed(pictures: Any) -> tuple[list[Any], bool]:
@@ -119,11 +119,11 @@ def _from_pil(image: Image.Image, name: str) -> Image.Image:
     _check_size(image.width, image.height, name)
     try:
         image.load()
-        return as_rgb(images._upright(image) if _has_turn(image) else image)
+        return as_rgb(ImageOps.exif_transpose(image) if _has_turn(image) else image)
     except UserError:
         raise
     except Exception as error:  # a file that is opened late fails as in open_image
-        raise images._damaged(name, error) from error
+        raise _unreadable(name, error) from error
 
 
 def _has_turn(image: Image.Image) -> bool:
@@ -145,7 +145,7 @@ def _from_array(source: Any, name: str) -> Image.Image:
     else:
         raise UserError(f"{name} is an array of {values.dtype}: give integers or floats")
     pixels = np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return images._to_rgb(Image.fromarray(pixels))
+    return images.to_rgb(Image.fromarray(pixels))
 
 
 def _channels_last(source: Any, name: str) -> np.ndarray:
@@ -194,7 +194,14 @@ def _from_integers(values: np.ndarray, name: str) -> np.ndarray:
     height, width, channels = values.shape
     # One scale for all channels, and the one that a file of such numbers has.
     flat = Image.fromarray(values.astype(np.uint16).reshape(height, width * channels))
-    return np.asarray(images._to_rgb(flat))[..., 0].reshape(height, width, channels)
+    return np.asarray(images.to_rgb(flat))[..., 0].reshape(height, width, channels)
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"{name} is damaged, cut off or closed and cannot be decoded ({error}): open it again, or "
+        "copy its file again from its source"
+    )
 
 
 def _check_size(width: int, height: int, name: str) -> None:
