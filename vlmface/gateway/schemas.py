@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,7 @@ FACES = (
     "Which faces are looked for; none: the picture is shown as a whole. Left out: largest for a "
     "model that was trained on faces, otherwise none."
 )
+_LEFT_OUT: Any = None  # which a client cannot send
 
 
 class _Strict(BaseModel):
@@ -24,7 +25,7 @@ class Form(_Strict):
     """The text fields of a form."""
 
     tasks: list[str] | None = Field(None, description=TASKS, min_length=1)
-    faces: Faces | None = Field(None, description=FACES)
+    faces: Faces = Field(_LEFT_OUT, description=FACES)
 
 
 class Sent(Form):
@@ -104,9 +105,8 @@ def request_body(tasks: list[str], max_faces: int) -> dict[str, Any]:
         _array(field)["items"] = {"type": "string", "enum": tasks}
     _array(sent["properties"]["boxes"])["maxItems"] = max_faces
     form["properties"]["tasks"] = _array(form["properties"]["tasks"]) | {"description": TASKS}
-    form["properties"]["faces"] = {
-        "type": "string", "enum": list(get_args(Faces)), "description": FACES,
-    }  # fmt: skip
+    for schema in (sent, form):
+        del schema["properties"]["faces"]["default"]
     form["properties"]["image"] = {"type": "string", "format": "binary", "description": "a file"}
     form["required"] = ["image"]
     return {

@@ -89,7 +89,6 @@ class Predictor:
         limits: str | None = None, aus: Sequence[int] = (), name: str = "",
     ) -> None:  # fmt: skip
         self.backend, self.viewpoint = backend, viewpoint or Viewpoint()
-        self.views, self.frames = self.viewpoint.views, self.viewpoint.frames
         self.limits, self.name = limits, name
         self.aus = tuple(aus)  # that it may name; none: not known
         # Of several prompts about one field the first.
@@ -171,6 +170,14 @@ class Predictor:
             raise UserError(
                 f"the predictor of {self.name or 'this model'} is closed: load it again"
             )
+
+    @property
+    def views(self) -> crops.Views:
+        return self.viewpoint.views
+
+    @property
+    def frames(self) -> int:
+        return self.viewpoint.frames
 
     # --- faces ------------------------------------------------------------------------------------
 
