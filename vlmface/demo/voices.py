@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlmface import manifest
-from vlmface.data import crops
 from vlmface.infer.predictor import Predictor
 from vlmface.infer.report import EMOTION, FaceReport
 from vlmface.prompts import Question
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.data.detect import Box
-    from vlmface.infer.face_views import FaceView
+    from vlmface.infer.face_views import FaceView, Viewpoint
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
         ("data", f"{data['name']}, {data['split']} split, {data['n']:,} samples"),
         ("prompts", asked),
         ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
-        ("shown", in_words(crops.parse(found.crop), found.frames)),
+        ("shown", in_words(predictor.viewpoint)),
         ("vlmface", found.vlmface),
     ], server)  # fmt: skip
 
@@ -119,14 +118,16 @@ SHOWN = {
     "landmarks": "the lines of the face's landmarks",
     "parsed": "the parts of the face in colours",
 }
+_WHOLE = "pictures whole"
 # Of a model that was trained on pictures whole, which were portraits.
-_PORTRAITS = "pictures whole; of a photograph here the face cut out, as in a portrait"
+_PORTRAITS = f"{_WHOLE}; of a photograph the face cut out, as in a portrait"
 
 
-def in_words(views: crops.Views, frames: int) -> str:
+def in_words(viewpoint: Viewpoint) -> str:
     """What a model is shown, in words."""
-    named = " and ".join(SHOWN[one.show] for one in views) or _PORTRAITS
-    return named if frames == 1 else f"{named}; {frames} frames of a clip"
+    named = " and ".join(SHOWN[one.show] for one in viewpoint.views)
+    named = named or (_WHOLE if viewpoint.faces == "none" else _PORTRAITS)
+    return named if viewpoint.frames == 1 else f"{named}; {viewpoint.frames} frames of a clip"
 
 
 def shown(predictor: Predictor) -> str | None:
