@@ -560,10 +560,11 @@ def test_many_clients_are_answered_as_alone(live: Live, predictor: Predictor) ->
 
 
 def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     class Slow(Failing):
         async def aanswer(self, *_: Any, **__: Any) -> Any:
+            begun.set()
             try:
                 await asyncio.sleep(30)
             finally:
@@ -573,7 +574,7 @@ def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
         content = json.dumps({"image": GOOD}).encode()
         with socket.create_connection(("127.0.0.1", live.port)) as connection:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
-            wait_for(lambda: live.server.load.at_work["answering"] == 1)
+            assert begun.wait(10) and live.server.load.at_work["answering"] == 1
         assert ended.wait(5)
 
 

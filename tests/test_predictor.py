@@ -253,11 +253,13 @@ def test_a_box_of_any_kind_is_reported_as_numbers(local: Predictor, box: Any) ->
 @pytest.mark.parametrize(
     ("boxes", "said"),
     [([[1, 2, 3], None], "box 1 is"), ([(1, 2, 30, 30)], "1 boxes for 2"), (7, "boxes is 7"),
-     ([None, "face"], "box 2 is 'face'"), ([[1, 2, 30, 30]] * 3, "3 boxes for 2")],
+     ([None, "face"], "box 2 is 'face'"), ([[1, 2, 30, 30]] * 3, "3 boxes for 2"),
+     ([np.zeros((3, 3)), None], "box 1 is array")],
 )  # fmt: skip
 def test_boxes_that_are_none_are_one_message(local: Predictor, boxes: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as error:
         local.predict(PICTURES[:2], boxes=boxes)
+    assert "\n" not in str(error.value)
 
 
 # --- loops, streams, closing ----------------------------------------------------------------------

@@ -165,7 +165,7 @@ def boxes_of(boxes: Any, pictures: int, single: bool) -> list[tuple[float, ...] 
     try:
         entries = list(boxes)
     except TypeError:
-        raise UserError(f"boxes is {boxes!r:.60}: give a box for each picture, or None") from None
+        raise UserError(f"boxes is {_short(boxes)}: give a box for each picture, or None") from None
     if len(entries) != pictures:
         raise UserError(
             f"there are {len(entries)} boxes for {pictures} picture(s): give one for each, or None"
@@ -174,7 +174,7 @@ def boxes_of(boxes: Any, pictures: int, single: bool) -> list[tuple[float, ...] 
     for number, (entry, numbers) in enumerate(zip(entries, made, strict=True), 1):
         if entry is not None and numbers is None:
             raise UserError(
-                f"box {number} is {entry!r:.60}: give left, top, right, bottom in pixels of the "
+                f"box {number} is {_short(entry)}: give left, top, right, bottom in pixels of the "
                 "upright picture"
             )
     return made
@@ -189,3 +189,8 @@ def _box(value: Any) -> tuple[float, ...] | None:
     except (TypeError, ValueError):
         return None
     return tuple(numbers.tolist()) if numbers.shape == (4,) else None
+
+
+def _short(value: Any) -> str:
+    """For a message of one line."""
+    return " ".join(repr(value).split())[:60]

@@ -243,7 +243,7 @@ class Predictor:
 
     def _default_faces(self) -> str:
         if self.faces_note:
-            warnings.warn(self.faces_note, stacklevel=5)
+            warnings.warn(self.faces_note, stacklevel=4)
         return self.faces_by_default
 
     # --- asking -----------------------------------------------------------------------------------
@@ -306,13 +306,10 @@ class Predictor:
         questions = self.questions_of(tasks)
         reports: list[Any] = []
         for start in range(0, len(inputs), MOST_OPEN):
-            part = slice(start, start + MOST_OPEN)
-            views = [
-                self._face_views(image, "the picture" if single else f"picture {n}", faces, box)
-                for n, (image, box) in enumerate(
-                    zip(inputs[part], places[part], strict=True), start + 1
-                )
-            ]
+            views = []
+            for number in range(start, min(start + MOST_OPEN, len(inputs))):
+                name = "the picture" if single else f"picture {number + 1}"
+                views.append(self._face_views(inputs[number], name, faces, places[number]))
             answers = iter(self.answer(list(itertools.chain(*views)), questions, batch_size))
             groups = [list(itertools.islice(answers, len(group))) for group in views]
             reports += groups if faces == "all" else [group[0] for group in groups]
@@ -505,6 +502,7 @@ class Served:
             return client, asyncio.Semaphore(endpoint.concurrency)
 
         self._client, self._turns = self._wait(connect())
+        self._streams: set[asyncio.Task[None]] = set()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -533,6 +531,10 @@ class Served:
         pieces: SimpleQueue[str | Prediction | BaseException] = SimpleQueue()
 
         async def receive() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._streams.add(task)
+            task.add_done_callback(self._streams.discard)
             try:
                 async with self._turns:
                     async for piece in self.server.stream(self._client, prompt, image):
@@ -551,9 +553,9 @@ class Served:
 
     def close(self) -> None:
         async def end() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
+            for task in self._streams:  # of which nobody may be reading the rest
                 task.cancel()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
             await asyncio.gather(*others, return_exceptions=True)
             await self._client.aclose()
 
