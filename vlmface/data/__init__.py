@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from vlmface.data import options
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,12 +130,14 @@ def read(
     """What the data set's own module makes of a split: `load` before images are looked for, with
     what was left out. Raises UserError as `load` does."""
     module = adapter(name)
-    options = list(inspect.signature(module.read).parameters)[2:]
-    for option in protocol:
-        if option not in options:
+    known = inspect.signature(module.read).parameters
+    own = list(known)[2:]
+    for option, value in protocol.items():
+        if option not in own:
             raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(options) or 'none'}"
+                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
             )
+        options.check_type(f"{name}: {option}", options.declared(module.read)[option], value)
     if split not in module.SPLITS:
         raise UserError(
             f"{name} has no split {split!r}: it has {', '.join(module.SPLITS)}"
@@ -156,17 +159,17 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     kinds = inspect.signature(adapter(name).read).parameters
-    options = {}
+    found = {}
     for word in words:
         option, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"an option is written name=value, found {word!r}")
         kind = kinds[option].annotation if option in kinds else None
         try:
-            options[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
+            found[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"option {option} cannot be read from {text!r}: {error}") from error
-    return options
+    return found
 
 
 def fingerprint(rows: datasets.Dataset) -> str:
@@ -183,17 +186,16 @@ def fingerprint(rows: datasets.Dataset) -> str:
 def hold_out(
     rows: datasets.Dataset, share: float, seed: int = 0
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(rest, held out): about `share` (0..1) of the rows, by whole subjects; a row without a
-    subject is its own. Deterministic under `seed`, and independent of the order of the rows."""
+    """(rest, held out): by whole subjects, as near to `share` (0..1) of the rows as these allow; a
+    row without a subject is its own. Neither part is empty. Deterministic under `seed`, and
+    independent of the order of the rows. Raises UserError for a single subject."""
     import numpy as np
+
+    from vlmface.data import people
 
     if not 0 < share < 1:
         raise UserError(f"hold_out takes a share between 0 and 1, not {share}")
-    subjects = [s or i for s, i in zip(rows["subject"], rows["id"], strict=True)]
-
-    def draw(subject: str) -> float:
-        digest = hashlib.sha256(f"{seed} {subject}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    held = np.array([draw(subject) < share for subject in subjects])
+    subjects = people.keys(rows)
+    chosen = people.choose(subjects, share, seed)
+    held = np.array([subject in chosen for subject in subjects], bool)
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from vlmface import facs
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
+    from vlmface.infer.endpoint import NoAnswerError
     from vlmface.infer.local import Prediction
     from vlmface.infer.predictor import Predictor
     from vlmface.infer.report import FaceReport
@@ -31,7 +32,8 @@ def predict_command(
     Returns the exit code.
 
     A run that was trained to answer several questions is asked all of them. A file that cannot be
-    read costs one error line on stderr and the exit code 2, but the others are still answered.
+    read, or that a server gives no answer for, costs one error line on stderr and the exit code 2,
+    but the others are still answered. Raises UserError for a server that answers nothing any more.
     `box` says which face of the only image is meant, `faces` which faces of each (see
     `Predictor.predict`). `how`: see `Predictor.load`.
     """
@@ -39,9 +41,10 @@ def predict_command(
 
     from vlmface.images import find_images
     from vlmface.infer import Predictor
+    from vlmface.infer.endpoint import PATIENCE, NoAnswerError
 
     logging.disable_progress_bar()  # stdout and stderr are for answers and errors
-    failed = 0
+    failed = silent = 0  # `silent`: faces in a row without an answer
     paths: list[Path] = []
     for name in images:
         try:
@@ -68,7 +71,20 @@ def predict_command(
                 predictor = Predictor.load(model, **how)
                 if faces is None and box is None:
                     faces = _default_faces(predictor)
-            _answer(predictor, opened, box, faces, batch_size, as_json)
+            for path, name, report in _answered(predictor, opened, box, faces, batch_size):
+                silent = silent + 1 if isinstance(report, NoAnswerError) else 0
+                if isinstance(report, NoAnswerError):
+                    failed += 1
+                    print(f"error: {name}: {model} gave no answer ({report})", file=sys.stderr)
+                elif as_json:
+                    line = {"image": str(path), **report.as_dict()}
+                    print(json.dumps(line, ensure_ascii=False), flush=True)
+                else:
+                    print(_as_text(name, report), flush=True)
+            if silent >= PATIENCE:
+                raise UserError(
+                    f"{model} gave no answer for {silent} faces in a row: the rest was not asked"
+                )
         if predictor and predictor.limits and not as_json:
             print(f"note: {predictor.limits}")
     finally:
@@ -94,24 +110,19 @@ def _default_faces(predictor: Predictor) -> str:
     return predictor.faces_by_default
 
 
-def _answer(
+def _answered(
     predictor: Predictor, opened: Sequence[tuple[Path, Any]], box: Sequence[float] | None,
-    faces: str | None, batch_size: int, as_json: bool,
-) -> None:  # fmt: skip
-    """Print what is said of each of these pictures, a line or block for each face."""
-    reports: list[Any] = predictor.predict(
+    faces: str | None, batch_size: int,
+) -> Iterator[tuple[Path, str, FaceReport | NoAnswerError]]:  # fmt: skip
+    """(file, its name and which of its faces, the answer) for each face of these pictures."""
+    reports = predictor.try_predict(
         [image for _, image in opened], boxes=None if box is None else [box],
         faces=faces, batch_size=batch_size,
     )  # fmt: skip
     for (path, _), of_picture in zip(opened, reports, strict=True):
         group = of_picture if isinstance(of_picture, list) else [of_picture]
         for number, report in enumerate(group, 1):
-            if as_json:
-                line = {"image": str(path), **report.as_dict()}
-                print(json.dumps(line, ensure_ascii=False), flush=True)
-            else:
-                name = f"{path}, face {number}" if len(group) > 1 else str(path)
-                print(_as_text(name, report), flush=True)
+            yield path, f"{path}, face {number}" if len(group) > 1 else str(path), report
 
 
 def _frames(paths: Sequence[Path], run: str | Path) -> int:

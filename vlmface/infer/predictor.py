@@ -17,7 +17,7 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, TypeVar, overload
@@ -28,7 +28,7 @@ from vlmface.data import crops, detect
 from vlmface.errors import UserError
 from vlmface.infer import models
 from vlmface.infer.batcher import Batcher
-from vlmface.infer.endpoint import Endpoint, is_url
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, is_url
 from vlmface.infer.face_views import (
     FACES,
     FaceFinder,
@@ -69,7 +69,9 @@ class Backend(Protocol):
     @property
     def prompts(self) -> Sequence[Question]: ...
 
-    def answer(self, prompt: Any, images: Sequence[Shown], batch_size: int) -> list[Prediction]: ...
+    def answer(
+        self, prompt: Any, images: Sequence[Shown], batch_size: int
+    ) -> Sequence[Prediction | NoAnswerError]: ...
 
     async def answer_one(self, prompt: Any, image: Shown) -> Prediction: ...
 
@@ -112,18 +114,21 @@ class Predictor:
         timeout_s: float = 120.0,
         attempts: int = 6,
         constrained: bool = False,
+        request: Mapping[str, Any] | None = None,
     ) -> Predictor:
         """`model`: a run folder, a bare base model (with a `prompt`), or the URL of an
         OpenAI-compatible server with the `run` that it serves or a `prompt`; `served` names the
         model there if it has several, `api_key_env` the environment variable with its key.
         `concurrency`, `timeout_s`, `attempts` are about requests to it; `constrained`: it is held
-        to the prompt's form and labels. Raises UserError."""
+        to the prompt's form and labels; `request` changes fields of the requests, such as
+        {"temperature": None, "max_completion_tokens": 256} (None removes one). Raises UserError."""
         if not is_url(model):
             for name, value in (
                 ("run", run),
                 ("served", served),
                 ("api_key_env", api_key_env),
                 ("constrained", constrained or None),
+                ("request", request or None),
             ):
                 if value is not None:
                     raise UserError(
@@ -135,7 +140,7 @@ class Predictor:
         else:
             endpoint = Endpoint(
                 str(model), served or "", key_env=api_key_env, concurrency=concurrency,
-                timeout_s=timeout_s, attempts=attempts,
+                timeout_s=timeout_s, attempts=attempts, request=dict(request or {}),
             )  # fmt: skip
             found = None if run is None else manifest.load(run)[0]
             backend = Served(server_of(endpoint, run, prompt, max_new_tokens, constrained))
@@ -299,7 +304,29 @@ class Predictor:
 
         Raises:
             UserError: For what is no picture, task, box or choice of faces.
+            NoAnswerError: For a server without an answer; see `try_predict`.
         """
+        answer = functools.partial(self.answer, batch_size=batch_size)
+        return self._predict(images, tasks, boxes, faces, answer)
+
+    def try_predict(
+        self,
+        images: Any,
+        tasks: str | Iterable[str] | None = None,
+        *,
+        boxes: Any = None,
+        faces: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Any:
+        """`predict`, with a NoAnswerError in the place of the report on each face that a server
+        gave no answer for: the others are not lost with it."""
+        answer = functools.partial(self.try_answer, batch_size=batch_size)
+        return self._predict(images, tasks, boxes, faces, answer)
+
+    def _predict(
+        self, images: Any, tasks: str | Iterable[str] | None, boxes: Any, faces: str | None,
+        answer: Callable[[Sequence[FaceView], Mapping[str, Question]], Sequence[Any]],
+    ) -> Any:  # fmt: skip
         self._check_open()
         inputs, single = pictures.listed(images)
         places = boxes_of(boxes, len(inputs), single)
@@ -310,7 +337,7 @@ class Predictor:
             for number in range(start, min(start + MOST_OPEN, len(inputs))):
                 name = "the picture" if single else f"picture {number + 1}"
                 views.append(self._face_views(inputs[number], name, faces, places[number]))
-            answers = iter(self.answer(list(itertools.chain(*views)), questions, batch_size))
+            answers = iter(answer(list(itertools.chain(*views)), questions))
             groups = [list(itertools.islice(answers, len(group))) for group in views]
             reports += groups if faces == "all" else [group[0] for group in groups]
         return reports[0] if single else reports
@@ -385,18 +412,38 @@ class Predictor:
         questions: Mapping[str, Question],
         batch_size: int = BATCH_SIZE,
     ) -> list[FaceReport]:
-        """A report on each view. Of one without a face nothing is asked (see `_is_shown`)."""
+        """A report on each view. Of one without a face nothing is asked (see `_is_shown`). Raises
+        NoAnswerError for the first one that a server gave no answer for."""
+        reports: list[FaceReport] = []
+        for report in self.try_answer(views, questions, batch_size):
+            if isinstance(report, NoAnswerError):
+                raise report
+            reports.append(report)
+        return reports
+
+    def try_answer(
+        self,
+        views: Sequence[FaceView],
+        questions: Mapping[str, Question],
+        batch_size: int = BATCH_SIZE,
+    ) -> list[FaceReport | NoAnswerError]:
+        """`answer`, with errors in the place of the reports on views without an answer."""
         self._check_open()
         shown = [view.pictures for view in views if self._is_shown(view)]
         answers = {
             task: iter(self.backend.answer(question, shown, batch_size) if shown else [])
             for task, question in questions.items()
         }
-        return [
-            self._report(view, questions, {task: next(said) for task, said in answers.items()})
-            if self._is_shown(view) else self._report(view, questions)
-            for view in views
-        ]  # fmt: skip
+        reports: list[FaceReport | NoAnswerError] = []
+        for view in views:
+            if not self._is_shown(view):
+                reports.append(self._report(view, questions))
+                continue
+            given = {task: next(each) for task, each in answers.items()}
+            errors = [one for one in given.values() if isinstance(one, NoAnswerError)]
+            predictions = {k: v for k, v in given.items() if not isinstance(v, NoAnswerError)}
+            reports.append(errors[0] if errors else self._report(view, questions, predictions))
+        return reports
 
     async def aanswer(self, view: FaceView, questions: Mapping[str, Question]) -> FaceReport:
         """`answer` of one view, for many who ask at once."""
@@ -513,11 +560,18 @@ class Served:
 
     def answer(
         self, prompt: Prompt, images: Sequence[Shown], batch_size: int = BATCH_SIZE
-    ) -> list[Prediction]:
-        """`batch_size` means nothing to a server, which makes its own."""
+    ) -> list[Prediction | NoAnswerError]:
+        """`batch_size` means nothing to a server, which makes its own. A picture that it gives no
+        answer for has an error in its place."""
 
-        async def all_() -> list[Prediction]:
-            return await asyncio.gather(*(self._one(prompt, image) for image in images))
+        async def one(image: Shown) -> Prediction | NoAnswerError:
+            try:
+                return await self._one(prompt, image)
+            except NoAnswerError as error:
+                return error
+
+        async def all_() -> list[Prediction | NoAnswerError]:
+            return await asyncio.gather(*map(one, images))
 
         return self._wait(all_())
 
