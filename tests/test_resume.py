@@ -123,6 +123,21 @@ def test_a_checkpoint_that_was_never_finished_is_left_out(
     assert f"resuming from {folder / 'checkpoints' / 'checkpoint-2'}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["", "[]", "0123456789ab", '{"files": []}', '{"files": {}}'])
+def test_a_note_that_is_none_is_one_message(text: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "complete").write_text(text)
+    (tmp_path / "checkpoints" / "checkpoint-old").mkdir()  # put aside by somebody
+    with pytest.raises(UserError, match=r"checkpoint-2/complete is damaged \(") as error:
+        run_dir.last_checkpoint(tmp_path)
+    assert "\n" not in str(error.value)
+    run_dir.complete_checkpoint(checkpoint, "0123456789ab")
+    assert run_dir.last_checkpoint(tmp_path) == checkpoint
+    assert run_dir.checkpoint_to_resume(tmp_path, "0123456789ab") == checkpoint
+    assert (tmp_path / "checkpoints" / "checkpoint-old").exists()
+
+
 # --- other data -----------------------------------------------------------------------------------
 
 TABLE = ("image,emotion", *(f"{i}.png,{('anger', 'happiness')[i % 2]}" for i in range(16)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -306,7 +307,7 @@ def complete_checkpoint(folder: Path, trainable_sha: str) -> None:
     files = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / COMPLETE
     }
     content = {"trainable_sha": trainable_sha, "files": files}
     atomic_write(folder / COMPLETE, json.dumps(content, indent=2) + "\n")
@@ -322,7 +323,7 @@ def checkpoint_to_resume(folder: Path, trainable_sha: str) -> Path | None:
     def choose() -> Path | None:
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None:
-            before = json.loads((checkpoint / COMPLETE).read_text())["trainable_sha"]
+            before = _note(checkpoint)["trainable_sha"]
             if before != trainable_sha:
                 raise UserError(
                     f"{checkpoint} was written while other weights were trained (trainable_sha "
@@ -337,6 +338,11 @@ def checkpoint_to_resume(folder: Path, trainable_sha: str) -> Path | None:
     return sft.on_main(choose)
 
 
+def _is_checkpoint(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint: not a copy that somebody has put aside."""
+    return re.fullmatch(r"checkpoint-\d+", name) is not None
+
+
 def step_of(checkpoint: Path) -> int:
     """After which optimizer step a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
@@ -344,7 +350,8 @@ def step_of(checkpoint: Path) -> int:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a run, by step."""
-    return sorted((folder / "checkpoints").glob("checkpoint-*"), key=step_of)
+    found = (folder / "checkpoints").glob("checkpoint-*")
+    return sorted((path for path in found if _is_checkpoint(path.name)), key=step_of)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -359,13 +366,23 @@ def last_checkpoint(folder: Path) -> Path | None:
         "with --overwrite"
     )
     try:
-        sizes = dict(json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint / COMPLETE} is damaged ({error!r}): {remedy}") from error
-    for name, size in sizes.items():
+        note = _note(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint / COMPLETE} is damaged ({error}): {remedy}") from error
+    for name, size in note["files"].items():
         path = checkpoint / name
         now = path.stat().st_size if path.is_file() else None
         if now != size:
             state = "is missing" if now is None else f"has {now} bytes of {size}"
             raise UserError(f"{path} {state}: {remedy}")
     return checkpoint
+
+
+def _note(checkpoint: Path) -> dict[str, Any]:
+    """What `complete_checkpoint` has written. Raises OSError and ValueError."""
+    note = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    if not isinstance(note, dict) or not isinstance(note.get("files"), dict):
+        raise ValueError("it lists no files")
+    if not isinstance(note.get("trainable_sha"), str):
+        raise ValueError("it has no trainable_sha")
+    return note

@@ -133,10 +133,12 @@ class Resumable:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._check_weights()
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:  # it may be written a second time
+            (folder / run_dirs.COMPLETE).unlink(missing_ok=True)
         Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             run_dirs.complete_checkpoint(folder, self.trainable_sha)
 
     def whole_state(self) -> dict[str, Any] | None:
