@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
+from vlmface.data.text_files import read_lines
 from vlmface.errors import RefusedError, UserError
 
 if TYPE_CHECKING:
@@ -26,18 +27,17 @@ _BLANK = (32, 32)  # pixels; families enlarge it to their least size
 def read(path: str | Path) -> list[tuple[str, str]]:
     """The (question, answer) of each line {"question": ..., "answer": ...}. Raises UserError with
     the line's number."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read text_data {path}: {error}") from error
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"cannot read text_data {path}: there is no such file")
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             question, answer = row["question"], row["answer"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f'{path}, line {number}: expected {{"question": ..., "answer": ...}}, found '
                 f"{line[:80]!r}"
