@@ -17,19 +17,31 @@ from vlmface.errors import UserError
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
+# Names of image files, in any letter case: in folders, data sets and archives alike.
 SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2",
-    ".ppm", ".pgm", ".pnm",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp",
+    ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 # An explicit list, because Pillow also registers formats that start other programs (EPS, PDF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+_BITS, _WHITE_IS_ZERO, _SIGN = 258, 262, 339  # tags of a TIFF
+_DARK = (
+    "a picture of 16 bits holds no value above {top:,.0f} and is read as one of {bits} bits: scale "
+    "it to 16 bits if it is meant to be that dark"
+)
+_BLACK = (
+    "a picture of 16 bits a colour holds no value above 4,095, of which the upper 8 bits are read: "
+    "it is nearly black; scale it to 16 bits, or save it with 8"
+)
 
 
 def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image, given as a path or as the bytes of a file, to 8-bit RGB.
 
-    EXIF rotation is applied, transparency is laid over white, 16-bit grey keeps its range, and of
-    an animation the first frame is taken. Raises UserError, with the file's name and the fix, if
+    EXIF rotation is applied, transparency is laid over white, and of an animation the first frame
+    is taken. Grey of more than 8 bits keeps its range: that of 8, 10, 12 or 16 bits, by what it
+    holds (see `to_rgb`). Raises UserError, with the file's name and the fix, if
     the file is missing, a folder, empty, not an image, damaged, smaller than 16 x 16 pixels, or
     larger than `max_pixels` (read from the header: such a file is never decoded).
     """
@@ -41,8 +53,12 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
                 f"give an image of at least {MIN_SIDE} x {MIN_SIDE} pixels"
             )
         try:
+            deep = ";16" in str(image.tile) and not image.mode.startswith("I")  # grey keeps all
             image.load()
-            return _to_rgb(_upright(image))
+            shown = to_rgb(_upright(image))
+            if deep and max(top for _, top in shown.getextrema()) < 16:
+                warnings.warn(_BLACK, stacklevel=2)
+            return shown
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
 
@@ -100,6 +116,13 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        others = [file for file in files if file.suffix.lower() not in SUFFIXES]
+        if images and others:
+            warnings.warn(
+                f"folder '{path}': {len(others):,} files are left out, as their names do not end "
+                f"as those of images do, the first: {others[0].relative_to(path)}",
+                stacklevel=2,
+            )
         if not images:
             raise UserError(
                 f"folder '{path}' holds no image (files of other kinds: {len(files)}): "
@@ -126,21 +149,46 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image of any mode as 8-bit RGB, transparency laid over white."""
     if image.mode.startswith(("I", "F")):
-        # Pillow clips these to 0..255 when it converts, which turns a 16-bit photograph white.
-        grey = np.asarray(image).astype(np.float32 if image.mode.startswith("I;") else np.float64)
-        grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(grey.min()), float(grey.max())
-        if image.mode != "F" and low >= 0 and high <= 65535:
-            low, high = 0.0, 65535.0
-        scaled = (grey - low) * (255 / (high - low or 1))
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_grey_of_8_bits(image)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_of_8_bits(image: Image.Image) -> np.ndarray:
+    """The pixels (height, width) of an image of integers or floats, scaled to 8 bits by what they
+    hold: Pillow would clip them, and a scale of 16 bits would turn a picture of 12 of them black.
+
+    Integers of 8, 10, 12 or 16 bits keep their range (with a warning for 10 and 12 if the file does
+    not state them), floats that of 0 to 1, or from 0 to their greatest; values below 0 and beyond
+    16 bits are stretched from the least to the greatest.
+    """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    grey = np.asarray(image)
+    if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SIGN, (1,)) == (1,):
+        grey = grey.view(np.uint32)  # Pillow reads unsigned numbers as signed ones
+    values = grey.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    if low >= 0 and grey.dtype.kind == "f":
+        low, high = 0.0, max(1.0, high)
+    elif low >= 0 and high <= 65535:
+        stated = (1 << tags.get(_BITS, (16,))[0]) - 1
+        low, high = 0.0, float(next(top for top in (255, 1023, 4095, 65535) if high <= top))
+        if 255 <= stated < 65535:
+            high = float(stated)
+        elif high in (1023, 4095):
+            warnings.warn(_DARK.format(top=high, bits=10 if high == 1023 else 12), stacklevel=3)
+    scaled = (values - low) * (255 / (high - low or 1))
+    if tags.get(_WHITE_IS_ZERO, 1) == 0:
+        scaled = 255 - scaled
+    return scaled.round().astype(np.uint8)
 
 
 def _check_is_file(path: Path, name: str) -> None:

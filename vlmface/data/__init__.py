@@ -7,6 +7,7 @@ Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
     PUBLISHED               split -> {label or "rows": number}, as its owners published them;
                             PUBLISHED_BY: (option, value) -> the same under that option
     read(root, split, **protocol) -> Rows (rendered sets have no root and say NEEDS_ROOT = False)
+    present_splits(root, **protocol)    optional: which of SPLITS a user's own files hold
 
 A module that is put there is a data set; nothing else lists them.
 """
@@ -19,11 +20,12 @@ import importlib
 import inspect
 import pkgutil
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from vlmface.data.kinds import described, fits
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def load(
     *,
     streaming: Literal[False] = ...,
     missing: str = ...,
+    broken: str = ...,
     n: int | None = ...,
     **protocol: Any,
 ) -> datasets.Dataset: ...
@@ -68,6 +71,7 @@ def load(
     *,
     streaming: Literal[True],
     missing: str = ...,
+    broken: str = ...,
     n: int | None = ...,
     **protocol: Any,
 ) -> datasets.IterableDataset: ...
@@ -78,6 +82,7 @@ def load(
     *,
     streaming: bool = False,
     missing: str = "error",
+    broken: str = "keep",
     n: int | None = None,
     **protocol: Any,
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -85,17 +90,22 @@ def load(
     they are looked at.
 
     `root` is the folder as its owners distribute it (None for rendered sets); `protocol` are the
-    data set's own options; `missing` is "error" or "drop" for listed images that are not there. `n`
-    takes so many rows: of rendered sets the first ones, of other sets a random choice that is
-    always the same. A `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises
-    UserError for an unknown name, split or option, and for a copy that is not as it should be.
+    data set's own options; `missing` is "error" or "drop" for listed images that are not there.
+    `broken` is the same for images that cannot be decoded, which takes decoding all of them, or
+    "keep" (default), which looks at none. `n` takes so many rows: of rendered sets the first ones,
+    of other sets a random choice that is always the same, and of which broken images are dropped. A
+    `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises UserError for an unknown
+    name, split or option, and for a copy that is not as it should be.
     """
     from vlmface.data.rows import Rows, to_dataset
+    from vlmface.data.sources import decodable
 
+    if broken not in ("keep", "error", "drop"):
+        raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
     if str(name).endswith((".yaml", ".yml")):
         from vlmface.data import mixture
 
-        mixed = mixture.load(name, root, split, missing=missing, n=n, **protocol)
+        mixed = mixture.load(name, root, split, missing=missing, broken=broken, n=n, **protocol)
         return mixed.to_iterable_dataset() if streaming else mixed
     if n is not None and "n" in inspect.signature(adapter(name).read).parameters:
         protocol["n"] = n
@@ -104,39 +114,68 @@ def load(
         found = to_dataset(found, name, split, missing=missing)
     if n is not None and n < len(found):
         found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    if broken != "keep":
+        found = decodable(found, f"{name}, {split}", broken)
     return found.to_iterable_dataset() if streaming else found
 
 
 def read(
-    name: str, root: str | Path | None = None, split: str = "train", **protocol: Any
+    name: str, root: str | Path | None = None, split: str = "train", /, **protocol: Any
 ) -> Rows | datasets.Dataset:
     """What the data set's own module makes of a split: `load` before images are looked for, with
     what was left out. Raises UserError as `load` does."""
     module = adapter(name)
-    options = list(inspect.signature(module.read).parameters)[2:]
-    for option in protocol:
-        if option not in options:
-            raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(options) or 'none'}"
-            )
+    _check_options(name, protocol)
     if split not in module.SPLITS:
         raise UserError(
             f"{name} has no split {split!r}: it has {', '.join(module.SPLITS)}"
             + ("" if "validation" in module.SPLITS else
                "; data.hold_out takes a validation part of its training people")
         )  # fmt: skip
+    return module.read(_root(name, root), split, **protocol)
+
+
+def _root(name: str, root: str | Path | None) -> Path | None:
+    module = adapter(name)
     place = None if root is None else Path(root).expanduser()
     if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
         raise UserError(
             f"{name} needs the root of your copy ({module.HOME}), "
             + ("and none was given" if place is None else f"and {place} does not exist")
         )
-    return module.read(place, split, **protocol)
+    return place
+
+
+def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:
+    """The splits that a copy has: all of the data set's, except where the user's own files decide
+    (its module's `present_splits`)."""
+    module = adapter(name)
+    _check_options(name, protocol)
+    if not hasattr(module, "present_splits"):
+        return module.SPLITS
+    return module.present_splits(_root(name, root), **protocol) or module.SPLITS
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that the data set does not have, or of the wrong type."""
+    module = adapter(name)
+    parameters = inspect.signature(module.read).parameters
+    known = list(parameters)[2:]
+    for option, value in options.items():
+        if option not in known:
+            raise UserError(
+                f"data set {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}"
+            )
+        kind = parameters[option].annotation
+        kind = eval(kind, vars(module)) if isinstance(kind, str) else kind  # as typing does
+        if not fits(kind, value):
+            raise UserError(f"{name}: {option} is {value!r}, but must be {described(kind)}")
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     """The options of a data set from words of the command line such as "fold=2". Values are read as
-    YAML, except where the option is a text. Raises UserError for a word that is no such pair."""
+    YAML, except where the option is a text. Raises UserError for a word that is no such pair, and
+    for an option that the data set does not have."""
     import yaml
 
     kinds = inspect.signature(adapter(name).read).parameters
@@ -149,7 +188,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         try:
             options[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"option {option} cannot be read from {text!r}: {error}") from error
+            why = str(error).replace("\n", " ")
+            raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
+    _check_options(name, options)
     return options
 
 

@@ -220,8 +220,8 @@ def pairs(record: Record) -> list[tuple[str, str]]:
     {"role", "content"} of LLaMA-Factory and chat templates; their speakers are those of ROLES.
     Turns before the first question, such as a system's, are passed over.
     """
-    name = "messages" if "conversations" not in record.fields else "conversations"
-    name = name if name in record.fields else "conversations"
+    known = [name for name in ("conversations", "messages") if name in record.fields]
+    name = known[0] if known else "conversations"
     turns = record.fields.get(name)
     allowed = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]'
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):

@@ -93,7 +93,7 @@ def read(
     return Rows(columns | told, {reason: places for reason, places in left_out.items() if places})
 
 
-def splits(root: Path, **options: Any) -> tuple[str, ...]:
+def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
     """The splits that a copy has: that of the one file, or those whose files are there."""
     if root.is_file():
         return (options.get("file_split", "train"),)
