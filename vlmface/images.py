@@ -53,10 +53,10 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
                 f"give an image of at least {MIN_SIDE} x {MIN_SIDE} pixels"
             )
         try:
-            deep = ";16" in str(image.tile) and not image.mode.startswith("I")  # grey keeps all
+            deep = ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")  # grey keeps all
             image.load()
             shown = to_rgb(_upright(image))
-            if deep and max(top for _, top in shown.getextrema()) < 16:
+            if deep and np.asarray(shown).max() < 16:
                 warnings.warn(_BLACK, stacklevel=2)
             return shown
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder

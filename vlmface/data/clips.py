@@ -133,7 +133,8 @@ def read_list(
 ) -> tuple[list[Sequence[str]], dict[str, list[str]]]:
     """The lines of a list file, split into `fields` fields each, and what is left out: lines that
     have another number of them. Empty lines are no lines."""
-    found, malformed = [], []
+    found: list[Sequence[str]] = []
+    malformed = []
     for number, line in enumerate(read_lines(path), 1):
         parts = [part.strip() for part in split(line.strip())]
         if len(parts) == fields:

@@ -25,7 +25,6 @@ import numpy as np
 from vlmface import facs, taxonomy
 from vlmface.data.records import below, canonical, folder_of_images, leads_up, one_of, shown
 from vlmface.data.rows import Rows, action_units
-from vlmface.data.sources import digest
 from vlmface.data.tables import (
     NULLS,
     Table,
@@ -239,23 +238,16 @@ def _pictures(
         left_out["no image"] = lacking
     index = [row for row, picture in named.items() if picture is not None]
     pictures = [picture for picture in named.values() if picture is not None]
-    return index, {"id": _ids(pictures), "image": [picture for _, picture in pictures]}
+    return index, {"id": _ids(pictures, index), "image": [picture for _, picture in pictures]}
 
 
-def _ids(pictures: Sequence[tuple[str, str | bytes]]) -> list[str]:
-    """An id for each (name, path or bytes), by its name. Pictures that were stored under one name
-    are told apart by what they show."""
-    often = Counter(name for name, _ in pictures)
-    digests = [
-        digest(picture)[:12] if often[name] > 1 and isinstance(picture, bytes) else ""
-        for name, picture in pictures
-    ]
-    several = Counter(
-        name for name, _ in {(name, d) for (name, _), d in zip(pictures, digests, strict=True)}
-    )
+def _ids(pictures: Sequence[tuple[str, str | bytes]], rows: Sequence[int]) -> list[str]:
+    """An id for each (name, path or bytes): its name. Pictures inside the table that were all
+    stored under one name are told apart by their row."""
+    often = Counter(name for name, picture in pictures if isinstance(picture, bytes))
     return [
-        f"table-{name}-{d}" if several[name] > 1 else f"table-{name}"
-        for (name, _), d in zip(pictures, digests, strict=True)
+        f"table-{name}-{row + 1}" if often[name] > 1 else f"table-{name}"
+        for (name, _), row in zip(pictures, rows, strict=True)
     ]
 
 
@@ -266,11 +258,11 @@ def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, st
         value = {"bytes": value}
     if isinstance(value, dict) and value.get("bytes"):
         return value.get("path") or str(row + 1), value["bytes"]
-    if isinstance(value, dict) and "path" in value:  # a picture of `datasets` that is a file
-        value = value["path"]
-        table = Table(table.path, {column: {row: value}}, table.places)
-    path = label_word(table, column, row)
-    if path is None:
+    if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # as `datasets` has a file
+        path = value.get("path")
+    else:
+        path = label_word(table, column, row)
+    if not path:
         return None
     found = path if os.path.isabs(path) else below(folder, path)
     if found is None or leads_up(path):
