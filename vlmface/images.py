@@ -7,8 +7,9 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -41,9 +42,9 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
 
     EXIF rotation is applied, transparency is laid over white, and of an animation the first frame
     is taken. Grey of more than 8 bits keeps its range: that of 8, 10, 12 or 16 bits, by what it
-    holds (see `to_rgb`). Raises UserError, with the file's name and the fix, if
-    the file is missing, a folder, empty, not an image, damaged, smaller than 16 x 16 pixels, or
-    larger than `max_pixels` (read from the header: such a file is never decoded).
+    holds. Raises UserError, with the file's name and the fix, if the file is missing, a folder,
+    empty, not an image, damaged, smaller than 16 x 16 pixels, or larger than `max_pixels` (read
+    from the header: such a file is never decoded).
     """
     with _opened(source, max_pixels) as (image, name):
         width, height = image.size
@@ -53,9 +54,9 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
                 f"give an image of at least {MIN_SIDE} x {MIN_SIDE} pixels"
             )
         try:
-            deep = ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")  # grey keeps all
+            deep = _has_deep_colour(image)
             image.load()
-            shown = to_rgb(_upright(image))
+            shown = to_rgb(_upright(image), getattr(image, "tag_v2", None))
             if deep and np.asarray(shown).max() < 16:
                 warnings.warn(_BLACK, stacklevel=2)
             return shown
@@ -149,10 +150,16 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image of any mode as 8-bit RGB, transparency laid over white."""
+def _has_deep_colour(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has 16 bits a colour; Pillow drops the lower 8."""
+    return ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")
+
+
+def to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.Image:
+    """A decoded image of any mode as 8-bit RGB, transparency laid over white. `tags` are those of
+    the TIFF that it was read from."""
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_grey_of_8_bits(image)).convert("RGB")
+        return Image.fromarray(_grey_of_8_bits(image, tags or {})).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -160,7 +167,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey_of_8_bits(image: Image.Image) -> np.ndarray:
+def _grey_of_8_bits(image: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
     """The pixels (height, width) of an image of integers or floats, scaled to 8 bits by what they
     hold: Pillow would clip them, and a scale of 16 bits would turn a picture of 12 of them black.
 
@@ -168,7 +175,6 @@ def _grey_of_8_bits(image: Image.Image) -> np.ndarray:
     not state them), floats that of 0 to 1, or from 0 to their greatest; values below 0 and beyond
     16 bits are stretched from the least to the greatest.
     """
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
     grey = np.asarray(image)
     if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SIGN, (1,)) == (1,):
         grey = grey.view(np.uint32)  # Pillow reads unsigned numbers as signed ones
