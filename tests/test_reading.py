@@ -641,6 +641,13 @@ def test_options_of_every_shape_are_checked_and_hashed(tmp_path, capsys):
     assert set(report["splits"]) == {"train", "test"}
 
 
+def test_options_of_every_data_set_reach_the_commands(tmp_path):
+    words = ["missing=drop", "broken=drop", "n=3", "file_split=test"]
+    options = data.parse_options("table", words)
+    assert options == {"missing": "drop", "broken": "drop", "n": 3, "file_split": "test"}
+    assert checked("table", tmp_path, "--option", "missing=drop", tmp_path=tmp_path) == 2
+
+
 def test_data_check_asks_for_the_splits_that_there_are(tmp_path, capsys):
     path = table(tmp_path, "image,emotion,AU1,AU4\n0.png,sad,1,1\n1.png,happy,0,0\n")
     assert checked("table", path, "--option", "aus=AU*", tmp_path=tmp_path) == 0

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from vlmface.data.rows import Rows
 
+OF_ALL = ("missing", "broken", "n")  # options of `load` for every data set
+
 
 def names() -> list[str]:
     """The names that `load` knows, sorted."""
@@ -173,9 +175,9 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """The options of a data set from words of the command line such as "fold=2". Values are read as
-    YAML, except where the option is a text. Raises UserError for a word that is no such pair, and
-    for an option that the data set does not have."""
+    """The options of a data set, or those of OF_ALL, from words of the command line such as
+    "fold=2". Values are read as YAML, except where the option is a text. Raises UserError for a
+    word that is no such pair, and for an option that the data set does not have."""
     import yaml
 
     kinds = inspect.signature(adapter(name).read).parameters
@@ -190,7 +192,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             why = str(error).replace("\n", " ")
             raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
-    _check_options(name, options)
+    _check_options(name, {k: value for k, value in options.items() if k not in OF_ALL})
     return options
 
 
