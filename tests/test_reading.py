@@ -4,6 +4,7 @@ names. What is unambiguous is read; anything else is one message, and nothing is
 from __future__ import annotations
 
 import codecs
+import importlib
 import io
 import json
 import os
@@ -22,10 +23,15 @@ from pyarrow import parquet
 
 from vlmface import data, sheet
 from vlmface.cli import main
-from vlmface.data import check, kinds, sources, text_files
+from vlmface.data import check, decodable, kinds, sources, text_files
 from vlmface.errors import UserError
 from vlmface.images import SUFFIXES, find_images, open_image
 from vlmface.train import texts
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def faces(folder: Path, *names: str) -> None:
@@ -132,15 +138,44 @@ def test_a_csv_of_a_data_set_with_half_a_code_is_refused(tmp_path):
     assert "invalid value '1.5'" in failure(tmp_path, "affectnet")
 
 
+FOLDERS = {"caers", "jaffe", "sfew", "rationales"}  # sets without a text file
+READ = [name for name in data.names() if not name.startswith("synth") and name not in FOLDERS]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_data_set_reads_its_texts_in_every_encoding(name, tmp_path):
+    module = importlib.import_module(f"miniatures.{name}")
+    module.write(tmp_path)
+    split = getattr(module, "SPLIT", data.adapter(name).SPLITS[0])
+
+    def read() -> list[dict]:
+        rows = data.load(name, tmp_path, split, **module.ARGUMENTS)
+        return rows.remove_columns(["image", "frames"]).to_list()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = read()
+        endings = {".txt", ".csv", ".tsv", ".json", ".jsonl"}
+        files = [file for file in tmp_path.rglob("*") if file.suffix in endings and file.is_file()]
+        originals = {file: file.read_text("utf-8") for file in files}
+        for encoding in ("utf-8-sig", "utf-16", "utf-32-be-marked"):
+            for file, content in originals.items():
+                file.write_bytes(encoded(content.replace("\n", "\r\n"), encoding))
+            assert read() == expected
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"image,emotion\n\xe4.png,happy\n", r"line 2: byte b'\xe4' is not UTF-8, which was tried"),
-        (b"image,emotion\n\xe4.png,happy\n", "(offset 14): save the file as UTF-8, for example"),
+        (
+            b"image,emotion\n\xe4.png,\n",
+            r"line 2: byte b'\xe4' is not UTF-8 (offset 14; no byte",
+        ),
+        (b"image,emotion\n\xe4.png,\n", "UTF-8 was tried): save the file as UTF-8, for example"),
         ("image,emotion\n0.png,happy\n".encode("utf-16-le"), "this is UTF-16LE without a byte"),
         ("image,emotion\n0.png,happy\n".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 t.csv"),
         ("ä,emotion\n".encode("utf-16-le"), "byte 0 at offset 1: this is UTF-16LE"),
-        (codecs.BOM_UTF16_LE + b"i\0m", "is not UTF-16-LE, as its byte order mark states"),
+        (codecs.BOM_UTF16_LE + b"i\0m", "its byte order mark states UTF-16-LE"),
         (b"image,emotion\n0.png,ha\0ppy\n", "byte 0 at offset 22 does not occur in text"),
         (b"\x1f\x8b\x08" + bytes(20), "is compressed with gzip: unpack it with `gunzip`"),
         (b"PK\3\4\x14\0" + bytes(20), "or a spreadsheet (xlsx)"),
@@ -174,7 +209,7 @@ def test_a_wrong_byte_beyond_the_first_block_is_still_named(tmp_path, monkeypatc
     path = write(tmp_path / "a.csv", "ä,b\n" * 5 + "€\n")
     assert text_files.utf8_source(path) == path
     write(path, "ä,b\n".encode() * 5 + b"\xe2\x82")
-    with pytest.raises(UserError, match=r"line 6: byte .* \(offset 25\)"):
+    with pytest.raises(UserError, match=r"line 6: byte .* \(offset 25; no"):
         text_files.utf8_source(path)
 
 
@@ -222,6 +257,8 @@ def test_text_data_keeps_the_separators_inside_its_texts(tmp_path, encoding, bet
 
 @pytest.mark.parametrize("name", ["a.JSONL", "a.Jsonl", "a.ndjson"])
 def test_json_lines_by_any_name(tmp_path, name):
+    records = '[{"image": "0.png", "emotion": "happy"}, {"image": "1.png", "emotion": "sad"}]'
+    assert emotions(table(tmp_path, records, "a.json")) == ["happiness", "sadness"]
     lines = '{"image":"0.png","emotion":"happy"}\n{"Image":null,"image":"1.png","emotion":"sad"}\n'
     assert emotions(table(tmp_path, lines, name)) == ["happiness", "sadness"]
 
@@ -293,6 +330,7 @@ def test_an_absolute_path_may_lie_in_the_image_folder(tmp_path):
     [
         "Image,Emotion\n0.png,happy\n1.png,sad\n",
         " image , emotion \n 0.png , happy \n1.png,sad\n",
+        "image\xa0,\u200bemotion\n0.png,happy\n1.png,sad\n",
         "IMAGE;EMOTION;note\n0.png;happy;a,b,c,d\n1.png;sad;\n",
         "image|emotion\n0.png|happy\n1.png|sad\n",
         "sep=;\nimage;emotion\n0.png;happy\n1.png;sad\n",
@@ -772,6 +810,25 @@ def test_a_broken_picture_can_be_left_out_or_found_before_the_run(tmp_path):
         (tmp_path / name).write_bytes(b"")
     with pytest.warns(UserWarning, match="3 of 3 rows"):
         assert "no row is left" in failure(path, broken="drop")
+
+
+def test_a_picture_that_was_decoded_is_not_decoded_again_until_it_changes(tmp_path, monkeypatch):
+    opened: list[str] = []
+
+    def note(source: str) -> Image.Image:
+        opened.append(Path(source).name)
+        return open_image(source)
+
+    monkeypatch.setattr(decodable, "open_image", note)
+    path = broken_table(tmp_path)
+    with pytest.warns(UserWarning, match="1 of 3 rows"):
+        data.load("table", path, broken="drop")
+    assert sorted(opened) == ["0.png", "1.png", "2.png"]
+    opened.clear()
+    face(tmp_path / "2.png", 9, (50, 40))
+    with pytest.warns(UserWarning, match="1 of 3 rows"):
+        data.load("table", path, broken="drop")
+    assert sorted(opened) == ["1.png", "2.png"]
 
 
 def test_a_clip_with_a_broken_frame_is_left_out(tmp_path):

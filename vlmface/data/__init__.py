@@ -99,8 +99,8 @@ def load(
     `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises UserError for an unknown
     name, split or option, and for a copy that is not as it should be.
     """
+    from vlmface.data.decodable import decodable
     from vlmface.data.rows import Rows, to_dataset
-    from vlmface.data.sources import decodable
 
     if broken not in ("keep", "error", "drop"):
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")

@@ -5,14 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from vlmface.errors import UserError
-from vlmface.images import open_image
 
 if TYPE_CHECKING:
     import datasets
@@ -60,48 +56,6 @@ def content(source: Source) -> bytes:
 def digest(encoded: bytes) -> str:
     """32 hex digits that tell contents apart."""
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
-
-
-def decodable(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
-    """The rows whose pictures can be decoded, all of which are; `what` names them in messages.
-
-    With `broken` "drop" other rows are left out, with a warning that counts them; with "error" they
-    are a UserError that names the first.
-    """
-    pictures = sources(rows)
-    every = list(dict.fromkeys(source for row in pictures for source in row))
-    faults = {
-        source: fault
-        for source, fault in zip(every, in_threads(_fault, every, "decoding"), strict=True)
-        if fault
-    }
-    if not faults:
-        return rows
-    lost = [row for row, of_row in enumerate(pictures) if any(one in faults for one in of_row)]
-    first = next(iter(faults.values()))
-    if broken == "error":
-        raise UserError(
-            f"{what}: {len(lost):,} of {len(rows):,} rows have a picture that cannot be decoded, "
-            f"the first: {first}; to leave such rows out, load with broken='drop'"
-        )
-    warnings.warn(
-        f"{what}: {len(lost):,} of {len(rows):,} rows with a picture that cannot be decoded are "
-        f"left out, the first: {first}",
-        stacklevel=3,
-    )
-    if len(lost) == len(rows):
-        raise UserError(f"{what}: no row is left, as no picture can be decoded, such as {first}")
-    gone = set(lost)
-    return rows.select([row for row in range(len(rows)) if row not in gone])
-
-
-def _fault(source: Source) -> str | None:
-    """Why a picture cannot be decoded; None if it can be."""
-    try:
-        open_image(source)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def in_threads(

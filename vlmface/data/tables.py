@@ -49,7 +49,7 @@ class Table:
 def open_table(path: Path) -> Table:
     readers = {
         **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _csv),
-        **dict.fromkeys(LINES, _jsonl),
+        **dict.fromkeys((*LINES, ".json"), _json),
         ".parquet": _parquet,
     }
     if path.suffix.lower() not in readers:
@@ -103,7 +103,7 @@ def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
     return reader, header
 
 
-def _jsonl(path: Path) -> Table:
+def _json(path: Path) -> Table:
     found = records(path)
     names = dict.fromkeys(name for record in found for name in record.fields)
     columns = {name: [record.fields.get(name) for record in found] for name in names}

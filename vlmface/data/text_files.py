@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+import unicodedata
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -90,18 +91,23 @@ def split_header(line: str, default: str = ",") -> tuple[list[str], str]:
 
 
 def match_name(wanted: str, names: Iterable[str], where: object) -> str | None:
-    """The one of `names` that is `wanted`: letter by letter, else up to letter case and spaces
-    around it; None if there is none. Raises UserError if several are."""
+    """The one of `names` that is `wanted`: letter by letter, else up to letter case, spaces around
+    it and invisible characters; None if there is none. Raises UserError if several are."""
     names = list(names)
     if wanted in names:
         return wanted
-    near = [name for name in names if name.strip().casefold() == wanted.strip().casefold()]
+    near = [name for name in names if _plain(name) == _plain(wanted)]
     if len(near) > 1:
         raise UserError(
             f"{where} has the columns {' and '.join(map(repr, near))}, either of which may be "
             f"{wanted!r}: rename one of them, or name the column letter by letter"
         )
     return near[0] if near else None
+
+
+def _plain(name: str) -> str:
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in text if unicodedata.category(c) != "Cf").strip()
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -135,10 +141,11 @@ def _not_text(raw: bytes, path: Path) -> UserError | None:
 def _undecodable(error: UnicodeDecodeError, mark: bytes, path: Path) -> UserError:
     raw, start = error.object, error.start
     line = raw[:start].decode(error.encoding, "ignore").count("\n") + 1
-    tried = "as its byte order mark states" if mark else "which was tried as it has no other mark"
+    name = error.encoding.upper()
+    why = f"its byte order mark states {name}" if mark else f"no byte order mark, {name} was tried"
     return UserError(
-        f"{path}, line {line}: byte {raw[start : start + 1]!r} is not {error.encoding.upper()}, "
-        f"{tried} (offset {start + len(mark)}): save the file as UTF-8, for example with "
+        f"{path}, line {line}: byte {raw[start : start + 1]!r} is not {name} (offset "
+        f"{start + len(mark)}; {why}): save the file as UTF-8, for example with "
         f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name}`, or take a fresh copy"
     )
 

@@ -130,7 +130,7 @@ def _columns(track: str, header: list[str], values: np.ndarray, invalid: float) 
         return {"aus": action_units(numbers, values == 1, annotated=~missing)}
     if track == "va":
         real = np.where(missing, np.nan, values)
-        named = dict(zip(header, real.T, strict=True))
+        named = dict(zip(map(str.lower, header), real.T, strict=True))
         if set(named) != {"valence", "arousal"}:
             raise UserError(f"the header is {header}, expected valence,arousal in either order")
         return named

@@ -1,7 +1,7 @@
 """Your own faces: a csv, TSV, JSON lines or Parquet file, or a folder of folders named by label.
 
 faces.csv                 `file,label,...` with a header; comma, semicolon, tab or |
-faces.jsonl               {"file": "a/1.jpg", "label": "happy"}
+faces.jsonl               {"file": "a/1.jpg", "label": "happy"}; or a list of such as .json
 faces.parquet             paths, or pictures as `datasets` stores them
 faces/anger/1.jpg         labels as folder names, or
 faces/train/anger/1.jpg   the same below train, validation and test
@@ -45,7 +45,7 @@ from vlmface.images import SUFFIXES
 from vlmface.schema import RATIONALE_SOURCES
 
 TITLE = "your own table or image folder"
-HOME = "a csv, tsv, jsonl or parquet file, or a folder of folders named by label"
+HOME = "a csv, tsv, json, jsonl or parquet file, or a folder of folders named by label"
 LICENCE = "that of your data"
 SPLITS = ("train", "validation", "test")
 PUBLISHED: dict[str, dict[str, int]] = {}
