@@ -267,7 +267,7 @@ def read_csv(
 
 def header(path: Path) -> list[str]:
     """The fields of a csv file's first line."""
-    return split_header(_first_line(path, utf8_source(path))[0])[0]
+    return split_header(_first_line(path, utf8_source(path, whole=False))[0])[0]
 
 
 def _first_line(path: Path, source: Path | BytesIO) -> tuple[str, int]:

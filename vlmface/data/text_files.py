@@ -63,19 +63,22 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def utf8_source(path: Path) -> Path | BytesIO:
+def utf8_source(path: Path, whole: bool = True) -> Path | BytesIO:
     """What Arrow can read as UTF-8: the file itself if it is plain UTF-8, which is checked block by
-    block, else its text encoded again. Raises UserError as `read_text`."""
+    block (of the first block alone if not `whole`), else its text encoded again. Raises UserError
+    as `read_text`."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with _opened(path) as file:
             block = file.read(_BLOCK)
             plain = not any(block.startswith(mark) for mark, _ in _MARKS)
             while block and plain:
-                plain = b"\0" not in block and codecs.BOM_UTF8 not in block
-                decoder.decode(block)
-                block = file.read(_BLOCK)
-            decoder.decode(b"", final=plain)
+                plain = b"\0" not in block
+                if not block.isascii() or decoder.getstate()[0]:
+                    decoder.decode(block)
+                    plain = plain and codecs.BOM_UTF8 not in block
+                block = file.read(_BLOCK) if whole else b""
+            decoder.decode(b"", final=plain and whole)
     except UnicodeDecodeError:
         plain = False
     return path if plain else BytesIO(read_text(path).encode())

@@ -85,7 +85,7 @@ def _rated(values: Any) -> np.ndarray:
 def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "training.csv", "validation": "validation.csv"}[split]
     listing = need(root / LISTS / file, "AffectNet's list of labels")
-    named = header(listing)[:1] and header(listing)[0].casefold() == HEADER[0].casefold()
+    named = [name.casefold() for name in header(listing)[:1]] == [HEADER[0].casefold()]
     types = dict.fromkeys(HEADER, "float32") | {HEADER[0]: "string", "expression": "int32"}
     del types["facial_landmarks"]  # nine tenths of the file
     options: dict[str, Any] = {} if named else {"column_names": HEADER}
