@@ -8,9 +8,11 @@ import importlib
 import io
 import json
 import os
+import re
 import struct
 import unicodedata
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -242,6 +244,15 @@ def test_a_pipe_is_no_table_and_no_picture(tmp_path):
     assert list(report["unreadable"]) == ["pipe.png", "/dev/zero"]
 
 
+def test_no_data_set_decodes_text_on_its_own():
+    """What it reads itself is binary: the npy files of AffectNet."""
+    own = re.compile(r"(?<!images)\.read_text\(|splitlines\(|\.open\(|(?<![\w.])open\((?!.*\"rb\")")
+    folder = Path(data.__file__).parent / "sets"
+    sources = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.py")}
+    assert len(sources) > 30
+    assert [name for name, source in sources.items() if own.search(source)] == []
+
+
 # --- JSON -----------------------------------------------------------------------------------------
 
 
@@ -286,6 +297,17 @@ PARTS = [
         {"messages": MESSAGES, "images": ["0.png"]},
         {"messages": PARTS, "image": ["0.png"]},
         {"conversations": TALK, "images": "sub\\0.png"},
+        {
+            "image": "0.png",
+            "conversations": [turn | {"from": turn["from"].upper()} for turn in TALK],
+        },
+        {
+            "messages": [
+                PARTS[0]
+                | {"content": [{"type": "image", "image": "0.png"}, PARTS[0]["content"][1]]},
+                PARTS[1],
+            ]
+        },
     ],
 )
 @pytest.mark.parametrize("name", ["a.json", "lines.json", "a.JSONL"])
@@ -571,6 +593,17 @@ def test_every_name_of_an_image_is_taken_everywhere(tmp_path, name, capsys):
     faces(tmp_path / "sfew" / "Train" / "Angry", "x.png")
     (tmp_path / "sfew" / "Train" / "Angry" / name).write_bytes(file.read_bytes())
     assert len(data.load("sfew", tmp_path / "sfew")) == 2
+
+
+def test_archives_take_images_of_every_name(tmp_path):
+    batch = pytest.importorskip("vlmface.demo.batch")
+    names = ["a.jfif", "b.JPE", "c.webp", "d.GIF", "e.avif"]
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for name in names:
+            archive.write(face(tmp_path / "x.png", 1), name)
+    items = batch.unpack([tmp_path / "faces.zip"])
+    assert [item.name for item in items] == names
+    assert {open_image(item.data).size for item in items} == {(48, 48)}
 
 
 # --- who is who -----------------------------------------------------------------------------------

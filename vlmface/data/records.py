@@ -226,7 +226,7 @@ def pairs(record: Record) -> list[tuple[str, str]]:
     allowed = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]'
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         record.refuse(name, allowed)
-    roles = [ROLES.get(str(turn.get("from", turn.get("role")))) for turn in turns]
+    roles = [ROLES.get(str(turn.get("from", turn.get("role"))).casefold()) for turn in turns]
     start = roles.index("question") if "question" in roles else len(roles)
     turns, roles = turns[start:], roles[start:]
     if not turns or roles != ["question", "answer"] * (len(turns) // 2):
@@ -248,12 +248,21 @@ def _said(turn: Record) -> str:
 
 
 def pictures(record: Record) -> list[str]:
-    """The image paths of a conversation: its `image` or `images`. Raises UserError if it has both
-    and they differ."""
+    """The image paths of a conversation: its `image` or `images`, or those in the parts of its
+    messages, {"type": "image", "image": "..."}. Raises UserError if it has both fields and they
+    differ."""
     listed = {name: record.images(name) for name in ("image", "images")}
     if all(listed.values()) and listed["image"] != listed["images"]:
         record.refuse("images", f"the same as 'image', {shown(listed['image'])}")
-    return listed["image"] or listed["images"]
+    return listed["image"] or listed["images"] or _pictures_in_parts(record.fields.get("messages"))
+
+
+def _pictures_in_parts(messages: Any) -> list[str]:
+    turns = messages if isinstance(messages, list) else []
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = [part.get("image") for part in parts if isinstance(part, dict)]
+    return [image for image in images if isinstance(image, str)]
 
 
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
