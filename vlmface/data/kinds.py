@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import types
 import typing
@@ -31,8 +32,8 @@ def fits(kind: Any, value: Any) -> bool:
     if origin is not None and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(fits(of[0], item) for item in value)
     if kind in (int, float):
-        numbers = int if kind is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool)
+        number = numbers.Integral if kind is int else numbers.Real  # NumPy's too
+        return isinstance(value, number) and not isinstance(value, bool)
     return isinstance(value, str | os.PathLike if kind is str else kind)
 
 

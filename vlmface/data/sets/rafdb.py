@@ -10,6 +10,7 @@ The part of compound expressions ("Happily Surprised") has the same layout in a 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def read(
     for number, line in enumerate(read_lines(listing), 1):
         name, code, *more = [*line.split(), "", ""]
         prefix, _, _ = name.partition("_")
+        code = re.sub(r"\.0*$", "", code)  # a spreadsheet's 5.0
         if prefix not in SPLITS or not code.isdigit() or any(more):
             if line.strip():
                 malformed.append(f"{listing.name}:{number}: {line[:60]}")
