@@ -476,6 +476,17 @@ def test_other_words_of_people_are_mapped_or_refused(tmp_path):
     rows = data.load("table", path, words={"gender": words["gender"]}, columns={"race": None})
     assert rows["race"] == [None, None]
     assert "words='sex': use one of 'gender'" in failure(path, words={"sex": {}})
+    message = failure(path, words={"gender": {0: "masculine"}})
+    assert "words maps 0 to 'masculine', which is no gender: use one of female, male" in message
+
+
+def test_a_column_named_id_is_the_rows_and_id_in_capitals_may_be_a_persons(tmp_path):
+    path = table(tmp_path, "image,emotion,ID\n0.png,sad,7\n1.png,happy,7\n")
+    assert data.load("table", path)["id"] == ["table-0.png", "table-1.png"]
+    assert data.load("table", path, columns={"subject": "id"})["subject"] == ["7", "7"]
+    path = table(tmp_path, "image,emotion,id\n0.png,sad,7\n1.png,happy,8\n")
+    assert data.load("table", path)["id"] == ["table-7", "table-8"]
+    assert data.load("table", path, columns={"id": None})["id"] == ["table-0.png", "table-1.png"]
 
 
 # --- tables: action units -------------------------------------------------------------------------

@@ -156,12 +156,15 @@ def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
 
 def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
     """The column of each field that the table has."""
-    source = {}
+    source = {"id": "id"} if "id" in table.columns else {}  # "ID" is often a person's
     for field in FIELDS:
-        if field not in columns and (name := match_name(field, table.columns, table.path)):
+        if field == "id" or field in columns:
+            continue
+        if name := match_name(field, table.columns, table.path):
             source[field] = name
     for field, column in columns.items():
         one_of("columns", field, FIELDS)
+        source.pop(field, None)
         if column is not None:
             source[field] = table.need(column, f"columns={{{field!r}: {column!r}}}")
     if "image" not in source:
@@ -284,8 +287,7 @@ def _labels(
     words: Mapping[str, Mapping[Any, str | None]],
 ) -> dict[str, Any]:
     """The columns of the fields but `image` and `aus`."""
-    for field in words:
-        one_of("words", field, WORDS)
+    _check_words(words)
     found: dict[str, Any] = {}
     if "id" in source:
         found["id"] = [f"table-{required(table, source['id'], i)}" for i in rows]
@@ -300,6 +302,17 @@ def _labels(
     for field in (field for field in NUMBERS if field in source):
         found[field] = [number_of(table, source[field], i) for i in rows]
     return found
+
+
+def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
+    for field, mapping in words.items():
+        one_of("words", field, WORDS)
+        for word, to in mapping.items():
+            if to is not None and not any(canonical(name, to) for name in _spaces(field)):
+                raise UserError(
+                    f"words maps {word!r} to {to!r}, which is no {field}: use one of "
+                    f"{', '.join(_labels_of(field))}, or None"
+                )
 
 
 def _label_map(labels: Mapping[Any, str | None] | None) -> dict[str, str | None]:
@@ -346,9 +359,8 @@ def _person(
         return None
     if field == "gender" and lower in GENDERS:
         return GENDERS[lower]
-    spaces = _spaces(field)
-    if not any(canonical(name, word) for name in spaces):
-        labels = list(dict.fromkeys(x for name in spaces for x in taxonomy.space(name).labels))
+    if not any(canonical(name, word) for name in _spaces(field)):
+        labels = _labels_of(field)
         option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
         raise UserError(
             f"{table.where(row)}: {column!r} is {word!r}, which is no {field} of "
@@ -356,6 +368,11 @@ def _person(
             "leaves the column out"
         )
     return word
+
+
+def _labels_of(field: str) -> list[str]:
+    """The labels of all its label spaces."""
+    return list(dict.fromkeys(x for name in _spaces(field) for x in taxonomy.space(name).labels))
 
 
 @cache
