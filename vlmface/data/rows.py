@@ -496,7 +496,8 @@ def _check(table: pa.Table) -> None:
     if pc.count_distinct(ids).as_py() != len(table):
         counts = pc.value_counts(ids.combine_chunks())
         twice = next(v for v in counts if v["counts"].as_py() > 1)["values"].as_py()
-        raise UserError(f"id {twice!r} occurs more than once: the copy lists an image twice")
+        raise UserError(f"id {twice!r} occurs more than once: the copy lists an image twice; "
+                        "of several faces in one image, each row needs an id")  # fmt: skip
     emotion = table["emotion"]
     refuse(pc.and_(pc.is_valid(emotion),
                    pc.invert(pc.is_in(emotion, pa.array(taxonomy.EMOTIONS)))))  # fmt: skip
