@@ -231,7 +231,9 @@ def test_differences_of_two_runs() -> None:
         assert entry["difference"] == pytest.approx(two[name] - one[name])
         assert entry["ci95"][0] <= entry["difference"] <= entry["ci95"][1]
     same = metrics.compare(before, before, SPACE, ())["labels"]
-    assert all(entry == {"difference": 0, "ci95": [0, 0]} for entry in same.values())
+    assert all(entry["difference"] == 0 for entry in same.values())
+    assert same.pop("map") == {"difference": 0, "no_ci95": metrics.EQUAL}
+    assert all(entry["ci95"][0] < 0 < entry["ci95"][1] for entry in same.values())
     unranked = [r | {"probabilities": None} for r in after]
     assert "map" not in metrics.compare(before, unranked, SPACE, ())["labels"]
 
@@ -265,7 +267,8 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
     assert free["truth"]["labels"] is None and "affect" not in free["truth"]
     scores = evaluation.score([both], benchmark, [PROMPT], model="m", mode="both")
     assert scores["labels"]["exact_match"] == 1 and scores["labels"]["map"] == 1
-    assert "mAP 1.000 [1.000, 1.000]" in evaluation.summary(scores)
+    assert "mAP 1.000, label F1 1.000" in evaluation.summary(scores)
+    assert scores["labels"]["no_ci95"].startswith("1 annotated face: too few")
     assert "valid answers 100.0%" in evaluation.summary(scores)
     scores = evaluation.score([scored], benchmark, [PROMPT], model="m", mode="score")
     assert scores["mode"] == "scored" and scores["labels"]["map"] == 1

@@ -5,10 +5,14 @@ import time
 import numpy as np
 import pytest
 from fake_run import ABOUT, AUS, SPACE, random_rows, row
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics, statistics
+from vlmface.evaluate.measures import mcnemar_exact
+from vlmface.evaluate.shares import paired_share, share_interval
 from vlmface.evaluate.statistics import Array, align, bootstrap, mean, paired_bootstrap
 
 
@@ -66,10 +70,50 @@ def test_scores_of_resamples_are_scores_of_resampled_rows() -> None:
             assert values[i] == pytest.approx(one["au"][name])
 
 
-def test_a_certain_score_has_no_width() -> None:
-    rows = [row(i, "fear", "fear") for i in range(20)]
-    got = metrics.summarise(rows, SPACE, (), **ABOUT)
-    assert got["emotion"]["ci95"]["accuracy"] == [1, 1]
+@pytest.mark.parametrize("people", [None, 20])
+def test_all_right_and_all_wrong_are_not_certain(people: int | None) -> None:
+    """0 of 60 does not rule out 1 %: the bounds are those of the exact binomial interval."""
+    faces = []
+    for i in range(60):
+        truth = {"emotion": SPACE.labels[i % 4], "aus": {"4": 1.0, "12": 2.0}}
+        faces.append(row(i, None, None, truth=truth))
+    faces = named(faces, people) if people else faces
+    answered = {"status": "strict", "aus": [4, 12]}
+    right = [face | answered | {"label": face["truth"]["emotion"]} for face in faces]
+    none, every = (metrics.summarise(rows, SPACE, (4, 12), **ABOUT) for rows in (faces, right))
+    units = people or 60
+    rare = stats.binomtest(0, units).proportion_ci().high
+    assert none["emotion"]["ci95"]["accuracy"] == [0, pytest.approx(rare)]
+    assert every["emotion"]["ci95"]["accuracy"] == [pytest.approx(1 - rare), 1]
+    for block in ("emotion", "au"):
+        for score, (low, high) in none[block]["ci95"].items():
+            assert low == 0 and 0.5 * rare < high < 3 * rare, (block, score)
+        for score, (low, high) in every[block]["ci95"].items():
+            assert high == 1 and 1 - 3 * rare < low < 1 - 0.4 * rare, (block, score)
+    # With equally many faces of each label, UAR is as uncertain as accuracy.
+    assert none["emotion"]["ci95"]["uar"] == pytest.approx([0, rare])
+    change = metrics.compare(faces, right, SPACE, (4, 12))
+    for block in ("emotion", "au"):
+        for score, one in change[block].items():
+            assert one["difference"] == 1 and one["ci95"][0] < 1 == one["ci95"][1], (block, score)
+
+
+def test_people_who_are_all_alike_have_an_interval_with_width() -> None:
+    """12 people, each right on 3 of 4 faces: every resample gives 0.75."""
+    rows = [
+        row(i, SPACE.labels[i % 4], "contempt" if i % 4 == 0 else SPACE.labels[i % 4],
+            subject=f"p{i // 4}")
+        for i in range(48)
+    ]  # fmt: skip
+    block = metrics.summarise(rows, SPACE, (), **ABOUT)["emotion"]
+    assert block["accuracy"] == 0.75
+    for score, (low, high) in block["ci95"].items():
+        assert low < block[score] - 0.05 and high > block[score] + 0.05
+    four = [r for r in rows if int(r["subject"][1:]) < 4]
+    block = metrics.summarise(four, SPACE, (), **ABOUT)["emotion"]
+    assert block["ci95"] == {}
+    assert block["no_ci95"] == "4 people: too few for an interval, which needs 10"
+    assert block["clusters"] == {"unit": "subject", "n": 4}
 
 
 def test_600_rows_of_all_scores_take_less_than_2_seconds() -> None:
@@ -94,13 +138,17 @@ def test_paired_difference_is_narrower_than_two_unpaired_intervals() -> None:
     assert 0 < low < accuracy["difference"] < high
     alone = metrics.summarise(before, SPACE, AUS, **ABOUT)["emotion"]["ci95"]["accuracy"]
     assert high - low < 0.6 * (alone[1] - alone[0])
-    assert got["au"]["f1_macro"] == {"difference": 0, "ci95": [0, 0]}
+    low, high = got["au"]["f1_macro"]["ci95"]
+    assert got["au"]["f1_macro"]["difference"] == 0 and -0.03 < low < 0 < high < 0.03
 
 
-def test_paired_difference_of_a_run_with_itself_is_zero() -> None:
+def test_paired_difference_of_a_run_with_itself_is_zero_but_not_certain() -> None:
     rows = random_rows(60, 1)
-    for score in metrics.compare(rows, rows, SPACE, ())["emotion"].values():
-        assert score == {"difference": 0, "ci95": [0, 0]}
+    scores = metrics.compare(rows, rows, SPACE, ())["emotion"]
+    for score in scores.values():
+        assert score["difference"] == 0 and -0.07 < score["ci95"][0] < 0 < score["ci95"][1] < 0.07
+    rare = stats.binomtest(0, 60).proportion_ci().high
+    assert scores["accuracy"] == {"difference": 0, "ci95": pytest.approx([-rare, rare]), "p": 1}
 
 
 def test_alignment_is_by_id() -> None:
@@ -176,7 +224,11 @@ def test_intervals_are_of_subjects_if_every_row_names_one() -> None:
     ):
         assert got[name]["clusters"] == {"unit": "subject", "n": 12}
         subjects = [r["subject"] for r in rows]
-        assert got[name]["ci95"] == bootstrap(counts, score, clusters=subjects)
+        expected = bootstrap(counts, score, clusters=subjects)
+        if name == "emotion":
+            parts = metrics.right_and_known(counts)
+            expected["accuracy"] = share_interval(*parts, clusters=subjects)
+        assert got[name]["ci95"] == expected
         assert "clusters" not in plain[name]
         assert got[name]["f1_macro"] == plain[name]["f1_macro"]
         assert got[name]["ci95"] != plain[name]["ci95"]
@@ -187,11 +239,21 @@ def test_intervals_are_of_subjects_if_every_row_names_one() -> None:
 def test_otherwise_rows_are_drawn() -> None:
     rows = random_rows(40, 0)
     expected = metrics.summarise(rows, SPACE, AUS, **ABOUT)
-    one = [r | {"subject": "a"} for r in rows]
     some = [*named(rows[:-1], 5), rows[-1] | {"subject": None}]
     null = [r | {"subject": None} for r in rows]
-    for others in (one, some, null):
+    for others in (some, null):
         assert metrics.summarise(others, SPACE, AUS, **ABOUT) == expected
+    alone = metrics.summarise([r | {"subject": "a"} for r in rows], SPACE, AUS, **ABOUT)
+    assert alone["emotion"]["ci95"] == alone["au"]["ci95"] == {}
+    assert alone["emotion"]["no_ci95"].startswith("1 person: too few for an interval")
+
+
+def test_a_few_faces_of_unknown_people_have_intervals_of_shares_alone() -> None:
+    block = metrics.summarise(random_rows(8, 0), SPACE, (), **ABOUT)["emotion"]
+    right = round(block["accuracy"] * 8)
+    exact = stats.binomtest(right, 8).proportion_ci()
+    assert block["ci95"] == {"accuracy": pytest.approx([exact.low, exact.high])}
+    assert block["no_ci95"] == "8 annotated faces: too few for an interval, which needs 10"
 
 
 def test_paired_differences_are_of_subjects_too() -> None:
@@ -204,6 +266,11 @@ def test_paired_differences_are_of_subjects_too() -> None:
         clusters=[r["subject"] for r in before],
     )
     clusters = {"clusters": {"unit": "subject", "n": 12}}
+    hits, totals = metrics.right_and_known(metrics.count_labels(before, SPACE))
+    others, _ = metrics.right_and_known(metrics.count_labels(after, SPACE))
+    expected["accuracy"] = paired_share(
+        hits, others, totals, clusters=[r["subject"] for r in before]
+    )
     assert got["emotion"] == {name: change | clusters for name, change in expected.items()}
     # It does not matter which run says who is in the pictures.
     swapped = metrics.compare(after, before, SPACE, AUS)["emotion"]["accuracy"]
@@ -212,21 +279,87 @@ def test_paired_differences_are_of_subjects_too() -> None:
     assert swapped | clusters == swapped
 
 
+def test_a_verdict_by_people_and_its_interval_agree() -> None:
+    """Two people gained on all of their many faces, 18 changed by chance: by face that is
+    significant, by person it is not."""
+    before = np.zeros(200)
+    after = before.copy()
+    after[:20] = 1
+    people = [f"p{i // 10}" for i in range(200)]
+    ones = np.ones(200)
+    by_face = paired_share(before, after, ones)
+    by_person = paired_share(before, after, ones, clusters=people)
+    assert by_face["difference"] == by_person["difference"] == pytest.approx(0.1)
+    assert by_face["p"] < 0.001 and by_face["ci95"][0] > 0
+    assert by_person["p"] > 0.05 and by_person["ci95"][0] <= 0
+    few = paired_share(before[:90], after[:90], ones[:90], clusters=people[:90])
+    assert few == {"difference": pytest.approx(20 / 90)}
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(10, 40), st.floats(-0.4, 0.4))
+def test_an_interval_excludes_zero_if_and_only_if_p_is_below_5_percent(
+    seed: int, units: int, gain: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, units)
+    people = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
+    first = rng.random(len(people)) < 0.5
+    second = rng.random(len(people)) < 0.5 + gain
+    change = paired_share(first, second, np.ones(len(people)), clusters=people)
+    low, high = change["ci95"]
+    assert low <= change["difference"] <= high and low < high
+    assert (change["p"] < 0.05) == (not low <= 0 <= high)
+
+
+def test_the_sign_flip_test_of_independent_rows_is_mcnemars() -> None:
+    for only_first, only_second in ((5, 0), (6, 0), (1, 7), (8, 1), (10, 3), (20, 8), (0, 0)):
+        first, second = np.zeros(100), np.zeros(100)
+        first[:only_first] = 1
+        second[only_first : only_first + only_second] = 1
+        exact = mcnemar_exact(first > 0, second > 0)["p"]
+        assert paired_share(first, second, np.ones(100))["p"] == pytest.approx(exact, abs=0.006)
+
+
+@pytest.mark.parametrize("people", [10, 40])
+def test_intervals_of_shares_cover_the_truth(people: int) -> None:
+    rng = np.random.default_rng(0)
+    names = [str(i) for i in np.repeat(np.arange(people), 5)]
+    covered = {"share": 0, "change": 0}
+    for _ in range(100):
+        skill = np.repeat(rng.beta(2.1, 0.9, size=people), 5)  # 0.7 in the mean
+        first, second = (rng.random(5 * people) < skill for _ in range(2))
+        low, high = share_interval(first, np.ones(5 * people), clusters=names) or (1, 0)
+        covered["share"] += low <= 0.7 <= high
+        low, high = paired_share(first, second, np.ones(5 * people), clusters=names)["ci95"]
+        covered["change"] += low <= 0 <= high
+    assert all(91 <= count <= 100 for count in covered.values()), covered
+
+
+def test_a_share_of_independent_rows_has_the_exact_interval() -> None:
+    for hits, n in ((0, 7), (3, 7), (7, 7), (299, 300)):
+        exact = stats.binomtest(hits, n).proportion_ci()
+        values = [1] * hits + [0] * (n - hits)
+        assert share_interval(values, [1] * n) == pytest.approx([exact.low, exact.high])
+    assert share_interval([], []) is None
+    assert share_interval([0, 0], [0, 0]) is None
+
+
 def test_groups_draw_their_own_subjects() -> None:
-    rows = named(random_rows(60, 0), 10)
+    rows = named(random_rows(96, 0), 16)
     for i, r in enumerate(rows):
-        word = "female" if i % 10 < 4 else "male"
+        word = "female" if i % 16 < 4 else "male"
         r["truth"] = r["truth"] | {"attributes": {"gender": word}}
     groups = metrics.summarise(rows, SPACE, AUS, **ABOUT)["emotion"]["groups"]["gender"]
     assert groups["female"]["clusters"] == {"unit": "subject", "n": 4}
-    assert groups["male"]["clusters"] == {"unit": "subject", "n": 6}
-    part = [r for i, r in enumerate(rows) if i % 10 < 4]
-    expected = bootstrap(
-        metrics.count_labels(part, SPACE),
-        metrics.label_scores,
+    assert "ci95" not in groups["female"]
+    assert groups["female"]["no_ci95"] == "4 people: too few for an interval, which needs 10"
+    assert groups["male"]["clusters"] == {"unit": "subject", "n": 12}
+    part = [r for i, r in enumerate(rows) if i % 16 >= 4]
+    expected = share_interval(
+        *metrics.right_and_known(metrics.count_labels(part, SPACE)),
         clusters=[r["subject"] for r in part],
     )
-    assert groups["female"]["ci95"] == expected["accuracy"]
+    assert groups["male"]["ci95"] == expected
 
 
 def test_runs_on_other_rows_are_refused() -> None:
@@ -285,12 +418,15 @@ def test_a_share_that_was_never_seen_is_not_ruled_out() -> None:
     exact = stats.binomtest(0, 50).proportion_ci()
     assert never == {"value": 0, "ci95": [0, pytest.approx(exact.high)]}
     assert mean([1] * 50)["ci95"] == [pytest.approx(1 - exact.high), 1]
-    assert mean([0] * 50, signed=True)["ci95"] == [pytest.approx(-exact.high), exact.high]
-    few = mean([0] * 50, [str(i // 10) for i in range(50)])["ci95"]
-    assert few[1] == pytest.approx(stats.binomtest(0, 5).proportion_ci().high)
+    assert mean([0] * 50, signed=True)["ci95"] == pytest.approx([-exact.high, exact.high])
+    people = mean([0] * 50, [str(i // 5) for i in range(50)])["ci95"]
+    assert people[1] == pytest.approx(stats.binomtest(0, 10).proportion_ci().high)
+    assert mean([0] * 50, [str(i // 10) for i in range(50)]) == {"value": 0, "ci95": None}
+    always = mean([-1] * 50, signed=True)["ci95"]
+    assert always[0] < -1 < always[1]
     balanced = mean([-1, 1] * 25)["ci95"]  # a mean of 0, but not of zeros
     assert balanced[0] < -0.1 and balanced[1] > 0.1
-    with pytest.raises(ValueError, match="a mean of nothing"):
+    with pytest.raises(ValueError, match="a mean needs one value"):
         mean([])
 
 

@@ -1,7 +1,6 @@
 """CLIP: pairs a second in training and pictures a second in zero-shot evaluation, ours against
 open_clip's own trainer and evaluation, on the same model and files, float32, on a CPU.
 
-    pip install "open_clip_torch[training]"
     python tests/perf/clip_speed.py [--repeats 5] [--faces 768] [--json FILE]
 
 training   two epochs over faces and captions, in the same order, with the same optimizer: ours are
@@ -9,6 +8,7 @@ training   two epochs over faces and captions, in the same order, with the same 
            and read to their 77th token. The mean losses must be equal to 1e-3.
 zero-shot  the label of each picture from files: the shares that are right must be equal.
 
+open_clip's trainer needs open_clip_torch[training], which `pip install -e '.[dev]'` brings.
 Both sides work in one process, in turn; the median of the pairs' ratios counts.
 """
 
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import harness
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -168,13 +168,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5)
+    global EPOCHS
+    parser = harness.parser(__doc__)
     parser.add_argument("--faces", type=int, default=768)
-    parser.add_argument("--json", type=Path)
     words = parser.parse_args()
+    if words.small:
+        words.faces, words.repeats, EPOCHS = BATCH, 1, 1
 
     from vlmface.clip import model, texts
     from vlmface.data.rows import pictures
@@ -220,12 +219,7 @@ def main() -> None:
         for task, runs in seconds.items()
     }
     print(", ".join(f"{task} {ratio:.2f} times as fast" for task, ratio in ratios.items()))
-    if words.json:
-        result = {
-            "name": "clip_speed", "ratio": ratios, "runs": seconds, "equal": equal,
-            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
-        }  # fmt: skip
-        words.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    harness.write(words.json, "clip_speed", ratio=ratios, runs=seconds, equal=equal)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A face from the crop cache against decoding the photograph that it is from.
 
-python tests/perf/crop_cache.py [--n 64] [--repeats 7]
+python tests/perf/crop_cache.py [--n 64] [--repeats 7] [--json FILE]
 
 Both sides end with the same 224 x 224 pixels, which is checked: one opens a 1024 x 1024 JPEG and
 cuts the face out, the other reads it from the memory-mapped array. One thread, files in the page
@@ -9,7 +9,6 @@ cache, sides in turn, medians over the repeats.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import statistics
@@ -18,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import harness
 import numpy as np
 import skimage.data
 from PIL import Image
@@ -47,10 +47,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, repeats=7)
     parser.add_argument("--n", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
+    if arguments.small:
+        arguments.n = arguments.repeats = 2
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VLMFACE_CACHE"] = f"{folder}/cache"
         from vlmface.data import crop_cache, crops
@@ -91,6 +92,13 @@ def main() -> None:
     print(f"{n} pictures of 1024 x 1024, {arguments.repeats} repeats, equal pixels")
     for name, value in median.items():
         print(f"{name:>16}: {value * 1e3:8.3f} ms/picture, {value / median['crop cache']:6.1f} x")
+    harness.write(
+        arguments.json,
+        "crop_cache",
+        ratio={"decode_and_cut": median["decode and cut"] / median["crop cache"]},
+        runs=times,
+        equal={"pixels": True},
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Time and memory to load AffectNet's lists by their number of lines.
 
 python tests/perf/data_indexing.py [--lines 10000 100000 414799 1000000] [--repeats 3]
+    [--json FILE]
 
 Writes a copy in the owners' layout (labels as frequent as in the real one, landmarks in every line,
 an empty file for each picture) and loads it in a process of its own, which has already imported
@@ -9,7 +10,6 @@ everything. Medians over the repeats.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import harness
 import numpy as np
 
 HEADER = (
@@ -61,10 +62,12 @@ def write(root: Path, lines: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, repeats=3)
     parser.add_argument("--lines", type=int, nargs="+", default=[10000, 100000, 414799, 1000000])
-    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.small:
+        arguments.lines, arguments.repeats = [1000], 1
+    every = {}
     print(f"{'lines':>10}{'rows':>10}{'wall s':>9}{'CPU s':>8}{'us/line':>9}{'peak GiB':>10}"
           f"{'bytes/line':>12}")  # fmt: skip
     for lines in arguments.lines:
@@ -76,12 +79,15 @@ def main() -> None:
                     [sys.executable, "-c", LOAD, root], check=True, capture_output=True, text=True
                 )
                 runs.append(json.loads(done.stdout))
+        every[str(lines)] = runs
         wall, cpu, rss, before = (
             statistics.median(run[name] for run in runs)
             for name in ("wall", "cpu", "rss", "before")
         )
         print(f"{lines:>10,}{runs[0]['rows']:>10,}{wall:>9.2f}{cpu:>8.2f}{wall / lines * 1e6:>9.1f}"
               f"{rss:>10.2f}{(rss - before) * 2**30 / lines:>12,.0f}", flush=True)  # fmt: skip
+    rows = {lines: runs[0]["rows"] for lines, runs in every.items()}
+    harness.write(arguments.json, "data_indexing", ratio={}, runs=every, equal={"rows": rows})
 
 
 if __name__ == "__main__":

@@ -17,10 +17,6 @@ compared, and the median of the pairs' ratios counts.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import harness
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -112,23 +110,23 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5)
+    global TOKENS, ONE_BY_ONE
+    parser = harness.parser(__doc__)
     parser.add_argument("--faces", type=int, default=16)
-    parser.add_argument("--json", type=Path)
     words = parser.parse_args()
+    sizes = (336, 224)  # pixels, of scoring and of generation
+    if words.small:
+        TOKENS, ONE_BY_ONE, words.faces, words.repeats, sizes = 8, 2, 2, 1, (56, 28)
 
     from vlmface.evaluate import answering
     from vlmface.infer.local import LocalModel
     from vlmface.synth import dataset
 
-    images = answering.images_of(dataset.load("test", n=words.faces, size=336))
+    images = answering.images_of(dataset.load("test", n=words.faces, size=sizes[0]))
     with tempfile.TemporaryDirectory() as name:
-        large, small = Path(name, "336"), Path(name, "224")
-        build(large, 336)
-        build(small, 224)
+        large, small = Path(name, "large"), Path(name, "small")
+        build(large, sizes[0])
+        build(small, sizes[1])
         scorer = LocalModel.load(large, prompt="face_cot")
         writer = LocalModel.load(small, prompt="face_cot", max_new_tokens=TOKENS)
         size = sum(weight.numel() for weight in writer.model.parameters())
@@ -174,12 +172,7 @@ def main() -> None:
         for task, runs in seconds.items()
     }
     print(", ".join(f"{task} {ratio:.2f} times as fast" for task, ratio in ratios.items()))
-    if words.json:
-        result = {
-            "name": "eval_speed", "ratio": ratios, "runs": seconds, "equal": equal,
-            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
-        }  # fmt: skip
-        words.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    harness.write(words.json, "eval_speed", ratio=ratios, runs=seconds, equal=equal)
 
 
 def difference(found: Any, expected: list[list[float]]) -> float:

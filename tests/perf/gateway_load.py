@@ -12,13 +12,11 @@ may not grow.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import io
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -28,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import httpx2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,14 +152,13 @@ def growth_of(memory: list[tuple[float, float]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = harness.parser(__doc__, repeats=1)  # one long run
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--model", help="run folder (default: a random model)")
-    parser.add_argument("--json", type=Path)
     words = parser.parse_args()
+    if words.small:
+        words.seconds, words.clients = 5.0, 4
 
     from vlmface.evaluate import answering
     from vlmface.synth import dataset
@@ -196,17 +194,18 @@ def main() -> None:
           f"99 % within {latencies[int(len(latencies) * 0.99)]:.2f} s")  # fmt: skip
     print(f"memory {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB, "
           f"growth after {WARM_S:g} s {growth:.1%} (bar {GROWTH:.0%})")  # fmt: skip
-    if words.json:
-        result = {
-            "name": "gateway_load",
-            "ratio": {"throughput": ratio},
-            "runs": [{"alone_per_s": alone, "together_per_s": together, "clients": words.clients,
-                      "seconds": words.seconds, "statuses": statuses, "rss_mb": memory,
-                      "rss_growth": growth, "exit_code": code}],
-            "equal": {"errors_not_429": odd, "lost": lost},
-            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
-        }  # fmt: skip
-        words.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    run = {
+        "alone_per_s": alone, "together_per_s": together, "clients": words.clients,
+        "seconds": words.seconds, "statuses": statuses, "rss_mb": memory, "rss_growth": growth,
+        "exit_code": code,
+    }  # fmt: skip
+    harness.write(
+        words.json,
+        "gateway_load",
+        ratio={"throughput": ratio},
+        runs=[run],
+        equal={"errors_not_429": odd, "lost": lost},
+    )
     assert odd == 0 and lost == 0 and code == 0
 
 

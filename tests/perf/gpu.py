@@ -15,7 +15,6 @@ this with a small model.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
@@ -25,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import harness
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "perf")]
@@ -210,14 +211,12 @@ def evaluation(model: Any, folder: Path, gpu: bool) -> dict[str, dict[str, Calla
 def main() -> None:
     import torch
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5)
+    global FACES, EPOCHS, TOKENS
+    parser = harness.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=TASKS)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--small", action="store_true")
     words = parser.parse_args()
+    if words.small:
+        FACES, EPOCHS, TOKENS, words.repeats = 8, 1, 8, 1
     gpu = torch.cuda.is_available()
     if not gpu and not words.small:
         raise SystemExit("there is no GPU here: --small tries the script with a small model")
@@ -233,8 +232,8 @@ def main() -> None:
         for task, sides_of in (("grpo", grpo), ("sft", sft)):
             if task in wanted:
                 found[task] = in_turn(task, words.repeats, gpu, sides_of(model, folder, gpu))
-    if words.json:
-        words.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    ratio = {task: runs["ratio"] for task, runs in found.items() if task != "gpu"}
+    harness.write(words.json, "gpu", ratio=ratio, runs=found, equal={})
 
 
 if __name__ == "__main__":

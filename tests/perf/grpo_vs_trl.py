@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,19 +22,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import harness
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 GROUP, FACES, TOKENS = 8, 1, 64
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, small: bool) -> None:
     from vlmface import prompts
     from vlmface.families import tiny
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(folder, corpus, image_size=336, patch_size=14, vision_width=384,
-                     vision_layers=8, hidden=576, layers=10, mlp=1536, vocab_size=700,
-                     max_length=1024)  # fmt: skip
+    size = {"image_size": 336, "vision_width": 384, "vision_layers": 8, "hidden": 576, "layers": 10,
+            "mlp": 1536}  # fmt: skip
+    if small:
+        size = {"image_size": 56, "vision_width": 64, "vision_layers": 2, "hidden": 64, "layers": 2,
+                "mlp": 128}  # fmt: skip
+    tiny.build_llava(folder, corpus, patch_size=14, vocab_size=700, max_length=1024, **size)
 
 
 def model_of(folder: Path) -> Any:
@@ -102,7 +105,10 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
     from vlmface.train import grpo, rewards
     from vlmface.train.group_trainer import GroupTrainer
 
-    start = grpo.Start(folder, str(folder), llava, processor, prompt, {}, 1024, None, None)
+    start = grpo.Start(
+        base=folder, base_id=str(folder), family=llava, processor=processor, prompt=prompt,
+        policy={}, max_length=1024, crop=None, frames=1, run=None,
+    )  # fmt: skip
     used = rewards.parse({"format": 1})
     encoded, samples, _ = grpo.encode_prompts(faces, start, used, TOKENS)
     judge = rewards.Judge(used, list[FaceSample](samples), prompt)
@@ -201,21 +207,20 @@ def equal_loss(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5)
+    global TOKENS
+    parser = harness.parser(__doc__)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=["ours", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     words = parser.parse_args()
+    if words.small:
+        TOKENS, words.repeats, words.steps = 8, 1, 1
     if words.side:
         folder = Path(words.folder)
         print(json.dumps(timed(words.side, folder, model_of(folder), words.steps)))
         return
     with tempfile.TemporaryDirectory() as name:
-        build(Path(name))
+        build(Path(name), words.small)
         losses = equal_loss(Path(name))
         print(json.dumps(losses))
         assert abs(losses["ours"] - losses["trl"]) < 1e-4
@@ -223,7 +228,8 @@ def main() -> None:
         for _ in range(words.repeats):
             for side, done in runs.items():
                 command = [sys.executable, __file__, "--side", side, "--folder", name,
-                           "--steps", str(words.steps)]  # fmt: skip
+                           "--steps", str(words.steps),
+                           *(["--small"] if words.small else [])]  # fmt: skip
                 shown = subprocess.run(command, capture_output=True, text=True)
                 if shown.returncode:
                     raise SystemExit(shown.stderr[-3000:])
@@ -235,15 +241,7 @@ def main() -> None:
         side: statistics.median(run["s_per_step"] for run in done) for side, done in runs.items()
     }
     print(f"s/step: TRL {seconds['trl']:.2f}, ours {seconds['ours']:.2f}; median ratio {ratio:.2f}")
-    if words.json:
-        result = {
-            "name": "grpo_vs_trl",
-            "ratio": {"s_per_step": ratio},
-            "runs": runs,
-            "equal": losses,
-            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
-        }
-        words.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    harness.write(words.json, "grpo_vs_trl", ratio={"s_per_step": ratio}, runs=runs, equal=losses)
 
 
 if __name__ == "__main__":

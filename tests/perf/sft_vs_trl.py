@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import harness
 
 BATCH = 8
 LORA = {
@@ -34,7 +35,7 @@ OURS, THEIRS = "vlmface", "trl"
 MARK = "RESULT "
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, small: bool) -> None:
     """The checkpoint: real processor, tokenizer trained in code, random weights."""
     import torch
     from transformers import (
@@ -55,14 +56,16 @@ def build(folder: Path) -> None:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    width, depth = (96, 1) if small else (768, 6)
     vision = CLIPVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=6, num_attention_heads=12,
-        image_size=224, patch_size=16,
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth,
+        num_attention_heads=12, image_size=224, patch_size=16,
     )  # fmt: skip
+    hidden, inner, layers = (72, 96, 1) if small else (576, 1536, 15)
     text = LlamaConfig(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=15, num_attention_heads=9,
-        num_key_value_heads=3, vocab_size=49152, max_position_embeddings=2048,
-        tie_word_embeddings=True, **special,
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=9, num_key_value_heads=3, vocab_size=49152,
+        max_position_embeddings=2048, tie_word_embeddings=True, **special,
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=processor.image_token_id,
@@ -219,20 +222,20 @@ def launch(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = harness.parser(__doc__)
     parser.add_argument("--faces", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.small:
+        arguments.faces, arguments.epochs, arguments.repeats = BATCH, 1, 1
     if arguments.side:
         run(arguments.side, arguments.folder, arguments.faces, arguments.epochs)
         return
     runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder))
+        build(Path(folder), arguments.small)
         print(f"{'':>4}{'samples/s':>20}{'peak RSS, GiB':>20}{'loss of the first batch':>28}"
               f"{'mean of the last epoch':>28}")  # fmt: skip
         print(f"{'run':>4}" + f"{OURS:>10}{THEIRS:>10}" * 2 + f"{OURS:>14}{THEIRS:>14}" * 2)
@@ -251,15 +254,13 @@ def main() -> None:
     print(f"{a['parameters'] / 1e6:.0f} M parameters, {a['supervised']} supervised tokens")
     print(f"differences: {equal}")
     print(f"median: {speed:.2f} x the samples a second, {memory:.2f} x the peak memory")
-    if arguments.json:
-        result = {
-            "name": "sft_vs_trl",
-            "ratio": {"samples_per_s": speed, "peak_rss": memory},
-            "runs": runs,
-            "equal": equal,
-            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
-        }
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    harness.write(
+        arguments.json,
+        "sft_vs_trl",
+        ratio={"samples_per_s": speed, "peak_rss": memory},
+        runs=runs,
+        equal=equal,
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from vlmface.clip.train import Numbers, Targets, all_features, train_on
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics
+from vlmface.evaluate.shares import in_brackets
 from vlmface.files import atomic_write
 from vlmface.schema import FaceSample
 from vlmface.train import sft
@@ -252,8 +253,10 @@ def table(found: Mapping[str, Any]) -> str:
         )
     lines += ["", "| Difference | Accuracy | UAR |", "|---|---|---|"]
     for name, one in found["differences"].items():
-        cells = (f"{one[k]['difference']:+.3f} [{one[k]['ci95'][0]:+.3f}, {one[k]['ci95'][1]:+.3f}]"
-                 for k in ("accuracy", "uar"))  # fmt: skip
+        cells = (
+            f"{one[k]['difference']:+.3f}{in_brackets(one[k].get('ci95'), '+.3f')}"
+            for k in ("accuracy", "uar")
+        )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     still = found["still"]
     lines += [
@@ -266,5 +269,4 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def _with(scores: Mapping[str, Any], name: str) -> str:
-    low, high = scores["ci95"][name]
-    return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{scores[name]:.3f}{in_brackets(scores['ci95'].get(name))}"

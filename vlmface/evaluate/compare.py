@@ -16,12 +16,14 @@ from typing import Any
 from vlmface import facs, taxonomy
 from vlmface.errors import UserError
 from vlmface.evaluate import measures, metrics, page, report
-from vlmface.evaluate.statistics import align
 from vlmface.files import atomic_write
 
 # Settings that say where a run lies and how it is watched, not what it is.
 _ASIDE = ("output_dir", "overwrite", "save_steps", "logging_steps", "samples_every", "report_to")
+_ROUNDING = 1e-6  # of a score that was written as text and computed again
 _MAIN = {"accuracy", "uar", "map", "jaccard", "ccc"}  # scores that every pair is compared by
+ALPHA = 0.05
+SAME = "no difference that this test set can show"
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,52 @@ def read(folder: str | Path, name: str | None = None) -> Run:
         path = folder / file
         found[file] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     whole = found["metrics.json"]
-    return Run(
+    run = Run(
         name or folder.name,
         folder,
         whole.get("after", whole),
-        [json.loads(line) for line in found["predictions.jsonl"] if line],
+        _parse_lines(folder / "predictions.jsonl", found["predictions.jsonl"]),
         found["settings.json"],
         whole.get("train") or {},
         found["vlmface.json"].get("recipe"),
     )
+    check_agreement(run)
+    return run
+
+
+def _parse_lines(path: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines += [json.loads(text)] if text else []
+        except ValueError as error:
+            raise UserError(
+                f"'{path}' is damaged in line {number} ({error}): evaluate the run again"
+            ) from error
+    return lines
+
+
+def check_agreement(run: Run) -> None:
+    """Check that metrics.json holds the scores of predictions.jsonl. Raises UserError with both
+    values of the first score that differs."""
+    for prompt, space in run.prompts:
+        lines = _asked(run, prompt)
+        _check_same(run, "number of faces", run.scores["n"], len(lines))
+        for path, computed in metrics.point_scores(lines, space, run.au_set).items():
+            block: Mapping[str, Any] = run.scores
+            for key in path:
+                block = block.get(key) or {}
+            for score, value in computed.items():
+                if score in block:
+                    _check_same(run, f"{' '.join(path)} {score}", block[score], value)
+
+
+def _check_same(run: Run, what: str, recorded: float, computed: float) -> None:
+    if abs(recorded - computed) > _ROUNDING:
+        raise UserError(
+            f"'{run.folder}': {what} is {recorded:.6g} in metrics.json, but {computed:.6g} from "
+            "predictions.jsonl: one of the two files is not of this run, evaluate it again"
+        )
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
@@ -87,9 +126,9 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     that recipe), "train", "scores". Of a pair: "first", "second", "n", and the differences of each
     block, "emotion": {score: {"difference", "ci95"}}, "au", "attributes".
 
-    A pair's difference is the second minus the first, with its 95 % paired bootstrap interval; that
-    of an accuracy also has "p" of McNemar's exact test, and "p_holm", Holm's correction of it over
-    all pairs.
+    A pair's difference is the second minus the first, with its 95 % paired interval; that of a
+    share, such as accuracy, also has "p" of the sign-flip test that its interval inverts, and
+    "p_holm", Holm's correction of it over all pairs.
     Raises UserError for fewer than two runs, and for runs that are not about the same faces.
     """
     if len(runs) < 2:
@@ -129,16 +168,16 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _correct(pairs: Sequence[Mapping[str, Any]]) -> None:
-    """Add "p_holm" to every accuracy that has a "p", each label by itself."""
-    changes: dict[str, list[dict[str, Any]]] = {}
+    """Add "p_holm" to every difference that has a "p", each score by itself."""
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for pair in pairs:
         for title, block in report.score_blocks(pair).items():
-            if "p" in block.get("accuracy", {}):
-                changes.setdefault(title, []).append(block["accuracy"])
-    for of_title in changes.values():
-        for change, p in zip(
-            of_title, measures.holm([change["p"] for change in of_title]), strict=True
-        ):
+            for score, change in block.items():
+                if "p" in change:
+                    families.setdefault((title, score), []).append(change)
+    for changes in families.values():
+        corrected = measures.holm([change["p"] for change in changes])
+        for change, p in zip(changes, corrected, strict=True):
             change["p_holm"] = float(p)
 
 
@@ -166,21 +205,10 @@ def _paired(one: Run, other: Run) -> dict[str, Any]:
         aus = [au for au in one.au_set if au in other.au_set]
         first, second = _asked(one, id), _asked(other, other_id)
         part = metrics.compare(first, second, space, aus)
-        for scored in report.score_blocks(part).values():
-            if "accuracy" in scored:
-                scored["accuracy"]["p"] = measures.mcnemar_exact(
-                    *(_right(lines, space) for lines in (first, align(first, second)))
-                )["p"]
         for block in part.keys() - {"n"}:
             whole[block] = whole.get(block, {}) | part[block]
         whole["n"] = part["n"]
     return whole
-
-
-def _right(lines: Sequence[Mapping[str, Any]], space: taxonomy.LabelSpace) -> list[bool]:
-    """Whether each annotated row is answered right."""
-    known = [line for line in lines if metrics.truth(line, space) is not None]
-    return [metrics.answer(line) == metrics.truth(line, space) for line in known]
 
 
 def _asked(run: Run, prompt: str | None) -> list[Mapping[str, Any]]:
@@ -226,11 +254,14 @@ def reliability(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(change: Mapping[str, Any]) -> str:
-    """What a difference with its interval says."""
+    """The one verdict on a difference: by its corrected p value where it has one, else by its
+    interval."""
+    if "ci95" not in change or change.get("p_holm", 0.0) >= ALPHA:
+        return SAME
     low, high = change["ci95"]
     if low > 0:
         return "better"
-    return "worse" if high < 0 else "no difference that this test set can show"
+    return "worse" if high < 0 else SAME
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -245,10 +276,10 @@ def markdown(result: Mapping[str, Any]) -> str:
             cell = row["cells"][i]
             text = "-" if cell["value"] is None else f"{100 * cell['value']:.1f}"
             if change := cell["change"]:
-                low, high = change["ci95"]
-                text += (
-                    f" ({100 * change['difference']:+.1f}: {100 * low:+.1f} to {100 * high:+.1f})"
-                )
+                text += f" ({100 * change['difference']:+.1f}"
+                if "ci95" in change:
+                    text += ": {:+.1f} to {:+.1f}".format(*(100 * end for end in change["ci95"]))
+                text += ")"
             cells.append(text)
         cells.append(f"{100 * run['scores']['parse']['strict']:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -270,7 +301,7 @@ def write(
     atomic_write(output / f"{name}.md", markdown(result))
     content = page.render(
         "compare.html.j2",
-        filters={"verdict": verdict, "said": _said},
+        filters={"verdict": verdict, "said": _said, "color": _color},
         result=result,
         title=title or f"{len(result['runs'])} runs on {result['benchmark']}",
         notes=notes,
@@ -291,14 +322,18 @@ def _matrix(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
     for pair in result["pairs"]:
         change = report.score_blocks(pair).get(row["block"], {}).get(row["key"])
         if change is not None:
-            low, high = change["ci95"]
             known[pair["second"], pair["first"]] = change
-            known[pair["first"], pair["second"]] = change | {
-                "difference": -change["difference"],
-                "ci95": [-high, -low],
-            }
+            turned = {"difference": -change["difference"]}
+            if "ci95" in change:
+                turned["ci95"] = [-end for end in reversed(change["ci95"])]
+            known[pair["first"], pair["second"]] = change | turned
     lines = [{"name": one, "cells": [known.get((one, other)) for other in names]} for one in names]
     return {"title": f"{row['block']}: {row['name']}", "names": names, "lines": lines}
+
+
+def _color(change: Mapping[str, Any]) -> str:
+    """The CSS class of a difference: better, worse or same."""
+    return {SAME: "same"}.get(verdict(change), verdict(change))
 
 
 def _said(value: object) -> str:

@@ -24,7 +24,8 @@ from vlmface import config, facs
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, page
 from vlmface.evaluate.run import output_folder
-from vlmface.evaluate.statistics import LEVEL, mean
+from vlmface.evaluate.shares import LEVEL, in_brackets
+from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
 from vlmface.synth import probes
 
@@ -198,7 +199,7 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
             ]
             shift = {"n": len(pairs)} | mean(difference, subjects, signed=True, level=level)
             groups[word][label] = shift
-            if not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
+            if shift["ci95"] is not None and not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
                 found.append({"group": word, "label": label} | shift)
     found.sort(key=lambda one: -abs(one["value"]))
     return {"groups": groups, "found": found}
@@ -391,8 +392,7 @@ def _shift(shift: Mapping[str, Any]) -> str:
 
 
 def _pct(figure: Mapping[str, Any]) -> str:
-    low, high = figure["ci95"]
-    return f"{100 * figure['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * figure['value']:.1f} %{in_brackets(figure['ci95'], '.1f', scale=100)}"
 
 
 def run(settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from vlmface.evaluate.statistics import Array
 
@@ -118,11 +117,4 @@ def _crossed(
 def _cell(rows: Rows, counts: Array, interval: Interval | None) -> dict[str, Any]:
     part = counts[rows].sum(0)
     n, right = int(part.sum()), int(np.trace(part))
-    found: dict[str, Any] = {"n": n, "accuracy": right / n}
-    if interval is None:
-        return found
-    drawn = interval(rows)
-    if right in (0, n):  # resamples of equal rows are all equal
-        low, high = binomtest(right, n).proportion_ci()
-        drawn = {**drawn, "ci95": [float(low), float(high)]}
-    return found | drawn
+    return {"n": n, "accuracy": right / n, **(interval(rows) if interval else {})}

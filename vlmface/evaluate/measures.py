@@ -233,6 +233,14 @@ def multilabel_scores(tally: Array) -> dict[str, Array]:
     }
 
 
+def shift_tally(tally: Array, share: float) -> Array:
+    """Tallies (C, 3) with `share` of the misses made hits and of the false alarms left out or,
+    below 0, of the hits made misses; see `statistics.Shift`."""
+    hit, alarm, miss = np.moveaxis(tally, -1, 0)
+    moved = share * (miss if share >= 0 else hit)
+    return np.stack([hit + moved, alarm * (1 - max(share, 0.0)), miss - moved], -1)
+
+
 def binary_scores(tally: Array) -> dict[str, Array]:
     """f1, precision, recall, support of each class of tallies (..., C, 3); nan where undefined."""
     hit, alarm, miss = np.moveaxis(tally, -1, 0)

@@ -12,8 +12,10 @@ denominator, as a miss of its true class, and it is a prediction of no class.
     labels     of a space with several labels a face: see `multilabel`
     affect     valence and arousal, where rows have them: see `affect`
     ece        expected calibration error, 15 equal-width bins (Guo et al., ICML 2017)
-    ci95       95 % bootstrap interval, of draws of whole subjects if every row names its subject
-               and there are two at least; the block then says so, `clusters` {"unit", "n"}
+    ci95       95 % intervals, over people if every row names its subject (`clusters` {"unit",
+               "n"} then holds their number): of a share, such as accuracy, the exact binomial one
+               at the effective number of rows (`shares`), of other scores a bootstrap
+    no_ci95    why scores have no interval, such as too few people
     groups     accuracy of the labels among the faces of one gender, age group, race, with `gaps`,
                `equalised_odds` and `intersections`: see `groups`
     consistency  share of the answered rows whose own AUs support their own label (facs.supports)
@@ -29,7 +31,8 @@ The AUs that a text names are scored whether or not the text also gives a valid 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,9 +44,11 @@ from vlmface.errors import UserError
 from vlmface.evaluate import affect, groups, measures, multilabel
 from vlmface.evaluate.measures import binary_scores, mean_where, ratio
 from vlmface.evaluate.measures import multilabel_scores as au_scores
+from vlmface.evaluate.shares import paired_share, share_interval, too_few
 from vlmface.evaluate.statistics import (
     Array,
     Score,
+    Shift,
     align,
     bootstrap,
     paired_bootstrap,
@@ -54,7 +59,70 @@ from vlmface.taxonomy import EMOTIONS, LabelSpace
 
 Row = Mapping[str, Any]
 
+EQUAL = "no interval: all resamples give the same value"
 BLOCKS = ("emotion", "attributes", "labels", "au", "affect")  # of metrics.json, those with scores
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One kind of truth that rows have.
+
+    Attributes:
+        path: its place in metrics.json.
+        counts: (rows, D1, D2) what each row adds to the sums.
+        score: the scores of such sums.
+        shares: the scores that are shares of rows, {name: counts -> (hits, totals) of each row}.
+        shift: see `statistics.Shift`.
+    """
+
+    path: tuple[str, ...]
+    counts: Array
+    score: Score
+    shares: Mapping[str, Callable[[Array], tuple[Array, Array]]] = field(default_factory=dict)
+    shift: Shift | None = None
+
+    def intervals(self, subjects: Sequence[str] | None) -> dict[str, Any]:
+        """{"ci95": {score: [low, high]}} of the rows or, where they are named, the `subjects`, with
+        "clusters" and, where scores have none, the reason as "no_ci95"."""
+        units = _units(self.counts, subjects)
+        reason = too_few(units, subjects is not None)
+        found: dict[str, list[float]] = {}
+        if reason is None:
+            found = bootstrap(self.counts, self.score, clusters=subjects, shift=self.shift)
+        for name, parts in self.shares.items():
+            interval = share_interval(*parts(self.counts), clusters=subjects)
+            if interval is not None:
+                found[name] = interval
+        estimated = _finite(self.score(self.counts.sum(0))).keys() <= found.keys()
+        reason = reason or (None if estimated else EQUAL)
+        return {
+            "ci95": found,
+            **_clusters(subjects),
+            **({"no_ci95": reason} if reason else {}),
+        }
+
+    def changes(self, after: Array, subjects: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+        """{score: {"difference", "ci95", and "p" of a share}} of another run's counts, `after`, on
+        the same rows. Of too few people "ci95" and "p" are missing, "no_ci95" says why."""
+        reason = too_few(_units(self.counts, subjects), subjects is not None)
+        found = paired_bootstrap(
+            self.counts, after, self.score, clusters=subjects, shift=self.shift
+        )
+        for name, parts in self.shares.items():
+            (first, totals), (second, _) = parts(self.counts), parts(after)
+            if name in found:
+                found[name] = paired_share(first, second, totals, clusters=subjects)
+        if reason is not None:
+            found = {
+                name: {k: v for k, v in change.items() if k == "difference" or name in self.shares}
+                for name, change in found.items()
+            }
+        return {
+            name: change
+            | _clusters(subjects)
+            | ({} if "ci95" in change else {"no_ci95": reason or EQUAL})
+            for name, change in found.items()
+        }
 
 
 def summarise(
@@ -79,24 +147,23 @@ def summarise(
     if not rows:
         raise UserError("there are no predictions to score: check the split and n")
     blocks: dict[str, Any] = {}
-    for path, counts, score in _scored(rows, space, au_set):
-        total = counts.sum(0)
-        block = _finite(score(total))
+    for kind in _scored(rows, space, au_set):
+        total = kind.counts.sum(0)
+        block = _finite(kind.score(total))
         if ci:
-            subjects = _subjects(rows)
-            intervals = bootstrap(counts, score, clusters=subjects)
-            block["ci95"] = {k: v for k, v in intervals.items() if k in block}
-            block |= _clusters(subjects)
-        if score is au_scores:
+            found = kind.intervals(_subjects(rows))
+            found["ci95"] = {k: v for k, v in found["ci95"].items() if k in block}
+            block |= found
+        if kind.score is au_scores:
             details = _per_au(total, au_set)
-        elif score is affect.scores:
+        elif kind.score is affect.scores:
             details = {"n": int(total[0, 0])}
-        elif score is multilabel.scores:
+        elif kind.score is multilabel.scores:
             table = _table(multilabel.per_label(total), space.labels)
             details = {"n": int(total[-1, -1]), "per_label": table}
         else:
-            details = _per_class(total, space) | _by_group(rows, space, counts, ci)
-        _place(blocks, path, block | details)
+            details = _per_class(total, space) | _by_group(rows, space, kind.counts, ci)
+        _place(blocks, kind.path, block | details)
     if space.several and (ranked := _ranked(rows, space, ci)):
         blocks["labels"] = _with_ranking(blocks.get("labels", {}), ranked)
     if au_set and set(space.labels) <= set(EMOTIONS):
@@ -148,8 +215,9 @@ def merge(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def compare(
     before: Sequence[Row], after: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
 ) -> dict[str, Any]:
-    """after - before of every score on the same images, with 95 % paired bootstrap intervals:
-    {"n", "emotion": {"accuracy": {"difference", "ci95"}, ...}, "au": {...}}.
+    """after - before of every score on the same images, with 95 % paired intervals: {"n",
+    "emotion": {"accuracy": {"difference", "ci95", "p"}, "uar": {"difference", "ci95"}, ...}, "au":
+    {...}}. See `Counted.changes`.
 
     Rows are matched by id; their subjects may be named by either run. Raises UserError if the two
     runs did not answer the same images, or what `summarise` raises.
@@ -157,25 +225,33 @@ def compare(
     after = align(before, after)
     subjects = _subjects(before) or _subjects(after)
     result: dict[str, Any] = {"n": len(before)}
-    known = {path: found for path, found, _ in _scored(after, space, au_set)}
-    for path, first, score in _scored(before, space, au_set):
-        if path not in known:  # valence, say, of which only one of the two says something
-            continue
-        changes = paired_bootstrap(first, known[path], score, clusters=subjects)
-        named = {name: change | _clusters(subjects) for name, change in changes.items()}
-        _place(result, path, named)
+    known = {kind.path: kind.counts for kind in _scored(after, space, au_set)}
+    for kind in _scored(before, space, au_set):
+        if kind.path in known:  # valence, say, may be known of one of the two only
+            _place(result, kind.path, kind.changes(known[kind.path], subjects))
     if space.several and (change := _ranked_change(before, after, space)):
         result.setdefault("labels", {})["map"] = change | _clusters(subjects)
     return result
 
 
+def point_scores(
+    rows: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
+) -> dict[tuple[str, ...], dict[str, float]]:
+    """{place in metrics.json: scores, without intervals} of what the rows hold."""
+    return {
+        kind.path: _finite(kind.score(kind.counts.sum(0))) for kind in _scored(rows, space, au_set)
+    }
+
+
 def label_block(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
     """{"n", "accuracy", "uar", "f1_macro", "ci95", and "calibration" where there are
     probabilities} of the labels alone."""
-    counts, subjects = count_labels(rows, space), _subjects(rows)
-    block: dict[str, Any] = {"n": int(counts.sum()), **_finite(label_scores(counts.sum(0)))}
-    block["ci95"] = bootstrap(counts, label_scores, clusters=subjects)
-    block |= _clusters(subjects)
+    kind = _labels((), count_labels(rows, space))
+    block: dict[str, Any] = {
+        "n": int(kind.counts.sum()),
+        **_finite(label_scores(kind.counts.sum(0))),
+        **kind.intervals(_subjects(rows)),
+    }
     if calibration := _calibration(rows, space):
         block["calibration"] = calibration
     return block
@@ -272,24 +348,49 @@ def class_scores(confusion: Array) -> dict[str, Array]:
     }
 
 
-def _scored(
-    rows: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
-) -> list[tuple[tuple[str, ...], Array, Score]]:
-    """(place in metrics.json, counts per row, score) of each kind of truth that the rows have."""
-    kinds: list[tuple[tuple[str, ...], Array, Score]] = []
+def _scored(rows: Sequence[Row], space: LabelSpace, au_set: Sequence[int]) -> list[Counted]:
+    """Each kind of truth that the rows have."""
+    kinds: list[Counted] = []
     if not space.several:
-        place = ("emotion",) if space.field == "emotion" else ("attributes", space.field)
-        kinds.append((place, count_labels(rows, space), label_scores))
+        path = ("emotion",) if space.field == "emotion" else ("attributes", space.field)
+        kinds.append(_labels(path, count_labels(rows, space)))
     elif multilabel.was_written(rows):
-        kinds.append((("labels",), multilabel.counts(rows, space), multilabel.scores))
-    kinds.append((("au",), count_aus(rows, au_set), au_scores))
+        exact = {"exact_match": lambda counts: (counts[:, -1, 1], counts[:, -1, 2])}
+        counts = multilabel.counts(rows, space)
+        kinds.append(Counted(("labels",), counts, multilabel.scores, exact, multilabel.shift))
+    kinds.append(Counted(("au",), count_aus(rows, au_set), au_scores, shift=measures.shift_tally))
     for name in AFFECT:
-        kinds.append((("affect", name), affect.sums(rows, name), affect.scores))
+        signs = {"sagr": lambda counts: (counts[:, 0, -1], counts[:, 0, 0])}
+        kinds.append(Counted(("affect", name), affect.sums(rows, name), affect.scores, signs))
     return [
-        (path, counts, score)
-        for path, counts, score in kinds
-        if any(np.isfinite(value) for value in score(counts.sum(0)).values())
+        kind
+        for kind in kinds
+        if any(np.isfinite(value) for value in kind.score(kind.counts.sum(0)).values())
     ]
+
+
+def _labels(path: tuple[str, ...], counts: Array) -> Counted:
+    return Counted(path, counts, label_scores, {"accuracy": right_and_known}, shift_confusion)
+
+
+def right_and_known(counts: Array) -> tuple[Array, Array]:
+    """(rows,) whether each row of `count_labels` is right, and whether it is annotated."""
+    return np.trace(counts, axis1=1, axis2=2), counts.sum((1, 2))
+
+
+def shift_confusion(confusion: Array, share: float) -> Array:
+    """A confusion matrix (K, K + 1) with `share` of each class's errors made right or, below 0, of
+    its right answers spread over the other answers."""
+    moved = confusion.copy()
+    for k, line in enumerate(moved):
+        right = line[k]
+        if share >= 0:
+            line *= 1 - share
+            line[k] = right + share * (confusion[k].sum() - right)
+        else:
+            line += -share * right / (len(line) - 1)
+            line[k] = right * (1 + share)
+    return moved
 
 
 def _annotated(rows: Sequence[Row]) -> list[Row]:
@@ -309,9 +410,11 @@ def _ranked(rows: Sequence[Row], space: LabelSpace, ci: bool) -> dict[str, Any] 
     block: dict[str, Any] = {"n": len(known), "map": float(np.nanmean(found))}
     if ci:
         subjects = _subjects(known)
+        reason = too_few(len(set(subjects or range(len(known)))), subjects is not None)
         score = multilabel.map_of(values, flags)
-        block["ci95"] = reweighted(score, len(known), clusters=subjects)
-        block |= _clusters(subjects)
+        block["ci95"] = {} if reason else reweighted(score, len(known), clusters=subjects)
+        reason = reason or (None if block["ci95"] else EQUAL)
+        block |= _clusters(subjects) | ({"no_ci95": reason} if reason else {})
     columns = {"support": flags.sum(0), "ap": found}
     return block | {"per_label": _table(columns, space.labels)}
 
@@ -331,7 +434,8 @@ def _with_ranking(block: dict[str, Any], ranked: dict[str, Any]) -> dict[str, An
 def _ranked_change(
     before: Sequence[Row], after: Sequence[Row], space: LabelSpace
 ) -> dict[str, Any] | None:
-    """{"difference", "ci95"} of mAP of the same annotated rows; None unless both rank them."""
+    """{"difference", "ci95"} of mAP of the same annotated rows, or "no_ci95" for "ci95"; None
+    unless both rank them."""
     known = [_annotated(before), _annotated(after)]
     if not known[0]:
         return None
@@ -347,17 +451,23 @@ def _ranked_change(
         return {"map": second(weights)["map"] - first(weights)["map"]}
 
     subjects = _subjects(known[0]) or _subjects(known[1])
-    interval = reweighted(change, len(known[0]), clusters=subjects)["map"]
-    whole = change(np.ones((1, len(known[0]))))["map"]
-    return {"difference": float(whole[0]), "ci95": interval}
+    difference = {"difference": float(change(np.ones((1, len(known[0]))))["map"][0])}
+    if reason := too_few(len(set(subjects or range(len(known[0])))), subjects is not None):
+        return difference | {"no_ci95": reason}
+    intervals = reweighted(change, len(known[0]), clusters=subjects)
+    return difference | ({"ci95": intervals["map"]} if intervals else {"no_ci95": EQUAL})
 
 
 def _subjects(rows: Sequence[Row]) -> list[str] | None:
-    """The subject of each row; None unless all rows name one and there are two at least."""
+    """The subject of each row; None unless all rows name one."""
     names = [row.get("subject") for row in rows]
-    if None in names or len(set(names)) < 2:
-        return None
-    return [str(name) for name in names]
+    return None if None in names else [str(name) for name in names]
+
+
+def _units(counts: Array, subjects: Sequence[str] | None) -> int:
+    """How many people, or rows of unknown people, add anything to the counts."""
+    counted = np.flatnonzero(counts.any((1, 2)))
+    return len(counted) if subjects is None else len({subjects[i] for i in counted.tolist()})
 
 
 def _clusters(subjects: Sequence[str] | None) -> dict[str, Any]:
@@ -395,8 +505,11 @@ def _by_group(rows: Sequence[Row], space: LabelSpace, counts: Array, ci: bool) -
 
     def interval(inside: NDArray[np.bool_]) -> dict[str, Any]:
         subjects = _subjects([row for row, here in zip(rows, inside, strict=True) if here])
-        intervals = bootstrap(counts[inside], label_scores, clusters=subjects)
-        return {"ci95": intervals["accuracy"], **_clusters(subjects)}
+        interval = share_interval(*right_and_known(counts[inside]), clusters=subjects)
+        if interval is None:
+            reason = too_few(_units(counts[inside], subjects), subjects is not None)
+            return {"no_ci95": reason, **_clusters(subjects)}
+        return {"ci95": interval, **_clusters(subjects)}
 
     return groups.by_group(attributes, counts, space.labels, interval if ci else None)
 

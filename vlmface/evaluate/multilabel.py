@@ -73,6 +73,15 @@ def scores(total: Array) -> dict[str, Array]:
     }
 
 
+def shift(total: Array, share: float) -> Array:
+    """The sums with `share` of what is wrong made right; see `statistics.Shift`."""
+    moved = total.copy()
+    moved[:-1] = measures.shift_tally(total[:-1], share)
+    right, n = total[-1, :2], total[-1, 2]
+    moved[-1, :2] = right + share * (n - right) if share >= 0 else right * (1 + share)
+    return moved
+
+
 def per_label(total: Array) -> dict[str, Array]:
     """f1, precision, recall, support of each label, (K,) each."""
     return measures.binary_scores(total[:-1])

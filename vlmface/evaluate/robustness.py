@@ -95,7 +95,7 @@ def _short(scores: Mapping[str, Any]) -> dict[str, Any]:
     for title, block in report.score_blocks(scores).items():
         name, key = _SHOWN.get(title, ("accuracy", "accuracy"))
         if key in block:
-            found[name] = {"value": block[key], "ci95": block["ci95"][key]}
+            found[name] = {"value": block[key], "ci95": block["ci95"].get(key)}
     parse = scores["parse"]
     valid = parse["strict"] + parse["lenient"]
     return found | {"valid": {"value": valid, "ci95": None}}

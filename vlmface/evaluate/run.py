@@ -19,6 +19,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
 from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
 from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
+from vlmface.evaluate.shares import in_brackets
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
@@ -112,8 +113,8 @@ def summary(scores: Mapping[str, Any]) -> str:
     emotion, parse = scores.get("emotion", {}), scores["parse"]
     parts = []
     if emotion:
-        low, high = emotion["ci95"]["accuracy"]
-        parts.append(f"emotion accuracy {emotion['accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+        interval = in_brackets(emotion["ci95"].get("accuracy"))
+        parts.append(f"emotion accuracy {emotion['accuracy']:.3f}{interval}")
         parts.append(f"UAR {emotion['uar']:.3f}")
     for name, block in scores.get("attributes", {}).items():
         parts.append(f"{name} accuracy {block['accuracy']:.3f}")
@@ -121,7 +122,7 @@ def summary(scores: Mapping[str, Any]) -> str:
         parts.append(f"AU F1 {scores['au']['f1_macro']:.3f}")
     if labels := scores.get("labels", {}):
         parts += [
-            f"{name} {labels[key]:.3f}" + " [{:.3f}, {:.3f}]".format(*labels["ci95"][key])
+            f"{name} {labels[key]:.3f}{in_brackets(labels['ci95'].get(key))}"
             for key, name in (("map", "mAP"), ("f1_macro", "label F1"), ("jaccard", "Jaccard"))
             if key in labels
         ]

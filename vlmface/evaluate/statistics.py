@@ -8,6 +8,9 @@ Rows of one person are alike, and an interval that takes them for independent is
 `clusters`, whole clusters are drawn with replacement and all their rows come with them (the cluster
 bootstrap of Field & Welsh, J. R. Stat. Soc. B 2007): the counts are summed over each cluster first,
 and the sums are drawn as rows are.
+
+Shares have intervals that hold at 0 and 1 too: see `shares`. Other scores of which all resamples
+are equal (nothing is right, say) get the interval that `shift` makes from that of a share.
 """
 
 from __future__ import annotations
@@ -18,16 +21,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
 from vlmface.errors import UserError
+from vlmface.evaluate.shares import LEVEL, MIN_UNITS, share_interval, zero_bound
 
 Array = NDArray[np.float64]
 Score = Callable[[Array], Mapping[str, Array]]
 """Summed counts of any leading shape (..., D1, D2) -> {score: values of that leading shape}."""
 
+Shift = Callable[[Array, float], Array]
+"""(sums, share) -> the sums if that share of what is wrong were right (or, below 0, of what is
+right were wrong): how far a score may be from one of which all resamples are equal."""
+
 RESAMPLES = 2000
-LEVEL = 0.95
+_NO_WIDTH = 1e-9  # of an interval of which all resamples are equal
 MANY = 20_000  # rows; above, alike ones are drawn together
 _CHUNK = 2_000_000  # draws held in memory at once
 
@@ -37,6 +44,7 @@ def bootstrap(
     score: Score,
     *,
     clusters: Sequence[str] | None = None,
+    shift: Shift | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, list[float]]:
@@ -44,11 +52,15 @@ def bootstrap(
 
     `counts` is (rows, D1, D2): what each row adds to the sums. Rows are drawn with replacement, or
     `clusters`, the cluster that each row is in, such as its subject. Resamples in which a score is
-    undefined (nan) are left out of its interval.
+    undefined (nan) are left out of its interval. An interval without width is widened by `shift`,
+    or left out without one.
     """
-    drawn = [_by_cluster(counts, clusters)]
-    scores = score(_resample(drawn, resamples, seed)[0])
-    return {name: _interval(values) for name, values in scores.items() if np.isfinite(values).any()}
+    summed = _by_cluster(counts, clusters)
+    scores = score(_resample([summed], resamples, seed)[0])
+    intervals = {
+        name: _interval(values) for name, values in scores.items() if np.isfinite(values).any()
+    }
+    return _with_width(intervals, summed, score, shift)
 
 
 def paired_bootstrap(
@@ -57,6 +69,7 @@ def paired_bootstrap(
     score: Score,
     *,
     clusters: Sequence[str] | None = None,
+    shift: Shift | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -64,20 +77,23 @@ def paired_bootstrap(
 
     Both arrays are (rows, D1, D2) with row i about the same image. Each resample draws the same
     rows, or `clusters` of rows, for both, so what makes an image hard for both does not widen the
-    interval.
+    interval. An interval without width is widened as in `bootstrap`, or left out without `shift`.
     """
     if before.shape != after.shape:
         raise ValueError(f"counts of paired runs differ in shape: {before.shape}, {after.shape}")
     summed = [_by_cluster(array, clusters) for array in (before, after)]
     drawn = [score(totals) for totals in _resample(summed, resamples, seed)]
     whole = [score(array.sum(0)) for array in (before, after)]
-    return {
-        name: {
-            "difference": float(whole[1][name] - whole[0][name]),
-            "ci95": _interval(drawn[1][name] - drawn[0][name]),
-        }
+    differences = {
+        name: float(whole[1][name] - whole[0][name])
         for name in whole[0]
         if np.isfinite(whole[1][name] - whole[0][name])
+    }
+    intervals = {name: _interval(drawn[1][name] - drawn[0][name]) for name in differences}
+    intervals = _with_width(intervals, summed[1], score, shift)
+    return {
+        name: {"difference": difference} | ({"ci95": intervals[name]} if name in intervals else {})
+        for name, difference in differences.items()
     }
 
 
@@ -92,7 +108,8 @@ def reweighted(
     """As `bootstrap`, for scores that are no function of sums, such as those of a ranking.
 
     `score` takes how often each row is drawn, (some resamples, rows), and gives {score: (some
-    resamples,)}. The rows, or clusters of rows, are drawn as in `bootstrap`.
+    resamples,)}. The rows, or clusters of rows, are drawn as in `bootstrap`. A score of which all
+    resamples are equal has no interval.
     """
     inside = np.arange(rows)
     if clusters is not None:
@@ -104,8 +121,11 @@ def reweighted(
         for start in range(0, len(draws), step := max(1, _CHUNK // rows)):
             for name, values in score(draws[start : start + step, inside]).items():
                 parts.setdefault(name, []).append(values)
-    found = {name: np.concatenate(values) for name, values in parts.items()}
-    return {name: _interval(values) for name, values in found.items() if np.isfinite(values).any()}
+    drawn = {name: np.concatenate(values) for name, values in parts.items()}
+    intervals = {
+        name: _interval(values) for name, values in drawn.items() if np.isfinite(values).any()
+    }
+    return {name: [low, high] for name, (low, high) in intervals.items() if high - low > _NO_WIDTH}
 
 
 def mean(
@@ -118,21 +138,27 @@ def mean(
     seed: int = 0,
 ) -> dict[str, Any]:
     """{"value", "ci95"} of the mean of one number a row, by the bootstrap over rows or `clusters`
-    of rows; the interval is of another `level` where that is given.
+    of rows; the interval is of another `level` where that is given, and None for fewer than
+    MIN_UNITS clusters.
 
-    Resamples of equal values are all equal. A share of 0 or 1 therefore gets the exact binomial
-    interval (Clopper & Pearson 1934), of as many tosses as there are clusters; where values are
-    `signed`, differences that are all 0 get it on both sides.
+    A share, the mean of values that are all 0 or 1, gets the interval of `shares.share_interval`;
+    where values are `signed` and all 0, the bound of a share that was never seen is on both sides.
     """
     array = np.asarray(values, float)
     if not len(array):
-        raise ValueError("a mean of nothing")
+        raise ValueError("a mean needs one value at least")
     value = float(array.mean())
+    units = len(set(clusters)) if clusters is not None else len(array)
+    if not signed and np.isin(array, (0, 1)).all():
+        ones = np.ones_like(array)
+        return {"value": value,
+                "ci95": share_interval(array, ones, clusters=clusters, level=level)}  # fmt: skip
+    if units < MIN_UNITS:
+        return {"value": value, "ci95": None}
     counts = np.stack([array, np.ones_like(array)], 1)[:, None]
-    if value in (0.0, 1.0) and (array == value).all():
-        n = len(set(clusters)) if clusters is not None else len(array)
-        low, high = binomtest(round(value * n), n).proportion_ci(level)
-        return {"value": value, "ci95": [-float(high) if signed else float(low), float(high)]}
+    if np.ptp(array) == 0:
+        bound = zero_bound(units, level)
+        return {"value": value, "ci95": [value - bound if signed or value else 0.0, value + bound]}
     # Far tails need more draws: fifty of them beyond either end, at least.
     resamples = max(resamples, round(100 / (1 - level)))
     drawn = _resample([_by_cluster(counts, clusters)], resamples, seed)[0][:, 0]
@@ -211,6 +237,29 @@ def _draws(rows: int, resamples: int, seed: int) -> Iterator[Array]:
         size = min(step, resamples - start)
         picks = rng.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
         yield np.bincount(picks.ravel(), minlength=size * rows).reshape(size, rows).astype(float)
+
+
+def _with_width(
+    intervals: dict[str, list[float]], summed: Array, score: Score, shift: Shift | None
+) -> dict[str, list[float]]:
+    """The intervals, those without width widened by what `shift` makes of the sums over all units,
+    by a share as large as it may be though none of the units showed it."""
+    flat = [name for name, (low, high) in intervals.items() if high - low <= _NO_WIDTH]
+    if not flat:
+        return intervals
+    if shift is None:
+        return {name: interval for name, interval in intervals.items() if name not in flat}
+    totals = summed.sum(0)
+    bound = zero_bound(int(summed.any((1, 2)).sum()))
+    seen, lower, higher = (score(shift(totals, share)) for share in (0.0, -bound, bound))
+    widened = {
+        name: [
+            intervals[name][0] - max(0.0, float(seen[name] - lower[name])),
+            intervals[name][1] + max(0.0, float(higher[name] - seen[name])),
+        ]
+        for name in flat
+    }
+    return intervals | widened
 
 
 def _interval(values: Array, level: float = LEVEL) -> list[float]:

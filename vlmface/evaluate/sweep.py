@@ -23,6 +23,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import answering, measures, metrics, page, report
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
+from vlmface.evaluate.compare import SAME, verdict
 from vlmface.evaluate.run import score
 from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     import datasets
 
     from vlmface.infer.local import LocalModel
-
-ALPHA = 0.05  # of all tests between finalists together
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def value(scores: Mapping[str, Any], by: str) -> dict[str, Any]:
     name, key = ("action units", "f1_macro") if by == "au_f1" else (None, by)
     for title, block in report.score_blocks(scores).items():
         if key in block and (title == "action units") == (name is not None):
-            return {"value": block[key], "ci95": block["ci95"][key]}
+            return {"value": block[key], "ci95": block["ci95"].get(key)}
     raise UserError(f"by is {by!r}, which is not scored here: use accuracy, uar or au_f1")
 
 
@@ -241,9 +240,9 @@ def _last(entry: Mapping[str, Any]) -> float:
 def compare(
     arms: Sequence[Arm], tested: Mapping[str, Sequence[metrics.Row]], benchmark: Benchmark, by: str
 ) -> list[dict[str, Any]]:
-    """Every pair of finalists: the difference, first minus second, with its 95 % paired bootstrap
-    interval, and the p value of McNemar's exact test with Holm's correction over all pairs (for a
-    score that counts no right answers there is no such test, and the interval decides)."""
+    """Every pair of finalists: the difference, first minus second, with its 95 % paired interval
+    and, of an accuracy, the p value of the sign-flip test with Holm's correction over all pairs,
+    which then decides; of other scores the interval does."""
     pairs: list[dict[str, Any]] = []
     for one, other in combinations(arms, 2):
         first, second = tested[one.name], tested[other.name]
@@ -253,19 +252,13 @@ def compare(
         blocks = report.score_blocks(change)
         name, key = ("action units", "f1_macro") if by == "au_f1" else (next(iter(blocks)), by)
         pair = {"first": one.name, "second": other.name, **blocks[name][key]}
-        if by == "accuracy":
-            right = [
-                [metrics.answer(row) == metrics.truth(row, one.prompt.space) for row in rows]
-                for rows in (first, second)
-            ]
-            pair["p"] = measures.mcnemar_exact(*right)["p"]
         pairs.append(pair)
-    if pairs and by == "accuracy":
-        for pair, p in zip(pairs, measures.holm([pair["p"] for pair in pairs]), strict=True):
+    with_p = [pair for pair in pairs if "p" in pair]
+    if with_p:
+        for pair, p in zip(with_p, measures.holm([pair["p"] for pair in with_p]), strict=True):
             pair["p_holm"] = float(p)
     for pair in pairs:
-        low, high = pair["ci95"]
-        pair["differ"] = pair["p_holm"] < ALPHA if "p_holm" in pair else not low <= 0 <= high
+        pair["differ"] = verdict(pair) != SAME
     return pairs
 
 

@@ -13,6 +13,7 @@ from vlmface.clip.settings import ContextSettings
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import compare, report
+from vlmface.evaluate.shares import in_brackets
 from vlmface.files import atomic_write
 from vlmface.prompts import Prompt
 from vlmface.train import sft
@@ -140,24 +141,24 @@ def table(result: Mapping[str, Any]) -> str:
     lines = ["| shown | " + " | ".join(keys.values()) + " |", "| --- |" + " --- |" * len(keys)]
     for run in result["runs"]:
         block = report.score_blocks(run["scores"])[title]
-        cells = [f"{100 * block[key]:.1f} [{_percents(block['ci95'][key])}]" for key in keys]
+        cells = [
+            f"{100 * block[key]:.1f}{in_brackets(block['ci95'].get(key), '.1f', scale=100)}"
+            for key in keys
+        ]
         lines.append(f"| {run['name']} | " + " | ".join(cells) + " |")
     tested = "accuracy" in keys
-    heads = [*keys.values(), "McNemar, Holm"] if tested else [*keys.values()]
+    heads = [*keys.values(), "sign-flip test, Holm"] if tested else [*keys.values()]
     lines += ["", "| difference | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for pair in result["pairs"]:
         change = report.score_blocks(pair)[title]
         cells = [
-            f"{100 * change[key]['difference']:+.1f} [{_percents(change[key]['ci95'], '+')}]"
+            f"{100 * change[key]['difference']:+.1f}"
+            + in_brackets(change[key].get("ci95"), "+.1f", scale=100)
             for key in keys
         ]
         if tested:
-            cells.append(f"p = {change['accuracy']['p_holm']:.2g}")
+            p = change["accuracy"].get("p_holm")
+            cells.append(str(change["accuracy"]["no_ci95"]) if p is None else f"p = {p:.2g}")
         lines.append(f"| {pair['second']} − {pair['first']} | " + " | ".join(cells) + " |")
     n = result["runs"][0]["scores"]["n"]
-    return "\n".join(lines) + f"\n\nn = {n}; per cent, 95 % bootstrap intervals.\n"
-
-
-def _percents(interval: list[float], sign: str = "") -> str:
-    low, high = interval
-    return f"{100 * low:{sign}.1f}, {100 * high:{sign}.1f}"
+    return "\n".join(lines) + f"\n\nn = {n}; per cent, 95 % intervals.\n"
