@@ -71,7 +71,7 @@ def _csv(path: Path) -> Table:
             if row and len(row) != len(header):
                 raise UserError(f"{path}, {where}: {len(row)} cells, but the header has "
                                 f"{len(header)}: {shown(row)}")  # fmt: skip
-            if [cell.strip() for cell in row] == header:
+            if row and row[0].strip() == header[0] and [cell.strip() for cell in row] == header:
                 raise UserError(f"{path}, {where} repeats the header: if tables were joined, "
                                 "remove that line")  # fmt: skip
             if row:
@@ -86,14 +86,14 @@ def _csv(path: Path) -> Table:
 def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
     """(a csv reader behind the header, the names in the header; those of columns without one are
     "")."""
-    line = re.search(r"[^\r\n]*[^\s][^\r\n]*", text)
+    line = re.search(r"\S[^\r\n]*", text)
     first = line[0] if line else ""
     mark = re.fullmatch(r'"?sep=(.)"?', first.strip(), re.IGNORECASE)  # as Excel writes it
     usual = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
     delimiter = mark[1] if mark else split_header(first, usual)[1]
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        rows = [row for row in islice((row for row in reader if row), 2 if mark else 1)]
+        rows = list(islice((row for row in reader if row), 2 if mark else 1))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     header = [name.strip() for name in rows[-1]] if rows else []

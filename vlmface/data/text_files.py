@@ -133,7 +133,7 @@ def _decode(raw: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         raise _not_text(raw, path) or _undecodable(error, mark, path) from error
     # Files that were joined keep the marks of their parts.
-    return re.sub("^\ufeff", "", text, flags=re.MULTILINE) if "\ufeff" in text else text
+    return re.sub("^\ufeff+", "", text, flags=re.MULTILINE) if "\ufeff" in text else text
 
 
 def _not_text(raw: bytes, path: Path) -> UserError | None:
