@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import data, facs, files
+from vlmface import data, distributed, facs, files
+from vlmface.config import command, option
 from vlmface.evaluate import metrics
+from vlmface.ranges import Count, Seed
 from vlmface.synth.dataset import DEFAULT_N, VERSION
 from vlmface.taxonomy import EMOTIONS, SPACES
 
@@ -63,13 +65,14 @@ class Network(nn.Module):
         return self.emotion(features), self.units(features)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("eval/baseline_cnn.py")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--n_train", type=int, default=DEFAULT_N["train"])
-    parser.add_argument("--n_test", type=int, default=DEFAULT_N["test"])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
+    option(parser, "--n_train", Count, default=DEFAULT_N["train"])
+    option(parser, "--n_test", Count, default=DEFAULT_N["test"])
+    option(parser, "--epochs", Count, default=12)
+    option(parser, "--seed", Seed, default=0)
     arguments = parser.parse_args(argv)
     torch.manual_seed(arguments.seed)
     start = time.time()
@@ -141,4 +144,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

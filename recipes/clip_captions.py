@@ -16,10 +16,9 @@ from pathlib import Path
 
 from vlmface import config, data
 from vlmface.clip import contrast, model, tiny
-from vlmface.clip.settings import check_training
 from vlmface.data import crop_cache, crops
 from vlmface.files import atomic_write
-from vlmface.train import sft
+from vlmface.train import checks, sft
 
 UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
 
@@ -28,14 +27,19 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(
         contrast.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
     )
-    check_training(settings)
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings, last="metrics.json"):
         return 0
 
-    clip = tiny.build(settings.seed) if settings.base == UNTRAINED else model.load(settings.base)
+    device = sft.device()
+    if settings.base == UNTRAINED:
+        clip = tiny.build(settings.seed)
+        clip.model.to(device)
+    else:
+        clip = model.load(settings.base, device=device)
     views = crops.parse(settings.crop)
     with sft.main_first():
         rows = data.load(
@@ -47,13 +51,19 @@ def main(argv: Sequence[str]) -> int:
             for split in settings.probe_splits
         ]
         rows, *probed = [crop_cache.shown(part, views) for part in (rows, *probed)]
+    parts = {"test": (probed[1], settings.probe_root)}
+    shared = checks.shared_people(rows, settings.data_root, parts)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
-    trained = contrast.train(clip, rows, settings)
+    of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
+    trained = contrast.train(clip, rows, settings) | shared
+    if sft.is_main():
+        model.save(clip, run_dir, settings.saved_as)
+    sft.wait_for_everyone()
+    after = contrast.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
     if not sft.is_main():
         return 0
-    model.save(clip, run_dir, settings.saved_as)
-    after = contrast.probe(model.load(run_dir), *probed, settings.eval_batch_size)
-    scores = {"probes": {"before": before, "after": after}, "train": trained}
+    scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}
     atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
     for name, found in after.items():
         key = "f1_macro" if name == "au" else "accuracy"

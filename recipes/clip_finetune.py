@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 from vlmface import config
 from vlmface.clip import run
-from vlmface.clip.settings import Settings, check
-from vlmface.train import sft
+from vlmface.clip.settings import Settings
+from vlmface.train import checks, sft
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(Settings, argv, default="clip_finetune_tiny", usage=__doc__ or "")
-    check(settings)
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     if sft.begin(settings):
         run.run("clip_finetune", settings)

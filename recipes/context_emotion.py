@@ -18,12 +18,12 @@ from typing import Any
 
 from vlmface import config, data, families, manifest
 from vlmface.clip import run
-from vlmface.clip.settings import ContextSettings, check
+from vlmface.clip.settings import ContextSettings
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.train import budget, context, sft
+from vlmface.train import budget, checks, context, sft
 
 CONFIG, CLIP_CONFIG = "context_vlm_tiny", "clip_caer_tiny"
 
@@ -40,6 +40,7 @@ def vlm(argv: Sequence[str]) -> int:
     """A vision-language model that is asked a prompt about the pictures."""
     settings = config.parse(context.Settings, argv, default=CONFIG, usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
+    sft.check_machine(settings)
     sft.use_all_cores()
     if not settings.ablation:
         return train(settings)
@@ -50,6 +51,7 @@ def clip_caer(argv: Sequence[str]) -> int:
     """A CLIP that joins the views, and a transformer over the frames of each."""
     settings = config.parse(ContextSettings, argv, default=CLIP_CONFIG, usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     if not settings.ablation:
         return train_clip(settings)
@@ -70,7 +72,7 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
 
 def train_clip(settings: ContextSettings) -> int:
     """One CLIP, evaluated before and after."""
-    check(settings)
+    settings.check()  # an arm of an ablation has other views
     if sft.begin(settings):
         run.run("context_emotion", settings)
     return 0
@@ -105,9 +107,11 @@ def train(settings: context.Settings) -> int:
         samples = crop_cache.shown(samples, views, settings.frames)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
+    shared = checks.shared_people(samples, settings.data_root, {"test": (tested, root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
 
     ask = partial(
         answering.answer_once,
@@ -121,7 +125,7 @@ def train(settings: context.Settings) -> int:
     )
     before = ask(settings.base, run_dir / "predictions_before.jsonl")
     trained = sft.train(base, processor, family, rows, settings)
-    trained |= {"n": len(rows), "left_out": left_out}
+    trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip

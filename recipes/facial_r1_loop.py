@@ -9,6 +9,7 @@ Stopped at any moment, the same command goes on where it was.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -19,31 +20,72 @@ from typing import Any
 
 import yaml
 
-from vlmface import config
+from vlmface import config, distributed
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.files import atomic_write
+from vlmface.ranges import Checked, Count
+from vlmface.train import grpo, sft
 
 HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The file recipes/configs/facial_r1_loop.yaml explains every field."""
 
     output_dir: str
     sft: dict[str, Any]
     grpo: dict[str, Any]
     synthesize: dict[str, Any]
-    rounds: int = 2
+    rounds: Count = 2
     launch: list[str] = field(default_factory=list)
     overwrite: bool = False
 
+    def check(self) -> None:
+        """Refuse stages that their recipes would refuse, or that cannot be compared, before the
+        first of them starts. Raises UserError."""
+        stages = {"sft": sft.Settings, "grpo": grpo.Settings, "synthesize": _synthesis()}
+        made: dict[str, Any] = {}
+        for name, kind in stages.items():
+            fields = dict(getattr(self, name))
+            if odd := [word for word in SET_HERE if word in fields]:
+                raise UserError(f"{name} has {', '.join(odd)}, which the loop sets: leave it out")
+            file = config.find(str(fields.pop("config", DEFAULTS[name])))
+            given = {"output_dir": "", **({} if name == "sft" else {STARTS[name]: ""}), **fields}
+            try:
+                made[name] = config.build(kind, config.read(file) | given, where=file.name)
+                config.refuse_unused(made[name], fields)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+        for name in ("benchmark", "benchmark_root", "n_eval"):
+            of_sft, of_grpo = (getattr(made[stage], name) for stage in ("sft", "grpo"))
+            if of_sft != of_grpo:
+                raise UserError(
+                    f"sft has {name} {of_sft!r} and grpo {of_grpo!r}: the rounds' page compares "
+                    "both on the same faces, so set them alike"
+                )
+
+
+# What the loop sets of its stages, and the configurations that they have without `config`.
+SET_HERE = ("output_dir", "start", "model", "overwrite")
+STARTS = {"grpo": "start", "synthesize": "model"}
+DEFAULTS = {"sft": "sft_cot_tiny", "grpo": "grpo_tiny", "synthesize": "synthesize_tiny"}
+
+
+def _synthesis() -> Any:
+    """The settings of recipes/synthesize.py, a script beside this one."""
+    spec = importlib.util.spec_from_file_location("synthesize", HERE / "synthesize.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where types are looked up by name
+    spec.loader.exec_module(module)
+    return module.Settings
+
 
 def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/facial_r1_loop.py")
     settings = config.parse(Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
-    if settings.rounds < 1:
-        raise UserError(f"rounds is {settings.rounds}, but must be 1 at least")
     folder = Path(settings.output_dir)
     config.remember(settings, folder, free=("overwrite", "output_dir", "rounds", "launch"),
                     anew=settings.overwrite)  # fmt: skip
@@ -77,14 +119,17 @@ def stage(recipe: str, wanted: Mapping[str, Any], output: Path, launch: Sequence
         )
 
 
-def mixed(sft: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]:
-    """The data of a later round: those of the first, and what the model wrote in the last."""
+def mixed(own: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]:
+    """The data of a later round: those of the first, and what the model wrote in the last. The
+    `limits` of the first hold for these too."""
+    stored = config.read(config.find(str(own.get("config", DEFAULTS["sft"]))))
+    wanted = stored | dict(own)
     first = {
-        "data": sft.get("data", "synth"),
-        "root": sft.get("data_root"),
-        "options": dict(sft.get("data_options", {})),
+        "data": wanted["data"],
+        "root": wanted.get("data_root"),
+        "options": dict(wanted.get("data_options") or {}),
     }
-    if (n := sft.get("n_train")) is not None:
+    if (n := wanted.get("n_train")) is not None:
         first["options"] |= {"n": n}
     sources = [
         {key: value for key, value in first.items() if value},
@@ -94,7 +139,11 @@ def mixed(sft: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]
     text = yaml.safe_dump({"sources": sources}, sort_keys=False)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         atomic_write(path, text)
-    return {"data": str(path), "data_root": None, "data_options": {}, "n_train": None}
+    limits = own.get("limits")
+    if limits is None and wanted["data"] == stored.get("data"):
+        limits = stored.get("limits")
+    return {"data": str(path), "data_root": None, "data_options": {}, "n_train": None,
+            "limits": limits}  # fmt: skip
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -18,14 +18,14 @@ from vlmface import config, data, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.train import grpo, rewards, sft
+from vlmface.train import checks, grpo, rewards, sft
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(grpo.Settings, argv, default="grpo_tiny", usage=__doc__ or "")
     used = rewards.parse(settings.rewards)
-    grpo.check(settings)
     sft.check_processes(settings.num_processes)
+    checks.machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings):
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Where it starts, and the faces that it is asked about.
     start = grpo.start_of(settings)
+    grpo.check_start(settings, start)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         tested = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, start.frames
         )
+    shared = checks.shared_people(faces, settings.data_root, {"test": (tested, benchmark_root)})
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     )
     before = ask(settings.start, run_dir / "predictions_before.jsonl")
     trained = grpo.train(start, rows, samples, used, settings)
-    trained |= {"n": len(rows), "left_out": left_out}
+    trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import encode
+from vlmface import distributed, encode
+from vlmface.config import command, option
 from vlmface.families import llava, tiny
 from vlmface.prompts import load as load_prompt
+from vlmface.ranges import Count, Seed
 from vlmface.synth import dataset as synth
 from vlmface.synth import describe
 from vlmface.synth.faces import Sample
@@ -465,22 +467,21 @@ def reset_unwritten(model: Any, processor: Any) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/pretrain_tiny.py")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--faces", type=int, default=synth.DEFAULT_N["pretrain"])
-    parser.add_argument("--teacher_steps", type=int, default=2600)
-    parser.add_argument("--geometry_steps", type=int, default=4000)
-    parser.add_argument("--language_steps", type=int, default=1300)
-    parser.add_argument(
-        "--batch", type=int, default=64, help="faces a step under the geometry losses"
-    )
-    parser.add_argument("--words_steps", type=int, default=400)
-    parser.add_argument("--language_batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=160)
-    parser.add_argument("--vision_layers", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=4)
+    option(parser, "--faces", Count, default=synth.DEFAULT_N["pretrain"])
+    option(parser, "--teacher_steps", Count, default=2600)
+    option(parser, "--geometry_steps", Count, default=4000)
+    option(parser, "--language_steps", Count, default=1300)
+    option(parser, "--batch", Count, default=64, help="faces a step under the geometry losses")
+    option(parser, "--words_steps", Count, default=400)
+    option(parser, "--language_batch", Count, default=32)
+    option(parser, "--seed", Seed, default=0)
+    option(parser, "--width", Count, default=160)
+    option(parser, "--vision_layers", Count, default=5)
+    option(parser, "--layers", Count, default=4)
     arguments = parser.parse_args(argv)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
@@ -518,7 +519,8 @@ def main(argv: list[str] | None = None) -> None:
     llava.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
     count = sum(p.numel() for p in model.parameters())
     print(f"saved {arguments.output_dir / 'checkpoint'}: {count:,} parameters")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -20,12 +20,15 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.train import budget, sft, tasks, texts
+from vlmface.train import budget, checks, sft, tasks, texts
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = config.parse(sft.Settings, argv, default="sft_attributes_tiny", usage=__doc__ or "")
+    settings = config.parse(
+        sft.AttributeSettings, argv, default="sft_attributes_tiny", usage=__doc__ or ""
+    )
     sft.check_processes(settings.num_processes)
+    sft.check_machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings):
@@ -65,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
         )
 
     # Each question gets its rows; all of them are trained on together.
+    shared = checks.shared_people(samples, settings.data_root, {"test": (faces, benchmark_root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, asked, **length)
     chosen = tasks.choose(tasks.labels_of(samples, asked), settings.balance, settings.seed)
@@ -77,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
     if settings.text_data:
         rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
+    checks.warmup(settings, checks.steps(settings, len(rows)))
 
     ask = partial(
         answering.answer_once,
@@ -93,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
         "n": len(rows),
         "n_by_prompt": {p.id: len(part) for p, part in zip(asked, parts, strict=True)},
         "left_out": dict(left_out),
+        **shared,
     }
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(samples),

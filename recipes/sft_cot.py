@@ -19,12 +19,13 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
-from vlmface.train import budget, sft, texts
+from vlmface.train import budget, checks, sft, texts
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
+    sft.check_machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     if not sft.begin(settings):
@@ -58,12 +59,14 @@ def main(argv: Sequence[str]) -> int:
         faces = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, settings.frames
         )
+    shared = checks.shared_people(samples, settings.data_root, {"test": (faces, benchmark_root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
     if settings.text_data:
         rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
+    checks.warmup(settings, checks.steps(settings, len(rows)))
 
     ask = partial(
         answering.answer_once,
@@ -76,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     )
     before = ask(settings.base, run_dir / "predictions_before.jsonl")
     trained = sft.train(base, processor, family, rows, settings)
-    trained |= {"n": len(rows), "left_out": left_out}
+    trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip

@@ -11,17 +11,18 @@ Stopped at any moment, the same command goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vlmface import config
+from vlmface import config, distributed
+from vlmface.ranges import Checked, Count, Positive, PositiveShare, Seed, Share, Unused
 from vlmface.rationale import build, options
-from vlmface.train import sft
+from vlmface.train import checks, sft
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The files recipes/configs/synthesize_*.yaml explain every field."""
 
     model: str
@@ -30,30 +31,40 @@ class Settings:
     endpoint: str | None = None
     prompt: str | None = None
     api_key_env: str | None = None
-    concurrency: int = 8
+    concurrency: Count = 8
     data_root: str | None = None
     data_split: str = "train"
     data_options: dict[str, Any] = field(default_factory=dict)
-    n: int | None = None
+    n: Count | None = None
     label_space: str = "emotion8"
     labels: Literal["annotated", "vote"] = "annotated"
     saw_label: bool = False
-    samples: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_size: int = 16
-    min_agreement: float = 0.5
-    min_precision: float = 1.0
-    min_recall: float = 1.0
-    max_words: int = 150
-    balance: float | None = None
+    samples: Count = 8
+    temperature: Positive = 1.0
+    top_p: PositiveShare = 1.0
+    batch_size: Count = 16
+    min_agreement: Share = 0.5
+    min_precision: PositiveShare = 1.0
+    min_recall: PositiveShare = 1.0
+    max_words: build.Words = 150
+    balance: build.Times | None = None
     duplicates: Literal["report", "reject"] = "report"
-    similarity: float = 0.85
-    seed: int = 0
+    similarity: PositiveShare = 0.85
+    seed: Seed = 0
     overwrite: bool = False
+
+    def check(self) -> None:
+        checks.data_options(self, n="n")
+
+    def unused(self) -> Iterator[Unused]:
+        known = self.__dataclass_fields__
+        yield from (one for one in build.unused_by_model(self.endpoint) if one.name in known)
+        if not checks.reads_root(self.data):
+            yield Unused("data_root", f"{self.data} is not read from a folder", ("data",))
 
 
 def main(argv: Sequence[str]) -> int:
+    distributed.check_alone("recipes/synthesize.py")
     settings = config.parse(Settings, argv, default="synthesize_tiny", usage=__doc__ or "")
     sft.use_all_cores()
     same = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}

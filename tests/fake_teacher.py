@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,13 +19,16 @@ from vlmface.rationale import rules
 @dataclass
 class Reply:
     """What the server sends: after `delay` seconds a status, headers and a body. A `text` is
-    wrapped as a chat completion; `body` is sent as it is."""
+    wrapped as a chat completion; `body` is sent as it is, `pieces` one by one, `pause` seconds
+    apart, behind a length that is never reached."""
 
     text: str | None = None
     body: bytes | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    pieces: Iterable[bytes] | None = None
+    pause: float = 0.0
 
 
 @dataclass
@@ -98,18 +101,24 @@ class FakeTeacher:
         reply = self.behave(asked) or Reply()
         time.sleep(reply.delay)
         content = reply.body
-        if content is None:
+        if content is None and reply.pieces is None:
             text = asked.right() if reply.text is None else reply.text
             content = completion(text)
+        content = content or b""
         with self.lock:
             self.at_once -= 1
         try:
             handler.send_response(reply.status)
             for name, value in reply.headers.items():
                 handler.send_header(name, value)
-            handler.send_header("Content-Length", str(len(content)))
+            length = len(content) if reply.pieces is None else 10**12
+            handler.send_header("Content-Length", str(length))
             handler.end_headers()
-            handler.wfile.write(content)
+            handler.wfile.write(b"" if reply.pieces is not None else content)
+            for piece in reply.pieces or ():
+                handler.wfile.write(piece)
+                handler.wfile.flush()
+                time.sleep(reply.pause)
         except OSError:
             handler.close_connection = True  # the client has given up or was killed
 

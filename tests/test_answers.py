@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface import answers, facs, taxonomy
+from vlmface import answers, au_mentions, facs, taxonomy
 from vlmface.errors import UserError
+from vlmface.rationale import rules
 
 CASES = yaml.safe_load((Path(__file__).parent / "answers_cases.yaml").read_text(encoding="utf-8"))
+KINDS = yaml.safe_load((Path(__file__).parent / "answers_by_kind.yaml").read_text(encoding="utf-8"))
 SPACE = taxonomy.SPACES["emotion8"]
 forms = st.sampled_from(answers.FORMS)
 labels = st.sampled_from(SPACE.labels)
@@ -40,6 +43,67 @@ def test_case(case: dict) -> None:
         expected["label"] = case.get("labels", [])
     expected |= {"aus": case.get("aus", []), "negated": case.get("negated", [])}
     assert found == expected, case.get("why", "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_text_is_read_as_a_careful_person_would(kind: str) -> None:
+    for text, *expected in KINDS[kind]:
+        if len(expected) == 2:
+            found = answers.mentioned_aus(text)
+            assert [list(part) for part in found] == [sorted(part) for part in expected], text
+            continue
+        for form, whole in (
+            ("label", text),
+            ("think_answer", f"<think>x</think><answer>{text}</answer>"),
+        ):
+            answer = answers.parse(whole, SPACE, form)
+            assert (answer.label or answer.status) == expected[0], whole
+
+
+AU_TEXTS = [case[0] for kind in KINDS.values() for case in kind if len(case) == 3]
+
+
+def test_sentences_that_deny_nothing_take_no_short_cut_to_another_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = AU_TEXTS + [case["text"] for case in CASES]
+    found = [answers.mentioned_aus(text) for text in texts]
+    monkeypatch.setattr(au_mentions, "_TRIGGER", re.compile(""))
+    assert [answers.mentioned_aus(text) for text in texts] == found
+
+
+others = st.sampled_from(
+    ["There is no {}.", "{} is absent.", "{} isn't active.", "{}: 0.", "The face lacks {}.",
+     "{} can be ruled out.", "Absent: {}.", "I see {} without doubt.", "{} is active."]
+)  # fmt: skip
+
+
+@given(st.sampled_from(AU_TEXTS), others, st.booleans())
+def test_a_sentence_about_another_au_changes_no_reading(text: str, more: str, line: bool) -> None:
+    if text.rstrip()[-1:] not in ".!?":
+        line = True
+    other = max(set(facs.AU_NUMBERS) - set(range(31)))  # AU46, which no text names
+    present, absent = answers.mentioned_aus(text)
+    sentence = more.format(f"AU{other}")
+    gap = "\n\n" if line else " "
+    for whole in (f"{text}{gap}{sentence}", f"{sentence}{gap}{text}"):
+        found = answers.mentioned_aus(whole)
+        assert [tuple(au for au in part if au != other) for part in found] == [present, absent], (
+            whole
+        )
+        assert (other in found[0]) == ("doubt" in more or "is active" in more), whole
+
+
+@given(
+    st.dictionaries(st.sampled_from(facs.AU_NUMBERS), st.floats(0.5, 5), max_size=7),
+    labels, st.integers(0, 9999), st.sampled_from(sorted(rules.STYLES)),
+)  # fmt: skip
+def test_what_rules_write_names_exactly_its_aus(
+    truth: dict[int, float], label: str, seed: int, style: str
+) -> None:
+    answer = answers.parse(rules.write(truth, label, seed=seed, style=style), SPACE, "think_answer")
+    assert (answer.status, answer.label) == ("strict", label)
+    assert (answer.aus, answer.negated_aus) == (tuple(sorted(truth)), ())
 
 
 def test_table_is_large_and_covers_every_status() -> None:
@@ -186,6 +250,20 @@ def test_denied_aus(numbers: set[int]) -> None:
         " " * 20_000,
         "\n" * 20_000,
         "can not " * 5_000,
+        "AU4, " * 1_200 + "AU7 are absent",
+        "AU4 and " * 1_200,
+        "AU1-" * 1_200,
+        "AU4: no " * 1_200,
+        "AU4 is not " * 1_200,
+        "except AU4 " * 1_200,
+        "AU4 (brow lowerer) " * 1_200,
+        "AU4:" + " " * 20_000 + "x",
+        "|AU4|no|\n" * 1_200,
+        "[1," * 1_200 + "AU4",
+        "{" * 1_200 + "AU4",
+        "\u2717 AU4 " * 1_200,
+        "50% " * 1_200,
+        "hard to say, " * 1_200,
     ],
     ids=lambda text: text[:12].strip() or "space",
 )

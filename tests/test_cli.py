@@ -35,9 +35,7 @@ def test_version(capsys):
     assert __version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["predikt"], ["predict", "a.jpg"], ["synth", "--n", "many"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["predikt"], ["predict", "a.jpg"], ["synth", "--n"]])
 def test_misuse_is_explained(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -46,5 +44,7 @@ def test_misuse_is_explained(arguments, capsys):
 
 def test_what_a_user_did_wrong_is_one_line(capsys, tmp_path):
     assert main(["synth", "--n", "0", "--sheet", str(tmp_path / "a.png")]) == 2
-    assert capsys.readouterr().err == "error: a sheet shows 1 to 1024 rows, not 0\n"
+    assert capsys.readouterr().err == "error: n is 0, but must be a whole number at least 1\n"
+    assert main(["synth", "--n", "2000", "--sheet", str(tmp_path / "a.png")]) == 2
+    assert capsys.readouterr().err == "error: a sheet shows 1 to 1024 rows, not 2000\n"
     assert not list(tmp_path.iterdir())

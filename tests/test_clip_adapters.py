@@ -80,7 +80,7 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
         for i, name in enumerate(["anger", "fear"] * 8)
     ])  # fmt: skip
     settings = Settings(
-        base="tiny", data="", benchmark="", prompt="clip_emotion", limits="",
+        base="tiny", data="synth", benchmark="synth", prompt="clip_emotion", limits="",
         output_dir=str(tmp_path), image="adapters", frames=2, time="mean", epochs=4, batch_size=8,
         learning_rate=3e-3, logging_steps=1,
     )  # fmt: skip

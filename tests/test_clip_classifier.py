@@ -12,7 +12,7 @@ import torch
 from vlmface.clip import model, texts, trained
 from vlmface.clip.affect import AFFECT_HEADS
 from vlmface.clip.classifier import Classifier, Shape
-from vlmface.clip.settings import Settings, check
+from vlmface.clip.settings import Settings
 from vlmface.clip.train import depth_of, parameter_groups, part_of
 from vlmface.errors import UserError
 
@@ -294,14 +294,14 @@ def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
         ({"learning_rates": {"tower": 1.0}}, "learning_rates has tower"),
         ({"layer_decay": 0.0}, "layer_decay"),
         ({"wise_alpha": "auto"}, "set validation_share"),
-        ({"wise_alpha": "best"}, "0 to 1, or auto"),
-        ({"wise_alpha": 2.0}, "0 to 1, or auto"),
-        ({"schedule": "steps"}, "no milestones"),
-        ({"save_steps": 15}, "no multiple"),
+        ({"wise_alpha": "best"}, "at least 0 and at most 1 or auto"),
+        ({"wise_alpha": 2.0}, "at least 0 and at most 1 or auto"),
+        ({"schedule": "steps"}, "milestones .* is empty"),
+        ({"save_steps": 15}, "must be a multiple of logging_steps"),
         ({"validation_share": 0.95}, "validation_share"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        check(_settings(**changes))
-    check(replace(_settings(), image="frozen", head="linear"))
+        _settings(**changes).check()
+    replace(_settings(), image="frozen", text="frozen", head="linear").check()

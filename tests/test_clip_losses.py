@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -115,3 +117,68 @@ def test_pictures_of_a_row_change_together() -> None:
     torch.manual_seed(1)
     both = augment.apply(one.repeat(1, 2, 1, 1, 1), "face")
     assert torch.equal(both[:, 0], both[:, 1])
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def _gradients(kind: str, rows: slice) -> dict[str, torch.Tensor]:
+    """Gradients of the loss of some of eight rows, by a tower that all of them share."""
+    torch.manual_seed(0)
+    image, text = torch.nn.Linear(6, 4), torch.nn.Linear(5, 4)
+    scale = torch.nn.Parameter(torch.ones(()))
+    pictures, words, affects = torch.randn(8, 6), torch.randn(8, 5), torch.rand(8, 2)
+    affects[[0, 1, 2, 6]] = torch.nan
+    labels = torch.tensor([0, 0, 1, 0, 2, 1, 1, 3])
+    seen = image(pictures[rows])
+    weights = losses.class_weights([3, 3, 1, 1], "balanced")
+    if kind == "captions":
+        said = text(words[rows])
+        joined = losses.of_all_processes(seen, said, labels[rows])
+        loss = losses.caption_loss(*joined, scale)
+    elif kind == "affect":
+        loss = losses.affect_loss(seen[:, :2] * scale, affects[rows])
+    elif kind == "several":
+        goal = torch.nn.functional.one_hot(labels, 4).float()[rows]
+        loss = losses.label_loss(seen, goal, scale=scale, weights=weights)
+    else:
+        smoothing = 0.1 if kind == "smoothed" else 0.0
+        own = None if kind == "plain" else weights
+        loss = losses.label_loss(seen, labels[rows], scale=scale, weights=own, smoothing=smoothing)
+    loss.backward()
+    named = {"image": image.weight, "text": text.weight, "scale": scale}
+    found = {name: weight.grad for name, weight in named.items() if weight.grad is not None}
+    return found | {"loss": loss.detach()}
+
+
+KINDS = ("plain", "weighted", "smoothed", "several", "affect", "captions")
+
+
+def _in_process(rank: int, folder: str) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {}
+    for kind in KINDS:
+        found[kind] = _gradients(kind, slice(4 * rank, 4 * rank + 4))
+        for value in found[kind].values():  # what data parallel training does
+            dist.all_reduce(value)
+            value /= 2
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_mean_over_processes_is_the_whole_batch(tmp_path: Path) -> None:
+    """Labels, weights and annotation are unevenly divided between the two."""
+    torch.multiprocessing.start_processes(
+        _in_process, (str(tmp_path),), nprocs=2, start_method="fork"
+    )
+    found = torch.load(tmp_path / "found.pt")
+    for kind in KINDS:
+        alone = _gradients(kind, slice(0, 8))
+        assert found[kind].keys() == alone.keys() and alone.keys() >= {"image", "scale"}
+        for name, value in alone.items():
+            assert torch.allclose(found[kind][name], value, atol=1e-6), (kind, name)

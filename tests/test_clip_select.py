@@ -10,7 +10,6 @@ import pytest
 import torch
 from clip_rows import picture, rows_of
 
-from vlmface.clip import settings as clip_settings
 from vlmface.clip import texts, tiny, trained
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.select import BEST, LOG, Held, uar_of
@@ -37,14 +36,14 @@ def clips(n: int, seed: int, frames: int):
 
 def chosen(folder, **changes) -> Settings:
     values = {
-        "base": "tiny", "data": "", "benchmark": "", "prompt": "clip_emotion", "limits": "",
+        "base": "tiny", "data": "synth", "benchmark": "synth", "prompt": "clip_emotion",
         "output_dir": str(folder), "frames": 3, "time": "transformer", "validation_share": 0.1,
         "select": "best", "epochs": 5, "batch_size": 8, "optimizer": "adamw",
         "learning_rate": 1e-3, "schedule": "constant", "logging_steps": 1, "save_steps": 1,
         "eval_batch_size": 7,
     }  # fmt: skip
     settings = Settings(**(values | changes))
-    clip_settings.check(settings)
+    settings.check()
     return settings
 
 

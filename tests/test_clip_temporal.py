@@ -10,7 +10,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from vlmface import config
-from vlmface.clip import settings as clip_settings
 from vlmface.clip import texts, tiny
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.clip.model import Clip
@@ -79,7 +78,7 @@ def caer() -> tuple[Classifier, Settings]:
     """The configuration that ships, over a ViT-B/32 that has learnt nothing."""
     file = config.find("clip_caer_raer")
     chosen = config.build(ContextSettings, config.read(file), where=file.name)
-    clip_settings.check(chosen)
+    chosen.check()
     torch.manual_seed(0)
     name = chosen.base.partition("/")[0]
     model = open_clip.create_model(name, force_quick_gelu=True)

@@ -51,7 +51,7 @@ def test_the_rationale_is_the_description_without_its_conclusion(tmp_path):
     assert [m["conclusion"] for m in meta] == ["Together, they express **sadness**."] * 3 + [None]
     assert set(rows["rationale_source"]) == {"teacher"} and set(rows["saw_label"]) == {True}
     for row in rows:
-        for name in ("expllm", "face_cot"):  # raises where it could not be read back
+        for name in ("expllm", "expllm_words", "face_cot"):  # raises if it cannot be read
             prompts.load(name).target(FaceSample.from_row(row))
     sample = FaceSample.from_row(rows[0])
     assert prompts.load("expllm").target(sample) == f"{PARTS}\n**Conclusion:** sadness"

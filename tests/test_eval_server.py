@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply
+from fake_teacher import Asked, FakeTeacher, Reply, completion
 from PIL import Image
 
 from vlmface.errors import UserError
@@ -68,13 +68,13 @@ def test_faces_that_a_server_refuses_count_as_wrong_and_are_asked_again(
         return Reply(status=400, body=b"too hot") if refused and asked.number == 2 else Reply(text)
 
     with FakeTeacher(behave) as server:
-        evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"])
-        assert "1 faces got no answer and count as wrong" in capsys.readouterr().out
+        assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 2
+        assert "1 faces got no answer and count as wrong" in capsys.readouterr().err
         found = json.loads((tmp_path / "metrics.json").read_text())
         assert found["unanswered"] == 1 and found["parse"]["none"] == pytest.approx(1 / 8)
         assert len(server.asked) == 8
         refused = False
-        evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"])
+        assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 0
         assert len(server.asked) == 9  # nothing is asked twice
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert "unanswered" not in found and found["parse"]["strict"] == 1
@@ -109,3 +109,50 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--run", str(run_dir), "--n", "4"]
     with pytest.raises(UserError, match="is no server's URL: leave it out"):
         evaluation.main(argv)
+
+
+GOOD = "<think>The lip corners are pulled up (AU12).</think>\n<answer>happiness</answer>"
+
+
+def bare(url: str, out: Path, *more: str) -> list[str]:
+    return ["--benchmark", "synth", "--model", url, "--prompt", "face_cot", "--n", "3",
+            "--concurrency", "1", "--output_dir", str(out), *more]  # fmt: skip
+
+
+def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None:
+    def behave(asked: Asked) -> Reply:
+        return Reply(status=400, body=b"dark") if asked.number == 1 else Reply(GOOD)
+
+    with FakeTeacher(behave) as server:
+        server.models = ["a"]
+        assert evaluation.main(bare(server.url, tmp_path)) == 2
+        assert json.loads((tmp_path / "metrics.json").read_text())["served_model"] == "a"
+        before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        server.models = ["b"]
+        with pytest.raises(UserError, match="served_model 'a' was begun there, now it is 'b'"):
+            evaluation.main(bare(server.url, tmp_path))
+        assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+        server.models = ["a"]
+        assert evaluation.main(bare(server.url, tmp_path)) == 0
+    scores = json.loads((tmp_path / "metrics.json").read_text())
+    assert (scores["served_model"], scores["parse"]["strict"]) == ("a", 1)
+    assert "unanswered" not in scores
+
+
+def test_the_request_of_an_evaluation_can_be_changed(tmp_path: Path, run_dir: Path) -> None:
+    with FakeTeacher(lambda asked: Reply(GOOD)) as server:
+        words = ["--request", "temperature=null", "max_tokens=null", "max_completion_tokens=99"]
+        assert evaluation.main(bare(server.url, tmp_path / "a", *words)) == 0
+        body = server.asked[-1].body
+        assert body["max_completion_tokens"] == 99 and not {"temperature", "max_tokens"} & set(body)
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--request", "temperature=1"]
+    with pytest.raises(UserError, match=r"request is .* is no server's URL: leave it out"):
+        evaluation.main(argv)
+
+
+def test_texts_with_lone_surrogates_are_stored(tmp_path: Path) -> None:
+    body = completion(GOOD).replace(b"pulled", b"pulled \\ud83d")
+    with FakeTeacher(lambda asked: Reply(body=body)) as server:
+        assert evaluation.main(bare(server.url, tmp_path)) == 0
+    (line, *_) = answering.read_lines(tmp_path / "predictions.jsonl")
+    assert "pulled \ufffd up" in line["text"]

@@ -215,14 +215,14 @@ def settings_for(start: Path, **changes: Any) -> grpo.Settings:
     [
         ({"group_size": 1}, "group_size is 1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"temperature": 0}, "temperature 0"),
+        ({"temperature": 0}, "temperature is 0, but must be a number above 0"),
         ({"top_p": 0.9, "iterations": 2}, r"top_p 0\.9 with iterations 2"),
-        ({"save_steps": 5, "iterations": 2}, "save_steps 5 is no multiple"),
+        ({"save_steps": 5, "iterations": 2}, "must be a multiple of iterations"),
     ],
 )
 def test_settings_that_cannot_work(memorised: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        grpo.check(settings_for(memorised, **changes))
+        settings_for(memorised, **changes).check()
 
 
 def test_where_it_may_start(memorised: Path, base: Path) -> None:

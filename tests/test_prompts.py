@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlmface import answers, facs, prompts, taxonomy
+from vlmface import answers, config, facs, prompts, taxonomy
 from vlmface.errors import UserError
+from vlmface.evaluate import benchmarks
 from vlmface.files import resource
 from vlmface.rationale import rules
 from vlmface.schema import FaceSample
@@ -76,9 +77,25 @@ def test_system_message() -> None:
 
 def test_au_definitions_come_from_the_catalogue() -> None:
     text = prompts.load("facial_r1").messages()[0]["content"][1]["text"]
-    for au in facs.COMMON_AUS:
+    for au in facs.DEFINED_AUS:
         assert f"AU{au} {facs.AUS[au].name}: {facs.AUS[au].cue}." in text
     assert "AU13 sharp lip puller" in text and "AU34 cheek puff" in text
+
+
+def test_every_scored_au_is_defined() -> None:
+    """A model that is told which action units there are is told of all that a benchmark scores."""
+    for name in benchmarks.benchmark_names():
+        scored = benchmarks.load_benchmark(name).au_set
+        assert set(scored) <= set(facs.DEFINED_AUS), name
+
+
+def test_a_prompt_in_words_asks_for_no_numbers() -> None:
+    prompt = prompts.load("expllm_words")
+    assert "AU" not in str(prompt.messages()) and "number" not in str(prompt.messages())
+    assert prompt.form == prompts.load("expllm").form
+    for name in ("llava", "paligemma", "qwen", "smolvlm"):
+        values = config.read(config.find(f"sft_cot_{name}"))
+        assert (values["data"], values["prompt"]) == ("expllm", "expllm_words")
 
 
 @pytest.mark.parametrize("id", IDS)

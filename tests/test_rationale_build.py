@@ -337,12 +337,13 @@ def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
-def test_faces_without_an_answer_are_counted(tmp_path):
+def test_faces_without_an_answer_are_counted(tmp_path, capsys):
     def behave(asked):
         return Reply(status=400, body=b"filtered") if asked.number in (2, 5) else None
 
     with FakeTeacher(behave) as server:
-        assert build(tmp_path / "out", *teacher(server, "--concurrency", "1")) == 0
+        assert build(tmp_path / "out", *teacher(server, "--concurrency", "1")) == 2
+    assert "error: 2 faces got no answer" in capsys.readouterr().err
     counts = summary(tmp_path / "out")["counts"]
     assert counts["rejected_by"] == {"no_answer": 2} and counts["kept"] == N - 2
     assert {line["messages"][0] for line in lines(tmp_path / "out" / "rejected.jsonl")} == {

@@ -501,3 +501,65 @@ def test_records_within_a_mapping_and_lines_by_request(tmp_path):
     with pytest.raises(UserError, match="expected a list of records"):
         records(path)
     assert records(path, lines=True)[0].fields["n"] == 1
+
+
+# --- what was asked -------------------------------------------------------------------------------
+
+
+def scored(tmp_path: Path, name: str, rows: list[dict], *words: str) -> dict[str, Any]:
+    folder = tmp_path / name
+    folder.mkdir()
+    return results(score(write_lines(folder / "answers.jsonl", *rows), "jsonl", *words))[0]
+
+
+@pytest.mark.parametrize("written", [str.title, str.upper, "{}.".format, "**{}**".format])
+def test_the_letters_of_a_label_do_not_decide_the_form(tmp_path, written):
+    truths = {"happiness": [6, 12], "anger": [4, 7], "sadness": [1, 15]}
+    rows = [{"id": i, "text": label, "truth": {"emotion": label, "aus": aus}}
+            for i, (label, aus) in enumerate(truths.items())]  # fmt: skip
+    expected = scored(tmp_path, "lower", rows)
+    found = scored(tmp_path, "other", [row | {"text": written(row["text"])} for row in rows])
+    assert expected["emotion"]["accuracy"] == 1 and "au" not in expected
+    assert found["emotion"] == expected["emotion"] and "au" not in found
+
+
+def au_rows(*named: int, **truth: Any) -> list[dict]:
+    text = thought(" ".join(f"AU{au} is active." for au in named), "happiness")
+    return [{"id": i, "text": text, "truth": {"emotion": "happiness", "aus": [6, 12]} | truth}
+            for i in range(4)]  # fmt: skip
+
+
+def test_false_alarms_on_aus_that_no_truth_lists_count(tmp_path):
+    right = scored(tmp_path, "right", au_rows(6, 12))["au"]
+    alarms = scored(tmp_path, "alarms", au_rows(6, 12, 4))["au"]
+    assert right["f1_micro"] == 1 and alarms["f1_micro"] == pytest.approx(16 / 20)
+    assert alarms["per_au"]["AU4"]["precision"] == 0
+    # Where the truth says what was coded, another AU is no alarm: nobody looked for it.
+    coded = scored(tmp_path, "coded", au_rows(6, 12, 4, annotated_aus=[6, 12, 25]))["au"]
+    assert coded["f1_micro"] == 1 and "AU4" not in coded["per_au"]
+
+
+def test_the_aus_to_score_can_be_named(tmp_path, capsys):
+    rows = au_rows(6, 12, 4)
+    named = scored(tmp_path, "named", rows, "--au_set", "AU4", "12,6")["au"]
+    assert set(named["per_au"]) == {"AU4", "AU6", "AU12"}
+    assert set(scored(tmp_path, "two", rows, "--au_set", "6", "12")["au"]["per_au"]) == {
+        "AU6",
+        "AU12",
+    }
+    disfa = scored(tmp_path, "disfa", rows, "--au_set", "disfa8")["au"]
+    assert set(disfa["per_au"]) == {f"AU{n}" for n in (1, 2, 4, 6, 9, 12, 25, 26)}
+    path = str(write_lines(tmp_path / "again.jsonl", *rows))
+    for words, message in (
+        (["AU3"], "is not a known action unit"),
+        (["rafdb"], "scores no action"),
+    ):
+        argv = ["score-file", path, "--format", "jsonl", "--au_set", *words]
+        assert cli.main(argv) == 2
+        assert message in capsys.readouterr().err
+    text = thought("AU12 and AU4 are active.", "happiness")
+    released = [{"id": 1, "dataset": "d", "image": "a.jpg", "AUs": ["AU12"],
+                 "labels": ["happiness"], "description": text}]  # fmt: skip
+    path = write_lines(tmp_path / "released.jsonl", *released)
+    units = results(score(path, "facial-r1", "--au_set", "fea20k"))[0]["au"]["per_au"]
+    assert (units["AU4"]["precision"], units["AU12"]["precision"]) == (0, 1)

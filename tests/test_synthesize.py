@@ -282,7 +282,8 @@ def test_a_server_is_asked_for_several_answers(recipe: Recipe, tmp_path: Path, c
         return choices(right[asked.number], right[asked.number], OTHER)
 
     with FakeTeacher(behave) as server:
-        words = {"endpoint": server.url, "model": "sft", "concurrency": 1, "n": 4}
+        words = {"endpoint": server.url, "model": "sft", "concurrency": 1, "n": 4,
+                 "batch_size": 16}  # fmt: skip
         with pytest.raises(UserError, match="give --prompt"):
             recipe(tmp_path / "out", **words)
         assert recipe(tmp_path / "out", prompt="face_cot", **words) == 0
@@ -300,11 +301,10 @@ def test_a_server_is_asked_for_several_answers(recipe: Recipe, tmp_path: Path, c
 
 def test_a_server_that_gives_one_answer_only(recipe: Recipe, tmp_path: Path) -> None:
     why = "1 answers instead of 3: the server ignores `n`"
-    with (
-        FakeTeacher(lambda asked: choices(RIGHT)) as server,
-        pytest.raises(UserError, match=why),
-    ):
-        recipe(tmp_path / "out", endpoint=server.url, model="m", prompt="face_cot")
+    with FakeTeacher(lambda asked: choices(RIGHT)) as server:
+        words = {"endpoint": server.url, "model": "m", "prompt": "face_cot", "batch_size": 16}
+        with pytest.raises(UserError, match=why):
+            recipe(tmp_path / "out", **words)
 
 
 def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
@@ -316,18 +316,19 @@ def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
         return choices(right, right, right) if asked.number == 0 else refused
 
     with FakeTeacher(behave) as server:
-        words = {"endpoint": server.url, "model": "m", "prompt": "face_cot", "concurrency": 1}
-        assert recipe(tmp_path / "out", n=3, **words) == 0
+        words = {"endpoint": server.url, "model": "m", "prompt": "face_cot", "concurrency": 1,
+                 "batch_size": 16}  # fmt: skip
+        assert recipe(tmp_path / "out", n=3, **words) == 2
     counts = summary(tmp_path / "out")["counts"]
     assert counts["kept"] == 1 and counts["rejected_by"] == {"no_answer": 2}
 
 
 def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Path) -> None:
     for fields, message in [
-        ({"samples": 0}, "samples 0"),
+        ({"samples": 0}, "samples is 0"),
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
         ({"balance": 0.5}, r"balance is 0\.5"),
-        ({"temperature": 0}, "temperature 0"),
+        ({"temperature": 0}, "temperature is 0"),
         ({"label_space": "emotion7"}, "face_cot asks for emotion8"),
     ]:
         with pytest.raises(UserError, match=message):

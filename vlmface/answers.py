@@ -19,12 +19,11 @@ a guess.
 from __future__ import annotations
 
 import re
-import unicodedata
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlmface import facs
+from vlmface import au_mentions, notations
+from vlmface.au_mentions import clean
 from vlmface.errors import UserError
 from vlmface.taxonomy import LabelSpace, normalise
 
@@ -74,6 +73,11 @@ _OBSERVED, _OVERALL, _CONCLUDED = (
 def reasons(form: str) -> bool:
     """Whether a rationale stands before the labels."""
     return _FRAME.get(form, form) != "label"
+
+
+def has_think(form: str) -> bool:
+    """Whether the rationale stands between <think> tags."""
+    return _FRAME.get(form, form) == "think_answer"
 
 
 def listed(labels: Sequence[str]) -> str:
@@ -165,17 +169,17 @@ def parse(text: str, space: LabelSpace, form: str) -> Answer:
     if match and set(found) <= set(space.labels) and len(set(found)) == len(found):
         labels, status, rationale = set(found), "strict", match[1]
     else:
-        labels, status, rationale = _lenient(_clean(text), space, several)
+        labels, status, rationale = _lenient(clean(text), space, several)
     present, negated = mentioned_aus(text)
     ordered = tuple(label for label in space.labels if label in labels)
     label = ordered[0] if len(ordered) == 1 else None
     return Answer(label, present, status, rationale.strip(), negated, ordered)
 
 
-def _clean(text: str) -> str:
-    """Full-width letters and curly quotes made plain, invisible and private characters dropped."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Co", "Cs"))
+def follows(text: str, space: LabelSpace, form: str) -> bool:
+    """Whether the text has the form for one label, in whatever letters its label is."""
+    match = _STRICT[form].fullmatch(text.strip())
+    return match is not None and space.canonical(match[2]) is not None
 
 
 def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:
@@ -224,6 +228,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 # Words that may stand around a label without changing what is stated.
+# Between two words for one label: "happy, i.e. happiness", "anger or rage".
+_EQUATING = _words("i e g that is or and namely also called aka eg ie even")
 _MARKERS = _words(
     "is are was be looks look appears appear seems seem feels feel feeling shows showing expresses"
     " expressing conveys conveying displays displaying suggests indicates emotion emotions"
@@ -238,36 +244,116 @@ _FILLERS = _MARKERS | _words(
     " assistant boxed text json"
 )
 _NEGATORS = _words("not no nor neither never without than instead non")
+_REFUTING = _words("rather instead of than and but")
 _DENIALS = _words("false wrong incorrect untrue")
 _BETWEEN = _words("a an the any be being feeling showing really of signs sign expression")
 _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
 
 
+# "happiness (95%)", "anger (confidence: 0.9)"; less than half is not what the writer believes.
+_SHARE = re.compile(
+    r"[(\[]?(?:(?:with\s)?(?:a\s)?\b(?:confidence|probability|certainty|likelihood|score)\s*(?:of|is|[:=])?"
+    r"\s*(?:(?:100|[5-9]\d)(?:\.\d+)?\s*%|1\.0+|0?\.[5-9]\d*)"
+    r"|(?<=[(\[])(?:1\.0+|0?\.[5-9]\d*)(?=[)\]])|(?:100|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
+    r"(?=[^\w\n]*(?:$|\n))",
+    re.IGNORECASE,
+)
+_CROSS, _TICK = (re.compile(f"[{marks}]\ufe0f?") for marks in (notations.NO, notations.YES))
+# "It is hard to say, but she looks sad" is an answer, "I cannot say" is none.
+_HEDGE = re.compile(r"(?:difficult|hard)\s+to", re.IGNORECASE)
+
+
 def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Label and status of a text that stands in the place of the answer."""
+    if _CROSS.search(text) or _TICK.search(text):
+        return _decide_marked(text, space)
     whole = space.canonical(text)
-    if whole:
+    if whole and "?" not in text:
         return {whole}, "lenient"
-    if _REFUSAL.search(text):
+    refusal = _REFUSAL.search(text)
+    if refusal and _HEDGE.match(refusal[0]):
+        rest = _without_hedge(text)
+        labels, status = _decide(rest, space) if rest.strip() != text.strip() else (set(), "")
+        return (labels, status) if labels else (set(), "refused")
+    if refusal:
         return set(), "refused"
+    if any(c.isdigit() for c in text):
+        text = _SHARE.sub(" ", re.sub(r"\s{2,}", "\n", text))
+    return _stated(text, space)
+
+
+def _without_hedge(text: str) -> str:
+    """The text without the clauses that call the question hard."""
+    clauses = re.split(r"(?i)(?<=[.!?;,\n])|\bbut\b", text)
+    return " ".join(clause for clause in clauses if not _REFUSAL.search(clause))
+
+
+def _decide_marked(text: str, space: LabelSpace) -> tuple[set[str], str]:
+    """Of a text with check marks: the labels of crossed lines are refuted."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    crossed = [line for line in lines if _CROSS.search(line)]
+    kept = [_TICK.sub("", line) for line in lines if not _CROSS.search(line)]
+    if any(_TICK.search(line) for line in crossed):
+        return set(), "ambiguous"
+    refuted = {label for line in crossed for label in _labels(line, space)}
+    if not kept:
+        return set(), "none" if len(refuted) < 2 else "ambiguous"
+    labels, status = _decide("\n".join(kept), space)
+    return (set(), "ambiguous") if labels & refuted else (labels, status)
+
+
+def _labels(text: str, space: LabelSpace) -> set[str]:
+    _, _, named, refuted = _read_clause(text, space)
+    return {*named, *refuted}
+
+
+def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
+    """The one label that a clause states, while no other is in play."""
     stated: set[str] = set()
     mentioned: set[str] = set()
     negated: set[str] = set()
     denied = False
-    clauses = _clauses(text)
-    for clause, question in clauses:
-        words, others, named, refuted = _read_clause(clause, space)
-        labels = named + refuted
+    readings = [(*_read_clause(clause, space), question) for clause, question in _clauses(text)]
+    # "happiness, joy" and "happiness, not surprise": one statement in several clauses.
+    alone = _one_statement([reading[1:4] for reading in readings])
+    for words, others, named, refuted, question in readings:
         mentioned.update(named)
         negated.update(refuted)
         # "The person is happy. That is wrong.", "happy, not"
         denied = denied or bool(_DENIALS & set(others)) or _NEGATORS.issuperset(words)
-        plain = not question and all(w in _FILLERS for w in others)
-        if len(labels) == 1 and plain and (_MARKERS & set(others) or len(clauses) == 1):
-            stated.add(labels[0])
+        plain = not question and _is_plain(others, named, refuted)
+        if len(set(named)) == 1 and plain and (_MARKERS & set(others) or alone):
+            stated.add(named[0])
     if len(mentioned) == 1 and stated == mentioned and not mentioned & negated and not denied:
         return mentioned, "lenient"
     return set(), "ambiguous" if mentioned else "none"
+
+
+def _one_statement(clauses: Sequence[tuple[list[str], list[str], list[str]]]) -> bool:
+    """Whether clauses (other words, labels, refuted labels) say one label and nothing else, or
+    first say it and then that it is none of others."""
+    if len(clauses) == 1:
+        return True
+    said = False
+    for others, named, refuted in clauses:
+        if not named and refuted and not said:
+            return False
+        if not named and not refuted and not _EQUATING.issuperset(others):
+            return False
+        if not _is_plain(others, named, refuted):
+            return False
+        said = said or bool(named)
+    return True
+
+
+def _is_plain(others: Sequence[str], named: Sequence[str], refuted: Sequence[str]) -> bool:
+    """Whether a clause holds nothing that could change what its labels state."""
+    allowed = _FILLERS
+    if len(named) > 1 or not named:
+        allowed = allowed | _EQUATING
+    if refuted:
+        allowed = allowed | _NEGATORS | _REFUTING
+    return all(word in allowed for word in others)
 
 
 # What divides a list, with the marks before its items: "1. ", "- ", "* ", "(a) " need a line each.
@@ -285,6 +371,8 @@ _AROUND_A_LIST = _words(
 
 def _decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Labels and status of a text that stands in the place of an answer of several labels."""
+    if _CROSS.search(text):
+        return set(), "ambiguous" if _labels(text, space) else "none"
     if whole := _listed(text, space):
         return whole, "lenient"
     if _REFUSAL.search(text):
@@ -330,6 +418,8 @@ def _read_clause(
             continue
         before = [w for w in others if w not in _BETWEEN]
         no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
+        if refuted and not named and not no:  # "not anger surprise": refuted too, or stated?
+            others.append("?")
         (refuted if no else named).append(word[0])
     return words, others, named, refuted
 
@@ -364,153 +454,8 @@ def _fold_labels(words: list[str], space: LabelSpace) -> list[str | tuple[str]]:
 
 # --- action units --------------------------------------------------------------------------------
 
-# "AU4", "AU 04", "AU12C", "AU1+2", "AU25/26", "action unit 4", "AUs 4, 7 and 23". Only the plural
-# goes on over commas: in "AU4, 2 people" the 2 is no action unit.
-_NUMBER = r"0?\d{1,2}(?:[A-E]\b)?(?![^\W_]|\.\d|\s?%)"
-_AU = re.compile(
-    rf"(?<![^\W_])(?:(?:AUs|action\s+units)[\s_#:-]*{_NUMBER}"
-    rf"(?:\s*(?:,\s*(?:and\s|or\s|&)?|[+/&]|\band\s|\bor\s)\s*(?:AU\s?)?{_NUMBER})*"
-    rf"|(?:AU|action\s+unit)[\s_#:-]*{_NUMBER}(?:\s?[+/]\s?(?:AU\s?)?{_NUMBER})*)",
-    re.IGNORECASE,
-)
-_MARK = re.compile("\ue000(\\d+)\ue001")  # a group of AUs that was found, by its position in a list
-
-# Words after "not" or "no" that leave the muscle at work: "not only", "not very strong".
-_STILL = (
-    r"(?!\s+(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely"
-    r"|quite|as|doubt|less|absent|missing|inactive|closed|shut)\b)"
-)
-# Negates what follows in its clause.
-_NEGATES_NEXT = re.compile(
-    rf"(?:\b(?:no|not|without(?!\s+(?:a\s+)?doubt)|neither|nor|never|lacks?|lacking|cannot|none\s+of"
-    rf"|(?:absence|lack)\s+of|free\s+of|rather\s+than|instead\s+of|fails?\s+to|rules?\s+out)"
-    rf"|n't)\b{_STILL}"
-    rf"|\b(?:absent|missing|inactive)\s*[:=]|\b(?:absent|missing|inactive)\s+(?=\ue000)",
-    re.IGNORECASE,
-)
-# Negates the subject before it: "AU4 is not active", "AU4 and AU7 are absent", "AU4 not visible".
-_COPULA = r"\b(?:is|are|was|were|be|remains?|stays?|appears?|seems?)\s+(?:(?:\w+ly|also|still)\s+)?"
-_NEGATES_SUBJECT = re.compile(
-    rf"(?:(?:{_COPULA}|\b(?:do|does|did|has|have|can|could)\s+)(?:not|never|no\s+longer)"
-    rf"|\b\w{{2,6}}n't|\bcannot)\b{_STILL}"
-    rf"|\b(?:shows?|has|have)\s+no\s+(?:movement|action|activity|activation|sign)\b"
-    rf"|\bnot\s+(?:present|visible|active|activated|seen|detected|observed|found|shown|engaged)\b"
-    rf"|(?:{_COPULA})?(?<!not\s)\b(?:absent|missing|lacking|inactive|undetected|invisible)\b",
-    re.IGNORECASE,
-)
-# A value that says absent: "AU4: 0", "AU4 (absent)", "| AU4 | brow lowerer | no |", '"AU4": false'.
-_ZERO = re.compile(
-    r"[\"'*`)\]]*(?:\s?\([^()\n]{1,60}\)|\s?\|[^|\n]{1,40}(?=\|))?\s*[:=|(\[\u2013\u2014-]\s*[\"'*]*"
-    r"(?:0(?:\.0+)?(?!\.?\d)|(?:false|no|none|not|absent|inactive|missing)\b)",
-    re.IGNORECASE,
-)
-_SENTENCE = re.compile(
-    r"(?<=[.!?;])[\s\"'*)]+|\n+|\u2014"
-    r"|\b(?:but|however|while|whereas|although|though|yet|because|since|so|which|except)\b",
-    re.IGNORECASE,
-)
-_SEGMENT = re.compile(r"[,:]|\band\b|\bwith\b|\bplus\b", re.IGNORECASE)
-_VERB = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|do|does|did|can|cannot|could|shows?|appears?|seems?|looks?"
-    r"|remains?|stays?|moves?|indicates?|suggests?|drops|pulls|tightens|opens|closes|rises?|lifts"
-    r"|raises|lowers|widens|active|inactive|present|absent|visible|missing|evident)\b|n't\b",
-    re.IGNORECASE,
-)
-# What starts a new statement without a verb: "no frown, lips parted" or "no frown, the mouth open".
-_PARTICIPLE = re.compile(r"\b\w+ed\b|\bdrawn\b", re.IGNORECASE)
-_SUBJECT = re.compile(r"\s*(?:the|his|her|their|she|he|they)\s", re.IGNORECASE)
-_OR = re.compile(r"\b(?:or|nor)\b", re.IGNORECASE)
-_HYPOTHETICAL = re.compile(r"\bwould\s+(?:be|have|show|need|require|include|involve)\b", re.I)
-
 
 def mentioned_aus(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint.
-
-    An AU counts as absent when a negation governs its mention within the clause or its value is 0;
-    a denial outweighs another mention. AUs of "would be" clauses and numbers that FACS does not
-    have count as neither.
-    """
-    groups: list[list[int]] = []
-
-    def mark(match: re.Match[str]) -> str:
-        numbers = [int(n) for n in re.findall(r"\d+", match[0])]
-        groups.append([n for n in numbers if n in facs.AUS])
-        return f"\ue000{len(groups) - 1}\ue001"
-
-    marked = _AU.sub(mark, _TAG.sub("\n", _clean(text)))
-    present: set[int] = set()
-    negated: set[int] = set()
-    for sentence in _SENTENCE.split(marked):
-        mentions = list(_MARK.finditer(sentence))
-        if not mentions:
-            continue
-        words = {name: _starts(pattern, sentence) for name, pattern in _CUES.items()}
-        bounds = _clause_bounds(sentence, words)
-        for mention in mentions:
-            at, after = mention.span()
-            clause = bisect_right(bounds, at)
-            start, end = bounds[clause - 1], bounds[clause] if clause < len(bounds) else None
-            if _first(words["would"], start, end) is not None:
-                continue
-            denial = _first(words["not subject"], after, end)
-            absent = (
-                _first(words["not next"], start, at + 1) is not None
-                or _ZERO.match(sentence, after) is not None
-                or (denial is not None and _first(words["verb"], after, denial) is None)
-            )
-            (negated if absent else present).update(groups[int(mention[1])])
-    return tuple(sorted(present - negated)), tuple(sorted(negated))
-
-
-def au_spans(text: str) -> list[tuple[int, int, tuple[int, ...]]]:
-    """Where a text names action units, whatever it says of them: (start, end, the AUs)."""
-    found = []
-    for match in _AU.finditer(text):
-        aus = tuple(n for n in map(int, re.findall(r"\d+", match[0])) if n in facs.AUS)
-        if aus:
-            found.append((*match.span(), aus))
-    return found
-
-
-_CUES = {
-    "not next": _NEGATES_NEXT,
-    "not subject": _NEGATES_SUBJECT,
-    "verb": _VERB,
-    "participle": _PARTICIPLE,
-    "or": _OR,
-    "would": _HYPOTHETICAL,
-}
-
-
-def _starts(pattern: re.Pattern[str], text: str) -> list[int]:
-    return [match.start() for match in pattern.finditer(text)]
-
-
-def _first(starts: list[int], low: int, high: int | None) -> int | None:
-    """The first of the sorted `starts` in [low, high), None if there is none."""
-    at = bisect_left(starts, low)
-    return starts[at] if at < len(starts) and (high is None or starts[at] < high) else None
-
-
-def _clause_bounds(sentence: str, words: dict[str, list[int]]) -> list[int]:
-    """Where clauses start: at 0 and at each comma or "and" that begins a new statement. Those
-    inside a list of muscles do not: "no AU4, AU7 or AU9 is seen" is one clause."""
-    bounds = [0]
-    cuts = [match.span() for match in _SEGMENT.finditer(sentence)]
-    stops = [*(cut for cut, _ in cuts), len(sentence)][1:]
-    for (cut, inside), stop in zip(cuts, stops, strict=True):
-        negative = _first(words["not next"], bounds[-1], cut) is not None
-        verb = _first(words["verb"], inside, stop)
-        new = verb is not None and (
-            _first(words["or"], inside, verb) is None
-            if negative
-            else _first(words["verb"], bounds[-1], cut) is not None
-        )
-        # "no frown, lips parted" is two statements, "no lowered brows, raised cheeks or parted
-        # lips" is one.
-        if negative and _first(words["or"], inside, None) is None:
-            participle = _first(words["participle"], inside, stop) is not None
-            new = new or participle or _SUBJECT.match(sentence, inside, stop) is not None
-        if new:
-            bounds.append(cut)
-    return bounds
+    """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint; see
+    `au_mentions`. Numbers that FACS does not have count as neither."""
+    return au_mentions.read(_TAG.sub("\n", clean(text)))

@@ -7,9 +7,12 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
-from vlmface import __version__
+from vlmface import __version__, distributed
+from vlmface.config import option
 from vlmface.errors import UserError
+from vlmface.ranges import Count, Natural, NotNegative, Port, Seed, kinds
 from vlmface.rationale import options as rationales
 
 
@@ -150,7 +153,11 @@ def _score_file(arguments: argparse.Namespace) -> int:
     from vlmface.evaluate.score_file import score_command
 
     return score_command(
-        arguments.file, arguments.format, arguments.label_space, arguments.output_dir
+        arguments.file,
+        arguments.format,
+        arguments.label_space,
+        arguments.output_dir,
+        arguments.au_set,
     )
 
 
@@ -168,14 +175,12 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument(
         "--data", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
     )
-    synth.add_argument("--n", type=int, default=64, help="number of them (default 64)")
+    option(synth, "--n", Count, default=64, help="number of them (default 64)")
     synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
     synth.add_argument("--split", default="train", help="train, validation or test")
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument(
-        "--size", type=int, default=None, help="pixels a side (default 96, of scenes 192)"
-    )
-    synth.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
+    option(synth, "--seed", Seed, default=0)
+    option(synth, "--size", Count, default=None, help="pixels a side (default 96, of scenes 192)")
+    option(synth, "--workers", Count, default=None, help="processes (default: all cores)")
     synth.set_defaults(run=_synth)
 
     rationale = commands.add_parser("rationale", help="texts from action units to emotions")
@@ -194,9 +199,9 @@ def parser() -> argparse.ArgumentParser:
 
     crop = tools.add_parser("crop", help="cut the faces out once, into the cache of the recipes")
     _add_copy(crop)
-    crop.add_argument("--size", type=int, default=224, help="pixels a side (default 224)")
-    crop.add_argument("--margin", type=float, default=0.2,
-                      help="on each side, times the box's longer side (default 0.2)")  # fmt: skip
+    option(crop, "--size", Count, default=224, help="pixels a side (default 224)")
+    option(crop, "--margin", NotNegative, default=0.2,
+           help="on each side, times the box's longer side (default 0.2)")  # fmt: skip
     crop.add_argument("--find", choices=("given", "detect"), default="given",
                       help="the data set's own boxes (default), or a face detector")  # fmt: skip
     crop.add_argument("--show", default="face",
@@ -211,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
                          help="which face of the one image, in pixels")  # fmt: skip
-    predict.add_argument("--batch_size", type=int, default=16)
+    option(predict, "--batch_size", Count, default=16)
     predict.set_defaults(run=_predict)
 
     serve = commands.add_parser("serve", help="vLLM as a run needs it, checked against the run",
@@ -220,10 +225,10 @@ def parser() -> argparse.ArgumentParser:
                        help="run folder, or NAME=FOLDER; several adapters of one base")  # fmt: skip
     serve.add_argument("--vllm", help="its executable (default: $VLLM, or vllm on the path)")
     serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000)
+    option(serve, "--port", Port, default=8000)
     serve.add_argument("--dtype", choices=("float32", "bfloat16"),
                        help="(default: bfloat16 on a GPU, float32 on a CPU)")  # fmt: skip
-    serve.add_argument("--max_num_seqs", type=int, default=64, help="answers at a time")
+    option(serve, "--max_num_seqs", Count, default=64, help="answers at a time")
     serve.add_argument("--dry-run", action="store_true", help="print vLLM's command only")
     serve.set_defaults(run=_serve, words=[])
 
@@ -252,13 +257,17 @@ def parser() -> argparse.ArgumentParser:
                        choices=("ferbench", "facial-r1", "expllm", "jsonl"))  # fmt: skip
     score.add_argument("--label_space", metavar="NAME",
                        help="what may be answered (default emotion8, or as asked)")  # fmt: skip
+    score.add_argument("--au_set", nargs="+", default=[], metavar="AU",
+                       help="AUs to score, or the benchmark whose set it is (default: those that "
+                       "the truth lists and, where it does not say what was coded, those that an "
+                       "answer names)")  # fmt: skip
     score.add_argument("--output_dir", type=Path, help="folder to write (default scores/FILE)")
     score.set_defaults(run=_score_file)
 
     inspect = commands.add_parser("inspect", help="a run's training rows token by token",
                                   allow_abbrev=False)  # fmt: skip
     _add_settings(inspect)
-    inspect.add_argument("--n", type=int, default=3, help="rows to print (default 3)")
+    option(inspect, "--n", Natural, default=3, help="rows to print (default 3)")
     inspect.add_argument("--color", action="store_true", help="colours, also into a file")
     inspect.set_defaults(run=_inspect)
 
@@ -289,37 +298,48 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--served", metavar="NAME", help="of a server: its name for the model")
     command.add_argument("--api_key_env", metavar="NAME",
                          help="of a server: environment variable that holds its key")  # fmt: skip
+    command.add_argument("--request", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+                         help="of a server: fields of each request, such as temperature=null "
+                         "max_completion_tokens=256; null removes a field")  # fmt: skip
 
 
 def _add_gateway(command: argparse.ArgumentParser) -> None:
+    from vlmface.gateway.settings import Settings
+
+    limits = kinds(Settings)
     _add_model(command)
     command.add_argument("--host", default="127.0.0.1", help="to listen at (default 127.0.0.1)")
-    command.add_argument("--port", type=int, default=8080, help="default 8080; 0: any free one")
+    option(command, "--port", Port, default=8080, help="default 8080; 0: any free one")
     command.add_argument("--client_keys_env", metavar="NAME",
                          help="environment variable with the keys, one of which clients must send "
                          "(default: anybody may ask)")  # fmt: skip
-    command.add_argument("--rate", type=float, metavar="N",
-                         help="requests a minute of one client (default: any number)")  # fmt: skip
-    command.add_argument("--max_mb", type=float, default=10, help="of a request (default 10)")
-    command.add_argument("--max_megapixels", type=float, default=24,
-                         help="of a picture (default 24)")  # fmt: skip
-    command.add_argument("--max_faces", type=int, default=10, help="of a picture (default 10)")
-    command.add_argument("--max_in_flight", type=int, default=64,
-                         help="requests answered at once (default 64)")  # fmt: skip
-    command.add_argument("--body_timeout", type=float, default=10, metavar="S",
-                         help="seconds for a request to arrive (default 10)")  # fmt: skip
-    command.add_argument("--answer_timeout", type=float, default=120, metavar="S",
-                         help="seconds to answer it (default 120)")  # fmt: skip
-    command.add_argument("--drain", type=float, default=30, metavar="S",
-                         help="seconds to finish what is begun (default 30)")  # fmt: skip
+    option(command, "--rate", limits["rate"], metavar="N",
+           help="requests a minute of one client (default: any number)")  # fmt: skip
+    option(command, "--max_mb", limits["max_mb"], default=10, help="of a request (default 10)")
+    option(command, "--max_megapixels", limits["max_megapixels"], default=24,
+           help="of a picture (default 24)")  # fmt: skip
+    option(
+        command, "--max_faces", limits["max_faces"], default=10, help="of a picture (default 10)"
+    )
+    option(command, "--max_in_flight", limits["max_in_flight"], default=64,
+           help="requests answered at once (default 64)")  # fmt: skip
+    option(command, "--body_timeout", limits["body_timeout_s"], default=10, metavar="S",
+           help="seconds for a request to arrive (default 10)")  # fmt: skip
+    option(command, "--answer_timeout", limits["answer_timeout_s"], default=120, metavar="S",
+           help="seconds to answer it (default 120)")  # fmt: skip
+    option(command, "--drain", limits["drain_s"], default=30, metavar="S",
+           help="seconds to finish what is begun (default 30)")  # fmt: skip
     command.add_argument("--trusted_proxy", metavar="ADDRESS",
                          help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
     command.set_defaults(run=_gateway)
 
 
-def _who(arguments: argparse.Namespace) -> dict[str, str | None]:
+def _who(arguments: argparse.Namespace) -> dict[str, Any]:
     """`Predictor.load`'s words for these."""
+    from vlmface import config
+
     return {
+        "request": config.fields("request", arguments.request) if arguments.request else None,
         "prompt": arguments.prompt,
         "run": arguments.run_dir,
         "served": arguments.served,
@@ -334,20 +354,22 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", nargs="+", action="extend", default=[], help="default: all")
     command.add_argument("--option", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
                          help="the data set's own options, such as fold=2")  # fmt: skip
-    command.add_argument("--workers", type=int, help="threads (default: all cores)")
+    option(command, "--workers", Count, help="threads (default: all cores)")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 2 the input was at fault)."""
     grammar = parser()
-    arguments, rest = grammar.parse_known_args(argv)
-    if rest and not hasattr(arguments, "words"):
-        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.words = rest
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
     try:
+        arguments, rest = grammar.parse_known_args(argv)
+        if rest and not hasattr(arguments, "words"):
+            grammar.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.words = rest
+        distributed.check_alone("vlmface")
         return int(arguments.run(arguments))
     except UserError as error:
+        distributed.let_main_report()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

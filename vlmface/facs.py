@@ -114,10 +114,12 @@ _CATALOGUE = [
 
 AUS: dict[int, ActionUnit] = {unit.number: unit for unit in _CATALOGUE}
 AU_NUMBERS: tuple[int, ...] = tuple(AUS)
-# What image data sets code and prompts define; 8, 29-33 and 35-39 are miscellaneous actions.
+# What image data sets code; 8, 29-33 and 35-39 are miscellaneous actions.
 COMMON_AUS: tuple[int, ...] = tuple(
     n for n in AU_NUMBERS if n not in {8, 29, 30, 31, 32, 33, 35, 36, 37, 38, 39}
 )
+# What prompts define: jaw and teeth too, which RAF-AU codes and Facial-R1's own prompt defines.
+DEFINED_AUS: tuple[int, ...] = tuple(n for n in AU_NUMBERS if n in {*COMMON_AUS, 29, 30, 31, 32})
 # What the synthetic renderer can move.
 SYNTH_AUS: tuple[int, ...] = (
     1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 20, 22, 23, 24, 25, 26, 27, 28, 34, 43,

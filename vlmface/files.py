@@ -51,3 +51,10 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def without_surrogates(text: str) -> str:
+    """The text as UTF-8 can hold it: pairs of surrogates joined, lone ones replaced by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -37,14 +37,16 @@ class Task:
         return sum(length > limit for length in self.rows["length"])
 
 
-def settings_from(config: str, words: Sequence[str]) -> sft.Settings:
+def settings_from(config: str, words: Sequence[str]) -> sft.Common:
     """The settings of a recipe's YAML with `--field value` words over it. Raises UserError."""
     words = ["--config", config, *words]
-    kind = sft.Settings if peek("model", words, default=config) is None else context.Settings
-    return parse(kind, words, default=config, usage="")
+    other = peek("model", words, default=config)
+    kind = sft.AttributeSettings if other is None else context.Settings
+    found: sft.Common = parse(kind, words, default=config, usage="")
+    return found
 
 
-def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> list[Task]:
+def read_tasks(settings: sft.Common, processor: Any, family: ModuleType) -> list[Task]:
     """The rows that the recipes would train on, for each prompt. Raises UserError."""
     from vlmface.data import crop_cache, crops
 
@@ -66,9 +68,9 @@ def read_tasks(settings: sft.Settings, processor: Any, family: ModuleType) -> li
     seed = settings.seed
     budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
     found = []
-    for prompt, index in zip(
-        asked, tasks.choose(tasks.labels_of(samples, asked), settings.balance, seed), strict=True
-    ):
+    balance = settings.balance if isinstance(settings, sft.AttributeSettings) else "none"
+    chosen = tasks.choose(tasks.labels_of(samples, asked), balance, seed)
+    for prompt, index in zip(asked, chosen, strict=True):
         rows, left_out = sft.encode_rows(
             samples.select(index), processor, family, prompt, max_length=sys.maxsize, seed=seed
         )

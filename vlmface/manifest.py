@@ -76,6 +76,14 @@ class Manifest:
         atomic_write(Path(run_dir) / NAME, content + "\n")
 
 
+def neutral_limits(data: str) -> str:
+    """The `limits` of a run whose settings describe none for its data."""
+    return (
+        f"Trained on {Path(data).name}. The limits of this model have not been described: do not "
+        "use it for decisions about people. An expression is not proof of what someone feels."
+    )
+
+
 def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
     """Read the manifest of a run and the prompts copied beside it, after checking that prompts,
     label spaces and processor are still those the model was trained with.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 import re
 import statistics
@@ -28,6 +27,7 @@ from vlmface import encode, families, inspect_rows, manifest, prompts, simulate
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.train import sft
+from vlmface.train.checks import steps
 
 GIB = 2**30
 # Of a GPU. The rest is for CUDA's context and what its allocator cannot use.
@@ -54,7 +54,7 @@ def base_config(base: str) -> Any:
         raise UserError(f"cannot read {path / 'config.json'}: {error}") from error
 
 
-def build(config: Any, family: ModuleType, settings: sft.Settings, dtype: Any) -> Any:
+def build(config: Any, family: ModuleType, settings: sft.Common, dtype: Any) -> Any:
     """The model of a run as its trainer sees it, adapters and frozen parts included, on PyTorch's
     meta device: shapes without values."""
     from peft import get_peft_model
@@ -72,12 +72,12 @@ def build(config: Any, family: ModuleType, settings: sft.Settings, dtype: Any) -
     return model.train()
 
 
-def _tokens(settings: sft.Settings) -> int | None:
+def _tokens(settings: sft.Common) -> int | None:
     processor = processor_of(settings)
     return None if processor is None else len(processor.tokenizer)
 
 
-def processor_of(settings: sft.Settings) -> Any | None:
+def processor_of(settings: sft.Common) -> Any | None:
     """The base's processor, or None if the folder has none."""
     path = manifest.resolve(settings.base)
     if not (path / "tokenizer_config.json").is_file():
@@ -155,7 +155,7 @@ class Rows:
         return batch
 
 
-def rows_of(settings: sft.Settings, family: ModuleType, config: Any, processor: Any) -> Rows:
+def rows_of(settings: sft.Common, family: ModuleType, config: Any, processor: Any) -> Rows:
     """The run's own rows. Without its data, rows of max_length tokens are assumed; without its
     processor too, pictures of the size that the vision tower takes."""
     if processor is None:
@@ -186,7 +186,7 @@ def rows_of(settings: sft.Settings, family: ModuleType, config: Any, processor: 
 
 
 def _assumed(
-    settings: sft.Settings, family: ModuleType, config: Any, processor: Any, why: str
+    settings: sft.Common, family: ModuleType, config: Any, processor: Any, why: str
 ) -> Rows:
     length = settings.max_length
     answer = min(_ANSWER, length // 2)
@@ -233,12 +233,6 @@ def _assumed(
     return Rows(n, settings.n_train, [row], collate, (note,))
 
 
-def steps(settings: sft.Settings, rows: int) -> int:
-    """Optimiser steps of the run, as transformers' Trainer counts them."""
-    batches = math.ceil(rows / (settings.batch_size * (settings.num_processes or 1)))
-    return math.ceil(settings.epochs * max(1, math.ceil(batches / settings.gradient_accumulation)))
-
-
 # --- memory ---------------------------------------------------------------------------------------
 
 
@@ -271,7 +265,7 @@ class Estimate:
 
 
 def estimate(
-    settings: sft.Settings, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
+    settings: sft.Common, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
     processes: int, sharded: bool = True,
 ) -> Estimate:  # fmt: skip
     """Memory of the run on a GPU (bfloat16, as the recipes train there) or on a CPU (float32)."""
@@ -327,7 +321,7 @@ def estimate(
     return Estimate(training, max(0, other - moving), evaluation, kept, events)
 
 
-def _weights(model: Any, family: ModuleType, settings: sft.Settings) -> float:
+def _weights(model: Any, family: ModuleType, settings: sft.Common) -> float:
     """Bytes of the weights; the language model's linear layers in 4 bits if they are quantised."""
     if not settings.quantize:
         return _bytes(model)
@@ -358,7 +352,8 @@ import peft, torch, trl
 from vlmface import families, inspect_rows, manifest
 from vlmface.evaluate import report
 from vlmface.infer import predictor
-from vlmface.train import sft, trainer
+from vlmface.train import sft
+from vlmface.train.checks import steps, trainer
 if {data}:
     settings = inspect_rows.settings_from({config!r}, {words!r})
     base = manifest.resolve(settings.base)
@@ -372,7 +367,7 @@ print(sft.peak_rss_gib())
 """
 
 
-def cpu_peak(settings: sft.Settings, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
+def cpu_peak(settings: sft.Common, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
     """{what: bytes} of the main process's peak on a CPU, where a run also evaluates.
 
     A checkpoint's file is mapped: its pages count once they are read. After training, the run
@@ -397,7 +392,7 @@ def cpu_peak(settings: sft.Settings, found: Estimate, rows: Rows, empty: int) ->
 # --- what to change -------------------------------------------------------------------------------
 
 
-def changes(settings: sft.Settings) -> Iterator[tuple[str, sft.Settings]]:
+def changes(settings: sft.Common) -> Iterator[tuple[str, sft.Common]]:
     """(words, settings) that need less and less memory; the product of batch_size and
     gradient_accumulation stays."""
     if not settings.gradient_checkpointing:
@@ -416,7 +411,7 @@ def changes(settings: sft.Settings) -> Iterator[tuple[str, sft.Settings]]:
         yield "quantize: nf4", settings
 
 
-def measure(settings: sft.Settings, processor: Any, family: ModuleType, count: int = 4) -> float:
+def measure(settings: sft.Common, processor: Any, family: ModuleType, count: int = 4) -> float:
     """Seconds a step, measured on this machine: the median of all but the first of `count` real
     steps, in a temporary folder. Needs the base's weights and the data."""
     tasks = inspect_rows.read_tasks(settings, processor, family)
@@ -494,7 +489,7 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
 
 
 def _plan_cpu(
-    settings: sft.Settings, family: ModuleType, base: Any, rows: Rows, config: str,
+    settings: sft.Common, family: ModuleType, base: Any, rows: Rows, config: str,
     words: Sequence[str],
 ) -> int:  # fmt: skip
     found = estimate(settings, family, base, rows, gpu=False, processes=settings.num_processes or 1)
@@ -514,7 +509,7 @@ def _plan_cpu(
     return 0 if fits else 1
 
 
-def _other(settings: sft.Settings, memory: Memory, found: Estimate) -> None:
+def _other(settings: sft.Common, memory: Memory, found: Estimate) -> None:
     with_, without = memory.activations, found.other_activations
     if not settings.gradient_checkpointing:
         with_, without = without, with_
@@ -526,7 +521,7 @@ def _other(settings: sft.Settings, memory: Memory, found: Estimate) -> None:
           + f" = {sum(held.values()) / GIB:.2f}")  # fmt: skip
 
 
-def _plan_gpu(settings: sft.Settings, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
+def _plan_gpu(settings: sft.Common, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
     world = settings.num_processes or 1
     found = estimate(settings, family, base, rows, gpu=True, processes=world)
     name, memory = next(iter(found.training.items()))

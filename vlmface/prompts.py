@@ -96,7 +96,7 @@ class Prompt:
             "candidates": ", ".join(self.order or self.space.labels),
             "au_definitions": "\n".join(
                 f"{facs.name(au)} {facs.AUS[au].name}: {facs.AUS[au].cue}."
-                for au in facs.COMMON_AUS
+                for au in facs.DEFINED_AUS
             ),
         }
 

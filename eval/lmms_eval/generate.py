@@ -20,10 +20,11 @@ from typing import Any
 import vlmface_tasks  # the file beside this one
 import yaml
 
-from vlmface import __version__, config, prompts
+from vlmface import __version__, config, distributed, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.files import atomic_write
+from vlmface.ranges import Checked, Count
 
 # Not "vlmface": lmms-eval takes a task for a folder if there is one of that name, as beside or in a
 # checkout.
@@ -35,7 +36,7 @@ PROMPTS = ("face_cot", "expllm_label", "facescan_gender", "facescan_age", "faces
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The command line. `benchmarks` are by default those that need no data; of `prompt`, one or
     several, each benchmark takes the first of each label space that it scores."""
 
@@ -43,11 +44,12 @@ class Settings:
     benchmarks: list[str] = field(default_factory=list)
     data_root: str | None = None
     prompt: list[str] = field(default_factory=list)
-    max_new_tokens: int = 256
+    max_new_tokens: Count = 256
 
 
 def main(argv: Sequence[str]) -> int:
     """`--output_dir DIR [--benchmarks NAME,...] [--data_root DIR] [--prompt ID,...] ...`"""
+    distributed.check_alone("eval/lmms_eval/generate.py")
     usage = f"python eval/lmms_eval/generate.py {main.__doc__}"
     settings = config.from_words(Settings, argv, usage=usage)
     if settings.data_root and not settings.benchmarks:

@@ -1,8 +1,9 @@
 """Heads for valence and arousal beside the labels.
 
 "linear" reads them from the picture's feature alone. "graph" lets labels and dimensions inform each
-other: a graph convolution over the labels and the two dimensions, whose edges are learnt, makes
-their classifiers, after Emotion-GCN (Antoniadis et al. 2021, arXiv:2106.03487).
+other: a graph convolution over the labels and the two dimensions, whose edges are learnt, refines
+the logits and the readings. It follows Emotion-GCN (Antoniadis et al. 2021, arXiv:2106.03487),
+where the graph makes the classifiers' weights instead.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -18,8 +18,11 @@ from vlmface.clip.rows import Squares
 from vlmface.clip.settings import Training
 from vlmface.clip.texts import lengths
 from vlmface.clip.train import all_features, fit
+from vlmface.distributed import is_main, rank, world_size
 from vlmface.errors import UserError
+from vlmface.ranges import Count, Positive, Range, Unused
 from vlmface.schema import FaceSample
+from vlmface.train import checks
 
 if TYPE_CHECKING:
     import datasets
@@ -35,16 +38,50 @@ class Settings(Training):
     probe_data: str
     probe_root: str | None = None
     probe_splits: list[str] = field(default_factory=lambda: ["train", "test"])
-    n_probe: int | None = None
+    n_probe: Count | None = None
     crop: dict[str, Any] | None = None
     says: list[str] = field(default_factory=lambda: ["attributes", "aus"])
-    captions_per_face: int = 4
+    captions_per_face: Count = 4
     image: Literal["frozen", "lora", "full"] = "full"
     text: Literal["frozen", "lora", "full"] = "full"
-    epochs: float = 1
-    batch_size: int = 128
-    learning_rate: float = 1e-5
+    epochs: Positive = 1
+    batch_size: Annotated[int, Range(min=2)] = 128  # a picture is compared with the others
+    learning_rate: Positive = 1e-5
     saved_as: Literal["float32", "float16"] = "float32"
+
+    @property
+    def policies(self) -> tuple[str, str]:
+        return self.image, self.text
+
+    @property
+    def trained_parts(self) -> set[str]:
+        towers = {"image": self.image != "frozen", "text": self.text != "frozen"}
+        return {part for part, does in towers.items() if does} | {"scale"}
+
+    def check(self) -> None:
+        super().check()
+        captions.check(self.says)
+        if self.image == self.text == "frozen":
+            raise UserError(
+                "nothing would be trained but a scale: image and text are frozen; set image: lora, "
+                "say"
+            )
+        if len(self.probe_splits) != 2 or self.probe_splits[0] == self.probe_splits[1]:
+            raise UserError(
+                f"probe_splits is {self.probe_splits}, but must be two splits: one that probes are "
+                "trained on, and another that they are measured on"
+            )
+
+    def unused(self) -> Iterator[Unused]:
+        for field_ in super().unused():
+            # Both towers run at every step here.
+            if field_.name != "dataloader_workers":
+                yield field_
+        if not checks.reads_root(self.data):
+            yield Unused("data_root", f"{self.data} is not read from a folder", ("data",))
+        if not checks.reads_root(self.probe_data):
+            why = f"{self.probe_data} is not read from a folder"
+            yield Unused("probe_root", why, ("probe_data",))
 
 
 class Pairs(nn.Module):
@@ -65,33 +102,18 @@ class Pairs(nn.Module):
 
     def forward(self, row: torch.Tensor, squares: torch.Tensor) -> dict[str, torch.Tensor]:
         # One caption a face and step, drawn from torch's state, which a resumed run restores.
+        # Every process draws for the faces of all, so that theirs are those of one process.
         chosen = [self.written[i] for i in row.tolist()]
-        draws = torch.randint(1 << 30, (len(chosen),)).tolist()
+        draws = torch.randint(1 << 30, (world_size(), len(chosen)))[rank()].tolist()
         said = torch.tensor([one[d % len(one)] for one, d in zip(chosen, draws, strict=True)])
         squares = augment.apply(squares, self.settings.augment)
         images = self.clip.image_features(squares[:, 0])
         # What is said of several faces is read once.
         distinct, place = said.unique(return_inverse=True)
         texts = self.clip.text_features(self.tokens[distinct])[place.to(images.device)]
-        images, texts, groups = _everywhere(images, texts, said.to(images.device))
+        images, texts, groups = losses.of_all_processes(images, texts, said.to(images.device))
         scale = self.model.logit_scale.exp().clamp(max=_MAX_SCALE).float()
         return {"loss": losses.caption_loss(images.float(), texts.float(), groups, scale)}
-
-
-def _everywhere(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors of all processes, one after the other; gradients flow to this process's own."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return tensors
-    joined = []
-    for tensor in tensors:
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        parts[dist.get_rank()] = tensor
-        # DDP averages over the processes what each adds to its own part of one common loss.
-        joined.append(torch.cat(parts))
-    return tuple(joined)
 
 
 def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
@@ -123,6 +145,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
         )
     if len(kept) < len(rows):
         rows = rows.select(kept)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
     set_seed(settings.seed)  # LoRA draws its first weights
     model = Pairs(clip, written, list(numbers), settings)
     if settings.gradient_checkpointing:
@@ -145,8 +168,13 @@ def probe(
 ) -> dict[str, Any]:
     """What a linear probe on frozen features reads: {attribute: {"accuracy", "n", "majority"}} of
     what is annotated, and {"au": {"f1_macro", "per_au"}}, trained on one set of rows and measured
-    on another."""
+    on another.
+
+    Several processes, all of which must call it, share the features. The probes are the main
+    process's, and {} what the others return."""
     features = [all_features_of(clip, rows, batch_size) for rows in (train_rows, test_rows)]
+    if not is_main():
+        return {}
     samples = [_samples(rows) for rows in (train_rows, test_rows)]
     found: dict[str, Any] = {}
     for name in PROBED:
@@ -157,7 +185,7 @@ def probe(
         for side, one in zip(features, samples, strict=True):
             known = [i for i, s in enumerate(one) if getattr(s, name) in labels]
             truth = torch.tensor([labels.index(getattr(one[i], name)) for i in known])
-            sides.append((side[known], truth))
+            sides.append((side[known], truth.to(side.device)))
         (x, y), (test_x, test_y) = sides
         if not len(test_y):
             continue
@@ -170,11 +198,11 @@ def probe(
     units = _common_units(samples)
     if units:
         truths = [
-            torch.tensor([[float(u in s.present_aus()) for u in units] for s in one])
-            for one in samples
+            torch.tensor([[float(u in s.present_aus()) for u in units] for s in side])
+            for side in samples
         ]
-        said = logistic(features[0], truths[0], features[1], several=True) > 0
-        true = truths[1] > 0
+        said = logistic(features[0], truths[0].to(clip.device), features[1], several=True) > 0
+        true = truths[1].to(clip.device) > 0
         hits = (said & true).sum(0).double()
         f1 = (2 * hits / (said.sum(0) + true.sum(0)).clamp(min=1)).tolist()
         per_au = {facs.name(u): round(v, 4) for u, v in zip(units, f1, strict=True)}
@@ -196,8 +224,8 @@ def _common_units(samples: Sequence[Sequence[FaceSample]]) -> list[int]:
 
 
 def all_features_of(clip: Clip, rows: datasets.Dataset, batch_size: int) -> torch.Tensor:
-    """Normalised features (n, width) of the rows' images."""
-    features = all_features(clip, Squares(rows, clip, 0), batch_size)[:, 0]
+    """Normalised features (n, width) of the rows' images, on the model's device."""
+    features = all_features(clip, Squares(rows, clip, 0), batch_size)[:, 0].to(clip.device)
     return nn.functional.normalize(features, dim=-1)
 
 
@@ -215,8 +243,8 @@ def logistic(
     x, y, test_x = x.double(), y.double(), test_x.double()
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-8)
     x, test_x = (x - mean) / spread, (test_x - mean) / spread
-    weights = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(y.shape[1], dtype=torch.float64, requires_grad=True)
+    weights = x.new_zeros(x.shape[1], y.shape[1]).requires_grad_()
+    bias = x.new_zeros(y.shape[1]).requires_grad_()
     solver = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe",
                                tolerance_grad=1e-7, tolerance_change=1e-11)  # fmt: skip
     measure = (

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
-from vlmface import config, data
+from vlmface import config, data, distributed
 from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled
 from vlmface.clip.select import Held
-from vlmface.clip.settings import Settings, check
+from vlmface.clip.settings import Settings
 from vlmface.clip.train import Numbers, Targets, all_features, train_on
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
@@ -33,7 +33,7 @@ from vlmface.evaluate import answering, benchmarks, metrics
 from vlmface.evaluate.shares import in_brackets
 from vlmface.files import atomic_write
 from vlmface.schema import FaceSample
-from vlmface.train import sft
+from vlmface.train import checks, sft
 
 if TYPE_CHECKING:
     import datasets
@@ -46,10 +46,11 @@ CLIP, MEAN = "clip", "mean"
 
 def main(argv: Sequence[str]) -> int:
     """`eval/clips.py`."""
+    distributed.check_alone("eval/clips.py")
     usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
     settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
-    check(settings)
     _check(settings)
+    checks.machine(settings)
     sft.use_all_cores()
     run_dir = Path(settings.output_dir)
     config.remember(settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite)
@@ -68,6 +69,12 @@ def _check(settings: Settings) -> None:
             f"clips are compared with their frames by image: frozen, augment: none, time: "
             f"transformer, frames: 2 or more, and one view; found {', '.join(wrong) or 'others'}, "
             f"frames {settings.frames}, {max(1, len(crops.parse(settings.crop)))} view(s)"
+        )
+    if settings.select != "best" or settings.wise_alpha != 1:
+        raise UserError(
+            f"select is {settings.select} and wise_alpha is {settings.wise_alpha}, but clips are "
+            "compared at their best epoch, with the weights as trained: set select: best and "
+            "wise_alpha: 1"
         )
     if not settings.validation_split:
         raise UserError("epochs and the best frame are chosen on validation_split: name one")
@@ -88,7 +95,10 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
     ]
     found = [crop_cache.shown(rows, views, settings.frames) for rows in found]
     found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
-    clip = model.load(settings.base)
+    others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
+    checks.shared_people(found[0], settings.data_root, others)
+    checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
+    clip = model.load(settings.base, device=sft.device())
     parts = [Part.of(rows, clip, asked, settings) for rows in found]
     return parts, _truths(parts[2].rows, benchmark)
 
@@ -196,7 +206,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         settings, output_dir=str(_folder(settings, name)), select="best",
         frames=settings.frames if name == CLIP else 1,
     )  # fmt: skip
-    clip = model.load(settings.base)
+    clip = model.load(settings.base, device=sft.device())
     return Classifier(clip, texts.load(settings.prompt), own.shape(1)), own
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from vlmface import data, manifest
 from vlmface.clip import model, texts, trained
 from vlmface.clip.classifier import Classifier
+from vlmface.clip.rows import labelled
 from vlmface.clip.select import Held
 from vlmface.clip.settings import Settings
 from vlmface.clip.train import train
@@ -21,7 +24,7 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.files import atomic_write
 from vlmface.infer.clip import WEIGHTS, ClipModel
-from vlmface.train import sft
+from vlmface.train import checks, sft
 
 if TYPE_CHECKING:
     import datasets
@@ -55,6 +58,17 @@ def run(recipe: str, settings: Settings) -> None:
         samples = crop_cache.shown(samples, views, settings.frames)
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
+    parts: dict[str, Any] = {"test": (faces, root)}
+    if settings.validation_split:
+        parts["validation"] = (held, settings.data_root)
+    shared = checks.shared_people(samples, settings.data_root, parts)
+    rows, _, affects, _ = labelled(samples, asked)
+    checks.warmup(settings, checks.steps(settings, len(rows)))
+    if settings.affect != "none" and affects.isnan().all():
+        raise UserError(
+            f"affect is {settings.affect}, but no row of {settings.data} has valence or arousal: "
+            "set affect: none, or use data that has"
+        )
 
     def answers(classifier: Classifier, name: str) -> list[dict[str, Any]]:
         return answering.answer_kept(
@@ -62,26 +76,30 @@ def run(recipe: str, settings: Settings) -> None:
             batch_size=settings.eval_batch_size,
         )  # fmt: skip
 
-    clip = model.load(settings.base)
+    clip = model.load(settings.base, device=sft.device())
     sha = model.weights_sha(clip)
     shape = settings.shape(max(1, len(views)))
     untouched = dataclasses.replace(
         shape, image="frozen", text="frozen", head="text", affect="none", negative_weight=0.0,
         time="none" if settings.frames == 1 else "mean",
     )  # fmt: skip
+    # What cannot be built is refused before the first evaluation.
+    Classifier(copy.deepcopy(clip), asked, shape)
     before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
     set_seed(settings.seed)
     classifier = Classifier(clip, asked, shape)
     start = trained.state(classifier)
-    found = train(classifier, samples, settings, held)
+    found = train(classifier, samples, settings, held) | shared
     classifier.eval()
     alpha = settings.wise_alpha
     if isinstance(alpha, str):
         assert held is not None
-        found["wise"] = wise_choice(
-            start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
-        )
-        alpha = float(found["wise"]["alpha"])
+        if sft.is_main():
+            found["wise"] = wise_choice(
+                start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
+            )
+            alpha = float(found["wise"]["alpha"])
+        (alpha,) = broadcast_object_list([alpha])
     classifier.interpolate(start, alpha)
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": found["n"],
@@ -138,7 +156,7 @@ def save(
         generation={},
         data=dict(about),
         seed=settings.seed,
-        limits=settings.limits,
+        limits=settings.limits or manifest.neutral_limits(settings.data),
         crop=crops.as_dict(crops.parse(settings.crop)),
         frames=settings.frames,
         clip=dataclasses.asdict(classifier.shape),

@@ -17,6 +17,7 @@ from vlmface.clip.model import Clip
 from vlmface.clip.rows import Squares, labelled, stacked
 from vlmface.clip.select import Held, KeepBest
 from vlmface.clip.settings import Settings, Training
+from vlmface.distributed import rank, world_size
 from vlmface.errors import UserError
 from vlmface.train import sft
 from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
@@ -70,11 +71,9 @@ class Targets(nn.Module):
             margins=None if several else self.margins,
         )  # fmt: skip
         if "affect" in out:
-            truth = self.affects[row]
-            known = ~truth.isnan()
-            if known.any():
-                error = (out["affect"].float() - truth.nan_to_num())[known]
-                loss = loss + settings.affect_weight * error.square().mean()
+            error = losses.affect_loss(out["affect"].float(), self.affects[row])
+            if error is not None:
+                loss = loss + settings.affect_weight * error
         return {"loss": loss, "logits": out["logits"]}
 
 
@@ -302,16 +301,21 @@ class Numbers(torch.utils.data.Dataset[dict[str, int]]):
 @torch.no_grad()
 def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
     """The image tower's features of all rows: (n, pictures, width), not normalised, float32, on the
-    CPU."""
+    CPU. Several processes, all of which must call it, share the work."""
+    from accelerate.utils import gather
     from tqdm import tqdm
 
     clip.model.eval()
     found = []
-    starts = range(0, len(data), batch_size)
+    world, last = world_size(), len(data) - 1
+    starts = range(0, len(data), batch_size * world)
     for start in tqdm(starts, "image features", unit="batch", disable=not sft.is_main()):
-        part = range(start, min(start + batch_size, len(data)))
+        # Processes take equally many rows; beyond the last one, that one again.
+        each = min(batch_size, -(-(len(data) - start) // world))
+        part = [min(start + rank() * each + i, last) for i in range(each)]
         squares = stacked([data[i] for i in part])["squares"]
         n, pictures = squares.shape[:2]
-        features = clip.image_features(squares.flatten(0, 1), normalize=False).float().cpu()
-        found.append(features.unflatten(0, (n, pictures)))
-    return torch.cat(found)
+        features = clip.image_features(squares.flatten(0, 1), normalize=False).float()
+        features = features.unflatten(0, (n, pictures))
+        found.append((gather(features) if world > 1 else features).cpu())
+    return torch.cat(found)[: len(data)]

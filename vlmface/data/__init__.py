@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vlmface.data.kinds import described, fits
+from vlmface.data import options
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,20 +158,16 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
     return module.present_splits(_root(name, root), **protocol) or module.SPLITS
 
 
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
+def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
-    module = adapter(name)
-    parameters = inspect.signature(module.read).parameters
-    known = list(parameters)[2:]
-    for option, value in options.items():
-        if option not in known:
+    read = adapter(name).read
+    own = list(inspect.signature(read).parameters)[2:]
+    for option, value in protocol.items():
+        if option not in own:
             raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}"
+                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
             )
-        kind = parameters[option].annotation
-        kind = eval(kind, vars(module)) if isinstance(kind, str) else kind  # as typing does
-        if not fits(kind, value):
-            raise UserError(f"{name}: {option} is {value!r}, but must be {described(kind)}")
+        options.check_type(f"{name}: {option}", options.declared(read)[option], value)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -181,19 +177,19 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     kinds = inspect.signature(adapter(name).read).parameters
-    options = {}
+    found = {}
     for word in words:
         option, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"an option is written name=value, found {word!r}")
         kind = kinds[option].annotation if option in kinds else None
         try:
-            options[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
+            found[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
         except yaml.YAMLError as error:
             why = str(error).replace("\n", " ")
             raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
-    _check_options(name, {k: value for k, value in options.items() if k not in OF_ALL})
-    return options
+    _check_options(name, {k: value for k, value in found.items() if k not in OF_ALL})
+    return found
 
 
 def fingerprint(rows: datasets.Dataset) -> str:
@@ -210,17 +206,16 @@ def fingerprint(rows: datasets.Dataset) -> str:
 def hold_out(
     rows: datasets.Dataset, share: float, seed: int = 0
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(rest, held out): about `share` (0..1) of the rows, by whole subjects; a row without a
-    subject is its own. Deterministic under `seed`, and independent of the order of the rows."""
+    """(rest, held out): by whole subjects, as near to `share` (0..1) of the rows as these allow; a
+    row without a subject is its own. Neither part is empty. Deterministic under `seed`, and
+    independent of the order of the rows. Raises UserError for a single subject."""
     import numpy as np
+
+    from vlmface.data import people
 
     if not 0 < share < 1:
         raise UserError(f"hold_out takes a share between 0 and 1, not {share}")
-    subjects = [s or i for s, i in zip(rows["subject"], rows["id"], strict=True)]
-
-    def draw(subject: str) -> float:
-        digest = hashlib.sha256(f"{seed} {subject}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    held = np.array([draw(subject) < share for subject in subjects])
+    subjects = people.keys(rows)
+    chosen = people.choose(subjects, share, seed)
+    held = np.array([subject in chosen for subject in subjects], bool)
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

@@ -1,4 +1,4 @@
-"""Views of many pictures, made once and from then on read from memory-mapped uint8 arrays.
+"""Views of many pictures, made once and from then on read from uint8 arrays on the disk.
 
 `shown(rows, views, frames)` gives rows as a model is shown them: one picture each, or several views
 of several frames. The pictures lie in the user's cache folder, one folder for each way of cutting:
@@ -14,18 +14,21 @@ opens.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
 import json
+import math
 import os
 import sqlite3
+import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
     import datasets
 
 PACK = 256  # pictures a file
+OPEN_PACKS = 64  # files that a process keeps open
+_BEFORE_HEADER = 10  # bytes of an .npy file: magic, version, length of the header
+KEYS = 500  # that the index is asked for at once: SQLite bounds the parameters of a statement
 MOST_FRAMES = 64  # of a clip that a model is shown
 FACES = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
 PERSONS = ("person_box", "body_box")  # in `meta`, where a set boxes people
@@ -57,20 +63,80 @@ def is_reference(path: str) -> bool:
 
 
 def open_crop(path: str) -> Image.Image:
-    """The face that a path of `cached` stands for. Raises UserError if the cache was deleted."""
+    """The face that a path of `cached` stands for. Raises UserError if its pack is missing, damaged
+    or cannot be opened."""
     file, _, row = path.rpartition("#")
-    return Image.fromarray(_mapped(file)[int(row)])
+    return _pack(file).picture(int(row))
 
 
-@functools.cache
-def _mapped(path: str) -> np.ndarray:
+_SPACE = threading.local()  # .pixels: what a thread reads the next picture into
+
+
+class _Pack:
+    """A pack's file, open until nobody uses it any more. Reading moves no file position, so threads
+    and forked processes share it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.file = io.FileIO(path)
+        try:
+            lengths = self.file.read(_BEFORE_HEADER) or b""
+            header = lengths + (self.file.read(int.from_bytes(lengths[-2:], "little")) or b"")
+            self.rows, self.shape = _rows_and_shape(header)
+        except BaseException:
+            self.file.close()
+            raise
+        self.start, self.size = len(header), math.prod(self.shape)
+
+    def picture(self, row: int) -> Image.Image:
+        pixels = getattr(_SPACE, "pixels", b"")
+        if len(pixels) != self.size:  # to allocate it each time takes as long as to read
+            pixels = _SPACE.pixels = bytearray(self.size)
+        count = 0
+        if 0 <= row < self.rows:
+            try:
+                start = self.start + row * self.size
+                count = os.preadv(self.file.fileno(), [pixels], start)
+            except OSError as error:
+                raise UserError(_unreadable(self.path, error)) from error
+        if count < self.size:
+            raise UserError(_unreadable(self.path, ValueError(f"it ends before face {row}")))
+        height, width, _ = self.shape
+        return Image.frombytes("RGB", (width, height), pixels)
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+@functools.lru_cache(maxsize=2 * PACK)
+def _rows_and_shape(header: bytes) -> tuple[int, tuple[int, ...]]:
+    """(how many pictures a pack holds, the shape of one). To parse a header takes longer than to
+    read a picture, and most packs have the same."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    (rows, *shape), in_columns, kind = np.lib.format.read_array_header_1_0(stream)
+    if version != (1, 0) or in_columns or kind != np.uint8 or shape[2:] != [3]:
+        raise ValueError(f"it holds {kind}, version {version}")
+    return rows, tuple(shape)
+
+
+@functools.lru_cache(maxsize=OPEN_PACKS)
+def _pack(path: str) -> _Pack:
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the cached faces {path} cannot be read ({error}): delete that folder, the faces will "
-            "be cut again"
-        ) from error
+        return _Pack(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        fix = "raise the limit of open files (ulimit -n)"
+    elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        fix = "check the disk and who may read the file"
+    else:
+        fix = "delete that folder, the faces will be cut again"
+    return f"the cached faces {path} cannot be read ({error}): {fix}"
 
 
 @dataclass(frozen=True)
@@ -263,10 +329,7 @@ def _places(
         index.executescript(_TABLES)
         digests = _digests([task.source for task in tasks], index, workers, progress)
         keys = {task: _key(digests[task.source], task.box) for task in tasks}
-        known = {
-            key: (pack, row, found)
-            for key, pack, row, found in index.execute("select key, pack, row, found from faces")
-        }
+        known = {key: tuple(place) for key, *place in _looked_up(index, "faces", keys.values())}
         missing = list({keys[t]: t for t in tasks if keys[t] not in known}.items())
         if missing:
             with finder([crop]) as find:
@@ -312,11 +375,13 @@ def _digests(
     every: Sequence[Source], index: sqlite3.Connection, workers: int | None, progress: bool
 ) -> dict[Source, str]:
     """The digest of each picture's content. A file that has its old size and time is not read."""
-    known = {path: rest for path, *rest in index.execute("select * from pictures")}
+    every = list(dict.fromkeys(every))
+    paths = [source for source in every if isinstance(source, str)]
+    known = {path: rest for path, *rest in _looked_up(index, "pictures", paths)}
     found: dict[Source, str] = {}
     stats: dict[str, tuple[int, int]] = {}
     unread: list[Source] = []
-    for source in dict.fromkeys(every):
+    for source in every:
         if isinstance(source, str):
             with contextlib.suppress(OSError):  # `content` says what is wrong with it
                 stat = os.stat(source)
@@ -342,6 +407,18 @@ def _digests(
             [(s, *stats[s], found[s]) for s in unread if isinstance(s, str)],
         )
     return found
+
+
+def _looked_up(
+    index: sqlite3.Connection, table: Literal["faces", "pictures"], keys: Iterable[str | bytes]
+) -> Iterator[tuple[Any, ...]]:
+    """The lines of a table with these keys. The index may hold many more."""
+    column = {"faces": "key", "pictures": "path"}[table]
+    distinct = list(dict.fromkeys(keys))
+    for start in range(0, len(distinct), KEYS):
+        part = distinct[start : start + KEYS]
+        marks = ", ".join("?" * len(part))
+        yield from index.execute(f"select * from {table} where {column} in ({marks})", part)
 
 
 def _key(of: str, box: tuple[float, ...] | None) -> bytes:

@@ -24,6 +24,7 @@ import numpy as np
 from vlmface import config, data, taxonomy
 from vlmface.data.sources import digest, sources
 from vlmface.errors import UserError
+from vlmface.ranges import Count, Positive, Seed
 
 if TYPE_CHECKING:
     import datasets
@@ -47,8 +48,8 @@ class Source:
     split: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     labels: dict[str, Any] = dataclasses.field(default_factory=dict)
-    weight: float | None = None
-    cap: int | None = None
+    weight: Positive | None = None
+    cap: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Mixture:
     field: str = "emotion"
     labels: dict[str, Any] = dataclasses.field(default_factory=dict)
     balanced: bool = False
-    size: int | None = None
-    seed: int = 0
+    size: Count | None = None
+    seed: Seed = 0
 
 
 def load(
@@ -79,7 +80,7 @@ def load(
     missing: str = "error",
     broken: str = "keep",
     n: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     **unknown: Any,
 ) -> datasets.Dataset:
     """The rows of a mixture.yaml; the same file, seed and data give the same rows in the same
@@ -161,18 +162,12 @@ def read(path: Path) -> tuple[Mixture, list[Source]]:
         raise UserError(f"{path}: `sources` is empty: name at least one data set")
     if mixture.field not in FIELDS:
         raise UserError(f"{path}: `field` is {mixture.field!r}, expected {', '.join(FIELDS)}")
-    if mixture.size is not None and mixture.size < 1:
-        raise UserError(f"{path}: `size` is {mixture.size}, expected at least 1")
     _check_labels(str(path), mixture.field, mixture.labels)
     sources = []
     for number, values in enumerate(mixture.sources, 1):
         where = f"{path}, source {number}"
         source = _build(Source, values, where)
         _check_labels(where, mixture.field, source.labels)
-        if source.weight is not None and not source.weight > 0:
-            raise UserError(f"{where}: `weight` is {source.weight}, expected more than 0")
-        if source.cap is not None and source.cap < 1:
-            raise UserError(f"{where}: `cap` is {source.cap}, expected at least 1")
         sources.append(source)
     weighted = [source.weight is not None for source in sources]
     if any(weighted) and not all(weighted):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from vlmface.data.rows import Rows
 
+CHUNK = 4  # items that a thread takes at once
+AHEAD = 3  # chunks a thread that are under work, or done and not taken yet
 Source = str | bytes  # the path of a picture, or its encoded bytes
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,10 +71,29 @@ def in_threads(
     progress: bool = True,
 ) -> Iterator[R]:
     """`work` of each item, in order, with a progress bar. Reading and decoding release the
-    interpreter's lock, so threads (by default one a core) use all cores."""
+    interpreter's lock, so threads (by default one a core) use all cores.
+
+    Work runs ahead of whoever takes the results by a few chunks a thread, and then waits: results
+    do not pile up in memory before a slow disk.
+    """
     from joblib import cpu_count
     from tqdm import tqdm
 
-    with ThreadPool(workers or cpu_count()) as pool:
-        results = pool.imap(work, items, chunksize=8)
-        yield from tqdm(results, title, len(items), unit="picture", disable=not progress)
+    threads = workers or cpu_count()
+    chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+    waiting: deque[Future[list[R]]] = deque()
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(desc=title, total=len(items), unit="picture", disable=not progress) as bar,
+    ):
+        try:
+            while True:
+                for chunk in itertools.islice(chunks, AHEAD * threads - len(waiting)):
+                    waiting.append(pool.submit(lambda part: [work(one) for one in part], chunk))
+                if not waiting:
+                    return
+                for result in waiting.popleft().result():
+                    yield result
+                    bar.update()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmface import manifest
+from vlmface.config import option
 from vlmface.demo import door
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import is_url
+from vlmface.ranges import Port
 
 if TYPE_CHECKING:
     from vlmface.demo.voices import Card
@@ -70,7 +72,7 @@ def _grammar() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="address to listen on (default 127.0.0.1: this machine alone)",
     )
-    grammar.add_argument("--port", type=int, default=7860)
+    option(grammar, "--port", Port, default=7860)
     return grammar
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image
 
-from vlmface import answers, facs
+from vlmface import answers, au_mentions, facs
 from vlmface.demo import regions
 from vlmface.evaluate import page
 from vlmface.infer.report import EMOTION, SURE
@@ -122,7 +122,7 @@ class Piece:
 def pieces(text: str, denied: Sequence[int] = ()) -> list[Piece]:
     """The text cut where it names action units; `denied`: those it says are not there."""
     found, last = [], 0
-    for start, end, aus in answers.au_spans(text):
+    for start, end, aus in au_mentions.au_spans(text):
         if start > last:
             found.append(Piece(text[last:start]))
         found.append(Piece(text[start:end], aus, all(au in denied for au in aus)))

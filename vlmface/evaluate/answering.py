@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
 from vlmface.data import crop_cache
+from vlmface.distributed import is_main, rank, world_size
 from vlmface.encode import (
     Shown,
     open_row_image,
@@ -34,7 +34,6 @@ from vlmface.journal import Journal
 from vlmface.manifest import is_run
 from vlmface.prompts import Question
 from vlmface.schema import AFFECT, FaceSample
-from vlmface.train.sft import is_main
 
 if TYPE_CHECKING:
     import datasets
@@ -329,7 +328,7 @@ def answer_kept(
     """`answer_once` by a model that is open already."""
     if path.exists():
         return read_lines(path)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if world == 1:
         unfinished = path.with_suffix(".part")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -342,7 +341,9 @@ def answer_kept(
     else:
         from accelerate.utils import gather_object
 
-        share = rows.shard(world, int(os.environ["RANK"]), contiguous=True)
+        # There may be fewer rows than processes.
+        first, end = (len(rows) * number // world for number in (rank(), rank() + 1))
+        share = rows.select(range(first, end))
         lines = gather_object(answer(predictor, share, benchmark, batch_size=batch_size, mode=mode))
         if is_main():
             write_lines(path, lines)

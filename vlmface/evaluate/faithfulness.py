@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import config, facs
+from vlmface import config, distributed, facs
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, page
 from vlmface.evaluate.run import output_folder
 from vlmface.evaluate.shares import LEVEL, in_brackets
 from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
+from vlmface.ranges import Checked, Count, Seed
 from vlmface.synth import probes
 
 if TYPE_CHECKING:
@@ -41,19 +42,19 @@ _MIN_PAIRS = 20  # of a group, to say something about it
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The command line of `eval/faithfulness.py`: `n` faces of synth's `split`, each in one pair of
     every kind, `size` pixels a side."""
 
     model: str
     output_dir: str | None = None
     prompt: str | None = None
-    n: int = 400
+    n: Count = 400
     split: str = "test"
-    seed: int = 0
-    size: int = 96
-    max_new_tokens: int | None = None
-    batch_size: int = answering.BATCH_SIZE
+    seed: Seed = 0
+    size: Count = 96
+    max_new_tokens: Count | None = None
+    batch_size: Count = answering.BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -419,6 +420,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--n FACES] [--output_dir DIR] ...`"""
+    distributed.check_alone("eval/faithfulness.py")
     settings = config.from_words(
         Settings, argv, usage=f"python eval/faithfulness.py {main.__doc__}"
     )

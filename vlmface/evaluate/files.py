@@ -26,7 +26,7 @@ from vlmface.data.records import Record, canonical, one_of, records, shown
 from vlmface.data.sets.fea20k import OTHER
 from vlmface.errors import UserError
 from vlmface.evaluate import metrics
-from vlmface.evaluate.benchmarks import ATTRIBUTES
+from vlmface.evaluate.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
 from vlmface.taxonomy import LabelSpace
 
 # How ExpLLM is asked for labels.
@@ -62,22 +62,42 @@ class Answers:
     form: str
     items: list[Item]
 
-    @property
-    def au_set(self) -> list[int]:
-        """The AUs to score: those that any item's truth speaks of; none if labels were asked."""
+    def au_set(self, predictions: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The AUs to score: those that any item's truth lists or was coded for, and, where a truth
+        does not list what was coded, those that an answer names: on a face whose AUs are known,
+        another one is a false alarm. None if labels were asked."""
         if not answers.reasons(self.form):
             return []
-        truths = [item.truth for item in self.items if item.truth["aus"] is not None]
-        return sorted(
-            {int(au) for truth in truths for au in truth["aus"]}
-            | {au for truth in truths for au in truth["annotated_aus"] or ()}
-        )
+        found: set[int] = set()
+        for item, prediction in zip(self.items, predictions, strict=True):
+            if item.truth["aus"] is None:
+                continue
+            found.update(map(int, item.truth["aus"]))
+            coded = item.truth["annotated_aus"]
+            found.update(prediction["aus"] if coded is None else coded)
+        return sorted(found)
 
 
-def read(path: Path, format: str, label_space: str | None = None) -> Answers:
+def parse_au_set(words: Sequence[str]) -> list[int]:
+    """The AUs of `--au_set`: numbers or names of AUs, or the name of a benchmark, whose set it is.
+    Raises UserError."""
+    if len(words) == 1 and words[0] in benchmark_names():
+        benchmark = load_benchmark(words[0])
+        if not benchmark.au_set:
+            raise UserError(
+                f"--au_set {words[0]}: that benchmark scores no action units: list their numbers"
+            )
+        return list(benchmark.au_set)
+    return sorted({facs.parse_name(part) for word in words for part in word.split(",") if part})
+
+
+def read(
+    path: Path, format: str, label_space: str | None = None, au_set: Sequence[int] = ()
+) -> Answers:
     """The answers in a file. `label_space` is by default emotion8; for FERBench emotion7 if no item
-    has contempt among its candidates. Raises UserError with the file and the line or record for
-    whatever is not as the format says, for ids that occur twice, and for labels outside the space.
+    has contempt among its candidates. `au_set`: the AUs that were coded in all items with AUs,
+    where the file does not say. Raises UserError with the file and the line or record for whatever
+    is not as the format says, for ids that occur twice, and for labels outside the space.
     """
     one_of("format", format, tuple(FORMATS))
     found = records(
@@ -94,6 +114,9 @@ def read(path: Path, format: str, label_space: str | None = None) -> Answers:
             "use eval/run.py with the model"
         )
     form, items = FORMATS[format](found, space)
+    if au_set and format == "facial-r1":  # which guesses them from what is listed
+        for item in items:
+            item.truth["annotated_aus"] = None
     places: dict[str, str] = {}
     for item in items:
         if item.id in places:
@@ -268,16 +291,16 @@ def _default_space(format: str, found: Iterable[Record]) -> str:
 
 
 def _form(items: Iterable[Item], space: LabelSpace) -> str:
-    """The form that most of the first answers follow to the letter, as the file does not say what
-    was asked. It decides which answers are strict, and that AUs are not scored where labels were
-    asked."""
+    """The form that most of the first answers follow, in whatever letters their labels are, as the
+    file does not say what was asked. It decides which answers are strict, and that AUs are not
+    scored where labels were asked."""
     texts = [item.text for item in items if not item.empty][:_SAMPLE]
-    strict = {
-        form: sum(answers.parse(text, space, form).status == "strict" for text in texts)
+    follow = {
+        form: sum(answers.follows(text, space, form) for text in texts)
         for form in answers.FORMS
         if form not in answers.SEVERAL
     }
-    return max(strict, key=strict.__getitem__)
+    return max(follow, key=follow.__getitem__)
 
 
 # --- fields ---------------------------------------------------------------------------------------

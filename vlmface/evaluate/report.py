@@ -11,6 +11,7 @@ from typing import Any
 
 from vlmface import facs, taxonomy
 from vlmface.answers import listed
+from vlmface.data import people
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import groups, metrics, multilabel, page, tables
@@ -74,6 +75,7 @@ def write_report(
         runs=runs,
         result=result,
         train=scores.get("train") or {},
+        warnings=_warnings(scores.get("train") or {}),
         when=page.stamp(when),
         origin=_origin(manifest),
         manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
@@ -110,6 +112,12 @@ def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     found |= {LABELS: run.get("labels"), "action units": run.get("au")}
     found |= run.get("affect") or {}
     return {name: block for name, block in found.items() if block}
+
+
+def _warnings(train: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the training rows before the scores."""
+    found = train.get("shared_people") or {}
+    return [people.warning(both, part) for part, both in found.items()]
 
 
 def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:

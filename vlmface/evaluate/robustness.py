@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, manifest
+from vlmface import config, distributed, manifest
 from vlmface.encode import listed, open_row_image, open_shown
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt, page, report
@@ -17,6 +17,7 @@ from vlmface.evaluate.benchmarks import load_benchmark, load_rows
 from vlmface.evaluate.run import output_folder, score
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
+from vlmface.ranges import Checked, Count, Unused
 
 if TYPE_CHECKING:
     import datasets
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The command line of `eval/robustness.py`: the first `n` faces of the benchmark, each with
     every one of the `corruptions` (empty: all) at every strength."""
 
@@ -35,10 +36,15 @@ class Settings:
     output_dir: str | None = None
     data_root: str | None = None
     prompt: str | None = None
-    n: int = 200
+    n: Count = 200
     corruptions: list[str] = field(default_factory=list)
-    max_new_tokens: int | None = None
-    batch_size: int = answering.BATCH_SIZE
+    max_new_tokens: Count | None = None
+    batch_size: Count = answering.BATCH_SIZE
+
+    def unused(self) -> Iterator[Unused]:
+        if not load_benchmark(self.benchmark).needs_root:
+            why = f"benchmark {self.benchmark} is on rendered pictures"
+            yield Unused("data_root", why, ("benchmark",))
 
 
 def measure(
@@ -204,6 +210,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--benchmark NAME] [--n FACES] [--corruptions blur,noise] ...`"""
+    distributed.check_alone("eval/robustness.py")
     settings = config.from_words(Settings, argv, usage=f"python eval/robustness.py {main.__doc__}")
     run(settings)
     return 0

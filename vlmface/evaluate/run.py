@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, manifest
+from vlmface import config, distributed, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
@@ -21,9 +22,11 @@ from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
 from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.evaluate.shares import in_brackets
 from vlmface.files import atomic_write
+from vlmface.infer.endpoint import is_url
 from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
 from vlmface.prompts import Question, check_images
+from vlmface.ranges import Checked, Count, Unused
 from vlmface.train.sft import peak_rss_gib
 
 if TYPE_CHECKING:
@@ -34,25 +37,57 @@ if TYPE_CHECKING:
     from vlmface.infer.server import Server
 
 
+EVERY = "ALL"
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The command line of `eval/run.py`. `mode`: answering.MODES."""
 
     benchmark: str
     model: str
     output_dir: str | None = None
     data_root: str | None = None
-    n: int | None = None
+    n: Count | None = None
     prompt: str | None = None
-    mode: str = "generate"
-    max_new_tokens: int | None = None
-    batch_size: int = answering.BATCH_SIZE
+    mode: Literal["generate", "score", "both"] = "generate"
+    max_new_tokens: Count | None = None
+    batch_size: Count = answering.BATCH_SIZE
     # Where `model` is the URL of a server: the run whose prompts, crop and limits are used, the
     # model's name there, requests at a time, and the environment variable that holds the key.
     run: str | None = None
     served: str | None = None
-    concurrency: int = 8
+    concurrency: Count = 8
     api_key_env: str | None = None
+    # Fields of each request to a server, which override ours; null removes one.
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse options of a server where there is none. Raises UserError."""
+        if is_url(self.model):
+            if self.mode != "generate":
+                raise UserError(
+                    f"a server cannot be asked in mode {self.mode!r}: only models in this process "
+                    "give the likelihoods of all labels; use --mode generate"
+                )
+            return
+        for name in ("run", "served", "api_key_env", "request"):
+            if getattr(self, name) not in (None, {}):
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, but {self.model} is no server's URL: leave "
+                    "it out"
+                )
+
+    def unused(self) -> Iterator[Unused]:
+        if is_url(self.model):
+            yield Unused("batch_size", "a server batches by itself; use concurrency", ("model",))
+        else:
+            yield Unused("concurrency", f"{self.model} is no server's URL", ("model",))
+            if self.mode == "score":
+                yield Unused("max_new_tokens", "mode score writes nothing", ("mode",))
+        if self.benchmark != EVERY and not load_benchmark(self.benchmark).needs_root:
+            why = f"benchmark {self.benchmark} is on rendered pictures"
+            yield Unused("data_root", why, ("benchmark",))
 
 
 def score(
@@ -162,7 +197,6 @@ def conclude(
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
 
-EVERY = "ALL"
 JOURNAL = "answers.part"  # finished rows of an evaluation that is not
 # Settings that change how fast the answers come, not what they are.
 _FREE = ("output_dir", "batch_size", "concurrency", "api_key_env")
@@ -218,16 +252,9 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
 
 def _asked(settings: Settings) -> LocalModel | ClipModel | Server:
     """Who answers: a model in this process, or a server."""
-    from vlmface.infer.endpoint import is_url
-
+    settings.check()
     if is_url(settings.model):
         return _server(settings)
-    for name in ("run", "served", "api_key_env"):
-        if getattr(settings, name) is not None:
-            raise UserError(
-                f"{name} is {getattr(settings, name)}, but {settings.model} is no server's URL: "
-                "leave it out"
-            )
     from vlmface.infer import models
 
     return models.load(
@@ -239,14 +266,9 @@ def _server(settings: Settings) -> Server:
     from vlmface.infer.endpoint import Endpoint
     from vlmface.infer.server import server_of
 
-    if settings.mode != "generate":
-        raise UserError(
-            f"a server cannot be asked in mode {settings.mode!r}: only models in this process give "
-            "the likelihoods of all labels; use --mode generate"
-        )
     endpoint = Endpoint(
         settings.model, settings.served or "", key_env=settings.api_key_env,
-        concurrency=settings.concurrency,
+        concurrency=settings.concurrency, request=settings.request,
     )  # fmt: skip
     return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
@@ -272,7 +294,8 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        _same_question(journal, settings, asked, about)
+        served = who.endpoint.model if isinstance(who, Server) else None
+        _same_question(journal, settings, asked, about, served)
         if isinstance(who, Server):
             lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
         else:
@@ -281,6 +304,8 @@ def _evaluate(
                 sink=journal,
             )  # fmt: skip
     scores = score(lines, benchmark, asked, model=settings.model, mode=settings.mode)
+    if served:
+        scores["served_model"] = served
     if unanswered:
         scores["unanswered"] = len(unanswered)
     answering.write_lines(out / "predictions.jsonl", lines)
@@ -298,8 +323,9 @@ def _evaluate(
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(
-            f"{len(unanswered)} faces got no answer and count as wrong ({id}: {why}); the same "
-            "command asks about these again"
+            f"error: {len(unanswered)} faces got no answer and count as wrong ({id}: {why}); the "
+            "same command asks about these again",
+            file=sys.stderr,
         )
     else:
         (out / JOURNAL).unlink()
@@ -308,11 +334,17 @@ def _evaluate(
 
 
 def _same_question(
-    journal: Journal, settings: Settings, asked: Sequence[Question], about: Manifest | None
+    journal: Journal,
+    settings: Settings,
+    asked: Sequence[Question],
+    about: Manifest | None,
+    served: str | None,
 ) -> None:
-    """Raises UserError if the journal was begun for another model or with other settings."""
+    """Raises UserError if the journal was begun for another model or with other settings. `served`
+    is the model of a server, which its URL does not tell."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
     now |= {"prompts": [prompt.sha for prompt in asked], "made": about.created if about else None}
+    now["served_model"] = served
     before = journal.records.get("", {}).get("settings")
     if before is None:
         journal.add({"id": "", "settings": now})
@@ -328,9 +360,11 @@ def _same_question(
 
 def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
+    distributed.check_alone("eval/run.py")
     words = ["--output_dir" if word == "--out" else word for word in argv]
     settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
-        return 0 if any(isinstance(one, dict) for one in run_all(settings).values()) else 2
-    run(settings)
-    return 0
+        found = run_all(settings).values()
+        whole = [one for one in found if isinstance(one, dict) and "unanswered" not in one]
+        return 0 if whole else 2
+    return 2 if "unanswered" in run(settings) else 0

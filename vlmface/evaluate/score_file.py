@@ -17,11 +17,19 @@ from vlmface.train.sft import peak_rss_gib
 WRITTEN = ("metrics.json", "predictions.jsonl", "report.html", "disagreements.jsonl")
 
 
-def score_command(path: Path, format: str, label_space: str | None, output_dir: Path | None) -> int:
-    """Score a file; writes metrics.json, predictions.jsonl and report.html (for FERBench also
-    disagreements.jsonl) into `output_dir`, by default scores/NAME, and prints what they say."""
+def score_command(
+    path: Path,
+    format: str,
+    label_space: str | None,
+    output_dir: Path | None,
+    au_set: Sequence[str] = (),
+) -> int:
+    """Score a file, with the AUs of `au_set` (see `files.parse_au_set`) if it names any; writes
+    metrics.json, predictions.jsonl and report.html (for FERBench also disagreements.jsonl) into
+    `output_dir`, by default scores/NAME, and prints what they say."""
     start = time.perf_counter()
-    found = files.read(path, format, label_space)
+    chosen = files.parse_au_set(au_set) if au_set else []
+    found = files.read(path, format, label_space, chosen)
     out = _folder(output_dir or Path("scores") / path.stem, path)
     rows = files.predictions(found)
     baseline: dict[str, Any] | None = None
@@ -29,7 +37,7 @@ def score_command(path: Path, format: str, label_space: str | None, output_dir: 
     scores = metrics.summarise(
         rows,
         found.space,
-        found.au_set,
+        chosen or found.au_set(rows),
         benchmark=format,
         model=path.name,
         prompt={},

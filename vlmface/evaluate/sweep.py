@@ -12,13 +12,13 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, manifest, prompts
+from vlmface import config, distributed, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, measures, metrics, page, report
 from vlmface.evaluate.answering import au_set
@@ -29,6 +29,7 @@ from vlmface.evaluate.statistics import mean
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
 from vlmface.prompts import Prompt
+from vlmface.ranges import Checked, Count, Natural, Seed, Unused
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The command line of `eval/sweep.py`. `models` and `prompts` are names of which every pair is
     an arm; `by` is the score that decides, accuracy, uar or au_f1 (null: accuracy, or au_f1 where
     only AUs are scored); `n_validation` and `n_test` limit the faces; `orders` are the shuffled
@@ -48,16 +49,25 @@ class Settings:
     output_dir: str
     benchmarks: list[str] = field(default_factory=lambda: ["synth"])
     data_root: str | None = None
-    by: str | None = None
-    mode: str = "generate"
-    finalists: int = 2
-    n_validation: int | None = None
-    n_test: int | None = None
-    orders: int = 3
-    n_orders: int = 100
-    max_new_tokens: int | None = None
-    batch_size: int = answering.BATCH_SIZE
-    seed: int = 0
+    by: Literal["accuracy", "uar", "au_f1"] | None = None
+    mode: Literal["generate", "score"] = "generate"
+    finalists: Count = 2
+    n_validation: Count | None = None
+    n_test: Count | None = None
+    orders: Natural = 3
+    n_orders: Count = 100
+    max_new_tokens: Count | None = None
+    batch_size: Count = answering.BATCH_SIZE
+    seed: Seed = 0
+
+    def unused(self) -> Iterator[Unused]:
+        if self.orders == 0:
+            yield Unused("n_orders", "orders is 0", ("orders",))
+        if self.mode == "score":
+            yield Unused("max_new_tokens", "mode score writes nothing", ("mode",))
+        if not any(load_benchmark(name).needs_root for name in self.benchmarks):
+            why = f"{', '.join(self.benchmarks)}: on rendered pictures"
+            yield Unused("data_root", why, ("benchmarks",))
 
 
 @dataclass(frozen=True)
@@ -361,11 +371,8 @@ def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def main(argv: Sequence[str]) -> int:
     """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
+    distributed.check_alone("eval/sweep.py")
     settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
-    if settings.finalists < 1:
-        raise UserError(f"finalists is {settings.finalists}, but must be 1 at least")
-    if settings.mode not in ("generate", "score"):
-        raise UserError(f"mode is {settings.mode!r}: a sweep reads models in generate or score")
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")
     result = [sweep(settings, load_benchmark(name), asking) for name in settings.benchmarks]

@@ -6,14 +6,16 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from vlmface.errors import UserError
+from vlmface.ranges import Checked, Count, Positive, Range
 
 SHORTEST_KEY = 16  # characters
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """`keys`: clients must send one of these; none: anybody may ask. `rate`: requests a minute and
     key, or without keys and address; None: any number. `max_mb`: of a request's body.
     `max_megapixels` and `max_faces`: of one picture. `max_in_flight`: requests that are answered at
@@ -22,23 +24,17 @@ class Settings:
     is at work when the gateway is told to stop."""
 
     keys: tuple[str, ...] = field(default=(), repr=False)
-    rate: float | None = None
-    max_mb: float = 10
-    max_megapixels: float = 24
-    max_faces: int = 10
-    max_in_flight: int = 64
-    body_timeout_s: float = 10
-    answer_timeout_s: float = 120
-    drain_s: float = 30
+    rate: Annotated[float, Range(min=1)] | None = None
+    max_mb: Positive = 10
+    max_megapixels: Positive = 24
+    max_faces: Count = 10
+    max_in_flight: Count = 64
+    body_timeout_s: Positive = 10
+    answer_timeout_s: Positive = 120
+    drain_s: Positive = 30
 
     def __post_init__(self) -> None:
-        for name in ("rate", "max_mb", "max_megapixels", "max_faces", "max_in_flight",
-                     "body_timeout_s", "answer_timeout_s", "drain_s"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name} is {value}: use a number above 0")
-        if self.rate is not None and self.rate < 1:
-            raise UserError(f"rate is {self.rate:g} requests a minute: use 1 or more")
+        super().__post_init__()
         if any(len(key) < SHORTEST_KEY for key in self.keys):
             raise UserError(
                 f"a client's key is shorter than {SHORTEST_KEY} characters: make one with "

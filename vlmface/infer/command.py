@@ -28,16 +28,18 @@ def predict_command(
     Returns the exit code.
 
     A run that was trained to answer several questions is asked all of them. A file that cannot be
-    read costs one error line on stderr and the exit code 2, but the others are still answered.
+    read, or that a server gives no answer for, costs one error line on stderr and the exit code 2,
+    but the others are still answered. Raises UserError for a server that answers nothing any more.
     `box` says which face of the only image is meant. `how`: see `Predictor.load`.
     """
     from transformers.utils import logging
 
     from vlmface.images import find_images
     from vlmface.infer import Predictor
+    from vlmface.infer.endpoint import PATIENCE, NoAnswerError
 
     logging.disable_progress_bar()  # stdout and stderr are for answers and errors
-    failed = 0
+    failed = silent = 0  # `silent`: faces in a row without an answer
     paths: list[Path] = []
     for name in images:
         try:
@@ -65,16 +67,24 @@ def predict_command(
             if not opened:
                 continue
             predictor = predictor or Predictor.load(model, **how)
-            reports = predictor.predict(
+            reports = predictor.try_predict(
                 [image for _, image in opened], boxes=None if box is None else [box],
                 batch_size=batch_size,
             )  # fmt: skip
             for (path, _), report in zip(opened, reports, strict=True):
-                if as_json:
+                silent = silent + 1 if isinstance(report, NoAnswerError) else 0
+                if isinstance(report, NoAnswerError):
+                    failed += 1
+                    print(f"error: {path}: {model} gave no answer ({report})", file=sys.stderr)
+                elif as_json:
                     line = {"image": str(path), **report.as_dict()}
                     print(json.dumps(line, ensure_ascii=False), flush=True)
                 else:
                     print(_as_text(path, report), flush=True)
+            if silent >= PATIENCE:
+                raise UserError(
+                    f"{model} gave no answer for {silent} faces in a row: the rest was not asked"
+                )
         if predictor and predictor.limits and not as_json:
             print(f"note: {predictor.limits}")
     finally:

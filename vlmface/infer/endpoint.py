@@ -8,8 +8,13 @@ for nothing twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import os
+import re
+import time
+import zlib
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -28,12 +33,18 @@ from urllib.parse import urlsplit
 import httpx2
 import tenacity
 
+from vlmface import answers
 from vlmface.errors import UserError
+from vlmface.files import without_surrogates
 from vlmface.journal import Journal
 
 # Faces in a row without an answer, after which it is the endpoint and not the face.
 PATIENCE = 5
-LONGEST_WAIT = 600  # s that a server may ask to wait before the run stops instead
+LONGEST_WAIT = (
+    600  # s that a server may ask to wait before the run stops instead; all pauses of one
+)
+# request together are bounded by it too
+MOST_BYTES = 16 * 2**20  # of one reply, decompressed
 _PASSING = (408, 409, 425, 429)
 
 
@@ -56,9 +67,10 @@ def is_url(model: object) -> bool:
 @dataclass(frozen=True)
 class Endpoint:
     """Where a model is served and how it is asked. `url` is what comes before /chat/completions,
-    `key_env` names the environment variable that holds the key, `timeout_s` is for one request,
-    `attempts` are tries of one request, `backoff_s` the first pause between two of them, `request`
-    further fields of the request's JSON."""
+    `key_env` names the environment variable that holds the key, `timeout_s` is for one request with
+    its whole reply, `attempts` are tries of one request, `backoff_s` the first pause between two of
+    them. `request` has further fields of the request's JSON, which override those that a prompt
+    sets; null removes a field."""
 
     url: str
     model: str
@@ -169,27 +181,124 @@ async def _work_through(
             group.create_task(worker(client))
 
 
+@dataclass(frozen=True)
+class Completion:
+    """One choice of a reply, or a piece of a streamed one. `content` is the answer, `reasoning`
+    what a reasoning model sends in a field of its own, `refusal` why it does not answer, `reason`
+    why it ended (`finish_reason`), None while it has not, or if the server does not tell."""
+
+    content: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    reason: str | None = None
+
+    def text(self, form: str) -> str:
+        """What the model wrote, as an answer in `form`: reasoning in its own field is the rationale
+        of the forms that have one between tags, and no part of the others."""
+        if not self.content.strip() and self.refusal:
+            return self.refusal.strip()
+        if not self.reasoning.strip() or not answers.has_think(form) or "<think>" in self.content:
+            return self.content.strip()
+        if not self.content.strip():
+            return f"<think>{self.reasoning.strip()}"
+        return f"<think>{self.reasoning.strip()}</think>\n{self.content.strip()}"
+
+    @property
+    def refused(self) -> bool:
+        return bool(self.refusal) and not self.content.strip()
+
+    def complete(self, written: int | None, limit: int) -> bool:
+        """Whether it ended by itself. A server that gives no reason is judged by the number of
+        tokens `written`, of which `limit` were allowed."""
+        if self.reason is not None:
+            return self.reason in _ENDED
+        return written is None or written < limit
+
+
+_ENDED = ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token")
+
+
 async def ask(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     messages: list[dict[str, Any]],
     request: Mapping[str, Any] | None = None,
-) -> tuple[list[str], dict[str, Any]]:
-    """(the texts of all choices, token counts) of one request, which may have further fields than
-    the endpoint's. Raises what `call` does."""
-    body = {"model": endpoint.model, "messages": messages} | endpoint.request | dict(request or {})
-    return await call(client, endpoint, "chat/completions", body, _texts)
+) -> tuple[list[Completion], dict[str, int]]:
+    """(all choices, token counts) of one request. `request` has further fields, which those of the
+    endpoint override. Raises what `call` does."""
+    body = {"model": endpoint.model, "messages": messages} | dict(request or {}) | endpoint.request
+    return await call(client, endpoint, "chat/completions", body, _choices)
 
 
-def _texts(reply: httpx2.Response) -> tuple[list[str], dict[str, Any]]:
-    content = reply.json()
-    choices = content["choices"]
-    texts = [choice["message"].get("content") or "" for choice in choices]
-    if not texts or not all(isinstance(text, str) for text in texts):
+def _choices(reply: httpx2.Response) -> tuple[list[Completion], dict[str, int]]:
+    content = json_of(reply.content)
+    _check_error(content)
+    found = [_completion(choice, dict(choice["message"])) for choice in content["choices"]]
+    if not found:
         raise TypeError("no text in it")
-    if all(choice.get("finish_reason") == "content_filter" for choice in choices):
+    if all(one.reason == "content_filter" for one in found):
         raise NoAnswerError("the endpoint's content filter held it back", passing=False)
-    return texts, content.get("usage") or {}
+    return found, _counts(content.get("usage"))
+
+
+def _completion(choice: Mapping[str, Any], message: Mapping[str, Any] | None) -> Completion:
+    """A choice, or a piece of one, of whose fields servers leave out some or send null."""
+    message = message or {}
+    reasoning = _words(message.get("reasoning_content")) or _words(message.get("reasoning"))
+    reason = choice.get("finish_reason")
+    parts = message.get("content")
+    refusal = _words(message.get("refusal"))
+    if isinstance(parts, list):
+        refusal = refusal or "".join(_words(p.get("refusal")) for p in parts)
+    return Completion(
+        _words(parts), reasoning, refusal, reason if isinstance(reason, str) else None
+    )
+
+
+def _words(content: Any) -> str:
+    """Text, of a list of parts those of type text together. Raises TypeError for anything else."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        return "".join(_words(part.get("text")) for part in content)
+    if not isinstance(content, str):
+        raise TypeError("no text in it")
+    return without_surrogates(content)
+
+
+def _counts(usage: Any) -> dict[str, int]:
+    """The token counts that a server tells, of whatever `usage` it sends."""
+    if not isinstance(usage, Mapping):
+        return {}
+    return {
+        name: usage[name]
+        for name in ("prompt_tokens", "completion_tokens")
+        if isinstance(usage.get(name), int)
+        and not isinstance(usage[name], bool)
+        and 0 <= usage[name] < 2**31
+    }
+
+
+def _check_error(content: Any) -> None:
+    """Raises NoAnswerError for an error that a server sends in place of choices, with HTTP 200."""
+    error = content.get("error") if isinstance(content, Mapping) else None
+    if not error or content.get("choices"):
+        return
+    code = error.get("code") if isinstance(error, Mapping) else None
+    message = error.get("message") if isinstance(error, Mapping) else error
+    passing = not (isinstance(code, int) and 400 <= code < 500 and code not in _PASSING)
+    raise NoAnswerError(f"an error instead of an answer: {_short(str(message))}", passing=passing)
+
+
+def json_of(body: bytes) -> Any:
+    """A reply's JSON. Raises ValueError for what is none, or is nested too deep; a number of
+    thousands of digits is infinite."""
+    try:
+        return json.loads(
+            body, parse_int=lambda digits: int(digits) if len(digits) < 20 else math.inf
+        )
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
 
 
 async def streamed(
@@ -197,27 +306,105 @@ async def streamed(
     endpoint: Endpoint,
     messages: list[dict[str, Any]],
     request: Mapping[str, Any] | None = None,
-) -> AsyncIterator[tuple[str, str | None]]:
-    """(piece of text, why it ended or None) as the endpoint sends them (server-sent events). Raises
-    what `call` does; nothing is tried twice."""
-    body = {"model": endpoint.model, "messages": messages} | endpoint.request
-    body |= {**dict(request or {}), "stream": True}
+) -> AsyncIterator[Completion]:
+    """The pieces of an answer as the endpoint sends them (server-sent events). Raises what `call`
+    does; nothing is tried twice."""
+    body = {"model": endpoint.model, "messages": messages} | dict(request or {}) | endpoint.request
+    body["stream"] = True
     url = f"{endpoint.url.rstrip('/')}/chat/completions"
+    sent = {name: value for name, value in body.items() if value is not None}
+    events = 0
     try:
-        async with client.stream("POST", url, json=body) as reply:
+        async with contextlib.AsyncExitStack() as stack:
+            begun = stack.enter_async_context(client.stream("POST", url, json=sent, headers=_PLAIN))
+            reply = await asyncio.wait_for(begun, endpoint.timeout_s)
+            pieces = _body(reply, endpoint.timeout_s)
             if reply.status_code != 200:
-                await reply.aread()
-                _check_status(reply, url)
-            async for line in reply.aiter_lines():
-                name, _, data = line.partition(":")
-                if name != "data" or data.strip() == "[DONE]":
-                    continue
-                choice = json.loads(data)["choices"][0]
-                yield choice["delta"].get("content") or "", choice.get("finish_reason")
-    except httpx2.TransportError as error:
+                whole = b"".join([piece async for piece in pieces])
+                _check_status(_read_reply(reply, whole), url, sent)
+            first = await anext(pieces, b"")
+            if first.lstrip()[:1] == b"{":  # it does not stream
+                whole = first + b"".join([piece async for piece in pieces])
+                yield _choices(_read_reply(reply, whole))[0][0]
+                return
+            async for data in _events(first, pieces):
+                content = json_of(data)
+                _check_error(content)
+                if content["choices"]:  # none: token counts, or what a filter says of the prompt
+                    choice = content["choices"][0]
+                    events += 1
+                    yield _completion(choice, choice.get("delta"))
+    except TimeoutError:
+        raise _too_slow(endpoint.timeout_s) from None
+    except httpx2.HTTPError as error:
         raise NoAnswerError(f"{type(error).__name__} {error}".strip(), passing=True) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise NoAnswerError(f"unreadable reply ({error})", passing=True) from error
+    if not events:
+        raise NoAnswerError("the stream held no piece of an answer", passing=True)
+
+
+async def _events(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The data of each event. Lines end with a line feed alone: other separators are text."""
+    parts = [first]  # of lines that have not ended
+    while True:
+        if b"\n" in parts[-1]:
+            *lines, rest = b"".join(parts).split(b"\n")
+            parts = [rest]
+            for line in lines:
+                name, _, data = line.partition(b":")
+                if name == b"data" and data.strip() not in (b"", b"[DONE]"):
+                    yield data.strip()
+        try:
+            parts.append(await anext(pieces))
+        except StopAsyncIteration:
+            return
+
+
+# What reading a reply raises that is not what was promised.
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_PLAIN = {"Accept-Encoding": "identity"}
+
+
+async def _body(reply: httpx2.Response, timeout_s: float) -> AsyncIterator[bytes]:
+    """The pieces of a reply's body, decompressed. Raises NoAnswerError as soon as there are more
+    than MOST_BYTES of them, or they take more than `timeout_s` together."""
+    encoding = reply.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise NoAnswerError(f"the reply is compressed ({encoding}), unasked", passing=False)
+    inflate = None if encoding in ("", "identity") else zlib.decompressobj(47)
+    deadline, size = time.monotonic() + timeout_s, 0
+    pieces = reply.aiter_raw()
+    while True:
+        try:
+            left = max(0.0, deadline - time.monotonic())
+            piece = await asyncio.wait_for(anext(pieces), left)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _too_slow(timeout_s) from None
+        if inflate is not None:
+            try:
+                piece = inflate.decompress(piece, MOST_BYTES + 1 - size)
+            except zlib.error as error:
+                raise NoAnswerError(f"unreadable reply ({error})", passing=True) from error
+        size += len(piece)
+        if size > MOST_BYTES:
+            raise NoAnswerError(
+                f"the reply is larger than {MOST_BYTES // 2**20} MiB", passing=False
+            )
+        yield piece
+
+
+def _too_slow(timeout_s: float) -> NoAnswerError:
+    return NoAnswerError(f"the reply was not complete after {timeout_s:g} s", passing=True)
+
+
+def _read_reply(reply: httpx2.Response, body: bytes) -> httpx2.Response:
+    """The reply with its decompressed body."""
+    of_the_body = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(k, v) for k, v in reply.headers.items() if k.lower() not in of_the_body]
+    return httpx2.Response(reply.status_code, headers=headers, content=body, request=reply.request)
 
 
 async def call(
@@ -241,9 +428,13 @@ async def call(
         start = endpoint.backoff_s
         return tenacity.wait_exponential_jitter(initial=start, max=60, jitter=start)(state)
 
+    def enough(state: tenacity.RetryCallState) -> bool:
+        waited = state.idle_for + state.upcoming_sleep
+        return state.attempt_number >= endpoint.attempts or waited > LONGEST_WAIT
+
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(lambda e: getattr(e, "passing", False)),
-        stop=tenacity.stop_after_attempt(endpoint.attempts),
+        stop=enough,
         wait=pause,
         reraise=True,
     )
@@ -258,37 +449,78 @@ async def _call_once(
     read: Callable[[httpx2.Response], T],
 ) -> T:
     url = f"{endpoint.url.rstrip('/')}/{path}"
+    sent = {name: value for name, value in (body or {}).items() if value is not None}
+    method = "GET" if body is None else "POST"
+    content = None if body is None else sent
     try:
-        if body is None:
-            reply = await client.get(url)
-        else:
-            sent = {name: value for name, value in body.items() if value is not None}
-            reply = await client.post(url, json=sent)
-    except httpx2.TransportError as error:
+        async with (
+            asyncio.timeout(endpoint.timeout_s),
+            client.stream(method, url, json=content, headers=_PLAIN) as streaming,
+        ):
+            pieces = _body(streaming, endpoint.timeout_s)
+            reply = _read_reply(streaming, b"".join([piece async for piece in pieces]))
+    except TimeoutError:
+        raise _too_slow(endpoint.timeout_s) from None
+    except httpx2.HTTPError as error:
         kind = type(error).__name__
         raise NoAnswerError(f"{kind} {error}".strip(), passing=True) from error
-    _check_status(reply, url)
+    _check_status(reply, url, sent)
     try:
         return read(reply)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         # Cut off by a proxy, or not what was promised.
-        said = _said(reply)
-        raise NoAnswerError(f"unreadable reply ({error}): {said}", passing=True) from error
+        raise NoAnswerError(f"unreadable reply ({error}): {_said(reply)}", passing=True) from error
 
 
 def _said(reply: httpx2.Response) -> str:
-    return " ".join(reply.text[:300].split())
+    return _short(reply.content[:1200].decode("utf-8", "replace"))
 
 
-def _check_status(reply: httpx2.Response, url: str) -> None:
+def _short(text: str) -> str:
+    return " ".join(without_surrogates(text)[:300].split())
+
+
+def _check_status(reply: httpx2.Response, url: str, sent: Mapping[str, Any]) -> None:
     """Raises NoAnswerError or UserError for anything but HTTP 200."""
     status, said = reply.status_code, _said(reply)
     if status in _PASSING or status >= 500:
         raise NoAnswerError(f"HTTP {status} {said}", passing=True, wait_s=_retry_after(reply))
+    if status in (400, 422) and (name := _refused_field(reply, sent)):
+        raise UserError(
+            f"{url} does not take the field {name!r} of the request (HTTP {status} {said}): remove "
+            f"it with --request {name}=null, and set what the server takes in its place with "
+            "NAME=VALUE beside it"
+        )
     if status in (400, 413, 422):  # this face may be the cause: too large, or filtered
         raise NoAnswerError(f"HTTP {status} {said}", passing=False)
     if status != 200:
         raise UserError(f"{url} answers HTTP {status}: {said}; check URL, model and key")
+
+
+_NOT_TAKEN = re.compile(
+    r"unsupported|not\s+support|unrecogni[sz]ed|unknown|not\s+permitted|unexpected|extra|not\s+allowed"
+    r"|invalid|deprecated|must\s+be|only\s+the\s+default",
+    re.IGNORECASE,
+)
+
+
+def _refused_field(reply: httpx2.Response, sent: Mapping[str, Any]) -> str | None:
+    """The field of the request that a refusal names, other than the messages and the model."""
+    fields = sent.keys() - {"messages", "model", "stream"}
+    try:
+        error = json_of(reply.content)
+    except ValueError:
+        error = None
+    error = error.get("error", error) if isinstance(error, Mapping) else error
+    if isinstance(error, Mapping) and isinstance(error.get("param"), str):
+        name = re.split(r"[.\[]", error["param"])[0]
+        return name if name in fields else None
+    said = _said(reply)
+    if not _NOT_TAKEN.search(said):
+        return None
+    return next(
+        (name for name in sorted(fields) if re.search(rf"\b{re.escape(name)}\b", said)), None
+    )
 
 
 def with_images(messages: Sequence[Mapping[str, Any]], uris: Iterable[str]) -> list[dict[str, Any]]:
@@ -320,9 +552,11 @@ def _retry_after(reply: httpx2.Response) -> float | None:
             wait = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return None
+    if math.isnan(wait):
+        return None
     if wait > LONGEST_WAIT:
         raise UserError(
-            f"{reply.url.host} asks to wait {wait / 60:.0f} minutes: run the same command again "
-            "then, it goes on where it stopped"
+            f"{reply.request.url.host} asks to wait {wait / 60:.0f} minutes: run the same command "
+            "again then, it goes on where it stopped"
         )
     return max(0.0, wait)

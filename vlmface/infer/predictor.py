@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ from vlmface.data import crops, detect
 from vlmface.errors import UserError
 from vlmface.infer import models
 from vlmface.infer.batcher import Batcher
-from vlmface.infer.endpoint import Endpoint, is_url
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, is_url
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.infer.report import FaceReport
 from vlmface.infer.server import Server, server_of
@@ -49,7 +49,9 @@ class Backend(Protocol):
     @property
     def prompts(self) -> Sequence[Question]: ...
 
-    def answer(self, prompt: Any, images: Sequence[Shown], batch_size: int) -> list[Prediction]: ...
+    def answer(
+        self, prompt: Any, images: Sequence[Shown], batch_size: int
+    ) -> Sequence[Prediction | NoAnswerError]: ...
 
     async def answer_one(self, prompt: Any, image: Shown) -> Prediction: ...
 
@@ -91,18 +93,21 @@ class Predictor:
         timeout_s: float = 120.0,
         attempts: int = 6,
         constrained: bool = False,
+        request: Mapping[str, Any] | None = None,
     ) -> Predictor:
         """`model`: a run folder, a bare base model (with a `prompt`), or the URL of an
         OpenAI-compatible server with the `run` that it serves or a `prompt`; `served` names the
         model there if it has several, `api_key_env` the environment variable with its key.
         `concurrency`, `timeout_s`, `attempts` are about requests to it; `constrained`: it is held
-        to the prompt's form and labels. Raises UserError."""
+        to the prompt's form and labels; `request` changes fields of the requests, such as
+        {"temperature": None, "max_completion_tokens": 256} (None removes one). Raises UserError."""
         if not is_url(model):
             for name, value in (
                 ("run", run),
                 ("served", served),
                 ("api_key_env", api_key_env),
                 ("constrained", constrained or None),
+                ("request", request or None),
             ):
                 if value is not None:
                     raise UserError(
@@ -114,7 +119,7 @@ class Predictor:
         else:
             endpoint = Endpoint(
                 str(model), served or "", key_env=api_key_env, concurrency=concurrency,
-                timeout_s=timeout_s, attempts=attempts,
+                timeout_s=timeout_s, attempts=attempts, request=dict(request or {}),
             )  # fmt: skip
             found = None if run is None else manifest.load(run)[0]
             backend = Served(server_of(endpoint, run, prompt, max_new_tokens, constrained))
@@ -215,6 +220,22 @@ class Predictor:
         its box (see `faces`), or on the picture whole where there is none. Of a run with several
         views, all are made of the one picture; without a box its largest face is looked for.
         `tasks`: some of `self.tasks`, default all. Raises UserError."""
+        found = self.try_predict(images, tasks, boxes=boxes, batch_size=batch_size)
+        for report in found:
+            if isinstance(report, NoAnswerError):
+                raise report
+        return [report for report in found if isinstance(report, FaceReport)]
+
+    def try_predict(
+        self,
+        images: Sequence[Image.Image | Sequence[Image.Image]],
+        tasks: Sequence[str] | None = None,
+        *,
+        boxes: Sequence[Sequence[float] | None] | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[FaceReport | NoAnswerError]:
+        """`predict`, with an error in the place of the report on each picture that a server gave no
+        answer for: the others are not lost with it."""
         asked = self._asked(tasks)
         where = list(boxes) if boxes is not None else [None] * len(images)
         seen = [self.shown(image, box) for image, box in zip(images, where, strict=True)]
@@ -222,10 +243,17 @@ class Predictor:
         answers = {
             task: self.backend.answer(self.questions[task], pictures, batch_size) for task in asked
         }
-        return [
-            self._report({task: said[i] for task, said in answers.items()}, box, found)
-            for i, ((_, found), box) in enumerate(zip(seen, where, strict=True))
-        ]
+        reports: list[FaceReport | NoAnswerError] = []
+        for i, ((_, found), box) in enumerate(zip(seen, where, strict=True)):
+            given: dict[str, Prediction] = {}
+            for task, said in answers.items():
+                if isinstance(answer := said[i], NoAnswerError):
+                    reports.append(answer)
+                    break
+                given[task] = answer
+            else:
+                reports.append(self._report(given, box, found))
+        return reports
 
     def predict_clip(
         self,
@@ -236,10 +264,12 @@ class Predictor:
         """`predict` of one clip whose face is known frame by frame, as `shown_clip` has it. The
         report has no box, as the face is elsewhere in each frame."""
         picture, found = self.shown_clip(frames, boxes)
-        answers = {
-            task: self.backend.answer(self.questions[task], [picture], 1)[0]
-            for task in self._asked(tasks)
-        }
+        answers: dict[str, Prediction] = {}
+        for task in self._asked(tasks):
+            (answer,) = self.backend.answer(self.questions[task], [picture], 1)
+            if isinstance(answer, NoAnswerError):
+                raise answer
+            answers[task] = answer
         return self._report(answers, None, found)
 
     async def apredict(
@@ -349,11 +379,18 @@ class Served:
 
     def answer(
         self, prompt: Prompt, images: Sequence[Shown], batch_size: int = BATCH_SIZE
-    ) -> list[Prediction]:
-        """`batch_size` means nothing to a server, which makes its own."""
+    ) -> list[Prediction | NoAnswerError]:
+        """`batch_size` means nothing to a server, which makes its own. A picture that it gives no
+        answer for has an error in its place."""
 
-        async def all_() -> list[Prediction]:
-            return await asyncio.gather(*(self._one(prompt, image) for image in images))
+        async def one(image: Shown) -> Prediction | NoAnswerError:
+            try:
+                return await self._one(prompt, image)
+            except NoAnswerError as error:
+                return error
+
+        async def all_() -> list[Prediction | NoAnswerError]:
+            return await asyncio.gather(*map(one, images))
 
         return self._wait(all_())
 

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 from vlmface import answers, families, manifest, prompts
 from vlmface.encode import Shown, listed
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, call, streamed, with_images
+from vlmface.files import without_surrogates
+from vlmface.infer.endpoint import (
+    Completion,
+    Endpoint,
+    NoAnswerError,
+    ask,
+    call,
+    json_of,
+    streamed,
+    with_images,
+)
 from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
 
@@ -46,11 +56,9 @@ class Server:
         NoAnswerError, and UserError for what no other picture would change."""
         began = time.perf_counter()
         messages = await asyncio.to_thread(_messages, prompt, shown)
-        texts, usage = await ask(client, self.endpoint, messages, self._request(prompt))
-        text = texts[0].strip()
-        complete = (usage.get("completion_tokens") or 0) < self.max_new_tokens
-        latency = time.perf_counter() - began
-        return Prediction(text, prompt.parse(text), None, latency, complete)
+        (first, *_), usage = await ask(client, self.endpoint, messages, self._request(prompt))
+        complete = first.complete(usage.get("completion_tokens"), self.max_new_tokens)
+        return _prediction(prompt, first, time.perf_counter() - began, complete)
 
     async def stream(
         self, client: httpx2.AsyncClient, prompt: Prompt, shown: Shown
@@ -59,19 +67,29 @@ class Server:
         `answer`; nothing is tried twice."""
         began = time.perf_counter()
         messages = await asyncio.to_thread(_messages, prompt, shown)
-        text, complete = "", False
+        whole = Completion()
         pieces = streamed(client, self.endpoint, messages, self._request(prompt))
-        async for piece, reason in pieces:
-            text += piece
-            complete = complete or reason == "stop"
-            yield text.strip()
-        text = text.strip()
-        latency = time.perf_counter() - began
-        yield Prediction(text, prompt.parse(text), None, latency, complete)
+        async for piece in pieces:
+            whole = Completion(
+                whole.content + piece.content,
+                whole.reasoning + piece.reasoning,
+                whole.refusal + piece.refusal,
+                piece.reason or whole.reason,
+            )
+            yield whole.text(prompt.form)
+        # Without a reason at its end a stream was cut off.
+        complete = whole.complete(self.max_new_tokens, self.max_new_tokens)
+        yield _prediction(prompt, whole, time.perf_counter() - began, complete)
 
     def silence(self, prompt: Prompt) -> Prediction:
         """A face without an answer: no label, which counts as wrong."""
         return Prediction("", prompt.parse(""), None, 0.0, False)
+
+
+def _prediction(prompt: Prompt, said: Completion, latency: float, complete: bool) -> Prediction:
+    text = said.text(prompt.form)
+    answer = answers.Answer(None, (), "refused", "") if said.refused else prompt.parse(text)
+    return Prediction(text, answer, None, latency, complete)
 
 
 def server_of(
@@ -151,4 +169,4 @@ def served_model(endpoint: Endpoint) -> str:
 
 
 def _names(reply: Any) -> list[str]:
-    return [str(model["id"]) for model in reply.json()["data"]]
+    return [without_surrogates(str(model["id"])) for model in json_of(reply.content)["data"]]

@@ -17,13 +17,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import config, data, facs, taxonomy
+from vlmface.data import options
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
 from vlmface.journal import Journal
+from vlmface.ranges import (
+    Checked,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Seed,
+    Share,
+    Unused,
+)
 from vlmface.rationale import page, rules, selftaught, teacher_prompts, verify
 from vlmface.rationale import truth as truths
 from vlmface.rationale.summary import summarise
@@ -47,49 +60,80 @@ _FREE = (
 )  # fmt: skip
 
 
+Words = Annotated[int, Range(min=16)]
+Times = Annotated[float, Range(min=1)]  # as many texts as of the rarest emotion
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The options of `vlmface rationale build`; `vlmface.rationale.options` explains them."""
 
     data: str
     output: str
     root: str | None = None
     split: str = "train"
-    n: int | None = None
+    n: Count | None = None
     option: dict[str, Any] = field(default_factory=dict)
     label_space: str = "emotion8"
     aus: str | None = None
-    au_threshold: float = 1.0
+    au_threshold: Annotated[float, Range(above=0, max=5)] = 1.0
     writer: Literal["rules", "teacher", "model"] = "rules"
     style: str = "varied"
-    seed: int = 0
+    seed: Seed = 0
     endpoint: str | None = None
     model: str | None = None
     saw_label: bool | None = None
     prompt: str | None = None
     api_key_env: str | None = None
-    concurrency: int = 8
-    timeout: float = 120.0
-    attempts: int = 6
-    repairs: int = 1
+    concurrency: Count = 8
+    timeout: Positive = 120.0
+    attempts: Count = 6
+    repairs: Natural = 1
     request: dict[str, Any] = field(default_factory=dict)
-    image_side: int = 768
-    price_in: float | None = None
-    price_out: float | None = None
-    samples: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
+    image_side: Annotated[int, Range(min=16)] = 768
+    price_in: NotNegative | None = None
+    price_out: NotNegative | None = None
+    samples: Count = 8
+    temperature: Positive = 1.0
+    top_p: PositiveShare = 1.0
     labels: Literal["annotated", "vote"] = "annotated"
-    min_agreement: float = 0.5
-    balance: float | None = None
-    batch_size: int = 16
-    min_precision: float = 1.0
-    min_recall: float = 1.0
-    max_words: int = 150
+    min_agreement: Share = 0.5
+    balance: Times | None = None
+    batch_size: Count = 16
+    min_precision: PositiveShare = 1.0
+    min_recall: PositiveShare = 1.0
+    max_words: Words = 150
     duplicates: Literal["report", "reject"] = "report"
-    similarity: float = 0.85
-    faces: int = 12
+    similarity: PositiveShare = 0.85
+    faces: Natural = 12
     overwrite: bool = False
+
+    def check(self) -> None:
+        """Refuse what cannot be built, as far as it is known before any work. Raises UserError."""
+        taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
+        options.check(self.data, self.option, taken=taken, where="option")
+        if self.style not in rules.STYLES:
+            raise UserError(
+                f"there is no style {self.style!r}: use one of {', '.join(rules.STYLES)}"
+            )
+
+    def unused(self) -> Iterator[Unused]:
+        why = f"writer is {self.writer}"
+        asks = ("endpoint", "model", "saw_label", "prompt")
+        remote = ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
+                  "price_in", "price_out")  # fmt: skip
+        several = ("samples", "temperature", "top_p", "labels", "min_agreement")
+        names = {
+            "rules": (*asks, *remote, *several, "repairs", "batch_size"),
+            "teacher": (*several, "style", "batch_size"),
+            "model": ("style", "repairs", "aus"),
+        }
+        for name in names[self.writer]:
+            yield Unused(name, why, ("writer",))
+        if self.writer == "model":
+            yield from unused_by_model(self.endpoint)
+        if self.aus is None:
+            yield Unused("au_threshold", "aus names no estimator", ("aus",))
 
     @property
     def limits(self) -> Limits:
@@ -157,29 +201,19 @@ def _check(settings: Settings) -> taxonomy.LabelSpace:
     space = taxonomy.space(settings.label_space)
     if space.field != "emotion":
         raise UserError(f"rationales explain emotions, but {space.id} holds {space.field}")
-    if settings.style not in rules.STYLES:
-        raise UserError(
-            f"there is no style {settings.style!r}: use one of {', '.join(rules.STYLES)}"
-        )
-    for name in ("min_precision", "min_recall", "similarity", "top_p"):
-        if not 0 < getattr(settings, name) <= 1:
-            raise UserError(f"{name} is {getattr(settings, name)}: use a number above 0, up to 1")
-    for name in ("max_words", "image_side"):
-        if getattr(settings, name) < 16:
-            raise UserError(f"{name} is {getattr(settings, name)}: use at least 16")
-    if settings.samples < 1 or settings.batch_size < 1 or not settings.temperature > 0:
-        raise UserError(
-            f"samples {settings.samples}, batch_size {settings.batch_size} and temperature "
-            f"{settings.temperature}: use numbers above 0"
-        )
-    if not 0 <= settings.min_agreement <= 1:
-        raise UserError(f"min_agreement is {settings.min_agreement}: use a share from 0 to 1")
-    if settings.balance is not None and settings.balance < 1:
-        raise UserError(
-            f"balance is {settings.balance}: it is how many times as many texts as the rarest "
-            "emotion's another may give, so use 1 or more"
-        )
+    settings.check()
+    config.refuse_unused(settings)
     return space
+
+
+def unused_by_model(endpoint: str | None) -> Iterator[Unused]:
+    """Options of a model writer that only an endpoint, or only a model in this process, reads."""
+    if endpoint:
+        yield Unused("batch_size", "the model answers at an endpoint", ("endpoint",))
+        return
+    for name in ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
+                 "price_in", "price_out"):  # fmt: skip
+        yield Unused(name, "the model answers in this process, without an endpoint", ("endpoint",))
 
 
 def _is_complete(settings: Settings, output: Path) -> bool:

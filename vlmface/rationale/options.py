@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
-
-from vlmface.errors import UserError
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +16,7 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, help="data set, as data.load names it")
     add("--root", help="its folder, as its owners distribute it (synth has none)")
     add("--split", default="train")
-    add("--n", type=int, help="take so many faces (default: all)")
+    add("--n", help="take so many faces (default: all)")
     add("--option", action="append", default=[], metavar="NAME=VALUE",
         help="an option of the data set, such as seed=1; may be repeated")  # fmt: skip
     add(
@@ -30,14 +29,14 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--label_space", default="emotion8")
     add("--aus", metavar="MODULE:FUNCTION",
         help="estimator for faces without annotated AUs: image -> {au: 0..5}")  # fmt: skip
-    add("--au_threshold", type=float, default=1.0,
+    add("--au_threshold", default=1.0,
         help="an estimated AU is there from this intensity on (default 1)")  # fmt: skip
     add("--overwrite", action="store_true", help="delete an earlier build first")
 
     group = parser.add_argument_group("rule writer")
     add = group.add_argument
     add("--style", default="varied", help="varied (default), or plain for very small models")
-    add("--seed", type=int, default=0)
+    add("--seed", default=0)
 
     group = parser.add_argument_group(
         "teacher and model writers",
@@ -53,50 +52,51 @@ def add_build(parser: argparse.ArgumentParser) -> None:
                        help="do not; texts that conclude another emotion are rejected")  # fmt: skip
     add("--prompt", help="teacher prompt, prompts/teacher/NAME.yaml, or the model's own prompt")
     add("--api_key_env", metavar="NAME", help="environment variable that holds the API key")
-    add("--concurrency", type=int, default=8, help="requests at a time (default 8)")
-    add("--timeout", type=float, default=120.0, help="seconds for one request (default 120)")
-    add("--attempts", type=int, default=6, help="tries of one request (default 6)")
-    add("--repairs", type=int, default=1, help="times a faulty text is sent back (default 1)")
-    add("--request", action="append", default=[], metavar="NAME=VALUE",
-        help="a field of the request, such as temperature=0; null takes a field out")  # fmt: skip
-    add("--image_side", type=int, default=768, help="larger pictures are reduced to this")
-    add("--price_in", type=float, help="price of a million prompt tokens")
-    add("--price_out", type=float, help="price of a million completion tokens")
+    add("--concurrency", default=8, help="requests at a time (default 8)")
+    add("--timeout", default=120.0, help="seconds for one request (default 120)")
+    add("--attempts", default=6, help="tries of one request (default 6)")
+    add("--repairs", default=1, help="times a faulty text is sent back (default 1)")
+    add("--request", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="fields of each request, such as temperature=0; null removes a field")  # fmt: skip
+    add("--image_side", default=768, help="larger pictures are reduced to this")
+    add("--price_in", help="price of a million prompt tokens")
+    add("--price_out", help="price of a million completion tokens")
 
     group = parser.add_argument_group(
         "model writer", "A trained model answers each face several times; recipes/synthesize.py."
     )
     add = group.add_argument
-    add("--samples", type=int, default=8, help="answers to each face (default 8)")
-    add("--temperature", type=float, default=1.0)
-    add("--top_p", type=float, default=1.0)
+    add("--samples", default=8, help="answers to each face (default 8)")
+    add("--temperature", default=1.0)
+    add("--top_p", default=1.0)
     add("--labels", choices=("annotated", "vote"), default="annotated",
         help="vote: as if no face had a label")  # fmt: skip
-    add("--min_agreement", type=float, default=0.5, help="share of the answers (default 0.5)")
-    add("--balance", type=float,
+    add("--min_agreement", default=0.5, help="share of the answers (default 0.5)")
+    add("--balance",
         help="an emotion gives at most so many times as many texts as the rarest one")  # fmt: skip
-    add("--batch_size", type=int, default=16, help="faces at a time, without an endpoint")
+    add("--batch_size", default=16, help="faces at a time, without an endpoint")
 
     group = parser.add_argument_group("verifier")
     add = group.add_argument
-    add("--min_precision", type=float, default=1.0, help="of the AUs named (default 1)")
-    add("--min_recall", type=float, default=1.0, help="of the AUs that are there (default 1)")
-    add("--max_words", type=int, default=150)
+    add("--min_precision", default=1.0, help="of the AUs named (default 1)")
+    add("--min_recall", default=1.0, help="of the AUs that are there (default 1)")
+    add("--max_words", default=150)
     add("--duplicates", choices=("report", "reject"), default="report",
         help="count texts that nearly repeat an earlier one (default), or reject")  # fmt: skip
-    add("--similarity", type=float, default=0.85, help="from which two texts are near duplicates")
-    add("--faces", type=int, default=12, help="faces on the page, kept and rejected each")
+    add("--similarity", default=0.85, help="from which two texts are near duplicates")
+    add("--faces", default=12, help="faces on the page, kept and rejected each")
 
 
 def build_command(arguments: argparse.Namespace) -> int:
     """Run the build and say what came of it."""
-    from vlmface import data
+    from vlmface import config, data
     from vlmface.rationale.build import Settings, build
 
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
     values["option"] = data.parse_options(arguments.data, arguments.option)
-    values["request"] = _fields(arguments.request)
-    return tell(build(Settings(**values)), arguments.output)
+    values["request"] = config.fields("request", arguments.request) if arguments.request else {}
+    settings = config.build(Settings, values, where="the command line")
+    return tell(build(settings), arguments.output)
 
 
 def tell(summary: Mapping[str, Any], output: str) -> int:
@@ -122,22 +122,12 @@ def tell(summary: Mapping[str, Any], output: str) -> int:
             f"used:     {cost['prompt_tokens']} prompt and {cost['completion_tokens']} completion "
             f"tokens in {cost['requests']} requests{price}"
         )
+    if silent := counts["rejected_by"].get("no_answer", 0):
+        print(
+            f"error: {silent} faces got no answer and are left out; the reasons are in "
+            f"{output}/rejected.jsonl",
+            file=sys.stderr,
+        )
     print(f"is in:    {output} (data set, README.md, rationale.html)")
     print(f'next:     recipes/sft_cot.py --data rationales --data_options "{{folder: {output}}}"')
-    return 0
-
-
-def _fields(words: list[str]) -> dict[str, Any]:
-    """{"temperature": 0} of ["temperature=0"]; values are read as YAML."""
-    import yaml
-
-    found = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UserError(f"--request {word!r} is not NAME=VALUE")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--request {name}: cannot read {value!r} ({error})") from error
-    return found
+    return 2 if silent else 0

@@ -261,7 +261,7 @@ def _weigh(aus: Mapping[int, float | None], emotion: str) -> tuple[list[int], li
         case = "idle" if aus else "rest"
         if against and not _accessory_only(against):
             case = "too faint" if supported else "not neutral"
-    elif supported and core:
+    elif supported and _has_main_sign(core, prototype):
         whole = all(set(group) & set(core) for group in prototype.core)
         case = "mixed" if against else "faint" if faint else "full" if whole else "clear"
     elif fitting:
@@ -269,6 +269,15 @@ def _weigh(aus: Mapping[int, float | None], emotion: str) -> tuple[list[int], li
     else:
         case = "contrary" if against else "none"
     return fitting, against, case
+
+
+def _has_main_sign(core: Iterable[int], prototype: facs.Prototype) -> bool:
+    """Whether one of the signs that weigh most is among the AUs: a lower lip that is pulled down
+    goes with disgust, but without a wrinkled nose or a raised upper lip it does not point to it."""
+    most = max(prototype.core.values(), default=0.0)
+    return any(
+        weight == most and set(group) & set(core) for group, weight in prototype.core.items()
+    )
 
 
 def _accessory_only(aus: Iterable[int]) -> bool:

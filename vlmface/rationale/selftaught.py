@@ -165,11 +165,13 @@ class Remote:
             "temperature": self.settings.temperature,
             "top_p": self.settings.top_p,
         }
+        _, form = question(self.settings, self.prompt)
 
         async def work(client: httpx2.AsyncClient, face: Face) -> dict[str, Any]:
             uri = page.data_uri(_opened(pictures, face), self.settings.image_side)
             request = how | {"seed": _seed(self.settings.seed, face.index) % 2**31}
-            texts, usage = await ask(client, self.endpoint, told(face, uri), request)
+            choices, usage = await ask(client, self.endpoint, told(face, uri), request)
+            texts = [choice.text(form) for choice in choices]
             if len(texts) < self.settings.samples:
                 raise NoAnswerError(
                     f"{len(texts)} answers instead of {self.settings.samples}: the server ignores "

@@ -57,7 +57,7 @@ class Teacher:
         messages = job.messages
         for round_ in range(self.repairs + 1):
             try:
-                (text, *_), usage = await ask(client, self.endpoint, messages)
+                (first, *_), usage = await ask(client, self.endpoint, messages)
             except NoAnswerError:
                 if "text" not in record:
                     raise
@@ -66,6 +66,7 @@ class Teacher:
             record["prompt_tokens"] += usage.get("prompt_tokens") or 0
             record["completion_tokens"] += usage.get("completion_tokens") or 0
             record["uncounted"] += not usage
+            text = first.text(self.prompt.form)
             verdict = job.check(text)
             record["text"] = text
             if round_ == self.repairs or not self.prompt.may_repair(verdict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from vlmface.evaluate import compare, report
 from vlmface.evaluate.shares import in_brackets
 from vlmface.files import atomic_write
 from vlmface.prompts import Prompt
+from vlmface.ranges import Unused
 from vlmface.train import sft
 
 ARMS = ("face", "scene", "both")  # folders of an ablation's runs
@@ -23,7 +24,7 @@ ABLATION = "ablation"  # name of the files that hold the arms side by side
 
 
 @dataclass(frozen=True)
-class Settings(sft.Settings):
+class Settings(sft.Common):
     """One run of `recipes/context_emotion.py` with a vision-language model. `label_space`: what the
     prompt asks for, null for its own; `mode`: how answers are read (answering.MODES). `ablation`
     trains the face alone, the context alone and both; `alone` names the prompts of the first two,
@@ -38,6 +39,11 @@ class Settings(sft.Settings):
     @property
     def views(self) -> crops.Views:
         return crops.parse(self.crop)
+
+    def unused(self) -> Iterator[Unused]:
+        yield from super().unused()
+        if not self.ablation:
+            yield Unused("alone", "ablation is false", None)
 
     def load_prompt(self) -> Prompt:
         """The prompt, about the label space that is asked for. Raises UserError if there are

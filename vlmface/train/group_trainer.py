@@ -49,8 +49,8 @@ class GroupTrainer(Resumable, GRPOTrainer):
       by the processor's template rather than by our encoder; a sampled image token would crash the
       next pass (huggingface/trl#3847), and PaliGemma's completions would attend to what follows
       them, as their `token_type_ids` are filled with 0.
-    - `_compute_loss`: hands the group's prefix to the next one, and holds the log-probabilities
-      against those of the rollout.
+    - `_compute_loss`: hands the group's prefix to the next one, holds the log-probabilities
+      against those of the rollout, and divides the loss "bnpo" by the tokens of all processes.
     - `_get_per_token_logps_and_entropies`: reads a group's prefix once.
     """
 
@@ -279,6 +279,11 @@ class GroupTrainer(Resumable, GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: Inputs) -> torch.Tensor:
         self._shared = inputs
         loss = super()._compute_loss(model, inputs)
+        if self.loss_type == "bnpo":
+            # TRL divides by this process's tokens; the mean over processes is that over all tokens
+            # only if it divides by theirs.
+            tokens = inputs["completion_mask"].sum().to(loss)
+            loss = loss * tokens / self.accelerator.reduce(tokens, "mean")
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: the "

@@ -8,77 +8,136 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.answers import Answer
 from vlmface.errors import RefusedError, UserError
+from vlmface.families import parts
+from vlmface.ranges import (
+    Checked,
+    Count,
+    Describes,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Seed,
+    Unused,
+    Warmup,
+)
 from vlmface.schema import FaceSample
-from vlmface.train import rewards, sft
+from vlmface.train import checks, rewards, sft
 
 if TYPE_CHECKING:
     import datasets
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """One run of `recipes/grpo.py`; the files in recipes/configs explain every field."""
 
     start: str
     data: str
     benchmark: str
     rewards: dict[str, Any]
-    limits: str
     output_dir: str
+    limits: Annotated[str | None, Describes("data")] = None
     prompt: str | None = None
     data_root: str | None = None
     data_split: str = "train"
     data_options: dict[str, Any] = field(default_factory=dict)
     benchmark_root: str | None = None
-    n_train: int | None = None
-    n_eval: int | None = None
-    label_power: float = 0.0
+    n_train: Count | None = None
+    n_eval: Count | None = None
+    label_power: NotNegative = 0.0
     tower: sft.Policy = "frozen"
     projector: sft.Policy = "frozen"
     llm: sft.Policy = "lora"
-    lora_rank: int = 8
-    lora_alpha: float = 16
+    lora_rank: Count = 8
+    lora_alpha: Positive = 16
     lora_modules: list[str] = field(default_factory=lambda: ["all"])
-    group_size: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    max_length: int | None = None
-    max_drift: float = 0.05
+    group_size: Annotated[int, Range(min=2)] = 8  # a completion is compared with the others
+    temperature: Positive = 1.0
+    top_p: PositiveShare = 1.0
+    max_new_tokens: Count = 256
+    max_length: Count | None = None
+    max_drift: Positive = 0.05
     vllm: str | None = None
-    beta: float = 0.0
+    beta: NotNegative = 0.0
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    iterations: int = 1
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    batch_size: int = 4
-    gradient_accumulation: int = 1
-    max_steps: int = 100
-    learning_rate: float = 1e-5
+    iterations: Count = 1
+    clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
+    clip_high: Positive = 0.2
+    batch_size: Count = 4
+    gradient_accumulation: Count = 1
+    max_steps: Count = 100
+    learning_rate: Positive = 1e-5
     schedule: Literal["cosine", "linear", "constant"] = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    warmup_steps: Warmup = 0
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 1.0  # 0: not clipped
     gradient_checkpointing: bool = False
     cache_features: bool = True
-    num_processes: int | None = None
-    logging_steps: int = 1
-    save_steps: int = 20
-    samples_every: int = 20
-    eval_batch_size: int = 16
-    seed: int = 0
+    num_processes: Count | None = None
+    logging_steps: Count = 1
+    save_steps: Count = 20
+    samples_every: Count = 20
+    eval_batch_size: Count = 16
+    seed: Seed = 0
     report_to: str = "none"
     overwrite: bool = False
+
+    @property
+    def policy(self) -> dict[str, str]:
+        return {"tower": self.tower, "projector": self.projector, "llm": self.llm}
+
+    def check(self) -> None:
+        """Refuse settings that cannot work together. Raises UserError."""
+        checks.data_options(self)
+        checks.warmup(self, self.max_steps)
+        rewards.parse(self.rewards)
+        if set(self.policy.values()) == {"frozen"}:
+            raise UserError(
+                "nothing would be trained: tower, projector and llm are all frozen; set llm: lora, "
+                "say"
+            )
+        if self.top_p < 1 and self.iterations > 1:
+            raise UserError(
+                f"top_p {self.top_p} with iterations {self.iterations}: later updates compare "
+                "with the whole distribution, not with what top_p left of it. Set one of them to 1"
+            )
+        if self.max_length is not None and self.max_new_tokens >= self.max_length:
+            raise UserError(
+                f"max_new_tokens is {self.max_new_tokens}, but max_length is {self.max_length}: no "
+                "room is left for a prompt"
+            )
+        checks.saved_when_logged(self)
+        if self.save_steps % self.iterations:
+            raise UserError(
+                f"save_steps is {self.save_steps}, but must be a multiple of iterations "
+                f"({self.iterations}): a resumed run would differ"
+            )
+
+    def unused(self) -> Iterator[Unused]:
+        yield from checks.unused_roots(self)
+        yield from checks.unused_warmup(self)
+        if "lora" not in self.policy.values():
+            for name in ("lora_rank", "lora_alpha", "lora_modules"):
+                why = "tower, projector and llm are without LoRA"
+                yield Unused(name, why, ("tower", "projector", "llm"))
+        if self.scale_rewards == "group":
+            why = "scale_rewards is group, which divides it out again; batch and none do not"
+            yield Unused("label_power", why, ("scale_rewards",))
+        if self.iterations == 1:
+            why = "with iterations 1 the policy that is trained is the one that answered"
+            yield Unused("clip_low", why, ("iterations",))
+            yield Unused("clip_high", why, ("iterations",))
 
 
 # --- where it starts ------------------------------------------------------------------------------
@@ -104,11 +163,7 @@ class Start:
 def start_of(settings: Settings) -> Start:
     """Read where a run starts: the folder of a run, or a base model with a `prompt`. Raises
     UserError."""
-    own: dict[str, str] = {
-        "tower": settings.tower,
-        "projector": settings.projector,
-        "llm": settings.llm,
-    }
+    own = settings.policy
     if not manifest.is_run(settings.start):
         if settings.prompt is None:
             raise UserError(
@@ -201,32 +256,37 @@ def encode_prompts(
 # --- training -------------------------------------------------------------------------------------
 
 
-def check(settings: Settings) -> None:
-    """Refuse settings that cannot work. Raises UserError."""
-    if settings.group_size < 2:
+def check_start(settings: Settings, start: Start) -> None:
+    """Refuse what cannot be trained from there: a policy or a LoRA of its own for a run that trains
+    on the adapter of another, layers that the model lacks, and a server that would not answer with
+    what is trained. Raises UserError."""
+    if start.run is not None:
+        _check_adapter(settings, start)
+    elif "lora" in start.policy.values():
+        start.family.lora_targets(start.policy, settings.lora_modules)
+        parts.full_modules(start.family.PARTS, start.policy)
+    trained = {part: how for part, how in start.policy.items() if how != "frozen"}
+    if settings.vllm is not None and trained != {"llm": "lora"}:
         raise UserError(
-            f"group_size is {settings.group_size}: a group is compared with itself, so it takes 2 "
-            "completions at least"
+            "vllm: a server is given the LoRA of the language model and nothing else, but this run "
+            f"trains {', '.join(f'{part}: {how}' for part, how in trained.items())}: set "
+            "vllm: null, or start from a run with llm: lora and the other parts frozen"
         )
-    for name in ("batch_size", "gradient_accumulation", "iterations", "max_new_tokens"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name} is {getattr(settings, name)}, but must be 1 at least")
-    if not settings.temperature > 0 or not 0 < settings.top_p <= 1:
-        raise UserError(
-            f"temperature {settings.temperature} and top_p {settings.top_p}: the first must be "
-            "above 0, the second above 0 and 1 at most"
-        )
-    if settings.top_p < 1 and settings.iterations > 1:
-        raise UserError(
-            f"top_p {settings.top_p} with iterations {settings.iterations}: later updates compare "
-            "with the whole distribution, not with what top_p left of it. Set one of them to 1"
-        )
-    if settings.save_steps % settings.logging_steps or settings.save_steps % settings.iterations:
-        raise UserError(
-            f"save_steps {settings.save_steps} is no multiple of logging_steps "
-            f"{settings.logging_steps} and iterations {settings.iterations}: a resumed run would "
-            "differ"
-        )
+
+
+def _check_adapter(settings: Settings, start: Start) -> None:
+    """Refuse settings of an adapter where that of `start.run` is trained further."""
+    fields = Settings.__dataclass_fields__
+    of_run = {**start.policy, "lora_rank": None, "lora_alpha": None, "lora_modules": None}
+    for name, there in of_run.items():
+        field = fields[name]
+        default = field.default if field.default is not MISSING else ["all"]
+        value = getattr(settings, name)
+        if value not in (default, there):
+            raise UserError(
+                f"{name} is {value!r}, but has no effect: the adapter of {start.run} is trained "
+                "further as it is. Leave it out"
+            )
 
 
 def train(
@@ -357,8 +417,6 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     adapter, or None)."""
     import torch
 
-    from vlmface.families import parts
-
     lora = "lora" in start.policy.values()
     model = start.family.load_model(
         start.base, dtype=torch.bfloat16 if mixed and lora else torch.float32
@@ -380,19 +438,11 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
 
 
 def _server(start: Start, settings: Settings) -> Any:
-    """The vLLM server that answers, or None: this process does. Raises UserError if it would not
-    answer with what is trained."""
+    """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
     from vlmface.train.vllm_rollout import Server
 
-    parts_trained = {part: how for part, how in start.policy.items() if how != "frozen"}
-    if parts_trained != {"llm": "lora"}:
-        raise UserError(
-            "vllm: a server is given the LoRA of the language model and nothing else, but this run "
-            f"trains {', '.join(f'{part}: {how}' for part, how in parts_trained.items())}: set "
-            "vllm: null, or start from a run with llm: lora and the other parts frozen"
-        )
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
     sampling = {

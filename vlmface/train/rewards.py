@@ -17,9 +17,11 @@ from typing import Any
 
 from vlmface import facs
 from vlmface.answers import Answer
+from vlmface.config import convert
 from vlmface.errors import UserError
 from vlmface.evaluate import measures
 from vlmface.prompts import Prompt
+from vlmface.ranges import Count, Positive
 from vlmface.rationale.wording import MENTION, contradictions
 from vlmface.schema import FaceSample
 from vlmface.taxonomy import LabelSpace
@@ -156,22 +158,20 @@ def parse(rewards: Mapping[str, Any]) -> list[Weighted]:
             raise UserError(f"there is no reward {name!r}: use some of {', '.join(REWARDS)}")
         options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weight = options.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
-            raise UserError(f"reward {name}: weight is {weight!r}, but must be a number above 0")
-        known = [
-            parameter.name
+        weight = convert(f"reward {name}: weight", Positive, weight)
+        known = {
+            parameter.name: Count if isinstance(parameter.default, int) else Positive
             for parameter in inspect.signature(REWARDS[name]).parameters.values()
             if parameter.kind is parameter.KEYWORD_ONLY
-        ]
+        }
         for option, value in options.items():
             if option not in known:
                 raise UserError(
                     f"reward {name} has no option {option!r}: it has "
                     f"{', '.join(['weight', *known])}"
                 )
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                raise UserError(f"reward {name}: {option} is {value!r}, but must be above 0")
-        found.append(Weighted(name, float(weight), options))
+            options[option] = convert(f"reward {name}: {option}", known[option], value)
+        found.append(Weighted(name, weight, options))
     if not found:
         raise UserError("rewards is empty: name at least one, such as {format: 1, emotion: 1}")
     return found

@@ -21,16 +21,30 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import config, encode, manifest
 from vlmface.data import crops
 from vlmface.data.rows import pictures
+from vlmface.distributed import is_main, world_size
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.files import atomic_write
 from vlmface.prompts import Prompt
+from vlmface.ranges import (
+    Checked,
+    Count,
+    Describes,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    Unused,
+    Warmup,
+)  # fmt: skip
 from vlmface.schema import FaceSample
+from vlmface.train import checks
 
 if TYPE_CHECKING:
     import datasets
@@ -41,57 +55,55 @@ PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One run of `recipes/sft_cot.py` or `recipes/sft_attributes.py`; the files in recipes/configs
+class Common(Checked):
+    """What the recipes that fine-tune a vision-language model share; the files in recipes/configs
     explain every field."""
 
     base: str
     data: str
     benchmark: str
     prompt: str | list[str]
-    limits: str
     output_dir: str
+    limits: Annotated[str | None, Describes("data")] = None
     data_root: str | None = None
     data_split: str = "train"
     data_options: dict[str, Any] = field(default_factory=dict)
     benchmark_root: str | None = None
-    n_train: int | None = None
-    n_eval: int | None = None
+    n_train: Count | None = None
+    n_eval: Count | None = None
     crop: dict[str, Any] | list[dict[str, Any]] | None = None
-    frames: int = 1
-    text_data: str | None = None
-    balance: Literal["none", "tasks", "labels"] = "none"
-    seed: int = 0
+    frames: Count = 1
+    seed: Seed = 0
     tower: Policy = "frozen"
     projector: Policy = "full"
     llm: Policy = "lora"
-    lora_rank: int = 8
-    lora_alpha: float = 16
-    lora_dropout: float = 0.05
+    lora_rank: Count = 8
+    lora_alpha: Positive = 16
+    lora_dropout: Annotated[float, Range(min=0, below=1)] = 0.05
     lora_variant: Literal["rslora", "dora"] | None = None
     lora_modules: list[str] = field(default_factory=lambda: ["all"])
     train_embeddings: bool = False
     quantize: Literal["nf4"] | None = None
-    epochs: float = 1
-    batch_size: int = 16
-    gradient_accumulation: int = 1
-    learning_rate: float = 1e-4
+    epochs: Positive = 1
+    batch_size: Count = 16
+    gradient_accumulation: Count = 1
+    learning_rate: Positive = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_length: int = 512
-    max_pixels: int | None = None
-    max_new_tokens: int = 256
+    warmup_steps: Warmup = 0
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 1.0  # 0: not clipped
+    max_length: Count = 512
+    max_pixels: Count | None = None
+    max_new_tokens: Count = 256
     gradient_checkpointing: bool = False
     compile: bool = False
     liger: bool = False
     cache_features: bool = False
-    num_processes: int | None = None
-    dataloader_workers: int = 0
-    logging_steps: int = 10
-    save_steps: int = 50
-    eval_batch_size: int = 16
+    num_processes: Count | None = None
+    dataloader_workers: Natural = 0
+    logging_steps: Count = 10
+    save_steps: Count = 50
+    eval_batch_size: Count = 16
     report_to: str = "none"
     overwrite: bool = False
 
@@ -107,6 +119,47 @@ class Settings:
     @property
     def uses_lora(self) -> bool:
         return "lora" in self.policy.values()
+
+    def check(self) -> None:
+        """Refuse what cannot be trained. Raises UserError."""
+        checks.saved_when_logged(self)
+        checks.data_options(self)
+        if set(self.policy.values()) == {"frozen"}:
+            raise UserError(
+                "nothing would be trained: tower, projector and llm are all frozen; set llm: lora, "
+                "say"
+            )
+
+    def unused(self) -> Iterator[Unused]:
+        yield from checks.unused_roots(self)
+        yield from checks.unused_warmup(self)
+        if not self.uses_lora:
+            why = "tower, projector and llm are without LoRA"
+            for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_variant", "lora_modules",
+                         "train_embeddings"):  # fmt: skip
+                yield Unused(name, why, ("tower", "projector", "llm"))
+        if self.tower != "frozen":
+            why = f"tower is {self.tower}, so its features change at every step"
+            yield Unused("cache_features", why, ("tower",))
+
+
+@dataclass(frozen=True)
+class Settings(Common):
+    """One run of `recipes/sft_cot.py`."""
+
+    text_data: str | None = None
+
+
+@dataclass(frozen=True)
+class AttributeSettings(Settings):
+    """One run of `recipes/sft_attributes.py`."""
+
+    balance: Literal["none", "tasks", "labels"] = "none"
+
+    def unused(self) -> Iterator[Unused]:
+        yield from super().unused()
+        if self.balance == "tasks" and len(self.prompts) == 1:
+            yield Unused("balance", "there is one prompt", ("prompt",))
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -195,7 +248,7 @@ def target_of(sample: FaceSample, prompt: Prompt, seed: int) -> str:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def check_policy(settings: Settings, family: ModuleType) -> None:
+def check_policy(settings: Common, family: ModuleType) -> None:
     """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
     if settings.uses_lora:
         family.lora_targets(settings.policy, settings.lora_modules)
@@ -271,7 +324,7 @@ def check_sharding(trainer: Any) -> None:
         )
 
 
-def check_supported(settings: Settings, gpu: bool) -> None:
+def check_supported(settings: Common, gpu: bool) -> None:
     """Refuse settings that the launch, or what lies beneath, cannot do. Raises UserError."""
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if sharding() == "DeepSpeed" else None
     if settings.train_embeddings and settings.uses_lora:
@@ -304,6 +357,15 @@ def check_supported(settings: Settings, gpu: bool) -> None:
         )
 
 
+def check_machine(settings: Common) -> None:
+    """Refuse what the launch, this machine or its packages cannot do, before a run is begun. Raises
+    UserError."""
+    import torch
+
+    check_supported(settings, torch.cuda.is_available())
+    checks.machine(settings)
+
+
 def check_trainable(checkpoint: Path, sha: str) -> None:
     """Refuse to go on with other trained weights than the checkpoint's: another version of peft,
     say, may name or choose them differently. Raises UserError."""
@@ -330,9 +392,17 @@ def spare_the_compiler() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def is_main() -> bool:
-    """Whether this process writes files and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
+def device() -> Any:
+    """The accelerator of this process, as the trainers choose it, or the CPU: a torch.device."""
+    import torch
+    from accelerate import PartialState
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world_size() == 1:
+        return torch.device("cuda")
+    wait_for_everyone()  # makes the process group
+    return PartialState().device
 
 
 def wait_for_everyone() -> None:
@@ -381,7 +451,7 @@ def checkpoint_to_resume(run_dir: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def lora_config(settings: Settings, family: ModuleType, model: Any, tokens: int) -> Any:
+def lora_config(settings: Common, family: ModuleType, model: Any, tokens: int) -> Any:
     """peft's LoraConfig for the model; `tokens` is the size of the processor's vocabulary. Raises
     UserError for modules that the model lacks."""
     from peft import LoraConfig
@@ -408,7 +478,7 @@ def train(
     processor: Any,
     family: ModuleType,
     rows: datasets.Dataset,
-    settings: Settings,
+    settings: Common,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_rows`; save the adapter (or whole model) and processor.
 
@@ -588,7 +658,7 @@ def keep_log(run_dir: Path, last_step: int) -> float:
 
 def write_manifest(
     recipe: str,
-    settings: Settings,
+    settings: Common,
     base: Path,
     family: ModuleType,
     processor: Any,
@@ -617,5 +687,5 @@ def write_manifest(
         generation={"max_new_tokens": settings.max_new_tokens},
         data=dict(data),
         seed=settings.seed,
-        limits=settings.limits,
+        limits=settings.limits or manifest.neutral_limits(settings.data),
     ).save(run_dir)

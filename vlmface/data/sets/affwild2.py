@@ -19,6 +19,7 @@ from vlmface import facs, taxonomy
 from vlmface.data.rows import Rows, action_units, emotions, need, numbered, read_csv
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
+from vlmface.ranges import Count
 
 TITLE = "Aff-Wild2"
 HOME = "https://ibug.doc.ic.ac.uk/resources/aff-wild2/"
@@ -34,7 +35,7 @@ def read(
     split: str,
     *,
     track: str = "expr",
-    every: int = 1,
+    every: Count = 1,
     images: str = "cropped_aligned",
     annotations: str | None = None,
     invalid: float | None = None,

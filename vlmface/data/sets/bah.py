@@ -19,6 +19,7 @@ from vlmface import taxonomy
 from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
 from vlmface.data.rows import Rows, meta
 from vlmface.errors import UserError
+from vlmface.ranges import Count
 
 TITLE = "BAH"
 HOME = "https://github.com/LIVIAETS/bah-dataset"
@@ -33,7 +34,7 @@ def read(
     root: Path,
     split: str,
     *,
-    frames: int = FRAMES,
+    frames: Count = FRAMES,
     lists: str | None = None,
     clips: str | None = None,
 ) -> Rows:

@@ -13,6 +13,7 @@ from pathlib import Path
 from vlmface.data.clips import FRAMES, first_of, frames_root, with_frames
 from vlmface.data.rows import Rows, emotions, read_csv
 from vlmface.errors import UserError
+from vlmface.ranges import Count
 
 TITLE = "DFEW"
 HOME = "https://dfew-dataset.github.io"
@@ -30,7 +31,7 @@ CLIPS = ("Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/clip_224x16f", "Cli
 
 
 def read(
-    root: Path, split: str, *, fold: int = 1, frames: int = FRAMES, clips: str | None = None
+    root: Path, split: str, *, fold: int = 1, frames: Count = FRAMES, clips: str | None = None
 ) -> Rows:
     """`fold` is 1 to 5: results are means over the five test parts. `clips` is the folder of the
     clips' frames under the root; by default the first of CLIPS that exists, face crops first."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vlmface.data.clips import FRAMES, frames_root, read_list, with_frames
 from vlmface.data.rows import Rows, meta, need, words
+from vlmface.ranges import Count
 
 TITLE = "FERV39k"
 HOME = "https://wangyanckxx.github.io/Proj_CVPR2022_FERV39k.html"
@@ -26,7 +27,7 @@ PUBLISHED = {
 CLIPS = ("2_ClipsforFaceCrop",)
 
 
-def read(root: Path, split: str, *, frames: int = FRAMES, clips: str | None = None) -> Rows:
+def read(root: Path, split: str, *, frames: Count = FRAMES, clips: str | None = None) -> Rows:
     """All scenes together, the usual protocol. `clips` is the folder of the clips' frames under
     the root, "2_ClipsforFaceCrop" by default. The scene is in `meta`."""
     listing = root / "4_setups" / "All_scenes" / f"{split}_All.csv"

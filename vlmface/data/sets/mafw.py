@@ -15,6 +15,7 @@ from vlmface import taxonomy
 from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
 from vlmface.data.rows import Rows, words
 from vlmface.errors import UserError
+from vlmface.ranges import Count
 
 TITLE = "MAFW"
 HOME = "https://mafw-database.github.io/MAFW"
@@ -37,7 +38,7 @@ def read(
     split: str,
     *,
     fold: int = 1,
-    frames: int = FRAMES,
+    frames: Count = FRAMES,
     clips: str | None = None,
     order: str = "anger",
     first: int = 0,

@@ -20,6 +20,7 @@ from vlmface.data.clips import FRAMES, read_list, with_frames
 from vlmface.data.records import read_json, shown
 from vlmface.data.rows import Rows, meta, need
 from vlmface.errors import UserError
+from vlmface.ranges import Count
 
 TITLE = "RAER"
 HOME = "https://github.com/zgsfer/CLIP-CAER"
@@ -34,7 +35,7 @@ def read(
     root: Path,
     split: str,
     *,
-    frames: int = FRAMES,
+    frames: Count = FRAMES,
     listing: str | None = None,
     faces: str | None = FACES,
     bodies: str | None = BODIES,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmface.errors import UserError
+from vlmface.ranges import Count, Seed
 
 if TYPE_CHECKING:
     import datasets
@@ -23,9 +24,9 @@ def read(
     split: str,
     *,
     n: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     size: int = 96,
-    frames: int = 16,
+    frames: Count = 16,
     progress: bool = True,
 ) -> datasets.Dataset:
     """The first `n` clips of a split: `frames` pictures (16 to 64), `size` pixels square; rendered

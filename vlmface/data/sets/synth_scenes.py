@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmface.errors import UserError
+from vlmface.ranges import Seed
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +24,7 @@ def read(
     split: str,
     *,
     n: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     size: int = 192,
     progress: bool = True,
 ) -> datasets.Dataset:

@@ -424,7 +424,7 @@ class _Coding:
 
     @property
     def codes(self) -> list[float]:
-        return [self.missing] if isinstance(self.missing, int | float) else list(self.missing)
+        return list(self.missing) if isinstance(self.missing, Sequence) else [self.missing]
 
 
 def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Coding) -> Any:

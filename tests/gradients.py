@@ -1,0 +1,266 @@
+"""Gradients of one step in two processes against those in one, at the same global batch.
+
+    python tests/gradients.py [CASE ...] [--json FILE]
+
+Each case is a recipe with settings. The processes are forked from one that has imported everything
+(see launches.py); they leave as soon as the gradients of the first step are written down, on their
+way from the loss to the optimizer, and before they would be clipped. A difference is relative to
+the largest gradient of the run, if that is above 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import launches
+import numpy as np
+import torch
+import transformers
+from launches import ROOT, build_base, launched_environments
+from PIL import Image
+
+EACH = 4  # rows of each of two processes
+SHARED = {"n_train": 2 * EACH, "n_eval": 2, "epochs": 1, "warmup_steps": 0, "logging_steps": 1,
+          "save_steps": 100, "max_grad_norm": 1e9}  # fmt: skip
+SFT = {"lora_dropout": 0, "train_embeddings": "false", "cache_features": "false",
+       "max_new_tokens": 1}  # fmt: skip
+LORA = SFT | {"tower": "lora", "projector": "full", "llm": "lora"}
+FULL = SFT | {"tower": "full", "projector": "full", "llm": "full"}
+VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: context}]"
+CLIP = {"augment": "none"}
+CAER = CLIP | {"model": "clip-caer", "select": "last", "validation_split": None}
+TABLE = CLIP | {"data": "table", "data_root": "TABLE"}
+GRPO = {
+    "start": "BASE", "prompt": "face_cot", "group_size": 4, "max_steps": 1, "max_new_tokens": 12,
+    "epochs": None, "rewards": "{repetition: 1, brevity: {words: 4}}", "llm": "full",
+    "projector": "full", "cache_features": "false", "max_drift": 1,
+}  # fmt: skip
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft_cot full": ("sft_cot", FULL),
+    "sft_cot lora": ("sft_cot", LORA),
+    "sft_attributes": ("sft_attributes", LORA),
+    "context_vlm": ("context_emotion", FULL | {"crop": VIEWS}),
+    "context_clip": ("context_emotion", CAER),
+    "context_clip full": (
+        "context_emotion",
+        CAER | {"image": "full", "text": "full"},
+    ),
+    "clip lora": ("clip_finetune", CLIP),
+    "clip full": ("clip_finetune", CLIP | {"image": "full", "text": "full"}),
+    "clip probe": ("clip_finetune", CLIP | {"image": "frozen", "text": "frozen", "head": "linear"}),
+    "clip prompts": ("clip_finetune", CLIP | {"text": "prompts", "image": "frozen"}),
+    "clip adapters": ("clip_finetune", CLIP | {"image": "adapters"}),
+    "clip time": (
+        "clip_finetune",
+        CLIP | {"config": "clip_temporal_tiny", "frames": 4, "validation_split": None,
+                "select": "last"},
+    ),
+    "clip balanced": ("clip_finetune", TABLE | {"class_weights": "balanced"}),
+    "clip effective ldam": (
+        "clip_finetune",
+        TABLE | {"class_weights": "effective", "margins": "ldam", "head": "linear",
+                 "label_smoothing": 0},
+    ),
+    "clip affect": ("clip_finetune", TABLE | {"affect": "linear"}),
+    "clip affect graph": (
+        "clip_finetune", TABLE | {"affect": "graph", "class_weights": "balanced"},
+    ),
+    "clip several labels": (
+        "clip_finetune",
+        CLIP | {"data": "emotic", "data_root": "EMOTIC", "benchmark": "emotic",
+                "prompt": "clip_emotic", "crop": "{size: 32, show: person}",
+                "class_weights": "balanced", "each": 1, "n_train": 2},
+    ),
+    "clip negatives": (
+        "clip_finetune", CLIP | {"prompt": "clip_signs_contrast", "negative_weight": 0.3},
+    ),
+    "clip_captions full": ("clip_captions", CLIP | {"n_eval": None, "n_probe": 8}),
+    "clip_captions lora": (
+        "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "lora", "text": "lora"},
+    ),
+    "clip_captions frozen image": (
+        "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "frozen"},
+    ),
+    **{f"grpo {kind}": ("grpo", GRPO | {"loss_type": kind})
+       for kind in ("dapo", "grpo", "dr_grpo", "bnpo")},
+    "grpo batch": ("grpo", GRPO | {"scale_rewards": "batch", "beta": 0.1}),
+}  # fmt: skip
+
+
+class WriteDown(transformers.TrainerCallback):
+    """Writes the gradients down on rank 0, and leaves."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = {
+            name.removeprefix("module."): parameter.grad.clone()
+            for name, parameter in kwargs["model"].named_parameters()
+            if parameter.requires_grad and parameter.grad is not None
+        }
+        if state.is_world_process_zero:
+            torch.save(found, Path(args.output_dir).parent / "gradients.pt")
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def install() -> None:
+    """Let every trainer write its gradients down. Completions depend on the face alone, since which
+    process draws them must not matter here, and their rewards on their letters: by the real ones a
+    random model's completions are all worth the same."""
+    from vlmface.train import rollout
+    from vlmface.train.group_trainer import GroupTrainer
+    from vlmface.train.rewards import Judge
+
+    original = transformers.Trainer.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.add_callback(WriteDown())
+
+    def answered(self: Any, parts: Any, batches: Any) -> list[Any]:
+        found = []
+        for rows in parts:
+            drawn = []
+            for row in rows:
+                one = self._sample(self._prompts([row]), row)
+                for k, (ids, likely) in enumerate(zip(one.ids, one.log_probs, strict=True)):
+                    length = 3 + (5 * row + 3 * k) % 10  # a random model would never stop
+                    del ids[length:], likely[length:]
+                drawn.append(one)
+            names = ("ids", "log_probs", "complete")
+            found.append(
+                rollout.Rollout(*([x for one in drawn for x in getattr(one, n)] for n in names))
+            )
+        return found
+
+    def functions(self: Any) -> list[Any]:
+        def letters(completions: Any, **_: Any) -> list[float]:
+            return [zlib.crc32(one[-1]["content"].encode()) % 7 / 7 for one in completions]
+
+        return [letters for _ in self.rewards]
+
+    transformers.Trainer.__init__ = init  # type: ignore[method-assign]
+    Judge.functions = functions  # type: ignore[method-assign]
+    GroupTrainer._answered = answered  # type: ignore[method-assign]
+
+
+def write_table(folder: Path) -> Path:
+    """A table of pictures whose labels are far from equally frequent, the two processes' shares of
+    a batch included, with valence and arousal of some."""
+    lines = ["image,emotion,valence,arousal"]
+    for k in range(2 * EACH):
+        pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+        numbers = f"{k / 10 - 0.4},{0.3 - k / 20}" if k % 3 else ","
+        emotion = {1: "fear", 6: "fear", 3: "neutral"}.get(k, "anger")
+        lines.append(f"{k}.png,{emotion},{numbers}")
+    path = folder / "table.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def prepare(folder: Path) -> dict[str, Path]:
+    """What settings name in capitals."""
+    from miniatures import emotic
+
+    (folder / "table").mkdir()
+    emotic.write(folder / "emotic")
+    return {"BASE": build_base(folder / "base"), "CLIP": clip_base(folder / "clip"),
+            "TABLE": write_table(folder / "table"), "EMOTIC": folder / "emotic"}  # fmt: skip
+
+
+def clip_base(folder: Path) -> Path:
+    """A random CLIP of open_clip: 32 x 32 pixels, 24 features."""
+    import open_clip
+
+    from vlmface.clip import model
+
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
+    built = model.Clip(open_clip.CLIP(**shape), open_clip.SimpleTokenizer(), config, "small")
+    model.save(built, folder)
+    return folder
+
+
+def words(case: str, names: dict[str, Path], processes: int, out: Path) -> list[str]:
+    recipe, changes = CASES[case]
+    of_clip = recipe.startswith("clip") or changes.get("model") == "clip-caer"
+    settings: dict[str, Any] = dict(SHARED)
+    if recipe != "grpo":
+        settings["base"] = names["CLIP" if of_clip else "BASE"]
+    settings |= changes | {"output_dir": out}
+    settings["batch_size"] = 2 * settings.pop("each", EACH) // processes
+    config = settings.pop("config", None)
+    argv = [] if config is None else ["--config", config]
+    for name, value in settings.items():
+        if value is not None or name not in SHARED:
+            argv += [f"--{name}", str(names.get(value, value)) if value is not None else "null"]
+    return argv
+
+
+def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
+    """(largest difference, relative to the largest gradient above 1; that gradient)."""
+    if one.keys() != two.keys() or not one:
+        raise AssertionError(f"other weights: {one.keys() ^ two.keys()}")
+    largest = max(float(value.abs().max()) for value in one.values())
+    if not largest:
+        raise AssertionError("all gradients are zero, which says nothing")
+    most = max(float((one[name] - two[name]).abs().max()) for name in one)
+    return most / max(1.0, largest), largest
+
+
+def measure(case: str, names: dict[str, Path], launched: list[dict[str, str]], folder: Path) -> Any:
+    """`difference`, or the end of the output where a run failed."""
+    recipe = ROOT / f"recipes/{CASES[case][0]}.py"
+    children, found = {}, []
+    for number, environments in ((1, [launches.environment()]), (2, launched)):
+        out, log = folder / f"run{number}", folder / f"log{number}"
+        shutil.rmtree(out, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        argv = words(case, names, number, out)
+        children[number] = launches.start(environments, argv, log, recipe)
+    codes = {n: [launches.code_of(child) for child in pids] for n, pids in children.items()}
+    for number in children:
+        file = folder / f"run{number}" / "gradients.pt"
+        if any(codes[number]) or not file.is_file():
+            log = folder / f"log{number}"
+            return f"{number} process(es): {codes[number]}\n{log.read_text()[-3000:]}"
+        found.append(torch.load(file))
+    return difference(*found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--json", type=Path, help="write {case: difference} there")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())  # not a context manager: forked processes leave through here
+    names = prepare(folder)
+    launched = launched_environments("ddp", folder)
+    launches.preload("ddp", launches.words(names["BASE"], folder / "alone"), folder)
+    install()
+    found: dict[str, Any] = {}
+    for case in arguments.cases or CASES:
+        result = measure(case, names, launched, folder)
+        found[case] = result if isinstance(result, str) else result[0]
+        shown = result if isinstance(result, str) else "{:.1e} (largest {:.1e})".format(*result)
+        print(f"{case}: {shown}", flush=True)
+    shutil.rmtree(folder)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0 if all(isinstance(one, float) and one < 1e-5 for one in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

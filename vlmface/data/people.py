@@ -1,0 +1,132 @@
+"""Who is on the rows: parts by whole people, and people that two parts share."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+EXAMPLES = 3  # subjects that a warning names
+# Files of the user's own: two of them may call different people by one name.
+OWN_FILES = ("table", "llava_json")
+
+Person = tuple[str, str]  # data set and subject, or "" and the id of a row without one
+
+
+def keys(rows: datasets.Dataset) -> list[Person]:
+    """Whom each row shows; a row without a subject is its own."""
+    named = zip(rows["dataset"], rows["subject"], rows["id"], strict=True)
+    return [(dataset, subject) if subject else ("", id) for dataset, subject, id in named]
+
+
+# --- a part of the people -------------------------------------------------------------------------
+
+
+def choose(people: Sequence[Person], share: float, seed: int) -> set[Person]:
+    """Whole people with as near to `share` of the rows as is possible, at least one, and not all.
+
+    They are taken in a random order that depends on `seed` and their names alone, as long as the
+    best number of rows can still be reached. Raises UserError for a single person.
+    """
+    counts = Counter(people)
+    if len(counts) < 2:
+        who = " and ".join(name for _, name in counts) or "nobody"
+        raise UserError(
+            f"the {len(people)} rows show {who} alone, of whom no part can be held out: give a "
+            "validation split, or data of several people"
+        )
+    order = sorted(counts, key=lambda person: _draw(person, seed))
+    sizes = [counts[person] for person in order]
+    unit = math.gcd(*sizes)
+    sizes = [size // unit for size in sizes]
+    total = sum(sizes)
+    wanted = min(max(round(share * total), 1), total - 1)
+    taken = _in_order(sizes, wanted)
+    if taken is None:
+        taken = _exactly(sizes, share * total)
+    return {order[i] for i in taken}
+
+
+def _draw(person: Person, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {person[0]} {person[1]}".encode()).digest()
+
+
+def _in_order(sizes: Sequence[int], wanted: int) -> list[int] | None:
+    """Each that still fits, one after the other; None unless they are `wanted` in all."""
+    taken, left = [], wanted
+    for i, size in enumerate(sizes):
+        if size <= left:
+            taken.append(i)
+            left -= size
+    return taken if left == 0 else None
+
+
+def _exactly(sizes: Sequence[int], wanted: float) -> list[int]:
+    """The sizes' numbers whose sum is the nearest to `wanted` of all sums but 0 and all, the first
+    ones where there is a choice.
+
+    `reach[i]` is a set of whole numbers as bits: the sums of some of the sizes from i on, up to the
+    largest that may be needed.
+    """
+    total = sum(sizes)
+    # The nearest sum is at most one size away, above or below.
+    most = min(total - 1, math.ceil(wanted) + max(sizes))
+    mask = (1 << (most + 1)) - 1
+    reach = [1]
+    for size in reversed(sizes):
+        reach.append((reach[-1] | reach[-1] << size) & mask)
+    reach.reverse()
+    sums = (n for n in range(1, most + 1) if reach[0] >> n & 1)
+    left = min(sums, key=lambda n: (abs(n - wanted), n))
+    taken = []
+    for i, size in enumerate(sizes):
+        if size <= left and reach[i + 1] >> (left - size) & 1:
+            taken.append(i)
+            left -= size
+    return taken
+
+
+# --- people in two parts --------------------------------------------------------------------------
+
+
+def shared(
+    first: datasets.Dataset, second: datasets.Dataset, *, same_files: bool = True
+) -> dict[str, Any] | None:
+    """Subjects that are in both, {"people", "rows": of the second that show them, "examples"};
+    None if there are none, or none are known.
+
+    Only subjects of one data set are compared. `same_files`: whether both were read from the same
+    place, without which the names in files of the user's own mean nothing to each other.
+    """
+    known = [
+        {
+            (dataset, subject)
+            for dataset, subject in zip(rows["dataset"], rows["subject"], strict=True)
+            if subject and (same_files or dataset not in OWN_FILES)
+        }
+        for rows in (first, second)
+    ]
+    if not (both := known[0] & known[1]):
+        return None
+    pairs = zip(second["dataset"], second["subject"], strict=True)
+    return {
+        "people": len(both),
+        "rows": sum(pair in both for pair in pairs),
+        "examples": [subject for _, subject in sorted(both)[:EXAMPLES]],
+    }
+
+
+def warning(found: Mapping[str, Any], second: str = "test") -> str:
+    """What `shared` found, for people: `second` is the name of the second part."""
+    names = ", ".join(found["examples"]) + (", ..." if found["people"] > EXAMPLES else "")
+    return (
+        f"{found['people']:,} people are in the training and the {second} rows ({names}); they are "
+        f"on {found['rows']:,} {second} rows, whose scores say little about other people"
+    )

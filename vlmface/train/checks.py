@@ -1,0 +1,131 @@
+"""What the settings of several recipes have in common and can be refused for: as early as it can be
+known, before anything is rendered or evaluated."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlmface.errors import UserError
+from vlmface.ranges import Unused
+
+
+def saved_when_logged(settings: Any) -> None:
+    """Refuse checkpoints between two lines of the log. Raises UserError."""
+    if settings.save_steps % settings.logging_steps:
+        raise UserError(
+            f"save_steps is {settings.save_steps}, but must be a multiple of logging_steps "
+            f"({settings.logging_steps}): the log of a resumed run would differ"
+        )
+
+
+def data_options(settings: Any, n: str = "n_train") -> None:
+    """Refuse `data_options` that the data set does not have, or of another type; `n` is the field
+    that says how many rows. Raises UserError."""
+    from vlmface.data import options
+
+    taken = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
+    options.check(settings.data, settings.data_options, taken=taken, where="data_options")
+
+
+def unused_roots(settings: Any) -> Iterator[Unused]:
+    """Folders of data sets that are rendered, not read."""
+    from vlmface.evaluate import benchmarks
+
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    if not benchmark.needs_root:
+        why = f"benchmark {benchmark.id} is on rendered pictures"
+        yield Unused("benchmark_root", why, ("benchmark",))
+    own_root = benchmark.needs_root and settings.benchmark_root is None
+    if not own_root and not reads_root(settings.data):
+        yield Unused("data_root", f"{settings.data} is not read from a folder", ("data",))
+
+
+def reads_root(name: str) -> bool:
+    """Whether a data set, or a mixture, may take a root."""
+    from vlmface import data
+
+    if name.endswith((".yaml", ".yml")):
+        return True
+    module = data.adapter(name)
+    return getattr(module, "NEEDS_ROOT", True) or name == "rationales"
+
+
+def unused_warmup(settings: Any) -> Iterator[Unused]:
+    """A warm-up under a schedule that has none."""
+    if settings.schedule in ("constant", "steps"):
+        why = f"schedule {settings.schedule} has no warm-up, cosine and linear have"
+        yield Unused("warmup_steps", why, ("schedule",))
+
+
+def warmup(settings: Any, steps: int) -> None:
+    """Refuse a warm-up that would not end within the run's `steps`. Raises UserError."""
+    if settings.warmup_steps > steps:
+        raise UserError(
+            f"warmup_steps is {settings.warmup_steps}, but the run has {steps} step(s): lower it, "
+            "or give the share of all steps, such as 0.04"
+        )
+
+
+def steps(settings: Any, rows: int) -> int:
+    """Optimiser steps of a run over so many rows, as transformers' Trainer counts them."""
+    world = settings.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    batches = math.ceil(rows / (settings.batch_size * world))
+    return math.ceil(settings.epochs * max(1, math.ceil(batches / settings.gradient_accumulation)))
+
+
+def shared_people(
+    rows: Any, root: str | None, parts: Mapping[str, tuple[Any, str | None]]
+) -> dict[str, Any]:
+    """Warn of people who are in the training rows and in another part.
+
+    Args:
+        rows: what is trained on.
+        root: where it was read from.
+        parts: {name: (rows, root)} of what is measured or chosen on.
+
+    Returns:
+        {"shared_people": {name: what `people.shared` found}} for metrics.json, {} without any.
+    """
+    from vlmface.data import people
+
+    found = {}
+    for name, (others, place) in parts.items():
+        same = root is not None and _place(root) == _place(place)
+        if both := people.shared(rows, others, same_files=same):
+            found[name] = both
+            if os.environ.get("RANK", "0") == "0":
+                print(f"warning: {people.warning(both, name)}", flush=True)
+    return {"shared_people": found} if found else {}
+
+
+def _place(root: str | None) -> Path | None:
+    return None if root is None else Path(root).expanduser().resolve()
+
+
+def machine(settings: Any) -> None:
+    """Refuse a tracker that is not installed. Raises UserError."""
+    _tracker(settings.report_to)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and getattr(settings, "cache_features", False) and os.environ["RANK"] == "0":
+        print("note: cache_features has no effect with several processes")
+
+
+def _tracker(name: str) -> None:
+    if name == "none":
+        return
+    from transformers.integrations import integration_utils as trackers
+
+    known = sorted(trackers.INTEGRATION_TO_CALLBACK)
+    if name not in known:
+        raise UserError(
+            f"report_to is {name!r}, but must be none, or one tracker of {', '.join(known)}"
+        )
+    if name != "flyte" and name not in trackers.get_available_reporting_integrations():
+        raise UserError(
+            f"report_to is {name}, which is not installed: pip install {name}, or set "
+            "report_to: none"
+        )
