@@ -78,7 +78,7 @@ def test_the_command_writes_page_table_and_json(folders: list[Path], tmp_path, c
     assert "tuned &lt;b&gt;" in page and "<b>=" not in page
     assert "http" not in page.replace("http-equiv", "")  # loads nothing
     score = result["runs"][1]["scores"]["emotion"]["accuracy"]
-    assert f"| tuned <b> | {100 * score:.1f} (+" in printed
+    assert f"| tuned \\<b> | {100 * score:.1f} (+" in printed
     # A pair is shown both ways.
     table = compare.rows(result)
     matrix = compare._matrix(result, next(row for row in table if row["key"] == "accuracy"))

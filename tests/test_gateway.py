@@ -23,6 +23,7 @@ import httpx2
 import hypothesis
 import pytest
 import schemathesis
+from bombs import DEAR
 from fake_teacher import FakeTeacher, Reply
 from fastapi.testclient import TestClient
 from hostile import ANALYZE, FACE, GOOD, HEAD, HOSTILE, RAW, b64, encoded
@@ -31,12 +32,14 @@ from samples import picture
 from schemathesis import GenerationMode
 
 from vlmface.errors import UserError
+from vlmface.gateway import command
 from vlmface.gateway.analysis import _outward
 from vlmface.gateway.app import create_app
 from vlmface.gateway.command import Draining
 from vlmface.gateway.limits import Keys, Load, Rate, client_of
 from vlmface.gateway.refusals import Refusal
 from vlmface.gateway.settings import Settings, keys_of
+from vlmface.hosts import Hosts
 from vlmface.infer.batcher import BusyError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_views import FaceView, Viewpoint
@@ -771,3 +774,111 @@ def test_the_command_says_what_is_wrong(run_dir: Path, capsys: pytest.CaptureFix
     assert "NOT_SET_KEYS is not set" in capsys.readouterr().err
     assert main(["gateway", "--model", str(run_dir), "--max_faces", "0"]) == 2
     assert "max_faces is 0" in capsys.readouterr().err
+
+
+# --- other sites, clients that do not read, costly pictures ---------------------------------------
+
+
+def test_pages_of_other_sites_are_refused_before_anything_is_read(predictor: Predictor) -> None:
+    app = create_app(predictor, Settings(), Hosts.of("127.0.0.1", ["faces.test"]))
+    send = {"json": {"image": b64(FACE)}}
+    with TestClient(app, base_url="http://127.0.0.1:8080") as client:
+        assert client.post(ANALYZE, **send).status_code == 200
+        for headers in ({"Host": "attacker.test"}, {"Origin": "http://attacker.test"},
+                        {"Origin": "null"}, {"Origin": "http://127.0.0.1:3000"}):  # fmt: skip
+            for reply in (
+                client.post(ANALYZE, headers=headers, **send),
+                *(
+                    client.get(path, headers=headers)
+                    for path in ("/healthz", "/metrics", "/docs", "/openapi.json", "/nowhere")
+                ),
+            ):
+                assert (reply.status_code, reply.json()["reason"]) == (403, "host"), headers
+                assert reply.headers["x-request-id"] == reply.json()["request_id"]
+        for headers in ({"Host": "faces.test"}, {"Origin": "http://127.0.0.1:8080"},
+                        {"Host": "localhost:1"}, {"Origin": "https://faces.test"}):  # fmt: skip
+            assert client.post(ANALYZE, headers=headers, **send).status_code == 200
+
+
+def test_no_path_is_redirected(client: TestClient) -> None:
+    for path in (f"{ANALYZE}/", "/healthz/", "/metrics/"):
+        assert client.get(path, follow_redirects=False).status_code == 404
+
+
+def test_a_client_that_does_not_read_its_answers_is_cut_off(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(command, "LONGEST_READING_S", 0.3)
+    asked = b"GET /openapi.json HTTP/1.1\r\nHost: gateway\r\n\r\n"
+    with Live(predictor) as live, socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(("127.0.0.1", live.port))
+        lazy.settimeout(5)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            lazy.sendall(asked * 5_000)
+        wait_for(lambda: not live.server.server_state.connections)
+        live.honest()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that any thread of a process started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(i) for task in tasks for i in (task / "children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks into /proc")
+def test_a_decoder_that_hangs_does_not_outlive_the_gateway(run_dir: Path) -> None:
+    gateway = Process("--model", str(run_dir), "--drain", "1", "--allowed_hosts", "faces.test")
+    try:
+        client = gateway.client
+        assert client.post(ANALYZE, files={"image": FACE}).status_code == 200
+        assert client.get("/healthz", headers={"Host": "attacker.test"}).status_code == 403
+        assert client.get("/healthz", headers={"Host": "faces.test"}).status_code == 200
+        workers = children(gateway.process.pid)
+        assert workers
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(4):
+                pool.submit(client.post, ANALYZE, files={"image": FACE})
+            wait_for(lambda: "answering 0.0" not in client.get("/metrics").text)
+            began = time.monotonic()
+            gateway.process.send_signal(signal.SIGTERM)
+            assert gateway.process.wait(30) == 0
+            assert time.monotonic() - began < 25
+        wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()
+
+
+@pytest.mark.slow
+def test_four_costly_pictures_at_a_time_do_not_delay_others(run_dir: Path) -> None:
+    gateway = Process("--model", str(run_dir))
+    try:
+        post, ended = gateway.client.post, threading.Event()
+
+        def attack(name: str) -> set[int]:
+            statuses, bomb = set(), DEAR[name]()
+            while not ended.is_set():
+                statuses.add(post(ANALYZE, files={"image": bomb}).status_code)
+            return statuses
+
+        post(ANALYZE, files={"image": FACE})
+        with ThreadPoolExecutor(4) as pool:
+            costly = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp",
+                      "jpeg2000_12mp")  # fmt: skip
+            attacks = [pool.submit(attack, name) for name in costly]
+            seconds = []
+            for _ in range(60):
+                began = time.monotonic()
+                assert post(ANALYZE, files={"image": FACE}).status_code == 200
+                seconds.append(time.monotonic() - began)
+            ended.set()
+            for one in attacks:
+                assert one.result() <= {200, 422, 429}
+        assert sorted(seconds)[int(0.95 * len(seconds))] < 3
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()

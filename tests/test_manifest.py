@@ -31,6 +31,7 @@ def run(tmp_path: Path, base: Path, processor: Any) -> Path:
         au_set=[1, 12],
         image={"height": 32, "width": 32, "tokens": 16},
         processor=manifest.processor_shas(folder),
+        weights={"adapter_model.safetensors": "0" * 64},
         max_length=512,
         generation={"max_new_tokens": 24},
         data={"name": "synth", "n": 8, "fingerprint": "0"},
@@ -90,7 +91,7 @@ def test_a_foreign_or_broken_file(run: Path, base: Path) -> None:
     edit(run / manifest.NAME, schema=99)
     with pytest.raises(UserError, match="has schema 99, but this vlmface"):
         manifest.load(run)
-    edit(run / manifest.NAME, schema=1, surprise=True)
+    edit(run / manifest.NAME, schema=manifest.SCHEMA, surprise=True)
     with pytest.raises(UserError, match="surprise is missing or unknown"):
         manifest.load(run)
     (run / manifest.NAME).write_text("{")

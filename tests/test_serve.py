@@ -171,7 +171,11 @@ def test_a_server_that_stops_says_why(adapters: list[Path], tmp_path: Path) -> N
 
 # --- parity ---------------------------------------------------------------------------------------
 
-GOOD = Written([1, 2], [5, 6, 7], [-0.1, -0.2, -0.3], [2.0, 1.0, 0.0005])
+# Rounding moves a token by 4e-5 nats in the mean and by 1e-4 at most: 1.6e-4 and 4e-4 are allowed,
+# and twice the latter between two tokens.
+GOOD = Written(
+    [1, 2], [5, 6, 7], [-0.1, -0.2, -0.3], [2.0, 1.0, 0.0005], rounding=[1e-5, 1e-5, 1e-4]
+)
 
 
 def behind(**changes: Any) -> list[Written]:
@@ -179,10 +183,10 @@ def behind(**changes: Any) -> list[Written]:
 
 
 def test_rounding_is_no_difference() -> None:
-    assert serve.compare([GOOD], [GOOD], "run", "float32") == 0
+    assert serve.compare([GOOD], [GOOD], "run") == 0
     near = behind(log_probs=[-0.10005, -0.2, -0.3])
-    assert serve.compare([GOOD], near, "run", "float32") == pytest.approx(5e-5 / 3)
-    assert serve.compare([GOOD], behind(ids=[5, 6, 8]), "run", "float32") == 0  # a tie
+    assert serve.compare([GOOD], near, "run") == pytest.approx(5e-5 / 3)
+    assert serve.compare([GOOD], behind(ids=[5, 6, 8]), "run") == 0  # a tie
 
 
 @pytest.mark.parametrize(
@@ -190,16 +194,18 @@ def test_rounding_is_no_difference() -> None:
     [
         ({"prompt": [1, 3]}, "another prompt .*different from token 1 on"),
         ({"prompt": [1, 2, 2]}, "3 tokens instead of 2, different from token 2 on"),
-        ({"ids": [5, 9, 7]}, r"from token 1 on, where the run is sure by 1\.000 nats"),
+        ({"ids": [5, 9, 7]}, r"from token 1 on, where the run is sure by 1 nats"),
         ({"ids": [5]}, "from token 1 on"),
         ({"ids": [5, 6, 7, 8], "log_probs": [-0.1, -0.2, -0.3, -1.0]}, "from token 3 on"),
-        ({"log_probs": [-0.1, -0.2, -0.4]}, r"0\.0333 nats a token away"),
+        ({"log_probs": [-0.1, -0.2, -0.4]}, r"3\.33e-02 nats a token away"),
+        ({"log_probs": [-0.1, -0.2, -0.3006]}, r"2\.00e-04 nats .* \(1\.6e-04 is rounding\)"),
+        ({"log_probs": [-0.1, -0.2, -float("inf")]}, "inf nats a token away"),
         ({"log_probs": [-0.1, -0.2, float("nan")]}, "nan nats a token away"),
     ],
 )
 def test_a_server_that_is_not_the_run(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=why):
-        serve.compare([GOOD], behind(**changes), "run", "float32")
+        serve.compare([GOOD], behind(**changes), "run")
 
 
 def test_what_is_compared_is_what_the_run_answers(run_dir: Path) -> None:
@@ -218,9 +224,13 @@ def test_an_adapter_without_effect_is_noticed(
 ) -> None:
     made = plan(adapters[0])
     monkeypatch.setattr(serve, "written_there", lambda *a: behind())
+    for there in (behind(), behind(log_probs=[-0.10005, -0.2, -0.3])):  # rounding is no effect
+        with pytest.raises(UserError, match="the adapter of one has no effect"):
+            serve.check_effect(made, "one", [GOOD], there, PICTURES[:1])
     with pytest.raises(UserError, match="the adapter of one has no effect"):
-        serve.check_effect(made, "one", adapters[0], behind(), PICTURES[:1])
-    serve.check_effect(made, "one", adapters[0], behind(log_probs=[-0.2, -0.2, -0.3]), [])
+        serve.check_effect(made, "one", [GOOD], behind(log_probs=[float("nan")] * 3), [])
+    serve.check_effect(made, "one", [GOOD], behind(log_probs=[-0.2, -0.2, -0.3]), [])
+    serve.check_effect(made, "one", [GOOD], behind(ids=[5, 6, 8]), [])
 
 
 # --- the real one ---------------------------------------------------------------------------------

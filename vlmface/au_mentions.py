@@ -194,15 +194,17 @@ def _values(marked: str, mentions: list[re.Match[str]]) -> list[str | None]:
     values: list[str | None] = []
     signs: list[bool] = []
     for mention in mentions:
-        match = _VALUE.match(marked, mention.end())
-        kind = match.lastgroup if match else None
-        sign = match["sign"] if match else None
-        bare = match is not None and not re.search(r"\w", marked[mention.end() : match.start(kind)])
         values.append(None)
-        if match and (sign or bare or kind in ("zero", "some")):
+        signs.append(False)
+        match = _VALUE.match(marked, mention.end())
+        if match is None:
+            continue
+        kind, sign = str(match.lastgroup), match["sign"]
+        bare = not re.search(r"\w", marked[mention.end() : match.start(kind)])
+        if sign or bare or kind in ("zero", "some"):
             values[-1] = _SAYS[kind] if sign != "<" else OPEN
-        plural = _PLURAL.match(marked[mention.end() :][:9].lstrip())
-        signs.append(values[-1] is not None and bool(plural or (sign and sign not in "([")))
+            plural = _PLURAL.match(marked[mention.end() : mention.end() + 9].lstrip())
+            signs[-1] = bool(plural or (sign and sign not in "(["))
     for i in range(len(mentions) - 2, -1, -1):
         if values[i] is None and values[i + 1] == ABSENT and signs[i + 1]:
             link = _LISTED_ON.match(marked, mentions[i].end())
@@ -347,7 +349,9 @@ _EVERY = re.compile(
 )
 # "AU2: the outer brows are not raised, so it is absent": prose behind the name of an AU.
 _PROSE = re.compile(
-    rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000]*)", re.IGNORECASE
+    rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*"
+    r"(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000.!?;]*)",
+    re.IGNORECASE,
 )
 _IT_IS_NOT = re.compile(
     rf"\b(?:it|this(?:\s+(?:AU|unit|action\s+unit|muscle))?)\s+(?:(?:is|was)(?:n't|\s+not)\b{_STILL}|(?:is|was)\s+{_GONE}\b)",
@@ -668,6 +672,7 @@ def _is_new_statement(
     negation = cues.first("list", start, cut)
     if is_list and (negation is not None or _PLURAL.match(predicate)):
         # "Instead of AU4, AU6 and AU12 are active", but "no AU4, AU6 and AU12 are seen"
-        initial = negation is not None and not sentence[start:negation].strip(" ,")
-        return initial and sentence[cut] == "," and sentence[negation].lower() in "iwru"
+        if negation is None or sentence[start:negation].strip(" ,") or sentence[cut] != ",":
+            return False
+        return sentence[negation].lower() in "iwru"  # instead, without, rather, unlike
     return bool(finite)

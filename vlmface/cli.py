@@ -14,6 +14,7 @@ from vlmface.config import option
 from vlmface.errors import UserError
 from vlmface.ranges import Count, Natural, NotNegative, Port, Seed, kinds
 from vlmface.rationale import options as rationales
+from vlmface.terminal import one_line, printable
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -45,7 +46,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         **data.parse_options(arguments.name, arguments.option),
     )
-    print(check.text(report))
+    print(printable(check.text(report), lines=True))
     print(f"\nlook at {output / 'sheet.png'}; all of it is in {output / 'check.json'}")
     return 1 if report["errors"] else 0
 
@@ -120,6 +121,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
         arguments.host,
         arguments.port,
         arguments.trusted_proxy,
+        arguments.allowed_hosts,
         **_who(arguments),
     )
 
@@ -336,6 +338,9 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
            help="seconds to finish what is begun (default 30)")  # fmt: skip
     command.add_argument("--trusted_proxy", metavar="ADDRESS",
                          help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
+    command.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME",
+                         help="more names that clients may call it by, such as that of a proxy "
+                         "(default: --host and the names of this machine)")  # fmt: skip
     command.set_defaults(run=_gateway)
 
 
@@ -375,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except UserError as error:
         distributed.let_main_report()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one left off", file=sys.stderr)

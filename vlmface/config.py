@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import re
-import shutil
 import sys
 import typing
 from collections.abc import Callable, Collection, Sequence
@@ -26,6 +25,7 @@ from vlmface.files import atomic_write, resource
 from vlmface.ranges import Checked, Describes, alternatives, bare, describe, in_range, kinds
 
 T = TypeVar("T")
+SETTINGS = "settings.json"  # in the folder of a run
 
 
 def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
@@ -161,8 +161,9 @@ def find(name: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for anything else, and for a repeated key."""
 
-    class Loader(yaml.SafeLoader):
-        """PyYAML keeps the last of two equal keys silently."""
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        """PyYAML keeps the last of two equal keys silently. Its own parser takes minutes over deep
+        nesting, libyaml's does not."""
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         keys = [loader.construct_object(key) for key, _ in node.value]
@@ -171,9 +172,11 @@ def read(path: Path) -> dict[str, Any]:
         return loader.construct_mapping(node, deep=True)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read the settings {path}: it is not a regular file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the settings {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a list of `field: value` lines")
@@ -251,30 +254,26 @@ def _still_true(cls: type, stored: dict[str, Any], given: dict[str, str]) -> dic
     }
 
 
-def remember(settings: Any, run_dir: Path, *, free: Sequence[str] = (), anew: bool = False) -> None:
-    """Keep `settings` as settings.json in `run_dir`; if they are there already, they must agree.
+def save(settings: Any, folder: Path) -> None:
+    """Write `settings` as settings.json into `folder`."""
+    atomic_write(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
-    A run that goes on with other settings would be neither the old nor the new one: UserError
-    names the setting and both values. Fields in `free` may differ. `anew` deletes the old run
-    first, but no folder that is something else.
+
+def compare(settings: Any, folder: Path, free: Sequence[str] = ()) -> None:
+    """Check `settings` against the settings.json in `folder`; fields in `free` may differ.
+
+    Resuming with other settings would mix two runs: UserError names the setting and both values.
     """
-    path = run_dir / "settings.json"
-    if anew and run_dir.exists():
-        if not path.exists() and any(run_dir.iterdir()):
-            raise UserError(
-                f"{run_dir} holds other files than a run (no settings.json): it will not be "
-                "deleted, use another --output_dir"
-            )
-        shutil.rmtree(run_dir)
+    path = folder / SETTINGS
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
     now = dataclasses.asdict(settings)
-    if not path.exists():
-        atomic_write(path, json.dumps(now, indent=2) + "\n")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
     for name in {**before, **now}:
         if name not in free and before.get(name) != now.get(name):
             raise UserError(
-                f"{run_dir} was started with {name} = {before.get(name)!r}, but now {name} = "
+                f"{folder} was started with {name} = {before.get(name)!r}, but now {name} = "
                 f"{now.get(name)!r}: use another --output_dir, the old setting, or --overwrite"
             )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from vlmface.errors import UserError
+from vlmface.terminal import one_line
 
 HEAD_START = 10.0  # seconds that rank 0 has to print an error which every process raised
 
@@ -57,7 +58,7 @@ def run_command(main: Callable[[], int], interrupted: str) -> NoReturn:
         _close_process_group()
     except UserError as error:
         let_main_report()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

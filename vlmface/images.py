@@ -5,35 +5,76 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import mmap
+import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from vlmface import image_headers
 from vlmface.errors import UserError
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
+UNNAMED = "the image bytes"  # what messages call a picture without a file
+_STRIP = 1 << 20  # pixels that are converted at once
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2",
     ".ppm", ".pgm", ".pnm",
 )  # fmt: skip
 # An explicit list, because Pillow also registers formats that start other programs (EPS, PDF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+# Of the limit on pixels, for formats whose decoders keep several copies.
+_SHARE = {"JPEG2000": 0.5, "WEBP": 0.75}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of EXIF
 
 
-def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one image, given as a path or as the bytes of a file, to 8-bit RGB.
+def open_image(source: str | Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
+    """Decode one image to upright 8-bit RGB.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit grey keeps its range, and of
-    an animation the first frame is taken. Raises UserError, with the file's name and the fix, if
-    the file is missing, a folder, empty, not an image, damaged, smaller than 16 x 16 pixels, or
-    larger than `max_pixels` (read from the header: such a file is never decoded).
+    an animation the first frame is taken.
+
+    Args:
+        source: A path, or the bytes of a file.
+        max_pixels: For pictures of strangers, such as uploads: the limit on their pixels. They are
+            decoded in a process of its own, whose memory and time are limited accordingly (see
+            `vlmface.isolated`). By default the limit is MAX_PIXELS, and this process decodes.
+
+    Returns:
+        The image, which holds no open file.
+
+    Raises:
+        UserError: With the file's name and the fix, if the file is missing, a folder, empty, not an
+            image, damaged, smaller than 16 x 16 pixels, larger than the limit (read from the
+            header: such a file is never decoded), or would cost far more to read than its pixels.
     """
-    with _opened(source, max_pixels) as (image, name):
+    name = _checked_name(source)
+    if max_pixels is None:
+        return decode(source, name, MAX_PIXELS)
+    from vlmface import isolated
+
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    image_headers.check(content, name)
+    return isolated.submit(content, name, max_pixels).result()
+
+
+def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
+    """`open_image` in this process, of a file that messages call `name`."""
+    with _opened(source, name, max_pixels) as (image, orientation):
         width, height = image.size
         if min(width, height) < MIN_SIDE:
             raise UserError(
@@ -42,30 +83,44 @@ def open_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
             )
         try:
             image.load()
-            return to_rgb(_upright(image))
+            rgb = to_rgb(image)
+        except MemoryError:
+            raise UserError(
+                f"{name} takes more memory to decode than there is for it: save it again as JPEG "
+                "or PNG, or shrink it"
+            ) from None
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
+    upright = rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
+    upright.info = {}  # whose EXIF would have it turned again
+    return upright
 
 
 def size_of(source: str | Path | bytes) -> tuple[int, int]:
     """(width, height) in pixels of what `open_image` gives, read from the header alone. Raises
     UserError for a file that is missing, no image or too large."""
-    with _opened(source, MAX_PIXELS) as (image, _):
-        return image.size[::-1] if _is_turned(image) else image.size
+    with _opened(source, _checked_name(source), MAX_PIXELS) as (image, orientation):
+        return image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
-    """(the image, its pixels not yet decoded; its name in messages), without Pillow's warnings."""
-    name = "the image bytes" if isinstance(source, bytes) else f"'{source}'"
-    if not isinstance(source, bytes):
-        _check_is_file(Path(source), name)
-    with warnings.catch_warnings():
+def _opened(
+    source: str | Path | bytes, name: str, max_pixels: int
+) -> Iterator[tuple[Image.Image, int]]:
+    """(the image, its pixels not yet decoded; the EXIF orientation that is left to undo), without
+    Pillow's warnings."""
+    with warnings.catch_warnings(), contextlib.ExitStack() as closing:
         warnings.filterwarnings("ignore", module=r"PIL\b")
+        file: IO[bytes]
+        content: image_headers.Data
+        if isinstance(source, bytes):
+            file, content = io.BytesIO(source), source
+        else:
+            file = closing.enter_context(Path(source).open("rb"))
+            content = _mapped(file, closing)
+        late_exif = image_headers.check(content, name)
         try:
-            image = Image.open(
-                io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
-            )
+            image = closing.enter_context(Image.open(file, formats=_FORMATS))
         except Image.DecompressionBombError as error:
             # Pillow's own limit (about 179 MP) strikes before it hands over the size.
             found = re.search(r"(\d+) pixels", str(error))
@@ -74,11 +129,18 @@ def _opened(source: str | Path | bytes, max_pixels: int) -> Iterator[tuple[Image
             raise UserError(f"{name} {_what_is_it(source)}") from None
         except Exception as error:  # in a header as in the pixels
             raise _damaged(name, error) from error
-        with image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise _too_large(name, width * height, max_pixels, f"{width} x {height} pixels, ")
-            yield image, name
+        width, height = image.size
+        limit = int(max_pixels * _SHARE.get(image.format or "", 1))
+        if width * height > limit:
+            raise _too_large(name, width * height, limit, f"{width} x {height} pixels, ")
+        yield image, _orientation(image, late_exif)
+
+
+def _mapped(file: IO[bytes], closing: contextlib.ExitStack) -> image_headers.Data:
+    """The whole file, mapped into memory instead of read."""
+    if not os.fstat(file.fileno()).st_size:
+        return b""
+    return closing.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -111,36 +173,80 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF data says nothing about the pixels, which are fine
-        return image
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether `_upright` swaps width and height."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # as in _upright
-        return False
+def _orientation(image: Image.Image, late_exif: bytes | None) -> int:
+    """How the pixels are stored: an EXIF orientation, 1 for upright. Read from where Pillow's
+    `exif_transpose` looks, but without decoding all other tags. `late_exif`: that of a PNG."""
+    stored: int | None = None
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself
+    if exif := late_exif or image.info.get("exif"):
+        stored = image_headers.orientation_of(exif.removeprefix(b"Exif\0\0"))
+    elif profile := image.info.get("Raw profile type exif"):  # as ImageMagick writes it
+        with contextlib.suppress(ValueError):
+            exif = bytes.fromhex("".join(str(profile).split("\n")[3:]))
+            stored = image_headers.orientation_of(exif.removeprefix(b"Exif\0\0"))
+    if stored is None:
+        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+        xmp = xmp if isinstance(xmp, bytes) else str(xmp).encode("utf-8", "replace")
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+        stored = int(match[1]) if match else None
+    return stored or 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # Pillow clips these to 0..255 when it converts, which turns a 16-bit photograph white.
-        grey = np.asarray(image).astype(np.float32 if image.mode.startswith("I;") else np.float64)
-        grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(grey.min()), float(grey.max())
-        if image.mode != "F" and low >= 0 and high <= 65535:
-            low, high = 0.0, 65535.0
-        scaled = (grey - low) * (255 / (high - low or 1))
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+        return _scaled(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _in_strips(image, _over_white)
     return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Pillow clips integers and floats to 0..255, which turns a 16-bit photograph white."""
+    kind = np.float32 if image.mode.startswith("I;") else np.float64
+
+    def grey(strip: Image.Image) -> np.ndarray:
+        values = np.asarray(strip).astype(kind)
+        return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+    ranges = [(values.min(), values.max()) for values in map(grey, _strips(image))]
+    low, high = float(min(ranges)[0]), float(max(top for _, top in ranges))
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+
+    def scale(strip: Image.Image) -> Image.Image:
+        scaled = (grey(strip) - low) * (255 / (high - low or 1))
+        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+
+    return _in_strips(image, scale)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` of a picture a strip at a time: copies of a large one whole take much memory."""
+    rgb, top = Image.new("RGB", image.size), 0
+    for strip in _strips(image):
+        rgb.paste(convert(strip), (0, top))
+        top += strip.height
+    return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _checked_name(source: str | Path | bytes) -> str:
+    """What messages call a picture. Raises UserError unless it is a file."""
+    if isinstance(source, bytes):
+        return UNNAMED
+    _check_is_file(Path(source), f"'{source}'")
+    return f"'{source}'"
 
 
 def _check_is_file(path: Path, name: str) -> None:

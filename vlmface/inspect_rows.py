@@ -15,6 +15,7 @@ from vlmface.config import parse, peek
 from vlmface.encode import IGNORED, shown_sizes
 from vlmface.prompts import Prompt, check_images
 from vlmface.prompts import load as load_prompt
+from vlmface.terminal import printable
 from vlmface.train import budget, context, sft, tasks
 
 if TYPE_CHECKING:
@@ -121,12 +122,12 @@ def _pieces(processor: Any, ids: Sequence[int], image: int) -> list[str]:
         text = processor.tokenizer.decode(held)
         if "\ufffd" in text and len(held) < 4:
             continue
-        pieces.append(text.replace("\n", "\\n\n"))
+        pieces.append(printable(text.replace("\n", "\\n\n"), lines=True))
         held = []
     if images:
         pieces.append(f"{processor.image_token} x {images}")
     if held:
-        pieces.append(processor.tokenizer.decode(held))
+        pieces.append(printable(processor.tokenizer.decode(held), lines=True))
     return pieces
 
 

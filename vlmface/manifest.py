@@ -7,7 +7,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +22,16 @@ from vlmface.files import atomic_write, resource
 
 NAME = "vlmface.json"
 PROMPTS = "prompts"  # folder of a run
-SCHEMA = 1
+SCHEMA = 2
 TINY = "vlmface-tiny"
 CLIP = "clip"  # the `family` of a CLIP, which is none of vlmface.families
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _BLOCK = 32 * 2**20
-_LATER = {"frames", "clip", "faces"}  # not in the manifests of earlier versions
+_LARGEST = 4 * 2**20  # bytes of vlmface.json
+_SETTINGS_FILES = (
+    "adapter_config.json", "config.json", "generation_config.json", "model.safetensors.index.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ class Manifest:
     LoRA adapter for it or whole weights. `policy`: frozen | lora | full for tower, projector, llm.
     `prompts`: what the model was trained to answer, `describe` of each. `au_set`: AUs the training
     data annotates. `image`: sizes in pixels and tokens (the family's `describe_image`); `processor`
-    {file name: sha} of preprocessing and chat template; `crop`: the view of a picture that is shown
-    (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how many of
-    a clip, of each view; `faces`: whether its pictures are faces ("largest": in a photograph the
-    largest one is looked for) or not ("none"); `quantize`: what the base's language model was
-    quantised to while the adapter was trained, null if it was not (whoever loads the model takes
-    the base unquantised);
+    {file name: sha} of preprocessing and chat template; `weights` {file name: sha256} of the run's
+    own weights and their configuration (`weights_shas`); `crop`: the view of a picture that is
+    shown (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how
+    many of a clip, of each view; `faces`: whether its pictures are faces ("largest": in a
+    photograph the largest one is looked for) or not ("none"); `quantize`: what the base's language
+    model was quantised to while the adapter was trained, null if it was not (whoever loads the
+    model takes the base unquantised);
     `clip`: of a CLIP, how its classifier is built (`clip.classifier.Shape`); `generation`
     {"max_new_tokens"}, always greedy. `data`
     {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
@@ -59,6 +64,7 @@ class Manifest:
     au_set: list[int]
     image: dict[str, int]
     processor: dict[str, str]
+    weights: dict[str, str]
     max_length: int
     generation: dict[str, int]
     data: dict[str, Any]
@@ -88,35 +94,23 @@ def neutral_limits(data: str) -> str:
 
 
 def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
-    """Read the manifest of a run and the prompts copied beside it, after checking that prompts,
-    label spaces and processor are still those the model was trained with.
+    """Read the manifest of a run and the prompts copied beside it.
 
-    Raises UserError for a missing or foreign file, and for each disagreement naming both values.
+    A run folder may come from a stranger: every field is checked for its type and range, and names
+    of files are those that recipes write. Prompts, label spaces and processor are compared with
+    what the model was trained with; `check_weights` compares the weights.
+
+    Raises:
+        UserError: For a missing or foreign file, a field that is not valid, and for each
+            disagreement, naming both values.
     """
     run_dir = Path(run_dir)
-    path = run_dir / NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{run_dir} has no {NAME}: it is no finished vlmface run. Give a run's --output_dir, "
-            "or finish the run by starting it again with the same command"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise UserError(
-            f"{path} has schema {found!r}, but this vlmface {__version__} reads schema {SCHEMA}: "
-            "use the vlmface that wrote it, or train again"
-        )
-    names = {f.name for f in dataclasses.fields(Manifest)}
-    if odd := (names ^ set(content)) - (_LATER - set(content)):
-        raise UserError(f"{path}: {', '.join(sorted(odd))} is missing or unknown; restore the file")
-    manifest = Manifest(**content)
-
-    asked = [_prompt(manifest, run_dir, entry["id"]) for entry in manifest.prompts]
-    for prompt, entry in zip(asked, manifest.prompts, strict=True):
+    manifest = _read(run_dir)
+    files = [*manifest.processor, *manifest.weights]
+    files += [f"{PROMPTS}/{entry['id']}.yaml" for entry in manifest.prompts]
+    _check_links(run_dir, files)
+    loaded = [_prompt(manifest, run_dir, entry["id"]) for entry in manifest.prompts]
+    for prompt, entry in zip(loaded, manifest.prompts, strict=True):
         space = taxonomy.space(entry["label_space"])
         name = f"label space {space.id} of this vlmface"
         _same(run_dir, name, space.sha, entry["label_space_sha"])
@@ -124,12 +118,172 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
     found = processor_shas(run_dir)
     for name in {**manifest.processor, **found}:
         _same(run_dir, name, found.get(name, "missing"), manifest.processor.get(name, "missing"))
-    return manifest, asked
+    return manifest, loaded
+
+
+def _read(run_dir: Path) -> Manifest:
+    path = run_dir / NAME
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file: restore it")
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise UserError(f"{path} has more than {_LARGEST:,} bytes: restore the file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{run_dir} has no {NAME}: it is no finished vlmface run. Give a run's --output_dir, "
+            "or finish the run by starting it again with the same command"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise UserError(
+            f"{path} has schema {_shown(found)}, but this vlmface {__version__} reads schema "
+            f"{SCHEMA}: use the vlmface that wrote it, or train again"
+        )
+    if odd := set(_FIELDS) ^ set(content):
+        names = ", ".join(sorted(odd))[:200]
+        raise UserError(f"{path}: {names} is missing or unknown; restore the file")
+    for name, (valid, expected) in _FIELDS.items():
+        if not valid(content[name]):
+            raise UserError(
+                f"{path}: {name} is {_shown(content[name])}, expected {expected}: restore the file"
+            )
+    return Manifest(**content)
+
+
+def _check_links(run_dir: Path, names: Sequence[str]) -> None:
+    """`vlmface merge` copies files of a run, and what a link names may be private. Links into the
+    hub's cache, where every file of a download is one, are taken."""
+    home = run_dir.resolve()
+    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    for name in names:
+        target = (run_dir / name).resolve()
+        if not (target.is_relative_to(home) or target.is_relative_to(cache)):
+            raise UserError(
+                f"{run_dir}: {name} is a link to {target}, outside the run: put the file itself "
+                "there"
+            )
+
+
+# --- what a field may be --------------------------------------------------------------------------
+
+_Check = Callable[[Any], bool]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _matches(pattern: str) -> _Check:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _number(low: int, high: int) -> _Check:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _text(limit: int) -> _Check:
+    return lambda value: isinstance(value, str) and len(value) <= limit
+
+
+def _entry(**fields: _Check) -> _Check:
+    """A mapping with just these keys."""
+    return lambda value: (
+        isinstance(value, dict)
+        and set(value) == set(fields)
+        and all(valid(value[name]) for name, valid in fields.items())
+    )
+
+
+def _mapping(key: _Check, item: _Check) -> _Check:
+    return lambda value: (
+        isinstance(value, dict)
+        and len(value) <= 1000
+        and all(key(name) and item(one) for name, one in value.items())
+    )
+
+
+def _items(item: _Check, least: int = 0) -> _Check:
+    return lambda value: (
+        isinstance(value, list) and least <= len(value) <= 1000 and all(map(item, value))
+    )
+
+
+def _either(*checks: _Check) -> _Check:
+    return lambda value: any(valid(value) for valid in checks)
+
+
+def _plain(value: Any, depth: int = 10) -> bool:
+    """Whether a value of JSON is not nested deeper than that."""
+    inside = value.values() if isinstance(value, dict) else value
+    return depth > 0 and (
+        not isinstance(value, dict | list) or all(_plain(one, depth - 1) for one in inside)
+    )
+
+
+_is_name = _matches(prompts.ID)
+_is_sha = _matches("[0-9a-f]{12}")
+_is_none: _Check = lambda value: value is None  # noqa: E731
+_is_bool: _Check = lambda value: isinstance(value, bool)  # noqa: E731
+_is_scalar: _Check = lambda value: (  # noqa: E731
+    value is None
+    or isinstance(value, bool)
+    or (isinstance(value, int | float) and abs(value) <= 100_000)
+    or _text(100)(value)
+)
+_is_view = _mapping(_is_name, _is_scalar)
+_WEIGHT_FILE = r"(?:adapter_model|trained|model(?:-\d{5}-of-\d{5})?)\.safetensors|" + "|".join(
+    map(re.escape, _SETTINGS_FILES)
+)
+_PROMPT_ENTRY = _entry(id=_is_name, sha=_is_sha, label_space=_is_name, label_space_sha=_is_sha)
+_FIELDS: Mapping[str, tuple[_Check, str]] = {
+    "recipe": (_is_name, "a name"),
+    "family": (_is_name, "a name"),
+    "base": (
+        _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha), "{id, sha} with 12 hex digits"
+    ),
+    "adapter": (_is_bool, "true or false"),
+    "policy": (_mapping(_is_name, _is_name), "names for names"),
+    "prompts": (_items(_PROMPT_ENTRY, 1), "a list of {id, sha, label_space, label_space_sha}"),
+    "au_set": (_items(_number(1, 100)), "a list of action units"),
+    "image": (_mapping(_is_name, _number(0, 10**9)), "whole numbers"),
+    "processor": (
+        _mapping(lambda name: name in (*_PROCESSOR_FILES, *_TOKENIZER_FILES), _is_sha),
+        "hashes of " + ", ".join((*_PROCESSOR_FILES, *_TOKENIZER_FILES)),
+    ),
+    "weights": (
+        _mapping(_matches(_WEIGHT_FILE), _matches("[0-9a-f]{64}")),
+        "SHA-256 of weights and of their configuration",
+    ),
+    "max_length": (_number(1, 10**7), "a whole number of tokens"),
+    "generation": (
+        _mapping(lambda name: name == "max_new_tokens", _number(1, 10**6)), "max_new_tokens"
+    ),
+    "data": (
+        lambda value: isinstance(value, dict) and _text(1000)(value.get("name")) and _plain(value),
+        "a mapping with a name",
+    ),
+    "seed": (_number(0, 2**64), "a whole number"),
+    "limits": (_text(20_000), "text"),
+    "crop": (_either(_is_none, _is_view, _items(_is_view)), "null, a view, or a list of views"),
+    "frames": (_number(1, 10_000), "a whole number"),
+    "faces": (_matches("none|largest"), "none or largest"),
+    "quantize": (_either(_is_none, _is_name), "null or a name"),
+    "clip": (_either(_is_none, _is_view), "null or settings of a classifier"),
+    "created": (_text(100), "a time"),
+    "schema": (_number(SCHEMA, SCHEMA), str(SCHEMA)),
+    "vlmface": (_text(100), "a version"),
+}  # fmt: skip
 
 
 def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
     """A prompt of a run, or the texts of a CLIP's labels, which know the same of themselves."""
     path = run_dir / PROMPTS / f"{id}.yaml"
+    if path.is_file() and path.stat().st_size > _LARGEST:
+        raise UserError(f"{path} has more than {_LARGEST:,} bytes: restore the file")
     if manifest.clip is None:
         return prompts.load(path)
     from vlmface.clip import texts
@@ -164,7 +318,7 @@ def family_of(run_dir: str | Path) -> str | None:
     """The family that a run's manifest names; None if it cannot be read, which `load` explains."""
     try:
         content = json.loads((Path(run_dir) / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content.get("family") if isinstance(content, dict) else None
 
@@ -229,12 +383,36 @@ def resolve_base(manifest: Manifest, run_dir: str | Path) -> Path:
     return path
 
 
+def weights_shas(run_dir: str | Path) -> dict[str, str]:
+    """{file: SHA-256} of the weights in a run folder and of their configuration."""
+    folder = Path(run_dir)
+    files = [*sorted(folder.glob("*.safetensors")), *(folder / name for name in _SETTINGS_FILES)]
+    shas = {}
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as stream:
+                shas[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return shas
+
+
+def check_weights(manifest: Manifest, run_dir: str | Path) -> None:
+    """Compare the run's own weights with its manifest. They are read whole, about a gigabyte a
+    second. Raises UserError if a file is missing, changed, or was not there after training."""
+    stored = weights_shas(run_dir)
+    needed = "trained" if manifest.clip else "adapter_model" if manifest.adapter else "model"
+    if not any(name.startswith(needed) for name in manifest.weights):
+        raise UserError(f"{Path(run_dir) / NAME} lists no {needed}.safetensors: restore the file")
+    for name in {**manifest.weights, **stored}:
+        expected = manifest.weights.get(name, "missing")
+        _same(run_dir, name, stored.get(name, "missing"), expected)
+
+
 def weights_sha(folder: str | Path) -> str:
     """12 hex digits over the weights of a checkpoint: size, first and last 32 MiB of every file.
 
     A checkpoint of many gigabytes is not read whole; one up to 64 MiB is.
     """
-    files = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin"))
+    files = sorted(Path(folder).glob("*.safetensors"))  # others, such as pickles, are not loaded
     if not files:
         raise UserError(f"{folder} has no weights (*.safetensors): restore the checkpoint")
     digest = hashlib.sha256()

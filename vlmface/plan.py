@@ -49,7 +49,7 @@ def base_config(base: str) -> Any:
 
     path = manifest.resolve(base)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path / 'config.json'}: {error}") from error
 
@@ -61,7 +61,9 @@ def build(config: Any, family: ModuleType, settings: sft.Common, dtype: Any) -> 
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model: Any = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        )
     if settings.uses_lora:
         # The processor's tokens, or as many as the model has if there is none.
         tokens = _tokens(settings) or config.get_text_config().vocab_size

@@ -26,6 +26,7 @@ from vlmface.schema import FaceSample
 _KEYS = ("id", "version", "form", "label_space", "images", "system", "user", "source", "notes")
 _NUMBERS = ("version", "images")
 _MOST_IMAGES = 128
+ID = r"\w[\w.-]{0,99}"  # ids become file names
 _REQUIRED = ("id", "version", "form", "label_space", "user", "source")
 
 
@@ -204,6 +205,15 @@ def check_images(asked: Sequence[Prompt], views: int, frames: int) -> None:
             )
 
 
+def check_id(id: str, path: Path) -> None:
+    """Raises UserError unless `id` can be a part of a file's name."""
+    if not re.fullmatch(ID, id):
+        raise UserError(
+            f"{path}: the id is {id!r}: use letters, digits, dots, dashes and underscores, at most "
+            "100, and none of these marks in front"
+        )
+
+
 def load(id_or_path: str | Path) -> Prompt:
     """Load a prompt by its id ("face_cot") or from a YAML file of your own (ends with .yaml).
     Raises UserError for an unknown id, a missing or unknown key, or a wrong value."""
@@ -219,9 +229,13 @@ def load(id_or_path: str | Path) -> Prompt:
                 f"there is no prompt {str(id_or_path)!r}{hint}: use one of {', '.join(known)}, "
                 "or the path of a .yaml file"
             )
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read the prompt {path}: it is not a regular file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # PyYAML's own parser takes minutes over a few kilobytes of deep nesting, libyaml does not.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the prompt {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"the prompt {path} is not a YAML mapping with {', '.join(_KEYS)}")
@@ -243,6 +257,7 @@ def load(id_or_path: str | Path) -> Prompt:
             raise UserError(
                 f"the prompt {path}: {key!r} is {content[key]!r}, but must be {kind.__name__}"
             )
+    check_id(content["id"], path)
     if content["form"] not in answers.FORMS:
         raise UserError(
             f"the prompt {path}: form is {content['form']!r}, use one of {', '.join(answers.FORMS)}"

@@ -6,12 +6,13 @@ normalised tensors (`Clip.pixels`, a batch at a time): together what the model's
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,12 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
     level = root.level
     root.setLevel(logging.ERROR)  # open_clip tells the root logger of every step
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_remote_code():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            settings = open_clip.get_model_config(name)
+            if settings is None:
+                raise UserError(f"open_clip has no configuration of {base}")
+            _check_tokenizer(settings, base)
             # OpenAI's weights need the activation that they were trained with.
             quick = tag is not None and bool(
                 (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")
@@ -219,6 +224,8 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
                 name, tag, device=device, require_pretrained=True, force_quick_gelu=quick
             )
             tokenizer = open_clip.get_tokenizer(name)
+    except UserError:
+        raise
     except Exception as error:  # the hub's client and damaged files raise many unrelated kinds
         raise UserError(
             f"cannot open the CLIP {str(base)!r}: {type(error).__name__}: {error}. Check the name "
@@ -226,9 +233,6 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
         ) from error
     finally:
         root.setLevel(level)
-    settings = open_clip.get_model_config(name)
-    if settings is None:
-        raise UserError(f"open_clip has no configuration of {base}")
     if quick:
         settings["quick_gelu"] = True
     config = {
@@ -239,6 +243,31 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
         model = model.to(dtype)
     fuse(model)
     return Clip(model.eval(), tokenizer, config, str(base))
+
+
+@contextlib.contextmanager
+def _without_remote_code() -> Iterator[None]:
+    """While a text tower of transformers is opened, which open_clip does without the setting
+    `trust_remote_code`: code of a checkpoint is refused instead of offered."""
+    from transformers import dynamic_module_utils
+
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
+
+
+def _check_tokenizer(settings: dict[str, Any], base: str | Path) -> None:
+    """open_clip hands a checkpoint's own words on to transformers. Raises UserError."""
+    text = settings.get("text_cfg")
+    words = text.get("tokenizer_kwargs", {}) if isinstance(text, dict) else {}
+    if not isinstance(words, dict) or any("trust" in str(word) for word in words):
+        raise UserError(
+            f"the configuration of the CLIP {base} has tokenizer_kwargs {words!r}: its code is not "
+            "run. Use another checkpoint"
+        )
 
 
 def save(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmface import config, facs, taxonomy
+from vlmface import config, facs, prompts, taxonomy
 from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.files import resource
@@ -147,6 +147,7 @@ def load(id_or_path: str | Path) -> LabelTexts:
             )
         path = resource(FOLDER) / f"{id_or_path}.yaml"
     texts = config.build(LabelTexts, config.read(path), where=str(path))
+    prompts.check_id(texts.id, path)
     labels = texts.space.labels
     for name in ("words", "descriptions", "negatives"):
         for label, value in getattr(texts, name).items():

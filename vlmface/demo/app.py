@@ -9,16 +9,19 @@ from pathlib import Path
 
 import gradio as gr
 
+from vlmface import isolated
 from vlmface.demo import clips, door, look, samples, tabs, views, voices
 from vlmface.demo.faces import Finder
+from vlmface.demo.uploads import KEEP_S, Uploads
 from vlmface.errors import UserError
+from vlmface.hosts import Hosts
 from vlmface.infer.predictor import Local, Predictor
 
 TITLE = "vlmface demo"
 MOST_UPLOADED = "64mb"  # one file
 _MOST_WAITING = 32
 _SERVED_AT_ONCE = 8  # a model in this process answers one at a time, a server as many as it can
-_LOOK_EVERY_S, _KEEP_S = 300, 1800  # uploads are deleted when they are older
+_LOOK_EVERY_S = 300  # for uploads that Gradio deletes when they are older than KEEP_S
 
 
 class Demo:
@@ -45,7 +48,7 @@ class Demo:
     def page(self) -> gr.Blocks:
         """The page with all its tabs."""
         with gr.Blocks(
-            title=TITLE, analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, _KEEP_S)
+            title=TITLE, analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, int(KEEP_S))
         ) as page:
             gr.HTML(views.header(self.predictor.name or "a server's model", self.limits))
             with gr.Tabs(overflow_behavior="wrap"):
@@ -54,14 +57,24 @@ class Demo:
                         build(self)
         return page
 
-    def serve(self, host: str, port: int) -> None:
-        """Answer until the process is told to stop. Raises UserError if the port is taken."""
+    def serve(self, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
+        """Answer until the process is told to stop, at the name `host`, those of this machine and
+        `allowed_hosts`. Raises UserError if the port is taken."""
         from starlette.middleware import Middleware
 
+        hosts = Hosts.of(host, allowed_hosts)
         page = self.page()
         page.queue(max_size=_MOST_WAITING, default_concurrency_limit=1, api_open=False)
-        guards = [Middleware(door.Door, uploads=self.folder)]
-        closed = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+
+        def kept() -> set[str]:
+            own = {str(path) for path in (self.folder / "examples").rglob("*")}
+            return own.union(*(block.keep_in_cache for block in page.blocks.values()
+                               if hasattr(block, "keep_in_cache")))  # fmt: skip
+
+        store = Uploads(self.folder, kept)
+        guards = [Middleware(door.Door, uploads=self.folder, hosts=hosts, store=store)]
+        closed = {"docs_url": None, "redoc_url": None, "openapi_url": None,
+                  "redirect_slashes": False}  # fmt: skip
         try:
             page.launch(
                 server_name=host, server_port=port, share=False, prevent_thread_lock=True,
@@ -80,7 +93,10 @@ class Demo:
             print("anybody who can reach this machine can use it: there is no password", flush=True)
         told = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: told.set())
+        store.start()
         try:
             told.wait()
         finally:
+            store.close()
             page.close(verbose=False)
+            isolated.close()

@@ -11,6 +11,7 @@ import io
 import json
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ MOST_BYTES = 25 * 2**20  # of one picture
 MOST_BYTES_IN_ALL = 256 * 2**20  # of all pictures of one batch, unpacked
 MOST_PIXELS = 48_000_000
 _DIRECTORY_BYTES = 2**20  # an archive's list of files: some ten thousand names
+_SKIPPED = " \t\r\n\v\f\0\u00a0\u200b\ufeff'\""  # before a formula, by some spreadsheets
 _END, _END_64 = b"PK\5\6", b"PK\6\7"
 
 
@@ -238,6 +240,8 @@ def _line(row: Row, tasks: Sequence[str]) -> Iterator[object]:
 
 def _cell(value: object) -> object:
     """Text that a spreadsheet would run as a formula is given as text."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
+    if isinstance(value, str):
+        start = unicodedata.normalize("NFKC", value.lstrip(_SKIPPED)[:1])
+        if start in ("=", "+", "-", "@") or value[:1] in ("\t", "\r", "\n"):
+            return f"'{value}"
     return value

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             cards.append(_card(predictor, one, run))
         demo = Demo(predictors, cards, Path(temporary))
         closing.callback(demo.close)
-        demo.serve(arguments.host, arguments.port)
+        demo.serve(arguments.host, arguments.port, arguments.allowed_hosts)
     return 0
 
 
@@ -73,6 +73,13 @@ def _grammar() -> argparse.ArgumentParser:
         help="address to listen on (default 127.0.0.1: this machine alone)",
     )
     option(grammar, "--port", Port, default=7860)
+    grammar.add_argument(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="more names in the address bar that the demo answers to, such as that of a proxy",
+    )
     return grammar
 
 

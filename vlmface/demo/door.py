@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
+
+from vlmface.demo import uploads
+from vlmface.demo.uploads import Uploads
+from vlmface.hosts import Hosts
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -35,22 +40,34 @@ _HEADERS = {
 }
 
 
-_EVENTS = "/gradio_api/queue/join"
+_EVENTS, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 _MOST_BYTES = 2**20  # of an event: files are uploaded before it and named in it
 
 
 class Door:
     """ASGI middleware: closed paths are answered with 404, events that name a file outside the
-    folder `uploads` with 403, and all answers get _HEADERS."""
+    folder `uploads` with 403, and all answers get _HEADERS. Requests that `hosts` refuses are
+    answered with 403, and uploads for which `store` has no room with 413 or 503."""
 
     def __init__(
-        self, app: Callable[[Message, Receive, Send], Awaitable[None]], uploads: str | Path
+        self,
+        app: Callable[[Message, Receive, Send], Awaitable[None]],
+        uploads: str | Path,
+        hosts: Hosts | None = None,
+        store: Uploads | None = None,
     ) -> None:
         self.app, self.uploads = app, Path(os.path.abspath(uploads))
+        self.hosts, self.store = hosts, store
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # Gradio's events need none
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if self.hosts is not None and (problem := self.hosts.problem(scope["headers"])):
+            await _refuse(send, 403, problem)
             return
         path = scope["path"]
         if not _OPEN.fullmatch(path if path == "/" else path.rstrip("/")):
@@ -69,7 +86,44 @@ class Door:
                 message["headers"] = [*message["headers"], *_encoded(given)]
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        if path.rstrip("/") == _UPLOAD and self.store is not None:
+            await self._upload(self.store, scope, receive, guarded)
+        else:
+            await self.app(scope, receive, guarded)
+
+    async def _upload(self, store: Uploads, scope: Message, receive: Receive, send: Send) -> None:
+        """An upload within the limits of `store` on time and bytes."""
+        if problem := store.problem():
+            await _refuse(send, 503, problem)
+            return
+        present, size, started = store.size, 0, False
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            store.arriving += len(message.get("body", b""))
+            if size > uploads.MAX_REQUEST_BYTES or present + store.arriving > uploads.MAX_BYTES:
+                raise _TooLargeError
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        store.at_once += 1
+        try:
+            async with asyncio.timeout(uploads.UPLOAD_S):
+                await self.app(scope, counted, noted)
+        except (TimeoutError, _TooLargeError) as error:
+            if not started:
+                late = isinstance(error, TimeoutError)
+                words = "The files did not arrive in time" if late else "The files are too large"
+                await _refuse(send, 408 if late else 413, words)
+        finally:
+            store.at_once -= 1
+            store.arriving -= size
 
     def _names_uploads(self, body: bytes) -> bool:
         """Gradio itself would fetch a path that is an address."""
@@ -82,6 +136,10 @@ class Door:
             for path in paths
             if path is not None
         )
+
+
+class _TooLargeError(Exception):
+    """More of an upload has arrived than is taken."""
 
 
 def _paths(value: Any) -> Iterator[Any]:

@@ -16,7 +16,9 @@ from typing import Any
 from vlmface import facs, taxonomy
 from vlmface.errors import UserError
 from vlmface.evaluate import measures, metrics, page, report
+from vlmface.evaluate.tables import markdown_cell
 from vlmface.files import atomic_write
+from vlmface.terminal import printable
 
 # Settings that say where a run lies and how it is watched, not what it is.
 _ASIDE = ("output_dir", "overwrite", "save_steps", "logging_steps", "samples_every", "report_to")
@@ -271,7 +273,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     head = ["run", *(f"{row['block']}: {row['name']}" for row in shown), "asked form"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for i, run in enumerate(result["runs"]):
-        cells = [run["name"].replace("|", "\\|")]
+        cells = [markdown_cell(run["name"])]
         for row in shown:
             cell = row["cells"][i]
             text = "-" if cell["value"] is None else f"{100 * cell['value']:.1f}"
@@ -349,6 +351,6 @@ def compare_command(words: Sequence[str], output: str) -> int:
         runs.append(read(folder, name) if equals and not Path(word).exists() else read(word))
     result = compare(runs)
     path = write(result, Path(output))
-    print(markdown(result))
+    print(printable(markdown(result), lines=True))
     print(f"page: {path}")
     return 0

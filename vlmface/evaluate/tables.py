@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmface.evaluate.benchmarks import ATTRIBUTES, PUBLISHED_SCORES, Benchmark
+from vlmface.terminal import printable
 
 TITLES = {
     "accuracy": "accuracy (WAR)",
@@ -85,8 +87,15 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
              "| --- |" + " --- |" * (len(keys) + 1)]  # fmt: skip
     for row in rows:
         cells = [row["model"], *(_cell(row, key) for key in keys), _remark(row)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def markdown_cell(text: str) -> str:
+    """Text for a cell of a Markdown table, which shows it as it is: neither HTML nor links nor
+    pictures, which a page that shows the table would fetch."""
+    text = printable(re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\`*<|&]|(?<=\])\()", r"\\\1", text)
 
 
 def latex(rows: Sequence[Mapping[str, Any]], title: str) -> str:

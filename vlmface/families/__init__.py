@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from PIL import Image
+
 from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.families import llava, paligemma, qwen_vl, smolvlm
@@ -45,8 +47,8 @@ def family_of(model: Any) -> str:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        except Exception as error:  # transformers raises many unrelated kinds for a damaged file
             raise UserError(
                 f"cannot read a model configuration from {str(model)!r}: {error}. Give a folder "
                 "with config.json, or a model id that this machine has or may download"
@@ -72,6 +74,34 @@ def of_run(name: str, weights: str | Path) -> ModuleType:
     return get(name)
 
 
+def load_model(family: ModuleType, path: str | Path, **options: Any) -> Any:
+    """`family.load_model` of a checkpoint. Raises UserError if it is damaged."""
+    import torch
+
+    try:
+        return family.load_model(path, **options)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers raises many unrelated kinds for a damaged file
+        raise UserError(
+            f"cannot load the model in {path}: {type(error).__name__}: {error}. Restore its files "
+            "(weights must be safetensors)"
+        ) from error
+
+
+def load_processor(family: ModuleType, path: str | Path) -> Any:
+    """`family.load_processor` of a checkpoint or run. Raises UserError if it is damaged."""
+    try:
+        return family.load_processor(path)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise UserError(
+            f"cannot load the processor in {path}: {type(error).__name__}: {error}. Restore its "
+            "files"
+        ) from error
+
+
 def set_max_pixels(family: ModuleType, processor: Any, max_pixels: int | None) -> None:
     """Limit what an image may take in the model's input, if `max_pixels` is not None; saved with
     the processor. Raises UserError if the family brings every image to one size."""
@@ -83,3 +113,20 @@ def set_max_pixels(family: ModuleType, processor: Any, max_pixels: int | None) -
             "it out (max_pixels: null)"
         )
     family.set_max_pixels(processor, max_pixels)
+
+
+def padding(family: ModuleType, processor: Any) -> tuple[int, ...] | None:
+    """The colour (RGB, 0..255) that the processor pads pictures to a square with, None if it keeps
+    their shape or squeezes them."""
+    return family.padding(processor) if hasattr(family, "padding") else None
+
+
+def padded(image: Image.Image, colour: tuple[int, ...] | None) -> Image.Image:
+    """The picture (RGB) in the middle of a square of `colour`, as the processor makes it: for
+    servers that know the processor of the base alone. Unchanged if there is no colour."""
+    side = max(image.size)
+    if colour is None or image.size == (side, side):
+        return image
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import UserError
 from vlmface.families import llava, parts
+from vlmface.families.generation import clear_generation_config
 from vlmface.families.quantize import Quantize
 from vlmface.families.quantize import options as quantize_options
 
@@ -48,7 +49,7 @@ def load_processor(path: str | Path) -> Any:
     """
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(path)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     if not Path(path).is_dir() or (Path(path) / "config.json").is_file():
         _check_vocabulary(path, processor)
         _check_image(path, processor)
@@ -61,14 +62,14 @@ def _check_vocabulary(path: str | Path, processor: Any) -> None:
     from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS
 
     # Read again: the processor adds what the tokenizer lacks, under ids that mean nothing yet.
-    known = AutoTokenizer.from_pretrained(path).get_vocab()
+    known = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
     fix = "take the tokenizer files of the checkpoint that the weights come from"
     if lacking := [token for token in EXTRA_TOKENS if token not in known]:
         raise UserError(
             f"the tokenizer of {path} lacks {len(lacking)} of PaliGemma's {len(EXTRA_TOKENS)} "
             f"<loc> and <seg> tokens, {lacking[0]} first: it belongs to another model; {fix}"
         )
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if processor.image_token_id != config.image_token_id:
         raise UserError(
             f"the tokenizer of {path} has {processor.image_token!r} as id "
@@ -86,9 +87,10 @@ def _check_vocabulary(path: str | Path, processor: Any) -> None:
 
 def _check_image(path: str | Path, processor: Any) -> None:
     """Raises UserError unless the processor makes the images and tokens that the tower expects."""
+    from PIL import Image
     from transformers import AutoConfig
 
-    vision = AutoConfig.from_pretrained(path).vision_config
+    vision = AutoConfig.from_pretrained(path, trust_remote_code=False).vision_config
     side = vision.image_size
     tokens = (side // vision.patch_size) ** 2
     if not tokens:
@@ -103,6 +105,9 @@ def _check_image(path: str | Path, processor: Any) -> None:
             f"{processor.image_seq_length} tokens, but the tower takes {side} x {side} and gives "
             f"{tokens}: correct size and image_seq_length of the image processor"
         )
+    pixels = image_inputs(processor, [Image.new("RGB", (300, 200))])["pixel_values"]
+    made = (pixels.shape[2] // vision.patch_size) * (pixels.shape[3] // vision.patch_size)
+    parts.check_image_tokens(path, image_tokens(processor), made)
 
 
 def load_model(
@@ -119,9 +124,11 @@ def load_model(
     model: Any = PaliGemmaForConditionalGeneration.from_pretrained(
         path,
         dtype=dtype or "auto",
+        trust_remote_code=False,
+        use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
-    return model.to(device or "cpu").eval()
+    return clear_generation_config(model.to(device or "cpu").eval())
 
 
 def save_checkpoint(

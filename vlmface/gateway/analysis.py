@@ -8,12 +8,13 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vlmface import isolated
 from vlmface.errors import UserError
 from vlmface.gateway.intake import Asked, shown
 from vlmface.gateway.limits import BUSY_S, Load, busy
 from vlmface.gateway.refusals import Refusal
 from vlmface.gateway.settings import Settings
-from vlmface.images import open_image, size_of
+from vlmface.images import UNNAMED, size_of
 from vlmface.infer.batcher import BusyError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_views import FaceView
@@ -50,7 +51,10 @@ async def analyze(asked: Asked, predictor: Predictor, settings: Settings, load: 
             "task", f"this model does not answer {shown(odd[0])}: ask for "
             + ", ".join(predictor.tasks)
         )  # fmt: skip
-    width, height = await _decoding(size_of, asked.image)
+    try:
+        width, height = await asyncio.to_thread(size_of, asked.image)
+    except UserError as error:
+        raise Refusal("picture", _outward(error)) from None
     if max(width, height) > settings.max_side:
         raise Refusal(
             "picture", f"the picture has {width} x {height} pixels: send one of at most "
@@ -61,15 +65,16 @@ async def analyze(asked: Asked, predictor: Predictor, settings: Settings, load: 
             "picture", f"the picture has {width} x {height} pixels, a strip: crop the face"
         )  # fmt: skip
     with load.taking("pixels", min(width * height, settings.max_pixels)):
-        image = await _decoding(open_image, asked.image, max_pixels=settings.max_pixels)
+        image = await _decoded(asked.image, settings.max_pixels)
         views, left_out = await _views(image, asked, predictor, settings)
         reports = await _answered(views, asked.tasks, predictor)
     return Found(image.width, image.height, reports, left_out)
 
 
-async def _decoding(work: Any, *words: Any, **named: Any) -> Any:
+async def _decoded(content: bytes, max_pixels: int) -> Image.Image:
     try:
-        return await asyncio.to_thread(work, *words, **named)
+        future = isolated.submit(content, UNNAMED, max_pixels)
+        return await asyncio.wrap_future(future)
     except UserError as error:
         raise Refusal("picture", _outward(error)) from None
 

@@ -14,34 +14,37 @@ from fastapi.security import HTTPBearer
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from vlmface import __version__
+from vlmface import __version__, isolated
 from vlmface.gateway import analysis, intake, schemas
 from vlmface.gateway.limits import Keys, Load, Rate, client_of
 from vlmface.gateway.observe import ID, Metrics, Observed, failure, record_of
 from vlmface.gateway.refusals import MEANING, Refusal
 from vlmface.gateway.settings import Settings
+from vlmface.hosts import Hosts
 from vlmface.infer.predictor import Predictor
 
 ANALYZE, HEALTH, METRICS = "/v1/analyze", "/healthz", "/metrics"
-THREADS = 4  # which decode pictures and look for faces
-_EVERYWHERE = (400, 500)
+THREADS = 4  # which read headers of pictures and look for faces
+_EVERYWHERE = (400, 403, 500)
 
 T = TypeVar("T")
 
 
-def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
-    """The gateway to a predictor, which stays the caller's to close. `app.state.load` tells how
-    much is at work, and is told to drain."""
+def create_app(predictor: Predictor, settings: Settings, hosts: Hosts | None = None) -> FastAPI:
+    """The gateway to a predictor, which stays the caller's to close. `hosts`: the names that it
+    answers to; without them a server around it must check the Host header. `app.state.load` tells
+    how much is at work, and is told to drain."""
     load, keys = Load(settings), Keys(settings.keys)
     rate = None if settings.rate is None else Rate(settings.rate)
     metrics = Metrics(load)
     app = FastAPI(title="vlmface gateway", version=__version__, lifespan=_few_threads,
-                  redoc_url=None)  # fmt: skip
+                  redoc_url=None, redirect_slashes=False)  # fmt: skip
     app.state.load = load
     app.add_middleware(
         Observed,  # type: ignore[arg-type]
         metrics=metrics,
         routes=frozenset((ANALYZE, HEALTH, METRICS)),
+        hosts=hosts,
     )
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _refused)
@@ -128,10 +131,11 @@ def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 @contextlib.asynccontextmanager
 async def _few_threads(app: FastAPI) -> AsyncIterator[None]:
-    """Decoding a picture and looking for faces in it take memory."""
+    """Few threads look for faces and cut them out."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gateway")
     asyncio.get_running_loop().set_default_executor(pool)
     yield
+    isolated.close()
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -18,13 +19,14 @@ from vlmface.gateway.app import create_app
 from vlmface.gateway.limits import READING, Load
 from vlmface.gateway.observe import log, log_to_stderr
 from vlmface.gateway.settings import Settings
+from vlmface.hosts import LOOPBACK, Hosts
 from vlmface.infer.predictor import Predictor
 
 LONGEST_HEADERS = 16_384  # bytes
 KEEP_ALIVE_S = 5
 LAST_S = 5  # for what is still at work after draining
 PATIENCE_S = 10.0  # that a connection may be without a request
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LONGEST_READING_S = 60.0  # of an answer, by its client
 
 
 def gateway_command(
@@ -33,12 +35,15 @@ def gateway_command(
     host: str = "127.0.0.1",
     port: int = 8080,
     trusted_proxy: str | None = None,
+    allowed_hosts: Sequence[str] = (),
     **how: Any,
 ) -> int:
     """Serve a model until SIGTERM or SIGINT. `trusted_proxy`: the address whose X-Forwarded-For is
-    believed. `how`: see `Predictor.load`. Returns the exit code; raises UserError."""
+    believed. `allowed_hosts`: names that it answers to, besides `host` and this machine's. `how`:
+    see `Predictor.load`. Returns the exit code; raises UserError."""
     from transformers.utils import logging as transformers_logging
 
+    hosts = Hosts.of(host, allowed_hosts)
     listener = _bound(host, port)
     log_to_stderr()
     transformers_logging.disable_progress_bar()
@@ -55,7 +60,7 @@ def gateway_command(
             log(predictor.faces_note, level=logging.WARNING)
         elif predictor.faces_by_default != "none":
             predictor.faces(Image.new("RGB", (64, 64)))  # or else every request would fail
-        Draining(predictor, settings, trusted_proxy).run([listener])
+        Draining(predictor, settings, trusted_proxy, hosts).run([listener])
     log("stopped")
     return 0
 
@@ -79,9 +84,13 @@ class Draining(uvicorn.Server):
     work are answered, at most `drain_s` seconds. Told again, it stops at once."""
 
     def __init__(
-        self, predictor: Predictor, settings: Settings, trusted_proxy: str | None = None
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        trusted_proxy: str | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
-        app = create_app(predictor, settings)
+        app = create_app(predictor, settings, hosts)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -123,8 +132,11 @@ class Draining(uvicorn.Server):
 
 
 class Patient(H11Protocol):
-    """Closes connections that have no request for a while. uvicorn itself waits for ever for the
-    first request, and for the rest of a body that was refused early."""
+    """Closes connections that have no request for a while, and those of clients that do not read
+    their answers. uvicorn itself waits for ever for the first request, for the rest of a body that
+    was refused early, and for a client to read."""
+
+    _unread = 0  # times in a row that a part of an answer was found unread
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -136,10 +148,13 @@ class Patient(H11Protocol):
         return self.cycle if answered else object()
 
     def _look(self, before: object) -> None:
-        if self.transport.is_closing():
+        unread = self.transport.get_write_buffer_size()
+        self._unread = self._unread + 1 if unread else 0
+        if self._unread * PATIENCE_S > LONGEST_READING_S:
+            self.transport.abort()
             return
         now = self._idle_since()
         if now is before:
             self.transport.close()
-        else:
+        if unread or not self.transport.is_closing():
             self.loop.call_later(PATIENCE_S, self._look, now)

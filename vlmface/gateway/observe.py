@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlmface.gateway.limits import Load
 from vlmface.gateway.refusals import Refusal
+from vlmface.hosts import Hosts
 
 LOGGER = logging.getLogger("vlmface.gateway")
 ID = "[A-Za-z0-9._-]{1,64}"
@@ -86,8 +87,10 @@ class Observed:
     """Wraps an app: every request has an id, is logged and counted, and is answered whatever
     happens."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
-        self.app, self.metrics, self.routes = app, metrics, routes
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], hosts: Hosts | None
+    ) -> None:
+        self.app, self.metrics, self.routes, self.hosts = app, metrics, routes, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,6 +118,8 @@ class Observed:
         try:
             try:
                 record.request_id = _own_id(scope) or record.request_id
+                if self.hosts is not None and (problem := self.hosts.problem(scope["headers"])):
+                    raise Refusal("host", problem)
             except Refusal as refusal:
                 await failure(record, refusal)(scope, receiving, sending)
             else:

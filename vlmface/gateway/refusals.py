@@ -7,6 +7,7 @@ from collections.abc import Mapping
 STATUS = {
     "malformed": 400,
     "unauthorized": 401,
+    "host": 403,
     "not_found": 404,
     "method": 405,
     "slow": 408,
@@ -30,6 +31,7 @@ STATUS = {
 MEANING = {
     400: "The request is not what the schema says.",
     401: "The key is missing or wrong.",
+    403: "The Host or Origin header is not of this server.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is neither multipart/form-data nor application/json.",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import manifest
+from vlmface import config, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import GREY, LabelScores, Prediction
@@ -77,7 +77,8 @@ class ClipModel:
         found, (own, *_) = manifest.load(run_or_model)
         if prompt is not None:
             own = manifest.among([own], prompt, run_or_model)
-        shape = Shape(**(found.clip or {}))
+        manifest.check_weights(found, run_or_model)
+        shape = config.build(Shape, found.clip or {}, where=f"{run_or_model}/{manifest.NAME}")
         clip = model.load(found.base["id"], device=device)
         if (sha := model.weights_sha(clip)) != found.base["sha"]:
             raise UserError(

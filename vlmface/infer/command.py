@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
 from vlmface.errors import UserError
+from vlmface.terminal import json_line, one_line, printable
 
 if TYPE_CHECKING:
     from vlmface.infer.endpoint import NoAnswerError
@@ -51,7 +51,7 @@ def predict_command(
             paths += find_images([name])
         except UserError as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
     if box is not None:
         _check_box(box, faces, len(paths))
     frames = _frames(paths, how.get("run") or model)
@@ -64,7 +64,7 @@ def predict_command(
                     opened.append((path, _open(path, frames)))
                 except UserError as error:
                     failed += 1
-                    print(f"error: {error}", file=sys.stderr)
+                    print(f"error: {one_line(error)}", file=sys.stderr)
             if not opened:
                 continue
             if predictor is None:
@@ -75,18 +75,19 @@ def predict_command(
                 silent = silent + 1 if isinstance(report, NoAnswerError) else 0
                 if isinstance(report, NoAnswerError):
                     failed += 1
-                    print(f"error: {name}: {model} gave no answer ({report})", file=sys.stderr)
+                    why = one_line(f"{name}: {model} gave no answer ({report})")
+                    print(f"error: {why}", file=sys.stderr)
                 elif as_json:
                     line = {"image": str(path), **report.as_dict()}
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
+                    print(json_line(line), flush=True)
                 else:
-                    print(_as_text(name, report), flush=True)
+                    print(printable(_as_text(name, report), lines=True), flush=True)
             if silent >= PATIENCE:
                 raise UserError(
                     f"{model} gave no answer for {silent} faces in a row: the rest was not asked"
                 )
         if predictor and predictor.limits and not as_json:
-            print(f"note: {predictor.limits}")
+            print(f"note: {printable(predictor.limits, lines=True)}")
     finally:
         if predictor:
             predictor.close()
@@ -151,17 +152,20 @@ def _open(path: Path, frames: int) -> Any:
 def _as_text(name: str, report: FaceReport) -> str:
     """The answer to the one question with all that was written; of several, a line each."""
     if not report.was_asked:
-        return f"{name}: no face found, so nothing was asked (--faces none asks about the picture)"
+        return (
+            f"{printable(name)}: no face found, so nothing was asked (--faces none asks about the "
+            "picture)"
+        )
     if len(report.answers) == 1:
         said = report.main
-        lines = [f"{name}: {_label(said)}"]
+        lines = [f"{printable(name)}: {_label(said)}"]
         if said.probabilities:
             lines.append(f"  probabilities: {_ranked(said)}")
         if report.aus:
             lines.append("  action units: " + ", ".join(facs.name(au) for au in report.aus))
         lines.append(f"  {report.rationale or said.text}")
     else:
-        lines = [f"{name}:"]
+        lines = [f"{printable(name)}:"]
         for task, said in report.answers.items():
             likely = f" ({_ranked(said)})" if said.probabilities else ""
             lines.append(f"  {task.replace('_', ' ')}: {_label(said)}{likely}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode, families, manifest, prompts
+from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import crops
 from vlmface.errors import UserError
@@ -138,6 +139,7 @@ class LocalModel:
         found = None
         if manifest.is_run(run_or_model):
             found, asked = manifest.load(run_or_model)
+            manifest.check_weights(found, run_or_model)
             own_prompt = asked[0] if prompt is None else manifest.among(asked, prompt, run_or_model)
             run_dir = Path(run_or_model)
             base = manifest.resolve_base(found, run_dir) if found.adapter else run_dir
@@ -155,14 +157,12 @@ class LocalModel:
             family = families.family_of(base)
             limit = max_new_tokens or 256
         adapter = families.of_run(family, base) if found else families.get(family)
-        model = adapter.load_model(base, dtype=dtype, device=device)
+        model = families.load_model(adapter, base, dtype=dtype, device=device)
         if found and found.adapter:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(run_or_model)).eval()
+            model = attach(model, run_or_model)
             if merge if merge is not None else dtype == torch.float32:
                 model = model.merge_and_unload()
-        processor = adapter.load_processor(processor_dir)
+        processor = families.load_processor(adapter, processor_dir)
         self = cls(model, processor, own_prompt, family, limit)
         self.prompts = asked
         self.manifest = found

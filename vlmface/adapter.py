@@ -1,0 +1,61 @@
+"""Put a run's LoRA adapter on its base model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlmface.errors import UserError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
+    """The model with the adapter in the folder `run`.
+
+    The folder's own files are read and nothing else: peft would ask the model hub for what a folder
+    lacks, and unpickle weights that are not safetensors.
+
+    Args:
+        model: The base model.
+        run: A run folder, checked by `manifest.check_weights`.
+        trainable: Whether the adapter is trained further.
+
+    Returns:
+        A PeftModel, in evaluation mode unless it is trainable.
+
+    Raises:
+        UserError: A file is missing or damaged, or the adapter is not a LoRA for this model.
+    """
+    import torch
+    from peft import PeftModel
+
+    run = Path(run)
+    _check(run)
+    try:
+        adapted = PeftModel.from_pretrained(
+            model, str(run), is_trainable=trainable, local_files_only=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # peft and torch raise many unrelated kinds for a foreign adapter
+        raise UserError(
+            f"the adapter in {run} does not fit its base ({type(error).__name__}: {error}): "
+            "restore the run's files, or train again"
+        ) from error
+    return adapted if trainable else adapted.eval()
+
+
+def _check(run: Path) -> None:
+    for name in (CONFIG, WEIGHTS):
+        if not (run / name).is_file():
+            raise UserError(f"{run} lacks {name}: restore it, or train again")
+    try:
+        config = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {run / CONFIG}: {error}; restore it") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UserError(f"{run / CONFIG} is not the configuration of a LoRA adapter: restore it")
+    if config.get("megatron_config"):  # peft imports the module that it names
+        raise UserError(f"{run / CONFIG} has a megatron_config, which no recipe writes: restore it")
