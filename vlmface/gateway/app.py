@@ -131,7 +131,7 @@ def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 @contextlib.asynccontextmanager
 async def _few_threads(app: FastAPI) -> AsyncIterator[None]:
-    """Few threads look for faces and cut them out."""
+    """Decoding a picture and looking for faces in it take memory."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gateway")
     asyncio.get_running_loop().set_default_executor(pool)
     yield

@@ -152,10 +152,8 @@ def _open(path: Path, frames: int) -> Any:
 def _as_text(name: str, report: FaceReport) -> str:
     """The answer to the one question with all that was written; of several, a line each."""
     if not report.was_asked:
-        return (
-            f"{printable(name)}: no face found, so nothing was asked (--faces none asks about the "
-            "picture)"
-        )
+        why = "no face found, so nothing was asked (--faces none asks about the picture)"
+        return f"{printable(name)}: {why}"
     if len(report.answers) == 1:
         said = report.main
         lines = [f"{printable(name)}: {_label(said)}"]
