@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vlmface import config, data
 from vlmface.clip import contrast, model, tiny
 from vlmface.data import crop_cache, crops
 from vlmface.files import atomic_write
+from vlmface.run_dir import begin, open_run
 from vlmface.train import checks, sft
 
 UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
@@ -30,9 +32,15 @@ def main(argv: Sequence[str]) -> int:
     sft.check_processes(settings.num_processes)
     checks.machine(settings)
     sft.use_all_cores()
+    with open_run(settings, last="metrics.json") as is_open:
+        if is_open:
+            train(settings)
+    return 0
+
+
+def train(settings: contrast.Settings) -> None:
+    """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
-    if not sft.begin(settings, last="metrics.json"):
-        return 0
 
     device = sft.device()
     if settings.base == UNTRAINED:
@@ -42,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         clip = model.load(settings.base, device=device)
     views = crops.parse(settings.crop)
     with sft.main_first():
-        rows = data.load(
+        loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
             **settings.data_options,
         )  # fmt: skip
@@ -50,10 +58,11 @@ def main(argv: Sequence[str]) -> int:
             data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
             for split in settings.probe_splits
         ]
-        rows, *probed = [crop_cache.shown(part, views) for part in (rows, *probed)]
+        rows, *probed = [crop_cache.shown(part, views) for part in (loaded, *probed)]
     parts = {"test": (probed[1], settings.probe_root)}
     shared = checks.shared_people(rows, settings.data_root, parts)
     checks.warmup(settings, checks.steps(settings, len(rows)))
+    begin(settings, partial(contrast.identity, clip, loaded, probed))
     before = contrast.probe(clip, *probed, settings.eval_batch_size)
     of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
     trained = contrast.train(clip, rows, settings) | shared
@@ -62,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     sft.wait_for_everyone()
     after = contrast.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
     if not sft.is_main():
-        return 0
+        return
     scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}
     atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
     for name, found in after.items():
@@ -71,7 +80,6 @@ def main(argv: Sequence[str]) -> int:
             f"a linear probe reads {name}: {key} {found[key]:.3f} (before: {before[name][key]:.3f})"
         )
     print(f"next: python recipes/clip_finetune.py --base {run_dir}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from vlmface import config
 from vlmface.clip import run
 from vlmface.clip.settings import Settings
+from vlmface.run_dir import open_run
 from vlmface.train import checks, sft
 
 
@@ -23,8 +24,9 @@ def main(argv: Sequence[str]) -> int:
     sft.check_processes(settings.num_processes)
     checks.machine(settings)
     sft.use_all_cores()
-    if sft.begin(settings):
-        run.run("clip_finetune", settings)
+    with open_run(settings) as is_open:
+        if is_open:
+            run.run("clip_finetune", settings)
     return 0
 
 

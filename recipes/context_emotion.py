@@ -23,6 +23,8 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
+from vlmface.prompts import Prompt
+from vlmface.run_dir import begin, open_run
 from vlmface.train import budget, checks, context, sft
 
 CONFIG, CLIP_CONFIG = "context_vlm_tiny", "clip_caer_tiny"
@@ -61,28 +63,40 @@ def clip_caer(argv: Sequence[str]) -> int:
 def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]) -> int:
     """One model after the other, and a table of all."""
     folder = Path(settings.output_dir)
-    config.remember(settings, folder, free=("overwrite", "output_dir"), anew=settings.overwrite)
-    for name, arm in arms.items():
-        print(f"--- {name}: {', '.join(view.show for view in crops.parse(arm.crop))}", flush=True)
-        train(arm)
-    print(context.table(context.conclude(folder)))
-    print(f"page: {folder / context.ABLATION}.html")
+    page = f"{context.ABLATION}.html"
+    with open_run(settings, last=page) as is_open:
+        if not is_open:
+            return 0
+        begin(settings, dict)
+        for name, arm in arms.items():
+            shown = ", ".join(view.show for view in crops.parse(arm.crop))
+            print(f"--- {name}: {shown}", flush=True)
+            train(arm)
+        print(context.table(context.conclude(folder)))
+        print(f"page: {folder / page}")
     return 0
 
 
 def train_clip(settings: ContextSettings) -> int:
     """One CLIP, evaluated before and after."""
     settings.check()  # an arm of an ablation has other views
-    if sft.begin(settings):
-        run.run("context_emotion", settings)
+    with open_run(settings) as is_open:
+        if is_open:
+            run.run("context_emotion", settings)
     return 0
 
 
 def train(settings: context.Settings) -> int:
     """One model, evaluated before and after."""
     prompt = settings.load_prompt()
-    if not sft.begin(settings):
-        return 0
+    with open_run(settings) as is_open:
+        if is_open:
+            train_vlm(settings, prompt)
+    return 0
+
+
+def train_vlm(settings: context.Settings, prompt: Prompt) -> None:
+    """What `train` does in the run's folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 
     # Which model is asked, about which pictures.
@@ -96,15 +110,14 @@ def train(settings: context.Settings) -> int:
     processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
     with sft.main_first():
-        samples = data.load(
+        loaded = data.load(
             settings.data,
             settings.data_root,
             settings.data_split,
             n=settings.n_train,
             **settings.data_options,
         )
-        fingerprint = data.fingerprint(samples)
-        samples = crop_cache.shown(samples, views, settings.frames)
+        samples = crop_cache.shown(loaded, views, settings.frames)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
     shared = checks.shared_people(samples, settings.data_root, {"test": (tested, root)})
@@ -113,6 +126,7 @@ def train(settings: context.Settings) -> int:
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
     checks.warmup(settings, checks.steps(settings, len(rows)))
 
+    same = begin(settings, partial(sft.identity, settings, loaded, rows, tested, [prompt], base))
     ask = partial(
         answering.answer_once,
         rows=tested,
@@ -128,14 +142,14 @@ def train(settings: context.Settings) -> int:
     trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
-                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+                 "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         sft.write_manifest(
             "context_emotion", settings, base, family, processor, [prompt], [], about
         )
     sft.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
     if not sft.is_main():
-        return 0
+        return
 
     trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
     models = (settings.base, settings.output_dir)
@@ -143,7 +157,6 @@ def train(settings: context.Settings) -> int:
         run_dir, models, before, after, benchmark, [prompt], tested, trained, baseline,
         settings.mode,
     )  # fmt: skip
-    return 0
 
 
 if __name__ == "__main__":

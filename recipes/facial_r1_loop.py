@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,14 @@ from typing import Any
 
 import yaml
 
-from vlmface import config, distributed
+from vlmface import children, config, distributed, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
+from vlmface.evaluate.answering import scored_prompts
+from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.files import atomic_write
 from vlmface.ranges import Checked, Count
+from vlmface.run_dir import begin, open_run
 from vlmface.train import grpo, sft
 
 HERE = Path(__file__).resolve().parent
@@ -65,6 +68,25 @@ class Settings(Checked):
                     f"sft has {name} {of_sft!r} and grpo {of_grpo!r}: the rounds' page compares "
                     "both on the same faces, so set them alike"
                 )
+        _check_faces(made["sft"], made["grpo"])
+        if self.launch and shutil.which(self.launch[0]) is None:
+            raise UserError(f"launch is {self.launch}: there is no program {self.launch[0]!r}")
+
+
+def _check_faces(first: sft.Settings, second: grpo.Settings) -> None:
+    """Refuse stages whose prompts or test faces do not go together. Raises UserError."""
+    prompt, benchmark = prompts.load(first.prompts[0]), load_benchmark(first.benchmark)
+    scored_prompts(benchmark, [prompt])
+    if second.prompt not in (None, prompt.id):
+        raise UserError(
+            f"grpo has prompt {second.prompt}, but starts from a run with {prompt.id}: leave it out"
+        )
+    roots = [s.benchmark_root or benchmark.root_beside(s.data_root) for s in (first, second)]
+    if roots[0] != roots[1]:
+        raise UserError(
+            f"sft is evaluated on {roots[0]} and grpo on {roots[1]}: the rounds' page compares "
+            "both on the same faces, so set benchmark_root"
+        )
 
 
 # What the loop sets of its stages, and the configurations that they have without `config`.
@@ -86,9 +108,16 @@ def _synthesis() -> Any:
 def main(argv: Sequence[str]) -> int:
     distributed.check_alone("recipes/facial_r1_loop.py")
     settings = config.parse(Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
+    free = ("rounds", "launch")
+    with open_run(settings, last=None, free=free):
+        begin(settings, dict, free)
+        run(settings)
+    return 0
+
+
+def run(settings: Settings) -> None:
+    """All rounds, each from where it was stopped. Raises UserError if a stage fails."""
     folder = Path(settings.output_dir)
-    config.remember(settings, folder, free=("overwrite", "output_dir", "rounds", "launch"),
-                    anew=settings.overwrite)  # fmt: skip
     for number in range(1, settings.rounds + 1):
         here = folder / f"round{number}"
         own = dict(settings.sft)
@@ -100,23 +129,27 @@ def main(argv: Sequence[str]) -> int:
             wanted = settings.synthesize | {"model": str(here / "grpo")}
             stage("synthesize", wanted, here / "synthetic", [])
         write_page(folder, number)
-    return 0
 
 
 def stage(recipe: str, wanted: Mapping[str, Any], output: Path, launch: Sequence[str]) -> None:
     """Run, or go on with, a recipe in a process of its own. Raises UserError if it fails."""
+    start = list(launch) or [sys.executable]
+    print(f"--- {output}: {recipe}", flush=True)
+    code = children.run([*start, str(HERE / f"{recipe}.py"), *stage_words(wanted, output)])
+    if code:
+        raise UserError(
+            f"{recipe} stopped with exit code {code} (its message is above): see to it, then the "
+            "same command goes on there"
+        )
+
+
+def stage_words(wanted: Mapping[str, Any], output: Path) -> list[str]:
+    """The command line of a recipe."""
     options = dict(wanted)
     words = ["--config", str(options.pop("config"))] if "config" in options else []
     for name, value in (options | {"output_dir": str(output)}).items():
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    start = list(launch) or [sys.executable]
-    print(f"--- {output}: {recipe}", flush=True)
-    done = subprocess.run([*start, str(HERE / f"{recipe}.py"), *words], check=False)
-    if done.returncode:
-        raise UserError(
-            f"{recipe} stopped with exit code {done.returncode} (its message is above): see to it, "
-            "then the same command goes on there"
-        )
+    return words
 
 
 def mixed(own: Mapping[str, Any], synthetic: Path, here: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vlmface import config, data, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
+from vlmface.run_dir import begin, open_run
 from vlmface.train import checks, grpo, rewards, sft
 
 
@@ -27,9 +28,15 @@ def main(argv: Sequence[str]) -> int:
     sft.check_processes(settings.num_processes)
     checks.machine(settings)
     sft.use_all_cores()
+    with open_run(settings) as is_open:
+        if is_open:
+            train(settings, used)
+    return 0
+
+
+def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
+    """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
-    if not sft.begin(settings):
-        return 0
 
     # Where it starts, and the faces that it is asked about.
     start = grpo.start_of(settings)
@@ -40,15 +47,14 @@ def main(argv: Sequence[str]) -> int:
     views = crops.parse(start.crop)
     prompts.check_images([start.prompt], len(views), start.frames)
     with sft.main_first():
-        faces = data.load(
+        loaded = data.load(
             settings.data,
             settings.data_root,
             settings.data_split,
             n=settings.n_train,
             **settings.data_options,
         )
-        fingerprint = data.fingerprint(faces)
-        faces = crop_cache.shown(faces, views, start.frames)
+        faces = crop_cache.shown(loaded, views, start.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, start.frames
@@ -57,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)
 
+    same = begin(settings, partial(grpo.identity, settings, loaded, rows, tested, start))
     ask = partial(
         answering.answer_once,
         rows=tested,
@@ -71,19 +78,18 @@ def main(argv: Sequence[str]) -> int:
     trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
-                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+                 "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         grpo.write_manifest(start, settings, answering.au_set(benchmark, start.prompt), about)
     sft.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
     if not sft.is_main():
-        return 0
+        return
 
     trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
     models = (settings.start, settings.output_dir)
     evaluation.conclude(
         run_dir, models, before, after, benchmark, [start.prompt], tested, trained, baseline
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
+from vlmface.run_dir import begin, open_run
 from vlmface.train import budget, checks, sft, texts
 
 
@@ -27,9 +28,15 @@ def main(argv: Sequence[str]) -> int:
     sft.check_processes(settings.num_processes)
     sft.check_machine(settings)
     sft.use_all_cores()
+    with open_run(settings) as is_open:
+        if is_open:
+            train(settings)
+    return 0
+
+
+def train(settings: sft.Settings) -> None:
+    """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
-    if not sft.begin(settings):
-        return 0
 
     # What is asked, of which model, about which faces.
     if len(settings.prompts) != 1:
@@ -46,15 +53,14 @@ def main(argv: Sequence[str]) -> int:
     processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
     with sft.main_first():
-        samples = data.load(
+        loaded = data.load(
             settings.data,
             settings.data_root,
             settings.data_split,
             n=settings.n_train,
             **settings.data_options,
         )
-        fingerprint = data.fingerprint(samples)
-        samples = crop_cache.shown(samples, views, settings.frames)
+        samples = crop_cache.shown(loaded, views, settings.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, settings.frames
@@ -68,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 
+    same = begin(settings, partial(sft.identity, settings, loaded, rows, faces, [prompt], base))
     ask = partial(
         answering.answer_once,
         rows=faces,
@@ -82,20 +89,19 @@ def main(argv: Sequence[str]) -> int:
     trained |= {"n": len(rows), "left_out": left_out, **shared}
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
-                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+                 "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         aus = answering.au_set(benchmark, prompt)
         sft.write_manifest("sft_cot", settings, base, family, processor, [prompt], aus, about)
     sft.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
     if not sft.is_main():
-        return 0
+        return
 
     trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
     models = (settings.base, settings.output_dir)
     evaluation.conclude(
         run_dir, models, before, after, benchmark, [prompt], faces, trained, baseline
     )
-    return 0
 
 
 if __name__ == "__main__":

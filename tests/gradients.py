@@ -132,7 +132,7 @@ def install() -> None:
             for row in rows:
                 one = self._sample(self._prompts([row]), row)
                 for k, (ids, likely) in enumerate(zip(one.ids, one.log_probs, strict=True)):
-                    length = 3 + (5 * row + 3 * k) % 10  # a random model would never stop
+                    length = 3 + (7 * row + k * k) % 10  # a random model would never stop
                     del ids[length:], likely[length:]
                 drawn.append(one)
             names = ("ids", "log_probs", "complete")

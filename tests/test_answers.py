@@ -95,15 +95,24 @@ def test_a_sentence_about_another_au_changes_no_reading(text: str, more: str, li
 
 
 @given(
-    st.dictionaries(st.sampled_from(facs.AU_NUMBERS), st.floats(0.5, 5), max_size=7),
-    labels, st.integers(0, 9999), st.sampled_from(sorted(rules.STYLES)),
+    st.dictionaries(st.sampled_from(facs.AU_NUMBERS), st.floats(0.5, 5), max_size=4),
+    st.booleans(), labels, st.integers(0, 9999), st.sampled_from(sorted(rules.STYLES)),
 )  # fmt: skip
 def test_what_rules_write_names_exactly_its_aus(
-    truth: dict[int, float], label: str, seed: int, style: str
+    others: dict[int, float], typical: bool, label: str, seed: int, style: str
 ) -> None:
+    core = facs.PROTOTYPES[label].core_aus if typical else ()
+    truth = dict.fromkeys(core, 3.0) | others
     answer = answers.parse(rules.write(truth, label, seed=seed, style=style), SPACE, "think_answer")
     assert (answer.status, answer.label) == ("strict", label)
     assert (answer.aus, answer.negated_aus) == (tuple(sorted(truth)), ())
+
+
+def test_a_rule_written_text_that_names_a_denial() -> None:
+    text = (
+        "AU15: the lip corners are lowered. AU17: the chin is raised. Nothing is missing from it."
+    )
+    assert answers.mentioned_aus(text) == ((15, 17), ())
 
 
 def test_table_is_large_and_covers_every_status() -> None:

@@ -199,21 +199,15 @@ def test_llava_runs_as_published() -> None:
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
-    config.remember(build(rate=1.0), tmp_path)
-    config.remember(build(rate=1.0), tmp_path)
+    config.save(build(rate=1.0), tmp_path)
+    config.compare(build(rate=1.0), tmp_path)
     with pytest.raises(UserError, match=r"rate = 1\.0, but now rate = 2\.0"):
-        config.remember(build(rate=2.0), tmp_path)
-    config.remember(build(rate=2.0), tmp_path, free=("rate",))
+        config.compare(build(rate=2.0), tmp_path)
+    config.compare(build(rate=2.0), tmp_path, free=("rate",))
 
 
-def test_starting_anew_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
-    run, other = tmp_path / "run", tmp_path / "other"
-    config.remember(build(rate=1.0), run)
-    (run / "metrics.json").write_text("{}")
-    config.remember(build(rate=2.0), run, anew=True)
-    assert [path.name for path in run.iterdir()] == ["settings.json"]
-    other.mkdir()
-    (other / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="will not be deleted"):
-        config.remember(build(), other, anew=True)
-    assert (other / "thesis.tex").exists()
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_damaged_settings_are_one_message(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot read .*settings\.json"):
+        config.compare(build(), tmp_path)

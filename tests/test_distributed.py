@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ import torch
 import yaml
 from conftest import Recipe
 from samples import ROOT, picture, samples
+from trainers import contents
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -230,16 +233,81 @@ def test_resumed_equals_uninterrupted(
     agree(tmp_path, alone[words])
 
 
-def test_other_trained_weights_are_not_resumed(tmp_path: Path) -> None:
-    (tmp_path / "complete").write_text("0123456789ab")
-    sft.check_trainable(tmp_path, "0123456789ab")
-    with pytest.raises(UserError, match="trainable_sha 0123456789ab, now ba9876543210"):
-        sft.check_trainable(tmp_path, "ba9876543210")
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["NAN_AT", "INF_AT"])
+@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_all_processes_stop_where_one_diverges(
+    config: str, fault: str, launch: Launch, tmp_path: Path
+) -> None:
+    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    started = time.monotonic()
+    stopped = launch(config, tmp_path, *FULL, **env, **{fault: "4"})
+    assert time.monotonic() - started < 300
+    assert stopped.returncode != 0
+    lines = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.match("error: the (loss|gradient norm) is (nan|inf) at step 4", lines[0])
+    assert log(tmp_path, "step") == [1, 2, 3]
+    assert [path.parent.name for path in tmp_path.glob("checkpoints/*/complete")] == [
+        "checkpoint-2"
+    ]
+    assert not list(tmp_path.glob("*.safetensors")) and not (tmp_path / "vlmface.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "zero2"])
+def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
+    config: str, launch: Launch, sft_cot: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    stopped = launch(config, folder, *FULL, script="tests/launched.py", STOP_AT="4")
+    assert stopped.returncode != 0
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="with processes 2, but now it is 1"):
+        sft_cot(folder, "--base", settings_of(folder)["base"], "--batch_size", "4", *WORDS, *FULL)
+    checkpoint = folder / "checkpoints" / "checkpoint-2"
+    of_ranks = ["rng_state_0.pth", "rng_state_1.pth"]
+    if config == "zero2":
+        shards = sorted((checkpoint / "global_step2").iterdir())
+        of_ranks += [path.relative_to(checkpoint).as_posix() for path in shards]
+    for name in of_ranks:
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).unlink()
+        with pytest.raises(UserError, match=f"{name} is missing"):
+            sft_cot(
+                folder, "--base", settings_of(folder)["base"], "--batch_size", "4", *WORDS, *FULL
+            )
+        (checkpoint / name).write_bytes(whole)
+    (checkpoint / of_ranks[-1]).write_bytes(whole[:-1])
+    refused = launch(config, folder, *FULL)
+    assert refused.returncode != 0 and f"{of_ranks[-1]} has {len(whole) - 1} " in refused.stderr
+    assert refused.stderr.count("error: ") == 1
+    (checkpoint / of_ranks[-1]).write_bytes(whole)
+    other = launch("zero2" if config == "ddp" else "ddp", folder, *FULL)
+    assert other.returncode != 0 and "was started with sharding " in other.stderr
+    assert contents(tmp_path) == before
+    succeeded(launch(config, folder, *FULL))
+
+
+@pytest.mark.slow
+def test_two_launches_in_one_folder(launch: Launch, tmp_path: Path) -> None:
+    from vlmface import lock
+
+    with lock.hold(tmp_path / "run"):
+        refused = launch("ddp", tmp_path / "run", *FULL)
+    assert refused.returncode != 0 and f"in use by process {os.getpid()} on" in refused.stderr
+    assert refused.stderr.count("error: ") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "settings.json").read_text())
 
 
 def test_a_run_says_what_it_trained(run_dir: Path) -> None:
     found = trained(run_dir)
-    (sha,) = {file.read_text() for file in run_dir.glob("checkpoints/*/complete")}
+    notes = [json.loads(file.read_text()) for file in run_dir.glob("checkpoints/*/complete")]
+    (sha,) = {note["trainable_sha"] for note in notes}
     assert found["trainable_sha"] == sha and len(sha) == 12
 
 

@@ -342,14 +342,16 @@ def test_a_budget_is_kept_by_whoever_loads_the_processor(processor: Any, tmp_pat
     processor.save_pretrained(tmp_path)
     again = qwen_vl.load_processor(tmp_path)
     assert qwen_vl.describe_image(again) == {
-        "min_pixels": 128,
+        "min_pixels": 256,
         "max_pixels": 512,
         "pixels_per_token": 64,
     }
     row = encode.encode(again, qwen_vl, PROMPT.messages(), PICTURES[4])
     assert row["input_ids"].count(again.image_token_id) == 6 == len(row["pixel_values"]) / 4
+    qwen_vl.set_max_pixels(processor, 128)  # below the minimum
+    assert qwen_vl.describe_image(processor)["min_pixels"] == 32
     qwen_vl.set_max_pixels(processor, 64**2)  # raised again: small images stay small
-    assert qwen_vl.describe_image(processor)["min_pixels"] == 128
+    assert qwen_vl.describe_image(processor)["min_pixels"] == 32
     with pytest.raises(UserError, match=r"max_pixels is 63, but one token .* 8 x 8 = 64"):
         qwen_vl.set_max_pixels(processor, 63)
 
@@ -368,8 +370,24 @@ def test_no_image_takes_more_than_the_budget(
     settings = Qwen2VLImageProcessor(size={"shortest_edge": smallest, "longest_edge": 10**7})
     holder = SimpleNamespace(image_processor=settings)
     qwen_vl.set_max_pixels(holder, tokens * 28 * 28)
-    if max(width, height) <= min(tokens, 200) * min(width, height):  # no strip
+    enlarged = width * height < smallest <= tokens * 28 * 28
+    strip = max(width, height) > min(tokens, 200) * min(width, height)
+    if not strip and not enlarged:
         assert 1 <= qwen_vl.image_tokens(holder, (width, height)) <= tokens
+
+
+@pytest.mark.parametrize("max_pixels", [65536, 100352, 200704, 10**6])
+def test_a_budget_leaves_the_minimum_of_the_checkpoint(max_pixels: int) -> None:
+    """Qwen3-VL enlarges a face of 224 x 224 pixels to 64 tokens, within any budget of so many."""
+    from transformers import Qwen2VLImageProcessor
+
+    settings = Qwen2VLImageProcessor(
+        patch_size=16, size={"shortest_edge": 65536, "longest_edge": 2**24}
+    )
+    holder = SimpleNamespace(image_processor=settings)
+    qwen_vl.set_max_pixels(holder, max_pixels)
+    assert qwen_vl.describe_image(holder)["min_pixels"] == 65536
+    assert qwen_vl.image_tokens(holder, (224, 224)) == 64
 
 
 def test_families_with_one_image_size_refuse_a_budget(processor: Any) -> None:
@@ -566,7 +584,7 @@ def test_training_lowers_the_loss_within_the_budget(finished: tuple[Path, Path])
     assert losses(run)[-1] < losses(run)[0] - 0.2
     found, _ = manifest.load(run)
     assert found.family == "qwen_vl"
-    assert found.image == {"min_pixels": 128, "max_pixels": 512, "pixels_per_token": 64}
+    assert found.image == {"min_pixels": 256, "max_pixels": 512, "pixels_per_token": 64}
 
 
 def test_transformers_and_peft_alone_load_the_run(finished: tuple[Path, Path]) -> None:

@@ -45,7 +45,7 @@ def test_prompts_that_exist() -> None:
         "context_both", "context_both_masked", "context_emotion_both", "context_emotion_face",
         "context_emotion_scene", "context_face", "context_masked", "context_scene", "emotic",
         "emotic_both", "emotic_person", "emotic_scene",
-        "expllm", "expllm_label", "face_cot", "face_gender_or_pass", "facescan_age",
+        "expllm", "expllm_label", "expllm_words", "face_cot", "face_gender_or_pass", "facescan_age",
         "facescan_boxed_age", "facescan_boxed_emotion", "facescan_boxed_gender",
         "facescan_boxed_race", "facescan_emotion", "facescan_gender", "facescan_race",
         "facescan_race_merged",

@@ -118,7 +118,7 @@ def test_only_the_finished_folder_is_left(built):
     assert [path.name for path in built.parent.iterdir()] == ["rules"]
     assert {path.name for path in built.iterdir()} == {
         "README.md", "data-00000-of-00001.arrow", "dataset_info.json", "rationale.html",
-        "rejected.jsonl", "settings.json", "state.json", "summary.json",
+        "rejected.jsonl", "run.json", "settings.json", "state.json", "summary.json",
     }  # fmt: skip
 
 
@@ -145,6 +145,64 @@ def test_overwrite_starts_anew(tmp_path):
     assert sample.rationale == rules.write(
         sample.intensities(), sample.emotion, seed=seed, body_only=True
     )
+
+
+def test_an_earlier_build_stays_until_the_new_one_is_finished(tmp_path, capsys, monkeypatch):
+    output = tmp_path / "out"
+    assert build(output) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert build(output, "--overwrite", "--min_precision", "0") == 2
+    assert build(output, "--overwrite", "--max_words", "16") == 2
+    assert "no rationale passes" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("vlmface.rationale.page.write_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(output, "--overwrite", "--style", "plain")
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert build(output, "--overwrite", "--style", "plain") == 0
+    assert json.loads((output / "settings.json").read_text())["style"] == "plain"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_build_that_was_moved_aside_by_a_killed_one_is_back(tmp_path, capsys):
+    output = tmp_path / "out"
+    assert build(output) == 0
+    output.rename(tmp_path / ".out.replaced")
+    assert build(output) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.building"])
+def test_a_folder_with_settings_is_not_a_build(name, tmp_path, capsys):
+    (tmp_path / name).mkdir()
+    for file, text in (("settings.json", "{}"), ("summary.json", "{}"), ("thesis.tex", "text")):
+        (tmp_path / name / file).write_text(text)
+    assert build(tmp_path / "out", "--overwrite") == 2
+    assert "other files than a run" in (error := capsys.readouterr().err) or "build" in error
+    assert (tmp_path / name / "thesis.tex").read_text() == "text"
+
+
+def test_two_builds_in_one_folder(tmp_path, capsys):
+    from vlmface import lock
+
+    with lock.hold(tmp_path / "out"):
+        assert build(tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "out is in use by process" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_build_is_not_resumed_on_other_data(tmp_path, capsys):
+    output = tmp_path / "out"
+    assert build(output, "--max_words", "16") == 2  # what was done so far is kept
+    work = tmp_path / "out.building"
+    record = json.loads((work / "run.json").read_text())
+    record["identity"]["data"] = "0"
+    (work / "run.json").write_text(json.dumps(record))
+    (work / "aus.jsonl").write_text('{"id": "a", "aus": null}\n')
+    assert build(output, "--max_words", "16") == 2
+    assert "was started with data (fingerprint) '0', but now it is" in capsys.readouterr().err
 
 
 def test_the_recipe_trains_on_it(built, processor):

@@ -368,3 +368,43 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "Facial-R1 loop, 2 rounds" in page and "Written after round 1" in page
     with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):
         main(["--output_dir", str(tmp_path / "bad"), "--sft", "{base: nowhere}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"sft": "{n_eval: 4}", "grpo": "{n_eval: 5}"}, "sft has n_eval 4 and grpo 5"),
+        ({"sft": "{n_eval: 4}"}, "sft has n_eval 4 and grpo None"),
+        ({"grpo": "{benchmark: rafdb}"}, "sft has benchmark 'synth' and grpo 'rafdb'"),
+        ({"sft": "{data_root: elsewhere}"}, "sft is evaluated on elsewhere and grpo on None"),
+        ({"grpo": "{prompt: expllm}"}, "grpo has prompt expllm, but starts from a run with"),
+        ({"sft": "{prompt: nothing}"}, "nothing"),
+        ({"sft": "{epoch: 3}"}, "sft: there is no setting 'epoch'"),
+        ({"grpo": "{config: nothing}"}, "there is no settings file 'nothing'"),
+        ({"grpo": "{group_size: 1}"}, "group_size is 1"),
+        ({"synthesize": "{samples: many}"}, "synthesize: samples is 'many'"),
+        ({"sft": "{overwrite: true}"}, "sft has overwrite, which the loop sets"),
+        ({"grpo": "{output_dir: elsewhere}"}, "grpo has output_dir, which the loop sets"),
+        ({"launch": "no-such-program"}, "there is no program 'no-such-program'"),
+        ({"rounds": "0"}, "rounds is 0"),
+    ],
+)
+def test_the_loop_checks_its_stages_first(
+    words: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    main = load_script("recipes/facial_r1_loop.py").main
+    given = [word for name, value in words.items() for word in (f"--{name}", value)]
+    with pytest.raises(UserError, match=message) as error:
+        main(["--output_dir", str(tmp_path / "loop"), *given])
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_loop_that_failed_in_its_first_stage_starts_again(tmp_path: Path) -> None:
+    main = load_script("recipes/facial_r1_loop.py").main
+    words = ["--output_dir", str(tmp_path / "loop"), "--rounds", "1", "--sft"]
+    for base in ("nowhere", "elsewhere"):  # the second is not held against the first
+        with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):
+            main([*words, f"{{base: {base}}}"])
+    assert "elsewhere" in (tmp_path / "loop" / "settings.json").read_text()

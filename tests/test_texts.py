@@ -120,6 +120,7 @@ def test_the_recipe_trains_on_both(sft_cot: Recipe, tmp_path: Path, cache: str) 
     path = write(tmp_path / "t.jsonl", *[{"question": QUESTION, "answer": ANSWER}] * 4)
     run = tmp_path / "run"
     words = ("--n_train", "12", "--text_data", str(path), "--epochs", "1", "--batch_size", "4")
-    assert sft_cot(run, *words, "--cache_features", cache) == 0
+    how = ("--tower", "frozen", "--cache_features", cache)
+    assert sft_cot(run, *words, *how) == 0
     train = json.loads((run / "metrics.json").read_text())["train"]
     assert train["n"] == 16 and train["steps"] == 4

@@ -62,10 +62,12 @@ _MARK = re.compile("\ue000(\\d+)\ue001")  # a group of AUs, by its position in a
 
 @dataclass(frozen=True)
 class Group:
-    """AUs that a text names together. `sided`: only of one half of the face."""
+    """AUs that a text names together. `sided`: only of one half of the face;
+    `graded`: with a FACS grade, which says that they are present."""
 
     aus: tuple[int, ...]
     sided: bool = False
+    graded: bool = False
 
 
 def clean(text: str) -> str:
@@ -103,7 +105,8 @@ def _groups(match: re.Match[str]) -> list[tuple[int, int, Group]]:
             numbers, at = (int(number[2]),), number.end()
         aus = tuple(n for n in numbers if n in facs.AUS)
         sided = bool(number[1] or number[3])
-        groups.append((base + number.start(), base + at, Group(aus, sided)))
+        graded = text[number.end() - 1] in "ABCDE"
+        groups.append((base + number.start(), base + at, Group(aus, sided, graded)))
     return groups
 
 
@@ -117,7 +120,13 @@ def _mark(text: str) -> tuple[str, list[Group]]:
         joined = "+" in match[0] or "/" in match[0].replace("and/or", "").replace("or/and", "")
         if joined or len(listed) == 1:
             aus = tuple(dict.fromkeys(au for _, _, group in listed for au in group.aus))
-            listed = [(match.start(), match.end(), Group(aus, any(g.sided for *_, g in listed)))]
+            listed = [
+                (
+                    match.start(),
+                    match.end(),
+                    Group(aus, any(g.sided for *_, g in listed), listed[0][2].graded),
+                )
+            ]
         parts.append(text[last : match.start()])
         if match[1]:
             parts.append(f"{match[1]}: ")  # "AUs absent: 4, 7"
@@ -134,7 +143,10 @@ def _mark(text: str) -> tuple[str, list[Group]]:
 _AU_NAMES = "|".join(re.escape(unit.name) for unit in facs.AUS.values())
 _END = r"(?=[ \t]*(?:$|[\n,.;:|/()\[\]\n\"'*}\u2013\u2014-]))"
 _GAP = r"[ \t]*"
-_IS = r"(?:is|are|was|were|at|scores?|scored|remains?|stays?)"
+_IS = (
+    r"(?:is|are|was|were|at|as|scores?|scored|remains?|stays?|coded|rated|marked|gets?|got|receives?"
+    r"|received|assigned)"
+)
 _QUANTITY = r"(?:(?:intensity|score|level|value|strength|activation|activity|grade|rating)\b\s*)"
 _NOT_JUDGED = (
     r"(?:applicable|clear|sure|certain|assess\w*|cod\w+|scor\w+|measur\w+|known|determin\w+"
@@ -153,11 +165,11 @@ _DESCRIBED = (
 # "AU4: ", "AU4 (", "AU4 -> ", or a word before a number, or nothing before a short value at an end.
 _SIGN = (
     rf"(?:{_GAP}(?P<sign>=>|\.{{3,}}|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])"
-    rf"{_GAP}[\"'*]*(?:[^()\n\d]{{1,40}}[,;:][ \t]+(?=intensity))?"
+    rf"{_GAP}[\"'*`]*(?:[^()\n\d]{{1,40}}[,;:][ \t]+(?=intensity))?"
     rf"|(?='s\s|[ \t]+(?:{_IS}|has|have|with|intensity|level|value|0[.,]\d)"
     rf"|[ \t]+(?:0|(?:none|off|nil|zero|no|n|y|yes)\b){_END}))"
     rf"(?:'s)?{_GAP}(?:(?:has|have|with|shows)[ \t]+)?(?:an?[ \t]+)?{_QUANTITY}?"
-    rf"(?:[:=]{_GAP}|(?:{_IS}|of|both)[ \t]+){{0,3}}[\"'*]*"
+    rf"(?:[:=]{_GAP}|(?:{_IS}|of|both|an?)[ \t]+){{0,4}}{_QUANTITY}?(?:of[ \t]+)?[\"'*`]*"
 )
 _VALUE = re.compile(
     rf"{_DESCRIBED}{_SIGN}"
@@ -189,22 +201,25 @@ PRESENT, ABSENT, OPEN = "present", "absent", "open"
 _SAYS = {"zero": ABSENT, "no": ABSENT, "some": PRESENT, "yes": PRESENT, "open": OPEN}
 
 
-def _values(marked: str, mentions: list[re.Match[str]]) -> list[str | None]:
+def _values(marked: str, mentions: list[re.Match[str]], groups: list[Group]) -> list[str | None]:
     """What a value behind each mark says; None without one. "AU1, AU2: 0" is about both."""
     values: list[str | None] = []
     signs: list[bool] = []
     for mention in mentions:
-        match = _VALUE.match(marked, mention.end())
-        kind = match.lastgroup if match else None
-        sign = match["sign"] if match else None
-        bare = match is not None and not re.search(r"\w", marked[mention.end() : match.start(kind)])
         values.append(None)
-        if match and (sign or bare or kind in ("zero", "some")):
+        signs.append(False)
+        match = _VALUE.match(marked, mention.end())
+        if match is None:
+            continue
+        kind, sign = str(match.lastgroup), match["sign"]
+        bare = not re.search(r"\w", marked[mention.end() : match.start(kind)])
+        if sign or bare or kind in ("zero", "some"):
             values[-1] = _SAYS[kind] if sign != "<" else OPEN
-        plural = _PLURAL.match(marked[mention.end() :][:9].lstrip())
-        signs.append(values[-1] is not None and bool(plural or (sign and sign not in "([")))
+            plural = _PLURAL.match(marked[mention.end() : mention.end() + 9].lstrip())
+            signs[-1] = bool(plural or (sign and sign not in "(["))
     for i in range(len(mentions) - 2, -1, -1):
-        if values[i] is None and values[i + 1] == ABSENT and signs[i + 1]:
+        graded = groups[int(mentions[i][1])].graded
+        if values[i] is None and values[i + 1] == ABSENT and signs[i + 1] and not graded:
             link = _LISTED_ON.match(marked, mentions[i].end())
             if link and link.end() == mentions[i + 1].start():
                 values[i], signs[i] = ABSENT, True
@@ -242,7 +257,7 @@ _MARKUP = re.compile(r"</?[A-Za-z][\w-]{0,20}>")
 _DASHED_HEADING = re.compile(rf"\b({_NEGATIVE_WORD}|not\s+\w+)\s*\u2014\s*(?=AU)", re.IGNORECASE)
 # Negates what follows in its clause.
 _NEGATES_NEXT = re.compile(
-    rf"(?:\b(?:no(?!\s*,|\s+others?\b(?!\s+\w))|not|neither|nor|never|lacks?|lacking|cannot|none\s+of"
+    rf"(?:\b(?:no(?!\s*,|\s+others?\b(?!\s+\w))|not|neither|nor|never|lacks?(?!\s+of)|lacking|cannot|none\s+of"
     rf"|fails?\s+to(?!\s+(?:appear|activate|engage|fire|occur|show\s+up|accompan|co-?occur|join))"
     rf"|(?:rul(?:e|es|ed|ing)\s+out|exclud(?:e|es|ing)|dismiss(?:es|ing)?)(?=\s+[^\W_]|\s*\ue000))"
     rf"|n't)\b{_STILL}"
@@ -265,7 +280,8 @@ _LIST_ENDS = re.compile(
 # Negates the subject before it: "AU4 is not active", "AU4 and AU7 are absent", "AU4 not visible".
 _COPULA = (
     r"\b(?:is|are|was|were|be|been|remains?|stays?|(?:appears?|seems?|looks?)(?:\s+to\s+be)?)\s+"
-    r"(?:(?:\w+ly|also|still)\s+)?"
+    r"(?:(?:\w+ly|also|still|all|both|marked|coded|rated|scored|labell?ed|considered|judged|deemed"
+    r"|as)\s+){0,2}"
 )
 _GONE = (
     r"(?:absent|missing|lacking|inactive|undetected|undetectable|imperceptible"
@@ -281,7 +297,7 @@ _NEGATES_SUBJECT = re.compile(
     rf"|(?:{_COPULA}|\b(?:can|could|may|must|should|has|have)\s+(?:\w+\s+)?(?:be|been)\s+)(?:\w+ly\s+)?"
     rf"(?:ruled\s+out|excluded|dismissed|rejected|contradicted|relaxed|at\s+rest|off|zero|nil"
     r"|false|denied|suppressed)\b"
-    rf"|(?P<bare>\bnot\s+(?:present|visible|active|activated|seen|detected|observed|found|shown"
+    rf"|(?P<bare>\b(?:ruled\s+out|excluded|dismissed)\b|\bnot\s+(?:present|visible|active|activated|seen|detected|observed|found|shown"
     rf"|engaged|noted|evident|involved|recruited)\b"
     rf"|(?:{_COPULA})?(?<!not\s)\b{_GONE}\b(?!\s*(?:AUs?|action\s+units?)?\s*[:=\ue000]))",
     re.IGNORECASE,
@@ -311,7 +327,8 @@ _OR = re.compile(r"\b(?:or|nor)\b", re.IGNORECASE)
 _NEW_SUBJECT = re.compile(
     rf"(?:\s|\b(?:the|both|also|only)\b)*{_ITEM}(?>{_LINK}{_WRAP}{_ITEM}){{0,30}}+\s*(?:\b(?:all|both|also|clearly|alone)\s+)*"
     rf"(?P<predicate>\b(?:{_FINITE}|\w{{2,6}}n't)\b"
-    r"|\b(?:seen|observed|detected|noted|present|active|visible|engaged|activated|dominates?)\b)",
+    r"|\b(?:seen|observed|detected|noted|present|active|visible|engaged|activated|dominates?"
+    r"|means?|points?|gives?|makes?|tells?|strong|mild|clear|weak)\b)",
     re.IGNORECASE,
 )
 _PLURAL = re.compile(
@@ -347,7 +364,9 @@ _EVERY = re.compile(
 )
 # "AU2: the outer brows are not raised, so it is absent": prose behind the name of an AU.
 _PROSE = re.compile(
-    rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000]*)", re.IGNORECASE
+    rf"[\"'*`)\]]*{_NAME}[\"'*`]*\s*"
+    r"(?::|\s[-\u2013\u2014]\s)[\"'*\s]*([^\n\ue000.!?;]*)",
+    re.IGNORECASE,
 )
 _IT_IS_NOT = re.compile(
     rf"\b(?:it|this(?:\s+(?:AU|unit|action\s+unit|muscle))?)\s+(?:(?:is|was)(?:n't|\s+not)\b{_STILL}|(?:is|was)\s+{_GONE}\b)",
@@ -405,7 +424,7 @@ def _verdicts(marked: str, groups: list[Group]) -> dict[int, str]:
     if any_denial:
         marked = _ASIDE.sub(" ", _TWICE.sub(" possible ", marked))
     mentions = list(_MARK.finditer(marked))
-    for mention, value in zip(mentions, _values(marked, mentions), strict=True):
+    for mention, value in zip(mentions, _values(marked, mentions, groups), strict=True):
         number = int(mention[1])
         verdict = value
         if verdict is None:
@@ -644,6 +663,9 @@ def _leaves_negation(sentence: str, cues: _Cues, inside: int, stop: int) -> bool
     return participle or _SUBJECT.match(sentence, inside, stop) is not None
 
 
+_LIST_ENDED = re.compile(r"\b(?:or|nor|and)\s*\ue000\d+\ue001[\s,)]*$", re.IGNORECASE)
+
+
 def _is_new_statement(
     sentence: str, cues: _Cues, clause: tuple[int, int], subject: re.Match[str]
 ) -> bool:
@@ -655,6 +677,8 @@ def _is_new_statement(
         return cues.first("verb", start, cut) is not None
     if _OR.search(sentence, cut, subject.start("predicate")):
         return False
+    if _LIST_ENDED.search(sentence[max(start, cut - 60) : cut]):
+        return True  # "neither AU4 nor AU7, and AU12 is strong"
     mark = sentence.find("\ue000", start, cut)
     denied = mark >= 0 and cues.first("denial", mark, cut) is not None
     finite = re.fullmatch(_FINITE + r"|\w+n't", predicate, re.IGNORECASE)
@@ -668,6 +692,7 @@ def _is_new_statement(
     negation = cues.first("list", start, cut)
     if is_list and (negation is not None or _PLURAL.match(predicate)):
         # "Instead of AU4, AU6 and AU12 are active", but "no AU4, AU6 and AU12 are seen"
-        initial = negation is not None and not sentence[start:negation].strip(" ,")
-        return initial and sentence[cut] == "," and sentence[negation].lower() in "iwru"
+        if negation is None or sentence[start:negation].strip(" ,") or sentence[cut] != ",":
+            return False
+        return sentence[negation].lower() in "iwru"  # instead, without, rather, unlike
     return bool(finite)

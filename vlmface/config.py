@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import re
-import shutil
 import sys
 import typing
 from collections.abc import Callable, Collection, Sequence
@@ -26,6 +25,7 @@ from vlmface.files import atomic_write, resource
 from vlmface.ranges import Checked, Describes, alternatives, bare, describe, in_range, kinds
 
 T = TypeVar("T")
+SETTINGS = "settings.json"  # in the folder of a run
 
 
 def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
@@ -254,30 +254,26 @@ def _still_true(cls: type, stored: dict[str, Any], given: dict[str, str]) -> dic
     }
 
 
-def remember(settings: Any, run_dir: Path, *, free: Sequence[str] = (), anew: bool = False) -> None:
-    """Keep `settings` as settings.json in `run_dir`; if they are there already, they must agree.
+def save(settings: Any, folder: Path) -> None:
+    """Write `settings` as settings.json into `folder`."""
+    atomic_write(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
-    A run that goes on with other settings would be neither the old nor the new one: UserError
-    names the setting and both values. Fields in `free` may differ. `anew` deletes the old run
-    first, but no folder that is something else.
+
+def compare(settings: Any, folder: Path, free: Sequence[str] = ()) -> None:
+    """Check `settings` against the settings.json in `folder`; fields in `free` may differ.
+
+    Resuming with other settings would mix two runs: UserError names the setting and both values.
     """
-    path = run_dir / "settings.json"
-    if anew and run_dir.exists():
-        if not path.exists() and any(run_dir.iterdir()):
-            raise UserError(
-                f"{run_dir} holds other files than a run (no settings.json): it will not be "
-                "deleted, use another --output_dir"
-            )
-        shutil.rmtree(run_dir)
+    path = folder / SETTINGS
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
     now = dataclasses.asdict(settings)
-    if not path.exists():
-        atomic_write(path, json.dumps(now, indent=2) + "\n")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
     for name in {**before, **now}:
         if name not in free and before.get(name) != now.get(name):
             raise UserError(
-                f"{run_dir} was started with {name} = {before.get(name)!r}, but now {name} = "
+                f"{folder} was started with {name} = {before.get(name)!r}, but now {name} = "
                 f"{now.get(name)!r}: use another --output_dir, the old setting, or --overwrite"
             )
 

@@ -40,7 +40,8 @@ def encode_text(
     to the end of the prompt, then the completion's ids with the EOS. Nothing is decoded:
     `image_size` is the image's (width, height) in pixels, or a list of those of all images in their
     order, and matters to families with free resolutions only. Raises RefusedError("too_long" |
-    "image_in_text" | "no_target"), and UserError for another number of sizes than of images.
+    "image_in_text" | "no_target" | "joined": the tokenizer makes one token of the prompt's end and
+    the answer's start), and UserError for another number of sizes than of images.
     """
     tokenizer = processor.tokenizer
     prompt = family.prompt_text(processor, messages)
@@ -81,9 +82,10 @@ def encode_text(
     ids, prefix = (_tokenize(tokenizer, text, special) for text in (prompt + completion, prompt))
     start = len(prefix)
     if ids[:start] != prefix:
-        raise UserError(
+        raise RefusedError(
+            "joined",
             f"the tokenizer joins the prompt's end {prompt[-20:]!r} with the answer's start "
-            f"{completion[:20]!r}: training and serving would not agree"
+            f"{completion[:20]!r}: training and serving would not agree",
         )
     if max_length is not None and len(ids) > max_length:
         raise RefusedError(

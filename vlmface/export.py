@@ -11,13 +11,12 @@ import gc
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vlmface import adapter, encode, families, manifest
+from vlmface import adapter, encode, families, lock, manifest, rounding
 from vlmface.errors import UserError
 from vlmface.files import atomic_write
 from vlmface.terminal import printable
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from vlmface.manifest import Manifest
     from vlmface.prompts import Prompt
 
-TOLERANCE = 1e-4  # of a logit, in float32
 DTYPES = ("float32", "bfloat16", "float16")
 _FACES, _NOISE = 3, 2
 _FORMS = {
@@ -48,14 +46,23 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
     `out` holds the weights in `dtype`, configuration, processor, prompts, vlmface.json (its
     `adapter` is false) and a model card. `license` is the card's licence id, by default what base
     and data allow; `repo` the hub id that the card's examples name. Returns {"merged", "base":
-    largest difference of a logit from base plus adapter, from the base; "rounded": what storing in
-    `dtype` changed; "faces", "noise": pictures compared}. Raises UserError, and leaves nothing
-    behind, if `out` exists, the run has no adapter, its base is gone, changed or quantised, or the
-    logits are not as they should be.
+    how far its log-probabilities are from those of base plus adapter, and from the base, root mean
+    square in nats; "rounding": what another order of summation changes of them, "allowed" times
+    which "merged" may be; "rounded": what storing in `dtype` changed; "faces", "noise": pictures
+    compared}. Raises UserError, and leaves nothing behind, if `out` exists or another merge writes
+    it, the run has no adapter, its base is gone, changed or quantised, or the log-probabilities are
+    not as they should be.
     """
+    with lock.hold(out):
+        return _merge(Path(run), Path(out), dtype, license, repo)
+
+
+def _merge(
+    run: Path, out: Path, dtype: str, license: str | None, repo: str | None
+) -> dict[str, Any]:
+    """`merge` into a folder that no other process merges into."""
     import torch
 
-    run, out = Path(run), Path(out)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if out.exists():
@@ -79,30 +86,38 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
     plain = _logits(model, inputs)
     model = _with_adapter(model, run)
     adapted = _logits(model, inputs)
+    for what, logits in ((f"the base {found.base['id']}", plain), (f"{run} on its base", adapted)):
+        rounding.check_finite(logits, what)
+    with rounding.reordered(model):
+        level = rounding.level(adapted, _logits(model, inputs), torch.float32)
+    effect = rounding.difference(adapted, plain)
+    if effect.within(level):
+        raise UserError(
+            f"the adapter of {run} changes the log-probabilities of its base by {effect}, which is "
+            f"rounding ({level}): it was not trained, or it is for another base"
+        )
     model = model.merge_and_unload()
     merged = _logits(model, inputs)
+    apart = _same(merged, adapted, level, f"the merged model and {run} on its base")
     check: dict[str, Any] = {
-        "merged": _same(merged, adapted, f"the merged model and {run} on its base"),
-        "base": _largest(merged, plain)[0],
-        "faces": _FACES, "noise": _NOISE, "dtype": dtype, "tolerance": TOLERANCE,
+        "merged": apart.rms, "base": effect.rms, "rounding": level.rms,
+        "allowed": rounding.ALLOWED, "faces": _FACES, "noise": _NOISE, "dtype": dtype,
     }  # fmt: skip
-    if check["base"] <= TOLERANCE:
-        raise UserError(
-            f"the adapter of {run} changes no logit of its base by more than {check['base']:.1e} "
-            f"({TOLERANCE:.0e} is rounding): it was not trained, or it is for another base"
-        )
 
-    new = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    temporary = out.with_name(f".{out.name}.merging")
+    if temporary.exists():  # of a merge that was killed, since this one holds the lock
+        shutil.rmtree(temporary)
+    temporary.mkdir()
     try:
-        family.save_checkpoint(model.to(getattr(torch, dtype)), processor, temporary)
-        expected = _logits(model.float(), inputs)
+        _round(model, getattr(torch, dtype))
+        family.save_checkpoint(model, processor, temporary)
+        _round(model, torch.float32)
+        expected = _logits(model, inputs)
         del model
         gc.collect()
         stored = _logits(families.load_model(family, temporary, dtype=torch.float32), inputs)
-        _same(stored, expected, "the checkpoint read back and the merged model")
-        check["rounded"] = _largest(stored, merged)[0]
+        _same(stored, expected, level, "the checkpoint read back and the merged model")
+        check["rounded"] = rounding.difference(stored, merged).rms
         _complete(temporary, run, found, asked)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         hashes = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
@@ -110,14 +125,18 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: 
                      repo or out.name, license, check, hashes,
                      found.weights[adapter.WEIGHTS])  # fmt: skip
         atomic_write(temporary / "README.md", card)
-        temporary.chmod(0o777 & ~_umask())
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        for parent in new:
-            parent.rmdir()
         raise
     return check
+
+
+def _round(model: Any, dtype: torch.dtype) -> None:
+    """The weights in `dtype`. Buffers, such as the frequencies of rotary positions, are not stored
+    but computed again when the weights are loaded, and stay exact."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _with_adapter(model: Any, run: Path) -> Any:
@@ -211,29 +230,22 @@ def _logits(model: Any, inputs: Sequence[Mapping[str, torch.Tensor]]) -> list[to
         return [model(**encode.to_model(batch, model)).logits[0].float() for batch in inputs]
 
 
-def _largest(
-    found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
-) -> tuple[float, float, float]:
-    """(largest difference, the two logits there); a NaN counts as infinitely far away."""
-    import torch
-
-    worst: tuple[float, ...] = (-1.0, 0.0, 0.0)
-    for a, b in zip(found, expected, strict=True):
-        gap = torch.nan_to_num((a - b).abs(), nan=torch.inf)
-        at = int(gap.argmax())
-        worst = max(worst, tuple(float(x.flatten()[at]) for x in (gap, a, b)))
-    return worst[0], worst[1], worst[2]
-
-
-def _same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], what: str) -> float:
-    gap, a, b = _largest(found, expected)
-    if not gap <= TOLERANCE:
+def _same(
+    found: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    level: rounding.Difference,
+    what: str,
+) -> rounding.Difference:
+    """The difference of two lists of logits. Raises UserError if rounding does not explain it."""
+    apart = rounding.difference(found, expected)
+    if not apart.within(level):
         raise UserError(
-            f"{what} do not give the same logits: {a:.6f} against {b:.6f}, {gap:.1e} apart where "
-            f"{TOLERANCE:.0e} is allowed. Nothing was written; report it with the run's "
-            "adapter_config.json"
+            f"{what} do not give the same log-probabilities: {apart} apart, where another order of "
+            f"summation changes {level} and {rounding.ALLOWED:g} times that is allowed "
+            f"({rounding.ALLOWED_LARGEST:g} times the largest). Nothing was written; report it "
+            "with the run's adapter_config.json"
         )
-    return gap
+    return apart
 
 
 # --- the model card -------------------------------------------------------------------------------
@@ -439,14 +451,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
-    import os
-
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
 # --- sending --------------------------------------------------------------------------------------
 
 
@@ -503,11 +507,12 @@ def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: s
     if repo is not None:
         check_repo(repo)
     check = merge(run, out, dtype=dtype, license=license, repo=repo)
-    print(f"{out}: as base and adapter within {check['merged']:.1e} of a logit on "
-          f"{check['faces']} faces and {check['noise']} noise pictures (the base itself is "
-          f"{check['base']:.2f} away)")  # fmt: skip
+    print(f"{out}: log-probabilities as of base and adapter, {check['merged']:.1e} nats apart "
+          f"where another order of summation changes {check['rounding']:.1e}, on {check['faces']} "
+          f"faces and {check['noise']} noise pictures (the base itself is {check['base']:.1e} "
+          "away; root mean squares)")  # fmt: skip
     if dtype != "float32":
-        print(f"stored as {dtype}: rounding moved a logit by up to {check['rounded']:.1e}")
+        print(f"stored as {dtype}: rounding moved them by {check['rounded']:.1e} nats")
     print(f"next: vlmface predict FACE.jpg --model {out}, or read {out / 'README.md'}")
     if repo is not None:
         push(out, repo)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+from vlmface import lock
 from vlmface.errors import UserError
 
 
@@ -16,28 +17,29 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Raises UserError if another process writes to the file, or if it is damaged."""
-        self.file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process is at work on {path.parent}: wait for it, or stop it"
-            ) from None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock.hold(path))
+            self.file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            self.records = self._read(path)
+            self._open = stack.pop_all()
+
+    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
         self.file.seek(0)
         text = self.file.read()
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self.file.truncate(len(whole.encode()))
-        self.records: dict[str, dict[str, Any]] = {}
+        records: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 record = json.loads(line)
-                self.records[record["id"]] = record
+                records[record["id"]] = record
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path} line {number} is damaged ({error}): take the line out, its face will "
                     "be asked about again"
                 ) from error
+        return records
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record, which has an `id`."""
@@ -49,4 +51,4 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self._open.close()

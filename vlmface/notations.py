@@ -24,6 +24,11 @@ _NEGATIVE = re.compile(
 )
 
 
+_ZERO_LINE = re.compile(
+    r"^(AU[\s_-]?\d{1,2}(?:_[rc])?)[ \t]*[,;\t][ \t]*0(?:\.0+)?[ \t]*$", re.I | re.M
+)
+
+
 def as_lines(text: str) -> str:
     """The text with each notation as lines that name an AU and its value."""
     if not text.isascii():
@@ -32,6 +37,7 @@ def as_lines(text: str) -> str:
         text = _without_json(text)
     if "\n" not in text:
         return _check_marks(text)
+    text = _ZERO_LINE.sub(r"\1: 0.", text)
     lines = text.split("\n")
     if "|" in text:
         lines = _table_rows(lines)

@@ -3,7 +3,7 @@
 python tests/perf/crop_cache.py [--n 64] [--repeats 7] [--json FILE]
 
 Both sides end with the same 224 x 224 pixels, which is checked: one opens a 1024 x 1024 JPEG and
-cuts the face out, the other reads it from the memory-mapped array. One thread, files in the page
+cuts the face out, the other reads it from its pack. One thread, files in the page
 cache, sides in turn, medians over the repeats.
 """
 

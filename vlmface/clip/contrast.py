@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from vlmface import facs
+from vlmface import data, facs
 from vlmface.clip import augment, captions, losses
 from vlmface.clip.classifier import add_lora, tower_of
-from vlmface.clip.model import Clip
+from vlmface.clip.model import Clip, weights_sha
 from vlmface.clip.rows import Squares
 from vlmface.clip.settings import Training
 from vlmface.clip.texts import lengths
@@ -82,6 +82,19 @@ class Settings(Training):
         if not checks.reads_root(self.probe_data):
             why = f"{self.probe_data} is not read from a folder"
             yield Unused("probe_root", why, ("probe_data",))
+
+
+def identity(
+    clip: Clip, loaded: datasets.Dataset, probed: Sequence[datasets.Dataset]
+) -> dict[str, Any]:
+    """What must be the same when a run is resumed, besides its settings: the data as loaded, the
+    rows of the probes, the base's weights."""
+    return {
+        "data": data.fingerprint(loaded),
+        "rows": len(loaded),
+        "probe_data": [data.fingerprint(rows, pictures=False) for rows in probed],
+        "base_weights": weights_sha(clip),
+    }
 
 
 class Pairs(nn.Module):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
-from vlmface import config, data, distributed
+from vlmface import config, data, distributed, run_dir
 from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled
@@ -52,12 +52,16 @@ def main(argv: Sequence[str]) -> int:
     _check(settings)
     checks.machine(settings)
     sft.use_all_cores()
-    run_dir = Path(settings.output_dir)
-    config.remember(settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite)
-    found = compare(settings, *load(settings))
-    atomic_write(run_dir / RESULT, json.dumps(found, indent=2) + "\n")
-    atomic_write(run_dir / TABLE, table(found))
-    print(table(found))
+    folder = Path(settings.output_dir)
+    with run_dir.open_run(settings, last=RESULT) as is_open:
+        if not is_open:
+            return 0
+        parts, truths, identity = load(settings)
+        run_dir.begin(settings, lambda: identity)
+        found = compare(settings, parts, truths)
+        atomic_write(folder / TABLE, table(found))
+        atomic_write(folder / RESULT, json.dumps(found, indent=2) + "\n")
+        print(table(found))
     return 0
 
 
@@ -70,19 +74,20 @@ def _check(settings: Settings) -> None:
             f"transformer, frames: 2 or more, and one view; found {', '.join(wrong) or 'others'}, "
             f"frames {settings.frames}, {max(1, len(crops.parse(settings.crop)))} view(s)"
         )
+    if not settings.validation_split:
+        raise UserError("epochs and the best frame are chosen on validation_split: name one")
     if settings.select != "best" or settings.wise_alpha != 1:
         raise UserError(
             f"select is {settings.select} and wise_alpha is {settings.wise_alpha}, but clips are "
             "compared at their best epoch, with the weights as trained: set select: best and "
             "wise_alpha: 1"
         )
-    if not settings.validation_split:
-        raise UserError("epochs and the best frame are chosen on validation_split: name one")
 
 
-def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
-    """What a frozen image tower sees of the training, validation and test clips; and of each test
-    clip what metrics need to know: "id", "subject", "truth"."""
+def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str, Any]]:
+    """What a frozen image tower sees of the training, validation and test clips; of each test clip
+    what metrics need to know, "id", "subject" and "truth"; and what must be the same when the run
+    is resumed (`run_dir.begin`)."""
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     asked = texts.load(settings.prompt)
     answering.scored_prompts(benchmark, [asked])
@@ -93,14 +98,19 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]]]:
         data.load(settings.data, settings.data_root, split, n=n, **settings.data_options)
         for split, n in splits
     ]
+    identity: dict[str, Any] = {"data": [data.fingerprint(rows) for rows in found]}
     found = [crop_cache.shown(rows, views, settings.frames) for rows in found]
     found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
     others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
     checks.shared_people(found[0], settings.data_root, others)
     checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
     clip = model.load(settings.base, device=sft.device())
+    identity |= {
+        "test_data": data.fingerprint(found[-1], pictures=False),
+        "base_weights": model.weights_sha(clip),
+    }
     parts = [Part.of(rows, clip, asked, settings) for rows in found]
-    return parts, _truths(parts[2].rows, benchmark)
+    return parts, _truths(parts[2].rows, benchmark), identity
 
 
 def compare(
@@ -181,6 +191,7 @@ def _one(
     if kept.exists():  # written last
         return tuple(torch.load(kept, weights_only=True))  # type: ignore[return-value]
     classifier, own = _classifier(name, settings)
+    run_dir.start_in(folder, own, {}, run_dir.FREE)
     train_part, held_part, test_part = parts
     module = Targets(classifier, train_part.targets, train_part.affects, own)
     module.features = train_part.shown(name)

@@ -24,6 +24,7 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.files import atomic_write
 from vlmface.infer.clip import WEIGHTS, ClipModel
+from vlmface.run_dir import begin
 from vlmface.train import checks, sft
 
 if TYPE_CHECKING:
@@ -41,21 +42,21 @@ def run(recipe: str, settings: Settings) -> None:
     baseline = benchmarks.load_baseline(benchmark)
     views = crops.parse(settings.crop)
     with sft.main_first():
-        samples = data.load(
+        loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
             **settings.data_options,
         )  # fmt: skip
+        validation: datasets.Dataset | None = None
         held: datasets.Dataset | None = None
         if settings.validation_split:
-            held = data.load(
+            validation = data.load(
                 settings.data, settings.data_root, settings.validation_split,
                 **settings.data_options,
             )  # fmt: skip
-            held = crop_cache.shown(held, views, settings.frames)
-        fingerprint = data.fingerprint(samples)
+            held = crop_cache.shown(validation, views, settings.frames)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
-        samples = crop_cache.shown(samples, views, settings.frames)
+        samples = crop_cache.shown(loaded, views, settings.frames)
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
     parts: dict[str, Any] = {"test": (faces, root)}
@@ -78,6 +79,18 @@ def run(recipe: str, settings: Settings) -> None:
 
     clip = model.load(settings.base, device=sft.device())
     sha = model.weights_sha(clip)
+
+    def identity() -> dict[str, Any]:
+        return {
+            "data": data.fingerprint(loaded),
+            "rows": len(samples),
+            "validation_data": None if validation is None else data.fingerprint(validation),
+            "test_data": data.fingerprint(faces, pictures=False),
+            "prompts": [f"{asked.id} {asked.sha} {asked.space.sha}"],
+            "base_weights": sha,
+        }
+
+    same = begin(settings, identity)
     shape = settings.shape(max(1, len(views)))
     untouched = dataclasses.replace(
         shape, image="frozen", text="frozen", head="text", affect="none", negative_weight=0.0,
@@ -103,7 +116,7 @@ def run(recipe: str, settings: Settings) -> None:
     classifier.interpolate(start, alpha)
     if sft.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": found["n"],
-                 "options": settings.data_options, "fingerprint": fingerprint}  # fmt: skip
+                 "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         save(recipe, settings, classifier, sha, about)
     sft.wait_for_everyone()
     after = answers(classifier, "predictions.jsonl")
@@ -138,7 +151,7 @@ def save(
     """Write the trained weights, the texts and, last, the manifest of a run."""
     from safetensors.torch import save as to_bytes
 
-    run_dir = Path(settings.output_dir)
+    run_dir, views = Path(settings.output_dir), crops.parse(settings.crop)
     state = {name: tensor.contiguous() for name, tensor in trained.state(classifier).items()}
     atomic_write(run_dir / WEIGHTS, to_bytes(state))
     manifest.save_prompts([classifier.texts], run_dir)
@@ -158,8 +171,9 @@ def save(
         data=dict(about),
         seed=settings.seed,
         limits=settings.limits or manifest.neutral_limits(settings.data),
-        crop=crops.as_dict(crops.parse(settings.crop)),
+        crop=crops.as_dict(views),
         frames=settings.frames,
+        faces=crops.default_faces(views, data.shows_faces(settings.data)),
         clip=dataclasses.asdict(classifier.shape),
     ).save(run_dir)
 

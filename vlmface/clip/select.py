@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from transformers import TrainerCallback
 from vlmface.clip import trained
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.rows import Squares, labelled, stacked
+from vlmface.errors import UserError
 from vlmface.files import atomic_write
+from vlmface.run_dir import last_checkpoint, step_of
 
 if TYPE_CHECKING:
     import datasets
@@ -97,13 +100,32 @@ class KeepBest(TrainerCallback):
 
     def __init__(self, run_dir: Path, held: Held) -> None:
         self.log, self.kept, self.held = run_dir / LOG, run_dir / "checkpoints" / BEST, held
+        self.folder = run_dir
         self.found: list[dict[str, Any]] = []
         self.epochs = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def check(self) -> None:
+        """Before training: raise UserError if the weights of the best epoch that a resumed run has
+        measured are gone."""
+        checkpoint = last_checkpoint(self.folder)
+        if checkpoint is None or not self._measured(step_of(checkpoint)):
+            return
+        try:
+            torch.load(self.kept, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.kept}, the best weights so far, cannot be read ({reason}): restore it, or "
+                "start again with --overwrite"
+            ) from error
+
+    def _measured(self, step: int) -> list[dict[str, Any]]:
+        """The lines of the epochs that ended up to a step."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        self.found = [line for text in lines if (line := json.loads(text))["step"]
-                      <= state.global_step]  # fmt: skip
+        return [line for text in lines if (line := json.loads(text))["step"] <= step]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.found = self._measured(state.global_step)
         self.epochs = len(self.found)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

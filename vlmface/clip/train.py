@@ -209,6 +209,8 @@ def train(
 def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -> dict[str, Any]:
     """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
     keep = None if held is None else KeepBest(Path(settings.output_dir), held)
+    if keep:
+        sft.on_main(keep.check)
     found = fit(
         model, data, settings, rows=len(data), in_memory=model.features is not None,
         callbacks=[keep] if keep else [],
@@ -252,6 +254,7 @@ def fit(
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=KEPT,
+        logging_nan_inf_filter=False,
         seed=settings.seed,
         report_to=settings.report_to,
         ddp_timeout=int(sft.PATIENCE.total_seconds()),
@@ -265,12 +268,7 @@ def fit(
         callbacks=[JsonLines(run_dir / "log.jsonl"), *callbacks],
         settings=settings,
     )
-    resume = sft.checkpoint_to_resume(run_dir)
-    if resume:
-        sft.check_trainable(resume, trainer.trainable_sha)
-        if sft.is_main():
-            print(f"resuming from {resume}")
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train_to_end(run_dir)
     lines = sft.read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {

@@ -6,6 +6,7 @@ Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
     SPLITS                  the splits that the set defines
     PUBLISHED               split -> {label or "rows": number}, as its owners published them;
                             PUBLISHED_BY: (option, value) -> the same under that option
+    WHOLE_SCENES            True where the pictures show people in their surroundings, not faces
     read(root, split, **protocol) -> Rows (rendered sets have no root and say NEEDS_ROOT = False)
 
 A module that is put there is a data set; nothing else lists them.
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from vlmface.data.rows import Rows
 
 
+_BLOCK = 1000  # rows that are in memory at once, where all are read
+
+
 def names() -> list[str]:
     """The names that `load` knows, sorted."""
     from vlmface.data import sets
@@ -48,6 +52,21 @@ def adapter(name: str) -> ModuleType:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise UserError(f"there is no data set {name!r}: {hint}")
     return importlib.import_module(f"vlmface.data.sets.{name}")
+
+
+def shows_faces(name: str) -> bool:
+    """Whether the pictures of a data set, or of each source of a mixture, are faces, rather than
+    people in their surroundings. Raises UserError as `load` does."""
+    if is_mixture(name):
+        from vlmface.data import mixture
+
+        return all(shows_faces(source.data) for source in mixture.read(Path(name).expanduser())[1])
+    return not getattr(adapter(name), "WHOLE_SCENES", False)
+
+
+def is_mixture(name: str) -> bool:
+    """Whether what stands for a data set's name is the file of a mixture."""
+    return str(name).endswith((".yaml", ".yml"))
 
 
 @overload
@@ -93,7 +112,7 @@ def load(
     """
     from vlmface.data.rows import Rows, to_dataset
 
-    if str(name).endswith((".yaml", ".yml")):
+    if is_mixture(name):
         from vlmface.data import mixture
 
         mixed = mixture.load(name, root, split, missing=missing, n=n, **protocol)
@@ -156,15 +175,48 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def fingerprint(rows: datasets.Dataset) -> str:
-    """12 hex digits over the ids and labels of all rows in order: same data, same digits."""
-    columns = ["id", "emotion", "aus", "valence", "arousal", "age", "gender", "race", "context",
-               "rationale"]  # fmt: skip
-    table = rows.select_columns(columns).with_format("arrow")[:]
+def fingerprint(rows: datasets.Dataset, *, pictures: bool = True) -> str:
+    """12 hex digits over the annotation and the pictures of all rows in order: same data, same
+    digits.
+
+    Args:
+        rows: FaceSample rows as `load` gives them, before `crop_cache.shown`.
+        pictures: read the bytes of all pictures, in threads and undecoded, so that a file that was
+            exchanged is noticed; a picture counts by its content, wherever it is stored.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    from vlmface.data import sources
+    from vlmface.schema import features
+
+    columns = [name for name in features() if name not in ("image", "frames")]
+    plain = rows.select_columns(columns).with_format("arrow")
     digest = hashlib.sha256()
-    for column in columns:
-        digest.update(repr(table[column].to_pylist()).encode())
+    for start in range(0, len(rows), _BLOCK):
+        block = plain[start : start + _BLOCK]
+        for column in columns:
+            _update(digest, block[column])
+    if pictures:
+        for content in sources.digests(rows):
+            digest.update(content.encode())
     return digest.hexdigest()[:12]
+
+
+def _update(digest: Any, column: Any) -> None:
+    """Add the values of an Arrow column to a digest. Lists and structs are taken apart first, since
+    their conversion to Python takes most of the time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_list(column.type):
+        digest.update(repr(pc.list_value_length(column).to_pylist()).encode())
+        _update(digest, pc.list_flatten(column))
+    elif pa.types.is_struct(column.type):
+        for field in column.type:
+            _update(digest, pc.struct_field(column, field.name))
+    else:
+        digest.update(repr(column.to_pylist()).encode())
 
 
 def hold_out(

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vlmface.errors import UserError
+
 if TYPE_CHECKING:
     import datasets
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 CHUNK = 4  # items that a thread takes at once
 AHEAD = 3  # chunks a thread that are under work, or done and not taken yet
 Source = str | bytes  # the path of a picture, or its encoded bytes
+_BLOCK = 1000  # rows whose pictures are in memory at once, where they are stored in the rows
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -53,6 +56,28 @@ def content(source: Source) -> bytes:
 def digest(encoded: bytes) -> str:
     """32 hex digits that tell contents apart."""
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+def digests(rows: datasets.Dataset) -> Iterator[str]:
+    """For each row in order, the digests of its pictures. Raises UserError."""
+    from tqdm import tqdm
+
+    def of_row(pictures: Sequence[Source]) -> str:
+        try:
+            return " ".join(digest(content(picture)) for picture in pictures) + "\n"
+        except OSError as error:
+            raise UserError(f"a picture cannot be read ({error}): restore it") from error
+
+    many = 20_000  # rows that take a moment
+    starts = range(0, len(rows), _BLOCK)
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(desc="reading pictures", total=len(rows), unit="row", disable=len(rows) < many) as bar,
+    ):
+        for start in starts:
+            block = rows.select(range(start, min(start + _BLOCK, len(rows))))
+            yield from pool.map(of_row, sources(block))
+            bar.update(len(block))
 
 
 def in_threads(

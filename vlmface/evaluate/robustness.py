@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, distributed, manifest
+from vlmface import config, distributed, lock, manifest
 from vlmface.encode import listed, open_row_image, open_shown
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt, page, report
@@ -190,9 +190,13 @@ def run(settings: Settings) -> dict[str, Any]:
     )
     rows = load_rows(benchmark, settings.data_root, None, predictor.views, predictor.frames)
     rows = rows.select(range(min(settings.n, len(rows))))
-    config.remember(settings, out, free=("output_dir", "batch_size", "corruptions"))
-    with Journal(out / "sets.jsonl") as journal:
-        figures = measure(predictor, rows, settings, journal)
+    with lock.hold(out):
+        if (out / config.SETTINGS).exists():
+            config.compare(settings, out, free=("output_dir", "batch_size", "corruptions"))
+        else:
+            config.save(settings, out)
+        with Journal(out / "sets.jsonl") as journal:
+            figures = measure(predictor, rows, settings, journal)
     about = {
         "model": settings.model,
         "benchmark": benchmark.id,

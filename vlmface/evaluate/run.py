@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, distributed, manifest
+from vlmface import config, distributed, lock, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
@@ -212,7 +212,8 @@ def run(settings: Settings) -> dict[str, Any]:
     if settings.mode not in answering.MODES:
         raise UserError(f"mode is {settings.mode!r}: use one of {', '.join(answering.MODES)}")
     benchmark = load_benchmark(settings.benchmark)
-    return _evaluate(settings, benchmark, _asked(settings))
+    with lock.hold(output_folder(settings.model, settings.output_dir, benchmark.id)):
+        return _evaluate(settings, benchmark, _asked(settings))
 
 
 def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
@@ -236,7 +237,8 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
         )
         who = who or _asked(one)
         try:
-            found[name] = _evaluate(one, benchmark, who)
+            with lock.hold(output_folder(one.model, one.output_dir, benchmark.id)):
+                found[name] = _evaluate(one, benchmark, who)
         except UserError as error:  # the other benchmarks are worth having
             found[name] = str(error)
     for name, result in found.items():

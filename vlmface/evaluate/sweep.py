@@ -13,12 +13,12 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, distributed, manifest, prompts
+from vlmface import config, distributed, lock, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, measures, metrics, page, report
 from vlmface.evaluate.answering import au_set
@@ -375,9 +375,10 @@ def main(argv: Sequence[str]) -> int:
     settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")
-    result = [sweep(settings, load_benchmark(name), asking) for name in settings.benchmarks]
-    atomic_write(output / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
-    path = write(result, output)
+    with lock.hold(output):
+        result = [sweep(settings, load_benchmark(name), asking) for name in settings.benchmarks]
+        config.save(settings, output)
+        path = write(result, output)
     for one in result:
         print(f"{one['benchmark']}: {one['verdict']}")
     print(f"page: {path}")

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from PIL import Image
+
 from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.families import llava, paligemma, qwen_vl, smolvlm
@@ -111,3 +113,20 @@ def set_max_pixels(family: ModuleType, processor: Any, max_pixels: int | None) -
             "it out (max_pixels: null)"
         )
     family.set_max_pixels(processor, max_pixels)
+
+
+def padding(family: ModuleType, processor: Any) -> tuple[int, ...] | None:
+    """The colour (RGB, 0..255) that the processor pads pictures to a square with, None if it keeps
+    their shape or squeezes them."""
+    return family.padding(processor) if hasattr(family, "padding") else None
+
+
+def padded(image: Image.Image, colour: tuple[int, ...] | None) -> Image.Image:
+    """The picture (RGB) in the middle of a square of `colour`, as the processor makes it: for
+    servers that know the processor of the base alone. Unchanged if there is no colour."""
+    side = max(image.size)
+    if colour is None or image.size == (side, side):
+        return image
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

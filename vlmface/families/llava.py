@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmface import manifest
 from vlmface.errors import UserError
-from vlmface.families import parts
+from vlmface.families import parts, templates
+from vlmface.families.generation import clear_generation_config
 from vlmface.families.quantize import Quantize
 from vlmface.families.quantize import options as quantize_options
 
@@ -40,25 +42,72 @@ LINEAR = {
 
 
 def load_processor(path: str | Path) -> Any:
-    """The LlavaProcessor of a checkpoint, with the fields that old checkpoints left out.
+    """The LlavaProcessor of a checkpoint or of a run.
 
-    Published LLaVA-1.5 checkpoints differ in whether they state `patch_size`; without it the
-    processor could not count image tokens. Raises UserError if there is no chat template.
+    Published LLaVA-1.5 checkpoints differ in what they state of image tokens; where there is a
+    model's config.json, the numbers follow from that. A base whose image processor would cut the
+    middle square out of a picture pads it to a square instead, as LLaVA-1.5 was trained
+    (`image_aspect_ratio: pad`); a run keeps what it was trained with. Raises UserError for files
+    that do not belong together, and for a chat template that cannot be used.
     """
     from transformers import AutoConfig, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    if processor.patch_size is None:
+    if not Path(path).is_dir() or (Path(path) / "config.json").is_file():  # no adapter alone
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-        processor.num_additional_image_tokens = 1  # CLIP's class token
-    if not processor.chat_template:
-        raise UserError(
-            f"{path} has no chat template, so prompts cannot be written as the model saw them: "
-            "add its chat_template.jinja"
-        )
+        processor.num_additional_image_tokens = _additional_tokens(config.vision_config)
+        if not manifest.is_run(path):
+            _pad_to_square(processor)
+        _check_image(processor, config, path)
+    templates.check(processor, path)
     return processor
+
+
+def _additional_tokens(vision: Any) -> int:
+    """Tokens of a tower beside its patches: 1 of CLIP (the class), 0 of SigLIP."""
+    import copy
+
+    import torch
+    from transformers import AutoModel
+
+    small = copy.deepcopy(vision)
+    small.num_hidden_layers = 1
+    with torch.device("meta"):  # shapes alone
+        tower = AutoModel.from_config(small)
+        pixels = torch.zeros(1, small.num_channels, small.image_size, small.image_size)
+        tokens = tower(pixel_values=pixels).last_hidden_state.shape[1]
+    return tokens - (small.image_size // small.patch_size) ** 2
+
+
+def _pad_to_square(processor: Any) -> None:
+    """Let the image processor pad, where it would keep a picture's shape and cut its middle out."""
+    from transformers import LlavaImageProcessor
+
+    settings = processor.image_processor
+    if settings.do_center_crop and "shortest_edge" in (settings.size or {}):
+        content = {k: v for k, v in settings.to_dict().items() if k != "image_processor_type"}
+        processor.image_processor = LlavaImageProcessor(**(content | {"do_pad": True}))
+
+
+def _check_image(processor: Any, config: Any, path: str | Path) -> None:
+    """Raises UserError unless a test picture becomes what the tower takes, and its tokens as many
+    as the model makes of it."""
+    from PIL import Image
+
+    vision, fix = config.vision_config, "take the processor files of the weights' own checkpoint"
+    pixels = image_inputs(processor, [Image.new("RGB", (300, 200))])["pixel_values"]
+    height, width = (int(side) for side in pixels.shape[2:])
+    if (height, width) != (vision.image_size, vision.image_size):
+        raise UserError(
+            f"{path}: the image processor makes pictures of {height} x {width} pixels, but the "
+            f"vision tower takes {vision.image_size} x {vision.image_size}: {fix}"
+        )
+    patches = (height // vision.patch_size) * (width // vision.patch_size)
+    dropped = config.vision_feature_select_strategy == "default"
+    made = patches + processor.num_additional_image_tokens - dropped
+    parts.check_image_tokens(path, image_tokens(processor), made)
 
 
 def load_model(
@@ -79,7 +128,7 @@ def load_model(
         use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
-    return model.to(device or "cpu").eval()
+    return clear_generation_config(model.to(device or "cpu").eval())
 
 
 def save_checkpoint(
@@ -125,9 +174,19 @@ def image_size(processor: Any) -> tuple[int, int]:
 
 
 def describe_image(processor: Any) -> dict[str, int]:
-    """What a manifest says of images: their size in pixels and the tokens that one takes."""
+    """What a manifest says of images: their size in pixels, the tokens that one takes, and whether
+    they are padded to a square before they are resized."""
     height, width = image_size(processor)
-    return {"height": height, "width": width, "tokens": image_tokens(processor)}
+    found = {"height": height, "width": width, "tokens": image_tokens(processor)}
+    return found | ({"pad_to_square": True} if padding(processor) else {})
+
+
+def padding(processor: Any) -> tuple[int, ...] | None:
+    """The colour (RGB, 0..255) that pictures are padded to a square with, None if they are not."""
+    settings = processor.image_processor
+    if not getattr(settings, "do_pad", False):
+        return None
+    return tuple(int(value * 255) for value in settings.image_mean)
 
 
 def image_tokens(processor: Any, size: tuple[int, int] | None = None) -> int:
@@ -163,26 +222,16 @@ def token_inputs(processor: Any, ids: Sequence[int], answer: int | None) -> dict
 
 def prompt_text(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     """The conversation as text, open for the assistant's answer; one `<image>` per image."""
-    return processor.apply_chat_template(list(messages), add_generation_prompt=True)
+    return templates.prompt(processor, messages)
 
 
 def completion_text(processor: Any, messages: Sequence[Mapping[str, Any]], target: str) -> str:
     """What follows `prompt_text` when the assistant answers `target`, up to and with the EOS.
 
     The published LLaVA-1.5 template ends the answer with a space and no EOS; the models were
-    trained with one, and a model that never sees it does not learn to stop.
+    trained with one.
     """
-    turn = {"role": "assistant", "content": [{"type": "text", "text": target}]}
-    prompt = prompt_text(processor, messages)
-    full = processor.apply_chat_template([*messages, turn])
-    if not full.startswith(prompt):
-        raise UserError(
-            "the chat template writes the conversation with an answer differently from the prompt "
-            f"alone ({prompt[-40:]!r} against {full[len(prompt) - 40 : len(prompt)]!r}): "
-            "training and serving would not agree"
-        )
-    eos = processor.tokenizer.eos_token
-    return full[len(prompt) :].rstrip().removesuffix(eos) + eos
+    return templates.completion(processor, messages, target, [processor.tokenizer.eos_token])
 
 
 def stop_token_ids(processor: Any) -> list[int]:

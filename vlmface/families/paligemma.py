@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import UserError
 from vlmface.families import llava, parts
+from vlmface.families.generation import clear_generation_config
 from vlmface.families.quantize import Quantize
 from vlmface.families.quantize import options as quantize_options
 
@@ -86,6 +87,7 @@ def _check_vocabulary(path: str | Path, processor: Any) -> None:
 
 def _check_image(path: str | Path, processor: Any) -> None:
     """Raises UserError unless the processor makes the images and tokens that the tower expects."""
+    from PIL import Image
     from transformers import AutoConfig
 
     vision = AutoConfig.from_pretrained(path, trust_remote_code=False).vision_config
@@ -103,6 +105,9 @@ def _check_image(path: str | Path, processor: Any) -> None:
             f"{processor.image_seq_length} tokens, but the tower takes {side} x {side} and gives "
             f"{tokens}: correct size and image_seq_length of the image processor"
         )
+    pixels = image_inputs(processor, [Image.new("RGB", (300, 200))])["pixel_values"]
+    made = (pixels.shape[2] // vision.patch_size) * (pixels.shape[3] // vision.patch_size)
+    parts.check_image_tokens(path, image_tokens(processor), made)
 
 
 def load_model(
@@ -123,7 +128,7 @@ def load_model(
         use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
-    return model.to(device or "cpu").eval()
+    return clear_generation_config(model.to(device or "cpu").eval())
 
 
 def save_checkpoint(

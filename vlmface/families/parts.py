@@ -119,3 +119,13 @@ def freeze(parts: Parts, model: Any, policy: Mapping[str, str]) -> None:
     """Let gradients reach the parts that are "full" and no others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(policy[part_of(name, parts)] == "full")
+
+
+def check_image_tokens(path: object, reserved: int, made: int) -> None:
+    """Raise UserError unless the processor reserves as many tokens for a test picture as the model
+    makes of it: it would train on shifted text, or stop at the first picture."""
+    if reserved != made:
+        raise UserError(
+            f"{path}: the processor reserves {reserved} tokens for a picture, but the model makes "
+            f"{made} of it: take the processor files of the weights' own checkpoint"
+        )

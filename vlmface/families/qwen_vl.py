@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import llava, parts
+from vlmface.families import parts, templates
+from vlmface.families.generation import clear_generation_config
 from vlmface.families.quantize import Quantize
 from vlmface.families.quantize import options as quantize_options
 
@@ -58,11 +59,6 @@ def load_processor(path: str | Path) -> Any:
     from transformers import AutoConfig, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    if not processor.chat_template:
-        raise UserError(
-            f"{path} has no chat template, so prompts cannot be written as the model saw them: "
-            "add its chat_template.jinja"
-        )
     vocabulary = processor.tokenizer.get_vocab()
     for token in (processor.image_token, STOPS[0]):
         if token not in vocabulary:
@@ -84,7 +80,27 @@ def load_processor(path: str | Path) -> Any:
                 f"{path}: the tokenizer has ids up to {largest}, but the model has embeddings for "
                 f"{rows}: restore the tokenizer files that the checkpoint was published with"
             )
+        _check_image(processor, config, path)
+    templates.check(processor, path)
     return processor
+
+
+def _check_image(processor: Any, config: Any, path: str | Path) -> None:
+    """Raises UserError unless the processor cuts a test picture into the patches that the tower
+    takes, and counts its tokens as the model does."""
+    from PIL import Image
+
+    vision, size = config.vision_config, (300, 200)
+    inputs = image_inputs(processor, [Image.new("RGB", size)])
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    if inputs["pixel_values"].shape[1] != values:
+        raise UserError(
+            f"{path}: the processor cuts pictures into patches of "
+            f"{inputs['pixel_values'].shape[1]} values, but the vision tower takes {values}: take "
+            "the processor files of the weights' own checkpoint"
+        )
+    made = int(inputs["image_grid_thw"].prod()) // vision.spatial_merge_size**2
+    parts.check_image_tokens(path, image_tokens(processor, size), made)
 
 
 def load_model(
@@ -105,7 +121,7 @@ def load_model(
         use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
-    return model.to(device or "cpu").eval()
+    return clear_generation_config(model.to(device or "cpu").eval())
 
 
 def save_checkpoint(
@@ -130,9 +146,12 @@ def token_side(processor: Any) -> int:
 def set_max_pixels(processor: Any, max_pixels: int) -> None:
     """Let no image have more than `max_pixels` after resizing; larger ones are made smaller.
 
-    The budget is saved with the processor, so that whoever loads it from a run resizes alike. Only
-    an image whose sides differ more than the budget has tokens (1:64 at 64 tokens) takes more: each
-    side remains one token at least. Raises UserError for a budget below one token.
+    The checkpoint's minimum stays (64 tokens in Qwen3-VL: 224 x 224 pixels are enlarged to 256 x
+    256), unless it is above the budget. The budget is saved with the processor, so that all who
+    load it from a run resize alike. Two kinds of images take more: those that are enlarged to a
+    minimum just below the budget, since each side is rounded up to whole tokens, and those whose
+    sides differ more than the budget has tokens (1:64 at 64 tokens), since each side remains one
+    token at least. Raises UserError for a budget below one token.
     """
     token = token_side(processor) ** 2
     if max_pixels < token:
@@ -142,10 +161,12 @@ def set_max_pixels(processor: Any, max_pixels: int) -> None:
             "pixels: allow that at least"
         )
     settings = processor.image_processor
-    # Images below the minimum are enlarged and then rounded up to whole tokens: far enough below
-    # the maximum, they cannot jump over it.
-    smallest = min(settings.size["shortest_edge"], max_pixels // 4)
-    settings.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+    least = settings.size["shortest_edge"]
+    if max_pixels < least:
+        # Images below the minimum are enlarged and then rounded up to whole tokens: far enough
+        # below the maximum, they cannot jump over it.
+        least = max_pixels // 4
+    settings.size = {"shortest_edge": least, "longest_edge": max_pixels}
 
 
 def pixel_range(processor: Any) -> tuple[int, int]:
@@ -209,7 +230,7 @@ def token_inputs(processor: Any, ids: Sequence[int], answer: int | None) -> dict
 def prompt_text(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     """The conversation as text, open for the assistant's answer; an image is
     <|vision_start|><|image_pad|><|vision_end|>."""
-    return llava.prompt_text(processor, messages)
+    return templates.prompt(processor, messages)
 
 
 def completion_text(processor: Any, messages: Sequence[Mapping[str, Any]], target: str) -> str:
@@ -217,9 +238,8 @@ def completion_text(processor: Any, messages: Sequence[Mapping[str, Any]], targe
 
     The newline that templates write behind it belongs to no answer: generation has stopped.
     """
-    text = llava.completion_text(processor, messages, target)
-    body = text.removesuffix(processor.tokenizer.eos_token).removesuffix(STOPS[0])
-    return body + STOPS[0]
+    ends = [*STOPS, processor.tokenizer.eos_token]
+    return templates.completion(processor, messages, target, ends)
 
 
 def stop_token_ids(processor: Any) -> list[int]:

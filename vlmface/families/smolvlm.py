@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import llava, parts
+from vlmface.families import llava, parts, templates
+from vlmface.families.generation import clear_generation_config
 from vlmface.families.quantize import Quantize
 from vlmface.families.quantize import options as quantize_options
 
@@ -59,18 +60,15 @@ def load_processor(path: str | Path) -> Any:
             f"the processor in {path} needs the package num2words, which is not installed: "
             "pip install 'vlmface[smolvlm]'"
         ) from error
-    if not processor.chat_template:
-        raise UserError(
-            f"{path} has no chat template, so prompts cannot be written as the model saw them: "
-            "add its chat_template.jinja"
-        )
     if not Path(path).is_dir() or (Path(path) / "config.json").is_file():  # no adapter alone
         _check(processor, path)
+    templates.check(processor, path)
     return processor
 
 
 def _check(processor: Any, path: str | Path) -> None:
     """Refuse a processor that is not the model's: both would run, and nothing would be right."""
+    from PIL import Image
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -97,6 +95,9 @@ def _check(processor: Any, path: str | Path) -> None:
             f"model makes {tokens} of one ({tile_size(processor)} pixels wide, patches of "
             f"{config.vision_config.patch_size}, scale_factor {config.scale_factor}): {fix}"
         )
+    size = (300, 200)
+    pixels = image_inputs(processor, [Image.new("RGB", size)])["pixel_values"]
+    parts.check_image_tokens(path, image_tokens(processor, size), pixels.shape[1] * tokens)
 
 
 def load_model(
@@ -117,7 +118,7 @@ def load_model(
         use_safetensors=True,
         **quantize_options(quantize, PARTS, dtype=dtype, device=device),
     )
-    return model.to(device or "cpu").eval()
+    return clear_generation_config(model.to(device or "cpu").eval())
 
 
 def save_checkpoint(
@@ -285,14 +286,14 @@ def token_inputs(processor: Any, ids: Sequence[int], answer: int | None) -> dict
 
 def prompt_text(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     """The conversation as text, open for the assistant's answer; one `<image>` per image."""
-    return llava.prompt_text(processor, messages)
+    return templates.prompt(processor, messages)
 
 
 def completion_text(processor: Any, messages: Sequence[Mapping[str, Any]], target: str) -> str:
     """What follows `prompt_text` when the assistant answers `target`, up to and with the
     <end_of_utterance>; the line break that templates write behind it belongs to no answer."""
-    text, end = llava.completion_text(processor, messages, target), processor.end_of_utterance_token
-    return text.removesuffix(processor.tokenizer.eos_token).removesuffix(end) + end
+    ends = [processor.end_of_utterance_token, processor.tokenizer.eos_token]
+    return templates.completion(processor, messages, target, ends)
 
 
 def stop_token_ids(processor: Any) -> list[int]:

@@ -15,6 +15,7 @@ from vlmface import answers, families, manifest, prompts
 from vlmface.encode import Shown, listed
 from vlmface.errors import UserError
 from vlmface.files import without_surrogates
+from vlmface.infer import loops
 from vlmface.infer.endpoint import (
     Completion,
     Endpoint,
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
 class Server:
     """`endpoint` names the model there; it is asked greedily and may write `max_new_tokens`.
     `constrained`: it is held to the prompt's form and labels (vLLM's `structured_outputs`; a server
-    that does not know them ignores them or refuses)."""
+    that does not know them ignores them or refuses). `padding`: the colour that pictures are padded
+    to a square with before they are sent (`families.padding`), None to send them as they are."""
 
     endpoint: Endpoint
     prompts: Sequence[Prompt]
     max_new_tokens: int
     constrained: bool = False
+    padding: tuple[int, ...] | None = None
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         request: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_new_tokens}
@@ -55,7 +58,7 @@ class Server:
         """What it writes about the picture or pictures (RGB), which are sent without loss. Raises
         NoAnswerError, and UserError for what no other picture would change."""
         began = time.perf_counter()
-        messages = await asyncio.to_thread(_messages, prompt, shown)
+        messages = await asyncio.to_thread(_messages, prompt, shown, self.padding)
         (first, *_), usage = await ask(client, self.endpoint, messages, self._request(prompt))
         complete = first.complete(usage.get("completion_tokens"), self.max_new_tokens)
         return _prediction(prompt, first, time.perf_counter() - began, complete)
@@ -66,7 +69,7 @@ class Server:
         """What it has written so far, again and again, and at the end the answer. Raises as
         `answer`; nothing is tried twice."""
         began = time.perf_counter()
-        messages = await asyncio.to_thread(_messages, prompt, shown)
+        messages = await asyncio.to_thread(_messages, prompt, shown, self.padding)
         whole = Completion()
         pieces = streamed(client, self.endpoint, messages, self._request(prompt))
         async for piece in pieces:
@@ -102,8 +105,10 @@ def server_of(
     """A server that answers the prompts of the `run` that it serves, or of these the one that
     `prompt` is or names; without a run, `prompt`. The model of an endpoint that names none is the
     only one there. Raises UserError."""
+    padding = None
     if run is not None:
         found, asked = manifest.load(run)
+        padding = padding_of(run)
         if prompt is not None:
             asked = [manifest.among(asked, prompt, run)]
         limit = max_new_tokens or found.generation["max_new_tokens"]
@@ -119,20 +124,36 @@ def server_of(
     endpoint.check()
     if not endpoint.model:
         endpoint = replace(endpoint, model=served_model(endpoint))
-    return Server(endpoint, asked, limit, constrained)
+    return Server(endpoint, asked, limit, constrained, padding)
+
+
+# What a server takes from the checkpoint's generation_config.json unless a request says otherwise.
+NEUTRAL = {"repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def requests_of(run: str | Path) -> dict[str, Any]:
-    """What a vLLM server must be told with each request, to read and end as the run was trained."""
+    """What a vLLM server must be told with each request, to read, answer and end as the run was
+    trained."""
     found, _ = manifest.load(run)
     family = families.get(found.family)
     processor = families.load_processor(family, run)
     flags = family.vllm_flags(processor, max_length=found.max_length, policy=found.policy)
-    return {**flags["extra_body"], "stop_token_ids": list(family.stop_token_ids(processor))}
+    stops = list(family.stop_token_ids(processor))
+    return {**NEUTRAL, **flags["extra_body"], "stop_token_ids": stops}
 
 
-def _messages(prompt: Prompt, shown: Shown) -> list[dict[str, Any]]:
-    return with_images(prompt.messages(), map(png_uri, listed(shown)))
+def padding_of(run: str | Path) -> tuple[int, ...] | None:
+    """The colour that pictures are padded with before a server is shown them."""
+    found, _ = manifest.load(run)
+    family = families.get(found.family)
+    return families.padding(family, family.load_processor(run))
+
+
+def _messages(
+    prompt: Prompt, shown: Shown, padding: tuple[int, ...] | None
+) -> list[dict[str, Any]]:
+    pictures = [png_uri(families.padded(picture, padding)) for picture in listed(shown)]
+    return with_images(prompt.messages(), pictures)
 
 
 def png_uri(image: Image.Image) -> str:
@@ -155,7 +176,7 @@ def served_model(endpoint: Endpoint) -> str:
 
     endpoint.check()
     try:
-        found = asyncio.run(names())
+        found = loops.run(names())
     except NoAnswerError as error:
         raise UserError(
             f"{endpoint.url} does not answer ({error}): start the server, or check the URL, which "

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from vlmface import config, data, facs, taxonomy
+from vlmface import config, data, facs, lock, manifest, run_dir, taxonomy
 from vlmface.data import options
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
@@ -162,6 +162,12 @@ def build(settings: Settings) -> dict[str, Any]:
     endpoint that does not answer, and if no rationale passes.
     """
     space = _check(settings)
+    with lock.hold(settings.output):
+        return _build(settings, space)
+
+
+def _build(settings: Settings, space: taxonomy.LabelSpace) -> dict[str, Any]:
+    """`build` in a folder that no other process builds in."""
     output = Path(settings.output)
     work = output.with_name(f"{output.name}.building")
     if _is_complete(settings, output):
@@ -170,9 +176,15 @@ def build(settings: Settings) -> dict[str, Any]:
         return json.loads((output / "summary.json").read_text(encoding="utf-8"))
     teacher = _teacher(settings) if settings.writer == "teacher" else None
     model = _model(settings, space) if settings.writer == "model" else None
-    config.remember(settings, work, free=_FREE, anew=settings.overwrite)
-
     rows = data.load(settings.data, settings.root, settings.split, n=settings.n, **settings.option)
+    if settings.overwrite:
+        run_dir.discard(work)
+    if any(path.stat().st_size for path in work.glob("*.jsonl")):
+        run_dir.mark_trained(work)  # answers that were paid for are not discarded
+    answered_by = manifest.made(str(settings.model)) if model is not None else None
+    identity = {"data": data.fingerprint(rows), "model_trained": answered_by}
+    run_dir.start_in(work, settings, identity, _FREE)
+
     pictures = _pictures(rows)
     left_out: Counter[str] = Counter()
     if model is not None:
@@ -217,15 +229,23 @@ def unused_by_model(endpoint: str | None) -> Iterator[Unused]:
 
 
 def _is_complete(settings: Settings, output: Path) -> bool:
-    done = output / "summary.json"
-    if settings.overwrite and done.exists():
-        shutil.rmtree(output)
+    aside = _aside(output)
+    if aside.exists() and not output.exists():  # killed between the two renames of `_finish`
+        os.rename(aside, output)
+    shutil.rmtree(aside, ignore_errors=True)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
-    if not done.exists():
+    if not run_dir.is_started(output):
         raise UserError(f"{output} holds something else than a build: use another --output")
-    config.remember(settings, output, free=_FREE)
+    if settings.overwrite:
+        return False  # it stays until the new one is finished
+    config.compare(settings, output, free=_FREE)
     return True
+
+
+def _aside(output: Path) -> Path:
+    """Where a build is while a new one takes its place."""
+    return output.with_name(f".{output.name}.replaced")
 
 
 def _teacher(settings: Settings) -> Teacher:
@@ -441,11 +461,12 @@ def _finish(
     written: Sequence[Written],
     summary: Mapping[str, Any],
 ) -> None:
-    """Write all files into a folder beside the journals, then rename that to `output`."""
+    """Write all files into a folder beside the journals, then rename that to `output`, instead of
+    an earlier build that is there."""
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
     _with_rationales(rows, written, settings, summary).save_to_disk(result)
-    for name in ("settings.json", "aus.jsonl", "answers.jsonl"):
+    for name in (config.SETTINGS, run_dir.RECORD, "aus.jsonl", "answers.jsonl"):
         if (work / name).exists() and (work / name).stat().st_size:
             shutil.copyfile(work / name, result / name)
     rejected = [
@@ -464,7 +485,10 @@ def _finish(
     atomic_write(result / "summary.json", json.dumps(summary, indent=2) + "\n")
     page.write_card(result / "README.md", summary)
     page.write_page(result / "rationale.html", summary, written, pictures, settings.faces)
-    os.replace(result, output)
+    if output.exists():
+        os.rename(output, _aside(output))
+    os.rename(result, output)
+    shutil.rmtree(_aside(output), ignore_errors=True)
     shutil.rmtree(work)
 
 

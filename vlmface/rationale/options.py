@@ -31,7 +31,7 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         help="estimator for faces without annotated AUs: image -> {au: 0..5}")  # fmt: skip
     add("--au_threshold", default=1.0,
         help="an estimated AU is there from this intensity on (default 1)")  # fmt: skip
-    add("--overwrite", action="store_true", help="delete an earlier build first")
+    add("--overwrite", action="store_true", help="replace an earlier build by the new one")
 
     group = parser.add_argument_group("rule writer")
     add = group.add_argument

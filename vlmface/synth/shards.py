@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import files
+from vlmface import children, files
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,8 +114,9 @@ class RenderedSet:
                 for start, path in missing
             )  # fmt: skip
             parallel = Parallel(
-                min(workers or cpu_count(), len(missing)), return_as="generator_unordered"
-            )
+                min(workers or cpu_count(), len(missing)), return_as="generator_unordered",
+                **children.joblib_arguments(),
+            )  # fmt: skip
             with tqdm(
                 total=len(missing) * self.shard,
                 unit=self.unit,

@@ -12,6 +12,8 @@ from typing import Any
 from vlmface.errors import UserError
 from vlmface.ranges import Unused
 
+WITH_WARMUP = ("cosine", "linear")  # schedules; transformers' "constant" begins at the full rate
+
 
 def saved_when_logged(settings: Any) -> None:
     """Refuse checkpoints between two lines of the log. Raises UserError."""
@@ -56,14 +58,14 @@ def reads_root(name: str) -> bool:
 
 def unused_warmup(settings: Any) -> Iterator[Unused]:
     """A warm-up under a schedule that has none."""
-    if settings.schedule in ("constant", "steps"):
+    if settings.schedule not in WITH_WARMUP:
         why = f"schedule {settings.schedule} has no warm-up, cosine and linear have"
         yield Unused("warmup_steps", why, ("schedule",))
 
 
 def warmup(settings: Any, steps: int) -> None:
     """Refuse a warm-up that would not end within the run's `steps`. Raises UserError."""
-    if settings.warmup_steps > steps:
+    if settings.schedule in WITH_WARMUP and settings.warmup_steps > steps:
         raise UserError(
             f"warmup_steps is {settings.warmup_steps}, but the run has {steps} step(s): lower it, "
             "or give the share of all steps, such as 0.04"

@@ -284,12 +284,6 @@ class GroupTrainer(Resumable, GRPOTrainer):
             # only if it divides by theirs.
             tokens = inputs["completion_mask"].sum().to(loss)
             loss = loss * tokens / self.accelerator.reduce(tokens, "mean")
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: the "
-                "same command goes on from the last checkpoint; if it happens again, start anew "
-                "with a lower learning_rate or max_grad_norm (--overwrite)"
-            )
         return loss
 
     def _get_per_token_logps_and_entropies(self, model: Any, *_: Any, **__: Any) -> Any:

@@ -203,6 +203,19 @@ def start_of(settings: Settings) -> Start:
     )
 
 
+def identity(
+    settings: Settings,
+    loaded: datasets.Dataset,
+    rows: datasets.Dataset,
+    tested: datasets.Dataset,
+    start: Start,
+) -> dict[str, Any]:
+    """`sft.identity` of a run, and the adapter that it trains further."""
+    found = sft.identity(settings, loaded, rows, tested, [start.prompt], start.base)
+    adapter = None if start.run is None else manifest.weights_sha(start.run)
+    return found | {"start_weights": adapter}
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -351,6 +364,7 @@ def train(
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
+        logging_nan_inf_filter=False,
         seed=settings.seed,
         report_to=settings.report_to,
         ddp_timeout=int(sft.PATIENCE.total_seconds()),
@@ -388,12 +402,7 @@ def train(
     sft.check_sharding(trainer)
     trained: Any = trainer.model
     parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
-    resume = sft.checkpoint_to_resume(run_dir)
-    if resume:
-        sft.check_trainable(resume, trainer.trainable_sha)
-        if sft.is_main():
-            print(f"resuming from {resume}")
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train_to_end(run_dir)
     sft.save_trained(
         trainer, start.processor, start.family, start.base_id, "lora" in start.policy.values(),
         run_dir,
@@ -441,11 +450,13 @@ def _server(start: Start, settings: Settings) -> Any:
     """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
+    from vlmface import families
+    from vlmface.infer.server import NEUTRAL
     from vlmface.train.vllm_rollout import Server
 
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
-    sampling = {
+    sampling = NEUTRAL | {
         "temperature": settings.temperature, "top_p": settings.top_p,
         "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
         "logit_bias": {str(image): -100}, "skip_special_tokens": False,
@@ -455,7 +466,7 @@ def _server(start: Start, settings: Settings) -> Any:
     )
     return Server(
         settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
-        sampling | flags["extra_body"],
+        sampling | flags["extra_body"], padding=families.padding(start.family, start.processor),
     )  # fmt: skip
 
 

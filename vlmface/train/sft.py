@@ -7,30 +7,30 @@ what it has to leave out; `train` runs, or goes on with, the training of a run f
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
 import re
 import resource
-import shutil
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from vlmface import config, encode, manifest
-from vlmface.data import crops
+from vlmface import data, encode, manifest
+from vlmface.data import crops, shows_faces
 from vlmface.data.rows import pictures
 from vlmface.distributed import is_main, world_size
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.files import atomic_write
-from vlmface.prompts import Prompt
+from vlmface.prompts import Prompt, Question
 from vlmface.ranges import (
     Checked,
     Count,
@@ -49,6 +49,7 @@ from vlmface.train import checks
 if TYPE_CHECKING:
     import datasets
 
+T = TypeVar("T")
 Policy = Literal["frozen", "lora", "full"]
 # How long processes wait for one that renders, cuts out or answers; the default is 10 minutes.
 PATIENCE = timedelta(hours=6)
@@ -245,6 +246,35 @@ def target_of(sample: FaceSample, prompt: Prompt, seed: int) -> str:
         raise encode.RefusedError("unreadable_rationale", str(error)) from error
 
 
+def identity(
+    settings: Any,
+    loaded: datasets.Dataset,
+    rows: datasets.Dataset,
+    tested: datasets.Dataset,
+    asked: Sequence[Question],
+    base: str | Path,
+) -> dict[str, Any]:
+    """What must be the same when a run is resumed, besides its settings (`run_dir.begin`).
+
+    Args:
+        settings: of the recipe.
+        loaded: the training data as `data.load` gives them.
+        rows: those that are trained on.
+        tested: the rows that the model is evaluated on.
+        asked: the prompts.
+        base: folder of the base model.
+    """
+    texts = getattr(settings, "text_data", None)
+    return {
+        "data": data.fingerprint(loaded),
+        "rows": len(rows),
+        "text_data": hashlib.sha256(Path(texts).read_bytes()).hexdigest()[:12] if texts else None,
+        "test_data": data.fingerprint(tested, pictures=False),
+        "prompts": [f"{prompt.id} {prompt.sha} {prompt.space.sha}" for prompt in asked],
+        "base_weights": manifest.weights_sha(base),
+    }
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -275,22 +305,6 @@ def check_processes(asked: int | None) -> None:
             "accelerate was asked for several processes but started one: on a CPU, launch with "
             "`--config_file recipes/accelerate/ddp.yaml`"
         )
-
-
-def begin(settings: Any, last: str = "report.html") -> bool:
-    """Remember the settings in the run's folder, or check that they are those it was begun with;
-    whether there is something left to do there. `last`: the file that is written when all is done.
-    Raises UserError."""
-    run_dir = Path(settings.output_dir)
-    if is_main():
-        config.remember(
-            settings, run_dir, free=("overwrite", "output_dir"), anew=settings.overwrite
-        )
-    wait_for_everyone()
-    if (run_dir / last).exists():
-        print(f"{run_dir} is complete: look at its {last}, or start with --overwrite")
-        return False
-    return True
 
 
 def use_all_cores() -> None:
@@ -366,18 +380,6 @@ def check_machine(settings: Common) -> None:
     checks.machine(settings)
 
 
-def check_trainable(checkpoint: Path, sha: str) -> None:
-    """Refuse to go on with other trained weights than the checkpoint's: another version of peft,
-    say, may name or choose them differently. Raises UserError."""
-    found = (checkpoint / "complete").read_text(encoding="utf-8")
-    if found != sha:
-        raise UserError(
-            f"{checkpoint} was written while other weights were trained (trainable_sha "
-            f"{found or 'none'}, now {sha}): go on with the versions of peft, transformers and "
-            "vlmface that started the run, or start anew with --overwrite"
-        )
-
-
 def spare_the_compiler() -> None:
     """Keep DeepSpeed from compiling its shared-memory all-reduce: before the first process group.
 
@@ -415,6 +417,28 @@ def wait_for_everyone() -> None:
         PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE).wait_for_everyone()
 
 
+def on_main(work: Callable[[], T]) -> T:
+    """The result of `work`, which only the main process calls, in all processes.
+
+    A UserError of it is raised in all of them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    result: list[Any] = [None, None]
+    if is_main():
+        try:
+            result[0] = work()
+        except UserError as error:
+            result[1] = str(error)
+    wait_for_everyone()
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
+
+
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
     """The main process runs the block before the others do: they find the files that it made."""
@@ -437,18 +461,6 @@ def peak_rss_gib() -> float:
 
 
 # --- training -------------------------------------------------------------------------------------
-
-
-def checkpoint_to_resume(run_dir: Path) -> Path | None:
-    """The last checkpoint that was written to its end; unfinished ones are deleted."""
-    folders = sorted(
-        (run_dir / "checkpoints").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1])
-    )
-    complete = [folder for folder in folders if (folder / "complete").exists()]
-    if is_main():
-        for folder in set(folders) - set(complete):
-            shutil.rmtree(folder)
-    return complete[-1] if complete else None
 
 
 def lora_config(settings: Common, family: ModuleType, model: Any, tokens: int) -> Any:
@@ -532,6 +544,7 @@ def train(
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,
+        logging_nan_inf_filter=False,
         seed=settings.seed,
         report_to=settings.report_to,
         ddp_timeout=int(PATIENCE.total_seconds()),
@@ -577,13 +590,7 @@ def train(
     trained: Any = trainer.model
     trainable = sum(count(p) for p in trained.parameters() if p.requires_grad)
     parameters = sum(count(p) for p in trained.parameters())
-    resume = checkpoint_to_resume(run_dir)
-    if resume:
-        check_trainable(resume, trainer.trainable_sha)
-        if is_main():
-            print(f"resuming from {resume}")
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-
+    trainer.train_to_end(run_dir)
     save_trained(trainer, processor, family, settings.base, settings.uses_lora, run_dir)
     lines = read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
@@ -668,7 +675,7 @@ def write_manifest(
 ) -> None:
     """Write vlmface.json of a run whose weights and processor are saved, and its prompts: from here
     on it can be evaluated. `aus` are the AUs that it names, `data` what it was trained on."""
-    run_dir = Path(settings.output_dir)
+    run_dir, views = Path(settings.output_dir), crops.parse(settings.crop)
     manifest.save_prompts(asked, run_dir)
     manifest.Manifest(
         recipe=recipe,
@@ -682,8 +689,9 @@ def write_manifest(
         image=family.describe_image(processor),
         processor=manifest.processor_shas(run_dir),
         weights=manifest.weights_shas(run_dir),
-        crop=crops.as_dict(crops.parse(settings.crop)),
+        crop=crops.as_dict(views),
         frames=settings.frames,
+        faces=crops.default_faces(views, shows_faces(settings.data)),
         max_length=settings.max_length,
         generation={"max_new_tokens": settings.max_new_tokens},
         data=dict(data),

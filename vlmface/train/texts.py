@@ -54,7 +54,7 @@ def encode_row(
     processor: Any, family: ModuleType, question: str, answer: str, *, max_length: int | None = None
 ) -> dict[str, list[int]]:
     """What `encode.encode_text` makes of a row, with the tokens of a blank picture of 32 x 32
-    pixels at its end. Raises RefusedError("too_long" | "image_in_text")."""
+    pixels at its end. Raises RefusedError("too_long" | "image_in_text" | "joined")."""
     messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
     row = encode.encode_text(processor, family, messages, answer)
     start = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)

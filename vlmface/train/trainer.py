@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,7 +16,9 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
+from vlmface import run_dir as run_dirs
 from vlmface.encode import IGNORED, GroupedSampler, open_row_image, stored_pictures, to_model
+from vlmface.errors import UserError
 from vlmface.train.loss import summed_cross_entropy
 
 
@@ -27,8 +29,10 @@ class Resumable:
       of a small learning rate are lost to rounding; here they are float32.
     - `training_step`: FSDP2 cannot go on from an optimizer that lacks state for a trained weight,
       such as those of LLaVA's last tower layer, whose output is not used: they get zero gradients.
+    - `training_step`, `_get_grad_norm`: a loss or gradient norm that is not finite ends the run
+      before the step is counted, logged or saved.
     - `_save_checkpoint`: a checkpoint counts only once it is whole, and needs no model card. It
-      says which weights it trains.
+      lists its files, and says which weights it trains.
     """
 
     model: Any
@@ -37,6 +41,8 @@ class Resumable:
     state: Any
     is_fsdp_enabled: bool
     model_wrapped: Any
+    trainable_sha: str
+    _step_losses: list[torch.Tensor]  # of the micro-batches of the step under way
 
     def settle(self, family: ModuleType) -> None:
         """At the end of __init__."""
@@ -55,20 +61,83 @@ class Resumable:
         self.trainable_sha = trainable_sha(trained)
         self.family = family
 
+    def train_to_end(self, run_dir: Path) -> None:
+        """Train, from the run's last complete checkpoint if it has one. All processes must call it.
+        Raises UserError for a damaged checkpoint, and where training diverges."""
+        resume = run_dirs.checkpoint_to_resume(run_dir, self.trainable_sha)
+        if resume and self.args.process_index == 0:
+            print(f"resuming from {resume}")
+        self._step_losses = []
+        trainer: Any = self
+        trainer.add_callback(FirstStep(run_dir))
+        try:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            self._check_weights()
+        finally:  # so that a message has a line of its own
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, LossBar) and callback.training_bar is not None:
+                    callback.training_bar.close()
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        self._step_losses.append(loss.detach().float())
         if self.is_fsdp_enabled:
             for parameter in self.model.parameters():
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
         return loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # The only place between the backward passes of a step and its update where the norm is
+        # known. DDP, ZeRO and FSDP have summed the gradients: all processes see the same norm.
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        self._check_step(norm)
+        return norm
+
+    def _check_step(self, norm: Any) -> None:
+        """Raise UserError, in all processes, if the loss of one of them or the gradient norm is not
+        finite in the step under way."""
+        loss = torch.stack(self._step_losses).sum()
+        self._step_losses.clear()
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        size = torch.as_tensor(0.0 if whole is None else whole, dtype=loss.dtype).to(loss.device)
+        # DeepSpeed reports -1 for a norm that is not finite.
+        size = torch.where(size < 0, torch.full_like(size, torch.nan), size)
+        values = self.accelerator.gather(torch.stack([loss, size])).view(-1, 2).cpu()
+        for column, name in enumerate(("loss", "gradient norm")):
+            bad = values[:, column][~values[:, column].isfinite()]
+            if len(bad):
+                step = self.state.global_step + 1
+                self._diverged(f"the {name} is {bad[0].item()} at step {step}")
+
+    @torch.no_grad()
+    def _check_weights(self) -> None:
+        """Raise UserError, in all processes, if a trained weight is not finite."""
+        bad = torch.zeros(1, device=self.accelerator.device)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                # What this process holds of a weight that ZeRO-3 or FSDP divides.
+                held = getattr(parameter, "ds_tensor", parameter.data)
+                held = held.to_local() if hasattr(held, "to_local") else held
+                bad += (~held.isfinite()).sum().to(bad)
+        if count := int(self.accelerator.gather(bad).sum()):
+            step = self.state.global_step
+            self._diverged(f"{count} trained weights are not finite after step {step}")
+
+    def _diverged(self, cause: str) -> NoReturn:
+        raise UserError(
+            f"{cause} (learning_rate {self.args.learning_rate:g}, max_grad_norm "
+            f"{self.args.max_grad_norm:g}): lower learning_rate or max_grad_norm, or raise "
+            "warmup_steps, and start again with --overwrite; what was saved before it is kept"
+        )
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._check_weights()
         Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            (folder / "complete").write_text(self.trainable_sha)
+            run_dirs.complete_checkpoint(folder, self.trainable_sha)
 
     def whole_state(self) -> dict[str, Any] | None:
         """The weights of a model that is sharded over processes (under LoRA, the trained ones), on
@@ -192,6 +261,19 @@ class LossBar(ProgressCallback):
         if self.training_bar is not None and "loss" in (logs or {}):
             assert logs is not None
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+class FirstStep(TrainerCallback):
+    """Notes in the run's folder that it has begun to train."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.is_noted = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and not self.is_noted:
+            run_dirs.mark_trained(self.run_dir)
+            self.is_noted = True
 
 
 class JsonLines(TrainerCallback):

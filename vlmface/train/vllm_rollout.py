@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx2
 
+from vlmface import families
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_images
@@ -35,14 +36,17 @@ class Server:
     """A vLLM server at `url` ("http://host:8000/v1"), asked with `prompt`.
 
     `folder`: where adapters are written, seen by the server under the same path. `sampling`: fields
-    of each request. `attempts` tries with pauses that grow from a second, 60 s at most.
+    of each request. `attempts` tries with pauses that grow from a second, 60 s at most. `padding`:
+    the colour that pictures are padded to a square with (`families.padding`).
     """
 
     def __init__(
         self, url: str, prompt: Prompt, folder: Path, sampling: dict[str, Any], *,
         attempts: int = 6, timeout_s: float = 600.0, concurrency: int = 32,
+        padding: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         self.prompt, self.folder, self.sampling = prompt, folder.resolve(), sampling
+        self.padding = padding
         self.endpoint = Endpoint(
             url, "", attempts=attempts, timeout_s=timeout_s, concurrency=concurrency
         )
@@ -125,10 +129,11 @@ class Server:
             async with self._client() as client:
 
                 async def ask(number: int, shown: Sequence[Any]) -> list[dict[str, Any]]:
+                    pictures = [_lossless(picture, self.padding) for picture in shown]
                     body = {
                         **self.sampling,
                         "model": self.name,
-                        "messages": with_images(self.prompt.messages(), map(_lossless, shown)),
+                        "messages": with_images(self.prompt.messages(), pictures),
                         "n": group,
                         "seed": (seed + number) % 2**31,
                         "logprobs": True,
@@ -182,9 +187,9 @@ class Server:
             ) from None
 
 
-def _lossless(stored: Any) -> str:
+def _lossless(stored: Any, padding: tuple[int, ...] | None) -> str:
     """What the server sees is what the trainer sees."""
-    return png_uri(open_row_image(stored).convert("RGB"))
+    return png_uri(families.padded(open_row_image(stored).convert("RGB"), padding))
 
 
 def _read(reply: httpx2.Response) -> tuple[list[int] | None, list[dict[str, Any]]]:
