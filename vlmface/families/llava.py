@@ -75,7 +75,7 @@ def _additional_tokens(vision: Any) -> int:
     small = copy.deepcopy(vision)
     small.num_hidden_layers = 1
     with torch.device("meta"):  # shapes alone
-        tower = AutoModel.from_config(small)
+        tower = AutoModel.from_config(small, trust_remote_code=False)
         pixels = torch.zeros(1, small.num_channels, small.image_size, small.image_size)
         tokens = tower(pixel_values=pixels).last_hidden_state.shape[1]
     return tokens - (small.image_size // small.patch_size) ** 2
