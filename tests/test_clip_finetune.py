@@ -196,6 +196,7 @@ def test_a_video_is_answered_by_the_command(
     broken.write_bytes(b"no video")
     for run_dir in (clips_run, done):  # of one frame: the middle one
         words = ["predict", str(path), str(broken), "--model", str(run_dir), "--json"]
+        words += ["--faces", "none"]  # the video shows none
         assert vlmface(words) == 2
         out, err = capsys.readouterr()
         (line,) = [json.loads(text) for text in out.splitlines()]

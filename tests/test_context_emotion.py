@@ -257,7 +257,7 @@ def test_without_a_face_the_scene_alone_is_judged(
 ) -> None:
     nobody = picture(5, (120, 80))
     with Predictor.load(run_dir) as predictor:
-        assert predictor.looks
+        assert predictor.faces_by_default == "largest"
         (report,) = predictor.predict([nobody], boxes=[box])
         views = predictor.views
     expected = LocalModel.load(run_dir).predict([crops.views_of(nobody, None, views)])[0]

@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from vlmface.demo.faces import Face
 from vlmface.errors import UserError
 from vlmface.infer import Predictor
 from vlmface.infer.local import Prediction
+from vlmface.infer.predictor import NOT_ASKED
 from vlmface.infer.report import FaceReport
 from vlmface.synth import clips as synth_clips
 from vlmface.synth import dataset
@@ -135,14 +137,17 @@ def test_each_of_several_labels_is_marked() -> None:
 
 @pytest.mark.parametrize(
     ("shows", "said"),
-    [((), "shown the picture as a whole"), (("face",), "shown the picture as a whole"),
+    [((), "the model was not asked"), (("face",), "the model was not asked"),
      (("face", "context"), "judged the scene alone"), (("scene",), None)],
 )  # fmt: skip
 def test_without_a_face_it_is_said_what_was_judged(
     shows: tuple[str, ...], said: str | None
 ) -> None:
-    made = SimpleNamespace(views=crops.parse([{"show": show} for show in shows] or None), frames=1)
-    notes = voices.no_face(made, False)
+    parsed = crops.parse([{"show": show} for show in shows] or None)
+    made = SimpleNamespace(views=parsed, frames=1, faces_note=None)
+    face_found = None if shows == ("scene",) else False
+    report = replace(chosen(likely("fear")), face_found=face_found, views=parsed)
+    notes = voices.no_face(made, report)
     assert [said in note for note in notes] == [True] if said else notes == []
     assert (voices.shown(made) is None) is (len(shows) < 2)
 
@@ -256,8 +261,12 @@ def test_of_a_clip_it_is_said_where_no_face_was_and_where_many_were(clip_frames:
         assert "The clip, 4 frames" in said
         said = tabs._about_clip(demo, clips.Clip(frames, [face] * 4))
         assert "No face" not in said and "Several faces" not in said
-        said = tabs._about_clip(demo, clips.Clip(frames, [None] * 4))
-        assert "No face was found, so the model was shown the frames as they are" in said
+        empty = [Image.new("RGB", (64, 64), "green")] * 4
+        said = tabs._about_clip(demo, clips.Clip(empty, [None] * 4))
+        assert "No face was found, so the model was not asked" in said and "no face found" in said
+        predictor.__dict__["faces_note"] = "faces are not looked for"
+        said = tabs._about_clip(demo, clips.Clip(empty, [None] * 4))
+        assert "the model was shown the frames as they are" in said
 
 
 def test_a_timeline_has_a_row_for_each_label_and_a_column_for_each_frame() -> None:
@@ -270,6 +279,9 @@ def test_a_timeline_has_a_row_for_each_label_and_a_column_for_each_frame() -> No
     assert "No face was found in number 2" in shown
     text = f"<think>{HOSTILE}</think>\n<answer>fear</answer>"
     silent = views.timeline(frames, faces, [report_of(text), report_of("?"), report_of(text)])
+    unseen = FaceReport({"emotion": NOT_ASKED}, {"emotion": "clip_emotion"}, None, False)
+    mixed = views.timeline(frames, faces, [unseen, chosen(likely("fear")), unseen])
+    assert mixed.count('<th scope="row">') == 8 and mixed.count('class="main"') == 1
     assert silent.count("<td") == 3 and "what was said" in silent and "<script" not in silent
     assert "no answer that counts in any" in views.timeline(frames[:1], faces[:1], [report_of("?")])
 

@@ -42,6 +42,7 @@ from vlmface.gateway.settings import Settings, keys_of
 from vlmface.hosts import Hosts
 from vlmface.infer.batcher import BusyError
 from vlmface.infer.endpoint import NoAnswerError
+from vlmface.infer.face_views import FaceView, Viewpoint
 from vlmface.infer.predictor import Predictor
 
 KEY = "a-key-of-enough-characters"
@@ -50,6 +51,7 @@ KEY = "a-key-of-enough-characters"
 @pytest.fixture(scope="module")
 def predictor(run_dir: Path) -> Iterator[Predictor]:
     with Predictor.load(run_dir, max_new_tokens=8) as found:
+        found.viewpoint = Viewpoint()  # the pictures here show no faces
         yield found
 
 
@@ -138,12 +140,14 @@ def test_a_clip_with_several_views_says_that_it_judged_the_scene_alone(clip_view
             predictor.faces(field)
         except UserError as error:
             pytest.skip(str(error))
-        for faces in ("none", "largest"):
-            reply = client.post(ANALYZE, json={"image": b64(encoded(field, "PNG")), "faces": faces})
+        for faces in ({}, {"faces": "largest"}, {"faces": "all"}):
+            reply = client.post(ANALYZE, json={"image": b64(encoded(field, "PNG")), **faces})
             assert reply.status_code == 200, reply.text
             (found,) = reply.json()["faces"]
             assert (found["face_found"], found["scene_only"]) == (False, True), faces
-            assert set(found["answers"]) == {"context"}
+            assert not found["sure"] and found["answers"]["context"]["label"]
+        reply = client.post(ANALYZE, json={"image": b64(encoded(field, "PNG")), "faces": "none"})
+        assert reply.json()["faces"][0]["face_found"] is None
         reply = client.post(ANALYZE, json={"image": b64(FACE), "boxes": [[0, 0, 30, 30]]})
         assert reply.json()["faces"][0]["scene_only"] is False
 
@@ -179,7 +183,7 @@ def test_faces_are_looked_for_if_asked(
     assert found["faces"][0]["face_found"] is True and found["left_out"] == 0
 
 
-def test_a_picture_without_a_face_is_taken_whole(
+def test_about_a_picture_without_a_face_nothing_is_asked(
     client: TestClient, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = client.post(ANALYZE, json={"image": b64(FACE)}).json()["faces"][0]
@@ -187,7 +191,8 @@ def test_a_picture_without_a_face_is_taken_whole(
     monkeypatch.setattr(predictor, "faces", lambda image: [])
     found = client.post(ANALYZE, files={"image": FACE}, data={"faces": "all"}).json()["faces"]
     assert len(found) == 1 and found[0]["face_found"] is False and found[0]["box"] is None
-    same({**found[0], "face_found": None}, whole)
+    assert whole["answers"]["emotion"]["text"] and not found[0]["answers"]["emotion"]["text"]
+    assert found[0]["answers"]["emotion"]["label"] is None and not found[0]["sure"]
 
 
 def test_without_a_detector_the_client_is_told(
@@ -301,12 +306,18 @@ def test_too_much_at_work_is_refused_at_once() -> None:
 class Failing:
     """A predictor that fails in one way."""
 
-    name, tasks, backend = "failing", ("emotion",), None
+    name, tasks, backend, faces_by_default = "failing", ("emotion",), None, "none"
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    async def apredict(self, *_: Any, **__: Any) -> Any:
+    def face_views(self, image: Any, **_: Any) -> list[FaceView]:
+        return [FaceView(image, None, None)]
+
+    def questions_of(self, tasks: Any) -> dict[str, Any]:
+        return {}
+
+    async def aanswer(self, *_: Any, **__: Any) -> Any:
         raise self.error
 
 
@@ -351,7 +362,8 @@ def test_a_server_that_has_the_model_fails_in_its_own_name(run_dir: Path) -> Non
         Predictor.load(teacher.url, run=run_dir, attempts=1) as served,
         gateway(served) as client,
     ):
-        found = [client.post(ANALYZE, files={"image": FACE}) for _ in replies]
+        send = {"files": {"image": FACE}, "data": {"faces": "none"}}
+        found = [client.post(ANALYZE, **send) for _ in replies]
         assert [(one.status_code, one.json().get("reason")) for one in found] == expected
         assert found[0].json()["faces"][0]["answers"]["emotion"]["text"] == says
         assert found[3].headers["retry-after"] == "9"
@@ -369,7 +381,7 @@ def test_messages_keep_what_helps_and_drop_where_it_was() -> None:
 
 def test_a_model_that_hangs_is_given_up(predictor: Predictor) -> None:
     class Hanging(Failing):
-        async def apredict(self, *_: Any, **__: Any) -> Any:
+        async def aanswer(self, *_: Any, **__: Any) -> Any:
             await asyncio.sleep(60)
 
     with gateway(Hanging(Exception()), answer_timeout_s=0.2) as client:
@@ -551,10 +563,11 @@ def test_many_clients_are_answered_as_alone(live: Live, predictor: Predictor) ->
 
 
 def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     class Slow(Failing):
-        async def apredict(self, *_: Any, **__: Any) -> Any:
+        async def aanswer(self, *_: Any, **__: Any) -> Any:
+            begun.set()
             try:
                 await asyncio.sleep(30)
             finally:
@@ -564,7 +577,7 @@ def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
         content = json.dumps({"image": GOOD}).encode()
         with socket.create_connection(("127.0.0.1", live.port)) as connection:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
-            wait_for(lambda: live.server.load.at_work["answering"] == 1)
+            assert begun.wait(10) and live.server.load.at_work["answering"] == 1
         assert ended.wait(5)
 
 
@@ -572,7 +585,7 @@ def test_told_to_stop_it_finishes_what_is_at_work(predictor: Predictor) -> None:
     go, report = threading.Event(), predictor.predict([picture(1, (64, 48))])[0]
 
     class Slow(Failing):
-        async def apredict(self, *_: Any, **__: Any) -> Any:
+        async def aanswer(self, *_: Any, **__: Any) -> Any:
             await asyncio.to_thread(go.wait, 20)
             return report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from fake_teacher import Asked, FakeTeacher, Reply
 from PIL import Image
 from samples import picture
@@ -22,9 +25,10 @@ from vlmface import prompts
 from vlmface.answers import Answer
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.infer import Predictor
+from vlmface.infer import Predictor, loops
 from vlmface.infer.batcher import Batcher, BusyError
 from vlmface.infer.endpoint import NoAnswerError
+from vlmface.infer.face_views import Viewpoint
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.infer.report import FaceReport
 
@@ -38,6 +42,7 @@ def texts(reports: list[FaceReport]) -> list[str]:
 @pytest.fixture(scope="module")
 def local(run_dir: Path) -> Iterator[Predictor]:
     with Predictor.load(run_dir) as predictor:
+        predictor.viewpoint = Viewpoint()  # the pictures here show no faces
         yield predictor
 
 
@@ -65,6 +70,7 @@ def behind(run_dir: Path) -> Iterator[FakeTeacher]:
 @pytest.fixture(scope="module")
 def served(behind: FakeTeacher, run_dir: Path) -> Iterator[Predictor]:
     with Predictor.load(behind.url, run=run_dir) as predictor:
+        predictor.viewpoint = Viewpoint()
         yield predictor
 
 
@@ -92,19 +98,21 @@ def test_of_a_clip_each_frame_has_a_box_of_its_own(
     boxes = [(i, 2, i + 30, 34) if i != 4 else None for i in range(8)]
     with Predictor.load(clip_faces) as one, Predictor.load(clip_frames) as four:
         assert (one.frames, four.frames) == (1, 4)
-        shown, found = four.shown_clip(frames, boxes)
-        assert found is True and len(shown) == 4
+        view = four.clip_view(frames, boxes)
+        shown = view.pictures
+        assert view.face_found is True and isinstance(shown, list) and len(shown) == 4
         for image, i in zip(shown, (1, 3, 5, 7), strict=True):
-            assert image.tobytes() == one.shown(frames[i], boxes[i])[0].tobytes()
+            (alone,) = one.face_views(frames[i], box=boxes[i])
+            assert image.tobytes() == alone.pictures.tobytes()  # type: ignore[union-attr]
         report = four.predict_clip(frames, boxes)
         expected = four.backend.answer(four.questions["emotion"], [shown], 1)[0]
         assert report.probabilities == expected.probabilities
         assert (report.face_found, report.box) == (True, None)
         # One frame is the middle one, and it has no face here.
         assert one.predict_clip(frames, boxes).face_found is False
-        assert one.shown_clip(frames[:7], boxes[:7])[1] is True
+        assert one.clip_view(frames[:7], boxes[:7]).face_found is True
         with pytest.raises(UserError, match="a clip without frames"):
-            four.shown_clip([], [])
+            four.clip_view([], [])
     (middle,) = local.predict([PICTURES[2]], boxes=[(2, 2, 30, 30)])
     clip = local.predict_clip(PICTURES, [(2, 2, 30, 30)] * 5)
     assert clip.main.text == middle.main.text
@@ -151,9 +159,10 @@ def test_a_face_is_cut_out_of_its_picture(local: Predictor) -> None:
     scene.paste(face, (100, 60))
     (report,) = local.predict([scene], boxes=[(100, 60, 180, 140)])
     assert report.box == (100, 60, 180, 140) and report.face_found is True
-    shown, _ = local.shown(scene, (100, 60, 180, 140))
-    assert shown.width == shown.height
-    assert texts([report]) == texts(local.predict([shown]))
+    (view,) = local.face_views(scene, box=(100, 60, 180, 140))
+    assert isinstance(view.pictures, Image.Image)
+    assert view.pictures.width == view.pictures.height == 224
+    assert texts([report]) == texts(local.predict([view.pictures]))
 
 
 def test_what_was_not_trained_is_not_asked(local: Predictor) -> None:
@@ -179,9 +188,158 @@ def test_a_server_that_does_not_answer(run_dir: Path) -> None:
         Predictor.load(server.url, run=run_dir, attempts=1) as predictor,
     ):
         with pytest.raises(NoAnswerError, match="unreadable reply"):
-            list(predictor.stream(PICTURES[0]))
+            list(predictor.stream(PICTURES[0], faces="none"))
         with pytest.raises(NoAnswerError, match="HTTP 503 full"):
-            list(predictor.stream(PICTURES[0]))
+            list(predictor.stream(PICTURES[0], faces="none"))
+
+
+# --- what is asked, in any form -------------------------------------------------------------------
+
+
+def test_one_picture_has_a_report_and_many_have_a_list(local: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    PICTURES[0].save(path)
+    expected = texts(local.predict(PICTURES[:1]))
+    for single in (PICTURES[0], path, str(path), path.read_bytes(), np.asarray(PICTURES[0])):
+        assert texts([local.predict(single)]) == expected
+    for several in ([path], (str(path),), iter([path]), np.asarray(PICTURES[0])[None]):
+        assert texts(local.predict(several)) == expected
+    assert local.predict([]) == []
+    with pytest.raises(UserError, match="pictures are of type int"):
+        local.predict(3)  # type: ignore[call-overload]
+
+
+def test_more_pictures_than_are_open_at_once_keep_their_order(
+    local: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlmface.infer import predictor
+
+    expected = texts(local.predict(PICTURES))
+    monkeypatch.setattr(predictor, "MOST_OPEN", 2)
+    assert texts(local.predict(PICTURES)) == expected
+
+
+@pytest.mark.parametrize("tasks", ["emotion", ["emotion"], ("emotion",), iter(["emotion"]), None])
+def test_tasks_are_a_text_or_several(local: Predictor, tasks: Any) -> None:
+    (report,) = local.predict(PICTURES[:1], tasks)
+    assert list(report.answers) == ["emotion"]
+
+
+@pytest.mark.parametrize("wrong", ["gender", ["emotion", "gender"], [3], "emotion,gender", ""])
+def test_tasks_of_another_run_are_one_message(local: Predictor, wrong: Any) -> None:
+    with pytest.raises(UserError, match="was not trained to answer"):
+        local.predict(PICTURES[:1], wrong)
+
+
+@pytest.mark.parametrize(
+    "box", [[2, 3, 30, 34], (2.0, 3.0, 30.0, 34.0), np.array([2, 3, 30, 34], np.float32),
+            np.array([2, 3, 30, 34], np.int64), torch.tensor([2.0, 3, 30, 34])],
+)  # fmt: skip
+def test_a_box_of_any_kind_is_reported_as_numbers(local: Predictor, box: Any) -> None:
+    reports = [
+        local.predict(PICTURES[0], boxes=box), local.predict(PICTURES[0], boxes=[box]),
+        *local.predict(PICTURES[:2], boxes=[box, None])[:1],
+        asyncio.run(local.apredict(PICTURES[0], box=box)),
+        list(local.stream(PICTURES[0], box=box))[-1],
+    ]  # fmt: skip
+    for report in reports:
+        line = json.loads(json.dumps(report.as_dict()))
+        assert line["box"] == [2.0, 3.0, 30.0, 34.0] and line["face_found"] is True
+        assert texts([report]) == texts(reports[:1])
+    stacked = np.array([[2, 3, 30, 34]] * 2, np.float32)
+    assert [r.box for r in local.predict(PICTURES[:2], boxes=stacked)] == [(2, 3, 30, 34)] * 2
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [([[1, 2, 3], None], "box 1 is"), ([(1, 2, 30, 30)], "1 boxes for 2"), (7, "boxes is 7"),
+     ([None, "face"], "box 2 is 'face'"), ([[1, 2, 30, 30]] * 3, "3 boxes for 2"),
+     ([np.zeros((3, 3)), None], "box 1 is array")],
+)  # fmt: skip
+def test_boxes_that_are_none_are_one_message(local: Predictor, boxes: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        local.predict(PICTURES[:2], boxes=boxes)
+    assert "\n" not in str(error.value)
+
+
+# --- loops, streams, closing ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["local", "served"])
+def test_it_works_inside_a_running_loop(
+    who: str, request: pytest.FixtureRequest, behind: FakeTeacher, run_dir: Path
+) -> None:
+    predictor: Predictor = request.getfixturevalue(who)
+    expected = texts(request.getfixturevalue("local").predict(PICTURES[:2]))
+
+    async def notebook() -> list[str]:
+        assert texts(predictor.predict(PICTURES[:2])) == expected
+        *_, last = predictor.stream(PICTURES[0])
+        with Predictor.load(behind.url, run=run_dir) as another:  # asks which model is served
+            another.viewpoint = Viewpoint()
+            assert texts(another.predict(PICTURES[:2])) == expected
+        return texts([last, await predictor.apredict(PICTURES[1])])  # type: ignore[list-item]
+
+    assert asyncio.run(notebook()) == expected
+
+
+def test_a_coroutine_is_run_wherever_it_is_called() -> None:
+    async def inner() -> int:
+        await asyncio.sleep(0)
+        return 3
+
+    async def outer() -> int:
+        return loops.run(inner())
+
+    assert loops.run(inner()) == asyncio.run(outer()) == 3
+
+
+@pytest.mark.parametrize("where", ["local", "served"])
+def test_a_half_read_stream_holds_up_nobody(
+    where: str, run_dir: Path, behind: FakeTeacher, local: Predictor
+) -> None:
+    words = {} if where == "local" else {"run": run_dir, "concurrency": 1, "timeout_s": 20.0}
+    model = run_dir if where == "local" else behind.url
+    expected = texts(local.predict(PICTURES[:1]))
+    with Predictor.load(model, **words) as predictor:
+        predictor.viewpoint = Viewpoint()
+        halves = [predictor.stream(PICTURES[i]) for i in range(3)]
+        for half in halves:
+            next(half)
+        began = time.monotonic()
+        assert texts([predictor.predict(PICTURES[0])]) == expected
+        assert time.monotonic() - began < 15
+        *_, last = halves[0]  # who comes back has the rest
+        assert texts([last]) == expected  # type: ignore[list-item]
+        del halves[1]
+        assert texts([predictor.predict(PICTURES[0])]) == expected
+
+
+@pytest.mark.parametrize("where", ["local", "served"])
+def test_closing_twice_is_nothing_and_use_after_it_is_one_message(
+    where: str, run_dir: Path, behind: FakeTeacher
+) -> None:
+    words = {} if where == "local" else {"run": run_dir}
+    predictor = Predictor.load(run_dir if where == "local" else behind.url, **words)  # type: ignore[arg-type]
+    with predictor:
+        half = predictor.stream(PICTURES[0], faces="none")
+        next(half)
+        predictor.close()
+    predictor.close()
+    uses: list[Any] = [
+        lambda: predictor.predict(PICTURES), lambda: predictor.predict([]),
+        lambda: list(predictor.stream(PICTURES[0])), lambda: predictor.faces(PICTURES[0]),
+        lambda: asyncio.run(predictor.apredict(PICTURES[0])),
+        lambda: predictor.predict_clip(PICTURES, [None] * 5),
+        lambda: predictor.__enter__(),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(UserError, match=r"the predictor of .* is closed: load it again"):
+            use()
+    began = time.monotonic()
+    with contextlib.suppress(UserError):  # the rest, or that it was closed
+        list(half)
+    assert time.monotonic() - began < 15
 
 
 # --- those who wait together ----------------------------------------------------------------------
@@ -328,7 +486,7 @@ def test_a_server_is_asked_by_the_command(
     behind: FakeTeacher, run_dir: Path, files: list[str], local: Predictor,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    words = ["--model", behind.url, "--run", str(run_dir), "--json"]
+    words = ["--model", behind.url, "--run", str(run_dir), "--json", "--faces", "none"]
     assert main(["predict", files[0], *words]) == 0
     said = json.loads(capsys.readouterr().out)["answers"]["emotion"]["text"]
     assert said == texts(local.predict([Image.open(files[0])]))[0]

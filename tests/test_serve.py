@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_a_server_that_is_not_the_run(changes: dict[str, Any], why: str) -> None
 def test_what_is_compared_is_what_the_run_answers(run_dir: Path) -> None:
     here = serve.written_here(run_dir, PICTURES[:2], "float32")
     with Predictor.load(run_dir) as predictor:
-        said = predictor.predict(PICTURES[:2])
+        said = predictor.predict(PICTURES[:2], faces="none")
     tokenizer = predictor.backend.model.processor.tokenizer  # type: ignore[attr-defined]
     for one, report in zip(here, said, strict=True):
         assert tokenizer.decode(one.ids, skip_special_tokens=True).strip() == report.main.text
@@ -281,10 +282,10 @@ def test_two_adapters_answer_as_their_runs(server: Served, adapters: list[Path])
             Predictor.load(server.url, run=run, served=name) as there,
             Predictor.load(run) as here,
         ):
-            found = [report.main.text for report in there.predict(PICTURES)]
-            expected = [report.main.text for report in here.predict(PICTURES)]
+            found = [report.main.text for report in there.predict(PICTURES, faces="none")]
+            expected = [report.main.text for report in here.predict(PICTURES, faces="none")]
             assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 31
-            *pieces, last = there.stream(PICTURES[0])
+            *pieces, last = there.stream(PICTURES[0], faces="none")
             assert len(pieces) > 1 and not isinstance(last, str) and last.main.text == found[0]
         answers.append(found)
     assert answers[0] != answers[1]
@@ -313,12 +314,12 @@ def test_a_server_can_be_held_to_the_form(server: Served, adapters: list[Path]) 
     with Predictor.load(
         server.url, prompt="facescan_emotion", served="one", constrained=True
     ) as predictor:
-        found = predictor.predict(PICTURES[:8])
+        found = predictor.predict(PICTURES[:8], faces="none")
     assert {(report.status, report.main.complete) for report in found} == {("strict", True)}
     with Predictor.load(
         server.url, run=adapters[0], served="one", constrained=True, max_new_tokens=20
     ) as predictor:  # which may write anything between the tags, as long as it likes
-        found = predictor.predict(PICTURES[:8])
+        found = predictor.predict(PICTURES[:8], faces="none")
     assert all(report.main.text.startswith("<think>") for report in found)
 
 
@@ -346,10 +347,11 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
     thread.start()
     with Predictor.load(server.url, run=adapters[0], served="one", concurrency=32) as predictor:
         with ThreadPoolExecutor(32) as pool:
-            found = list(pool.map(lambda image: predictor.predict([image])[0].main.text, PICTURES))
+            reports = pool.map(partial(predictor.predict, faces="none"), PICTURES)
+            found = [report.main.text for report in reports]
         stop.set()
         thread.join()
-        assert found == [report.main.text for report in predictor.predict(PICTURES)]
+        assert found == [report.main.text for report in predictor.predict(PICTURES, faces="none")]
     for body in (b"{", b"[]", b'{"model": "one"}', b'{"model": "none", "messages": []}'):
         reply = httpx2.post(f"{server.url}/chat/completions", content=body,
                             headers={"Content-Type": "application/json"})  # fmt: skip
@@ -368,7 +370,7 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
 @pytest.mark.slow
 def test_requests_outlive_a_restart(adapters: list[Path]) -> None:
     with Predictor.load(adapters[0]) as here:
-        expected = [report.main.text for report in here.predict(PICTURES[:8])]
+        expected = [report.main.text for report in here.predict(PICTURES[:8], faces="none")]
     first = Served(str(adapters[0]))
     found: list[str] = []
 
@@ -378,7 +380,7 @@ def test_requests_outlive_a_restart(adapters: list[Path]) -> None:
             begun.set()
             while len(found) < 8 or not again.is_set():
                 image = PICTURES[len(found) % 8]
-                found.append(there.predict([image])[0].main.text)
+                found.append(there.predict(image, faces="none").main.text)
 
     begun, again = threading.Event(), threading.Event()
     thread = threading.Thread(target=ask)

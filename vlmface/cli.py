@@ -75,7 +75,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.json,
         arguments.batch_size,
-        arguments.box,
+        box=arguments.box,
+        faces=arguments.faces,
         **_who(arguments),
     )
 
@@ -218,6 +219,10 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
                          help="which face of the one image, in pixels")  # fmt: skip
+    predict.add_argument("--faces", choices=("none", "largest", "all"),
+                         help="the faces to look for in each image; none: each image is shown as a "
+                         "whole (default: largest for a run that was trained on faces and where "
+                         "vlmface[detect] is installed, otherwise none)")  # fmt: skip
     option(predict, "--batch_size", Count, default=16)
     predict.set_defaults(run=_predict)
 

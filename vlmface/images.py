@@ -83,7 +83,7 @@ def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Imag
             )
         try:
             image.load()
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
         except MemoryError:
             raise UserError(
                 f"{name} takes more memory to decode than there is for it: save it again as JPEG "
@@ -191,7 +191,7 @@ def _orientation(image: Image.Image, late_exif: bytes | None) -> int:
     return stored or 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _scaled(image)
     if image.has_transparency_data:

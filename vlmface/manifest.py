@@ -45,9 +45,10 @@ class Manifest:
     {file name: sha} of preprocessing and chat template; `weights` {file name: sha256} of the run's
     own weights and their configuration (`weights_shas`); `crop`: the view of a picture that is
     shown (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how
-    many of a clip, of each view; `quantize`: what the base's language model was quantised to while
-    the adapter was trained, null if it was not (whoever loads the model takes the base
-    unquantised);
+    many of a clip, of each view; `faces`: whether its pictures are faces ("largest": in a
+    photograph the largest one is looked for) or not ("none"); `quantize`: what the base's language
+    model was quantised to while the adapter was trained, null if it was not (whoever loads the
+    model takes the base unquantised);
     `clip`: of a CLIP, how its classifier is built (`clip.classifier.Shape`); `generation`
     {"max_new_tokens"}, always greedy. `data`
     {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
@@ -71,6 +72,7 @@ class Manifest:
     limits: str
     crop: dict[str, Any] | list[dict[str, Any]] | None = None
     frames: int = 1
+    faces: str = "largest"
     quantize: str | None = None
     clip: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
@@ -268,6 +270,7 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "limits": (_text(20_000), "text"),
     "crop": (_either(_is_none, _is_view, _items(_is_view)), "null, a view, or a list of views"),
     "frames": (_number(1, 10_000), "a whole number"),
+    "faces": (lambda value: value in ("largest", "none"), "largest or none"),
     "quantize": (_either(_is_none, _is_name), "null or a name"),
     "clip": (_either(_is_none, _is_view), "null or settings of a classifier"),
     "created": (_text(100), "a time"),

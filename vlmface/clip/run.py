@@ -151,7 +151,7 @@ def save(
     """Write the trained weights, the texts and, last, the manifest of a run."""
     from safetensors.torch import save as to_bytes
 
-    run_dir = Path(settings.output_dir)
+    run_dir, views = Path(settings.output_dir), crops.parse(settings.crop)
     state = {name: tensor.contiguous() for name, tensor in trained.state(classifier).items()}
     atomic_write(run_dir / WEIGHTS, to_bytes(state))
     manifest.save_prompts([classifier.texts], run_dir)
@@ -171,8 +171,9 @@ def save(
         data=dict(about),
         seed=settings.seed,
         limits=settings.limits or manifest.neutral_limits(settings.data),
-        crop=crops.as_dict(crops.parse(settings.crop)),
+        crop=crops.as_dict(views),
         frames=settings.frames,
+        faces=crops.default_faces(views, data.shows_faces(settings.data)),
         clip=dataclasses.asdict(classifier.shape),
     ).save(run_dir)
 

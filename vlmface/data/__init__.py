@@ -6,6 +6,7 @@ Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
     SPLITS                  the splits that the set defines
     PUBLISHED               split -> {label or "rows": number}, as its owners published them;
                             PUBLISHED_BY: (option, value) -> the same under that option
+    WHOLE_SCENES            True where the pictures show people in their surroundings, not faces
     read(root, split, **protocol) -> Rows (rendered sets have no root and say NEEDS_ROOT = False)
 
 A module that is put there is a data set; nothing else lists them.
@@ -53,6 +54,21 @@ def adapter(name: str) -> ModuleType:
     return importlib.import_module(f"vlmface.data.sets.{name}")
 
 
+def shows_faces(name: str) -> bool:
+    """Whether the pictures of a data set, or of each source of a mixture, are faces, rather than
+    people in their surroundings. Raises UserError as `load` does."""
+    if is_mixture(name):
+        from vlmface.data import mixture
+
+        return all(shows_faces(source.data) for source in mixture.read(Path(name).expanduser())[1])
+    return not getattr(adapter(name), "WHOLE_SCENES", False)
+
+
+def is_mixture(name: str) -> bool:
+    """Whether what stands for a data set's name is the file of a mixture."""
+    return str(name).endswith((".yaml", ".yml"))
+
+
 @overload
 def load(
     name: str,
@@ -96,7 +112,7 @@ def load(
     """
     from vlmface.data.rows import Rows, to_dataset
 
-    if str(name).endswith((".yaml", ".yml")):
+    if is_mixture(name):
         from vlmface.data import mixture
 
         mixed = mixture.load(name, root, split, missing=missing, n=n, **protocol)

@@ -217,6 +217,14 @@ def asks_for_face(views: Sequence[Crop]) -> bool:
     return any(one.find == "detect" for one in views) or falls_back(views)
 
 
+def default_faces(views: Sequence[Crop], shows_faces: bool) -> str:
+    """Which faces of a photograph a model with these views is about, for `Manifest.faces`:
+    "largest" or "none". `shows_faces`: whether the pictures of its data set are faces, which
+    decides where they are taken whole."""
+    about_face = any(one.about_face for one in views) if views else shows_faces
+    return "largest" if about_face else "none"
+
+
 def shown_of(
     images: Sequence[Shown],
     boxes: Sequence[Sequence[float] | None] | None,

@@ -7,13 +7,14 @@ import importlib.util
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmface import pictures
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 NAME = "mediapipe-face-landmarker"
 MOST = 20  # faces that are looked for in one picture
+# Landmarkers of a detector, of about 25 MiB each. More than cores bring nothing.
+MOST_LANDMARKERS = min(16, os.cpu_count() or 1)
 AROUND = 0.5  # of a given box's longer side, on each side, is searched for its face
 
 
 class Detector:
-    """The faces of pictures; may be called from several threads, each of which gets a landmarker of
-    its own. Use it in a `with` block. Raises UserError if the package is not installed.
+    """The faces of pictures; may be called from any number of threads, which share a few
+    landmarkers. Use it in a `with` block. Raises UserError if the package is not installed.
 
     A box spans the 468 points of the face mesh: forehead to chin, ear to ear. The landmarker finds
     faces from about a tenth of the picture's longer side on; where there is none, halves of the
@@ -45,9 +48,7 @@ class Detector:
         weights = Path(spec.submodule_search_locations[0]) / "models" / "face_landmarker.task"
         self._vision = vision
         self._weights = weights.read_bytes()
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._all: list[Any] = []
+        self._landmarkers = _Pool(self._landmarker, MOST_LANDMARKERS)
 
     def __enter__(self) -> Detector:
         return self
@@ -58,12 +59,10 @@ class Detector:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        while self._all:
-            self._all.pop().close()
-        self._local = threading.local()
+        self._landmarkers.close()
 
     def faces(self, image: Image.Image) -> list[Box]:
-        """The boxes of the faces in an RGB image, the largest first."""
+        """The boxes of the faces in an image of any mode, in its own pixels, the largest first."""
         return [box_of(mesh) for mesh in self.meshes(image)]
 
     def mesh(self, image: Image.Image) -> np.ndarray | None:
@@ -72,7 +71,8 @@ class Detector:
 
     def meshes(self, image: Image.Image) -> list[np.ndarray]:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
-        face first."""
+        face first. Of two that are equally large, the left one is first."""
+        image = pictures.as_rgb(image)
         found = self._look(image)
         if not found:
             width, height = -(-image.width // 2), -(-image.height // 2)
@@ -85,15 +85,16 @@ class Detector:
                     for mesh in moved
                     if not any(_same(box_of(mesh), box_of(one)) for one in found)
                 ]
-        return sorted(found, key=lambda mesh: _area(box_of(mesh)), reverse=True)
+        return sorted(found, key=lambda mesh: _order(box_of(mesh)))
 
     def _look(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe
 
         pixels = np.ascontiguousarray(image)
-        found = self._landmarker().detect(
-            mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
-        )
+        with self._landmarkers.lend() as landmarker:
+            found = landmarker.detect(
+                mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
+            )
         return [
             np.array([(p.x, p.y) for p in points]) * image.size for points in found.face_landmarks
         ]
@@ -117,17 +118,56 @@ class Detector:
         return None
 
     def _landmarker(self) -> Any:
-        if (found := getattr(self._local, "landmarker", None)) is None:
-            from mediapipe.tasks.python import BaseOptions
+        from mediapipe.tasks.python import BaseOptions
 
-            options = self._vision.FaceLandmarkerOptions(
-                base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MOST
-            )
-            with self._lock, _quiet():
-                found = self._vision.FaceLandmarker.create_from_options(options)
-                self._all.append(found)
-            self._local.landmarker = found
-        return found
+        options = self._vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MOST
+        )
+        with _quiet():
+            return self._vision.FaceLandmarker.create_from_options(options)
+
+
+class _Pool:
+    """Lends things to threads, `most` at a time. One is made when all others are lent, so that
+    threads that come one after the other share the first. Those that come back after `close` are
+    closed; the pool itself can be used again."""
+
+    def __init__(self, make: Callable[[], Any], most: int) -> None:
+        self._make = make
+        self._turns = threading.BoundedSemaphore(most)
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+        self._age = 0  # how often it was closed
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[Any]:
+        with self._turns:
+            with self._lock:  # also around `make`, which is not for two threads at once
+                age = self._age
+                thing = self._idle.pop() if self._idle else self._make()
+            try:
+                yield thing
+            finally:
+                with self._lock:
+                    if age < self._age:
+                        thing.close()
+                    else:
+                        self._idle.append(thing)
+
+    def close(self) -> None:
+        with self._lock:
+            self._age += 1
+            while self._idle:
+                self._idle.pop().close()
+
+
+def missing() -> str | None:
+    """Why no detector can be made here, None if one can."""
+    try:
+        Detector()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def box_of(mesh: np.ndarray) -> Box:
@@ -136,8 +176,9 @@ def box_of(mesh: np.ndarray) -> Box:
     return left, top, right, bottom
 
 
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
+def _order(box: Box) -> tuple[float, float]:
+    """Sorts the largest to the front."""
+    return -(box[2] - box[0]) * (box[3] - box[1]), box[0] + box[2]
 
 
 def _same(a: Box, b: Box) -> bool:

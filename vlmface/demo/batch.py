@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
+from vlmface.demo import voices
 from vlmface.errors import UserError
 from vlmface.images import open_image
 
@@ -178,16 +179,18 @@ def _too_large_in_all(name: str, size: int | None = None) -> UserError:
 
 
 def answer(item: Item, predictor: Predictor, finder: Finder) -> list[Row]:
-    """A row for each face of a picture, or one for the picture whole, or one with the problem."""
+    """A row for each face of a picture; one for the picture, if it has none or is shown as a whole;
+    or one with the problem."""
     if item.problem:
         return [Row(item.name, problem=item.problem)]
     try:
         image = open_image(item.data, max_pixels=MOST_PIXELS)
     except UserError as error:
         return [Row(item.name, problem=in_words(error))]
-    faces = finder.find(image)
+    faces = [] if predictor.faces_by_default == "none" else finder.find(image)
     boxes: list[Box | None] = [*(face.box for face in faces)] or [None]
-    reports = predictor.predict([image] * len(boxes), boxes=boxes)
+    shown = [voices.view_of(predictor, image, box) for box in boxes]
+    reports = predictor.answer(shown, predictor.questions_of(None))
     return [
         Row(item.name, number if faces else 0, report)
         for number, report in enumerate(reports, start=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,6 @@ class Finder:
     def __init__(self) -> None:
         self.missing: str | None = None
         self._detector: detect.Detector | None = None
-        self._lock = threading.Lock()
         try:
             self._detector = detect.Detector()
         except UserError as error:
@@ -38,8 +36,7 @@ class Finder:
         """The faces of an RGB picture, from left to right."""
         if self._detector is None:
             return []
-        with self._lock:  # threads come and go: each would start a landmarker of its own
-            meshes = self._detector.meshes(image)
+        meshes = self._detector.meshes(image)
         found = [Face(detect.box_of(mesh), regions.outlines(mesh)) for mesh in meshes]
         return sorted(found, key=lambda face: face.box[0] + face.box[2])
 

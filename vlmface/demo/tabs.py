@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vlmface.data.detect import Box
     from vlmface.demo.app import Demo
+    from vlmface.infer.face_views import FaceView
     from vlmface.infer.predictor import Predictor
 
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}
@@ -101,22 +102,22 @@ def _kind(demo: Demo) -> str:
 
 
 def _answer(
-    demo: Demo, predictor: Predictor, report: FaceReport, heading: str, image: Image.Image,
-    box: Box | None,
+    predictor: Predictor, report: FaceReport, heading: str, view: FaceView,
+    notes: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """A report with all that is to be said of how it came about."""
-    notes = voices.no_face(predictor, bool(demo.finder.missing)) if box is None else []
-    return views.answer(report, heading, notes, *_shown(predictor, image, box))
+    notes = [*notes, *voices.no_face(predictor, report)]
+    return views.answer(report, heading, notes, *_shown(predictor, report, view))
 
 
 def _shown(
-    predictor: Predictor, image: Image.Image, box: Box | None
+    predictor: Predictor, report: FaceReport, view: FaceView
 ) -> tuple[str | None, list[Image.Image]]:
     """What the model was shown of a picture, in words and as pictures, where that is to be said."""
     words = voices.shown(predictor)
-    if words is None:
+    if words is None or not report.was_asked:
         return None, []
-    seen, _ = predictor.shown(image, box)
+    seen = view.pictures
     return words, list(seen[:: predictor.frames]) if isinstance(seen, Sequence) else [seen]
 
 
@@ -142,7 +143,7 @@ def analyse(demo: Demo) -> None:
             return
         shown = opened(path)
         faces = demo.finder.find(shown)
-        chosen = largest(faces)
+        chosen = None if demo.predictor.faces_by_default == "none" else largest(faces)
         yield views.picture(shown, faces, chosen), _choices(faces, chosen), gr.skip()
         for html in _written(demo, shown, faces, chosen):
             yield gr.skip(), gr.skip(), html
@@ -163,18 +164,19 @@ def _written(
     demo: Demo, image: Image.Image, faces: list[Face], chosen: int | None
 ) -> Iterator[str]:
     """The answer about the chosen one of the faces."""
-    heading = f"Face {chosen + 1} of {len(faces)}" if chosen is not None else "The whole picture"
-    if len(faces) == 1:
-        heading = "The face"
+    heading = "The whole picture"
+    if chosen is not None:
+        heading = f"Face {chosen + 1} of {len(faces)}" if len(faces) > 1 else "The face"
     yield from _writing(demo, image, None if chosen is None else faces[chosen].box, heading)
 
 
 def _writing(demo: Demo, image: Image.Image, box: Box | None, heading: str) -> Iterator[str]:
     """The answer about a face, now and then while it is written, and when it is finished."""
     last = 0.0
-    for piece in voices.write(demo.predictor, image, box):
+    view = voices.view_of(demo.predictor, image, box)
+    for piece in voices.write(demo.predictor, view):
         if isinstance(piece, FaceReport):
-            yield _answer(demo, demo.predictor, piece, heading, image, box)
+            yield _answer(demo.predictor, piece, heading, view)
         elif time.monotonic() - last >= _EVERY_S:
             last = time.monotonic()
             yield views.writing(piece, heading)
@@ -211,12 +213,13 @@ def compare(demo: Demo) -> None:
         chosen = largest(faces)
         box = None if chosen is None else faces[chosen].box
         yield views.picture(shown, faces, chosen), gr.skip(), gr.skip()
-        heading = "The whole picture" if chosen is None else "The largest face"
         answers: list[str] = []
         for number in (first, second):
             voice = demo.voices[number]
-            said = voice.ask(shown, box)
-            answers.append(_answer(demo, voice.predictor, said, heading, shown, box))
+            place = voices.by_default(voice.predictor, box)
+            heading = "The whole picture" if place is None else "The largest face"
+            view = voices.view_of(voice.predictor, shown, place)
+            answers.append(_answer(voice.predictor, voice.ask(view), heading, view))
             yield gr.skip(), answers[0], answers[1] if len(answers) > 1 else gr.skip()
 
     for changed in (image.change, left.input, right.input):
@@ -245,9 +248,9 @@ def people(demo: Demo) -> None:
         faces = demo.finder.find(shown)
         yield views.picture(shown, faces, None), gr.skip()
         if not faces:
-            (report,) = demo.predictor.predict([shown])
-            said = _answer(demo, demo.predictor, report, "The whole picture", shown, None)
-            yield gr.skip(), said
+            view = voices.view_of(demo.predictor, shown, None)
+            (report,) = demo.predictor.answer([view], demo.predictor.questions_of(None))
+            yield gr.skip(), _answer(demo.predictor, report, "The whole picture", view)
             return
         boxes = [face.box for face in faces]
         reports = demo.predictor.predict([shown] * len(boxes), boxes=boxes)
@@ -299,7 +302,8 @@ def clip(demo: Demo) -> None:
         middle = clips.middle(seen)
         yield views.clip(seen.frames, seen.faces, middle), "", gr.skip()
         heading = f"The middle one of {len(seen.frames)} frames"
-        for html in _writing(demo, seen.frames[middle], seen.boxes[middle], heading):
+        box = voices.by_default(predictor, seen.boxes[middle])
+        for html in _writing(demo, seen.frames[middle], box, heading):
             yield gr.skip(), gr.skip(), html
 
     @spoken(1)
@@ -313,8 +317,11 @@ def clip(demo: Demo) -> None:
         for first in range(0, total, _AT_ONCE):  # between two of these others are answered
             progress((first, total), desc=f"{first} of {total} frames", unit="frames")
             part = slice(first, first + _AT_ONCE)
-            task = voices.first_task(predictor)
-            reports += predictor.predict(seen.frames[part], [task], boxes=seen.boxes[part])
+            shown = [
+                voices.view_of(predictor, frame, voices.by_default(predictor, box))
+                for frame, box in zip(seen.frames[part], seen.boxes[part], strict=True)
+            ]
+            reports += predictor.answer(shown, predictor.questions_of(voices.first_task(predictor)))
         yield views.timeline(seen.frames, seen.faces, reports)
 
     # Videos have a queue of their own: while one is decoded the model answers others.
@@ -339,7 +346,7 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
     """The answer of a model that is shown many frames."""
     predictor, total = demo.predictor, len(clip.frames)
     notes = []
-    if len(clip.without) < total:
+    if len(clip.without) < total and predictor.faces_by_default != "none":
         report = predictor.predict_clip(clip.frames, clip.boxes)
         if clip.without:
             notes.append(f"No face was found in {len(clip.without)} of {total} frames: the model "
@@ -348,9 +355,8 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
             notes.append("Several faces are in the clip: the model was shown the largest of each "
                          "frame, which may be different people.")  # fmt: skip
     else:
-        (report,) = predictor.predict([clip.frames])
-        seen = "the frames as they are"
-        notes += voices.no_face(predictor, bool(demo.finder.missing), seen)
+        (report,) = predictor.predict([clip.frames], faces=predictor.faces_by_default)
+        notes += voices.no_face(predictor, report, "the frames as they are")
     return views.answer(report, f"The clip, {total} frames", notes, voices.shown_of_clip(predictor))
 
 
@@ -358,8 +364,9 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
 
 
 def many(demo: Demo) -> None:
-    _intro(f"Up to {batch.MOST_FILES} pictures, as files or in zip archives. Every face becomes a "
-           "row; a file that cannot be read becomes a row that says why. The table can be taken "
+    what = "picture" if demo.predictor.faces_by_default == "none" else "face"
+    _intro(f"Up to {batch.MOST_FILES} pictures, as files or in zip archives. Every {what} becomes "
+           "a row; a file that cannot be read becomes a row that says why. The table can be taken "
            "away as CSV or JSON.")  # fmt: skip
     files = gr.File(
         label="Pictures or zip archives", file_count="multiple", elem_classes="vf-files", height=180
@@ -424,16 +431,16 @@ def synth(demo: Demo) -> None:
         image = playground.draw(playground.Scene(int(person), aus, *view))
         faces = demo.finder.find(image)[:1]
         yield views.picture(image, faces, 0 if faces else None), gr.skip(), gr.skip()
-        (report,) = demo.predictor.predict([image])
+        shown = voices.view_of(demo.predictor, image, None)
+        (report,) = demo.predictor.answer([shown], demo.predictor.questions_of(None))
         compared = views.truth(
             aus, playground.followed(aus, report), report,
             expected=playground.speaks_for(aus), clashing=playground.clashing(aus),
             names_units=voices.names_units(demo.predictor),
             lips_parted=len(aus) > sum(round(value) > 0 for value in set_.values()),
         )  # fmt: skip
-        shown, pictures = _shown(demo.predictor, image, None)
         notes = [_HEAD_ALONE] if voices.sees_around(demo.predictor) else []
-        said = views.answer(report, "What the model says", notes, shown, pictures)
+        said = _answer(demo.predictor, report, "What the model says", shown, notes)
         yield gr.skip(), compared, said
 
     preset.input(fill, preset, list(sliders.values()), show_progress="hidden", **_HIDDEN)

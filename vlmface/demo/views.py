@@ -162,6 +162,7 @@ def answer(
     return str(_template().answer({
         "heading": heading,
         "label": main.answer.said,
+        "asked": report.was_asked,
         "labels": main.answer.labels,
         "likely": _likely(report, None),
         "affect": main.affect,
@@ -176,7 +177,7 @@ def answer(
         "attributes": [
             (task.replace("_", " "), label, _likely(report, task))
             for task, label in report.attributes.items()
-            if report.answers[task] is not main
+            if report.answers[task] is not main and report.was_asked
         ],
         "limits": report.note or LIMITS,
         "status": STATUS[report.status] if wrote is not None else None,
@@ -192,7 +193,7 @@ def _likely(report: FaceReport, task: str | None) -> float | None:
 
 
 def _unsure(report: FaceReport) -> str | None:
-    if report.sure:
+    if report.sure or report.face_found is False:  # without a face that is what is said instead
         return None
     if not report.main.answer.labels:
         return f"The model gave no answer that counts: {STATUS[report.status]}."
@@ -251,8 +252,7 @@ def batch(
     shown = [
         {
             "file": row.file, "problem": row.problem,
-            "face": row.face or ("no face: the scene alone" if row.report and row.report.scene_only
-                                 else "no face: the picture whole"),
+            "face": row.face or (_whole(row.report) if row.report else ""),
             "answers": _answers(row.report, tasks) if row.report else [],
             "units": _units(row.report.aus) if row.report else [],
         }
@@ -268,6 +268,13 @@ def batch(
     ]
     problems = sum(row.problem is not None for row in rows)
     return str(_template().batch(shown, tasks, files, problems, links, reasons))
+
+
+def _whole(report: FaceReport) -> str:
+    """What a row is about that is about no face."""
+    if report.scene_only:
+        return "no face found: the scene alone"
+    return "no face found" if report.face_found is False else "the picture whole"
 
 
 def clip(frames: Sequence[Image.Image], faces: Sequence[Face | None], seen: int | None) -> str:
@@ -294,7 +301,8 @@ def timeline(
 ) -> str:
     """What was said of each frame by itself: a row for each label, a column for each frame."""
     said = [report.main for report in reports]
-    labels = list(said[0].probabilities or dict.fromkeys(x for s in said for x in s.answer.labels))
+    told = next((one.probabilities for one in said if one.probabilities), None)
+    labels = list(told or dict.fromkeys(x for s in said for x in s.answer.labels))
     rows: list[dict[str, Any]] = []
     for label in labels:
         chosen = [label in one.answer.labels for one in said]
@@ -308,9 +316,8 @@ def timeline(
     ticks = [_data_uri(image.crop(face.box) if face else image, TICK_SIDE)
              for image, face in zip(frames, faces, strict=True)]  # fmt: skip
     without = [number for number, face in enumerate(faces, start=1) if face is None]
-    tells = said[0].probabilities is not None
     counted = sorted((row for row in rows if row["frames"]), key=lambda row: -row["frames"])
-    return str(_template().timeline(rows, ticks, counted, tells, without))
+    return str(_template().timeline(rows, ticks, counted, told is not None, without))
 
 
 def truth(

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlmface import manifest
-from vlmface.data import crops
-from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.predictor import Predictor
 from vlmface.infer.report import EMOTION, FaceReport
 from vlmface.prompts import Question
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.data.detect import Box
+    from vlmface.infer.face_views import FaceView, Viewpoint
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,8 @@ class Voice:
     def name(self) -> str:
         return f"{self.predictor.name or 'server'} · {self.prompt.id}"
 
-    def ask(self, image: Image.Image, box: Box | None) -> FaceReport:
-        seen, found = self.predictor.shown(image, box)
-        (said,) = self.predictor.backend.answer(self.prompt, [seen], 1)
-        if isinstance(said, NoAnswerError):
-            raise said
-        field = self.prompt.space.field
-        asked, limits = {field: self.prompt.id}, self.predictor.limits
-        return FaceReport({field: said}, asked, box, found, limits, self.predictor.views)
+    def ask(self, view: FaceView) -> FaceReport:
+        return self.predictor.answer([view], {self.prompt.space.field: self.prompt})[0]
 
 
 def voices(predictors: Sequence[Predictor]) -> list[Voice]:
@@ -55,18 +48,29 @@ def names_units(predictor: Predictor) -> bool:
     return predictor.questions[first_task(predictor)].reasons
 
 
-def write(predictor: Predictor, image: Image.Image, box: Box | None) -> Iterator[str | FaceReport]:
+def view_of(predictor: Predictor, image: Image.Image, box: Box | None) -> FaceView:
+    """What the model is shown of a face, or without a box of the picture by default."""
+    faces = predictor.faces_by_default if box is None else None
+    return predictor.face_views(image, faces=faces, box=box)[0]
+
+
+def by_default(predictor: Predictor, box: Box | None) -> Box | None:
+    """The box, unless the model is shown pictures as a whole where nobody chooses a face."""
+    return None if predictor.faces_by_default == "none" else box
+
+
+def write(predictor: Predictor, view: FaceView) -> Iterator[str | FaceReport]:
     """The answer to the first task as far as it is written, then the report on it, and where the
     model knows more tasks the report on all."""
     first = first_task(predictor)
     report = None
-    for piece in predictor.stream(image, first, box=box):
+    for piece in predictor.stream_view(view, predictor.questions_of(first)):
         if isinstance(piece, FaceReport):
             report = piece
         yield piece
     others = [task for task in predictor.tasks if task != first]
     if report is not None and others:
-        rest = predictor.predict([image], others, boxes=[box])[0]
+        rest = predictor.answer([view], predictor.questions_of(others))[0]
         yield replace(
             report, answers={**report.answers, **rest.answers},
             prompts={**report.prompts, **rest.prompts},
@@ -100,7 +104,7 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
         ("data", f"{data['name']}, {data['split']} split, {data['n']:,} samples"),
         ("prompts", asked),
         ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
-        ("shown", in_words(crops.parse(found.crop), found.frames)),
+        ("shown", in_words(predictor.viewpoint)),
         ("vlmface", found.vlmface),
     ], server)  # fmt: skip
 
@@ -114,14 +118,16 @@ SHOWN = {
     "landmarks": "the lines of the face's landmarks",
     "parsed": "the parts of the face in colours",
 }
+_WHOLE = "pictures whole"
 # Of a model that was trained on pictures whole, which were portraits.
-_PORTRAITS = "pictures whole; of a photograph here the face cut out, as in a portrait"
+_PORTRAITS = f"{_WHOLE}; of a photograph the face cut out, as in a portrait"
 
 
-def in_words(views: crops.Views, frames: int) -> str:
+def in_words(viewpoint: Viewpoint) -> str:
     """What a model is shown, in words."""
-    named = " and ".join(SHOWN[one.show] for one in views) or _PORTRAITS
-    return named if frames == 1 else f"{named}; {frames} frames of a clip"
+    named = " and ".join(SHOWN[one.show] for one in viewpoint.views)
+    named = named or (_WHOLE if viewpoint.faces == "none" else _PORTRAITS)
+    return named if viewpoint.frames == 1 else f"{named}; {viewpoint.frames} frames of a clip"
 
 
 def shown(predictor: Predictor) -> str | None:
@@ -152,13 +158,14 @@ def sees_around(predictor: Predictor) -> bool:
 
 
 def no_face(
-    predictor: Predictor, finder_missing: bool, seen: str = "the picture as a whole"
+    predictor: Predictor, report: FaceReport, seen: str = "the picture as a whole"
 ) -> list[str]:
-    """What to say of a picture, or clip, in which no face was found."""
-    if predictor.views and not any(one.about_face for one in predictor.views):
-        return []  # it makes no difference
-    if finder_missing:
-        return [f"Faces are not looked for here: the model was shown {seen}."]
-    if crops.falls_back(predictor.views):
+    """What to say of a picture, or clip, in which a face was looked for and there is none, or in
+    which it could not be looked for."""
+    if report.scene_only:
         return ["No face was found, so the model has judged the scene alone."]
-    return [f"No face was found, so the model was shown {seen}. Its answer may mean nothing."]
+    if not report.was_asked:
+        return ["No face was found, so the model was not asked."]
+    if report.face_found is None and predictor.faces_note:
+        return [f"Faces are not looked for here: the model was shown {seen}."]
+    return []

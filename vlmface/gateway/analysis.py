@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmface import isolated
@@ -17,6 +17,7 @@ from vlmface.gateway.settings import Settings
 from vlmface.images import UNNAMED, size_of
 from vlmface.infer.batcher import BusyError
 from vlmface.infer.endpoint import NoAnswerError
+from vlmface.infer.face_views import FaceView
 from vlmface.infer.predictor import Predictor, Served
 from vlmface.infer.report import FaceReport
 
@@ -65,10 +66,8 @@ async def analyze(asked: Asked, predictor: Predictor, settings: Settings, load: 
         )  # fmt: skip
     with load.taking("pixels", min(width * height, settings.max_pixels)):
         image = await _decoded(asked.image, settings.max_pixels)
-        places, found, left_out = await _places(image, asked, predictor, settings)
-        reports = await _answered(image, asked.tasks, places, predictor)
-    if not found:
-        reports = [replace(report, face_found=False) for report in reports]
+        views, left_out = await _views(image, asked, predictor, settings)
+        reports = await _answered(views, asked.tasks, predictor)
     return Found(image.width, image.height, reports, left_out)
 
 
@@ -80,11 +79,10 @@ async def _decoded(content: bytes, max_pixels: int) -> Image.Image:
         raise Refusal("picture", _outward(error)) from None
 
 
-async def _places(
+async def _views(
     image: Image.Image, asked: Asked, predictor: Predictor, settings: Settings
-) -> tuple[Sequence[Box | None], bool, int]:
-    """(the boxes to look at, None for the picture whole; False if faces were looked for and there
-    are none; how many are left out)"""
+) -> tuple[Sequence[FaceView], int]:
+    """(what the model is shown of the picture; how many faces are left out)"""
     if asked.boxes is not None:
         if len(asked.boxes) > settings.max_faces:
             raise Refusal(
@@ -92,18 +90,20 @@ async def _places(
             )
         for i, box in enumerate(asked.boxes):
             _check_box(i, box, image.size)
-        return asked.boxes, True, 0
-    if asked.faces == "none":
-        return [None], True, 0
+        boxes = asked.boxes
+
+        def at_boxes() -> list[FaceView]:
+            return [predictor.face_views(image, box=box)[0] for box in boxes]
+
+        return await asyncio.to_thread(at_boxes), 0
+    faces = asked.faces or predictor.faces_by_default
     try:
-        boxes = await asyncio.to_thread(predictor.faces, image)
+        views = await asyncio.to_thread(predictor.face_views, image, faces=faces)
     except UserError:  # its text is for whoever runs the gateway
         raise Refusal(
-            "detector", "this gateway cannot look for faces: send boxes, or leave out faces"
+            "detector", "this gateway cannot look for faces: send boxes, or faces=none"
         ) from None
-    most = 1 if asked.faces == "largest" else settings.max_faces
-    left_out = max(0, len(boxes) - most) if asked.faces == "all" else 0
-    return boxes[:most] or [None], bool(boxes), left_out
+    return views[: settings.max_faces], max(0, len(views) - settings.max_faces)
 
 
 def _check_box(number: int, box: Box, size: tuple[int, int]) -> None:
@@ -120,13 +120,11 @@ def _check_box(number: int, box: Box, size: tuple[int, int]) -> None:
 
 
 async def _answered(
-    image: Image.Image,
-    tasks: Sequence[str] | None,
-    places: Sequence[Box | None],
-    predictor: Predictor,
+    views: Sequence[FaceView], tasks: Sequence[str] | None, predictor: Predictor
 ) -> list[FaceReport]:
+    questions = predictor.questions_of(tasks)
     try:
-        return await _together([predictor.apredict(image, tasks, box=box) for box in places])
+        return await _together([predictor.aanswer(view, questions) for view in views])
     except BusyError:
         raise busy() from None
     except NoAnswerError as error:

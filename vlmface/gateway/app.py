@@ -131,7 +131,7 @@ def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 @contextlib.asynccontextmanager
 async def _few_threads(app: FastAPI) -> AsyncIterator[None]:
-    """Every thread that looks for faces takes a detector of its own."""
+    """Decoding a picture and looking for faces in it take memory."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gateway")
     asyncio.get_running_loop().set_default_executor(pool)
     yield

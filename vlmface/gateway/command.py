@@ -56,7 +56,9 @@ def gateway_command(
                 "anybody who reaches this gateway may ask it: see --client_keys_env",
                 level=logging.WARNING,
             )
-        if predictor.looks:
+        if predictor.faces_note:
+            log(predictor.faces_note, level=logging.WARNING)
+        elif predictor.faces_by_default != "none":
             predictor.faces(Image.new("RGB", (64, 64)))  # or else every request would fail
         Draining(predictor, settings, trusted_proxy, hosts).run([listener])
     log("stopped")

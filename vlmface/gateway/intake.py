@@ -32,11 +32,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Asked:
-    """`image`: the bytes of a file. `tasks` None: all. `boxes` None: `faces` says which faces."""
+    """`image`: the bytes of a file. `tasks` None: all. `boxes` None: `faces` says which faces, None
+    for those that the model was trained to be asked about."""
 
     image: bytes
     tasks: Sequence[str] | None
-    faces: Faces
+    faces: Faces | None
     boxes: Sequence[Sequence[float]] | None = None
 
 
@@ -91,7 +92,7 @@ def _from_json(body: bytes, settings: Settings) -> Asked:
     except (ValueError, RecursionError):
         raise Refusal("malformed", "the JSON has a number that is too long") from None
     sent = _checked(Sent, found)
-    if sent.boxes is not None and sent.faces != "none":
+    if sent.boxes is not None and sent.faces not in (None, "none"):
         raise Refusal("box", f"faces is {sent.faces}, but there are boxes: leave out one of them")
     return Asked(_file(sent.image), sent.tasks, sent.faces, sent.boxes)
 

@@ -10,7 +10,11 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Box = Annotated[list[Number], Field(min_length=4, max_length=4)]
 Faces = Literal["all", "largest", "none"]
 TASKS = "What is asked about each face; everything if it is left out."
-FACES = "Which faces are looked for; none: the picture is taken as the model was trained to."
+FACES = (
+    "Which faces are looked for; none: the picture is shown as a whole. Left out: largest for a "
+    "model that was trained on faces, otherwise none."
+)
+_LEFT_OUT: Any = None  # which a client cannot send
 
 
 class _Strict(BaseModel):
@@ -21,7 +25,7 @@ class Form(_Strict):
     """The text fields of a form."""
 
     tasks: list[str] | None = Field(None, description=TASKS, min_length=1)
-    faces: Faces = Field("none", description=FACES)
+    faces: Faces = Field(_LEFT_OUT, description=FACES)
 
 
 class Sent(Form):
@@ -58,7 +62,10 @@ class Face(BaseModel):
     """What is said of one face."""
 
     box: list[float] | None = Field(description="pixels; null: the picture was taken whole")
-    face_found: bool | None = Field(description="null: none was looked for")
+    face_found: bool | None = Field(
+        description="null: none was looked for; false: there is none, so that every label is null "
+        "unless scene_only is true"
+    )
     scene_only: bool = Field(
         description="no face was found, and the model judged what is around it alone"
     )
@@ -98,6 +105,8 @@ def request_body(tasks: list[str], max_faces: int) -> dict[str, Any]:
         _array(field)["items"] = {"type": "string", "enum": tasks}
     _array(sent["properties"]["boxes"])["maxItems"] = max_faces
     form["properties"]["tasks"] = _array(form["properties"]["tasks"]) | {"description": TASKS}
+    for schema in (sent, form):
+        del schema["properties"]["faces"]["default"]
     form["properties"]["image"] = {"type": "string", "format": "binary", "description": "a file"}
     form["required"] = ["image"]
     return {

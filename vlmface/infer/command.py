@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from vlmface.errors import UserError
 from vlmface.terminal import json_line, one_line, printable
 
 if TYPE_CHECKING:
+    from vlmface.infer.endpoint import NoAnswerError
     from vlmface.infer.local import Prediction
+    from vlmface.infer.predictor import Predictor
     from vlmface.infer.report import FaceReport
 
 
@@ -21,7 +23,9 @@ def predict_command(
     model: str,
     as_json: bool,
     batch_size: int,
+    *,
     box: Sequence[float] | None = None,
+    faces: str | None = None,
     **how: Any,
 ) -> int:
     """Answer image files, folders of them and videos: as text, or as one JSON object a line.
@@ -30,7 +34,8 @@ def predict_command(
     A run that was trained to answer several questions is asked all of them. A file that cannot be
     read, or that a server gives no answer for, costs one error line on stderr and the exit code 2,
     but the others are still answered. Raises UserError for a server that answers nothing any more.
-    `box` says which face of the only image is meant. `how`: see `Predictor.load`.
+    `box` says which face of the only image is meant, `faces` which faces of each (see
+    `Predictor.predict`). `how`: see `Predictor.load`.
     """
     from transformers.utils import logging
 
@@ -48,11 +53,7 @@ def predict_command(
             failed += 1
             print(f"error: {one_line(error)}", file=sys.stderr)
     if box is not None:
-        x0, y0, x1, y1 = box
-        if not (x0 < x1 and y0 < y1):
-            raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
-        if len(paths) != 1:
-            raise UserError(f"--box is a place in one image, but there are {len(paths)}")
+        _check_box(box, faces, len(paths))
     frames = _frames(paths, how.get("run") or model)
     predictor = None
     try:
@@ -66,22 +67,21 @@ def predict_command(
                     print(f"error: {one_line(error)}", file=sys.stderr)
             if not opened:
                 continue
-            predictor = predictor or Predictor.load(model, **how)
-            reports = predictor.try_predict(
-                [image for _, image in opened], boxes=None if box is None else [box],
-                batch_size=batch_size,
-            )  # fmt: skip
-            for (path, _), report in zip(opened, reports, strict=True):
+            if predictor is None:
+                predictor = Predictor.load(model, **how)
+                if faces is None and box is None:
+                    faces = _default_faces(predictor)
+            for path, name, report in _answered(predictor, opened, box, faces, batch_size):
                 silent = silent + 1 if isinstance(report, NoAnswerError) else 0
                 if isinstance(report, NoAnswerError):
                     failed += 1
-                    why = one_line(f"{path}: {model} gave no answer ({report})")
+                    why = one_line(f"{name}: {model} gave no answer ({report})")
                     print(f"error: {why}", file=sys.stderr)
                 elif as_json:
                     line = {"image": str(path), **report.as_dict()}
                     print(json_line(line), flush=True)
                 else:
-                    print(printable(_as_text(path, report), lines=True), flush=True)
+                    print(printable(_as_text(name, report), lines=True), flush=True)
             if silent >= PATIENCE:
                 raise UserError(
                     f"{model} gave no answer for {silent} faces in a row: the rest was not asked"
@@ -92,6 +92,38 @@ def predict_command(
         if predictor:
             predictor.close()
     return 2 if failed else 0
+
+
+def _check_box(box: Sequence[float], faces: str | None, images: int) -> None:
+    x0, y0, x1, y1 = box
+    if not (x0 < x1 and y0 < y1):
+        raise UserError(f"--box {x0:g} {y0:g} {x1:g} {y1:g}: expected left top right bottom")
+    if images != 1:
+        raise UserError(f"--box is a place in one image, but there are {images}")
+    if faces is not None:
+        raise UserError(f"--box says which face is meant, and --faces is {faces}: leave out one")
+
+
+def _default_faces(predictor: Predictor) -> str:
+    """What the run was trained for, and a sentence where that is not possible here."""
+    if predictor.faces_note:
+        print(f"note: {predictor.faces_note}", file=sys.stderr)
+    return predictor.faces_by_default
+
+
+def _answered(
+    predictor: Predictor, opened: Sequence[tuple[Path, Any]], box: Sequence[float] | None,
+    faces: str | None, batch_size: int,
+) -> Iterator[tuple[Path, str, FaceReport | NoAnswerError]]:  # fmt: skip
+    """(file, its name and which of its faces, the answer) for each face of these pictures."""
+    reports = predictor.try_predict(
+        [image for _, image in opened], boxes=None if box is None else [box],
+        faces=faces, batch_size=batch_size,
+    )  # fmt: skip
+    for (path, _), of_picture in zip(opened, reports, strict=True):
+        group = of_picture if isinstance(of_picture, list) else [of_picture]
+        for number, report in enumerate(group, 1):
+            yield path, f"{path}, face {number}" if len(group) > 1 else str(path), report
 
 
 def _frames(paths: Sequence[Path], run: str | Path) -> int:
@@ -117,25 +149,26 @@ def _open(path: Path, frames: int) -> Any:
     return video.frames(path, frames) if _is_video(path) else open_image(path)
 
 
-def _as_text(path: Path, report: FaceReport) -> str:
+def _as_text(name: str, report: FaceReport) -> str:
     """The answer to the one question with all that was written; of several, a line each."""
+    if not report.was_asked:
+        why = "no face found, so nothing was asked (--faces none asks about the picture)"
+        return f"{printable(name)}: {why}"
     if len(report.answers) == 1:
         said = report.main
-        lines = [f"{printable(path)}: {_label(said)}"]
+        lines = [f"{printable(name)}: {_label(said)}"]
         if said.probabilities:
             lines.append(f"  probabilities: {_ranked(said)}")
         if report.aus:
             lines.append("  action units: " + ", ".join(facs.name(au) for au in report.aus))
         lines.append(f"  {report.rationale or said.text}")
     else:
-        lines = [f"{printable(path)}:"]
+        lines = [f"{printable(name)}:"]
         for task, said in report.answers.items():
             likely = f" ({_ranked(said)})" if said.probabilities else ""
             lines.append(f"  {task.replace('_', ' ')}: {_label(said)}{likely}")
     if report.scene_only:
         lines.append("  no face was found in it: the scene alone was judged")
-    elif report.face_found is False:
-        lines.append("  no face was found in it: this is about the picture as a whole")
     return "\n".join(lines)
 
 

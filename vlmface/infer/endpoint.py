@@ -36,6 +36,7 @@ import tenacity
 from vlmface import answers
 from vlmface.errors import UserError
 from vlmface.files import without_surrogates
+from vlmface.infer import loops
 from vlmface.journal import Journal
 
 # Faces in a row without an answer, after which it is the endpoint and not the face.
@@ -136,7 +137,7 @@ def work_through(
     """
     unanswered: dict[str, str] = {}
     try:
-        asyncio.run(_work_through(endpoint, jobs, work, journal, done, unanswered))
+        loops.run(_work_through(endpoint, jobs, work, journal, done, unanswered))
     except BaseExceptionGroup as group:  # the first error cancelled the other workers
         raise group.exceptions[0] from None
     return unanswered

@@ -6,22 +6,38 @@
         print(report.emotion, report.rationale)
 
 What a run was trained with (prompts, crop, limits) is read from its manifest in both cases.
+What it is shown of a picture is decided in `face_views`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
+import os
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, TypeVar, overload
 
-from vlmface import manifest
+from vlmface import manifest, pictures
+from vlmface.answers import Answer
 from vlmface.data import crops, detect
 from vlmface.errors import UserError
 from vlmface.infer import models
 from vlmface.infer.batcher import Batcher
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, is_url
+from vlmface.infer.face_views import (
+    FACES,
+    FaceFinder,
+    FaceView,
+    Viewpoint,
+    boxes_of,
+    of_clip,
+    of_picture,
+)  # fmt: skip
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.infer.report import FaceReport
 from vlmface.infer.server import Server, server_of
@@ -29,6 +45,7 @@ from vlmface.prompts import Prompt, Question
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from PIL import Image
 
     from vlmface.encode import Shown
@@ -36,9 +53,12 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 16
 MOST_WAITING = 64  # who ask a model in this process at once and are not answered yet
-# A face in a photograph, for a model that was trained on portraits and takes pictures whole: a face
-# fills as much as in synth.
-PORTRAIT = crops.Crop(size=224, margin=0.12)
+MOST_OPEN = 64  # pictures of a call that are in memory at once
+# Of a picture without a face: nothing that could be read as an answer.
+NOT_ASKED = Prediction("", Answer(None, (), "none", ""), None, 0.0, False)
+Picture: TypeAlias = (
+    "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor"
+)
 
 T = TypeVar("T")
 
@@ -64,13 +84,13 @@ class Backend(Protocol):
 
 class Predictor:
     """A backend with the questions that it was trained to answer. Close it, or use it in a `with`
-    block. May be used from several threads and event loops at once."""
+    block. May be used from several threads and event loops at once, also inside a running one."""
 
     def __init__(
-        self, backend: Backend, *, views: crops.Views = (), frames: int = 1,
+        self, backend: Backend, *, viewpoint: Viewpoint | None = None,
         limits: str | None = None, aus: Sequence[int] = (), name: str = "",
     ) -> None:  # fmt: skip
-        self.backend, self.views, self.frames = backend, views, frames
+        self.backend, self.viewpoint = backend, viewpoint or Viewpoint()
         self.limits, self.name = limits, name
         self.aus = tuple(aus)  # that it may name; none: not known
         # Of several prompts about one field the first.
@@ -78,6 +98,7 @@ class Predictor:
         self.tasks: tuple[str, ...] = tuple(dict.fromkeys(p.space.field for p in backend.prompts))
         self._detector: detect.Detector | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     @classmethod
     def load(
@@ -125,197 +146,344 @@ class Predictor:
             backend = Served(server_of(endpoint, run, prompt, max_new_tokens, constrained))
         return cls(
             backend,
-            views=crops.parse(found.crop) if found else (),
-            frames=found.frames if found else 1,
+            viewpoint=Viewpoint.of(found),
             limits=found.limits if found else None,
             aus=found.au_set if found else (),
             name=Path(model).name if run is None else Path(run).name,
         )
 
     def __enter__(self) -> Predictor:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Finish what was begun and stop the threads."""
+        """Finish what was begun and stop the threads. Closing again does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            detector, self._detector = self._detector, None
         self.backend.close()
-        if self._detector is not None:
-            self._detector.__exit__(None, None, None)
-            self._detector = None
+        if detector is not None:
+            detector.__exit__(None, None, None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError(
+                f"the predictor of {self.name or 'this model'} is closed: load it again"
+            )
+
+    @property
+    def views(self) -> crops.Views:
+        return self.viewpoint.views
+
+    @property
+    def frames(self) -> int:
+        return self.viewpoint.frames
 
     # --- faces ------------------------------------------------------------------------------------
 
-    def faces(self, image: Image.Image) -> list[detect.Box]:
-        """The boxes of all faces in an RGB picture, the largest first. Raises UserError if
-        vlmface[detect] is not installed."""
-        return self._finder().faces(image)
+    def faces(self, image: Any) -> list[detect.Box]:
+        """The boxes of all faces in a picture (see `pictures.as_picture`), the largest first, in
+        pixels of the upright picture. Raises UserError if vlmface[detect] is not installed."""
+        return self._finder().faces(pictures.as_picture(image))
 
     def _finder(self) -> detect.Detector:
         with self._lock:
+            self._check_open()
             self._detector = self._detector or detect.Detector()
-        return self._detector
+            return self._detector
 
     def _mesh(self, image: Image.Image) -> np.ndarray | None:
         return self._finder().mesh(image)
 
     @property
-    def looks(self) -> bool:
-        """Whether a face is looked for where no box is given: the run was trained on what a
-        detector found, or is shown a face beside the scene around it."""
-        return crops.asks_for_face(self.views)
+    def faces_by_default(self) -> str:
+        """Which faces of a picture are asked about unless the caller says so: "largest" for a run
+        that was trained on faces, if they can be looked for here, otherwise "none"."""
+        return "none" if self.faces_note else self.viewpoint.faces
 
-    def shown(
-        self, image: Image.Image | Sequence[Image.Image], box: Sequence[float] | None
-    ) -> tuple[Shown, bool | None]:
-        """(the picture, or several views of it, as the model sees it; whether a face was found in
-        it, None if none was looked for). A box that cannot be one is none, and no face is found.
-        A list is a clip, of which as many frames are shown as the model takes; a face is looked for
-        in each, and found if it is in one."""
-        if isinstance(image, Sequence):
-            return self.shown_clip(image, None if box is None else [box] * len(image))
-        if box is not None:
-            face = crops.usable(box, image.size)
-            views = self.views or (PORTRAIT,)
-            return crops.views_of(image, face, views, self.frames, self._mesh), face is not None
-        face = next(iter(self.faces(image)), None) if self.looks else None
-        found = face is not None if self.looks else None
-        return crops.views_of(image, face, self.views, self.frames, self._mesh), found
+    @functools.cached_property
+    def faces_note(self) -> str | None:
+        """What to say where faces would be looked for, but cannot be."""
+        if self.viewpoint.faces == "none" or (reason := detect.missing()) is None:
+            return None
+        if any(view.is_shape for view in self.views):
+            return None  # without a mesh there is nothing to show, and each picture is an error
+        return (
+            f"faces are not looked for ({reason}): {self.name or 'this model'} was trained on "
+            "faces and is shown each picture as a whole; crop the face first, or give its box"
+        )
 
-    def shown_clip(
-        self,
-        frames: Sequence[Image.Image],
-        boxes: Sequence[Sequence[float] | None] | None = None,
-    ) -> tuple[Shown, bool | None]:
-        """`shown` of a clip. `boxes`: where the face is in each frame, None in one without a face;
-        without them faces are looked for as in a picture. Raises UserError for no frame."""
-        from vlmface.data.clips import middles
+    def face_views(
+        self, image: Any, *, faces: str | None = None, box: Sequence[float] | None = None
+    ) -> list[FaceView]:
+        """What the model is shown of a picture, or of a clip (a list of its frames): the only place
+        where that is decided. Arguments as in `predict`; "all" gives a view for each face."""
+        return self._face_views(image, "the picture", faces, box)
 
-        if not frames:
-            raise UserError("a clip without frames was given: a clip needs one frame at least")
-        chosen = middles(len(frames), self.frames)
-        pictures = [frames[i] for i in chosen]
-        faces: list[Any] = [None] * len(chosen)
-        if boxes is not None:
-            faces = [crops.usable(boxes[i], frames[i].size) for i in chosen]
-        elif self.looks:
-            faces = [next(iter(self.faces(picture)), None) for picture in pictures]
-        views = self.views or ((PORTRAIT,) if boxes is not None else ())
-        asked = boxes is not None or self.looks
-        found = any(face is not None for face in faces) if asked else None
-        return crops.views_of_clip(pictures, faces, views, self._mesh), found
+    def _face_views(
+        self, image: Any, name: str, faces: str | None, box: Sequence[float] | None
+    ) -> list[FaceView]:
+        self._check_open()
+        if faces is None:
+            faces = self._default_faces() if box is None else "largest"
+        elif faces not in FACES:
+            raise UserError(f"faces is {faces!r}: use {', '.join(FACES)}, or leave it out")
+        elif box is not None:
+            raise UserError(f"faces is {faces}, but there is a box: leave out one of them")
+        finder = FaceFinder(self.faces, self._mesh)
+        if isinstance(image, list | tuple):
+            frames = [
+                pictures.as_picture(frame, f"frame {number} of {name}")
+                for number, frame in enumerate(image, 1)
+            ]
+            boxes = None if box is None else [box] * len(frames)
+            return [of_clip(frames, self.viewpoint, faces, finder, boxes)]
+        picture = pictures.as_picture(image, name)
+        return of_picture(picture, self.viewpoint, faces, finder, box)
+
+    def _default_faces(self) -> str:
+        if self.faces_note:
+            warnings.warn(self.faces_note, stacklevel=4)
+        return self.faces_by_default
 
     # --- asking -----------------------------------------------------------------------------------
 
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, images: Picture, tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
+        faces: Literal["all"], batch_size: int = ...,
+    ) -> list[FaceReport]: ...  # fmt: skip
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, images: Picture, tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
+        faces: str | None = ..., batch_size: int = ...,
+    ) -> FaceReport: ...  # fmt: skip
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, images: Iterable[Any], tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
+        faces: Literal["all"], batch_size: int = ...,
+    ) -> list[list[FaceReport]]: ...  # fmt: skip
+    @overload
+    def predict(
+        self, images: Iterable[Any], tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
+        faces: str | None = ..., batch_size: int = ...,
+    ) -> list[FaceReport]: ...  # fmt: skip
     def predict(
         self,
-        images: Sequence[Image.Image | Sequence[Image.Image]],
-        tasks: Sequence[str] | None = None,
+        images: Any,
+        tasks: str | Iterable[str] | None = None,
         *,
-        boxes: Sequence[Sequence[float] | None] | None = None,
+        boxes: Any = None,
+        faces: str | None = None,
         batch_size: int = BATCH_SIZE,
-    ) -> list[FaceReport]:
-        """A report on each RGB picture, or clip (a list of its frames, in order): on the face at
-        its box (see `faces`), or on the picture whole where there is none. Of a run with several
-        views, all are made of the one picture; without a box its largest face is looked for.
-        `tasks`: some of `self.tasks`, default all. Raises UserError."""
-        found = self.try_predict(images, tasks, boxes=boxes, batch_size=batch_size)
-        for report in found:
-            if isinstance(report, NoAnswerError):
-                raise report
-        return [report for report in found if isinstance(report, FaceReport)]
+    ) -> Any:
+        """Reports on pictures and clips.
+
+        Args:
+            images: One picture, or several: paths, bytes of image files, open files, PIL images,
+                numpy arrays, torch tensors (see `pictures.as_picture`). A list or tuple within the
+                list is a clip, of its frames in order.
+            tasks: One or some of `self.tasks`; all by default.
+            boxes: The box of the face in each picture, left, top, right, bottom in pixels of the
+                upright picture, or None for a picture that is treated as without boxes.
+            faces: "largest": the largest face is looked for and shown as in training; "none": the
+                picture is shown as a whole; "all": each face is reported on. By default
+                `faces_by_default`.
+            batch_size: Faces that a model in this process answers at once.
+
+        Returns:
+            A report for each picture; for one picture by itself its report. With `faces` "all", a
+            list of reports instead of each report. Where faces are looked for and there is none,
+            the report's `face_found` is False and it has no label, unless the model was also
+            trained to judge the scene alone.
+
+        Raises:
+            UserError: For what is no picture, task, box or choice of faces.
+            NoAnswerError: For a server without an answer; see `try_predict`.
+        """
+        answer = functools.partial(self.answer, batch_size=batch_size)
+        return self._predict(images, tasks, boxes, faces, answer)
 
     def try_predict(
         self,
-        images: Sequence[Image.Image | Sequence[Image.Image]],
-        tasks: Sequence[str] | None = None,
+        images: Any,
+        tasks: str | Iterable[str] | None = None,
         *,
-        boxes: Sequence[Sequence[float] | None] | None = None,
+        boxes: Any = None,
+        faces: str | None = None,
         batch_size: int = BATCH_SIZE,
-    ) -> list[FaceReport | NoAnswerError]:
-        """`predict`, with an error in the place of the report on each picture that a server gave no
-        answer for: the others are not lost with it."""
-        asked = self._asked(tasks)
-        where = list(boxes) if boxes is not None else [None] * len(images)
-        seen = [self.shown(image, box) for image, box in zip(images, where, strict=True)]
-        pictures = [picture for picture, _ in seen]
-        answers = {
-            task: self.backend.answer(self.questions[task], pictures, batch_size) for task in asked
-        }
-        reports: list[FaceReport | NoAnswerError] = []
-        for i, ((_, found), box) in enumerate(zip(seen, where, strict=True)):
-            given: dict[str, Prediction] = {}
-            for task, said in answers.items():
-                if isinstance(answer := said[i], NoAnswerError):
-                    reports.append(answer)
-                    break
-                given[task] = answer
-            else:
-                reports.append(self._report(given, box, found))
-        return reports
+    ) -> Any:
+        """`predict`, with a NoAnswerError in the place of the report on each face that a server
+        gave no answer for: the others are not lost with it."""
+        answer = functools.partial(self.try_answer, batch_size=batch_size)
+        return self._predict(images, tasks, boxes, faces, answer)
+
+    def _predict(
+        self, images: Any, tasks: str | Iterable[str] | None, boxes: Any, faces: str | None,
+        answer: Callable[[Sequence[FaceView], Mapping[str, Question]], Sequence[Any]],
+    ) -> Any:  # fmt: skip
+        self._check_open()
+        inputs, single = pictures.listed(images)
+        places = boxes_of(boxes, len(inputs), single)
+        questions = self.questions_of(tasks)
+        reports: list[Any] = []
+        for start in range(0, len(inputs), MOST_OPEN):
+            views = []
+            for number in range(start, min(start + MOST_OPEN, len(inputs))):
+                name = "the picture" if single else f"picture {number + 1}"
+                views.append(self._face_views(inputs[number], name, faces, places[number]))
+            answers = iter(answer(list(itertools.chain(*views)), questions))
+            groups = [list(itertools.islice(answers, len(group))) for group in views]
+            reports += groups if faces == "all" else [group[0] for group in groups]
+        return reports[0] if single else reports
 
     def predict_clip(
         self,
-        frames: Sequence[Image.Image],
+        frames: Sequence[Any],
         boxes: Sequence[Sequence[float] | None],
-        tasks: Sequence[str] | None = None,
+        tasks: str | Iterable[str] | None = None,
     ) -> FaceReport:
-        """`predict` of one clip whose face is known frame by frame, as `shown_clip` has it. The
+        """`predict` of one clip whose face is known frame by frame, as `clip_view` has it. The
         report has no box, as the face is elsewhere in each frame."""
-        picture, found = self.shown_clip(frames, boxes)
-        answers: dict[str, Prediction] = {}
-        for task in self._asked(tasks):
-            (answer,) = self.backend.answer(self.questions[task], [picture], 1)
-            if isinstance(answer, NoAnswerError):
-                raise answer
-            answers[task] = answer
-        return self._report(answers, None, found)
+        self._check_open()
+        return self.answer([self.clip_view(frames, boxes)], self.questions_of(tasks))[0]
+
+    def clip_view(self, frames: Sequence[Any], boxes: Sequence[Sequence[float] | None]) -> FaceView:
+        """What the model is shown of a clip with the face's box in each frame, None in one without
+        a face. Raises UserError for no frame."""
+        upright = [pictures.as_picture(frame) for frame in frames]
+        finder = FaceFinder(self.faces, self._mesh)
+        return of_clip(upright, self.viewpoint, "largest", finder, boxes)
 
     async def apredict(
         self,
-        image: Image.Image,
-        tasks: Sequence[str] | None = None,
+        image: Any,
+        tasks: str | Iterable[str] | None = None,
         *,
-        box: Sequence[float] | None = None,
-    ) -> FaceReport:
+        box: Any = None,
+        faces: str | None = None,
+    ) -> Any:
         """`predict` of one picture, for many who ask at once: a model in this process answers
-        together those who wait, a server is asked `concurrency` at a time. Raises BusyError if too
-        many wait, NoAnswerError if a server has none, UserError."""
-        asked = self._asked(tasks)
-        picture, found = await asyncio.to_thread(self.shown, image, box)
-        said = await asyncio.gather(
-            *(self.backend.answer_one(self.questions[task], picture) for task in asked)
-        )
-        return self._report(dict(zip(asked, said, strict=True)), box, found)
+        together those who wait, a server is asked `concurrency` at a time. Returns its report, with
+        `faces` "all" a list of them. Raises BusyError if too many wait, NoAnswerError if a server
+        has none, UserError."""
+        questions = self.questions_of(tasks)
+        (place,) = boxes_of(box, 1, True)
+        views = await asyncio.to_thread(self.face_views, image, faces=faces, box=place)
+        reports = await asyncio.gather(*(self.aanswer(view, questions) for view in views))
+        return list(reports) if faces == "all" else reports[0]
 
     def stream(
-        self, image: Image.Image, task: str | None = None, *, box: Sequence[float] | None = None
+        self, image: Any, task: str | None = None, *, box: Any = None, faces: str | None = None
     ) -> Iterator[str | FaceReport]:
         """The answer to one task as far as it is written, again and again, and at the end the
-        report. `task` defaults to the first."""
-        (name,) = self._asked([task] if task else self.tasks[:1])
-        picture, found = self.shown(image, box)
-        for piece in self.backend.stream(self.questions[name], picture):
-            yield piece if isinstance(piece, str) else self._report({name: piece}, box, found)
+        report. `task` defaults to the first. A reader that stops half-way holds up nobody."""
+        questions = self.questions_of(self.tasks[0] if task is None else task)
+        (place,) = boxes_of(box, 1, True)
+        if faces == "all":
+            raise UserError("faces is all, but a stream is about one face: use largest or none")
+        yield from self.stream_view(self.face_views(image, faces=faces, box=place)[0], questions)
 
-    def _asked(self, tasks: Sequence[str] | None) -> list[str]:
-        asked = list(self.tasks if tasks is None else dict.fromkeys(tasks))
-        if odd := [task for task in asked if task not in self.tasks]:
+    # --- views and questions ----------------------------------------------------------------------
+
+    def questions_of(self, tasks: str | Iterable[str] | None) -> dict[str, Question]:
+        """{task: the question about it} of one task, some, or by default all. Raises UserError."""
+        if tasks is None:
+            names = list(self.tasks)
+        else:
+            names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
+        if odd := [str(task) for task in names if task not in self.tasks]:
             raise UserError(
                 f"{self.name or 'this model'} was not trained to answer {', '.join(odd)}: ask for "
                 f"{', '.join(self.tasks)}"
             )
-        if not asked:
+        if not names:
             raise UserError(f"nothing is asked: ask for {', '.join(self.tasks)}")
-        return asked
+        return {task: self.questions[task] for task in names}
+
+    def answer(
+        self,
+        views: Sequence[FaceView],
+        questions: Mapping[str, Question],
+        batch_size: int = BATCH_SIZE,
+    ) -> list[FaceReport]:
+        """A report on each view. Of one without a face nothing is asked (see `_is_shown`). Raises
+        NoAnswerError for the first one that a server gave no answer for."""
+        reports: list[FaceReport] = []
+        for report in self.try_answer(views, questions, batch_size):
+            if isinstance(report, NoAnswerError):
+                raise report
+            reports.append(report)
+        return reports
+
+    def try_answer(
+        self,
+        views: Sequence[FaceView],
+        questions: Mapping[str, Question],
+        batch_size: int = BATCH_SIZE,
+    ) -> list[FaceReport | NoAnswerError]:
+        """`answer`, with errors in the place of the reports on views without an answer."""
+        self._check_open()
+        shown = [view.pictures for view in views if self._is_shown(view)]
+        answers = {
+            task: iter(self.backend.answer(question, shown, batch_size) if shown else [])
+            for task, question in questions.items()
+        }
+        reports: list[FaceReport | NoAnswerError] = []
+        for view in views:
+            if not self._is_shown(view):
+                reports.append(self._report(view, questions))
+                continue
+            given = {task: next(each) for task, each in answers.items()}
+            errors = [one for one in given.values() if isinstance(one, NoAnswerError)]
+            predictions = {k: v for k, v in given.items() if not isinstance(v, NoAnswerError)}
+            reports.append(errors[0] if errors else self._report(view, questions, predictions))
+        return reports
+
+    async def aanswer(self, view: FaceView, questions: Mapping[str, Question]) -> FaceReport:
+        """`answer` of one view, for many who ask at once."""
+        self._check_open()
+        if not self._is_shown(view):
+            return self._report(view, questions)
+        predictions = await asyncio.gather(
+            *(self.backend.answer_one(question, view.pictures) for question in questions.values())
+        )
+        return self._report(view, questions, dict(zip(questions, predictions, strict=True)))
+
+    def stream_view(
+        self, view: FaceView, questions: Mapping[str, Question]
+    ) -> Iterator[str | FaceReport]:
+        """`stream` of one view and one question."""
+        self._check_open()
+        ((task, question),) = questions.items()
+        if not self._is_shown(view):
+            yield self._report(view, questions)
+            return
+        for piece in self.backend.stream(question, view.pictures):
+            yield piece if isinstance(piece, str) else self._report(view, questions, {task: piece})
+
+    def _is_shown(self, view: FaceView) -> bool:
+        """Whether the model is asked about it: where there is no face, only a model that was
+        trained to judge the scene alone."""
+        return view.face_found is not False or crops.falls_back(self.views)
 
     def _report(
-        self, answers: dict[str, Prediction], box: Sequence[float] | None, found: bool | None
+        self,
+        view: FaceView,
+        questions: Mapping[str, Question],
+        answers: dict[str, Prediction] | None = None,
     ) -> FaceReport:
-        place = None if box is None else (box[0], box[1], box[2], box[3])
-        asked = {task: self.questions[task].id for task in answers}
-        return FaceReport(answers, asked, place, found, self.limits, self.views)
+        """Without answers: nothing was asked."""
+        prompts = {task: question.id for task, question in questions.items()}
+        return FaceReport(
+            answers or dict.fromkeys(questions, NOT_ASKED), prompts, view.box, view.face_found,
+            self.limits, self.views,
+        )  # fmt: skip
 
 
 # --- who answers ----------------------------------------------------------------------------------
@@ -341,8 +509,20 @@ class Local:
         return await self._batcher.ask(prompt, image)
 
     def stream(self, prompt: Any, image: Shown) -> Iterator[str | Prediction]:
-        with self._turn:
-            yield from self.model.asking(prompt).stream(image)
+        """The lock is the writing thread's, so that it is free when the answer is written, whether
+        or not anybody has read it."""
+        pieces: SimpleQueue[str | Prediction | BaseException] = SimpleQueue()
+
+        def write() -> None:
+            try:
+                with self._turn:
+                    for piece in self.model.asking(prompt).stream(image):
+                        pieces.put(piece)
+            except BaseException as error:
+                pieces.put(error)
+
+        threading.Thread(target=write, name="stream", daemon=True).start()
+        yield from _read(pieces)
 
     def close(self) -> None:
         self._batcher.close()
@@ -369,6 +549,7 @@ class Served:
             return client, asyncio.Semaphore(endpoint.concurrency)
 
         self._client, self._turns = self._wait(connect())
+        self._streams: set[asyncio.Task[None]] = set()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -399,15 +580,51 @@ class Served:
         return await asyncio.wrap_future(future)
 
     def stream(self, prompt: Prompt, image: Shown) -> Iterator[str | Prediction]:
-        pieces = self.server.stream(self._client, prompt, image)
-        while True:
+        """The reply is read to its end whether or not anybody takes the pieces, so that it keeps no
+        connection from others; it is broken off when the reader has gone."""
+        pieces: SimpleQueue[str | Prediction | BaseException] = SimpleQueue()
+
+        async def receive() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._streams.add(task)
+            task.add_done_callback(self._streams.discard)
             try:
-                yield self._wait(anext(pieces))  # type: ignore[arg-type]
-            except StopAsyncIteration:
-                return
+                async with self._turns:
+                    async for piece in self.server.stream(self._client, prompt, image):
+                        pieces.put(piece)
+            except asyncio.CancelledError:
+                pieces.put(UserError("the predictor was closed while it answered: load it again"))
+                raise
+            except BaseException as error:
+                pieces.put(error)
+
+        received = asyncio.run_coroutine_threadsafe(receive(), self._loop)
+        try:
+            yield from _read(pieces)
+        finally:
+            received.cancel()
 
     def close(self) -> None:
-        self._wait(self._client.aclose())
+        async def end() -> None:
+            for task in self._streams:  # of which nobody may be reading the rest
+                task.cancel()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*others, return_exceptions=True)
+            await self._client.aclose()
+
+        self._wait(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _read(pieces: SimpleQueue[str | Prediction | BaseException]) -> Iterator[str | Prediction]:
+    """What a thread writes, up to the whole answer."""
+    while True:
+        piece = pieces.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        yield piece
+        if isinstance(piece, Prediction):
+            return

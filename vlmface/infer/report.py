@@ -19,10 +19,11 @@ SURE = 0.5  # probability of the label below which a report calls its model unsu
 @dataclass(frozen=True)
 class FaceReport:
     """`answers` {task: what was said}: a task is the field of a face that a prompt asks for, such
-    as "emotion" or "gender"; `prompts` {task: id of the prompt}. `box` of the face in its picture,
-    [left, top, right, bottom] in pixels, None if the picture was taken whole; `face_found`: whether
-    a face was found in it, None if none was looked for. `note`: what the model is not fit for, None
-    if nobody wrote it down. `views`: what the model was shown of the picture."""
+    as "emotion" or "gender"; `prompts` {task: id of the prompt}. `box` of the face in its upright
+    picture, [left, top, right, bottom] in pixels, None if the picture was taken whole;
+    `face_found`: whether a face was found in it, None if none was looked for. Where there is none,
+    nothing is asked and no answer has a label, unless `scene_only`. `note`: what the model is not
+    fit for, None if nobody wrote it down. `views`: what the model was shown of the picture."""
 
     answers: Mapping[str, Prediction]
     prompts: Mapping[str, str]
@@ -36,6 +37,11 @@ class FaceReport:
         """Whether no face was found by a model that is shown a face and what is around it: it has
         judged the scene alone."""
         return self.face_found is False and crops.falls_back(self.views)
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether the model was asked, and not left out of it as there is no face."""
+        return self.face_found is not False or self.scene_only
 
     @property
     def main(self) -> Prediction:
@@ -74,7 +80,9 @@ class FaceReport:
 
     @property
     def sure(self) -> bool:
-        """Whether there is a valid answer, and no other label is about as likely."""
+        """Whether there is a valid answer about a face, and no other label is about as likely."""
+        if self.face_found is False:
+            return False
         labels, likely = self.main.answer.labels, self.main.probabilities
         return bool(labels) and (likely is None or all(likely[one] >= SURE for one in labels))
 
@@ -87,7 +95,7 @@ class FaceReport:
         "rationale", "answers": {task: {"prompt", "label", "probabilities", "status", "complete",
         "text", "seconds"}}, "note"}. Several labels of a face are one text, divided by commas."""
         return {
-            "box": None if self.box is None else [round(x, 1) for x in self.box],
+            "box": None if self.box is None else [round(float(x), 1) for x in self.box],
             "face_found": self.face_found,
             "scene_only": self.scene_only,
             "sure": self.sure,

@@ -15,6 +15,7 @@ from vlmface import answers, families, manifest, prompts
 from vlmface.encode import Shown, listed
 from vlmface.errors import UserError
 from vlmface.files import without_surrogates
+from vlmface.infer import loops
 from vlmface.infer.endpoint import (
     Completion,
     Endpoint,
@@ -175,7 +176,7 @@ def served_model(endpoint: Endpoint) -> str:
 
     endpoint.check()
     try:
-        found = asyncio.run(names())
+        found = loops.run(names())
     except NoAnswerError as error:
         raise UserError(
             f"{endpoint.url} does not answer ({error}): start the server, or check the URL, which "

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from vlmface import data, encode, manifest
-from vlmface.data import crops
+from vlmface.data import crops, shows_faces
 from vlmface.data.rows import pictures
 from vlmface.distributed import is_main, world_size
 from vlmface.errors import UserError
@@ -675,7 +675,7 @@ def write_manifest(
 ) -> None:
     """Write vlmface.json of a run whose weights and processor are saved, and its prompts: from here
     on it can be evaluated. `aus` are the AUs that it names, `data` what it was trained on."""
-    run_dir = Path(settings.output_dir)
+    run_dir, views = Path(settings.output_dir), crops.parse(settings.crop)
     manifest.save_prompts(asked, run_dir)
     manifest.Manifest(
         recipe=recipe,
@@ -689,8 +689,9 @@ def write_manifest(
         image=family.describe_image(processor),
         processor=manifest.processor_shas(run_dir),
         weights=manifest.weights_shas(run_dir),
-        crop=crops.as_dict(crops.parse(settings.crop)),
+        crop=crops.as_dict(views),
         frames=settings.frames,
+        faces=crops.default_faces(views, shows_faces(settings.data)),
         max_length=settings.max_length,
         generation={"max_new_tokens": settings.max_new_tokens},
         data=dict(data),

@@ -16,6 +16,7 @@ TITLE = "CAER-S"
 HOME = "https://caer-dataset.github.io"
 LICENCE = "non-commercial research"
 SPLITS = ("train", "test")
+WHOLE_SCENES = True
 PUBLISHED: dict[str, dict[str, int]] = {}
 
 

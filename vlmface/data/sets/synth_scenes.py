@@ -15,6 +15,7 @@ TITLE = "vlmface's rendered scenes"
 HOME = "docs/synth.md"
 LICENCE = "CC0"
 SPLITS = ("train", "validation", "test")
+WHOLE_SCENES = True
 NEEDS_ROOT = False
 PUBLISHED: dict[str, dict[str, int]] = {}
 
