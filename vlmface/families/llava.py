@@ -178,7 +178,7 @@ def describe_image(processor: Any) -> dict[str, int]:
     they are padded to a square before they are resized."""
     height, width = image_size(processor)
     found = {"height": height, "width": width, "tokens": image_tokens(processor)}
-    return found | ({"pad_to_square": True} if padding(processor) else {})
+    return found | ({"pad_to_square": 1} if padding(processor) else {})
 
 
 def padding(processor: Any) -> tuple[int, ...] | None:
