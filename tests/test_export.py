@@ -244,6 +244,8 @@ def test_weights_that_are_not_finite_are_refused(run_dir: Path, tmp_path: Path) 
     weights = load_file(run / "adapter_model.safetensors")
     weights[next(iter(weights))].fill_(float("nan"))
     save_file(weights, run / "adapter_model.safetensors")
+    changed = dataclasses.replace(manifest.load(run)[0], weights=manifest.weights_shas(run))
+    changed.save(run)
     refused(run, tmp_path / "out", r"logits of .* are not finite \(NaN or infinite\)")
 
 

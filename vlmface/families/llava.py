@@ -75,7 +75,7 @@ def _additional_tokens(vision: Any) -> int:
     small = copy.deepcopy(vision)
     small.num_hidden_layers = 1
     with torch.device("meta"):  # shapes alone
-        tower = AutoModel.from_config(small)
+        tower = AutoModel.from_config(small, trust_remote_code=False)
         pixels = torch.zeros(1, small.num_channels, small.image_size, small.image_size)
         tokens = tower(pixel_values=pixels).last_hidden_state.shape[1]
     return tokens - (small.image_size // small.patch_size) ** 2
@@ -178,7 +178,7 @@ def describe_image(processor: Any) -> dict[str, int]:
     they are padded to a square before they are resized."""
     height, width = image_size(processor)
     found = {"height": height, "width": width, "tokens": image_tokens(processor)}
-    return found | ({"pad_to_square": True} if padding(processor) else {})
+    return found | ({"pad_to_square": 1} if padding(processor) else {})
 
 
 def padding(processor: Any) -> tuple[int, ...] | None:
