@@ -376,7 +376,13 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"sft": "{n_eval: 4}", "grpo": "{n_eval: 5}"}, "sft has n_eval 4 and grpo 5"),
         ({"sft": "{n_eval: 4}"}, "sft has n_eval 4 and grpo None"),
         ({"grpo": "{benchmark: rafdb}"}, "sft has benchmark 'synth' and grpo 'rafdb'"),
-        ({"sft": "{data_root: elsewhere}"}, "sft is evaluated on elsewhere and grpo on None"),
+        (
+            {
+                "sft": "{benchmark: affectnet8, benchmark_root: null, data_root: here}",
+                "grpo": "{benchmark: affectnet8, data: affectnet, data_root: there}",
+            },
+            "is evaluated on .*here and grpo on .*there",
+        ),
         ({"grpo": "{prompt: expllm}"}, "grpo has prompt expllm, but starts from a run with"),
         ({"sft": "{prompt: nothing}"}, "nothing"),
         ({"sft": "{epoch: 3}"}, "sft: there is no setting 'epoch'"),
