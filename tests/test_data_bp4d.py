@@ -90,3 +90,12 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"F004_T1.csv is missing.*F004_T8.csv"):
         data.load("bp4d", tmp_path, "test", **T)
+
+
+def test_a_code_that_is_no_number_is_named_with_its_file(tmp_path):
+    bp4d.write(tmp_path)
+    path = tmp_path / "AUCoding" / "AU_OCC" / "F004_T1.csv"
+    head, first, *rest = path.read_text().split("\n")
+    text(path, head, first.partition(",")[0] + ",x" * first.count(","), *rest)
+    with pytest.raises(UserError, match=r"F004_T1\.csv holds something else than codes"):
+        data.load("bp4d", tmp_path, "test", **T)

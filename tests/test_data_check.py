@@ -19,8 +19,10 @@ def aligned(root, name):
     return root / "Image" / "aligned" / name
 
 
-def run(name, root, **options):
-    return check.check(name, root, workers=2, progress=False, **options)
+def run(name, root, splits=(), output=None, **options):
+    return check.check(
+        name, root, output, splits=splits, workers=2, progress=False, options=options
+    )
 
 
 def test_a_whole_copy_passes_and_other_counts_are_marked(tmp_path, capsys):

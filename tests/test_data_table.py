@@ -188,7 +188,7 @@ def test_options_are_checked(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "image,label\nä.jpg,x".encode("utf-16"), "line 1: byte .* is not UTF-8"),
+        ("a.csv", "image,label\nä.jpg,x".encode("utf-16-le"), "byte 0 .*: this is UTF-16LE"),
         ("a.csv", b"image,label\n\xe4.jpg,x\n", "line 2: byte b'.xe4' is not UTF-8"),
         ("a.csv", b"", "needs a header"),
         ("a.csv", b"image,image\na,b\n", "needs a header of different column names"),

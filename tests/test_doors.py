@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -405,10 +406,12 @@ def test_a_run_says_whether_it_was_trained_on_faces(
         assert crops.default_faces(parse(crop), False) == of_scenes
 
 
-def test_a_manifest_that_says_something_else_is_refused(run_dir: Path) -> None:
-    found, _ = manifest.load(run_dir)
+def test_a_manifest_that_says_something_else_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    path = tmp_path / "run" / manifest.NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "faces": "both"}))
     with pytest.raises(UserError, match="faces is 'both', expected none or largest"):
-        Viewpoint.of(SimpleNamespace(crop=found.crop, frames=1, faces="both"))  # type: ignore[arg-type]
+        manifest.load(tmp_path / "run")
     assert Viewpoint.of(None) == Viewpoint((), 1, "none")
 
 

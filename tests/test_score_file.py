@@ -443,7 +443,7 @@ def test_an_id_that_occurs_twice(tmp_path, format):
         (b'[{"image_path": "cut o', "not JSON"),
         (b"7", "expected a list of records|expected a record"),
         (b'["a"]', "expected a record"),
-        (b"\xff\xfe", "is not UTF-8"),
+        (b"\xff{}", "is not UTF-8"),
         (b"[" * 200000, "nested too deeply"),
         (b'[{"id": ' + b"9" * 5000 + b"}]", "not JSON"),
         (b'{"id": "\\ud83d"}', "half of a|expected a list of records"),

@@ -252,7 +252,13 @@ def test_bad_arguments_are_named(call, message):
 
 def test_a_copy_can_be_checked(tmp_path):
     report = check.check(
-        "synth_clips", None, tmp_path, splits=["test"], workers=1, progress=False, n=4, size=32
+        "synth_clips",
+        None,
+        tmp_path,
+        splits=["test"],
+        workers=1,
+        progress=False,
+        options={"n": 4, "size": 32},
     )
     assert report["errors"] == [] and report["splits"]["test"]["files"] == 64
     assert json.loads((tmp_path / "check.json").read_text())["name"] == "synth_clips"

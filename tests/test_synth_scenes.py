@@ -271,7 +271,13 @@ def test_bad_arguments_are_named(call, message):
 
 def test_a_copy_can_be_checked(tmp_path):
     report = check.check(
-        "synth_scenes", None, tmp_path, splits=["test"], workers=1, progress=False, n=8, size=64
+        "synth_scenes",
+        None,
+        tmp_path,
+        splits=["test"],
+        workers=1,
+        progress=False,
+        options={"n": 8, "size": 64},
     )
     assert report["errors"] == [] and report["warnings"] == []
     assert sum(report["splits"]["test"]["labels"]["context"].values()) == 8

@@ -88,6 +88,7 @@ def test_what_the_file_may_hold(tmp_path: Path) -> None:
         (["a", "b"], "line 2: expected"),
         ({"question": "a", "answer": " "}, "line 2: question and answer must be text, not empty"),
         ({"question": 1, "answer": "b"}, "line 2: question and answer must be text"),
+        ('{"question": "a", "answer": "\\ud83d"}', "line 2: half of a"),
     ]:
         write(path, {"question": "a", "answer": "b"}, line)
         with pytest.raises(UserError, match=message):

@@ -311,5 +311,7 @@ def test_a_damaged_frame_is_named_and_counted(tmp_path):
     rows = data.load("raer", root, frames=4, faces=None, bodies=None)
     with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
         crop_cache.shown(rows, (crops.Crop(size=32, show="scene"),), 4, progress=False)
-    report = check.check("raer", root, progress=False, frames=4, faces=None, bodies=None)
+    report = check.check(
+        "raer", root, progress=False, options={"frames": 4, "faces": None, "bodies": None}
+    )
     assert "4.jpg" in check.text(report)

@@ -44,7 +44,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
         output,
         splits=arguments.split,
         workers=arguments.workers,
-        **data.parse_options(arguments.name, arguments.option),
+        options=data.parse_options(arguments.name, arguments.option),
     )
     print(printable(check.text(report), lines=True))
     print(f"\nlook at {output / 'sheet.png'}; all of it is in {output / 'check.json'}")
@@ -57,7 +57,7 @@ def _data_crop(arguments: argparse.Namespace) -> int:
 
     crop = crops.Crop(arguments.size, arguments.margin, arguments.find, arguments.show)
     options = data.parse_options(arguments.name, arguments.option)
-    for split in arguments.split or data.adapter(arguments.name).SPLITS:
+    for split in arguments.split or data.splits_of(arguments.name, arguments.root, **options):
         rows = data.load(arguments.name, arguments.root, split, **options)
         faces = crop_cache.cached(rows, crop, workers=arguments.workers)
         if arguments.sheet:

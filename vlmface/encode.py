@@ -108,10 +108,16 @@ def open_row_image(image: Any) -> Image.Image:
     from vlmface.data import crop_cache
     from vlmface.images import open_image
 
-    if image.get("bytes"):
-        return open_image(image["bytes"])
-    path = image["path"]
-    return crop_cache.open_crop(path) if crop_cache.is_reference(path) else open_image(path)
+    source = image.get("bytes") or image["path"]
+    if isinstance(source, str) and crop_cache.is_reference(source):
+        return crop_cache.open_crop(source)
+    try:
+        return open_image(source)
+    except UserError as error:
+        raise UserError(
+            f"{error}; --data_options '{{broken: drop}}' finds such pictures before the run and "
+            "leaves their rows out"
+        ) from error
 
 
 def stored_pictures(row: Mapping[str, Any]) -> list[Any]:

@@ -9,9 +9,9 @@ import mmap
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -23,9 +23,10 @@ MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
 UNNAMED = "the image bytes"  # what messages call a picture without a file
 _STRIP = 1 << 20  # pixels that are converted at once
+# Names of image files, in any letter case: in folders, data sets and archives alike.
 SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2",
-    ".ppm", ".pgm", ".pnm",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp",
+    ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 # An explicit list, because Pillow also registers formats that start other programs (EPS, PDF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -41,12 +42,23 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # of EXIF
 
+_BITS, _WHITE_IS_ZERO, _SIGN = 258, 262, 339  # tags of a TIFF
+_DARK = (
+    "a picture of 16 bits holds no value above {top:,.0f} and is read as one of {bits} bits: scale "
+    "it to 16 bits if it is meant to be that dark"
+)
+_BLACK = (
+    "a picture of 16 bits a colour holds no value above 4,095, of which the upper 8 bits are read: "
+    "it is nearly black; scale it to 16 bits, or save it with 8"
+)
+
 
 def open_image(source: str | Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
     """Decode one image to upright 8-bit RGB.
 
-    EXIF rotation is applied, transparency is laid over white, 16-bit grey keeps its range, and of
-    an animation the first frame is taken.
+    EXIF rotation is applied, transparency is laid over white, and of an animation the first frame
+    is taken. Grey of more than 8 bits keeps its range: that of 8, 10, 12 or 16 bits, by what it
+    holds.
 
     Args:
         source: A path, or the bytes of a file.
@@ -82,8 +94,9 @@ def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Imag
                 f"give an image of at least {MIN_SIDE} x {MIN_SIDE} pixels"
             )
         try:
+            deep = _has_deep_colour(image)
             image.load()
-            rgb = to_rgb(image)
+            rgb = to_rgb(image, getattr(image, "tag_v2", None))
         except MemoryError:
             raise UserError(
                 f"{name} takes more memory to decode than there is for it: save it again as JPEG "
@@ -91,7 +104,11 @@ def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Imag
             ) from None
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
-    return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
+    if deep and max(high for _, high in rgb.getextrema()) < 16:
+        warnings.warn(_BLACK, stacklevel=2)
+    upright = rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
+    upright.info = {}  # the orientation that is in there no longer applies
+    return upright
 
 
 def size_of(source: str | Path | bytes) -> tuple[int, int]:
@@ -160,6 +177,13 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
         images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        others = [file for file in files if file.suffix.lower() not in SUFFIXES]
+        if images and others:
+            warnings.warn(
+                f"folder '{path}': {len(others):,} files are left out, as their names do not end "
+                f"as those of images do, the first: {others[0].relative_to(path)}",
+                stacklevel=2,
+            )
         if not images:
             raise UserError(
                 f"folder '{path}' holds no image (files of other kinds: {len(files)}): "
@@ -191,32 +215,70 @@ def _orientation(image: Image.Image, late_exif: bytes | None) -> int:
     return stored or 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _has_deep_colour(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has 16 bits a colour; Pillow drops the lower 8."""
+    return ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")
+
+
+def to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.Image:
+    """A decoded image of any mode as 8-bit RGB, transparency laid over white. `tags` are those of
+    the TIFF that it was read from."""
     if image.mode.startswith(("I", "F")):
-        return _scaled(image)
+        return _scaled(image, tags or {})
     if image.has_transparency_data:
         return _in_strips(image, _over_white)
     return image.convert("RGB")
 
 
-def _scaled(image: Image.Image) -> Image.Image:
-    """Pillow clips integers and floats to 0..255, which turns a 16-bit photograph white."""
+def _scaled(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """An image of integers or floats, scaled to 8 bits by what it holds: Pillow would clip them,
+    and a scale of 16 bits would turn a picture of 12 of them black."""
+    unsigned = image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SIGN, (1,)) == (1,)
     kind = np.float32 if image.mode.startswith("I;") else np.float64
 
-    def grey(strip: Image.Image) -> np.ndarray:
-        values = np.asarray(strip).astype(kind)
-        return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    def values_of(strip: Image.Image) -> np.ndarray:
+        grey = np.asarray(strip)
+        # Pillow reads unsigned numbers as signed ones.
+        return (grey.view(np.uint32) if unsigned else grey).astype(kind)
 
-    ranges = [(values.min(), values.max()) for values in map(grey, _strips(image))]
-    low, high = float(min(ranges)[0]), float(max(top for _, top in ranges))
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
+    ends: list[float] = []
+    for strip in _strips(image):
+        values = values_of(strip)
+        finite = values[np.isfinite(values)]
+        ends += [float(finite.min()), float(finite.max())] if finite.size else []
+    low, high = (min(ends), max(ends)) if ends else (0.0, 0.0)
+    bottom, top = _range_of(low, high, image.mode == "F", tags)
+    inverted = tags.get(_WHITE_IS_ZERO, 1) == 0
 
     def scale(strip: Image.Image) -> Image.Image:
-        scaled = (grey(strip) - low) * (255 / (high - low or 1))
+        values = np.nan_to_num(values_of(strip), copy=False, nan=low, posinf=high, neginf=low)
+        scaled = (values - bottom) * (255 / (top - bottom or 1))
+        scaled = 255 - scaled if inverted else scaled
         return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
 
     return _in_strips(image, scale)
+
+
+def _range_of(
+    low: float, high: float, floats: bool, tags: Mapping[int, Any]
+) -> tuple[float, float]:
+    """The values that become black and white, of an image whose values are `low` to `high`.
+
+    Integers of 8, 10, 12 or 16 bits keep their range (with a warning for 10 and 12 if the file does
+    not state them), floats that of 0 to 1, or from 0 to their greatest; values below 0 and beyond
+    16 bits are stretched from the least to the greatest.
+    """
+    if low < 0 or (not floats and high > 65535):
+        return low, high
+    if floats:
+        return 0.0, max(1.0, high)
+    stated = float((1 << tags.get(_BITS, (16,))[0]) - 1)
+    if 255 <= stated < 65535:
+        return 0.0, stated
+    top = float(next(most for most in (255, 1023, 4095, 65535) if high <= most))
+    if top in (1023, 4095):
+        warnings.warn(_DARK.format(top=top, bits=10 if top == 1023 else 12), stacklevel=4)
+    return 0.0, top
 
 
 def _over_white(image: Image.Image) -> Image.Image:

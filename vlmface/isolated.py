@@ -33,7 +33,8 @@ CPU_S = 1.5  # processor time for a picture of _USUAL_PIXELS or fewer
 WAIT_S = 60.0  # for an answer, on a machine that is busy with other work
 BYTES_PER_PIXEL = 12.5  # of the limit on pixels: 300 MB for 24 megapixels
 _USUAL_PIXELS = 24_000_000
-_STRIP = 1 << 20  # pixels sent at once
+_STRIP = 1 << 21  # pixels sent at once
+_BUFFER = 1 << 22  # bytes on their way
 _REQUEST = struct.Struct(">QIQ")  # limit on pixels, bytes of the name, bytes of the file
 _REPLY = struct.Struct(">?II")  # decoded; width, height, or 0 and the length of a message
 
@@ -86,6 +87,8 @@ class Worker:
 
     def __init__(self) -> None:
         self._connection, other = socket.socketpair()
+        for end in (self._connection, other):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         with other:
             self._process = subprocess.Popen(
@@ -127,10 +130,16 @@ class Worker:
         decoded, width, height = _REPLY.unpack(self._receive(_REPLY.size, until))
         if not decoded:
             raise UserError(str(self._receive(height, until), "utf-8"))
-        image = Image.new("RGB", (width, height))
-        for top, rows in _strips(width, height):
-            pixels = self._receive(width * rows * 3, until)
-            image.paste(Image.frombytes("RGB", (width, rows), pixels), (0, top))
+        strips = (
+            Image.frombytes("RGB", (width, rows), self._receive(width * rows * 3, until))
+            for rows in _strips(width, height)
+        )
+        if height <= _rows(width):
+            return next(strips)
+        image, top = Image.new("RGB", (width, height)), 0
+        for strip in strips:
+            image.paste(strip, (0, top))
+            top += strip.height
         return image
 
     def _receive(self, size: int, until: float) -> bytearray:
@@ -149,10 +158,15 @@ def _receive(connection: socket.socket, size: int) -> bytearray:
     return content
 
 
-def _strips(width: int, height: int) -> list[tuple[int, int]]:
-    """(top, rows) of the strips in which a picture is sent."""
-    rows = max(1, _STRIP // width)
-    return [(top, min(rows, height - top)) for top in range(0, height, rows)]
+def _rows(width: int) -> int:
+    """The most rows of a strip in which a picture is sent."""
+    return max(1, _STRIP // width)
+
+
+def _strips(width: int, height: int) -> list[int]:
+    """The rows of each strip."""
+    whole, rest = divmod(height, _rows(width))
+    return [_rows(width)] * whole + [rest] * (rest > 0)
 
 
 # --- the worker process ---------------------------------------------------------------------------
@@ -188,8 +202,11 @@ def _answer(connection: socket.socket, content: bytes, name: str, max_pixels: in
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     connection.sendall(_REPLY.pack(True, *image.size))
-    for top, rows in _strips(*image.size):
-        connection.sendall(image.crop((0, top, image.width, top + rows)).tobytes())
+    top = 0
+    for rows in _strips(*image.size):
+        strip = image if rows == image.height else image.crop((0, top, image.width, top + rows))
+        connection.sendall(strip.tobytes())
+        top += rows
 
 
 def _limit_memory(size: int) -> None:

@@ -270,7 +270,7 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "limits": (_text(20_000), "text"),
     "crop": (_either(_is_none, _is_view, _items(_is_view)), "null, a view, or a list of views"),
     "frames": (_number(1, 10_000), "a whole number"),
-    "faces": (lambda value: value in ("largest", "none"), "largest or none"),
+    "faces": (_matches("none|largest"), "none or largest"),
     "quantize": (_either(_is_none, _is_name), "null or a name"),
     "clip": (_either(_is_none, _is_view), "null or settings of a classifier"),
     "created": (_text(100), "a time"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from vlmface.schema import FaceSample
 
 TILE = 160  # pixels a side
 TITLE, LINE = 22, 16  # pixels of the caption: its title, each further line
+_MOST_CHARACTERS = 200  # of a caption that are measured
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -76,11 +78,18 @@ def units(sample: FaceSample) -> str:
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, with as much left out of it as is needed to fit under a tile: ids differ at their
-    ends."""
-    for kept in range(len(text), 0, -1):
+    """The text on one line, with as much left out of it as is needed to fit under a tile: ids
+    differ at their ends."""
+    text = " ".join(text.split())
+
+    def shortened(kept: int) -> str:
         first = kept // 3
-        shown = text if kept == len(text) else f"{text[:first]}…{text[first - kept :]}"
-        if font.getlength(shown) <= TILE - 8:
-            return shown
-    return ""
+        return text if kept == len(text) else f"{text[:first]}…{text[first - kept :]}"
+
+    def is_wide(kept: int) -> bool:
+        return font.getlength(shortened(kept)) > TILE - 8
+
+    # No character is narrower than a pixel or so, and each is measured: look at no more than fit.
+    most = len(text) if len(text) <= _MOST_CHARACTERS else _MOST_CHARACTERS
+    kept = bisect.bisect_left(range(1, most + 1), True, key=is_wide)
+    return shortened(kept) if kept else ""

@@ -8,6 +8,7 @@ Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
                             PUBLISHED_BY: (option, value) -> the same under that option
     WHOLE_SCENES            True where the pictures show people in their surroundings, not faces
     read(root, split, **protocol) -> Rows (rendered sets have no root and say NEEDS_ROOT = False)
+    present_splits(root, **protocol)    optional: which of SPLITS a user's own files hold
 
 A module that is put there is a data set; nothing else lists them.
 """
@@ -20,7 +21,7 @@ import importlib
 import inspect
 import pkgutil
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import datasets
 
     from vlmface.data.rows import Rows
+
+OF_ALL = ("missing", "broken", "n")  # options of `load` for every data set
 
 
 _BLOCK = 1000  # rows that are in memory at once, where all are read
@@ -77,6 +80,7 @@ def load(
     *,
     streaming: Literal[False] = ...,
     missing: str = ...,
+    broken: str = ...,
     n: int | None = ...,
     **protocol: Any,
 ) -> datasets.Dataset: ...
@@ -88,6 +92,7 @@ def load(
     *,
     streaming: Literal[True],
     missing: str = ...,
+    broken: str = ...,
     n: int | None = ...,
     **protocol: Any,
 ) -> datasets.IterableDataset: ...
@@ -98,6 +103,7 @@ def load(
     *,
     streaming: bool = False,
     missing: str = "error",
+    broken: str = "keep",
     n: int | None = None,
     **protocol: Any,
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -105,17 +111,22 @@ def load(
     they are looked at.
 
     `root` is the folder as its owners distribute it (None for rendered sets); `protocol` are the
-    data set's own options; `missing` is "error" or "drop" for listed images that are not there. `n`
-    takes so many rows: of rendered sets the first ones, of other sets a random choice that is
-    always the same. A `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises
-    UserError for an unknown name, split or option, and for a copy that is not as it should be.
+    data set's own options; `missing` is "error" or "drop" for listed images that are not there.
+    `broken` is the same for images that cannot be decoded, which takes decoding all of them, or
+    "keep" (default), which looks at none. `n` takes so many rows: of rendered sets the first ones,
+    of other sets a random choice that is always the same, and of which broken images are dropped. A
+    `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises UserError for an unknown
+    name, split or option, and for a copy that is not as it should be.
     """
+    from vlmface.data.decodable import decodable
     from vlmface.data.rows import Rows, to_dataset
 
+    if broken not in ("keep", "error", "drop"):
+        raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
     if is_mixture(name):
         from vlmface.data import mixture
 
-        mixed = mixture.load(name, root, split, missing=missing, n=n, **protocol)
+        mixed = mixture.load(name, root, split, missing=missing, broken=broken, n=n, **protocol)
         return mixed.to_iterable_dataset() if streaming else mixed
     if n is not None and "n" in inspect.signature(adapter(name).read).parameters:
         protocol["n"] = n
@@ -124,41 +135,64 @@ def load(
         found = to_dataset(found, name, split, missing=missing)
     if n is not None and n < len(found):
         found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    if broken != "keep":
+        found = decodable(found, f"{name}, {split}", broken)
     return found.to_iterable_dataset() if streaming else found
 
 
 def read(
-    name: str, root: str | Path | None = None, split: str = "train", **protocol: Any
+    name: str, root: str | Path | None = None, split: str = "train", /, **protocol: Any
 ) -> Rows | datasets.Dataset:
     """What the data set's own module makes of a split: `load` before images are looked for, with
     what was left out. Raises UserError as `load` does."""
     module = adapter(name)
-    known = inspect.signature(module.read).parameters
-    own = list(known)[2:]
-    for option, value in protocol.items():
-        if option not in own:
-            raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
-            )
-        options.check_type(f"{name}: {option}", options.declared(module.read)[option], value)
+    _check_options(name, protocol)
     if split not in module.SPLITS:
         raise UserError(
             f"{name} has no split {split!r}: it has {', '.join(module.SPLITS)}"
             + ("" if "validation" in module.SPLITS else
                "; data.hold_out takes a validation part of its training people")
         )  # fmt: skip
+    return module.read(_root(name, root), split, **protocol)
+
+
+def _root(name: str, root: str | Path | None) -> Path | None:
+    module = adapter(name)
     place = None if root is None else Path(root).expanduser()
     if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
         raise UserError(
             f"{name} needs the root of your copy ({module.HOME}), "
             + ("and none was given" if place is None else f"and {place} does not exist")
         )
-    return module.read(place, split, **protocol)
+    return place
+
+
+def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:
+    """The splits that a copy has: all of the data set's, except where the user's own files decide
+    (its module's `present_splits`)."""
+    module = adapter(name)
+    _check_options(name, protocol)
+    if not hasattr(module, "present_splits"):
+        return module.SPLITS
+    return module.present_splits(_root(name, root), **protocol) or module.SPLITS
+
+
+def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that the data set does not have, or of the wrong type."""
+    read = adapter(name).read
+    own = list(inspect.signature(read).parameters)[2:]
+    for option, value in protocol.items():
+        if option not in own:
+            raise UserError(
+                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
+            )
+        options.check_type(f"{name}: {option}", options.declared(read)[option], value)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """The options of a data set from words of the command line such as "fold=2". Values are read as
-    YAML, except where the option is a text. Raises UserError for a word that is no such pair."""
+    """The options of a data set, or those of OF_ALL, from words of the command line such as
+    "fold=2". Values are read as YAML, except where the option is a text. Raises UserError for a
+    word that is no such pair, and for an option that the data set does not have."""
     import yaml
 
     kinds = inspect.signature(adapter(name).read).parameters
@@ -171,7 +205,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         try:
             found[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"option {option} cannot be read from {text!r}: {error}") from error
+            why = str(error).replace("\n", " ")
+            raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
+    _check_options(name, {k: value for k, value in found.items() if k not in OF_ALL})
     return found
 
 

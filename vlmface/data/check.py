@@ -12,7 +12,7 @@ import json
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from vlmface import data, files, sheet
 from vlmface.data.crop_cache import person_box
 from vlmface.data.crops import usable
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows, as_stored, to_dataset
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
 from vlmface.images import open_image
@@ -64,9 +64,10 @@ def check(
     splits: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = True,
-    **protocol: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Read the splits (default: all) of a copy and look at each of its pictures.
+    """Read the splits (default: all that the copy has) and look at each of its pictures. `options`
+    are the data set's own.
 
     Returns {"name", "title", "options", "splits": {split: what it holds}, "unreadable": {file:
     why}, "duplicates": [[{"split", "id", "emotion"}, ...], ...], "shared_subjects": {"train, test":
@@ -74,11 +75,13 @@ def check(
     a contact sheet, sheet.png. Raises UserError if no split can be read.
     """
     module = data.adapter(name)
-    parts, errors = _read(name, root, splits or module.SPLITS, protocol)
+    protocol = dict(options or {})
+    parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
     looks = _look_at_all(parts, workers, progress)
     published = module.PUBLISHED
-    for option in protocol.items():
-        published = getattr(module, "PUBLISHED_BY", {}).get(option, published)
+    for (option, value), counts in getattr(module, "PUBLISHED_BY", {}).items():
+        if protocol.get(option) == value:
+            published = counts
     place = None if root is None else Path(root).expanduser()
     if place is not None and place.is_file():
         place = place.parent
@@ -113,8 +116,10 @@ def _read(
     for split in splits:
         try:
             found = data.read(name, root, split, **protocol)
-            pictures = sources(found)
             left_out: dict[str, list[str]] = {}
+            if isinstance(found, Rows):
+                found, _ = as_stored(found, f"{name}, {split}")
+            pictures = sources(found)
             if isinstance(found, Rows):
                 left_out = found.left_out
                 # Without its pictures, so that labels are counted whether or not a file is there.

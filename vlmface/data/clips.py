@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vlmface.data import video
-from vlmface.data.records import read_text
 from vlmface.data.rows import Rows, image_names
+from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
 FRAMES = 16  # of a clip, in published models and in data sets unless it is said
@@ -133,9 +133,10 @@ def read_list(
 ) -> tuple[list[Sequence[str]], dict[str, list[str]]]:
     """The lines of a list file, split into `fields` fields each, and what is left out: lines that
     have another number of them. Empty lines are no lines."""
-    found, malformed = [], []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        parts = split(line.strip())
+    found: list[Sequence[str]] = []
+    malformed = []
+    for number, line in enumerate(read_lines(path), 1):
+        parts = [part.strip() for part in split(line.strip())]
         if len(parts) == fields:
             found.append(parts)
         elif line.strip():

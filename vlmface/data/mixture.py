@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from vlmface import config, data, taxonomy
+from vlmface.data.sources import digest, sources
 from vlmface.errors import UserError
 from vlmface.ranges import Count, Positive, Seed
 
@@ -75,6 +78,7 @@ def load(
     split: str = "train",
     *,
     missing: str = "error",
+    broken: str = "keep",
     n: int | None = None,
     seed: Seed | None = None,
     **unknown: Any,
@@ -93,7 +97,9 @@ def load(
     words: set[str | None] = set()
     for number, source in enumerate(sources, 1):
         where = f"{path}, source {number}"
-        part = _load_source(source, where, path.parent, root, split, missing)
+        part = _load_source(
+            source, where, path.parent, root, split, {"missing": missing, "broken": broken}
+        )
         found = set(part[mixture.field])
         _check_words(where, mixture.field, source.labels, found)
         part = _harmonise(part, mixture.field, mixture.labels | source.labels)
@@ -104,12 +110,7 @@ def load(
         parts.append(part)
         words |= found
     _check_words(str(path), mixture.field, mixture.labels, words)
-    rows = concatenate_datasets(parts)
-    if len(ids := set(rows["id"])) < len(rows):
-        raise UserError(
-            f"{path}: {len(rows) - len(ids)} rows come from two of its sources: name each split of "
-            "a data set once, and use `weight` to draw from it more often"
-        )
+    rows = concatenate_datasets(_with_own_ids(parts, path))
     labels = np.array(rows[mixture.field][:], object)
     of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     weights = None if sources[0].weight is None else [source.weight or 0.0 for source in sources]
@@ -120,6 +121,37 @@ def load(
         )
     size = n if n is not None else mixture.size
     return rows.select(_draw(kinds, size, chance))
+
+
+def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Dataset]:
+    """The parts, in which no two rows have one id: two tables may name their pictures alike. The
+    ids of a part that has one of an earlier part end in "@" and its number. Raises UserError for a
+    row that is the same in two parts, because its picture is."""
+    ids = [part["id"][:] for part in parts]
+    often = Counter(id for of_part in ids for id in set(of_part))
+    pictures: dict[str, set[str]] = {}
+    result, same = [], 0
+    for number, (part, of_part) in enumerate(zip(parts, ids, strict=True), 1):
+        shared = [row for row, id in enumerate(of_part) if often[id] > 1]
+        keys = map(_identity, sources(part.select(shared)))
+        named = [(of_part[row], key) for row, key in zip(shared, keys, strict=True)]
+        same += sum(key in pictures.get(id, ()) for id, key in named)
+        if any(id in pictures for id, _ in named):
+            part = _replaced(part, "id", [f"{id}@{number}" for id in of_part])
+        for id, key in named:
+            pictures.setdefault(id, set()).add(key)
+        result.append(part)
+    if same:
+        raise UserError(
+            f"{path}: {same} rows come from two of its sources: name each split of a data set "
+            "once, and use `weight` to draw from it more often"
+        )
+    return result
+
+
+def _identity(pictures: list[str | bytes]) -> str:
+    """The files of a row, wherever the list names them from, or the content of its pictures."""
+    return "\n".join(digest(p) if isinstance(p, bytes) else os.path.realpath(p) for p in pictures)
 
 
 def read(path: Path) -> tuple[Mixture, list[Source]]:
@@ -154,7 +186,12 @@ def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
 
 
 def _load_source(
-    source: Source, where: str, beside: Path, root: str | Path | None, split: str, missing: str
+    source: Source,
+    where: str,
+    beside: Path,
+    root: str | Path | None,
+    split: str,
+    how: Mapping[str, str],
 ) -> datasets.Dataset:
     if source.data.endswith((".yaml", ".yml")):
         raise UserError(f"{where}: {source.data} is a mixture itself: name data sets")
@@ -164,7 +201,7 @@ def _load_source(
             place = beside / Path(source.root).expanduser()
         elif getattr(data.adapter(source.data), "NEEDS_ROOT", True):
             place = root
-        options = {"missing": missing, **source.options}
+        options = {**how, **source.options}
         return data.load(source.data, place, source.split or split, **options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
@@ -200,9 +237,14 @@ def _harmonise(
     words = rows[name][:]
     keep = [i for i, word in enumerate(words) if word is None or labels.get(word, word) is not None]
     rows = rows.select(keep)
-    feature, order = rows.features[name], rows.column_names
     new = [None if words[i] is None else labels.get(words[i], words[i]) for i in keep]
-    return rows.remove_columns(name).add_column(name, new, feature=feature).select_columns(order)
+    return _replaced(rows, name, new)
+
+
+def _replaced(rows: datasets.Dataset, name: str, values: list[Any]) -> datasets.Dataset:
+    """The rows with other values in a column."""
+    feature, order = rows.features[name], rows.column_names
+    return rows.remove_columns(name).add_column(name, values, feature=feature).select_columns(order)
 
 
 # --- drawing --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import collections.abc
 import difflib
 import functools
 import inspect
+import numbers
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -107,10 +108,11 @@ def _is(kind: Any, value: Any) -> bool:
             any(_is(of, item) for of in alternatives(items[1])) for item in value.values()
         )
     if inner is float:
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        numeric = isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's too
         return numeric and in_range(kind, float(value))
     if inner is int:
-        return type(value) is int and in_range(kind, value)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return whole and in_range(kind, value)
     if inner is str:
         return isinstance(value, str) or hasattr(value, "__fspath__")
     return isinstance(value, inner) if isinstance(inner, type) else True

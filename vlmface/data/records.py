@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vlmface import facs, taxonomy
+from vlmface.data.text_files import read_text, split_lines
 from vlmface.errors import UserError
+
+LINES = (".jsonl", ".ndjson")  # name endings of JSON lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,14 @@ class Record:
 
     def image(self, name: str, folder: Path, *, rooted: bool = False) -> str:
         """The image in `folder` that the path names. `rooted` takes one leading slash for the
-        folder itself; any other absolute path, and one with "..", is refused."""
+        folder itself; any other absolute path that does not begin with the folder, and one with
+        "..", is refused."""
         path = self.text(name)
         found = below(folder, path.removeprefix("/") if rooted else path)
+        if found is None and path.startswith(f"{folder}{os.sep}") and not leads_up(path):
+            found = path
         if found is None:
-            self.refuse(name, "a path inside the image folder")
+            self.refuse(name, f"a path inside the image folder {folder} (see the option images)")
         return found
 
     def images(self, name: str) -> list[str]:
@@ -135,13 +141,15 @@ def folder_of_images(images: str | Path | None, otherwise: Path) -> Path:
 
 
 def records(path: Path, *, lines: bool | None = None, within: str | None = None) -> list[Record]:
-    """The records of a file: JSON lines if `lines` (default: if its name ends in .jsonl), else one
-    JSON list, which may also be the field `within` of a mapping. Raises UserError with the file and
-    the line or record for whatever is not a list of mappings."""
+    """The records of a file: JSON lines if `lines` (default: if its name ends in one of LINES, or
+    two lines are a record each), else one JSON list, which may also be the field `within` of a
+    mapping. Raises UserError with the file and the line or record for whatever is not a list of
+    mappings."""
     text = read_text(path)
-    if path.suffix == ".jsonl" if lines is None else lines:
-        # Not splitlines(): JSON texts may hold other line separators as they are.
-        numbered = enumerate(text.split("\n"), 1)
+    if lines is None:
+        lines = path.suffix.lower() in LINES or _is_lines(text)
+    if lines:
+        numbered = enumerate(split_lines(text), 1)
         places = [(f"{path}, line {n}", line) for n, line in numbered if line.strip()]
         found = [(where, _parsed(line, where)) for where, line in places]
     else:
@@ -163,24 +171,20 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
     return [Record(where, fields) for where, fields in found]
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises UserError for a file that cannot be read, another encoding
-    and a Git LFS pointer."""
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises UserError for a file that is not JSON."""
+    return _parsed(read_text(path), str(path))
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a text is JSON lines, whatever its file's name: a whole record, then another one."""
+    first, end, rest = text.lstrip().partition("\n")
+    if not (end and first.startswith("{") and rest.lstrip().startswith("{")):
+        return False
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if raw.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer, not the data: run `git lfs pull` there")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        byte = raw[error.start : error.start + 1]
-        raise UserError(
-            f"{path}, line {line}: byte {byte!r} is not UTF-8; save the file as UTF-8, or take a "
-            "fresh copy"
-        ) from error
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -203,21 +207,62 @@ def _writable(fields: dict[str, Any]) -> bool:
 # --- conversations --------------------------------------------------------------------------------
 
 
+ROLES = {
+    "human": "question", "user": "question",
+    "gpt": "answer", "assistant": "answer", "model": "answer", "chatgpt": "answer",
+}  # fmt: skip
+
+
 def pairs(record: Record) -> list[tuple[str, str]]:
-    """(question, answer) of each pair of turns of LLaVA's `conversations`, without the "<image>"
-    placeholder. Turns before the first of a human, such as a system's, are passed over."""
-    turns = record.fields.get("conversations")
+    """(question, answer) of each pair of turns, without the "<image>" placeholder.
+
+    The turns are LLaVA's and ShareGPT's `conversations` of {"from", "value"}, or the `messages` of
+    {"role", "content"} of LLaMA-Factory and chat templates; their speakers are those of ROLES.
+    Turns before the first question, such as a system's, are passed over.
+    """
+    known = [name for name in ("conversations", "messages") if name in record.fields]
+    name = known[0] if known else "conversations"
+    turns = record.fields.get(name)
     allowed = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]'
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        record.refuse("conversations", allowed)
-    while turns and turns[0].get("from") != "human":
-        turns = turns[1:]
-    roles = [turn.get("from") for turn in turns]
-    if not turns or roles != ["human", "gpt"] * (len(turns) // 2):
-        record.refuse("conversations", allowed)
-    texts = [Record(record.where, turn).text("value") for turn in turns]
+        record.refuse(name, allowed)
+    roles = [ROLES.get(str(turn.get("from", turn.get("role"))).casefold()) for turn in turns]
+    start = roles.index("question") if "question" in roles else len(roles)
+    turns, roles = turns[start:], roles[start:]
+    if not turns or roles != ["question", "answer"] * (len(turns) // 2):
+        record.refuse(name, f"{allowed}, or the roles user and assistant")
+    texts = [_said(Record(record.where, turn)) for turn in turns]
     questions = [text.replace("<image>", "").strip() for text in texts[::2]]
     return list(zip(questions, texts[1::2], strict=True))
+
+
+def _said(turn: Record) -> str:
+    """The text of a turn; of content in parts, [{"type": "text", "text": "..."}, ...], of those
+    that are text."""
+    name = "content" if "value" not in turn.fields and "content" in turn.fields else "value"
+    parts = turn.fields.get(name)
+    if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        turn = turn.but(**{name: "\n".join(texts)})
+    return turn.text(name)
+
+
+def pictures(record: Record) -> list[str]:
+    """The image paths of a conversation: its `image` or `images`, or those in the parts of its
+    messages, {"type": "image", "image": "..."}. Raises UserError if it has both fields and they
+    differ."""
+    listed = {name: record.images(name) for name in ("image", "images")}
+    if all(listed.values()) and listed["image"] != listed["images"]:
+        record.refuse("images", f"the same as 'image', {shown(listed['image'])}")
+    return listed["image"] or listed["images"] or _pictures_in_parts(record.fields.get("messages"))
+
+
+def _pictures_in_parts(messages: Any) -> list[str]:
+    turns = messages if isinstance(messages, list) else []
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = [part.get("image") for part in parts if isinstance(part, dict)]
+    return [image for image in images if isinstance(image, str)]
 
 
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)

@@ -13,21 +13,23 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlmface import facs, taxonomy
+from vlmface.data.image_paths import Folders
+from vlmface.data.records import shown
+from vlmface.data.text_files import match_name, read_lines, split_header, utf8_source
 from vlmface.errors import UserError
+from vlmface.images import SUFFIXES
 from vlmface.schema import FaceSample, features
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 @dataclass
@@ -171,25 +173,38 @@ def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
 
 def existing(paths: Iterable[str]) -> np.ndarray:
     """Whether each file exists (n,), found by listing each folder once."""
-    listed: dict[str, set[str]] = {}
-    found = []
-    for path in paths:
-        folder, _, name = path.rpartition(os.sep)
-        if folder not in listed:
-            try:
-                with os.scandir(folder or ".") as entries:
-                    listed[folder] = {entry.name for entry in entries}
-            except OSError:
-                listed[folder] = set()
-        found.append(name in listed[folder])
-    return np.array(found, bool)
+    folders = Folders()
+    return np.array([folders.has(path) for path in paths], bool)
+
+
+def as_stored(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
+    """(the rows with the path of each image as the disk spells it, whether it is there (n,)). Warns
+    of paths that are spelled in another way; `what` names the rows."""
+    images = rows.columns.get("image")
+    if images is None:
+        return rows, np.ones(len(rows), bool)
+    folders = Folders()
+    there = np.array([not isinstance(image, str) or folders.has(image) for image in images], bool)
+    stored, other = list(images), []
+    for row in np.flatnonzero(~there):
+        if path := folders.find(images[row]):
+            stored[row], there[row] = path, True
+            other.append(row)
+    if other:
+        warnings.warn(
+            f"{what}: {len(other):,} image paths differ from the files' names in letter case, "
+            f"Unicode form or separators, the first: {images[other[0]]!a} is read from "
+            f"{stored[other[0]]!a}",
+            stacklevel=4,
+        )
+    return Rows(rows.columns | {"image": stored}, rows.left_out), there
 
 
 def image_names(folder: Path) -> tuple[list[str], list[str]]:
     """The names in a folder, sorted: those of image files, and all others but folders."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.is_dir())
-    images = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
+    images = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
     chosen = set(images)
     return images, [name for name in names if name not in chosen]
 
@@ -232,8 +247,48 @@ def read_csv(
     path: Path, columns: Mapping[str, str] | None = None, delimiter: str = ",", **options: Any
 ) -> pa.Table:
     """A csv file as an Arrow table. `columns` maps the columns to read to an Arrow type name
-    ("string", "int32", "float32"). Raises UserError with the file's name and line or column."""
-    return _read_csv(path, path, columns, delimiter, **options)
+    ("string", "int32", "float32"); they are found in the header in any letter case, and the
+    delimiter is the header's. Raises UserError with the file's name and line or column."""
+    source = utf8_source(path)
+    if {"column_names", "autogenerate_column_names"} & set(options):
+        return _read_csv(path, source, columns, delimiter, **options)
+    line, above = _first_line(path, source)
+    names, delimiter = split_header(line, delimiter)
+    if columns is None:
+        table = _read_csv(path, source, None, delimiter)
+        return table.rename_columns([name.strip() for name in table.column_names])
+    places = [_place(path, column, names) for column in columns]
+    # By number: Arrow would take the names with the spaces around them.
+    types = {f"c{at}": kind for at, kind in zip(places, columns.values(), strict=True)}
+    numbers = [f"c{at}" for at in range(len(names))]
+    table = _read_csv(path, source, types, delimiter, column_names=numbers, skip_rows=above)
+    return table.rename_columns(list(columns))
+
+
+def header(path: Path) -> list[str]:
+    """The fields of a csv file's first line."""
+    return split_header(_first_line(path, utf8_source(path, whole=False))[0])[0]
+
+
+def _first_line(path: Path, source: Path | BytesIO) -> tuple[str, int]:
+    """The first line that is not blank of what `utf8_source` gave, and the number of lines up to
+    it."""
+    raw = path.open("rb") if isinstance(source, Path) else BytesIO(source.getvalue())
+    with TextIOWrapper(raw, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                return line.rstrip("\n"), number
+    return "", 0
+
+
+def _place(path: Path, column: str, names: list[str]) -> int:
+    name = match_name(column, names, path)
+    if name is None:
+        raise UserError(
+            f"{path} is not the csv file that was expected: it has no column {column!r}, its "
+            f"header is {shown(','.join(names))}"
+        )
+    return names.index(name)
 
 
 def _read_csv(
@@ -243,33 +298,46 @@ def _read_csv(
     delimiter: str,
     **options: Any,
 ) -> pa.Table:
+    """The table as Arrow reads it; whole numbers may be written as "3.0"."""
     import pyarrow as pa
     from pyarrow import csv
 
-    convert: dict[str, Any] = {"strings_can_be_null": False}
-    if columns is not None:
-        convert["include_columns"] = list(columns)
-        convert["column_types"] = {k: pa.type_for_alias(v) for k, v in columns.items()}
-    try:
+    def read(types: Mapping[str, str] | None) -> pa.Table:
+        if isinstance(source, BytesIO):
+            source.seek(0)
+        convert: dict[str, Any] = {"strings_can_be_null": False}
+        if types is not None:
+            convert["include_columns"] = list(types)
+            convert["column_types"] = {k: pa.type_for_alias(v) for k, v in types.items()}
         return csv.read_csv(
             source,
             read_options=csv.ReadOptions(**options),
             parse_options=csv.ParseOptions(delimiter=delimiter),
             convert_options=csv.ConvertOptions(**convert),
         )
+
+    try:
+        return read(columns)
     except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
-        raise UserError(f"{path} is not the csv file that was expected: {error}") from error
+        whole = {k: "float64" if "int" in v else v for k, v in (columns or {}).items()}
+        try:
+            if not columns or whole == columns or "conversion error to" not in str(error):
+                raise error
+            target = pa.schema([(k, pa.type_for_alias(v)) for k, v in columns.items()])
+            return read(whole).cast(target)
+        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError):
+            raise UserError(f"{path} is not the csv file that was expected: {error}") from error
 
 
 def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Table:
-    """A file of columns set apart by any number of spaces, without a header, as an Arrow table.
-    `columns` maps all of them to an Arrow type name; `skip` lines at the top are passed over.
-    Raises UserError with the file's name and line or column."""
-    text = b"\n".join(path.read_bytes().splitlines()[skip:])
-    while b"  " in text:
-        text = text.replace(b"  ", b" ")
-    text = text.replace(b" \n", b"\n").strip() + b"\n"
-    return _read_csv(path, BytesIO(text), columns, " ", column_names=list(columns))
+    """A file of columns set apart by any number of spaces or tabs, without a header, as an Arrow
+    table. `columns` maps all of them to an Arrow type name; `skip` lines at the top are passed
+    over. Raises UserError with the file's name and line or column."""
+    text = "\n".join(read_lines(path)[skip:]).replace("\t", " ")
+    while "  " in text:
+        text = text.replace("  ", " ")
+    encoded = text.replace(" \n", "\n").replace("\n ", "\n").strip().encode() + b"\n"
+    return _read_csv(path, BytesIO(encoded), columns, " ", column_names=list(columns))
 
 
 def numbered(folder: Path) -> dict[int, str]:
@@ -280,7 +348,7 @@ def numbered(folder: Path) -> dict[int, str]:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
             numbers = re.findall(r"\d+", stem)
-            if entry.name[0] == "." or suffix.lower() not in IMAGE_SUFFIXES or not numbers:
+            if entry.name[0] == "." or suffix.lower() not in SUFFIXES or not numbers:
                 continue
             number = int(numbers[-1])
             if number in found:
@@ -306,8 +374,8 @@ def drawn_split(
         test = np.array([int.from_bytes(d[:8], "big") < share * 2**64 for d in digests], bool)
     else:
         path = need(Path(test_list).expanduser(), "a list of the test images, one a line")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        wanted = {Path(line.split()[0]).name.partition(".")[0] for line in lines if line.strip()}
+        names = [line.split()[0] for line in read_lines(path) if line.strip()]
+        wanted = {name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names}
         if unknown := sorted(wanted - set(stems)):
             raise UserError(
                 f"{path} names {len(unknown)} test images that the data set does not list, the "
@@ -350,27 +418,32 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
     schema = features().arrow_schema
     unknown = set(columns) - set(schema.names)
     assert not unknown, f"the adapter {name} fills unknown fields {unknown}"
-    arrays = [
-        _arrow(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)
-        for f in schema
-    ]
+    try:
+        arrays = [
+            _arrow(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)
+            for f in schema
+        ]
+    except UnicodeEncodeError as error:  # what the file system's own bytes become
+        raise UserError(
+            f"{name}, split {split!r}: {error.object!a} is not Unicode text: rename the file"
+        ) from error
     table = pa.Table.from_arrays(arrays, schema=schema)
     _check(table)
     return datasets.Dataset(datasets.table.InMemoryTable(table))
 
 
 def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
-    images = rows.columns.get("image")
-    if images is None or not len(images) or not isinstance(images[0], str):
-        return rows
-    there = existing(images)
+    rows, there = as_stored(rows, f"{name}, {split}")
     if there.all():
         return rows
-    lacking = [images[i] for i in np.flatnonzero(~there)]
+    lacking = [rows.columns["image"][i] for i in np.flatnonzero(~there)]
     if missing == "error":
+        near = ", ".join(Folders().near(lacking[0]))
+        hint = f" (the folder holds {near}, which differ in letter case)" if near else ""
         raise UserError(
-            f"{len(lacking)} of {len(images)} images of {name}, split {split!r}, are missing, the "
-            f"first: {lacking[0]}; complete the copy, or load with missing='drop' to go on without"
+            f"{len(lacking)} of {len(there)} images of {name}, split {split!r}, are missing, the "
+            f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to go on "
+            "without"
         )
     warnings.warn(f"{name}, {split}: {len(lacking)} rows without an image file are left out",
                   stacklevel=3)  # fmt: skip
@@ -423,7 +496,8 @@ def _check(table: pa.Table) -> None:
     if pc.count_distinct(ids).as_py() != len(table):
         counts = pc.value_counts(ids.combine_chunks())
         twice = next(v for v in counts if v["counts"].as_py() > 1)["values"].as_py()
-        raise UserError(f"id {twice!r} occurs more than once: the copy lists an image twice")
+        raise UserError(f"id {twice!r} occurs more than once: the copy lists an image twice; "
+                        "of several faces in one image, each row needs an id")  # fmt: skip
     emotion = table["emotion"]
     refuse(pc.and_(pc.is_valid(emotion),
                    pc.invert(pc.is_in(emotion, pa.array(taxonomy.EMOTIONS)))))  # fmt: skip

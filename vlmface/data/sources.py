@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,8 +51,13 @@ def _stored(value: Any) -> Source:
 
 
 def content(source: Source) -> bytes:
-    """The encoded bytes of a picture. Raises OSError."""
-    return source if isinstance(source, bytes) else Path(source).read_bytes()
+    """The encoded bytes of a picture. Raises OSError, also for what is not a regular file: a pipe
+    or a device has no end."""
+    if isinstance(source, bytes):
+        return source
+    if not stat.S_ISREG(os.stat(source).st_mode):
+        raise OSError(f"'{source}' is not a regular file")
+    return Path(source).read_bytes()
 
 
 def digest(encoded: bytes) -> str:

@@ -56,8 +56,6 @@ class Viewpoint:
         """Of a model without a manifest nothing is known: it takes pictures whole."""
         if manifest is None:
             return cls()
-        if manifest.faces not in ("none", "largest"):
-            raise UserError(f"vlmface.json: faces is {manifest.faces!r}, expected none or largest")
         return cls(crops.parse(manifest.crop), manifest.frames, manifest.faces)
 
 

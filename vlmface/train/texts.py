@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
+from vlmface.data.text_files import read_lines
 from vlmface.errors import RefusedError, UserError
 
 if TYPE_CHECKING:
@@ -26,24 +27,25 @@ _BLANK = (32, 32)  # pixels; families enlarge it to their least size
 def read(path: str | Path) -> list[tuple[str, str]]:
     """The (question, answer) of each line {"question": ..., "answer": ...}. Raises UserError with
     the line's number."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read text_data {path}: {error}") from error
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"cannot read text_data {path}: there is no such file")
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             question, answer = row["question"], row["answer"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f'{path}, line {number}: expected {{"question": ..., "answer": ...}}, found '
                 f"{line[:80]!r}"
             ) from error
         if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
             raise UserError(f"{path}, line {number}: question and answer must be text, not empty")
+        if any("\ud800" <= c <= "\udfff" for c in question + answer):
+            raise UserError(f"{path}, line {number}: half of a \\ud83d\\ude00 pair is no character")
         found.append((question, answer))
     if not found:
         raise UserError(f"{path} holds no line: give question and answer, or set text_data: null")

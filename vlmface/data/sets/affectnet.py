@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import taxonomy
-from vlmface.data.rows import Rows, boxes, emotions, existing, image_names, need, read_csv
+from vlmface.data.rows import Rows, boxes, emotions, existing, header, image_names, need, read_csv
 from vlmface.errors import UserError
 
 TITLE = "AffectNet"
@@ -85,8 +85,7 @@ def _rated(values: Any) -> np.ndarray:
 def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "training.csv", "validation": "validation.csv"}[split]
     listing = need(root / LISTS / file, "AffectNet's list of labels")
-    with listing.open(encoding="utf-8") as lines:
-        named = lines.readline().startswith(HEADER[0])
+    named = [name.casefold() for name in header(listing)[:1]] == [HEADER[0].casefold()]
     types = dict.fromkeys(HEADER, "float32") | {HEADER[0]: "string", "expression": "int32"}
     del types["facial_landmarks"]  # nine tenths of the file
     options: dict[str, Any] = {} if named else {"column_names": HEADER}

@@ -10,7 +10,6 @@ face image where no face was found, so that the n-th image of a folder need not 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from vlmface import facs, taxonomy
 from vlmface.data.rows import Rows, action_units, emotions, need, numbered, read_csv
+from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 from vlmface.ranges import Count
 
@@ -110,10 +110,12 @@ def _track(root: Path, track: str, annotations: str | None) -> Path:
 
 def _read(file: Path, track: str, invalid: float) -> tuple[list[str], np.ndarray]:
     """The names in the header and the values (lines, columns), an empty one as `invalid`."""
-    text = file.read_bytes()
-    if re.search(rb"\n[ \t\r]*\n", text.rstrip()):
+    lines = read_lines(file)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not all(line.strip() for line in lines):
         raise UserError(f"{file} has an empty line: the frames after it would get wrong labels")
-    header = text.partition(b"\n")[0].decode("utf-8-sig").strip().split(",")
+    header = [name.strip() for name in lines[0].split(",")] if lines else []
     names = ["code"] if track == "expr" else header  # its header lists the classes instead
     table = read_csv(file, dict.fromkeys(names, "float32"), skip_rows=1, column_names=names)
     values = np.stack([column.to_numpy() for column in table.columns], 1)
@@ -129,7 +131,7 @@ def _columns(track: str, header: list[str], values: np.ndarray, invalid: float) 
         return {"aus": action_units(numbers, values == 1, annotated=~missing)}
     if track == "va":
         real = np.where(missing, np.nan, values)
-        named = dict(zip(header, real.T, strict=True))
+        named = dict(zip(map(str.lower, header), real.T, strict=True))
         if set(named) != {"valence", "arousal"}:
             raise UserError(f"the header is {header}, expected valence,arousal in either order")
         return named

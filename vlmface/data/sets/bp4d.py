@@ -95,7 +95,10 @@ def _labels(path: Path, aus: Sequence[int]) -> tuple[list[int], np.ndarray]:
             f"{path} has no column of AU{lacking[0]}: its header is "
             f"{','.join(table.column_names[:12])}..."
         )
-    frames = table.column(0).to_numpy().astype(int).tolist()
     # The first column is named 0 or frame, but never as an AU.
     columns = [table.column(table.column_names.index(str(au), 1)) for au in aus]
-    return frames, np.stack([column.to_numpy().astype(int) for column in columns], 1)
+    try:
+        frames = table.column(0).to_numpy().astype(int).tolist()
+        return frames, np.stack([column.to_numpy().astype(int) for column in columns], 1)
+    except ValueError as error:
+        raise UserError(f"{path} holds something else than codes: {error}") from error

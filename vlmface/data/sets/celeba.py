@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlmface.data.rows import Rows, meta, need, read_spaced
+from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
 TITLE = "CelebA"
@@ -36,8 +37,7 @@ def read(root: Path, split: str) -> Rows:
     import pyarrow.compute as pc
 
     listing = need(_place(root, "Anno", "list_attr_celeba.txt"), "CelebA's attributes")
-    with listing.open(encoding="utf-8") as lines:
-        attributes = [next(lines, "") for _ in range(2)][1].split()
+    attributes = " ".join(read_lines(listing)[1:2]).split()
     if "Male" not in attributes:
         raise UserError(
             f"{listing} should name CelebA's forty attributes in its second line, found: "

@@ -17,6 +17,7 @@ import numpy as np
 
 from vlmface import facs
 from vlmface.data.rows import Rows, action_units, emotions, meta, need, subject_fold
+from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
 TITLE = "CK+"
@@ -109,7 +110,7 @@ def _folder(root: Path, name: str) -> Path:
 def _numbers(path: Path, a_line: int) -> list[list[float]]:
     """The lines of a label file, `a_line` numbers in each."""
     try:
-        lines = [[float(word) for word in line.split()] for line in path.read_text().splitlines()]
+        lines = [[float(word) for word in line.split()] for line in read_lines(path)]
     except ValueError as error:
         raise UserError(f"{path} holds something else than numbers: {error}") from error
     lines = [line for line in lines if line]

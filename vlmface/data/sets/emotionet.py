@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlmface.data.rows import Rows, action_units, drawn_split, need, read_csv
+from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ LICENCE = "non-commercial research, agreement with the owners"
 SPLITS = ("train", "test")  # ours: see drawn_split
 PUBLISHED: dict[str, dict[str, int]] = {}
 AUS = (1, 2, 4, 5, 6, 9, 12, 17, 20, 25, 26, 43)
-UNIT = re.compile(r"AU ?0?(\d+)")
+UNIT = re.compile(r"AU ?0?(\d+)", re.IGNORECASE)
 
 
 def read(
@@ -52,12 +53,13 @@ def read(
     header = [name.strip(" '\"") for name in table.column_names]
     units = {int(m[1]): i for i, name in enumerate(header) if (m := UNIT.fullmatch(name))}
     lacking = [f"AU {au}" for au in aus if au not in units]
-    if lacking or "URL" not in header:
+    url = match_name("URL", header, path)
+    if lacking or url is None:
         raise UserError(
             f"{path} has no column {(lacking or ['URL'])[0]!r}: its header is "
             f"{', '.join(header[:8])}..."
         )
-    urls = [str(url or "").strip(" '\"") for url in table.column(header.index("URL")).to_pylist()]
+    urls = [str(cell or "").strip(" '\"") for cell in table.column(header.index(url)).to_pylist()]
     named = np.array([bool(url) for url in urls], bool)
     stems = [Path(url).stem for url in urls if url]
     codes = np.stack([_codes(table.column(units[au]), au) for au in aus], 1)[named]

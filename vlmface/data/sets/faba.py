@@ -47,7 +47,7 @@ def read(
     *,
     task: str = "emotion",
     images: str | None = None,
-    au_set: Sequence[str | int] | None = None,
+    au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
     """`root` is the folder FABAInstruct; `task` is "emotion" or "au"; `images` is the folder that
     holds FABAInstruct's images under the same paths (default: `root`).

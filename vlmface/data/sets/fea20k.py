@@ -38,7 +38,7 @@ def read(
     *,
     files: str | Sequence[str] | None = None,
     images: str | Mapping[str, str] | None = None,
-    au_set: Sequence[str | int] | None = None,
+    au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
     """`files` is a pattern of file names in `root`, or several (default: FILES). `images` is the
     folder that `image` starts from, or one folder for each `dataset` as in {"FABA": "...",

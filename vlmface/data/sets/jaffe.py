@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vlmface.data.rows import IMAGE_SUFFIXES, Rows, subject_fold
+from vlmface.data.rows import Rows, subject_fold
 from vlmface.errors import UserError
+from vlmface.images import SUFFIXES
 
 TITLE = "JAFFE"
 HOME = "https://zenodo.org/records/3451524"
@@ -29,7 +30,7 @@ def read(root: Path, split: str, *, fold: int = 1, folds: int = 10) -> Rows:
     each, KA in fold 1. Report the mean over all folds. "all" is every image."""
     ids, images, subjects, emotions, odd = [], [], [], [], []
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             continue
         name = NAME.fullmatch(path.stem)
         if name is None:

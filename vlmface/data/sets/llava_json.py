@@ -1,10 +1,12 @@
-"""Conversations in LLaVA's form: one JSON list, or JSON lines, of
+"""Conversations in LLaVA's, ShareGPT's or LLaMA-Factory's form: one JSON list, or JSON lines, of
 
     {"id": "...", "image": "faces/1.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWhat does the face show?"},
         {"from": "gpt", "value": "..."}]}
 
-as train.json, validation.json and test.json (or .jsonl) in one folder, or as one file.
+as train.json, validation.json and test.json (or .jsonl) in one folder, or as one file. `images`
+may stand for `image`, user and assistant for human and gpt, and "messages" of {"role", "content"}
+for the conversations.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmface.data.records import folder_of_images, one_of, pairs, records, thought
+from vlmface.data.records import folder_of_images, one_of, pairs, pictures, records, thought
 from vlmface.data.rows import Rows, meta, need
 from vlmface.errors import UserError
 from vlmface.schema import RATIONALE_SOURCES
@@ -24,6 +26,7 @@ HOME = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data
 LICENCE = "that of your data"
 SPLITS = ("train", "validation", "test")
 PUBLISHED: dict[str, dict[str, int]] = {}
+ENDINGS = (".jsonl", ".json")
 
 
 def read(
@@ -60,7 +63,7 @@ def read(
     said: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
     left_out: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
     for number, record in enumerate(records(path), 1):
-        shown = record.images("image")
+        shown = pictures(record)
         if len(shown) != 1:
             left_out["several images" if shown else "no image"].append(record.where)
             continue
@@ -90,6 +93,13 @@ def read(
     return Rows(columns | told, {reason: places for reason, places in left_out.items() if places})
 
 
+def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
+    """The splits that a copy has: that of the one file, or those whose files are there."""
+    if root.is_file():
+        return (options.get("file_split", "train"),)
+    return tuple(s for s in SPLITS if any((root / f"{s}{end}").exists() for end in ENDINGS))
+
+
 def _file(root: Path, split: str, file_split: str) -> Path:
     if root.is_file():
         if split != file_split:
@@ -98,5 +108,5 @@ def _file(root: Path, split: str, file_split: str) -> Path:
                 f"the file of that split, or file_split={split!r} if this is it"
             )
         return root
-    lines = root / f"{split}.jsonl"
-    return lines if lines.exists() else need(root / f"{split}.json", f"the {split} conversations")
+    files = [file for end in ENDINGS if (file := root / f"{split}{end}").exists()]
+    return files[0] if files else need(root / f"{split}.json", f"the {split} conversations")

@@ -11,13 +11,13 @@ Labels are 1 to 5 (label space raer5), and none of the eight emotions. Frame fil
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from vlmface import taxonomy
 from vlmface.data.clips import FRAMES, read_list, with_frames
+from vlmface.data.records import read_json, shown
 from vlmface.data.rows import Rows, meta, need
 from vlmface.errors import UserError
 from vlmface.ranges import Count
@@ -93,7 +93,9 @@ def _boxes(root: Path, given: str | None, usual: str, places: list[str]) -> dict
     if given is None or (given == usual and not (root / usual).exists()):
         return {}
     path = need(root / given, "RAER's boxes")
-    boxes = json.loads(path.read_text(encoding="utf-8"))
+    boxes = read_json(path)
+    if not isinstance(boxes, dict):
+        raise UserError(f"{path} holds {shown(boxes)}, expected the boxes of each folder")
     if not any(place in boxes for place in places):
         raise UserError(
             f"{path} has boxes for {next(iter(boxes), 'nothing')!r} ..., none for the clips of the "

@@ -18,6 +18,7 @@ import numpy as np
 
 from vlmface import facs
 from vlmface.data.rows import Rows, action_units, drawn_split, meta, need
+from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
 TITLE = "RAF-AU"
@@ -79,8 +80,8 @@ def read(
 def _list(path: Path) -> tuple[list[str], list[list[tuple[str, int]]], list[str]]:
     """Stems, their codes as (prefix, AU), and the lines that are neither."""
     stems, codes, malformed = [], [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, text = line.strip().partition(" ")  # some lines end with a space
+    for number, line in enumerate(read_lines(path), 1):
+        name, text, *_ = [*line.split(None, 1), "", ""]  # some lines end with a space
         matches = [CODE.fullmatch(code) for code in text.strip().split("+")]
         parsed = [((m[1] or "").upper(), int(m[2])) for m in matches if m]
         if text.strip() == "null" or (

@@ -10,6 +10,7 @@ The part of compound expressions ("Happily Surprised") has the same layout in a 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from vlmface import taxonomy
 from vlmface.data.rows import Rows, emotions, existing, need
+from vlmface.data.text_files import read_lines, read_text
 from vlmface.errors import UserError
 
 TITLE = "RAF-DB"
@@ -54,10 +56,11 @@ def read(
     root = root / part if (root / part).is_dir() else root
     listing = need(root / "EmoLabel" / "list_patition_label.txt", "RAF-DB's list of labels")
     stems, codes, malformed = [], [], []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, code = line.strip().partition(" ")
+    for number, line in enumerate(read_lines(listing), 1):
+        name, code, *more = [*line.split(), "", ""]
         prefix, _, _ = name.partition("_")
-        if prefix not in SPLITS or not code.strip().isdigit():
+        code = re.sub(r"\.0*$", "", code)  # a spreadsheet's 5.0
+        if prefix not in SPLITS or not code.isdigit() or any(more):
             if line.strip():
                 malformed.append(f"{listing.name}:{number}: {line[:60]}")
             continue
@@ -94,7 +97,7 @@ def _attributes(root: Path, stems: list[str]) -> dict[str, list[str | None]]:
     folder = need(root / "Annotation" / "manual", "RAF-DB's attribute files")
     for stem in stems:
         path = folder / f"{stem}_manu_attri.txt"
-        codes = need(path, "gender, race and age of a face").read_text().split()[-3:]
+        codes = read_text(need(path, "gender, race and age of a face")).split()[-3:]
         for (name, values), words, code in zip(
             found.items(), (GENDERS, RACES, AGES), codes, strict=True
         ):

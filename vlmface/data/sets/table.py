@@ -1,7 +1,7 @@
 """Your own faces: a csv, TSV, JSON lines or Parquet file, or a folder of folders named by label.
 
-faces.csv                 `file,label,...` with a header; comma, semicolon or tab; UTF-8
-faces.jsonl               {"file": "a/1.jpg", "label": "happy"}
+faces.csv                 `file,label,...` with a header; comma, semicolon, tab or |
+faces.jsonl               {"file": "a/1.jpg", "label": "happy"}; or a list of such as .json
 faces.parquet             paths, or pictures as `datasets` stores them
 faces/anger/1.jpg         labels as folder names, or
 faces/train/anger/1.jpg   the same below train, validation and test
@@ -9,61 +9,73 @@ faces/train/anger/1.jpg   the same below train, validation and test
 
 from __future__ import annotations
 
-import csv
-import difflib
-import math
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from io import StringIO
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmface import facs, taxonomy
-from vlmface.data.records import (
-    below,
-    canonical,
-    folder_of_images,
-    leads_up,
-    one_of,
-    read_text,
-    records,
-    shown,
+from vlmface.data.records import below, canonical, folder_of_images, leads_up, one_of, shown
+from vlmface.data.rows import Rows, action_units
+from vlmface.data.tables import (
+    NULLS,
+    Table,
+    flag_of,
+    key_of,
+    label_word,
+    number_of,
+    open_table,
+    plain,
+    refuse,
+    required,
+    with_plain,
+    word_of,
 )
-from vlmface.data.rows import IMAGE_SUFFIXES, Rows, action_units
+from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
+from vlmface.images import SUFFIXES
 from vlmface.schema import RATIONALE_SOURCES
 
 TITLE = "your own table or image folder"
-HOME = "a csv, tsv, jsonl or parquet file, or a folder of folders named by label"
+HOME = "a csv, tsv, json, jsonl or parquet file, or a folder of folders named by label"
 LICENCE = "that of your data"
 SPLITS = ("train", "validation", "test")
 PUBLISHED: dict[str, dict[str, int]] = {}
-TEXTS = ("subject", "age_group", "gender", "race", "rationale")
+TEXTS = ("subject", "rationale")
 NUMBERS = ("valence", "arousal", "age")
-FIELDS = ("image", "id", "emotion", *TEXTS, *NUMBERS)
+WORDS = ("gender", "race", "age_group")
+FIELDS = ("image", "id", "emotion", *TEXTS, *WORDS, *NUMBERS)
 SPLIT_WORDS = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-PICTURES = (*IMAGE_SUFFIXES, ".webp", ".gif")
+NAMES = ("id", "subject")  # where "NA" is a name: it is a subject of JAFFE
+GENDERS = {"f": "female", "w": "female", "m": "male"}
+OPENFACE = ("success", "confidence")  # columns by which its tables are known
+UNITS = {"presence": 1.0, "intensity": 1.0, "probability": 0.5}  # and their usual au_threshold
 
 
 def read(
     root: Path,
     split: str,
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     labels: Mapping[Any, str | None] | None = None,
+    words: Mapping[str, Mapping[Any, str | None]] | None = None,
     images: str | None = None,
-    aus: str | Sequence[str] | Mapping[str, str] | None = None,
+    aus: str | Sequence[str] | Mapping[Any, str] | None = None,
     au_values: str = "presence",
-    au_threshold: float = 1.0,
+    au_threshold: float | None = None,
+    au_missing: float | Sequence[float] = (),
     split_column: str | None = None,
     splits: Mapping[Any, str] | None = None,
     file_split: str = "train",
@@ -73,153 +85,103 @@ def read(
     """`root` is the file, or the folder of label folders.
 
     `columns` maps a field (image, id, emotion, subject, age_group, gender, race, rationale,
-    valence, arousal, age) to the column that holds it; a field that it does not name is the column
-    of its own name, if there is one. An empty cell is "not annotated"; texts stay as they are.
+    valence, arousal, age) to the column that holds it, in any letter case, or to None, which leaves
+    it out; a field that it does not name is the column of its own name, if there is one. A cell
+    that is empty or one of NULLS is "not annotated" (of names and ids: an empty one).
 
     Emotion words are read with taxonomy's aliases ("Happy", "sad"). `labels` maps other words and
-    numbers, as in {"0": "anger", "bored": None}; None stands for none of the eight emotions.
+    numbers, as in {"0": "anger", "bored": None}; None stands for none of the eight emotions. A
+    number may be written as "3.0" or "3". `words` does the same for gender, race and age_group, as
+    in {"gender": {"0": "male", "1": "female"}}; F, W and M are known.
 
     Image paths start from `images` (default: the file's folder) or are absolute.
 
     `aus` is a pattern of column names in any case ("AU*_c"), a list, or {"AU1": "column", ...}.
-    `au_values="presence"`: cells are 0 or 1; "intensity": 0 to 5, present from `au_threshold` on.
+    `au_values="presence"`: cells are 0 or 1; "intensity": 0 to 5, present from `au_threshold` on
+    (default 1); "probability": 0 to 1, as py-feat writes them, present from `au_threshold` on
+    (default 0.5). `au_missing` are codes for "not annotated", such as 9 or [9, 999, -1]. Rows of a
+    table of OpenFace whose `success` is 0 are left out.
 
     `split_column` names the column that says train, validation or test; `splits` maps other words,
     as in {"PublicTest": "validation"}. Without it (and without train and test folders) all rows
     are the split `file_split`, and no other: one file must not be trained on and tested on by
     mistake.
     """
-    one_of("au_values", au_values, ("presence", "intensity"))
+    one_of("au_values", au_values, tuple(UNITS))
     one_of("file_split", file_split, SPLITS)
     one_of("rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"])
-    if not 0 < au_threshold <= 5:
-        raise UserError(f"au_threshold={au_threshold!r}: give an intensity above 0 and up to 5")
+    coding = _Coding(au_values, au_threshold, au_missing)
     meant = _label_map(labels)
     if root.is_dir():
-        for option, value in {"columns": columns, "aus": aus, "split_column": split_column,
-                              "splits": splits, "images": images}.items():  # fmt: skip
+        for option, value in {"columns": columns, "words": words, "images": images, "aus": aus,
+                              "split_column": split_column, "splits": splits}.items():  # fmt: skip
             if value is not None:
                 raise UserError(f"{root} is a folder of label folders, which {option}= does not "
                                 "apply to; give the table's file itself")  # fmt: skip
         return _from_folders(root, split, meant, file_split)
-    table = _open(root)
+    table = open_table(root)
     source = _source(table, columns or {})
     rows = _rows_of(table, split, split_column, splits or {}, file_split)
-    folder = folder_of_images(images, root.parent)
-    pictures = [_picture(table, source["image"], i, folder) for i in rows]
-    lacking = [table.where(i) for i, image in zip(rows, pictures, strict=True) if image is None]
-    index = [i for i, image in zip(rows, pictures, strict=True) if image is not None]
-    named = [image for image in pictures if image is not None]
-    found: dict[str, Any] = {
-        "id": [f"table-{name}" for name, _ in named],
-        "image": [picture for _, picture in named],
-    }
-    if "id" in source:
-        found["id"] = [f"table-{_required(table, source['id'], i)}" for i in index]
-    if "emotion" in source:
-        found["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in index]
-    found |= {f: [_word(table, source[f], i) for i in index] for f in TEXTS if f in source}
-    found |= {f: [_number(table, source[f], i) for i in index] for f in NUMBERS if f in source}
+    left_out: dict[str, list[str]] = {}
+    if aus is not None:
+        rows = _tracked(table, rows, left_out)
+    index, found = _pictures(table, source["image"], rows, folder_of_images(images, root.parent),
+                             left_out)  # fmt: skip
+    found |= _labels(table, source, index, meant, words or {})
     if "rationale" in source:
         written = np.array([text is not None for text in found["rationale"]], bool)
         found["rationale_source"] = [rationale_source if given else "none" for given in written]
         found["saw_label"] = written & bool(saw_label)
     if aus is not None:
-        found["aus"] = _units(table, index, _au_columns(table, aus), au_values, au_threshold)
-    return Rows(found, {"no image": lacking} if lacking else {})
+        found["aus"] = _units(table, index, _au_columns(table, aus), coding)
+    elif not source.keys() - {"image", *NAMES}:
+        _warn_of_no_label(table, source, split_column)
+    return Rows(found, left_out)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """The columns of a file, and where each row stands in it for who wants to correct it."""
-
-    path: Path
-    columns: Mapping[str, Sequence[Any]]
-    places: Sequence[str]
-
-    def where(self, row: int) -> str:
-        return f"{self.path}, {self.places[row]}"
-
-    def need(self, column: str, option: str) -> str:
-        """`column`, if the table has it."""
-        if column in self.columns:
-            return column
-        near = difflib.get_close_matches(column, list(self.columns), 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            f"{option} names the column {column!r}, but {self.path} has "
-            f"{', '.join(self.columns)}{hint}"
-        )
-
-
-def _open(path: Path) -> Table:
-    readers = {".csv": _csv, ".tsv": _csv, ".txt": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path} is no table that can be read: use one of {', '.join(readers)}, or "
-                        "a folder of label folders")  # fmt: skip
-    return readers[path.suffix.lower()](path)
-
-
-def _csv(path: Path) -> Table:
-    text = read_text(path)
-    first, _, _ = text.partition("\n")
-    # Spreadsheets of half of Europe write semicolons.
-    delimiter = max("\t" if path.suffix.lower() == ".tsv" else ",", ";", "\t", key=first.count)
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    cells: list[list[str]] = []
-    places: list[str] = []
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for row in reader:
-            if row and len(row) != len(header):
-                raise UserError(f"{path}, line {reader.line_num}: {len(row)} cells, but the header "
-                                f"has {len(header)}: {shown(row)}")  # fmt: skip
-            if row:
-                cells.append(row)
-                places.append(f"line {reader.line_num}")
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    if len(set(header)) != len(header) or not any(header):
-        raise UserError(f"{path} needs a header of different column names, found {shown(header)}")
-    return Table(path, dict(zip(header, zip(*cells, strict=True), strict=True))
-                 if cells else {name: () for name in header}, places)  # fmt: skip
-
-
-def _jsonl(path: Path) -> Table:
-    found = records(path)
-    names = dict.fromkeys(name for record in found for name in record.fields)
-    columns = {name: [record.fields.get(name) for record in found] for name in names}
-    return Table(path, columns, [record.where.removeprefix(f"{path}, ") for record in found])
-
-
-def _parquet(path: Path) -> Table:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        found = parquet.read_table(path)
-        columns = {name: found[name].to_pylist() for name in found.column_names}
-    except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a name occurs twice
-        raise UserError(f"{path} is no Parquet file that can be read: {error}") from error
-    return Table(path, columns, [f"row {n}" for n in range(1, len(found) + 1)])
+def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
+    """The splits that a copy has: those of its folders, of its `split_column`, or `file_split`."""
+    file_split = options.get("file_split", "train")
+    if root.is_dir():
+        parts = {SPLIT_WORDS[p.name.lower()] for p in _split_folders(root)} or {file_split}
+    elif column := options.get("split_column"):
+        parts = set(_parts(open_table(root), column, options.get("splits") or {}))
+    else:
+        parts = {file_split}
+    return tuple(split for split in SPLITS if split in parts)
 
 
 # --- which columns, which rows --------------------------------------------------------------------
 
 
-def _source(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
+def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
     """The column of each field that the table has."""
+    source = {"id": "id"} if "id" in table.columns else {}  # "ID" is often a person's
+    for field in FIELDS:
+        if field == "id" or field in columns:
+            continue
+        if name := match_name(field, table.columns, table.path):
+            source[field] = name
     for field, column in columns.items():
         one_of("columns", field, FIELDS)
-        table.need(column, f"columns={{{field!r}: {column!r}}}")
-    source = {field: field for field in FIELDS if field in table.columns} | dict(columns)
+        source.pop(field, None)
+        if column is not None:
+            source[field] = table.need(column, f"columns={{{field!r}: {column!r}}}")
     if "image" not in source:
-        raise UserError(f"{table.path} has no column 'image', only {', '.join(table.columns)}: say "
-                        "which holds the paths, columns={'image': '...'}")  # fmt: skip
+        raise UserError(f"{table.path} has no column 'image', only {', '.join(table.columns)}: "
+                        "say which holds the paths, columns={'image': '...'}, or add the header "
+                        "if it has none")  # fmt: skip
     return source
+
+
+def _warn_of_no_label(table: Table, source: Mapping[str, str], split_column: str | None) -> None:
+    read = {name for name in (*source.values(), split_column) if name}
+    if others := [name for name in table.columns if name not in read]:
+        warnings.warn(
+            f"{table.path}: no column was read as a label, of {shown(others)}: name them in "
+            "columns=, as in {'emotion': '...'}, or aus=",
+            stacklevel=3,
+        )
 
 
 def _rows_of(
@@ -228,17 +190,35 @@ def _rows_of(
     if column is None:
         _only(table.path, split, file_split, "split_column=")
         return list(range(len(table.places)))
-    table.need(column, "split_column")
-    words = SPLIT_WORDS | {str(word): one_of("splits", to, SPLITS) for word, to in splits.items()}
-    part = []
+    return [row for row, part in enumerate(_parts(table, column, splits)) if part == split]
+
+
+def _parts(table: Table, column: str, splits: Mapping[Any, str]) -> list[str]:
+    """The split of each row."""
+    column = table.need(column, "split_column")
+    words = SPLIT_WORDS | {plain(word): one_of("splits", to, SPLITS) for word, to in splits.items()}
+    parts = []
     for row in range(len(table.places)):
-        word = _required(table, column, row)
-        known = words.get(word, words.get(word.lower()))
-        if known is None:
+        word = required(table, column, row)
+        part = words.get(plain(word), words.get(word.lower()))
+        if part is None:
             raise UserError(f"{table.where(row)}: {column!r} is {word!r}, which is no split: map "
                             f"it, splits={{{word!r}: 'train'}}")  # fmt: skip
-        part.append(known)
-    return [row for row, known in enumerate(part) if known == split]
+        parts.append(part)
+    return parts
+
+
+def _tracked(table: Table, rows: list[int], left_out: dict[str, list[str]]) -> list[int]:
+    """The rows without those in which OpenFace lost the face: it writes zeros as their AUs."""
+    success, confidence = (match_name(c, table.columns, table.path) for c in OPENFACE)
+    if success is None or confidence is None:
+        return rows
+    lost = {row for row in rows if flag_of(table, success, row) == 0}
+    if lost:
+        left_out["OpenFace did not find the face (success is 0)"] = [
+            table.where(row) for row in sorted(lost)
+        ]
+    return [row for row in rows if row not in lost]
 
 
 def _only(path: Path, split: str, file_split: str, how: str) -> None:
@@ -249,80 +229,106 @@ def _only(path: Path, split: str, file_split: str, how: str) -> None:
         )
 
 
-# --- cells ----------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
-def _refuse(table: Table, column: str, row: int, allowed: str) -> UserError:
-    value = shown(table.columns[column][row])
-    return UserError(f"{table.where(row)}: {column!r} is {value}, expected {allowed}")
+def _pictures(
+    table: Table, column: str, rows: list[int], folder: Path, left_out: dict[str, list[str]]
+) -> tuple[list[int], dict[str, Any]]:
+    """(the rows that have a picture, the columns `id` and `image`)."""
+    named = {row: _picture(table, column, row, folder) for row in rows}
+    if lacking := [table.where(row) for row, picture in named.items() if picture is None]:
+        left_out["no image"] = lacking
+    index = [row for row, picture in named.items() if picture is not None]
+    pictures = [picture for picture in named.values() if picture is not None]
+    return index, {"id": _ids(pictures, index), "image": [picture for _, picture in pictures]}
 
 
-def _word(table: Table, column: str, row: int) -> str | None:
-    """The text of a cell; None for an empty one. Whole numbers lose a ".0" that pandas adds."""
-    value = table.columns[column][row]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, str | int | float):
-        raise _refuse(table, column, row, "a text")
-    return str(value).strip() or None
-
-
-def _required(table: Table, column: str, row: int) -> str:
-    word = _word(table, column, row)
-    if word is None:
-        raise _refuse(table, column, row, "a text")
-    return word
-
-
-def _number(table: Table, column: str, row: int) -> float | None:
-    word = _word(table, column, row)
-    if word is None or word.lower() == "nan":
-        return None
-    try:
-        value = float(word)
-    except ValueError as error:
-        raise _refuse(table, column, row, "a number, such as 0.5") from error
-    if not math.isfinite(value):
-        raise _refuse(table, column, row, "a finite number")
-    return value
-
-
-def _flag(table: Table, column: str, row: int) -> float | None:
-    """Like `_number`, and "True" and "False" as 1 and 0, as pandas writes them."""
-    word = (_word(table, column, row) or "").lower()
-    return float(word == "true") if word in ("true", "false") else _number(table, column, row)
+def _ids(pictures: Sequence[tuple[str, str | bytes]], rows: Sequence[int]) -> list[str]:
+    """An id for each (name, path or bytes): its name. Pictures inside the table that were all
+    stored under one name are told apart by their row."""
+    often = Counter(name for name, picture in pictures if isinstance(picture, bytes))
+    return [
+        f"table-{name}-{row + 1}" if often[name] > 1 else f"table-{name}"
+        for (name, _), row in zip(pictures, rows, strict=True)
+    ]
 
 
 def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, str | bytes] | None:
     """(name, path or bytes) of the row's image; None if it has none."""
     value = table.columns[column][row]
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+    if isinstance(value, bytes):
+        value = {"bytes": value}
+    if isinstance(value, dict) and value.get("bytes"):
         return value.get("path") or str(row + 1), value["bytes"]
-    path = _word(table, column, row)
-    if path is None:
+    if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # as `datasets` has a file
+        path = value.get("path")
+    else:
+        path = label_word(table, column, row)
+    if not path:
         return None
     found = path if os.path.isabs(path) else below(folder, path)
     if found is None or leads_up(path):
-        raise _refuse(table, column, row, f"an absolute path or one inside {folder}")
+        raise refuse(table, column, row, f"an absolute path or one inside {folder} (images= names "
+                      "the folder that paths start from)")  # fmt: skip
+    if "\\" in path and not os.path.exists(found):
+        path, found = path.replace("\\", "/"), found.replace("\\", "/")
     return path, found
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def _labels(
+    table: Table,
+    source: Mapping[str, str],
+    rows: list[int],
+    meant: Mapping[str, str | None],
+    words: Mapping[str, Mapping[Any, str | None]],
+) -> dict[str, Any]:
+    """The columns of the fields but `image` and `aus`."""
+    _check_words(words)
+    found: dict[str, Any] = {}
+    if "id" in source:
+        found["id"] = [f"table-{required(table, source['id'], i)}" for i in rows]
+    if "emotion" in source:
+        found["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
+    for field in (field for field in TEXTS if field in source):
+        read = word_of if field in NAMES else label_word
+        found[field] = [read(table, source[field], i) for i in rows]
+    for field in (field for field in WORDS if field in source):
+        mapping = with_plain(words.get(field, {}))
+        found[field] = [_person(table, field, source[field], i, mapping) for i in rows]
+    for field in (field for field in NUMBERS if field in source):
+        found[field] = [number_of(table, source[field], i) for i in rows]
+    return found
+
+
+def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
+    for field, mapping in words.items():
+        one_of("words", field, WORDS)
+        for word, to in mapping.items():
+            if to is not None and not any(canonical(name, to) for name in _spaces(field)):
+                raise UserError(
+                    f"words maps {word!r} to {to!r}, which is no {field}: use one of "
+                    f"{', '.join(_labels_of(field))}, or None"
+                )
 
 
 def _label_map(labels: Mapping[Any, str | None] | None) -> dict[str, str | None]:
     space = taxonomy.space("emotion8")
     meant: dict[str, str | None] = {}
-    for word, label in (labels or {}).items():
-        meant[str(word).strip()] = None if label is None else space.canonical(str(label))
-        if label is not None and meant[str(word).strip()] is None:
+    for word, label in with_plain(labels or {}).items():
+        meant[word] = None if label is None else space.canonical(label)
+        if label is not None and meant[word] is None:
             raise UserError(f"labels maps {word!r} to {label!r}: use one of "
                             f"{', '.join(space.labels)}, or None")  # fmt: skip
     return meant
 
 
 def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None:
-    if word in meant:
-        return meant[word]
+    if (key := key_of(word, meant)) is not None:
+        return meant[key]
     label = canonical("emotion8", word)
     if label is None:
         raise UserError(
@@ -333,8 +339,45 @@ def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None
 
 
 def _emotion(table: Table, column: str, row: int, meant: Mapping[str, str | None]) -> str | None:
-    word = _word(table, column, row)
-    return None if word is None else _label(word, meant, f"{table.where(row)}: {column!r}")
+    word = word_of(table, column, row)
+    if word is None or (word.casefold() in NULLS and key_of(word, meant) is None):
+        return None
+    return _label(word, meant, f"{table.where(row)}: {column!r}")
+
+
+def _person(
+    table: Table, field: str, column: str, row: int, meant: Mapping[str, str | None]
+) -> str | None:
+    """A word of gender, race or age group, as it is written if a label space has it."""
+    word = word_of(table, column, row)
+    if word is None:
+        return None
+    if (key := key_of(word, meant)) is not None:
+        return meant[key]
+    lower = word.casefold()
+    if lower in NULLS:
+        return None
+    if field == "gender" and lower in GENDERS:
+        return GENDERS[lower]
+    if not any(canonical(name, word) for name in _spaces(field)):
+        labels = _labels_of(field)
+        option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
+        raise UserError(
+            f"{table.where(row)}: {column!r} is {word!r}, which is no {field} of "
+            f"{', '.join(labels)}: map it, {option}, or to None; columns={{{field!r}: None}} "
+            "leaves the column out"
+        )
+    return word
+
+
+def _labels_of(field: str) -> list[str]:
+    """The labels of all its label spaces."""
+    return list(dict.fromkeys(x for name in _spaces(field) for x in taxonomy.space(name).labels))
+
+
+@cache
+def _spaces(field: str) -> tuple[str, ...]:
+    return tuple(name for name, space in taxonomy.SPACES.items() if space.field == field)
 
 
 # --- action units ---------------------------------------------------------------------------------
@@ -343,7 +386,7 @@ def _emotion(table: Table, column: str, row: int, meant: Mapping[str, str | None
 def _au_columns(table: Table, aus: str | Sequence[str] | Mapping[str, str]) -> dict[int, str]:
     """AU number -> column."""
     if isinstance(aus, Mapping):
-        return {facs.parse_name(au): table.need(column, "aus") for au, column in aus.items()}
+        return {facs.parse_name(str(au)): table.need(name, "aus") for au, name in aus.items()}
     patterns = [pattern.lower() for pattern in ([aus] if isinstance(aus, str) else aus)]
     found: dict[int, str] = {}
     for column in (c for c in table.columns if any(fnmatchcase(c.lower(), p) for p in patterns)):
@@ -361,30 +404,76 @@ def _au_columns(table: Table, aus: str | Sequence[str] | Mapping[str, str]) -> d
     return found
 
 
-def _units(
-    table: Table, rows: list[int], source: dict[int, str], kind: str, threshold: float
-) -> Any:
-    cell = _flag if kind == "presence" else _number
+@dataclass(frozen=True)
+class _Coding:
+    """How cells stand for AUs: the options au_values, au_threshold and au_missing."""
+
+    values: str
+    given: float | None
+    missing: float | Sequence[float]
+
+    def __post_init__(self) -> None:
+        top = 1 if self.values == "probability" else 5
+        if self.given is not None and not 0 < self.given <= top:
+            kind = "a probability" if top == 1 else "an intensity"
+            raise UserError(f"au_threshold={self.given!r}: give {kind} above 0 and up to {top}")
+
+    @property
+    def threshold(self) -> float:
+        return UNITS[self.values] if self.given is None else self.given
+
+    @property
+    def codes(self) -> list[float]:
+        return list(self.missing) if isinstance(self.missing, Sequence) else [self.missing]
+
+
+def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Coding) -> Any:
+    kind = coding.values
+    cell = flag_of if kind == "presence" else number_of
     cells = [[cell(table, column, row) for column in source.values()] for row in rows]
     values = np.array(cells, np.float64).reshape(len(rows), len(source))  # an empty cell is NaN
+    values[np.isin(values, coding.codes)] = np.nan
     annotated = ~np.isnan(values)
-    allowed = np.isin(values, (0, 1)) if kind == "presence" else (values >= 0) & (values <= 5)
+    top = 5 if kind == "intensity" else 1
+    allowed = np.isin(values, (0, 1)) if kind == "presence" else (values >= 0) & (values <= top)
+    expected = {
+        "presence": "0 or 1 (intensities: au_values='intensity'; probabilities: "
+        "au_values='probability'; a code for not annotated: au_missing=9)",
+        "intensity": "an intensity from 0 to 5 (a code for not annotated: au_missing=9)",
+        "probability": "a probability from 0 to 1 (a code for not annotated: au_missing=9)",
+    }[kind]
     for at, au in np.argwhere(annotated & ~allowed)[:1]:
-        column = list(source.values())[au]
-        raise _refuse(table, column, rows[at], "0 or 1 (intensities: au_values='intensity')"
-                      if kind == "presence" else "an intensity from 0 to 5")  # fmt: skip
+        raise refuse(table, list(source.values())[au], rows[at], expected)
     if kind == "presence":
         return action_units(list(source), values == 1, annotated=annotated)
-    return action_units(list(source), values >= threshold, values, annotated)
+    present = values >= coding.threshold
+    if kind == "probability":
+        return action_units(list(source), present, annotated=annotated)
+    _check_not_probabilities(table, values[annotated], coding)
+    return action_units(list(source), present, values, annotated)
+
+
+def _check_not_probabilities(table: Table, values: np.ndarray, coding: _Coding) -> None:
+    fractions = values[values != np.round(values)]
+    if coding.given is None and len(fractions) and values.max() <= 1:
+        raise UserError(
+            f"{table.path}: all AU values lie between 0 and 1 (such as {fractions[0]:g}), which "
+            "reads as probabilities: set au_values='probability', or au_threshold= if they are "
+            "intensities from 0 to 5"
+        )
 
 
 # --- folders --------------------------------------------------------------------------------------
 
 
+def _split_folders(root: Path) -> list[Path]:
+    return [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLIT_WORDS]
+
+
 def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_split: str) -> Rows:
     left_out: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
     top = root
-    parts = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLIT_WORDS]
+    parts = _split_folders(root)
     if parts:
         fitting = [part for part in parts if SPLIT_WORDS[part.name.lower()] == split]
         if len(fitting) != 1:
@@ -403,7 +492,7 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
         emotion = _label(child.name, meant, f"the folder name {child}")
         for path in sorted(path for path in child.rglob("*") if not path.is_dir()):
             name = path.relative_to(root).as_posix()
-            if not name.lower().endswith(PICTURES):
+            if not name.lower().endswith(SUFFIXES):
                 left_out["not a picture"].append(name)
                 continue
             ids.append(f"table-{name}")

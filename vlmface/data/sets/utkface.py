@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmface import taxonomy
-from vlmface.data.rows import IMAGE_SUFFIXES, Rows, drawn_split, need
+from vlmface.data.rows import Rows, drawn_split, need
 from vlmface.errors import UserError
+from vlmface.images import SUFFIXES
 
 TITLE = "UTKFace"
 HOME = "https://susanqq.github.io/UTKFace/"
@@ -71,7 +72,7 @@ def _images(root: Path, images: str | None) -> Iterator[tuple[str, str]]:
         (name, str(folder / name))
         for folder in folders
         for name in os.listdir(folder)
-        if name.lower().endswith(IMAGE_SUFFIXES)
+        if name.lower().endswith(SUFFIXES)
     )
     if not found:
         raise UserError(

@@ -1,0 +1,95 @@
+"""Rows whose pictures can be decoded, for `data.load(..., broken=...)`.
+
+Decoding is what costs: each file that was decoded without a fault is remembered in the user's cache
+folder by its path, size and time, so that the next run only looks at files that are new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlmface import files
+from vlmface.data.sources import Source, in_threads, sources
+from vlmface.errors import UserError
+from vlmface.images import open_image
+
+if TYPE_CHECKING:
+    import datasets
+
+_TABLE = "create table if not exists whole (path text primary key, size integer, mtime integer)"
+Stats = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
+
+
+def decodable(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
+    """The rows whose pictures can be decoded; `what` names them in messages.
+
+    With `broken` "drop" other rows are left out, with a warning that counts them; with "error" they
+    are a UserError that names the first.
+    """
+    pictures = sources(rows)
+    faults = _faults(list(dict.fromkeys(source for row in pictures for source in row)))
+    if not faults:
+        return rows
+    lost = [row for row, of_row in enumerate(pictures) if any(one in faults for one in of_row)]
+    first = next(iter(faults.values()))
+    if broken == "error":
+        raise UserError(
+            f"{what}: {len(lost):,} of {len(rows):,} rows have a picture that cannot be decoded, "
+            f"the first: {first}; to leave such rows out, load with broken='drop'"
+        )
+    warnings.warn(
+        f"{what}: {len(lost):,} of {len(rows):,} rows with a picture that cannot be decoded are "
+        f"left out, the first: {first}",
+        stacklevel=3,
+    )
+    if len(lost) == len(rows):
+        raise UserError(f"{what}: no row is left, as no picture can be decoded, such as {first}")
+    gone = set(lost)
+    return rows.select([row for row in range(len(rows)) if row not in gone])
+
+
+def _faults(every: Sequence[Source]) -> dict[Source, str]:
+    """Why pictures cannot be decoded, of those that cannot be."""
+    place = files.cache_dir() / "decoded.sqlite"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(place, timeout=600)) as index:
+        index.execute(_TABLE)
+        paths = [source for source in every if isinstance(source, str)]
+        stats = {path: stat for path in paths if (stat := _stats(path))}
+        known = {path for path, stat in stats.items() if _is_known(index, path, stat)}
+        unseen = [source for source in every if source not in known]
+        found = zip(unseen, in_threads(_fault, unseen, "decoding"), strict=True)
+        faults = {source: fault for source, fault in found if fault}
+        whole = [path for path in stats if path not in known and path not in faults]
+        with index:
+            index.executemany(
+                "insert or replace into whole values (?, ?, ?)",
+                [(os.path.abspath(s), *stats[s]) for s in whole],
+            )
+    return faults
+
+
+def _is_known(index: sqlite3.Connection, source: str, stats: Stats) -> bool:
+    place = (os.path.abspath(source),)
+    return index.execute("select size, mtime from whole where path = ?", place).fetchone() == stats
+
+
+def _stats(source: str) -> Stats | None:
+    with contextlib.suppress(OSError):  # `open_image` says what is wrong with it
+        stat = os.stat(source)
+        return stat.st_size, stat.st_mtime_ns
+    return None
+
+
+def _fault(source: Source) -> str | None:
+    """Why a picture cannot be decoded; None if it can be."""
+    try:
+        open_image(source)
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,168 @@
+"""Text files as people have them: the one reader of lists, tables and JSON of all data sets.
+
+Spreadsheets, Windows tools and scripts write byte order marks, UTF-16, three kinds of line ends,
+tabs or several spaces between fields, and headers in other letter case. What is unambiguous is
+read; anything else is one message. No other module decodes a data set's text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+import unicodedata
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from vlmface.errors import UserError
+
+DELIMITERS = (",", ";", "\t", "|")
+# The marks of UTF-32 come first: that of UTF-16 is their beginning.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
+_LFS = b"version https://git-lfs"
+_OTHER_KINDS = {
+    b"\x1f\x8b": "compressed with gzip: unpack it with `gunzip`",
+    b"BZh": "compressed with bzip2: unpack it with `bunzip2`",
+    b"\xfd7zXZ": "compressed with xz: unpack it with `unxz`",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it with `unzstd`",
+    b"PK\3\4": "a zip archive or a spreadsheet (xlsx): unpack it, or save the sheet as csv",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet (xls): save the sheet as csv",
+    b"PAR1": "a Parquet file: give its name the ending .parquet",
+}
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BLOCK = 1 << 22  # bytes that are checked at once
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Raises UserError with the file, the byte, what was tried and the fix, for another encoding, a
+    file that cannot be read, and one that is compressed or not text.
+    """
+    with _opened(path) as file:
+        return _decode(file.read(), path)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of `read_text`, without their ends: "\\n", "\\r\\n" or "\\r" and no other, because
+    texts may hold other separators (U+2028, U+0085) as they are."""
+    return split_lines(read_text(path))
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, as `read_lines`."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def utf8_source(path: Path, whole: bool = True) -> Path | BytesIO:
+    """What Arrow can read as UTF-8: the file itself if it is plain UTF-8, which is checked block by
+    block (of the first block alone if not `whole`), else its text encoded again. Raises UserError
+    as `read_text`."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with _opened(path) as file:
+            block = file.read(_BLOCK)
+            plain = not any(block.startswith(mark) for mark, _ in _MARKS)
+            while block and plain:
+                plain = b"\0" not in block
+                if not block.isascii() or decoder.getstate()[0]:
+                    decoder.decode(block)
+                    plain = plain and codecs.BOM_UTF8 not in block
+                block = file.read(_BLOCK) if whole else b""
+            decoder.decode(b"", final=plain and whole)
+    except UnicodeDecodeError:
+        plain = False
+    return path if plain else BytesIO(read_text(path).encode())
+
+
+def split_header(line: str, default: str = ",") -> tuple[list[str], str]:
+    """(column names without spaces around them, the delimiter) of a table's first line: the
+    delimiter of DELIMITERS that occurs most often in it, `default` if none does."""
+    order = (default, *(mark for mark in DELIMITERS if mark != default))
+    delimiter = max(order, key=line.count)
+    names = next(csv.reader([line], delimiter=delimiter), [])
+    return [name.strip() for name in names], delimiter
+
+
+def match_name(wanted: str, names: Iterable[str], where: object) -> str | None:
+    """The one of `names` that is `wanted`: letter by letter, else up to letter case, spaces around
+    it and invisible characters; None if there is none. Raises UserError if several are."""
+    names = list(names)
+    if wanted in names:
+        return wanted
+    near = [name for name in names if _plain(name) == _plain(wanted)]
+    if len(near) > 1:
+        raise UserError(
+            f"{where} has the columns {' and '.join(map(repr, near))}, either of which may be "
+            f"{wanted!r}: rename one of them, or name the column letter by letter"
+        )
+    return near[0] if near else None
+
+
+def _plain(name: str) -> str:
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in text if unicodedata.category(c) != "Cf").strip()
+
+
+def _opened(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file: give a text file")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode(raw: bytes, path: Path) -> str:
+    if raw.startswith(_LFS):
+        raise UserError(f"{path} is a Git LFS pointer, not the data: run `git lfs pull` there")
+    mark, encoding = next(((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", "utf-8"))
+    if not mark and (at := raw.find(b"\0")) >= 0:
+        raise _not_text(raw, path) or _with_nul(raw, at, path)
+    try:
+        text = raw[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise _not_text(raw, path) or _undecodable(error, mark, path) from error
+    # Files that were joined keep the marks of their parts.
+    return re.sub("^\ufeff+", "", text, flags=re.MULTILINE) if "\ufeff" in text else text
+
+
+def _not_text(raw: bytes, path: Path) -> UserError | None:
+    what = next((what for mark, what in _OTHER_KINDS.items() if raw.startswith(mark)), None)
+    return UserError(f"{path} is {what}") if what else None
+
+
+def _undecodable(error: UnicodeDecodeError, mark: bytes, path: Path) -> UserError:
+    raw, start = error.object, error.start
+    line = raw[:start].decode(error.encoding, "ignore").count("\n") + 1
+    name = error.encoding.upper()
+    why = f"its byte order mark states {name}" if mark else f"no byte order mark, {name} was tried"
+    return UserError(
+        f"{path}, line {line}: byte {raw[start : start + 1]!r} is not {name} (offset "
+        f"{start + len(mark)}; {why}): save the file as UTF-8, for example with "
+        f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name}`, or take a fresh copy"
+    )
+
+
+def _with_nul(raw: bytes, at: int, path: Path) -> UserError:
+    head = raw[:4096]
+    zeros = [head[first::2].count(0) for first in (0, 1)]
+    if max(zeros) * 8 < len(head):
+        return UserError(
+            f"{path}: byte 0 at offset {at} does not occur in text (UTF-8 was tried): take a fresh "
+            "copy of the file"
+        )
+    name = "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
+    return UserError(
+        f"{path}: byte 0 at offset {at}: this is {name} without a byte order mark (UTF-8 was "
+        f"tried): save the file as UTF-8, for example with `iconv -f {name} -t UTF-8 {path.name}`"
+    )
