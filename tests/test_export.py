@@ -190,11 +190,9 @@ def test_a_base_that_is_not_the_trained_one_is_refused(
 
 
 def test_an_adapter_that_changes_nothing_is_refused(sft_cot: Recipe, tmp_path: Path) -> None:
-    words = ["--learning_rate", "0", "--projector", "frozen", "--train_embeddings", "false"]
+    words = ["--learning_rate", "1e-15", "--projector", "frozen", "--train_embeddings", "false"]
     assert sft_cot(tmp_path / "run", *words, "--epochs", "1") == 0
-    refused(
-        tmp_path / "run", tmp_path / "out", r"changes the log-probabilities .* by 0\.0e\+00 nats"
-    )
+    refused(tmp_path / "run", tmp_path / "out", r"changes the log-probabilities .* is rounding")
 
 
 @pytest.mark.parametrize("which", ["lora_A", ""])

@@ -104,7 +104,7 @@ def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Imag
             ) from None
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
-    if deep and _brightest(rgb) < 16:
+    if deep and np.asarray(rgb.getextrema()).max() < 16:
         warnings.warn(_BLACK, stacklevel=2)
     upright = rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
     upright.info = {}  # the orientation that is in there no longer applies
@@ -218,11 +218,6 @@ def _orientation(image: Image.Image, late_exif: bytes | None) -> int:
 def _has_deep_colour(image: Image.Image) -> bool:
     """Whether an image that is not decoded yet has 16 bits a colour; Pillow drops the lower 8."""
     return ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")
-
-
-def _brightest(rgb: Image.Image) -> int:
-    bands: Any = rgb.getextrema()  # (least, greatest) of each band
-    return max(int(greatest) for _, greatest in bands)
 
 
 def to_rgb(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.Image:
