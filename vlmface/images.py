@@ -31,7 +31,7 @@ SUFFIXES = (
 # An explicit list, because Pillow also registers formats that start other programs (EPS, PDF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 # Of the limit on pixels, for formats whose decoders keep several copies.
-_SHARE = {"JPEG2000": 0.5, "WEBP": 0.75}
+_SHARE = {"JPEG2000": 1 / 3, "WEBP": 0.75}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
