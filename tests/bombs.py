@@ -241,7 +241,7 @@ DEAR: dict[str, Callable[[], bytes]] = {
     "webp_24mp_alpha": lambda: _saved("RGBA", "WEBP", lossless=True),
     "avif_24mp": lambda: _saved("RGB", "AVIF", speed=10),
     "jpeg2000_24mp": lambda: _saved("RGB", "JPEG2000"),
-    "jpeg2000_12mp": lambda: encoded(Image.new("RGB", (4000, 3000)), "JPEG2000"),
+    "jpeg2000_8mp": lambda: encoded(Image.new("RGB", (3200, 2500)), "JPEG2000"),
     "tiff_24mp": lambda: _saved("RGBA", "TIFF", compression="tiff_deflate"),
     "tiff_lzw": lambda: _saved("CMYK", "TIFF", compression="tiff_lzw"),
     "tiff_float": lambda: _saved("F", "TIFF", compression="tiff_deflate"),

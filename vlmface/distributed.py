@@ -3,6 +3,7 @@ process only, and how all of them end."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -68,15 +69,24 @@ def run_command(main: Callable[[], int], interrupted: str) -> NoReturn:
             raise
         traceback.print_exc()
         code = 1
-    else:
-        sys.exit(code)
     if world_size() > 1:
-        # Another process may wait for this one inside a collective. To close the group, or to let
-        # the interpreter destroy it, would be to wait for that process in turn.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without finalising the interpreter, which waits for nobody and cannot abort.
+
+    Gloo's threads may still hold the tensors of the last collective, and those of a group that DDP
+    used outlive the group. To release a tensor they take the interpreter's lock; while Python 3.11
+    finalises, that ends the thread, and so the process ("terminate called without an active
+    exception"). After a failure another process may wait for this one inside a collective: to let
+    the interpreter destroy the group would be to wait for that process in turn.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def let_main_report() -> None:
@@ -87,17 +97,12 @@ def let_main_report() -> None:
 
 
 def _close_process_group() -> None:
-    """Wait until every process is here, then close the process group, if there is one.
-
-    Gloo's threads may still hold the tensors of the last collective. To release them, they take the
-    interpreter's lock; in an interpreter that is being finalised, Python 3.11 ends a thread that
-    does so, and the process aborts ("terminate called without an active exception").
-    """
+    """Wait until every process is here, then close the process group, if there is one."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return
     from accelerate import PartialState
 
     PartialState().wait_for_everyone()  # rank 0 may still be writing the report
-    gc.collect()  # trainers are cycles, and keep groups, and with them the threads, open
+    gc.collect()  # trainers are cycles, and hold the group
     PartialState().destroy_process_group()

@@ -31,7 +31,7 @@ SUFFIXES = (
 # An explicit list, because Pillow also registers formats that start other programs (EPS, PDF).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 # Of the limit on pixels, for formats whose decoders keep several copies.
-_SHARE = {"JPEG2000": 0.5, "WEBP": 0.75}
+_SHARE = {"JPEG2000": 1 / 3, "WEBP": 0.75}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,7 +104,7 @@ def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Imag
             ) from None
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
-    if deep and max(high for _, high in rgb.getextrema()) < 16:
+    if deep and np.asarray(rgb.getextrema()).max() < 16:
         warnings.warn(_BLACK, stacklevel=2)
     upright = rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
     upright.info = {}  # the orientation that is in there no longer applies

@@ -59,7 +59,7 @@ def as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         return as_picture(image)
     try:
         plain = image.mode == "RGB" and not image.has_transparency_data
-        return image if plain else images.to_rgb(image)
+        return image if plain else images.to_rgb(image, getattr(image, "tag_v2", None))
     except Exception as error:  # as in open_image, and a file that has been closed
         raise _unreadable("the picture", error) from error
 

@@ -248,7 +248,7 @@ class Predictor:
 
     def _default_faces(self) -> str:
         if self.faces_note:
-            warnings.warn(self.faces_note, stacklevel=4)
+            warnings.warn(self.faces_note, stacklevel=5)
         return self.faces_by_default
 
     # --- asking -----------------------------------------------------------------------------------
