@@ -167,7 +167,7 @@ _SIGN = (
     rf"(?:{_GAP}(?P<sign>=>|\.{{3,}}|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])"
     rf"{_GAP}[\"'*`]*(?:[^()\n\d]{{1,40}}[,;:][ \t]+(?=intensity))?"
     rf"|(?='s\s|[ \t]+(?:{_IS}|has|have|with|intensity|level|value|0[.,]\d)"
-    rf"|[ \t]+(?:0|(?:none|off|nil|zero|no|n|y|yes)\b){_END}))"
+    rf"|[ \t]+(?:0|(?:none|off|nil|zero|no|n|y|yes|on|neg(?:ative)?|pos(?:itive)?)\b){_END}))"
     rf"(?:'s)?{_GAP}(?:(?:has|have|with|shows)[ \t]+)?(?:an?[ \t]+)?{_QUANTITY}?"
     rf"(?:[:=]{_GAP}|(?:{_IS}|of|both|an?)[ \t]+){{0,4}}{_QUANTITY}?(?:of[ \t]+)?[\"'*`]*"
 )
@@ -176,12 +176,12 @@ _VALUE = re.compile(
     rf"(?:(?P<zero>(?:0(?:[.,]0+)?(?:{_GAP}/{_GAP}\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
     r"|(?P<some>(?:\d*[.,])?\d+)(?![^\W_])"
     r"|(?P<no>(?:false|none|absent|inactive|missing|undetected|undetectable|unobserved|invisible"
-    r"|deactivated|dormant|negative|off)\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
+    r"|deactivated|dormant|neg(?:ative)?|off)\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
     rf"|no{_END}|n(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
     r"|no[ \t]+(?:visible|clear|obvious|noticeable|apparent|significant|signs?|evidence|trace"
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
     rf"|not(?![ \t]+\ue000)(?![ \t]+(?:{_NOT_FULLY}|{_NOT_JUDGED}))\b)"
-    r"|(?P<yes>(?:yes|true|present|active|activated|detected|observed|visible|positive)\b"
+    r"|(?P<yes>(?:yes|true|present|active|activated|detected|observed|visible|pos(?:itive)?)\b"
     rf"|y(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()\+(?=\)))"
     rf"|(?P<open>\?|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest|unclear|unknown|uncertain"
     rf"|unsure|n/?a|null|maybe|undetermined|occluded|hidden)\b|not[ \t]+{_NOT_JUDGED}"
@@ -243,7 +243,7 @@ _TWICE = re.compile(
     re.IGNORECASE,
 )
 _NEGATIVE = (
-    "absent missing inactive undetected unobserved excluded ruled\\s+out negative dormant denied"
+    "absent missing inactive undetected unobserved unseen excluded ruled\\s+out negative dormant denied"
 )
 _NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 # "AU4, which signals anger, is absent": what stands between a subject and its predicate.
@@ -263,6 +263,7 @@ _NEGATES_NEXT = re.compile(
     rf"|n't)\b{_STILL}"
     rf"|(?:^|(?<=[,;:.]\s)|(?<=[,;:.]))\s*{_NEGATIVE_WORD}\s+(?:is|are|was|were)\b(?=[^.;]*\ue000)"
     rf"|\b(?:zero|nil)\s+\w+\s+(?:for|of|in|on)\b"
+    r"|\bnothing\s+(?:suggests?|indicates?|points\s+to|speaks\s+for|hints\s+at|supports?)\b"
     rf"|\b{_NEGATIVE_WORD}\s*(?:(?:facial\s+)?(?:AUs?|action\s+units?|muscles?)\s*)?"
     rf"(?:[:=]|\s[-\u2013]\s)|\b(?:absent|missing|inactive)\s+(?:(?:AUs?|action\s+units?)\s*)?(?=\ue000)",
     re.IGNORECASE,
@@ -293,10 +294,14 @@ _NEGATES_SUBJECT = re.compile(
     rf"|\b\w{{2,6}}n't|\bcannot)\b{_STILL}"
     rf"|\bnever\s+(?=\w)|'s\s+(?:absence|lack|inactivity)\b"
     rf"|\b(?:shows?|has|have|exhibits?|displays?|with)\s+(?:no|zero|little\s+to\s+no)\s+(?:\w+\s+)?(?:movement|action|activity|activation|sign|intensity)\b"
+    rf"|\black(?:s|ed)?\s+(?:\w+\s+)?(?:movement|action|activity|activation|intensity)\b"
     rf"|\bfails?\s+to(?=\s+(?:appear|activate|engage|fire|occur|show\s+up|accompan|co-?occur|join))"
     rf"|(?:{_COPULA}|\b(?:can|could|may|must|should|has|have)\s+(?:\w+\s+)?(?:be|been)\s+)(?:\w+ly\s+)?"
     rf"(?:ruled\s+out|excluded|dismissed|rejected|contradicted|relaxed|at\s+rest|off|zero|nil"
-    r"|false|denied|suppressed)\b"
+    r"|false|denied|suppressed|gone|silent|quiet|discounted|discarded)\b"
+    r"|(?:\b(?:has|have|had)\s+)?\b(?:disappear|vanish)(?:s|es|ed)?\b"
+    r"|\b(?:plays?|has|have)\s+no\s+(?:role|part)\b|\bshows?\s+nothing\b"
+    r"|,?\s*there\s+(?:is|was)\s+none\b"
     rf"|(?P<bare>\b(?:ruled\s+out|excluded|dismissed)\b|\bnot\s+(?:present|visible|active|activated|seen|detected|observed|found|shown"
     rf"|engaged|noted|evident|involved|recruited)\b"
     rf"|(?:{_COPULA})?(?<!not\s)\b{_GONE}\b(?!\s*(?:AUs?|action\s+units?)?\s*[:=\ue000]))",
@@ -322,6 +327,15 @@ _PARTICIPLE = re.compile(r"\b\w+ed\b|\bdrawn\b", re.IGNORECASE)
 _SUBJECT = re.compile(
     r"\s*(?:the|this|his|her|their|she|he|they|we|i|one|there|it)(?:'\w+)?\s", re.IGNORECASE
 )
+# "no AU12 and a clear AU15", but not "without a frown and a smile".
+_STATED = re.compile(
+    r"\s*(?:(?:with|only|just)\s+)?(?:(?:an?|some)\s|(?:very\s+)?(?:clear|obvious|strong|slight|pronounced|distinct"
+    r"|definite|marked|mild|moderate|intense|noticeable|evident|weak|faint)(?:ly)?\s)",
+    re.IGNORECASE,
+)
+_DENIES_A = re.compile(
+    r"\b(?:an?|any|clear|obvious|strong|slight|pronounced|distinct|noticeable|evident)\s", re.I
+)
 _OR = re.compile(r"\b(?:or|nor)\b", re.IGNORECASE)
 # A list of AUs that is the subject of a new statement.
 _NEW_SUBJECT = re.compile(
@@ -339,17 +353,18 @@ _OPEN_BEFORE = re.compile(
     r"|(?:false|wrong|untrue)\s+that|claims?|den(?:y|ies)"
     r"|kein\w*|ohne|sans|pas|nicht|senza"
     r"|requires?|unclear|uncertain|unsure|unlikely|doubtful|questionable"
-    r"|not\s+(?:clear|sure|certain))\b",
+    r"|not\s+(?:clear|sure|certain))\b"
+    r"|(?:might|would|could|may)\s+(?:have\s+)?expect(?:ed)?\b|\b(?:unless|in\s+case|removed|deleted)\b",
     re.IGNORECASE,
 )
 _OPEN_AFTER = re.compile(
-    r"\b(?:unclear|uncertain|unlikely|doubtful|questionable|hardly|scarcely|negligible"
+    r"\b(?:unclear|uncertain|unlikely|doubtful|questionable|hardly|scarcely|negligible|removed|deleted"
     r"|not\s+(?:clear|certain|sure)\b|not\s+be\s+(?:determined|judged|assessed))\b",
     re.IGNORECASE,
 )
 _WOULD = re.compile(r"\bwould\s+(?:be|have|show|need|require|include|involve)\b", re.IGNORECASE)
 _EXCEPT = re.compile(
-    r"\b(?:except(?:\s+for)?|other\s+(?:\w+\s+){1,3}than|other\s+than(?!\s+that)|apart\s+from|aside\s+from|save\s+for|excluding|besides"
+    r"\b(?:except(?:\s+for)?|other\s+(?:\w+\s+){1,3}than|other\s+than(?!\s+that)|apart\s+from|aside\s+from|save(?:\s+for)?|excluding|besides"
     r"|with\s+the\s+exceptions?\s+of)\s*:?\s*(?:the\s+)?(?=\W*\ue000)",
     re.IGNORECASE,
 )
@@ -357,6 +372,20 @@ _RUN = re.compile(rf"{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+", re.I)
 _NONE = re.compile(
     rf"\b(?:no|none|not|nothing|never|neither|without|still|rest|neutral|{_GONE}|lacks?)\b|n't\b",
     re.I,
+)
+_MAY_EXCEPT = re.compile("[Ee]xc|[Oo]ther|[Aa]part|[Aa]side|[Ss]ave|[Bb]esides")
+_COPULA_NEXT = re.compile(r"\s*(?:is|are|was|were|has|have|remains?|stays?|at)\b", re.IGNORECASE)
+_AT_REST = re.compile(r"\b(?:zero|nil|off|relaxed|silent|quiet|ruled\s+out|excluded)\b", re.I)
+_ALL_BUT = re.compile(
+    r"\b((?:all|every|any|no|none|nothing|everything)(?:\s+(?:of|the|them|other|AUs?|(?:action\s+)?units?"
+    r"|muscles?)){0,4})\s+but\s+(?=(?:the\s+)?\ue000)",
+    re.IGNORECASE,
+)
+# "Had AU4 been active, ..." and "of AU1, AU2 and AU4, only ...": what is only considered.
+_CONSIDERED = re.compile(
+    rf"^\W*(?:(?:(?:had|were|should)\s+(?:the\s+|there\s+)?(?:been\s+)?(?=\ue000)|(?:if|unless|provided|supposing|assuming|in\s+case)\b)"
+    rf"[^;]*?(?:,(?!\s*(?:and\s+|or\s+)?\ue000)|$)|(?:out\s+)?(?:of|among)\s+(?:the\s+)?{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+,\s*(?:only|just)\b)",
+    re.IGNORECASE,
 )
 _NONE_OF = re.compile(r"\b(?:none\s+of|neither)\b", re.IGNORECASE)
 _EVERY = re.compile(
@@ -386,8 +415,12 @@ _TRIGGER = re.compile(
     r"|in\s+place|as\s+opposed|invisible|deactivated|nonexistent|non|unengaged|unactivated|nowhere"
     r"|reject|contradict|relax|at\s+rest|off|zero|nil|would|whether|if|usually|typically|normally"
     r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
-    r"|aside|save|besides|imperceptible|negligible|kein|ohne|sans|pas|nicht|senza|with\s+the)|n't|\?",
-    re.IGNORECASE,
+    r"|aside|save|besides|imperceptible|negligible|kein|ohne|sans|pas|nicht|senza|with\s+the|(?:had|were|should)\s+(?:the\s+|there\s+)?(?:been\s+)?\ue000"
+    r"|gone|silent|quiet|discount|discard|disappear|vanish|unless|provided|supposing|assuming|in\s+case|remove|delete"
+    r"|expect|but\s+\ue000|only\s+\ue000)|n't|\?"
+)
+_ELIDED_NAME = re.compile(
+    r"(?<=[,;]\s)((?:but|and|while)\s+)?(?=\d{1,2}\s+(?:is|was)(?:n't|\s+not)\s*(?:[.,;]|$))", re.IGNORECASE
 )
 _SPACES = re.compile(r"[^\S\n]{2,}")
 
@@ -395,7 +428,9 @@ _SPACES = re.compile(r"[^\S\n]{2,}")
 def read(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint. A
     denial outweighs another mention, but that of one side of the face only another denial."""
-    text = notations.as_lines(_SPACES.sub(" ", text))
+    text = notations.as_lines(notations.in_full(_SPACES.sub(" ", text)))
+    if _ELIDED_NAME.search(text) and _AU.search(text):  # "AUs 1 and 2 are raised, 4 is not"
+        text = _ELIDED_NAME.sub(r"\1AU", text)
     if "\u2014" in text:
         text = _DASHED_HEADING.sub(r"\1: ", text)
     if "<" in text:
@@ -420,21 +455,64 @@ def read(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _verdicts(marked: str, groups: list[Group]) -> dict[int, str]:
     """{number of a group: what the marked text says of it}."""
     verdicts: dict[int, str] = {}
-    any_denial = _TRIGGER.search(marked) is not None
+    any_denial = _TRIGGER.search(marked.lower()) is not None
     if any_denial:
         marked = _ASIDE.sub(" ", _TWICE.sub(" possible ", marked))
+        if "but" in marked:
+            marked = _ALL_BUT.sub(r"\1 except ", marked)
     mentions = list(_MARK.finditer(marked))
+    excepted = _excepted(marked) if any_denial and _MAY_EXCEPT.search(marked) else set()
     for mention, value in zip(mentions, _values(marked, mentions, groups), strict=True):
         number = int(mention[1])
         verdict = value
+        if number in excepted:
+            continue
         if verdict is None:
             verdict = _prose_verdict(marked, mention, groups[number]) if any_denial else PRESENT
         if verdict:
             verdicts[number] = verdict
+    last = ""
     for sentence in _SENTENCE.split(marked) if any_denial else ():
         if "\ue000" in sentence:
             _read_sentence(sentence, verdicts)
+        elif _TAKEN_BACK.match(sentence):
+            told = [int(mention[1]) for mention in _MARK.finditer(last)]
+            verdicts.update(dict.fromkeys(told, ABSENT if len(told) == 1 else OPEN))
+        last = sentence
+    if any_denial:
+        _elided(marked, verdicts)
     return verdicts
+
+
+def _elided(marked: str, verdicts: dict[int, str]) -> None:
+    """Decide "AU4 cannot" and "AU4 is too" by the verb before: "AU1 can be excluded; AU4 cannot."
+    denies nothing of AU4."""
+    for match in _ELLIPSIS.finditer(marked):
+        before = marked[max(0, match.start() - _LONGEST_SUBJECT) : match.start()]
+        told = _ANTECEDENT.search(before[before.rfind("\ue001") + 1 :])
+        if told is None:
+            continue
+        alike = match["also"] and not match["no"] and "possible" not in told[0].lower()
+        for mention in _MARK.finditer(match[0]):
+            verdicts[int(mention[1])] = ABSENT if alike else OPEN
+    for match in _AS_BEFORE.finditer(marked) if _MAY_BE_AS_BEFORE.search(marked) else ():
+        before = marked[max(0, match.start() - _LONGEST_SUBJECT) : match.start()]
+        before = before[before.rfind("\ue001") + 1 :]
+        told = _ANTECEDENT.search(before) or _NONE.search(before)
+        if told and verdicts.get(int(_MARK.search(match[0])[1])) == PRESENT:
+            sure = "with" not in match[0] and "possible" not in before
+            for mention in _MARK.finditer(match[0]):
+                verdicts[int(mention[1])] = ABSENT if sure else OPEN
+
+
+def _excepted(marked: str) -> set[int]:
+    """The marks that a predicate behind them is not about: "all except AU4 and AU12 are at 0"."""
+    numbers: set[int] = set()
+    for exception in _EXCEPT.finditer(marked):
+        run = _RUN.match(marked, exception.end())
+        if run and _COPULA_NEXT.match(marked, run.end()):
+            numbers.update(int(mention[1]) for mention in _MARK.finditer(run[0]))
+    return numbers
 
 
 def _prose_verdict(marked: str, mention: re.Match[str], group: Group) -> str | None:
@@ -455,7 +533,7 @@ def _prose_verdict(marked: str, mention: re.Match[str], group: Group) -> str | N
 
 def _read_sentence(sentence: str, verdicts: dict[int, str]) -> None:
     """Add a verdict for each mark of the sentence that has none."""
-    if not _TRIGGER.search(sentence):
+    if not _TRIGGER.search(sentence.lower()):
         for mention in _MARK.finditer(sentence):
             verdicts.setdefault(int(mention[1]), PRESENT)
         return
@@ -463,6 +541,9 @@ def _read_sentence(sentence: str, verdicts: dict[int, str]) -> None:
         for mention in _MARK.finditer(sentence):
             verdicts.setdefault(int(mention[1]), OPEN)
         return
+    if considered := _CONSIDERED.match(sentence):
+        for mention in _MARK.finditer(considered[0]):
+            verdicts.setdefault(int(mention[1]), OPEN)
     exception = _EXCEPT.search(sentence)
     if exception is None:
         _read_statement(sentence, verdicts)
@@ -474,7 +555,9 @@ def _read_sentence(sentence: str, verdicts: dict[int, str]) -> None:
     if not before.strip() and comma >= 0 and _VERB.search(sentence, end):
         end = comma  # "Except for AU4, AU6 and AU12 are absent."
     whole = before if before.strip() else sentence[end:]
-    none, every = _NONE.search(whole), _EVERY.search(whole)
+    if before.strip() and not _VERB.search(before):  # "All AUs other than AU12 are inactive."
+        whole += re.split("[,;\ue000]", sentence[end:], maxsplit=1)[0]
+    none, every = _NONE.search(whole) or _AT_REST.search(whole), _EVERY.search(whole)
     verdict = PRESENT if none else ABSENT if every else OPEN
     if exception[0].lower().startswith("besides") and not none:
         verdict = OPEN if re.search(r"\b(?:all|every)", whole, re.IGNORECASE) else PRESENT
@@ -505,7 +588,10 @@ def _verdict(sentence: str, mention: re.Match[str], start: int, end: int, cues: 
         return OPEN
     if cues.in_negated_list(start, at):
         return ABSENT
-    if (negation := cues.first("not next", start, at + 1)) is not None:
+    negation = cues.first("not next", start, at + 1)
+    while negation is not None and _is_closed(sentence, negation, at):
+        negation = cues.first("not next", negation + 1, at + 1)
+    if negation is not None:
         relation = cues.denial(negation, at) or cues.denial(max(start, negation - 12), at)
         return OPEN if relation and _RELATION.match(sentence, relation.end()) else ABSENT
     if cues.first("open after", after, end) is not None:
@@ -520,7 +606,7 @@ def _verdict(sentence: str, mention: re.Match[str], start: int, end: int, cues: 
 
 _DENIAL_LEFT = re.compile(
     rf"\b(?:no|not|never|none|zero|nil|off|absen\w*|inactiv\w*|lack\w*|missing|without|nicht|pas|kein\w*)\b{_STILL}"
-    r"(?!\s+(?:others?|further|additional|more|else)\b)|n't\b",
+    rf"(?!\s+(?:others?|further|additional|more|else)\b)|n't\b{_STILL}",
     re.IGNORECASE,
 )
 _NEXT_WORDS = re.compile(r"\s*(?:[\w']+\s+){0,4}\W*")
@@ -540,6 +626,27 @@ def _denies_something(sentence: str, after: int, end: int, cues: _Cues) -> bool:
 
 
 _LONGEST_SUBJECT = 600  # characters
+_ELLIPSIS = re.compile(
+    rf"{_ITEM}(?>{_LINK}{_WRAP}{_ITEM}){{0,30}}+\s*\b(?:is|are|was|were|do|does|did|has|have|can|could|should|may|might)"
+    rf"(?P<no>n't|\s*not)?\b(?P<also>,?\s+(?:too|also|as\s+well|either|likewise))?(?=\s*(?:$|[.,;!)\n]|\b(?:but|and|while|though)\b))",
+    re.IGNORECASE,
+)
+_AS_BEFORE = re.compile(
+    rf"\b(?:so|as|(?:the\s+)?same\s+(?:goes|holds|applies|is\s+true))\s+(?:is|are|was|were|for|to|of)\s+{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+"
+    rf"|\b(?:along|together)\s+with\s+{_WRAP}{_ITEM}",
+    re.IGNORECASE,
+)
+_MAY_BE_AS_BEFORE = re.compile("so |as |same |with ")
+_TAKEN_BACK = re.compile(
+    rf"\W*(?:here\s+)?(?:(?:it|they|this|these)\s*(?:is|are|was|were)(?:\s+(?:actually|really|completely|entirely))?\s*(?:{_GONE}"
+    r"|(?:not|n't)\s+(?:present|active|visible|found|seen|detected|observed|there))"
+    r"|(?-i:not)\s+(?:found|seen|detected|observed|visible|there))\s*(?:[.,;!)]|$|(?:here|at|in|on)\b)",
+    re.IGNORECASE,
+)
+_ANTECEDENT = re.compile(
+    rf"\b(?:{_GONE}|possible|ruled\s+out|excluded|dismissed|relaxed|at\s+rest|off|zero|nil|denied|suppressed|lacks?)\b",
+    re.IGNORECASE,
+)
 # What may stand between the AU of a list and "absent" or "not seen" without a verb.
 _ONLY_A_LIST = re.compile(
     rf"(?:\([^()]*\)|[\s\"'*`,&/+()\[\]:|-]|\ue000\d+\ue001|\b(?:and|or|nor|the|also|both|as\s+well\s+as"
@@ -559,6 +666,11 @@ _RELATION = re.compile(
 def _in_brackets(sentence: str, at: int) -> bool:
     low = max(0, at - _LONGEST_SUBJECT)
     return sentence.rfind("(", low, at) > sentence.rfind(")", low, at)
+
+
+def _is_closed(sentence: str, cue: int, at: int) -> bool:
+    """Whether the bracket that a cue stands in is closed before `at`."""
+    return sentence.find(")", cue, at) >= 0 and _in_brackets(sentence, cue)
 
 
 def _as_subject(sentence: str, mention: re.Match[str], denial: re.Match[str]) -> str:
@@ -620,6 +732,7 @@ class _Cues:
         return (
             last >= 0
             and self.starts["list"][last] >= start
+            and not _is_closed(self.sentence, self.starts["list"][last], at)
             and self.first("verb", self.list_ends[last], at) is None
             and _LIST_ENDS.search(self.sentence, self.list_ends[last], at) is None
         )
@@ -642,7 +755,7 @@ def _clause_bounds(sentence: str, cues: _Cues) -> list[int]:
         if subject:
             new = _is_new_statement(sentence, cues, (start, cut), subject)
         elif cues.negative(start, cut):
-            new = _leaves_negation(sentence, cues, inside, stop)
+            new = _leaves_negation(sentence, cues, start, (inside, stop))
         else:
             verb = cues.first("verb", inside, stop)
             new = verb is not None and cues.first("verb", start, cut) is not None
@@ -651,18 +764,26 @@ def _clause_bounds(sentence: str, cues: _Cues) -> list[int]:
     return bounds
 
 
-def _leaves_negation(sentence: str, cues: _Cues, inside: int, stop: int) -> bool:
-    """Whether the segment from `inside` to `stop` is no part of the negation before it: "no frown,
-    lips parted" is two statements, "no lowered brows, raised cheeks or parted lips" is one."""
+def _leaves_negation(sentence: str, cues: _Cues, start: int, segment: tuple[int, int]) -> bool:
+    """Whether a segment is no part of the negation before it, in the clause from `start`: "no
+    frown, lips parted" is two statements, "no lowered brows, raised cheeks or parted lips" one."""
+    inside, stop = segment
     verb = cues.first("verb", inside, stop)
     if verb is not None and cues.first("or", inside, verb) is None:
         return True
     if cues.first("or", inside, None) is not None:
         return False
+    if _STATED.match(sentence, inside) and not _DENIES_A.search(sentence, start, inside):
+        return True
     participle = cues.first("participle", inside, stop) is not None
     return participle or _SUBJECT.match(sentence, inside, stop) is not None
 
 
+_THAT = re.compile(
+    rf"\b(?:meaning|mean[s]?|suggest(?:s|ing)|impl(?:y|ies|ying)|indicat(?:es|ing)|confirm(?:s|ing)|that|so|i\.e\.,?)"
+    rf"\s+(?:that\s+|the\s+)?{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+\s*$",
+    re.IGNORECASE,
+)
 _LIST_ENDED = re.compile(r"\b(?:or|nor|and)\s*\ue000\d+\ue001[\s,)]*$", re.IGNORECASE)
 
 
@@ -674,7 +795,9 @@ def _is_new_statement(
     start, cut = clause
     predicate = subject["predicate"]
     if not cues.negative(start, cut):
-        return cues.first("verb", start, cut) is not None
+        return cues.first("verb", start, cut) is not None and not (
+            _PLURAL.match(predicate) and _THAT.search(sentence[max(start, cut - 200) : cut])
+        )
     if _OR.search(sentence, cut, subject.start("predicate")):
         return False
     if _LIST_ENDED.search(sentence[max(start, cut - 60) : cut]):

@@ -18,8 +18,9 @@ YES, NO = (
 )
 _NAMES_AU = re.compile(r"(?<![^\W_])(?:AUs?|action\s+units?)[\s_#-]*[LR]?\d", re.IGNORECASE)
 _NEGATIVE = re.compile(
-    r"\b(?:absent|missing|inactive|undetected|unobserved|excluded|ruled\s+out|dormant|denied"
-    r"|negated?|no|none|not(?!\s+only)|without|off|false|deactivated)\b",
+    r"\b(?:absent|missing|inactive|undetected|unobserved|unseen|excluded|ruled\s+out|dormant|denied"
+    r"|negated?|no|none|not(?!\s+only)|without|off|false|deactivated)\b"
+    r"|\bnegatives?(?:\s+(?:aus?|action\s+units?))?\W*$",
     re.IGNORECASE,
 )
 
@@ -29,12 +30,39 @@ _ZERO_LINE = re.compile(
 )
 
 
+_SHORT = {  # what a text with the short form has in it: the form, and the words that it stands for
+    "w/": (re.compile(r"\bw/o(?:ut)?\b", re.I), "without"),
+    "w/ ": (re.compile(r"\bw/(?=\s*AU)", re.I), "with "),
+    "n/o": (re.compile(r"\bn/o\b", re.I), "not observed"),
+    " abs": (re.compile(r"(?<=\d\s)abs(?:\.|(?=\s*(?:[,;)\n]|$)))", re.I), "absent"),
+    " pres": (re.compile(r"(?<=\d\s)pres(?:\.|(?=\s*(?:[,;)\n]|$)))", re.I), "present"),
+    "/no": (re.compile(r"(?<=\d)/(yes|no)\b", re.I), r": \1."),
+}
+_PLUS = re.compile(r"AU\s?\d{1,2}\s*:?\s*\+\s*(?=[,;\n|]|$)", re.IGNORECASE)
+_MINUS = re.compile(r"(AU\s?\d{1,2})\s*:?\s*[-\u2013\u2212](?=[ \t]*(?:[,;\n|]|$))", re.IGNORECASE)
+
+
+def in_full(text: str) -> str:
+    """The text with the short forms of annotators in full: "AU4 abs.", "w/o AU4", "AU1 +, AU2 -"."""
+    for sign, (short, words) in _SHORT.items():
+        if sign in text:
+            text = short.sub(words, text)
+    if "+" in text and _PLUS.search(text):
+        text = _MINUS.sub(r"\1: no", text)
+    return text
+
+
+_KEY_WORDS = re.compile(r"(?<=[A-Za-z])_(?=[A-Za-z])")  # "absent_aus: 4"
+
+
 def as_lines(text: str) -> str:
     """The text with each notation as lines that name an AU and its value."""
     if not text.isascii():
         text = text.translate(_PUNCTUATION)
     if "{" in text or "[" in text:
         text = _without_json(text)
+    if "_" in text:
+        text = _KEY_WORDS.sub(" ", text)
     if "\n" not in text:
         return _check_marks(text)
     text = _ZERO_LINE.sub(r"\1: 0.", text)
@@ -50,6 +78,7 @@ def as_lines(text: str) -> str:
 # --- JSON -----------------------------------------------------------------------------------------
 
 _JSON_STARTS = 20  # places where JSON may begin that are tried
+_KEY_BEFORE = re.compile(r"[\"']?\b([A-Za-z]+(?:[_ ][A-Za-z]+){0,2})[\"']?[ \t]*[:=][ \t]*\Z")
 _KEY_AU = re.compile(r"\s*(?:AU[\s_-]*)[LR]?0?(\d{1,2})(?:_[rc])?(?:\b|_).*", re.I | re.DOTALL)
 _KEY_LIST = re.compile(r"(?:^|[\W_])(?:aus?|action[\W_]?units?|facs)(?:$|[\W_])", re.IGNORECASE)
 _KEY_STATE = re.compile(
@@ -69,12 +98,13 @@ def _without_json(text: str) -> str:
         tried += 1
         try:
             value, end = decoder.raw_decode(text, start.start())
-            lines = list(_json_lines(value, "", ""))
+            key = _KEY_BEFORE.search(text, max(last, start.start() - 60), start.start()) if value else None
+            lines = list(_json_lines(value, key[1] if key else "", ""))
         except (ValueError, RecursionError):
             continue
         if not isinstance(value, dict) and not any(map(_NAMES_AU.search, lines)):
             continue
-        parts += [text[last : start.start()], "\n", "\n".join(lines), "\n"]
+        parts += [text[last : key.start() if key else start.start()], "\n", "\n".join(lines), "\n"]
         last = end
     return "".join((*parts, text[last:]))
 
@@ -193,7 +223,11 @@ def _table_rows(lines: list[str]) -> list[str]:
         if not header and follows and (len(named) != 1 or _RULE.fullmatch(lines[number + 1])):
             header = cells
             continue
-        if len(named) == 1 and len(cells) > 1:
+        columns = [header[i] if i < len(header) else "" for i in named]
+        if named and any(map(_ABSENT_COLUMN.match, columns)):
+            for i, column in zip(named, columns, strict=True):
+                found.append(f"{'Absent: ' if _ABSENT_COLUMN.match(column) else ''}{cells[i]}.")
+        elif len(named) == 1 and len(cells) > 1:
             found.append(f"{cells[named[0]]}: {_row_value(cells, named[0], header)}.")
             found += [cell for i, cell in enumerate(cells) if i > named[0] and len(cell.split()) > 2
                       and not _CELL.fullmatch(cell)]  # fmt: skip
