@@ -237,14 +237,15 @@ _CANNOT = r"\b(?:can[ \t]?not|can't|could[ \t]?not|couldn't|should[ \t]not|shoul
 # "AU12 cannot be ruled out", "not absent": two negations.
 _TWICE = re.compile(
     rf"{_CANNOT}[ \t]+(?:be[ \t]+|to[ \t]+)?(?:(?:completely|fully|entirely)[ \t]+)?"
-    r"(?:rul(?:e|ed)[ \t]+out|exclud(?:e|ed)|dismiss(?:ed)?|den(?:y|ied))\b"
+    r"(?:rul(?:e|ed)[ \t]+out|exclud(?:e|ed)|dismiss(?:ed)?|den(?:y|ied)|miss(?:ed)?|ignored?|overlook(?:ed)?|disput(?:e|ed)"
+    r"|doubt(?:ed)?|question(?:ed)?|mistak(?:e|en)|reject(?:ed)?|neglect(?:ed)?|discount(?:ed)?|discard(?:ed)?|eliminat(?:e|ed))\b"
+    r"|\bno[ \t]+(?:denying|mistaking|doubting|ignoring|missing|question|denial)\b"
+    r"|\bfar[ \t]+from[ \t]+(?:being[ \t]+)?(?:absent|missing|inactive)\b|\banything[ \t]+but[ \t]+(?:absent|missing|inactive)\b"
     r"|(?:\b(?:not|never|no)|n't)[ \t]+(?:(?:entirely|completely|fully|a|the)[ \t]+)?"
     r"(?:absent|missing|inactive|without|lacking|free[ \t]+of|(?:lack|absence)[ \t]+of)\b",
     re.IGNORECASE,
 )
-_NEGATIVE = (
-    "absent missing inactive undetected unobserved unseen excluded ruled\\s+out negative dormant denied"
-)
+_NEGATIVE = "absent missing inactive undetected unobserved unseen excluded ruled\\s+out negative dormant denied"
 _NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 # "AU4, which signals anger, is absent": what stands between a subject and its predicate.
 _ASIDE = re.compile(
@@ -263,6 +264,8 @@ _NEGATES_NEXT = re.compile(
     rf"|n't)\b{_STILL}"
     rf"|(?:^|(?<=[,;:.]\s)|(?<=[,;:.]))\s*{_NEGATIVE_WORD}\s+(?:is|are|was|were)\b(?=[^.;]*\ue000)"
     rf"|\b(?:zero|nil)\s+\w+\s+(?:for|of|in|on)\b"
+    r"|\b(?:reject|dismiss|discard|refut|discount|exclud|eliminat|rul)(?:s|es|ed|ing)(?:\s+out)?\s+(?=(?:the\s+)?\ue000)"
+    rf"|\b{_NEGATIVE_WORD}\s+(?:facial\s+)?(?:AUs?|(?:action\s+)?units?|muscles?|codes?|ones)\s+(?:is|are|was|were|includes?|included|comprises?)\b"
     r"|\bnothing\s+(?:suggests?|indicates?|points\s+to|speaks\s+for|hints\s+at|supports?)\b"
     rf"|\b{_NEGATIVE_WORD}\s*(?:(?:facial\s+)?(?:AUs?|action\s+units?|muscles?)\s*)?"
     rf"(?:[:=]|\s[-\u2013]\s)|\b(?:absent|missing|inactive)\s+(?:(?:AUs?|action\s+units?)\s*)?(?=\ue000)",
@@ -333,6 +336,7 @@ _STATED = re.compile(
     r"|definite|marked|mild|moderate|intense|noticeable|evident|weak|faint)(?:ly)?\s)",
     re.IGNORECASE,
 )
+_TOO = re.compile(rf"{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+,?\s*(?:too|also|as\s+well)\b", re.I)
 _DENIES_A = re.compile(
     r"\b(?:an?|any|clear|obvious|strong|slight|pronounced|distinct|noticeable|evident)\s", re.I
 )
@@ -417,10 +421,11 @@ _TRIGGER = re.compile(
     r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
     r"|aside|save|besides|imperceptible|negligible|kein|ohne|sans|pas|nicht|senza|with\s+the|(?:had|were|should)\s+(?:the\s+|there\s+)?(?:been\s+)?\ue000"
     r"|gone|silent|quiet|discount|discard|disappear|vanish|unless|provided|supposing|assuming|in\s+case|remove|delete"
-    r"|expect|but\s+\ue000|only\s+\ue000)|n't|\?"
+    r"|expect|reject|refut|eliminat|eras|ignor|blank|crossed|struck|anything\s+but|in\s+contrast|but\s+\ue000|only\s+\ue000)|n't|\?"
 )
 _ELIDED_NAME = re.compile(
-    r"(?<=[,;]\s)((?:but|and|while)\s+)?(?=\d{1,2}\s+(?:is|was)(?:n't|\s+not)\s*(?:[.,;]|$))", re.IGNORECASE
+    r"(?<=[,;]\s)((?:but|and|while)\s+)?(?=\d{1,2}\s+(?:is|was)(?:n't|\s+not)\s*(?:[.,;]|$))",
+    re.IGNORECASE,
 )
 _SPACES = re.compile(r"[^\S\n]{2,}")
 
@@ -459,7 +464,7 @@ def _verdicts(marked: str, groups: list[Group]) -> dict[int, str]:
     if any_denial:
         marked = _ASIDE.sub(" ", _TWICE.sub(" possible ", marked))
         if "but" in marked:
-            marked = _ALL_BUT.sub(r"\1 except ", marked)
+            marked = _ALL_BUT.sub(r"\1 except ", marked).replace("anything but", "not")
     mentions = list(_MARK.finditer(marked))
     excepted = _excepted(marked) if any_denial and _MAY_EXCEPT.search(marked) else set()
     for mention, value in zip(mentions, _values(marked, mentions, groups), strict=True):
@@ -489,8 +494,9 @@ def _elided(marked: str, verdicts: dict[int, str]) -> None:
     denies nothing of AU4."""
     for match in _ELLIPSIS.finditer(marked):
         before = marked[max(0, match.start() - _LONGEST_SUBJECT) : match.start()]
-        told = _ANTECEDENT.search(before[before.rfind("\ue001") + 1 :])
-        if told is None:
+        before = before[before.rfind("\ue001") + 1 :]
+        told = _ANTECEDENT.search(before)
+        if told is None or (_STOP.search(before) and "can" not in match[0].lower()):
             continue
         alike = match["also"] and not match["no"] and "possible" not in told[0].lower()
         for mention in _MARK.finditer(match[0]):
@@ -570,7 +576,17 @@ def _read_sentence(sentence: str, verdicts: dict[int, str]) -> None:
             _read_statement(part, verdicts)
 
 
+# Words that deny, wherever they stand: if no AU of a statement is denied, which one is unclear.
+_DENIES = re.compile(
+    r"\b(?:absen\w*|inactiv\w*|missing|nothing(?!\s+(?:else|more|other|further))|anything\s+but|in\s+contrast\s+to"
+    r"|(?:reject|refut|eliminat|discard|discount|exclud|dismiss|fail|vanish|disappear|eras|ignor)(?:e|s|es|ed|ing)?"
+    r"|dormant|gone|blank|unmoved|untouched|unaffected|unmarked|unticked|unscored|uncoded|crossed\s+out|struck)\b",
+    re.IGNORECASE,
+)
+
+
 def _read_statement(sentence: str, verdicts: dict[int, str]) -> None:
+    new = []
     cues = _Cues(sentence)
     bounds = _clause_bounds(sentence, cues)
     for mention in _MARK.finditer(sentence):
@@ -579,6 +595,9 @@ def _read_statement(sentence: str, verdicts: dict[int, str]) -> None:
             clause = bisect_right(bounds, mention.start())
             end = bounds[clause] if clause < len(bounds) else len(sentence)
             verdicts[number] = _verdict(sentence, mention, bounds[clause - 1], end, cues)
+            new.append(number)
+    if all(verdicts[number] == PRESENT for number in new) and _DENIES.search(sentence):
+        verdicts.update(dict.fromkeys(new, OPEN))
 
 
 def _verdict(sentence: str, mention: re.Match[str], start: int, end: int, cues: _Cues) -> str:
@@ -638,11 +657,12 @@ _AS_BEFORE = re.compile(
 )
 _MAY_BE_AS_BEFORE = re.compile("so |as |same |with ")
 _TAKEN_BACK = re.compile(
-    rf"\W*(?:here\s+)?(?:(?:it|they|this|these)\s*(?:is|are|was|were)(?:\s+(?:actually|really|completely|entirely))?\s*(?:{_GONE}"
+    rf"\W*(?:here\s+)?(?:(?:it|they|this|these)?\s*(?:is|are|was|were)(?:\s+(?:actually|really|completely|entirely))?\s*(?:{_GONE}"
     r"|(?:not|n't)\s+(?:present|active|visible|found|seen|detected|observed|there))"
     r"|(?-i:not)\s+(?:found|seen|detected|observed|visible|there))\s*(?:[.,;!)]|$|(?:here|at|in|on)\b)",
     re.IGNORECASE,
 )
+_STOP = re.compile(r"[.!?]\s|\n")
 _ANTECEDENT = re.compile(
     rf"\b(?:{_GONE}|possible|ruled\s+out|excluded|dismissed|relaxed|at\s+rest|off|zero|nil|denied|suppressed|lacks?)\b",
     re.IGNORECASE,
@@ -705,10 +725,7 @@ class _Cues:
 
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
-        self.starts = {
-            name: [match.start() for match in pattern.finditer(sentence)]
-            for name, pattern in _CUES.items()
-        }
+        self.starts: dict[str, list[int]] = {}  # filled when first looked up
         self.denials = list(_NEGATES_SUBJECT.finditer(sentence))
         self.starts["denial"] = [match.start() for match in self.denials]
         lists = [match.span() for match in _NEGATES_LIST.finditer(sentence)]
@@ -716,7 +733,10 @@ class _Cues:
 
     def first(self, name: str, low: int, high: int | None) -> int | None:
         """The first cue in [low, high), None if there is none."""
-        starts = self.starts[name]
+        starts = self.starts.get(name)
+        if starts is None:
+            starts = [match.start() for match in _CUES[name].finditer(self.sentence)]
+            self.starts[name] = starts
         at = bisect_left(starts, low)
         return starts[at] if at < len(starts) and (high is None or starts[at] < high) else None
 
@@ -773,6 +793,8 @@ def _leaves_negation(sentence: str, cues: _Cues, start: int, segment: tuple[int,
         return True
     if cues.first("or", inside, None) is not None:
         return False
+    if sentence[start:inside].count("\ue000") and _TOO.match(sentence, inside):
+        return cues.first("not next", start, inside) is None
     if _STATED.match(sentence, inside) and not _DENIES_A.search(sentence, start, inside):
         return True
     participle = cues.first("participle", inside, stop) is not None

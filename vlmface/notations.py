@@ -98,7 +98,11 @@ def _without_json(text: str) -> str:
         tried += 1
         try:
             value, end = decoder.raw_decode(text, start.start())
-            key = _KEY_BEFORE.search(text, max(last, start.start() - 60), start.start()) if value else None
+            key = (
+                _KEY_BEFORE.search(text, max(last, start.start() - 60), start.start())
+                if value
+                else None
+            )
             lines = list(_json_lines(value, key[1] if key else "", ""))
         except (ValueError, RecursionError):
             continue
