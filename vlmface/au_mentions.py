@@ -176,7 +176,7 @@ _VALUE = re.compile(
     rf"(?:(?P<zero>(?:0(?:[.,]0+)?(?:{_GAP}/{_GAP}\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
     r"|(?P<some>(?:\d*[.,])?\d+)(?![^\W_])"
     r"|(?P<no>(?:false|none|absent|inactive|missing|undetected|undetectable|unobserved|invisible"
-    r"|deactivated|dormant|neg(?:ative)?|off)\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
+    r"|deactivated|dormant|neg(?:ative)?|off|nil|nothing(?!\s+(?:else|more|other)))\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
     rf"|no{_END}|n(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
     r"|no[ \t]+(?:visible|clear|obvious|noticeable|apparent|significant|signs?|evidence|trace"
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
@@ -195,7 +195,7 @@ _LINK = (
 )
 _WRAP = r"[\"'*`()\[\]\s]*"
 _ITEM = r"\ue000\d+\ue001[\"'*`)\]]*" + _NAME
-_LISTED_ON = re.compile(rf"{_WRAP}{_NAME}{_LINK}{_WRAP}(?=\ue000)", re.IGNORECASE)
+_LISTED_ON = re.compile(rf"{_WRAP}{_NAME}(?:{_LINK}|\s*=\s*){_WRAP}(?=\ue000)", re.IGNORECASE)
 
 PRESENT, ABSENT, OPEN = "present", "absent", "open"
 _SAYS = {"zero": ABSENT, "no": ABSENT, "some": PRESENT, "yes": PRESENT, "open": OPEN}
@@ -237,15 +237,20 @@ _CANNOT = r"\b(?:can[ \t]?not|can't|could[ \t]?not|couldn't|should[ \t]not|shoul
 # "AU12 cannot be ruled out", "not absent": two negations.
 _TWICE = re.compile(
     rf"{_CANNOT}[ \t]+(?:be[ \t]+|to[ \t]+)?(?:(?:completely|fully|entirely)[ \t]+)?"
-    r"(?:rul(?:e|ed)[ \t]+out|exclud(?:e|ed)|dismiss(?:ed)?|den(?:y|ied)|miss(?:ed)?|ignored?|overlook(?:ed)?|disput(?:e|ed)"
-    r"|doubt(?:ed)?|question(?:ed)?|mistak(?:e|en)|reject(?:ed)?|neglect(?:ed)?|discount(?:ed)?|discard(?:ed)?|eliminat(?:e|ed))\b"
+    r"(?:rul(?:e|ed)[ \t]+out|exclud(?:e|ed)|dismiss(?:ed)?|den(?:y|ied)|miss(?:ed)?"
+    r"|(?:ignor|overlook|disput|doubt|question|mistak|reject|neglect|discount|discard|eliminat)"
+    r"(?:e[dn]?)?)\b"
     r"|\bno[ \t]+(?:denying|mistaking|doubting|ignoring|missing|question|denial)\b"
-    r"|\bfar[ \t]+from[ \t]+(?:being[ \t]+)?(?:absent|missing|inactive)\b|\banything[ \t]+but[ \t]+(?:absent|missing|inactive)\b"
+    r"|\bfar[ \t]+from[ \t]+(?:being[ \t]+)?(?:absent|missing|inactive)\b"
+    r"|\banything[ \t]+but[ \t]+(?:absent|missing|inactive)\b"
     r"|(?:\b(?:not|never|no)|n't)[ \t]+(?:(?:entirely|completely|fully|a|the)[ \t]+)?"
     r"(?:absent|missing|inactive|without|lacking|free[ \t]+of|(?:lack|absence)[ \t]+of)\b",
     re.IGNORECASE,
 )
-_NEGATIVE = "absent missing inactive undetected unobserved unseen excluded ruled\\s+out negative dormant denied"
+_NEGATIVE = (
+    "absent missing inactive undetected unobserved unseen excluded ruled\\s+out negative dormant"
+    " denied rejected invisible deactivated zero"
+)
 _NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 # "AU4, which signals anger, is absent": what stands between a subject and its predicate.
 _ASIDE = re.compile(
@@ -264,6 +269,8 @@ _NEGATES_NEXT = re.compile(
     rf"|n't)\b{_STILL}"
     rf"|(?:^|(?<=[,;:.]\s)|(?<=[,;:.]))\s*{_NEGATIVE_WORD}\s+(?:is|are|was|were)\b(?=[^.;]*\ue000)"
     rf"|\b(?:zero|nil)\s+\w+\s+(?:for|of|in|on)\b"
+    rf"|(?:^|[,;:.(|])\s*{_NEGATIVE_WORD}\s+(?=\ue000)"
+    r"|\b(?:evidence|argues?|speaks?|signs?)\s+against\b|\bagainst\s*:"
     r"|\b(?:reject|dismiss|discard|refut|discount|exclud|eliminat|rul)(?:s|es|ed|ing)(?:\s+out)?\s+(?=(?:the\s+)?\ue000)"
     rf"|\b{_NEGATIVE_WORD}\s+(?:facial\s+)?(?:AUs?|(?:action\s+)?units?|muscles?|codes?|ones)\s+(?:is|are|was|were|includes?|included|comprises?)\b"
     r"|\bnothing\s+(?:suggests?|indicates?|points\s+to|speaks\s+for|hints\s+at|supports?)\b"
@@ -332,11 +339,13 @@ _SUBJECT = re.compile(
 )
 # "no AU12 and a clear AU15", but not "without a frown and a smile".
 _STATED = re.compile(
-    r"\s*(?:(?:with|only|just)\s+)?(?:(?:an?|some)\s|(?:very\s+)?(?:clear|obvious|strong|slight|pronounced|distinct"
+    r"\s*(?:(?:with|only|just|instead|hence|thus|therefore|ergo|so)\s+)?(?:(?:an?|some)\s|(?:very\s+)?(?:clear|obvious|strong|slight|pronounced|distinct"
     r"|definite|marked|mild|moderate|intense|noticeable|evident|weak|faint)(?:ly)?\s)",
     re.IGNORECASE,
 )
 _TOO = re.compile(rf"{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+,?\s*(?:too|also|as\s+well)\b", re.I)
+_HENCE = re.compile(r"\s*(?:instead|hence|thus|therefore|ergo|so)\b", re.IGNORECASE)
+_NOT_SO = re.compile(r",\s*not\s+\w+\s*:$", re.IGNORECASE)  # "down, not up: AU15"
 _DENIES_A = re.compile(
     r"\b(?:an?|any|clear|obvious|strong|slight|pronounced|distinct|noticeable|evident)\s", re.I
 )
@@ -358,7 +367,7 @@ _OPEN_BEFORE = re.compile(
     r"|kein\w*|ohne|sans|pas|nicht|senza"
     r"|requires?|unclear|uncertain|unsure|unlikely|doubtful|questionable"
     r"|not\s+(?:clear|sure|certain))\b"
-    r"|(?:might|would|could|may)\s+(?:have\s+)?expect(?:ed)?\b|\b(?:unless|in\s+case|removed|deleted)\b",
+    r"|(?:might|would|could|may)\s+(?:have\s+)?expect(?:ed)?\b|\b(?:cannot|can't)\s+(?:say|claim|conclude)\b|\b(?:unless|in\s+case|removed|deleted)\b",
     re.IGNORECASE,
 )
 _OPEN_AFTER = re.compile(
@@ -421,7 +430,7 @@ _TRIGGER = re.compile(
     r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
     r"|aside|save|besides|imperceptible|negligible|kein|ohne|sans|pas|nicht|senza|with\s+the|(?:had|were|should)\s+(?:the\s+|there\s+)?(?:been\s+)?\ue000"
     r"|gone|silent|quiet|discount|discard|disappear|vanish|unless|provided|supposing|assuming|in\s+case|remove|delete"
-    r"|expect|reject|refut|eliminat|eras|ignor|blank|crossed|struck|anything\s+but|in\s+contrast|but\s+\ue000|only\s+\ue000)|n't|\?"
+    r"|expect|against|reject|refut|eliminat|eras|ignor|blank|crossed|struck|anything\s+but|in\s+contrast|but\s+\ue000|only\s+\ue000)|n't|\?"
 )
 _ELIDED_NAME = re.compile(
     r"(?<=[,;]\s)((?:but|and|while)\s+)?(?=\d{1,2}\s+(?:is|was)(?:n't|\s+not)\s*(?:[.,;]|$))",
@@ -578,7 +587,7 @@ def _read_sentence(sentence: str, verdicts: dict[int, str]) -> None:
 
 # Words that deny, wherever they stand: if no AU of a statement is denied, which one is unclear.
 _DENIES = re.compile(
-    r"\b(?:absen\w*|inactiv\w*|missing|nothing(?!\s+(?:else|more|other|further))|anything\s+but|in\s+contrast\s+to"
+    r"\b(?:absen\w*|inactiv\w*|missing|nothing(?!\s+(?:else|more|other|further))|anything\s+but|in\s+contrast\s+to|neither"
     r"|(?:reject|refut|eliminat|discard|discount|exclud|dismiss|fail|vanish|disappear|eras|ignor)(?:e|s|es|ed|ing)?"
     r"|dormant|gone|blank|unmoved|untouched|unaffected|unmarked|unticked|unscored|uncoded|crossed\s+out|struck)\b",
     re.IGNORECASE,
@@ -657,7 +666,7 @@ _AS_BEFORE = re.compile(
 )
 _MAY_BE_AS_BEFORE = re.compile("so |as |same |with ")
 _TAKEN_BACK = re.compile(
-    rf"\W*(?:here\s+)?(?:(?:it|they|this|these)?\s*(?:is|are|was|were)(?:\s+(?:actually|really|completely|entirely))?\s*(?:{_GONE}"
+    rf"\W*(?:here\s+|[\w\s]{{1,30}},\s*)?(?:(?:it|they|this|these)?\s*(?:is|are|was|were)(?:\s+(?:actually|really|completely|entirely))?\s*(?:{_GONE}"
     r"|(?:not|n't)\s+(?:present|active|visible|found|seen|detected|observed|there))"
     r"|(?-i:not)\s+(?:found|seen|detected|observed|visible|there))\s*(?:[.,;!)]|$|(?:here|at|in|on)\b)",
     re.IGNORECASE,
@@ -796,6 +805,8 @@ def _leaves_negation(sentence: str, cues: _Cues, start: int, segment: tuple[int,
     if sentence[start:inside].count("\ue000") and _TOO.match(sentence, inside):
         return cues.first("not next", start, inside) is None
     if _STATED.match(sentence, inside) and not _DENIES_A.search(sentence, start, inside):
+        return True
+    if _HENCE.match(sentence, inside) or _NOT_SO.search(sentence[max(start, inside - 40) : inside]):
         return True
     participle = cues.first("participle", inside, stop) is not None
     return participle or _SUBJECT.match(sentence, inside, stop) is not None

@@ -18,7 +18,7 @@ YES, NO = (
 )
 _NAMES_AU = re.compile(r"(?<![^\W_])(?:AUs?|action\s+units?)[\s_#-]*[LR]?\d", re.IGNORECASE)
 _NEGATIVE = re.compile(
-    r"\b(?:absent|missing|inactive|undetected|unobserved|unseen|excluded|ruled\s+out|dormant|denied"
+    r"\b(?:absent|missing|inactive|undetected|unobserved|unseen|excluded|rejected|invisible|zero|ruled\s+out|dormant|denied"
     r"|negated?|no|none|not(?!\s+only)|without|off|false|deactivated)\b"
     r"|\bnegatives?(?:\s+(?:aus?|action\s+units?))?\W*$",
     re.IGNORECASE,
@@ -43,7 +43,7 @@ _MINUS = re.compile(r"(AU\s?\d{1,2})\s*:?\s*[-\u2013\u2212](?=[ \t]*(?:[,;\n|]|$
 
 
 def in_full(text: str) -> str:
-    """The text with the short forms of annotators in full: "AU4 abs.", "w/o AU4", "AU1 +, AU2 -"."""
+    """The text with short forms of annotators in full: "AU4 abs.", "w/o AU4", "AU1 +, AU2 -"."""
     for sign, (short, words) in _SHORT.items():
         if sign in text:
             text = short.sub(words, text)
@@ -199,6 +199,7 @@ _CELL = re.compile(
 )
 
 
+_YES_NO = re.compile(r"yes|no|true|false|present|absent|active|inactive", re.IGNORECASE)
 _AU_COLUMN = re.compile(r"(?:AUs?|action\s+units?)(?:\s*(?:#|no\.?|number))?", re.IGNORECASE)
 
 
@@ -252,7 +253,10 @@ def _row_value(cells: list[str], au: int, header: list[str]) -> str:
         match = _CELL.fullmatch(cell)
         if i != au and cell in ("-", "\u2013", "\u2014", "?", "n/a", "N/A"):
             unsure = True
-        if i == au or match is None or (header and not _is_value_column(name)):
+        if i == au or match is None:
+            continue
+        if header and not _is_value_column(name) and not _YES_NO.fullmatch(cell):
+            unsure = unsure or bool(match["no"])  # "| AU9 | 0 | 0 |" below the names of coders
             continue
         if match["number"] and i < au:
             continue
