@@ -240,11 +240,13 @@ _TWICE = re.compile(
     r"(?:rul(?:e|ed)[ \t]+out|exclud(?:e|ed)|dismiss(?:ed)?|den(?:y|ied)|miss(?:ed)?"
     r"|(?:ignor|overlook|disput|doubt|question|mistak|reject|neglect|discount|discard|eliminat)"
     r"(?:e[dn]?)?)\b"
+    r"|\bno[ \t]+(?:reason|need|cause)[ \t]+to[ \t]+(?:doubt|deny|question|dispute|exclude)\b"
     r"|\bno[ \t]+(?:denying|mistaking|doubting|ignoring|missing|question|denial)\b"
     r"|\bfar[ \t]+from[ \t]+(?:being[ \t]+)?(?:absent|missing|inactive)\b"
     r"|\banything[ \t]+but[ \t]+(?:absent|missing|inactive)\b"
     r"|(?:\b(?:not|never|no)|n't)[ \t]+(?:(?:entirely|completely|fully|a|the)[ \t]+)?"
-    r"(?:absent|missing|inactive|without|lacking|free[ \t]+of|(?:lack|absence)[ \t]+of)\b",
+    r"(?:absent|missing|inactive|un(?:detect|observ|seen)\w*|invisible|without|lacking"
+    r"|free[ \t]+of|(?:lack|absence)[ \t]+of)\b",
     re.IGNORECASE,
 )
 _NEGATIVE = (
@@ -311,7 +313,7 @@ _NEGATES_SUBJECT = re.compile(
     r"|false|denied|suppressed|gone|silent|quiet|discounted|discarded)\b"
     r"|(?:\b(?:has|have|had)\s+)?\b(?:disappear|vanish)(?:s|es|ed)?\b"
     r"|\b(?:plays?|has|have)\s+no\s+(?:role|part)\b|\bshows?\s+nothing\b"
-    r"|,?\s*there\s+(?:is|was)\s+none\b"
+    r"|,?\s*there\s+(?:is|was)\s+none\b|\b(?:is|are)\s+out\s+of\s+the\s+question\b"
     rf"|(?P<bare>\b(?:ruled\s+out|excluded|dismissed)\b|\bnot\s+(?:present|visible|active|activated|seen|detected|observed|found|shown"
     rf"|engaged|noted|evident|involved|recruited)\b"
     rf"|(?:{_COPULA})?(?<!not\s)\b{_GONE}\b(?!\s*(?:AUs?|action\s+units?)?\s*[:=\ue000]))",
@@ -620,6 +622,10 @@ def _verdict(sentence: str, mention: re.Match[str], start: int, end: int, cues: 
     while negation is not None and _is_closed(sentence, negation, at):
         negation = cues.first("not next", negation + 1, at + 1)
     if negation is not None:
+        colon = sentence.find(":", negation, at)
+        own = "\ue000" in sentence[start:negation]  # "AU26 is not needed: AU25 explains it"
+        if colon >= 0 and (own or not _HEADS.search(sentence[start:colon])):
+            return OPEN  # "the smile does not reach the eyes: AU12"
         relation = cues.denial(negation, at) or cues.denial(max(start, negation - 12), at)
         return OPEN if relation and _RELATION.match(sentence, relation.end()) else ABSENT
     if cues.first("open after", after, end) is not None:
@@ -695,6 +701,13 @@ _RELATION = re.compile(
 def _in_brackets(sentence: str, at: int) -> bool:
     low = max(0, at - _LONGEST_SUBJECT)
     return sentence.rfind("(", low, at) > sentence.rfind(")", low, at)
+
+
+_HEADS = re.compile(
+    rf"\ue000|\b(?:AUs?|units?|muscles?|codes?|{_NEGATIVE_WORD}|following|these|activ\w*|engage\w*|present|visible"
+    r"|seen|observed|detected|found|noted|shown|identified|scored|coded|movement|signs?|evidence|trace|activity|no|none|zero)\b",
+    re.IGNORECASE,
+)
 
 
 def _is_closed(sentence: str, cue: int, at: int) -> bool:
@@ -806,6 +819,10 @@ def _leaves_negation(sentence: str, cues: _Cues, start: int, segment: tuple[int,
         return cues.first("not next", start, inside) is None
     if _STATED.match(sentence, inside) and not _DENIES_A.search(sentence, start, inside):
         return True
+    second = cues.first("list", inside, stop)
+    named = second is not None and "\ue000" in sentence[inside:second]
+    if named and cues.first("not next", start, inside) is None:
+        return True  # "AU1 without AU2, and AU15 without AU17"
     if _HENCE.match(sentence, inside) or _NOT_SO.search(sentence[max(start, inside - 40) : inside]):
         return True
     participle = cues.first("participle", inside, stop) is not None
@@ -845,6 +862,9 @@ def _is_new_statement(
     if sentence[cut] != "," and cues.first("list", start, cut) is not None:
         return False  # "the lack of AU4 and AU7 suggests ..."
     is_list = sentence[cut : cut + 3].lower() == "and" or _LIST_WORD.search(subject[0])
+    alone = re.fullmatch(r"\s*(?:even\s+)?", sentence[start : cues.first("list", start, cut)], re.I)
+    if alone and not is_list and sentence[cut] == ",":
+        return True  # "Without AU6, AU12 makes a social smile."
     negation = cues.first("list", start, cut)
     if is_list and (negation is not None or _PLURAL.match(predicate)):
         # "Instead of AU4, AU6 and AU12 are active", but "no AU4, AU6 and AU12 are seen"

@@ -36,9 +36,10 @@ _SHORT = {  # what a text with the short form has in it: the form, and the words
     "n/o": (re.compile(r"\bn/o\b", re.I), "not observed"),
     " abs": (re.compile(r"(?<=\d\s)abs(?:\.|(?=\s*(?:[,;)\n]|$)))", re.I), "absent"),
     " pres": (re.compile(r"(?<=\d\s)pres(?:\.|(?=\s*(?:[,;)\n]|$)))", re.I), "present"),
+    ", no": (re.compile(r"(?<=\d),[ \t]+no(?=[ \t]*(?:[.;\n]|$))", re.I), ": no"),
     "/no": (re.compile(r"(?<=\d)/(yes|no)\b", re.I), r": \1."),
 }
-_PLUS = re.compile(r"AU\s?\d{1,2}\s*:?\s*\+\s*(?=[,;\n|]|$)", re.IGNORECASE)
+_PLUS = re.compile(r"(AU\s?\d{1,2})\s*:?\s*\+(?=[ \t]*(?:[,;\n|]|$))", re.IGNORECASE)
 _MINUS = re.compile(r"(AU\s?\d{1,2})\s*:?\s*[-\u2013\u2212](?=[ \t]*(?:[,;\n|]|$))", re.IGNORECASE)
 
 
@@ -48,7 +49,7 @@ def in_full(text: str) -> str:
         if sign in text:
             text = short.sub(words, text)
     if "+" in text and _PLUS.search(text):
-        text = _MINUS.sub(r"\1: no", text)
+        text = _PLUS.sub(r"\1: yes", _MINUS.sub(r"\1: no", text))
     return text
 
 
