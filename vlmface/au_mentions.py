@@ -272,7 +272,7 @@ _NEGATES_NEXT = re.compile(
     rf"|(?:^|(?<=[,;:.]\s)|(?<=[,;:.]))\s*{_NEGATIVE_WORD}\s+(?:is|are|was|were)\b(?=[^.;]*\ue000)"
     rf"|\b(?:zero|nil)\s+\w+\s+(?:for|of|in|on)\b"
     rf"|(?:^|[,;:.(|])\s*{_NEGATIVE_WORD}\s+(?=\ue000)"
-    r"|\b(?:evidence|argues?|speaks?|signs?)\s+against\b|\bagainst\s*:"
+    r"|\b(?:evidence|argues?|speaks?|signs?)\s+against\s+(?=(?:the\s+)?\ue000)|\bagainst\s*:"
     r"|\b(?:reject|dismiss|discard|refut|discount|exclud|eliminat|rul)(?:s|es|ed|ing)(?:\s+out)?\s+(?=(?:the\s+)?\ue000)"
     rf"|\b{_NEGATIVE_WORD}\s+(?:facial\s+)?(?:AUs?|(?:action\s+)?units?|muscles?|codes?|ones)\s+(?:is|are|was|were|includes?|included|comprises?)\b"
     r"|\bnothing\s+(?:suggests?|indicates?|points\s+to|speaks\s+for|hints\s+at|supports?)\b"
@@ -432,7 +432,7 @@ _TRIGGER = re.compile(
     r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
     r"|aside|save|besides|imperceptible|negligible|kein|ohne|sans|pas|nicht|senza|with\s+the|(?:had|were|should)\s+(?:the\s+|there\s+)?(?:been\s+)?\ue000"
     r"|gone|silent|quiet|discount|discard|disappear|vanish|unless|provided|supposing|assuming|in\s+case|remove|delete"
-    r"|expect|against|reject|refut|eliminat|eras|ignor|blank|crossed|struck|anything\s+but|in\s+contrast|but\s+\ue000|only\s+\ue000)|n't|\?"
+    r"|expect|against\s*(?::|(?:the\s+)?\ue000)|reject|refut|eliminat|eras|ignor|blank|crossed|struck|anything\s+but|in\s+contrast|but\s+\ue000|only\s+\ue000)|n't|\?"
 )
 _ELIDED_NAME = re.compile(
     r"(?<=[,;]\s)((?:but|and|while)\s+)?(?=\d{1,2}\s+(?:is|was)(?:n't|\s+not)\s*(?:[.,;]|$))",
