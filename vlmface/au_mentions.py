@@ -182,7 +182,7 @@ _VALUE = re.compile(
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
     rf"|not(?![ \t]+\ue000)(?![ \t]+(?:{_NOT_FULLY}|{_NOT_JUDGED}))\b)"
     r"|(?P<yes>(?:yes|true|present|active|activated|detected|observed|visible|pos(?:itive)?)\b"
-    rf"|y(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()\+(?=\)))"
+    rf"|y(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()(?:\+|strong|weak|mild|moderate|slight|subtle|faint)(?=\)))"
     rf"|(?P<open>\?|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest|unclear|unknown|uncertain"
     rf"|unsure|n/?a|null|maybe|undetermined|occluded|hidden)\b|not[ \t]+{_NOT_JUDGED}"
     r"|no[ \t]+(?!other|further|additional|doubt|less)\w+))",
@@ -258,7 +258,7 @@ _NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 _ASIDE = re.compile(
     r",[ \t]*(?:which|that|who)[ \t][^,.;\n\ue000]*,"
     r"[ \t]*(?=(?:is|are|was|were|do|does|has|have)\b)"
-    r"|\([ \t]*(?:which|that)[ \t][^()\ue000]*\)",
+    r"|\([ \t]*(?:which|that)[ \t][^()\ue000]*\)|\(not[ \t]+to[ \t]+be[ \t]+confused[^()]*\)",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"</?[A-Za-z][\w-]{0,20}>")
@@ -305,7 +305,7 @@ _NEGATES_SUBJECT = re.compile(
     rf"(?:(?:{_COPULA}|\b(?:do|does|did|has|have|had|can|could|may|might|must|should|will)\s+)(?:not|never|no\s+longer)"
     rf"|\b\w{{2,6}}n't|\bcannot)\b{_STILL}"
     rf"|\bnever\s+(?=\w)|'s\s+(?:absence|lack|inactivity)\b"
-    rf"|\b(?:shows?|has|have|exhibits?|displays?|with)\s+(?:no|zero|little\s+to\s+no)\s+(?:\w+\s+)?(?:movement|action|activity|activation|sign|intensity)\b"
+    rf"|\b(?:shows?|has|have|exhibits?|displays?|with)\s+(?:no|zero|little\s+to\s+no)\s+(?:\w+\s+)?(?:movement|action|activity|activation|contraction|sign|intensity)\b"
     rf"|\black(?:s|ed)?\s+(?:\w+\s+)?(?:movement|action|activity|activation|intensity)\b"
     rf"|\bfails?\s+to(?=\s+(?:appear|activate|engage|fire|occur|show\s+up|accompan|co-?occur|join))"
     rf"|(?:{_COPULA}|\b(?:can|could|may|must|should|has|have)\s+(?:\w+\s+)?(?:be|been)\s+)(?:\w+ly\s+)?"
@@ -327,7 +327,7 @@ _SENTENCE = re.compile(
 _SEGMENT = re.compile(r"[,:]|\band\b|\bwith\b|\bplus\b", re.IGNORECASE)
 _FINITE = (
     r"(?:is|are|was|were|has|have|had|do|does|did|can|cannot|could|shows?|appears?|seems?|looks?"
-    r"|remains?|stays?|moves?|indicates?|suggests?|drops|pulls|tightens|opens|closes|rises?|lifts"
+    r"|remains?|stays?|gets?|receives?|moves?|indicates?|suggests?|drops|pulls|tightens|opens|closes|rises?|lifts"
     r"|raises|lowers|widens)"
 )
 _VERB = re.compile(
@@ -374,7 +374,7 @@ _OPEN_BEFORE = re.compile(
 )
 _OPEN_AFTER = re.compile(
     r"\b(?:unclear|uncertain|unlikely|doubtful|questionable|hardly|scarcely|negligible|removed|deleted"
-    r"|not\s+(?:clear|certain|sure)\b|not\s+be\s+(?:determined|judged|assessed))\b",
+    r"|not\s+(?:clear|certain|sure)\b|(?:can)?not\s+be\s+(?:determined|judged|assessed|scored|coded|rated|measured))\b",
     re.IGNORECASE,
 )
 _WOULD = re.compile(r"\bwould\s+(?:be|have|show|need|require|include|involve)\b", re.IGNORECASE)
