@@ -516,9 +516,11 @@ def _elided(marked: str, verdicts: dict[int, str]) -> None:
         before = marked[max(0, match.start() - _LONGEST_SUBJECT) : match.start()]
         before = before[before.rfind("\ue001") + 1 :]
         told = _ANTECEDENT.search(before) or _NONE.search(before)
-        if told and verdicts.get(int(_MARK.search(match[0])[1])) == PRESENT:
-            sure = "with" not in match[0] and "possible" not in before
-            for mention in _MARK.finditer(match[0]):
+        if told is None:
+            continue
+        sure = "with" not in match[0] and "possible" not in before
+        for mention in _MARK.finditer(match[0]):
+            if verdicts.get(int(mention[1])) == PRESENT:
                 verdicts[int(mention[1])] = ABSENT if sure else OPEN
 
 
