@@ -36,7 +36,8 @@ def test_untrained_adapters_change_nothing(frames):
     before = clip.image_features(shown.flatten(0, 1))
     shape = Shape(image="adapters", views=2, frames=frames, time="mean")
     model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
-    assert torch.equal(clip.image_features(shown.flatten(0, 1)), before)
+    # Up to rounding: on some processors a layer with an adapter adds its sums in another order.
+    torch.testing.assert_close(clip.image_features(shown.flatten(0, 1)), before, atol=1e-6, rtol=0)
     wake(model)
     assert not torch.allclose(clip.image_features(shown.flatten(0, 1)), before, atol=1e-2)
 

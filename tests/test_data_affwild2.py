@@ -76,7 +76,7 @@ def test_what_is_wrong_is_named(tmp_path):
     affwild2.write(tmp_path)
     with pytest.raises(UserError, match="track='emotion'"):
         data.load("affwild2", tmp_path, track="emotion")
-    with pytest.raises(UserError, match="every=0"):
+    with pytest.raises(UserError, match="every is 0, but must be a whole number at least 1"):
         data.load("affwild2", tmp_path, every=0)
     with pytest.raises(UserError, match="expected Aff-Wild2's cropped and aligned faces"):
         data.load("affwild2", tmp_path, images="faces")

@@ -721,7 +721,7 @@ def test_the_command_logs_nothing_of_a_picture_writes_nothing_and_drains(
         watcher = threading.Thread(target=watch)
         watcher.start()
         reply = client.post(
-            ANALYZE, files={"image": ("SECRETNAME.bmp", large)},
+            ANALYZE, files={"image": ("SECRETNAME.bmp", large)}, data={"faces": "none"},
             headers={**key, "X-Request-ID": "mine-1"},
         )  # fmt: skip
         assert reply.status_code == 200 and reply.headers["x-request-id"] == "mine-1"

@@ -118,7 +118,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(tmp_path: Path, sft_co
     words += ["--n_train", "null", "--n_eval", "null", "--max_length", "1024"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
-    assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm", "expllm", 4)
+    assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm_words", "expllm", 4)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
     assert (scores["benchmark"], scores["n"], "au" in scores) == ("rafdb", 2, False)
 

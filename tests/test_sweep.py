@@ -42,7 +42,9 @@ def test_half_of_the_arms_go_on(swept: Path, run_dir: Path) -> None:
     assert counts == [1, 1, 1, 2, 3, 3]
     for arm in found["arms"].values():
         assert ("test" in arm) == (len(arm["rungs"]) == 3)
-        assert all(rung["ci95"][0] <= rung["value"] <= rung["ci95"][1] for rung in arm["rungs"])
+        for rung in arm["rungs"]:  # fewer than ten people have no interval
+            low, high = rung["ci95"] or (rung["value"], rung["value"])
+            assert low <= rung["value"] <= high
     assert len(found["finalists"]) == 2 and len(found["pairs"]) == 1
     last = [found["arms"][name]["rungs"][-1]["value"] for name in found["finalists"]]
     assert last == sorted(last, reverse=True)

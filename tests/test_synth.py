@@ -155,7 +155,7 @@ def test_a_damaged_shard_is_named(cache):
         ({"split": "tests"}, "no split 'tests'.*train, validation, test"),
         ({"n": 0}, "1 to 10,000,000 faces, not 0"),
         ({"size": 5}, "32 to 1024 pixels, not 5"),
-        ({"seed": -1}, "must not be negative, found -1"),
+        ({"seed": -1}, "seed is -1, but must be a whole number at least 0"),
         ({"root": "/somewhere"}, "rendered, not read"),
         ({"fold": 2}, "has no option 'fold'"),
     ],

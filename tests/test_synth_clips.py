@@ -241,7 +241,7 @@ def test_the_number_of_frames_is_part_of_what_is_cached(cache):
         ({"size": 513}, "32 to 512 pixels, not 513"),
         ({"frames": 15}, "16 to 64 frames, not 15"),
         ({"frames": 65}, "16 to 64 frames, not 65"),
-        ({"seed": -1}, "must not be negative, found -1"),
+        ({"seed": -1}, "seed is -1, but must be a whole number at least 0"),
         ({"root": "/somewhere"}, "rendered, not read"),
     ],
 )

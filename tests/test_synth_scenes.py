@@ -259,7 +259,7 @@ def test_cached_equals_uncached_and_an_interrupted_render_goes_on(cache, monkeyp
         ({"n": 0}, "1 to 10,000,000 scenes, not 0"),
         ({"size": 63}, "64 to 1024 pixels, not 63"),
         ({"size": 1025}, "64 to 1024 pixels, not 1025"),
-        ({"seed": -1}, "must not be negative, found -1"),
+        ({"seed": -1}, "seed is -1, but must be a whole number at least 0"),
         ({"root": "/somewhere"}, "rendered, not read"),
         ({"frames": 2}, "has no option 'frames'"),
     ],

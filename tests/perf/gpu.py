@@ -46,9 +46,10 @@ def build(folder: Path, small: bool, device: str) -> Any:
     from vlmface import prompts
     from vlmface.families import tiny
 
+    size = 56 if small else 336  # pixels
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
     tokenizer = tiny.build_tokenizer(corpus, vocab_size=700, max_length=2048)
-    processor = tiny.build_processor(tokenizer, image_size=336, patch_size=14)
+    processor = tiny.build_processor(tokenizer, image_size=size, patch_size=14)
     processor.save_pretrained(folder)
     special = {
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
@@ -57,7 +58,7 @@ def build(folder: Path, small: bool, device: str) -> Any:
     width, depth = (64, 2) if small else (1024, 24)
     vision = CLIPVisionConfig(
         hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth,
-        num_attention_heads=width // 32 if small else 16, image_size=336, patch_size=14,
+        num_attention_heads=width // 32 if small else 16, image_size=size, patch_size=14,
     )  # fmt: skip
     hidden, inner, layers = (128, 256, 2) if small else (4096, 11008, 32)
     text = LlamaConfig(
@@ -67,7 +68,7 @@ def build(folder: Path, small: bool, device: str) -> Any:
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=processor.image_token_id,
-        image_seq_length=576, **special,
+        image_seq_length=(size // 14) ** 2, **special,
     )  # fmt: skip
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)

@@ -111,10 +111,14 @@ def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
                 f"the ablation's run {name} has no view: give crop a view that shows the face or "
                 "the person and one that shows what is around"
             )
+        rates = dict(settings.learning_rates)
+        if len(chosen) == 1:  # nothing to fuse
+            rates.pop("fusion", None)
         found[name] = replace(
             settings,
             ablation=False,
             crop=crops.as_dict(chosen),
+            learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
     return found
