@@ -445,7 +445,9 @@ def read(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint. A
     denial outweighs another mention, but that of one side of the face only another denial."""
     text = notations.as_lines(notations.in_full(_SPACES.sub(" ", text)))
-    if _ELIDED_NAME.search(text) and _AU.search(text):  # "AUs 1 and 2 are raised, 4 is not"
+    if (
+        (" not" in text or "n't" in text) and _ELIDED_NAME.search(text) and _AU.search(text)
+    ):  # "AUs 1 and 2 are raised, 4 is not"
         text = _ELIDED_NAME.sub(r"\1AU", text)
     if "\u2014" in text:
         text = _DASHED_HEADING.sub(r"\1: ", text)
