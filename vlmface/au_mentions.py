@@ -55,6 +55,7 @@ _ONE = re.compile(
     r"(?<![^\W_])(?:AU[\s_-]?)?([LR]?)(\d{1,2})(?:_[rc])?[A-E]?([LR]?)[A-E]?(?!\d)", re.I
 )
 _ONE_RANGE = re.compile(rf"(\d{{1,2}})({_RANGE})(?:AU\s?)?(\d{{1,2}})\b", re.IGNORECASE)
+_SEVERAL = re.compile(_UNITS, re.IGNORECASE)
 _TOGETHER = re.compile(r"\s+(?:combination|pair|pairing|pattern|complex|co-\w+|coupling)", re.I)
 _WIDE = 4  # "AU1-AU5" is a range; between the ends of a wider one without a plural is a guess
 _MARK = re.compile("\ue000(\\d+)\ue001")  # a group of AUs, by its position in a list
@@ -91,7 +92,7 @@ def au_spans(text: str) -> list[tuple[int, int, tuple[int, ...]]]:
 def _groups(match: re.Match[str]) -> list[tuple[int, int, Group]]:
     """(start, end, AUs) of each number that a match of `_AU` lists; of a range, one for all."""
     text, base = match[0], match.start()
-    plural = bool(re.match(_UNITS, text, re.IGNORECASE))
+    plural = _SEVERAL.match(text) is not None
     groups, at = [], 0
     while number := _ONE.search(text, at):
         span = _ONE_RANGE.match(text, number.start(2))
