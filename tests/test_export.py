@@ -112,7 +112,7 @@ def test_the_card_has_the_hubs_metadata(run_dir: Path, merged: Path) -> None:
     results = {r.metric_name.split(",")[0]: r for r in card.data.eval_results}
     accuracy = results["emotion accuracy (WAR)"]
     assert accuracy.metric_value == round(scores["emotion"]["accuracy"], 4)
-    assert scores["emotion"]["no_ci95"].startswith("8 people: too few")
+    assert "people: too few for an interval" in scores["emotion"]["no_ci95"]
     assert accuracy.metric_args is None
     assert results["AU F1"].metric_value == round(scores["au"]["f1_micro"], 4)
 

@@ -689,7 +689,7 @@ class Process:
             with contextlib.suppress(OSError):  # closed meanwhile
                 name, info = os.readlink(link), link.parents[1] / "fdinfo" / link.name
                 flags = int(info.read_text().split("flags:")[1].split()[0], 8)
-                if flags & os.O_ACCMODE and name.startswith("/"):
+                if flags & os.O_ACCMODE and name.startswith("/") and name != os.devnull:
                     found.add(name)
         return found
 
