@@ -42,7 +42,11 @@ class Resumable:
     is_fsdp_enabled: bool
     model_wrapped: Any
     trainable_sha: str
-    _step_losses: list[torch.Tensor]  # of the micro-batches of the step under way
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Losses of the micro-batches of the current step.
+        self._step_losses: list[torch.Tensor] = []
+        super().__init__(*args, **kwargs)
 
     def settle(self, family: ModuleType) -> None:
         """At the end of __init__."""
@@ -67,7 +71,7 @@ class Resumable:
         resume = run_dirs.checkpoint_to_resume(run_dir, self.trainable_sha)
         if resume and self.args.process_index == 0:
             print(f"resuming from {resume}")
-        self._step_losses = []
+        self._step_losses.clear()
         trainer: Any = self
         trainer.add_callback(FirstStep(run_dir))
         try:
