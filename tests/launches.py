@@ -172,7 +172,7 @@ def code_of(child: int) -> int:
 def count(config: str, n: int, folder: Path, *, is_fresh: bool = False) -> dict[str, Any]:
     """{"config", "runs", "ended_well", "wall_s", "failures": the codes and the end of the output of
     up to five that did not}. `folder`: an empty one, for the runs."""
-    failures, well, start = [], 0, time.monotonic()
+    failures, well, began = [], 0, time.monotonic()
     base = build_base(folder / "base")
     environments = [] if is_fresh else launched_environments(config, folder)
     if not is_fresh:
@@ -189,10 +189,10 @@ def count(config: str, n: int, folder: Path, *, is_fresh: bool = False) -> dict[
         if not good and len(failures) < 5:
             failures.append({"run": number, "codes": codes, "log": log.read_text()[-4000:]})
         print(f"{config} {number + 1}/{n}: {codes}, {well} well, "
-              f"{time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
+              f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
         shutil.rmtree(out, ignore_errors=True)
         log.unlink()
-    seconds = round(time.monotonic() - start, 1)
+    seconds = round(time.monotonic() - began, 1)
     return {"config": config, "runs": n, "ended_well": well, "wall_s": seconds,
             "failures": failures}  # fmt: skip
 
