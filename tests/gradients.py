@@ -30,9 +30,8 @@ from PIL import Image
 EACH = 4  # rows of each of two processes
 SHARED = {"n_train": 2 * EACH, "n_eval": 2, "epochs": 1, "warmup_steps": 0, "logging_steps": 1,
           "save_steps": 100, "max_grad_norm": 1e9}  # fmt: skip
-SFT = {"lora_dropout": 0, "train_embeddings": "false", "cache_features": "false",
-       "max_new_tokens": 1}  # fmt: skip
-LORA = SFT | {"tower": "lora", "projector": "full", "llm": "lora"}
+SFT = {"train_embeddings": "false", "cache_features": "false", "max_new_tokens": 1}
+LORA = SFT | {"tower": "lora", "projector": "full", "llm": "lora", "lora_dropout": 0}
 FULL = SFT | {"tower": "full", "projector": "full", "llm": "full"}
 VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: context}]"
 CLIP = {"augment": "none"}
@@ -88,7 +87,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "lora", "text": "lora"},
     ),
     "clip_captions frozen image": (
-        "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "frozen"},
+        "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "frozen", "learning_rates": "{scale: 0.0005}"},
     ),
     **{f"grpo {kind}": ("grpo", GRPO | {"loss_type": kind})
        for kind in ("dapo", "grpo", "dr_grpo", "bnpo")},

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlmface import facs, notations
 
@@ -33,14 +33,14 @@ _ENDS = (
     r"(?=\s*(?:$|[.;:)\n,|]|\b(?:are|is|were|was|do|have|both|together|all|with|co-occur|appear"
     r"|show|active|present|visible|absent|missing|inactive|not|combined?|combination)\b))"
 )
-_UNITS = r"(?:AUs|action\s+units)(?:\s*\(AUs?\))?"
+_UNITS = r"(?:(?:AUs|action\s+units)(?:\s*\(AUs?\))?(?:\s+(?:numbers?|nos?\.|codes?))?|(?:AU|action\s+unit|FACS)\s+(?:numbers|codes))"
 _STATE = (
     r"(?:\s+(?:(?:that|which)\s+are\s+)?((?:not\s+)?(?:present|active|activated|observed|detected|visible|identified|seen|coded"
-    r"|found)|absent|inactive|missing)\s*:)?"
+    r"|found)|absent|inactive|missing)\s*[:=])?"
 )
 # "AU4", "AU 04", "AU12C", "AU1+2", "AU25/26", "action unit 4", "AUs 4, 7 and 23", "AU: 1, 2".
 _AU = re.compile(
-    rf"(?<![^\W_])(?:{_UNITS}{_STATE}[\s_#:=\['\"\u2192-]*{_NUMBER}{_NAME}{_MORE}*"
+    rf"(?<![^\W_])(?:{_UNITS}{_STATE}[\s_#:=\[{{'\"\u2192-]*{_NUMBER}{_NAME}{_MORE}*"
     rf"|(?:AU|action\s+unit)\s*:\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+"
     rf"|(?:AU|action\s+unit)[\s_#:-]*{_NUMBER}"
     rf"(?:(?:\s?[+/]\s?{_IN_LIST})+|{_RANGE}AU\s?{_NUMBER}|[-\u2013]{_NUMBER}"
@@ -58,6 +58,15 @@ _ONE_RANGE = re.compile(rf"(\d{{1,2}})({_RANGE})(?:AU\s?)?(\d{{1,2}})\b", re.IGN
 _SEVERAL = re.compile(_UNITS, re.IGNORECASE)
 _TOGETHER = re.compile(r"\s+(?:combination|pair|pairing|pattern|complex|co-\w+|coupling)", re.I)
 _WIDE = 4  # "AU1-AU5" is a range; between the ends of a wider one without a plural is a guess
+_SIDE_BEFORE = re.compile(
+    r"(?:\b(?:left|right)(?:-?\s?sided)?|\bunilateral|\b(?:one|single)-sided|(?-i:(?<![^\W_])[LR]))\s+$",
+    re.IGNORECASE,
+)
+_SIDE_AFTER = re.compile(
+    r"\s*\(?(?:(?:on|at|in)\s+)?(?:(?:the|his|her|their|one)\s+)?(?:left|right|one\s+side)\b"
+    r"(?!\s+(?:here|away|now|after))",
+    re.IGNORECASE,
+)
 _MARK = re.compile("\ue000(\\d+)\ue001")  # a group of AUs, by its position in a list
 
 
@@ -118,6 +127,8 @@ def _mark(text: str) -> tuple[str, list[Group]]:
     last = 0
     for match in _AU.finditer(text):
         listed = _groups(match)
+        if _SIDE_BEFORE.search(text, last, match.start()) or _SIDE_AFTER.match(text, match.end()):
+            listed = [(a, b, replace(group, sided=True)) for a, b, group in listed]
         joined = "+" in match[0] or "/" in match[0].replace("and/or", "").replace("or/and", "")
         if joined or len(listed) == 1:
             aus = tuple(dict.fromkeys(au for _, _, group in listed for au in group.aus))
@@ -145,10 +156,11 @@ _AU_NAMES = "|".join(re.escape(unit.name) for unit in facs.AUS.values())
 _END = r"(?=[ \t]*(?:$|[\n,.;:|/()\[\]\n\"'*}\u2013\u2014-]))"
 _GAP = r"[ \t]*"
 _IS = (
-    r"(?:is|are|was|were|at|as|scores?|scored|remains?|stays?|coded|rated|marked|gets?|got|receives?"
+    r"(?:is|are|was|were|at|as|scores?|scored|remains?|stays?|coded|rated|marked|given|measures?|measured|reads?|gets?|got|receives?"
     r"|received|assigned)"
 )
 _QUANTITY = r"(?:(?:intensity|score|level|value|strength|activation|activity|grade|rating)\b\s*)"
+_NAME_OR_QUANTITY = re.compile(rf"\([^()]*\)|\b{_QUANTITY}", re.IGNORECASE)
 _NOT_JUDGED = (
     r"(?:applicable|clear|sure|certain|assess\w*|cod\w+|scor\w+|measur\w+|known|determin\w+"
     r"|evaluat\w+|available)\b"
@@ -165,7 +177,8 @@ _DESCRIBED = (
 )
 # "AU4: ", "AU4 (", "AU4 -> ", or a word before a number, or nothing before a short value at an end.
 _SIGN = (
-    rf"(?:{_GAP}(?P<sign>=>|\.{{3,}}|->|--|[\u2192\u21d2\u279c\u2248~]|[:=|(\[<\u2013\u2014-])"
+    rf"(?:(?:[ \t]+{_QUANTITY})?{_GAP}"
+    r"(?P<sign>=>|\.{3,}|->|--|[\u2192\u21d2\u279c\u2248\u00b7~@]|[:=|(\[<\u2013\u2014-])"
     rf"{_GAP}[\"'*`]*(?:[^()\n\d]{{1,40}}[,;:][ \t]+(?=intensity))?"
     rf"|(?='s\s|[ \t]+(?:{_IS}|has|have|with|intensity|level|value|0[.,]\d)"
     rf"|[ \t]+(?:0|(?:none|off|nil|zero|no|n|y|yes|on|neg(?:ative)?|pos(?:itive)?)\b){_END}))"
@@ -177,14 +190,14 @@ _VALUE = re.compile(
     rf"(?:(?P<zero>(?:0(?:[.,]0+)?(?:{_GAP}/{_GAP}\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
     r"|(?P<some>(?:\d*[.,])?\d+)(?![^\W_])"
     r"|(?P<no>(?:false|none|absent|inactive|missing|undetected|undetectable|unobserved|invisible"
-    r"|deactivated|dormant|neg(?:ative)?|off|nil|nothing(?!\s+(?:else|more|other)))\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
-    rf"|no{_END}|n(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
+    r"|deactivated|dormant|neg(?:ative)?|off|nil|nope|nah|nothing(?!\s+(?:else|more|other)))\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
+    rf"|no(?:{_END}|(?=\s+\ue000\d+\ue001\s*[:=]))|n(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
     r"|no[ \t]+(?:visible|clear|obvious|noticeable|apparent|significant|signs?|evidence|trace"
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
     rf"|not(?![ \t]+\ue000)(?![ \t]+(?:{_NOT_FULLY}|{_NOT_JUDGED}))\b)"
-    r"|(?P<yes>(?:yes|true|present|active|activated|detected|observed|visible|pos(?:itive)?)\b"
+    r"|(?P<yes>(?:yes|yep|yeah|true|present|active|activated|detected|observed|visible|pos(?:itive)?)\b"
     rf"|y(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()(?:\+|strong|weak|mild|moderate|slight|subtle|faint)(?=\)))"
-    rf"|(?P<open>\?|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest|unclear|unknown|uncertain"
+    rf"|(?P<open>\?|[\u2013\u2014-](?=\s*(?:$|[,;\n|.]))|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest|unclear|unknown|uncertain"
     rf"|unsure|n/?a|null|maybe|undetermined|occluded|hidden)\b|not[ \t]+{_NOT_JUDGED}"
     r"|no[ \t]+(?!other|further|additional|doubt|less)\w+))",
     re.IGNORECASE,
@@ -213,7 +226,8 @@ def _values(marked: str, mentions: list[re.Match[str]], groups: list[Group]) -> 
         if match is None:
             continue
         kind, sign = str(match.lastgroup), match["sign"]
-        bare = not re.search(r"\w", marked[mention.end() : match.start(kind)])
+        between = _NAME_OR_QUANTITY.sub("", marked[mention.end() : match.start(kind)])
+        bare = not re.search(r"\w", between)
         if sign or bare or kind in ("zero", "some"):
             values[-1] = _SAYS[kind] if sign != "<" else OPEN
             plural = _PLURAL.match(marked[mention.end() : mention.end() + 9].lstrip())
@@ -234,7 +248,7 @@ _STILL = (
     r"(?!\s+(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely"
     r"|quite|as|doubt|less|absent|missing|inactive|closed|shut)\b)"
 )
-_CANNOT = r"\b(?:can[ \t]?not|can't|could[ \t]?not|couldn't|should[ \t]not|shouldn't|never|not)\b"
+_CANNOT = r"\b(?:(?:not[ \t]+possible|impossible|unable)[ \t]+to|can[ \t]?not|can't|could[ \t]?not|couldn't|should[ \t]not|shouldn't|never|not)\b"
 # "AU12 cannot be ruled out", "not absent": two negations.
 _TWICE = re.compile(
     rf"{_CANNOT}[ \t]+(?:be[ \t]+|to[ \t]+)?(?:(?:completely|fully|entirely)[ \t]+)?"
@@ -252,7 +266,7 @@ _TWICE = re.compile(
 )
 _NEGATIVE = (
     "absent missing inactive undetected unobserved unseen excluded ruled\\s+out negative dormant"
-    " denied rejected invisible deactivated zero"
+    " denied rejected invisible deactivated unactivated unengaged undetectable nonexistent zero"
 )
 _NEGATIVE_WORD = f"(?:{'|'.join(_NEGATIVE.split())})"
 # "AU4, which signals anger, is absent": what stands between a subject and its predicate.
@@ -271,7 +285,7 @@ _NEGATES_NEXT = re.compile(
     rf"|(?:rul(?:e|es|ed|ing)\s+out|exclud(?:e|es|ing)|dismiss(?:es|ing)?)(?=\s+[^\W_]|\s*\ue000))"
     rf"|n't)\b{_STILL}"
     rf"|(?:^|(?<=[,;:.]\s)|(?<=[,;:.]))\s*{_NEGATIVE_WORD}\s+(?:is|are|was|were)\b(?=[^.;]*\ue000)"
-    rf"|\b(?:zero|nil)\s+\w+\s+(?:for|of|in|on)\b"
+    r"|\b(?:zero|nil|0(?:\.0+)?)\s+(?:\w+\s+)?(?:for|of|in|on)\s+(?=(?:the\s+)?\ue000)"
     rf"|(?:^|[,;:.(|])\s*{_NEGATIVE_WORD}\s+(?=\ue000)"
     r"|\b(?:evidence|argues?|speaks?|signs?)\s+against\s+(?=(?:the\s+)?\ue000)|\bagainst\s*:"
     r"|\b(?:reject|dismiss|discard|refut|discount|exclud|eliminat|rul)(?:s|es|ed|ing)(?:\s+out)?\s+(?=(?:the\s+)?\ue000)"
@@ -310,13 +324,13 @@ _NEGATES_SUBJECT = re.compile(
     rf"|\black(?:s|ed)?\s+(?:\w+\s+)?(?:movement|action|activity|activation|intensity)\b"
     rf"|\bfails?\s+to(?=\s+(?:appear|activate|engage|fire|occur|show\s+up|accompan|co-?occur|join))"
     rf"|(?:{_COPULA}|\b(?:can|could|may|must|should|has|have)\s+(?:\w+\s+)?(?:be|been)\s+)(?:\w+ly\s+)?"
-    rf"(?:ruled\s+out|excluded|dismissed|rejected|contradicted|relaxed|at\s+rest|off|zero|nil"
+    rf"(?:ruled\s+out|excluded|dismissed|rejected|contradicted|relaxed|at\s+rest|(?:switched\s+|turned\s+)?off|out(?!\s+of)|zero|nil"
     r"|false|denied|suppressed|gone|silent|quiet|discounted|discarded)\b"
     r"|(?:\b(?:has|have|had)\s+)?\b(?:disappear|vanish)(?:s|es|ed)?\b"
     r"|\b(?:plays?|has|have)\s+no\s+(?:role|part)\b|\bshows?\s+nothing\b"
     r"|,?\s*there\s+(?:is|was)\s+none\b|\b(?:is|are)\s+out\s+of\s+the\s+question\b"
     rf"|(?P<bare>\b(?:ruled\s+out|excluded|dismissed)\b|\bnot\s+(?:present|visible|active|activated|seen|detected|observed|found|shown"
-    rf"|engaged|noted|evident|involved|recruited)\b"
+    r"|engaged|noted|evident|involved|recruited)\b|\bnot(?=\s*(?:[.;!)\n]|$))"
     rf"|(?:{_COPULA})?(?<!not\s)\b{_GONE}\b(?!\s*(?:AUs?|action\s+units?)?\s*[:=\ue000]))",
     re.IGNORECASE,
 )
@@ -347,7 +361,7 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _TOO = re.compile(rf"{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM})*+,?\s*(?:too|also|as\s+well)\b", re.I)
-_HENCE = re.compile(r"\s*(?:instead|hence|thus|therefore|ergo|so)\b", re.IGNORECASE)
+_HENCE = re.compile(r"\s*(?:instead|hence|thus|therefore|ergo|so|leaving)\b", re.IGNORECASE)
 _NOT_SO = re.compile(r",\s*not\s+\w+\s*:$", re.IGNORECASE)  # "down, not up: AU15"
 _DENIES_A = re.compile(
     r"\b(?:an?|any|clear|obvious|strong|slight|pronounced|distinct|noticeable|evident)\s", re.I
@@ -355,10 +369,10 @@ _DENIES_A = re.compile(
 _OR = re.compile(r"\b(?:or|nor)\b", re.IGNORECASE)
 # A list of AUs that is the subject of a new statement.
 _NEW_SUBJECT = re.compile(
-    rf"(?:\s|\b(?:the|both|also|only)\b)*{_ITEM}(?>{_LINK}{_WRAP}{_ITEM}){{0,30}}+\s*(?:\b(?:all|both|also|clearly|alone)\s+)*"
+    rf"(?:\s|\b(?:the|both|also|only)\b)*{_ITEM}(?>{_LINK}{_WRAP}{_ITEM}){{0,30}}+\s*(?:\b(?:all|both|also|clearly|alone|activation|activity|action|movement)\s+)*"
     rf"(?P<predicate>\b(?:{_FINITE}|\w{{2,6}}n't)\b"
     r"|\b(?:seen|observed|detected|noted|present|active|visible|engaged|activated|dominates?"
-    r"|means?|points?|gives?|makes?|tells?|strong|mild|clear|weak)\b)",
+    r"|means?|points?|gives?|makes?|tells?|strong|mild|clear|weak|moderate|slight|intense)\b)",
     re.IGNORECASE,
 )
 _PLURAL = re.compile(
@@ -378,7 +392,11 @@ _OPEN_AFTER = re.compile(
     r"|not\s+(?:clear|certain|sure)\b|(?:can)?not\s+be\s+(?:determined|judged|assessed|scored|coded|rated|measured))\b",
     re.IGNORECASE,
 )
-_WOULD = re.compile(r"\bwould\s+(?:be|have|show|need|require|include|involve)\b", re.IGNORECASE)
+_WOULD = re.compile(
+    r"\bwould\s+(?:also\s+)?(?:be|have|show|need|require|include|involve|appear|occur|act|fire|come"
+    r"|accompany|join|follow|add|contract|activate)\b",
+    re.IGNORECASE,
+)
 _EXCEPT = re.compile(
     r"\b(?:except(?:\s+for)?|other\s+(?:\w+\s+){1,3}than|other\s+than(?!\s+that)|apart\s+from|aside\s+from|save(?:\s+for)?|excluding|besides"
     r"|with\s+the\s+exceptions?\s+of)\s*:?\s*(?:the\s+)?(?=\W*\ue000)",
@@ -395,6 +413,19 @@ _AT_REST = re.compile(r"\b(?:zero|nil|off|relaxed|silent|quiet|ruled\s+out|exclu
 _ALL_BUT = re.compile(
     r"\b((?:all|every|any|no|none|nothing|everything)(?:\s+(?:of|the|them|other|AUs?|(?:action\s+)?units?"
     r"|muscles?)){0,4})\s+but\s+(?=(?:the\s+)?\ue000)",
+    re.IGNORECASE,
+)
+_RULED_OUT_BUT_NOT = re.compile(
+    rf"(\brul(?:e|es|ed|ing)\s+out\s+(?:the\s+)?{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM}){{0,30}}+),?\s+but\s+not(?=\s+\ue000)",
+    re.IGNORECASE,
+)
+_RULE_OUT = re.compile(
+    rf"\b(rul(?:e|es|ed|ing))\s+((?:the\s+)?{_WRAP}{_ITEM}(?>{_LINK}{_WRAP}{_ITEM}){{0,30}}+)\s+out\b",
+    re.I,
+)
+# "AU24 but no AU23, AU17 but no AU15": what is right before "but no" is affirmed.
+_BEFORE_BUT_NO = re.compile(
+    rf",(?=\s*(?:and\s+)?{_ITEM}(?>{_LINK}{_WRAP}{_ITEM}){{0,30}}+,?\s+but\s+(?:no|not|without)\b)",
     re.IGNORECASE,
 )
 # "Had AU4 been active, ..." and "of AU1, AU2 and AU4, only ...": what is only considered.
@@ -432,7 +463,7 @@ _TRIGGER = re.compile(
     r"|reject|contradict|relax|at\s+rest|off|zero|nil|would|whether|if|usually|typically|normally"
     r"|generally|commonly|often|need|requir|un|doubt|question|hardly|scarcely|except|other|apart"
     r"|aside|save|besides|imperceptible|negligible|kein|ohne|sans|pas|nicht|senza|with\s+the|(?:had|were|should)\s+(?:the\s+|there\s+)?(?:been\s+)?\ue000"
-    r"|gone|silent|quiet|discount|discard|disappear|vanish|unless|provided|supposing|assuming|in\s+case|remove|delete"
+    r"|0(?:\.0+)?\s+(?:for|of|in|on)\s|possible|gone|silent|quiet|out|discount|discard|disappear|vanish|unless|(?:hard|difficult|impossible)\s+to|provided|supposing|assuming|in\s+case|remove|delete"
     r"|expect|against\s*(?::|(?:the\s+)?\ue000)|reject|refut|eliminat|eras|ignor|blank|crossed|struck|anything\s+but|in\s+contrast|but\s+\ue000|only\s+\ue000)|n't|\?"
 )
 _ELIDED_NAME = re.compile(
@@ -476,8 +507,11 @@ def _verdicts(marked: str, groups: list[Group]) -> dict[int, str]:
     verdicts: dict[int, str] = {}
     any_denial = _TRIGGER.search(marked.lower()) is not None
     if any_denial:
+        marked = _RULED_OUT_BUT_NOT.sub(r"\1; one cannot rule out", marked)
+        marked = _RULE_OUT.sub(r"\1 out \2", marked)
         marked = _ASIDE.sub(" ", _TWICE.sub(" possible ", marked))
         if "but" in marked:
+            marked = _BEFORE_BUT_NO.sub(";", marked)
             marked = _ALL_BUT.sub(r"\1 except ", marked).replace("anything but", "not")
     mentions = list(_MARK.finditer(marked))
     excepted = _excepted(marked) if any_denial and _MAY_EXCEPT.search(marked) else set()
@@ -494,13 +528,28 @@ def _verdicts(marked: str, groups: list[Group]) -> dict[int, str]:
     for sentence in _SENTENCE.split(marked) if any_denial else ():
         if "\ue000" in sentence:
             _read_sentence(sentence, verdicts)
-        elif _TAKEN_BACK.match(sentence):
-            told = [int(mention[1]) for mention in _MARK.finditer(last)]
-            verdicts.update(dict.fromkeys(told, ABSENT if len(told) == 1 else OPEN))
+        elif reply := _later_verdict(last, sentence):
+            before = [int(mention[1]) for mention in _MARK.finditer(last)]
+            verdicts.update(dict.fromkeys(before, reply if len(before) == 1 else OPEN))
         last = sentence
     if any_denial:
         _elided(marked, verdicts)
     return verdicts
+
+
+def _later_verdict(last: str, sentence: str) -> str | None:
+    """What a sentence that names no AU says of the one before: "AU4? No.", "It is absent.",
+    "That is hard to tell."; None if it says nothing of it."""
+    if _TAKEN_BACK.match(sentence):
+        return ABSENT
+    if _UNDECIDED.match(sentence):
+        return OPEN
+    reply = _REPLY.match(sentence)
+    if reply is None or not last.rstrip(" \"'*)").endswith("?"):
+        return None
+    if _NONE.search(last):
+        return OPEN  # "Is AU4 absent? No."
+    return ABSENT if reply["no"] else PRESENT
 
 
 def _elided(marked: str, verdicts: dict[int, str]) -> None:
@@ -682,6 +731,12 @@ _TAKEN_BACK = re.compile(
     r"|(?-i:not)\s+(?:found|seen|detected|observed|visible|there))\s*(?:[.,;!)]|$|(?:here|at|in|on)\b)",
     re.IGNORECASE,
 )
+_UNDECIDED = re.compile(
+    r"\W*(?:(?:it|this|that)(?:\s+is|'s)|I\s+(?:am|find\s+it))\s+(?:\w+\s+)?(?:hard|difficult|impossible|unsure"
+    r"|uncertain|unclear|too\s+\w+)\b",
+    re.IGNORECASE,
+)
+_REPLY = re.compile(r"\W*(?:yes|yep|(?P<no>no|nope))\b(?=\s*(?:[.,;:!]|$))", re.IGNORECASE)
 _STOP = re.compile(r"[.!?]\s|\n")
 _ANTECEDENT = re.compile(
     rf"\b(?:{_GONE}|possible|ruled\s+out|excluded|dismissed|relaxed|at\s+rest|off|zero|nil|denied|suppressed|lacks?)\b",
@@ -860,6 +915,8 @@ def _is_new_statement(
     mark = sentence.find("\ue000", start, cut)
     denied = mark >= 0 and cues.first("denial", mark, cut) is not None
     finite = re.fullmatch(_FINITE + r"|\w+n't", predicate, re.IGNORECASE)
+    if re.fullmatch(r"strong|mild|weak|moderate|slight|intense", predicate, re.IGNORECASE):
+        return True  # "no AU4, AU12 strong"
     if denied or (finite and cues.first("verb", start, cut) is not None):
         return True  # the clause before is complete: "AU6 not seen, AU12 seen"
     if cues.first("none of", start, cut) is not None:

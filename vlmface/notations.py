@@ -13,12 +13,12 @@ _PUNCTUATION = str.maketrans(
     {"\u3002": ". ", "\u3001": ", "} | dict.fromkeys("\u300c\u300d\u300e\u300f\u00ab\u00bb", '"')
 )
 YES, NO = (
-    "\u2713\u2714\u2705\u2611\u221a\U0001f5f8",
-    "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7\u2610",
+    "\u2713\u2714\u2705\u2611\u221a\U0001f5f8\U0001f44d\U0001f7e2",
+    "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7\u2610\U0001f44e\U0001f6ab\U0001f534",
 )
 _NAMES_AU = re.compile(r"(?<![^\W_])(?:AUs?|action\s+units?)[\s_#-]*[LR]?\d", re.IGNORECASE)
 _NEGATIVE = re.compile(
-    r"\b(?:absent|missing|inactive|undetected|unobserved|unseen|excluded|rejected|invisible|zero|ruled\s+out|dormant|denied"
+    r"\b(?:absent|missing|inactive|undetected|unobserved|unseen|excluded|rejected|invisible|zero|ruled\s+out|dormant|denied|unactivated|unengaged|undetectable|nonexistent"
     r"|negated?|no|none|not(?!\s+only)|without|off|false|deactivated)\b"
     r"|\bnegatives?(?:\s+(?:aus?|action\s+units?))?\W*$",
     re.IGNORECASE,
@@ -30,6 +30,7 @@ _ZERO_LINE = re.compile(
 )
 
 
+_SEEN = r"(?:active|activated|present|visible|observed|detected|engaged)\b"
 _SHORT = {  # what a text with the short form has in it: the form, and the words that it stands for
     "w/": (re.compile(r"\bw/o(?:ut)?\b", re.I), "without"),
     "w/ ": (re.compile(r"\bw/(?=\s*AU)", re.I), "with "),
@@ -38,9 +39,27 @@ _SHORT = {  # what a text with the short form has in it: the form, and the words
     " pres": (re.compile(r"(?<=\d\s)pres(?:\.|(?=\s*(?:[,;)\n]|$)))", re.I), "present"),
     ", no": (re.compile(r"(?<=\d),[ \t]+no(?=[ \t]*(?:[.;\n]|$))", re.I), ": no"),
     "/no": (re.compile(r"(?<=\d)/(yes|no)\b", re.I), r": \1."),
+    "~": (re.compile(r"(?<!\w)~\s?(?=AU)", re.I), "no "),
+    "!": (re.compile(r"(?<!\w)!\s?(?=AU)", re.I), "no "),
+    "\u00ac": (re.compile(r"\u00ac\s?(?=AU)", re.I), "no "),
+    "on-": (re.compile(rf"\bnon-{_SEEN}", re.I), "inactive"),
+    "on ": (re.compile(rf"\bnon\s{_SEEN}", re.I), "inactive"),
+    "nona": (re.compile(r"\bnonactive\b", re.I), "inactive"),
 }
-_PLUS = re.compile(r"(AU\s?\d{1,2})\s*:?\s*\+(?=[ \t]*(?:[,;\n|]|$))", re.IGNORECASE)
-_MINUS = re.compile(r"(AU\s?\d{1,2})\s*:?\s*[-\u2013\u2212](?=[ \t]*(?:[,;\n|]|$))", re.IGNORECASE)
+# "an intensity of 3 for AU12"
+_VALUE_FIRST = re.compile(
+    r"\b(?:intensity|score|value|level|grade)\s+(?:of\s+)?(\d(?:\.\d+)?)\s+(?:for|on)\s+(AU\s?\d{1,2})\b",
+    re.IGNORECASE,
+)
+_CLOSED = r"(?=[ \t]*(?:[,;\n|]|$))"
+_PLUS = re.compile(
+    rf"(AU\s?\d{{1,2}})(?:\s*:?\s*\+{_CLOSED}|\s*:\s*\+(?=\s*AU)|\+(?=\s+AU))", re.IGNORECASE
+)
+_MINUS = re.compile(
+    rf"(AU\s?\d{{1,2}})(?:\s*:?\s*[-\u2013\u2212]{_CLOSED}|\s*:\s*[-\u2013\u2212](?=\s*AU)"
+    r"|[-\u2013\u2212](?=\s+AU))",
+    re.IGNORECASE,
+)
 
 
 def in_full(text: str) -> str:
@@ -48,8 +67,10 @@ def in_full(text: str) -> str:
     for sign, (short, words) in _SHORT.items():
         if sign in text:
             text = short.sub(words, text)
+    if " for " in text or " on " in text:
+        text = _VALUE_FIRST.sub(r"\2: \1", text)
     if "+" in text and _PLUS.search(text):
-        text = _PLUS.sub(r"\1: yes", _MINUS.sub(r"\1: no", text))
+        text = _PLUS.sub(r"\1: yes.", _MINUS.sub(r"\1: no.", text))
     return text
 
 
@@ -138,8 +159,13 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
         told = _word(value)
         denied = _NEGATIVE.search(parent.replace("_", " ")) is not None
         yield f"AU{match[1]}: {'?' if denied else told}."
+    elif isinstance(value, str) and _ONLY_AUS.fullmatch(value):
+        yield f"{_prefix(words)}{value}."
     elif isinstance(value, str):
         yield f"{words}: {value}" if _KEY_LIST.search(key) and value[:1].isdigit() else value
+
+
+_ONLY_AUS = re.compile(r"\s*AUs?\s?\d{1,2}(?:\s*(?:[,;&+]|and)\s*(?:AU\s?)?\d{1,2}){0,40}\s*", re.I)
 
 
 def _prefix(words: str) -> str:
@@ -156,7 +182,8 @@ def _au_of(record: dict[str, Any], key: str) -> int | None:
         value = record.get(name)
         if isinstance(value, str) and (match := _KEY_AU.fullmatch(value)):
             return int(match[1])
-        if name.lower() in ("au", "action_unit") and str(value).strip().isdecimal():
+        is_number = name.lower() in ("au", "action_unit") or _KEY_LIST.search(key)
+        if is_number and str(value).strip().isdecimal() and name != "name":
             return int(str(value).strip()[:3])
     match = _KEY_AU.fullmatch(key)
     return int(match[1]) if match else None
