@@ -87,7 +87,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "lora", "text": "lora"},
     ),
     "clip_captions frozen image": (
-        "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "frozen", "learning_rates": "{scale: 0.0005}"},
+        "clip_captions",
+        CLIP | {"n_eval": None, "n_probe": 8, "image": "frozen",
+                "learning_rates": "{scale: 0.0005}"},
     ),
     **{f"grpo {kind}": ("grpo", GRPO | {"loss_type": kind})
        for kind in ("dapo", "grpo", "dr_grpo", "bnpo")},

@@ -33,7 +33,10 @@ _ENDS = (
     r"(?=\s*(?:$|[.;:)\n,|]|\b(?:are|is|were|was|do|have|both|together|all|with|co-occur|appear"
     r"|show|active|present|visible|absent|missing|inactive|not|combined?|combination)\b))"
 )
-_UNITS = r"(?:(?:AUs|action\s+units)(?:\s*\(AUs?\))?(?:\s+(?:numbers?|nos?\.|codes?))?|(?:AU|action\s+unit|FACS)\s+(?:numbers|codes))"
+_UNITS = (
+    r"(?:(?:AUs|action\s+units)(?:\s*\(AUs?\))?(?:\s+(?:numbers?|nos?\.|codes?))?"
+    r"|(?:AU|action\s+unit|FACS)\s+(?:numbers|codes))"
+)
 _STATE = (
     r"(?:\s+(?:(?:that|which)\s+are\s+)?((?:not\s+)?(?:present|active|activated|observed|detected|visible|identified|seen|coded"
     r"|found)|absent|inactive|missing)\s*[:=])?"
@@ -59,7 +62,8 @@ _SEVERAL = re.compile(_UNITS, re.IGNORECASE)
 _TOGETHER = re.compile(r"\s+(?:combination|pair|pairing|pattern|complex|co-\w+|coupling)", re.I)
 _WIDE = 4  # "AU1-AU5" is a range; between the ends of a wider one without a plural is a guess
 _SIDE_BEFORE = re.compile(
-    r"(?:\b(?:left|right)(?:-?\s?sided)?|\bunilateral|\b(?:one|single)-sided|(?-i:(?<![^\W_])[LR]))\s+$",
+    r"(?:\b(?:left|right)(?:-?\s?sided)?|\bunilateral|\b(?:one|single)-sided"
+    r"|(?-i:(?<![^\W_])[LR]))\s+$",
     re.IGNORECASE,
 )
 _SIDE_AFTER = re.compile(
@@ -190,14 +194,17 @@ _VALUE = re.compile(
     rf"(?:(?P<zero>(?:0(?:[.,]0+)?(?:{_GAP}/{_GAP}\d+|[ \t]?%)?(?![.,]?\d)|zero\b))"
     r"|(?P<some>(?:\d*[.,])?\d+)(?![^\W_])"
     r"|(?P<no>(?:false|none|absent|inactive|missing|undetected|undetectable|unobserved|invisible"
-    r"|deactivated|dormant|neg(?:ative)?|off|nil|nope|nah|nothing(?!\s+(?:else|more|other)))\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
+    r"|deactivated|dormant|neg(?:ative)?|off|nil|nope|nah"
+    r"|nothing(?!\s+(?:else|more|other)))\b|[\u65e0\u7121\u6ca1\u5426]|\u306a\u3057"
     rf"|no(?:{_END}|(?=\s+\ue000\d+\ue001\s*[:=]))|n(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()-(?=\))"
     r"|no[ \t]+(?:visible|clear|obvious|noticeable|apparent|significant|signs?|evidence|trace"
     r"|movement|action|activity|activation|contraction|tension|\w+ing)\b"
     rf"|not(?![ \t]+\ue000)(?![ \t]+(?:{_NOT_FULLY}|{_NOT_JUDGED}))\b)"
-    r"|(?P<yes>(?:yes|yep|yeah|true|present|active|activated|detected|observed|visible|pos(?:itive)?)\b"
+    r"|(?P<yes>(?:yes|yep|yeah|true|present|active|activated|detected|observed|visible"
+    r"|pos(?:itive)?)\b"
     rf"|y(?={_GAP}(?:$|[,.;|)\n]))|(?<=\()(?:\+|strong|weak|mild|moderate|slight|subtle|faint)(?=\)))"
-    rf"|(?P<open>\?|[\u2013\u2014-](?=\s*(?:$|[,;\n|.]))|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest|unclear|unknown|uncertain"
+    r"|(?P<open>\?|[\u2013\u2014-](?=\s*(?:$|[,;\n|.]))"
+    r"|(?:relaxed|neutral|still|smooth|flat|at[ \t]+rest|unclear|unknown|uncertain"
     rf"|unsure|n/?a|null|maybe|undetermined|occluded|hidden)\b|not[ \t]+{_NOT_JUDGED}"
     r"|no[ \t]+(?!other|further|additional|doubt|less)\w+))",
     re.IGNORECASE,
@@ -248,7 +255,10 @@ _STILL = (
     r"(?!\s+(?:only|just|merely|simply|very|too|so|fully|strong|strongly|particularly|entirely"
     r"|quite|as|doubt|less|absent|missing|inactive|closed|shut)\b)"
 )
-_CANNOT = r"\b(?:(?:not[ \t]+possible|impossible|unable)[ \t]+to|can[ \t]?not|can't|could[ \t]?not|couldn't|should[ \t]not|shouldn't|never|not)\b"
+_CANNOT = (
+    r"\b(?:(?:not[ \t]+possible|impossible|unable)[ \t]+to|can[ \t]?not|can't|could[ \t]?not"
+    r"|couldn't|should[ \t]not|shouldn't|never|not)\b"
+)
 # "AU12 cannot be ruled out", "not absent": two negations.
 _TWICE = re.compile(
     rf"{_CANNOT}[ \t]+(?:be[ \t]+|to[ \t]+)?(?:(?:completely|fully|entirely)[ \t]+)?"
