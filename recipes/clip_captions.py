@@ -15,19 +15,21 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vlmface import config, data
-from vlmface.clip import contrast, model, tiny
+from vlmface import data
+from vlmface.clip import model, tiny_clip
 from vlmface.data import crop_cache, crops
-from vlmface.files import atomic_write
 from vlmface.run_dir import begin, open_run
 from vlmface.train import checks, sft
+from vlmface.train.clip import contrastive
+from vlmface.utils import config
+from vlmface.utils.files import atomic_write
 
 UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(
-        contrast.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
+        contrastive.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
     )
     sft.check_processes(settings.num_processes)
     checks.machine(settings)
@@ -38,13 +40,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def train(settings: contrast.Settings) -> None:
+def train(settings: contrastive.Settings) -> None:
     """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 
     device = sft.device()
     if settings.base == UNTRAINED:
-        clip = tiny.build(settings.seed)
+        clip = tiny_clip.build(settings.seed)
         clip.model.to(device)
     else:
         clip = model.load(settings.base, device=device)
@@ -62,14 +64,14 @@ def train(settings: contrast.Settings) -> None:
     parts = {"test": (probed[1], settings.probe_root)}
     shared = checks.shared_people(rows, settings.data_root, parts)
     checks.warmup(settings, checks.steps(settings, len(rows)))
-    begin(settings, partial(contrast.identity, clip, loaded, probed))
-    before = contrast.probe(clip, *probed, settings.eval_batch_size)
+    begin(settings, partial(contrastive.identity, clip, loaded, probed))
+    before = contrastive.probe(clip, *probed, settings.eval_batch_size)
     of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
-    trained = contrast.train(clip, rows, settings) | shared
+    trained = contrastive.train(clip, rows, settings) | shared
     if sft.is_main():
         model.save(clip, run_dir, settings.saved_as)
     sft.wait_for_everyone()
-    after = contrast.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
+    after = contrastive.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
     if not sft.is_main():
         return
     scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmface import config
-from vlmface.clip import run
-from vlmface.clip.settings import Settings
+from vlmface.pipelines import clip
 from vlmface.run_dir import open_run
 from vlmface.train import checks, sft
+from vlmface.train.clip.settings import Settings
+from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     sft.use_all_cores()
     with open_run(settings) as is_open:
         if is_open:
-            run.run("clip_finetune", settings)
+            clip.run("clip_finetune", settings)
     return 0
 
 

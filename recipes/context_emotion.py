@@ -16,16 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlmface import config, data, families, manifest
-from vlmface.clip import run
-from vlmface.clip.settings import ContextSettings
+from vlmface import data, families, manifest
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
+from vlmface.pipelines import clip, context_ablation
 from vlmface.prompts import Prompt
 from vlmface.run_dir import begin, open_run
-from vlmface.train import budget, checks, context, sft
+from vlmface.train import budget, checks, sft
+from vlmface.train.clip.settings import ContextSettings
+from vlmface.utils import config
 
 CONFIG, CLIP_CONFIG = "context_vlm_tiny", "clip_caer_tiny"
 
@@ -40,13 +41,13 @@ def main(argv: Sequence[str]) -> int:
 
 def vlm(argv: Sequence[str]) -> int:
     """A vision-language model that is asked a prompt about the pictures."""
-    settings = config.parse(context.Settings, argv, default=CONFIG, usage=__doc__ or "")
+    settings = config.parse(context_ablation.Settings, argv, default=CONFIG, usage=__doc__ or "")
     sft.check_processes(settings.num_processes)
     sft.check_machine(settings)
     sft.use_all_cores()
     if not settings.ablation:
         return train(settings)
-    return ablation(settings, context.arms(settings), train)
+    return ablation(settings, context_ablation.arms(settings), train)
 
 
 def clip_caer(argv: Sequence[str]) -> int:
@@ -57,13 +58,13 @@ def clip_caer(argv: Sequence[str]) -> int:
     sft.use_all_cores()
     if not settings.ablation:
         return train_clip(settings)
-    return ablation(settings, context.clip_arms(settings), train_clip)
+    return ablation(settings, context_ablation.clip_arms(settings), train_clip)
 
 
 def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]) -> int:
     """One model after the other, and a table of all."""
     folder = Path(settings.output_dir)
-    page = f"{context.ABLATION}.html"
+    page = f"{context_ablation.ABLATION}.html"
     with open_run(settings, last=page) as is_open:
         if not is_open:
             return 0
@@ -72,7 +73,7 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
             shown = ", ".join(view.show for view in crops.parse(arm.crop))
             print(f"--- {name}: {shown}", flush=True)
             train(arm)
-        print(context.table(context.conclude(folder)))
+        print(context_ablation.table(context_ablation.conclude(folder)))
         print(f"page: {folder / page}")
     return 0
 
@@ -82,11 +83,11 @@ def train_clip(settings: ContextSettings) -> int:
     settings.check()  # an arm of an ablation has other views
     with open_run(settings) as is_open:
         if is_open:
-            run.run("context_emotion", settings)
+            clip.run("context_emotion", settings)
     return 0
 
 
-def train(settings: context.Settings) -> int:
+def train(settings: context_ablation.Settings) -> int:
     """One model, evaluated before and after."""
     prompt = settings.load_prompt()
     with open_run(settings) as is_open:
@@ -95,7 +96,7 @@ def train(settings: context.Settings) -> int:
     return 0
 
 
-def train_vlm(settings: context.Settings, prompt: Prompt) -> None:
+def train_vlm(settings: context_ablation.Settings, prompt: Prompt) -> None:
     """What `train` does in the run's folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 

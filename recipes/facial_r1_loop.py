@@ -20,15 +20,16 @@ from typing import Any
 
 import yaml
 
-from vlmface import children, config, distributed, prompts
+from vlmface import prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.evaluate.answering import scored_prompts
 from vlmface.evaluate.benchmarks import load_benchmark
-from vlmface.files import atomic_write
-from vlmface.ranges import Checked, Count
 from vlmface.run_dir import begin, open_run
 from vlmface.train import grpo, sft
+from vlmface.utils import config, distributed, subprocesses
+from vlmface.utils.files import atomic_write
+from vlmface.utils.ranges import Checked, Count
 
 HERE = Path(__file__).resolve().parent
 
@@ -135,7 +136,7 @@ def stage(recipe: str, wanted: Mapping[str, Any], output: Path, launch: Sequence
     """Run, or go on with, a recipe in a process of its own. Raises UserError if it fails."""
     start = list(launch) or [sys.executable]
     print(f"--- {output}: {recipe}", flush=True)
-    code = children.run([*start, str(HERE / f"{recipe}.py"), *stage_words(wanted, output)])
+    code = subprocesses.run([*start, str(HERE / f"{recipe}.py"), *stage_words(wanted, output)])
     if code:
         raise UserError(
             f"{recipe} stopped with exit code {code} (its message is above): see to it, then the "

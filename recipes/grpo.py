@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vlmface import config, data, prompts
+from vlmface import data, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
 from vlmface.train import checks, grpo, rewards, sft
+from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:

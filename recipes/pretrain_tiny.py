@@ -30,16 +30,17 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import distributed, encode
-from vlmface.config import command, option
+from vlmface import encode
 from vlmface.families import llava, tiny
+from vlmface.label_spaces import SPACES
 from vlmface.prompts import load as load_prompt
-from vlmface.ranges import Count, Seed
 from vlmface.synth import dataset as synth
-from vlmface.synth import describe
+from vlmface.synth import face_descriptions
 from vlmface.synth.faces import Sample
 from vlmface.synth.geometry import PART_CLASSES, landmark_vertices, load_geometry
-from vlmface.taxonomy import SPACES
+from vlmface.utils import distributed
+from vlmface.utils.config import command, option
+from vlmface.utils.ranges import Count, Seed
 
 STAGES = ("teacher", "geometry", "language", "words")
 PATCH, SIZE = 12, 96  # pixels
@@ -258,7 +259,7 @@ def language_rows(
 
     rows = []
     for sample in samples:
-        question, answer = describe.question_and_answer(sample, rng)
+        question, answer = face_descriptions.question_and_answer(sample, rng)
         rows.append(row([{"type": "image"}, {"type": "text", "text": question}], answer))
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_tokens)
@@ -489,7 +490,9 @@ def main(argv: Sequence[str]) -> int:
     samples = [synth.draw(0, "pretrain", i) for i in tqdm(range(arguments.faces), "sampling")]
     rng = np.random.default_rng(arguments.seed)
     corpus = [
-        part for sample in samples[:8000] for part in describe.question_and_answer(sample, rng)
+        part
+        for sample in samples[:8000]
+        for part in face_descriptions.question_and_answer(sample, rng)
     ]
     # The prompts' own words, so that they are not spelt letter by letter.
     corpus += [str(load_prompt("face_cot").messages()[-1]["content"][-1]["text"])] * 3

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vlmface import config, data, families, manifest, prompts
+from vlmface import data, families, manifest, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
-from vlmface.train import budget, checks, sft, tasks, texts
+from vlmface.train import budget, checks, sft, task_sampling, text_only
+from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +44,7 @@ def train(settings: sft.Settings) -> None:
 
     # What is asked, of which model, about which faces.
     asked = [prompts.load(name) for name in settings.prompts]
-    tasks.check_balance(settings.balance, asked)
+    task_sampling.check_balance(settings.balance, asked)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     scored = answering.scored_prompts(benchmark, asked)
     if unscored := [prompt.id for prompt in asked if prompt not in scored]:
@@ -77,15 +78,17 @@ def train(settings: sft.Settings) -> None:
     shared = checks.shared_people(samples, settings.data_root, {"test": (faces, benchmark_root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, asked, **length)
-    chosen = tasks.choose(tasks.labels_of(samples, asked), settings.balance, settings.seed)
+    chosen = task_sampling.choose(
+        task_sampling.labels_of(samples, asked), settings.balance, settings.seed
+    )
     parts, left_out = [], Counter[str]()
     for prompt, index in zip(asked, chosen, strict=True):
         encoded, lost = sft.encode_rows(samples.select(index), processor, family, prompt, **length)
         parts.append(encoded)
         left_out.update({f"{prompt.id}: {reason}": n for reason, n in lost.items()})
-    rows = tasks.join(parts, chosen)
+    rows = task_sampling.join(parts, chosen)
     if settings.text_data:
-        rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
+        rows, lost = text_only.add(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vlmface import config, data, families, manifest, prompts
+from vlmface import data, families, manifest, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
-from vlmface.train import budget, checks, sft, texts
+from vlmface.train import budget, checks, sft, text_only
+from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,7 +71,7 @@ def train(settings: sft.Settings) -> None:
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
     if settings.text_data:
-        rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
+        rows, lost = text_only.add(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 

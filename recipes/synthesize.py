@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vlmface import config, distributed
-from vlmface.ranges import Checked, Count, Positive, PositiveShare, Seed, Share, Unused
-from vlmface.rationale import build, options
+from vlmface.rationale import build, cli
 from vlmface.train import checks, sft
+from vlmface.utils import config, distributed
+from vlmface.utils.ranges import Checked, Count, Positive, PositiveShare, Seed, Share, Unused
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     for name, here in (("output_dir", "output"), ("data_root", "root"), ("data_split", "split"),
                        ("data_options", "option")):  # fmt: skip
         same[here] = same.pop(name)
-    return options.tell(build.build(build.Settings(writer="model", **same)), settings.output_dir)
+    return cli.tell(build.build(build.Settings(writer="model", **same)), settings.output_dir)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmface.evaluate import metrics
-from vlmface.taxonomy import SPACES
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
 
 SPACE = SPACES["emotion8"]
 AUS = (1, 2, 4, 6, 12, 15, 26)  # 26 is annotated and never present

@@ -116,7 +116,7 @@ def install() -> None:
     """Let every trainer write its gradients down. Completions depend on the face alone, since which
     process draws them must not matter here, and their rewards on their letters: by the real ones a
     random model's completions are all worth the same."""
-    from vlmface.train import rollout
+    from vlmface.infer import sampling
     from vlmface.train.group_trainer import GroupTrainer
     from vlmface.train.rewards import Judge
 
@@ -138,7 +138,7 @@ def install() -> None:
                 drawn.append(one)
             names = ("ids", "log_probs", "complete")
             found.append(
-                rollout.Rollout(*([x for one in drawn for x in getattr(one, n)] for n in names))
+                sampling.Rollout(*([x for one in drawn for x in getattr(one, n)] for n in names))
             )
         return found
 

@@ -12,13 +12,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface import answers, au_mentions, facs, taxonomy
+from vlmface import answers, facs, label_spaces
+from vlmface.answers import au_mentions
 from vlmface.errors import UserError
 from vlmface.rationale import rules
 
 CASES = yaml.safe_load((Path(__file__).parent / "answers_cases.yaml").read_text(encoding="utf-8"))
 KINDS = yaml.safe_load((Path(__file__).parent / "answers_by_kind.yaml").read_text(encoding="utf-8"))
-SPACE = taxonomy.SPACES["emotion8"]
+SPACE = label_spaces.SPACES["emotion8"]
 forms = st.sampled_from(answers.FORMS)
 labels = st.sampled_from(SPACE.labels)
 aus = st.sets(st.sampled_from(facs.AU_NUMBERS), min_size=1)
@@ -33,7 +34,7 @@ messy = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["text"])[:60])
 def test_case(case: dict) -> None:
-    space = taxonomy.SPACES[case.get("space", "emotion8")]
+    space = label_spaces.SPACES[case.get("space", "emotion8")]
     answer = answers.parse(case["text"], space, case.get("form", "think_answer"))
     found = {"status": answer.status, "label": answer.label}
     found |= {"aus": list(answer.aus), "negated": list(answer.negated_aus)}
@@ -162,8 +163,8 @@ def test_several_labels_are_ambiguous(several: list[str], separator: str) -> Non
         assert answers.parse(text_in_form, SPACE, "think_answer").status == "ambiguous"
 
 
-several = st.lists(st.sampled_from(taxonomy.EMOTIC), min_size=1, unique=True)
-EMOTIC = taxonomy.SPACES["emotic26"]
+several = st.lists(st.sampled_from(label_spaces.EMOTIC), min_size=1, unique=True)
+EMOTIC = label_spaces.SPACES["emotic26"]
 
 
 @given(several, st.sampled_from(answers.SEVERAL))
@@ -197,7 +198,7 @@ def test_one_word_that_is_no_label_and_nothing_of_the_list_counts(
     assert (answer.labels, answer.status) == ((), "ambiguous")
 
 
-@given(st.lists(st.sampled_from(taxonomy.EMOTIC), min_size=2, max_size=4, unique=True))
+@given(st.lists(st.sampled_from(label_spaces.EMOTIC), min_size=2, max_size=4, unique=True))
 def test_alternatives_are_no_list(labels: list[str]) -> None:
     for divider in (" or ", "/", " ", " nor ", " rather than "):
         answer = answers.parse(divider.join(labels), EMOTIC, "labels")
@@ -299,7 +300,7 @@ def test_answers_are_frozen() -> None:
 @pytest.mark.parametrize("form", answers.FORMS)
 @given(st.data())
 def test_what_a_server_is_held_to_is_strict(form: str, data: st.DataObject) -> None:
-    space = taxonomy.space("emotion8")
+    space = label_spaces.space("emotion8")
     text = data.draw(st.from_regex(answers.pattern(space, form), fullmatch=True))
     answer = answers.parse(text, space, form)
     assert answer.status == "strict" and set(answer.labels) <= set(space.labels)

@@ -20,7 +20,7 @@ from miniatures import face, fea20k
 from miniatures.records import write_lines
 from samples import ROOT, samples
 
-from vlmface import data, facs, prompts, taxonomy
+from vlmface import data, facs, label_spaces, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
@@ -104,7 +104,7 @@ def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
     return [
         Prompt(f"asks_{space.id}", 1, "labels" if space.several else form, space.id,
                "{candidates}?", "test")
-        for space in benchmark.spaces or [taxonomy.space("emotion8")]
+        for space in benchmark.spaces or [label_spaces.space("emotion8")]
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from samples import ROOT
 
-from vlmface import children
+from vlmface.utils import subprocesses
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -55,7 +55,7 @@ def test_results_are_those_of_joblib() -> None:
     from joblib import Parallel, delayed
 
     for jobs in (1, 2):
-        parallel = Parallel(jobs, **children.joblib_arguments())
+        parallel = Parallel(jobs, **subprocesses.joblib_arguments())
         assert parallel(delayed(abs)(-i) for i in range(5)) == list(range(5))
 
 
@@ -92,7 +92,7 @@ def test_a_stage_ends_with_the_loop(end: signal.Signals, code: int) -> None:
 
 
 def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(subprocesses, "_PATIENCE_S", 0.5)
     caught: list[int] = []
 
     def interrupt(*_: object) -> None:
@@ -104,7 +104,7 @@ def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            children.run([sys.executable, "-c", STUBBORN])
+            subprocesses.run([sys.executable, "-c", STUBBORN])
     finally:
         signal.signal(signal.SIGALRM, before)
     assert caught and time.monotonic() - started < 30
@@ -112,6 +112,6 @@ def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_exit_code_is_the_childs(tmp_path: Path) -> None:
-    assert children.run([sys.executable, "-c", "raise SystemExit(7)"]) == 7
-    assert children.run([sys.executable, "-c", ""]) == 0
+    assert subprocesses.run([sys.executable, "-c", "raise SystemExit(7)"]) == 7
+    assert subprocesses.run([sys.executable, "-c", ""]) == 0
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -12,12 +12,12 @@ from miniatures import raer
 from samples import load_script
 
 from vlmface import manifest
-from vlmface.clip.select import LOG
 from vlmface.data import crops
 from vlmface.encode import open_shown
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.infer.clip import ClipModel
+from vlmface.train.clip.model_selection import LOG
 
 pytestmark = pytest.mark.filterwarnings("ignore:no face boxed", "ignore:no person boxed")
 

@@ -16,14 +16,14 @@ from samples import load_script
 from vlmface import data, manifest
 from vlmface.cli import main as vlmface
 from vlmface.clip import model, texts
-from vlmface.clip import run as clip_run
-from vlmface.clip.contrast import logistic
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate.run import main as evaluate
-from vlmface.infer import models
+from vlmface.infer import loading
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.infer.predictor import Predictor
+from vlmface.pipelines import clip as clip_run
+from vlmface.train.clip.contrastive import logistic
 
 Finetune = Callable[..., Path]
 
@@ -106,7 +106,7 @@ def test_cached_features_are_uncached_ones(
 ) -> None:
     words = {"image": "frozen", "text": "frozen", "head": "linear", "augment": "none"}
     cached = finetune(tmp_path / "cached", **words)
-    from vlmface.clip import train as clip_train
+    from vlmface.train.clip import trainer as clip_train
 
     # Half of nothing is mirrored: the tower is asked anew at each step, for the same pictures.
     monkeypatch.setattr(clip_train.augment, "apply", lambda squares, kind: squares)
@@ -221,7 +221,7 @@ def test_every_way_of_training_comes_back(
     run_dir = finetune(tmp_path / "run", **{"n_eval": 8, "epochs": 1, **changes})
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     rows = data.load("synth", split="test", n=8)
-    again = models.load(run_dir).predict(list(rows["image"]), cut_out=True)
+    again = loading.load(run_dir).predict(list(rows["image"]), cut_out=True)
     assert [one.answer.label for one in again] == [line["label"] for line in lines]
     if "affect" in changes:
         assert all(-1 <= line["affect"]["valence"] <= 1 for line in lines)

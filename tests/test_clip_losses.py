@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
 
-from vlmface.clip import augment, losses
+from vlmface.train.clip import augment, losses
 
 
 def _features(n: int, seed: int) -> torch.Tensor:

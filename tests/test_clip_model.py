@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from samples import rows as face_rows
 
-from vlmface import facs, taxonomy
-from vlmface.clip import captions, model, texts, tiny
+from vlmface import facs, label_spaces
+from vlmface.clip import model, texts, tiny_clip
 from vlmface.errors import UserError
 from vlmface.schema import AULabel, FaceSample
+from vlmface.train.clip import captions
 
 # In the shape of SigLIP: a text tower of its own that sees the whole text at once.
 SIGLIP = {
@@ -32,7 +33,7 @@ SIGLIP = {
 
 @pytest.fixture(scope="module")
 def clip() -> model.Clip:
-    return tiny.build(0)
+    return tiny_clip.build(0)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_the_tower_is_that_of_vlmface_tiny(clip: model.Clip) -> None:
 @pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
 @pytest.mark.parametrize("size", [(96, 96), (200, 90), (40, 130)])
 def test_squares_and_pixels_are_open_clips_transform(mode: str, size: tuple[int, int]) -> None:
-    clip = tiny.build(0)
+    clip = tiny_clip.build(0)
     config = clip.config | {"preprocess_cfg": clip.config["preprocess_cfg"] | {"resize_mode": mode}}
     clip = model.Clip(clip.model, clip.tokenizer, config, "x")
     whole = open_clip.transform.image_transform_v2(
@@ -206,7 +207,7 @@ def test_captions_say_what_is_asked_for() -> None:
     one = captions.write(_sample(), ["attributes", "aus"], 0)
     assert one and "young woman" in one and "asian" in one and "black hair, bob" in one
     assert facs.AUS[4].cue in one and facs.AUS[23].cue in one and facs.AUS[12].cue not in one
-    assert not any(word in one.lower() for word in (*taxonomy.EMOTIONS, "angry"))
+    assert not any(word in one.lower() for word in (*label_spaces.EMOTIONS, "angry"))
     assert captions.write(_sample(), ["attributes", "aus"], 0) == one
     several = {captions.write(_sample(), ["attributes", "aus"], seed) for seed in range(8)}
     assert len(several) > 3

@@ -10,12 +10,12 @@ import pytest
 import torch
 from clip_rows import picture, rows_of
 
-from vlmface.clip import texts, tiny, trained
+from vlmface.clip import checkpoint, texts, tiny_clip
 from vlmface.clip.classifier import Classifier
-from vlmface.clip.select import BEST, LOG, Held, uar_of
-from vlmface.clip.settings import Settings
-from vlmface.clip.train import train
 from vlmface.errors import UserError
+from vlmface.train.clip.model_selection import BEST, LOG, Held, uar_of
+from vlmface.train.clip.settings import Settings
+from vlmface.train.clip.trainer import train
 from vlmface.train.sft import read_log
 
 LABELS = ("anger", "fear", "happiness", "sadness")
@@ -49,7 +49,7 @@ def chosen(folder, **changes) -> Settings:
 
 def trained_run(settings, rows, held=None):
     torch.manual_seed(0)
-    model = Classifier(tiny.build(), texts.load("clip_emotion"), settings.shape(1))
+    model = Classifier(tiny_clip.build(), texts.load("clip_emotion"), settings.shape(1))
     found = train(model, rows, settings, held)
     return model, found
 
@@ -65,12 +65,12 @@ def whole(tmp_path_factory, rows):
     checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmface.clip.train.KEPT", None)
+        patch.setattr("vlmface.train.clip.trainer.KEPT", None)
         return folder, *trained_run(chosen(folder), *rows)
 
 
 def equal(one, other) -> bool:
-    one, other = trained.state(one), trained.state(other)
+    one, other = checkpoint.state(one), checkpoint.state(other)
     return all(torch.equal(one[name], other[name]) for name in one)
 
 

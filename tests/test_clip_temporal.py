@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from vlmface import config
-from vlmface.clip import texts, tiny
+from vlmface.clip import texts, tiny_clip
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.clip.model import Clip
-from vlmface.clip.settings import ContextSettings, Settings
 from vlmface.clip.temporal import Fusion, OverTime, Temporal
-from vlmface.clip.train import ClipTrainer, parameter_groups, part_of
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.train.clip.settings import ContextSettings, Settings
+from vlmface.train.clip.trainer import ClipTrainer, parameter_groups, part_of
+from vlmface.utils import config
 
 # --- the published forward pass, from its description --------------------------------------------
 
@@ -176,7 +176,7 @@ def test_temporal_transformer_knows_order_and_every_frame():
 
 
 def test_mean_of_a_still_clip_is_its_frame():
-    clip = tiny.build()
+    clip = tiny_clip.build()
     still = torch.randint(0, 256, (2, 1, 3, clip.side, clip.side), dtype=torch.uint8)
     asked = texts.load("clip_emotion")
     one = Classifier(clip, asked, Shape()).eval()
@@ -204,12 +204,12 @@ def test_fusion_starts_as_the_mean():
 
 def test_frames_without_a_way_to_join_them_are_refused():
     with pytest.raises(UserError, match=r"frames is 16, but time is none"):
-        Classifier(tiny.build(), texts.load("clip_emotion"), Shape(frames=16))
+        Classifier(tiny_clip.build(), texts.load("clip_emotion"), Shape(frames=16))
 
 
 def test_contexts_of_one_text_start_at_random_and_shared_ones_from_words():
     asked = texts.load("clip_raer")
-    clip = tiny.build()
+    clip = tiny_clip.build()
     own = Classifier(clip, asked, Shape(text="prompts", class_specific=True)).contexts.vectors
     assert own.shape == (5, 8, 64)
     assert not torch.allclose(own[0], own[1])
@@ -222,7 +222,7 @@ def test_contexts_of_one_text_start_at_random_and_shared_ones_from_words():
 
 def test_features_of_scale_do_not_change_mean_or_single():
     """Only a temporal transformer sees how long the tower's features are."""
-    clip = tiny.build()
+    clip = tiny_clip.build()
     asked = texts.load("clip_emotion")
     features = torch.randn(2, 4, clip.width)
     for shape in (
@@ -237,7 +237,7 @@ def test_features_of_scale_do_not_change_mean_or_single():
 
 
 def test_normalised_and_raw_features_are_one_direction():
-    clip = tiny.build()
+    clip = tiny_clip.build()
     squares = torch.randint(0, 256, (2, 3, clip.side, clip.side), dtype=torch.uint8)
     raw = clip.image_features(squares, normalize=False)
     torch.testing.assert_close(F.normalize(raw, dim=-1), clip.image_features(squares))

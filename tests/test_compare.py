@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.evaluate import compare, metrics
+from vlmface.evaluate import compare
+from vlmface.metrics import metrics
 
 
 def run_folder(folder: Path, skill: float, seed: int, n: int = 120, **settings: Any) -> Path:

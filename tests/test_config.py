@@ -9,12 +9,13 @@ from typing import Literal
 import pytest
 from samples import ROOT, load_script
 
-from vlmface import config
-from vlmface.clip import contrast
-from vlmface.clip import settings as clip_settings
 from vlmface.errors import UserError
-from vlmface.train import context, grpo
+from vlmface.pipelines import context_ablation
+from vlmface.train import grpo
+from vlmface.train.clip import contrastive
+from vlmface.train.clip import settings as clip_settings
 from vlmface.train.sft import AttributeSettings, Settings
+from vlmface.utils import config
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ RECIPES: dict[str, type] = {
     "sft_cot": Settings,
     "sft_attributes": AttributeSettings,
     "grpo": grpo.Settings,
-    "context_vlm": context.Settings,
+    "context_vlm": context_ablation.Settings,
     "clip_caer": clip_settings.ContextSettings,
-    "clip_captions": contrast.Settings,
+    "clip_captions": contrastive.Settings,
     "clip_dfer": clip_settings.Settings,
     "clip_finecliper": clip_settings.Settings,
     "clip_finetune": clip_settings.Settings,

@@ -19,9 +19,9 @@ from vlmface import encode, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
-from vlmface.evaluate.shares import in_brackets
 from vlmface.infer import Predictor
 from vlmface.infer.local import LocalModel
+from vlmface.metrics.shares import in_brackets
 
 Recipe = Callable[..., int]
 VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: boxed}]"

@@ -7,7 +7,7 @@ import pytest
 from miniatures import affectnet, text
 
 from vlmface import data
-from vlmface.data.sets import affectnet as adapter
+from vlmface.data.adapters import affectnet as adapter
 from vlmface.errors import UserError
 
 WORDS = [

@@ -6,7 +6,7 @@ import pytest
 from miniatures import bp4d, text
 
 from vlmface import data
-from vlmface.data.sets import bp4d as adapter
+from vlmface.data.adapters import bp4d as adapter
 from vlmface.errors import UserError
 
 T = bp4d.ARGUMENTS

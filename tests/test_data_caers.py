@@ -6,7 +6,7 @@ import pytest
 from miniatures import caers, text
 
 from vlmface import data
-from vlmface.data.sets import caers as adapter
+from vlmface.data.adapters import caers as adapter
 from vlmface.errors import UserError
 
 WORDS = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]

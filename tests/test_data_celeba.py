@@ -8,7 +8,7 @@ import pytest
 from miniatures import celeba, text
 
 from vlmface import data
-from vlmface.data.sets import celeba as adapter
+from vlmface.data.adapters import celeba as adapter
 from vlmface.errors import UserError
 
 

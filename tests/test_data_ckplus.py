@@ -8,7 +8,7 @@ import pytest
 from miniatures import ckplus, text
 
 from vlmface import data
-from vlmface.data.sets import ckplus as adapter
+from vlmface.data.adapters import ckplus as adapter
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 

@@ -7,7 +7,7 @@ import pytest
 from miniatures import disfa, face, text
 
 from vlmface import data
-from vlmface.data.sets import disfa as adapter
+from vlmface.data.adapters import disfa as adapter
 from vlmface.errors import UserError
 
 

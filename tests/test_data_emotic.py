@@ -7,8 +7,8 @@ import json
 import pytest
 from miniatures import emotic
 
-from vlmface import data, taxonomy
-from vlmface.data.sets import emotic as adapter
+from vlmface import data, label_spaces
+from vlmface.data.adapters import emotic as adapter
 from vlmface.errors import UserError
 
 
@@ -67,7 +67,7 @@ def test_labels_beyond_the_scale_are_counted(tmp_path):
 
 
 def test_the_26_categories():
-    space = taxonomy.SPACES["emotic26"]
+    space = label_spaces.SPACES["emotic26"]
     assert len(space.labels) == 26 and space.field == "context"
     assert space.canonical("doubt / confusion") == "Doubt/Confusion"
 

@@ -6,7 +6,7 @@ import pytest
 from miniatures import emotionet, text
 
 from vlmface import data
-from vlmface.data.sets import emotionet as adapter
+from vlmface.data.adapters import emotionet as adapter
 from vlmface.errors import UserError
 
 

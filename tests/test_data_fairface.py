@@ -7,7 +7,7 @@ import json
 import pytest
 from miniatures import fairface, text
 
-from vlmface import data, taxonomy
+from vlmface import data, label_spaces
 from vlmface.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_every_label(tmp_path):
             assert row["gender"] == gender.lower()
             assert json.loads(row["meta"]) == {"service_test": service == "True"}
             assert row["age"] is None
-    assert set(data.load("fairface", tmp_path)["race"]) == set(taxonomy.SPACES["race7"].labels)
+    assert set(data.load("fairface", tmp_path)["race"]) == set(label_spaces.SPACES["race7"].labels)
 
 
 def test_margins(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from miniatures import fer2013, text
 
 from vlmface import data
-from vlmface.data.sets import fer2013 as adapter
+from vlmface.data.adapters import fer2013 as adapter
 from vlmface.errors import UserError
 
 TRAIN = [

@@ -9,7 +9,7 @@ import pytest
 from miniatures import ferplus, text
 
 from vlmface import data
-from vlmface.data.sets import ferplus as adapter
+from vlmface.data.adapters import ferplus as adapter
 from vlmface.errors import UserError
 
 

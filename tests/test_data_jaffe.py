@@ -6,7 +6,7 @@ import pytest
 from miniatures import face, jaffe
 
 from vlmface import data
-from vlmface.data.sets import jaffe as adapter
+from vlmface.data.adapters import jaffe as adapter
 from vlmface.errors import UserError
 
 WORDS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from miniatures import mafw
 
-from vlmface import data, taxonomy
+from vlmface import data, label_spaces
 from vlmface.errors import UserError
 
 EMOTIONS = [*mafw.WORDS[:8], None, None, None]
@@ -17,7 +17,7 @@ def test_words(tmp_path):
     assert rows["id"][0] == "mafw-00001"
     assert rows["emotion"] == EMOTIONS
     assert rows["context"] == [[word] for word in mafw.WORDS]
-    assert set(mafw.WORDS) == set(taxonomy.space("mafw11").labels)
+    assert set(mafw.WORDS) == set(label_spaces.space("mafw11").labels)
     assert len(rows[0]["frames"]) == 4
     test = data.load("mafw", tmp_path, "test", frames=2)
     assert test["emotion"] == [None, "happiness"]

@@ -8,7 +8,7 @@ import pytest
 from miniatures import rafau, text
 
 from vlmface import data
-from vlmface.data.sets import rafau as adapter
+from vlmface.data.adapters import rafau as adapter
 from vlmface.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 from miniatures import face, sfew, text
 
 from vlmface import data
-from vlmface.data.sets import sfew as adapter
+from vlmface.data.adapters import sfew as adapter
 from vlmface.errors import UserError
 
 WORDS = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]

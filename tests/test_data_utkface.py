@@ -6,7 +6,7 @@ import pytest
 from miniatures import face, utkface
 
 from vlmface import data
-from vlmface.data.sets import utkface as adapter
+from vlmface.data.adapters import utkface as adapter
 from vlmface.errors import UserError
 
 EXPECTED = {

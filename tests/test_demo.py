@@ -29,13 +29,23 @@ from samples import ROOT
 from vlmface import facs, prompts
 from vlmface.clip import texts
 from vlmface.data import crops
-from vlmface.demo import batch, clips, command, door, playground, regions, samples, views, voices
-from vlmface.demo.faces import Face
+from vlmface.demo import (
+    batch,
+    clips,
+    command,
+    example_media,
+    face_regions,
+    model_choices,
+    playground,
+    security_middleware,
+    views,
+)
+from vlmface.demo.face_detection import Face
 from vlmface.errors import UserError
 from vlmface.infer import Predictor
+from vlmface.infer.face_report import FaceReport
 from vlmface.infer.local import Prediction
 from vlmface.infer.predictor import NOT_ASKED
-from vlmface.infer.report import FaceReport
 from vlmface.synth import clips as synth_clips
 from vlmface.synth import dataset
 from vlmface.synth.render import render
@@ -147,9 +157,9 @@ def test_without_a_face_it_is_said_what_was_judged(
     made = SimpleNamespace(views=parsed, frames=1, faces_note=None)
     face_found = None if shows == ("scene",) else False
     report = replace(chosen(likely("fear")), face_found=face_found, views=parsed)
-    notes = voices.no_face(made, report)
+    notes = model_choices.no_face(made, report)
     assert [said in note for note in notes] == [True] if said else notes == []
-    assert (voices.shown(made) is None) is (len(shows) < 2)
+    assert (model_choices.shown(made) is None) is (len(shows) < 2)
 
 
 # --- videos ---------------------------------------------------------------------------------------
@@ -159,7 +169,7 @@ def test_without_a_face_it_is_said_what_was_judged(
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The rendered clip that the demo offers: a grimace, and at the end a smile."""
     pytest.importorskip("av")
-    path, icon = samples.write_clip(tmp_path_factory.mktemp("example"))
+    path, icon = example_media.write_clip(tmp_path_factory.mktemp("example"))
     assert path.stat().st_size < 200_000 and icon.is_file()
     return path
 
@@ -174,7 +184,7 @@ class Nobody:
 
 
 def test_a_video_becomes_frames_with_the_largest_face_of_each(example: Path) -> None:
-    finder = pytest.importorskip("vlmface.demo.faces").Finder()
+    finder = pytest.importorskip("vlmface.demo.face_detection").Finder()
     if finder.missing:
         pytest.skip(finder.missing)
     clip = clips.read(example, 16, finder)
@@ -182,7 +192,7 @@ def test_a_video_becomes_frames_with_the_largest_face_of_each(example: Path) -> 
     assert len(clip.frames) == 16 and clip.without == [] and not clip.crowded
     assert clips.middle(clip) == 8
     # The frames that were rendered: the grimace, the face at rest, the smile.
-    drawn = synth_clips.faces(synth_clips.draw(0, "test", samples._CLIP, 16))
+    drawn = synth_clips.faces(synth_clips.draw(0, "test", example_media._CLIP, 16))
     pictures = {i: np.asarray(render(drawn[i], 256).image, int) for i in (2, 8, 13)}
     for i in pictures:
         seen = np.asarray(clip.frames[i], int)
@@ -290,10 +300,10 @@ def test_a_timeline_has_a_row_for_each_label_and_a_column_for_each_frame() -> No
 
 
 def test_regions_lie_on_the_face_from_top_to_bottom() -> None:
-    finder = pytest.importorskip("vlmface.demo.faces").Finder()
+    finder = pytest.importorskip("vlmface.demo.face_detection").Finder()
     if finder.missing:
         pytest.skip(finder.missing)
-    image = samples.side_by_side([head(0), head(4)])
+    image = example_media.side_by_side([head(0), head(4)])
     faces = finder.find(image)
     finder.close()
     assert [face.box[0] > 256 for face in faces] == [False, True]  # from left to right
@@ -312,7 +322,7 @@ def test_regions_lie_on_the_face_from_top_to_bottom() -> None:
 
 
 def test_an_outline_becomes_a_closed_path() -> None:
-    assert regions.path([(0, 0), (2, 0), (2, 2)]) == (
+    assert face_regions.path([(0, 0), (2, 0), (2, 2)]) == (
         "M1.0 1.0 Q0.0 0.0 1.0 0.0 Q2.0 0.0 2.0 1.0 Q2.0 2.0 1.0 1.0 Z"
     )
 
@@ -480,7 +490,7 @@ def test_only_the_page_and_its_events_are_open(path: str, is_open: bool) -> None
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"in"})
 
-    answer = testclient.TestClient(door.Door(inside, "/tmp/up")).get(path)
+    answer = testclient.TestClient(security_middleware.Door(inside, "/tmp/up")).get(path)
     assert answer.status_code == (200 if is_open else 404)
     assert "default-src 'self'" in answer.headers["content-security-policy"]
 
@@ -499,7 +509,7 @@ def test_events_name_uploads_alone(path: Any, status: int) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"in"})
 
-    client = testclient.TestClient(door.Door(inside, "/tmp/up"))
+    client = testclient.TestClient(security_middleware.Door(inside, "/tmp/up"))
     event = {"data": [[{"path": path}], "/etc/passwd"], "fn_index": 0}
     assert client.post("/gradio_api/queue/join", json=event).status_code == status
     for content in (b"no json", b"[" * 10**5, b" " * (2**20 + 1) + b"{}"):
@@ -820,7 +830,7 @@ def test_a_face_that_the_model_knows(visitor: Visitor) -> None:
 
 @pytest.mark.slow
 def test_of_three_faces_one_is_chosen_by_mouse_and_by_keyboard(visitor: Visitor) -> None:
-    scene = samples.side_by_side([head(i) for i in (0, 4, 8)])
+    scene = example_media.side_by_side([head(i) for i in (0, 4, 8)])
     visitor.upload(("three.png", png(scene)))
     visitor.answer()
     frames = visitor.panel.locator(".vf-face")

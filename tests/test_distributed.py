@@ -291,7 +291,7 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
 
 @pytest.mark.slow
 def test_two_launches_in_one_folder(launch: Launch, tmp_path: Path) -> None:
-    from vlmface import lock
+    from vlmface.utils import lock
 
     with lock.hold(tmp_path / "run"):
         refused = launch("ddp", tmp_path / "run", *FULL)

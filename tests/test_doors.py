@@ -26,12 +26,12 @@ from vlmface import data, manifest
 from vlmface.cli import main
 from vlmface.data import crops, detect
 from vlmface.demo import batch, tabs, views
-from vlmface.demo.faces import Finder
+from vlmface.demo.face_detection import Finder
 from vlmface.errors import UserError
-from vlmface.gateway.app import create_app
-from vlmface.gateway.settings import Settings
 from vlmface.infer import FaceReport, Predictor
 from vlmface.infer.face_views import PORTRAIT, Viewpoint
+from vlmface.serving.gateway.app import create_app
+from vlmface.serving.gateway.settings import Settings
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 

@@ -15,10 +15,11 @@ import pytest
 from launches import environment, launcher
 from samples import ROOT, load_script
 
-from vlmface import cli, distributed
-from vlmface.clip import needs_time
+from vlmface import cli
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, run, sweep
+from vlmface.pipelines import temporal_ablation
+from vlmface.utils import distributed
 
 # --- what works in one process --------------------------------------------------------------------
 
@@ -27,7 +28,7 @@ COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {
     "eval/sweep.py": lambda: sweep.main,
     "eval/faithfulness.py": lambda: faithfulness.main,
     "eval/robustness.py": lambda: robustness.main,
-    "eval/clips.py": lambda: needs_time.main,
+    "eval/clips.py": lambda: temporal_ablation.main,
     **{
         name: lambda name=name: load_script(name).main  # type: ignore[misc]
         for name in ("eval/baseline_cnn.py", "recipes/synthesize.py",

@@ -32,18 +32,18 @@ from samples import picture
 from schemathesis import GenerationMode
 
 from vlmface.errors import UserError
-from vlmface.gateway import command
-from vlmface.gateway.analysis import _outward
-from vlmface.gateway.app import create_app
-from vlmface.gateway.command import Draining
-from vlmface.gateway.limits import Keys, Load, Rate, client_of
-from vlmface.gateway.refusals import Refusal
-from vlmface.gateway.settings import Settings, keys_of
-from vlmface.hosts import Hosts
 from vlmface.infer.batcher import BusyError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_views import FaceView, Viewpoint
 from vlmface.infer.predictor import Predictor
+from vlmface.serving.gateway import command
+from vlmface.serving.gateway.app import create_app
+from vlmface.serving.gateway.command import Draining
+from vlmface.serving.gateway.http_errors import Refusal
+from vlmface.serving.gateway.inference import _outward
+from vlmface.serving.gateway.limits import Keys, Load, Rate, client_of
+from vlmface.serving.gateway.settings import Settings, keys_of
+from vlmface.utils.hosts import Hosts
 
 KEY = "a-key-of-enough-characters"
 
@@ -528,7 +528,7 @@ def test_an_address_that_a_client_makes_up_is_not_believed(predictor: Predictor)
 def test_connections_without_a_request_are_closed(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmface.gateway import command
+    from vlmface.serving.gateway import command
 
     monkeypatch.setattr(command, "PATIENCE_S", 0.3)
     with Live(predictor, max_mb=0.001) as live:

@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import load_file
 from samples import ROOT, load_script, rows
 
-from vlmface import inspect_rows, manifest, plan, prompts
+from vlmface import manifest, prompts
 from vlmface.evaluate import answering
 from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
+from vlmface.tools import estimate_memory, inspect_rows
 from vlmface.train import sft
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
@@ -135,10 +136,12 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
         "sft_cot_tiny",
         words(n_train=256, batch_size=128, epochs=1, output_dir=tmp_path, cache_features="false"),
     )
-    base = plan.base_config(settings.base)
-    processor = plan.processor_of(settings)
-    seen = plan.rows_of(settings, llava, base, processor)
-    (planned,) = plan.estimate(settings, llava, base, seen, gpu=True, processes=1).training.values()
+    base = estimate_memory.base_config(settings.base)
+    processor = estimate_memory.processor_of(settings)
+    seen = estimate_memory.rows_of(settings, llava, base, processor)
+    (planned,) = estimate_memory.estimate(
+        settings, llava, base, seen, gpu=True, processes=1
+    ).training.values()
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()

@@ -11,7 +11,7 @@ from fake_run import SPACE, random_rows, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface.evaluate import groups, metrics
+from vlmface.metrics import groups, metrics
 
 LABELS = SPACE.labels
 

@@ -18,11 +18,12 @@ import pytest
 import torch
 from samples import load_script, rows
 
-from vlmface import config, prompts
+from vlmface import prompts
 from vlmface.cli import main as vlmface
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.train import grpo, rewards, watch
+from vlmface.train import completion_log, grpo, rewards
+from vlmface.utils import config
 
 ROOT = Path(__file__).parent.parent
 TRAIN = {  # faces of other people: of those it knows by heart it says the same each time
@@ -239,16 +240,16 @@ def test_where_it_may_start(memorised: Path, base: Path) -> None:
 def test_errors_stop_the_run_and_the_checkpoint_remains(
     recipe: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmface.train import rollout
+    from vlmface.infer import sampling
 
-    original = rollout.score
+    original = sampling.score
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         found, entropy = original(*args, **kwargs)
         return found + broken.by, entropy  # type: ignore[attr-defined]
 
     with monkeypatch.context() as patch:
-        patch.setattr(rollout, "score", broken)
+        patch.setattr(sampling, "score", broken)
         broken.by = 1.0  # type: ignore[attr-defined]
         with pytest.raises(UserError, match=r"differ from the rollout's by 1\.0\d+ a token"):
             recipe(tmp_path / "drift")
@@ -311,16 +312,19 @@ GOOD = {"reward": 1.0, "rewards/emotion/mean": 0.5, "completions/mean_length": 6
     ],
 )
 def test_alarms(change: dict[str, float], message: str) -> None:
-    assert watch.alarms(lines_of(GOOD, GOOD)) == []
-    assert watch.alarms(lines_of(GOOD, GOOD | {"reward": 2.0, "rewards/emotion/mean": 0.7})) == []
-    (found,) = watch.alarms(lines_of(GOOD, GOOD | change))
+    assert completion_log.alarms(lines_of(GOOD, GOOD)) == []
+    assert (
+        completion_log.alarms(lines_of(GOOD, GOOD | {"reward": 2.0, "rewards/emotion/mean": 0.7}))
+        == []
+    )
+    (found,) = completion_log.alarms(lines_of(GOOD, GOOD | change))
     assert message in found
-    assert watch.alarms(lines_of(GOOD, GOOD | change, n=5)) == []  # too early to tell
+    assert completion_log.alarms(lines_of(GOOD, GOOD | change, n=5)) == []  # too early to tell
 
 
 def test_an_alarm_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
-    seen = watch.Watcher(tmp_path, None, 10)
+    seen = completion_log.Watcher(tmp_path, None, 10)
     state = SimpleNamespace(is_world_process_zero=True, global_step=24)
     for share in (0.9, 0.95):  # the figure changes, the alarm does not
         lines = lines_of(GOOD, GOOD | {"most_said": share})

@@ -20,9 +20,9 @@ from hostile import chunk, encoded, png
 from PIL import Image
 from samples import picture
 
-from vlmface import image_headers, isolated
 from vlmface.errors import UserError
-from vlmface.images import open_image, size_of
+from vlmface.utils import image_headers, isolated
+from vlmface.utils.images import open_image, size_of
 
 LIMIT = 24_000_000
 FACE = encoded(picture(1, (64, 48)), "JPEG")
@@ -177,8 +177,8 @@ def test_time_and_memory_of_a_worker_are_limited(monkeypatch: pytest.MonkeyPatch
     """Without the checks of headers: what they do not know is stopped here."""
     monkeypatch.setattr(image_headers, "check", lambda *_: None)
     code = (
-        "import signal, vlmface.image_headers as h; h.check = lambda *_: None\n"
-        "from vlmface.isolated import serve; serve({})"
+        "import signal, vlmface.utils.image_headers as h; h.check = lambda *_: None\n"
+        "from vlmface.utils.isolated import serve; serve({})"
     )
     real = subprocess.Popen
 
@@ -208,7 +208,8 @@ def test_time_and_memory_of_a_worker_are_limited(monkeypatch: pytest.MonkeyPatch
 
 def test_workers_end_with_their_parent() -> None:
     code = (
-        "import sys, time\nfrom vlmface import isolated\nfrom vlmface.images import open_image\n"
+        "import sys, time\nfrom vlmface.utils import isolated\n"
+        "from vlmface.utils.images import open_image\n"
         "open_image(bytes.fromhex(sys.argv[1]), max_pixels=10**6)\n"
         "print(next(iter(isolated._workers)).pid, flush=True)\ntime.sleep(60)"
     )

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from vlmface.demo import uploads
-from vlmface.demo.door import Door
+from vlmface.demo.security_middleware import Door
 from vlmface.demo.uploads import Uploads
 from vlmface.errors import UserError
-from vlmface.hosts import Hosts
-from vlmface.terminal import json_line, one_line, printable
+from vlmface.utils.hosts import Hosts
+from vlmface.utils.terminal import json_line, one_line, printable
 
 
 def headers(**values: str) -> list[tuple[bytes, bytes]]:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from samples import rows
 
-from vlmface import inspect_rows, plan, prompts
+from vlmface import prompts
 from vlmface.cli import main
 from vlmface.families import llava
+from vlmface.tools import estimate_memory, inspect_rows
 from vlmface.train import sft
 
 
@@ -95,8 +96,10 @@ def test_reasons_are_counted(processor: Any) -> None:
 def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
     content = json.loads((run_dir / "settings.json").read_text())
     settings = sft.Settings(**content)
-    model = plan.build(plan.base_config(settings.base), llava, settings, torch.float32)
-    found = plan.parameters(model, llava)
+    model = estimate_memory.build(
+        estimate_memory.base_config(settings.base), llava, settings, torch.float32
+    )
+    found = estimate_memory.parameters(model, llava)
     train = json.loads((run_dir / "metrics.json").read_text())["train"]
     entries = [entry for kinds in found.values() for entry in kinds.values()]
     assert sum(entry[0] for entry in entries) == train["trainable"]

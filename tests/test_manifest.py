@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vlmface import manifest, prompts, taxonomy
+from vlmface import label_spaces, manifest, prompts
 from vlmface.errors import UserError
 
 PROMPT = prompts.load("face_cot")
@@ -68,7 +68,7 @@ def test_a_changed_prompt(run: Path) -> None:
 def test_a_changed_label_space(run: Path) -> None:
     entry = manifest.describe(PROMPT) | {"label_space_sha": "0123456789ab"}
     edit(run / manifest.NAME, prompts=[entry])
-    sha = taxonomy.space("emotion8").sha
+    sha = label_spaces.space("emotion8").sha
     with pytest.raises(UserError, match=rf"label space emotion8 .* is {sha}.*0123456789ab"):
         manifest.load(run)
 

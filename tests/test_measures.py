@@ -16,7 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from vlmface.errors import UserError
-from vlmface.evaluate import measures
+from vlmface.metrics import measures
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics, readings
-from vlmface.taxonomy import SPACES
+from vlmface.evaluate import scoring_modes
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
 
 
 def summarise(rows: list[dict[str, Any]], space: Any = SPACE, au_set: Any = AUS) -> dict[str, Any]:
@@ -197,16 +198,16 @@ def test_readings_are_scored_apart() -> None:
         row(i, "anger", "anger", probabilities=likely) | {"text": "anger", "scores": scores}
         for i in range(4)
     ]
-    found = readings.summarise(rows, SPACE)
+    found = scoring_modes.summarise(rows, SPACE)
     assert {name: block["accuracy"] for name, block in found.items()} == {
         "free": 1, "rationale": 0, "scored": 0, "scored_mean": 0,
         "scored_prior": 1,  # all are equally likely then, and anger is the first
     }  # fmt: skip
     assert "calibration" not in found["free"] and found["scored"]["calibration"]["top2"] == 1
     nothing_written = [one | {"text": ""} for one in rows]
-    assert set(readings.summarise(nothing_written, SPACE)) == set(readings.NAMES[2:])
+    assert set(scoring_modes.summarise(nothing_written, SPACE)) == set(scoring_modes.NAMES[2:])
     without = [{**one, "probabilities": None, "scores": None} for one in rows]
-    assert set(readings.summarise(without, SPACE)) == {"free"}
+    assert set(scoring_modes.summarise(without, SPACE)) == {"free"}
 
 
 def test_calibration_error_equals_a_loop_over_bins() -> None:

@@ -17,20 +17,12 @@ from sklearn import metrics as sk
 
 from vlmface import prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import (
-    answering,
-    benchmarks,
-    compare,
-    measures,
-    metrics,
-    multilabel,
-    report,
-    statistics,
-)
+from vlmface.evaluate import answering, benchmarks, compare, report
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LabelScores, Prediction
+from vlmface.label_spaces import SPACES, LabelSpace
+from vlmface.metrics import measures, metrics, multilabel, statistics
 from vlmface.schema import AFFECT, FaceSample
-from vlmface.taxonomy import SPACES, LabelSpace
 
 SPACE = LabelSpace("five", "context", ("A", "B", "C", "D", "E"), {}, "test", several=True)
 EMOTIC = SPACES["emotic26"]

@@ -13,10 +13,10 @@ import torch
 from PIL import ExifTags, Image
 from samples import picture
 
-from vlmface import pictures
 from vlmface.errors import UserError
-from vlmface.images import open_image
-from vlmface.pictures import as_picture, listed
+from vlmface.utils import any_image
+from vlmface.utils.any_image import as_picture, listed
+from vlmface.utils.images import open_image
 
 RGB = np.asarray(picture(1, (40, 30)))
 RGBA = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
@@ -185,9 +185,9 @@ def test_one_picture_or_many() -> None:
 
 def test_nothing_is_copied_or_turned_for_the_detector() -> None:
     image = Image.fromarray(RGB)
-    assert pictures.as_rgb(image) is image and as_picture(image) is image
+    assert any_image.as_rgb(image) is image and as_picture(image) is image
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     turned = Image.fromarray(RGB)
     turned.info["exif"] = exif.tobytes()
-    assert pictures.as_rgb(turned).size == (40, 30) and as_picture(turned).size == (30, 40)
+    assert any_image.as_rgb(turned).size == (40, 30) and as_picture(turned).size == (30, 40)

@@ -17,10 +17,11 @@ import torch.nn.functional as F  # noqa: N812
 from checkpoints import BUILDERS
 from samples import ROOT, picture
 
-from vlmface import encode, families, inspect_rows, plan, prompts, simulate
+from vlmface import encode, families, prompts
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.families import llava, tiny, tiny_qwen_vl, tiny_smolvlm
+from vlmface.tools import estimate_memory, inspect_rows, simulate_memory
 from vlmface.train import sft
 from vlmface.train.loss import summed_cross_entropy
 
@@ -32,9 +33,11 @@ def settings_for(base: Path, *words: str) -> sft.Settings:
     return inspect_rows.settings_from("sft_cot_tiny", [*fixed, *words])
 
 
-def rows_for(settings: sft.Settings) -> plan.Rows:
-    processor = plan.processor_of(settings)
-    return plan.rows_of(settings, llava, plan.base_config(settings.base), processor)
+def rows_for(settings: sft.Settings) -> estimate_memory.Rows:
+    processor = estimate_memory.processor_of(settings)
+    return estimate_memory.rows_of(
+        settings, llava, estimate_memory.base_config(settings.base), processor
+    )
 
 
 # --- one step -------------------------------------------------------------------------------------
@@ -57,7 +60,7 @@ def real_peak(
     first = int((labels != -100).any(0).nonzero()[0])
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "row")}
     for _ in range(2 if settings.gradient_accumulation > 1 else 1):
-        with simulate.Live([*real.parameters(), *real.buffers(), *inputs.values()]) as live:
+        with simulate_memory.Live([*real.parameters(), *real.buffers(), *inputs.values()]) as live:
             for parameter in real.parameters():
                 if parameter.grad is not None:
                     live.count(parameter.grad.untyped_storage())
@@ -71,8 +74,10 @@ def real_peak(
 
 
 def simulated_peak(settings: sft.Settings, family: Any, batch: dict[str, torch.Tensor]) -> int:
-    model = plan.build(plan.base_config(settings.base), family, settings, torch.float32)
-    peak, _ = simulate.step_bytes(
+    model = estimate_memory.build(
+        estimate_memory.base_config(settings.base), family, settings, torch.float32
+    )
+    peak, _ = simulate_memory.step_bytes(
         model, family, batch, checkpointing=settings.gradient_checkpointing,
         accumulate=settings.gradient_accumulation > 1,
     )  # fmt: skip
@@ -118,10 +123,11 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
         )  # fmt: skip
         real = real_peak(tmp_path, settings, family, batch)
         assert simulated_peak(settings, family, batch) == pytest.approx(real, rel=0.05), policy
-    found = plan.estimate(
-        settings, family, plan.base_config(settings.base),
-        plan.Rows(2, 2, [encode.encode(processor, family, messages, picture(0), answers[0])],
-                  collate),
+    found = estimate_memory.estimate(
+        settings, family, estimate_memory.base_config(settings.base),
+        estimate_memory.Rows(
+            2, 2, [encode.encode(processor, family, messages, picture(0), answers[0])], collate
+        ),
         gpu=False, processes=1,
     )  # fmt: skip
     features = family.tower_features(
@@ -133,11 +139,11 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
 
 def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    rows, config = rows_for(settings), plan.base_config(settings.base)
+    rows, config = rows_for(settings), estimate_memory.base_config(settings.base)
 
     def activations(**changes: Any) -> float:
         changed = dataclasses.replace(settings, **changes)
-        found = plan.estimate(changed, llava, config, rows, gpu=False, processes=1)
+        found = estimate_memory.estimate(changed, llava, config, rows, gpu=False, processes=1)
         (memory,) = found.training.values()
         other = found.other_activations
         if changes.get("gradient_checkpointing"):
@@ -154,9 +160,9 @@ def test_checkpointing_and_batch_size_matter_as_they_should(base: Path) -> None:
 def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
     settings = settings_for(base)
     assert settings.cache_features
-    rows, config = rows_for(settings), plan.base_config(settings.base)
-    cached = plan.estimate(settings, llava, config, rows, gpu=False, processes=1)
-    pixels = plan.estimate(
+    rows, config = rows_for(settings), estimate_memory.base_config(settings.base)
+    cached = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
+    pixels = estimate_memory.estimate(
         dataclasses.replace(settings, cache_features=False, tower="lora"),
         llava, config, rows, gpu=False, processes=1,
     )  # fmt: skip
@@ -167,9 +173,11 @@ def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
 
 def test_malloc_is_asked_and_not_guessed() -> None:
     blocks = [(i, 40 * MIB) for i in range(3)] + [(i, 0) for i in range(3)]
-    assert simulate.claimed(blocks) == pytest.approx(120 * MIB, rel=0.01)
+    assert simulate_memory.claimed(blocks) == pytest.approx(120 * MIB, rel=0.01)
     again = [*blocks, *((i + 3, size) for i, size in blocks)]
-    assert simulate.claimed(again) == pytest.approx(120 * MIB, rel=0.01)  # large blocks go back
+    assert simulate_memory.claimed(again) == pytest.approx(
+        120 * MIB, rel=0.01
+    )  # large blocks go back
 
 
 # --- sharing, evaluation, steps -------------------------------------------------------------------
@@ -177,9 +185,9 @@ def test_malloc_is_asked_and_not_guessed() -> None:
 
 def test_processes_share_what_their_strategy_shares(base: Path) -> None:
     settings = settings_for(base, "--cache_features", "false")
-    config, rows = plan.base_config(settings.base), rows_for(settings)
-    found = plan.estimate(settings, llava, config, rows, gpu=True, processes=4)
-    model = plan.build(config, llava, settings, torch.bfloat16)
+    config, rows = estimate_memory.base_config(settings.base), rows_for(settings)
+    found = estimate_memory.estimate(settings, llava, config, rows, gpu=True, processes=4)
+    model = estimate_memory.build(config, llava, settings, torch.bfloat16)
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     one, two, three = (found.training[name] for name in ("DDP", "ZeRO-2", "ZeRO-3"))
@@ -192,8 +200,8 @@ def test_processes_share_what_their_strategy_shares(base: Path) -> None:
 
 def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
     settings = settings_for(base, "--eval_batch_size", "3", "--max_new_tokens", "50")
-    rows, config = rows_for(settings), plan.base_config(settings.base)
-    found = plan.estimate(settings, llava, config, rows, gpu=False, processes=1)
+    rows, config = rows_for(settings), estimate_memory.base_config(settings.base)
+    found = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
     length = rows.ask(3)["input_ids"].shape[1] + 50
     # keys and values x layers x batch x tokens x width x bytes
     assert found.evaluation["KV cache"] == pytest.approx(2 * 2 * 3 * length * 64 * 4, abs=2)
@@ -201,15 +209,15 @@ def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
 
 def test_quantised_weights_take_four_bits(base: Path) -> None:
     settings = settings_for(base, "--quantize", "nf4", "--train_embeddings", "false")
-    config = plan.base_config(settings.base)
-    model = plan.build(config, llava, settings, torch.bfloat16)
+    config = estimate_memory.base_config(settings.base)
+    model = estimate_memory.build(config, llava, settings, torch.bfloat16)
     linear = sum(
         p.numel()
         for name, p in model.named_parameters()
         if "language_model.layers" in name and "_proj" in name and "lora" not in name
     )
-    whole = plan._bytes(model)
-    assert plan._weights(model, llava, settings) == pytest.approx(
+    whole = estimate_memory._bytes(model)
+    assert estimate_memory._weights(model, llava, settings) == pytest.approx(
         whole - linear * (2 - 0.516), rel=1e-3
     )
 
@@ -217,9 +225,9 @@ def test_quantised_weights_take_four_bits(base: Path) -> None:
 def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
     settings = sft.Settings(**json.loads((run_dir / "settings.json").read_text()))
     train = json.loads((run_dir / "metrics.json").read_text())["train"]
-    assert plan.steps(settings, train["n"]) == train["steps"]
+    assert estimate_memory.steps(settings, train["n"]) == train["steps"]
     uneven = dataclasses.replace(settings, gradient_accumulation=4, epochs=1.5)
-    assert plan.steps(uneven, 49) == 3  # 7 batches, 2 updates an epoch
+    assert estimate_memory.steps(uneven, 49) == 3  # 7 batches, 2 updates an epoch
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -291,18 +299,18 @@ def test_a_processor_is_enough_where_sizes_decide(
 
 def test_a_gpus_memory_is_read_as_people_write_it() -> None:
     for text in ("24GB", "24 GiB", "24", "24g"):
-        assert plan.gpu_bytes(text) == 24 * 2**30
+        assert estimate_memory.gpu_bytes(text) == 24 * 2**30
     for text in ("0GB", "24TB", "-3"):
         with pytest.raises(UserError, match="no amount of memory"):
-            plan.gpu_bytes(text)
+            estimate_memory.gpu_bytes(text)
 
 
 def test_measuring_takes_real_steps(base: Path) -> None:
     settings = settings_for(base, "--n_train", "16")
-    assert 0 < plan.measure(settings, plan.processor_of(settings), llava) < 60
+    assert 0 < estimate_memory.measure(settings, estimate_memory.processor_of(settings), llava) < 60
     with pytest.raises(UserError, match="measuring takes 16 rows, but there are 12: raise n_train"):
         settings = settings_for(base)
-        plan.measure(settings, plan.processor_of(settings), llava)
+        estimate_memory.measure(settings, estimate_memory.processor_of(settings), llava)
 
 
 @pytest.fixture(scope="module")

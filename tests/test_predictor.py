@@ -28,9 +28,9 @@ from vlmface.errors import UserError
 from vlmface.infer import Predictor, loops
 from vlmface.infer.batcher import Batcher, BusyError
 from vlmface.infer.endpoint import NoAnswerError
+from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import Viewpoint
 from vlmface.infer.local import LocalModel, Prediction
-from vlmface.infer.report import FaceReport
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 

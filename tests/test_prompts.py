@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlmface import answers, config, facs, prompts, taxonomy
+from vlmface import answers, facs, label_spaces, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import benchmarks
-from vlmface.files import resource
 from vlmface.rationale import rules
 from vlmface.schema import FaceSample
+from vlmface.utils import config
+from vlmface.utils.files import resource
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts"
 IDS = sorted(path.stem for path in resource("prompts").glob("*.yaml"))
@@ -168,9 +169,9 @@ def test_sha_follows_what_reaches_the_model(tmp_path: Path) -> None:
 def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = _write(tmp_path)
     before = prompts.load(path).sha
-    space = taxonomy.SPACES["emotion8"]
+    space = label_spaces.SPACES["emotion8"]
     changed = dataclasses.replace(space, aliases={**space.aliases, "cross": "anger"})
-    monkeypatch.setitem(taxonomy.SPACES, "emotion8", changed)
+    monkeypatch.setitem(label_spaces.SPACES, "emotion8", changed)
     assert prompts.load(path).sha != before
 
 

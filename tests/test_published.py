@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from samples import picture
 
-from vlmface import encode, families, manifest, prompts, serve
+from vlmface import encode, families, manifest, prompts
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import llava, qwen_vl, tiny_qwen_vl
+from vlmface.infer import sampling
 from vlmface.infer import server as remote
 from vlmface.infer.local import LocalModel
-from vlmface.train import rollout, sft, texts
+from vlmface.serving import vllm
+from vlmface.train import sft, text_only
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
@@ -90,13 +92,13 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
 ) -> None:
     change(copy / "generation_config.json", lambda c: c.update(PENALTIES[0]))
     run, plain = as_run(copy), as_run(Path(shutil.copytree(base, tmp_path / "plain")))
-    found, expected = (serve.written_here(one, PICTURES, "float32") for one in (run, plain))
+    found, expected = (vllm.written_here(one, PICTURES, "float32") for one in (run, plain))
     assert [one.ids for one in found] == [one.ids for one in expected]
     assert all(0 < len(one.rounding) <= len(one.ids) and min(one.rounding) > 0 for one in found)
     # Nearly greedy draws of a rollout are the same tokens.
     model = LocalModel.load(run)
     batch = encode.Collator(model.processor, model.family)(model._rows(PICTURES[:1]))
-    drawn = rollout.sample(
+    drawn = sampling.sample(
         model.model, llava, encode.to_model(batch, model.model), group=2, max_new_tokens=24,
         stops=llava.stop_token_ids(model.processor), generator=torch.Generator(),
         temperature=1e-5,
@@ -106,7 +108,7 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
 
 def test_a_server_is_told_to_ignore_the_generation_config(copy: Path) -> None:
     run = as_run(copy)
-    plan = serve.make_plan([str(run)], vllm="vllm", host="127.0.0.1", port=1, gpu=False)
+    plan = vllm.make_plan([str(run)], vllm="vllm", host="127.0.0.1", port=1, gpu=False)
     at = plan.command.index("--generation-config")
     assert plan.command[at + 1] == "vllm"
     # Also one that somebody else started without that.
@@ -282,7 +284,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     processor.chat_template = processor.chat_template.replace("'ASSISTANT:'", "'ASSISTANT:\\n th'")
     processor.chat_template = processor.chat_template.replace("'ASSISTANT: '", "'ASSISTANT:\\n th'")
     with pytest.raises(RefusedError) as refused:
-        texts.encode_row(processor, llava, "Who?", "e brows are lowered")
+        text_only.encode_row(processor, llava, "Who?", "e brows are lowered")
     assert refused.value.reason == "joined"
     from samples import rows
 
@@ -292,7 +294,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     faces, _ = sft.encode_rows(
         rows(2), llava.load_processor(base), llava, PROMPT, max_length=512, seed=0
     )
-    mixed, left_out = texts.add(faces, path, processor, llava, 512)
+    mixed, left_out = text_only.add(faces, path, processor, llava, 512)
     assert len(mixed) == 3 and left_out == {"text: joined": 1}
 
 

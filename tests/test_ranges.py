@@ -14,27 +14,29 @@ from typing import Annotated, Any, Literal
 import pytest
 from samples import ROOT, load_script
 
-from vlmface import cli, config, data
-from vlmface.clip import contrast
-from vlmface.clip import settings as clip
+from vlmface import cli, data
 from vlmface.data import mixture, options
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, sweep
 from vlmface.evaluate import run as evaluation
-from vlmface.gateway.settings import Settings as Gateway
-from vlmface.ranges import Checked, Count, Range, Warmup, alternatives, bare, kinds, range_of
+from vlmface.pipelines import context_ablation
 from vlmface.rationale import build
-from vlmface.train import checks, context, grpo, rewards, sft
+from vlmface.serving.gateway.settings import Settings as Gateway
+from vlmface.train import checks, grpo, rewards, sft
+from vlmface.train.clip import contrastive
+from vlmface.train.clip import settings as clip
+from vlmface.utils import config
+from vlmface.utils.ranges import Checked, Count, Range, Warmup, alternatives, bare, kinds, range_of
 
 sys.path.append(str(ROOT / "eval/lmms_eval"))  # its script imports a file beside it
 SETTINGS: dict[str, type] = {
     "sft_cot": sft.Settings,
     "sft_attributes": sft.AttributeSettings,
-    "context_vlm": context.Settings,
+    "context_vlm": context_ablation.Settings,
     "grpo": grpo.Settings,
     "clip_finetune": clip.Settings,
     "clip_caer": clip.ContextSettings,
-    "clip_captions": contrast.Settings,
+    "clip_captions": contrastive.Settings,
     "synthesize": load_script("recipes/synthesize.py").Settings,
     "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
     "rationale": build.Settings,
@@ -60,7 +62,11 @@ def test_no_class_of_settings_is_left_out() -> None:
         return {cls}.union(*(below(one) for one in cls.__subclasses__()))
 
     modules = {f"{cls.__module__}.{cls.__qualname__}" for cls in SETTINGS.values()}
-    bases = {"vlmface.ranges.Checked", "vlmface.train.sft.Common", "vlmface.clip.settings.Training"}
+    bases = {
+        "vlmface.utils.ranges.Checked",
+        "vlmface.train.sft.Common",
+        "vlmface.train.clip.settings.Training",
+    }
     ours = {
         f"{cls.__module__}.{cls.__qualname__}"
         for cls in below(Checked)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface import answers, facs, taxonomy
+from vlmface import answers, facs, label_spaces
 from vlmface.errors import UserError
 from vlmface.rationale import rules
 
-SPACE = taxonomy.SPACES["emotion8"]
+SPACE = label_spaces.SPACES["emotion8"]
 # Faces of 3 or 4 units, as a data set has them.
 TYPICAL = {
     "anger": {4: 3, 7: 2, 23: 4, 17: 1},
@@ -28,7 +28,7 @@ TYPICAL = {
 faces = st.dictionaries(
     st.sampled_from(facs.AU_NUMBERS), st.none() | st.floats(0.1, 5), max_size=12
 )
-emotions = st.sampled_from(taxonomy.EMOTIONS)
+emotions = st.sampled_from(label_spaces.EMOTIONS)
 seeds = st.integers(0, 2**40)
 
 

@@ -184,7 +184,7 @@ def test_a_folder_with_settings_is_not_a_build(name, tmp_path, capsys):
 
 
 def test_two_builds_in_one_folder(tmp_path, capsys):
-    from vlmface import lock
+    from vlmface.utils import lock
 
     with lock.hold(tmp_path / "out"):
         assert build(tmp_path / "out") == 2

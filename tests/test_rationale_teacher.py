@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from fake_teacher import Asked, FakeTeacher, Reply, completion
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.files import resource
 from vlmface.infer.endpoint import PATIENCE, Endpoint
-from vlmface.journal import Journal
 from vlmface.rationale import teacher_prompts, verify
+from vlmface.rationale.ground_truth import Truth
 from vlmface.rationale.teacher import Job, Teacher
-from vlmface.rationale.truth import Truth
+from vlmface.utils.files import resource
+from vlmface.utils.jsonl_journal import Journal
 
-SPACE = taxonomy.SPACES["emotion8"]
+SPACE = label_spaces.SPACES["emotion8"]
 LIMITS = verify.Limits()
 ANGER = Truth("anger", {4: 3.0, 7: 2.0}, frozenset(facs.AU_NUMBERS))
 
@@ -278,7 +278,7 @@ def test_shipped_prompts(tmp_path):
         assert "{" not in text and "150 words" in text
         assert ("anger" in text.replace("anger, contempt", "")) == prompt.saw_label
         assert len(prompt.sha(SPACE, LIMITS)) == 12
-        assert prompt.sha(SPACE, LIMITS) != prompt.sha(taxonomy.SPACES["emotion7"], LIMITS)
+        assert prompt.sha(SPACE, LIMITS) != prompt.sha(label_spaces.SPACES["emotion7"], LIMITS)
         assert prompt.sha(SPACE, LIMITS) != prompt.sha(SPACE, verify.Limits(max_words=99))
     neutral = Truth("neutral", {}, frozenset())
     told = json.dumps(teacher_prompts.load("with_label").messages(neutral, SPACE, LIMITS, ""))

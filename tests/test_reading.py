@@ -23,12 +23,13 @@ from miniatures import face, text
 from PIL import Image
 from pyarrow import parquet
 
-from vlmface import data, sheet
+from vlmface import data
 from vlmface.cli import main
 from vlmface.data import check, decodable, sources, text_files
 from vlmface.errors import UserError
-from vlmface.images import SUFFIXES, find_images, open_image
-from vlmface.train import texts
+from vlmface.train import text_only
+from vlmface.utils import contact_sheet
+from vlmface.utils.images import SUFFIXES, find_images, open_image
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +265,7 @@ def test_text_data_keeps_the_separators_inside_its_texts(tmp_path, encoding, bet
     record = {"question": "Say it.", "answer": answer}
     lines = [json.dumps(record, ensure_ascii=False), json.dumps(record)]
     path = write(tmp_path / "a.jsonl", encoded("\r\n".join(lines) + "\r\n", encoding))
-    assert texts.read(path) == [("Say it.", answer)] * 2
+    assert text_only.read(path) == [("Say it.", answer)] * 2
 
 
 @pytest.mark.parametrize("name", ["a.JSONL", "a.Jsonl", "a.ndjson"])
@@ -454,10 +455,10 @@ def test_short_words_of_gender_are_known(tmp_path, words, expected):
     path = table(tmp_path, "image,gender\n0.png,{}\n1.png,{}\n".format(*words))
     rows = data.load("table", path)
     assert rows["gender"] == expected
-    from vlmface import taxonomy
+    from vlmface import label_spaces
     from vlmface.schema import FaceSample
 
-    space = taxonomy.space("gender")
+    space = label_spaces.space("gender")
     assert [FaceSample.from_row(row).labels(space) for row in rows.remove_columns("image")] == [
         ("female",),
         ("male",),
@@ -893,11 +894,13 @@ def test_training_on_a_broken_picture_names_the_way_out(tmp_path):
 
 def test_a_caption_of_any_length_is_fitted_at_once():
     tile = Image.new("RGB", (20, 20))
-    drawn = sheet.draw([sheet.Tile(tile, "x" * 200_000 + "end", ("two\nlines " * 20_000, "ok"))])
+    drawn = contact_sheet.draw(
+        [contact_sheet.Tile(tile, "x" * 200_000 + "end", ("two\nlines " * 20_000, "ok"))]
+    )
     buffer = io.BytesIO()
     drawn.save(buffer, "PNG")
-    font = sheet.ImageFont.load_default(11)
-    short = sheet._fit("a" * 500 + "z", font)
+    font = contact_sheet.ImageFont.load_default(11)
+    short = contact_sheet._fit("a" * 500 + "z", font)
     assert short.startswith("a") and short.endswith("z") and "…" in short
-    assert font.getlength(short) <= sheet.TILE - 8 < font.getlength("a" + short)
-    assert sheet._fit("short", font) == "short"
+    assert font.getlength(short) <= contact_sheet.TILE - 8 < font.getlength("a" + short)
+    assert contact_sheet._fit("short", font) == "short"

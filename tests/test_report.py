@@ -15,10 +15,10 @@ from fake_run import ABOUT, AUS, SPACE, faces, random_rows, row, write_lines, wr
 from PIL import Image
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics
-from vlmface.evaluate.page import MAX_SIDE
 from vlmface.evaluate.report import write_report
-from vlmface.taxonomy import SPACES
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
+from vlmface.utils.html import MAX_SIDE
 
 HOSTILE = "</blockquote><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
 BASELINE: dict[str, Any] = {

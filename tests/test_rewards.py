@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmface import facs, prompts, taxonomy
+from vlmface import facs, label_spaces, prompts
 from vlmface.answers import parse
 from vlmface.errors import UserError
-from vlmface.evaluate import multilabel
+from vlmface.metrics import multilabel
 from vlmface.schema import AULabel, FaceSample
 from vlmface.train import rewards
 
@@ -75,7 +75,7 @@ def test_what_is_not_right_earns_less(written: str, expected: dict[str, float]) 
 # --- several labels -------------------------------------------------------------------------------
 
 EMOTIC = prompts.load("emotic")
-categories = st.sets(st.sampled_from(taxonomy.EMOTIC))
+categories = st.sets(st.sampled_from(label_spaces.EMOTIC))
 
 
 def jaccard(written: str, true: set[str]) -> float | None:
@@ -94,7 +94,7 @@ def test_jaccard_is_the_metric_of_one_face(said: set[str], true: set[str]) -> No
     assert multilabel.scores(counts[0])["jaccard"] == found
 
 
-@given(categories.filter(bool), categories, st.sampled_from(taxonomy.EMOTIC))
+@given(categories.filter(bool), categories, st.sampled_from(label_spaces.EMOTIC))
 def test_a_label_more_pays_if_and_only_if_it_is_right(
     true: set[str], said: set[str], label: str
 ) -> None:
@@ -167,7 +167,7 @@ def test_what_was_not_annotated_gives_no_signal() -> None:
     # An AU outside of the annotation is neither right nor wrong.
     only = FaceSample(id="x", dataset="t", emotion="fear", aus=[AULabel(1, None, True)])
     assert earned(text((1, 12, 25), "fear"), only)["au"] == 1
-    group = taxonomy.space("age5") if "age5" in taxonomy.SPACES else None
+    group = label_spaces.space("age5") if "age5" in label_spaces.SPACES else None
     if group is not None:
         answer = parse(f"{group.labels[0]}", group, "label")
         assert rewards.consistency(answer, face(None), group) is None

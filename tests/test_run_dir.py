@@ -20,8 +20,9 @@ import pytest
 from samples import ROOT
 from trainers import contents, starter, stop_in
 
-from vlmface import lock, run_dir
+from vlmface import run_dir
 from vlmface.errors import UserError
+from vlmface.utils import lock
 
 HOLD = """
 import sys, time

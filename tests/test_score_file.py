@@ -18,9 +18,10 @@ from miniatures.records import write_json, write_lines
 from vlmface import cli
 from vlmface.data.records import records
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, compare, ferbench, files, metrics
+from vlmface.evaluate import answering, compare, external_formats, ferbench
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
 from vlmface.rationale import rules
-from vlmface.taxonomy import SPACES
 
 AFFECTNET = [*NOUNS, "contempt"]
 SFEW = [word for word in ADJECTIVES if word != "contempt"]
@@ -220,9 +221,9 @@ def test_a_hostile_response_takes_no_time():
 def test_no_text_breaks_either_reading(text, words):
     space = SPACES["emotion8" if "contempt" in words else "emotion7"]
     truth = {"emotion": "fear", "aus": None, "attributes": {}}
-    one = files.Item("here", "1", None, truth, text, False, tuple(words))
+    one = external_formats.Item("here", "1", None, truth, text, False, tuple(words))
     for form in ("think_answer", "three_part", "label"):
-        [line] = files.predictions(files.Answers(space, form, [one]))
+        [line] = external_formats.predictions(external_formats.Answers(space, form, [one]))
         assert line["label"] is None or line["status"] in ("strict", "lenient")
         theirs, different = ferbench.compare([line], [words], [False], space)
         assert (theirs["accuracy"] == (line["label"] == "fear")) or different
@@ -311,7 +312,7 @@ def test_expllm_labels_and_descriptions(tmp_path, capsys):
     assert lines[1]["truth"]["emotion"] == "sadness" and scores["emotion"]["accuracy"] == 0.5
 
     with pytest.raises(UserError, match=r"record 1 holds a label and .*record 5 a description"):
-        files.read(write_json(tmp_path / "both.json", [*said, *told]), "expllm")
+        external_formats.read(write_json(tmp_path / "both.json", [*said, *told]), "expllm")
 
 
 # --- our own --------------------------------------------------------------------------------------
@@ -418,12 +419,12 @@ def test_a_wrong_item_is_named_with_its_file_and_place(tmp_path, format, fields,
     else:
         path, place = write_json(tmp_path / "a.json", [GOOD[format], wrong]), "record 2"
     with pytest.raises(UserError, match=message) as error:
-        files.read(path, format)
+        external_formats.read(path, format)
     assert str(error.value).startswith(f"{path}, {place}")
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("format", files.FORMATS)
+@pytest.mark.parametrize("format", external_formats.FORMATS)
 def test_an_id_that_occurs_twice(tmp_path, format):
     rows = [GOOD[format], GOOD[format]]
     if format == "jsonl":
@@ -431,10 +432,10 @@ def test_an_id_that_occurs_twice(tmp_path, format):
     else:
         path = write_json(tmp_path / "a.json", rows)
     with pytest.raises(UserError, match=r"2: id '.*' is that of .* 1 too, but an item has one"):
-        files.read(path, format)
+        external_formats.read(path, format)
 
 
-@pytest.mark.parametrize("format", files.FORMATS)
+@pytest.mark.parametrize("format", external_formats.FORMATS)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -483,9 +484,9 @@ def test_what_the_command_refuses(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["score-file", str(path), "--format", "csv"])
     [listed] = re.findall(r"choose from (.*)\)", capsys.readouterr().err)
-    assert [word.strip("' ") for word in listed.split(",")] == list(files.FORMATS)
+    assert [word.strip("' ") for word in listed.split(",")] == list(external_formats.FORMATS)
     with pytest.raises(UserError, match="format='csv': use one of 'ferbench'"):
-        files.read(path, "csv")
+        external_formats.read(path, "csv")
 
 
 def test_results_replace_those_of_an_earlier_file(tmp_path):

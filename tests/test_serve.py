@@ -24,13 +24,14 @@ import pytest
 from conftest import Recipe
 from samples import picture
 
-from vlmface import manifest, serve
+from vlmface import manifest
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 from vlmface.infer import Predictor
 from vlmface.infer.server import png_uri
-from vlmface.serve import Written
+from vlmface.serving import vllm
+from vlmface.serving.vllm import Written
 
 VLLM = os.environ.get("VLLM") or shutil.which("vllm")
 REAL = pytest.mark.skipif(
@@ -50,12 +51,12 @@ def adapters(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [folder / "one", folder / "two"]
 
 
-def plan(*runs: Any, **how: Any) -> serve.Plan:
+def plan(*runs: Any, **how: Any) -> vllm.Plan:
     fixed: dict[str, Any] = {"vllm": "vllm", "host": "127.0.0.1", "port": 8000, "gpu": False}
-    return serve.make_plan([str(run) for run in runs], **fixed | how)
+    return vllm.make_plan([str(run) for run in runs], **fixed | how)
 
 
-def flag(made: serve.Plan, name: str) -> str:
+def flag(made: vllm.Plan, name: str) -> str:
     return made.command[made.command.index(f"--{name}") + 1]
 
 
@@ -134,15 +135,15 @@ def test_a_key_is_no_word_of_the_command(
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     made = plan(adapters[0])
     with pytest.raises(UserError, match="the server refuses one: no"):
-        serve.written_there(made, "one", adapters[0], PICTURES[:1])
+        vllm.written_there(made, "one", adapters[0], PICTURES[:1])
     assert asked == [{"Authorization": "Bearer secret"}]
-    assert "secret" not in made.shown() + serve.curl(made)
-    assert "Bearer $VLLM_API_KEY" in serve.curl(made)
+    assert "secret" not in made.shown() + vllm.curl(made)
+    assert "Bearer $VLLM_API_KEY" in vllm.curl(made)
 
 
 def test_a_missing_or_old_vllm(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no executable .*nowhere.*environment of its own"):
-        serve.find_vllm(str(tmp_path / "nowhere"))
+        vllm.find_vllm(str(tmp_path / "nowhere"))
     old = tmp_path / "vllm"
     # A Python that says what an old vLLM's would.
     python = tmp_path / "python"
@@ -151,10 +152,10 @@ def test_a_missing_or_old_vllm(tmp_path: Path) -> None:
     old.write_text(f"#!{python}\n")
     old.chmod(0o755)
     with pytest.raises(UserError, match=r"is vLLM 0\.6\.1: use 0\.32 or newer"):
-        serve.check_version(serve.find_vllm(str(old)))
+        vllm.check_version(vllm.find_vllm(str(old)))
     old.write_text(f"#!{sys.executable}\n")
     with pytest.raises(UserError, match="cannot read the version"):
-        serve.check_version(str(old))
+        vllm.check_version(str(old))
 
 
 def test_a_server_that_stops_says_why(adapters: list[Path], tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_server_that_stops_says_why(adapters: list[Path], tmp_path: Path) -> N
     made = plan(adapters[0], vllm=str(broken))
     with (
         pytest.raises(UserError, match=r"vLLM stopped(?s:.*)no such device"),
-        serve.running(made, tmp_path / "log"),
+        vllm.running(made, tmp_path / "log"),
     ):
         pass
 
@@ -183,10 +184,10 @@ def behind(**changes: Any) -> list[Written]:
 
 
 def test_rounding_is_no_difference() -> None:
-    assert serve.compare([GOOD], [GOOD], "run") == 0
+    assert vllm.compare([GOOD], [GOOD], "run") == 0
     near = behind(log_probs=[-0.10005, -0.2, -0.3])
-    assert serve.compare([GOOD], near, "run") == pytest.approx(5e-5 / 3)
-    assert serve.compare([GOOD], behind(ids=[5, 6, 8]), "run") == 0  # a tie
+    assert vllm.compare([GOOD], near, "run") == pytest.approx(5e-5 / 3)
+    assert vllm.compare([GOOD], behind(ids=[5, 6, 8]), "run") == 0  # a tie
 
 
 @pytest.mark.parametrize(
@@ -205,11 +206,11 @@ def test_rounding_is_no_difference() -> None:
 )
 def test_a_server_that_is_not_the_run(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=why):
-        serve.compare([GOOD], behind(**changes), "run")
+        vllm.compare([GOOD], behind(**changes), "run")
 
 
 def test_what_is_compared_is_what_the_run_answers(run_dir: Path) -> None:
-    here = serve.written_here(run_dir, PICTURES[:2], "float32")
+    here = vllm.written_here(run_dir, PICTURES[:2], "float32")
     with Predictor.load(run_dir) as predictor:
         said = predictor.predict(PICTURES[:2], faces="none")
     tokenizer = predictor.backend.model.processor.tokenizer  # type: ignore[attr-defined]
@@ -223,14 +224,14 @@ def test_an_adapter_without_effect_is_noticed(
     adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(adapters[0])
-    monkeypatch.setattr(serve, "written_there", lambda *a: behind())
+    monkeypatch.setattr(vllm, "written_there", lambda *a: behind())
     for there in (behind(), behind(log_probs=[-0.10005, -0.2, -0.3])):  # rounding is no effect
         with pytest.raises(UserError, match="the adapter of one has no effect"):
-            serve.check_effect(made, "one", [GOOD], there, PICTURES[:1])
+            vllm.check_effect(made, "one", [GOOD], there, PICTURES[:1])
     with pytest.raises(UserError, match="the adapter of one has no effect"):
-        serve.check_effect(made, "one", [GOOD], behind(log_probs=[float("nan")] * 3), [])
-    serve.check_effect(made, "one", [GOOD], behind(log_probs=[-0.2, -0.2, -0.3]), [])
-    serve.check_effect(made, "one", [GOOD], behind(ids=[5, 6, 8]), [])
+        vllm.check_effect(made, "one", [GOOD], behind(log_probs=[float("nan")] * 3), [])
+    vllm.check_effect(made, "one", [GOOD], behind(log_probs=[-0.2, -0.2, -0.3]), [])
+    vllm.check_effect(made, "one", [GOOD], behind(ids=[5, 6, 8]), [])
 
 
 # --- the real one ---------------------------------------------------------------------------------

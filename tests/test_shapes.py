@@ -26,10 +26,10 @@ from vlmface.data import crop_cache, crops, detect, shapes
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.encode import open_shown
 from vlmface.infer.clip import ClipModel
+from vlmface.pipelines import context_ablation
 from vlmface.synth import dataset as synth
 from vlmface.synth import faces as synth_faces
 from vlmface.synth.render import Face, render
-from vlmface.train import context
 
 VIEWS = crops.parse([
     {"size": 96, "show": "face", "find": "detect"},
@@ -155,7 +155,7 @@ def test_shapes_belong_to_the_face() -> None:
     assert not crops.falls_back(VIEWS)  # nothing is seen of what is around it
     scene = crops.Crop(show="scene")
     assert crops.falls_back((*VIEWS, scene))
-    arms = context.split((*VIEWS, scene))
+    arms = context_ablation.split((*VIEWS, scene))
     assert arms["face"] == list(VIEWS) and arms["scene"] == [scene]
     assert crops.parse(crops.as_dict(VIEWS)) == VIEWS
     assert len({view.folder for view in VIEWS}) == 3

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics, statistics
-from vlmface.evaluate.measures import mcnemar_exact
-from vlmface.evaluate.shares import paired_share, share_interval
-from vlmface.evaluate.statistics import Array, align, bootstrap, mean, paired_bootstrap
+from vlmface.metrics import metrics, statistics
+from vlmface.metrics.measures import mcnemar_exact
+from vlmface.metrics.shares import paired_share, share_interval
+from vlmface.metrics.statistics import Array, align, bootstrap, mean, paired_bootstrap
 
 
 def right(rows: list) -> Array:
@@ -51,7 +51,7 @@ def test_same_seed_same_interval_and_blocks_do_not_matter(monkeypatch: pytest.Mo
     first = bootstrap(counts, metrics.label_scores, seed=3)
     assert bootstrap(counts, metrics.label_scores, seed=3) == first
     assert bootstrap(counts, metrics.label_scores, seed=4) != first
-    monkeypatch.setattr("vlmface.evaluate.statistics._CHUNK", 700)
+    monkeypatch.setattr("vlmface.metrics.statistics._CHUNK", 700)
     assert bootstrap(counts, metrics.label_scores, seed=3) == first
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from vlmface import export, manifest, prompts
+from vlmface import manifest, prompts
 from vlmface.cli import main as vlmface
 from vlmface.errors import UserError
 from vlmface.infer.predictor import Predictor
+from vlmface.tools import merge
 
 MISSING = "missing"
 
@@ -67,7 +68,7 @@ def failure(action: Callable[[], Any]) -> str:
 def test_a_processor_file_is_one_of_those_that_recipes_write(copied: Path, name: str) -> None:
     (copied.parent / "secret").write_text("a file of the user")
     edit(copied, processor={name: MISSING})
-    message = failure(lambda: export.merge(copied, copied.parent / "out"))
+    message = failure(lambda: merge.merge(copied, copied.parent / "out"))
     assert "processor is" in message
     assert sorted(path.name for path in copied.parent.iterdir()) == ["run", "secret"]
 
@@ -88,7 +89,7 @@ def test_a_link_out_of_the_run_is_not_followed(copied: Path) -> None:
     secret.write_text((copied / "chat_template.jinja").read_text())
     (copied / "chat_template.jinja").unlink()
     (copied / "chat_template.jinja").symlink_to(secret)
-    message = failure(lambda: export.merge(copied, copied.parent / "out"))
+    message = failure(lambda: merge.merge(copied, copied.parent / "out"))
     assert "chat_template.jinja is a link" in message
 
 
@@ -116,7 +117,7 @@ def test_no_hub_is_asked_for_what_a_run_lacks(
     (copied / name).unlink()
     if vouched:
         vouch(copied)
-    for action in (Predictor.load, lambda run: export.merge(run, copied.parent / "out")):
+    for action in (Predictor.load, lambda run: merge.merge(run, copied.parent / "out")):
         assert name in failure(lambda action=action: action(copied))  # type: ignore[misc]
     assert no_network == []
 
@@ -251,7 +252,7 @@ def test_changed_weights_are_noticed(copied: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    for action in (Predictor.load, lambda run: export.merge(run, copied.parent / "out")):
+    for action in (Predictor.load, lambda run: merge.merge(run, copied.parent / "out")):
         message = failure(lambda action=action: action(copied))  # type: ignore[misc]
         assert f"{name} is" in message and "was trained with" in message
 
@@ -354,7 +355,7 @@ def _only_user_errors(action: Callable[[], Any]) -> str | None:
 def test_a_damaged_file_is_one_message(copied: Path, name: str, damage: str) -> None:
     DAMAGES[damage](copied / name)
     assert _only_user_errors(lambda: Predictor.load(copied)) is not None
-    assert _only_user_errors(lambda: export.merge(copied, copied.parent / "out")) is not None
+    assert _only_user_errors(lambda: merge.merge(copied, copied.parent / "out")) is not None
     assert not (copied.parent / "out").exists()
 
 
@@ -376,7 +377,7 @@ def test_so_is_one_that_the_manifest_vouches_for(copied: Path, name: str, damage
 )  # fmt: skip
 def test_so_do_metrics_of_wrong_types(copied: Path, after: Any) -> None:
     (copied / "metrics.json").write_text(json.dumps({"after": after, "before": {}}))
-    message = failure(lambda: export.merge(copied, copied.parent / "out"))
+    message = failure(lambda: merge.merge(copied, copied.parent / "out"))
     assert "metrics.json is not what a recipe writes" in message
     assert not (copied.parent / "out").exists()
 

@@ -17,7 +17,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import sweep
 from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.infer.local import LocalModel
-from vlmface.taxonomy import space
+from vlmface.label_spaces import space
 
 SIX = "face_cot,expllm,expllm_label,r1_omni,facescan_emotion,facescan_boxed_emotion"
 

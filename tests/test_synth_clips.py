@@ -16,12 +16,12 @@ from vlmface.cli import main
 from vlmface.data import check
 from vlmface.data.rows import pictures
 from vlmface.errors import UserError
+from vlmface.label_spaces import EMOTIONS
 from vlmface.schema import FaceSample
 from vlmface.synth import clips
 from vlmface.synth.expressions import affect, intensity, strength
 from vlmface.synth.head import head_model
 from vlmface.synth.render import render
-from vlmface.taxonomy import EMOTIONS
 
 
 @pytest.fixture(autouse=True)

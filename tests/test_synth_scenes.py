@@ -16,10 +16,10 @@ from vlmface import data, facs
 from vlmface.data import check
 from vlmface.data.crops import Crop, cut
 from vlmface.errors import UserError
+from vlmface.label_spaces import SPACES
 from vlmface.schema import FaceSample
-from vlmface.synth import held, scenes, shards
+from vlmface.synth import props, scenes, sharded_dataset
 from vlmface.synth.scene_render import OBJECT, assemble, box, outlines, render_scene
-from vlmface.taxonomy import SPACES
 
 SIZE = 192
 
@@ -49,13 +49,13 @@ def test_the_label_is_this_table():
         assert {scenes.label(state, thing) for thing in scenes.STUDY} == {at_study}
         assert {scenes.label(state, thing) for thing in scenes.DISTRACTING} == {otherwise}
     assert {word for pair in table.values() for word in pair} == set(SPACES["raer5"].labels)
-    assert set(held.OBJECTS) == {*scenes.STUDY, *scenes.DISTRACTING}
+    assert set(props.OBJECTS) == {*scenes.STUDY, *scenes.DISTRACTING}
 
 
 def test_what_a_label_needs():
-    assert {scenes.needs("drowsy", thing) for thing in held.OBJECTS} == {"face"}
+    assert {scenes.needs("drowsy", thing) for thing in props.OBJECTS} == {"face"}
     for state in ("relaxed", "smiling", "frowning"):
-        assert {scenes.needs(state, thing) for thing in held.OBJECTS} == {"both"}
+        assert {scenes.needs(state, thing) for thing in props.OBJECTS} == {"both"}
 
 
 def test_bounds_by_hand():
@@ -156,7 +156,7 @@ def test_another_object_changes_nothing_but_itself_and_the_hands():
     assert apart.max() > 60
 
 
-@pytest.mark.parametrize("thing", list(held.OBJECTS))
+@pytest.mark.parametrize("thing", list(props.OBJECTS))
 def test_the_object_is_seen_and_lies_in_its_box(thing):
     sample = scenes.draw(0, "validation", 9)
     scene = dataclasses.replace(sample.scene, object=thing)
@@ -235,8 +235,8 @@ def test_splits_share_nobody_also_with_the_faces():
     }
     assert len(set().union(*people.values())) == sum(map(len, people.values()))
     assert (
-        shards.names("synth", 0, "test", 9)["subject"]
-        == (shards.names("synth_scenes", 0, "test", 9)["subject"])
+        sharded_dataset.names("synth", 0, "test", 9)["subject"]
+        == (sharded_dataset.names("synth_scenes", 0, "test", 9)["subject"])
     )
 
 

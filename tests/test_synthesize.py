@@ -18,9 +18,9 @@ from vlmface import data, facs, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.rationale import rules, selftaught, verify
+from vlmface.rationale import rules, self_training, verify
 from vlmface.rationale.build import Written
-from vlmface.rationale.truth import Truth
+from vlmface.rationale.ground_truth import Truth
 from vlmface.schema import FaceSample
 
 PROMPT = prompts.load("face_cot")
@@ -36,18 +36,18 @@ def said(label: str | None, *aus: int) -> Answer:
 
 def test_most_answers_decide() -> None:
     given_ = [said("fear", 1, 4), said("anger", 4), said("fear", 1), said(None), said("fear", 20)]
-    ballot = selftaught.vote(given_)
+    ballot = self_training.vote(given_)
     assert (ballot.label, ballot.agreement, ballot.aus) == ("fear", 0.6, {1})
     # AUs are those of the answers that agree: half of them is enough.
-    assert selftaught.vote([*given_, said("fear", 4)]).aus == {1, 4}
+    assert self_training.vote([*given_, said("fear", 4)]).aus == {1, 4}
     # With a known label, its own answers count, however few.
-    known = selftaught.vote(given_, "anger")
+    known = self_training.vote(given_, "anger")
     assert (known.label, known.agreement, known.aus) == ("anger", 0.2, {4})
-    assert selftaught.vote(given_, "contempt").agreement == 0
+    assert self_training.vote(given_, "contempt").agreement == 0
     # Of equals the first; nothing from nothing.
-    assert selftaught.vote([said("anger"), said("fear")]).label == "anger"
-    assert selftaught.vote([said(None)]) == selftaught.Ballot(None, 0.0, frozenset())
-    assert selftaught.vote([]) == selftaught.Ballot(None, 0.0, frozenset())
+    assert self_training.vote([said("anger"), said("fear")]).label == "anger"
+    assert self_training.vote([said(None)]) == self_training.Ballot(None, 0.0, frozenset())
+    assert self_training.vote([]) == self_training.Ballot(None, 0.0, frozenset())
 
 
 ANSWERS = st.builds(
@@ -59,7 +59,7 @@ ANSWERS = st.builds(
 
 @given(st.lists(ANSWERS, min_size=1, max_size=12))
 def test_a_vote_counts_what_was_said(given_: list[Answer]) -> None:
-    ballot = selftaught.vote(given_)
+    ballot = self_training.vote(given_)
     counts = Counter(answer.label for answer in given_ if answer.label)
     assert ballot.agreement == max(counts.values(), default=0) / len(given_)
     if ballot.label is None:
@@ -75,12 +75,12 @@ TRUTH = Truth("fear", {1: 3.0, 4: 3.0, 20: 2.0}, frozenset(facs.SYNTH_AUS))
 
 
 def chosen(texts: list[str], *, label: str | None, truth: Truth | None, least: float = 0.5) -> Any:
-    face = selftaught.Face(0, "x", label, truth, "fear", None)
+    face = self_training.Face(0, "x", label, truth, "fear", None)
 
     def judge(text: str, against: Truth) -> verify.Verdict:
         return verify.check(text, against, SPACE, PROMPT.form)
 
-    return selftaught.choose(face, texts, PROMPT.parse, judge, least)
+    return self_training.choose(face, texts, PROMPT.parse, judge, least)
 
 
 def written(aus: dict[int, float | None], label: str) -> str:
@@ -131,15 +131,15 @@ def test_no_emotion_takes_over() -> None:
 
     labels = ["happiness"] * 9 + ["anger"] * 2
     found = [one(i, label) for i, label in enumerate(labels)]
-    selftaught.balance(found, 1.5, seed=0)
+    self_training.balance(found, 1.5, seed=0)
     kept = Counter(w.truth.label for w in found if w.verdict.kept)
     assert kept == {"happiness": 3, "anger": 2}
     assert {w.verdict.reasons for w in found if not w.verdict.kept} == {("surplus",)}
     again = [one(i, label) for i, label in enumerate(labels)]
-    selftaught.balance(again, 1.5, seed=0)
+    self_training.balance(again, 1.5, seed=0)
     assert [w.verdict.kept for w in again] == [w.verdict.kept for w in found]
     everything = [one(i, label) for i, label in enumerate(labels)]
-    selftaught.balance(everything, None, seed=0)
+    self_training.balance(everything, None, seed=0)
     assert all(w.verdict.kept for w in everything)
 
 

@@ -13,10 +13,11 @@ import pytest
 from samples import ROOT, load_script
 from test_ranges import SETTINGS, sample
 
-from vlmface import config, manifest
+from vlmface import manifest
 from vlmface.errors import UserError
-from vlmface.ranges import Checked
 from vlmface.train import sft
+from vlmface.utils import config
+from vlmface.utils.ranges import Checked
 
 # Code that looks at settings without acting on them.
 _LOOKS = ("ranges.py", "config.py", "dataclasses.py", "checks.py", "copy.py")

@@ -29,7 +29,7 @@ WORDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def trainer_class(name: str) -> Any:
     """The trainer behind a recipe."""
-    from vlmface.clip.train import ClipTrainer
+    from vlmface.train.clip.trainer import ClipTrainer
     from vlmface.train.group_trainer import GroupTrainer
     from vlmface.train.trainer import SupervisedTrainer
 

@@ -9,12 +9,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vlmface import __version__, distributed
-from vlmface.config import option
+from vlmface import __version__
 from vlmface.errors import UserError
-from vlmface.ranges import Count, Natural, NotNegative, Port, Seed, kinds
-from vlmface.rationale import options as rationales
-from vlmface.terminal import one_line, printable
+from vlmface.rationale import cli as rationales
+from vlmface.utils import distributed
+from vlmface.utils.config import option
+from vlmface.utils.ranges import Count, Natural, NotNegative, Port, Seed, kinds
+from vlmface.utils.terminal import one_line, printable
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -82,7 +83,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from vlmface.serve import serve_command
+    from vlmface.serving.vllm import serve_command
 
     return serve_command(
         arguments.runs,
@@ -97,10 +98,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _gateway(arguments: argparse.Namespace) -> int:
-    from vlmface.gateway.settings import Settings, keys_of
+    from vlmface.serving.gateway.settings import Settings, keys_of
 
     try:
-        from vlmface.gateway.command import gateway_command
+        from vlmface.serving.gateway.command import gateway_command
     except ModuleNotFoundError as error:
         raise UserError(f"to serve a model, pip install 'vlmface[gateway]' ({error})") from error
 
@@ -127,7 +128,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from vlmface.export import merge_command
+    from vlmface.tools.merge import merge_command
 
     return merge_command(
         arguments.run_dir, arguments.out, arguments.dtype, arguments.license, arguments.push
@@ -135,13 +136,13 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from vlmface.inspect_rows import inspect_command
+    from vlmface.tools.inspect_rows import inspect_command
 
     return inspect_command(arguments.config, arguments.words, arguments.n, arguments.color)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from vlmface.plan import plan_command
+    from vlmface.tools.estimate_memory import plan_command
 
     return plan_command(arguments.config, arguments.words, arguments.gpu, arguments.measure)
 
@@ -311,7 +312,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _add_gateway(command: argparse.ArgumentParser) -> None:
-    from vlmface.gateway.settings import Settings
+    from vlmface.serving.gateway.settings import Settings
 
     limits = kinds(Settings)
     _add_model(command)
@@ -346,7 +347,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
 
 def _who(arguments: argparse.Namespace) -> dict[str, Any]:
     """`Predictor.load`'s words for these."""
-    from vlmface import config
+    from vlmface.utils import config
 
     return {
         "request": config.fields("request", arguments.request) if arguments.request else None,

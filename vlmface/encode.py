@@ -106,7 +106,7 @@ def open_row_image(image: Any) -> Image.Image:
     if not isinstance(image, Mapping):
         return image
     from vlmface.data import crop_cache
-    from vlmface.images import open_image
+    from vlmface.utils.images import open_image
 
     source = image.get("bytes") or image["path"]
     if isinstance(source, str) and crop_cache.is_reference(source):
@@ -164,7 +164,7 @@ def row_image_size(image: Any) -> tuple[int, int]:
     if not isinstance(image, Mapping):
         return image.size
     from vlmface.data import crop_cache
-    from vlmface.images import size_of
+    from vlmface.utils.images import size_of
 
     if not image.get("bytes") and crop_cache.is_reference(image["path"]):
         return crop_cache.open_crop(image["path"]).size

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from vlmface import __version__, prompts, taxonomy
+from vlmface import __version__, label_spaces, prompts
 from vlmface.errors import UserError
-from vlmface.files import atomic_write, resource
+from vlmface.utils.files import atomic_write, resource
 
 NAME = "vlmface.json"
 PROMPTS = "prompts"  # folder of a run
@@ -111,7 +111,7 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
     _check_links(run_dir, files)
     loaded = [_prompt(manifest, run_dir, entry["id"]) for entry in manifest.prompts]
     for prompt, entry in zip(loaded, manifest.prompts, strict=True):
-        space = taxonomy.space(entry["label_space"])
+        space = label_spaces.space(entry["label_space"])
         name = f"label space {space.id} of this vlmface"
         _same(run_dir, name, space.sha, entry["label_space_sha"])
         _same(run_dir, f"prompt {prompt.id} in {PROMPTS}/", prompt.sha, entry["sha"])

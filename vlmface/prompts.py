@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from vlmface import answers, facs, taxonomy
+from vlmface import answers, facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.files import resource
 from vlmface.schema import FaceSample
+from vlmface.utils.files import resource
 
 _KEYS = ("id", "version", "form", "label_space", "images", "system", "user", "source", "notes")
 _NUMBERS = ("version", "images")
@@ -41,7 +41,7 @@ class Question(Protocol):
     @property
     def form(self) -> str: ...
     @property
-    def space(self) -> taxonomy.LabelSpace: ...
+    def space(self) -> label_spaces.LabelSpace: ...
     @property
     def several(self) -> bool: ...
     @property
@@ -66,8 +66,8 @@ class Prompt:
     order: tuple[str, ...] | None = None
 
     @cached_property
-    def space(self) -> taxonomy.LabelSpace:
-        return taxonomy.space(self.label_space)
+    def space(self) -> label_spaces.LabelSpace:
+        return label_spaces.space(self.label_space)
 
     @cached_property
     def sha(self) -> str:
@@ -111,7 +111,7 @@ class Prompt:
 
         return re.sub(r"\{(\w+)\}", value, text)
 
-    def asking_for(self, space: taxonomy.LabelSpace) -> Prompt:
+    def asking_for(self, space: label_spaces.LabelSpace) -> Prompt:
         """The same words about another label space of the same kind, with its candidates. Raises
         UserError where the words would not fit."""
         if space.id == self.label_space:

@@ -21,10 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmface import __version__, config, lock
+from vlmface import __version__
 from vlmface.errors import UserError
-from vlmface.files import atomic_write
 from vlmface.train import sft
+from vlmface.utils import config, lock
+from vlmface.utils.files import atomic_write
 
 RECORD = "run.json"
 _FORMAT = "vlmface run"

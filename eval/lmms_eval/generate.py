@@ -20,11 +20,12 @@ from typing import Any
 import vlmface_tasks  # the file beside this one
 import yaml
 
-from vlmface import __version__, config, distributed, prompts
+from vlmface import __version__, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
-from vlmface.files import atomic_write
-from vlmface.ranges import Checked, Count
+from vlmface.utils import config, distributed
+from vlmface.utils.files import atomic_write
+from vlmface.utils.ranges import Checked, Count
 
 # Not "vlmface": lmms-eval takes a task for a folder if there is one of that name, as beside or in a
 # checkout.

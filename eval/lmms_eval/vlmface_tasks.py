@@ -24,7 +24,8 @@ from vlmface import facs, prompts
 from vlmface.answers import listed
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, metrics, multilabel
+from vlmface.evaluate import answering, benchmarks
+from vlmface.metrics import metrics, multilabel
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 

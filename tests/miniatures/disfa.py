@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniatures import face, text
-from vlmface.data.sets.disfa import AUS, PARTS
+from vlmface.data.adapters.disfa import AUS, PARTS
 
 ARGUMENTS: dict = {}
 SN003 = {1: 1, 2: 2, 4: 3, 5: 5, 12: 4, 26: 2}  # AU: intensity in its second frame

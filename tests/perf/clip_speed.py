@@ -35,9 +35,9 @@ def faces(folder: Path, n: int) -> tuple[Any, list[str]]:
     """Rows of faces whose pictures are files, and a caption of its own for each."""
     from datasets import Dataset
 
-    from vlmface.clip import captions
     from vlmface.schema import FaceSample, features
     from vlmface.synth import dataset
+    from vlmface.train.clip import captions
 
     kept, said = [], []
     for row in dataset.load("train", n=2 * n).cast(features()):
@@ -94,26 +94,27 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
     """Our loop on the same pairs; the mean loss of all steps."""
     from torch.utils.data import SequentialSampler
 
-    from vlmface.clip import contrast, model, train
+    from vlmface.clip import model
+    from vlmface.train.clip import contrastive, trainer
 
-    class InOrder(train.ClipTrainer):
+    class InOrder(trainer.ClipTrainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset)
 
     with tempfile.TemporaryDirectory() as out:
-        settings = contrast.Settings(
+        settings = contrastive.Settings(
             base=str(folder), data="", probe_data="", output_dir=out, batch_size=BATCH,
             epochs=EPOCHS, learning_rate=RATE, schedule="constant", logging_steps=1,
             save_steps=10_000,
         )  # fmt: skip
         clip = model.load(folder)
-        pairs = contrast.Pairs(clip, [[i] for i in range(len(said))], said, settings)
-        data = train.Squares(rows, clip, settings.cache_gib)
-        plain, train.ClipTrainer = train.ClipTrainer, InOrder  # type: ignore[misc]
+        pairs = contrastive.Pairs(clip, [[i] for i in range(len(said))], said, settings)
+        data = trainer.Squares(rows, clip, settings.cache_gib)
+        plain, trainer.ClipTrainer = trainer.ClipTrainer, InOrder  # type: ignore[misc]
         try:
-            train.fit(pairs, data, settings, rows=len(said))
+            trainer.fit(pairs, data, settings, rows=len(said))
         finally:
-            train.ClipTrainer = plain  # type: ignore[misc]
+            trainer.ClipTrainer = plain  # type: ignore[misc]
         log = Path(out, "log.jsonl").read_text(encoding="utf-8").splitlines()
         return statistics.fmean(json.loads(line)["loss"] for line in log)
 

@@ -57,7 +57,7 @@ def main() -> None:
         from vlmface.data import crop_cache, crops
         from vlmface.data.rows import Rows, to_dataset
         from vlmface.encode import open_row_image
-        from vlmface.images import open_image
+        from vlmface.utils.images import open_image
 
         crop = crops.Crop(size=224)
         paths = write(Path(folder), arguments.n)

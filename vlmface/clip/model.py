@@ -25,7 +25,7 @@ from PIL import Image
 from vlmface import manifest
 from vlmface.clip.fused import fuse
 from vlmface.errors import UserError
-from vlmface.files import resource
+from vlmface.utils.files import resource
 
 TINY = "vlmface-clip-tiny"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -275,7 +275,7 @@ def save(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
     weights' there, such as "float16"; None for the model's own."""
     from safetensors.torch import save as to_bytes
 
-    from vlmface.files import atomic_write
+    from vlmface.utils.files import atomic_write
 
     kind = None if dtype is None else getattr(torch, dtype)
     weights = {

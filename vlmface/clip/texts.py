@@ -17,10 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmface import config, facs, prompts, taxonomy
+from vlmface import facs, label_spaces, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
-from vlmface.files import resource
+from vlmface.utils import config
+from vlmface.utils.files import resource
 
 FOLDER = "prompts/clip"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -58,8 +59,8 @@ class LabelTexts:
         return "labels" if self.several else "label"
 
     @cached_property
-    def space(self) -> taxonomy.LabelSpace:
-        return taxonomy.space(self.label_space)
+    def space(self) -> label_spaces.LabelSpace:
+        return label_spaces.space(self.label_space)
 
     @cached_property
     def sha(self) -> str:

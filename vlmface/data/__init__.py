@@ -1,6 +1,6 @@
 """Data sets as FaceSample rows: `load(name, root, split=...)`.
 
-Each data set is one module in `vlmface/data/sets/`, named as `load` names it:
+Each data set is one module in `vlmface/data/adapters/`, named as `load` names it:
 
     TITLE, HOME, LICENCE    for people
     SPLITS                  the splits that the set defines
@@ -42,9 +42,9 @@ _BLOCK = 1000  # rows that are in memory at once, where all are read
 
 def names() -> list[str]:
     """The names that `load` knows, sorted."""
-    from vlmface.data import sets
+    from vlmface.data import adapters
 
-    return sorted(module.name for module in pkgutil.iter_modules(sets.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(adapters.__path__))
 
 
 def adapter(name: str) -> ModuleType:
@@ -54,7 +54,7 @@ def adapter(name: str) -> ModuleType:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise UserError(f"there is no data set {name!r}: {hint}")
-    return importlib.import_module(f"vlmface.data.sets.{name}")
+    return importlib.import_module(f"vlmface.data.adapters.{name}")
 
 
 def shows_faces(name: str) -> bool:

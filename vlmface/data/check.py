@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from vlmface import data, files, sheet
+from vlmface import data
 from vlmface.data.crop_cache import person_box
 from vlmface.data.crops import usable
 from vlmface.data.rows import Rows, as_stored, to_dataset
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
-from vlmface.images import open_image
 from vlmface.schema import FaceSample
+from vlmface.utils import contact_sheet, files
+from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
     import datasets
@@ -102,7 +103,7 @@ def check(
     if output is not None:
         picture = _draw(parts, looks)
         if picture is not None:
-            sheet.write(Path(output) / "sheet.png", picture)
+            contact_sheet.write(Path(output) / "sheet.png", picture)
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
         files.atomic_write(Path(output) / "check.json", text + "\n")
     return report
@@ -391,14 +392,14 @@ def _draw(parts: list[Part], looks: dict[Source, Look]) -> Image.Image | None:
         for label in sorted(classes, key=lambda word: (word is None, word))
     }
     columns = min(PER_CLASS, max(map(len, shown.values()), default=0))
-    tiles: list[sheet.Tile | None] = []
+    tiles: list[contact_sheet.Tile | None] = []
     for rows in shown.values():
         tiles += [_tile(part, row, by) for part, row in rows]
         tiles += [None] * (-len(tiles) % columns)
-    return sheet.draw(tiles, columns) if tiles else None
+    return contact_sheet.draw(tiles, columns) if tiles else None
 
 
-def _tile(part: Part, row: int, by: str | None) -> sheet.Tile:
+def _tile(part: Part, row: int, by: str | None) -> contact_sheet.Tile:
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])
@@ -413,9 +414,9 @@ def _tile(part: Part, row: int, by: str | None) -> sheet.Tile:
     if sample.valence is not None and sample.arousal is not None:
         lines.append(f"valence {sample.valence:.2f}, arousal {sample.arousal:.2f}")
     if sample.aus is not None:
-        lines.append(sheet.units(sample))
+        lines.append(contact_sheet.units(sample))
     where = f"{part.split}: {sample.id.removeprefix(sample.dataset + '-')}"
-    return sheet.Tile(image, title, (*lines, where))
+    return contact_sheet.Tile(image, title, (*lines, where))
 
 
 def _around(image: Image.Image, box: list[float]) -> Image.Image:
@@ -423,7 +424,7 @@ def _around(image: Image.Image, box: list[float]) -> Image.Image:
     x0, y0, x1, y1 = box
     margin = max(x1 - x0, y1 - y0) / 2
     image = image.copy()
-    width = max(1, round((max(x1 - x0, y1 - y0) + 2 * margin) / sheet.TILE * 2))
+    width = max(1, round((max(x1 - x0, y1 - y0) + 2 * margin) / contact_sheet.TILE * 2))
     ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), outline="#e8281e", width=width)
     corners = (max(0, x0 - margin), max(0, y0 - margin),
                min(image.width, x1 + margin), min(image.height, y1 + margin))  # fmt: skip

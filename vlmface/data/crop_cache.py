@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlmface import files, sheet
 from vlmface.data.crops import NOWHERE, Box, Crop, cut, finder, usable
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
-from vlmface.images import open_image
 from vlmface.schema import FaceSample
+from vlmface.utils import contact_sheet, files
+from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
     import datasets
@@ -427,10 +427,10 @@ def _key(of: str, box: tuple[float, ...] | None) -> bytes:
 
 def draw(rows: datasets.Dataset, path: Path, n: int = 64) -> None:
     """A contact sheet of the first `n` faces of `cached` rows, with their labels."""
-    tiles: list[sheet.Tile | None] = []
+    tiles: list[contact_sheet.Tile | None] = []
     for row in rows.select(range(min(n, len(rows)))):
         sample = FaceSample.from_row(row)
         stored = sample.image or (sample.frames or [None])[len(sample.frames or ()) // 2]
         title = sample.emotion or sample.gender or "no label"
-        tiles.append(sheet.Tile(open_crop(stored["path"]), title, (sample.id,)))
-    sheet.write(path, sheet.draw(tiles))
+        tiles.append(contact_sheet.Tile(open_crop(stored["path"]), title, (sample.id,)))
+    contact_sheet.write(path, contact_sheet.draw(tiles))

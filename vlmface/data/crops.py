@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlmface import config, files
 from vlmface.data import detect, shapes
 from vlmface.errors import UserError
+from vlmface.utils import config, files
 
 if TYPE_CHECKING:
     from vlmface.encode import Shown

@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlmface import files
 from vlmface.data.sources import Source, in_threads, sources
 from vlmface.errors import UserError
-from vlmface.images import open_image
+from vlmface.utils import files
+from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
     import datasets

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import pictures
 from vlmface.errors import UserError
+from vlmface.utils import any_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,7 +72,7 @@ class Detector:
     def meshes(self, image: Image.Image) -> list[np.ndarray]:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
         face first. Of two that are equally large, the left one is first."""
-        image = pictures.as_rgb(image)
+        image = any_image.as_rgb(image)
         found = self._look(image)
         if not found:
             width, height = -(-image.width // 2), -(-image.height // 2)

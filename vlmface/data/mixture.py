@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vlmface import config, data, taxonomy
+from vlmface import data, label_spaces
 from vlmface.data.sources import digest, sources
 from vlmface.errors import UserError
-from vlmface.ranges import Count, Positive, Seed
+from vlmface.utils import config
+from vlmface.utils.ranges import Count, Positive, Seed
 
 if TYPE_CHECKING:
     import datasets
@@ -215,7 +216,7 @@ def _check_labels(where: str, name: str, labels: dict[Any, Any]) -> None:
                 "word or null"
             )
     if name == "emotion":
-        _check_words(where, name, [*labels, *labels.values()], taxonomy.EMOTIONS)
+        _check_words(where, name, [*labels, *labels.values()], label_spaces.EMOTIONS)
 
 
 def _check_words(
@@ -223,7 +224,7 @@ def _check_words(
 ) -> None:
     """A word that no row holds is a misspelt one, except that a set may lack an emotion."""
     odd = [word for word in words if word is not None and word not in known]
-    if odd and not (name == "emotion" and odd[0] in taxonomy.EMOTIONS):
+    if odd and not (name == "emotion" and odd[0] in label_spaces.EMOTIONS):
         listed = ", ".join(sorted(word for word in known if word is not None)) or "empty"
         raise UserError(f"{where}: `labels` has {odd[0]!r}, but {name} is one of: {listed}")
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.ranges import alternatives, bare, describe, in_range
+from vlmface.utils.ranges import alternatives, bare, describe, in_range
 
 OF_LOAD = ("n", "root", "split", "name", "streaming")  # words of `data.load` that are no options
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.data.text_files import read_text, split_lines
 from vlmface.errors import UserError
 
@@ -77,7 +77,7 @@ class Record:
         """The label of a space of the taxonomy that the text is, up to case and aliases."""
         label = canonical(space, self.text(name))
         if label is None:
-            self.refuse(name, f"one of {', '.join(taxonomy.space(space).labels)}")
+            self.refuse(name, f"one of {', '.join(label_spaces.space(space).labels)}")
         return label
 
     def units(self, name: str) -> set[int]:
@@ -110,7 +110,7 @@ class Record:
 @lru_cache(maxsize=10_000)
 def canonical(space: str, text: str) -> str | None:
     """The label of a space that a text is; asked of every row, for few different texts."""
-    return taxonomy.space(space).canonical(text)
+    return label_spaces.space(space).canonical(text)
 
 
 def shown(value: Any) -> str:

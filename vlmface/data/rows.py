@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.data.image_paths import Folders
 from vlmface.data.records import shown
 from vlmface.data.text_files import match_name, read_lines, split_header, utf8_source
 from vlmface.errors import UserError
-from vlmface.images import SUFFIXES
 from vlmface.schema import FaceSample, features
+from vlmface.utils.images import SUFFIXES
 
 if TYPE_CHECKING:
     import datasets
@@ -70,7 +70,7 @@ def emotions(coding_id: str, codes: Any) -> pa.Array:
     that is legal but none of the eight emotions is null. Raises UserError for any other code."""
     import pyarrow as pa
 
-    coding = taxonomy.CODINGS[coding_id]
+    coding = label_spaces.CODINGS[coding_id]
     known, inverse = np.unique(np.asarray(codes), return_inverse=True)
     words = pa.array([coding.decode(code.item()) for code in known], pa.string())
     return words.take(pa.array(inverse.ravel()))
@@ -79,7 +79,7 @@ def emotions(coding_id: str, codes: Any) -> pa.Array:
 def words(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
     """Each text as the label of the space that it is, up to case and aliases ("Angry" -> "anger").
     None stays None. Raises UserError for a text that is no label of the space."""
-    space = taxonomy.space(space_id)
+    space = label_spaces.space(space_id)
     found = {text: space.canonical(text) for text in set(texts) if text is not None}
     wrong = sorted(text for text, label in found.items() if label is None)
     if wrong:
@@ -213,7 +213,7 @@ def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
     """The rows of a set whose folders are its labels ("Angry/0001.png"): the image, the label and
     the id `prefix/label/stem`. Raises UserError for a folder that is not named as a label of the
     space; a number is none, since copies count in different orders."""
-    space = taxonomy.space(space_id)
+    space = label_spaces.space(space_id)
     ids, images, labels, left_out = [], [], [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         label = space.canonical(place.name)
@@ -500,7 +500,7 @@ def _check(table: pa.Table) -> None:
                         "of several faces in one image, each row needs an id")  # fmt: skip
     emotion = table["emotion"]
     refuse(pc.and_(pc.is_valid(emotion),
-                   pc.invert(pc.is_in(emotion, pa.array(taxonomy.EMOTIONS)))))  # fmt: skip
+                   pc.invert(pc.is_in(emotion, pa.array(label_spaces.EMOTIONS)))))  # fmt: skip
     for name, low, high in (("valence", -1, 1), ("arousal", -1, 1), ("age", 0, 130)):
         refuse(
             pc.invert(pc.and_(pc.less_equal(low, table[name]), pc.less_equal(table[name], high)))

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmface import files
 from vlmface.data.sources import in_threads
 from vlmface.errors import UserError
-from vlmface.images import MAX_PIXELS, MIN_SIDE
+from vlmface.utils import files
+from vlmface.utils.images import MAX_PIXELS, MIN_SIDE
 
 VERSION = 1  # raise whenever the same video would give other frames
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")

@@ -9,13 +9,21 @@ from pathlib import Path
 
 import gradio as gr
 
-from vlmface import isolated
-from vlmface.demo import clips, door, look, samples, tabs, views, voices
-from vlmface.demo.faces import Finder
+from vlmface.demo import (
+    clips,
+    example_media,
+    model_choices,
+    security_middleware,
+    tabs,
+    theme,
+    views,
+)
+from vlmface.demo.face_detection import Finder
 from vlmface.demo.uploads import KEEP_S, Uploads
 from vlmface.errors import UserError
-from vlmface.hosts import Hosts
 from vlmface.infer.predictor import Local, Predictor
+from vlmface.utils import isolated
+from vlmface.utils.hosts import Hosts
 
 TITLE = "vlmface demo"
 MOST_UPLOADED = "64mb"  # one file
@@ -28,19 +36,19 @@ class Demo:
     """The models that answer, the first of them everywhere, and what they are told about."""
 
     def __init__(
-        self, predictors: Sequence[Predictor], cards: Sequence[voices.Card], folder: Path
+        self, predictors: Sequence[Predictor], cards: Sequence[model_choices.Card], folder: Path
     ) -> None:
         self.predictors, self.cards = list(predictors), list(cards)
         self.folder = folder  # that Gradio keeps uploads in
         self.predictor = self.predictors[0]
-        self.voices = voices.voices(self.predictors)
+        self.voices = model_choices.voices(self.predictors)
         self.finder = Finder()
         self.at_once = 1 if isinstance(self.predictor.backend, Local) else _SERVED_AT_ONCE
         self.limits = self.predictor.limits or views.LIMITS
-        self.examples, self.scene = samples.write(folder / "examples")
-        if voices.sees_around(self.predictor):
-            self.examples = samples.write_scenes(folder / "examples")
-        self.clip = samples.write_clip(folder / "examples") if clips.readable() else None
+        self.examples, self.scene = example_media.write(folder / "examples")
+        if model_choices.sees_around(self.predictor):
+            self.examples = example_media.write_scenes(folder / "examples")
+        self.clip = example_media.write_clip(folder / "examples") if clips.readable() else None
 
     def close(self) -> None:
         self.finder.close()
@@ -72,7 +80,9 @@ class Demo:
                                if hasattr(block, "keep_in_cache")))  # fmt: skip
 
         store = Uploads(self.folder, kept)
-        guards = [Middleware(door.Door, uploads=self.folder, hosts=hosts, store=store)]
+        guards = [
+            Middleware(security_middleware.Door, uploads=self.folder, hosts=hosts, store=store)
+        ]
         closed = {"docs_url": None, "redoc_url": None, "openapi_url": None,
                   "redirect_slashes": False}  # fmt: skip
         try:
@@ -81,7 +91,7 @@ class Demo:
                 quiet=True, show_error=False, max_file_size=MOST_UPLOADED, footer_links=[],
                 run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
                 mcp_server=False, app_kwargs={"middleware": guards, **closed},
-                theme=look.theme(), css=look.css(), head=look.head(),
+                theme=theme.theme(), css=theme.css(), head=theme.head(),
             )  # fmt: skip
         except OSError as error:
             raise UserError(

@@ -20,15 +20,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
-from vlmface.demo import voices
+from vlmface.demo import model_choices
 from vlmface.errors import UserError
-from vlmface.images import open_image
+from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
     from vlmface.data.detect import Box
-    from vlmface.demo.faces import Finder
+    from vlmface.demo.face_detection import Finder
+    from vlmface.infer.face_report import FaceReport
     from vlmface.infer.predictor import Predictor
-    from vlmface.infer.report import FaceReport
 
 MOST_FILES = 200
 MOST_BYTES = 25 * 2**20  # of one picture
@@ -189,7 +189,7 @@ def answer(item: Item, predictor: Predictor, finder: Finder) -> list[Row]:
         return [Row(item.name, problem=in_words(error))]
     faces = [] if predictor.faces_by_default == "none" else finder.find(image)
     boxes: list[Box | None] = [*(face.box for face in faces)] or [None]
-    shown = [voices.view_of(predictor, image, box) for box in boxes]
+    shown = [model_choices.view_of(predictor, image, box) for box in boxes]
     reports = predictor.answer(shown, predictor.questions_of(None))
     return [
         Row(item.name, number if faces else 0, report)

@@ -13,14 +13,14 @@ import numpy as np
 
 from vlmface.data import video
 from vlmface.data.clips import middles
-from vlmface.demo.faces import Face, largest
+from vlmface.demo.face_detection import Face, largest
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.data.detect import Box
-    from vlmface.demo.faces import Finder
+    from vlmface.demo.face_detection import Finder
 
 MOST_SIDE = 1920  # pixels of a frame that is kept: all of them are in memory at once
 INSTALL = "pip install 'vlmface[video]'"

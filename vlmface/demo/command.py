@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmface import manifest
-from vlmface.config import option
-from vlmface.demo import door
+from vlmface.demo import security_middleware
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import is_url
-from vlmface.ranges import Port
+from vlmface.utils.config import option
+from vlmface.utils.ranges import Port
 
 if TYPE_CHECKING:
-    from vlmface.demo.voices import Card
+    from vlmface.demo.model_choices import Card
     from vlmface.infer.predictor import Predictor
 
 RUN = "runs/sft_cot"  # where the default recipe leaves its model
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     model = _model(arguments.model)
     with ExitStack() as closing:
         temporary = closing.enter_context(tempfile.TemporaryDirectory(prefix="vlmface-demo-"))
-        door.close_gradio(temporary)
+        security_middleware.close_gradio(temporary)
         try:
             import gradio  # noqa: F401
         except ImportError as error:
@@ -96,7 +96,7 @@ def _model(given: str | None) -> str:
 
 
 def _card(predictor: Predictor, model: str, run: str | None) -> Card:
-    from vlmface.demo import voices
+    from vlmface.demo import model_choices
 
     described = run if is_url(model) else (model if manifest.is_run(model) else None)
-    return voices.card(predictor, described, server=is_url(model))
+    return model_choices.card(predictor, described, server=is_url(model))

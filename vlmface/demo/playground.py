@@ -14,7 +14,7 @@ from vlmface.synth.faces import sample_identity
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlmface.infer.report import FaceReport
+    from vlmface.infer.face_report import FaceReport
 
 SIZE = 320  # pixels a side
 MOST_PEOPLE = 9999

@@ -13,11 +13,11 @@ from gradio.data_classes import FileData
 
 from vlmface import facs
 from vlmface.data.clips import taken
-from vlmface.demo import batch, clips, playground, views, voices
-from vlmface.demo.faces import Face, largest
-from vlmface.demo.handlers import opened, spoken
-from vlmface.infer.report import FaceReport
-from vlmface.taxonomy import EMOTIONS
+from vlmface.demo import batch, clips, model_choices, playground, views
+from vlmface.demo.event_handlers import opened, spoken
+from vlmface.demo.face_detection import Face, largest
+from vlmface.infer.face_report import FaceReport
+from vlmface.label_spaces import EMOTIONS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,7 +98,7 @@ def _choices(faces: list[Face], chosen: int | None) -> Any:
 
 def _kind(demo: Demo) -> str:
     """What the examples are."""
-    return "scene" if voices.sees_around(demo.predictor) else "face"
+    return "scene" if model_choices.sees_around(demo.predictor) else "face"
 
 
 def _answer(
@@ -106,7 +106,7 @@ def _answer(
     notes: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """A report with all that is to be said of how it came about."""
-    notes = [*notes, *voices.no_face(predictor, report)]
+    notes = [*notes, *model_choices.no_face(predictor, report)]
     return views.answer(report, heading, notes, *_shown(predictor, report, view))
 
 
@@ -114,7 +114,7 @@ def _shown(
     predictor: Predictor, report: FaceReport, view: FaceView
 ) -> tuple[str | None, list[Image.Image]]:
     """What the model was shown of a picture, in words and as pictures, where that is to be said."""
-    words = voices.shown(predictor)
+    words = model_choices.shown(predictor)
     if words is None or not report.was_asked:
         return None, []
     seen = view.pictures
@@ -126,7 +126,7 @@ def _shown(
 
 def analyse(demo: Demo) -> None:
     how = "Upload a picture, paste it, or take it with the webcam. Every face is framed."
-    if voices.names_units(demo.predictor):
+    if model_choices.names_units(demo.predictor):
         how += (" Point at an action unit, or reach it with the Tab key, and the part of the face "
                 "that it names is marked on the picture.")  # fmt: skip
     _intro(how)
@@ -173,8 +173,8 @@ def _written(
 def _writing(demo: Demo, image: Image.Image, box: Box | None, heading: str) -> Iterator[str]:
     """The answer about a face, now and then while it is written, and when it is finished."""
     last = 0.0
-    view = voices.view_of(demo.predictor, image, box)
-    for piece in voices.write(demo.predictor, view):
+    view = model_choices.view_of(demo.predictor, image, box)
+    for piece in model_choices.write(demo.predictor, view):
         if isinstance(piece, FaceReport):
             yield _answer(demo.predictor, piece, heading, view)
         elif time.monotonic() - last >= _EVERY_S:
@@ -216,9 +216,9 @@ def compare(demo: Demo) -> None:
         answers: list[str] = []
         for number in (first, second):
             voice = demo.voices[number]
-            place = voices.by_default(voice.predictor, box)
+            place = model_choices.by_default(voice.predictor, box)
             heading = "The whole picture" if place is None else "The largest face"
-            view = voices.view_of(voice.predictor, shown, place)
+            view = model_choices.view_of(voice.predictor, shown, place)
             answers.append(_answer(voice.predictor, voice.ask(view), heading, view))
             yield gr.skip(), answers[0], answers[1] if len(answers) > 1 else gr.skip()
 
@@ -233,7 +233,7 @@ def compare(demo: Demo) -> None:
 def people(demo: Demo) -> None:
     alone = "Each face is shown to the model by itself: it does not see who stands beside whom."
     beside = "The model is asked about one face after the other, and sees what is around it too."
-    around = voices.sees_around(demo.predictor)
+    around = model_choices.sees_around(demo.predictor)
     _intro(f"All faces of one picture at once. {beside if around else alone}")
     with gr.Column(elem_classes="vf-wide"):
         image, picture, _ = _picture_input([demo.scene], "Picture of several people")
@@ -248,13 +248,13 @@ def people(demo: Demo) -> None:
         faces = demo.finder.find(shown)
         yield views.picture(shown, faces, None), gr.skip()
         if not faces:
-            view = voices.view_of(demo.predictor, shown, None)
+            view = model_choices.view_of(demo.predictor, shown, None)
             (report,) = demo.predictor.answer([view], demo.predictor.questions_of(None))
             yield gr.skip(), _answer(demo.predictor, report, "The whole picture", view)
             return
         boxes = [face.box for face in faces]
         reports = demo.predictor.predict([shown] * len(boxes), boxes=boxes)
-        tasks, reasons = demo.predictor.tasks, voices.names_units(demo.predictor)
+        tasks, reasons = demo.predictor.tasks, model_choices.names_units(demo.predictor)
         yield gr.skip(), views.people(shown, faces, reports, tasks, reasons=reasons)
 
     image.change(ask, image, [picture, table], show_progress_on=table, **_asks(demo))
@@ -302,7 +302,7 @@ def clip(demo: Demo) -> None:
         middle = clips.middle(seen)
         yield views.clip(seen.frames, seen.faces, middle), "", gr.skip()
         heading = f"The middle one of {len(seen.frames)} frames"
-        box = voices.by_default(predictor, seen.boxes[middle])
+        box = model_choices.by_default(predictor, seen.boxes[middle])
         for html in _writing(demo, seen.frames[middle], box, heading):
             yield gr.skip(), gr.skip(), html
 
@@ -318,10 +318,12 @@ def clip(demo: Demo) -> None:
             progress((first, total), desc=f"{first} of {total} frames", unit="frames")
             part = slice(first, first + _AT_ONCE)
             shown = [
-                voices.view_of(predictor, frame, voices.by_default(predictor, box))
+                model_choices.view_of(predictor, frame, model_choices.by_default(predictor, box))
                 for frame, box in zip(seen.frames[part], seen.boxes[part], strict=True)
             ]
-            reports += predictor.answer(shown, predictor.questions_of(voices.first_task(predictor)))
+            reports += predictor.answer(
+                shown, predictor.questions_of(model_choices.first_task(predictor))
+            )
         yield views.timeline(seen.frames, seen.faces, reports)
 
     # Videos have a queue of their own: while one is decoded the model answers others.
@@ -356,8 +358,10 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
                          "frame, which may be different people.")  # fmt: skip
     else:
         (report,) = predictor.predict([clip.frames], faces=predictor.faces_by_default)
-        notes += voices.no_face(predictor, report, "the frames as they are")
-    return views.answer(report, f"The clip, {total} frames", notes, voices.shown_of_clip(predictor))
+        notes += model_choices.no_face(predictor, report, "the frames as they are")
+    return views.answer(
+        report, f"The clip, {total} frames", notes, model_choices.shown_of_clip(predictor)
+    )
 
 
 # --- Batch ----------------------------------------------------------------------------------------
@@ -386,7 +390,7 @@ def many(demo: Demo) -> None:
             "answers.csv": ("text/csv", batch.as_csv(rows, tasks)),
             "answers.json": ("application/json", batch.as_json(rows)),
         }
-        reasons = voices.names_units(demo.predictor)
+        reasons = model_choices.names_units(demo.predictor)
         yield views.batch(rows, len(items), tasks, downloads, reasons=reasons)
 
     # A batch has a queue of its own: between two of its files the model answers others.
@@ -431,15 +435,15 @@ def synth(demo: Demo) -> None:
         image = playground.draw(playground.Scene(int(person), aus, *view))
         faces = demo.finder.find(image)[:1]
         yield views.picture(image, faces, 0 if faces else None), gr.skip(), gr.skip()
-        shown = voices.view_of(demo.predictor, image, None)
+        shown = model_choices.view_of(demo.predictor, image, None)
         (report,) = demo.predictor.answer([shown], demo.predictor.questions_of(None))
         compared = views.truth(
             aus, playground.followed(aus, report), report,
             expected=playground.speaks_for(aus), clashing=playground.clashing(aus),
-            names_units=voices.names_units(demo.predictor),
+            names_units=model_choices.names_units(demo.predictor),
             lips_parted=len(aus) > sum(round(value) > 0 for value in set_.values()),
         )  # fmt: skip
-        notes = [_HEAD_ALONE] if voices.sees_around(demo.predictor) else []
+        notes = [_HEAD_ALONE] if model_choices.sees_around(demo.predictor) else []
         said = _answer(demo.predictor, report, "What the model says", shown, notes)
         yield gr.skip(), compared, said
 

@@ -8,23 +8,22 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from PIL import Image
 
-from vlmface import answers, au_mentions, facs
-from vlmface.demo import regions
-from vlmface.evaluate import page
-from vlmface.infer.report import EMOTION, SURE
+from vlmface import answers, facs
+from vlmface.answers import au_mentions
+from vlmface.demo import face_regions
+from vlmface.infer.face_report import EMOTION, SURE
+from vlmface.utils import html
 
 if TYPE_CHECKING:
     from vlmface.demo.batch import Row
-    from vlmface.demo.faces import Face
+    from vlmface.demo.face_detection import Face
+    from vlmface.demo.model_choices import Card
     from vlmface.demo.playground import Followed
-    from vlmface.demo.voices import Card
-    from vlmface.infer.report import FaceReport
+    from vlmface.infer.face_report import FaceReport
 
 LIMITS = (
     "An expression is not proof of what somebody feels. Nobody has written down what else this "
@@ -46,12 +45,7 @@ STATUS = {
 
 @cache
 def _template() -> Any:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"plain": page.plain, "pct": _percent}
-    return environment.get_template("views.html.j2").module
+    return html.template("views.html.j2", {"pct": _percent}).module
 
 
 def _percent(share: float) -> str:
@@ -78,7 +72,7 @@ def picture(
             "left": face.box[0], "top": face.box[1],
             "width": face.box[2] - face.box[0], "height": face.box[3] - face.box[1],
             "regions": {
-                region: [regions.path(outline) for outline in outlines]
+                region: [face_regions.path(outline) for outline in outlines]
                 for region, outlines in face.regions.items()
             },
         }

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
 from vlmface.data import crop_cache
-from vlmface.distributed import is_main, rank, world_size
 from vlmface.encode import (
     Shown,
     open_row_image,
@@ -29,11 +28,12 @@ from vlmface.encode import (
 )
 from vlmface.errors import UserError
 from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
 from vlmface.manifest import is_run
 from vlmface.prompts import Question
 from vlmface.schema import AFFECT, FaceSample
+from vlmface.utils.distributed import is_main, rank, world_size
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
 
 if TYPE_CHECKING:
     import datasets
@@ -303,8 +303,8 @@ def answer_once(
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
     already, it is read and not computed again. Killed in one process, it goes on from the last
     batch."""
+    from vlmface.infer.loading import load
     from vlmface.infer.local import LocalModel
-    from vlmface.infer.models import load
 
     if path.exists():
         return read_lines(path)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, data, taxonomy
+from vlmface import data, label_spaces
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
-from vlmface.evaluate.groups import GROUPED
-from vlmface.files import resource
+from vlmface.metrics.groups import GROUPED
+from vlmface.utils import config
+from vlmface.utils.files import resource
 
 if TYPE_CHECKING:
     import datasets
@@ -53,9 +54,9 @@ class Benchmark:
     notes: str | None = None
 
     @property
-    def spaces(self) -> list[taxonomy.LabelSpace]:
+    def spaces(self) -> list[label_spaces.LabelSpace]:
         named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
-        return [taxonomy.space(name) for name in named or ()]
+        return [label_spaces.space(name) for name in named or ()]
 
     @property
     def needs_root(self) -> bool:

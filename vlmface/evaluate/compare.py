@@ -13,12 +13,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.evaluate import measures, metrics, page, report
+from vlmface.evaluate import report
 from vlmface.evaluate.tables import markdown_cell
-from vlmface.files import atomic_write
-from vlmface.terminal import printable
+from vlmface.metrics import measures, metrics
+from vlmface.utils import html
+from vlmface.utils.files import atomic_write
+from vlmface.utils.terminal import printable
 
 # Settings that say where a run lies and how it is watched, not what it is.
 _ASIDE = ("output_dir", "overwrite", "save_steps", "logging_steps", "samples_every", "report_to")
@@ -41,11 +43,11 @@ class Run:
     recipe: str | None
 
     @property
-    def prompts(self) -> list[tuple[str | None, taxonomy.LabelSpace]]:
+    def prompts(self) -> list[tuple[str | None, label_spaces.LabelSpace]]:
         """(id, label space) of what it was asked; the id is None if there was only one prompt."""
         if "prompts" in self.scores:
-            return [(p["id"], taxonomy.space(p["label_space"])) for p in self.scores["prompts"]]
-        return [(None, taxonomy.space(self.scores["label_space"]))]
+            return [(p["id"], label_spaces.space(p["label_space"])) for p in self.scores["prompts"]]
+        return [(None, label_spaces.space(self.scores["label_space"]))]
 
     @property
     def au_set(self) -> list[int]:
@@ -301,7 +303,7 @@ def write(
     table = rows(result)
     atomic_write(output / f"{name}.json", json.dumps(result, indent=2) + "\n")
     atomic_write(output / f"{name}.md", markdown(result))
-    content = page.render(
+    content = html.render(
         "compare.html.j2",
         filters={"verdict": verdict, "said": _said, "color": _color},
         result=result,
@@ -310,7 +312,7 @@ def write(
         table=table,
         reliability=reliability(result),
         matrices=[_matrix(result, row) for row in table if row["main"]],
-        when=page.stamp(),
+        when=html.stamp(),
     )
     path = output / f"{name}.html"
     atomic_write(path, content)

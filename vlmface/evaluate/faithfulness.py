@@ -1,5 +1,5 @@
 """Does the answer rest on what it says it rests on? Pairs of rendered faces that differ in one
-thing (`vlmface.synth.probes`) show it, because there everything about both faces is known.
+thing (`vlmface.synth.counterfactual_pairs`) show it: everything about both faces is known.
 
 follows     one action unit comes or goes: is it named where it is, not named where it is not, and
             does the label change where EMFACS says that it should, and only there?
@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import config, distributed, facs
+from vlmface import facs
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, page
+from vlmface.evaluate import answering
 from vlmface.evaluate.run import output_folder
-from vlmface.evaluate.shares import LEVEL, in_brackets
-from vlmface.evaluate.statistics import mean
-from vlmface.files import atomic_write
-from vlmface.ranges import Checked, Count, Seed
-from vlmface.synth import probes
+from vlmface.metrics.shares import LEVEL, in_brackets
+from vlmface.metrics.statistics import mean
+from vlmface.synth import counterfactual_pairs
+from vlmface.utils import config, distributed, html
+from vlmface.utils.files import atomic_write
+from vlmface.utils.ranges import Checked, Count, Seed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +62,7 @@ class Settings(Checked):
 class Asked:
     """A pair and what was said of its faces."""
 
-    pair: probes.Pair
+    pair: counterfactual_pairs.Pair
     before: Prediction
     after: Prediction
 
@@ -90,10 +91,10 @@ def ask(predictor: LocalModel, settings: Settings) -> dict[str, list[Asked]]:
     asked: dict[str, list[Asked]] = {}
     bases: list[FaceSample] = []
     first: list[Prediction] = []
-    total = settings.n * (1 + len(probes.KINDS))
+    total = settings.n * (1 + len(counterfactual_pairs.KINDS))
     with tqdm(total=total, desc="asking about pairs", unit="face") as bar:
-        for kind in probes.KINDS:
-            pairs = probes.make(
+        for kind in counterfactual_pairs.KINDS:
+            pairs = counterfactual_pairs.make(
                 kind, settings.n, seed=settings.seed, size=settings.size, split=settings.split,
                 bases=bases or None,
             )  # fmt: skip
@@ -307,13 +308,13 @@ def write(
     """Write faithfulness.json and faithfulness.html into `output`; returns the page."""
     result = {"schema": 1, **about, **figures}
     atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
-    content = page.render(
+    content = html.render(
         "faithfulness.html.j2",
         result=result,
         name=Path(str(about["model"])).name,
         examples={kind: _examples(kind, pairs) for kind, pairs in asked.items()},
         au_names={facs.name(au): facs.AUS[au].name for au in facs.SYNTH_AUS},
-        when=page.stamp(),
+        when=html.stamp(),
     )
     path = output / "faithfulness.html"
     atomic_write(path, content)
@@ -332,7 +333,7 @@ def _examples(kind: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
             "change": _change(one.pair),
             "faces": [
                 {
-                    "image": page.data_uri(face.image),
+                    "image": html.data_uri(face.image),
                     "truth": face.emotion,
                     "label": said.answer.label or f"no valid answer ({said.answer.status})",
                     "aus": ", ".join(facs.name(au) for au in said.answer.aus) or "none",
@@ -344,7 +345,7 @@ def _examples(kind: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     ]
 
 
-def _change(pair: probes.Pair) -> str:
+def _change(pair: counterfactual_pairs.Pair) -> str:
     detail = pair.detail
     if pair.kind == "au":
         return f"{facs.name(detail['au'])} {facs.AUS[detail['au']].name} {detail['change']}"

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmface.answers import regions
-from vlmface.evaluate import metrics
-from vlmface.taxonomy import LabelSpace, normalise
+from vlmface.label_spaces import LabelSpace, normalise
+from vlmface.metrics import metrics
 
 _SAME = {
     "contempt": "scorn disdain", "disgust": "revulsion repulsion", "fear": "terror fright",

@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.answers import listed
 from vlmface.data import people
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import groups, metrics, multilabel, page, tables
-from vlmface.files import atomic_write
+from vlmface.evaluate import tables
+from vlmface.metrics import groups, metrics, multilabel
+from vlmface.utils import html
+from vlmface.utils.files import atomic_write
 
 FACES = 8  # of each kind, right and wrong
 LABELS = "labels that apply"  # title of several labels a face
@@ -70,13 +72,13 @@ def write_report(
     when = datetime.fromtimestamp((run_dir / "metrics.json").stat().st_mtime, UTC)
 
     keys = tables.columns(published)
-    content = page.render(
+    content = html.render(
         "report.html.j2",
         runs=runs,
         result=result,
         train=scores.get("train") or {},
         warnings=_warnings(scores.get("train") or {}),
-        when=page.stamp(when),
+        when=html.stamp(when),
         origin=_origin(manifest),
         manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
         note=manifest.get("limits"),
@@ -318,10 +320,10 @@ def _faces(
 ) -> list[dict[str, Any]]:
     """Right and wrong answers, FACES of each: in file order, every true label in turn."""
     lone = result.get("label_space", "emotion8")
-    spaces = {p["id"]: taxonomy.space(p["label_space"]) for p in result.get("prompts", ())}
+    spaces = {p["id"]: label_spaces.space(p["label_space"]) for p in result.get("prompts", ())}
 
-    def space_of(row: metrics.Row) -> taxonomy.LabelSpace:
-        return spaces.get(row.get("prompt", "")) or taxonomy.space(lone)
+    def space_of(row: metrics.Row) -> label_spaces.LabelSpace:
+        return spaces.get(row.get("prompt", "")) or label_spaces.space(lone)
 
     per_au = (result.get("au") or {}).get("per_au", {})
     au_set = [facs.parse_name(name) for name in per_au]
@@ -335,7 +337,7 @@ def _faces(
         )
         cards = [
             {
-                "image": page.data_uri(open_row_image(images[row["id"]])),
+                "image": html.data_uri(open_row_image(images[row["id"]])),
                 "id": row["id"],
                 "truth": _words(row, space_of(row))[0],
                 "answer": _words(row, space_of(row))[1],
@@ -350,14 +352,16 @@ def _faces(
     return groups
 
 
-def _words(row: metrics.Row, space: taxonomy.LabelSpace) -> tuple[str | None, str | None]:
+def _words(row: metrics.Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | None]:
     """(what is true, what was answered), several labels as one text in the order of the space."""
     if space.several:
         return listed(multilabel.true(row) or ()) or None, listed(multilabel.said(row)) or None
     return metrics.truth(row, space), metrics.answer(row)
 
 
-def _is_right(row: metrics.Row, space: taxonomy.LabelSpace, au_set: Sequence[int]) -> bool | None:
+def _is_right(
+    row: metrics.Row, space: label_spaces.LabelSpace, au_set: Sequence[int]
+) -> bool | None:
     """Whether the labels are right; without a true label, whether the AUs are; None if neither, or
     if nothing was said."""
     if space.several and row.get("labels") is None:

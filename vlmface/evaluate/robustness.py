@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, distributed, lock, manifest
+from vlmface import manifest
 from vlmface.encode import listed, open_row_image, open_shown
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, corrupt, page, report
+from vlmface.evaluate import answering, corrupt, report
 from vlmface.evaluate.benchmarks import load_benchmark, load_rows
 from vlmface.evaluate.run import output_folder, score
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
-from vlmface.ranges import Checked, Count, Unused
+from vlmface.utils import config, distributed, html, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.ranges import Checked, Count, Unused
 
 if TYPE_CHECKING:
     import datasets
@@ -131,14 +132,14 @@ def write(
                 for key in figures["clean"]
             ],
             "faces": [
-                page.data_uri(corrupt.corrupt(sample, name, strength, key=name))
+                html.data_uri(corrupt.corrupt(sample, name, strength, key=name))
                 for strength in corrupt.STRENGTHS[1:]
             ],
             "last": points[-1],
         }
         for name, points in figures["corruptions"].items()
     ]
-    content = page.render(
+    content = html.render(
         "robustness.html.j2",
         result=result,
         name=Path(str(about["model"])).name,
@@ -148,7 +149,7 @@ def write(
         y=[(round(_y(share), 1), f"{100 * share:.0f}") for share in (0, 0.5, 1)],
         size=(WIDTH, HEIGHT),
         edges=(LEFT, RIGHT),
-        when=page.stamp(),
+        when=html.stamp(),
     )
     path = output / "robustness.html"
     atomic_write(path, content)

@@ -14,21 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, distributed, lock, manifest
+from vlmface import manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
+from vlmface.evaluate import answering, benchmarks, report, scoring_modes, tables
 from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
 from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
-from vlmface.evaluate.shares import in_brackets
-from vlmface.files import atomic_write
 from vlmface.infer.endpoint import is_url
-from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
+from vlmface.metrics import metrics
+from vlmface.metrics.shares import in_brackets
 from vlmface.prompts import Question, check_images
-from vlmface.ranges import Checked, Count, Unused
-from vlmface.terminal import one_line
 from vlmface.train.sft import peak_rss_gib
+from vlmface.utils import config, distributed, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.ranges import Checked, Count, Unused
+from vlmface.utils.terminal import one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -116,7 +118,7 @@ def score(
             peak_rss_gib=round(peak_rss_gib(), 3),
         )
         if mode != "generate" and (block := metrics.block_of(part, prompt.space)):
-            block["readings"] = readings.summarise(rows, prompt.space)
+            block["readings"] = scoring_modes.summarise(rows, prompt.space)
         parts.append(part)
     return metrics.merge(parts)
 
@@ -258,9 +260,9 @@ def _asked(settings: Settings) -> LocalModel | ClipModel | Server:
     settings.check()
     if is_url(settings.model):
         return _server(settings)
-    from vlmface.infer import models
+    from vlmface.infer import loading
 
-    return models.load(
+    return loading.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
 

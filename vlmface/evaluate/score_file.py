@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, ferbench, files, metrics, report, run
-from vlmface.files import atomic_write
+from vlmface.evaluate import answering, external_formats, ferbench, report, run
 from vlmface.manifest import is_run
+from vlmface.metrics import metrics
 from vlmface.train.sft import peak_rss_gib
+from vlmface.utils.files import atomic_write
 
 WRITTEN = ("metrics.json", "predictions.jsonl", "report.html", "disagreements.jsonl")
 
@@ -28,10 +29,10 @@ def score_command(
     metrics.json, predictions.jsonl and report.html (for FERBench also disagreements.jsonl) into
     `output_dir`, by default scores/NAME, and prints what they say."""
     start = time.perf_counter()
-    chosen = files.parse_au_set(au_set) if au_set else []
-    found = files.read(path, format, label_space, chosen)
+    chosen = external_formats.parse_au_set(au_set) if au_set else []
+    found = external_formats.read(path, format, label_space, chosen)
     out = _folder(output_dir or Path("scores") / path.stem, path)
-    rows = files.predictions(found)
+    rows = external_formats.predictions(found)
     baseline: dict[str, Any] | None = None
     different: list[dict[str, Any]] = []
     scores = metrics.summarise(
@@ -83,7 +84,7 @@ def _folder(out: Path, scored: Path) -> Path:
     return out
 
 
-def _describe(path: Path, format: str, found: files.Answers) -> None:
+def _describe(path: Path, format: str, found: external_formats.Answers) -> None:
     items = found.items
     print(
         f"{path.name}: {len(items):,} answers as {format}, labels of {found.space.id}, "
@@ -91,7 +92,7 @@ def _describe(path: Path, format: str, found: files.Answers) -> None:
     )
     if empty := sum(item.empty for item in items):
         print(f"{empty:,} of them are errors or empty; they count as wrong")
-    if lone := sum(files.true_label(item, found.space) is None for item in items):
+    if lone := sum(external_formats.true_label(item, found.space) is None for item in items):
         print(f"{lone:,} of them have no single true label; their labels are not scored")
 
 

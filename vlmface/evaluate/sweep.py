@@ -18,18 +18,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, distributed, lock, manifest, prompts
+from vlmface import manifest, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, measures, metrics, page, report
+from vlmface.evaluate import answering, report
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.evaluate.compare import SAME, verdict
 from vlmface.evaluate.run import score
-from vlmface.evaluate.statistics import mean
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
+from vlmface.metrics import measures, metrics
+from vlmface.metrics.statistics import mean
 from vlmface.prompts import Prompt
-from vlmface.ranges import Checked, Count, Natural, Seed, Unused
+from vlmface.utils import config, distributed, html, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.ranges import Checked, Count, Natural, Seed, Unused
 
 if TYPE_CHECKING:
     import datasets
@@ -352,10 +354,10 @@ def write(result: Sequence[Mapping[str, Any]], output: Path) -> Path:
     """Write sweep.json and sweep.html into `output`; returns the page."""
     text = json.dumps({"schema": 1, "sweeps": result}, indent=2)
     atomic_write(output / "sweep.json", text + "\n")
-    content = page.render(
+    content = html.render(
         "sweep.html.j2",
         sweeps=[{**one, "ranked": _ranked(one)} for one in result],
-        when=page.stamp(),
+        when=html.stamp(),
     )
     path = output / "sweep.html"
     atomic_write(path, content)

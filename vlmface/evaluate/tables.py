@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmface.evaluate.benchmarks import ATTRIBUTES, PUBLISHED_SCORES, Benchmark
-from vlmface.terminal import printable
+from vlmface.utils.terminal import printable
 
 TITLES = {
     "accuracy": "accuracy (WAR)",

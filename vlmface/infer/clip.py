@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, manifest
+from vlmface import manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import GREY, LabelScores, Prediction
 from vlmface.schema import AFFECT
+from vlmface.utils import config
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ class ClipModel:
         in `LocalModel.load`. Raises UserError if the run is not what its manifest says."""
         import torch
 
-        from vlmface.clip import model, texts, trained
+        from vlmface.clip import checkpoint, model, texts
         from vlmface.clip.classifier import Classifier, Shape
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,7 +94,7 @@ class ClipModel:
             raise UserError(
                 f"cannot read {weights}: {error}; restore it, or train again"
             ) from error
-        trained.load(classifier, state, str(weights))
+        checkpoint.load(classifier, state, str(weights))
         if merge:
             classifier.merge()
         self = cls(classifier.to(dtype).eval(), crops.parse(found.crop))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import facs
 from vlmface.errors import UserError
-from vlmface.terminal import json_line, one_line, printable
+from vlmface.utils.terminal import json_line, one_line, printable
 
 if TYPE_CHECKING:
     from vlmface.infer.endpoint import NoAnswerError
+    from vlmface.infer.face_report import FaceReport
     from vlmface.infer.local import Prediction
     from vlmface.infer.predictor import Predictor
-    from vlmface.infer.report import FaceReport
 
 
 def predict_command(
@@ -39,9 +39,9 @@ def predict_command(
     """
     from transformers.utils import logging
 
-    from vlmface.images import find_images
     from vlmface.infer import Predictor
     from vlmface.infer.endpoint import PATIENCE, NoAnswerError
+    from vlmface.utils.images import find_images
 
     logging.disable_progress_bar()  # stdout and stderr are for answers and errors
     failed = silent = 0  # `silent`: faces in a row without an answer
@@ -144,7 +144,7 @@ def _is_video(path: Path) -> bool:
 def _open(path: Path, frames: int) -> Any:
     """An image, or so many frames of a video. Raises UserError."""
     from vlmface.data import video
-    from vlmface.images import open_image
+    from vlmface.utils.images import open_image
 
     return video.frames(path, frames) if _is_video(path) else open_image(path)
 

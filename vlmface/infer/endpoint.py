@@ -35,9 +35,9 @@ import tenacity
 
 from vlmface import answers
 from vlmface.errors import UserError
-from vlmface.files import without_surrogates
 from vlmface.infer import loops
-from vlmface.journal import Journal
+from vlmface.utils.files import without_surrogates
+from vlmface.utils.jsonl_journal import Journal
 
 # Faces in a row without an answer, after which it is the endpoint and not the face.
 PATIENCE = 5

@@ -322,14 +322,14 @@ class LocalModel:
         `predict`, without meaning for a model that was trained on whole pictures."""
         import torch
 
-        from vlmface.train import rollout
+        from vlmface.infer import sampling
 
         images, _ = crops.shown_of(images, boxes, self.views, self.frames)
         rows = self._rows(images, messages)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
-        drawn = rollout.sample(
+        drawn = sampling.sample(
             self.model, self.family, batch, group=count, max_new_tokens=self.max_new_tokens,
             stops=stops, generator=torch.Generator(self.model.device).manual_seed(seed),
             temperature=temperature, top_p=top_p, never=[image_token],

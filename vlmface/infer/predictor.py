@@ -22,13 +22,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias, TypeVar, overload
 
-from vlmface import manifest, pictures
+from vlmface import manifest
 from vlmface.answers import Answer
 from vlmface.data import crops, detect
 from vlmface.errors import UserError
-from vlmface.infer import models
+from vlmface.infer import loading
 from vlmface.infer.batcher import Batcher
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, is_url
+from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import (
     FACES,
     FaceFinder,
@@ -39,9 +40,9 @@ from vlmface.infer.face_views import (
     of_picture,
 )  # fmt: skip
 from vlmface.infer.local import LocalModel, Prediction
-from vlmface.infer.report import FaceReport
 from vlmface.infer.server import Server, server_of
 from vlmface.prompts import Prompt, Question
+from vlmface.utils import any_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +135,7 @@ class Predictor:
                     raise UserError(
                         f"{name} is {value}, but {model} is no server's URL: leave it out"
                     )
-            local = models.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
+            local = loading.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
             found = local.manifest
             backend: Backend = Local(local, [local.prompt] if prompt is not None else local.prompts)
         else:
@@ -189,7 +190,7 @@ class Predictor:
     def faces(self, image: Any) -> list[detect.Box]:
         """The boxes of all faces in a picture (see `pictures.as_picture`), the largest first, in
         pixels of the upright picture. Raises UserError if vlmface[detect] is not installed."""
-        return self._finder().faces(pictures.as_picture(image))
+        return self._finder().faces(any_image.as_picture(image))
 
     def _finder(self) -> detect.Detector:
         with self._lock:
@@ -238,12 +239,12 @@ class Predictor:
         finder = FaceFinder(self.faces, self._mesh)
         if isinstance(image, list | tuple):
             frames = [
-                pictures.as_picture(frame, f"frame {number} of {name}")
+                any_image.as_picture(frame, f"frame {number} of {name}")
                 for number, frame in enumerate(image, 1)
             ]
             boxes = None if box is None else [box] * len(frames)
             return [of_clip(frames, self.viewpoint, faces, finder, boxes)]
-        picture = pictures.as_picture(image, name)
+        picture = any_image.as_picture(image, name)
         return of_picture(picture, self.viewpoint, faces, finder, box)
 
     def _default_faces(self) -> str:
@@ -328,7 +329,7 @@ class Predictor:
         answer: Callable[[Sequence[FaceView], Mapping[str, Question]], Sequence[Any]],
     ) -> Any:  # fmt: skip
         self._check_open()
-        inputs, single = pictures.listed(images)
+        inputs, single = any_image.listed(images)
         places = boxes_of(boxes, len(inputs), single)
         questions = self.questions_of(tasks)
         reports: list[Any] = []
@@ -356,7 +357,7 @@ class Predictor:
     def clip_view(self, frames: Sequence[Any], boxes: Sequence[Sequence[float] | None]) -> FaceView:
         """What the model is shown of a clip with the face's box in each frame, None in one without
         a face. Raises UserError for no frame."""
-        upright = [pictures.as_picture(frame) for frame in frames]
+        upright = [any_image.as_picture(frame) for frame in frames]
         finder = FaceFinder(self.faces, self._mesh)
         return of_clip(upright, self.viewpoint, "largest", finder, boxes)
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from vlmface import answers, families, manifest, prompts
 from vlmface.encode import Shown, listed
 from vlmface.errors import UserError
-from vlmface.files import without_surrogates
 from vlmface.infer import loops
 from vlmface.infer.endpoint import (
     Completion,
@@ -28,6 +27,7 @@ from vlmface.infer.endpoint import (
 )
 from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
+from vlmface.utils.files import without_surrogates
 
 if TYPE_CHECKING:
     import httpx2

@@ -19,13 +19,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from vlmface import config, data, facs, lock, manifest, run_dir, taxonomy
+from vlmface import data, facs, label_spaces, manifest, run_dir
 from vlmface.data import options
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
-from vlmface.ranges import (
+from vlmface.rationale import ground_truth as truths
+from vlmface.rationale import page, rules, self_training, teacher_prompts, verify
+from vlmface.rationale.ground_truth import Truth
+from vlmface.rationale.summary import summarise
+from vlmface.rationale.teacher_prompts import TeacherPrompt
+from vlmface.rationale.verify import Fault, Limits, Verdict
+from vlmface.schema import FaceSample, features
+from vlmface.utils import config, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.ranges import (
     Checked,
     Count,
     Natural,
@@ -37,13 +45,6 @@ from vlmface.ranges import (
     Share,
     Unused,
 )
-from vlmface.rationale import page, rules, selftaught, teacher_prompts, verify
-from vlmface.rationale import truth as truths
-from vlmface.rationale.summary import summarise
-from vlmface.rationale.teacher_prompts import TeacherPrompt
-from vlmface.rationale.truth import Truth
-from vlmface.rationale.verify import Fault, Limits, Verdict
-from vlmface.schema import FaceSample, features
 
 if TYPE_CHECKING:
     import datasets
@@ -66,7 +67,7 @@ Times = Annotated[float, Range(min=1)]  # as many texts as of the rarest emotion
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The options of `vlmface rationale build`; `vlmface.rationale.options` explains them."""
+    """The options of `vlmface rationale build`; `vlmface.rationale.cli` explains them."""
 
     data: str
     output: str
@@ -166,7 +167,7 @@ def build(settings: Settings) -> dict[str, Any]:
         return _build(settings, space)
 
 
-def _build(settings: Settings, space: taxonomy.LabelSpace) -> dict[str, Any]:
+def _build(settings: Settings, space: label_spaces.LabelSpace) -> dict[str, Any]:
     """`build` in a folder that no other process builds in."""
     output = Path(settings.output)
     work = output.with_name(f"{output.name}.building")
@@ -188,7 +189,7 @@ def _build(settings: Settings, space: taxonomy.LabelSpace) -> dict[str, Any]:
     pictures = _pictures(rows)
     left_out: Counter[str] = Counter()
     if model is not None:
-        written = selftaught.write(settings, rows, pictures, space, work, left_out, model)
+        written = self_training.write(settings, rows, pictures, space, work, left_out, model)
     else:
         faces = _faces(rows, pictures, settings, space, work, left_out)
         if teacher is None:
@@ -196,7 +197,7 @@ def _build(settings: Settings, space: taxonomy.LabelSpace) -> dict[str, Any]:
         else:
             written = _by_teacher(faces, pictures, settings, space, work, left_out, teacher)
     twins = _mark_duplicates(written, settings)
-    selftaught.balance(written, settings.balance, settings.seed)
+    self_training.balance(written, settings.balance, settings.seed)
     summary = summarise(settings, space, rows, left_out, written, twins, teacher, model)
     if not summary["counts"]["kept"]:
         raise UserError(
@@ -208,9 +209,9 @@ def _build(settings: Settings, space: taxonomy.LabelSpace) -> dict[str, Any]:
     return summary
 
 
-def _check(settings: Settings) -> taxonomy.LabelSpace:
+def _check(settings: Settings) -> label_spaces.LabelSpace:
     """The label space, after everything that can be said before any work. Raises UserError."""
-    space = taxonomy.space(settings.label_space)
+    space = label_spaces.space(settings.label_space)
     if space.field != "emotion":
         raise UserError(f"rationales explain emotions, but {space.id} holds {space.field}")
     settings.check()
@@ -272,15 +273,17 @@ def _teacher(settings: Settings) -> Teacher:
     return Teacher(_endpoint(settings, REQUEST), prompt, settings.repairs)
 
 
-def _model(settings: Settings, space: taxonomy.LabelSpace) -> selftaught.Local | selftaught.Remote:
+def _model(
+    settings: Settings, space: label_spaces.LabelSpace
+) -> self_training.Local | self_training.Remote:
     """The trained model that the settings name. Raises UserError for what is missing or wrong."""
     if not settings.model:
         raise UserError("--writer model needs --model: a run folder, or its name at --endpoint")
-    asked: selftaught.Local | selftaught.Remote
+    asked: self_training.Local | self_training.Remote
     if settings.endpoint:
-        asked = selftaught.Remote(settings, _endpoint(settings, {"max_tokens": 600}))
+        asked = self_training.Remote(settings, _endpoint(settings, {"max_tokens": 600}))
     else:
-        asked = selftaught.Local(settings)
+        asked = self_training.Local(settings)
     if asked.prompt.space.id != space.id or asked.prompt.form not in teacher_prompts.FORMS:
         raise UserError(
             f"prompt {asked.prompt.id} asks for {asked.prompt.space.id} in the form "
@@ -326,7 +329,7 @@ def _faces(
     rows: datasets.Dataset,
     pictures: Pictures,
     settings: Settings,
-    space: taxonomy.LabelSpace,
+    space: label_spaces.LabelSpace,
     work: Path,
     left_out: Counter[str],
 ) -> list[tuple[int, str, Truth]]:
@@ -366,7 +369,7 @@ def _faces(
 
 
 def _by_rules(
-    faces: Sequence[tuple[int, str, Truth]], settings: Settings, space: taxonomy.LabelSpace
+    faces: Sequence[tuple[int, str, Truth]], settings: Settings, space: label_spaces.LabelSpace
 ) -> list[Written]:
     written = []
     for index, id, truth in faces:
@@ -381,7 +384,7 @@ def _by_teacher(
     faces: Sequence[tuple[int, str, Truth]],
     pictures: Pictures,
     settings: Settings,
-    space: taxonomy.LabelSpace,
+    space: label_spaces.LabelSpace,
     work: Path,
     left_out: Counter[str],
     teacher: Teacher,
@@ -522,7 +525,7 @@ def _with_rationales(
         "saw_label": [summary["saw_label"]] * n,
         "meta": metas,
     }
-    voted = [w.record.get("label") == selftaught.VOTED for w in kept]
+    voted = [w.record.get("label") == self_training.VOTED for w in kept]
     if any(voted):  # what was voted takes the place of an annotation, which is not mixed with it
         was = found.select_columns(["emotion", "aus"])[:]
         columns["emotion"] = [

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from vlmface import facs
-from vlmface.files import atomic_write
 from vlmface.rationale.verify import REASONS
+from vlmface.utils import html
+from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,7 +34,7 @@ def data_uri(image: Image.Image, side: int) -> str:
 
 def write_card(path: Path, summary: Mapping[str, Any]) -> None:
     """Write the data card (README.md) of a build from its summary."""
-    atomic_write(path, _render("card.md.j2", summary, autoescape=False))
+    atomic_write(path, _render("rationale_card.md.j2", summary))
 
 
 def write_page(
@@ -54,24 +52,15 @@ def write_page(
         turn = _in_turn(found, lambda w: w.truth.label if w.verdict.kept else w.verdict.reasons[0])
         cards = [_card(w, pictures(w.index)) for w, _ in zip(turn, range(faces), strict=False)]
         groups.append({"kept": kept, "of": len(found), "cards": cards})
-    atomic_write(path, _render("rationale.html.j2", summary, autoescape=True, groups=groups))
+    atomic_write(path, _render("rationale.html.j2", summary, groups=groups))
 
 
-def _render(template: str, summary: Mapping[str, Any], *, autoescape: bool, **more: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
+def _render(template: str, summary: Mapping[str, Any], **more: Any) -> str:
+    filters = {
         "pct": lambda share: f"{100 * share:.1f}",
         "share": lambda share: "-" if share is None else f"{100 * share:.1f} %",
-        "plain": _plain,
     }
-    return environment.get_template(template).render(**summary, reasons=REASONS, **more)
+    return html.render(template, filters=filters, **summary, reasons=REASONS, **more)
 
 
 def _card(w: Written, image: Image.Image | None) -> dict[str, Any]:
@@ -107,12 +96,3 @@ def _in_turn(found: Sequence[Written], key: Callable[[Written], str]) -> Iterato
         queues.setdefault(key(w), []).append(w)
     for row in zip_longest(*(queues[name] for name in sorted(queues))):
         yield from (w for w in row if w is not None)
-
-
-def _plain(text: object) -> str:
-    """Text without what breaks a page: lone surrogates, control and direction characters."""
-    unsafe = ("Cc", "Cf", "Cs")
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in unsafe else "\N{REPLACEMENT CHARACTER}"
-        for c in str(text)
-    )

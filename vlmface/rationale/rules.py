@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from vlmface import answers, facs
 from vlmface.errors import UserError
-from vlmface.rationale.phrases import VARIED, Style, from_cue
+from vlmface.rationale.phrase_tables import VARIED, Style, from_cue
 
 T = TypeVar("T")
 

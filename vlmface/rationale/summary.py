@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface import __version__, data
-from vlmface.rationale.selftaught import VOTED, asked_with
+from vlmface.label_spaces import LabelSpace
+from vlmface.rationale.self_training import VOTED, asked_with
 from vlmface.rationale.verify import REASONS
-from vlmface.taxonomy import LabelSpace
 
 if TYPE_CHECKING:
     import datasets
 
     from vlmface.rationale.build import Settings, Written
-    from vlmface.rationale.selftaught import Local, Remote
+    from vlmface.rationale.self_training import Local, Remote
     from vlmface.rationale.teacher import Teacher
 
 

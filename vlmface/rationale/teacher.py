@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, work_through
-from vlmface.journal import Journal
 from vlmface.rationale.teacher_prompts import TeacherPrompt
 from vlmface.rationale.verify import Verdict
+from vlmface.utils.jsonl_journal import Journal
 
 
 @dataclass(frozen=True)

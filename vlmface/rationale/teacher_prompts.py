@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmface import config, facs
+from vlmface import facs
 from vlmface.errors import UserError
-from vlmface.files import resource
-from vlmface.rationale.truth import Truth
+from vlmface.label_spaces import LabelSpace
+from vlmface.rationale.ground_truth import Truth
 from vlmface.rationale.verify import AU_REASONS, Limits, Verdict
-from vlmface.taxonomy import LabelSpace
+from vlmface.utils import config
+from vlmface.utils.files import resource
 
 FORMS = ("think_answer", "three_part")
 _USER = ("aus", "label", "candidates", "max_words")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmface import answers, facs
-from vlmface.rationale.truth import Truth
-from vlmface.rationale.wording import contradictions
-from vlmface.taxonomy import LabelSpace, normalise
+from vlmface.au_descriptions import contradictions
+from vlmface.label_spaces import LabelSpace, normalise
+from vlmface.rationale.ground_truth import Truth
 
 # Reason -> what it means, in the order in which tables list them.
 REASONS = {

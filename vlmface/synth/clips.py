@@ -21,8 +21,9 @@ import numpy as np
 
 from vlmface import facs
 from vlmface.errors import UserError
+from vlmface.label_spaces import EMOTIONS, SPACES
 from vlmface.schema import FaceSample
-from vlmface.synth import shards
+from vlmface.synth import sharded_dataset
 from vlmface.synth.dataset import unit_labels
 from vlmface.synth.expressions import (
     Expression,
@@ -35,7 +36,6 @@ from vlmface.synth.expressions import (
 from vlmface.synth.faces import sample_identity, sample_view
 from vlmface.synth.head import head_model
 from vlmface.synth.render import Face, View, render
-from vlmface.taxonomy import EMOTIONS, SPACES
 
 VERSION = 1
 FRAMES = 16
@@ -269,7 +269,7 @@ def _views(rng: np.random.Generator, frames: int) -> tuple[View, ...]:
 
 def draw(seed: int, split: str, index: int, frames: int = FRAMES) -> ClipSample:
     """The clip behind row `index` of a split."""
-    row_seed, identity_seed = shards.seeds(seed, split, index)
+    row_seed, identity_seed = sharded_dataset.seeds(seed, split, index)
     rng = np.random.default_rng([37, row_seed])
     identity, look, gender, race = sample_identity(identity_seed)
     label = str(rng.choice(EMOTIONS))
@@ -337,7 +337,7 @@ def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES)
         courses = [sample.sustained.course(np.arange(frames), au) for au in aus]
         seen = np.flatnonzero(np.max(courses, axis=0) > 0).tolist() if courses else []
     return FaceSample(
-        **shards.names("synth_clips", seed, split, index),
+        **sharded_dataset.names("synth_clips", seed, split, index),
         frames=[{"bytes": picture, "path": None} for picture in pictures],
         emotion=sample.label,
         valence=valence,
@@ -363,7 +363,7 @@ def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES)
     ).to_row()
 
 
-CLIPS = shards.RenderedSet(
+CLIPS = sharded_dataset.RenderedSet(
     name="synth_clips",
     unit="clip",
     version=VERSION,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmface import facs
-from vlmface.taxonomy import EMOTIONS
+from vlmface.label_spaces import EMOTIONS
 
 # Emotion -> [(chance, unit)]; alternatives are tuples of which one is drawn. After Friesen &
 # Ekman's EMFACS prototypes and their variants.

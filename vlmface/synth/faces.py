@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vlmface.label_spaces import SPACES
 from vlmface.synth.appearance import EYE_COLOURS, HAIR_STYLES, Appearance
 from vlmface.synth.expressions import Expression, sample_expression
 from vlmface.synth.head import ANCESTRIES, Identity, head_model
 from vlmface.synth.render import Face, View
-from vlmface.taxonomy import SPACES
 
 
 @dataclass(frozen=True)

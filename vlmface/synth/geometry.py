@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface import children, files
 from vlmface.synth import dataset
 from vlmface.synth.head import head_model
 from vlmface.synth.render import Face, render
+from vlmface.utils import files, subprocesses
 
 SHARD = 200  # faces in a cached file
 PART_CLASSES = 5  # background, skin, eyes, hair, teeth and tongue
@@ -122,7 +122,7 @@ def load_geometry(count: int, size: int, grid: int) -> dict[str, np.ndarray]:
         for shard, path in enumerate(paths)
         if not path.exists()
     ]
-    parallel = Parallel(-1, return_as="generator_unordered", **children.joblib_arguments())
+    parallel = Parallel(-1, return_as="generator_unordered", **subprocesses.joblib_arguments())
     for _ in tqdm(parallel(jobs), "rendering", len(jobs), unit="shard"):
         pass
     shards = [np.load(path) for path in paths]

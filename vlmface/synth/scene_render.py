@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 from embreex import mesh_construction, rtcore_scene
 
-from vlmface.synth import held, stage
+from vlmface.synth import props, scene_geometry
 from vlmface.synth.appearance import smoothstep
 from vlmface.synth.head import head_model
+from vlmface.synth.meshes import Part
 from vlmface.synth.render import (
     Face,
     HeadMesh,
@@ -24,7 +25,6 @@ from vlmface.synth.render import (
     rotation,
     shade_head,
 )
-from vlmface.synth.solids import Part
 
 # What a ray met, beside the kinds of `render.py` (0 to 7).
 ROOM, BODY, OBJECT, NUISANCE = 8, 9, 10, 11
@@ -131,12 +131,12 @@ def assemble(scene: Scene) -> Assembly:
     attributes[:, 3:6] = normals @ turn  # shade_head turns them
 
     rng = np.random.default_rng([71, scene.seed])
-    behind = stage.room(rng) + stage.desk(rng)
-    around, beside = stage.nuisance(rng)
+    behind = scene_geometry.room(rng) + scene_geometry.desk(rng)
+    around, beside = scene_geometry.nuisance(rng)
     # Of its own numbers: with another object, everything else stays as it is.
-    prop = held.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
-    person = stage.body(head.rest, model.template, face.look)
-    person += stage.arms(head.rest, model.template, face.look, prop)
+    prop = props.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
+    person = scene_geometry.body(head.rest, model.template, face.look)
+    person += scene_geometry.arms(head.rest, model.template, face.look, prop)
     layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, beside))
     return Assembly(
         head=head,
@@ -174,7 +174,7 @@ def render_scene(
     `assemble` gives, if known."""
     built = assembly or assemble(scene)
     head, parts, first = built.head, built.parts, len(built.placed)
-    mesh = stage.whole(parts)
+    mesh = scene_geometry.whole(parts)
     counts = [len(part.mesh.triangles) for part in parts]
     triangles = np.concatenate([head.triangles, mesh.triangles + first])
     of_part = np.concatenate(
@@ -226,7 +226,7 @@ def _shade(
     order = np.argsort(of_part, kind="stable")
     numbers, starts = np.unique(of_part[order], return_index=True)
     for number, some in zip(numbers, np.split(order, starts[1:]), strict=True):
-        albedo[some] = stage.colour_of(parts[number], uv[some])
+        albedo[some] = scene_geometry.colour_of(parts[number], uv[some])
         gloss[some] = parts[number].gloss
     key = key_direction(view)
     shadow = key_shadow(world, where, normal, key)

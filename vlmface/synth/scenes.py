@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from vlmface.label_spaces import SPACES
 from vlmface.schema import FaceSample
-from vlmface.synth import shards
+from vlmface.synth import sharded_dataset
 from vlmface.synth.dataset import unit_labels
 from vlmface.synth.expressions import affect, compatible, draw_grades, draw_sides
 from vlmface.synth.faces import sample_identity, sample_view
 from vlmface.synth.render import Face, View
 from vlmface.synth.scene_render import Camera, Scene, assemble, box, outlines, render_scene
-from vlmface.taxonomy import SPACES
 
 VERSION = 1
 STUDY = ("book", "notebook", "laptop")
@@ -176,7 +176,7 @@ def _draw_camera(rng: np.random.Generator) -> Camera:
 
 def draw(seed: int, split: str, index: int) -> SceneSample:
     """The scene behind row `index` of a split."""
-    row_seed, identity_seed = shards.seeds(seed, split, index)
+    row_seed, identity_seed = sharded_dataset.seeds(seed, split, index)
     rng = np.random.default_rng([31, row_seed])
     identity, look, gender, race = sample_identity(identity_seed)
     table = chances()
@@ -198,7 +198,7 @@ def make_row(seed: int, split: str, index: int, size: int) -> dict[str, Any]:
     view, emotion = sample.scene.face.view, EMOTIONS.get(sample.state)
     valence, arousal = affect(emotion, sample.aus) if emotion else (None, None)
     return FaceSample(
-        **shards.names("synth_scenes", seed, split, index),
+        **sharded_dataset.names("synth_scenes", seed, split, index),
         image={"bytes": drawn.jpeg, "path": None},
         face_box=box(lines["face"], size),
         emotion=emotion,
@@ -226,7 +226,7 @@ def make_row(seed: int, split: str, index: int, size: int) -> dict[str, Any]:
     ).to_row()
 
 
-SCENES = shards.RenderedSet(
+SCENES = sharded_dataset.RenderedSet(
     name="synth_scenes",
     unit="scene",
     version=VERSION,

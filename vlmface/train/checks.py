@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.ranges import Unused
+from vlmface.utils.ranges import Unused
 
 WITH_WARMUP = ("cosine", "linear")  # schedules; transformers' "constant" begins at the full rate
 

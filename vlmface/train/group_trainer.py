@@ -19,7 +19,7 @@ from trl.trainer.utils import use_adapter
 from vlmface import encode
 from vlmface.answers import Answer
 from vlmface.errors import UserError
-from vlmface.train import rollout
+from vlmface.infer import sampling
 from vlmface.train.rewards import Judge
 from vlmface.train.trainer import Features, LossBar, Resumable
 from vlmface.train.vllm_rollout import Server, ServerGoneError
@@ -167,7 +167,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         model: Any = self.model
         found: Inputs = encode.to_model(batch, model)
         if self.features is None and self.keep_features:
-            core = rollout.core_of(self.accelerator.unwrap_model(model))
+            core = sampling.core_of(self.accelerator.unwrap_model(model))
             with torch.no_grad(), self.accelerator.autocast():
                 features = iter(self.family.tower_features(core, found))
             own = [[next(features) for _ in range(count)] for count in counts]
@@ -182,13 +182,13 @@ class GroupTrainer(Resumable, GRPOTrainer):
         inputs = dict(batch)
         features = inputs.pop("features", None)
         if features is not None:
-            core = rollout.core_of(self.accelerator.unwrap_model(model))
+            core = sampling.core_of(self.accelerator.unwrap_model(model))
             inputs |= self.family.features_input(core, [one for row in features for one in row])
         return inputs
 
     def _answered(
         self, parts: Sequence[Sequence[int]], batches: Sequence[Inputs]
-    ) -> list[rollout.Rollout]:
+    ) -> list[sampling.Rollout]:
         # By step and process alone: a resumed run draws what an uninterrupted one would.
         here = (self.args.seed, self.state.global_step, self.accelerator.process_index)
         seeds = [hash((*here, part)) % 2**63 for part in range(len(parts))]
@@ -223,7 +223,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.accelerator.wait_for_everyone()
         server.use(step)
 
-    def _sample(self, batch: Inputs, seed: int) -> rollout.Rollout:
+    def _sample(self, batch: Inputs, seed: int) -> sampling.Rollout:
         generator = torch.Generator(self.accelerator.device).manual_seed(seed)
         trained: Any = self.model
         trained.eval()
@@ -233,7 +233,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
         ):
             core: Any = model
-            drawn = rollout.sample(
+            drawn = sampling.sample(
                 core, self.family, self._with_images(core, batch), group=self.group,
                 max_new_tokens=self.limit, stops=self.stops, generator=generator,
                 temperature=self.temperature, top_p=self.own_top_p, never=self.never,
@@ -297,9 +297,11 @@ class GroupTrainer(Resumable, GRPOTrainer):
         with self.accelerator.autocast():
             if self.args.gradient_checkpointing and torch.is_grad_enabled():
                 whole = self._whole(entry)
-                return rollout.score_whole(model, self._with_images(model, whole), ids, mask, **how)
+                return sampling.score_whole(
+                    model, self._with_images(model, whole), ids, mask, **how
+                )
             shared = self._with_images(model, entry["shared"])
-            return rollout.score(model, self.family, shared, ids, mask, group=self.group, **how)
+            return sampling.score(model, self.family, shared, ids, mask, group=self.group, **how)
 
     def _whole(self, entry: Inputs) -> Inputs:
         """A batch with a row for each completion, behind its prompt."""

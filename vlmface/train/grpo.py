@@ -19,7 +19,9 @@ from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import parts
-from vlmface.ranges import (
+from vlmface.schema import FaceSample
+from vlmface.train import checks, rewards, sft
+from vlmface.utils.ranges import (
     Checked,
     Count,
     Describes,
@@ -31,8 +33,6 @@ from vlmface.ranges import (
     Unused,
     Warmup,
 )
-from vlmface.schema import FaceSample
-from vlmface.train import checks, rewards, sft
 
 if TYPE_CHECKING:
     import datasets
@@ -323,9 +323,9 @@ def train(
     from transformers import set_seed
     from trl import GRPOConfig
 
+    from vlmface.train.completion_log import Watcher
     from vlmface.train.group_trainer import GroupTrainer
     from vlmface.train.trainer import JsonLines, all_tower_features, count
-    from vlmface.train.watch import Watcher
 
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")

@@ -17,14 +17,14 @@ from typing import Any
 
 from vlmface import facs
 from vlmface.answers import Answer
-from vlmface.config import convert
+from vlmface.au_descriptions import MENTION, contradictions
 from vlmface.errors import UserError
-from vlmface.evaluate import measures
+from vlmface.label_spaces import LabelSpace
+from vlmface.metrics import measures
 from vlmface.prompts import Prompt
-from vlmface.ranges import Count, Positive
-from vlmface.rationale.wording import MENTION, contradictions
 from vlmface.schema import FaceSample
-from vlmface.taxonomy import LabelSpace
+from vlmface.utils.config import convert
+from vlmface.utils.ranges import Count, Positive
 
 Reward = Callable[..., "float | None"]
 

@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from vlmface import data, encode, manifest
 from vlmface.data import crops, shows_faces
 from vlmface.data.rows import pictures
-from vlmface.distributed import is_main, world_size
 from vlmface.errors import UserError
 from vlmface.families import parts
-from vlmface.files import atomic_write
 from vlmface.prompts import Prompt, Question
-from vlmface.ranges import (
+from vlmface.schema import FaceSample
+from vlmface.train import checks
+from vlmface.utils.distributed import is_main, world_size
+from vlmface.utils.files import atomic_write
+from vlmface.utils.ranges import (  # fmt: skip
     Checked,
     Count,
     Describes,
@@ -42,9 +44,7 @@ from vlmface.ranges import (
     Seed,
     Unused,
     Warmup,
-)  # fmt: skip
-from vlmface.schema import FaceSample
-from vlmface.train import checks
+)
 
 if TYPE_CHECKING:
     import datasets

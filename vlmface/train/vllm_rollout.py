@@ -23,9 +23,9 @@ from vlmface import families
 from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_images
+from vlmface.infer.sampling import Rollout
 from vlmface.infer.server import png_uri
 from vlmface.prompts import Prompt
-from vlmface.train.rollout import Rollout
 
 
 class ServerGoneError(UserError):

@@ -1,0 +1,160 @@
+"""AffectNet: faces from web searches, 440,000 of them labelled by hand (Mollahosseini, Hasani &
+Mahoor, IEEE Transactions on Affective Computing 2019).
+
+official    Manually_Annotated_file_lists/{training,validation}.csv    the latter may lack a header
+            Manually_Annotated_Images/689/<hash>.jpg                   or in Manually_Annotated
+npy         {train,val}_set/images/7.jpg
+            {train,val}_set/annotations/7_exp.npy, 7_val.npy, 7_aro.npy
+sample      {train,valid}-sample-affectnet.csv: `image,emotion`, emotions counted from 1
+            {train,val}_class/class001/image0000006.jpg
+
+The test part was never given out; results are reported on the validation part.
+"""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmface import label_spaces
+from vlmface.data.rows import Rows, boxes, emotions, existing, header, image_names, need, read_csv
+from vlmface.errors import UserError
+
+TITLE = "AffectNet"
+HOME = "http://mohammadmahoor.com/affectnet/"
+LICENCE = "non-commercial research, on request"
+SPLITS = ("train", "validation")
+PUBLISHED = {
+    "train": {"rows": 287651, "neutral": 74874, "happiness": 134415, "sadness": 25459,
+              "surprise": 14090, "fear": 6378, "disgust": 3803, "anger": 24882, "contempt": 3750},
+    "validation": {"rows": 4000, "neutral": 500, "happiness": 500, "sadness": 500,
+                   "surprise": 500, "fear": 500, "disgust": 500, "anger": 500, "contempt": 500},
+}  # fmt: skip
+PUBLISHED_BY = {("classes", 7): {"train": {"rows": 283901}, "validation": {"rows": 3500}}}
+LISTS = "Manually_Annotated_file_lists"
+HEADER = ["subDirectory_filePath", "face_x", "face_y", "face_width", "face_height",
+          "facial_landmarks", "expression", "valence", "arousal"]  # fmt: skip
+IMAGES = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images",
+          "Manually_Annotated")  # fmt: skip
+NOT_RATED = -2
+
+
+def read(root: Path, split: str, *, classes: int = 8, layout: str | None = None) -> Rows:
+    """`classes` is 8, or 7 without contempt (both are in use: say which). `layout` is "official",
+    "npy" or "sample"; left out, it is the first of them that the root holds. Images labelled None,
+    Uncertain or Non-face are left out."""
+    if classes not in (7, 8):
+        raise UserError(f"classes={classes!r}: AffectNet is used with 8 classes, or 7")
+    marks = {
+        "official": [LISTS],
+        "npy": ["train_set", "val_set"],
+        "sample": ["train-sample-affectnet.csv", "valid-sample-affectnet.csv"],
+    }
+    if layout is None:
+        layout = next((k for k, v in marks.items() if any((root / m).exists() for m in v)), None)
+    if layout not in marks:
+        wanted = "; ".join(f"{k!r} has {' or '.join(v)}" for k, v in marks.items())
+        raise UserError(f"no layout of AffectNet in {root} (layout={layout!r}): {wanted}")
+    rows, codes = {"official": _official, "npy": _npy, "sample": _sample}[layout](root, split)
+    coding = "affectnet_sample" if layout == "sample" else "affectnet"
+    rows.columns["emotion"] = emotions(coding, codes)
+    return _of_classes(rows, codes, classes)
+
+
+def _of_classes(rows: Rows, codes: np.ndarray, classes: int) -> Rows:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    space = label_spaces.space(f"emotion{classes}")
+    wrong = ~np.asarray(pc.is_in(rows.columns["emotion"], pa.array(space.labels)))
+    for code in np.unique(codes[wrong]):
+        reason = f"expression {int(code)}, not among the {classes} classes"
+        rows.left_out[reason] = [rows.columns["id"][i] for i in np.flatnonzero(codes == code)]
+    return rows.take(~wrong)
+
+
+def _rated(values: Any) -> np.ndarray:
+    values = np.asarray(values, np.float32)
+    return np.where(values == NOT_RATED, np.nan, values)
+
+
+def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
+    file = {"train": "training.csv", "validation": "validation.csv"}[split]
+    listing = need(root / LISTS / file, "AffectNet's list of labels")
+    named = [name.casefold() for name in header(listing)[:1]] == [HEADER[0].casefold()]
+    types = dict.fromkeys(HEADER, "float32") | {HEADER[0]: "string", "expression": "int32"}
+    del types["facial_landmarks"]  # nine tenths of the file
+    options: dict[str, Any] = {} if named else {"column_names": HEADER}
+    table = read_csv(listing, types, **options)
+    paths = table[HEADER[0]].to_pylist()
+    places = [root / name for name in IMAGES]
+    folder = next((p for p in places if p.is_dir()), places[0])
+    need(folder, "AffectNet's images, 689/<hash>.jpg")
+    x, y, width, height = (np.asarray(table[name]) for name in HEADER[1:5])
+    columns = {
+        "id": [f"affectnet-{path}" for path in paths],
+        "image": [f"{folder}/{path}" for path in paths],
+        "face_box": boxes(x, y, x + width, y + height),
+        "valence": _rated(table["valence"]),
+        "arousal": _rated(table["arousal"]),
+    }
+    return Rows(columns), np.asarray(table["expression"])
+
+
+def _npy(root: Path, split: str) -> tuple[Rows, np.ndarray]:
+    folder = root / {"train": "train_set", "validation": "val_set"}[split]
+    annotations = need(folder / "annotations", "AffectNet's annotations, N_exp.npy")
+    names, _ = image_names(need(folder / "images", "AffectNet's images, N.jpg"))
+    images = {name.rpartition(".")[0]: name for name in names}
+    found = [name.removesuffix("_exp.npy") for name in os.listdir(annotations)]
+    stems = sorted((s for s in found if not s.endswith(".npy")), key=lambda s: (len(s), s))
+    left_out = sorted(set(images) - set(stems))
+
+    def read(what: str) -> np.ndarray:
+        paths = [f"{annotations}/{stem}_{what}.npy" for stem in stems]
+        values = np.full(len(paths), np.nan)
+        there = existing(paths)
+        values[there] = _numbers([paths[i] for i in np.flatnonzero(there)])
+        return values
+
+    columns = {
+        "id": [f"affectnet-{split}/{stem}" for stem in stems],
+        "image": [f"{folder}/images/{images.get(stem, stem + '.jpg')}" for stem in stems],
+        "valence": _rated(read("val")),
+        "arousal": _rated(read("aro")),
+    }
+    return Rows(columns, {"no _exp.npy": left_out} if left_out else {}), read("exp")
+
+
+def _numbers(paths: list[str]) -> list[float]:
+    """The one number that each npy file holds, as text or as a number."""
+    types: dict[bytes, np.dtype] = {}  # by header: parsing it takes longer than reading the file
+    numbers = []
+    for path in paths:
+        with open(path, "rb") as file:
+            data = file.read()
+        header = data[: 10 + int.from_bytes(data[8:10], "little")]
+        try:
+            if header not in types:
+                types[header] = np.load(BytesIO(data)).dtype
+            numbers.append(float(np.frombuffer(data[len(header) :], types[header]).item()))
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{path} does not hold one number: {error}") from error
+    return numbers
+
+
+def _sample(root: Path, split: str) -> tuple[Rows, np.ndarray]:
+    file = {"train": "train-sample-affectnet.csv", "validation": "valid-sample-affectnet.csv"}
+    listing = need(root / file[split], "the list of AffectNet's sample")
+    table = read_csv(listing, {"image": "string", "emotion": "float32"})
+    # `../input/affectnetsample/val_class/class003/x.jpg`: the start is where it once was mounted
+    paths = ["/".join(path.split("/")[-3:]) for path in table["image"].to_pylist()]
+    columns = {
+        "id": [f"affectnet-{path}" for path in paths],
+        "image": [f"{root}/{path}" for path in paths],
+    }
+    return Rows(columns), np.asarray(table["emotion"])

@@ -1,0 +1,52 @@
+"""DFEW: clips of film scenes with single-labelled expressions (Jiang et al., ACM MM 2020).
+
+    EmoLabel_DataSplit/train(single-labeled)/set_1.csv    `video_name,label`; five folds
+    Clip/clip_224x224/00001/1.jpg                         frames; the folder's name differs
+
+Frame files are `1.jpg` ... `16.jpg` in some copies and `00001.jpg` ... in others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmface.data.clips import FRAMES, first_of, frames_root, with_frames
+from vlmface.data.rows import Rows, emotions, read_csv
+from vlmface.errors import UserError
+from vlmface.utils.ranges import Count
+
+TITLE = "DFEW"
+HOME = "https://dfew-dataset.github.io"
+LICENCE = "non-commercial research, no redistribution"
+SPLITS = ("train", "test")
+# Fold 1; the other folds share the same 11,697 clips and differ by a few in each class.
+PUBLISHED = {
+    "train": {"rows": 9356, "happiness": 1956, "sadness": 1515, "neutral": 2135, "anger": 1738,
+              "surprise": 1175, "disgust": 116, "fear": 721},
+    "test": {"rows": 2341, "happiness": 489, "sadness": 379, "neutral": 534, "anger": 435,
+             "surprise": 294, "disgust": 29, "fear": 181},
+}  # fmt: skip
+FOLDS = 5
+CLIPS = ("Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/clip_224x16f", "Clip/jpg_256")
+
+
+def read(
+    root: Path, split: str, *, fold: int = 1, frames: Count = FRAMES, clips: str | None = None
+) -> Rows:
+    """`fold` is 1 to 5: results are means over the five test parts. `clips` is the folder of the
+    clips' frames under the root; by default the first of CLIPS that exists, face crops first."""
+    if fold not in range(1, FOLDS + 1):
+        raise UserError(f"fold={fold!r}: DFEW has folds 1 to {FOLDS}")
+    labels = first_of(
+        root / "EmoLabel_DataSplit",
+        [f"{split}(single-labeled)/set_{fold}.csv", f"{split}/set_{fold}.csv"],
+        "DFEW's labels",
+    )
+    table = read_csv(labels, {"video_name": "int32", "label": "int32"})
+    names = [f"{number:05d}" for number in table["video_name"].to_pylist()]
+    folder = frames_root(root, CLIPS, clips)
+    columns = {
+        "id": [f"dfew-{name}" for name in names],
+        "emotion": emotions("dfew", table["label"]),
+    }
+    return with_frames(columns, [folder / name for name in names], frames)

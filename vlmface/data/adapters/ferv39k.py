@@ -1,0 +1,44 @@
+"""FERV39k: clips of 22 kinds of scenes with seven expressions (Wang et al., CVPR 2022).
+
+    4_setups/All_scenes/train_All.csv        `Action/Happy/0267 Happy`; a blank, not a comma
+    2_ClipsforFaceCrop/Action/Happy/0267/    frames
+
+Clip numbers start again in each scene and expression.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmface.data.clips import FRAMES, frames_root, read_list, with_frames
+from vlmface.data.rows import Rows, meta, need, words
+from vlmface.utils.ranges import Count
+
+TITLE = "FERV39k"
+HOME = "https://wangyanckxx.github.io/Proj_CVPR2022_FERV39k.html"
+LICENCE = "non-commercial research, no redistribution"
+SPLITS = ("train", "test")
+PUBLISHED = {
+    "train": {"rows": 31088, "happiness": 5854, "sadness": 5523, "neutral": 7790, "anger": 5906,
+              "surprise": 2502, "disgust": 1833, "fear": 1680},
+    "test": {"rows": 7847, "happiness": 1473, "sadness": 1393, "neutral": 1958, "anger": 1487,
+             "surprise": 638, "disgust": 467, "fear": 431},
+}  # fmt: skip
+CLIPS = ("2_ClipsforFaceCrop",)
+
+
+def read(root: Path, split: str, *, frames: Count = FRAMES, clips: str | None = None) -> Rows:
+    """All scenes together, the usual protocol. `clips` is the folder of the clips' frames under
+    the root, "2_ClipsforFaceCrop" by default. The scene is in `meta`."""
+    listing = root / "4_setups" / "All_scenes" / f"{split}_All.csv"
+    lines, left_out = read_list(
+        need(listing, "FERV39k's labels"), lambda line: line.rsplit(None, 1), 2
+    )
+    paths = [path for path, _ in lines]
+    folder = frames_root(root, CLIPS, clips)
+    columns = {
+        "id": [f"ferv39k-{path}" for path in paths],
+        "emotion": words("emotion7", [word for _, word in lines]),
+        "meta": meta(len(paths), scene=[path.partition("/")[0] for path in paths]),
+    }
+    return with_frames(columns, [folder / path for path in paths], frames, left_out)

@@ -1,0 +1,58 @@
+"""The faces of a picture, with the regions that action units name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vlmface.data import detect
+from vlmface.demo import face_regions
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Face:
+    """`box` in pixels; `regions` {region of facs.REGIONS: outlines in pixels}."""
+
+    box: detect.Box
+    regions: dict[str, list[face_regions.Outline]] = field(default_factory=dict)
+
+
+class Finder:
+    """Finds faces as far as a detector is installed; `missing` says why there is none."""
+
+    def __init__(self) -> None:
+        self.missing: str | None = None
+        self._detector: detect.Detector | None = None
+        try:
+            self._detector = detect.Detector()
+        except UserError as error:
+            self.missing = str(error)
+
+    def find(self, image: Image.Image) -> list[Face]:
+        """The faces of an RGB picture, from left to right."""
+        if self._detector is None:
+            return []
+        meshes = self._detector.meshes(image)
+        found = [Face(detect.box_of(mesh), face_regions.outlines(mesh)) for mesh in meshes]
+        return sorted(found, key=lambda face: face.box[0] + face.box[2])
+
+    def close(self) -> None:
+        if self._detector is not None:
+            self._detector.__exit__(None, None, None)
+            self._detector = None
+
+
+def largest(faces: list[Face]) -> int | None:
+    """The place in the list of the largest face, None if there is none."""
+    if not faces:
+        return None
+
+    def area(number: int) -> float:
+        left, top, right, bottom = faces[number].box
+        return (right - left) * (bottom - top)
+
+    return max(range(len(faces)), key=area)

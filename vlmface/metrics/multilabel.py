@@ -1,0 +1,153 @@
+"""Scores of several labels a face: of the labels that a model says, and of its ranking of faces.
+
+    f1_macro     mean F1 of the labels that occur in the truth
+    f1_micro     F1 of the hits, false alarms and misses pooled over all labels
+    jaccard      mean over faces of measures.jaccard, the labels in both sets by those in either
+    exact_match  share of the faces whose labels are all right and complete
+    map          mean over the labels that occur in the truth of their average precision: how well
+                 the faces that have the label are ranked before the others
+
+The first four need labels that were said (`labels` of a row; null where nothing was written), and a
+row without a valid answer says none. `map` needs a number for each label and face: the row's
+`scores` or, without them, its `probabilities`; see `ranking`. The truth is `truth.labels`, null
+where it is not annotated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlmface.errors import UserError
+from vlmface.label_spaces import LabelSpace
+from vlmface.metrics import measures
+from vlmface.metrics.statistics import Array
+
+Row = Mapping[str, Any]
+
+
+def true(row: Row) -> tuple[str, ...] | None:
+    """The true labels, or None if the row is not annotated."""
+    labels = row["truth"].get("labels")
+    return None if labels is None else tuple(labels)
+
+
+def said(row: Row) -> tuple[str, ...]:
+    """The labels that count: only a `strict` or `lenient` answer has them."""
+    return tuple(row.get("labels") or ()) if row["status"] in ("strict", "lenient") else ()
+
+
+def was_written(rows: Sequence[Row]) -> bool:
+    """Whether the rows hold what a model said, and not only its ranking."""
+    return any(row.get("labels") is not None for row in rows)
+
+
+def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
+    """What each row adds to the sums, (rows, K + 1, 3): hit, false alarm, miss of each label, and
+    in the last line its Jaccard index, whether it is an exact match, and 1; all 0 where it is not
+    annotated. Raises UserError for a true label outside the space."""
+    place = {label: i for i, label in enumerate(space.labels)}
+    found = np.zeros((len(rows), len(place) + 1, 3))
+    for one, row in zip(found, rows, strict=True):
+        labels = true(row)
+        if labels is None:
+            continue
+        _check(row, labels, space)
+        answer = said(row)
+        for label in {*labels, *answer}:
+            kind = 0 if label in labels and label in answer else 1 if label in answer else 2
+            one[place[label], kind] = 1
+        one[-1] = measures.jaccard(answer, labels), set(answer) == set(labels), 1
+    return found
+
+
+def scores(total: Array) -> dict[str, Array]:
+    """f1_macro, f1_micro, jaccard, exact_match of sums (..., K + 1, 3); nan without any row."""
+    shared, exact, n = np.moveaxis(total[..., -1, :], -1, 0)
+    return {
+        **measures.multilabel_scores(total[..., :-1, :]),
+        "jaccard": measures.ratio(shared, n),
+        "exact_match": measures.ratio(exact, n),
+    }
+
+
+def shift(total: Array, share: float) -> Array:
+    """The sums with `share` of what is wrong made right; see `statistics.Shift`."""
+    moved = total.copy()
+    moved[:-1] = measures.shift_tally(total[:-1], share)
+    right, n = total[-1, :2], total[-1, 2]
+    moved[-1, :2] = right + share * (n - right) if share >= 0 else right * (1 + share)
+    return moved
+
+
+def per_label(total: Array) -> dict[str, Array]:
+    """f1, precision, recall, support of each label, (K,) each."""
+    return measures.binary_scores(total[:-1])
+
+
+def present(rows: Sequence[Row], space: LabelSpace) -> Array:
+    """Which labels each row has, (rows, K) of 0 and 1. Raises as `counts`."""
+    for row in rows:
+        _check(row, true(row) or (), space)
+    return np.array([[label in (true(row) or ()) for label in space.labels] for row in rows], float)
+
+
+def ranking(rows: Sequence[Row], space: LabelSpace) -> Array | None:
+    """How strongly each label is held of each face, (rows, K), to compare a label's values between
+    faces; None if no row says so.
+
+    Of a language model (`scores`): the log-likelihood of the label as the first of its answer, less
+    what it is behind a grey picture of the same size where that is known, which makes pictures of
+    different sizes comparable. Of a model with a probability for each label (`probabilities`, which
+    then need not sum to 1): these. Raises UserError if some rows have it and others not.
+    """
+    found = [_strength(row) for row in rows]
+    if not any(found):
+        return None
+    for row, one in zip(rows, found, strict=True):
+        if one is None or not one.keys() >= set(space.labels):
+            lacking = "no likelihoods" if one is None else "likelihoods of some labels only"
+            raise UserError(
+                f"row {row['id']!r} has {lacking} of {space.id}, while others have all: "
+                "evaluate the model again, all faces in one way"
+            )
+    return np.array([[one[label] for label in space.labels] for one in found if one is not None])
+
+
+def average_precisions(values: Array, flags: Array, weights: Array) -> Array:
+    """AP of each label of (N, K) values and flags, (R, K), the rows occurring as often as each line
+    of `weights` (R, N) says; nan where a label does not occur."""
+    return np.stack(
+        [
+            measures.weighted_average_precision(values[:, k], flags[:, k].astype(bool), weights)
+            for k in range(values.shape[1])
+        ],
+        1,
+    )
+
+
+def map_of(values: Array, flags: Array) -> Callable[[Array], Mapping[str, Array]]:
+    """{"map"} of how often each row is drawn, for `statistics.reweighted`."""
+
+    def score(weights: Array) -> Mapping[str, Array]:
+        found = average_precisions(values, flags, weights)
+        return {"map": measures.mean_where(found, np.isfinite(found))}
+
+    return score
+
+
+def _strength(row: Row) -> Mapping[str, float] | None:
+    if likely := row.get("scores"):
+        prior = likely["prior"] or {}
+        return {label: x - prior.get(label, 0.0) for label, x in likely["log_likelihood"].items()}
+    return row.get("probabilities")
+
+
+def _check(row: Row, labels: Sequence[str], space: LabelSpace) -> None:
+    if unknown := [label for label in labels if label not in space.labels]:
+        raise UserError(
+            f"row {row['id']!r} has the true label {unknown[0]!r}, which label space {space.id} "
+            f"lacks ({', '.join(space.labels)}): choose the benchmark's own space"
+        )

@@ -1,0 +1,221 @@
+"""`vlmface inspect`: what a run would train on, token by token, and which weights would move."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vlmface import data, families, manifest
+from vlmface.encode import IGNORED, shown_sizes
+from vlmface.pipelines import context_ablation
+from vlmface.prompts import Prompt, check_images
+from vlmface.prompts import load as load_prompt
+from vlmface.train import budget, sft, task_sampling
+from vlmface.utils.config import parse, peek
+from vlmface.utils.terminal import printable
+
+if TYPE_CHECKING:
+    import datasets
+
+_GREEN, _DIM, _RESET = "\033[32m", "\033[2m", "\033[0m"
+_QUANTILES = (0, 0.05, 0.5, 0.95, 0.99, 1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt's rows, of every length: those of `sft.encode_rows`, and how many were left out
+    for other reasons than their length."""
+
+    prompt: Prompt
+    rows: datasets.Dataset
+    left_out: dict[str, int]
+
+    def too_long(self, limit: int) -> int:
+        return sum(length > limit for length in self.rows["length"])
+
+
+def settings_from(config: str, words: Sequence[str]) -> sft.Common:
+    """The settings of a recipe's YAML with `--field value` words over it. Raises UserError."""
+    words = ["--config", config, *words]
+    other = peek("model", words, default=config)
+    kind = sft.AttributeSettings if other is None else context_ablation.Settings
+    found: sft.Common = parse(kind, words, default=config, usage="")
+    return found
+
+
+def read_tasks(settings: sft.Common, processor: Any, family: ModuleType) -> list[Task]:
+    """The rows that the recipes would train on, for each prompt. Raises UserError."""
+    from vlmface.data import crop_cache, crops
+
+    families.set_max_pixels(family, processor, settings.max_pixels)
+    samples = data.load(
+        settings.data,
+        settings.data_root,
+        settings.data_split,
+        n=settings.n_train,
+        **settings.data_options,
+    )
+    if isinstance(settings, context_ablation.Settings):
+        asked = [settings.load_prompt()]
+    else:
+        asked = [load_prompt(name) for name in settings.prompts]
+    views = crops.parse(settings.crop)
+    check_images(asked, len(views), settings.frames)
+    samples = crop_cache.shown(samples, views, settings.frames)
+    seed = settings.seed
+    budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
+    found = []
+    balance = settings.balance if isinstance(settings, sft.AttributeSettings) else "none"
+    chosen = task_sampling.choose(task_sampling.labels_of(samples, asked), balance, seed)
+    for prompt, index in zip(asked, chosen, strict=True):
+        rows, left_out = sft.encode_rows(
+            samples.select(index), processor, family, prompt, max_length=sys.maxsize, seed=seed
+        )
+        found.append(Task(prompt, rows, left_out))
+    return found
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def show_tokens(
+    processor: Any, ids: Sequence[int], labels: Sequence[int], *, colour: bool = False
+) -> str:
+    """A row's tokens with | between them: green, or in [ ], where the loss sees them. A line break
+    is shown as \\n and made; neighbouring image tokens are counted, not repeated."""
+    image, text = processor.tokenizer.convert_tokens_to_ids(processor.image_token), ""
+    open_, close = (_GREEN, _RESET) if colour else ("[", "]")
+    bar = f"{_DIM}|{_RESET}" if colour else "|"
+    start = 0
+    while start < len(ids):
+        learnt = labels[start] != IGNORED
+        end = start
+        while end < len(ids) and (labels[end] != IGNORED) == learnt:
+            end += 1
+        pieces = _pieces(processor, ids[start:end], image)
+        if learnt:
+            between = bar + open_ if colour else bar
+            text += open_ + between.join(pieces) + close
+        else:
+            text += bar.join(pieces)
+        start = end
+    return text
+
+
+def _pieces(processor: Any, ids: Sequence[int], image: int) -> list[str]:
+    """The text of each token; bytes of one character together, as they mean nothing alone."""
+    pieces: list[str] = []
+    held: list[int] = []
+    images = 0
+    for token in ids:
+        if token == image:
+            images += 1
+            continue
+        if images:
+            pieces.append(f"{processor.image_token} x {images}")
+            images = 0
+        held.append(token)
+        text = processor.tokenizer.decode(held)
+        if "\ufffd" in text and len(held) < 4:
+            continue
+        pieces.append(printable(text.replace("\n", "\\n\n"), lines=True))
+        held = []
+    if images:
+        pieces.append(f"{processor.image_token} x {images}")
+    if held:
+        pieces.append(printable(processor.tokenizer.decode(held), lines=True))
+    return pieces
+
+
+def show_row(processor: Any, row: dict[str, Any], *, colour: bool = False) -> str:
+    """A row's counts, then its tokens."""
+    ids, labels = row["input_ids"], row["labels"]
+    image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    images, learnt = ids.count(image), sum(label != IGNORED for label in labels)
+    sizes = ", ".join(f"{width} x {height}" for width, height in shown_sizes(row))
+    title = (
+        f"row {row['row']}: {len(ids)} tokens = {images} of the image ({sizes} pixels)"
+        f" + {len(ids) - images - learnt} of the prompt + {learnt} supervised"
+    )
+    return f"{title}\n{show_tokens(processor, ids, labels, colour=colour)}"
+
+
+def show_lengths(task: Task, max_length: int) -> str:
+    """The lengths of a prompt's rows, what other limits would leave out, and what is left out."""
+    import numpy as np
+
+    lengths = np.sort(np.array(task.rows["length"]))
+    marks = np.quantile(lengths, _QUANTILES, method="inverted_cdf").astype(int)
+    names = ("shortest", "5 %", "median", "95 %", "99 %", "longest")
+    lines = [
+        f"lengths of {len(lengths):,} rows: "
+        + ", ".join(f"{name} {mark}" for name, mark in zip(names, marks, strict=True))
+    ]
+    limits = {max_length, max_length // 2, max_length * 2, int(marks[2]), int(marks[4])}
+    limits.add(32 * math.ceil(int(marks[5]) / 32))
+    lines.append("  max_length   rows too long    share")
+    for limit in sorted(limits):
+        out = task.too_long(limit)
+        star = "*" if limit == max_length else " "
+        lines.append(f"{star} {limit:10,}   {out:13,}   {out / len(lengths):6.1%}")
+    reasons = Counter(task.left_out)
+    if too_long := task.too_long(max_length):
+        reasons["too_long"] = too_long
+    total = len(lengths) + sum(task.left_out.values())
+    lines.append(
+        f"left out: {sum(reasons.values()):,} of {total:,} rows"
+        + "".join(f"\n  {count:,} {reason}" for reason, count in reasons.most_common())
+    )
+    return "\n".join(lines)
+
+
+def show_parameters(found: dict[str, dict[str, list[int]]]) -> str:
+    """The table of `plan.parameters`."""
+    lines = [f"  {'part':11}{'module':26}{'trained':>15}{'weights':>17}"]
+    total = [0, 0]
+    for part in sorted(found, key=("tower", "projector", "llm", "embeddings").index):
+        kinds = found[part]
+        sums = [sum(entry[i] for entry in kinds.values()) for i in (0, 1)]
+        total = [a + b for a, b in zip(total, sums, strict=True)]
+        lines.append(f"  {part:37}{sums[0]:15,}{sums[1]:17,}")
+        for kind, (moves, weights) in sorted(kinds.items(), key=lambda item: -item[1][1]):
+            lines.append(f"  {'':11}{kind:26}{moves:15,}{weights:17,}")
+    share = total[0] / total[1]
+    lines.append(f"  {'all':37}{total[0]:15,}{total[1]:17,}   {share:.2%} trained")
+    return "\n".join(lines)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> int:
+    """`vlmface inspect`: prints; returns the exit code."""
+    import torch
+
+    from vlmface.tools import estimate_memory
+
+    settings = settings_from(config, words)
+    base = manifest.resolve(settings.base)
+    family = families.get(families.family_of(base))
+    processor = family.load_processor(base)
+    colour = colour or sys.stdout.isatty()
+    for task in read_tasks(settings, processor, family):
+        print(f"\nprompt {task.prompt.id} {task.prompt.sha}, base {settings.base}, "
+              f"data {settings.data} ({settings.data_split}); the loss sees what is "
+              + (f"{_GREEN}green{_RESET}" if colour else "in [ ]"))  # fmt: skip
+        for i in range(min(n, len(task.rows))):
+            print(f"\n{show_row(processor, task.rows[i], colour=colour)}")
+        print(f"\n{show_lengths(task, settings.max_length)}")
+    print(
+        "\nweights that train (" + ", ".join(f"{k}: {v}" for k, v in settings.policy.items()) + ")"
+    )
+    model = estimate_memory.build(
+        estimate_memory.base_config(settings.base), family, settings, torch.float32
+    )
+    print(show_parameters(estimate_memory.parameters(model, family)))
+    return 0

@@ -1,0 +1,60 @@
+"""Where things lie: files that travel with the package, the cache folder, atomic writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from vlmface.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def resource(name: str) -> Path:
+    """Return the path of a file or folder that travels with vlmface.
+
+    `name` is relative: "prompts/face_cot.yaml", "eval/benchmarks", "recipes/configs", or "tiny" for
+    the built-in checkpoint. In a checkout the top-level folders are used, in an installed wheel
+    their copy inside the package. Raises UserError if there is no such file.
+    """
+    for root in (_PACKAGE / "assets", _PACKAGE / "_files", _PACKAGE.parent):
+        path = root / name
+        if path.exists():
+            return path
+    raise UserError(
+        f"{name!r} is not part of this vlmface installation ({_PACKAGE}): reinstall vlmface, "
+        "or give the path of your own file"
+    )
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for vlmface; `VLMFACE_CACHE` overrides the platform's default."""
+    return Path(os.environ.get("VLMFACE_CACHE") or platformdirs.user_cache_dir("vlmface"))
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Write `content` to a temporary name beside `path`, then rename: never a half-written file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def without_surrogates(text: str) -> str:
+    """The text as UTF-8 can hold it: pairs of surrogates joined, lone ones replaced by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
