@@ -14,8 +14,8 @@ from PIL import ExifTags, Image
 from samples import picture
 
 from vlmface.errors import UserError
-from vlmface.utils import any_image
-from vlmface.utils.any_image import as_picture, listed
+from vlmface.utils import image_conversion
+from vlmface.utils.image_conversion import as_picture, listed
 from vlmface.utils.images import open_image
 
 RGB = np.asarray(picture(1, (40, 30)))
@@ -185,9 +185,9 @@ def test_one_picture_or_many() -> None:
 
 def test_nothing_is_copied_or_turned_for_the_detector() -> None:
     image = Image.fromarray(RGB)
-    assert any_image.as_rgb(image) is image and as_picture(image) is image
+    assert image_conversion.as_rgb(image) is image and as_picture(image) is image
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     turned = Image.fromarray(RGB)
     turned.info["exif"] = exif.tobytes()
-    assert any_image.as_rgb(turned).size == (40, 30) and as_picture(turned).size == (30, 40)
+    assert image_conversion.as_rgb(turned).size == (40, 30) and as_picture(turned).size == (30, 40)

@@ -41,12 +41,6 @@ def taken(frames: int) -> int:
     return frames if frames > 1 else FRAMES
 
 
-def middles(total: int, count: int) -> list[int]:
-    """The middles of `count` equal segments of `total` frames, as indices. A clip of fewer frames
-    than that gives some of them several times, so that every clip has `count`."""
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
-
-
 def with_frames(
     columns: dict[str, Any],
     folders: Sequence[Path],
@@ -69,7 +63,7 @@ def with_frames(
     for i, folder in enumerate(folders):
         names = in_order(folder)
         if names:
-            found[i] = [os.path.join(folder, names[j]) for j in middles(len(names), count)]
+            found[i] = [os.path.join(folder, names[j]) for j in video.segment_midpoints(len(names), count)]
         elif file := video.beside(folder):
             files[i] = file
         else:

@@ -202,14 +202,14 @@ def shown(
     Where a view is about the face, `face_found` says whether the first such view knew where it is,
     in one frame at least. Warns of pictures for which it did not. Raises as `cached`.
     """
-    from vlmface.data.clips import middles
+    from vlmface.data.video import segment_midpoints
     from vlmface.data.rows import pictures as as_stored
 
     if not 1 <= frames <= MOST_FRAMES:
         raise UserError(f"frames is {frames}: a model is shown 1 to {MOST_FRAMES} frames of a clip")
     if not views and frames == 1:
         return as_stored(rows)
-    chosen = [[row[i] for i in middles(len(row), frames)] for row in _pictures(rows)]
+    chosen = [[row[i] for i in segment_midpoints(len(row), frames)] for row in _pictures(rows)]
     made = []
     for crop in views:
         made.append(_cut_rows(chosen, crop, workers, progress))

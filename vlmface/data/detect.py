@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmface.errors import UserError
-from vlmface.utils import any_image
+from vlmface.utils import image_conversion
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,7 +72,7 @@ class Detector:
     def meshes(self, image: Image.Image) -> list[np.ndarray]:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
         face first. Of two that are equally large, the left one is first."""
-        image = any_image.as_rgb(image)
+        image = image_conversion.as_rgb(image)
         found = self._look(image)
         if not found:
             width, height = -(-image.width // 2), -(-image.height // 2)

@@ -26,7 +26,7 @@ from PIL import Image
 from vlmface.data.sources import in_threads
 from vlmface.errors import UserError
 from vlmface.utils import files
-from vlmface.utils.images import MAX_PIXELS, MIN_SIDE
+from vlmface.utils.image_decoding import MAX_PIXELS, MIN_SIDE
 
 VERSION = 1  # raise whenever the same video would give other frames
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
@@ -62,14 +62,18 @@ def frames(path: str | Path, count: int) -> list[Image.Image]:
     return list(each_frame(path, count))
 
 
+def segment_midpoints(total: int, count: int) -> list[int]:
+    """The middles of `count` equal segments of `total` frames, as indices. A clip of fewer frames
+    than that gives some of them several times, so that every clip has `count`."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
 def each_frame(path: str | Path, count: int) -> Iterator[Image.Image]:
     """`frames`, one after the other: not all need be in memory."""
-    from vlmface.data.clips import middles
-
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
     total = _count(path)
-    wanted = middles(total, count)
+    wanted = segment_midpoints(total, count)
     image: Image.Image | None = None
     index = -1
     decoded = enumerate(_decoded(path, _Seen()))

@@ -102,13 +102,13 @@ def of_clip(
     `boxes`: where the face is in each frame, None in one without a face; without them the largest
     face of each is looked for, unless `faces` is "none". A face that is in one frame is found.
     Raises UserError for no frame, and for `faces` "all"."""
-    from vlmface.data.clips import middles
+    from vlmface.data.video import segment_midpoints
 
     if not frames:
         raise UserError("a clip without frames was given: a clip needs one frame at least")
     if faces == "all":
         raise UserError("faces is all, but a clip is about one face: use largest or none")
-    chosen = middles(len(frames), viewpoint.frames)
+    chosen = segment_midpoints(len(frames), viewpoint.frames)
     pictures = [frames[i] for i in chosen]
     places: list[detect.Box | None] = [None] * len(pictures)
     looked = boxes is not None or faces != "none"

@@ -42,7 +42,7 @@ from vlmface.infer.face_views import (
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.infer.server import Server, server_of
 from vlmface.prompts import Prompt, Question
-from vlmface.utils import any_image
+from vlmface.utils import image_conversion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,7 +190,7 @@ class Predictor:
     def faces(self, image: Any) -> list[detect.Box]:
         """The boxes of all faces in a picture (see `pictures.as_picture`), the largest first, in
         pixels of the upright picture. Raises UserError if vlmface[detect] is not installed."""
-        return self._finder().faces(any_image.as_picture(image))
+        return self._finder().faces(image_conversion.as_picture(image))
 
     def _finder(self) -> detect.Detector:
         with self._lock:
@@ -239,12 +239,12 @@ class Predictor:
         finder = FaceFinder(self.faces, self._mesh)
         if isinstance(image, list | tuple):
             frames = [
-                any_image.as_picture(frame, f"frame {number} of {name}")
+                image_conversion.as_picture(frame, f"frame {number} of {name}")
                 for number, frame in enumerate(image, 1)
             ]
             boxes = None if box is None else [box] * len(frames)
             return [of_clip(frames, self.viewpoint, faces, finder, boxes)]
-        picture = any_image.as_picture(image, name)
+        picture = image_conversion.as_picture(image, name)
         return of_picture(picture, self.viewpoint, faces, finder, box)
 
     def _default_faces(self) -> str:
@@ -329,7 +329,7 @@ class Predictor:
         answer: Callable[[Sequence[FaceView], Mapping[str, Question]], Sequence[Any]],
     ) -> Any:  # fmt: skip
         self._check_open()
-        inputs, single = any_image.listed(images)
+        inputs, single = image_conversion.listed(images)
         places = boxes_of(boxes, len(inputs), single)
         questions = self.questions_of(tasks)
         reports: list[Any] = []
@@ -357,7 +357,7 @@ class Predictor:
     def clip_view(self, frames: Sequence[Any], boxes: Sequence[Sequence[float] | None]) -> FaceView:
         """What the model is shown of a clip with the face's box in each frame, None in one without
         a face. Raises UserError for no frame."""
-        upright = [any_image.as_picture(frame) for frame in frames]
+        upright = [image_conversion.as_picture(frame) for frame in frames]
         finder = FaceFinder(self.faces, self._mesh)
         return of_clip(upright, self.viewpoint, "largest", finder, boxes)
 

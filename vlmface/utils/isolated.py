@@ -188,7 +188,7 @@ def serve(descriptor: int) -> None:
 
 
 def _answer(connection: socket.socket, content: bytes, name: str, max_pixels: int) -> None:
-    from vlmface.utils.images import decode
+    from vlmface.utils.image_decoding import decode
 
     _limit_memory(int(BYTES_PER_PIXEL * max_pixels))
     # At the end of the time the signal ends the process, inside a decoder too.

@@ -19,7 +19,8 @@ from vlmface.serving.gateway.limits import BUSY_S, Load, busy
 from vlmface.serving.gateway.request_parsing import Asked, shown
 from vlmface.serving.gateway.settings import Settings
 from vlmface.utils import isolated
-from vlmface.utils.images import UNNAMED, size_of
+from vlmface.utils.image_decoding import UNNAMED
+from vlmface.utils.images import size_of
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from vlmface.errors import UserError
-from vlmface.utils import images
+from vlmface.utils import image_decoding, images
 
 KINDS = (
     "a path, the bytes of an image file, an open binary file, a PIL image, a numpy array or a "
@@ -59,7 +59,7 @@ def as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         return as_picture(image)
     try:
         plain = image.mode == "RGB" and not image.has_transparency_data
-        return image if plain else images.to_rgb(image, getattr(image, "tag_v2", None))
+        return image if plain else image_decoding.to_rgb(image, getattr(image, "tag_v2", None))
     except Exception as error:  # as in open_image, and a file that has been closed
         raise _unreadable("the picture", error) from error
 
@@ -145,7 +145,7 @@ def _from_array(source: Any, name: str) -> Image.Image:
     else:
         raise UserError(f"{name} is an array of {values.dtype}: give integers or floats")
     pixels = np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return images.to_rgb(Image.fromarray(pixels))
+    return image_decoding.to_rgb(Image.fromarray(pixels))
 
 
 def _channels_last(source: Any, name: str) -> np.ndarray:
@@ -194,7 +194,7 @@ def _from_integers(values: np.ndarray, name: str) -> np.ndarray:
     height, width, channels = values.shape
     # One scale for all channels, and the one that a file of such numbers has.
     flat = Image.fromarray(values.astype(np.uint16).reshape(height, width * channels))
-    return np.asarray(images.to_rgb(flat))[..., 0].reshape(height, width, channels)
+    return np.asarray(image_decoding.to_rgb(flat))[..., 0].reshape(height, width, channels)
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
@@ -205,10 +205,10 @@ def _unreadable(name: str, error: Exception) -> UserError:
 
 
 def _check_size(width: int, height: int, name: str) -> None:
-    if min(width, height) < images.MIN_SIDE:
+    if min(width, height) < image_decoding.MIN_SIDE:
         raise UserError(
             f"{name} is {width} x {height} pixels, too small to show a face: give at least "
-            f"{images.MIN_SIDE} x {images.MIN_SIDE} pixels"
+            f"{image_decoding.MIN_SIDE} x {images.MIN_SIDE} pixels"
         )
     if width * height > images.MAX_PIXELS:
         raise UserError(
