@@ -13,7 +13,7 @@ from samples import load_script
 
 from vlmface import manifest
 from vlmface.data import crops
-from vlmface.encode import open_shown
+from vlmface.data.row_images import open_images
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.infer.clip import ClipModel
@@ -72,7 +72,7 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
     benchmark = benchmarks.load_benchmark("raer")
     rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse(found.crop), 4)
     assert [len(row["shown"]) for row in rows] == [8, 8]
-    pictures = [open_shown(row) for row in rows]
+    pictures = [open_images(row) for row in rows]
     model = ClipModel.load(runs / "both")
     again = model.predict(pictures, cut_out=True)
     assert [one.text for one in again] == [line["text"] for line in answers]

@@ -15,13 +15,14 @@ from miniatures import emotic, raer
 from safetensors.torch import load_file
 from samples import load_script, picture
 
-from vlmface import encode, manifest
-from vlmface.data import crops
+from vlmface import manifest
+from vlmface.data import crops, row_images
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.infer import Predictor
 from vlmface.infer.local import LocalModel
 from vlmface.metrics.shares import in_brackets
+from vlmface.utils import images
 
 Recipe = Callable[..., int]
 VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: boxed}]"
@@ -135,11 +136,11 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
         benchmarks.load_benchmark("raer"), str(root), None, crops.parse(found.crop), 2
     )
     model = LocalModel.load(tmp_path)
-    shown = [encode.open_shown(row) for row in rows]
+    shown = [row_images.open_images(row) for row in rows]
     expected = answering.read_lines(tmp_path / "predictions.jsonl")
     for line, scores in zip(expected, model.score(shown, cut_out=True), strict=True):
         assert line["scores"]["log_likelihood"] == pytest.approx(scores.log_likelihood, abs=1e-4)
-    still = encode.listed(shown[0])[0]
+    still = images.as_list(shown[0])[0]
     whole = crops.cut(still, None, model.views[0])
     (stands,), (twice,) = model.score([still]), model.score([[whole, whole]])
     assert stands.log_likelihood == twice.log_likelihood  # a photograph: a clip that stands still

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from vlmface.data import crop_cache, crops, sources
+from vlmface.data.row_images import open_row_image
 from vlmface.data.rows import Rows, to_dataset
-from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 
 CROP = crops.Crop(size=16)

@@ -12,8 +12,8 @@ import yaml
 from samples import load_script
 
 from vlmface import data
+from vlmface.data.row_images import open_row_image
 from vlmface.data.rows import pictures
-from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample, features
 

@@ -14,8 +14,8 @@ from PIL import Image
 from vlmface import data, manifest
 from vlmface.cli import main
 from vlmface.data import crop_cache, crops, detect
+from vlmface.data.row_images import open_row_image
 from vlmface.data.rows import Rows, to_dataset
-from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.infer.local import LocalModel

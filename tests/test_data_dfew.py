@@ -8,7 +8,8 @@ import pytest
 from miniatures import dfew, face, text
 
 from vlmface import data
-from vlmface.data.clips import in_order, middles
+from vlmface.data.clips import in_order
+from vlmface.data.video import segment_midpoints
 from vlmface.errors import UserError
 
 
@@ -48,10 +49,10 @@ def test_the_order_of_names(tmp_path):
         face(tmp_path / name, 0) if name[-3:] != "txt" else text(tmp_path / name)
     assert in_order(tmp_path) == ["frame-0.png", "frame-9.JPG", "frame-10.jpg"]
     assert in_order(tmp_path / "none") is None
-    assert middles(16, 16) == list(range(16))
-    assert middles(33, 16)[0] == 1
-    assert middles(33, 16)[-1] == 31
-    assert middles(1, 3) == [0, 0, 0]
+    assert segment_midpoints(16, 16) == list(range(16))
+    assert segment_midpoints(33, 16)[0] == 1
+    assert segment_midpoints(33, 16)[-1] == 31
+    assert segment_midpoints(1, 3) == [0, 0, 0]
 
 
 def test_face_crops_are_preferred_and_another_copy_can_be_named(tmp_path):

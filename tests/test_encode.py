@@ -9,6 +9,7 @@ import torch
 from samples import picture, rows, samples
 
 from vlmface import encode, prompts
+from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import llava
 from vlmface.train import sft
@@ -157,7 +158,7 @@ def test_images_are_preprocessed_in_the_collator_as_in_encode(processor: Any) ->
     sample = samples(1)[0]
     text = encode.encode_text(processor, llava, PROMPT.messages(), TARGET)
     batch = encode.Collator(processor, llava)([{**text, "image": sample.image, "row": 7}])
-    alone = llava.image_inputs(processor, [encode.open_row_image(sample.image)])["pixel_values"]
+    alone = llava.image_inputs(processor, [row_images.open_row_image(sample.image)])["pixel_values"]
     assert torch.equal(batch["pixel_values"], alone)
     assert batch["row"].tolist() == [7]
 

@@ -12,7 +12,7 @@ import pytest
 from samples import ROOT, samples
 
 from vlmface import facs, manifest, prompts
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation

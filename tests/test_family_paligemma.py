@@ -17,6 +17,7 @@ from samples import FACES, picture, rows
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmface import encode, families, manifest, prompts
+from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 from vlmface.families import paligemma, parts, tiny, tiny_paligemma
@@ -461,7 +462,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_suffix(
     own = paligemma.load_model(checkpoint)
     theirs = processor(
         text=["<image>" + QUESTION] * 4,
-        images=[encode.open_row_image(image) for image in data["image"]],
+        images=[row_images.open_row_image(image) for image in data["image"]],
         suffix=[text.removesuffix("</s>") for text in texts],
         padding=True,
         padding_side="right",

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from samples import FACES, load_script, picture, rows
 
 from vlmface import encode, families, manifest, prompts
+from vlmface.data import row_images
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import llava, parts, qwen_vl, tiny_qwen_vl
 from vlmface.infer.local import LocalModel
@@ -320,7 +321,9 @@ def test_rows_are_measured_without_decoding_and_left_out_by_shape(
     processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = rows(4)
-    monkeypatch.setattr(encode, "row_image_size", _in_turn([(40, 40), (1, 400), (40, 20), (90, 9)]))
+    monkeypatch.setattr(
+        row_images, "row_image_size", _in_turn([(40, 40), (1, 400), (40, 20), (90, 9)])
+    )
     encoded, left_out = sft.encode_rows(data, processor, qwen_vl, PROMPT, max_length=512, seed=0)
     assert left_out == {"image_shape": 1}
     assert [ids.count(processor.image_token_id) for ids in encoded["input_ids"]] == [16, 10, 11]

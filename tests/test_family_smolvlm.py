@@ -16,6 +16,7 @@ from safetensors import safe_open
 from samples import FACES, picture, rows
 
 from vlmface import encode, families, manifest, prompts
+from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 from vlmface.families import parts, smolvlm, tiny_smolvlm
@@ -550,7 +551,9 @@ def test_a_handful_of_rows_is_memorised(
     # An answer has some 30 tokens: without looking at the images, ln(4) / 30 = 0.046 would be left.
     assert found["loss_last"] < 0.02
     for row in mixed(4).select([0, 1]):
-        assert plain_answer(folder, tmp_path, encode.open_row_image(row["image"])) == target(row)
+        assert plain_answer(folder, tmp_path, row_images.open_row_image(row["image"])) == target(
+            row
+        )
 
 
 def target(row: dict[str, Any]) -> str:

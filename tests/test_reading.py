@@ -885,7 +885,7 @@ def test_a_clip_with_a_broken_frame_is_left_out(tmp_path):
 
 
 def test_training_on_a_broken_picture_names_the_way_out(tmp_path):
-    from vlmface.encode import open_row_image
+    from vlmface.data.row_images import open_row_image
 
     path = broken_table(tmp_path)
     with pytest.raises(UserError, match=r"1\.png.* is damaged.*--data_options '\{broken: drop\}'"):

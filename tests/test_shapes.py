@@ -23,8 +23,8 @@ from vlmface import manifest
 from vlmface.clip import model, texts
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.data import crop_cache, crops, detect, shapes
+from vlmface.data.row_images import open_images
 from vlmface.data.rows import Rows, to_dataset
-from vlmface.encode import open_shown
 from vlmface.infer.clip import ClipModel
 from vlmface.pipelines import context_ablation
 from vlmface.synth import dataset as synth
@@ -106,7 +106,7 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
     rows = to_dataset(Rows({"id": ["a", "b"], "image": [str(astronaut), noise]}), "x", "train")
     with pytest.warns(UserWarning, match=r"no face found in 1 of 2 .* left black: .*noise\.png"):
         kept = crop_cache.shown(rows, VIEWS, progress=False)
-    pictures = [open_shown(row) for row in kept]
+    pictures = [open_images(row) for row in kept]
     with Image.open(astronaut) as one, Image.open(noise) as two:
         photographs = [one.convert("RGB"), two.convert("RGB")]
     again, _ = crops.shown_of(photographs, None, VIEWS)

@@ -12,10 +12,11 @@ import pytest
 from miniatures import face
 from PIL import Image
 
-from vlmface import encode, prompts
-from vlmface.data import crop_cache, crops
+from vlmface import prompts
+from vlmface.data import crop_cache, crops, row_images
 from vlmface.data.rows import Rows, pictures, to_dataset
 from vlmface.errors import UserError
+from vlmface.utils import images
 
 FACE, PERSON = [20.0, 10.0, 50.0, 40.0], [10.0, 5.0, 70.0, 95.0]
 VIEWS = crops.parse([{"size": 48, "margin": 0.0}, {"size": 64, "margin": 0.0, "show": "boxed"}])
@@ -57,7 +58,7 @@ def clips(tmp_path, n, frames, **columns):
 
 
 def opened(row):
-    return [np.asarray(one) for one in encode.listed(encode.open_shown(row))]
+    return [np.asarray(one) for one in images.as_list(row_images.open_images(row))]
 
 
 def cut(path, box, crop):

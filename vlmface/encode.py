@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image
 from vlmface.errors import RefusedError, UserError
+from vlmface.utils.images import ImageOrImages, Size, as_list, sizes_of
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from PIL import Image
 
 IGNORED = -100
-PICTURES = ("image", "shown")  # columns of what a model is shown of a row
-Size = tuple[int, int]  # width, height in pixels
-Shown: TypeAlias = "Image.Image | Sequence[Image.Image]"  # what a model is shown of a row
 
 
 def encode_text(
@@ -100,75 +98,8 @@ def encode_text(
     return encoded
 
 
-def open_row_image(image: Any) -> Image.Image:
-    """The picture of a data set's row: an image already, or {"bytes", "path"} as `datasets` stores
-    it, or a face of `data.crops`. Files are opened as everywhere else, upright and RGB."""
-    if not isinstance(image, Mapping):
-        return image
-    from vlmface.data import crop_cache
-    from vlmface.utils.images import open_image
-
-    source = image.get("bytes") or image["path"]
-    if isinstance(source, str) and crop_cache.is_reference(source):
-        return crop_cache.open_crop(source)
-    try:
-        return open_image(source)
-    except UserError as error:
-        raise UserError(
-            f"{error}; --data_options '{{broken: drop}}' finds such pictures before the run and "
-            "leaves their rows out"
-        ) from error
-
-
-def stored_pictures(row: Mapping[str, Any]) -> list[Any]:
-    """What a model is shown of a row, for `open_row_image`: its `shown` pictures, or its `image`,
-    which may be a list too."""
-    shown = row.get("shown") or row["image"]
-    return list(shown) if isinstance(shown, list | tuple) else [shown]
-
-
-def open_shown(row: Mapping[str, Any]) -> Image.Image | list[Image.Image]:
-    """What a model is shown of a row, opened: a picture, or a list where there are several."""
-    pictures = [open_row_image(one) for one in stored_pictures(row)]
-    return pictures if len(pictures) > 1 else pictures[0]
-
-
-def listed(shown: Shown) -> list[Image.Image]:
-    """The pictures of what a model is shown: of one, the list of it."""
-    return list(shown) if isinstance(shown, list | tuple) else [shown]  # type: ignore[list-item]
-
-
-def sizes_of(shown: Shown) -> list[Size]:
-    """(width, height) of each picture."""
-    return [picture.size for picture in listed(shown)]
-
-
 def _listed(sizes: Size | Sequence[Size | None]) -> list[Any]:
     return [sizes] if isinstance(sizes[0], int) else list(sizes)
-
-
-def without_pictures(rows: Any) -> Any:
-    """A data set without the columns of pictures."""
-    return rows.remove_columns([name for name in PICTURES if name in rows.column_names])
-
-
-def shown_sizes(row: Mapping[str, Any], family: ModuleType | None = None) -> list[Any]:
-    """(width, height) of each picture that a model is shown of a row, without decoding them; None
-    for each if the `family` does not need to know."""
-    needed = family is None or family.NEEDS_SIZE
-    return [row_image_size(one) if needed else None for one in stored_pictures(row)]
-
-
-def row_image_size(image: Any) -> tuple[int, int]:
-    """(width, height) in pixels of `open_row_image(image)`, without decoding it."""
-    if not isinstance(image, Mapping):
-        return image.size
-    from vlmface.data import crop_cache
-    from vlmface.utils.images import size_of
-
-    if not image.get("bytes") and crop_cache.is_reference(image["path"]):
-        return crop_cache.open_crop(image["path"]).size
-    return size_of(image["bytes"] or image["path"])
 
 
 def to_model(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -183,7 +114,7 @@ def encode(
     processor: Any,
     family: ModuleType,
     prompt_messages: Sequence[Mapping[str, Any]],
-    image: Shown,
+    image: ImageOrImages,
     target: str | None = None,
     *,
     max_length: int | None = None,
@@ -197,7 +128,7 @@ def encode(
         max_length=max_length,
         image_size=sizes_of(image),
     )
-    return {**text, **family.image_inputs(processor, listed(image))}
+    return {**text, **family.image_inputs(processor, as_list(image))}
 
 
 def _tokenize(tokenizer: Any, text: str, special: bool) -> list[int]:
@@ -241,14 +172,14 @@ class Collator:
                 batch["row"] = torch.tensor([row["row"] for row in rows])
             elif isinstance(value, torch.Tensor):
                 batch[name] = _concatenate([row[name] for row in rows])
-            elif name not in (*PICTURES, "length"):
+            elif name not in (*IMAGE_COLUMNS, "length"):
                 filler = fillers.get(name, 0)
                 batch[name] = torch.tensor([pad(row[name], filler) for row in rows])
         batch["attention_mask"] = torch.tensor(
             [pad([1] * len(row["input_ids"]), 0) for row in rows]
         )
         if "image" in rows[0]:
-            images = [open_row_image(one) for row in rows for one in stored_pictures(row)]
+            images = [open_row_image(one) for row in rows for one in image_refs(row)]
             batch |= self.family.image_inputs(self.processor, images)
         return batch
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import facs, prompts
 from vlmface.answers import listed
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, benchmarks
 from vlmface.metrics import metrics, multilabel

@@ -63,7 +63,9 @@ def with_frames(
     for i, folder in enumerate(folders):
         names = in_order(folder)
         if names:
-            found[i] = [os.path.join(folder, names[j]) for j in video.segment_midpoints(len(names), count)]
+            found[i] = [
+                os.path.join(folder, names[j]) for j in video.segment_midpoints(len(names), count)
+            ]
         elif file := video.beside(folder):
             files[i] = file
         else:

@@ -202,8 +202,8 @@ def shown(
     Where a view is about the face, `face_found` says whether the first such view knew where it is,
     in one frame at least. Warns of pictures for which it did not. Raises as `cached`.
     """
-    from vlmface.data.video import segment_midpoints
     from vlmface.data.rows import pictures as as_stored
+    from vlmface.data.video import segment_midpoints
 
     if not 1 <= frames <= MOST_FRAMES:
         raise UserError(f"frames is {frames}: a model is shown 1 to {MOST_FRAMES} frames of a clip")

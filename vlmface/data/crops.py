@@ -19,7 +19,7 @@ from vlmface.errors import UserError
 from vlmface.utils import config, files
 
 if TYPE_CHECKING:
-    from vlmface.encode import Shown
+    from vlmface.utils.images import ImageOrImages
 
 VERSION = 2  # raise whenever the same picture would give other pixels
 MOST_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
@@ -226,11 +226,11 @@ def default_faces(views: Sequence[Crop], shows_faces: bool) -> str:
 
 
 def shown_of(
-    images: Sequence[Shown],
+    images: Sequence[ImageOrImages],
     boxes: Sequence[Sequence[float] | None] | None,
     views: Views,
     frames: int = 1,
-) -> tuple[Sequence[Shown], list[bool | None]]:
+) -> tuple[Sequence[ImageOrImages], list[bool | None]]:
     """(photographs as a model with these views is shown them; whether it is known where the face is
     in each, None if that does not matter). Lists of pictures stay as they are."""
     found: list[bool | None] = [None] * len(images)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmface.data import video
-from vlmface.data.clips import middles
+from vlmface.data.video import segment_midpoints
 from vlmface.demo.face_detection import Face, largest
 from vlmface.errors import UserError
 
@@ -51,7 +51,7 @@ def readable() -> bool:
 
 def middle(clip: Clip) -> int:
     """The place of the frame that a model of one frame is shown."""
-    return middles(len(clip.frames), 1)[0]
+    return segment_midpoints(len(clip.frames), 1)[0]
 
 
 def read(path: str | Path, count: int, finder: Finder) -> Clip:

@@ -19,13 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
 from vlmface.data import crop_cache
-from vlmface.encode import (
-    Shown,
-    open_row_image,
-    open_shown,
-    row_image_size,
-    stored_pictures,
-)
+from vlmface.data.row_images import image_refs, open_images, open_row_image, row_image_size
 from vlmface.errors import UserError
 from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.manifest import is_run
@@ -33,6 +27,7 @@ from vlmface.prompts import Question
 from vlmface.schema import AFFECT, FaceSample
 from vlmface.utils.distributed import is_main, rank, world_size
 from vlmface.utils.files import atomic_write
+from vlmface.utils.images import ImageOrImages
 from vlmface.utils.jsonl_journal import Journal
 
 if TYPE_CHECKING:
@@ -134,7 +129,7 @@ def ask_server(
     with tqdm(total=len(rows), initial=done, desc=title, unit="face") as bar:
 
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
-            image = await asyncio.to_thread(open_shown, job.row)
+            image = await asyncio.to_thread(open_images, job.row)
             lines = [
                 line(job.row, benchmark, prompt, await server.answer(client, prompt, image))
                 for prompt in asked
@@ -178,7 +173,7 @@ def _batches(
         return
     for start in range(0, len(left), POOL * size):
         pool = list(left[start : start + POOL * size])
-        areas = {i: sum(map(_area, stored_pictures(rows[i]))) for i in pool}
+        areas = {i: sum(map(_area, image_refs(rows[i]))) for i in pool}
         pool.sort(key=areas.__getitem__)
         yield from (pool[i : i + size] for i in range(0, len(pool), size))
 
@@ -194,7 +189,7 @@ def _area(image: Any) -> int:
 
 def _opened(
     rows: datasets.Dataset, batches: Iterator[list[int]]
-) -> Iterator[tuple[list[dict[str, Any]], list[Shown]]]:
+) -> Iterator[tuple[list[dict[str, Any]], list[ImageOrImages]]]:
     """The batches with what is shown of each row; where a GPU answers, that of the next one is
     opened meanwhile. A CPU answers with all its cores: threads beside it would slow it down."""
     import torch
@@ -202,13 +197,13 @@ def _opened(
     if not torch.cuda.is_available():
         for batch in batches:
             part = _rows(rows, batch)
-            yield part, [open_shown(row) for row in part]
+            yield part, [open_images(row) for row in part]
         return
     with ThreadPoolExecutor(DECODERS) as pool:
         waiting: list[tuple[list[dict[str, Any]], list[Any]]] = []
         for batch in batches:
             part = _rows(rows, batch)
-            waiting.append((part, [pool.submit(open_shown, row) for row in part]))
+            waiting.append((part, [pool.submit(open_images, row) for row in part]))
             if len(waiting) > 1:
                 part, opening = waiting.pop(0)
                 yield part, [image.result() for image in opening]
@@ -225,7 +220,7 @@ def _rows(rows: datasets.Dataset, batch: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _ask(
-    predictor: LocalModel | ClipModel, images: Sequence[Shown], mode: str, batch_size: int
+    predictor: LocalModel | ClipModel, images: Sequence[ImageOrImages], mode: str, batch_size: int
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)

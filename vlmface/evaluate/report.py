@@ -12,7 +12,7 @@ from typing import Any
 from vlmface import facs, label_spaces
 from vlmface.answers import listed
 from vlmface.data import people
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import tables
 from vlmface.metrics import groups, metrics, multilabel

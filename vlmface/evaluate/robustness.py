@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import manifest
-from vlmface.encode import listed, open_row_image, open_shown
+from vlmface.data.row_images import open_images, open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt, report
 from vlmface.evaluate.benchmarks import load_benchmark, load_rows
 from vlmface.evaluate.run import output_folder, score
 from vlmface.utils import config, distributed, html, lock
 from vlmface.utils.files import atomic_write
+from vlmface.utils.images import as_list
 from vlmface.utils.jsonl_journal import Journal
 from vlmface.utils.ranges import Checked, Count, Unused
 
@@ -60,7 +61,7 @@ def measure(
     prompt, *_ = answering.scored_prompts(benchmark, predictor.prompts)
     asking = predictor.asking(prompt)
     names = settings.corruptions or list(corrupt.NAMES)
-    images = [listed(open_shown(row)) for row in rows]
+    images = [as_list(open_images(row)) for row in rows]
 
     def scores_of(name: str, strength: int) -> dict[str, Any]:
         id = f"{name} {strength} {manifest.made(settings.model) or ''}"

@@ -15,8 +15,8 @@ from vlmface.data import crops, detect
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
-    from vlmface.encode import Shown
     from vlmface.manifest import Manifest
+    from vlmface.utils.images import ImageOrImages
 
 FACES = ("none", "largest", "all")  # of a picture, that a model is asked about
 # A face in a photograph, for a model that was trained on portraits and takes pictures whole: a face
@@ -37,7 +37,7 @@ class FaceView:
         face_found: Whether there is a face; None if none was looked for.
     """
 
-    pictures: Shown
+    pictures: ImageOrImages
     box: detect.Box | None
     face_found: bool | None
 

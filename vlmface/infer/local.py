@@ -21,11 +21,12 @@ from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.utils import images
 
 if TYPE_CHECKING:
     import torch
 
-    from vlmface.encode import Shown, Size
+    from vlmface.utils.images import ImageOrImages, Size
 
 BATCH_SIZE = 16
 NORMS = ("sum", "mean", "prior")  # how likelihoods become probabilities: LabelScores
@@ -172,7 +173,7 @@ class LocalModel:
 
     def predict(
         self,
-        images: Sequence[Shown],
+        images: Sequence[ImageOrImages],
         *,
         batch_size: int = BATCH_SIZE,
         probabilities: bool = True,
@@ -207,7 +208,7 @@ class LocalModel:
             ]
         return predictions
 
-    def stream(self, image: Shown) -> Iterator[str | Prediction]:
+    def stream(self, image: ImageOrImages) -> Iterator[str | Prediction]:
         """The answer to a picture or to several (RGB, cut out as the model was trained) as far as
         it is written, again and again, and at the end all of it."""
         from transformers import TextIteratorStreamer
@@ -235,7 +236,7 @@ class LocalModel:
 
     def score(
         self,
-        images: Sequence[Shown],
+        images: Sequence[ImageOrImages],
         rationales: Sequence[str] | None = None,
         *,
         batch_size: int = BATCH_SIZE,
@@ -262,7 +263,7 @@ class LocalModel:
         if not prior:
             return found
         return [
-            replace(scores, prior=self._prior(encode.sizes_of(image)))
+            replace(scores, prior=self._prior(images.sizes_of(image)))
             for scores, image in zip(found, images, strict=True)
         ]
 
@@ -276,7 +277,7 @@ class LocalModel:
         return self._priors[key]
 
     def _score_behind(
-        self, images: Sequence[Shown], rationales: Sequence[str]
+        self, images: Sequence[ImageOrImages], rationales: Sequence[str]
     ) -> list[LabelScores]:
         import torch
 
@@ -285,7 +286,7 @@ class LocalModel:
         began = time.perf_counter()
         rows = self._rows(images)
         candidates = [
-            self.label_ids(text, encode.sizes_of(image))
+            self.label_ids(text, images.sizes_of(image))
             for text, image in zip(rationales, images, strict=True)
         ]
         # Padded on the right as in training: a plain forward counts positions from the first slot.
@@ -308,7 +309,7 @@ class LocalModel:
 
     def sample(
         self,
-        images: Sequence[Shown],
+        images: Sequence[ImageOrImages],
         count: int,
         *,
         temperature: float = 1.0,
@@ -343,7 +344,9 @@ class LocalModel:
         return [texts[start : start + count] for start in range(0, len(texts), count)]
 
     def _rows(
-        self, images: Sequence[Shown], messages: Sequence[list[dict[str, Any]]] | None = None
+        self,
+        images: Sequence[ImageOrImages],
+        messages: Sequence[list[dict[str, Any]]] | None = None,
     ) -> list[dict[str, Any]]:
         """Rows for the collator: each image, or list of them, with its question, by default the
         prompt's."""
@@ -351,7 +354,7 @@ class LocalModel:
         return [
             {
                 **encode.encode_text(
-                    self.processor, self.family, one, None, image_size=encode.sizes_of(image)
+                    self.processor, self.family, one, None, image_size=images.sizes_of(image)
                 ),
                 "image": image,
             }
@@ -359,7 +362,7 @@ class LocalModel:
         ]  # fmt: skip
 
     def _batch(
-        self, images: Sequence[Shown], probabilities: bool, streamer: Any = None
+        self, images: Sequence[ImageOrImages], probabilities: bool, streamer: Any = None
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         import torch
 
@@ -430,7 +433,7 @@ class LocalModel:
         them: softmax over the log-likelihoods, each including the suffix that ends the label (so
         that a label which is another's beginning gets no credit for it)."""
         candidates = [
-            self.label_ids(answer.rationale, encode.sizes_of(row["image"]))
+            self.label_ids(answer.rationale, images.sizes_of(row["image"]))
             for answer, row in zip(answers, rows, strict=True)
         ]
         lengths = [len(row["input_ids"]) for row in rows]

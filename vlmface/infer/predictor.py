@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from vlmface.encode import Shown
     from vlmface.infer.clip import ClipModel
+    from vlmface.utils.images import ImageOrImages
 
 BATCH_SIZE = 16
 MOST_WAITING = 64  # who ask a model in this process at once and are not answered yet
@@ -71,12 +71,12 @@ class Backend(Protocol):
     def prompts(self) -> Sequence[Question]: ...
 
     def answer(
-        self, prompt: Any, images: Sequence[Shown], batch_size: int
+        self, prompt: Any, images: Sequence[ImageOrImages], batch_size: int
     ) -> Sequence[Prediction | NoAnswerError]: ...
 
-    async def answer_one(self, prompt: Any, image: Shown) -> Prediction: ...
+    async def answer_one(self, prompt: Any, image: ImageOrImages) -> Prediction: ...
 
-    def stream(self, prompt: Any, image: Shown) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, image: ImageOrImages) -> Iterator[str | Prediction]:
         """The text as far as it is written, again and again, then the whole answer."""
         ...
 
@@ -496,20 +496,20 @@ class Local:
     def __init__(self, model: LocalModel | ClipModel, asked: Sequence[Question]) -> None:
         self.model, self.prompts = model, list(asked)
         self._turn = threading.Lock()
-        self._batcher: Batcher[Shown, Prediction] = Batcher(
+        self._batcher: Batcher[ImageOrImages, Prediction] = Batcher(
             self.answer, batch_size=BATCH_SIZE, most_waiting=MOST_WAITING
         )
 
     def answer(
-        self, prompt: Any, images: Sequence[Shown], batch_size: int = BATCH_SIZE
+        self, prompt: Any, images: Sequence[ImageOrImages], batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
         with self._turn:
             return self.model.asking(prompt).predict(images, batch_size=batch_size, cut_out=True)
 
-    async def answer_one(self, prompt: Any, image: Shown) -> Prediction:
+    async def answer_one(self, prompt: Any, image: ImageOrImages) -> Prediction:
         return await self._batcher.ask(prompt, image)
 
-    def stream(self, prompt: Any, image: Shown) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Any, image: ImageOrImages) -> Iterator[str | Prediction]:
         """The lock is the writing thread's, so that it is free when the answer is written, whether
         or not anybody has read it."""
         pieces: SimpleQueue[str | Prediction | BaseException] = SimpleQueue()
@@ -555,17 +555,17 @@ class Served:
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _one(self, prompt: Prompt, image: Shown) -> Prediction:
+    async def _one(self, prompt: Prompt, image: ImageOrImages) -> Prediction:
         async with self._turns:
             return await self.server.answer(self._client, prompt, image)
 
     def answer(
-        self, prompt: Prompt, images: Sequence[Shown], batch_size: int = BATCH_SIZE
+        self, prompt: Prompt, images: Sequence[ImageOrImages], batch_size: int = BATCH_SIZE
     ) -> list[Prediction | NoAnswerError]:
         """`batch_size` means nothing to a server, which makes its own. A picture that it gives no
         answer for has an error in its place."""
 
-        async def one(image: Shown) -> Prediction | NoAnswerError:
+        async def one(image: ImageOrImages) -> Prediction | NoAnswerError:
             try:
                 return await self._one(prompt, image)
             except NoAnswerError as error:
@@ -576,11 +576,11 @@ class Served:
 
         return self._wait(all_())
 
-    async def answer_one(self, prompt: Prompt, image: Shown) -> Prediction:
+    async def answer_one(self, prompt: Prompt, image: ImageOrImages) -> Prediction:
         future = asyncio.run_coroutine_threadsafe(self._one(prompt, image), self._loop)
         return await asyncio.wrap_future(future)
 
-    def stream(self, prompt: Prompt, image: Shown) -> Iterator[str | Prediction]:
+    def stream(self, prompt: Prompt, image: ImageOrImages) -> Iterator[str | Prediction]:
         """The reply is read to its end whether or not anybody takes the pieces, so that it keeps no
         connection from others; it is broken off when the reader has gone."""
         pieces: SimpleQueue[str | Prediction | BaseException] = SimpleQueue()

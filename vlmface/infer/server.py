@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import answers, families, manifest, prompts
-from vlmface.encode import Shown, listed
 from vlmface.errors import UserError
 from vlmface.infer import loops
 from vlmface.infer.endpoint import (
@@ -28,6 +27,7 @@ from vlmface.infer.endpoint import (
 from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
 from vlmface.utils.files import without_surrogates
+from vlmface.utils.images import ImageOrImages, as_list
 
 if TYPE_CHECKING:
     import httpx2
@@ -54,7 +54,9 @@ class Server:
             request["structured_outputs"] = {"regex": pattern}
         return request
 
-    async def answer(self, client: httpx2.AsyncClient, prompt: Prompt, shown: Shown) -> Prediction:
+    async def answer(
+        self, client: httpx2.AsyncClient, prompt: Prompt, shown: ImageOrImages
+    ) -> Prediction:
         """What it writes about the picture or pictures (RGB), which are sent without loss. Raises
         NoAnswerError, and UserError for what no other picture would change."""
         began = time.perf_counter()
@@ -64,7 +66,7 @@ class Server:
         return _prediction(prompt, first, time.perf_counter() - began, complete)
 
     async def stream(
-        self, client: httpx2.AsyncClient, prompt: Prompt, shown: Shown
+        self, client: httpx2.AsyncClient, prompt: Prompt, shown: ImageOrImages
     ) -> AsyncIterator[str | Prediction]:
         """What it has written so far, again and again, and at the end the answer. Raises as
         `answer`; nothing is tried twice."""
@@ -150,9 +152,9 @@ def padding_of(run: str | Path) -> tuple[int, ...] | None:
 
 
 def _messages(
-    prompt: Prompt, shown: Shown, padding: tuple[int, ...] | None
+    prompt: Prompt, shown: ImageOrImages, padding: tuple[int, ...] | None
 ) -> list[dict[str, Any]]:
-    pictures = [png_uri(families.padded(picture, padding)) for picture in listed(shown)]
+    pictures = [png_uri(families.padded(picture, padding)) for picture in as_list(shown)]
     return with_images(prompt.messages(), pictures)
 
 

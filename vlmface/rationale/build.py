@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import data, facs, label_spaces, manifest, run_dir
 from vlmface.data import options
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.rationale import ground_truth as truths
 from vlmface.rationale import page, rules, self_training, teacher_prompts, verify

@@ -370,7 +370,7 @@ def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> li
     }  # fmt: skip
     found = []
     for image in images:
-        shown = encode.listed(_shown(image, views, model_manifest.frames))
+        shown = images.as_list(_shown(image, views, model_manifest.frames))
         sent = [png_uri(families.padded(picture, padding)) for picture in shown]
         body = request | {"messages": with_images(asked[0].messages(), sent)}
         reply = httpx2.post(

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from vlmface import encode, families, manifest, prompts
+from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.tools import inspect_rows, simulate_memory
@@ -150,7 +151,7 @@ class Rows:
         asked = []
         for row in itertools.islice(itertools.cycle(self.longest), size):
             prompt = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)
-            tokens = row.keys() - {"labels", *encode.PICTURES}
+            tokens = row.keys() - {"labels", *row_images.IMAGE_COLUMNS}
             lists = {k: row[k][:prompt] for k in tokens if isinstance(row[k], list)}
             asked.append({**row, **lists, "labels": [0] * prompt})
         batch = self.collate(asked)

@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, families, manifest
-from vlmface.encode import IGNORED, shown_sizes
+from vlmface.data.row_images import image_sizes
+from vlmface.encode import IGNORED
 from vlmface.pipelines import context_ablation
 from vlmface.prompts import Prompt, check_images
 from vlmface.prompts import load as load_prompt
@@ -137,7 +138,7 @@ def show_row(processor: Any, row: dict[str, Any], *, colour: bool = False) -> st
     ids, labels = row["input_ids"], row["labels"]
     image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     images, learnt = ids.count(image), sum(label != IGNORED for label in labels)
-    sizes = ", ".join(f"{width} x {height}" for width, height in shown_sizes(row))
+    sizes = ", ".join(f"{width} x {height}" for width, height in image_sizes(row))
     title = (
         f"row {row['row']}: {len(ids)} tokens = {images} of the image ({sizes} pixels)"
         f" + {len(ids) - images - learnt} of the prompt + {learnt} supervised"

@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
+from vlmface.data import row_images
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 from vlmface.train import sft
+from vlmface.utils import images
 
 if TYPE_CHECKING:
     import datasets
@@ -65,7 +67,7 @@ def fit_pixels(
         )
 
 
-_Text = tuple[list[dict[str, Any]], str, list[encode.Size]]  # messages, completion, images' sizes
+_Text = tuple[list[dict[str, Any]], str, list[images.Size]]  # messages, completion, images' sizes
 
 
 def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iterator[_Text]:
@@ -73,7 +75,7 @@ def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iter
     asked = [(prompt, prompt.messages()) for prompt in prompts]
     images = sft.stored_columns(rows)
     for index, row in enumerate(rows.remove_columns(["image", "frames"])):
-        sizes = encode.shown_sizes(images[index])
+        sizes = row_images.image_sizes(images[index])
         sample = FaceSample.from_row(row)
         for prompt, messages in asked:
             with contextlib.suppress(encode.RefusedError):  # left out for another reason

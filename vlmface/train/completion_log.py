@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from vlmface import facs
 from vlmface.answers import listed
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
 from vlmface.train import sft
 from vlmface.utils import html
 from vlmface.utils.files import atomic_write

@@ -18,6 +18,7 @@ from trl.trainer.utils import use_adapter
 
 from vlmface import encode
 from vlmface.answers import Answer
+from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.infer import sampling
 from vlmface.train.rewards import Judge
@@ -160,9 +161,9 @@ class GroupTrainer(Resumable, GRPOTrainer):
     def _prompts(self, faces: Sequence[int]) -> Inputs:
         """The collated prompts of some faces, images included unless their features are kept."""
         rows = self.faces.select(faces)
-        counts = [len(encode.stored_pictures(row)) for row in rows]
+        counts = [len(row_images.image_refs(row)) for row in rows]
         if self.features is not None:
-            rows = encode.without_pictures(rows)
+            rows = row_images.drop_image_columns(rows)
         batch = self.collate(list(rows))
         model: Any = self.model
         found: Inputs = encode.to_model(batch, model)
@@ -198,7 +199,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
             self._hand_over(self.server)
             return [
                 self.server.sample(
-                    [encode.stored_pictures(row) for row in rows],
+                    [row_images.image_refs(row) for row in rows],
                     rows["input_ids"],
                     self.group,
                     seed,
@@ -308,7 +309,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         size = self.group
         encoded = self.faces.select([row for row in entry["rows"] for _ in range(size)])
         if self.features is not None:
-            encoded = encode.without_pictures(encoded)
+            encoded = row_images.drop_image_columns(encoded)
         rows = []
         for row, ids, mask in zip(
             encoded, entry["completion_ids"].tolist(), entry["completion_mask"].sum(1).tolist(),

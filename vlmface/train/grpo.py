@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from vlmface import encode, families, manifest, prompts
 from vlmface.adapter import attach
 from vlmface.answers import Answer
+from vlmface.data import row_images
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import parts
 from vlmface.schema import FaceSample
@@ -245,7 +246,7 @@ def encode_prompts(
         if compared and all(one(nobody, sample, space) is None for one in compared):
             left_out["no_truth"] += 1
             continue
-        size = encode.shown_sizes(images[index], start.family)
+        size = row_images.image_sizes(images[index], start.family)
         try:
             text = encode.encode_text(
                 start.processor, start.family, messages, None,

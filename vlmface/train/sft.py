@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from vlmface import data, encode, manifest
-from vlmface.data import crops, shows_faces
+from vlmface.data import crops, row_images, shows_faces
 from vlmface.data.rows import pictures
 from vlmface.errors import UserError
 from vlmface.families import parts
@@ -198,7 +198,7 @@ def encode_rows(
         sample = FaceSample.from_row(row)
         try:
             target = target_of(sample, prompt, seed)
-            size = encode.shown_sizes(images[index], family)
+            size = row_images.image_sizes(images[index], family)
             text = encode.encode_text(
                 processor, family, messages, target, max_length=max_length, image_size=size
             )
@@ -224,7 +224,9 @@ def encode_rows(
 def stored_columns(rows: datasets.Dataset) -> datasets.Dataset:
     """The columns of `rows` that say what a model is shown of each, as they are stored."""
     found = pictures(rows)
-    return found.select_columns([name for name in encode.PICTURES if name in found.column_names])
+    return found.select_columns(
+        [name for name in row_images.IMAGE_COLUMNS if name in found.column_names]
+    )
 
 
 def target_of(sample: FaceSample, prompt: Prompt, seed: int) -> str:
@@ -571,7 +573,7 @@ def train(
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
-        train_dataset=encode.without_pictures(rows) if caching else rows,
+        train_dataset=row_images.drop_image_columns(rows) if caching else rows,
         processing_class=processor,
         data_collator=encode.Collator(processor, family),
         peft_config=peft_config,

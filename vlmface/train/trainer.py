@@ -17,7 +17,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from vlmface import run_dir as run_dirs
-from vlmface.encode import IGNORED, GroupedSampler, open_row_image, stored_pictures, to_model
+from vlmface.data.row_images import image_refs, open_row_image
+from vlmface.encode import IGNORED, GroupedSampler, to_model
 from vlmface.errors import UserError
 from vlmface.train.loss import summed_cross_entropy
 
@@ -249,7 +250,7 @@ def all_tower_features(model: Any, family: ModuleType, rows: Any, processor: Any
     with torch.no_grad():
         for start in tqdm(range(0, len(first), 64), "image features", unit="batch"):
             numbers = list(first)[start : start + 64]
-            stored = [stored_pictures(row) for row in rows.select([first[n] for n in numbers])]
+            stored = [image_refs(row) for row in rows.select([first[n] for n in numbers])]
             images = [open_row_image(one) for row in stored for one in row]
             inputs = to_model(family.image_inputs(processor, images), model)
             found = [one.cpu() for one in family.tower_features(model, inputs)]

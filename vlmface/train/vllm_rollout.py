@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 
 from vlmface import families
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_images
 from vlmface.infer.sampling import Rollout

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image
 
@@ -107,3 +108,19 @@ def _check_is_file(path: Path, name: str) -> None:
         raise UserError(f"{name} does not exist: check the spelling of the path")
     if not path.is_file():
         raise UserError(f"{name} is not a regular file: give an image file")
+
+
+Size = tuple[int, int]  # width, height in pixels
+
+
+ImageOrImages: TypeAlias = "Image.Image | Sequence[Image.Image]"  # what a model is shown of a row
+
+
+def as_list(shown: ImageOrImages) -> list[Image.Image]:
+    """The pictures of what a model is shown: of one, the list of it."""
+    return list(shown) if isinstance(shown, list | tuple) else [shown]  # type: ignore[list-item]
+
+
+def sizes_of(shown: ImageOrImages) -> list[Size]:
+    """(width, height) of each picture."""
+    return [picture.size for picture in as_list(shown)]

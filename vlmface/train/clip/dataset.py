@@ -10,7 +10,7 @@ import torch
 
 from vlmface.clip.model import Clip
 from vlmface.clip.texts import LabelTexts
-from vlmface.encode import open_row_image, stored_pictures
+from vlmface.data.row_images import image_refs, open_row_image
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 
@@ -68,7 +68,7 @@ class Squares(torch.utils.data.Dataset[dict[str, Any]]):
     def squares(self, index: int) -> torch.Tensor:
         if index in self.kept:
             return self.kept[index]
-        stored = stored_pictures(self.pictures[index])
+        stored = image_refs(self.pictures[index])
         found = torch.from_numpy(
             np.stack([self.clip.square(open_row_image(one)) for one in stored])
         )
