@@ -19,9 +19,9 @@ from vlmface import data
 from vlmface.clip import model, tiny_clip
 from vlmface.data import crop_cache, crops
 from vlmface.run_dir import begin, open_run
-from vlmface.train import checks, sft
+from vlmface.train import checks
 from vlmface.train.clip import contrastive
-from vlmface.utils import config
+from vlmface.utils import config, distributed
 from vlmface.utils.files import atomic_write
 
 UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
@@ -31,9 +31,9 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(
         contrastive.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
     )
-    sft.check_processes(settings.num_processes)
+    distributed.check_processes(settings.num_processes)
     checks.machine(settings)
-    sft.use_all_cores()
+    distributed.set_cpu_threads()
     with open_run(settings, last="metrics.json") as is_open:
         if is_open:
             train(settings)
@@ -44,14 +44,14 @@ def train(settings: contrastive.Settings) -> None:
     """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 
-    device = sft.device()
+    device = distributed.device()
     if settings.base == UNTRAINED:
         clip = tiny_clip.build(settings.seed)
         clip.model.to(device)
     else:
         clip = model.load(settings.base, device=device)
     views = crops.parse(settings.crop)
-    with sft.main_first():
+    with distributed.main_first():
         loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
             **settings.data_options,
@@ -68,11 +68,11 @@ def train(settings: contrastive.Settings) -> None:
     before = contrastive.probe(clip, *probed, settings.eval_batch_size)
     of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
     trained = contrastive.train(clip, rows, settings) | shared
-    if sft.is_main():
+    if distributed.is_main():
         model.save(clip, run_dir, settings.saved_as)
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     after = contrastive.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
-    if not sft.is_main():
+    if not distributed.is_main():
         return
     scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}
     atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")

@@ -14,16 +14,16 @@ from collections.abc import Sequence
 
 from vlmface.pipelines import clip
 from vlmface.run_dir import open_run
-from vlmface.train import checks, sft
+from vlmface.train import checks
 from vlmface.train.clip.settings import Settings
-from vlmface.utils import config
+from vlmface.utils import config, distributed
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(Settings, argv, default="clip_finetune_tiny", usage=__doc__ or "")
-    sft.check_processes(settings.num_processes)
+    distributed.check_processes(settings.num_processes)
     checks.machine(settings)
-    sft.use_all_cores()
+    distributed.set_cpu_threads()
     with open_run(settings) as is_open:
         if is_open:
             clip.run("clip_finetune", settings)

@@ -26,7 +26,8 @@ from vlmface.prompts import Prompt
 from vlmface.run_dir import begin, open_run
 from vlmface.train import budget, checks, sft
 from vlmface.train.clip.settings import ContextSettings
-from vlmface.utils import config
+from vlmface.train.rows import encode_rows
+from vlmface.utils import config, distributed, memory
 
 CONFIG, CLIP_CONFIG = "context_vlm_tiny", "clip_caer_tiny"
 
@@ -42,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
 def vlm(argv: Sequence[str]) -> int:
     """A vision-language model that is asked a prompt about the pictures."""
     settings = config.parse(context_ablation.Settings, argv, default=CONFIG, usage=__doc__ or "")
-    sft.check_processes(settings.num_processes)
-    sft.check_machine(settings)
-    sft.use_all_cores()
+    distributed.check_processes(settings.num_processes)
+    checks.check_machine(settings)
+    distributed.set_cpu_threads()
     if not settings.ablation:
         return train(settings)
     return ablation(settings, context_ablation.arms(settings), train)
@@ -53,9 +54,9 @@ def vlm(argv: Sequence[str]) -> int:
 def clip_caer(argv: Sequence[str]) -> int:
     """A CLIP that joins the views, and a transformer over the frames of each."""
     settings = config.parse(ContextSettings, argv, default=CLIP_CONFIG, usage=__doc__ or "")
-    sft.check_processes(settings.num_processes)
+    distributed.check_processes(settings.num_processes)
     checks.machine(settings)
-    sft.use_all_cores()
+    distributed.set_cpu_threads()
     if not settings.ablation:
         return train_clip(settings)
     return ablation(settings, context_ablation.clip_arms(settings), train_clip)
@@ -107,10 +108,10 @@ def train_vlm(settings: context_ablation.Settings, prompt: Prompt) -> None:
     baseline = benchmarks.load_baseline(benchmark)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
-    sft.check_policy(settings, family)
+    checks.check_policy(settings, family)
     processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
-    with sft.main_first():
+    with distributed.main_first():
         loaded = data.load(
             settings.data,
             settings.data_root,
@@ -124,7 +125,7 @@ def train_vlm(settings: context_ablation.Settings, prompt: Prompt) -> None:
     shared = checks.shared_people(samples, settings.data_root, {"test": (tested, root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
-    rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
+    rows, left_out = encode_rows(samples, processor, family, prompt, **length)
     checks.warmup(settings, checks.steps(settings, len(rows)))
 
     same = begin(settings, partial(sft.identity, settings, loaded, rows, tested, [prompt], base))
@@ -141,18 +142,18 @@ def train_vlm(settings: context_ablation.Settings, prompt: Prompt) -> None:
     before = ask(settings.base, run_dir / "predictions_before.jsonl")
     trained = sft.train(base, processor, family, rows, settings)
     trained |= {"n": len(rows), "left_out": left_out, **shared}
-    if sft.is_main():
+    if distributed.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         sft.write_manifest(
             "context_emotion", settings, base, family, processor, [prompt], [], about
         )
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
-    if not sft.is_main():
+    if not distributed.is_main():
         return
 
-    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    trained["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
     models = (settings.base, settings.output_dir)
     evaluation.conclude(
         run_dir, models, before, after, benchmark, [prompt], tested, trained, baseline,

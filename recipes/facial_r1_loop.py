@@ -26,7 +26,8 @@ from vlmface.evaluate import compare
 from vlmface.evaluate.answering import scored_prompts
 from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.run_dir import begin, open_run
-from vlmface.train import grpo, sft
+from vlmface.train import grpo
+from vlmface.train.settings import SFTSettings
 from vlmface.utils import config, distributed, subprocesses
 from vlmface.utils.files import atomic_write
 from vlmface.utils.ranges import Checked, Count
@@ -49,7 +50,7 @@ class Settings(Checked):
     def check(self) -> None:
         """Refuse stages that their recipes would refuse, or that cannot be compared, before the
         first of them starts. Raises UserError."""
-        stages = {"sft": sft.Settings, "grpo": grpo.Settings, "synthesize": _synthesis()}
+        stages = {"sft": SFTSettings, "grpo": grpo.Settings, "synthesize": _synthesis()}
         made: dict[str, Any] = {}
         for name, kind in stages.items():
             fields = dict(getattr(self, name))
@@ -74,7 +75,7 @@ class Settings(Checked):
             raise UserError(f"launch is {self.launch}: there is no program {self.launch[0]!r}")
 
 
-def _check_faces(first: sft.Settings, second: grpo.Settings) -> None:
+def _check_faces(first: SFTSettings, second: grpo.Settings) -> None:
     """Refuse stages whose prompts or test faces do not go together. Raises UserError."""
     prompt, benchmark = prompts.load(first.prompts[0]), load_benchmark(first.benchmark)
     scored_prompts(benchmark, [prompt])

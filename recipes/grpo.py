@@ -19,16 +19,16 @@ from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
-from vlmface.train import checks, grpo, rewards, sft
-from vlmface.utils import config
+from vlmface.train import checks, grpo, rewards
+from vlmface.utils import config, distributed, memory
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(grpo.Settings, argv, default="grpo_tiny", usage=__doc__ or "")
     used = rewards.parse(settings.rewards)
-    sft.check_processes(settings.num_processes)
+    distributed.check_processes(settings.num_processes)
     checks.machine(settings)
-    sft.use_all_cores()
+    distributed.set_cpu_threads()
     with open_run(settings) as is_open:
         if is_open:
             train(settings, used)
@@ -47,7 +47,7 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
     baseline = benchmarks.load_baseline(benchmark)
     views = crops.parse(start.crop)
     prompts.check_images([start.prompt], len(views), start.frames)
-    with sft.main_first():
+    with distributed.main_first():
         loaded = data.load(
             settings.data,
             settings.data_root,
@@ -77,16 +77,16 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
     before = ask(settings.start, run_dir / "predictions_before.jsonl")
     trained = grpo.train(start, rows, samples, used, settings)
     trained |= {"n": len(rows), "left_out": left_out, **shared}
-    if sft.is_main():
+    if distributed.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         grpo.write_manifest(start, settings, answering.au_set(benchmark, start.prompt), about)
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
-    if not sft.is_main():
+    if not distributed.is_main():
         return
 
-    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    trained["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
     models = (settings.start, settings.output_dir)
     evaluation.conclude(
         run_dir, models, before, after, benchmark, [start.prompt], tested, trained, baseline

@@ -22,23 +22,25 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
 from vlmface.train import budget, checks, sft, task_sampling, text_only
-from vlmface.utils import config
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import AttributeSettings, SFTSettings
+from vlmface.utils import config, distributed, memory
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(
-        sft.AttributeSettings, argv, default="sft_attributes_tiny", usage=__doc__ or ""
+        AttributeSettings, argv, default="sft_attributes_tiny", usage=__doc__ or ""
     )
-    sft.check_processes(settings.num_processes)
-    sft.check_machine(settings)
-    sft.use_all_cores()
+    distributed.check_processes(settings.num_processes)
+    checks.check_machine(settings)
+    distributed.set_cpu_threads()
     with open_run(settings) as is_open:
         if is_open:
             train(settings)
     return 0
 
 
-def train(settings: sft.Settings) -> None:
+def train(settings: SFTSettings) -> None:
     """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 
@@ -57,10 +59,10 @@ def train(settings: sft.Settings) -> None:
     prompts.check_images(asked, len(views), settings.frames)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
-    sft.check_policy(settings, family)
+    checks.check_policy(settings, family)
     processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
-    with sft.main_first():
+    with distributed.main_first():
         loaded = data.load(
             settings.data,
             settings.data_root,
@@ -83,7 +85,7 @@ def train(settings: sft.Settings) -> None:
     )
     parts, left_out = [], Counter[str]()
     for prompt, index in zip(asked, chosen, strict=True):
-        encoded, lost = sft.encode_rows(samples.select(index), processor, family, prompt, **length)
+        encoded, lost = encode_rows(samples.select(index), processor, family, prompt, **length)
         parts.append(encoded)
         left_out.update({f"{prompt.id}: {reason}": n for reason, n in lost.items()})
     rows = task_sampling.join(parts, chosen)
@@ -110,17 +112,17 @@ def train(settings: sft.Settings) -> None:
         "left_out": dict(left_out),
         **shared,
     }
-    if sft.is_main():
+    if distributed.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(samples),
                  "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         aus = sorted({au for prompt in asked for au in answering.au_set(benchmark, prompt)})
         sft.write_manifest("sft_attributes", settings, base, family, processor, asked, aus, about)
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
-    if not sft.is_main():
+    if not distributed.is_main():
         return
 
-    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    trained["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
     models = (settings.base, settings.output_dir)
     evaluation.conclude(run_dir, models, before, after, benchmark, asked, faces, trained, baseline)
 

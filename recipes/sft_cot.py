@@ -21,21 +21,23 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
 from vlmface.train import budget, checks, sft, text_only
-from vlmface.utils import config
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import config, distributed, memory
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
-    sft.check_processes(settings.num_processes)
-    sft.check_machine(settings)
-    sft.use_all_cores()
+    settings = config.parse(SFTSettings, argv, default="sft_cot_tiny", usage=__doc__ or "")
+    distributed.check_processes(settings.num_processes)
+    checks.check_machine(settings)
+    distributed.set_cpu_threads()
     with open_run(settings) as is_open:
         if is_open:
             train(settings)
     return 0
 
 
-def train(settings: sft.Settings) -> None:
+def train(settings: SFTSettings) -> None:
     """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 
@@ -50,10 +52,10 @@ def train(settings: sft.Settings) -> None:
     prompts.check_images([prompt], len(views), settings.frames)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
-    sft.check_policy(settings, family)
+    checks.check_policy(settings, family)
     processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
-    with sft.main_first():
+    with distributed.main_first():
         loaded = data.load(
             settings.data,
             settings.data_root,
@@ -69,7 +71,7 @@ def train(settings: sft.Settings) -> None:
     shared = checks.shared_people(samples, settings.data_root, {"test": (faces, benchmark_root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, [prompt], **length)
-    rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
+    rows, left_out = encode_rows(samples, processor, family, prompt, **length)
     if settings.text_data:
         rows, lost = text_only.add(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
@@ -88,17 +90,17 @@ def train(settings: sft.Settings) -> None:
     before = ask(settings.base, run_dir / "predictions_before.jsonl")
     trained = sft.train(base, processor, family, rows, settings)
     trained |= {"n": len(rows), "left_out": left_out, **shared}
-    if sft.is_main():
+    if distributed.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
                  "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         aus = answering.au_set(benchmark, prompt)
         sft.write_manifest("sft_cot", settings, base, family, processor, [prompt], aus, about)
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     after = ask(settings.output_dir, run_dir / "predictions.jsonl")
-    if not sft.is_main():
+    if not distributed.is_main():
         return
 
-    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    trained["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
     models = (settings.base, settings.output_dir)
     evaluation.conclude(
         run_dir, models, before, after, benchmark, [prompt], faces, trained, baseline

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vlmface.rationale import build, cli
-from vlmface.train import checks, sft
+from vlmface.train import checks
 from vlmface.utils import config, distributed
 from vlmface.utils.ranges import Checked, Count, Positive, PositiveShare, Seed, Share, Unused
 
@@ -66,7 +66,7 @@ class Settings(Checked):
 def main(argv: Sequence[str]) -> int:
     distributed.check_alone("recipes/synthesize.py")
     settings = config.parse(Settings, argv, default="synthesize_tiny", usage=__doc__ or "")
-    sft.use_all_cores()
+    distributed.set_cpu_threads()
     same = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
     for name, here in (("output_dir", "output"), ("data_root", "root"), ("data_split", "split"),
                        ("data_options", "option")):  # fmt: skip

@@ -13,7 +13,8 @@ from samples import FACES, picture, samples
 from vlmface import encode, manifest, prompts
 from vlmface.families import llava, qwen_vl, smolvlm, tiny_qwen_vl, tiny_smolvlm
 from vlmface.rationale import rules
-from vlmface.train import budget, sft
+from vlmface.train import budget
+from vlmface.train.rows import encode_rows
 
 PROMPT = prompts.load("face_cot")
 CORPUS = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
@@ -53,7 +54,7 @@ def rows(*sizes: tuple[int, int], rationale: str | None = None) -> Any:
 
 
 def encoded(data: Any, processor: Any, family: Any, max_length: int) -> tuple[Any, dict[str, int]]:
-    return sft.encode_rows(data, processor, family, PROMPT, max_length=max_length, seed=0)
+    return encode_rows(data, processor, family, PROMPT, max_length=max_length, seed=0)
 
 
 def fit(data: Any, processor: Any, family: Any, max_length: int) -> None:

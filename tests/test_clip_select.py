@@ -13,10 +13,10 @@ from clip_rows import picture, rows_of
 from vlmface.clip import checkpoint, texts, tiny_clip
 from vlmface.clip.classifier import Classifier
 from vlmface.errors import UserError
+from vlmface.run_dir import read_log
 from vlmface.train.clip.model_selection import BEST, LOG, Held, uar_of
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import train
-from vlmface.train.sft import read_log
 
 LABELS = ("anger", "fear", "happiness", "sadness")
 

@@ -14,7 +14,7 @@ from vlmface.pipelines import context_ablation
 from vlmface.train import grpo
 from vlmface.train.clip import contrastive
 from vlmface.train.clip import settings as clip_settings
-from vlmface.train.sft import AttributeSettings, Settings
+from vlmface.train.settings import AttributeSettings, SFTSettings
 from vlmface.utils import config
 
 
@@ -122,7 +122,7 @@ def test_help_shows_the_values_that_would_be_used(
 
 
 RECIPES: dict[str, type] = {
-    "sft_cot": Settings,
+    "sft_cot": SFTSettings,
     "sft_attributes": AttributeSettings,
     "grpo": grpo.Settings,
     "context_vlm": context_ablation.Settings,
@@ -184,7 +184,7 @@ def test_facial_r1_runs_as_published() -> None:
 
 def test_llava_runs_as_published() -> None:
     path = ROOT / "recipes/configs/sft_cot_llava.yaml"
-    settings = config.build(Settings, config.read(path), where="")
+    settings = config.build(SFTSettings, config.read(path), where="")
     assert settings.num_processes is not None
     assert (
         settings.batch_size * settings.gradient_accumulation * settings.num_processes,

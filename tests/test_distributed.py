@@ -27,7 +27,10 @@ from vlmface import encode, prompts
 from vlmface.errors import UserError
 from vlmface.families import llava
 from vlmface.infer.local import LocalModel
-from vlmface.train import sft
+from vlmface.train import checks
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import distributed
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--tower", "full", "--projector", "full", "--llm", "full")
@@ -393,7 +396,7 @@ def test_every_row_has_an_image(processor: Any) -> None:
     found[1]["image"] = None
     rows = Dataset.from_list(found, features=features())
     with pytest.raises(UserError, match="face-1 has neither an image nor frames"):
-        sft.encode_rows(rows, processor, llava, prompts.load("face_cot"), max_length=512, seed=0)
+        encode_rows(rows, processor, llava, prompts.load("face_cot"), max_length=512, seed=0)
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -417,11 +420,11 @@ def test_sharding_that_did_not_happen_is_refused(
     kind: str, launched_with: Callable[..., None]
 ) -> None:
     plain = SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=False)
-    sft.check_sharding(plain)
+    distributed.check_sharding(plain)
     launched_with(kind.upper())
     with pytest.raises(UserError, match=f"asked for {kind}, but would train without it"):
-        sft.check_sharding(plain)
-    sft.check_sharding(SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=True))
+        distributed.check_sharding(plain)
+    distributed.check_sharding(SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=True))
 
 
 @pytest.mark.slow
@@ -431,9 +434,9 @@ def test_fsdp_on_a_cpu_is_refused(launch: Launch, tmp_path: Path) -> None:
     assert "error: accelerate was asked for FSDP, but would train without it" in result.stderr
 
 
-def settings_with(**changes: Any) -> sft.Settings:
+def settings_with(**changes: Any) -> SFTSettings:
     words: dict[str, Any] = {"base": "b", "data": "d", "benchmark": "synth", "prompt": "face_cot"}
-    return sft.Settings(**{**words, "limits": "", "output_dir": "o", **changes})
+    return SFTSettings(**{**words, "limits": "", "output_dir": "o", **changes})
 
 
 @pytest.mark.parametrize(
@@ -453,11 +456,11 @@ def test_what_a_launch_cannot_do_is_refused(
     message: str,
     launched_with: Callable[..., None],
 ) -> None:
-    sft.check_supported(settings_with(**changes), gpu)
+    checks.check_supported(settings_with(**changes), gpu)
     launched_with(kind, stage)
-    sft.check_supported(settings_with(), gpu)
+    checks.check_supported(settings_with(), gpu)
     with pytest.raises(UserError, match=message):
-        sft.check_supported(settings_with(**changes), gpu)
+        checks.check_supported(settings_with(**changes), gpu)
 
 
 # --- rows without a picture -----------------------------------------------------------------------

@@ -24,6 +24,8 @@ from vlmface.families import paligemma, parts, tiny, tiny_paligemma
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 QUESTION = PROMPT.messages()[0]["content"][1]["text"]
@@ -435,7 +437,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_suffix(
 
     from vlmface.train.trainer import SupervisedTrainer
 
-    data, _ = sft.encode_rows(rows(4), processor, paligemma, PROMPT, max_length=512, seed=0)
+    data, _ = encode_rows(rows(4), processor, paligemma, PROMPT, max_length=512, seed=0)
     arguments = SFTConfig(
         output_dir=str(tmp_path),
         max_length=None,
@@ -552,7 +554,7 @@ def test_a_later_evaluation_gives_the_numbers_of_the_recipe(run: Path, tmp_path:
 
 def train(base: Path, folder: Path, n: int = 4, **changes: Any) -> dict[str, Any]:
     processor = paligemma.load_processor(base)
-    data, _ = sft.encode_rows(rows(n), processor, paligemma, PROMPT, max_length=512, seed=0)
+    data, _ = encode_rows(rows(n), processor, paligemma, PROMPT, max_length=512, seed=0)
     fixed: dict[str, Any] = {
         "base": str(base),
         "data": "test",
@@ -565,7 +567,7 @@ def train(base: Path, folder: Path, n: int = 4, **changes: Any) -> dict[str, Any
         "logging_steps": 1,
         "save_steps": 1000,
     }
-    return sft.train(base, processor, paligemma, data, sft.Settings(**fixed | changes))
+    return sft.train(base, processor, paligemma, data, SFTSettings(**fixed | changes))
 
 
 def test_cached_features_train_as_pixels_do(bases: dict[int, Path], tmp_path: Path) -> None:

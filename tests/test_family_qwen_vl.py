@@ -24,6 +24,8 @@ from vlmface.errors import RefusedError, UserError
 from vlmface.families import llava, parts, qwen_vl, tiny_qwen_vl
 from vlmface.infer.local import LocalModel
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
@@ -324,7 +326,7 @@ def test_rows_are_measured_without_decoding_and_left_out_by_shape(
     monkeypatch.setattr(
         row_images, "row_image_size", _in_turn([(40, 40), (1, 400), (40, 20), (90, 9)])
     )
-    encoded, left_out = sft.encode_rows(data, processor, qwen_vl, PROMPT, max_length=512, seed=0)
+    encoded, left_out = encode_rows(data, processor, qwen_vl, PROMPT, max_length=512, seed=0)
     assert left_out == {"image_shape": 1}
     assert [ids.count(processor.image_token_id) for ids in encoded["input_ids"]] == [16, 10, 11]
     assert [sum(kinds) for kinds in encoded["mm_token_type_ids"]] == [16, 10, 11]
@@ -643,13 +645,13 @@ def step(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One optimizer step on eight rows, the mergers whole, the language model under LoRA; returns
     (loss, gradient norm)."""
     processor = qwen_vl.load_processor(checkpoint)
-    data, _ = sft.encode_rows(rows(8), processor, qwen_vl, PROMPT, max_length=512, seed=0)
+    data, _ = encode_rows(rows(8), processor, qwen_vl, PROMPT, max_length=512, seed=0)
 
     def run(**changed: Any) -> tuple[float, float]:
         folder = tmp_path_factory.mktemp("step")
         words: dict[str, Any] = {"data": "", "benchmark": "", "prompt": "", "limits": ""}
         words |= {"batch_size": 8, "logging_steps": 1, "lora_dropout": 0.0, **changed}
-        settings = sft.Settings(base=str(checkpoint), output_dir=str(folder), **words)
+        settings = SFTSettings(base=str(checkpoint), output_dir=str(folder), **words)
         assert sft.train(checkpoint, processor, qwen_vl, data, settings)["steps"] == 1
         return losses(folder)[0], losses(folder, "grad_norm")[0]
 

@@ -22,8 +22,11 @@ from vlmface.evaluate import run as evaluation
 from vlmface.families import parts, smolvlm, tiny_smolvlm
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
+from vlmface.run_dir import read_log
 from vlmface.schema import FaceSample
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
@@ -504,7 +507,7 @@ def test_cached_features_train_as_pixels_do(folder: Path, tmp_path: Path) -> Non
     data = mixed(6)
     for name, cached in (("pixels", False), ("cached", True)):
         train(folder, tmp_path / name, data, cache_features=cached, epochs=2, batch_size=3)
-    found = [sft.read_log(tmp_path / name) for name in ("pixels", "cached")]
+    found = [read_log(tmp_path / name) for name in ("pixels", "cached")]
     losses = [[line["loss"] for line in lines] for lines in found]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert len(losses[0]) == 4
@@ -524,14 +527,14 @@ def mixed(n: int) -> Any:
 
 def train(folder: Path, out: Path, data: Any, **changes: Any) -> dict[str, Any]:
     processor = smolvlm.load_processor(folder)
-    encoded, left_out = sft.encode_rows(data, processor, smolvlm, PROMPT, max_length=512, seed=0)
+    encoded, left_out = encode_rows(data, processor, smolvlm, PROMPT, max_length=512, seed=0)
     assert left_out == {}
     fixed: dict[str, Any] = {
         "base": str(folder), "data": "test", "benchmark": "synth", "prompt": "face_cot",
         "limits": "", "output_dir": str(out), "batch_size": 4, "learning_rate": 1e-3,
         "logging_steps": 1, "save_steps": 1000, "lora_dropout": 0.0, "projector": "frozen",
     }  # fmt: skip
-    return sft.train(folder, processor, smolvlm, encoded, sft.Settings(**fixed | changes))
+    return sft.train(folder, processor, smolvlm, encoded, SFTSettings(**fixed | changes))
 
 
 @pytest.mark.slow
@@ -589,7 +592,7 @@ def run_dir(sft_cot: Recipe, folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_recipe_learns_and_says_what_it_made(run_dir: Path) -> None:
-    losses = [line["loss"] for line in sft.read_log(run_dir)]
+    losses = [line["loss"] for line in read_log(run_dir)]
     assert losses[-1] < losses[0] - 0.2
     found, _ = manifest.load(run_dir)
     assert (found.family, found.adapter) == ("smolvlm", True)

@@ -26,6 +26,8 @@ from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
 from vlmface.tools import estimate_memory, inspect_rows
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
 
@@ -89,10 +91,10 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
     for kind, more in (("plain", {}), (name, changes)):
         folder = tmp_path / kind
         processor = llava.load_processor(base)
-        encoded, _ = sft.encode_rows(
+        encoded, _ = encode_rows(
             rows(32), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
         )
-        settings = sft.Settings(
+        settings = SFTSettings(
             base=str(base), data="test", benchmark="synth", prompt="face_cot", limits="",
             output_dir=str(folder), batch_size=8, epochs=3, learning_rate=5e-3, lora_dropout=0.0,
             logging_steps=1, save_steps=6, warmup_steps=0, **more,
@@ -146,7 +148,7 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         dataset.load("train", n=256), processor, llava, prompts.load("face_cot"), max_length=512,
         seed=0,
     )  # fmt: skip

@@ -14,13 +14,14 @@ from vlmface import prompts
 from vlmface.cli import main
 from vlmface.families import llava
 from vlmface.tools import estimate_memory, inspect_rows
-from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 
 @pytest.fixture(scope="module")
 def task(processor: Any) -> inspect_rows.Task:
     prompt = prompts.load("face_cot")
-    found, left_out = sft.encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
+    found, left_out = encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
     return inspect_rows.Task(prompt, found, left_out)
 
 
@@ -63,7 +64,7 @@ def test_colours_are_green_for_supervised_tokens_and_for_no_others(
 def test_the_table_says_what_the_recipe_leaves_out(processor: Any, task: inspect_rows.Task) -> None:
     lengths = sorted(task.rows["length"])
     for limit in (lengths[3], lengths[10]):
-        kept, left_out = sft.encode_rows(
+        kept, left_out = encode_rows(
             rows(16), processor, llava, task.prompt, max_length=limit, seed=0
         )
         assert task.too_long(limit) == left_out["too_long"] == 16 - len(kept)
@@ -84,7 +85,7 @@ def test_reasons_are_counted(processor: Any) -> None:
 
     prompt = prompts.load("face_cot")
     spoilt = rows(16).map(spoil, with_indices=True)
-    found, left_out = sft.encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
+    found, left_out = encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
     task = inspect_rows.Task(prompt, found, left_out)
     shown = inspect_rows.show_lengths(task, min(found["length"]))
     too_long = sum(length > min(found["length"]) for length in found["length"])
@@ -95,7 +96,7 @@ def test_reasons_are_counted(processor: Any) -> None:
 
 def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
     content = json.loads((run_dir / "settings.json").read_text())
-    settings = sft.Settings(**content)
+    settings = SFTSettings(**content)
     model = estimate_memory.build(
         estimate_memory.base_config(settings.base), llava, settings, torch.float32
     )

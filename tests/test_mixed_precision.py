@@ -16,13 +16,16 @@ from samples import load_script, rows
 
 from vlmface import families, prompts
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import distributed
 
 CORPUS = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft, "mixed_precision", lambda: True)
+    monkeypatch.setattr(distributed, "mixed_precision", lambda: True)
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
@@ -44,10 +47,10 @@ def train(base: Path, folder: Path, **changes: Any) -> list[float]:
     }  # fmt: skip
     family = families.get(families.family_of(base))
     processor = family.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(8), processor, family, prompts.load("face_cot"), max_length=4096, seed=0
     )
-    sft.train(base, processor, family, encoded, sft.Settings(**fixed | changes))
+    sft.train(base, processor, family, encoded, SFTSettings(**fixed | changes))
     return losses(folder)
 
 

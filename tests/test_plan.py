@@ -24,16 +24,18 @@ from vlmface.families import llava, tiny, tiny_qwen_vl, tiny_smolvlm
 from vlmface.tools import estimate_memory, inspect_rows, simulate_memory
 from vlmface.train import sft
 from vlmface.train.loss import summed_cross_entropy
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import memory
 
 MIB = 2**20
 
 
-def settings_for(base: Path, *words: str) -> sft.Settings:
+def settings_for(base: Path, *words: str) -> SFTSettings:
     fixed = ["--base", str(base), "--n_train", "12", "--batch_size", "4"]
     return inspect_rows.settings_from("sft_cot_tiny", [*fixed, *words])
 
 
-def rows_for(settings: sft.Settings) -> estimate_memory.Rows:
+def rows_for(settings: SFTSettings) -> estimate_memory.Rows:
     processor = estimate_memory.processor_of(settings)
     return estimate_memory.rows_of(
         settings, llava, estimate_memory.base_config(settings.base), processor
@@ -44,7 +46,7 @@ def rows_for(settings: sft.Settings) -> estimate_memory.Rows:
 
 
 def real_peak(
-    base: Path, settings: sft.Settings, family: Any, batch: dict[str, torch.Tensor]
+    base: Path, settings: SFTSettings, family: Any, batch: dict[str, torch.Tensor]
 ) -> int:
     """Most bytes that operations of a real step hold at once."""
     real = family.load_model(base, dtype=torch.float32)
@@ -73,7 +75,7 @@ def real_peak(
     return live.peak
 
 
-def simulated_peak(settings: sft.Settings, family: Any, batch: dict[str, torch.Tensor]) -> int:
+def simulated_peak(settings: SFTSettings, family: Any, batch: dict[str, torch.Tensor]) -> int:
     model = estimate_memory.build(
         estimate_memory.base_config(settings.base), family, settings, torch.float32
     )
@@ -223,7 +225,7 @@ def test_quantised_weights_take_four_bits(base: Path) -> None:
 
 
 def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
-    settings = sft.Settings(**json.loads((run_dir / "settings.json").read_text()))
+    settings = SFTSettings(**json.loads((run_dir / "settings.json").read_text()))
     train = json.loads((run_dir / "metrics.json").read_text())["train"]
     assert estimate_memory.steps(settings, train["n"]) == train["steps"]
     uneven = dataclasses.replace(settings, gradient_accumulation=4, epochs=1.5)
@@ -361,5 +363,5 @@ def test_a_process_counts_its_own_memory_and_not_that_of_its_parent() -> None:
     words = [sys.executable, "-c", "from vlmface.train import sft; print(sft.peak_rss_gib())"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     peak = float(subprocess.check_output(words, env=environment, text=True))
-    assert peak < 0.2 < sft.peak_rss_gib()  # no torch is imported there
+    assert peak < 0.2 < memory.peak_rss_gib()  # no torch is imported there
     assert ballast.sum() > 0

@@ -21,6 +21,8 @@ from vlmface.infer import server as remote
 from vlmface.infer.local import LocalModel
 from vlmface.serving import vllm
 from vlmface.train import sft, text_only
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
@@ -41,7 +43,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
-    settings = sft.Settings(
+    settings = SFTSettings(
         base=str(folder), data="synth", benchmark="synth", prompt="face_cot", limits="none",
         output_dir=str(folder), tower="full", projector="full", llm="full", max_new_tokens=24,
     )  # fmt: skip
@@ -291,7 +293,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     path = tmp_path / "texts.jsonl"
     lines = [{"question": "Who?", "answer": text} for text in ("e brows are lowered", " 4 men")]
     path.write_text("\n".join(map(json.dumps, lines)))
-    faces, _ = sft.encode_rows(
+    faces, _ = encode_rows(
         rows(2), llava.load_processor(base), llava, PROMPT, max_length=512, seed=0
     )
     mixed, left_out = text_only.add(faces, path, processor, llava, 512)

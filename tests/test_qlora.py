@@ -21,6 +21,8 @@ from vlmface.families import llava, quantize, tiny, tiny_paligemma, tiny_qwen_vl
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 QLORA = ("--quantize", "nf4", "--tower", "frozen", "--projector", "full", "--llm", "lora")
 
@@ -37,7 +39,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def settings_for(base: Path, folder: Path, **changes: Any) -> sft.Settings:
+def settings_for(base: Path, folder: Path, **changes: Any) -> SFTSettings:
     fixed: dict[str, Any] = {
         "base": str(base),
         "data": "test",
@@ -53,12 +55,12 @@ def settings_for(base: Path, folder: Path, **changes: Any) -> sft.Settings:
         "save_steps": 2,
         "lora_dropout": 0.0,
     }
-    return sft.Settings(**fixed | changes)
+    return SFTSettings(**fixed | changes)
 
 
 def train(base: Path, folder: Path, n: int = 16, **changes: Any) -> dict[str, Any]:
     processor = llava.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(n), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     return sft.train(base, processor, llava, encoded, settings_for(base, folder, **changes))
@@ -131,7 +133,7 @@ def test_every_family_memorises_over_4_bits(name: str, tmp_path: Path) -> None:
     BUILDERS[name](base, corpus)
     family = families.get(name)
     processor = family.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(4), processor, family, prompts.load("face_cot"), max_length=1024, seed=0
     )
     hard = {
@@ -155,7 +157,7 @@ def test_what_it_learnt_holds_for_the_base_that_is_not_quantised(
 
     folder, _ = learnt
     processor = llava.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(8), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     batch = encode.Collator(processor, llava)(list(encoded))

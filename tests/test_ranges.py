@@ -22,16 +22,17 @@ from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import context_ablation
 from vlmface.rationale import build
 from vlmface.serving.gateway.settings import Settings as Gateway
-from vlmface.train import checks, grpo, rewards, sft
+from vlmface.train import checks, grpo, rewards
 from vlmface.train.clip import contrastive
 from vlmface.train.clip import settings as clip
+from vlmface.train.settings import AttributeSettings, SFTSettings
 from vlmface.utils import config
 from vlmface.utils.ranges import Checked, Count, Range, Warmup, alternatives, bare, kinds, range_of
 
 sys.path.append(str(ROOT / "eval/lmms_eval"))  # its script imports a file beside it
 SETTINGS: dict[str, type] = {
-    "sft_cot": sft.Settings,
-    "sft_attributes": sft.AttributeSettings,
+    "sft_cot": SFTSettings,
+    "sft_attributes": AttributeSettings,
     "context_vlm": context_ablation.Settings,
     "grpo": grpo.Settings,
     "clip_finetune": clip.Settings,
@@ -64,7 +65,7 @@ def test_no_class_of_settings_is_left_out() -> None:
     modules = {f"{cls.__module__}.{cls.__qualname__}" for cls in SETTINGS.values()}
     bases = {
         "vlmface.utils.ranges.Checked",
-        "vlmface.train.sft.Common",
+        "vlmface.train.settings.VLMSettings",
         "vlmface.train.clip.settings.Training",
     }
     ours = {

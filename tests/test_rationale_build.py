@@ -207,12 +207,12 @@ def test_a_build_is_not_resumed_on_other_data(tmp_path, capsys):
 
 def test_the_recipe_trains_on_it(built, processor):
     from vlmface.families import llava
-    from vlmface.train import sft
+    from vlmface.train.rows import encode_rows
 
     rows = data.load("rationales", built)
     for name in ("face_cot", "expllm"):
         prompt = prompts.load(name)
-        encoded, left_out = sft.encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
+        encoded, left_out = encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
         wanted = [i for i, e in enumerate(rows["emotion"]) if prompt.space.canonical(e)]
         assert len(encoded) == len(wanted) and sum(left_out.values()) == len(rows) - len(wanted)
         for row, line in zip(rows.select(wanted), encoded, strict=True):
@@ -231,14 +231,14 @@ def test_the_whole_recipe_runs_on_it(built, sft_cot, tmp_path):
 
 
 def test_plain_is_what_the_recipe_would_write_itself(tmp_path):
-    from vlmface.train import sft
+    from vlmface.train.rows import training_target
 
     assert build(tmp_path / "out", "--style", "plain") == 0
     prompt = prompts.load("face_cot")
     source = data.load("synth", split="train", n=N, progress=False)
     for row, before in zip(data.load("rationales", tmp_path / "out"), source, strict=True):
-        own = sft.target_of(FaceSample.from_row(before), prompt, 0)
-        assert sft.target_of(FaceSample.from_row(row), prompt, 0) == own
+        own = training_target(FaceSample.from_row(before), prompt, 0)
+        assert training_target(FaceSample.from_row(row), prompt, 0) == own
 
 
 def test_near_duplicates_can_be_rejected(tmp_path):

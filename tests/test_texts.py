@@ -15,7 +15,8 @@ from samples import picture, rows
 from vlmface import encode, families, prompts
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import llava
-from vlmface.train import sft, text_only
+from vlmface.train import text_only
+from vlmface.train.rows import encode_rows
 
 QUESTION, ANSWER = "Which muscle lowers the brows?", "the brows are lowered"
 
@@ -100,7 +101,7 @@ def test_what_the_file_may_hold(tmp_path: Path) -> None:
 
 
 def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_path: Path) -> None:
-    faces, _ = sft.encode_rows(
+    faces, _ = encode_rows(
         rows(4), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     long = {"question": QUESTION, "answer": ANSWER * 200}

@@ -15,7 +15,7 @@ from test_ranges import SETTINGS, sample
 
 from vlmface import manifest
 from vlmface.errors import UserError
-from vlmface.train import sft
+from vlmface.train.settings import SFTSettings
 from vlmface.utils import config
 from vlmface.utils.ranges import Checked
 
@@ -207,14 +207,14 @@ def test_a_file_may_hold_what_the_command_line_switches_off(
     """The file's own contradictions are refused; what it says of an option that the command line
     switches off is printed; what the command line says must have an effect."""
 
-    def parse(llm: str, *words: str) -> sft.Settings:
+    def parse(llm: str, *words: str) -> SFTSettings:
         file = tmp_path / "own.yaml"
         file.write_text(
             f"base: b\ndata: synth\nbenchmark: synth\nprompt: face_cot\noutput_dir: o\nllm: {llm}\n"
             "lora_rank: 32\n"
         )
         argv = ["--config", str(file), *words]
-        return config.parse(sft.Settings, argv, default="none", usage="")
+        return config.parse(SFTSettings, argv, default="none", usage="")
 
     assert parse("lora").lora_rank == 32
     with pytest.raises(UserError, match="lora_rank is 32, but has no effect"):
@@ -238,7 +238,7 @@ def test_an_adapter_keeps_its_policy_and_its_rank(run_dir: Path, tmp_path: Path)
 
 def limits(*words: str) -> str | None:
     settings = config.parse(
-        sft.Settings, ["--output_dir", "o", *words], default="sft_cot_tiny", usage=""
+        SFTSettings, ["--output_dir", "o", *words], default="sft_cot_tiny", usage=""
     )
     return settings.limits
 
@@ -271,4 +271,4 @@ def test_shipped_files_have_no_contradictions() -> None:
         assert "limits" in stored or path.stem in ("clip_captions_tiny", "facial_r1_loop") or (
             path.stem.startswith("synthesize")
         ), path  # fmt: skip
-    assert issubclass(sft.Settings, Checked)
+    assert issubclass(SFTSettings, Checked)

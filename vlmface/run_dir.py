@@ -23,8 +23,7 @@ from typing import Any
 
 from vlmface import __version__
 from vlmface.errors import UserError
-from vlmface.train import sft
-from vlmface.utils import config, lock
+from vlmface.utils import config, distributed, lock
 from vlmface.utils.files import atomic_write
 
 RECORD = "run.json"
@@ -78,8 +77,8 @@ def open_run(
             last_checkpoint(folder)
             return True
 
-        is_open = sft.on_main(enter)
-        if not is_open and sft.is_main():
+        is_open = distributed.on_main(enter)
+        if not is_open and distributed.is_main():
             print(f"{folder} is complete: look at its {last}, or start with --overwrite")
         yield is_open
 
@@ -114,7 +113,7 @@ def begin(
         start_in(folder, settings, now, (*FREE, *free))
         return now
 
-    return sft.on_main(start)
+    return distributed.on_main(start)
 
 
 def start_in(
@@ -278,7 +277,7 @@ def _launch(settings: Any) -> dict[str, Any]:
     rows = world * getattr(settings, "batch_size", 1)
     rows *= getattr(settings, "gradient_accumulation", 1) * getattr(settings, "group_size", 1)
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-    kind = sft.sharding()
+    kind = distributed.sharding()
     return {
         "processes": world,
         "global_batch": rows,
@@ -336,7 +335,7 @@ def checkpoint_to_resume(folder: Path, trainable_sha: str) -> Path | None:
                 shutil.rmtree(unfinished)
         return checkpoint
 
-    return sft.on_main(choose)
+    return distributed.on_main(choose)
 
 
 def _is_checkpoint(name: str) -> bool:
@@ -387,3 +386,23 @@ def _note(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(note.get("trainable_sha"), str):
         raise ValueError("it has no trainable_sha")
     return note
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl. A last line cut off by a kill is left out."""
+    path = run_dir / "log.jsonl"
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def truncate_log(run_dir: Path, last_step: int) -> float:
+    """Drop the log's lines after `last_step`, which will be written again; returns the seconds of
+    training up to there."""
+    lines = [line for line in read_log(run_dir) if line["step"] <= last_step]
+    atomic_write(run_dir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return float(lines[-1]["elapsed_s"]) if lines else 0.0

@@ -172,7 +172,7 @@ def run(side: str, folder: Path, n: int, epochs: int) -> None:
 
     from vlmface.families import llava
     from vlmface.synth import dataset
-    from vlmface.train import sft
+    from vlmface.utils import memory
 
     torch.set_num_threads(os.cpu_count() or 1)
     arguments = {
@@ -204,7 +204,7 @@ def run(side: str, folder: Path, n: int, epochs: int) -> None:
         "supervised": supervised,
         "seconds": seconds,
         "samples_per_s": n * epochs / seconds,
-        "peak_rss_gib": sft.peak_rss_gib(),
+        "peak_rss_gib": memory.peak_rss_gib(),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }

@@ -25,10 +25,10 @@ from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics
 from vlmface.metrics.shares import in_brackets
 from vlmface.prompts import Question, check_images
-from vlmface.train.sft import peak_rss_gib
 from vlmface.utils import config, distributed, lock
 from vlmface.utils.files import atomic_write
 from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.memory import peak_rss_gib
 from vlmface.utils.ranges import Checked, Count, Unused
 from vlmface.utils.terminal import one_line
 

@@ -12,8 +12,8 @@ from vlmface.errors import UserError
 from vlmface.evaluate import answering, external_formats, ferbench, report, run
 from vlmface.manifest import is_run
 from vlmface.metrics import metrics
-from vlmface.train.sft import peak_rss_gib
 from vlmface.utils.files import atomic_write
+from vlmface.utils.memory import peak_rss_gib
 
 WRITTEN = ("metrics.json", "predictions.jsonl", "report.html", "disagreements.jsonl")
 

@@ -20,11 +20,12 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.run_dir import begin
-from vlmface.train import checks, sft
+from vlmface.train import checks
 from vlmface.train.clip.dataset import labelled
 from vlmface.train.clip.model_selection import Held
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import train
+from vlmface.utils import distributed, memory
 from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def run(recipe: str, settings: Settings) -> None:
     answering.scored_prompts(benchmark, [asked])
     baseline = benchmarks.load_baseline(benchmark)
     views = crops.parse(settings.crop)
-    with sft.main_first():
+    with distributed.main_first():
         loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
             **settings.data_options,
@@ -77,7 +78,7 @@ def run(recipe: str, settings: Settings) -> None:
             batch_size=settings.eval_batch_size,
         )  # fmt: skip
 
-    clip = model.load(settings.base, device=sft.device())
+    clip = model.load(settings.base, device=distributed.device())
     sha = model.weights_sha(clip)
 
     def identity() -> dict[str, Any]:
@@ -107,22 +108,22 @@ def run(recipe: str, settings: Settings) -> None:
     alpha = settings.wise_alpha
     if isinstance(alpha, str):
         assert held is not None
-        if sft.is_main():
+        if distributed.is_main():
             found["wise"] = wise_choice(
                 start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
             )
             alpha = float(found["wise"]["alpha"])
         (alpha,) = broadcast_object_list([alpha])
     classifier.interpolate(start, alpha)
-    if sft.is_main():
+    if distributed.is_main():
         about = {"name": settings.data, "split": settings.data_split, "n": found["n"],
                  "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
         save(recipe, settings, classifier, sha, about)
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     after = answers(classifier, "predictions.jsonl")
-    if not sft.is_main():
+    if not distributed.is_main():
         return
-    found["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
+    found["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
     evaluation.conclude(
         run_dir, (settings.base, settings.output_dir), before, after, benchmark,
         [asked],

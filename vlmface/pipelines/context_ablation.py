@@ -14,8 +14,8 @@ from vlmface.errors import UserError
 from vlmface.evaluate import compare, report
 from vlmface.metrics.shares import in_brackets
 from vlmface.prompts import Prompt
-from vlmface.train import sft
 from vlmface.train.clip.settings import ContextSettings
+from vlmface.train.settings import VLMSettings
 from vlmface.utils.files import atomic_write
 from vlmface.utils.ranges import Unused
 
@@ -24,7 +24,7 @@ ABLATION = "ablation"  # name of the files that hold the arms side by side
 
 
 @dataclass(frozen=True)
-class Settings(sft.Common):
+class Settings(VLMSettings):
     """One run of `recipes/context_emotion.py` with a vision-language model. `label_space`: what the
     prompt asks for, null for its own; `mode`: how answers are read (answering.MODES). `ablation`
     trains the face alone, the context alone and both; `alone` names the prompts of the first two,

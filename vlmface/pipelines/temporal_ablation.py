@@ -29,7 +29,7 @@ from vlmface.evaluate import answering, benchmarks
 from vlmface.metrics import metrics
 from vlmface.metrics.shares import in_brackets
 from vlmface.schema import FaceSample
-from vlmface.train import checks, sft
+from vlmface.train import checks
 from vlmface.train.clip.dataset import Squares, labelled
 from vlmface.train.clip.model_selection import Held
 from vlmface.train.clip.settings import Settings
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
     _check(settings)
     checks.machine(settings)
-    sft.use_all_cores()
+    distributed.set_cpu_threads()
     folder = Path(settings.output_dir)
     with run_dir.open_run(settings, last=RESULT) as is_open:
         if not is_open:
@@ -106,7 +106,7 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
     checks.shared_people(found[0], settings.data_root, others)
     checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
-    clip = model.load(settings.base, device=sft.device())
+    clip = model.load(settings.base, device=distributed.device())
     identity |= {
         "test_data": data.fingerprint(found[-1], pictures=False),
         "base_weights": model.weights_sha(clip),
@@ -219,7 +219,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         settings, output_dir=str(_folder(settings, name)), select="best",
         frames=settings.frames if name == CLIP else 1,
     )  # fmt: skip
-    clip = model.load(settings.base, device=sft.device())
+    clip = model.load(settings.base, device=distributed.device())
     return Classifier(clip, texts.load(settings.prompt), own.shape(1)), own
 
 

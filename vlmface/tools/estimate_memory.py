@@ -27,9 +27,11 @@ from vlmface import encode, families, manifest, prompts
 from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import parts
+from vlmface.run_dir import read_log
 from vlmface.tools import inspect_rows, simulate_memory
 from vlmface.train import sft
 from vlmface.train.checks import steps
+from vlmface.train.settings import VLMSettings
 
 GIB = 2**30
 # Of a GPU. The rest is for CUDA's context and what its allocator cannot use.
@@ -56,7 +58,7 @@ def base_config(base: str) -> Any:
         raise UserError(f"cannot read {path / 'config.json'}: {error}") from error
 
 
-def build(config: Any, family: ModuleType, settings: sft.Common, dtype: Any) -> Any:
+def build(config: Any, family: ModuleType, settings: VLMSettings, dtype: Any) -> Any:
     """The model of a run as its trainer sees it, adapters and frozen parts included, on PyTorch's
     meta device: shapes without values."""
     from peft import get_peft_model
@@ -76,12 +78,12 @@ def build(config: Any, family: ModuleType, settings: sft.Common, dtype: Any) -> 
     return model.train()
 
 
-def _tokens(settings: sft.Common) -> int | None:
+def _tokens(settings: VLMSettings) -> int | None:
     processor = processor_of(settings)
     return None if processor is None else len(processor.tokenizer)
 
 
-def processor_of(settings: sft.Common) -> Any | None:
+def processor_of(settings: VLMSettings) -> Any | None:
     """The base's processor, or None if the folder has none."""
     path = manifest.resolve(settings.base)
     if not (path / "tokenizer_config.json").is_file():
@@ -159,7 +161,7 @@ class Rows:
         return batch
 
 
-def rows_of(settings: sft.Common, family: ModuleType, config: Any, processor: Any) -> Rows:
+def rows_of(settings: VLMSettings, family: ModuleType, config: Any, processor: Any) -> Rows:
     """The run's own rows. Without its data, rows of max_length tokens are assumed; without its
     processor too, pictures of the size that the vision tower takes."""
     if processor is None:
@@ -190,7 +192,7 @@ def rows_of(settings: sft.Common, family: ModuleType, config: Any, processor: An
 
 
 def _assumed(
-    settings: sft.Common, family: ModuleType, config: Any, processor: Any, why: str
+    settings: VLMSettings, family: ModuleType, config: Any, processor: Any, why: str
 ) -> Rows:
     length = settings.max_length
     answer = min(_ANSWER, length // 2)
@@ -269,7 +271,7 @@ class Estimate:
 
 
 def estimate(
-    settings: sft.Common, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
+    settings: VLMSettings, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
     processes: int, sharded: bool = True,
 ) -> Estimate:  # fmt: skip
     """Memory of the run on a GPU (bfloat16, as the recipes train there) or on a CPU (float32)."""
@@ -325,7 +327,7 @@ def estimate(
     return Estimate(training, max(0, other - moving), evaluation, kept, events)
 
 
-def _weights(model: Any, family: ModuleType, settings: sft.Common) -> float:
+def _weights(model: Any, family: ModuleType, settings: VLMSettings) -> float:
     """Bytes of the weights; the language model's linear layers in 4 bits if they are quantised."""
     if not settings.quantize:
         return _bytes(model)
@@ -371,7 +373,7 @@ print(sft.peak_rss_gib())
 """
 
 
-def cpu_peak(settings: sft.Common, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
+def cpu_peak(settings: VLMSettings, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
     """{what: bytes} of the main process's peak on a CPU, where a run also evaluates.
 
     A checkpoint's file is mapped: its pages count once they are read. After training, the run
@@ -396,7 +398,7 @@ def cpu_peak(settings: sft.Common, found: Estimate, rows: Rows, empty: int) -> d
 # --- what to change -------------------------------------------------------------------------------
 
 
-def changes(settings: sft.Common) -> Iterator[tuple[str, sft.Common]]:
+def changes(settings: VLMSettings) -> Iterator[tuple[str, VLMSettings]]:
     """(words, settings) that need less and less memory; the product of batch_size and
     gradient_accumulation stays."""
     if not settings.gradient_checkpointing:
@@ -415,7 +417,7 @@ def changes(settings: sft.Common) -> Iterator[tuple[str, sft.Common]]:
         yield "quantize: nf4", settings
 
 
-def measure(settings: sft.Common, processor: Any, family: ModuleType, count: int = 4) -> float:
+def measure(settings: VLMSettings, processor: Any, family: ModuleType, count: int = 4) -> float:
     """Seconds a step, measured on this machine: the median of all but the first of `count` real
     steps, in a temporary folder. Needs the base's weights and the data."""
     tasks = inspect_rows.read_tasks(settings, processor, family)
@@ -432,7 +434,7 @@ def measure(settings: sft.Common, processor: Any, family: ModuleType, count: int
             cache_features=False, num_processes=None, report_to="none",
         )  # fmt: skip
         sft.train(manifest.resolve(settings.base), processor, family, rows, trial)
-        at = [line["elapsed_s"] for line in sft.read_log(Path(folder))]
+        at = [line["elapsed_s"] for line in read_log(Path(folder))]
     return statistics.median(b - a for a, b in itertools.pairwise(at))
 
 
@@ -493,7 +495,7 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
 
 
 def _plan_cpu(
-    settings: sft.Common, family: ModuleType, base: Any, rows: Rows, config: str,
+    settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, config: str,
     words: Sequence[str],
 ) -> int:  # fmt: skip
     found = estimate(settings, family, base, rows, gpu=False, processes=settings.num_processes or 1)
@@ -513,7 +515,7 @@ def _plan_cpu(
     return 0 if fits else 1
 
 
-def _other(settings: sft.Common, memory: Memory, found: Estimate) -> None:
+def _other(settings: VLMSettings, memory: Memory, found: Estimate) -> None:
     with_, without = memory.activations, found.other_activations
     if not settings.gradient_checkpointing:
         with_, without = without, with_
@@ -525,7 +527,7 @@ def _other(settings: sft.Common, memory: Memory, found: Estimate) -> None:
           + f" = {sum(held.values()) / GIB:.2f}")  # fmt: skip
 
 
-def _plan_gpu(settings: sft.Common, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
+def _plan_gpu(settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
     world = settings.num_processes or 1
     found = estimate(settings, family, base, rows, gpu=True, processes=world)
     name, memory = next(iter(found.training.items()))

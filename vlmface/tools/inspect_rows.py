@@ -16,7 +16,9 @@ from vlmface.encode import IGNORED
 from vlmface.pipelines import context_ablation
 from vlmface.prompts import Prompt, check_images
 from vlmface.prompts import load as load_prompt
-from vlmface.train import budget, sft, task_sampling
+from vlmface.train import budget, task_sampling
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import AttributeSettings, VLMSettings
 from vlmface.utils.config import parse, peek
 from vlmface.utils.terminal import printable
 
@@ -40,16 +42,16 @@ class Task:
         return sum(length > limit for length in self.rows["length"])
 
 
-def settings_from(config: str, words: Sequence[str]) -> sft.Common:
+def settings_from(config: str, words: Sequence[str]) -> VLMSettings:
     """The settings of a recipe's YAML with `--field value` words over it. Raises UserError."""
     words = ["--config", config, *words]
     other = peek("model", words, default=config)
-    kind = sft.AttributeSettings if other is None else context_ablation.Settings
-    found: sft.Common = parse(kind, words, default=config, usage="")
+    kind = AttributeSettings if other is None else context_ablation.Settings
+    found: VLMSettings = parse(kind, words, default=config, usage="")
     return found
 
 
-def read_tasks(settings: sft.Common, processor: Any, family: ModuleType) -> list[Task]:
+def read_tasks(settings: VLMSettings, processor: Any, family: ModuleType) -> list[Task]:
     """The rows that the recipes would train on, for each prompt. Raises UserError."""
     from vlmface.data import crop_cache, crops
 
@@ -71,10 +73,10 @@ def read_tasks(settings: sft.Common, processor: Any, family: ModuleType) -> list
     seed = settings.seed
     budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
     found = []
-    balance = settings.balance if isinstance(settings, sft.AttributeSettings) else "none"
+    balance = settings.balance if isinstance(settings, AttributeSettings) else "none"
     chosen = task_sampling.choose(task_sampling.labels_of(samples, asked), balance, seed)
     for prompt, index in zip(asked, chosen, strict=True):
-        rows, left_out = sft.encode_rows(
+        rows, left_out = encode_rows(
             samples.select(index), processor, family, prompt, max_length=sys.maxsize, seed=seed
         )
         found.append(Task(prompt, rows, left_out))

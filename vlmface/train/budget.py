@@ -13,8 +13,8 @@ from vlmface import encode
 from vlmface.data import row_images
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
-from vlmface.train import sft
-from vlmface.utils import images
+from vlmface.train.rows import image_columns, training_target
+from vlmface.utils import distributed, images
 
 if TYPE_CHECKING:
     import datasets
@@ -60,7 +60,7 @@ def fit_pixels(
         else:
             high = middle
     family.set_max_pixels(processor, low)
-    if sft.is_main():
+    if distributed.is_main():
         print(
             f"max_pixels: {low:,}, or {len(can):,} of {len(rows) * len(prompts):,} rows would not "
             f"fit max_length {max_length}"
@@ -73,13 +73,13 @@ _Text = tuple[list[dict[str, Any]], str, list[images.Size]]  # messages, complet
 def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iterator[_Text]:
     """What `sft.encode_rows` would encode."""
     asked = [(prompt, prompt.messages()) for prompt in prompts]
-    images = sft.stored_columns(rows)
+    images = image_columns(rows)
     for index, row in enumerate(rows.remove_columns(["image", "frames"])):
         sizes = row_images.image_sizes(images[index])
         sample = FaceSample.from_row(row)
         for prompt, messages in asked:
             with contextlib.suppress(encode.RefusedError):  # left out for another reason
-                yield messages, sft.target_of(sample, prompt, seed), sizes
+                yield messages, training_target(sample, prompt, seed), sizes
 
 
 def _fits(text: _Text, processor: Any, family: ModuleType, max_length: int) -> bool:

@@ -3,13 +3,17 @@ known, before anything is rendered or evaluated."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vlmface.errors import UserError
+from vlmface.families import parts
+from vlmface.utils.distributed import sharding
 from vlmface.utils.ranges import Unused
 
 WITH_WARMUP = ("cosine", "linear")  # schedules; transformers' "constant" begins at the full rate
@@ -131,3 +135,52 @@ def _tracker(name: str) -> None:
             f"report_to is {name}, which is not installed: pip install {name}, or set "
             "report_to: none"
         )
+
+
+def check_policy(settings: Any, family: ModuleType) -> None:
+    """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
+    if settings.uses_lora:
+        family.lora_targets(settings.policy, settings.lora_modules)
+        parts.full_modules(family.PARTS, settings.policy)
+
+
+def check_supported(settings: Any, gpu: bool) -> None:
+    """Refuse settings that the launch, or what lies beneath, cannot do. Raises UserError."""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if sharding() == "DeepSpeed" else None
+    if settings.train_embeddings and settings.uses_lora:
+        if stage == "3" and not gpu:
+            raise UserError(
+                "train_embeddings under ZeRO-3 needs GPUs: peft gathers the rows of the embeddings "
+                "on one. Set train_embeddings: false, or use zero2.yaml"
+            )
+        if sharding() == "FSDP":
+            raise UserError(
+                "train_embeddings does not work under FSDP, which cannot divide embeddings that "
+                "peft has tied to the head: set train_embeddings: false, or use zero2.yaml"
+            )
+    if settings.liger and not gpu:
+        raise UserError("liger is true, but its kernels run on GPUs only: set liger: false")
+    if settings.liger and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("liger is true, but its kernels are missing: pip install 'vlmface[liger]'")
+    if settings.quantize is None:
+        return
+    if settings.llm != "lora":
+        raise UserError(
+            f"quantize is {settings.quantize}, but llm is {settings.llm}: weights of 4 bits are "
+            "constants, so set llm: lora, or quantize: null"
+        )
+    if stage == "3" or sharding() == "FSDP":
+        raise UserError(
+            f"quantize is {settings.quantize}, but the launch asks for "
+            f"{'ZeRO-3' if stage else 'FSDP'}, which would cut the packed weights into pieces: use "
+            "ddp.yaml or zero2.yaml, where every process holds the small base whole"
+        )
+
+
+def check_machine(settings: Any) -> None:
+    """Refuse what the launch, this machine or its packages cannot do, before a run is begun. Raises
+    UserError."""
+    import torch
+
+    check_supported(settings, torch.cuda.is_available())
+    machine(settings)

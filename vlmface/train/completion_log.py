@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from vlmface import facs
 from vlmface.answers import listed
 from vlmface.data.row_images import open_row_image
-from vlmface.train import sft
+from vlmface.run_dir import read_log
 from vlmface.utils import html
 from vlmface.utils.files import atomic_write
 
@@ -79,7 +79,7 @@ class Watcher(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        found = alarms(sft.read_log(self.run_dir))
+        found = alarms(read_log(self.run_dir))
         # The figures change at every step; the cause is the alarm.
         causes = {re.sub(r"[\d.%]+", "", text): text for text in found}
         fresh = [text for cause, text in causes.items() if cause not in self.sounding]
@@ -122,7 +122,7 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
                 "answers": sorted(answers, key=lambda entry: -entry["advantage"]),
             }
         )
-    lines = sft.read_log(run_dir)
+    lines = read_log(run_dir)
     page = html.render(
         "samples.html.j2",
         step=step,

@@ -20,8 +20,12 @@ from vlmface.answers import Answer
 from vlmface.data import row_images
 from vlmface.errors import RefusedError, UserError
 from vlmface.families import parts
+from vlmface.run_dir import read_log
 from vlmface.schema import FaceSample
 from vlmface.train import checks, rewards, sft
+from vlmface.train.rows import image_columns
+from vlmface.train.settings import Policy, SFTSettings
+from vlmface.utils import distributed
 from vlmface.utils.ranges import (
     Checked,
     Count,
@@ -57,9 +61,9 @@ class Settings(Checked):
     n_train: Count | None = None
     n_eval: Count | None = None
     label_power: NotNegative = 0.0
-    tower: sft.Policy = "frozen"
-    projector: sft.Policy = "frozen"
-    llm: sft.Policy = "lora"
+    tower: Policy = "frozen"
+    projector: Policy = "frozen"
+    llm: Policy = "lora"
     lora_rank: Count = 8
     lora_alpha: Positive = 16
     lora_modules: list[str] = field(default_factory=lambda: ["all"])
@@ -235,13 +239,15 @@ def encode_prompts(
     messages, space = start.prompt.messages(), start.prompt.space
     nobody = Answer(None, (), "none", "")
     compared = [one for one in used if one.name in rewards.COMPARED]
-    images = sft.stored_columns(rows)
+    images = image_columns(rows)
     kept: list[int] = []
     samples: list[FaceSample] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     plain = rows.remove_columns(["image", "frames"])
-    for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not sft.is_main())):
+    for index, row in enumerate(
+        tqdm(plain, "encoding", unit="face", disable=not distributed.is_main())
+    ):
         sample = FaceSample.from_row(row)
         if compared and all(one(nobody, sample, space) is None for one in compared):
             left_out["no_truth"] += 1
@@ -331,8 +337,8 @@ def train(
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
     run_dir = Path(settings.output_dir)
-    gpu, mixed = torch.cuda.is_available(), sft.mixed_precision()
-    sft.spare_the_compiler()
+    gpu, mixed = torch.cuda.is_available(), distributed.mixed_precision()
+    distributed.disable_deepspeed_shm()
     arguments = GRPOConfig(
         output_dir=str(run_dir / "checkpoints"),
         max_steps=settings.max_steps,
@@ -368,12 +374,12 @@ def train(
         logging_nan_inf_filter=False,
         seed=settings.seed,
         report_to=settings.report_to,
-        ddp_timeout=int(sft.PATIENCE.total_seconds()),
+        ddp_timeout=int(distributed.PROCESS_TIMEOUT.total_seconds()),
     )
     model, peft_config = _model(start, settings, mixed)
     set_seed(settings.seed)
     judge = rewards.Judge(used, samples, start.prompt, settings.label_power)
-    whole = start.policy["tower"] == "frozen" and not sft.sharding()
+    whole = start.policy["tower"] == "frozen" and not distributed.sharding()
     asked = [{"role": "user", "content": start.prompt.id}]  # what is read is in `rows`
     trainer = GroupTrainer(
         model=model,
@@ -400,7 +406,7 @@ def train(
             trainer.features = all_tower_features(
                 trainer.model, start.family, rows, start.processor
             )
-    sft.check_sharding(trainer)
+    distributed.check_sharding(trainer)
     trained: Any = trainer.model
     parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
     trainer.train_to_end(run_dir)
@@ -408,9 +414,9 @@ def train(
         trainer, start.processor, start.family, start.base_id, "lora" in start.policy.values(),
         run_dir,
     )  # fmt: skip
-    if trainer.server is not None and sft.is_main():
+    if trainer.server is not None and distributed.is_main():
         trainer.server.close()
-    lines = sft.read_log(run_dir)
+    lines = read_log(run_dir)
     # Steps that learn from earlier completions once more have no reward of their own.
     earned = [line["reward"] for line in lines if "reward" in line]
     return {
@@ -438,7 +444,7 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     if not lora:
         parts.freeze(start.family.PARTS, model, start.policy)
         return model, None
-    shaped = sft.Settings(
+    shaped = SFTSettings(
         base=start.base_id, data="", benchmark="", prompt="", limits="", output_dir="",
         lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0.0,
         lora_modules=settings.lora_modules, tower=settings.tower, projector=settings.projector,
@@ -475,7 +481,7 @@ def write_manifest(
     start: Start, settings: Settings, aus: Sequence[int], data: Mapping[str, Any]
 ) -> None:
     """Write vlmface.json of a run whose weights and processor are saved; as after SFT."""
-    shaped = sft.Settings(
+    shaped = SFTSettings(
         base=start.base_id, data=settings.data, benchmark=settings.benchmark,
         prompt=start.prompt.id, limits=settings.limits, output_dir=settings.output_dir,
         crop=start.crop, frames=start.frames, max_length=start.max_length,

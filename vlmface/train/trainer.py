@@ -295,9 +295,11 @@ class JsonLines(TrainerCallback):
         self.began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from vlmface.train.sft import keep_log
+        from vlmface.run_dir import truncate_log
 
-        before = keep_log(self.path.parent, state.global_step) if state.is_world_process_zero else 0
+        before = (
+            truncate_log(self.path.parent, state.global_step) if state.is_world_process_zero else 0
+        )
         self.began = time.monotonic() - before
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -4,13 +4,15 @@ process only, and how all of them end."""
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 from vlmface.errors import UserError
 from vlmface.utils.terminal import one_line
@@ -106,3 +108,143 @@ def _close_process_group() -> None:
     PartialState().wait_for_everyone()  # rank 0 may still be writing the report
     gc.collect()  # trainers are cycles, and hold the group
     PartialState().destroy_process_group()
+
+
+T = TypeVar("T")
+
+
+# How long processes wait for one that renders, cuts out or answers; the default is 10 minutes.
+PROCESS_TIMEOUT = timedelta(hours=6)
+
+
+def check_processes(asked: int | None) -> None:
+    """Refuse to train with another number of processes than was asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and says nothing; the batch would
+    be half of what the settings promise. Raises UserError.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked is not None and world != asked:
+        raise UserError(
+            f"{world} process(es) run, but num_processes is {asked}: start with `accelerate launch "
+            f"--config_file recipes/accelerate/ddp.yaml --num_processes {asked}`, or set "
+            f"--num_processes {world} and mind that the batch is then that much smaller"
+        )
+    # accelerate's single-process launcher sets MASTER_ADDR only if it was asked for several.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "accelerate was asked for several processes but started one: on a CPU, launch with "
+            "`--config_file recipes/accelerate/ddp.yaml`"
+        )
+
+
+def set_cpu_threads() -> None:
+    """Share the CPU's cores among the processes: `accelerate launch` leaves each of them one."""
+    import joblib
+    import torch
+
+    if not torch.cuda.is_available() and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, joblib.cpu_count() // processes))
+
+
+def sharding() -> str | None:
+    """What `accelerate launch` was told to divide the model with: "DeepSpeed", "FSDP" or None."""
+    for name in ("DeepSpeed", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            return name
+    return None
+
+
+def check_sharding(trainer: Any) -> None:
+    """Refuse to train without the sharding that was asked for: accelerate falls back to plain data
+    parallelism without a word, for FSDP on every CPU, for DeepSpeed if ACCELERATE_USE_CPU is set.
+    """
+    found = {"DeepSpeed": trainer.is_deepspeed_enabled, "FSDP": trainer.is_fsdp_enabled}
+    if (asked := sharding()) and not found[asked]:
+        raise UserError(
+            f"accelerate was asked for {asked}, but would train without it on this machine: "
+            "FSDP needs GPUs (on a CPU take ddp.yaml or zero3.yaml), DeepSpeed on a CPU needs "
+            "ACCELERATE_USE_CPU unset"
+        )
+
+
+def disable_deepspeed_shm() -> None:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce: before the first process group.
+
+    On a CPU it would do so at the first start, for minutes and with a compiler that not every
+    machine has; gloo sums the same numbers.
+    """
+    import torch
+
+    if sharding() == "DeepSpeed" and not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def device() -> Any:
+    """The accelerator of this process, as the trainers choose it, or the CPU: a torch.device."""
+    import torch
+    from accelerate import PartialState
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world_size() == 1:
+        return torch.device("cuda")
+    wait_for_everyone()  # makes the process group
+    return PartialState().device
+
+
+def wait_for_everyone() -> None:
+    """A barrier between the processes of a distributed run; nothing in a single one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+        from accelerate import PartialState
+
+        disable_deepspeed_shm()
+        PartialState(cpu=not torch.cuda.is_available(), timeout=PROCESS_TIMEOUT).wait_for_everyone()
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """The result of `work`, which only the main process calls, in all processes.
+
+    A UserError of it is raised in all of them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    result: list[Any] = [None, None]
+    if is_main():
+        try:
+            result[0] = work()
+        except UserError as error:
+            result[1] = str(error)
+    wait_for_everyone()
+    broadcast_object_list(result)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The main process runs the block before the others do: they find the files that it made."""
+    if not is_main():
+        wait_for_everyone()
+    yield
+    if is_main():
+        wait_for_everyone()
+
+
+def mixed_precision() -> bool:
+    """Whether this machine trains in bfloat16, the trained weights being float32: GPUs do. CPUs
+    train in float32, also where a launch configuration that was written for GPUs says bf16."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    return gpu

@@ -15,12 +15,13 @@ from vlmface.clip import checkpoint
 from vlmface.clip.classifier import Classifier
 from vlmface.clip.model import Clip
 from vlmface.errors import UserError
-from vlmface.train import sft
+from vlmface.run_dir import read_log
 from vlmface.train.clip import augment, losses
 from vlmface.train.clip.dataset import Squares, labelled, stacked
 from vlmface.train.clip.model_selection import Held, KeepBest
 from vlmface.train.clip.settings import Settings, Training
 from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
+from vlmface.utils import distributed
 from vlmface.utils.distributed import rank, world_size
 
 if TYPE_CHECKING:
@@ -211,15 +212,15 @@ def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -
     """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
     keep = None if held is None else KeepBest(Path(settings.output_dir), held)
     if keep:
-        sft.on_main(keep.check)
+        distributed.on_main(keep.check)
     found = fit(
         model, data, settings, rows=len(data), in_memory=model.features is not None,
         callbacks=[keep] if keep else [],
     )  # fmt: skip
     if keep:
-        sft.wait_for_everyone()  # the best weights are on the disk
+        distributed.wait_for_everyone()  # the best weights are on the disk
         keep.restore()
-        if sft.is_main():
+        if distributed.is_main():
             found["selected"] = keep.best()
     model.classifier.forget()
     return found
@@ -246,7 +247,7 @@ def fit(
         lr_scheduler_type="constant" if settings.schedule == "steps" else settings.schedule,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,
-        bf16=sft.mixed_precision(),
+        bf16=distributed.mixed_precision(),
         use_cpu=not gpu,
         remove_unused_columns=False,
         dataloader_num_workers=0 if in_memory else settings.dataloader_workers,
@@ -258,7 +259,7 @@ def fit(
         logging_nan_inf_filter=False,
         seed=settings.seed,
         report_to=settings.report_to,
-        ddp_timeout=int(sft.PATIENCE.total_seconds()),
+        ddp_timeout=int(distributed.PROCESS_TIMEOUT.total_seconds()),
         label_names=[],
     )
     trainer = ClipTrainer(
@@ -270,7 +271,7 @@ def fit(
         settings=settings,
     )
     trainer.train_to_end(run_dir)
-    lines = sft.read_log(run_dir)
+    lines = read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {
         "steps": trainer.state.global_step,
@@ -308,7 +309,7 @@ def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
     found = []
     world, last = world_size(), len(data) - 1
     starts = range(0, len(data), batch_size * world)
-    for start in tqdm(starts, "image features", unit="batch", disable=not sft.is_main()):
+    for start in tqdm(starts, "image features", unit="batch", disable=not distributed.is_main()):
         # Processes take equally many rows; beyond the last one, that one again.
         each = min(batch_size, -(-(len(data) - start) // world))
         part = [min(start + rank() * each + i, last) for i in range(each)]
