@@ -62,7 +62,7 @@ AUS: dict[str, dict[str, set[int]]] = {
     "disfa12": {"disfa-SN003-00002": {2, 4, 5, 12, 26}},
     "bp4d": {
         f"bp4d-{person}-{task}-{frame}": {6} | ({24} if task == "T8" else set()) | odd
-        for person in data.adapter("bp4d").PARTS[2]
+        for person in data.dataset_module("bp4d").PARTS[2]
         for task in ("T1", "T8")
         for frame, odd in ((2440, set()), (2441, {12}))
     },
@@ -163,7 +163,7 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
     benchmark = benchmarks.load_benchmark(name)
     assert benchmark.id == name
     assert benchmark == benchmarks.load_benchmark(str(ROOT / "eval/benchmarks" / f"{name}.yaml"))
-    module = data.adapter(benchmark.dataset)
+    module = data.dataset_module(benchmark.dataset)
     assert benchmark.split in module.SPLITS and benchmark.split != "train"
     options = {*list(inspect.signature(module.read).parameters)[2:], "missing"}
     assert set(benchmark.protocol) <= options
@@ -185,7 +185,7 @@ def test_every_data_set_with_a_miniature_has_its_truth_here() -> None:
 def test_label_spaces_cover_the_labels_of_all_splits(name: str, tmp_path: Path) -> None:
     benchmark = miniature(name, tmp_path)
     labelled = set()
-    for split in data.adapter(benchmark.dataset).SPLITS:
+    for split in data.dataset_module(benchmark.dataset).SPLITS:
         for row in data.load(benchmark.dataset, tmp_path, split, **benchmark.protocol):
             sample = FaceSample.from_row(row)
             for space in benchmark.spaces:
@@ -230,11 +230,11 @@ def test_right_answers_score_one_and_wrong_ones_nothing(
 
 
 def test_au_sets_and_thresholds_are_those_of_the_adapters() -> None:
-    disfa, load = data.adapter("disfa"), benchmarks.load_benchmark
+    disfa, load = data.dataset_module("disfa"), benchmarks.load_benchmark
     assert load("disfa8").au_set == list(disfa.BENCHMARK)
     assert load("disfa12").au_set == list(disfa.AUS)
-    assert load("bp4d").au_set == list(data.adapter("bp4d").AUS)
-    assert load("emotionet").au_set == list(data.adapter("emotionet").AUS)
+    assert load("bp4d").au_set == list(data.dataset_module("bp4d").AUS)
+    assert load("emotionet").au_set == list(data.dataset_module("emotionet").AUS)
     threshold = inspect.signature(disfa.read).parameters["threshold"].default
     assert load("disfa8").au_threshold == load("disfa12").au_threshold == threshold
     fea20k = load("fea20k")
@@ -258,7 +258,7 @@ def test_the_folds_test_everybody_once(name: str, tmp_path: Path) -> None:
                                     str(tmp_path), None)  # fmt: skip
         tested += sorted(set(rows["subject"]))
         assert benchmark.published == benchmarks.load_published().get(name, [])
-    everybody = {person for part in data.adapter(benchmark.dataset).PARTS for person in part}
+    everybody = {person for part in data.dataset_module(benchmark.dataset).PARTS for person in part}
     assert sorted(tested) == sorted(everybody)
 
 
@@ -275,7 +275,7 @@ def test_there_are_as_many_folds_as_the_data_set_has(name: str, tmp_path: Path) 
         protocol = last.protocol | {"fold": folds + 1}
         benchmarks.load_rows(dataclasses.replace(last, protocol=protocol), str(tmp_path), None)
     if name == "ckplus":  # fewer people than folds: its own option says how many
-        read = data.adapter("ckplus").read
+        read = data.dataset_module("ckplus").read
         assert inspect.signature(read).parameters["folds"].default == folds
 
 
@@ -382,7 +382,7 @@ def test_the_table_of_the_docs_says_what_the_files_say() -> None:
     for name, (origin, faces, labels, aus, metrics, source) in table.items():
         benchmark = benchmarks.load_benchmark(name)
         assert origin.split(", ")[:2] == [f"`{benchmark.dataset}`", benchmark.split]
-        published = getattr(data.adapter(benchmark.dataset), "PUBLISHED", {})
+        published = getattr(data.dataset_module(benchmark.dataset), "PUBLISHED", {})
         whole = not benchmark.protocol.keys() & {"part", "classes"}
         if whole and "rows" in published.get(benchmark.split, {}):
             assert faces.startswith(f"{published[benchmark.split]['rows']:,}"), name

@@ -32,7 +32,7 @@ def load(name: str, root: Path) -> tuple[datasets.Dataset, dict[str, Any]]:
     """The miniature's first split, and the protocol of a benchmark on it."""
     module = importlib.import_module(f"miniatures.{name}")
     module.write(root)
-    split = getattr(module, "SPLIT", data.adapter(name).SPLITS[0])
+    split = getattr(module, "SPLIT", data.dataset_module(name).SPLITS[0])
     rows = data.load(name, root, split, **module.ARGUMENTS)
     return rows, {"dataset": name, "split": split, "protocol": module.ARGUMENTS}
 
@@ -57,7 +57,7 @@ def test_rows_are_valid_samples_with_pictures(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_that_is_something_else_is_refused_with_its_name(name, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
-    split = data.adapter(name).SPLITS[0]
+    split = data.dataset_module(name).SPLITS[0]
     with pytest.raises(UserError) as error:
         data.load(name, tmp_path, split)
     assert str(tmp_path) in str(error.value)

@@ -34,7 +34,7 @@ def test_labels_and_frames(tmp_path):
 
 def test_frames_are_taken_by_number_and_not_by_text(tmp_path):
     dfew.write(tmp_path)
-    read = data.adapter("dfew").read
+    read = data.dataset_module("dfew").read
     assert frame_names(read(tmp_path, "train", frames=12)) == [f"{i}.jpg" for i in range(1, 13)]
     assert frame_names(read(tmp_path, "train", frames=4)) == ["2.jpg", "5.jpg", "8.jpg", "11.jpg"]
     assert frame_names(read(tmp_path, "train", frames=1)) == ["7.jpg"]
@@ -58,7 +58,7 @@ def test_the_order_of_names(tmp_path):
 def test_face_crops_are_preferred_and_another_copy_can_be_named(tmp_path):
     dfew.write(tmp_path)
     dfew.clip(tmp_path / "Clip" / "jpg_256" / "00011", ["00001.jpg"])
-    read = data.adapter("dfew").read
+    read = data.dataset_module("dfew").read
     assert frame_names(read(tmp_path, "test", frames=1)) == ["7.jpg"]
     rows = read(tmp_path, "test", frames=1, clips="Clip/jpg_256")
     assert rows.columns["id"] == ["dfew-00011"]
@@ -72,7 +72,7 @@ def test_clips_without_frames_are_counted(tmp_path):
     (folder / "00002").rename(tmp_path / "moved")
     for frame in (folder / "00003").iterdir():
         frame.unlink()
-    rows = data.adapter("dfew").read(tmp_path, "train", frames=2)
+    rows = data.dataset_module("dfew").read(tmp_path, "train", frames=2)
     assert rows.left_out == {
         "no folder of frames": [str(folder / "00002")],
         "no frames in the folder": [str(folder / "00003")],

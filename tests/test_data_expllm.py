@@ -38,7 +38,7 @@ def test_each_value_becomes_the_facs_unit_that_it_means(tmp_path):
 
 
 def test_every_position_has_one_meaning():
-    units = data.adapter("expllm").UNITS
+    units = data.dataset_module("expllm").UNITS
     used = sorted(at for au, places in units.items() if au != 2 for at in places)
     assert used == list(range(24)) and units[1] == units[2]
 

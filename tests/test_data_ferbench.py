@@ -42,7 +42,7 @@ def test_ids_are_the_paths_and_published_counts_add_up(tmp_path):
     ids = data.load("ferbench", tmp_path, "test")["id"]
     assert ids[0] == "ferbench-RAF-DB/aligned/test_3068_aligned"
     assert ids[2] == "ferbench-FERPlus/test/angry/fer0032225"
-    counts = dict(data.adapter("ferbench").PUBLISHED["test"])
+    counts = dict(data.dataset_module("ferbench").PUBLISHED["test"])
     assert counts.pop("rows") == sum(counts.values()) == 3068 + 3573 + 4000 + 431
 
 

@@ -29,7 +29,7 @@ def test_malformed_lines_and_missing_clips_are_listed(tmp_path):
     ferv39k.write(tmp_path)
     listing = tmp_path / "4_setups" / "All_scenes" / "test_All.csv"
     text(listing, *ferv39k.TEST, "", "A/Sad/0011,Sad", "A/Sad/0012 Sad")
-    rows = data.adapter("ferv39k").read(tmp_path, "test")
+    rows = data.dataset_module("ferv39k").read(tmp_path, "test")
     assert len(rows) == 2
     assert rows.left_out == {
         "malformed line": ["test_All.csv:4: A/Sad/0011,Sad"],

@@ -98,7 +98,7 @@ def test_json_lines_with_rationales_and_ids(tmp_path):
     assert rows["race"] == [None, "Black"]
     assert rows["rationale"] == ["Low brows.", None]
     assert rows["rationale_source"] == ["human", "none"] and rows["saw_label"] == [True, False]
-    found = data.adapter("table").read(tmp_path / "a.jsonl", "train", images=str(tmp_path))
+    found = data.dataset_module("table").read(tmp_path / "a.jsonl", "train", images=str(tmp_path))
     assert found.left_out == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
 
 
@@ -230,7 +230,7 @@ def test_folders_named_by_label_below_splits(tmp_path):
     assert data.load("table", tmp_path, "test")["emotion"] == ["fear", "fear"]
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "train" / ".cache").mkdir()
-    found = data.adapter("table").read(tmp_path, "train", labels={"bored": None})
+    found = data.dataset_module("table").read(tmp_path, "train", labels={"bored": None})
     assert found.left_out == {
         "not in a label folder": ["notes.txt", "train/.cache"],
         "not a picture": ["train/Angry/Thumbs.db"],

@@ -15,7 +15,7 @@ import pytest
 from samples import ROOT, load_script
 
 from vlmface import cli, data
-from vlmface.data import mixture, options
+from vlmface.data import mixture, option_checks, options
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, sweep
 from vlmface.evaluate import run as evaluation
@@ -536,12 +536,12 @@ def test_options_are_checked_wherever_data_are_read(tmp_path: Path) -> None:
 def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
     import inspect
 
-    for option, kind in options.of(name).items():
+    for option, kind in option_checks.of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
-        parameter = inspect.signature(data.adapter(name).read).parameters.get(option)
+        parameter = inspect.signature(data.dataset_module(name).read).parameters.get(option)
         if parameter is not None and parameter.default is not parameter.empty:
             options.check_type(option, kind, parameter.default)
-    assert typing.get_origin(options.of("bp4d")["aus"]) is not None
+    assert typing.get_origin(option_checks.of("bp4d")["aus"]) is not None
 
 
 def test_rewards_are_converted() -> None:

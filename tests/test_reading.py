@@ -150,7 +150,7 @@ READ = [name for name in data.names() if not name.startswith("synth") and name n
 def test_every_data_set_reads_its_texts_in_every_encoding(name, tmp_path):
     module = importlib.import_module(f"miniatures.{name}")
     module.write(tmp_path)
-    split = getattr(module, "SPLIT", data.adapter(name).SPLITS[0])
+    split = getattr(module, "SPLIT", data.dataset_module(name).SPLITS[0])
 
     def read() -> list[dict]:
         rows = data.load(name, tmp_path, split, **module.ARGUMENTS)

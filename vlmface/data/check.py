@@ -75,7 +75,7 @@ def check(
     [...]}, "errors": [...], "warnings": [...]}. With `output`, writes that as check.json there and
     a contact sheet, sheet.png. Raises UserError if no split can be read.
     """
-    module = data.adapter(name)
+    module = data.dataset_module(name)
     protocol = dict(options or {})
     parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
     looks = _look_at_all(parts, workers, progress)

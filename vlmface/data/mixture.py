@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vlmface import data, label_spaces
+from vlmface import label_spaces
+from vlmface.data.catalog import dataset_module, is_mixture
+from vlmface.data.loading import load_dataset
 from vlmface.data.sources import digest, sources
 from vlmface.errors import UserError
 from vlmface.utils import config
@@ -194,16 +196,16 @@ def _load_source(
     split: str,
     how: Mapping[str, str],
 ) -> datasets.Dataset:
-    if source.data.endswith((".yaml", ".yml")):
+    if is_mixture(source.data):
         raise UserError(f"{where}: {source.data} is a mixture itself: name data sets")
     try:
         place: str | Path | None = None
         if source.root is not None:
             place = beside / Path(source.root).expanduser()
-        elif getattr(data.adapter(source.data), "NEEDS_ROOT", True):
+        elif getattr(dataset_module(source.data), "NEEDS_ROOT", True):
             place = root
         options = {**how, **source.options}
-        return data.load(source.data, place, source.split or split, **options)
+        return load_dataset(source.data, place, source.split or split, **options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

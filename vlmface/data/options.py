@@ -1,9 +1,8 @@
-"""The options of data sets: which there are, and of what type, as their `read` declares them."""
+"""Types of the options of data sets, as their `read` declares them."""
 
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import functools
 import inspect
 import numbers
@@ -13,56 +12,6 @@ from typing import Any
 
 from vlmface.errors import UserError
 from vlmface.utils.ranges import alternatives, bare, describe, in_range
-
-OF_LOAD = ("n", "root", "split", "name", "streaming")  # words of `data.load` that are no options
-
-
-def check(
-    name: str, options: Mapping[Any, Any], *, taken: Mapping[str, str], where: str = "the options"
-) -> None:
-    """Refuse options that `data.load(name, **options)` would not take. Raises UserError.
-
-    Args:
-        name: a data set, or the path of a mixture.
-        options: what is given, by name.
-        taken: words that are said in another way, and how: {"n": "n_train"}.
-        where: how the options are called in messages.
-    """
-    known = of(name)
-    for option, value in options.items():
-        if option in taken:
-            raise UserError(
-                f"{where} has {option!r} ({value!r}), which is a setting of its own: use "
-                f"{taken[option]}"
-            )
-        if option not in known:
-            near = difflib.get_close_matches(str(option), known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(
-                f"{where}: {name} has no option {option!r}{hint}; it has "
-                f"{', '.join(known) or 'none'}"
-            )
-        check_type(f"{where}: {option}", known[option], value)
-
-
-def of(name: str) -> dict[str, Any]:
-    """{option: its type} of a data set or a mixture, those of `data.load` included. Raises
-    UserError for a data set that there is not."""
-    from vlmface import data
-
-    shared = {
-        option: kind
-        for option, kind in declared(data.load).items()
-        if option not in (*OF_LOAD, "protocol")
-    }
-    if name.endswith((".yaml", ".yml")):
-        from vlmface.data import mixture
-
-        read = mixture.load
-    else:
-        read = data.adapter(name).read
-    own = {o: kind for o, kind in declared(read).items() if o not in (*OF_LOAD, "path", "unknown")}
-    return own | shared
 
 
 @functools.cache

@@ -130,3 +130,17 @@ def warning(found: Mapping[str, Any], second: str = "test") -> str:
         f"{found['people']:,} people are in the training and the {second} rows ({names}); they are "
         f"on {found['rows']:,} {second} rows, whose scores say little about other people"
     )
+
+
+def hold_out(
+    rows: datasets.Dataset, share: float, seed: int = 0
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """(rest, held out): by whole subjects, as near to `share` (0..1) of the rows as these allow; a
+    row without a subject is its own. Neither part is empty. Deterministic under `seed`, and
+    independent of the order of the rows. Raises UserError for a single subject."""
+    if not 0 < share < 1:
+        raise UserError(f"hold_out takes a share between 0 and 1, not {share}")
+    subjects = keys(rows)
+    chosen = choose(subjects, share, seed)
+    held = np.array([subject in chosen for subject in subjects], bool)
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

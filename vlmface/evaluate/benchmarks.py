@@ -61,7 +61,7 @@ class Benchmark:
     @property
     def needs_root(self) -> bool:
         """Whether its data lie in a folder of the user's; rendered faces lie in none."""
-        return getattr(data.adapter(self.dataset), "NEEDS_ROOT", True)
+        return getattr(data.dataset_module(self.dataset), "NEEDS_ROOT", True)
 
     def root_beside(self, data_root: str | None) -> str | None:
         """Where its data lie if nothing else is said: with the training data, if anywhere."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import data, facs, label_spaces, manifest, run_dir
-from vlmface.data import options
+from vlmface.data import option_checks
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.rationale import ground_truth as truths
@@ -112,7 +112,7 @@ class Settings(Checked):
     def check(self) -> None:
         """Refuse what cannot be built, as far as it is known before any work. Raises UserError."""
         taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
-        options.check(self.data, self.option, taken=taken, where="option")
+        option_checks.check(self.data, self.option, taken=taken, where="option")
         if self.style not in rules.STYLES:
             raise UserError(
                 f"there is no style {self.style!r}: use one of {', '.join(rules.STYLES)}"

@@ -184,7 +184,7 @@ def _source(found: Manifest) -> dict[str, Any]:
     if name not in data.names():
         return {"title": f"`{name}`", "home": None, "licence": "that of its sources", "own": False,
                 "rationales": ""}  # fmt: skip
-    module = data.adapter(name)
+    module = data.dataset_module(name)
     own = not getattr(module, "NEEDS_ROOT", True)
     return {
         "title": module.TITLE,

@@ -31,10 +31,10 @@ def saved_when_logged(settings: Any) -> None:
 def data_options(settings: Any, n: str = "n_train") -> None:
     """Refuse `data_options` that the data set does not have, or of another type; `n` is the field
     that says how many rows. Raises UserError."""
-    from vlmface.data import options
+    from vlmface.data import option_checks
 
     taken = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
-    options.check(settings.data, settings.data_options, taken=taken, where="data_options")
+    option_checks.check(settings.data, settings.data_options, taken=taken, where="data_options")
 
 
 def unused_roots(settings: Any) -> Iterator[Unused]:
@@ -56,7 +56,7 @@ def reads_root(name: str) -> bool:
 
     if name.endswith((".yaml", ".yml")):
         return True
-    module = data.adapter(name)
+    module = data.dataset_module(name)
     return getattr(module, "NEEDS_ROOT", True) or name == "rationales"
 
 

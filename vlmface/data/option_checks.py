@@ -1,0 +1,59 @@
+"""Check the options of a data set or a mixture before anything is read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from vlmface.data import mixture, options
+from vlmface.data.catalog import dataset_module, is_mixture
+from vlmface.data.loading import load_dataset
+from vlmface.errors import UserError
+
+OF_LOAD = ("n", "root", "split", "name", "streaming")  # words of `data.load` that are no options
+
+
+def check(
+    name: str, given: Mapping[Any, Any], *, taken: Mapping[str, str], where: str = "the options"
+) -> None:
+    """Refuse options that `data.load(name, **options)` would not take. Raises UserError.
+
+    Args:
+        name: a data set, or the path of a mixture.
+        given: {option: value}.
+        taken: words that are said in another way, and how: {"n": "n_train"}.
+        where: how the options are called in messages.
+    """
+    known = of(name)
+    for option, value in given.items():
+        if option in taken:
+            raise UserError(
+                f"{where} has {option!r} ({value!r}), which is a setting of its own: use "
+                f"{taken[option]}"
+            )
+        if option not in known:
+            near = difflib.get_close_matches(str(option), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(
+                f"{where}: {name} has no option {option!r}{hint}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+        options.check_type(f"{where}: {option}", known[option], value)
+
+
+def of(name: str) -> dict[str, Any]:
+    """{option: its type} of a data set or a mixture, those of `data.load` included. Raises
+    UserError for a data set that there is not."""
+    shared = {
+        option: kind
+        for option, kind in options.declared(load_dataset).items()
+        if option not in (*OF_LOAD, "protocol")
+    }
+    read = mixture.load if is_mixture(name) else dataset_module(name).read
+    own = {
+        o: kind
+        for o, kind in options.declared(read).items()
+        if o not in (*OF_LOAD, "path", "unknown")
+    }
+    return own | shared
