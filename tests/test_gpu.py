@@ -24,7 +24,8 @@ from vlmface.evaluate import answering
 from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
-from vlmface.tools import estimate_memory, inspect_rows
+from vlmface.tools import estimate_memory
+from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
@@ -134,7 +135,7 @@ def test_sharded_training_starts_on_a_gpu(strategy: str, base: Path, tmp_path: P
 
 def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
     """Of a batch so large that what CUDA's libraries hold themselves does not matter."""
-    settings = inspect_rows.settings_from(
+    settings = settings_from(
         "sft_cot_tiny",
         words(n_train=256, batch_size=128, epochs=1, output_dir=tmp_path, cache_features="false"),
     )

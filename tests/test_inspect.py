@@ -14,19 +14,20 @@ from vlmface import prompts
 from vlmface.cli import main
 from vlmface.families import llava
 from vlmface.tools import estimate_memory, inspect_rows
+from vlmface.tools.recipe_setup import Task
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 
 
 @pytest.fixture(scope="module")
-def task(processor: Any) -> inspect_rows.Task:
+def task(processor: Any) -> Task:
     prompt = prompts.load("face_cot")
     found, left_out = encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
-    return inspect_rows.Task(prompt, found, left_out)
+    return Task(prompt, found, left_out)
 
 
 def test_the_tokens_are_the_rows_and_the_marked_ones_the_supervised(
-    processor: Any, task: inspect_rows.Task
+    processor: Any, task: Task
 ) -> None:
     decode = processor.tokenizer.decode
     for row in task.rows:
@@ -51,7 +52,7 @@ def test_characters_of_several_tokens_are_shown_whole(processor: Any) -> None:
 
 
 def test_colours_are_green_for_supervised_tokens_and_for_no_others(
-    processor: Any, task: inspect_rows.Task
+    processor: Any, task: Task
 ) -> None:
     row = task.rows[0]
     text = inspect_rows.show_tokens(processor, row["input_ids"], row["labels"], colour=True)
@@ -61,7 +62,7 @@ def test_colours_are_green_for_supervised_tokens_and_for_no_others(
     assert "".join(green).replace("\\n\n", "\n") == processor.tokenizer.decode(learnt)
 
 
-def test_the_table_says_what_the_recipe_leaves_out(processor: Any, task: inspect_rows.Task) -> None:
+def test_the_table_says_what_the_recipe_leaves_out(processor: Any, task: Task) -> None:
     lengths = sorted(task.rows["length"])
     for limit in (lengths[3], lengths[10]):
         kept, left_out = encode_rows(
@@ -86,7 +87,7 @@ def test_reasons_are_counted(processor: Any) -> None:
     prompt = prompts.load("face_cot")
     spoilt = rows(16).map(spoil, with_indices=True)
     found, left_out = encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
-    task = inspect_rows.Task(prompt, found, left_out)
+    task = Task(prompt, found, left_out)
     shown = inspect_rows.show_lengths(task, min(found["length"]))
     too_long = sum(length > min(found["length"]) for length in found["length"])
     assert f"left out: {5 + too_long} of 16 rows" in shown

@@ -21,7 +21,8 @@ from vlmface import encode, families, prompts
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.families import llava, tiny, tiny_qwen_vl, tiny_smolvlm
-from vlmface.tools import estimate_memory, inspect_rows, simulate_memory
+from vlmface.tools import estimate_memory, simulate_memory
+from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
 from vlmface.train.loss import summed_cross_entropy
 from vlmface.train.settings import SFTSettings
@@ -32,7 +33,7 @@ MIB = 2**20
 
 def settings_for(base: Path, *words: str) -> SFTSettings:
     fixed = ["--base", str(base), "--n_train", "12", "--batch_size", "4"]
-    return inspect_rows.settings_from("sft_cot_tiny", [*fixed, *words])
+    return settings_from("sft_cot_tiny", [*fixed, *words])
 
 
 def rows_for(settings: SFTSettings) -> estimate_memory.Rows:

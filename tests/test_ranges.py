@@ -20,7 +20,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, sweep
 from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import context_ablation
-from vlmface.rationale import build
+from vlmface.rationale.types import BuildSettings
 from vlmface.serving.gateway.settings import Settings as Gateway
 from vlmface.train import checks, grpo, rewards
 from vlmface.train.clip import contrastive
@@ -40,7 +40,7 @@ SETTINGS: dict[str, type] = {
     "clip_captions": contrastive.Settings,
     "synthesize": load_script("recipes/synthesize.py").Settings,
     "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
-    "rationale": build.Settings,
+    "rationale": BuildSettings,
     "run": evaluation.Settings,
     "faithfulness": faithfulness.Settings,
     "robustness": robustness.Settings,

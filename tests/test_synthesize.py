@@ -19,8 +19,8 @@ from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules, self_training, verify
-from vlmface.rationale.build import Written
 from vlmface.rationale.ground_truth import Truth
+from vlmface.rationale.types import Written
 from vlmface.schema import FaceSample
 
 PROMPT = prompts.load("face_cot")

@@ -1,4 +1,5 @@
-"""Does the wording around an action unit describe that unit? "The brows are raised (AU4)" does not.
+"""Descriptions of action units in words, and whether the words around an AU describe that unit:
+"The brows are raised (AU4)" do not.
 
 A small reading of parts of the face and of where they move, made to be sure rather than complete:
 a mention is only called wrong if its words name a movement against the unit's own and none with it,
@@ -143,3 +144,38 @@ def _read(span: str) -> Iterator[tuple[str, str | None]]:
                 moved = names["part"][int(number)]
         if moved is not None:
             yield moved, name
+
+
+def from_cue(au: int) -> tuple[str, ...]:
+    """The catalogue's own cue of an AU, with a place for the intensity."""
+    return (re.sub(r" (is|are) ", r" \1{how} ", facs.AUS[au].cue, count=1),)
+
+
+CLAUSES: dict[int, tuple[str, ...]] = {
+    1: ("the inner brows are{how} raised", "the inner brows rise{how}"),
+    2: ("the outer brows are{how} raised", "the outer brows rise{how}"),
+    4: ("the brows are{how} lowered", "the brows are{how} drawn together",
+        "the brows are{how} pulled down"),
+    5: ("the upper lids are{how} raised", "the eyes are{how} widened"),
+    6: ("the cheeks are{how} raised", "the cheeks are{how} lifted"),
+    7: ("the lids are{how} tightened", "the lids are{how} tensed"),
+    9: ("the nose is{how} wrinkled", "the nose wrinkles{how}"),
+    10: ("the upper lip is{how} raised", "the upper lip is{how} pulled up"),
+    12: ("the lip corners are{how} pulled up", "the lip corners are{how} raised"),
+    14: ("the lip corners are{how} dimpled", "the lip corners are{how} pressed in"),
+    15: ("the lip corners are{how} pulled down", "the lip corners are{how} lowered"),
+    16: ("the lower lip is{how} pulled down", "the lower lip is{how} lowered"),
+    17: ("the chin is{how} pushed up", "the chin is{how} raised"),
+    18: ("the lips are{how} puckered", "the lips are{how} pursed"),
+    20: ("the lips are{how} stretched", "the lips are{how} stretched sideways"),
+    22: ("the lips are{how} funneled", "the lips are{how} pushed forward"),
+    23: ("the lips are{how} tightened", "the lips are{how} narrowed"),
+    24: ("the lips are{how} pressed", "the lips are{how} pressed together"),
+    25: ("the lips are{how} parted", "the lips part{how}"),
+    26: ("the jaw is{how} dropped", "the jaw drops{how}"),
+    27: ("the mouth is{how} stretched open", "the mouth stretches open{how}"),
+    28: ("the lips are{how} sucked in", "the lips are{how} rolled in"),
+    34: ("the cheeks are{how} puffed out", "the cheeks are{how} puffed"),
+    43: ("the eyes are{how} closed", "the eyes are{how} shut"),
+}  # fmt: skip
+CLAUSES |= {au: from_cue(au) for au in facs.AUS if au not in CLAUSES}

@@ -141,6 +141,8 @@ def hold_out(
     if not 0 < share < 1:
         raise UserError(f"hold_out takes a share between 0 and 1, not {share}")
     subjects = keys(rows)
+    import numpy as np
+
     chosen = choose(subjects, share, seed)
     held = np.array([subject in chosen for subject in subjects], bool)
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

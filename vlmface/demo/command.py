@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
             import gradio  # noqa: F401
         except ImportError as error:
             raise UserError(f"the demo needs pip install 'vlmface[demo]' ({error})") from error
-        from vlmface.demo.app import Demo
+        from vlmface.demo import app
+        from vlmface.demo.state import Demo
         from vlmface.infer.predictor import Predictor
 
         predictors, cards = [], []
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             cards.append(_card(predictor, one, run))
         demo = Demo(predictors, cards, Path(temporary))
         closing.callback(demo.close)
-        demo.serve(arguments.host, arguments.port, arguments.allowed_hosts)
+        app.serve(demo, arguments.host, arguments.port, arguments.allowed_hosts)
     return 0
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.data.detect import Box
-    from vlmface.demo.app import Demo
+    from vlmface.demo.state import Demo
     from vlmface.infer.face_views import FaceView
     from vlmface.infer.predictor import Predictor
 

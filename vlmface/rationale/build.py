@@ -14,13 +14,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vlmface import data, facs, label_spaces, manifest, run_dir
-from vlmface.data import option_checks
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.rationale import ground_truth as truths
@@ -28,23 +26,12 @@ from vlmface.rationale import page, rules, self_training, teacher_prompts, verif
 from vlmface.rationale.ground_truth import Truth
 from vlmface.rationale.summary import summarise
 from vlmface.rationale.teacher_prompts import TeacherPrompt
-from vlmface.rationale.verify import Fault, Limits, Verdict
+from vlmface.rationale.types import REQUEST, BuildSettings, Pictures, Written
+from vlmface.rationale.verify import Fault, Verdict
 from vlmface.schema import FaceSample, features
 from vlmface.utils import config, lock
 from vlmface.utils.files import atomic_write
 from vlmface.utils.jsonl_journal import Journal
-from vlmface.utils.ranges import (
-    Checked,
-    Count,
-    Natural,
-    NotNegative,
-    Positive,
-    PositiveShare,
-    Range,
-    Seed,
-    Share,
-    Unused,
-)
 
 if TYPE_CHECKING:
     import datasets
@@ -53,7 +40,6 @@ if TYPE_CHECKING:
     from vlmface.infer.endpoint import Endpoint
     from vlmface.rationale.teacher import Job, Teacher
 
-REQUEST = {"temperature": 0.7, "max_tokens": 600}  # of a teacher, unless the user says otherwise
 # Settings that may change between two sittings of one build.
 _FREE = (
     "output", "root", "overwrite", "api_key_env", "concurrency", "timeout", "attempts", "price_in",
@@ -61,102 +47,15 @@ _FREE = (
 )  # fmt: skip
 
 
-Words = Annotated[int, Range(min=16)]
-Times = Annotated[float, Range(min=1)]  # as many texts as of the rarest emotion
 
 
-@dataclass(frozen=True)
-class Settings(Checked):
-    """The options of `vlmface rationale build`; `vlmface.rationale.cli` explains them."""
-
-    data: str
-    output: str
-    root: str | None = None
-    split: str = "train"
-    n: Count | None = None
-    option: dict[str, Any] = field(default_factory=dict)
-    label_space: str = "emotion8"
-    aus: str | None = None
-    au_threshold: Annotated[float, Range(above=0, max=5)] = 1.0
-    writer: Literal["rules", "teacher", "model"] = "rules"
-    style: str = "varied"
-    seed: Seed = 0
-    endpoint: str | None = None
-    model: str | None = None
-    saw_label: bool | None = None
-    prompt: str | None = None
-    api_key_env: str | None = None
-    concurrency: Count = 8
-    timeout: Positive = 120.0
-    attempts: Count = 6
-    repairs: Natural = 1
-    request: dict[str, Any] = field(default_factory=dict)
-    image_side: Annotated[int, Range(min=16)] = 768
-    price_in: NotNegative | None = None
-    price_out: NotNegative | None = None
-    samples: Count = 8
-    temperature: Positive = 1.0
-    top_p: PositiveShare = 1.0
-    labels: Literal["annotated", "vote"] = "annotated"
-    min_agreement: Share = 0.5
-    balance: Times | None = None
-    batch_size: Count = 16
-    min_precision: PositiveShare = 1.0
-    min_recall: PositiveShare = 1.0
-    max_words: Words = 150
-    duplicates: Literal["report", "reject"] = "report"
-    similarity: PositiveShare = 0.85
-    faces: Natural = 12
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Refuse what cannot be built, as far as it is known before any work. Raises UserError."""
-        taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
-        option_checks.check(self.data, self.option, taken=taken, where="option")
-        if self.style not in rules.STYLES:
-            raise UserError(
-                f"there is no style {self.style!r}: use one of {', '.join(rules.STYLES)}"
-            )
-
-    def unused(self) -> Iterator[Unused]:
-        why = f"writer is {self.writer}"
-        asks = ("endpoint", "model", "saw_label", "prompt")
-        remote = ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
-                  "price_in", "price_out")  # fmt: skip
-        several = ("samples", "temperature", "top_p", "labels", "min_agreement")
-        names = {
-            "rules": (*asks, *remote, *several, "repairs", "batch_size"),
-            "teacher": (*several, "style", "batch_size"),
-            "model": ("style", "repairs", "aus"),
-        }
-        for name in names[self.writer]:
-            yield Unused(name, why, ("writer",))
-        if self.writer == "model":
-            yield from unused_by_model(self.endpoint)
-        if self.aus is None:
-            yield Unused("au_threshold", "aus names no estimator", ("aus",))
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.min_precision, self.min_recall, self.max_words)
 
 
-@dataclass
-class Written:
-    """One face with its text: `index` is its row, `record` the teacher's (empty for rules)."""
-
-    index: int
-    id: str
-    truth: Truth
-    text: str
-    verdict: Verdict
-    record: Mapping[str, Any] = field(default_factory=dict)
 
 
-Pictures = Callable[[int], "Image.Image | None"]  # row number -> picture, None if there is none
 
 
-def build(settings: Settings) -> dict[str, Any]:
+def build(settings: BuildSettings) -> dict[str, Any]:
     """Build, or go on with, the folder `settings.output`; returns its summary.
 
     Raises UserError for settings that cannot work, for a folder that holds something else, for an
@@ -167,7 +66,7 @@ def build(settings: Settings) -> dict[str, Any]:
         return _build(settings, space)
 
 
-def _build(settings: Settings, space: label_spaces.LabelSpace) -> dict[str, Any]:
+def _build(settings: BuildSettings, space: label_spaces.LabelSpace) -> dict[str, Any]:
     """`build` in a folder that no other process builds in."""
     output = Path(settings.output)
     work = output.with_name(f"{output.name}.building")
@@ -209,7 +108,7 @@ def _build(settings: Settings, space: label_spaces.LabelSpace) -> dict[str, Any]
     return summary
 
 
-def _check(settings: Settings) -> label_spaces.LabelSpace:
+def _check(settings: BuildSettings) -> label_spaces.LabelSpace:
     """The label space, after everything that can be said before any work. Raises UserError."""
     space = label_spaces.space(settings.label_space)
     if space.field != "emotion":
@@ -219,17 +118,9 @@ def _check(settings: Settings) -> label_spaces.LabelSpace:
     return space
 
 
-def unused_by_model(endpoint: str | None) -> Iterator[Unused]:
-    """Options of a model writer that only an endpoint, or only a model in this process, reads."""
-    if endpoint:
-        yield Unused("batch_size", "the model answers at an endpoint", ("endpoint",))
-        return
-    for name in ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
-                 "price_in", "price_out"):  # fmt: skip
-        yield Unused(name, "the model answers in this process, without an endpoint", ("endpoint",))
 
 
-def _is_complete(settings: Settings, output: Path) -> bool:
+def _is_complete(settings: BuildSettings, output: Path) -> bool:
     aside = _aside(output)
     if aside.exists() and not output.exists():  # killed between the two renames of `_finish`
         os.rename(aside, output)
@@ -249,7 +140,7 @@ def _aside(output: Path) -> Path:
     return output.with_name(f".{output.name}.replaced")
 
 
-def _teacher(settings: Settings) -> Teacher:
+def _teacher(settings: BuildSettings) -> Teacher:
     """The teacher that the settings describe. Raises UserError for what is missing or wrong."""
     for name in ("endpoint", "model"):
         if not getattr(settings, name):
@@ -274,7 +165,7 @@ def _teacher(settings: Settings) -> Teacher:
 
 
 def _model(
-    settings: Settings, space: label_spaces.LabelSpace
+    settings: BuildSettings, space: label_spaces.LabelSpace
 ) -> self_training.Local | self_training.Remote:
     """The trained model that the settings name. Raises UserError for what is missing or wrong."""
     if not settings.model:
@@ -293,7 +184,7 @@ def _model(
     return asked
 
 
-def _endpoint(settings: Settings, request: Mapping[str, Any]) -> Endpoint:
+def _endpoint(settings: BuildSettings, request: Mapping[str, Any]) -> Endpoint:
     from vlmface.infer.endpoint import Endpoint
 
     return Endpoint(
@@ -328,7 +219,7 @@ def _pictures(rows: datasets.Dataset) -> Pictures:
 def _faces(
     rows: datasets.Dataset,
     pictures: Pictures,
-    settings: Settings,
+    settings: BuildSettings,
     space: label_spaces.LabelSpace,
     work: Path,
     left_out: Counter[str],
@@ -369,7 +260,7 @@ def _faces(
 
 
 def _by_rules(
-    faces: Sequence[tuple[int, str, Truth]], settings: Settings, space: label_spaces.LabelSpace
+    faces: Sequence[tuple[int, str, Truth]], settings: BuildSettings, space: label_spaces.LabelSpace
 ) -> list[Written]:
     written = []
     for index, id, truth in faces:
@@ -383,7 +274,7 @@ def _by_rules(
 def _by_teacher(
     faces: Sequence[tuple[int, str, Truth]],
     pictures: Pictures,
-    settings: Settings,
+    settings: BuildSettings,
     space: label_spaces.LabelSpace,
     work: Path,
     left_out: Counter[str],
@@ -427,7 +318,7 @@ def _by_teacher(
     return written
 
 
-def _announce(n: int, of: int, settings: Settings, prompt: TeacherPrompt) -> None:
+def _announce(n: int, of: int, settings: BuildSettings, prompt: TeacherPrompt) -> None:
     def told(is_told: bool) -> str:
         return "with" if is_told else "without"
 
@@ -440,7 +331,7 @@ def _announce(n: int, of: int, settings: Settings, prompt: TeacherPrompt) -> Non
     )
 
 
-def _mark_duplicates(written: list[Written], settings: Settings) -> int:
+def _mark_duplicates(written: list[Written], settings: BuildSettings) -> int:
     """The number of passing texts that nearly repeat an earlier one; a fault of theirs if so
     asked."""
     passing = [w for w in written if w.verdict.kept]
@@ -460,7 +351,7 @@ def _finish(
     work: Path,
     rows: datasets.Dataset,
     pictures: Pictures,
-    settings: Settings,
+    settings: BuildSettings,
     written: Sequence[Written],
     summary: Mapping[str, Any],
 ) -> None:
@@ -498,7 +389,7 @@ def _finish(
 def _with_rationales(
     rows: datasets.Dataset,
     written: Sequence[Written],
-    settings: Settings,
+    settings: BuildSettings,
     summary: Mapping[str, Any],
 ) -> datasets.Dataset:
     """The rows of the kept rationales, in order, with those in them."""

@@ -90,13 +90,14 @@ def add_build(parser: argparse.ArgumentParser) -> None:
 def build_command(arguments: argparse.Namespace) -> int:
     """Run the build and say what came of it."""
     from vlmface import data
-    from vlmface.rationale.build import Settings, build
+    from vlmface.rationale.build import build
+    from vlmface.rationale.types import BuildSettings
     from vlmface.utils import config
 
-    values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
+    values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(BuildSettings)}
     values["option"] = data.parse_options(arguments.data, arguments.option)
     values["request"] = config.fields("request", arguments.request) if arguments.request else {}
-    settings = config.build(Settings, values, where="the command line")
+    settings = config.build(BuildSettings, values, where="the command line")
     return tell(build(settings), arguments.output)
 
 

@@ -17,7 +17,7 @@ from vlmface.utils.files import atomic_write
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlmface.rationale.build import Written
+    from vlmface.rationale.types import Written
 
 SIDE = 256  # pixels of a face on the page
 

@@ -6,11 +6,11 @@ built-in tiny model learns from exactly those sentences.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlmface import facs
+from vlmface.au_descriptions import from_cue
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,6 @@ class Style:
     closings: Mapping[str, tuple[str, ...]]
 
 
-def from_cue(au: int) -> tuple[str, ...]:
-    """The catalogue's own cue of an AU, with a place for the intensity."""
-    return (re.sub(r" (is|are) ", r" \1{how} ", facs.AUS[au].cue, count=1),)
 
 
 _CLAUSES: dict[int, tuple[str, ...]] = {

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.endpoint import Endpoint
     from vlmface.label_spaces import LabelSpace
-    from vlmface.rationale.build import Pictures, Settings, Written
+    from vlmface.rationale.types import BuildSettings, Pictures, Written
 
 VOTED = "vote"
 _EVERY = frozenset(facs.AU_NUMBERS)
@@ -107,7 +107,7 @@ def choose(
 class Local:
     """A run folder, in this process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BuildSettings) -> None:
         from vlmface.infer.local import LocalModel
 
         self.settings = settings
@@ -144,7 +144,7 @@ class Local:
 class Remote:
     """A server with the OpenAI API, such as vLLM's."""
 
-    def __init__(self, settings: Settings, endpoint: Endpoint) -> None:
+    def __init__(self, settings: BuildSettings, endpoint: Endpoint) -> None:
         endpoint.check()
         if settings.prompt is None:
             raise UserError(
@@ -217,7 +217,7 @@ def _seed(*parts: int) -> int:
 Told = Callable[[Face, "str | None"], list[dict[str, Any]]]
 
 
-def question(settings: Settings, prompt: prompts.Prompt) -> tuple[Told, str]:
+def question(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Told, str]:
     """(messages for a face, the form of the answers): the model's own prompt, or, with saw_label,
     the teacher prompt `with_label`, which gives the annotation away as Facial-R1's does."""
     from vlmface.infer.endpoint import with_images
@@ -242,7 +242,7 @@ def question(settings: Settings, prompt: prompts.Prompt) -> tuple[Told, str]:
     return with_truth, leading.form
 
 
-def asked_with(settings: Settings, prompt: prompts.Prompt) -> dict[str, Any]:
+def asked_with(settings: BuildSettings, prompt: prompts.Prompt) -> dict[str, Any]:
     """The prompt of `question`, for the data card."""
     if not settings.saw_label:
         return {"prompt": prompt.id, "prompt_version": prompt.version, "prompt_sha": prompt.sha}
@@ -255,7 +255,7 @@ def asked_with(settings: Settings, prompt: prompts.Prompt) -> dict[str, Any]:
 
 
 def faces_of(
-    rows: datasets.Dataset, pictures: Pictures, settings: Settings, space: LabelSpace,
+    rows: datasets.Dataset, pictures: Pictures, settings: BuildSettings, space: LabelSpace,
     left_out: Counter[str],
 ) -> list[Face]:  # fmt: skip
     """The faces to ask about, each picture once; counts the others by reason."""
@@ -285,13 +285,13 @@ def faces_of(
 
 
 def write(
-    settings: Settings, rows: datasets.Dataset, pictures: Pictures, space: LabelSpace, work: Path,
+    settings: BuildSettings, rows: datasets.Dataset, pictures: Pictures, space: LabelSpace, work: Path,
     left_out: Counter[str], asked: Local | Remote,
 ) -> list[Written]:  # fmt: skip
     """Ask about all faces, or go on with it, and choose a text for each."""
     from tqdm import tqdm
 
-    from vlmface.rationale.build import Written
+    from vlmface.rationale.types import Written
 
     faces = faces_of(rows, pictures, settings, space, left_out)
     told, form = question(settings, asked.prompt)

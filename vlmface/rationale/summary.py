@@ -15,13 +15,13 @@ from vlmface.rationale.verify import REASONS
 if TYPE_CHECKING:
     import datasets
 
-    from vlmface.rationale.build import Settings, Written
     from vlmface.rationale.self_training import Local, Remote
     from vlmface.rationale.teacher import Teacher
+    from vlmface.rationale.types import BuildSettings, Written
 
 
 def summarise(
-    settings: Settings,
+    settings: BuildSettings,
     space: LabelSpace,
     rows: datasets.Dataset,
     left_out: Mapping[str, int],
@@ -99,7 +99,7 @@ def summarise(
     }
 
 
-def _vote(written: Sequence[Written], settings: Settings) -> dict[str, Any]:
+def _vote(written: Sequence[Written], settings: BuildSettings) -> dict[str, Any]:
     """How the answers agreed, and how often what they voted was annotated so, where it is known."""
     found: dict[str, Any] = {
         "samples": settings.samples,
@@ -130,7 +130,7 @@ def _mean(values: Iterable[float]) -> float | None:
     return round(sum(listed) / len(listed), 4) if listed else None
 
 
-def _cost(records: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+def _cost(records: Sequence[Mapping[str, Any]], settings: BuildSettings) -> dict[str, Any]:
     """Tokens, and what they cost at the user's prices per million."""
     total = {
         name: sum(record[name] for record in records)

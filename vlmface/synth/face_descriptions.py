@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmface import facs
-from vlmface.rationale.rules import CLAUSES
+from vlmface.au_descriptions import CLAUSES
 from vlmface.synth.faces import Sample
 
 # Place of the face -> the regions of the catalogue in it.

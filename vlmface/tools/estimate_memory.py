@@ -28,7 +28,8 @@ from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import parts
 from vlmface.run_dir import read_log
-from vlmface.tools import inspect_rows, simulate_memory
+from vlmface.tools import simulate_memory
+from vlmface.tools.recipe_setup import read_tasks, settings_from, show_parameters
 from vlmface.train import sft
 from vlmface.train.checks import steps
 from vlmface.train.settings import VLMSettings
@@ -167,7 +168,7 @@ def rows_of(settings: VLMSettings, family: ModuleType, config: Any, processor: A
     if processor is None:
         return _assumed(settings, family, config, None, "no processor beside config.json")
     try:
-        tasks = inspect_rows.read_tasks(settings, processor, family)
+        tasks = read_tasks(settings, processor, family)
     except UserError as error:
         return _assumed(settings, family, config, processor, f"data not read: {error}")
     kept = [
@@ -420,7 +421,7 @@ def changes(settings: VLMSettings) -> Iterator[tuple[str, VLMSettings]]:
 def measure(settings: VLMSettings, processor: Any, family: ModuleType, count: int = 4) -> float:
     """Seconds a step, measured on this machine: the median of all but the first of `count` real
     steps, in a temporary folder. Needs the base's weights and the data."""
-    tasks = inspect_rows.read_tasks(settings, processor, family)
+    tasks = read_tasks(settings, processor, family)
     rows = tasks[0].rows
     short = [i for i, length in enumerate(rows["length"]) if length <= settings.max_length]
     needed = count * settings.batch_size * settings.gradient_accumulation
@@ -463,7 +464,7 @@ def show(memories: Mapping[str, Memory]) -> str:
 def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: bool) -> int:
     """`vlmface plan`: prints; returns 0 if the run fits, 1 if it does not."""
     room = None if gpu is None else gpu_bytes(gpu)
-    settings = inspect_rows.settings_from(config, words)
+    settings = settings_from(config, words)
     base = base_config(settings.base)
     family = families.get(families.family_of(base))
     processor = processor_of(settings)
@@ -471,7 +472,7 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
     for note in rows.notes:
         print(f"note: {note}")
     meta = build(base, family, settings, torch.float32)
-    print(inspect_rows.show_parameters(parameters(meta, family)))
+    print(show_parameters(parameters(meta, family)))
     size, length = rows.train(settings.batch_size)["input_ids"].shape
     world = settings.num_processes or 1
     print(
