@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlmface import data, families, manifest
+from vlmface import benchmarks, data, families, manifest
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import clip, context_ablation
 from vlmface.prompts import Prompt

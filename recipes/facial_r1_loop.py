@@ -21,10 +21,10 @@ from typing import Any
 import yaml
 
 from vlmface import prompts
+from vlmface.benchmarks import load_benchmark
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.evaluate.answering import scored_prompts
-from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.run_dir import begin, open_run
 from vlmface.train import grpo
 from vlmface.train.settings import SFTSettings

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vlmface import data, families, manifest, prompts
+from vlmface import benchmarks, data, families, manifest, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.run_dir import begin, open_run
 from vlmface.train import budget, checks, sft, task_sampling, text_only

@@ -20,9 +20,9 @@ from miniatures import face, fea20k
 from miniatures.records import write_lines
 from samples import ROOT, samples
 
-from vlmface import data, facs, label_spaces, prompts
+from vlmface import benchmarks, data, facs, label_spaces, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.prompts import Prompt

@@ -6,7 +6,8 @@ import pytest
 import torch
 from clip_rows import picture, rows_of
 
-from vlmface.clip import checkpoint, texts, tiny_clip
+from vlmface import label_texts
+from vlmface.clip import checkpoint, tiny_clip
 from vlmface.clip.adapters import Adapted, add_adapters
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.errors import UserError
@@ -35,7 +36,7 @@ def test_untrained_adapters_change_nothing(frames):
     shown = squares(clip, 2, 2 * frames)
     before = clip.image_features(shown.flatten(0, 1))
     shape = Shape(image="adapters", views=2, frames=frames, time="mean")
-    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     # Up to rounding: on some processors a layer with an adapter adds its sums in another order.
     torch.testing.assert_close(clip.image_features(shown.flatten(0, 1)), before, atol=1e-6, rtol=0)
     wake(model)
@@ -43,7 +44,7 @@ def test_untrained_adapters_change_nothing(frames):
 
 
 def test_only_adapters_are_trained_of_the_tower():
-    model = Classifier(tiny_clip.build(), texts.load("clip_emotion"), Shape(image="adapters"))
+    model = Classifier(tiny_clip.build(), label_texts.load("clip_emotion"), Shape(image="adapters"))
     names = checkpoint.names(model)
     blocks = len(model.model.visual.transformer.resblocks)
     assert len(names) == blocks * 2 * 4
@@ -53,7 +54,7 @@ def test_only_adapters_are_trained_of_the_tower():
 def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
     clip = tiny_clip.build()
     shape = Shape(image="adapters", views=2, frames=3, time="mean")
-    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 2, 6)
     before = model.image_features(shown)
@@ -66,7 +67,7 @@ def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
 def test_batches_and_single_rows_are_equal():
     clip = tiny_clip.build()
     shape = Shape(image="adapters", frames=3, time="transformer")
-    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 3, 3)
     together, _ = model.answer(shown)
@@ -85,7 +86,7 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
         output_dir=str(tmp_path), image="adapters", frames=2, time="mean", epochs=4, batch_size=8,
         learning_rate=3e-3, logging_steps=1,
     )  # fmt: skip
-    asked = texts.load("clip_emotion")
+    asked = label_texts.load("clip_emotion")
     model = Classifier(tiny_clip.build(), asked, settings.shape(1))
     found = train(model, rows, settings)
     assert found["loss_last"] < found["loss_first"] - 0.2

@@ -11,11 +11,11 @@ import pytest
 from miniatures import raer
 from samples import load_script
 
-from vlmface import manifest
+from vlmface import benchmarks, manifest
 from vlmface.data import crops
 from vlmface.data.row_images import open_images
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.infer.clip import ClipModel
 from vlmface.train.clip.model_selection import LOG
 

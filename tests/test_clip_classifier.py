@@ -9,7 +9,8 @@ import open_clip
 import pytest
 import torch
 
-from vlmface.clip import checkpoint, model, texts
+from vlmface import label_texts
+from vlmface.clip import checkpoint, model
 from vlmface.clip.affect import AFFECT_HEADS
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.errors import UserError
@@ -23,7 +24,7 @@ SQUARES = torch.randint(
 
 def _classifier(base: Path, prompt: str = "clip_emotion", **shape: object) -> Classifier:
     torch.manual_seed(1)
-    return Classifier(model.load(base), texts.load(prompt), Shape(**shape)).eval()  # type: ignore[arg-type]
+    return Classifier(model.load(base), label_texts.load(prompt), Shape(**shape)).eval()  # type: ignore[arg-type]
 
 
 def _shaken(classifier: Classifier) -> Classifier:

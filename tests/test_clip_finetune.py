@@ -13,9 +13,9 @@ import pytest
 import torch
 from samples import load_script
 
-from vlmface import data, manifest
+from vlmface import data, label_texts, manifest
 from vlmface.cli import main as vlmface
-from vlmface.clip import model, texts
+from vlmface.clip import model
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate.run import main as evaluate
@@ -63,7 +63,7 @@ def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
     assert scores["after"]["parse"]["strict"] == 1
     found, (asked,) = manifest.load(done)
     assert found.family == manifest.CLIP and found.base["id"] == str(clip_base)
-    assert asked.sha == texts.load("clip_emotion").sha
+    assert asked.sha == label_texts.load("clip_emotion").sha
     lines = answering.read_lines(done / "predictions.jsonl")
     for line in lines:
         shares = line["probabilities"]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from samples import rows as face_rows
 
-from vlmface import facs, label_spaces
-from vlmface.clip import model, texts, tiny_clip
+from vlmface import facs, label_spaces, label_texts
+from vlmface.clip import model, tiny_clip
 from vlmface.errors import UserError
 from vlmface.schema import AULabel, FaceSample
 from vlmface.train.clip import captions
@@ -135,34 +135,34 @@ def test_broken_folders_are_named(clip: model.Clip, tmp_path: Path) -> None:
 # --- texts of labels ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", texts.names())
+@pytest.mark.parametrize("name", label_texts.names())
 def test_every_label_has_texts_that_fit(name: str, clip: model.Clip) -> None:
-    found = texts.load(name)
+    found = label_texts.load(name)
     assert found.id == name and list(found.positive) == list(found.space.labels)
     every = [text for side in (found.positive, found.negative) for v in side.values() for text in v]
     assert len(every) == len(set(every)) or found.negatives
-    texts.check_lengths(clip.tokenizer, every, name)
+    label_texts.check_lengths(clip.tokenizer, every, name)
     assert not any("{" in text for text in every)
 
 
 def test_signs_are_those_of_the_prototypes() -> None:
-    assert texts.signs("happiness") == f"{facs.AUS[6].cue}, {facs.AUS[12].cue}"
-    assert texts.signs("neutral") == "no facial muscle is moved"
+    assert label_texts.signs("happiness") == f"{facs.AUS[6].cue}, {facs.AUS[12].cue}"
+    assert label_texts.signs("neutral") == "no facial muscle is moved"
     with pytest.raises(UserError, match="write descriptions"):
-        texts.signs("Fatigue")
+        label_texts.signs("Fatigue")
 
 
 def test_the_sha_follows_what_the_model_reads(tmp_path: Path) -> None:
     path = Path("prompts/clip/clip_emotion.yaml")
-    plain = texts.load(path)
-    assert plain.sha == texts.load("clip_emotion").sha
+    plain = label_texts.load(path)
+    assert plain.sha == label_texts.load("clip_emotion").sha
     for before, after, same in (
         ("happiness: happy", "happiness: joyful", False),
         ("source: ", "notes: nothing\nsource: ", True),
     ):
         changed = tmp_path / "clip_emotion.yaml"
         changed.write_text(path.read_text().replace(before, after))
-        assert (texts.load(changed).sha == plain.sha) is same
+        assert (label_texts.load(changed).sha == plain.sha) is same
 
 
 @pytest.mark.parametrize(
@@ -179,15 +179,15 @@ def test_wrong_files_are_refused(lines: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(f"id: own\nversion: 1\nlabel_space: emotion8\nsource: me\n{lines}\n")
     with pytest.raises(UserError, match=said):
-        texts.load(path)
+        label_texts.load(path)
 
 
 def test_long_texts_are_counted_and_not_cut(clip: model.Clip) -> None:
     fits, long = "a " * 75, "a " * 76
-    assert texts.lengths(clip.tokenizer, [fits, long]) == [77, 78]
-    texts.check_lengths(clip.tokenizer, [fits], "x")
+    assert label_texts.lengths(clip.tokenizer, [fits, long]) == [77, 78]
+    label_texts.check_lengths(clip.tokenizer, [fits], "x")
     with pytest.raises(UserError, match=r"1 of 2 texts of x have more than the 77 tokens .* 78"):
-        texts.check_lengths(clip.tokenizer, [fits, long], "x")
+        label_texts.check_lengths(clip.tokenizer, [fits, long], "x")
 
 
 # --- captions -------------------------------------------------------------------------------------

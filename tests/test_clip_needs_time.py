@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 
-from vlmface.clip import texts
+from vlmface import label_texts
 from vlmface.errors import UserError
 from vlmface.pipelines import temporal_ablation
 from vlmface.pipelines.temporal_ablation import Part, compare
@@ -43,7 +43,7 @@ def settings(folder, **changes) -> Settings:
 
 
 def truths(test: Part):
-    labels = texts.load("clip_emotion").space.labels
+    labels = label_texts.load("clip_emotion").space.labels
     return [{"id": f"c{i}", "subject": None, "truth": {"emotion": labels[int(t)]}}
             for i, t in enumerate(test.targets)]  # fmt: skip
 

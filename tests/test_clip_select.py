@@ -10,7 +10,8 @@ import pytest
 import torch
 from clip_rows import picture, rows_of
 
-from vlmface.clip import checkpoint, texts, tiny_clip
+from vlmface import label_texts
+from vlmface.clip import checkpoint, tiny_clip
 from vlmface.clip.classifier import Classifier
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
@@ -49,7 +50,7 @@ def chosen(folder, **changes) -> Settings:
 
 def trained_run(settings, rows, held=None):
     torch.manual_seed(0)
-    model = Classifier(tiny_clip.build(), texts.load("clip_emotion"), settings.shape(1))
+    model = Classifier(tiny_clip.build(), label_texts.load("clip_emotion"), settings.shape(1))
     found = train(model, rows, settings, held)
     return model, found
 

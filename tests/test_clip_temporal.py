@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from vlmface.clip import texts, tiny_clip
+from vlmface import label_texts
+from vlmface.clip import tiny_clip
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.clip.model import Clip
 from vlmface.clip.temporal import Fusion, OverTime, Temporal
@@ -94,7 +95,7 @@ def caer() -> tuple[Classifier, Settings]:
         chosen.base,
     )
     shape = chosen.shape(len(crops.parse(chosen.crop)))
-    return Classifier(clip, texts.load(chosen.prompt), shape), chosen
+    return Classifier(clip, label_texts.load(chosen.prompt), shape), chosen
 
 
 def test_clip_caer_is_what_was_published(caer):
@@ -178,7 +179,7 @@ def test_temporal_transformer_knows_order_and_every_frame():
 def test_mean_of_a_still_clip_is_its_frame():
     clip = tiny_clip.build()
     still = torch.randint(0, 256, (2, 1, 3, clip.side, clip.side), dtype=torch.uint8)
-    asked = texts.load("clip_emotion")
+    asked = label_texts.load("clip_emotion")
     one = Classifier(clip, asked, Shape()).eval()
     mean = Classifier(clip, asked, Shape(frames=16, time="mean")).eval()
     alone, _ = one.answer(still)
@@ -204,11 +205,11 @@ def test_fusion_starts_as_the_mean():
 
 def test_frames_without_a_way_to_join_them_are_refused():
     with pytest.raises(UserError, match=r"frames is 16, but time is none"):
-        Classifier(tiny_clip.build(), texts.load("clip_emotion"), Shape(frames=16))
+        Classifier(tiny_clip.build(), label_texts.load("clip_emotion"), Shape(frames=16))
 
 
 def test_contexts_of_one_text_start_at_random_and_shared_ones_from_words():
-    asked = texts.load("clip_raer")
+    asked = label_texts.load("clip_raer")
     clip = tiny_clip.build()
     own = Classifier(clip, asked, Shape(text="prompts", class_specific=True)).contexts.vectors
     assert own.shape == (5, 8, 64)
@@ -223,7 +224,7 @@ def test_contexts_of_one_text_start_at_random_and_shared_ones_from_words():
 def test_features_of_scale_do_not_change_mean_or_single():
     """Only a temporal transformer sees how long the tower's features are."""
     clip = tiny_clip.build()
-    asked = texts.load("clip_emotion")
+    asked = label_texts.load("clip_emotion")
     features = torch.randn(2, 4, clip.width)
     for shape in (
         Shape(frames=4, time="mean"),

@@ -15,10 +15,10 @@ from miniatures import emotic, raer
 from safetensors.torch import load_file
 from samples import load_script, picture
 
-from vlmface import manifest
+from vlmface import benchmarks, manifest
 from vlmface.data import crops, row_images
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.infer import Predictor
 from vlmface.infer.local import LocalModel
 from vlmface.metrics.shares import in_brackets

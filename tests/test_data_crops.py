@@ -11,13 +11,13 @@ import skimage.data
 from miniatures import face
 from PIL import Image
 
-from vlmface import data, manifest
+from vlmface import benchmarks, data, manifest
 from vlmface.cli import main
 from vlmface.data import crop_cache, crops, detect
 from vlmface.data.row_images import open_row_image
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
 
 BOX = [20.0, 30.0, 60.0, 80.0]

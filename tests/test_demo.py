@@ -26,8 +26,7 @@ from fake_teacher import Asked, FakeTeacher, Reply
 from PIL import Image
 from samples import ROOT
 
-from vlmface import facs, prompts
-from vlmface.clip import texts
+from vlmface import facs, label_texts, prompts
 from vlmface.data import crops
 from vlmface.demo import (
     batch,
@@ -110,7 +109,7 @@ def test_a_model_that_is_not_sure_says_so() -> None:
 
 def chosen(probabilities: dict[str, float], affect: dict[str, float] | None = None) -> FaceReport:
     """As a CLIP answers: a label, and nothing beside it."""
-    answer = texts.load("clip_emotion").answer(probabilities)
+    answer = label_texts.load("clip_emotion").answer(probabilities)
     said = Prediction(answer.said or "", answer, probabilities, 0.25, True, None, affect)
     return FaceReport({"emotion": said}, {"emotion": "clip_emotion"})
 
@@ -137,9 +136,9 @@ def test_of_a_model_that_writes_nothing_no_writing_is_spoken_of() -> None:
 
 
 def test_each_of_several_labels_is_marked() -> None:
-    space = texts.load("clip_emotic").space
+    space = label_texts.load("clip_emotic").space
     shares = {label: 0.9 if number in (1, 3) else 0.1 for number, label in enumerate(space.labels)}
-    answer = texts.load("clip_emotic").answer(shares)
+    answer = label_texts.load("clip_emotic").answer(shares)
     said = Prediction(answer.said or "", answer, shares, 0.25, True)
     shown = views.answer(FaceReport({"emotions": said}, {"emotions": "clip_emotic"}), "")
     assert len(answer.labels) == 2 and shown.count("vf-bar main") == 2

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from samples import ROOT, samples
 
-from vlmface import facs, manifest, prompts
+from vlmface import benchmarks, facs, manifest, prompts
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LocalModel
 

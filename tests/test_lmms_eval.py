@@ -21,10 +21,10 @@ import yaml
 from samples import ROOT, load_script
 from test_benchmarks import miniature, questions
 
-from vlmface import facs, prompts
+from vlmface import benchmarks, facs, prompts
 from vlmface.answers import listed
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from vlmface import prompts
+from vlmface import benchmarks, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, compare, report
+from vlmface.evaluate import answering, compare, report
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LabelScores, Prediction
 from vlmface.label_spaces import SPACES, LabelSpace

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlmface import answers, facs, label_spaces, prompts
+from vlmface import answers, benchmarks, facs, label_spaces, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import benchmarks
 from vlmface.rationale import rules
 from vlmface.schema import FaceSample
 from vlmface.utils import config

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from samples import load_script, rows
 
-from vlmface import manifest, prompts
+from vlmface import benchmarks, manifest, prompts
 from vlmface.cli import main as vlmface
 from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.metrics import metrics

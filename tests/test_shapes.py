@@ -19,8 +19,8 @@ from miniatures import dfew, face
 from PIL import Image
 from samples import load_script
 
-from vlmface import manifest
-from vlmface.clip import model, texts
+from vlmface import label_texts, manifest
+from vlmface.clip import model
 from vlmface.clip.classifier import Classifier, Shape
 from vlmface.data import crop_cache, crops, detect, shapes
 from vlmface.data.row_images import open_images
@@ -118,7 +118,7 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
     assert not np.asarray(pictures[1][1]).any() and not np.asarray(pictures[1][2]).any()
 
     clip = model.load(model.TINY)
-    asked = texts.load("clip_signs")
+    asked = label_texts.load("clip_signs")
     answering = ClipModel(Classifier(clip, asked, Shape(views=3)).eval(), VIEWS)
     said = answering.predict(photographs)
     shown = answering.predict(pictures, cut_out=True)

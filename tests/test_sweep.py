@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmface import prompts
+from vlmface.benchmarks import load_benchmark
 from vlmface.errors import UserError
 from vlmface.evaluate import sweep
-from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.infer.local import LocalModel
 from vlmface.label_spaces import space
 

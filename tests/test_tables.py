@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from vlmface.benchmarks import load_benchmark, load_published
 from vlmface.evaluate import report, tables
-from vlmface.evaluate.benchmarks import load_benchmark, load_published
 
 SCORES: dict[str, Any] = {
     "n": 3068,

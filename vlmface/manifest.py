@@ -286,9 +286,9 @@ def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
         raise UserError(f"{path} has more than {_LARGEST:,} bytes: restore the file")
     if manifest.clip is None:
         return prompts.load(path)
-    from vlmface.clip import texts
+    from vlmface import label_texts
 
-    return texts.load(path)
+    return label_texts.load(path)
 
 
 def among(

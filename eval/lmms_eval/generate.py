@@ -20,9 +20,9 @@ from typing import Any
 import vlmface_tasks  # the file beside this one
 import yaml
 
-from vlmface import __version__, prompts
+from vlmface import __version__, benchmarks, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.utils import config, distributed
 from vlmface.utils.files import atomic_write
 from vlmface.utils.ranges import Checked, Count

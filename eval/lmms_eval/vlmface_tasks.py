@@ -20,11 +20,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmface import facs, prompts
+from vlmface import benchmarks, facs, prompts
 from vlmface.answers import listed
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.metrics import metrics, multilabel
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample

@@ -151,7 +151,8 @@ def theirs_answers(folder: Path, files: list[str], truth: list[int], asked: Any)
 
 def ours_answers(folder: Path, rows: Any, truth: list[int], asked: Any) -> float:
     """`ClipModel` as evaluation asks it; the share that is right."""
-    from vlmface.evaluate import answering, benchmarks
+    from vlmface import benchmarks
+    from vlmface.evaluate import answering
     from vlmface.infer.clip import ClipModel
 
     model = ClipModel.load(folder, prompt=asked)
@@ -176,7 +177,8 @@ def main() -> None:
     if words.small:
         words.faces, words.repeats, EPOCHS = BATCH, 1, 1
 
-    from vlmface.clip import model, texts
+    from vlmface import label_texts
+    from vlmface.clip import model
     from vlmface.data.rows import pictures
 
     n = words.faces // BATCH * BATCH  # theirs drops what does not fill a batch
@@ -185,7 +187,7 @@ def main() -> None:
         model.save(model.load(model.TINY), folder)
         rows, said = faces(folder, n)
         rows = pictures(rows)
-        asked = texts.load("clip_signs")
+        asked = label_texts.load("clip_signs")
         labels = list(asked.space.labels)
         truth = [labels.index(emotion) for emotion in rows["emotion"]]
         files = [str(folder / f"{id}.jpg") for id in rows["id"]]

@@ -20,8 +20,8 @@ from vlmface.clip.affect import AFFECT_HEADS
 from vlmface.clip.contexts import Contexts
 from vlmface.clip.model import Clip
 from vlmface.clip.temporal import TIME, Fusion, OverTime
-from vlmface.clip.texts import LabelTexts, check_lengths
 from vlmface.errors import UserError
+from vlmface.label_texts import LabelTexts, check_lengths
 
 # LoRA on the queries, keys and values, and on the MLP. Not through peft's layer for the whole
 # attention: up to 0.21 it adds the output projection's part twice (peft#3774), and adds to and

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vlmface.clip.model import Clip
-from vlmface.clip.texts import lengths
 from vlmface.errors import UserError
+from vlmface.label_texts import lengths
 
 START = "a photo of a face that shows"  # the first of shared vectors are its words'
 _SPREAD = 0.02

@@ -54,9 +54,7 @@ def serve(demo: Demo, host: str, port: int, allowed_hosts: Sequence[str] = ()) -
                            if hasattr(block, "keep_in_cache")))  # fmt: skip
 
     store = Uploads(demo.folder, kept)
-    guards = [
-        Middleware(security_middleware.Door, uploads=demo.folder, hosts=hosts, store=store)
-    ]
+    guards = [Middleware(security_middleware.Door, uploads=demo.folder, hosts=hosts, store=store)]
     closed = {"docs_url": None, "redoc_url": None, "openapi_url": None,
               "redirect_slashes": False}  # fmt: skip
     try:

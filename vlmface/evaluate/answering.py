@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
+from vlmface.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.data import crop_cache
 from vlmface.data.row_images import image_refs, open_images, open_row_image, row_image_size
 from vlmface.errors import UserError
-from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.manifest import is_run
 from vlmface.prompts import Question
 from vlmface.schema import AFFECT, FaceSample

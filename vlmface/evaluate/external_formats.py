@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlmface import answers, facs, label_spaces
+from vlmface.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
 from vlmface.data.adapters.fea20k import OTHER
 from vlmface.data.records import Record, canonical, one_of, records, shown
 from vlmface.errors import UserError
-from vlmface.evaluate.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmface import manifest
+from vlmface.benchmarks import load_benchmark, load_rows
 from vlmface.data.row_images import open_images, open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt, report
-from vlmface.evaluate.benchmarks import load_benchmark, load_rows
 from vlmface.evaluate.run import output_folder, score
 from vlmface.utils import config, distributed, html, lock
 from vlmface.utils.files import atomic_write

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import manifest
+from vlmface import benchmarks, manifest
+from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, report, scoring_modes, tables
+from vlmface.evaluate import answering, report, scoring_modes, tables
 from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
-from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.infer.endpoint import is_url
 from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics

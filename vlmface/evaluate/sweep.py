@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlmface import manifest, prompts
+from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, report
 from vlmface.evaluate.answering import au_set
-from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.evaluate.compare import SAME, verdict
 from vlmface.evaluate.run import score
 from vlmface.metrics import measures, metrics

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmface.evaluate.benchmarks import ATTRIBUTES, PUBLISHED_SCORES, Benchmark
+from vlmface.benchmarks import ATTRIBUTES, PUBLISHED_SCORES, Benchmark
 from vlmface.utils.terminal import printable
 
 TITLES = {

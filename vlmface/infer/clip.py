@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlmface.clip.classifier import Classifier, Shape
-    from vlmface.clip.texts import LabelTexts
+    from vlmface.label_texts import LabelTexts
 
 BATCH_SIZE = 64
 WEIGHTS = "trained.safetensors"  # of a run: what was trained, over its base
@@ -58,7 +58,8 @@ class ClipModel:
         in `LocalModel.load`. Raises UserError if the run is not what its manifest says."""
         import torch
 
-        from vlmface.clip import checkpoint, model, texts
+        from vlmface import label_texts
+        from vlmface.clip import checkpoint, model
         from vlmface.clip.classifier import Classifier, Shape
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,9 +68,9 @@ class ClipModel:
             if prompt is None:
                 raise UserError(
                     f"{run_or_model} is no vlmface run (it has no {manifest.NAME}): say which "
-                    f"texts stand for the labels, one of {', '.join(texts.names())}"
+                    f"texts stand for the labels, one of {', '.join(label_texts.names())}"
                 )
-            asked = texts.load(prompt) if isinstance(prompt, str | Path) else prompt
+            asked = label_texts.load(prompt) if isinstance(prompt, str | Path) else prompt
             clip = model.load(run_or_model, device=device, dtype=dtype)
             return cls(Classifier(clip, asked, Shape()).eval())
         from safetensors.torch import load_file

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
-from vlmface import data, manifest
-from vlmface.clip import checkpoint, model, texts
+from vlmface import benchmarks, data, label_texts, manifest
+from vlmface.clip import checkpoint, model
 from vlmface.clip.classifier import Classifier
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.run_dir import begin
@@ -37,7 +37,7 @@ ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # that "auto" chooses among
 def run(recipe: str, settings: Settings) -> None:
     """Do it, or go on where it was stopped. Raises UserError."""
     run_dir = Path(settings.output_dir)
-    asked = texts.load(settings.prompt)
+    asked = label_texts.load(settings.prompt)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [asked])
     baseline = benchmarks.load_baseline(benchmark)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
-from vlmface import data, run_dir
-from vlmface.clip import model, texts
+from vlmface import benchmarks, data, label_texts, run_dir
+from vlmface.clip import model
 from vlmface.clip.classifier import Classifier
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.metrics import metrics
 from vlmface.metrics.shares import in_brackets
 from vlmface.schema import FaceSample
@@ -91,7 +91,7 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     what metrics need to know, "id", "subject" and "truth"; and what must be the same when the run
     is resumed (`run_dir.begin`)."""
     benchmark = benchmarks.load_benchmark(settings.benchmark)
-    asked = texts.load(settings.prompt)
+    asked = label_texts.load(settings.prompt)
     answering.scored_prompts(benchmark, [asked])
     root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
     views = crops.parse(settings.crop)
@@ -133,7 +133,7 @@ def compare(
         models[name], said[name] = _one(name, settings, parts)
     singles = [models[f"frame {k}"]["validation_uar"] for k in range(frames)]
     best = singles.index(max(singles))
-    space = texts.load(settings.prompt).space
+    space = label_texts.load(settings.prompt).space
     rows = {name: _rows(shares, truths, space.labels) for name, shares in said.items()}
     for name in rows:
         block = metrics.label_block(rows[name], space)
@@ -168,7 +168,7 @@ class Part:
 
     @classmethod
     def of(
-        cls, rows: datasets.Dataset, clip: Clip, asked: texts.LabelTexts, settings: Settings
+        cls, rows: datasets.Dataset, clip: Clip, asked: label_texts.LabelTexts, settings: Settings
     ) -> Part:
         rows, targets, affects, _ = labelled(rows, asked)
         features = all_features(clip, Squares(rows, clip, 0), settings.eval_batch_size)
@@ -220,7 +220,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         frames=settings.frames if name == CLIP else 1,
     )  # fmt: skip
     clip = model.load(settings.base, device=distributed.device())
-    return Classifier(clip, texts.load(settings.prompt), own.shape(1)), own
+    return Classifier(clip, label_texts.load(settings.prompt), own.shape(1)), own
 
 
 def _still(

@@ -47,14 +47,6 @@ _FREE = (
 )  # fmt: skip
 
 
-
-
-
-
-
-
-
-
 def build(settings: BuildSettings) -> dict[str, Any]:
     """Build, or go on with, the folder `settings.output`; returns its summary.
 
@@ -116,8 +108,6 @@ def _check(settings: BuildSettings) -> label_spaces.LabelSpace:
     settings.check()
     config.refuse_unused(settings)
     return space
-
-
 
 
 def _is_complete(settings: BuildSettings, output: Path) -> bool:

@@ -43,8 +43,6 @@ class Style:
     closings: Mapping[str, tuple[str, ...]]
 
 
-
-
 _CLAUSES: dict[int, tuple[str, ...]] = {
     1: (
         "the inner brows are{how} raised",

@@ -285,9 +285,14 @@ def faces_of(
 
 
 def write(
-    settings: BuildSettings, rows: datasets.Dataset, pictures: Pictures, space: LabelSpace, work: Path,
-    left_out: Counter[str], asked: Local | Remote,
-) -> list[Written]:  # fmt: skip
+    settings: BuildSettings,
+    rows: datasets.Dataset,
+    pictures: Pictures,
+    space: LabelSpace,
+    work: Path,
+    left_out: Counter[str],
+    asked: Local | Remote,
+) -> list[Written]:
     """Ask about all faces, or go on with it, and choose a text for each."""
     from tqdm import tqdm
 

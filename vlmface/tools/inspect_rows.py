@@ -21,12 +21,6 @@ _GREEN, _DIM, _RESET = "\033[32m", "\033[2m", "\033[0m"
 _QUANTILES = (0, 0.05, 0.5, 0.95, 0.99, 1)
 
 
-
-
-
-
-
-
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -119,8 +113,6 @@ def show_lengths(task: Task, max_length: int) -> str:
         + "".join(f"\n  {count:,} {reason}" for reason, count in reasons.most_common())
     )
     return "\n".join(lines)
-
-
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def data_options(settings: Any, n: str = "n_train") -> None:
 
 def unused_roots(settings: Any) -> Iterator[Unused]:
     """Folders of data sets that are rendered, not read."""
-    from vlmface.evaluate import benchmarks
+    from vlmface import benchmarks
 
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     if not benchmark.needs_root:

@@ -13,8 +13,8 @@ from transformers import set_seed
 from vlmface import data, facs
 from vlmface.clip.classifier import add_lora, tower_of
 from vlmface.clip.model import Clip, weights_sha
-from vlmface.clip.texts import lengths
 from vlmface.errors import UserError
+from vlmface.label_texts import lengths
 from vlmface.schema import FaceSample
 from vlmface.train import checks
 from vlmface.train.clip import augment, captions, losses

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from vlmface.clip.model import Clip
-from vlmface.clip.texts import LabelTexts
 from vlmface.data.row_images import image_refs, open_row_image
 from vlmface.errors import UserError
+from vlmface.label_texts import LabelTexts
 from vlmface.schema import FaceSample
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from vlmface.clip import texts
+from vlmface import label_texts
 from vlmface.clip.classifier import Shape
 from vlmface.data import crops
 from vlmface.errors import UserError
@@ -161,7 +161,7 @@ class Settings(Training):
             "time": self.time == "transformer",
             "fusion": self.views > 1,
             # The thresholds of several labels count as a head.
-            "head": self.head == "linear" or texts.load(self.prompt).several,
+            "head": self.head == "linear" or label_texts.load(self.prompt).several,
             "affect": self.affect != "none",
         }
         return {part for part, does in trains.items() if does}
@@ -218,7 +218,7 @@ class Settings(Training):
             yield Unused("class_specific", f"text is {self.text}", ("text",))
         if self.frames == 1:
             yield Unused("time", "frames is 1", ("frames",))
-        asked = texts.load(self.prompt)
+        asked = label_texts.load(self.prompt)
         if not any(asked.negative.values()):
             why = f"prompt {asked.id} has no negative texts"
             yield Unused("negative_weight", why, ("prompt",))
