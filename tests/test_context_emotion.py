@@ -22,7 +22,7 @@ from vlmface.evaluate import answering
 from vlmface.infer import Predictor
 from vlmface.infer.local import LocalModel
 from vlmface.metrics.shares import in_brackets
-from vlmface.utils import images
+from vlmface.utils.images import as_list
 
 Recipe = Callable[..., int]
 VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: boxed}]"
@@ -140,7 +140,7 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
     expected = answering.read_lines(tmp_path / "predictions.jsonl")
     for line, scores in zip(expected, model.score(shown, cut_out=True), strict=True):
         assert line["scores"]["log_likelihood"] == pytest.approx(scores.log_likelihood, abs=1e-4)
-    still = images.as_list(shown[0])[0]
+    still = as_list(shown[0])[0]
     whole = crops.cut(still, None, model.views[0])
     (stands,), (twice,) = model.score([still]), model.score([[whole, whole]])
     assert stands.log_likelihood == twice.log_likelihood  # a photograph: a clip that stands still

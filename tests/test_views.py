@@ -16,7 +16,7 @@ from vlmface import prompts
 from vlmface.data import crop_cache, crops, row_images
 from vlmface.data.rows import Rows, pictures, to_dataset
 from vlmface.errors import UserError
-from vlmface.utils import images
+from vlmface.utils.images import as_list
 
 FACE, PERSON = [20.0, 10.0, 50.0, 40.0], [10.0, 5.0, 70.0, 95.0]
 VIEWS = crops.parse([{"size": 48, "margin": 0.0}, {"size": 64, "margin": 0.0, "show": "boxed"}])
@@ -58,7 +58,7 @@ def clips(tmp_path, n, frames, **columns):
 
 
 def opened(row):
-    return [np.asarray(one) for one in images.as_list(row_images.open_images(row))]
+    return [np.asarray(one) for one in as_list(row_images.open_images(row))]
 
 
 def cut(path, box, crop):

@@ -21,7 +21,7 @@ from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.utils import images
+from vlmface.utils.images import sizes_of
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +263,7 @@ class LocalModel:
         if not prior:
             return found
         return [
-            replace(scores, prior=self._prior(images.sizes_of(image)))
+            replace(scores, prior=self._prior(sizes_of(image)))
             for scores, image in zip(found, images, strict=True)
         ]
 
@@ -286,7 +286,7 @@ class LocalModel:
         began = time.perf_counter()
         rows = self._rows(images)
         candidates = [
-            self.label_ids(text, images.sizes_of(image))
+            self.label_ids(text, sizes_of(image))
             for text, image in zip(rationales, images, strict=True)
         ]
         # Padded on the right as in training: a plain forward counts positions from the first slot.
@@ -354,7 +354,7 @@ class LocalModel:
         return [
             {
                 **encode.encode_text(
-                    self.processor, self.family, one, None, image_size=images.sizes_of(image)
+                    self.processor, self.family, one, None, image_size=sizes_of(image)
                 ),
                 "image": image,
             }
@@ -433,7 +433,7 @@ class LocalModel:
         them: softmax over the log-likelihoods, each including the suffix that ends the label (so
         that a label which is another's beginning gets no credit for it)."""
         candidates = [
-            self.label_ids(answer.rationale, images.sizes_of(row["image"]))
+            self.label_ids(answer.rationale, sizes_of(row["image"]))
             for answer, row in zip(answers, rows, strict=True)
         ]
         lengths = [len(row["input_ids"]) for row in rows]

@@ -30,6 +30,7 @@ from vlmface.infer.local import LocalModel
 from vlmface.infer.server import padding_of, png_uri, requests_of
 from vlmface.manifest import Manifest
 from vlmface.utils import files, rounding
+from vlmface.utils.images import as_list
 
 if TYPE_CHECKING:
     import torch
@@ -370,7 +371,7 @@ def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> li
     }  # fmt: skip
     found = []
     for image in images:
-        shown = images.as_list(_shown(image, views, model_manifest.frames))
+        shown = as_list(_shown(image, views, model_manifest.frames))
         sent = [png_uri(families.padded(picture, padding)) for picture in shown]
         body = request | {"messages": with_images(asked[0].messages(), sent)}
         reply = httpx2.post(

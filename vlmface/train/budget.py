@@ -14,7 +14,8 @@ from vlmface.data import row_images
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 from vlmface.train.rows import image_columns, training_target
-from vlmface.utils import distributed, images
+from vlmface.utils import distributed
+from vlmface.utils.images import Size
 
 if TYPE_CHECKING:
     import datasets
@@ -67,7 +68,7 @@ def fit_pixels(
         )
 
 
-_Text = tuple[list[dict[str, Any]], str, list[images.Size]]  # messages, completion, images' sizes
+_Text = tuple[list[dict[str, Any]], str, list[Size]]  # messages, completion, images' sizes
 
 
 def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iterator[_Text]:

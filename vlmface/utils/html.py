@@ -17,16 +17,16 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 MAX_SIDE = 384  # pixels; larger faces are reduced before they go into the page
 
 
-def template(name: str, filters: Mapping[str, Callable[..., str]] | None = None) -> jinja2.Template:
+def template(file: str, filters: Mapping[str, Callable[..., str]] | None = None) -> jinja2.Template:
     """A template of the package, which escapes values if it is HTML.
 
     Args:
-        name: A file in vlmface/templates.
+        file: A file in vlmface/templates.
         filters: Filters in addition to `pct`, `ci`, `points` and `plain`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=name.endswith(".html.j2"),
+        autoescape=file.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -34,14 +34,14 @@ def template(name: str, filters: Mapping[str, Callable[..., str]] | None = None)
     )
     environment.filters |= {"pct": _percent, "ci": _interval, "points": _points, "plain": plain}
     environment.filters |= filters or {}
-    return environment.get_template(name)
+    return environment.get_template(file)
 
 
 def render(
-    name: str, *, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any
+    file: str, /, *, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any
 ) -> str:
     """The page of a template; the arguments are those of `template`."""
-    return template(name, filters).render(**values)
+    return template(file, filters).render(**values)
 
 
 def stamp(when: datetime | None = None) -> str:

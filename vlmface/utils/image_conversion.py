@@ -208,7 +208,7 @@ def _check_size(width: int, height: int, name: str) -> None:
     if min(width, height) < image_decoding.MIN_SIDE:
         raise UserError(
             f"{name} is {width} x {height} pixels, too small to show a face: give at least "
-            f"{image_decoding.MIN_SIDE} x {images.MIN_SIDE} pixels"
+            f"{image_decoding.MIN_SIDE} x {image_decoding.MIN_SIDE} pixels"
         )
     if width * height > images.MAX_PIXELS:
         raise UserError(
