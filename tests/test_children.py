@@ -20,9 +20,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 WORKERS = """
 import time
 from joblib import Parallel, delayed
-from vlmface import children
+from vlmface.utils import subprocesses
 
-for _ in Parallel(2, return_as="generator_unordered", **children.joblib_arguments())(
+for _ in Parallel(2, return_as="generator_unordered", **subprocesses.joblib_arguments())(
     delayed(time.sleep)(seconds) for seconds in (0.01, 0.01, 600, 600)
 ):
     print("working", flush=True)
@@ -61,11 +61,11 @@ def test_results_are_those_of_joblib() -> None:
 
 STAGES = """
 import sys
-from vlmface import children, config
+from vlmface.utils import config, subprocesses
 
 def main(argv):
     print("loop", flush=True)
-    return children.run([sys.executable, "-c", {stage!r}])
+    return subprocesses.run([sys.executable, "-c", {stage!r}])
 
 config.command(main)
 """

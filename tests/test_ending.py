@@ -85,8 +85,8 @@ def test_under_the_launcher_it_is_one_line(script: str, tmp_path: Path) -> None:
 
 FAILING = """
 import atexit, os, sys
-from vlmface import config, distributed
 from vlmface.errors import UserError
+from vlmface.utils import config, distributed
 distributed.HEAD_START = float(sys.argv[2])
 atexit.register(print, "cleaned up")
 def main(argv):
@@ -125,12 +125,11 @@ def test_an_error_of_one_process_is_printed_too() -> None:
 
 ENDING = """
 import os, sys, time
-from vlmface import config, distributed
 from vlmface.errors import UserError
-from vlmface.train import sft
+from vlmface.utils import config, distributed
 def main(argv):
     import torch
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
     model.itself = [model]  # a cycle, as trainers are
     model(torch.ones(2, 3)).sum().backward()
@@ -140,7 +139,7 @@ def main(argv):
     if argv[0] == "fail" and not distributed.is_main():
         raise UserError("only here")
     if argv[0] == "fail":
-        sft.wait_for_everyone()  # for ever
+        distributed.wait_for_everyone()  # for ever
     return 0
 close = distributed._close_process_group
 def closed():

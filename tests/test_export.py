@@ -27,7 +27,7 @@ from vlmface import manifest
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.tools import merge
+from vlmface.tools import merge, model_card
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_the_card_has_the_intervals_that_the_run_has(run_dir: Path) -> None:
     found = manifest.load(run_dir)[0]
     scores = json.loads((run_dir / "metrics.json").read_text())["after"]
     scores["emotion"]["ci95"]["accuracy"] = [0.125, 0.6]
-    results = merge._results(scores, {})
-    text = merge._metadata(found, "other", None, "a/b", scores, results)
+    results = model_card._results(scores, {})
+    text = model_card._metadata(found, "other", None, "a/b", scores, results)
     named = [r for r in yaml.safe_load(text)["model-index"][0]["results"][0]["metrics"]
              if r["name"].startswith("emotion accuracy")]  # fmt: skip
     assert named[0]["args"] == {"ci95": [0.125, 0.6]}
@@ -148,10 +148,10 @@ def test_a_licence_is_the_bases_only_where_the_data_are_our_own(run_dir: Path) -
     found, _ = manifest.load(run_dir)
     tiny = manifest.resolve(manifest.TINY)
     own, foreign = {"licence": "CC0", "own": True}, {"licence": "research only", "own": False}
-    assert merge._licence(found, tiny, own, None)[0] == "apache-2.0"
-    assert merge._licence(found, tiny, foreign, None)[0] == "other"
-    assert "research only" in merge._licence(found, tiny, foreign, None)[1]
-    assert merge._licence(found, tiny, foreign, "mit")[0] == "mit"
+    assert model_card._licence(found, tiny, own, None)[0] == "apache-2.0"
+    assert model_card._licence(found, tiny, foreign, None)[0] == "other"
+    assert "research only" in model_card._licence(found, tiny, foreign, None)[1]
+    assert model_card._licence(found, tiny, foreign, "mit")[0] == "mit"
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_an_interruption_leaves_nothing(
     def interrupted(*_: Any) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge, "_card", interrupted)
+    monkeypatch.setattr(model_card, "render", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merge.merge(run_dir, tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
@@ -293,9 +293,9 @@ def test_an_interruption_leaves_nothing(
 
 KILLED = """
 import os, signal, sys
-from vlmface import export
-export._card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-export.merge(*sys.argv[1:])
+from vlmface.tools import merge, model_card
+model_card.render = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+merge.merge(*sys.argv[1:])
 """
 
 

@@ -361,7 +361,11 @@ def test_a_cpu_run_takes_what_was_planned(
 
 def test_a_process_counts_its_own_memory_and_not_that_of_its_parent() -> None:
     ballast = torch.ones(200 * MIB // 4)
-    words = [sys.executable, "-c", "from vlmface.train import sft; print(sft.peak_rss_gib())"]
+    words = [
+        sys.executable,
+        "-c",
+        "from vlmface.utils.memory import peak_rss_gib; print(peak_rss_gib())",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     peak = float(subprocess.check_output(words, env=environment, text=True))
     assert peak < 0.2 < memory.peak_rss_gib()  # no torch is imported there

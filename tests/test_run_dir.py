@@ -26,7 +26,7 @@ from vlmface.utils import lock
 
 HOLD = """
 import sys, time
-from vlmface import lock
+from vlmface.utils import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     {then}

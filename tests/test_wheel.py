@@ -26,8 +26,9 @@ def test_the_wheel_carries_what_it_needs(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     code = """
 import vlmface, sys
-from vlmface import files, prompts
-from vlmface.evaluate.benchmarks import load_benchmark
+from vlmface import prompts
+from vlmface.utils import files
+from vlmface.benchmarks import load_benchmark
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
 from vlmface.synth.render import render

@@ -31,7 +31,7 @@ LOAD = """
 import json, resource, sys, time, warnings
 import datasets, pyarrow.csv
 from vlmface import data
-from vlmface.data.sets import affectnet
+from vlmface.data.adapters import affectnet
 warnings.simplefilter("ignore")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 wall, cpu = time.perf_counter(), time.process_time()

@@ -356,21 +356,22 @@ def footprint(config: str, words: Sequence[str], *, data: bool) -> int:
 
 _FOOTPRINT = """
 import peft, torch, trl
-from vlmface import families, inspect_rows, manifest
+from vlmface import families, manifest
 from vlmface.evaluate import report
 from vlmface.infer import predictor
-from vlmface.train import sft
-from vlmface.train.checks import steps, trainer
+from vlmface.tools import recipe_setup
+from vlmface.train import sft, trainer
+from vlmface.utils.memory import peak_rss_gib
 if {data}:
-    settings = inspect_rows.settings_from({config!r}, {words!r})
+    settings = recipe_setup.settings_from({config!r}, {words!r})
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
-    kept = inspect_rows.read_tasks(settings, family.load_processor(base), family)
+    kept = recipe_setup.read_tasks(settings, family.load_processor(base), family)
 layer = torch.nn.Linear(256, 256)
 optimiser = torch.optim.AdamW(layer.parameters(), fused=True)
 layer(torch.ones(256, 256)).sum().backward()
 optimiser.step()
-print(sft.peak_rss_gib())
+print(peak_rss_gib())
 """
 
 
