@@ -153,6 +153,8 @@ def sft_cot(base: Path) -> Recipe:
             "save_steps": 4,
             "max_new_tokens": 24,
         }
+        if "full" in words and "lora" not in words:
+            del fixed["lora_dropout"]  # it is refused where it has no effect
         argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
         return main([*argv, *words])
 

@@ -34,7 +34,7 @@ from vlmface.utils import distributed
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--tower", "full", "--projector", "full", "--llm", "full")
-LORA = ("--tower", "lora", "--projector", "full", "--llm", "lora")
+LORA = ("--tower", "lora", "--projector", "full", "--llm", "lora", "--lora_dropout", "0")
 # 16 faces, 2 epochs at a global batch of 8: 4 steps, with a checkpoint in the middle.
 SHORT = {
     "n_train": 16,
@@ -42,7 +42,6 @@ SHORT = {
     "epochs": 2,
     "learning_rate": 3e-3,
     "warmup_steps": 0,
-    "lora_dropout": 0.0,
     "train_embeddings": "false",
     "cache_features": "false",
     "logging_steps": 1,
