@@ -50,7 +50,7 @@ def train(settings: contrastive.Settings) -> None:
         clip.model.to(device)
     else:
         clip = model.load(settings.base, device=device)
-    views = crops.parse(settings.crop)
+    views = crops.parse_views(settings.crop)
     with distributed.main_first():
         loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
@@ -60,7 +60,7 @@ def train(settings: contrastive.Settings) -> None:
             data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
             for split in settings.probe_splits
         ]
-        rows, *probed = [crop_cache.shown(part, views) for part in (loaded, *probed)]
+        rows, *probed = [crop_cache.apply_views(part, views) for part in (loaded, *probed)]
     parts = {"test": (probed[1], settings.probe_root)}
     shared = checks.shared_people(rows, settings.data_root, parts)
     checks.warmup(settings, checks.steps(settings, len(rows)))

@@ -12,7 +12,7 @@ import torch
 from vlmface import label_texts
 from vlmface.clip import checkpoint, model
 from vlmface.clip.affect import AFFECT_HEADS
-from vlmface.clip.classifier import Classifier, Shape
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.errors import UserError
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import depth_of, parameter_groups, part_of
@@ -24,7 +24,7 @@ SQUARES = torch.randint(
 
 def _classifier(base: Path, prompt: str = "clip_emotion", **shape: object) -> Classifier:
     torch.manual_seed(1)
-    return Classifier(model.load(base), label_texts.load(prompt), Shape(**shape)).eval()  # type: ignore[arg-type]
+    return Classifier(model.load(base), label_texts.load(prompt), ClassifierConfig(**shape)).eval()  # type: ignore[arg-type]
 
 
 def _shaken(classifier: Classifier) -> Classifier:
@@ -34,7 +34,7 @@ def _shaken(classifier: Classifier) -> Classifier:
         for parameter in classifier.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    classifier.forget()
+    classifier.reset_cache()
     return classifier
 
 
@@ -99,7 +99,7 @@ def test_trained_weights_are_the_whole_difference(shape: dict, clip_base: Path) 
     fresh = _classifier(clip_base, **shape)
     assert not torch.allclose(fresh.answer(squares)[0], tuned.answer(squares)[0], atol=1e-4)
     checkpoint.load(fresh, checkpoint.state(tuned), "here")
-    fresh.forget()
+    fresh.reset_cache()
     for mine, other in zip(fresh.answer(squares), tuned.answer(squares), strict=True):
         assert (mine is None) == (other is None)
         assert mine is None or torch.equal(mine, other)  # type: ignore[arg-type]

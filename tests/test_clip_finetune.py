@@ -23,7 +23,7 @@ from vlmface.infer import loading
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.infer.predictor import Predictor
 from vlmface.pipelines import clip as clip_run
-from vlmface.train.clip.contrastive import logistic
+from vlmface.train.clip.contrastive import logistic_regression
 
 Finetune = Callable[..., Path]
 
@@ -352,8 +352,9 @@ def test_the_probe_is_logistic_regression() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 5)) * [1, 2, 3, 4, 5]
     y = (x @ rng.normal(size=(5, 3)) + rng.normal(size=(120, 3))).argmax(1)
-    ours = logistic(torch.tensor(x), torch.nn.functional.one_hot(torch.tensor(y)), torch.tensor(x),
-                    penalty=0.01)  # fmt: skip
+    features = torch.tensor(x)
+    labels = torch.nn.functional.one_hot(torch.tensor(y))
+    ours = logistic_regression(features, labels, features, penalty=0.01)
     # sklearn scales features with 1/n, we with 1/(n - 1); its C is that of the summed loss.
     scaled = StandardScaler().fit_transform(x) * np.sqrt(119 / 120)
     theirs = LogisticRegression(C=1 / (0.01 * 120), tol=1e-8, max_iter=5000).fit(scaled, y)

@@ -63,7 +63,7 @@ def test_face_crops_are_preferred_and_another_copy_can_be_named(tmp_path):
     rows = read(tmp_path, "test", frames=1, clips="Clip/jpg_256")
     assert rows.columns["id"] == ["dfew-00011"]
     assert frame_names(rows) == ["00001.jpg"]
-    assert [Path(p).name for p in rows.left_out["no folder of frames"]] == ["00012", "10013"]
+    assert [Path(p).name for p in rows.skipped["no folder of frames"]] == ["00012", "10013"]
 
 
 def test_clips_without_frames_are_counted(tmp_path):
@@ -73,7 +73,7 @@ def test_clips_without_frames_are_counted(tmp_path):
     for frame in (folder / "00003").iterdir():
         frame.unlink()
     rows = data.dataset_module("dfew").read(tmp_path, "train", frames=2)
-    assert rows.left_out == {
+    assert rows.skipped == {
         "no folder of frames": [str(folder / "00002")],
         "no frames in the folder": [str(folder / "00003")],
     }

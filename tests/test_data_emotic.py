@@ -58,7 +58,7 @@ def test_labels_beyond_the_scale_are_counted(tmp_path):
     path = tmp_path / "emotic_pre" / "train.csv"
     path.write_text(path.read_text().replace("[10.0, 1.0, 4.0]", "[11.0, 1.0, 4.0]"))
     rows = adapter.read(tmp_path, "train")
-    assert rows.left_out == {
+    assert rows.skipped == {
         "valence, arousal or dominance beyond 1..10": [
             "framesdb/images/frame_tm7bg50wghz2wg2k.jpg, person 1"
         ]

@@ -44,7 +44,7 @@ def test_other_aus_and_other_headers(tmp_path):
     rows = adapter.read(tmp_path, "train", labels="other.csv", aus=[3, 12])
     more = adapter.read(tmp_path, "test", labels="other.csv", aus=[3, 12])
     assert len(rows) + len(more) == 2
-    assert rows.left_out == {"line without a URL": ["line 4"]}
+    assert rows.skipped == {"line without a URL": ["line 4"]}
 
 
 def test_images_that_were_not_downloaded(tmp_path):

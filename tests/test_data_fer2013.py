@@ -73,7 +73,7 @@ def test_files_that_are_no_pictures_are_listed(tmp_path):
     fer2013.write_folders(tmp_path)
     text(tmp_path / "train" / "angry" / "Thumbs.db")
     text(tmp_path / "train" / "sad" / "._Training_4.jpg")
-    assert adapter.read(tmp_path, "train").left_out == {
+    assert adapter.read(tmp_path, "train").skipped == {
         "no image file": ["angry/Thumbs.db", "sad/._Training_4.jpg"]
     }
 

@@ -46,7 +46,7 @@ def test_face_crops_are_preferred(tmp_path):
     mafw.clip(tmp_path / "data" / "faces" / "00101", ["1.jpg"])
     rows = data.dataset_module("mafw").read(tmp_path, "test", frames=1)
     assert rows.columns["frames"] == [[str(tmp_path / "data" / "faces" / "00101" / "1.jpg")]]
-    assert len(rows.left_out["no folder of frames"]) == 1
+    assert len(rows.skipped["no folder of frames"]) == 1
 
 
 def test_what_is_wrong_is_named(tmp_path):

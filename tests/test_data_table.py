@@ -99,7 +99,7 @@ def test_json_lines_with_rationales_and_ids(tmp_path):
     assert rows["rationale"] == ["Low brows.", None]
     assert rows["rationale_source"] == ["human", "none"] and rows["saw_label"] == [True, False]
     found = data.dataset_module("table").read(tmp_path / "a.jsonl", "train", images=str(tmp_path))
-    assert found.left_out == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
+    assert found.skipped == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
 
 
 def test_parquet_with_pictures_inside(tmp_path):
@@ -231,7 +231,7 @@ def test_folders_named_by_label_below_splits(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "train" / ".cache").mkdir()
     found = data.dataset_module("table").read(tmp_path, "train", labels={"bored": None})
-    assert found.left_out == {
+    assert found.skipped == {
         "not in a label folder": ["notes.txt", "train/.cache"],
         "not a picture": ["train/Angry/Thumbs.db"],
     }

@@ -14,7 +14,7 @@ from PIL import Image
 from vlmface import data, facs
 from vlmface.cli import main
 from vlmface.data import check
-from vlmface.data.rows import pictures
+from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.label_spaces import EMOTIONS
 from vlmface.schema import FaceSample
@@ -188,7 +188,7 @@ def test_rows_are_valid_and_say_what_was_drawn(cache):
         else:
             assert meta["onset"] is meta["apex"] is meta["offset"] is None
         assert len(meta["brief"]) == len(truth.brief)
-    middle = pictures(rows)[3]["image"]["bytes"]
+    middle = with_still_images(rows)[3]["image"]["bytes"]
     shown = np.asarray(Image.open(io.BytesIO(middle)).convert("RGB"))
     assert (shown == np.asarray(rows[3]["frames"][8])).all()
 

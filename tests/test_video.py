@@ -226,10 +226,10 @@ def test_videos_beside_folders(tmp_path, cache):
     places = [clips / name for name in ("a", "b", "c", "d", "none", "missing")]
     rows = with_frames({"id": list("abcdnm")}, places, 4)
     assert rows.columns["id"] == ["a", "b", "c"]
-    assert {reason: len(what) for reason, what in rows.left_out.items()} == {
+    assert {reason: len(what) for reason, what in rows.skipped.items()} == {
         "a video that cannot be decoded": 1, "no folder of frames": 1, "no frames in the folder": 1,
     }  # fmt: skip
-    assert "d.webm' is no video" in rows.left_out["a video that cannot be decoded"][0]
+    assert "d.webm' is no video" in rows.skipped["a video that cannot be decoded"][0]
     own, first, second = rows.columns["frames"]
     assert [Path(one).name for one in own] == ["1.jpg", "2.jpg", "2.jpg", "3.jpg"]
     for paths in (first, second):
@@ -310,7 +310,7 @@ def test_a_damaged_frame_is_named_and_counted(tmp_path):
     broken.write_bytes(broken.read_bytes()[:60])
     rows = data.load("raer", root, frames=4, faces=None, bodies=None)
     with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
-        crop_cache.shown(rows, (crops.Crop(size=32, show="scene"),), 4, progress=False)
+        crop_cache.apply_views(rows, (crops.View(size=32, show="scene"),), 4, progress=False)
     report = check.check(
         "raer", root, progress=False, options={"frames": 4, "faces": None, "bodies": None}
     )

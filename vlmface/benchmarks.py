@@ -184,4 +184,4 @@ def load_rows(
     takes another number of them (not comparable with published results)."""
     options = benchmark.protocol | ({"n": n} if n is not None else {})
     rows = data.load(benchmark.dataset, root, benchmark.split, **options)
-    return crop_cache.shown(rows, views, frames)
+    return crop_cache.apply_views(rows, views, frames)

@@ -108,7 +108,7 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
             save_steps=10_000,
         )  # fmt: skip
         clip = model.load(folder)
-        pairs = contrastive.Pairs(clip, [[i] for i in range(len(said))], said, settings)
+        pairs = contrastive.ContrastivePairs(clip, [[i] for i in range(len(said))], said, settings)
         data = trainer.Squares(rows, clip, settings.cache_gib)
         plain, trainer.ClipTrainer = trainer.ClipTrainer, InOrder  # type: ignore[misc]
         try:
@@ -179,14 +179,14 @@ def main() -> None:
 
     from vlmface import label_texts
     from vlmface.clip import model
-    from vlmface.data.rows import pictures
+    from vlmface.data.rows import with_still_images
 
     n = words.faces // BATCH * BATCH  # theirs drops what does not fill a batch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save(model.load(model.TINY), folder)
         rows, said = faces(folder, n)
-        rows = pictures(rows)
+        rows = with_still_images(rows)
         asked = label_texts.load("clip_signs")
         labels = list(asked.space.labels)
         truth = [labels.index(emotion) for emotion in rows["emotion"]]

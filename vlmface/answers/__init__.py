@@ -27,8 +27,8 @@ from vlmface.answers.au_mentions import clean
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace, normalise
 
-FORMS = ("think_answer", "three_part", "label", "labels", "think_labels")
-SEVERAL = ("labels", "think_labels")
+FORMATS = ("think_answer", "three_part", "label", "labels", "think_labels")
+MULTI_LABEL_FORMATS = ("labels", "think_labels")
 STATUSES = ("strict", "lenient", "ambiguous", "refused", "none")
 
 
@@ -51,9 +51,9 @@ class Answer:
             object.__setattr__(self, "labels", (self.label,))
 
     @property
-    def said(self) -> str | None:
+    def text_labels(self) -> str | None:
         """The labels as a text for people, None if there are none."""
-        return listed(self.labels) or None
+        return join_labels(self.labels) or None
 
 
 # --- the forms, written --------------------------------------------------------------------------
@@ -70,7 +70,7 @@ _OBSERVED, _OVERALL, _CONCLUDED = (
 )
 
 
-def reasons(form: str) -> bool:
+def has_rationale(form: str) -> bool:
     """Whether a rationale stands before the labels."""
     return _FRAME.get(form, form) != "label"
 
@@ -80,12 +80,12 @@ def has_think(form: str) -> bool:
     return _FRAME.get(form, form) == "think_answer"
 
 
-def listed(labels: Sequence[str]) -> str:
+def join_labels(labels: Sequence[str]) -> str:
     """Labels as the forms of SEVERAL have them."""
     return _SEPARATOR.join(labels)
 
 
-def prefix(rationale: str, form: str) -> str:
+def completion_prefix(rationale: str, form: str) -> str:
     """The completion up to where the label starts. In the three-part form (ExpLLM) the last
     sentence of a plain rationale is the interpretation and the rest are the observations."""
     rationale, form = rationale.strip(), _FRAME.get(form, form)
@@ -94,7 +94,7 @@ def prefix(rationale: str, form: str) -> str:
     if form == "think_answer":
         return f"<think>{rationale}</think>\n<answer>"
     if form != "three_part":
-        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMS)}")
+        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMATS)}")
     if _OBSERVED not in rationale:
         observed, _, overall = rationale.rpartition(". ")
         observed = f"{observed}." if observed else rationale
@@ -102,12 +102,12 @@ def prefix(rationale: str, form: str) -> str:
     return f"{rationale}\n{_CONCLUDED} "
 
 
-def pattern(space: LabelSpace, form: str) -> str:
+def constraint_regex(space: LabelSpace, form: str) -> str:
     """A regular expression that only strict answers match, for servers that can be held to one. It
     needs no look-around and no flags. Several labels come in the order of the space, as in the
     targets: so none comes twice."""
     words = [re.escape(label) for label in space.labels]
-    if form in SEVERAL:
+    if form in MULTI_LABEL_FORMATS:
         more = [f"(?:{_SEPARATOR}{word})?" for word in words]
         words = [word + "".join(more[i:]) for i, word in enumerate(words, 1)]
     labels, form = "|".join(words), _FRAME.get(form, form)
@@ -160,9 +160,9 @@ _REFUSAL = re.compile(
 def parse(text: str, space: LabelSpace, form: str) -> Answer:
     """Read `text` as an answer in `form` with a label of `space`. Never raises on any text; raises
     UserError for an unknown form."""
-    if form not in FORMS:
-        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMS)}")
-    several = form in SEVERAL
+    if form not in FORMATS:
+        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMATS)}")
+    several = form in MULTI_LABEL_FORMATS
     match = _STRICT[_FRAME.get(form, form)].fullmatch(text.strip())
     words = match[2].strip() if match else ""
     found = words.split(_SEPARATOR) if several else [words]
@@ -176,7 +176,7 @@ def parse(text: str, space: LabelSpace, form: str) -> Answer:
     return Answer(label, present, status, rationale.strip(), negated, ordered)
 
 
-def follows(text: str, space: LabelSpace, form: str) -> bool:
+def matches_format(text: str, space: LabelSpace, form: str) -> bool:
     """Whether the text has the form for one label, in whatever letters its label is."""
     match = _STRICT[form].fullmatch(text.strip())
     return match is not None and space.canonical(match[2]) is not None
@@ -185,7 +185,7 @@ def follows(text: str, space: LabelSpace, form: str) -> bool:
 def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:
     """(labels, status, rationale)."""
     decide = _decide_several if several else _decide
-    thought, answers, rest = regions(text)
+    thought, answers, rest = split_tags(text)
     before, *concluded = _CONCLUSION.split(rest)
     if not answers and any(part.strip() for part in concluded):
         answers, rest = concluded, before
@@ -204,7 +204,7 @@ def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str
     return labels, status, thought or ("" if bare else rest)
 
 
-def regions(text: str) -> tuple[str, list[str], str]:
+def split_tags(text: str) -> tuple[str, list[str], str]:
     """(inside think, the pieces inside answer tags, outside both); the innermost tag decides, a
     missing closing tag ends with the text, a missing opening <think> was part of the prompt."""
     tags = list(_TAG.finditer(text))

@@ -35,7 +35,7 @@ TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (S
 
 
 @dataclass(frozen=True)
-class Shape:
+class ClassifierConfig:
     """How a classifier is built, as a manifest keeps it. `image`: frozen | lora | adapters | full.
     `text`: also "prompts", learnt contexts in front of each text. `head`: "text" (cosine with the
     labels' features) or "linear" (weights that start from them). `views` and `frames` of a row;
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
     tokens: torch.Tensor
     negative_tokens: torch.Tensor | None
 
-    def __init__(self, clip: Clip, texts: LabelTexts, shape: Shape) -> None:
+    def __init__(self, clip: Clip, texts: LabelTexts, shape: ClassifierConfig) -> None:
         super().__init__()
         if shape.frames > 1 and shape.time == "none":
             raise UserError(
@@ -226,7 +226,7 @@ class Classifier(nn.Module):
         self.adapter = []
         self._kept = None
 
-    def forget(self) -> None:
+    def reset_cache(self) -> None:
         """After weights were loaded: what was computed with the old ones no longer counts."""
         self._kept = None
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from vlmface import data
 from vlmface.data.crop_cache import person_box
-from vlmface.data.crops import usable
+from vlmface.data.crops import valid_box
 from vlmface.data.rows import Rows, as_stored, to_dataset
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
@@ -45,7 +45,7 @@ class Part:
     split: str
     rows: datasets.Dataset
     pictures: list[list[Source]]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,16 @@ def _read(
     for split in splits:
         try:
             found = data.read(name, root, split, **protocol)
-            left_out: dict[str, list[str]] = {}
+            skipped: dict[str, list[str]] = {}
             if isinstance(found, Rows):
                 found, _ = as_stored(found, f"{name}, {split}")
             pictures = sources(found)
             if isinstance(found, Rows):
-                left_out = found.left_out
+                skipped = found.skipped
                 # Without its pictures, so that labels are counted whether or not a file is there.
                 labels = {k: v for k, v in found.columns.items() if k not in ("image", "frames")}
                 found = to_dataset(Rows(labels), name, split)
-            parts.append(Part(split, found, pictures, left_out))
+            parts.append(Part(split, found, pictures, skipped))
         except UserError as error:
             failures[split] = error
     if not parts:
@@ -228,7 +228,7 @@ def _holds(part: Part, looks: dict[Source, Look], published: dict[str, int]) -> 
         "subjects": len(set(rows["subject"]) - {None}),
         "files": len(every),
         "sizes": _sizes(sizes),
-        "left_out": part.left_out,
+        "skipped": part.skipped,
     }
 
 
@@ -280,7 +280,7 @@ def _judge(
         ]
         if other:
             hints.append(f"{part.split}: not as published ({len(other)}): {_some(other)}")
-        for reason, rows in part.left_out.items():
+        for reason, rows in part.skipped.items():
             hints.append(f"{part.split}: left out, {reason} ({len(rows):,}): {_some(rows)}")
         twice = [g for g in report["duplicates"] if {who["split"] for who in g} == {part.split}]
         if twice:
@@ -403,7 +403,7 @@ def _tile(part: Part, row: int, by: str | None) -> contact_sheet.Tile:
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])
-    if box := usable(sample.face_box or person_box(sample.meta), image.size):
+    if box := valid_box(sample.face_box or person_box(sample.meta), image.size):
         image = _around(image, list(box))
     age = sample.age_group if sample.age is None else f"{sample.age:g} years"
     said = {"emotion": sample.emotion, "age_group": age, "gender": sample.gender,

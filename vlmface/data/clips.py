@@ -35,7 +35,7 @@ def _numbers(name: str) -> list[Any]:
     return [*parts, name]
 
 
-def taken(frames: int) -> int:
+def frames_to_extract(frames: int) -> int:
     """How many frames of a video are taken for a model that is shown `frames`: so many; for a model
     of one frame those that a data set has, of which it is shown the middle one."""
     return frames if frames > 1 else FRAMES
@@ -45,14 +45,14 @@ def with_frames(
     columns: dict[str, Any],
     folders: Sequence[Path],
     count: int,
-    left_out: dict[str, list[str]] | None = None,
+    skipped: dict[str, list[str]] | None = None,
 ) -> Rows:
     """The clips of `columns` with `frames` filled: `count` images of the folder of each (n,), in
     the order of the numbers in their names, whichever numbers are missing. Where there is no
     folder but a video file of its name, with a suffix, those of the file (`video.extracted`).
 
     A clip that has neither, has no images in its folder, or a video that cannot be decoded, is left
-    out, by reason, beside what `left_out` already lists. Raises UserError if that is so for all of
+    out, by reason, beside what `skipped` already lists. Raises UserError if that is so for all of
     them.
     """
     if count < 1:
@@ -87,7 +87,7 @@ def with_frames(
     keep = np.array([i in found for i in range(len(folders))], bool)
     kept = Rows(columns).take(keep)
     of_clips = [found[i] for i in sorted(found)]
-    return Rows(kept.columns | {"frames": of_clips}, (left_out or {}) | dropped)
+    return Rows(kept.columns | {"frames": of_clips}, (skipped or {}) | dropped)
 
 
 def frames_root(root: Path, usual: Sequence[str], given: str | None, option: str = "clips") -> Path:

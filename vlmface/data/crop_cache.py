@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlmface.data.crops import NOWHERE, Box, Crop, cut, finder, usable
+from vlmface.data.crops import INVALID_BOX, Box, View, face_locator, render_view, valid_box
 from vlmface.data.sources import Source, content, digest, in_threads, sources
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
@@ -43,13 +43,15 @@ from vlmface.utils.images import open_image
 if TYPE_CHECKING:
     import datasets
 
-PACK = 256  # pictures a file
+IMAGES_PER_PACK = 256  # pictures a file
 OPEN_PACKS = 64  # files that a process keeps open
 _BEFORE_HEADER = 10  # bytes of an .npy file: magic, version, length of the header
-KEYS = 500  # that the index is asked for at once: SQLite bounds the parameters of a statement
-MOST_FRAMES = 64  # of a clip that a model is shown
-FACES = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
-PERSONS = ("person_box", "body_box")  # in `meta`, where a set boxes people
+KEYS_PER_QUERY = (
+    500  # that the index is asked for at once: SQLite bounds the parameters of a statement
+)
+MAX_FRAMES = 64  # of a clip that a model is shown
+FACE_BOXES_FIELD = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
+PERSON_BOX_FIELDS = ("person_box", "body_box")  # in `meta`, where a set boxes people
 _TABLES = """
 create table if not exists faces (key blob primary key, pack text, row integer, found integer);
 create table if not exists pictures
@@ -62,7 +64,7 @@ def is_reference(path: str) -> bool:
     return ".npy#" in path
 
 
-def open_crop(path: str) -> Image.Image:
+def open_view(path: str) -> Image.Image:
     """The face that a path of `cached` stands for. Raises UserError if its pack is missing, damaged
     or cannot be opened."""
     file, _, row = path.rpartition("#")
@@ -109,7 +111,7 @@ class _Pack:
             self.file.close()
 
 
-@functools.lru_cache(maxsize=2 * PACK)
+@functools.lru_cache(maxsize=2 * IMAGES_PER_PACK)
 def _rows_and_shape(header: bytes) -> tuple[int, tuple[int, ...]]:
     """(how many pictures a pack holds, the shape of one). To parse a header takes longer than to
     read a picture, and most packs have the same."""
@@ -155,20 +157,20 @@ class _Picture:
     person: Box | None
     faces: bool
 
-    def task(self, crop: Crop) -> _Task:
+    def task(self, crop: View) -> _Task:
         """What is cut for a view."""
         if crop.show == "scene":
             return _Task(self.source, None)
         if crop.show == "person":
             return _Task(self.source, self.person)
         box = self.face
-        if usable(box) is None and (not self.faces or not crop.needs_face):
+        if valid_box(box) is None and (not self.faces or not crop.needs_face):
             box = self.person or box  # a person's box is a place to look for a face, or to frame
         return _Task(self.source, box)
 
 
-def cached(
-    rows: datasets.Dataset, crop: Crop, *, workers: int | None = None, progress: bool = True
+def cache_view(
+    rows: datasets.Dataset, crop: View, *, workers: int | None = None, progress: bool = True
 ) -> datasets.Dataset:
     """The rows with one view of their pictures (or of all frames) instead of these, `face_box`
     null; what is not in the cache yet is cut in threads. `encode.open_row_image` opens the
@@ -186,9 +188,9 @@ def cached(
     })  # fmt: skip
 
 
-def shown(
+def apply_views(
     rows: datasets.Dataset,
-    views: Sequence[Crop],
+    views: Sequence[View],
     frames: int = 1,
     *,
     workers: int | None = None,
@@ -202,11 +204,11 @@ def shown(
     Where a view is about the face, `face_found` says whether the first such view knew where it is,
     in one frame at least. Warns of pictures for which it did not. Raises as `cached`.
     """
-    from vlmface.data.rows import pictures as as_stored
+    from vlmface.data.rows import with_still_images as as_stored
     from vlmface.data.video import segment_midpoints
 
-    if not 1 <= frames <= MOST_FRAMES:
-        raise UserError(f"frames is {frames}: a model is shown 1 to {MOST_FRAMES} frames of a clip")
+    if not 1 <= frames <= MAX_FRAMES:
+        raise UserError(f"frames is {frames}: a model is shown 1 to {MAX_FRAMES} frames of a clip")
     if not views and frames == 1:
         return as_stored(rows)
     chosen = [[row[i] for i in segment_midpoints(len(row), frames)] for row in _pictures(rows)]
@@ -271,12 +273,12 @@ def _boxed(id: str, pictures: list[Source], box: Any, meta: Mapping[str, Any]) -
         raise UserError(f"{id} has neither an image nor frames: leave such rows out")
     person = person_box(meta)
     faces, boxes = box is not None, [box] * len(pictures)
-    if box is None and isinstance(meta.get(FACES), list):
-        faces, boxes = True, meta[FACES]
+    if box is None and isinstance(meta.get(FACE_BOXES_FIELD), list):
+        faces, boxes = True, meta[FACE_BOXES_FIELD]
         if len(boxes) != len(pictures):
             raise UserError(
-                f"{id} has {len(boxes)} {FACES} in its meta, but {len(pictures)} pictures: one is "
-                "needed for each, null where no face was found"
+                f"{id} has {len(boxes)} {FACE_BOXES_FIELD} in its meta, but {len(pictures)} "
+                "pictures: one is needed for each, null where no face was found"
             )
     return [
         _Picture(source, _rounded(one), _rounded(person), faces)
@@ -286,18 +288,18 @@ def _boxed(id: str, pictures: list[Source], box: Any, meta: Mapping[str, Any]) -
 
 def person_box(meta: Mapping[str, Any]) -> Any:
     """The box of the person, if a sample's `meta` has one, as it is annotated."""
-    return next((meta[name] for name in PERSONS if meta.get(name) is not None), None)
+    return next((meta[name] for name in PERSON_BOX_FIELDS if meta.get(name) is not None), None)
 
 
 def _rounded(box: object) -> Box | None:
     if box is None:
         return None
-    known = usable(box)
-    return NOWHERE if known is None else tuple(round(x, 2) for x in known)  # type: ignore[return-value]
+    known = valid_box(box)
+    return INVALID_BOX if known is None else tuple(round(x, 2) for x in known)  # type: ignore[return-value]
 
 
 def _cut_rows(
-    pictures: Sequence[Sequence[_Picture]], crop: Crop, workers: int | None, progress: bool
+    pictures: Sequence[Sequence[_Picture]], crop: View, workers: int | None, progress: bool
 ) -> tuple[list[list[dict[str, Any]]], list[list[bool]]]:
     """(a view of every picture of each row, as it is stored; whether its box was known)."""
     tasks = [[picture.task(crop) for picture in row] for row in pictures]
@@ -320,7 +322,7 @@ def _cut_rows(
 
 
 def _places(
-    tasks: Sequence[_Task], crop: Crop, workers: int | None, progress: bool
+    tasks: Sequence[_Task], crop: View, workers: int | None, progress: bool
 ) -> dict[_Task, tuple[str, bool]]:
     """Where each view is, as a path for `open_crop`, and whether its box was known."""
     folder = crop.folder
@@ -332,17 +334,17 @@ def _places(
         known = {key: tuple(place) for key, *place in _looked_up(index, "faces", keys.values())}
         missing = list({keys[t]: t for t in tasks if keys[t] not in known}.items())
         if missing:
-            with finder([crop]) as find:
+            with face_locator([crop]) as find:
 
                 def work(item: tuple[bytes, _Task]) -> tuple[np.ndarray, bool]:
                     image = open_image(item[1].source)
                     box = find(image, item[1].box)
-                    pixels = np.asarray(cut(image, box, crop, find.mesh))
+                    pixels = np.asarray(render_view(image, box, crop, find.mesh))
                     return pixels, bool(pixels.any()) if crop.is_shape else box is not None
 
                 faces = in_threads(work, missing, "cutting", workers=workers, progress=progress)
-                for start in range(0, len(missing), PACK):
-                    part = missing[start : start + PACK]
+                for start in range(0, len(missing), IMAGES_PER_PACK):
+                    part = missing[start : start + IMAGES_PER_PACK]
                     known |= _write(folder, index, [key for key, _ in part], faces)
     found = {task: known[key] for task, key in keys.items()}
     return {task: (f"{folder / pack}#{row}", bool(box)) for task, (pack, row, box) in found.items()}
@@ -415,8 +417,8 @@ def _looked_up(
     """The lines of a table with these keys. The index may hold many more."""
     column = {"faces": "key", "pictures": "path"}[table]
     distinct = list(dict.fromkeys(keys))
-    for start in range(0, len(distinct), KEYS):
-        part = distinct[start : start + KEYS]
+    for start in range(0, len(distinct), KEYS_PER_QUERY):
+        part = distinct[start : start + KEYS_PER_QUERY]
         marks = ", ".join("?" * len(part))
         yield from index.execute(f"select * from {table} where {column} in ({marks})", part)
 
@@ -425,12 +427,12 @@ def _key(of: str, box: tuple[float, ...] | None) -> bytes:
     return hashlib.blake2b(f"{of} {box}".encode(), digest_size=16).digest()
 
 
-def draw(rows: datasets.Dataset, path: Path, n: int = 64) -> None:
+def write_contact_sheet(rows: datasets.Dataset, path: Path, n: int = 64) -> None:
     """A contact sheet of the first `n` faces of `cached` rows, with their labels."""
     tiles: list[contact_sheet.Tile | None] = []
     for row in rows.select(range(min(n, len(rows)))):
         sample = FaceSample.from_row(row)
         stored = sample.image or (sample.frames or [None])[len(sample.frames or ()) // 2]
         title = sample.emotion or sample.gender or "no label"
-        tiles.append(contact_sheet.Tile(open_crop(stored["path"]), title, (sample.id,)))
+        tiles.append(contact_sheet.Tile(open_view(stored["path"]), title, (sample.id,)))
     contact_sheet.write(path, contact_sheet.draw(tiles))

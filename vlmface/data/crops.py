@@ -22,18 +22,25 @@ if TYPE_CHECKING:
     from vlmface.utils.images import ImageOrImages
 
 VERSION = 2  # raise whenever the same picture would give other pixels
-MOST_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
-FRAME = (255, 0, 0)  # colour of a box that is drawn
-BLANK = (0, 0, 0)  # of a face that is blacked out
-NOWHERE = (0.0, 0.0, 0.0, 0.0)  # stands for a box that is broken, so that nobody else's is taken
-FARTHEST = 1_000_000.0  # pixels from the picture's corner, beyond which a number is no place
-SEEN = 256  # pixels of a side of the face in which a mesh is looked for
+MAX_SQUARE_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
+BOX_COLOUR = (255, 0, 0)  # colour of a box that is drawn
+MASK_COLOUR = (0, 0, 0)  # of a face that is blacked out
+INVALID_BOX = (
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+)  # stands for a box that is broken, so that nobody else's is taken
+MAX_COORDINATE = 1_000_000.0  # pixels from the picture's corner, beyond which a number is no place
+MESH_INPUT_SIZE = 256  # pixels of a side of the face in which a mesh is looked for
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
-MeshOf = Callable[[Image.Image], "np.ndarray | None"]  # points (n, 2) in pixels of a picture's face
+MeshDetector = Callable[
+    [Image.Image], "np.ndarray | None"
+]  # points (n, 2) in pixels of a picture's face
 
 
 @dataclass(frozen=True)
-class Crop:
+class View:
     """A view of a picture, `size` pixels a side; what lies outside of the picture is black.
 
     `show`: "face" is the square around the face, with `margin` times the longer side of its box and
@@ -100,10 +107,10 @@ class Crop:
         return files.cache_dir() / "crops" / name
 
 
-Views = tuple[Crop, ...]  # that a model is shown, in their order; () for the picture as it is
+Views = tuple[View, ...]  # that a model is shown, in their order; () for the picture as it is
 
 
-def parse(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> Views:
+def parse_views(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> Views:
     """The `crop` of a settings file or manifest: null, a mapping, or a list of mappings. Raises
     UserError."""
     if values is None:
@@ -114,10 +121,10 @@ def parse(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> Vie
             f"crop is {values!r}: give one view, such as {{size: 224, show: face}}, a list of "
             "views, or null for pictures as they are"
         )
-    return tuple(config.build(Crop, dict(one), where="crop") for one in listed)
+    return tuple(config.build(View, dict(one), where="crop") for one in listed)
 
 
-def as_dict(views: Sequence[Crop]) -> dict[str, Any] | list[dict[str, Any]] | None:
+def views_as_dict(views: Sequence[View]) -> dict[str, Any] | list[dict[str, Any]] | None:
     """The views as settings and manifests write them; `margin_px` only where there is one."""
     listed = [
         {k: v for k, v in dataclasses.asdict(crop).items() if v or k != "margin_px"}
@@ -126,34 +133,34 @@ def as_dict(views: Sequence[Crop]) -> dict[str, Any] | list[dict[str, Any]] | No
     return listed if len(listed) > 1 else listed[0] if listed else None
 
 
-def usable(box: object, size: tuple[int, int] | None = None) -> Box | None:
+def valid_box(box: object, size: tuple[int, int] | None = None) -> Box | None:
     """The box, if it is one: four finite numbers, a pixel or more wide and high, and, in a picture
     of `size` (width, height), with a part of the picture in it. Annotations hold others."""
     try:
         x0, y0, x1, y1 = (float(x + 0) for x in box)  # type: ignore[attr-defined]
     except (TypeError, ValueError, OverflowError):
         return None
-    if not all(math.isfinite(x) and abs(x) <= FARTHEST for x in (x0, y0, x1, y1)):
+    if not all(math.isfinite(x) and abs(x) <= MAX_COORDINATE for x in (x0, y0, x1, y1)):
         return None
     inside = size is None or (x0 < size[0] and y0 < size[1] and x1 > 0 and y1 > 0)
     return (x0, y0, x1, y1) if inside and x1 - x0 >= 1 and y1 - y0 >= 1 else None
 
 
-def cut(
-    image: Image.Image, box: Sequence[float] | None, crop: Crop, mesh: MeshOf | None = None
+def render_view(
+    image: Image.Image, box: Sequence[float] | None, crop: View, mesh: MeshDetector | None = None
 ) -> Image.Image:
     """The view of a picture, the box being that of the face or, for "person", of the person. The
     whole picture with black bars if there is no `usable` box, or if that is the view. Views drawn
     from a mesh need `mesh`, such as `detect.Detector.mesh`."""
     if crop.is_shape:
         assert mesh is not None, f"{crop.show} is drawn from a mesh"
-        face = cut(image, box, dataclasses.replace(crop, show="face", size=SEEN))
+        face = render_view(image, box, dataclasses.replace(crop, show="face", size=MESH_INPUT_SIZE))
         points = mesh(face)
         if points is None:
             return Image.new("RGB", (crop.size, crop.size))
         draw = shapes.landmarks if crop.show == "landmarks" else shapes.parsed
-        return draw(points / SEEN, crop.size)
-    known = usable(box, image.size)
+        return draw(points / MESH_INPUT_SIZE, crop.size)
+    known = valid_box(box, image.size)
     whole = _square((0, 0, *image.size), 0)
     if known is None or crop.show == "scene":
         return _resized(image, whole, crop.size)
@@ -167,44 +174,46 @@ def cut(
     corners = [min(max(round(x * scale), 0), crop.size - 1) for x in moved]
     drawn = ImageDraw.Draw(picture)
     if crop.show == "context":
-        drawn.rectangle(corners, fill=BLANK)
+        drawn.rectangle(corners, fill=MASK_COLOUR)
     else:
-        drawn.rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
+        drawn.rectangle(corners, outline=BOX_COLOUR, width=max(2, crop.size // 100))
     return picture
 
 
-def falls_back(views: Sequence[Crop]) -> bool:
+def mixes_face_and_scene(views: Sequence[View]) -> bool:
     """Whether what is around a face is shown beside it, so that without a face it is all that a
     model judges."""
     several = len(views) > 1
     return several and any(v.about_face for v in views) and not all(v.is_face for v in views)
 
 
-def views_of(
+def image_views(
     image: Image.Image,
     face: Sequence[float] | None,
-    views: Sequence[Crop],
+    views: Sequence[View],
     frames: int = 1,
-    mesh: MeshOf | None = None,
+    mesh: MeshDetector | None = None,
 ) -> Image.Image | list[Image.Image]:
     """One photograph as a model with these views is shown it: a picture, or the list of them. To a
     model of clips it is one that stands still. Where the person is, nobody says. `mesh` as for
     `cut`."""
-    made = [cut(image, face if one.about_face else None, one, mesh) for one in views] or [image]
+    made = [render_view(image, face if one.about_face else None, one, mesh) for one in views] or [
+        image
+    ]
     found = [picture for picture in made for _ in range(frames)]
     return found if len(found) > 1 else found[0]
 
 
-def views_of_clip(
+def clip_views(
     frames: Sequence[Image.Image],
     faces: Sequence[Sequence[float] | None],
-    views: Sequence[Crop],
-    mesh: MeshOf | None = None,
+    views: Sequence[View],
+    mesh: MeshDetector | None = None,
 ) -> Image.Image | list[Image.Image]:
     """`views_of` the frames of a clip, each with its own face's box: the frames of the first view,
     then those of the next."""
     made = [
-        [cut(frame, face if one.about_face else None, one, mesh)
+        [render_view(frame, face if one.about_face else None, one, mesh)
          for frame, face in zip(frames, faces, strict=True)]
         for one in views
     ] or [list(frames)]  # fmt: skip
@@ -212,12 +221,12 @@ def views_of_clip(
     return found if len(found) > 1 else found[0]
 
 
-def asks_for_face(views: Sequence[Crop]) -> bool:
+def requires_face(views: Sequence[View]) -> bool:
     """Whether it matters to a model's answer that a face was found."""
-    return any(one.find == "detect" for one in views) or falls_back(views)
+    return any(one.find == "detect" for one in views) or mixes_face_and_scene(views)
 
 
-def default_faces(views: Sequence[Crop], shows_faces: bool) -> str:
+def default_faces(views: Sequence[View], shows_faces: bool) -> str:
     """Which faces of a photograph a model with these views is about, for `Manifest.faces`:
     "largest" or "none". `shows_faces`: whether the pictures of its data set are faces, which
     decides where they are taken whole."""
@@ -225,7 +234,7 @@ def default_faces(views: Sequence[Crop], shows_faces: bool) -> str:
     return "largest" if about_face else "none"
 
 
-def shown_of(
+def render_views(
     images: Sequence[ImageOrImages],
     boxes: Sequence[Sequence[float] | None] | None,
     views: Views,
@@ -237,13 +246,13 @@ def shown_of(
     if not views and frames == 1:
         return images, found
     shown = list(images)
-    asked = asks_for_face(views)
-    with finder(views) as find:
+    asked = requires_face(views)
+    with face_locator(views) as find:
         for i, image in enumerate(images):
             if isinstance(image, Sequence):
                 continue
             face = find(image, boxes[i] if boxes else None)
-            shown[i] = views_of(image, face, views, frames, find.mesh)
+            shown[i] = image_views(image, face, views, frames, find.mesh)
             found[i] = face is not None if asked else None
     return shown, found
 
@@ -251,8 +260,8 @@ def shown_of(
 def _resized(image: Image.Image, square: tuple[int, int, int, int], size: int) -> Image.Image:
     """A square of the picture, black outside of it, `size` pixels a side."""
     side = square[2] - square[0]
-    if side > MOST_SIDE:  # around a long strip: far more pixels than the strip has
-        scale = MOST_SIDE / side
+    if side > MAX_SQUARE_SIDE:  # around a long strip: far more pixels than the strip has
+        scale = MAX_SQUARE_SIDE / side
         small = image.resize(
             (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
             Image.Resampling.LANCZOS,
@@ -270,7 +279,7 @@ def _square(box: Sequence[float], margin: float, margin_px: int = 0) -> tuple[in
 
 
 @dataclass(frozen=True)
-class Finder:
+class FaceLocator:
     """Call it with (image, box or None) for the face's box or None, as the views find it: by the
     detector, in and around the box, if one of them asks for that. For many threads. `mesh`: of a
     picture's largest face, where a view is drawn from it."""
@@ -280,23 +289,23 @@ class Finder:
 
     def __call__(self, image: Image.Image, box: Sequence[float] | None = None) -> Box | None:
         if not self.looks:
-            return usable(box, image.size)
+            return valid_box(box, image.size)
         assert self.detector is not None
-        near = None if box is None else usable(box, image.size) or NOWHERE
+        near = None if box is None else valid_box(box, image.size) or INVALID_BOX
         return self.detector.face(image, near)
 
     @property
-    def mesh(self) -> MeshOf | None:
+    def mesh(self) -> MeshDetector | None:
         return None if self.detector is None else self.detector.mesh
 
 
 @contextlib.contextmanager
-def finder(views: Sequence[Crop]) -> Iterator[Finder]:
+def face_locator(views: Sequence[View]) -> Iterator[FaceLocator]:
     """Who finds the faces of these views. Raises UserError if that needs a package that is
     missing."""
     looks = any(one.find == "detect" for one in views)
     if not looks and not any(one.is_shape for one in views):
-        yield Finder(None, looks)
+        yield FaceLocator(None, looks)
         return
     with detect.Detector() as detector:
-        yield Finder(detector, looks)
+        yield FaceLocator(detector, looks)

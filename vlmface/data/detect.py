@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 NAME = "mediapipe-face-landmarker"
-MOST = 20  # faces that are looked for in one picture
+MAX_FACES = 20  # faces that are looked for in one picture
 # Landmarkers of a detector, of about 25 MiB each. More than cores bring nothing.
-MOST_LANDMARKERS = min(16, os.cpu_count() or 1)
-AROUND = 0.5  # of a given box's longer side, on each side, is searched for its face
+MAX_LANDMARKERS = min(16, os.cpu_count() or 1)
+SEARCH_MARGIN = 0.5  # of a given box's longer side, on each side, is searched for its face
 
 
 class Detector:
@@ -48,7 +48,7 @@ class Detector:
         weights = Path(spec.submodule_search_locations[0]) / "models" / "face_landmarker.task"
         self._vision = vision
         self._weights = weights.read_bytes()
-        self._landmarkers = _Pool(self._landmarker, MOST_LANDMARKERS)
+        self._landmarkers = _Pool(self._landmarker, MAX_LANDMARKERS)
 
     def __enter__(self) -> Detector:
         return self
@@ -105,7 +105,7 @@ class Detector:
         if near is None:
             return next(iter(self.faces(image)), None)
         x0, y0, x1, y1 = near
-        margin = AROUND * max(x1 - x0, y1 - y0)
+        margin = SEARCH_MARGIN * max(x1 - x0, y1 - y0)
         left, top = max(0, round(x0 - margin)), max(0, round(y0 - margin))
         right = min(image.width, round(x1 + margin))
         bottom = min(image.height, round(y1 + margin))
@@ -121,7 +121,7 @@ class Detector:
         from mediapipe.tasks.python import BaseOptions
 
         options = self._vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MOST
+            base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MAX_FACES
         )
         with _quiet():
             return self._vision.FaceLandmarker.create_from_options(options)

@@ -31,7 +31,7 @@ class Record:
 
     def refuse(self, name: str, allowed: str) -> NoReturn:
         """Raise the UserError of a field that is not as `allowed`."""
-        found = f"is {shown(self.fields[name])}" if name in self.fields else "is missing"
+        found = f"is {short_repr(self.fields[name])}" if name in self.fields else "is missing"
         raise UserError(
             f"{self.where}: {name!r} {found}, expected {allowed}; correct the record, or take a "
             "fresh copy of the file"
@@ -92,8 +92,12 @@ class Record:
         folder itself; any other absolute path that does not begin with the folder, and one with
         "..", is refused."""
         path = self.text(name)
-        found = below(folder, path.removeprefix("/") if rooted else path)
-        if found is None and path.startswith(f"{folder}{os.sep}") and not leads_up(path):
+        found = path_inside(folder, path.removeprefix("/") if rooted else path)
+        if (
+            found is None
+            and path.startswith(f"{folder}{os.sep}")
+            and not has_parent_reference(path)
+        ):
             found = path
         if found is None:
             self.refuse(name, f"a path inside the image folder {folder} (see the option images)")
@@ -113,20 +117,20 @@ def canonical(space: str, text: str) -> str | None:
     return label_spaces.space(space).canonical(text)
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as an error shows it: no more than a line of it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def below(folder: Path, path: str) -> str | None:
+def path_inside(folder: Path, path: str) -> str | None:
     """The file `path` in `folder`; None for a path that is absolute, leads up or is no path."""
-    if not path or path[0] in "/\\" or path[1:2] == ":" or leads_up(path):
+    if not path or path[0] in "/\\" or path[1:2] == ":" or has_parent_reference(path):
         return None
     return os.path.join(folder, path)
 
 
-def leads_up(path: str) -> bool:
+def has_parent_reference(path: str) -> bool:
     """Whether a path has a ".." between slashes of either kind, or is no path at all."""
     return "\0" in path or (".." in path and ".." in re.split(r"[/\\]", path))
 
@@ -158,13 +162,13 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
             content = content[within]
         if not isinstance(content, list):
             raise UserError(
-                f"{path} holds {shown(content)}, expected a list of records: [{{...}}, ...]"
+                f"{path} holds {short_repr(content)}, expected a list of records: [{{...}}, ...]"
             )
         found = [(f"{path}, record {n}", fields) for n, fields in enumerate(content, 1)]
     half_characters = re.search(r"\\u[dD][89a-fA-F]", text) is not None
     for where, fields in found:
         if not isinstance(fields, dict):
-            raise UserError(f"{where}: found {shown(fields)}, expected a record: {{...}}")
+            raise UserError(f"{where}: found {short_repr(fields)}, expected a record: {{...}}")
         if half_characters and not _writable(fields):
             raise UserError(f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is no "
                             "character; correct it, or take a fresh copy of the file")  # fmt: skip
@@ -213,7 +217,7 @@ ROLES = {
 }  # fmt: skip
 
 
-def pairs(record: Record) -> list[tuple[str, str]]:
+def question_answer_pairs(record: Record) -> list[tuple[str, str]]:
     """(question, answer) of each pair of turns, without the "<image>" placeholder.
 
     The turns are LLaVA's and ShareGPT's `conversations` of {"from", "value"}, or the `messages` of
@@ -247,13 +251,13 @@ def _said(turn: Record) -> str:
     return turn.text(name)
 
 
-def pictures(record: Record) -> list[str]:
+def image_paths(record: Record) -> list[str]:
     """The image paths of a conversation: its `image` or `images`, or those in the parts of its
     messages, {"type": "image", "image": "..."}. Raises UserError if it has both fields and they
     differ."""
     listed = {name: record.images(name) for name in ("image", "images")}
     if all(listed.values()) and listed["image"] != listed["images"]:
-        record.refuse("images", f"the same as 'image', {shown(listed['image'])}")
+        record.refuse("images", f"the same as 'image', {short_repr(listed['image'])}")
     return listed["image"] or listed["images"] or _pictures_in_parts(record.fields.get("messages"))
 
 
@@ -269,7 +273,7 @@ _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-def thought(text: str | None) -> tuple[str | None, str | None]:
+def split_thought(text: str | None) -> tuple[str | None, str | None]:
     """(rationale, answer) of `<think>...</think><answer>...</answer>`: prompts put such tags around
     a rationale themselves. A text without them is all rationale; one whose tags do not pair up
     loses them. None stands for a part that is not there."""
@@ -287,7 +291,7 @@ def au_numbers(au_set: str | int | Sequence[str | int] | None) -> set[int]:
     return {facs.parse_name(str(unit)) for unit in units}
 
 
-def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
+def check_choice(option: str, value: str, allowed: Sequence[str]) -> str:
     """`value`, if it is allowed for the option; else a UserError that says what is."""
     if value not in allowed:
         raise UserError(f"{option}={value!r}: use one of {', '.join(map(repr, allowed))}")

@@ -22,7 +22,7 @@ def open_row_image(image: Any) -> Image.Image:
         return image
     source = image.get("bytes") or image["path"]
     if isinstance(source, str) and crop_cache.is_reference(source):
-        return crop_cache.open_crop(source)
+        return crop_cache.open_view(source)
     try:
         return open_image(source)
     except UserError as error:
@@ -62,5 +62,5 @@ def row_image_size(image: Any) -> tuple[int, int]:
     if not isinstance(image, Mapping):
         return image.size
     if not image.get("bytes") and crop_cache.is_reference(image["path"]):
-        return crop_cache.open_crop(image["path"]).size
+        return crop_cache.open_view(image["path"]).size
     return size_of(image["bytes"] or image["path"])

@@ -21,7 +21,7 @@ import numpy as np
 
 from vlmface import facs, label_spaces
 from vlmface.data.image_paths import Folders
-from vlmface.data.records import shown
+from vlmface.data.records import short_repr
 from vlmface.data.text_files import match_name, read_lines, split_header, utf8_source
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample, features
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 class Rows:
     """`columns` maps FaceSample fields to n values each: a list, NumPy or Arrow array, None for
     "not annotated". `image` holds paths or encoded bytes; `frames` lists of paths. A field that is
-    left out is null in every row. `left_out` maps a reason to what was not made into a row (file
+    left out is null in every row. `skipped` maps a reason to what was not made into a row (file
     names, line numbers): nothing is dropped without being listed here."""
 
     columns: dict[str, Any]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -49,7 +49,7 @@ class Rows:
         """The rows where the mask `keep` (n,) is true, in order."""
         index = np.flatnonzero(keep)
         return Rows({name: _take(values, index) for name, values in self.columns.items()},
-                    self.left_out)  # fmt: skip
+                    self.skipped)  # fmt: skip
 
 
 def _take(values: Any, index: np.ndarray) -> Any:
@@ -72,11 +72,11 @@ def emotions(coding_id: str, codes: Any) -> pa.Array:
 
     coding = label_spaces.CODINGS[coding_id]
     known, inverse = np.unique(np.asarray(codes), return_inverse=True)
-    words = pa.array([coding.decode(code.item()) for code in known], pa.string())
-    return words.take(pa.array(inverse.ravel()))
+    canonical_labels = pa.array([coding.decode(code.item()) for code in known], pa.string())
+    return canonical_labels.take(pa.array(inverse.ravel()))
 
 
-def words(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
+def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
     """Each text as the label of the space that it is, up to case and aliases ("Angry" -> "anger").
     None stays None. Raises UserError for a text that is no label of the space."""
     space = label_spaces.space(space_id)
@@ -139,12 +139,12 @@ def boxes(x0: Any, y0: Any, x1: Any, y1: Any) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.arange(0, flat.size + 1, 4, dtype=np.int32)), flat)
 
 
-def votes(keys: Sequence[str], counts: np.ndarray) -> list[str]:
+def vote_meta(keys: Sequence[str], counts: np.ndarray) -> list[str]:
     """The `emotion_votes` column from counts (n, len(keys)) for words of `schema.VOTE_KEYS`."""
-    return meta(len(counts), **dict(zip(keys, np.asarray(counts).T, strict=True)))
+    return json_meta(len(counts), **dict(zip(keys, np.asarray(counts).T, strict=True)))
 
 
-def meta(n: int, **columns: Sequence[Any]) -> list[str]:
+def json_meta(n: int, **columns: Sequence[Any]) -> list[str]:
     """The `meta` column: one JSON object a row of what FaceSample has no field for."""
     names = sorted(columns)
     lists = [np.asarray(columns[k]).tolist() if isinstance(columns[k], np.ndarray)
@@ -171,7 +171,7 @@ def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def existing(paths: Iterable[str]) -> np.ndarray:
+def exists_mask(paths: Iterable[str]) -> np.ndarray:
     """Whether each file exists (n,), found by listing each folder once."""
     folders = Folders()
     return np.array([folders.has(path) for path in paths], bool)
@@ -197,7 +197,7 @@ def as_stored(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
             f"{stored[other[0]]!a}",
             stacklevel=4,
         )
-    return Rows(rows.columns | {"image": stored}, rows.left_out), there
+    return Rows(rows.columns | {"image": stored}, rows.skipped), there
 
 
 def image_names(folder: Path) -> tuple[list[str], list[str]]:
@@ -214,7 +214,7 @@ def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
     the id `prefix/label/stem`. Raises UserError for a folder that is not named as a label of the
     space; a number is none, since copies count in different orders."""
     space = label_spaces.space(space_id)
-    ids, images, labels, left_out = [], [], [], []
+    ids, images, labels, skipped = [], [], [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         label = space.canonical(place.name)
         if label is None:
@@ -226,12 +226,12 @@ def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
         ids += [f"{prefix}/{label}/{os.path.splitext(name)[0]}" for name in names]
         images += [str(place / name) for name in names]
         labels += [label] * len(names)
-        left_out += [f"{place.name}/{name}" for name in others]
+        skipped += [f"{place.name}/{name}" for name in others]
     columns = {"id": ids, "image": images, space.field: labels}
-    return Rows(columns, {"no image file": left_out} if left_out else {})
+    return Rows(columns, {"no image file": skipped} if skipped else {})
 
 
-def need(path: Path, what: str) -> Path:
+def require_path(path: Path, what: str) -> Path:
     """`path`, if it exists; else a UserError that says `what` it should be and what lies there."""
     if path.exists():
         return path
@@ -265,7 +265,7 @@ def read_csv(
     return table.rename_columns(list(columns))
 
 
-def header(path: Path) -> list[str]:
+def csv_header(path: Path) -> list[str]:
     """The fields of a csv file's first line."""
     return split_header(_first_line(path, utf8_source(path, whole=False))[0])[0]
 
@@ -286,7 +286,7 @@ def _place(path: Path, column: str, names: list[str]) -> int:
     if name is None:
         raise UserError(
             f"{path} is not the csv file that was expected: it has no column {column!r}, its "
-            f"header is {shown(','.join(names))}"
+            f"header is {short_repr(','.join(names))}"
         )
     return names.index(name)
 
@@ -340,7 +340,7 @@ def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Tab
     return _read_csv(path, BytesIO(encoded), columns, " ", column_names=list(columns))
 
 
-def numbered(folder: Path) -> dict[int, str]:
+def frames_by_number(folder: Path) -> dict[int, str]:
     """The images of a folder by the last number in their name (`frame_00012.jpg`: 12), as paths.
     Raises UserError if two images have the same number."""
     found: dict[int, str] = {}
@@ -360,7 +360,7 @@ def numbered(folder: Path) -> dict[int, str]:
     return found
 
 
-def drawn_split(
+def random_split(
     stems: Sequence[str], split: str, test_list: str | Path | None = None, share: float = 0.2
 ) -> np.ndarray:
     """Which rows (n,) belong to `split` ("train" or "test") of a set whose owners define none.
@@ -373,7 +373,7 @@ def drawn_split(
         digests = (hashlib.sha256(stem.encode()).digest() for stem in stems)
         test = np.array([int.from_bytes(d[:8], "big") < share * 2**64 for d in digests], bool)
     else:
-        path = need(Path(test_list).expanduser(), "a list of the test images, one a line")
+        path = require_path(Path(test_list).expanduser(), "a list of the test images, one a line")
         names = [line.split()[0] for line in read_lines(path) if line.strip()]
         wanted = {name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names}
         if unknown := sorted(wanted - set(stems)):
@@ -401,7 +401,7 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
 
     if missing not in ("error", "drop"):
         raise UserError(f"missing={missing!r}: use 'error' or 'drop'")
-    for reason, what in rows.left_out.items():
+    for reason, what in rows.skipped.items():
         warnings.warn(f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...",
                       stacklevel=3)  # fmt: skip
     rows = _without_missing(rows, name, split, missing)
@@ -530,7 +530,7 @@ def _check(table: pa.Table) -> None:
         refuse(pa.array(flags))
 
 
-def pictures(rows: datasets.Dataset) -> datasets.Dataset:
+def with_still_images(rows: datasets.Dataset) -> datasets.Dataset:
     """The same rows with an `image` each, as stored, for `encode.open_row_image`: their own, or the
     middle frame of a clip. Raises UserError that names a row that has neither."""
     import datasets

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlmface.data.records import LINES, records, shown
+from vlmface.data.records import LINES, records, short_repr
 from vlmface.data.text_files import match_name, read_text, split_header
 from vlmface.errors import UserError
 
@@ -70,7 +70,7 @@ def _csv(path: Path) -> Table:
                 row.pop()
             if row and len(row) != len(header):
                 raise UserError(f"{path}, {where}: {len(row)} cells, but the header has "
-                                f"{len(header)}: {shown(row)}")  # fmt: skip
+                                f"{len(header)}: {short_repr(row)}")  # fmt: skip
             if row and row[0].strip() == header[0] and [cell.strip() for cell in row] == header:
                 raise UserError(f"{path}, {where} repeats the header: if tables were joined, "
                                 "remove that line")  # fmt: skip
@@ -99,7 +99,9 @@ def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
     header = [name.strip() for name in rows[-1]] if rows else []
     named = [name for name in header if name]
     if len(set(named)) != len(named) or not named:
-        raise UserError(f"{path} needs a header of different column names, found {shown(header)}")
+        raise UserError(
+            f"{path} needs a header of different column names, found {short_repr(header)}"
+        )
     return reader, header
 
 
@@ -129,7 +131,7 @@ def _parquet(path: Path) -> Table:
 
 
 def refuse(table: Table, column: str, row: int, allowed: str) -> UserError:
-    value = shown(table.columns[column][row])
+    value = short_repr(table.columns[column][row])
     return UserError(f"{table.where(row)}: {column!r} is {value}, expected {allowed}")
 
 

@@ -471,7 +471,7 @@ class Predictor:
     def _is_shown(self, view: FaceView) -> bool:
         """Whether the model is asked about it: where there is no face, only a model that was
         trained to judge the scene alone."""
-        return view.face_found is not False or crops.falls_back(self.views)
+        return view.face_found is not False or crops.mixes_face_and_scene(self.views)
 
     def _report(
         self,

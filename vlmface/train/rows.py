@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data import row_images
-from vlmface.data.rows import pictures
+from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
@@ -75,7 +75,7 @@ def encode_rows(
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
     """The columns of `rows` that say what a model is shown of each, as they are stored."""
-    found = pictures(rows)
+    found = with_still_images(rows)
     return found.select_columns(
         [name for name in row_images.IMAGE_COLUMNS if name in found.column_names]
     )

@@ -26,7 +26,7 @@ def labels_of(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[st
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
         for labels, prompt in zip(found, prompts, strict=True):
-            labels.append(answers.listed(prompt.truth(sample)) or None)
+            labels.append(answers.join_labels(prompt.truth(sample)) or None)
     return found
 
 

@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.rows import Rows, boxes, emotions, existing, header, image_names, need, read_csv
+from vlmface.data.rows import (
+    Rows,
+    boxes,
+    csv_header,
+    emotions,
+    exists_mask,
+    image_names,
+    read_csv,
+    require_path,
+)
 from vlmface.errors import UserError
 
 TITLE = "AffectNet"
@@ -73,7 +82,7 @@ def _of_classes(rows: Rows, codes: np.ndarray, classes: int) -> Rows:
     wrong = ~np.asarray(pc.is_in(rows.columns["emotion"], pa.array(space.labels)))
     for code in np.unique(codes[wrong]):
         reason = f"expression {int(code)}, not among the {classes} classes"
-        rows.left_out[reason] = [rows.columns["id"][i] for i in np.flatnonzero(codes == code)]
+        rows.skipped[reason] = [rows.columns["id"][i] for i in np.flatnonzero(codes == code)]
     return rows.take(~wrong)
 
 
@@ -84,8 +93,8 @@ def _rated(values: Any) -> np.ndarray:
 
 def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "training.csv", "validation": "validation.csv"}[split]
-    listing = need(root / LISTS / file, "AffectNet's list of labels")
-    named = [name.casefold() for name in header(listing)[:1]] == [HEADER[0].casefold()]
+    listing = require_path(root / LISTS / file, "AffectNet's list of labels")
+    named = [name.casefold() for name in csv_header(listing)[:1]] == [HEADER[0].casefold()]
     types = dict.fromkeys(HEADER, "float32") | {HEADER[0]: "string", "expression": "int32"}
     del types["facial_landmarks"]  # nine tenths of the file
     options: dict[str, Any] = {} if named else {"column_names": HEADER}
@@ -93,7 +102,7 @@ def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     paths = table[HEADER[0]].to_pylist()
     places = [root / name for name in IMAGES]
     folder = next((p for p in places if p.is_dir()), places[0])
-    need(folder, "AffectNet's images, 689/<hash>.jpg")
+    require_path(folder, "AffectNet's images, 689/<hash>.jpg")
     x, y, width, height = (np.asarray(table[name]) for name in HEADER[1:5])
     columns = {
         "id": [f"affectnet-{path}" for path in paths],
@@ -107,17 +116,17 @@ def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
 
 def _npy(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     folder = root / {"train": "train_set", "validation": "val_set"}[split]
-    annotations = need(folder / "annotations", "AffectNet's annotations, N_exp.npy")
-    names, _ = image_names(need(folder / "images", "AffectNet's images, N.jpg"))
+    annotations = require_path(folder / "annotations", "AffectNet's annotations, N_exp.npy")
+    names, _ = image_names(require_path(folder / "images", "AffectNet's images, N.jpg"))
     images = {name.rpartition(".")[0]: name for name in names}
     found = [name.removesuffix("_exp.npy") for name in os.listdir(annotations)]
     stems = sorted((s for s in found if not s.endswith(".npy")), key=lambda s: (len(s), s))
-    left_out = sorted(set(images) - set(stems))
+    skipped = sorted(set(images) - set(stems))
 
     def read(what: str) -> np.ndarray:
         paths = [f"{annotations}/{stem}_{what}.npy" for stem in stems]
         values = np.full(len(paths), np.nan)
-        there = existing(paths)
+        there = exists_mask(paths)
         values[there] = _numbers([paths[i] for i in np.flatnonzero(there)])
         return values
 
@@ -127,7 +136,7 @@ def _npy(root: Path, split: str) -> tuple[Rows, np.ndarray]:
         "valence": _rated(read("val")),
         "arousal": _rated(read("aro")),
     }
-    return Rows(columns, {"no _exp.npy": left_out} if left_out else {}), read("exp")
+    return Rows(columns, {"no _exp.npy": skipped} if skipped else {}), read("exp")
 
 
 def _numbers(paths: list[str]) -> list[float]:
@@ -137,11 +146,11 @@ def _numbers(paths: list[str]) -> list[float]:
     for path in paths:
         with open(path, "rb") as file:
             data = file.read()
-        header = data[: 10 + int.from_bytes(data[8:10], "little")]
+        csv_header = data[: 10 + int.from_bytes(data[8:10], "little")]
         try:
-            if header not in types:
-                types[header] = np.load(BytesIO(data)).dtype
-            numbers.append(float(np.frombuffer(data[len(header) :], types[header]).item()))
+            if csv_header not in types:
+                types[csv_header] = np.load(BytesIO(data)).dtype
+            numbers.append(float(np.frombuffer(data[len(csv_header) :], types[csv_header]).item()))
         except (ValueError, EOFError) as error:
             raise UserError(f"{path} does not hold one number: {error}") from error
     return numbers
@@ -149,7 +158,7 @@ def _numbers(paths: list[str]) -> list[float]:
 
 def _sample(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "train-sample-affectnet.csv", "validation": "valid-sample-affectnet.csv"}
-    listing = need(root / file[split], "the list of AffectNet's sample")
+    listing = require_path(root / file[split], "the list of AffectNet's sample")
     table = read_csv(listing, {"image": "string", "emotion": "float32"})
     # `../input/affectnetsample/val_class/class003/x.jpg`: the start is where it once was mounted
     paths = ["/".join(path.split("/")[-3:]) for path in table["image"].to_pylist()]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import facs, label_spaces
-from vlmface.data.rows import Rows, action_units, emotions, need, numbered, read_csv
+from vlmface.data.rows import Rows, action_units, emotions, frames_by_number, read_csv, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
@@ -51,8 +51,8 @@ def read(
         raise UserError(f"every={every}: give 1 for all frames, 10 for each tenth")
     code = INVALID[track] if invalid is None else invalid
     labels = _track(root, track, annotations) / FOLDERS[split]
-    files = sorted(need(labels, "Aff-Wild2's label files").glob("*.txt"))
-    faces = need(root / images, "Aff-Wild2's cropped and aligned faces, one folder a video")
+    files = sorted(require_path(labels, "Aff-Wild2's label files").glob("*.txt"))
+    faces = require_path(root / images, "Aff-Wild2's cropped and aligned faces, one folder a video")
 
     subjects: list[str] = []
     frames: list[int] = []
@@ -66,7 +66,7 @@ def read(
         if header and found != header:
             raise UserError(f"{file} has the header {found}, the files before it {header}")
         header, video = found, file.stem
-        face_of = numbered(faces / video) if (faces / video).is_dir() else {}
+        face_of = frames_by_number(faces / video) if (faces / video).is_dir() else {}
         numbers = np.arange(1, len(values) + 1, every)
         labelled = (values != code).any(1)[::every]
         seen = np.isin(numbers, np.fromiter(face_of, int))
@@ -96,7 +96,7 @@ def read(
 
 def _track(root: Path, track: str, annotations: str | None) -> Path:
     if annotations is not None:
-        return need(root / annotations, "Aff-Wild2's annotations")
+        return require_path(root / annotations, "Aff-Wild2's annotations")
     pattern = f"{track.upper()}_*Challenge"
     found = sorted(p for depth in ("", "*/") for p in root.glob(depth + pattern) if p.is_dir())
     if len(found) != 1:

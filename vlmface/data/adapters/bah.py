@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vlmface import label_spaces
 from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
-from vlmface.data.rows import Rows, meta
+from vlmface.data.rows import Rows, json_meta
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
 
@@ -44,16 +44,16 @@ def read(
     folder = first_of(root, LISTS if lists is None else [lists], "BAH's lists of videos")
     name = "val.txt" if split == "validation" else f"{split}.txt"
     listing = first_of(folder, [name], "BAH's list of videos")
-    lines, left_out = read_list(listing, lambda line: line.split(",", 2), 3)
+    lines, skipped = read_list(listing, lambda line: line.split(",", 2), 3)
     paths = [path for path, _, _ in lines]
     faces = frames_root(root, CLIPS, clips)
     columns = {
         "id": [f"bah-{Path(path).stem}" for path in paths],
         "subject": [_subject(path, listing) for path in paths],
         "context": [[_label(code, listing)] for _, code, _ in lines],
-        "meta": meta(len(paths), transcript=[said for _, _, said in lines]),
+        "meta": json_meta(len(paths), transcript=[said for _, _, said in lines]),
     }
-    return with_frames(columns, [faces / path for path in paths], frames, left_out)
+    return with_frames(columns, [faces / path for path in paths], frames, skipped)
 
 
 def _subject(path: str, listing: Path) -> str:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, meta, need, numbered, read_csv
+from vlmface.data.rows import (
+    Rows,
+    action_units,
+    frames_by_number,
+    json_meta,
+    read_csv,
+    require_path,
+)
 from vlmface.errors import UserError
 
 TITLE = "BP4D-Spontaneous"
@@ -57,7 +64,7 @@ def read(
     people = sorted(
         person for part in PARTS for person in part if (person in tested) == (split == "test")
     )
-    folder = need(root / images, "the people's folders of images (see images)")
+    folder = require_path(root / images, "the people's folders of images (see images)")
     ids, paths, subjects, seen_in, codes, lacking = [], [], [], [], [], []
     for person in people:
         for task in tasks:
@@ -67,7 +74,9 @@ def read(
                     f"{person}_{task}.csv has the code {min(wrong_codes)}, expected 0, 1 or "
                     f"{unknown} for unknown (see unknown)"
                 )
-            found = numbered(need(folder / person / task, f"{person}'s images of task {task}"))
+            found = frames_by_number(
+                require_path(folder / person / task, f"{person}'s images of task {task}")
+            )
             there = np.array([frame + offset in found for frame in frames], bool)
             lacking += [f"{person} {task} frame {frame}" for frame in np.array(frames)[~there]]
             kept = [frame for frame in frames if frame + offset in found]
@@ -82,14 +91,14 @@ def read(
         "image": paths,
         "subject": subjects,
         "aus": action_units(aus, labels == 1, None, labels != unknown),
-        "meta": meta(len(ids), task=seen_in),
+        "meta": json_meta(len(ids), task=seen_in),
     }
     return Rows(columns, {"coded frame without an image": lacking} if lacking else {})
 
 
 def _labels(path: Path, aus: Sequence[int]) -> tuple[list[int], np.ndarray]:
     """The coded frames, and their codes (frames, AUs)."""
-    table = read_csv(need(path, "the AU codes of a person's task"))
+    table = read_csv(require_path(path, "the AU codes of a person's task"))
     if lacking := [au for au in aus if str(au) not in table.column_names[1:]]:
         raise UserError(
             f"{path} has no column of AU{lacking[0]}: its header is "

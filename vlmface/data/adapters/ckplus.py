@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import facs
-from vlmface.data.rows import Rows, action_units, emotions, meta, need, subject_fold
+from vlmface.data.rows import Rows, action_units, emotions, json_meta, require_path, subject_fold
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
@@ -61,7 +61,7 @@ def read(
     labels = _folder(root, "Emotion")
     codings = _folder(root, "FACS") if aus else None
     rows: list[dict[str, Any]] = []
-    left_out: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     for sequence in sorted(path for path in images.glob("S*/*") if path.is_dir()):
         place = sequence.relative_to(images)
         stems = sorted(path.stem for path in sequence.glob("S*.png"))
@@ -69,7 +69,7 @@ def read(
         coding = codings and next((codings / place).glob("S*_facs.txt"), None)
         if not stems or (label is None and not unlabelled):
             reason = "no emotion label" if stems else "no frames"
-            left_out.setdefault(reason, []).append(str(place))
+            skipped.setdefault(reason, []).append(str(place))
             continue
         named = label or coding
         peak = named.stem.rpartition("_")[0] if named else stems[-1]
@@ -94,7 +94,7 @@ def read(
     }
     if aus:
         columns |= _action_units([row["coding"] for row in rows])
-    found = Rows(columns, left_out)
+    found = Rows(columns, skipped)
     if split == "all":
         return found
     tested = subject_fold(columns["subject"], fold, folds)
@@ -104,7 +104,7 @@ def read(
 def _folder(root: Path, name: str) -> Path:
     inner = sorted(root.glob(f"*/{name}"))
     path = inner[0] if inner and not (root / name).exists() else root / name
-    return need(path, f"CK+'s folder {name}")
+    return require_path(path, f"CK+'s folder {name}")
 
 
 def _numbers(path: Path, a_line: int) -> list[list[float]]:
@@ -147,5 +147,5 @@ def _action_units(codings: list[Path | None]) -> dict[str, Any]:
             np.where(present & (grades == 0), np.nan, grades),  # 0: seen, but not graded
             coded[:, None] & (present | np.isin(numbers, CODED)),
         ),
-        "meta": meta(len(found), other_codes=others),
+        "meta": json_meta(len(found), other_codes=others),
     }

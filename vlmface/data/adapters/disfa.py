@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, need, numbered, read_csv
+from vlmface.data.rows import Rows, action_units, frames_by_number, read_csv, require_path
 from vlmface.errors import UserError
 
 TITLE = "DISFA"
@@ -62,8 +62,8 @@ def read(
     people = sorted(
         person for part in PARTS for person in part if (person in tested) == (split == "test")
     )
-    folder = need(root / frames_dir, "the folders of extracted frames (see frames_dir)")
-    images = {person: numbered(_folder(folder, person, camera)) for person in people}
+    folder = require_path(root / frames_dir, "the folders of extracted frames (see frames_dir)")
+    images = {person: frames_by_number(_folder(folder, person, camera)) for person in people}
     if first_frame is None:
         first_frame = 0 if any(0 in frames for frames in images.values()) else 1
 
@@ -87,8 +87,8 @@ def read(
         "subject": subjects,
         "aus": action_units(numbers, grid >= threshold, grid, grid >= 0),
     }
-    left_out = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
-    return Rows(columns, {reason: what for reason, what in left_out.items() if what})
+    skipped = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
+    return Rows(columns, {reason: what for reason, what in skipped.items() if what})
 
 
 def _folder(frames: Path, person: str, camera: str) -> Path:
@@ -108,7 +108,7 @@ def _labels(folder: Path, person: str, numbers: tuple[int, ...]) -> tuple[list[i
     """The frames, and their intensities (frames, AUs); -1 where an AU's file lacks the frame."""
     tables = []
     for au in numbers:
-        path = need(folder / f"{person}_au{au}.txt", f"{person}'s intensities of AU{au}")
+        path = require_path(folder / f"{person}_au{au}.txt", f"{person}'s intensities of AU{au}")
         table = read_csv(path, {"f0": "int32", "f1": "int32"}, autogenerate_column_names=True)
         frame, grade = table["f0"].to_numpy(), table["f1"].to_numpy()
         if len(grade) and not 0 <= grade.min() <= grade.max() <= 5:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlmface.data.rows import Rows, meta, need, read_csv, words
+from vlmface.data.rows import Rows, canonical_labels, json_meta, read_csv, require_path
 from vlmface.errors import UserError
 
 TITLE = "EMOTIC"
@@ -66,16 +66,16 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
         if person.dimensions:
             dimensions[row] = person.dimensions
     valence, arousal, dominance = ((dimensions - 5.5) / 4.5).T
-    words("emotic26", [category for person in kept for category in person.categories])
+    canonical_labels("emotic26", [category for person in kept for category in person.categories])
     columns = {
         "id": ids,
         "image": [str(folder / person.folder / person.file) for person in kept],
         "context": [person.categories or None for person in kept],
         "valence": valence,
         "arousal": arousal,
-        "gender": words("gender", [person.gender or None for person in kept]),
+        "gender": canonical_labels("gender", [person.gender or None for person in kept]),
         "age_group": [person.age or None for person in kept],
-        "meta": meta(
+        "meta": json_meta(
             len(kept),
             person_box=[person.box for person in kept],
             dominance=[None if np.isnan(x) else round(x, 6) for x in dominance.tolist()],
@@ -87,10 +87,16 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
 def _source(root: Path, part: str, annotations: str | None) -> Path:
     mat = root / "Annotations" / "Annotations.mat"
     if annotations is not None:
-        given = need(root / annotations, "EMOTIC's mat file or the folder of its csv files")
-        return given if given.is_file() else need(given / f"{part}.csv", "EMOTIC's annotations")
+        given = require_path(root / annotations, "EMOTIC's mat file or the folder of its csv files")
+        return (
+            given
+            if given.is_file()
+            else require_path(given / f"{part}.csv", "EMOTIC's annotations")
+        )
     found = [root / "emotic_pre" / f"{part}.csv", root / f"{part}.csv", mat]
-    return next((path for path in found if path.exists()), None) or need(mat, "EMOTIC's labels")
+    return next((path for path in found if path.exists()), None) or require_path(
+        mat, "EMOTIC's labels"
+    )
 
 
 def _from_csv(path: Path) -> list[Person]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, drawn_split, need, read_csv
+from vlmface.data.rows import Rows, action_units, random_split, read_csv, require_path
 from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
 
@@ -70,7 +70,7 @@ def read(
             f"{stems[row]} has the code {codes[row, column]:g} for AU{aus[column]}, expected 0, 1 "
             f"or {unknown} for unknown (see unknown)"
         )
-    folder = need(root / images, "the downloaded images (see images)")
+    folder = require_path(root / images, "the downloaded images (see images)")
     found = {
         Path(name).stem: os.path.join(place, name)
         for place, _, names in os.walk(folder)
@@ -85,12 +85,12 @@ def read(
         },
         {"line without a URL": nameless} if nameless else {},
     )
-    return rows.take(drawn_split(stems, split, test_list))
+    return rows.take(random_split(stems, split, test_list))
 
 
 def _list(root: Path, labels: str | None) -> Path:
     if labels is not None:
-        return need(root / labels, "EmotioNet's list as csv")
+        return require_path(root / labels, "EmotioNet's list as csv")
     lists = sorted(root.glob("*.csv"))
     if len(lists) != 1:
         raise UserError(

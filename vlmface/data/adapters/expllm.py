@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.records import Record, folder_of_images, one_of, records
-from vlmface.data.rows import Rows, action_units, meta, need
+from vlmface.data.records import Record, check_choice, folder_of_images, records
+from vlmface.data.rows import Rows, action_units, json_meta, require_path
 from vlmface.errors import UserError
 
 TITLE = "ExpLLM Exp-CoT"
@@ -81,7 +81,7 @@ def read(
     description without its conclusion, which would stand beside the answer: `meta["conclusion"]`.
     `emo` is a word in the published files; codes are read as RAF-DB's 1..7 and the sample's 1..8.
     """
-    one_of("part", part, ("rafdb", "affectnet"))
+    check_choice("part", part, ("rafdb", "affectnet"))
     if not 0 < threshold <= 5:
         raise UserError(f"threshold={threshold!r}: give an intensity above 0 and up to 5")
     folder = folder_of_images(images, root)
@@ -99,7 +99,7 @@ def read(
             "rationale": [rationale for rationale, _ in parts],
             "rationale_source": ["teacher"] * len(found),
             "saw_label": np.ones(len(found), bool),
-            "meta": meta(
+            "meta": json_meta(
                 len(found),
                 au=values.tolist(),
                 conclusion=[conclusion for _, conclusion in parts],
@@ -112,7 +112,9 @@ def read(
 def _file(root: Path, part: str, split: str) -> Path:
     names = FILES[part, split]
     there = [root / name for name in names if (root / name).exists()]
-    return there[0] if there else need(root / names[0], f"Exp-CoT of {part}, split {split!r}")
+    return (
+        there[0] if there else require_path(root / names[0], f"Exp-CoT of {part}, split {split!r}")
+    )
 
 
 def _values(record: Record) -> list[float]:

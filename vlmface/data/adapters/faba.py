@@ -22,12 +22,12 @@ from vlmface import facs, label_spaces
 from vlmface.data.records import (
     Record,
     au_numbers,
+    check_choice,
     folder_of_images,
-    one_of,
-    pairs,
+    question_answer_pairs,
     records,
 )
-from vlmface.data.rows import Rows, listed_units, meta, need
+from vlmface.data.rows import Rows, json_meta, listed_units, require_path
 from vlmface.errors import UserError
 
 TITLE = "FABA-Instruct"
@@ -58,9 +58,11 @@ def read(
     label are unknown, or absent if `au_set` names them: EmoLA scores 1, 2, 4, 5, 6, 10, 12, 17, 24,
     25, 26 and 43.
     """
-    one_of("task", task, ("emotion", "au"))
+    check_choice("task", task, ("emotion", "au"))
     folder = folder_of_images(images, root)
-    found = records(need(root / FILES[split].format(task=task), f"FABA-Instruct's {task} texts"))
+    found = records(
+        require_path(root / FILES[split].format(task=task), f"FABA-Instruct's {task} texts")
+    )
     paths = [_path(record) for record in found]
     asked = [_question_and_answer(record, task) for record in found]
     columns: dict[str, Any] = {
@@ -69,7 +71,7 @@ def read(
         "rationale": [answer for _, answer in asked],
         "rationale_source": ["teacher"] * len(found),
         "saw_label": np.ones(len(found), bool),
-        "meta": meta(len(found), prompt=[question for question, _ in asked]),
+        "meta": json_meta(len(found), prompt=[question for question, _ in asked]),
     }
     if task == "emotion":
         columns["emotion"] = [_emotion(r) if r.has("label") else None for r in found]
@@ -97,7 +99,7 @@ def _stem(path: str) -> str:
 def _question_and_answer(record: Record, task: str) -> tuple[str, str]:
     if not record.has("conversations") and record.has("gpt4"):
         return QUESTIONS[task], record.text("gpt4").strip()
-    found = pairs(record)
+    found = question_answer_pairs(record)
     if len(found) != 1:
         record.refuse("conversations", "one question and one answer")
     question, answer = found[0]

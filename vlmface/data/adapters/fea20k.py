@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.records import Record, au_numbers, folder_of_images, records, thought
-from vlmface.data.rows import Rows, listed_units, meta
+from vlmface.data.records import Record, au_numbers, folder_of_images, records, split_thought
+from vlmface.data.rows import Rows, json_meta, listed_units
 from vlmface.errors import UserError
 
 TITLE = "FEA-20K"
@@ -55,19 +55,19 @@ def read(
     label.
     """
     rows: list[tuple[Record, str, str]] = []  # record, id, image
-    left_out: dict[str, list[str]] = {"marked as not valid": [], "not one image": []}
+    skipped: dict[str, list[str]] = {"marked as not valid": [], "not one image": []}
     for record in (r for path in _files(root, split, files) for r in records(path)):
         source = record.text("dataset")
         if record.fields.get("is_valid", True) in (False, "false"):
-            left_out["marked as not valid"].append(record.where)
+            skipped["marked as not valid"].append(record.where)
         elif len(record.images("image")) != 1:
-            left_out["not one image"].append(record.where)
+            skipped["not one image"].append(record.where)
         else:
             folder = _folder(record, source, images, root)
             path = record.but(image=record.images("image")[0]).image("image", folder)
             rows.append((record, f"fea20k-{source}-{record.word('id')}", path))
     found = [record for record, _, _ in rows]
-    texts = [thought(record.optional("description")) for record in found]
+    texts = [split_thought(record.optional("description")) for record in found]
     written = [rationale is not None for rationale, _ in texts]
     present = [record.units("AUs") if record.has("AUs") else set() for record in found]
     coding = {r.fields["dataset"] for r, units in zip(found, present, strict=True) if units}
@@ -84,7 +84,7 @@ def read(
             "rationale": [rationale for rationale, _ in texts],
             "rationale_source": ["teacher" if given else "none" for given in written],
             "saw_label": np.array(written, bool),
-            "meta": meta(
+            "meta": json_meta(
                 len(rows),
                 answer=[answer for _, answer in texts],
                 labels=labels,
@@ -93,7 +93,7 @@ def read(
                 source_info=[record.fields.get("meta_info") for record in found],
             ),
         },
-        {reason: places for reason, places in left_out.items() if places},
+        {reason: places for reason, places in skipped.items() if places},
     )
 
 

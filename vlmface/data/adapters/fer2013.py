@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmface.data.rows import Rows, class_folders, emotions, need, read_csv
+from vlmface.data.rows import Rows, class_folders, emotions, read_csv, require_path
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def read(root: Path, split: str) -> Rows:
     path = root / "fer2013.csv"
     if not path.exists() and (root / "train").is_dir():
         return _folders(root, split)
-    table = faces(need(path, "FER2013's csv file, or folders train/angry, test/angry"))
+    table = faces(require_path(path, "FER2013's csv file, or folders train/angry, test/angry"))
     chosen = np.asarray(table["Usage"]) == USAGES[split]
     codes = np.asarray(table["emotion"])[chosen]
     return Rows(
@@ -107,7 +107,9 @@ def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
 def _folders(root: Path, split: str) -> Rows:
     own = {"train": ["train"], "validation": ["validation", "val"], "test": ["test"]}[split]
     place = next((root / name for name in own if (root / name).is_dir()), root / "test")
-    rows = class_folders(need(place, "the folder of a part"), "emotion7", f"fer2013-{split}")
+    rows = class_folders(
+        require_path(place, "the folder of a part"), "emotion7", f"fer2013-{split}"
+    )
     if place.name != "test":
         return rows
     public = np.array([Path(p).name.startswith("PublicTest") for p in rows.columns["image"]], bool)

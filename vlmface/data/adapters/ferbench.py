@@ -15,8 +15,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmface.data.records import folder_of_images, one_of, records
-from vlmface.data.rows import Rows, meta, need
+from vlmface.data.records import check_choice, folder_of_images, records
+from vlmface.data.rows import Rows, json_meta, require_path
 
 TITLE = "FERBench"
 HOME = "https://github.com/zfkarl/UniFER"
@@ -39,14 +39,14 @@ def read(root: Path, split: str, *, part: str = "all", images: str | None = None
     """`part` is "rafdb", "ferplus", "affectnet", "sfew" or "all"; `images` is the folder that holds
     RAF-DB, FERPlus, AffectNet and SFEW-2.0 (default: `root`). `meta` keeps each question as it is
     asked: `prompt`, `candidate_labels`, and the label in the set's own word, `label_word`."""
-    one_of("part", part, ("all", *PARTS))
+    check_choice("part", part, ("all", *PARTS))
     folder = folder_of_images(images, root)
     ids, paths, emotions = [], [], []
     asked: dict[str, list[Any]] = {
         "part": [], "prompt": [], "candidate_labels": [], "label_word": [],
     }  # fmt: skip
     for name in PARTS if part == "all" else (part,):
-        for record in records(need(root / PARTS[name], f"FERBench's questions on {name}")):
+        for record in records(require_path(root / PARTS[name], f"FERBench's questions on {name}")):
             candidates = record.texts("candidate_labels")
             emotion = record.label("true_label")
             if record.text("true_label") not in candidates:
@@ -59,4 +59,6 @@ def read(root: Path, split: str, *, part: str = "all", images: str | None = None
             asked["prompt"].append(record.text("prompt"))
             asked["candidate_labels"].append(candidates)
             asked["label_word"].append(record.text("true_label"))
-    return Rows({"id": ids, "image": paths, "emotion": emotions, "meta": meta(len(ids), **asked)})
+    return Rows(
+        {"id": ids, "image": paths, "emotion": emotions, "meta": json_meta(len(ids), **asked)}
+    )

@@ -18,7 +18,7 @@ import numpy as np
 
 from vlmface import label_spaces
 from vlmface.data.adapters import fer2013
-from vlmface.data.rows import Rows, emotions, meta, need, read_csv, votes
+from vlmface.data.rows import Rows, emotions, json_meta, read_csv, require_path, vote_meta
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
 
     if protocol not in ("majority", "distribution"):
         raise UserError(f"protocol={protocol!r}: FER+ is read by 'majority' or 'distribution'")
-    listing = need(root / "fer2013new.csv", "FER+'s votes")
+    listing = require_path(root / "fer2013new.csv", "FER+'s votes")
     types = {"Usage": "string", "Image name": "string"} | dict.fromkeys(COLUMNS, "int32")
     table = read_csv(listing, types)
     fer2013.check_usages(listing, table)
     names = np.array([name.strip() for name in table["Image name"].to_pylist()])
     counts = np.stack([np.asarray(table[name]) for name in COLUMNS], 1)
-    left_out = {}
+    skipped = {}
     keep = np.asarray(table["Usage"]) == fer2013.USAGES[split]
 
     def leave_out(reason: str, wrong: np.ndarray) -> None:
         rows = np.flatnonzero(keep & wrong)
         if len(rows):
-            left_out[reason] = [f"line {row + 2}" for row in rows]
+            skipped[reason] = [f"line {row + 2}" for row in rows]
         keep[rows] = False
 
     leave_out("no image name", names == "")
@@ -93,10 +93,10 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
         "id": [f"ferplus-{row:07d}" for row in np.flatnonzero(keep)],  # as in FER2013
         "image": _images(root, split, table["Usage"], names, keep),
         "emotion": emotion.filter(pa.array(keep)),
-        "emotion_votes": votes((*SEEN, "unknown", "no_face"), counts[keep]),
-        "meta": meta(int(keep.sum()), name=names[keep]),
+        "emotion_votes": vote_meta((*SEEN, "unknown", "no_face"), counts[keep]),
+        "meta": json_meta(int(keep.sum()), name=names[keep]),
     }
-    return Rows(columns, left_out)
+    return Rows(columns, skipped)
 
 
 def _images(

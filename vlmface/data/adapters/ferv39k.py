@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface.data.clips import FRAMES, frames_root, read_list, with_frames
-from vlmface.data.rows import Rows, meta, need, words
+from vlmface.data.rows import Rows, canonical_labels, json_meta, require_path
 from vlmface.utils.ranges import Count
 
 TITLE = "FERV39k"
@@ -31,14 +31,14 @@ def read(root: Path, split: str, *, frames: Count = FRAMES, clips: str | None = 
     """All scenes together, the usual protocol. `clips` is the folder of the clips' frames under
     the root, "2_ClipsforFaceCrop" by default. The scene is in `meta`."""
     listing = root / "4_setups" / "All_scenes" / f"{split}_All.csv"
-    lines, left_out = read_list(
-        need(listing, "FERV39k's labels"), lambda line: line.rsplit(None, 1), 2
+    lines, skipped = read_list(
+        require_path(listing, "FERV39k's labels"), lambda line: line.rsplit(None, 1), 2
     )
     paths = [path for path, _ in lines]
     folder = frames_root(root, CLIPS, clips)
     columns = {
         "id": [f"ferv39k-{path}" for path in paths],
-        "emotion": words("emotion7", [word for _, word in lines]),
-        "meta": meta(len(paths), scene=[path.partition("/")[0] for path in paths]),
+        "emotion": canonical_labels("emotion7", [word for _, word in lines]),
+        "meta": json_meta(len(paths), scene=[path.partition("/")[0] for path in paths]),
     }
-    return with_frames(columns, [folder / path for path in paths], frames, left_out)
+    return with_frames(columns, [folder / path for path in paths], frames, skipped)

@@ -16,8 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from vlmface.data.records import folder_of_images, one_of, pairs, pictures, records, thought
-from vlmface.data.rows import Rows, meta, need
+from vlmface.data.records import (
+    check_choice,
+    folder_of_images,
+    image_paths,
+    question_answer_pairs,
+    records,
+    split_thought,
+)
+from vlmface.data.rows import Rows, json_meta, require_path
 from vlmface.errors import UserError
 from vlmface.schema import RATIONALE_SOURCES
 
@@ -44,7 +51,7 @@ def read(
     `file_split` names. `images` is the folder that `image` starts from (default: the file's).
 
     `turns="first"` makes one row of a record, its first question and answer, and counts the later
-    turns in `left_out`: they may lean on what was said before, and a row holds one question.
+    turns in `skipped`: they may lean on what was said before, and a row holds one question.
     "all" makes a row of each pair. The answer is the rationale, without <think> and <answer> tags;
     the question is `meta["prompt"]`. No label is read out of the text: `label` names a field of the
     records that holds one, an emotion word or null.
@@ -53,28 +60,30 @@ def read(
     default a model that was told the labels. `subject` is the image's path, so that `hold_out`
     keeps all that is said of one image on one side. Records without exactly one image are left out.
     """
-    one_of("turns", turns, ("first", "all"))
-    one_of("file_split", file_split, SPLITS)
-    one_of("rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"])
+    check_choice("turns", turns, ("first", "all"))
+    check_choice("file_split", file_split, SPLITS)
+    check_choice(
+        "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
+    )
     path = _file(root, split, file_split)
     folder = folder_of_images(images, path.parent)
     names = ("id", "image", "subject", "emotion", "rationale")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     said: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
-    left_out: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
+    skipped: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
     for number, record in enumerate(records(path), 1):
-        shown = pictures(record)
+        shown = image_paths(record)
         if len(shown) != 1:
-            left_out["several images" if shown else "no image"].append(record.where)
+            skipped["several images" if shown else "no image"].append(record.where)
             continue
-        found = pairs(record)
+        found = question_answer_pairs(record)
         if turns == "first" and len(found) > 1:
-            left_out["later turns"].append(f"{record.where}: {len(found) - 1}")
+            skipped["later turns"].append(f"{record.where}: {len(found) - 1}")
             found = found[:1]
         image = record.but(image=shown[0]).image("image", folder)
         emotion = record.label(label) if label and record.optional(label) else None
         for turn, (question, text) in enumerate(found, 1):
-            rationale, answer = thought(text)
+            rationale, answer = split_thought(text)
             place = f"{number}" if turns == "first" else f"{number}-{turn}"
             columns["id"].append(f"llava_json-{place}")
             columns["image"].append(image)
@@ -88,9 +97,9 @@ def read(
     told = {
         "rationale_source": [rationale_source if given else "none" for given in written],
         "saw_label": written & bool(saw_label),
-        "meta": meta(len(written), **said),
+        "meta": json_meta(len(written), **said),
     }
-    return Rows(columns | told, {reason: places for reason, places in left_out.items() if places})
+    return Rows(columns | told, {reason: places for reason, places in skipped.items() if places})
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
@@ -109,4 +118,4 @@ def _file(root: Path, split: str, file_split: str) -> Path:
             )
         return root
     files = [file for end in ENDINGS if (file := root / f"{split}{end}").exists()]
-    return files[0] if files else need(root / f"{split}.json", f"the {split} conversations")
+    return files[0] if files else require_path(root / f"{split}.json", f"the {split} conversations")

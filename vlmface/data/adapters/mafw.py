@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vlmface import label_spaces
 from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
-from vlmface.data.rows import Rows, words
+from vlmface.data.rows import Rows, canonical_labels
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
 
@@ -57,7 +57,7 @@ def read(
         raise UserError(f"order={order!r}: use one of {', '.join(label_spaces.MAFW_ORDERS)}")
     lists = first_of(root, LISTS, "MAFW's lists of single labels")
     listing = first_of(lists, [f"set_{fold}/{split}.txt"], "MAFW's labels")
-    lines, left_out = read_list(listing, lambda line: line.rsplit(None, 1), 2)
+    lines, skipped = read_list(listing, lambda line: line.rsplit(None, 1), 2)
     names = [Path(name).stem for name, _ in lines]
     labels = _labels([label for _, label in lines], order, first)
     folder = frames_root(root, CLIPS, clips)
@@ -66,7 +66,7 @@ def read(
         "emotion": [label if label in label_spaces.EMOTIONS else None for label in labels],
         "context": [[label] for label in labels],
     }
-    return with_frames(columns, [folder / name for name in names], frames, left_out)
+    return with_frames(columns, [folder / name for name in names], frames, skipped)
 
 
 def _labels(texts: list[str], order: str, first: int) -> list[str | None]:
@@ -80,4 +80,4 @@ def _labels(texts: list[str], order: str, first: int) -> list[str | None]:
                     f"MAFW has no label {text!r} in a file of numbers from {first} to "
                     f"{first + len(labels) - 1}; give first=1 if its labels are counted from 1"
                 )
-    return words("mafw11", [numbered.get(text, text) for text in texts])
+    return canonical_labels("mafw11", [numbered.get(text, text) for text in texts])

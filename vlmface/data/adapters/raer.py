@@ -17,8 +17,8 @@ from typing import Any
 
 from vlmface import label_spaces
 from vlmface.data.clips import FRAMES, read_list, with_frames
-from vlmface.data.records import read_json, shown
-from vlmface.data.rows import Rows, meta, need
+from vlmface.data.records import read_json, short_repr
+from vlmface.data.rows import Rows, json_meta, require_path
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
 
@@ -45,8 +45,8 @@ def read(
     training set is "train.txt". `context` holds the label, `meta` the boxes from `faces` and
     `bodies` (paths under the root; None: no boxes): `face_boxes`, one for each sampled frame, and
     `body_box`, null where nobody was found."""
-    path = need(root / "annotation" / (listing or LISTS[split]), "RAER's list of clips")
-    lines, left_out = read_list(path, lambda line: line.rsplit(None, 2), 3)
+    path = require_path(root / "annotation" / (listing or LISTS[split]), "RAER's list of clips")
+    lines, skipped = read_list(path, lambda line: line.rsplit(None, 2), 3)
     places = [place for place, _, _ in lines]
     base = _base(root, places)
     folders = [base / place for place in places]
@@ -55,7 +55,7 @@ def read(
         "context": [[_label(code, path)] for _, _, code in lines],
         "place": places,
     }
-    rows = with_frames(columns, folders, frames, left_out)
+    rows = with_frames(columns, folders, frames, skipped)
 
     kept = rows.columns.pop("place")
     files = [[os.path.basename(frame) for frame in clip] for clip in rows.columns["frames"]]
@@ -67,7 +67,7 @@ def read(
         ]
     if boxes := _boxes(root, bodies, BODIES, places):
         extra["body_box"] = [boxes.get(place) for place in kept]
-    rows.columns["meta"] = meta(len(kept), **extra)
+    rows.columns["meta"] = json_meta(len(kept), **extra)
     return rows
 
 
@@ -92,10 +92,10 @@ def _boxes(root: Path, given: str | None, usual: str, places: list[str]) -> dict
     """The boxes by listed folder; {} without a file, which only the `usual` one may be."""
     if given is None or (given == usual and not (root / usual).exists()):
         return {}
-    path = need(root / given, "RAER's boxes")
+    path = require_path(root / given, "RAER's boxes")
     boxes = read_json(path)
     if not isinstance(boxes, dict):
-        raise UserError(f"{path} holds {shown(boxes)}, expected the boxes of each folder")
+        raise UserError(f"{path} holds {short_repr(boxes)}, expected the boxes of each folder")
     if not any(place in boxes for place in places):
         raise UserError(
             f"{path} has boxes for {next(iter(boxes), 'nothing')!r} ..., none for the clips of the "

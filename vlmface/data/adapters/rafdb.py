@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.rows import Rows, emotions, existing, need
+from vlmface.data.rows import Rows, emotions, exists_mask, require_path
 from vlmface.data.text_files import read_lines, read_text
 from vlmface.errors import UserError
 
@@ -54,7 +54,7 @@ def read(
     if images not in ("aligned", "original"):
         raise UserError(f"images={images!r}: RAF-DB has 'aligned' and 'original'")
     root = root / part if (root / part).is_dir() else root
-    listing = need(root / "EmoLabel" / "list_patition_label.txt", "RAF-DB's list of labels")
+    listing = require_path(root / "EmoLabel" / "list_patition_label.txt", "RAF-DB's list of labels")
     stems, codes, malformed = [], [], []
     for number, line in enumerate(read_lines(listing), 1):
         name, code, *more = [*line.split(), "", ""]
@@ -67,11 +67,11 @@ def read(
         if prefix == split:
             stems.append(Path(name).stem)
             codes.append(int(code))
-    folder = need(root / "Image" / images, f"RAF-DB's {images} images")
+    folder = require_path(root / "Image" / images, f"RAF-DB's {images} images")
     paths = [str(folder / f"{stem}_aligned.jpg") for stem in stems]
-    if images == "original" or not existing(paths[:1]).all():  # some copies drop `_aligned`
+    if images == "original" or not exists_mask(paths[:1]).all():  # some copies drop `_aligned`
         plain = [str(folder / f"{stem}.jpg") for stem in stems]
-        paths = plain if images == "original" or existing(plain[:1]).all() else paths
+        paths = plain if images == "original" or exists_mask(plain[:1]).all() else paths
     columns: dict[str, Any] = {"id": [f"rafdb-{stem}" for stem in stems], "image": paths}
     if part == "compound":
         columns |= {
@@ -94,10 +94,10 @@ def _compound(code: int, listing: Path) -> str:
 
 def _attributes(root: Path, stems: list[str]) -> dict[str, list[str | None]]:
     found: dict[str, list[str | None]] = {"gender": [], "race": [], "age_group": []}
-    folder = need(root / "Annotation" / "manual", "RAF-DB's attribute files")
+    folder = require_path(root / "Annotation" / "manual", "RAF-DB's attribute files")
     for stem in stems:
         path = folder / f"{stem}_manu_attri.txt"
-        codes = read_text(need(path, "gender, race and age of a face")).split()[-3:]
+        codes = read_text(require_path(path, "gender, race and age of a face")).split()[-3:]
         for (name, values), words, code in zip(
             found.items(), (GENDERS, RACES, AGES), codes, strict=True
         ):

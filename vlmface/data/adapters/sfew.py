@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmface.data.rows import Rows, class_folders, image_names, need
+from vlmface.data.rows import Rows, class_folders, image_names, require_path
 
 TITLE = "SFEW 2.0"
 HOME = "https://users.cecs.anu.edu.au/~few_group/AFEW.html"
@@ -29,7 +29,7 @@ def read(root: Path, split: str) -> Rows:
     names = (aligned, f"{aligned}_new")
     places = [base / name for base in (root / part, root) for name in names]
     place = next((p for p in places if p.is_dir()), root / part)
-    need(place, f"SFEW's aligned faces, {part}/{aligned}")
+    require_path(place, f"SFEW's aligned faces, {part}/{aligned}")
     if split != "test":
         return class_folders(place, "emotion7", f"sfew-{part}")
     images, others = image_names(place)

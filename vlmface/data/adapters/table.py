@@ -23,7 +23,14 @@ from typing import Any
 import numpy as np
 
 from vlmface import facs, label_spaces
-from vlmface.data.records import below, canonical, folder_of_images, leads_up, one_of, shown
+from vlmface.data.records import (
+    canonical,
+    check_choice,
+    folder_of_images,
+    has_parent_reference,
+    path_inside,
+    short_repr,
+)
 from vlmface.data.rows import Rows, action_units
 from vlmface.data.tables import (
     NULLS,
@@ -107,9 +114,11 @@ def read(
     are the split `file_split`, and no other: one file must not be trained on and tested on by
     mistake.
     """
-    one_of("au_values", au_values, tuple(UNITS))
-    one_of("file_split", file_split, SPLITS)
-    one_of("rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"])
+    check_choice("au_values", au_values, tuple(UNITS))
+    check_choice("file_split", file_split, SPLITS)
+    check_choice(
+        "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
+    )
     coding = _Coding(au_values, au_threshold, au_missing)
     meant = _label_map(labels)
     if root.is_dir():
@@ -122,11 +131,11 @@ def read(
     table = open_table(root)
     source = _source(table, columns or {})
     rows = _rows_of(table, split, split_column, splits or {}, file_split)
-    left_out: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     if aus is not None:
-        rows = _tracked(table, rows, left_out)
+        rows = _tracked(table, rows, skipped)
     index, found = _pictures(table, source["image"], rows, folder_of_images(images, root.parent),
-                             left_out)  # fmt: skip
+                             skipped)  # fmt: skip
     found |= _labels(table, source, index, meant, words or {})
     if "rationale" in source:
         written = np.array([text is not None for text in found["rationale"]], bool)
@@ -136,7 +145,7 @@ def read(
         found["aus"] = _units(table, index, _au_columns(table, aus), coding)
     elif not source.keys() - {"image", *NAMES}:
         _warn_of_no_label(table, source, split_column)
-    return Rows(found, left_out)
+    return Rows(found, skipped)
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
@@ -163,7 +172,7 @@ def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
         if name := match_name(field, table.columns, table.path):
             source[field] = name
     for field, column in columns.items():
-        one_of("columns", field, FIELDS)
+        check_choice("columns", field, FIELDS)
         source.pop(field, None)
         if column is not None:
             source[field] = table.need(column, f"columns={{{field!r}: {column!r}}}")
@@ -178,7 +187,7 @@ def _warn_of_no_label(table: Table, source: Mapping[str, str], split_column: str
     read = {name for name in (*source.values(), split_column) if name}
     if others := [name for name in table.columns if name not in read]:
         warnings.warn(
-            f"{table.path}: no column was read as a label, of {shown(others)}: name them in "
+            f"{table.path}: no column was read as a label, of {short_repr(others)}: name them in "
             "columns=, as in {'emotion': '...'}, or aus=",
             stacklevel=3,
         )
@@ -196,7 +205,9 @@ def _rows_of(
 def _parts(table: Table, column: str, splits: Mapping[Any, str]) -> list[str]:
     """The split of each row."""
     column = table.need(column, "split_column")
-    words = SPLIT_WORDS | {plain(word): one_of("splits", to, SPLITS) for word, to in splits.items()}
+    words = SPLIT_WORDS | {
+        plain(word): check_choice("splits", to, SPLITS) for word, to in splits.items()
+    }
     parts = []
     for row in range(len(table.places)):
         word = required(table, column, row)
@@ -208,14 +219,14 @@ def _parts(table: Table, column: str, splits: Mapping[Any, str]) -> list[str]:
     return parts
 
 
-def _tracked(table: Table, rows: list[int], left_out: dict[str, list[str]]) -> list[int]:
+def _tracked(table: Table, rows: list[int], skipped: dict[str, list[str]]) -> list[int]:
     """The rows without those in which OpenFace lost the face: it writes zeros as their AUs."""
     success, confidence = (match_name(c, table.columns, table.path) for c in OPENFACE)
     if success is None or confidence is None:
         return rows
     lost = {row for row in rows if flag_of(table, success, row) == 0}
     if lost:
-        left_out["OpenFace did not find the face (success is 0)"] = [
+        skipped["OpenFace did not find the face (success is 0)"] = [
             table.where(row) for row in sorted(lost)
         ]
     return [row for row in rows if row not in lost]
@@ -233,12 +244,12 @@ def _only(path: Path, split: str, file_split: str, how: str) -> None:
 
 
 def _pictures(
-    table: Table, column: str, rows: list[int], folder: Path, left_out: dict[str, list[str]]
+    table: Table, column: str, rows: list[int], folder: Path, skipped: dict[str, list[str]]
 ) -> tuple[list[int], dict[str, Any]]:
     """(the rows that have a picture, the columns `id` and `image`)."""
     named = {row: _picture(table, column, row, folder) for row in rows}
     if lacking := [table.where(row) for row, picture in named.items() if picture is None]:
-        left_out["no image"] = lacking
+        skipped["no image"] = lacking
     index = [row for row, picture in named.items() if picture is not None]
     pictures = [picture for picture in named.values() if picture is not None]
     return index, {"id": _ids(pictures, index), "image": [picture for _, picture in pictures]}
@@ -267,8 +278,8 @@ def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, st
         path = label_word(table, column, row)
     if not path:
         return None
-    found = path if os.path.isabs(path) else below(folder, path)
-    if found is None or leads_up(path):
+    found = path if os.path.isabs(path) else path_inside(folder, path)
+    if found is None or has_parent_reference(path):
         raise refuse(table, column, row, f"an absolute path or one inside {folder} (images= names "
                       "the folder that paths start from)")  # fmt: skip
     if "\\" in path and not os.path.exists(found):
@@ -306,7 +317,7 @@ def _labels(
 
 def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
     for field, mapping in words.items():
-        one_of("words", field, WORDS)
+        check_choice("words", field, WORDS)
         for word, to in mapping.items():
             if to is not None and not any(canonical(name, to) for name in _spaces(field)):
                 raise UserError(
@@ -473,7 +484,7 @@ def _split_folders(root: Path) -> list[Path]:
 
 
 def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_split: str) -> Rows:
-    left_out: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
+    skipped: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
     top = root
     parts = _split_folders(root)
     if parts:
@@ -483,19 +494,19 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
                             f"are {', '.join(part.name for part in parts)}")  # fmt: skip
         top = fitting[0]
         beside = [str(p.relative_to(root)) for p in sorted(root.iterdir()) if p not in parts]
-        left_out["not in a label folder"] += beside
+        skipped["not in a label folder"] += beside
     else:
         _only(root, split, file_split, "folders train and test")
     ids, paths, emotions = [], [], []
     for child in sorted(top.iterdir()):
         if not child.is_dir() or child.name.startswith("."):
-            left_out["not in a label folder"].append(str(child.relative_to(root)))
+            skipped["not in a label folder"].append(str(child.relative_to(root)))
             continue
         emotion = _label(child.name, meant, f"the folder name {child}")
         for path in sorted(path for path in child.rglob("*") if not path.is_dir()):
             name = path.relative_to(root).as_posix()
             if not name.lower().endswith(SUFFIXES):
-                left_out["not a picture"].append(name)
+                skipped["not a picture"].append(name)
                 continue
             ids.append(f"table-{name}")
             paths.append(str(path))
@@ -504,4 +515,4 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
         raise UserError(f"{top} holds no pictures in folders that are named by their label; for a "
                         "table, give the file itself")  # fmt: skip
     return Rows({"id": ids, "image": paths, "emotion": emotions},
-                {reason: names for reason, names in left_out.items() if names})  # fmt: skip
+                {reason: names for reason, names in skipped.items() if names})  # fmt: skip

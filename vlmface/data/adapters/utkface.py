@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmface import label_spaces
-from vlmface.data.rows import Rows, drawn_split, need
+from vlmface.data.rows import Rows, random_split, require_path
 from vlmface.errors import UserError
 from vlmface.utils.images import SUFFIXES
 
@@ -33,16 +33,16 @@ def read(
     """`images` is the folder of images, by default UTKFace, else part1 to part3, else the root
     itself. `test_list` names the test images; without it a fifth is drawn."""
     stems, paths, labels = [], [], []
-    left_out: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     for name, path in _images(root, images):
         stem = name.partition(".")[0].strip()
         fields = stem.split("_")
         if len(fields) != 4 or not all(field.isdigit() for field in fields):
-            left_out.setdefault("name that is not age_gender_race_time", []).append(name)
+            skipped.setdefault("name that is not age_gender_race_time", []).append(name)
             continue
         age, gender, race = map(int, fields[:3])
         if gender >= len(GENDERS) or race >= len(RACES):
-            left_out.setdefault("name with a gender or race that is no code", []).append(name)
+            skipped.setdefault("name with a gender or race that is no code", []).append(name)
             continue
         stems.append(stem)
         paths.append(path)
@@ -55,15 +55,15 @@ def read(
             "gender": [gender for _, gender, _ in labels],
             "race": [race for _, _, race in labels],
         },
-        left_out,
+        skipped,
     )
-    return rows.take(drawn_split(stems, split, test_list))
+    return rows.take(random_split(stems, split, test_list))
 
 
 def _images(root: Path, images: str | None) -> Iterator[tuple[str, str]]:
     """The name and path of every image, in the order of the names."""
     if images is not None:
-        folders = [need(root / images, "UTKFace's images (see images)")]
+        folders = [require_path(root / images, "UTKFace's images (see images)")]
     elif (root / "UTKFace").exists():
         folders = [root / "UTKFace"]
     else:

@@ -18,7 +18,7 @@ from vlmface.label_texts import lengths
 from vlmface.schema import FaceSample
 from vlmface.train import checks
 from vlmface.train.clip import augment, captions, losses
-from vlmface.train.clip.dataset import Squares
+from vlmface.train.clip.dataset import ImageDataset
 from vlmface.train.clip.settings import Training
 from vlmface.train.clip.trainer import all_features, fit
 from vlmface.utils.distributed import is_main, rank, world_size
@@ -97,7 +97,7 @@ def identity(
     }
 
 
-class Pairs(nn.Module):
+class ContrastivePairs(nn.Module):
     """A CLIP with the captions of its training rows: a batch is row numbers and squares, out comes
     the contrastive loss, over the faces of all processes."""
 
@@ -160,10 +160,10 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
         rows = rows.select(kept)
     checks.warmup(settings, checks.steps(settings, len(rows)))
     set_seed(settings.seed)  # LoRA draws its first weights
-    model = Pairs(clip, written, list(numbers), settings)
+    model = ContrastivePairs(clip, written, list(numbers), settings)
     if settings.gradient_checkpointing:
         clip.model.set_grad_checkpointing()
-    data = Squares(rows, clip, settings.cache_gib)
+    data = ImageDataset(rows, clip, settings.cache_gib)
     found = fit(model, data, settings, rows=len(rows))
     for adapter in model.adapter:
         adapter.merge_and_unload()
@@ -185,7 +185,7 @@ def probe(
 
     Several processes, all of which must call it, share the features. The probes are the main
     process's, and {} what the others return."""
-    features = [all_features_of(clip, rows, batch_size) for rows in (train_rows, test_rows)]
+    features = [normalised_features(clip, rows, batch_size) for rows in (train_rows, test_rows)]
     if not is_main():
         return {}
     samples = [_samples(rows) for rows in (train_rows, test_rows)]
@@ -202,7 +202,9 @@ def probe(
         (x, y), (test_x, test_y) = sides
         if not len(test_y):
             continue
-        said = logistic(x, nn.functional.one_hot(y, len(labels)).float(), test_x).argmax(-1)
+        said = logistic_regression(x, nn.functional.one_hot(y, len(labels)).float(), test_x).argmax(
+            -1
+        )
         found[name] = {
             "accuracy": round(float((said == test_y).float().mean()), 4),
             "majority": round(float(torch.bincount(test_y).max() / len(test_y)), 4),
@@ -214,7 +216,10 @@ def probe(
             torch.tensor([[float(u in s.present_aus()) for u in units] for s in side])
             for side in samples
         ]
-        said = logistic(features[0], truths[0].to(clip.device), features[1], several=True) > 0
+        said = (
+            logistic_regression(features[0], truths[0].to(clip.device), features[1], several=True)
+            > 0
+        )
         true = truths[1].to(clip.device) > 0
         hits = (said & true).sum(0).double()
         f1 = (2 * hits / (said.sum(0) + true.sum(0)).clamp(min=1)).tolist()
@@ -236,13 +241,13 @@ def _common_units(samples: Sequence[Sequence[FaceSample]]) -> list[int]:
     )
 
 
-def all_features_of(clip: Clip, rows: datasets.Dataset, batch_size: int) -> torch.Tensor:
+def normalised_features(clip: Clip, rows: datasets.Dataset, batch_size: int) -> torch.Tensor:
     """Normalised features (n, width) of the rows' images, on the model's device."""
-    features = all_features(clip, Squares(rows, clip, 0), batch_size)[:, 0].to(clip.device)
+    features = all_features(clip, ImageDataset(rows, clip, 0), batch_size)[:, 0].to(clip.device)
     return nn.functional.normalize(features, dim=-1)
 
 
-def logistic(
+def logistic_regression(
     x: torch.Tensor,
     y: torch.Tensor,
     test_x: torch.Tensor,

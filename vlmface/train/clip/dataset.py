@@ -51,7 +51,7 @@ def labelled(
     return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), left_out
 
 
-class Squares(torch.utils.data.Dataset[dict[str, Any]]):
+class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as {"row", "squares" (pictures, 3, side, side) uint8}; decoded once, as long as
     `cache_gib` GiB last."""
 
@@ -81,7 +81,7 @@ class Squares(torch.utils.data.Dataset[dict[str, Any]]):
         return {"row": index, "squares": self.squares(index)}
 
 
-def stacked(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch of `Squares`. Raises UserError if rows show different numbers of pictures."""
     sizes = {tuple(item["squares"].shape) for item in items if "squares" in item}
     if len(sizes) > 1:

@@ -15,7 +15,7 @@ from vlmface.clip import checkpoint
 from vlmface.clip.classifier import Classifier
 from vlmface.errors import UserError
 from vlmface.run_dir import last_checkpoint, step_of
-from vlmface.train.clip.dataset import Squares, labelled, stacked
+from vlmface.train.clip.dataset import ImageDataset, collate, labelled
 from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ BEST = "best.pt"  # beside its checkpoints: {"step", "weights"}
 _LEAST = 1e-6  # of an epoch
 
 
-class Held:
+class HeldOutSet:
     """Held-out rows that a classifier is measured on again and again. What a frozen image tower
     sees of them is computed once."""
 
@@ -36,7 +36,7 @@ class Held:
         targets: torch.Tensor,
         batch_size: int,
         *,
-        data: Squares | None = None,
+        data: ImageDataset | None = None,
         features: torch.Tensor | None = None,
     ) -> None:
         """`targets` as `rows.labelled` gives them; of the rows the pictures or, of a frozen image
@@ -47,10 +47,10 @@ class Held:
     @classmethod
     def of(
         cls, classifier: Classifier, rows: datasets.Dataset, batch_size: int, cache_gib: float
-    ) -> Held:
+    ) -> HeldOutSet:
         """Those of `rows` that have a label."""
         rows, targets, _, _ = labelled(rows, classifier.texts)
-        data = Squares(rows, classifier.clip, cache_gib)
+        data = ImageDataset(rows, classifier.clip, cache_gib)
         return cls(classifier, targets, batch_size, data=data)
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ class Held:
                 features = self.features[part].to(classifier.clip.device)
             else:
                 assert self.data is not None
-                squares = stacked([self.data[i] for i in range(part.start, part.stop)])["squares"]
+                squares = collate([self.data[i] for i in range(part.start, part.stop)])["squares"]
                 features = classifier.image_features(squares)
             seen.append(features)
             said.append(classifier.answer(features=features)[0])
@@ -98,7 +98,7 @@ class KeepBest(TrainerCallback):
     first. A resumed run forgets what was measured after the checkpoint it goes on from, so that it
     keeps what an uninterrupted one keeps."""
 
-    def __init__(self, run_dir: Path, held: Held) -> None:
+    def __init__(self, run_dir: Path, held: HeldOutSet) -> None:
         self.log, self.kept, self.held = run_dir / LOG, run_dir / "checkpoints" / BEST, held
         self.folder = run_dir
         self.found: list[dict[str, Any]] = []
@@ -151,4 +151,4 @@ class KeepBest(TrainerCallback):
         """Give the classifier the weights that are kept."""
         found = torch.load(self.kept, weights_only=True)
         checkpoint.load(self.held.classifier, found["weights"], str(self.kept))
-        self.held.classifier.forget()
+        self.held.classifier.reset_cache()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from vlmface import label_texts
-from vlmface.clip.classifier import Shape
+from vlmface.clip.classifier import ClassifierConfig
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.train import checks
@@ -150,7 +150,7 @@ class Settings(Training):
     @property
     def views(self) -> int:
         """How many views of a row are shown."""
-        return max(1, len(crops.parse(self.crop)))
+        return max(1, len(crops.parse_views(self.crop)))
 
     @property
     def trained_parts(self) -> set[str]:
@@ -166,9 +166,9 @@ class Settings(Training):
         }
         return {part for part, does in trains.items() if does}
 
-    def shape(self, views: int) -> Shape:
+    def shape(self, views: int) -> ClassifierConfig:
         """The classifier that is asked for, for so many views of a row."""
-        return Shape(
+        return ClassifierConfig(
             image=self.image, text=self.text, head=self.head, views=views, frames=self.frames,
             time=self.time, affect=self.affect, contexts=self.contexts,
             class_specific=self.class_specific, negative_weight=self.negative_weight,

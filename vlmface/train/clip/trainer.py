@@ -17,8 +17,8 @@ from vlmface.clip.model import Clip
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
 from vlmface.train.clip import augment, losses
-from vlmface.train.clip.dataset import Squares, labelled, stacked
-from vlmface.train.clip.model_selection import Held, KeepBest
+from vlmface.train.clip.dataset import ImageDataset, collate, labelled
+from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
 from vlmface.train.clip.settings import Settings, Training
 from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
 from vlmface.utils import distributed
@@ -31,7 +31,7 @@ _MOMENTUM = 0.9
 KEPT = 2  # checkpoints
 
 
-class Targets(nn.Module):
+class ClassifierWithLoss(nn.Module):
     """A classifier with the targets of its training rows: a batch is row numbers and squares, out
     comes the loss. `features` are those of a frozen image tower, for all rows."""
 
@@ -188,18 +188,18 @@ def train(
     "selected", {"step", "epoch", "uar"} of that epoch. Raises UserError.
     """
     rows, targets, affects, left_out = labelled(rows, classifier.texts)
-    data: Any = Squares(rows, classifier.clip, settings.cache_gib)
-    model = Targets(classifier, targets, affects, settings)
+    data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
+    model = ClassifierWithLoss(classifier, targets, affects, settings)
     if settings.image == "frozen" and settings.augment == "none":
         model.features = all_features(classifier.clip, data, settings.eval_batch_size)
-        data = Numbers(len(data))
+        data = RowNumbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
     held = None
     if settings.select == "best":
         if held_out is None:
             raise UserError("select is best, but there are no held-out rows to choose an epoch on")
-        held = Held.of(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
+        held = HeldOutSet.of(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
     labels = classifier.texts.space.labels
     return train_on(model, data, settings, held) | {
         "n": len(rows),
@@ -208,7 +208,9 @@ def train(
     }
 
 
-def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -> dict[str, Any]:
+def train_on(
+    model: ClassifierWithLoss, data: Any, settings: Settings, held: HeldOutSet | None
+) -> dict[str, Any]:
     """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
     keep = None if held is None else KeepBest(Path(settings.output_dir), held)
     if keep:
@@ -222,7 +224,7 @@ def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -
         keep.restore()
         if distributed.is_main():
             found["selected"] = keep.best()
-    model.classifier.forget()
+    model.classifier.reset_cache()
     return found
 
 
@@ -266,7 +268,7 @@ def fit(
         model=model,
         args=arguments,
         train_dataset=data,
-        data_collator=stacked,
+        data_collator=collate,
         callbacks=[JsonLines(run_dir / "log.jsonl"), *callbacks],
         settings=settings,
     )
@@ -285,7 +287,7 @@ def fit(
     }
 
 
-class Numbers(torch.utils.data.Dataset[dict[str, int]]):
+class RowNumbers(torch.utils.data.Dataset[dict[str, int]]):
     """Row numbers alone, where features are all that is needed."""
 
     def __init__(self, n: int) -> None:
@@ -299,7 +301,7 @@ class Numbers(torch.utils.data.Dataset[dict[str, int]]):
 
 
 @torch.no_grad()
-def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
+def all_features(clip: Clip, data: ImageDataset, batch_size: int) -> torch.Tensor:
     """The image tower's features of all rows: (n, pictures, width), not normalised, float32, on the
     CPU. Several processes, all of which must call it, share the work."""
     from accelerate.utils import gather
@@ -313,7 +315,7 @@ def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
         # Processes take equally many rows; beyond the last one, that one again.
         each = min(batch_size, -(-(len(data) - start) // world))
         part = [min(start + rank() * each + i, last) for i in range(each)]
-        squares = stacked([data[i] for i in part])["squares"]
+        squares = collate([data[i] for i in part])["squares"]
         n, pictures = squares.shape[:2]
         features = clip.image_features(squares.flatten(0, 1), normalize=False).float()
         features = features.unflatten(0, (n, pictures))
