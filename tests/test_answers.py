@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmface import answers, facs, label_spaces
-from vlmface.answers import au_mentions
+from vlmface.answers import au_vocabulary
 from vlmface.errors import UserError
 from vlmface.rationale import rules
 
@@ -69,7 +69,7 @@ def test_sentences_that_deny_nothing_take_no_short_cut_to_another_reading(
 ) -> None:
     texts = AU_TEXTS + [case["text"] for case in CASES]
     found = [answers.mentioned_aus(text) for text in texts]
-    monkeypatch.setattr(au_mentions, "_TRIGGER", re.compile(""))
+    monkeypatch.setattr(au_vocabulary, "_DENIAL_STEM", re.compile(""))
     assert [answers.mentioned_aus(text) for text in texts] == found
 
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmface.answers import au_mentions, notations
-from vlmface.answers.au_mentions import clean
+from vlmface.answers.au_numbers import normalise_characters
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace, normalise
 
@@ -169,7 +169,7 @@ def parse(text: str, space: LabelSpace, form: str) -> Answer:
     if match and set(found) <= set(space.labels) and len(set(found)) == len(found):
         labels, status, rationale = set(found), "strict", match[1]
     else:
-        labels, status, rationale = _lenient(clean(text), space, several)
+        labels, status, rationale = _lenient(normalise_characters(text), space, several)
     present, negated = mentioned_aus(text)
     ordered = tuple(label for label in space.labels if label in labels)
     label = ordered[0] if len(ordered) == 1 else None
@@ -458,4 +458,4 @@ def _fold_labels(words: list[str], space: LabelSpace) -> list[str | tuple[str]]:
 def mentioned_aus(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint; see
     `au_mentions`. Numbers that FACS does not have count as neither."""
-    return au_mentions.read(_TAG.sub("\n", clean(text)))
+    return au_mentions.read(_TAG.sub("\n", normalise_characters(text)))

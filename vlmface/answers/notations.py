@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from vlmface.answers.au_vocabulary import NEGATIVE_HEADING
+
 _PUNCTUATION = str.maketrans(
     {"\u3002": ". ", "\u3001": ", "} | dict.fromkeys("\u300c\u300d\u300e\u300f\u00ab\u00bb", '"')
 )
@@ -17,14 +19,6 @@ YES, NO = (
     "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7\u2610\U0001f44e\U0001f6ab\U0001f534",
 )
 _NAMES_AU = re.compile(r"(?<![^\W_])(?:AUs?|action\s+units?)[\s_#-]*[LR]?\d", re.IGNORECASE)
-_NEGATIVE = re.compile(
-    r"\b(?:absent|missing|inactive|undetected|unobserved|unseen|excluded|rejected|invisible|zero|ruled\s+out|dormant|denied|unactivated|unengaged|undetectable|nonexistent"
-    r"|negated?|no|none|not(?!\s+only)|without|off|false|deactivated)\b"
-    r"|\bnegatives?(?:\s+(?:aus?|action\s+units?))?\W*$",
-    re.IGNORECASE,
-)
-
-
 _ZERO_LINE = re.compile(
     r"^(AU[\s_-]?\d{1,2}(?:_[rc])?)[ \t]*[,;\t][ \t]*0(?:\.0+)?[ \t]*$", re.I | re.M
 )
@@ -94,7 +88,7 @@ def as_lines(text: str) -> str:
     if _AU_COLUMNS.search(text):
         lines = _columns(lines)
     text = _check_marks("\n".join(lines))
-    return _under_headings(text) if _NEGATIVE.search(text) else text
+    return _under_headings(text) if NEGATIVE_HEADING.search(text) else text
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -157,7 +151,7 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
                 yield f"{_prefix(words)}{'AU' if named else ''}{part.strip()}."
     elif match := _KEY_AU.fullmatch(key):
         told = _word(value)
-        denied = _NEGATIVE.search(parent.replace("_", " ")) is not None
+        denied = NEGATIVE_HEADING.search(parent.replace("_", " ")) is not None
         yield f"AU{match[1]}: {'?' if denied else told}."
     elif isinstance(value, str) and _ONLY_AUS.fullmatch(value):
         yield f"{_prefix(words)}{value}."
@@ -169,7 +163,7 @@ _ONLY_AUS = re.compile(r"\s*AUs?\s?\d{1,2}(?:\s*(?:[,;&+]|and)\s*(?:AU\s?)?\d{1,
 
 
 def _prefix(words: str) -> str:
-    return "Absent: " if _NEGATIVE.search(words) else ""
+    return "Absent: " if NEGATIVE_HEADING.search(words) else ""
 
 
 def _is_number(value: Any) -> bool:
@@ -197,7 +191,7 @@ def _state(record: dict[str, Any]) -> str:
         for name, value in record.items()
         if name.lower() in ("absent", "inactive") and isinstance(value, bool)
     ]
-    denied = {bool(re.fullmatch(r"0(?:\.0+)?|no|none|" + _NEGATIVE.pattern, word, re.I))
+    denied = {bool(re.fullmatch(r"0(?:\.0+)?|no|none|" + NEGATIVE_HEADING.pattern, word, re.I))
               for word in words if word != "?"}  # fmt: skip
     return "?" if len(denied) > 1 or (words and not denied) else "no" if denied == {True} else "yes"
 
@@ -378,7 +372,7 @@ def _under_headings(text: str) -> str:
     for line in text.split("\n"):
         heading = None if _NAMES_AU.search(line) else _HEADING.fullmatch(line)
         if heading:
-            denied = bool(_NEGATIVE.search(heading[1] or heading[2] or ""))
+            denied = bool(NEGATIVE_HEADING.search(heading[1] or heading[2] or ""))
             empty = True
         elif not line.strip():
             denied = denied and empty

@@ -19,7 +19,7 @@ def fingerprint(rows: datasets.Dataset, *, pictures: bool = True) -> str:
     digits.
 
     Args:
-        rows: FaceSample rows as `load` gives them, before `crop_cache.shown`.
+        rows: FaceSample rows as `load` gives them, before `crop_cache.apply_views`.
         pictures: read the bytes of all pictures, in threads and undecoded, so that a file that was
             exchanged is noticed; a picture counts by its content, wherever it is stored.
 

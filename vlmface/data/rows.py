@@ -71,9 +71,9 @@ def emotions(coding_id: str, codes: Any) -> pa.Array:
     import pyarrow as pa
 
     coding = label_spaces.CODINGS[coding_id]
-    known, inverse = np.unique(np.asarray(codes), return_inverse=True)
-    canonical_labels = pa.array([coding.decode(code.item()) for code in known], pa.string())
-    return canonical_labels.take(pa.array(inverse.ravel()))
+    values, inverse = np.unique(np.asarray(codes), return_inverse=True)
+    labels = pa.array([coding.decode(code.item()) for code in values], pa.string())
+    return labels.take(pa.array(inverse.ravel()))
 
 
 def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | None]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vlmface import answers, facs
-from vlmface.answers import au_mentions
+from vlmface.answers import au_numbers
 from vlmface.demo import face_regions
 from vlmface.infer.face_report import EMOTION, SURE
 from vlmface.utils import html
@@ -116,7 +116,7 @@ class Piece:
 def pieces(text: str, denied: Sequence[int] = ()) -> list[Piece]:
     """The text cut where it names action units; `denied`: those it says are not there."""
     found, last = [], 0
-    for start, end, aus in au_mentions.au_spans(text):
+    for start, end, aus in au_numbers.au_spans(text):
         if start > last:
             found.append(Piece(text[last:start]))
         found.append(Piece(text[start:end], aus, all(au in denied for au in aus)))

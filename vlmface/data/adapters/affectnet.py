@@ -146,11 +146,11 @@ def _numbers(paths: list[str]) -> list[float]:
     for path in paths:
         with open(path, "rb") as file:
             data = file.read()
-        csv_header = data[: 10 + int.from_bytes(data[8:10], "little")]
+        header = data[: 10 + int.from_bytes(data[8:10], "little")]
         try:
-            if csv_header not in types:
-                types[csv_header] = np.load(BytesIO(data)).dtype
-            numbers.append(float(np.frombuffer(data[len(csv_header) :], types[csv_header]).item()))
+            if header not in types:
+                types[header] = np.load(BytesIO(data)).dtype
+            numbers.append(float(np.frombuffer(data[len(header) :], types[header]).item()))
         except (ValueError, EOFError) as error:
             raise UserError(f"{path} does not hold one number: {error}") from error
     return numbers

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TITLE = "EmotioNet"
 HOME = "https://cbcsl.ece.ohio-state.edu/EmotionNetChallenge/"
 LICENCE = "non-commercial research, agreement with the owners"
-SPLITS = ("train", "test")  # ours: see drawn_split
+SPLITS = ("train", "test")  # ours: see random_split
 PUBLISHED: dict[str, dict[str, int]] = {}
 AUS = (1, 2, 4, 5, 6, 9, 12, 17, 20, 25, 26, 43)
 UNIT = re.compile(r"AU ?0?(\d+)", re.IGNORECASE)

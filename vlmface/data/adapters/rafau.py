@@ -24,7 +24,7 @@ from vlmface.errors import UserError
 TITLE = "RAF-AU"
 HOME = "http://www.whdeng.cn/RAF/model3.html"
 LICENCE = "non-commercial research, no redistribution"
-SPLITS = ("train", "test")  # ours: see drawn_split
+SPLITS = ("train", "test")  # ours: see random_split
 PUBLISHED: dict[str, dict[str, int]] = {}
 CODE = re.compile(r"(L|R|T|B|AD)?(\d{1,2})", re.IGNORECASE)
 
