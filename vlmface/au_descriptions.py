@@ -18,7 +18,7 @@ _BETWEEN = {"cheek", "nose"}  # part of either half
 
 _PARTS = {
     "corner": r"(?:lips?|mouth)(?:'s)?[\s-]corners?|corners?\s+of\s+(?:the|his|her|their|both)\s+"
-              r"(?:lips?|mouth)|corners",
+    r"(?:lips?|mouth)|corners",
     "upper lip": r"upper\s+lip",
     "lower lip": r"(?:lower|bottom)\s+lip",
     "mouth": r"lips?|mouth",
@@ -28,18 +28,18 @@ _PARTS = {
     "nose": r"nose|nostrils?|nasolabial(?:\s+folds?)?",
     "chin": r"chin",
     "jaw": r"(?:lower\s+)?jaw",
-}  # fmt: skip
+}
 _MOVES = {
     "up": r"rais(?:e|es|ed|ing|er)|rise|rises|risen|rising|lift(?:s|ed|ing)?|up|upwards?|upturned"
-          r"|elevat\w+|arch(?:es|ed|ing)?",
+    r"|elevat\w+|arch(?:es|ed|ing)?",
     "down": r"lower(?:s|ed|ing|er)?|down|downwards?|downturned|drop(?:s|ped|ping)?|sink\w*|sunk"
-            r"|sag(?:s|ged|ging)?|droop\w*|depress\w*|knit\w*|furrow\w*|frown\w*|together"
-            r"|contract\w*",
+    r"|sag(?:s|ged|ging)?|droop\w*|depress\w*|knit\w*|furrow\w*|frown\w*|together"
+    r"|contract\w*",
     "open": r"open(?:s|ed|ing)?|wide|widen\w*|part(?:s|ed|ing)?(?!\s+of\b)|apart|agape"
-            r"|gap(?:es|ing)",
+    r"|gap(?:es|ing)",
     "shut": r"clos(?:e|es|ed|ing)|shut|narrow\w*|squint\w*|tight\w*|tens\w*|press\w*|squeez\w*"
-            r"|clench\w*|seal\w*|pinch\w*",
-}  # fmt: skip
+    r"|clench\w*|seal\w*|pinch\w*",
+}
 _WORD = re.compile(
     "|".join(
         rf"(?P<{kind}_{i}>\b(?:{pattern})\b)"
@@ -154,8 +154,11 @@ def from_cue(au: int) -> tuple[str, ...]:
 CLAUSES: dict[int, tuple[str, ...]] = {
     1: ("the inner brows are{how} raised", "the inner brows rise{how}"),
     2: ("the outer brows are{how} raised", "the outer brows rise{how}"),
-    4: ("the brows are{how} lowered", "the brows are{how} drawn together",
-        "the brows are{how} pulled down"),
+    4: (
+        "the brows are{how} lowered",
+        "the brows are{how} drawn together",
+        "the brows are{how} pulled down",
+    ),
     5: ("the upper lids are{how} raised", "the eyes are{how} widened"),
     6: ("the cheeks are{how} raised", "the cheeks are{how} lifted"),
     7: ("the lids are{how} tightened", "the lids are{how} tensed"),
@@ -177,5 +180,5 @@ CLAUSES: dict[int, tuple[str, ...]] = {
     28: ("the lips are{how} sucked in", "the lips are{how} rolled in"),
     34: ("the cheeks are{how} puffed out", "the cheeks are{how} puffed"),
     43: ("the eyes are{how} closed", "the eyes are{how} shut"),
-}  # fmt: skip
+}
 CLAUSES |= {au: from_cue(au) for au in facs.AUS if au not in CLAUSES}

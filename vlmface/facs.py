@@ -27,92 +27,98 @@ class ActionUnit:
 
 REGIONS = ("brow", "eye", "cheek", "nose", "mouth", "chin", "jaw")  # top of the face to bottom
 
-_CATALOGUE = [
-    ActionUnit(1, "inner brow raiser", "frontalis, pars medialis", "brow",
-               "the inner ends of the brows are raised"),
-    ActionUnit(2, "outer brow raiser", "frontalis, pars lateralis", "brow",
-               "the outer ends of the brows are raised"),
-    ActionUnit(4, "brow lowerer", "corrugator and depressor supercilii", "brow",
-               "the brows are lowered and drawn together"),
-    ActionUnit(5, "upper lid raiser", "levator palpebrae superioris", "eye",
-               "the upper lids are raised and the eyes are wide"),
-    ActionUnit(6, "cheek raiser", "orbicularis oculi, pars orbitalis", "cheek",
-               "the cheeks are raised and the eyes are narrowed from below"),
-    ActionUnit(7, "lid tightener", "orbicularis oculi, pars palpebralis", "eye",
-               "the eyelids are tightened"),
-    ActionUnit(8, "lips toward each other", "orbicularis oris", "mouth",
-               "the lips are drawn toward each other over an open jaw"),
-    ActionUnit(9, "nose wrinkler", "levator labii superioris alaeque nasi", "nose",
-               "the nose is wrinkled"),
-    ActionUnit(10, "upper lip raiser", "levator labii superioris", "mouth",
-               "the upper lip is raised"),
-    ActionUnit(11, "nasolabial deepener", "zygomaticus minor", "cheek",
-               "the fold between nose and mouth is deepened"),
-    ActionUnit(12, "lip corner puller", "zygomaticus major", "mouth",
-               "the lip corners are pulled up and back"),
-    ActionUnit(13, "sharp lip puller", "levator anguli oris", "mouth",
-               "the lip corners are pulled sharply straight up"),
-    ActionUnit(14, "dimpler", "buccinator", "mouth",
-               "the lip corners are tightened and pressed in"),
-    ActionUnit(15, "lip corner depressor", "depressor anguli oris", "mouth",
-               "the lip corners are pulled down"),
-    ActionUnit(16, "lower lip depressor", "depressor labii inferioris", "mouth",
-               "the lower lip is pulled down"),
-    ActionUnit(17, "chin raiser", "mentalis", "chin",
-               "the chin is pushed up"),
-    ActionUnit(18, "lip pucker", "incisivii labii", "mouth",
-               "the lips are puckered"),
-    ActionUnit(19, "tongue show", "genioglossus", "mouth",
-               "the tongue is shown"),
-    ActionUnit(20, "lip stretcher", "risorius", "mouth",
-               "the lips are stretched sideways"),
-    ActionUnit(21, "neck tightener", "platysma", "jaw",
-               "the skin of the neck is tightened"),
-    ActionUnit(22, "lip funneler", "orbicularis oris", "mouth",
-               "the lips are pushed forward like a funnel"),
-    ActionUnit(23, "lip tightener", "orbicularis oris", "mouth",
-               "the lips are tightened and narrowed"),
-    ActionUnit(24, "lip pressor", "orbicularis oris", "mouth",
-               "the lips are pressed together"),
-    ActionUnit(25, "lips part", "depressor labii inferioris, or relaxed mentalis", "mouth",
-               "the lips are parted"),
-    ActionUnit(26, "jaw drop", "relaxed masseter, temporalis and internal pterygoid", "jaw",
-               "the jaw is dropped"),
-    ActionUnit(27, "mouth stretch", "pterygoids and digastric", "jaw",
-               "the mouth is stretched wide open"),
-    ActionUnit(28, "lip suck", "orbicularis oris", "mouth",
-               "the lips are sucked in over the teeth"),
-    ActionUnit(29, "jaw thrust", "lateral pterygoid", "jaw",
-               "the jaw is pushed forward"),
-    ActionUnit(30, "jaw sideways", "lateral and medial pterygoid of one side", "jaw",
-               "the jaw is moved sideways"),
-    ActionUnit(31, "jaw clencher", "masseter", "jaw",
-               "the jaw is clenched"),
-    ActionUnit(32, "lip bite", "masseter and orbicularis oris", "mouth",
-               "the teeth are set on the lip"),
-    ActionUnit(33, "cheek blow", "buccinator", "cheek",
-               "the cheeks are blown out while air leaves the lips"),
-    ActionUnit(34, "cheek puff", "relaxed buccinator, closed orbicularis oris", "cheek",
-               "the cheeks are puffed out"),
-    ActionUnit(35, "cheek suck", "buccinator", "cheek",
-               "the cheeks are sucked in"),
-    ActionUnit(36, "tongue bulge", "genioglossus", "cheek",
-               "the cheek is pushed out by the tongue"),
-    ActionUnit(37, "lip wipe", "genioglossus", "mouth",
-               "the lip is wiped by the tongue"),
-    ActionUnit(38, "nostril dilator", "nasalis, pars alaris", "nose",
-               "the nostrils are widened"),
-    ActionUnit(39, "nostril compressor", "nasalis, pars transversa", "nose",
-               "the nostrils are narrowed"),
-    ActionUnit(43, "eyes closed", "relaxed levator palpebrae superioris", "eye",
-               "the eyes are closed"),
-    ActionUnit(45, "blink", "relaxed levator palpebrae, orbicularis oculi", "eye",
-               "the eyes are shut for a blink"),
-    ActionUnit(46, "wink", "orbicularis oculi of one side", "eye",
-               "one eye is shut in a wink"),
-]  # fmt: skip
+# "number name (region: muscle)", and below it the cue.
+_CATALOGUE = """
+1 inner brow raiser (brow: frontalis, pars medialis)
+    the inner ends of the brows are raised
+2 outer brow raiser (brow: frontalis, pars lateralis)
+    the outer ends of the brows are raised
+4 brow lowerer (brow: corrugator and depressor supercilii)
+    the brows are lowered and drawn together
+5 upper lid raiser (eye: levator palpebrae superioris)
+    the upper lids are raised and the eyes are wide
+6 cheek raiser (cheek: orbicularis oculi, pars orbitalis)
+    the cheeks are raised and the eyes are narrowed from below
+7 lid tightener (eye: orbicularis oculi, pars palpebralis)
+    the eyelids are tightened
+8 lips toward each other (mouth: orbicularis oris)
+    the lips are drawn toward each other over an open jaw
+9 nose wrinkler (nose: levator labii superioris alaeque nasi)
+    the nose is wrinkled
+10 upper lip raiser (mouth: levator labii superioris)
+    the upper lip is raised
+11 nasolabial deepener (cheek: zygomaticus minor)
+    the fold between nose and mouth is deepened
+12 lip corner puller (mouth: zygomaticus major)
+    the lip corners are pulled up and back
+13 sharp lip puller (mouth: levator anguli oris)
+    the lip corners are pulled sharply straight up
+14 dimpler (mouth: buccinator)
+    the lip corners are tightened and pressed in
+15 lip corner depressor (mouth: depressor anguli oris)
+    the lip corners are pulled down
+16 lower lip depressor (mouth: depressor labii inferioris)
+    the lower lip is pulled down
+17 chin raiser (chin: mentalis)
+    the chin is pushed up
+18 lip pucker (mouth: incisivii labii)
+    the lips are puckered
+19 tongue show (mouth: genioglossus)
+    the tongue is shown
+20 lip stretcher (mouth: risorius)
+    the lips are stretched sideways
+21 neck tightener (jaw: platysma)
+    the skin of the neck is tightened
+22 lip funneler (mouth: orbicularis oris)
+    the lips are pushed forward like a funnel
+23 lip tightener (mouth: orbicularis oris)
+    the lips are tightened and narrowed
+24 lip pressor (mouth: orbicularis oris)
+    the lips are pressed together
+25 lips part (mouth: depressor labii inferioris, or relaxed mentalis)
+    the lips are parted
+26 jaw drop (jaw: relaxed masseter, temporalis and internal pterygoid)
+    the jaw is dropped
+27 mouth stretch (jaw: pterygoids and digastric)
+    the mouth is stretched wide open
+28 lip suck (mouth: orbicularis oris)
+    the lips are sucked in over the teeth
+29 jaw thrust (jaw: lateral pterygoid)
+    the jaw is pushed forward
+30 jaw sideways (jaw: lateral and medial pterygoid of one side)
+    the jaw is moved sideways
+31 jaw clencher (jaw: masseter)
+    the jaw is clenched
+32 lip bite (mouth: masseter and orbicularis oris)
+    the teeth are set on the lip
+33 cheek blow (cheek: buccinator)
+    the cheeks are blown out while air leaves the lips
+34 cheek puff (cheek: relaxed buccinator, closed orbicularis oris)
+    the cheeks are puffed out
+35 cheek suck (cheek: buccinator)
+    the cheeks are sucked in
+36 tongue bulge (cheek: genioglossus)
+    the cheek is pushed out by the tongue
+37 lip wipe (mouth: genioglossus)
+    the lip is wiped by the tongue
+38 nostril dilator (nose: nasalis, pars alaris)
+    the nostrils are widened
+39 nostril compressor (nose: nasalis, pars transversa)
+    the nostrils are narrowed
+43 eyes closed (eye: relaxed levator palpebrae superioris)
+    the eyes are closed
+45 blink (eye: relaxed levator palpebrae, orbicularis oculi)
+    the eyes are shut for a blink
+46 wink (eye: orbicularis oculi of one side)
+    one eye is shut in a wink
+"""
 
-AUS: dict[int, ActionUnit] = {unit.number: unit for unit in _CATALOGUE}
+AUS: dict[int, ActionUnit] = {
+    int(number): ActionUnit(int(number), name, muscle, region, cue)
+    for number, name, region, muscle, cue in re.findall(
+        r"^(\d+) (.+) \((\w+): (.+)\)\n +(.+)$", _CATALOGUE, re.MULTILINE
+    )
+}
 AU_NUMBERS: tuple[int, ...] = tuple(AUS)
 # What image data sets code; 8, 29-33 and 35-39 are miscellaneous actions.
 COMMON_AUS: tuple[int, ...] = tuple(
@@ -122,8 +128,10 @@ COMMON_AUS: tuple[int, ...] = tuple(
 DEFINED_AUS: tuple[int, ...] = tuple(n for n in AU_NUMBERS if n in {*COMMON_AUS, 29, 30, 31, 32})
 # What the synthetic renderer can move.
 SYNTH_AUS: tuple[int, ...] = (
-    1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 20, 22, 23, 24, 25, 26, 27, 28, 34, 43,
-)  # fmt: skip
+    *(1, 2, 4, 5, 6, 7, 9, 10, 12),
+    *(14, 15, 16, 17, 18, 20),
+    *(22, 23, 24, 25, 26, 27, 28, 34, 43),
+)
 
 # FACS intensities A to E, that is 1 to 5, in words.
 GRADES = ("faintly", "slightly", "clearly", "strongly", "extremely")

@@ -59,9 +59,12 @@ class Answer:
 # --- the forms, written --------------------------------------------------------------------------
 
 SUFFIX = {
-    "think_answer": "</answer>", "three_part": "", "label": "",
-    "labels": "", "think_labels": "</answer>",
-}  # fmt: skip
+    "think_answer": "</answer>",
+    "three_part": "",
+    "label": "",
+    "labels": "",
+    "think_labels": "</answer>",
+}
 _FRAME = {"labels": "label", "think_labels": "think_answer"}  # the form that is like it for one
 _SEPARATOR = ", "
 _OBSERVED, _OVERALL, _CONCLUDED = (

@@ -191,8 +191,11 @@ def _state(record: dict[str, Any]) -> str:
         for name, value in record.items()
         if name.lower() in ("absent", "inactive") and isinstance(value, bool)
     ]
-    denied = {bool(re.fullmatch(r"0(?:\.0+)?|no|none|" + NEGATIVE_HEADING.pattern, word, re.I))
-              for word in words if word != "?"}  # fmt: skip
+    denied = {
+        bool(re.fullmatch(r"0(?:\.0+)?|no|none|" + NEGATIVE_HEADING.pattern, word, re.I))
+        for word in words
+        if word != "?"
+    }
     return "?" if len(denied) > 1 or (words and not denied) else "no" if denied == {True} else "yes"
 
 
@@ -256,8 +259,11 @@ def _table_rows(lines: list[str]) -> list[str]:
                 found.append(f"{'Absent: ' if _ABSENT_COLUMN.match(column) else ''}{cells[i]}.")
         elif len(named) == 1 and len(cells) > 1:
             found.append(f"{cells[named[0]]}: {_row_value(cells, named[0], header)}.")
-            found += [cell for i, cell in enumerate(cells) if i > named[0] and len(cell.split()) > 2
-                      and not _CELL.fullmatch(cell)]  # fmt: skip
+            found += [
+                cell
+                for i, cell in enumerate(cells)
+                if i > named[0] and len(cell.split()) > 2 and not _CELL.fullmatch(cell)
+            ]
         elif sum(bool(_NAMES_AU.match(cell)) for cell in header) > 1:
             pairs = zip(header, cells, strict=False)
             found += [f"{name}: {value}." for name, value in pairs if _NAMES_AU.match(name)]

@@ -275,5 +275,5 @@ def _lora_modules(clip: Clip, tower: str) -> str:
 def _means(features: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """Mean of each run of `sizes` rows; zeros for a run of none."""
     parts = torch.split(features, list(sizes))
-    return torch.stack([p.mean(0) if len(p) else features.new_zeros(features.shape[1])
-                        for p in parts])  # fmt: skip
+    zeros = features.new_zeros(features.shape[1])
+    return torch.stack([part.mean(0) if len(part) else zeros for part in parts])

@@ -27,9 +27,18 @@ if TYPE_CHECKING:
     import datasets
 
 __all__ = [
-    "OF_ALL", "dataset_module", "fingerprint", "hold_out", "is_mixture", "load", "names",
-    "parse_options", "read", "shows_faces", "splits_of",
-]  # fmt: skip
+    "OF_ALL",
+    "dataset_module",
+    "fingerprint",
+    "hold_out",
+    "is_mixture",
+    "load",
+    "names",
+    "parse_options",
+    "read",
+    "shows_faces",
+    "splits_of",
+]
 
 
 def shows_faces(name: str) -> bool:

@@ -181,9 +181,12 @@ def _duplicates(parts: list[Part], looks: dict[Source, Look]) -> list[list[dict[
             seen = Counter(boxes)
             rows = [row for row, box in zip(rows, boxes, strict=True) if seen[box] > 1]
         if len(rows) > 1:
-            groups.append([
-                {"split": split, "id": row["id"], "emotion": row["emotion"]} for split, row in rows
-            ])  # fmt: skip
+            groups.append(
+                [
+                    {"split": split, "id": row["id"], "emotion": row["emotion"]}
+                    for split, row in rows
+                ]
+            )
     return groups
 
 
@@ -406,8 +409,12 @@ def _tile(part: Part, row: int, by: str | None) -> contact_sheet.Tile:
     if box := valid_box(sample.face_box or person_box(sample.meta), image.size):
         image = _around(image, list(box))
     age = sample.age_group if sample.age is None else f"{sample.age:g} years"
-    said = {"emotion": sample.emotion, "age_group": age, "gender": sample.gender,
-            "race": sample.race}  # fmt: skip
+    said = {
+        "emotion": sample.emotion,
+        "age_group": age,
+        "gender": sample.gender,
+        "race": sample.race,
+    }
     title = said.pop(by, None) or "no label" if by else part.split
     words = [word for word in (*said.values(), *(sample.context or ())) if word]
     lines = [", ".join(words)] if words else []
@@ -426,8 +433,12 @@ def _around(image: Image.Image, box: list[float]) -> Image.Image:
     image = image.copy()
     width = max(1, round((max(x1 - x0, y1 - y0) + 2 * margin) / contact_sheet.TILE * 2))
     ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), outline="#e8281e", width=width)
-    corners = (max(0, x0 - margin), max(0, y0 - margin),
-               min(image.width, x1 + margin), min(image.height, y1 + margin))  # fmt: skip
+    corners = (
+        max(0, x0 - margin),
+        max(0, y0 - margin),
+        min(image.width, x1 + margin),
+        min(image.height, y1 + margin),
+    )
     left, top, right, bottom = map(round, corners)
     if right - left < 1 or bottom - top < 1:  # the box lies outside of the picture: show that
         return image

@@ -181,11 +181,14 @@ def cache_view(
     """
     cut_out, _ = _cut_rows(_pictures(rows), crop, workers, progress)
     still = rows.with_format("arrow")[:]["image"].is_valid().to_pylist()
-    return _with_columns(rows, {
-        "image": [faces[0] if one else None for faces, one in zip(cut_out, still, strict=True)],
-        "frames": [None if one else faces for faces, one in zip(cut_out, still, strict=True)],
-        "face_box": [None] * len(still),
-    })  # fmt: skip
+    return _with_columns(
+        rows,
+        {
+            "image": [faces[0] if one else None for faces, one in zip(cut_out, still, strict=True)],
+            "frames": [None if one else faces for faces, one in zip(cut_out, still, strict=True)],
+            "face_box": [None] * len(still),
+        },
+    )
 
 
 def apply_views(
@@ -245,8 +248,7 @@ def _with_columns(rows: datasets.Dataset, columns: Mapping[str, list[Any]]) -> d
     from datasets.table import InMemoryTable
 
     picture = ImageFeature(decode=False)  # only open_row_image can open these
-    kinds = {"image": picture, "frames": [picture], "shown": [picture],
-             "face_found": Value("bool")}  # fmt: skip
+    kinds = {"image": picture, "frames": [picture], "shown": [picture], "face_found": Value("bool")}
     features = Features({**rows.features, **{k: v for k, v in kinds.items() if k in columns}})
     schema = features.arrow_schema
     table = rows.with_format("arrow")[:]
@@ -363,8 +365,10 @@ def _write(
     buffer = io.BytesIO()
     np.save(buffer, np.stack([pixels for pixels, _ in cut_now]))
     files.atomic_write(folder / name, buffer.getvalue())
-    lines = {key: (name, row, found) for row, (key, (_, found)) in
-             enumerate(zip(keys, cut_now, strict=True))}  # fmt: skip
+    lines = {
+        key: (name, row, found)
+        for row, (key, (_, found)) in enumerate(zip(keys, cut_now, strict=True))
+    }
     with index:
         index.executemany(
             "insert or ignore into faces values (?, ?, ?, ?)",

@@ -213,10 +213,12 @@ def clip_views(
     """`views_of` the frames of a clip, each with its own face's box: the frames of the first view,
     then those of the next."""
     made = [
-        [render_view(frame, face if one.about_face else None, one, mesh)
-         for frame, face in zip(frames, faces, strict=True)]
+        [
+            render_view(frame, face if one.about_face else None, one, mesh)
+            for frame, face in zip(frames, faces, strict=True)
+        ]
         for one in views
-    ] or [list(frames)]  # fmt: skip
+    ] or [list(frames)]
     found = [picture for view in made for picture in view]
     return found if len(found) > 1 else found[0]
 

@@ -139,8 +139,10 @@ def folder_of_images(images: str | Path | None, otherwise: Path) -> Path:
     """The folder that the option `images` names, or `otherwise`. Raises UserError if it is none."""
     folder = otherwise if images is None else Path(images).expanduser()
     if not folder.is_dir():
-        raise UserError(f"images={str(images)!r} is no folder: give the one that the image paths "
-                        "of the file start from")  # fmt: skip
+        raise UserError(
+            f"images={str(images)!r} is no folder: give the one that the image paths "
+            "of the file start from"
+        )
     return folder
 
 
@@ -170,8 +172,10 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
         if not isinstance(fields, dict):
             raise UserError(f"{where}: found {short_repr(fields)}, expected a record: {{...}}")
         if half_characters and not _writable(fields):
-            raise UserError(f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is no "
-                            "character; correct it, or take a fresh copy of the file")  # fmt: skip
+            raise UserError(
+                f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is no "
+                "character; correct it, or take a fresh copy of the file"
+            )
     return [Record(where, fields) for where, fields in found]
 
 
@@ -212,9 +216,13 @@ def _writable(fields: dict[str, Any]) -> bool:
 
 
 ROLES = {
-    "human": "question", "user": "question",
-    "gpt": "answer", "assistant": "answer", "model": "answer", "chatgpt": "answer",
-}  # fmt: skip
+    "human": "question",
+    "user": "question",
+    "gpt": "answer",
+    "assistant": "answer",
+    "model": "answer",
+    "chatgpt": "answer",
+}
 
 
 def question_answer_pairs(record: Record) -> list[tuple[str, str]]:

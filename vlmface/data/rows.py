@@ -48,8 +48,9 @@ class Rows:
     def take(self, keep: np.ndarray) -> Rows:
         """The rows where the mask `keep` (n,) is true, in order."""
         index = np.flatnonzero(keep)
-        return Rows({name: _take(values, index) for name, values in self.columns.items()},
-                    self.skipped)  # fmt: skip
+        return Rows(
+            {name: _take(values, index) for name, values in self.columns.items()}, self.skipped
+        )
 
 
 def _take(values: Any, index: np.ndarray) -> Any:
@@ -147,8 +148,10 @@ def vote_meta(keys: Sequence[str], counts: np.ndarray) -> list[str]:
 def json_meta(n: int, **columns: Sequence[Any]) -> list[str]:
     """The `meta` column: one JSON object a row of what FaceSample has no field for."""
     names = sorted(columns)
-    lists = [np.asarray(columns[k]).tolist() if isinstance(columns[k], np.ndarray)
-             else list(columns[k]) for k in names]  # fmt: skip
+    lists = [
+        np.asarray(columns[k]).tolist() if isinstance(columns[k], np.ndarray) else list(columns[k])
+        for k in names
+    ]
     if not names:
         return ["{}"] * n
     encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build one for each row
@@ -402,8 +405,9 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
     if missing not in ("error", "drop"):
         raise UserError(f"missing={missing!r}: use 'error' or 'drop'")
     for reason, what in rows.skipped.items():
-        warnings.warn(f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...",
-                      stacklevel=3)  # fmt: skip
+        warnings.warn(
+            f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...", stacklevel=3
+        )
     rows = _without_missing(rows, name, split, missing)
     n = len(rows)
     if n == 0:
@@ -445,8 +449,9 @@ def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
             f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to go on "
             "without"
         )
-    warnings.warn(f"{name}, {split}: {len(lacking)} rows without an image file are left out",
-                  stacklevel=3)  # fmt: skip
+    warnings.warn(
+        f"{name}, {split}: {len(lacking)} rows without an image file are left out", stacklevel=3
+    )
     return rows.take(there)
 
 
@@ -496,11 +501,14 @@ def _check(table: pa.Table) -> None:
     if pc.count_distinct(ids).as_py() != len(table):
         counts = pc.value_counts(ids.combine_chunks())
         twice = next(v for v in counts if v["counts"].as_py() > 1)["values"].as_py()
-        raise UserError(f"id {twice!r} occurs more than once: the copy lists an image twice; "
-                        "of several faces in one image, each row needs an id")  # fmt: skip
+        raise UserError(
+            f"id {twice!r} occurs more than once: the copy lists an image twice; "
+            "of several faces in one image, each row needs an id"
+        )
     emotion = table["emotion"]
-    refuse(pc.and_(pc.is_valid(emotion),
-                   pc.invert(pc.is_in(emotion, pa.array(label_spaces.EMOTIONS)))))  # fmt: skip
+    refuse(
+        pc.and_(pc.is_valid(emotion), pc.invert(pc.is_in(emotion, pa.array(label_spaces.EMOTIONS))))
+    )
     for name, low, high in (("valence", -1, 1), ("arousal", -1, 1), ("age", 0, 130)):
         refuse(
             pc.invert(pc.and_(pc.less_equal(low, table[name]), pc.less_equal(table[name], high)))

@@ -53,8 +53,10 @@ def open_table(path: Path) -> Table:
         ".parquet": _parquet,
     }
     if path.suffix.lower() not in readers:
-        raise UserError(f"{path} is no table that can be read: use one of {', '.join(readers)}, or "
-                        "a folder of label folders")  # fmt: skip
+        raise UserError(
+            f"{path} is no table that can be read: use one of {', '.join(readers)}, or "
+            "a folder of label folders"
+        )
     return readers[path.suffix.lower()](path)
 
 
@@ -69,11 +71,14 @@ def _csv(path: Path) -> Table:
             while len(row) > len(header) and not row[-1].strip():  # a delimiter at the line's end
                 row.pop()
             if row and len(row) != len(header):
-                raise UserError(f"{path}, {where}: {len(row)} cells, but the header has "
-                                f"{len(header)}: {short_repr(row)}")  # fmt: skip
+                raise UserError(
+                    f"{path}, {where}: {len(row)} cells, but the header has "
+                    f"{len(header)}: {short_repr(row)}"
+                )
             if row and row[0].strip() == header[0] and [cell.strip() for cell in row] == header:
-                raise UserError(f"{path}, {where} repeats the header: if tables were joined, "
-                                "remove that line")  # fmt: skip
+                raise UserError(
+                    f"{path}, {where} repeats the header: if tables were joined, remove that line"
+                )
             if row:
                 cells.append(row)
                 places.append(where)
@@ -122,8 +127,10 @@ def _parquet(path: Path) -> Table:
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a name occurs twice
         raise UserError(f"{path} is no Parquet file that can be read: {error}") from error
     if (shard := re.search(r"-(\d{5})-of-(\d{5})$", path.stem)) and int(shard[2]) > 1:
-        warnings.warn(f"{path} is part {int(shard[1]) + 1} of {int(shard[2])}: the other parts are "
-                      "not read", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{path} is part {int(shard[1]) + 1} of {int(shard[2])}: the other parts are not read",
+            stacklevel=2,
+        )
     return Table(path, columns, [f"row {n}" for n in range(1, len(found) + 1)])
 
 
@@ -167,8 +174,9 @@ def number_of(table: Table, column: str, row: int) -> float | None:
     try:
         value = float("_" if "_" in word else word)  # to Python, 1_0 is ten
     except ValueError as error:
-        raise refuse(table, column, row, "a number, such as 0.5 (with a point, and no mark for "
-                      "thousands)") from error  # fmt: skip
+        raise refuse(
+            table, column, row, "a number, such as 0.5 (with a point, and no mark for thousands)"
+        ) from error
     if not math.isfinite(value):
         raise refuse(table, column, row, "a finite number")
     return value

@@ -35,6 +35,10 @@ class Sample:
         return SPACES["age_group5"].of_age(self.age)
 
 
+_DARK_EYES = {"brown": 0.5, "dark brown": 0.5}
+_ANY_EYES = {"brown": 0.35, "dark brown": 0.1, "blue": 0.3, "green": 0.13, "grey": 0.12}
+
+
 def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
     shares = np.array(list(weights.values()))
     return str(rng.choice(list(weights), p=shares / shares.sum()))
@@ -108,9 +112,7 @@ def sample_identity(seed: int, group: Group | None = None) -> tuple[Identity, Ap
         styles |= {"curly": 0.35, "fringe": 0.01, "long": styles["long"] * 0.5}
     hairy = not female and age > 17
     eyes = dict.fromkeys(EYE_COLOURS, 0.0)
-    eyes |= {"brown": 0.5, "dark brown": 0.5} if dark else {
-        "brown": 0.35, "dark brown": 0.1, "blue": 0.3, "green": 0.13, "grey": 0.12,
-    }  # fmt: skip
+    eyes |= _DARK_EYES if dark else _ANY_EYES
     cloth = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.7), rng.uniform(0.15, 0.9))
     look = Appearance(
         tone=tone,

@@ -49,13 +49,21 @@ LEAST = 3  # intensity of the unit that makes the state
 # Chance of (state, whether the object is for study). Distraction takes 36 % and each other label
 # 16 %: with an even share of 20 %, the face alone would tell four labels in five.
 CHANCES: dict[tuple[str, bool], float] = {
-    ("relaxed", True): 0.16, ("smiling", True): 0.16, ("frowning", True): 0.16,
-    ("drowsy", True): 0.08, ("relaxed", False): 0.12, ("smiling", False): 0.12,
-    ("frowning", False): 0.12, ("drowsy", False): 0.08,
-}  # fmt: skip
+    ("relaxed", True): 0.16,
+    ("smiling", True): 0.16,
+    ("frowning", True): 0.16,
+    ("drowsy", True): 0.08,
+    ("relaxed", False): 0.12,
+    ("smiling", False): 0.12,
+    ("frowning", False): 0.12,
+    ("drowsy", False): 0.08,
+}
 _AT_STUDY = {
-    "relaxed": "Neutrality", "smiling": "Enjoyment", "frowning": "Confusion", "drowsy": "Fatigue",
-}  # fmt: skip
+    "relaxed": "Neutrality",
+    "smiling": "Enjoyment",
+    "frowning": "Confusion",
+    "drowsy": "Fatigue",
+}
 
 
 def label(state: str, thing: str) -> str:

@@ -106,17 +106,17 @@ class RenderedSet:
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             schema = features().arrow_schema  # made here: `datasets` is slow to import
+            given = {"seed": seed, "split": split, "size": size, **options}
+            make = delayed(_make_shard)
             jobs = (
-                delayed(_make_shard)(
-                    path, schema, self.make_row, range(start, start + self.shard),
-                    {"seed": seed, "split": split, "size": size, **options},
-                )
+                make(path, schema, self.make_row, range(start, start + self.shard), given)
                 for start, path in missing
-            )  # fmt: skip
+            )
             parallel = Parallel(
-                min(workers or cpu_count(), len(missing)), return_as="generator_unordered",
+                min(workers or cpu_count(), len(missing)),
+                return_as="generator_unordered",
                 **subprocesses.joblib_arguments(),
-            )  # fmt: skip
+            )
             with tqdm(
                 total=len(missing) * self.shard,
                 unit=self.unit,

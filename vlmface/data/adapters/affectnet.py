@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
+from vlmface.data.published import published_counts
 from vlmface.data.rows import (
     Rows,
     boxes,
@@ -37,18 +38,23 @@ TITLE = "AffectNet"
 HOME = "http://mohammadmahoor.com/affectnet/"
 LICENCE = "non-commercial research, on request"
 SPLITS = ("train", "validation")
-PUBLISHED = {
-    "train": {"rows": 287651, "neutral": 74874, "happiness": 134415, "sadness": 25459,
-              "surprise": 14090, "fear": 6378, "disgust": 3803, "anger": 24882, "contempt": 3750},
-    "validation": {"rows": 4000, "neutral": 500, "happiness": 500, "sadness": 500,
-                   "surprise": 500, "fear": 500, "disgust": 500, "anger": 500, "contempt": 500},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split         rows  neutral  happiness  sadness  surprise  fear  disgust  anger  contempt
+    train       287651    74874     134415    25459     14090  6378     3803  24882      3750
+    validation    4000      500        500      500       500   500      500    500       500
+    """
+)
 PUBLISHED_BY = {("classes", 7): {"train": {"rows": 283901}, "validation": {"rows": 3500}}}
 LISTS = "Manually_Annotated_file_lists"
-HEADER = ["subDirectory_filePath", "face_x", "face_y", "face_width", "face_height",
-          "facial_landmarks", "expression", "valence", "arousal"]  # fmt: skip
-IMAGES = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images",
-          "Manually_Annotated")  # fmt: skip
+PATH = "subDirectory_filePath"
+BOX = ["face_x", "face_y", "face_width", "face_height"]
+HEADER = [PATH, *BOX, "facial_landmarks", "expression", "valence", "arousal"]
+IMAGES = (
+    "Manually_Annotated_Images",
+    "Manually_Annotated/Manually_Annotated_Images",
+    "Manually_Annotated",
+)
 NOT_RATED = -2
 
 
@@ -94,16 +100,16 @@ def _rated(values: Any) -> np.ndarray:
 def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "training.csv", "validation": "validation.csv"}[split]
     listing = require_path(root / LISTS / file, "AffectNet's list of labels")
-    named = [name.casefold() for name in csv_header(listing)[:1]] == [HEADER[0].casefold()]
-    types = dict.fromkeys(HEADER, "float32") | {HEADER[0]: "string", "expression": "int32"}
+    named = [name.casefold() for name in csv_header(listing)[:1]] == [PATH.casefold()]
+    types = dict.fromkeys(HEADER, "float32") | {PATH: "string", "expression": "int32"}
     del types["facial_landmarks"]  # nine tenths of the file
     options: dict[str, Any] = {} if named else {"column_names": HEADER}
     table = read_csv(listing, types, **options)
-    paths = table[HEADER[0]].to_pylist()
+    paths = table[PATH].to_pylist()
     places = [root / name for name in IMAGES]
     folder = next((p for p in places if p.is_dir()), places[0])
     require_path(folder, "AffectNet's images, 689/<hash>.jpg")
-    x, y, width, height = (np.asarray(table[name]) for name in HEADER[1:5])
+    x, y, width, height = (np.asarray(table[name]) for name in BOX)
     columns = {
         "id": [f"affectnet-{path}" for path in paths],
         "image": [f"{folder}/{path}" for path in paths],

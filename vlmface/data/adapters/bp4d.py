@@ -32,14 +32,14 @@ AUS = (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)
 TASKS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8")
 # The parts of 14, 14 and 13 people of ME-GraphAU (Luo et al., IJCAI 2022;
 # tool/BP4D_image_label_process.py). Its fold 1 tests on the third, 2 on the second, 3 on the first.
-PARTS = (
-    ("F001", "F002", "F008", "F009", "F010", "F016", "F018", "F023",
-     "M001", "M004", "M007", "M008", "M012", "M014"),
-    ("F003", "F005", "F011", "F013", "F020", "F022",
-     "M002", "M005", "M010", "M011", "M013", "M016", "M017", "M018"),
-    ("F004", "F006", "F007", "F012", "F014", "F015", "F017", "F019", "F021",
-     "M003", "M006", "M009", "M015"),
-)  # fmt: skip
+PARTS = tuple(
+    (*(f"F{number:03d}" for number in women), *(f"M{number:03d}" for number in men))
+    for women, men in (
+        ((1, 2, 8, 9, 10, 16, 18, 23), (1, 4, 7, 8, 12, 14)),
+        ((3, 5, 11, 13, 20, 22), (2, 5, 10, 11, 13, 16, 17, 18)),
+        ((4, 6, 7, 12, 14, 15, 17, 19, 21), (3, 6, 9, 15)),
+    )
+)
 
 
 def read(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import facs
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, action_units, emotions, json_meta, require_path, subject_fold
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
@@ -24,13 +25,14 @@ TITLE = "CK+"
 HOME = "https://www.jeffcohn.net/Resources/"
 LICENCE = "non-commercial research; few subjects may be shown in print"
 SPLITS = ("train", "test", "all")
-PUBLISHED = {
-    "all": {"rows": 327, "anger": 45, "contempt": 18, "disgust": 59, "fear": 25, "happiness": 69,
-            "sadness": 28, "surprise": 83},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split  rows  anger  contempt  disgust  fear  happiness  sadness  surprise
+    all     327     45        18       59    25         69       28        83
+    """
+)
 # The AUs of the paper's table 1: the peak was coded for all of them, its file lists those seen.
-CODED = (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 23, 24, 25, 26, 27, 28,
-         29, 31, 34, 38, 39, 43)  # fmt: skip
+CODED = (1, 2, *range(4, 8), *range(9, 19), 20, 21, *range(23, 30), 31, 34, 38, 39, 43)
 
 
 def read(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface.data.clips import FRAMES, first_of, frames_root, with_frames
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, emotions, read_csv
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
@@ -20,12 +21,13 @@ HOME = "https://dfew-dataset.github.io"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")
 # Fold 1; the other folds share the same 11,697 clips and differ by a few in each class.
-PUBLISHED = {
-    "train": {"rows": 9356, "happiness": 1956, "sadness": 1515, "neutral": 2135, "anger": 1738,
-              "surprise": 1175, "disgust": 116, "fear": 721},
-    "test": {"rows": 2341, "happiness": 489, "sadness": 379, "neutral": 534, "anger": 435,
-             "surprise": 294, "disgust": 29, "fear": 181},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split  rows  happiness  sadness  neutral  anger  surprise  disgust  fear
+    train  9356       1956     1515     2135   1738      1175      116   721
+    test   2341        489      379      534    435       294       29   181
+    """
+)
 FOLDS = 5
 CLIPS = ("Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/clip_224x16f", "Clip/jpg_256")
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from vlmface import label_spaces
 from vlmface.data.records import Record, check_choice, folder_of_images, records
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, action_units, json_meta, require_path
 from vlmface.errors import UserError
 
@@ -27,19 +28,22 @@ TITLE = "ExpLLM Exp-CoT"
 HOME = "https://github.com/starhiking/ExpLLM-TMM"
 LICENCE = "none stated; RAF-DB's and AffectNet's own for the images"
 SPLITS = ("train", "test")
-PUBLISHED = {
-    "train": {"rows": 12271, "surprise": 1290, "fear": 281, "disgust": 717, "happiness": 4772,
-              "sadness": 1982, "anger": 705, "neutral": 2524},
-    "test": {"rows": 3068, "surprise": 329, "fear": 74, "disgust": 160, "happiness": 1185,
-             "sadness": 478, "anger": 162, "neutral": 680},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split   rows  surprise  fear  disgust  happiness  sadness  anger  neutral
+    train  12271      1290   281      717       4772     1982    705     2524
+    test    3068       329    74      160       1185      478    162      680
+    """
+)
 FILES = {
     ("rafdb", "train"): ("rafdb_emo_au_train_mini_description.json",),
-    ("rafdb", "test"): ("rafdb_emo_au_val_mini_description.json",
-                        "rafdb_emo_au_valid_mini_description.json"),
+    ("rafdb", "test"): (
+        "rafdb_emo_au_val_mini_description.json",
+        "rafdb_emo_au_valid_mini_description.json",
+    ),
     ("affectnet", "train"): ("Affectnet_kaggle_train-sample-affectnet_mini_description.json",),
     ("affectnet", "test"): ("Affectnet_kaggle_valid-sample-affectnet_mini_description.json",),
-}  # fmt: skip
+}
 CODINGS = {"rafdb": "rafdb", "affectnet": "affectnet_sample"}
 
 # FACS AU <- the positions in `au` that it is the largest of. The order is inferred: each position's

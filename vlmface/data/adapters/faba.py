@@ -37,8 +37,10 @@ SPLITS = ("train", "test")
 PUBLISHED = {"train": {"rows": 19474}, "test": {"rows": 403}}  # AUs: 15838 and 325
 FILES = {"train": "train/train_{task}_anno.json", "test": "eval/eval_{task}_anno.json"}
 # What EmoLA's scorer asks of a face when a record has no question of its own.
-QUESTIONS = {"emotion": "What emotions are conveyed by this face?",
-             "au": "What AUs are conveyed by this face?"}  # fmt: skip
+QUESTIONS = {
+    "emotion": "What emotions are conveyed by this face?",
+    "au": "What AUs are conveyed by this face?",
+}
 
 
 def read(

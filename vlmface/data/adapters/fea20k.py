@@ -28,8 +28,10 @@ SPLITS = ("train", "test")
 PUBLISHED = {"train": {"rows": 17737}, "test": {"rows": 1688}}
 FILES = {"train": "*[Tt]rain*stage1*.jsonl", "test": "*[Tt]est*.jsonl"}
 # Words that the teacher gave to some faces of DISFA and BP4D: labels there, but none of the eight.
-OTHER = ("bittersweet", "confidence", "conflict", "conflicted", "confusion", "determination",
-         "frustration", "mixed", "pride")  # fmt: skip
+OTHER = (
+    *("bittersweet", "confidence", "conflict", "conflicted", "confusion", "determination"),
+    *("frustration", "mixed", "pride"),
+)
 
 
 def read(

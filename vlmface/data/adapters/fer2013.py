@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, class_folders, emotions, read_csv, require_path
 from vlmface.errors import UserError
 
@@ -28,14 +29,14 @@ HOME = (
 )
 LICENCE = "rules of the Kaggle challenge; the pictures belong to their unknown owners"
 SPLITS = ("train", "validation", "test")
-PUBLISHED = {
-    "train": {"rows": 28709, "anger": 3995, "disgust": 436, "fear": 4097, "happiness": 7215,
-              "sadness": 4830, "surprise": 3171, "neutral": 4965},
-    "validation": {"rows": 3589, "anger": 467, "disgust": 56, "fear": 496, "happiness": 895,
-                   "sadness": 653, "surprise": 415, "neutral": 607},
-    "test": {"rows": 3589, "anger": 491, "disgust": 55, "fear": 528, "happiness": 879,
-             "sadness": 594, "surprise": 416, "neutral": 626},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split        rows  anger  disgust  fear  happiness  sadness  surprise  neutral
+    train       28709   3995      436  4097       7215     4830      3171     4965
+    validation   3589    467       56   496        895      653       415      607
+    test         3589    491       55   528        879      594       416      626
+    """
+)
 USAGES = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
 SIDE = 48
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlmface.data.records import check_choice, folder_of_images, records
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, json_meta, require_path
 
 TITLE = "FERBench"
@@ -23,10 +24,12 @@ HOME = "https://github.com/zfkarl/UniFER"
 LICENCE = "none stated for the questions; each set's own for its images"
 SPLITS = ("test",)
 # Counted in the published files: 3068 of RAF-DB, 3573 of FERPlus, 4000 of AffectNet, 431 of SFEW.
-PUBLISHED = {
-    "test": {"rows": 11072, "anger": 1061, "contempt": 530, "disgust": 704, "fear": 718,
-             "happiness": 2686, "neutral": 2538, "sadness": 1500, "surprise": 1335},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split   rows  anger  contempt  disgust  fear  happiness  neutral  sadness  surprise
+    test   11072   1061       530      704   718       2686     2538     1500      1335
+    """
+)
 PARTS = {
     "rafdb": "eval_rafdb/data/rafdb_qa.json",
     "ferplus": "eval_ferplus/data/ferplus_qa.json",
@@ -43,8 +46,11 @@ def read(root: Path, split: str, *, part: str = "all", images: str | None = None
     folder = folder_of_images(images, root)
     ids, paths, emotions = [], [], []
     asked: dict[str, list[Any]] = {
-        "part": [], "prompt": [], "candidate_labels": [], "label_word": [],
-    }  # fmt: skip
+        "part": [],
+        "prompt": [],
+        "candidate_labels": [],
+        "label_word": [],
+    }
     for name in PARTS if part == "all" else (part,):
         for record in records(require_path(root / PARTS[name], f"FERBench's questions on {name}")):
             candidates = record.texts("candidate_labels")

@@ -18,6 +18,7 @@ import numpy as np
 
 from vlmface import label_spaces
 from vlmface.data.adapters import fer2013
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, emotions, json_meta, read_csv, require_path, vote_meta
 from vlmface.errors import UserError
 
@@ -29,14 +30,14 @@ HOME = "https://github.com/microsoft/FERPlus"
 LICENCE = "MIT for the votes; the pictures are FER2013's"
 SPLITS = ("train", "validation", "test")
 # What the owners' code makes of the owners' file in mode `majority`.
-PUBLISHED = {
-    "train": {"rows": 25060, "neutral": 8740, "happiness": 7287, "surprise": 3149,
-              "sadness": 3014, "anger": 2100, "disgust": 119, "fear": 532, "contempt": 119},
-    "validation": {"rows": 3199, "neutral": 1182, "happiness": 865, "surprise": 415,
-                   "sadness": 351, "anger": 287, "disgust": 24, "fear": 62, "contempt": 13},
-    "test": {"rows": 3153, "neutral": 1090, "happiness": 893, "surprise": 396, "sadness": 384,
-             "anger": 273, "disgust": 18, "fear": 83, "contempt": 16},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split        rows  neutral  happiness  surprise  sadness  anger  disgust  fear  contempt
+    train       25060     8740       7287      3149     3014   2100      119   532       119
+    validation   3199     1182        865       415      351    287       24    62        13
+    test         3153     1090        893       396      384    273       18    83        16
+    """
+)
 FOLDERS = {"train": "FER2013Train", "validation": "FER2013Valid", "test": "FER2013Test"}
 SEEN = tuple(word for word in label_spaces.CODINGS["ferplus"].codes.values() if word)
 COLUMNS = (*SEEN, "unknown", "NF")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface.data.clips import FRAMES, frames_root, read_list, with_frames
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, canonical_labels, json_meta, require_path
 from vlmface.utils.ranges import Count
 
@@ -18,12 +19,13 @@ TITLE = "FERV39k"
 HOME = "https://wangyanckxx.github.io/Proj_CVPR2022_FERV39k.html"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")
-PUBLISHED = {
-    "train": {"rows": 31088, "happiness": 5854, "sadness": 5523, "neutral": 7790, "anger": 5906,
-              "surprise": 2502, "disgust": 1833, "fear": 1680},
-    "test": {"rows": 7847, "happiness": 1473, "sadness": 1393, "neutral": 1958, "anger": 1487,
-             "surprise": 638, "disgust": 467, "fear": 431},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split   rows  happiness  sadness  neutral  anger  surprise  disgust  fear
+    train  31088       5854     5523     7790   5906      2502     1833  1680
+    test    7847       1473     1393     1958   1487       638      467   431
+    """
+)
 CLIPS = ("2_ClipsforFaceCrop",)
 
 

@@ -18,9 +18,14 @@ LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test", "all")
 PUBLISHED = {"all": {"rows": 213}}
 EXPRESSIONS = {
-    "AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral",
-    "SA": "sadness", "SU": "surprise",
-}  # fmt: skip
+    "AN": "anger",
+    "DI": "disgust",
+    "FE": "fear",
+    "HA": "happiness",
+    "NE": "neutral",
+    "SA": "sadness",
+    "SU": "surprise",
+}
 NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d+\.\d+")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vlmface import label_spaces
 from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, canonical_labels
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
@@ -22,12 +23,13 @@ HOME = "https://mafw-database.github.io/MAFW"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")
 # Fold 1; the other folds share the same 9,172 clips and differ by a few in each class.
-PUBLISHED = {
-    "train": {"rows": 7333, "anger": 1112, "disgust": 511, "fear": 500, "happiness": 993,
-              "neutral": 910, "sadness": 1176, "surprise": 857, "contempt": 188},
-    "test": {"rows": 1839, "anger": 278, "disgust": 128, "fear": 125, "happiness": 249,
-             "neutral": 228, "sadness": 294, "surprise": 215, "contempt": 48},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split  rows  anger  disgust  fear  happiness  neutral  sadness  surprise  contempt
+    train  7333   1112      511   500        993      910     1176       857       188
+    test   1839    278      128   125        249      228      294       215        48
+    """
+)
 FOLDS = 5
 LISTS = ("Train & Test Set/single/no_caption", "split/single/no_caption", "single/no_caption")
 CLIPS = ("data/faces", "data/frames", "faces", "frames", "data/clips", "clips")

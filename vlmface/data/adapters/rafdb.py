@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, emotions, exists_mask, require_path
 from vlmface.data.text_files import read_lines, read_text
 from vlmface.errors import UserError
@@ -25,12 +26,13 @@ TITLE = "RAF-DB"
 HOME = "http://www.whdeng.cn/RAF/model1.html"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")
-PUBLISHED = {
-    "train": {"rows": 12271, "surprise": 1290, "fear": 281, "disgust": 717, "happiness": 4772,
-              "sadness": 1982, "anger": 705, "neutral": 2524},
-    "test": {"rows": 3068, "surprise": 329, "fear": 74, "disgust": 160, "happiness": 1185,
-             "sadness": 478, "anger": 162, "neutral": 680},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split   rows  surprise  fear  disgust  happiness  sadness  anger  neutral
+    train  12271      1290   281      717       4772     1982    705     2524
+    test    3068       329    74      160       1185      478    162      680
+    """
+)
 PUBLISHED_BY = {("part", "compound"): {"train": {"rows": 3162}, "test": {"rows": 792}}}
 # Codes of Annotation/manual, as re-users of the set report them; its readme is the authority.
 GENDERS = ("male", "female", "unsure")

@@ -61,10 +61,15 @@ NUMBERS = ("valence", "arousal", "age")
 WORDS = ("gender", "race", "age_group")
 FIELDS = ("image", "id", "emotion", *TEXTS, *WORDS, *NUMBERS)
 SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 NAMES = ("id", "subject")  # where "NA" is a name: it is a subject of JAFFE
 GENDERS = {"f": "female", "w": "female", "m": "male"}
 OPENFACE = ("success", "confidence")  # columns by which its tables are known
@@ -122,11 +127,19 @@ def read(
     coding = _Coding(au_values, au_threshold, au_missing)
     meant = _label_map(labels)
     if root.is_dir():
-        for option, value in {"columns": columns, "words": words, "images": images, "aus": aus,
-                              "split_column": split_column, "splits": splits}.items():  # fmt: skip
+        for option, value in {
+            "columns": columns,
+            "words": words,
+            "images": images,
+            "aus": aus,
+            "split_column": split_column,
+            "splits": splits,
+        }.items():
             if value is not None:
-                raise UserError(f"{root} is a folder of label folders, which {option}= does not "
-                                "apply to; give the table's file itself")  # fmt: skip
+                raise UserError(
+                    f"{root} is a folder of label folders, which {option}= does not "
+                    "apply to; give the table's file itself"
+                )
         return _from_folders(root, split, meant, file_split)
     table = open_table(root)
     source = _source(table, columns or {})
@@ -134,8 +147,9 @@ def read(
     skipped: dict[str, list[str]] = {}
     if aus is not None:
         rows = _tracked(table, rows, skipped)
-    index, found = _pictures(table, source["image"], rows, folder_of_images(images, root.parent),
-                             skipped)  # fmt: skip
+    index, found = _pictures(
+        table, source["image"], rows, folder_of_images(images, root.parent), skipped
+    )
     found |= _labels(table, source, index, meant, words or {})
     if "rationale" in source:
         written = np.array([text is not None for text in found["rationale"]], bool)
@@ -177,9 +191,11 @@ def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
         if column is not None:
             source[field] = table.need(column, f"columns={{{field!r}: {column!r}}}")
     if "image" not in source:
-        raise UserError(f"{table.path} has no column 'image', only {', '.join(table.columns)}: "
-                        "say which holds the paths, columns={'image': '...'}, or add the header "
-                        "if it has none")  # fmt: skip
+        raise UserError(
+            f"{table.path} has no column 'image', only {', '.join(table.columns)}: "
+            "say which holds the paths, columns={'image': '...'}, or add the header "
+            "if it has none"
+        )
     return source
 
 
@@ -213,8 +229,10 @@ def _parts(table: Table, column: str, splits: Mapping[Any, str]) -> list[str]:
         word = required(table, column, row)
         part = words.get(plain(word), words.get(word.lower()))
         if part is None:
-            raise UserError(f"{table.where(row)}: {column!r} is {word!r}, which is no split: map "
-                            f"it, splits={{{word!r}: 'train'}}")  # fmt: skip
+            raise UserError(
+                f"{table.where(row)}: {column!r} is {word!r}, which is no split: map "
+                f"it, splits={{{word!r}: 'train'}}"
+            )
         parts.append(part)
     return parts
 
@@ -280,8 +298,13 @@ def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, st
         return None
     found = path if os.path.isabs(path) else path_inside(folder, path)
     if found is None or has_parent_reference(path):
-        raise refuse(table, column, row, f"an absolute path or one inside {folder} (images= names "
-                      "the folder that paths start from)")  # fmt: skip
+        raise refuse(
+            table,
+            column,
+            row,
+            f"an absolute path or one inside {folder} (images= names "
+            "the folder that paths start from)",
+        )
     if "\\" in path and not os.path.exists(found):
         path, found = path.replace("\\", "/"), found.replace("\\", "/")
     return path, found
@@ -332,8 +355,9 @@ def _label_map(labels: Mapping[Any, str | None] | None) -> dict[str, str | None]
     for word, label in with_plain(labels or {}).items():
         meant[word] = None if label is None else space.canonical(label)
         if label is not None and meant[word] is None:
-            raise UserError(f"labels maps {word!r} to {label!r}: use one of "
-                            f"{', '.join(space.labels)}, or None")  # fmt: skip
+            raise UserError(
+                f"labels maps {word!r} to {label!r}: use one of {', '.join(space.labels)}, or None"
+            )
     return meant
 
 
@@ -405,12 +429,16 @@ def _au_columns(table: Table, aus: str | Sequence[str] | Mapping[str, str]) -> d
     for column in (c for c in table.columns if any(fnmatchcase(c.lower(), p) for p in patterns)):
         numbers = re.findall(r"\d+", column)
         if len(numbers) != 1:
-            raise UserError(f"aus={aus!r} fits the column {column!r}, which does not name one AU: "
-                            "narrow the pattern, or give {'AU1': 'column', ...}")  # fmt: skip
+            raise UserError(
+                f"aus={aus!r} fits the column {column!r}, which does not name one AU: "
+                "narrow the pattern, or give {'AU1': 'column', ...}"
+            )
         au = facs.parse_name(numbers[0].lstrip("0"))
         if au in found:
-            raise UserError(f"aus={aus!r} fits {found[au]!r} and {column!r}, both of AU{au}: "
-                            "narrow the pattern, as in 'AU*_c'")  # fmt: skip
+            raise UserError(
+                f"aus={aus!r} fits {found[au]!r} and {column!r}, both of AU{au}: "
+                "narrow the pattern, as in 'AU*_c'"
+            )
         found[au] = column
     if not found:
         raise UserError(f"aus={aus!r} fits no column of {table.path}: {', '.join(table.columns)}")
@@ -490,8 +518,10 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
     if parts:
         fitting = [part for part in parts if SPLIT_WORDS[part.name.lower()] == split]
         if len(fitting) != 1:
-            raise UserError(f"{root} has {len(fitting)} folders for split {split!r}: its splits "
-                            f"are {', '.join(part.name for part in parts)}")  # fmt: skip
+            raise UserError(
+                f"{root} has {len(fitting)} folders for split {split!r}: its splits "
+                f"are {', '.join(part.name for part in parts)}"
+            )
         top = fitting[0]
         beside = [str(p.relative_to(root)) for p in sorted(root.iterdir()) if p not in parts]
         skipped["not in a label folder"] += beside
@@ -512,7 +542,11 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
             paths.append(str(path))
             emotions.append(emotion)
     if not ids:
-        raise UserError(f"{top} holds no pictures in folders that are named by their label; for a "
-                        "table, give the file itself")  # fmt: skip
-    return Rows({"id": ids, "image": paths, "emotion": emotions},
-                {reason: names for reason, names in skipped.items() if names})  # fmt: skip
+        raise UserError(
+            f"{top} holds no pictures in folders that are named by their label; for a "
+            "table, give the file itself"
+        )
+    return Rows(
+        {"id": ids, "image": paths, "emotion": emotions},
+        {reason: names for reason, names in skipped.items() if names},
+    )

@@ -32,10 +32,13 @@ def apply(squares: torch.Tensor, kind: str) -> torch.Tensor:
     lift = (torch.rand(rows) * 2 - 1) * BRIGHTNESS * 255
     cosine, sine = turn.cos() * scale, turn.sin() * scale
     sign = torch.where(mirrored, -1.0, 1.0)
-    placed = torch.stack([
-        torch.stack([sign * cosine, -sine, shift[:, 0]], -1),
-        torch.stack([sign * sine, cosine, shift[:, 1]], -1),
-    ], 1)  # fmt: skip
+    placed = torch.stack(
+        [
+            torch.stack([sign * cosine, -sine, shift[:, 0]], -1),
+            torch.stack([sign * sine, cosine, shift[:, 1]], -1),
+        ],
+        1,
+    )
     flat = squares.flatten(1, 2).float()  # pictures of a row as channels
     grid = F.affine_grid(placed.to(flat), list(flat.shape), align_corners=False)
     moved = F.grid_sample(flat, grid, padding_mode="border", align_corners=False)

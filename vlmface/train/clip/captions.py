@@ -16,8 +16,13 @@ from vlmface.schema import FaceSample
 
 SAYS = ("attributes", "aus", "emotion")
 _PEOPLE = {"female": ("woman", "girl"), "male": ("man", "boy")}
-_AGES = ((13, "{child}"), (20, "teenage {child}"), (40, "young {adult}"),
-         (60, "middle-aged {adult}"), (200, "old {adult}"))  # fmt: skip
+_AGES = (
+    (13, "{child}"),
+    (20, "teenage {child}"),
+    (40, "young {adult}"),
+    (60, "middle-aged {adult}"),
+    (200, "old {adult}"),
+)
 _OPENINGS = ("a photo of", "a portrait of", "the face of", "a close-up of")
 _CALM = ("no facial muscle is moved", "the face is at rest", "the face is relaxed")
 
@@ -55,8 +60,8 @@ def _person(sample: FaceSample) -> str | None:
     if sample.gender not in _PEOPLE:
         return None
     adult, child = _PEOPLE[sample.gender]
-    age = next((words for limit, words in _AGES if sample.age is not None and sample.age < limit),
-               "{adult}")  # fmt: skip
+    fitting = [words for limit, words in _AGES if sample.age is not None and sample.age < limit]
+    age = fitting[0] if fitting else "{adult}"
     who = age.format(adult=adult, child=child)
     looks = f"{sample.race} {who}" if sample.race else who
     words = [f"{'an' if looks[0].lower() in 'aeiou' else 'a'} {looks}"]

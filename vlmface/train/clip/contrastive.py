@@ -101,8 +101,9 @@ class ContrastivePairs(nn.Module):
     """A CLIP with the captions of its training rows: a batch is row numbers and squares, out comes
     the contrastive loss, over the faces of all processes."""
 
-    def __init__(self, clip: Clip, written: Sequence[Sequence[int]], texts: Sequence[str],
-                 settings: Settings) -> None:  # fmt: skip
+    def __init__(
+        self, clip: Clip, written: Sequence[Sequence[int]], texts: Sequence[str], settings: Settings
+    ) -> None:
         super().__init__()
         self.clip, self.written, self.settings = clip, written, settings
         self.model = clip.model
@@ -263,8 +264,13 @@ def logistic_regression(
     x, test_x = (x - mean) / spread, (test_x - mean) / spread
     weights = x.new_zeros(x.shape[1], y.shape[1]).requires_grad_()
     bias = x.new_zeros(y.shape[1]).requires_grad_()
-    solver = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe",
-                               tolerance_grad=1e-7, tolerance_change=1e-11)  # fmt: skip
+    solver = torch.optim.LBFGS(
+        [weights, bias],
+        max_iter=500,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-7,
+        tolerance_change=1e-11,
+    )
     measure = (
         nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
     )

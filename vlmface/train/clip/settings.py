@@ -169,11 +169,19 @@ class Settings(Training):
     def shape(self, views: int) -> ClassifierConfig:
         """The classifier that is asked for, for so many views of a row."""
         return ClassifierConfig(
-            image=self.image, text=self.text, head=self.head, views=views, frames=self.frames,
-            time=self.time, affect=self.affect, contexts=self.contexts,
-            class_specific=self.class_specific, negative_weight=self.negative_weight,
-            lora_rank=self.lora_rank, lora_alpha=self.lora_alpha,
-        )  # fmt: skip
+            image=self.image,
+            text=self.text,
+            head=self.head,
+            views=views,
+            frames=self.frames,
+            time=self.time,
+            affect=self.affect,
+            contexts=self.contexts,
+            class_specific=self.class_specific,
+            negative_weight=self.negative_weight,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+        )
 
     def check(self) -> None:
         """Refuse what cannot be trained. Raises UserError."""

@@ -41,9 +41,12 @@ class ClassifierWithLoss(nn.Module):
     margins: torch.Tensor | None
 
     def __init__(
-        self, classifier: Classifier, targets: torch.Tensor, affects: torch.Tensor,
+        self,
+        classifier: Classifier,
+        targets: torch.Tensor,
+        affects: torch.Tensor,
         settings: Settings,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.classifier, self.settings = classifier, settings
         self.features: torch.Tensor | None = None
@@ -56,8 +59,11 @@ class ClassifierWithLoss(nn.Module):
         weights = losses.class_weights(counts, settings.class_weights)
         margins = losses.ldam_margins(counts) if settings.margins == "ldam" else None
         for name, value in (
-            ("targets", targets), ("affects", affects), ("weights", weights), ("margins", margins),
-        ):  # fmt: skip
+            ("targets", targets),
+            ("affects", affects),
+            ("weights", weights),
+            ("margins", margins),
+        ):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, row: torch.Tensor, squares: torch.Tensor | None = None) -> dict[str, Any]:
@@ -68,10 +74,13 @@ class ClassifierWithLoss(nn.Module):
         out = classifier(squares, features)
         several = self.targets.ndim == 2
         loss = losses.label_loss(
-            out["logits"].float(), self.targets[row], scale=classifier.scale.float(),
-            smoothing=settings.label_smoothing, weights=self.weights,
+            out["logits"].float(),
+            self.targets[row],
+            scale=classifier.scale.float(),
+            smoothing=settings.label_smoothing,
+            weights=self.weights,
             margins=None if several else self.margins,
-        )  # fmt: skip
+        )
         if "affect" in out:
             error = losses.affect_loss(out["affect"].float(), self.affects[row])
             if error is not None:
@@ -216,9 +225,13 @@ def train_on(
     if keep:
         distributed.on_main(keep.check)
     found = fit(
-        model, data, settings, rows=len(data), in_memory=model.features is not None,
+        model,
+        data,
+        settings,
+        rows=len(data),
+        in_memory=model.features is not None,
         callbacks=[keep] if keep else [],
-    )  # fmt: skip
+    )
     if keep:
         distributed.wait_for_everyone()  # the best weights are on the disk
         keep.restore()
