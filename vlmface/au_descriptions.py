@@ -17,8 +17,10 @@ _UPPER, _LOWER = {"brow", "eye"}, {"corner", "upper lip", "lower lip", "mouth", 
 _BETWEEN = {"cheek", "nose"}  # part of either half
 
 _PARTS = {
-    "corner": r"(?:lips?|mouth)(?:'s)?[\s-]corners?|corners?\s+of\s+(?:the|his|her|their|both)\s+"
-    r"(?:lips?|mouth)|corners",
+    "corner": (
+        r"(?:lips?|mouth)(?:'s)?[\s-]corners?|corners?\s+of\s+(?:the|his|her|their|both)\s+"
+        r"(?:lips?|mouth)|corners"
+    ),
     "upper lip": r"upper\s+lip",
     "lower lip": r"(?:lower|bottom)\s+lip",
     "mouth": r"lips?|mouth",
@@ -30,15 +32,23 @@ _PARTS = {
     "jaw": r"(?:lower\s+)?jaw",
 }
 _MOVES = {
-    "up": r"rais(?:e|es|ed|ing|er)|rise|rises|risen|rising|lift(?:s|ed|ing)?|up|upwards?|upturned"
-    r"|elevat\w+|arch(?:es|ed|ing)?",
-    "down": r"lower(?:s|ed|ing|er)?|down|downwards?|downturned|drop(?:s|ped|ping)?|sink\w*|sunk"
-    r"|sag(?:s|ged|ging)?|droop\w*|depress\w*|knit\w*|furrow\w*|frown\w*|together"
-    r"|contract\w*",
-    "open": r"open(?:s|ed|ing)?|wide|widen\w*|part(?:s|ed|ing)?(?!\s+of\b)|apart|agape"
-    r"|gap(?:es|ing)",
-    "shut": r"clos(?:e|es|ed|ing)|shut|narrow\w*|squint\w*|tight\w*|tens\w*|press\w*|squeez\w*"
-    r"|clench\w*|seal\w*|pinch\w*",
+    "up": (
+        r"rais(?:e|es|ed|ing|er)|rise|rises|risen|rising|lift(?:s|ed|ing)?|up|upwards?|upturned"
+        r"|elevat\w+|arch(?:es|ed|ing)?"
+    ),
+    "down": (
+        r"lower(?:s|ed|ing|er)?|down|downwards?|downturned|drop(?:s|ped|ping)?|sink\w*|sunk"
+        r"|sag(?:s|ged|ging)?|droop\w*|depress\w*|knit\w*|furrow\w*|frown\w*|together"
+        r"|contract\w*"
+    ),
+    "open": (
+        r"open(?:s|ed|ing)?|wide|widen\w*|part(?:s|ed|ing)?(?!\s+of\b)|apart|agape"
+        r"|gap(?:es|ing)"
+    ),
+    "shut": (
+        r"clos(?:e|es|ed|ing)|shut|narrow\w*|squint\w*|tight\w*|tens\w*|press\w*|squeez\w*"
+        r"|clench\w*|seal\w*|pinch\w*"
+    ),
 }
 _WORD = re.compile(
     "|".join(
@@ -82,7 +92,7 @@ def contradictions(text: str) -> list[tuple[int, str]]:
 
     Only mentions such as "AU4" are looked at; what a text says of the face without a number is not.
     """
-    found = []
+    wrong = []
     for sentence in re.split(r"(?<=[.!?;])\s+|\n+", text):
         mentions = list(MENTION.finditer(sentence))
         start = 0
@@ -97,8 +107,8 @@ def contradictions(text: str) -> list[tuple[int, str]]:
             start = mention.end() + (bracket.end() if bracket else 0)
             au = int(mention[1])
             if au in facs.AUS and _is_wrong(au, spans):
-                found.append((au, " ".join(" ".join(spans).strip(" ,:()[]").split())))
-    return found
+                wrong.append((au, " ".join(" ".join(spans).strip(" ,:()[]").split())))
+    return wrong
 
 
 def _is_wrong(au: int, spans: list[str]) -> bool:
@@ -115,9 +125,9 @@ def _is_wrong(au: int, spans: list[str]) -> bool:
         half = _UPPER | _LOWER
     if parts and not parts & (half | _BETWEEN):
         return True
-    own, with_it, against = _UNITS.get(au, (set(), set(), set()))
-    described = {move for part, move in moves if part in own}
-    return bool(described & against) and not described & with_it
+    moved_parts, consistent, contradicting = _UNITS.get(au, (set(), set(), set()))
+    described = {move for part, move in moves if part in moved_parts}
+    return bool(described & contradicting) and not described & consistent
 
 
 def _read(span: str) -> Iterator[tuple[str, str | None]]:

@@ -224,14 +224,14 @@ def evidence(aus: Mapping[int, float | None] | Iterable[int]) -> dict[str, float
     total = sum(seen.values())
     scores = {"neutral": max(0.0, 1 - total) ** 2}
     for emotion, prototype in PROTOTYPES.items():
-        found = sum(
+        visible_core = sum(
             weight * max(seen.get(au, 0.0) for au in group)
             for group, weight in prototype.core.items()
         )
-        if not found:
+        if not visible_core:
             scores.setdefault(emotion, 0.0)
             continue
-        recall = found / sum(prototype.core.values())
+        recall = visible_core / sum(prototype.core.values())
         core, accessory = prototype.core_aus, prototype.accessory
         matched = sum(x * ((au in core) + 0.5 * (au in accessory)) for au, x in seen.items())
         precision = matched / total

@@ -168,9 +168,9 @@ def parse(text: str, space: LabelSpace, form: str) -> Answer:
     several = form in MULTI_LABEL_FORMATS
     match = _STRICT[_FRAME.get(form, form)].fullmatch(text.strip())
     words = match[2].strip() if match else ""
-    found = words.split(_SEPARATOR) if several else [words]
-    if match and set(found) <= set(space.labels) and len(set(found)) == len(found):
-        labels, status, rationale = set(found), "strict", match[1]
+    candidates = words.split(_SEPARATOR) if several else [words]
+    if match and set(candidates) <= set(space.labels) and len(set(candidates)) == len(candidates):
+        labels, status, rationale = set(candidates), "strict", match[1]
     else:
         labels, status, rationale = _lenient(normalise_characters(text), space, several)
     present, negated = mentioned_aus(text)
@@ -188,23 +188,23 @@ def matches_format(text: str, space: LabelSpace, form: str) -> bool:
 def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:
     """(labels, status, rationale)."""
     decide = _decide_several if several else _decide
-    thought, answers, rest = split_tags(text)
-    before, *concluded = _CONCLUSION.split(rest)
+    rationale, answers, outside = split_tags(text)
+    before, *concluded = _CONCLUSION.split(outside)
     if not answers and any(part.strip() for part in concluded):
-        answers, rest = concluded, before
+        answers, outside = concluded, before
     if answers:
-        found = [decide(answer, space) for answer in answers if answer.strip()]
-        readings = {frozenset(labels) for labels, _ in found if labels}
-        statuses = {status for _, status in found} - {"none"}
+        decisions = [decide(answer, space) for answer in answers if answer.strip()]
+        readings = {frozenset(labels) for labels, _ in decisions if labels}
+        statuses = {status for _, status in decisions} - {"none"}
         if statuses == {"lenient"} and len(readings) == 1:
-            return set(readings.pop()), "lenient", thought or rest
+            return set(readings.pop()), "lenient", rationale or outside
         if statuses == {"refused"}:
-            return set(), "refused", thought or rest
-        return set(), "ambiguous" if statuses else "none", thought or rest
+            return set(), "refused", rationale or outside
+        return set(), "ambiguous" if statuses else "none", rationale or outside
     # No answer was marked. What was only thought is no answer; the rest of the text may be one.
-    labels, status = decide(rest, space)
-    bare = _listed(rest, space) if several else space.canonical(rest)
-    return labels, status, thought or ("" if bare else rest)
+    labels, status = decide(outside, space)
+    bare = _listed(outside, space) if several else space.canonical(outside)
+    return labels, status, rationale or ("" if bare else outside)
 
 
 def split_tags(text: str) -> tuple[str, list[str], str]:
@@ -275,8 +275,10 @@ def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
         return {whole}, "lenient"
     refusal = _REFUSAL.search(text)
     if refusal and _HEDGE.match(refusal[0]):
-        rest = _without_hedge(text)
-        labels, status = _decide(rest, space) if rest.strip() != text.strip() else (set(), "")
+        unhedged = _without_hedge(text)
+        labels, status = (
+            _decide(unhedged, space) if unhedged.strip() != text.strip() else (set(), "")
+        )
         return (labels, status) if labels else (set(), "refused")
     if refusal:
         return set(), "refused"
@@ -295,13 +297,13 @@ def _decide_marked(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Of a text with check marks: the labels of crossed lines are refuted."""
     lines = [line for line in text.split("\n") if line.strip()]
     crossed = [line for line in lines if _CROSS.search(line)]
-    kept = [_TICK.sub("", line) for line in lines if not _CROSS.search(line)]
+    remaining = [_TICK.sub("", line) for line in lines if not _CROSS.search(line)]
     if any(_TICK.search(line) for line in crossed):
         return set(), "ambiguous"
     refuted = {label for line in crossed for label in _labels(line, space)}
-    if not kept:
+    if not remaining:
         return set(), "none" if len(refuted) < 2 else "ambiguous"
-    labels, status = _decide("\n".join(kept), space)
+    labels, status = _decide("\n".join(remaining), space)
     return (set(), "ambiguous") if labels & refuted else (labels, status)
 
 
@@ -337,15 +339,15 @@ def _one_statement(clauses: Sequence[tuple[list[str], list[str], list[str]]]) ->
     first say it and then that it is none of others."""
     if len(clauses) == 1:
         return True
-    said = False
+    label_stated = False
     for others, named, refuted in clauses:
-        if not named and refuted and not said:
+        if not named and refuted and not label_stated:
             return False
         if not named and not refuted and not _EQUATING.issuperset(others):
             return False
         if not _is_plain(others, named, refuted):
             return False
-        said = said or bool(named)
+        label_stated = label_stated or bool(named)
     return True
 
 
@@ -395,7 +397,7 @@ def _decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
 
 def _listed(text: str, space: LabelSpace) -> set[str]:
     """The labels of a text that is a list of labels and nothing else; else none."""
-    found: set[str] = set()
+    labels: set[str] = set()
     for line in text.split("\n"):
         for piece in _DIVIDERS.split(_ITEM.sub("", line)):
             if not normalise(piece):
@@ -403,8 +405,8 @@ def _listed(text: str, space: LabelSpace) -> set[str]:
             label = space.canonical(piece)
             if label is None:
                 return set()
-            found.add(label)
-    return found if "?" not in text else set()
+            labels.add(label)
+    return labels if "?" not in text else set()
 
 
 def _read_clause(

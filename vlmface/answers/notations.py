@@ -138,8 +138,10 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
             yield f"AU{number}: {_state(value)}."
             return
         for name, part in value.items():
-            own = name if not name.strip().isdigit() or not _KEY_LIST.search(key) else f"AU{name}"
-            yield from _json_lines(part, own, key)
+            part_key = (
+                name if not name.strip().isdigit() or not _KEY_LIST.search(key) else f"AU{name}"
+            )
+            yield from _json_lines(part, part_key, key)
     elif isinstance(value, list):
         for part in value:
             if isinstance(part, dict | list):
@@ -150,9 +152,9 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
                 named = lists and part.strip().isdigit()
                 yield f"{_prefix(words)}{'AU' if named else ''}{part.strip()}."
     elif match := _KEY_AU.fullmatch(key):
-        told = _word(value)
+        state = _word(value)
         denied = NEGATIVE_HEADING.search(parent.replace("_", " ")) is not None
-        yield f"AU{match[1]}: {'?' if denied else told}."
+        yield f"AU{match[1]}: {'?' if denied else state}."
     elif isinstance(value, str) and _ONLY_AUS.fullmatch(value):
         yield f"{_prefix(words)}{value}."
     elif isinstance(value, str):
@@ -235,12 +237,12 @@ def _cells(line: str) -> list[str]:
 
 def _table_rows(lines: list[str]) -> list[str]:
     """Lines with each row of a table as "AU4: value"."""
-    found: list[str] = []
+    rewritten: list[str] = []
     header: list[str] = []
     for number, line in enumerate(lines):
         if "|" not in line:
             header = []
-            found.append(line)
+            rewritten.append(line)
             continue
         cells = _cells(line)
         for i, (name, cell) in enumerate(zip(header, cells, strict=False)):
@@ -256,20 +258,20 @@ def _table_rows(lines: list[str]) -> list[str]:
         columns = [header[i] if i < len(header) else "" for i in named]
         if named and any(map(_ABSENT_COLUMN.match, columns)):
             for i, column in zip(named, columns, strict=True):
-                found.append(f"{'Absent: ' if _ABSENT_COLUMN.match(column) else ''}{cells[i]}.")
+                rewritten.append(f"{'Absent: ' if _ABSENT_COLUMN.match(column) else ''}{cells[i]}.")
         elif len(named) == 1 and len(cells) > 1:
-            found.append(f"{cells[named[0]]}: {_row_value(cells, named[0], header)}.")
-            found += [
+            rewritten.append(f"{cells[named[0]]}: {_row_value(cells, named[0], header)}.")
+            rewritten += [
                 cell
                 for i, cell in enumerate(cells)
                 if i > named[0] and len(cell.split()) > 2 and not _CELL.fullmatch(cell)
             ]
         elif sum(bool(_NAMES_AU.match(cell)) for cell in header) > 1:
             pairs = zip(header, cells, strict=False)
-            found += [f"{name}: {value}." for name, value in pairs if _NAMES_AU.match(name)]
+            rewritten += [f"{name}: {value}." for name, value in pairs if _NAMES_AU.match(name)]
         else:
-            found.append(line)
-    return found
+            rewritten.append(line)
+    return rewritten
 
 
 def _row_value(cells: list[str], au: int, header: list[str]) -> str:
@@ -288,10 +290,10 @@ def _row_value(cells: list[str], au: int, header: list[str]) -> str:
             continue
         if match["number"] and i < au:
             continue
-        told = not match["no"]
+        present = not match["no"]
         if _ABSENT_COLUMN.search(name) and not _VALUE_COLUMN.search(name.replace("inactive", "")):
-            told = not told
-        verdicts.add(told)
+            present = not present
+        verdicts.add(present)
     if len(verdicts) > 1 or (unsure and not verdicts):
         return "?"
     return "no" if verdicts == {False} else "yes"
@@ -306,26 +308,30 @@ _AU_COLUMNS = re.compile(r"AU[\s_-]?\d{1,2}(?:_[rc])?[\s\"'*]*[,;\t][\s\"'*]*AU"
 
 def _columns(lines: list[str]) -> list[str]:
     """A line of AU names above a line of as many numbers, as OpenFace writes, as "AU4: value"."""
-    found: list[str] = []
+    rewritten: list[str] = []
     names: list[str] = []
     for line in lines:
         cells = [cell.strip(" \"'*") for cell in re.split(r"[,;\t]", line)]
         if sum(bool(_KEY_AU.fullmatch(cell)) for cell in cells) > 1:
             names = cells if all(len(cell) < 16 for cell in cells) else []
-            found.append(line)
+            rewritten.append(line)
             continue
         if names and len(cells) == len(names) and all(map(_CELL.fullmatch, cells)):
-            if found and found[-1] and re.split(r"[,;\t]", found[-1])[0].strip(" \"'*") == names[0]:
-                found.pop()
-            found += [
+            if (
+                rewritten
+                and rewritten[-1]
+                and re.split(r"[,;\t]", rewritten[-1])[0].strip(" \"'*") == names[0]
+            ):
+                rewritten.pop()
+            rewritten += [
                 f"{name}: {value}."
                 for name, value in zip(names, cells, strict=True)
                 if _KEY_AU.fullmatch(name)
             ]
             continue
         names = []
-        found.append(line)
-    return found
+        rewritten.append(line)
+    return rewritten
 
 
 # --- check marks ----------------------------------------------------------------------------------
@@ -372,7 +378,7 @@ _HEADING = re.compile(r"\s*(?:#+\s*(.*)|[-*\u2022\d.\s]*\**([^.!?\n]*?)\**:\**)\
 
 def _under_headings(text: str) -> str:
     """The items below a heading such as "Not observed:" as lines "Absent: AU4 ..."."""
-    found: list[str] = []
+    rewritten: list[str] = []
     denied = False
     empty = True  # whether the heading has no items yet
     for line in text.split("\n"):
@@ -387,5 +393,5 @@ def _under_headings(text: str) -> str:
             empty = False
         else:
             denied = False
-        found.append(line)
-    return "\n".join(found)
+        rewritten.append(line)
+    return "\n".join(rewritten)

@@ -71,11 +71,11 @@ class Classifier(nn.Module):
             )
         self.clip, self.texts, self.shape = clip, texts, shape
         self.model = clip.model
-        positive = [text for found in texts.positive.values() for text in found]
-        negative = [text for found in texts.negative.values() for text in found]
+        positive = [text for descriptions in texts.positive.values() for text in descriptions]
+        negative = [text for descriptions in texts.negative.values() for text in descriptions]
         check_lengths(clip.tokenizer, [*positive, *negative], texts.id)
-        self.sizes = [len(found) for found in texts.positive.values()]
-        self.negative_sizes = [len(found) for found in texts.negative.values()]
+        self.sizes = [len(descriptions) for descriptions in texts.positive.values()]
+        self.negative_sizes = [len(descriptions) for descriptions in texts.negative.values()]
         self._register("tokens", clip.tokens(positive))
         self._register("negative_tokens", clip.tokens(negative) if negative else None)
 
@@ -124,12 +124,12 @@ class Classifier(nn.Module):
             features = self.contexts()
         else:
             features = self.clip.text_features(self.tokens)
-        found = F.normalize(_means(features, self.sizes), dim=-1)
+        positive = F.normalize(_means(features, self.sizes), dim=-1)
         if self.shape.negative_weight and self.negative_tokens is not None:
             against = self.clip.text_features(self.negative_tokens)
             against = F.normalize(_means(against, self.negative_sizes), dim=-1, eps=1e-6)
-            found = found - self.shape.negative_weight * against
-        return found
+            positive = positive - self.shape.negative_weight * against
+        return positive
 
     def label_features(self) -> torch.Tensor:
         """`_label_features`, computed once where no weight behind them is trained, or while the
@@ -154,8 +154,8 @@ class Classifier(nn.Module):
         """(n, pictures, 3, side, side) uint8 -> (n, pictures, width), not normalised: a temporal
         transformer takes them as they are."""
         n, pictures = squares.shape[:2]
-        found = self.clip.image_features(squares.flatten(0, 1), normalize=False)
-        return found.unflatten(0, (n, pictures))
+        flat = self.clip.image_features(squares.flatten(0, 1), normalize=False)
+        return flat.unflatten(0, (n, pictures))
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """`image_features` (n, views x frames, width) -> one feature (n, width), normalised."""
@@ -174,17 +174,17 @@ class Classifier(nn.Module):
         if features is None:
             assert squares is not None
             features = self.image_features(squares)
-        found = self.features(features)
+        image = self.features(features)
         if self.linear is not None:
-            logits = F.linear(found, self.linear.weight, self.linear.bias / self.scale)
+            logits = F.linear(image, self.linear.weight, self.linear.bias / self.scale)
         else:
-            logits = found @ self.label_features().T.to(found)
+            logits = image @ self.label_features().T.to(image)
         if self.threshold is not None:
             # Cosines of one picture are all high or all low: what counts is how they differ.
             logits = logits - logits.mean(-1, keepdim=True) - self.threshold / self.scale
         if self.affect is None:
             return {"logits": logits}
-        logits, affect = self.affect(found, logits, self.scale)
+        logits, affect = self.affect(image, logits, self.scale)
         return {"logits": logits, "affect": affect}
 
     @property

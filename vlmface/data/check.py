@@ -116,17 +116,17 @@ def _read(
     failures: dict[str, UserError] = {}
     for split in splits:
         try:
-            found = data.read(name, root, split, **protocol)
+            rows = data.read(name, root, split, **protocol)
             skipped: dict[str, list[str]] = {}
-            if isinstance(found, Rows):
-                found, _ = as_stored(found, f"{name}, {split}")
-            pictures = sources(found)
-            if isinstance(found, Rows):
-                skipped = found.skipped
+            if isinstance(rows, Rows):
+                rows, _ = as_stored(rows, f"{name}, {split}")
+            pictures = sources(rows)
+            if isinstance(rows, Rows):
+                skipped = rows.skipped
                 # Without its pictures, so that labels are counted whether or not a file is there.
-                labels = {k: v for k, v in found.columns.items() if k not in ("image", "frames")}
-                found = to_dataset(Rows(labels), name, split)
-            parts.append(Part(split, found, pictures, skipped))
+                labels = {k: v for k, v in rows.columns.items() if k not in ("image", "frames")}
+                rows = to_dataset(Rows(labels), name, split)
+            parts.append(Part(split, rows, pictures, skipped))
         except UserError as error:
             failures[split] = error
     if not parts:
@@ -329,11 +329,11 @@ def text(report: dict[str, Any]) -> str:
     lines = [[f"{report['title']} ({report['name']})", *parts]]
     compared = set()  # each published count stands beside one line
 
-    def counts(title: str, label: str, found: Iterable[int]) -> None:
+    def counts(title: str, label: str, numbers: Iterable[int]) -> None:
         published = [None if label in compared else h["published"].get(label) for h in holds]
         compared.add(label)
         lines.append([title])
-        for n, p in zip(found, published, strict=True):
+        for n, p in zip(numbers, published, strict=True):
             lines[-1].append(f"{n:,}" + (f" [{p:,}]" if p is not None and p != n else ""))
 
     def cells(title: str, values: Iterable[str]) -> None:
@@ -350,8 +350,8 @@ def text(report: dict[str, Any]) -> str:
             counts(f"  {label}", label, [table.get(label, 0) for table in tables])
     for name in NUMBERS:
         ranges = [h["numbers"].get(name) or {} for h in holds]
-        shown = [", ".join(f"{r[key]:.3g}" for key in list(r)[1:]) for r in ranges]
-        cells(f"{name} (min, median, max)", shown)
+        formatted = [", ".join(f"{r[key]:.3g}" for key in list(r)[1:]) for r in ranges]
+        cells(f"{name} (min, median, max)", formatted)
     cells("subjects", [f"{h['subjects']:,}" if h["subjects"] else "" for h in holds])
     cells("picture files", [f"{h['files']:,}" for h in holds])
     for name in ("usual", "smallest", "largest"):
@@ -366,8 +366,8 @@ def text(report: dict[str, Any]) -> str:
     ]
     if any("[" in cell for _, *row in lines for cell in row):
         table.append("[n]: as published, where that differs")
-    table += ["", *(f"error: {one}" for one in report["errors"])]
-    table += [f"warning: {one}" for one in report["warnings"]]
+    table += ["", *(f"error: {message}" for message in report["errors"])]
+    table += [f"warning: {message}" for message in report["warnings"]]
     return "\n".join(table).rstrip()
 
 
@@ -390,13 +390,13 @@ def _draw(parts: list[Part], looks: dict[Source, Look]) -> Image.Image | None:
             if pictures and looks[pictures[len(pictures) // 2]].size:
                 classes[label].append((part, row))
     most = PER_CLASS if by else PER_CLASS**2
-    shown = {
+    examples = {
         label: random.Random(0).sample(classes[label], min(most, len(classes[label])))
         for label in sorted(classes, key=lambda word: (word is None, word))
     }
-    columns = min(PER_CLASS, max(map(len, shown.values()), default=0))
+    columns = min(PER_CLASS, max(map(len, examples.values()), default=0))
     tiles: list[contact_sheet.Tile | None] = []
-    for rows in shown.values():
+    for rows in examples.values():
         tiles += [_tile(part, row, by) for part, row in rows]
         tiles += [None] * (-len(tiles) % columns)
     return contact_sheet.draw(tiles, columns) if tiles else None
@@ -409,14 +409,14 @@ def _tile(part: Part, row: int, by: str | None) -> contact_sheet.Tile:
     if box := valid_box(sample.face_box or person_box(sample.meta), image.size):
         image = _around(image, list(box))
     age = sample.age_group if sample.age is None else f"{sample.age:g} years"
-    said = {
+    attributes = {
         "emotion": sample.emotion,
         "age_group": age,
         "gender": sample.gender,
         "race": sample.race,
     }
-    title = said.pop(by, None) or "no label" if by else part.split
-    words = [word for word in (*said.values(), *(sample.context or ())) if word]
+    title = attributes.pop(by, None) or "no label" if by else part.split
+    words = [word for word in (*attributes.values(), *(sample.context or ())) if word]
     lines = [", ".join(words)] if words else []
     if sample.valence is not None and sample.arousal is not None:
         lines.append(f"valence {sample.valence:.2f}, arousal {sample.arousal:.2f}")

@@ -57,13 +57,13 @@ def with_frames(
     """
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
-    found: dict[int, list[str]] = {}
+    frames_by_clip: dict[int, list[str]] = {}
     files: dict[int, Path] = {}
     dropped: dict[str, list[str]] = {}
     for i, folder in enumerate(folders):
         names = in_order(folder)
         if names:
-            found[i] = [
+            frames_by_clip[i] = [
                 os.path.join(folder, names[j]) for j in video.segment_midpoints(len(names), count)
             ]
         elif file := video.beside(folder):
@@ -77,17 +77,17 @@ def with_frames(
             if isinstance(outcome, UserError):
                 dropped.setdefault("a video that cannot be decoded", []).append(str(outcome))
             else:
-                found[i] = outcome
-    if len(folders) and not found:
+                frames_by_clip[i] = outcome
+    if len(folders) and not frames_by_clip:
         first = next(iter(dropped.values()))[0] if files else f"it should lie in {folders[0]}"
         raise UserError(
             f"none of the {len(folders)} clips has frames, the first: {first}; "
             f"{_extract(folders[0].name, folders[0])}"
         )
-    keep = np.array([i in found for i in range(len(folders))], bool)
-    kept = Rows(columns).take(keep)
-    of_clips = [found[i] for i in sorted(found)]
-    return Rows(kept.columns | {"frames": of_clips}, (skipped or {}) | dropped)
+    keep = np.array([i in frames_by_clip for i in range(len(folders))], bool)
+    usable = Rows(columns).take(keep)
+    of_clips = [frames_by_clip[i] for i in sorted(frames_by_clip)]
+    return Rows(usable.columns | {"frames": of_clips}, (skipped or {}) | dropped)
 
 
 def frames_root(root: Path, usual: Sequence[str], given: str | None, option: str = "clips") -> Path:
@@ -129,14 +129,14 @@ def read_list(
 ) -> tuple[list[Sequence[str]], dict[str, list[str]]]:
     """The lines of a list file, split into `fields` fields each, and what is left out: lines that
     have another number of them. Empty lines are no lines."""
-    found: list[Sequence[str]] = []
+    entries: list[Sequence[str]] = []
     malformed = []
     for number, line in enumerate(read_lines(path), 1):
         parts = [part.strip() for part in split(line.strip())]
         if len(parts) == fields:
-            found.append(parts)
+            entries.append(parts)
         elif line.strip():
             malformed.append(f"{path.name}:{number}: {line[:60]}")
-    if not found:
+    if not entries:
         raise UserError(f"{path} lists no clips in the form that was expected ({fields} fields)")
-    return found, {"malformed line": malformed} if malformed else {}
+    return entries, {"malformed line": malformed} if malformed else {}

@@ -180,13 +180,19 @@ def cache_view(
     cannot be read; what was cut before it is kept.
     """
     cut_out, _ = _cut_rows(_pictures(rows), crop, workers, progress)
-    still = rows.with_format("arrow")[:]["image"].is_valid().to_pylist()
+    are_stills = rows.with_format("arrow")[:]["image"].is_valid().to_pylist()
     return _with_columns(
         rows,
         {
-            "image": [faces[0] if one else None for faces, one in zip(cut_out, still, strict=True)],
-            "frames": [None if one else faces for faces, one in zip(cut_out, still, strict=True)],
-            "face_box": [None] * len(still),
+            "image": [
+                faces[0] if is_still else None
+                for faces, is_still in zip(cut_out, are_stills, strict=True)
+            ],
+            "frames": [
+                None if is_still else faces
+                for faces, is_still in zip(cut_out, are_stills, strict=True)
+            ],
+            "face_box": [None] * len(are_stills),
         },
     )
 
@@ -283,8 +289,8 @@ def _boxed(id: str, pictures: list[Source], box: Any, meta: Mapping[str, Any]) -
                 "pictures: one is needed for each, null where no face was found"
             )
     return [
-        _Picture(source, _rounded(one), _rounded(person), faces)
-        for source, one in zip(pictures, boxes, strict=True)
+        _Picture(source, _rounded(face_box), _rounded(person), faces)
+        for source, face_box in zip(pictures, boxes, strict=True)
     ]
 
 
@@ -333,8 +339,8 @@ def _places(
         index.executescript(_TABLES)
         digests = _digests([task.source for task in tasks], index, workers, progress)
         keys = {task: _key(digests[task.source], task.box) for task in tasks}
-        known = {key: tuple(place) for key, *place in _looked_up(index, "faces", keys.values())}
-        missing = list({keys[t]: t for t in tasks if keys[t] not in known}.items())
+        stored = {key: tuple(place) for key, *place in _looked_up(index, "faces", keys.values())}
+        missing = list({keys[t]: t for t in tasks if keys[t] not in stored}.items())
         if missing:
             with face_locator([crop]) as find:
 
@@ -347,9 +353,12 @@ def _places(
                 faces = in_threads(work, missing, "cutting", workers=workers, progress=progress)
                 for start in range(0, len(missing), IMAGES_PER_PACK):
                     part = missing[start : start + IMAGES_PER_PACK]
-                    known |= _write(folder, index, [key for key, _ in part], faces)
-    found = {task: known[key] for task, key in keys.items()}
-    return {task: (f"{folder / pack}#{row}", bool(box)) for task, (pack, row, box) in found.items()}
+                    stored |= _write(folder, index, [key for key, _ in part], faces)
+    stored_views = {task: stored[key] for task, key in keys.items()}
+    return {
+        task: (f"{folder / pack}#{row}", bool(box))
+        for task, (pack, row, box) in stored_views.items()
+    }
 
 
 def _write(
@@ -366,8 +375,8 @@ def _write(
     np.save(buffer, np.stack([pixels for pixels, _ in cut_now]))
     files.atomic_write(folder / name, buffer.getvalue())
     lines = {
-        key: (name, row, found)
-        for row, (key, (_, found)) in enumerate(zip(keys, cut_now, strict=True))
+        key: (name, row, has_box)
+        for row, (key, (_, has_box)) in enumerate(zip(keys, cut_now, strict=True))
     }
     with index:
         index.executemany(
@@ -383,8 +392,10 @@ def _digests(
     """The digest of each picture's content. A file that has its old size and time is not read."""
     every = list(dict.fromkeys(every))
     paths = [source for source in every if isinstance(source, str)]
-    known = {path: rest for path, *rest in _looked_up(index, "pictures", paths)}
-    found: dict[Source, str] = {}
+    known = {
+        path: stats_and_digest for path, *stats_and_digest in _looked_up(index, "pictures", paths)
+    }
+    digest_of: dict[Source, str] = {}
     stats: dict[str, tuple[int, int]] = {}
     unread: list[Source] = []
     for source in every:
@@ -394,7 +405,7 @@ def _digests(
                 stats[source] = stat.st_size, stat.st_mtime_ns
                 size, mtime, before = known.get(source, (None, None, ""))
                 if stats[source] == (size, mtime):
-                    found[source] = before
+                    digest_of[source] = before
                     continue
         unread.append(source)
 
@@ -406,13 +417,13 @@ def _digests(
 
     if unread:
         digests = in_threads(read, unread, "reading", workers=workers, progress=progress)
-        found |= zip(unread, digests, strict=True)
+        digest_of |= zip(unread, digests, strict=True)
     with index:
         index.executemany(
             "insert or replace into pictures values (?, ?, ?, ?)",
-            [(s, *stats[s], found[s]) for s in unread if isinstance(s, str)],
+            [(s, *stats[s], digest_of[s]) for s in unread if isinstance(s, str)],
         )
-    return found
+    return digest_of
 
 
 def _looked_up(

@@ -35,7 +35,9 @@ def decodable(rows: datasets.Dataset, what: str, broken: str) -> datasets.Datase
     faults = _faults(list(dict.fromkeys(source for row in pictures for source in row)))
     if not faults:
         return rows
-    lost = [row for row, of_row in enumerate(pictures) if any(one in faults for one in of_row)]
+    lost = [
+        row for row, of_row in enumerate(pictures) if any(source in faults for source in of_row)
+    ]
     first = next(iter(faults.values()))
     if broken == "error":
         raise UserError(
@@ -63,8 +65,8 @@ def _faults(every: Sequence[Source]) -> dict[Source, str]:
         stats = {path: stat for path in paths if (stat := _stats(path))}
         known = {path for path, stat in stats.items() if _is_known(index, path, stat)}
         unseen = [source for source in every if source not in known]
-        found = zip(unseen, in_threads(_fault, unseen, "decoding"), strict=True)
-        faults = {source: fault for source, fault in found if fault}
+        checked = zip(unseen, in_threads(_fault, unseen, "decoding"), strict=True)
+        faults = {source: fault for source, fault in checked if fault}
         whole = [path for path in stats if path not in known and path not in faults]
         with index:
             index.executemany(

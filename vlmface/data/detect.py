@@ -73,30 +73,30 @@ class Detector:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
         face first. Of two that are equally large, the left one is first."""
         image = image_conversion.as_rgb(image)
-        found = self._look(image)
-        if not found:
+        meshes = self._look(image)
+        if not meshes:
             width, height = -(-image.width // 2), -(-image.height // 2)
             for i, j in itertools.product(range(3), range(3)):  # half of a tile from the next
                 left, top = i * width // 2, j * height // 2
                 tile = self._look(image.crop((left, top, left + width, top + height)))
                 moved = [mesh + np.array([left, top]) for mesh in tile]
-                found += [
+                meshes += [
                     mesh
                     for mesh in moved
-                    if not any(_same(box_of(mesh), box_of(one)) for one in found)
+                    if not any(_same(box_of(mesh), box_of(other)) for other in meshes)
                 ]
-        return sorted(found, key=lambda mesh: _order(box_of(mesh)))
+        return sorted(meshes, key=lambda mesh: _order(box_of(mesh)))
 
     def _look(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe
 
         pixels = np.ascontiguousarray(image)
         with self._landmarkers.lend() as landmarker:
-            found = landmarker.detect(
+            result = landmarker.detect(
                 mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
             )
         return [
-            np.array([(p.x, p.y) for p in points]) * image.size for points in found.face_landmarks
+            np.array([(p.x, p.y) for p in points]) * image.size for points in result.face_landmarks
         ]
 
     def face(self, image: Image.Image, near: Sequence[float] | None = None) -> Box | None:
@@ -190,11 +190,11 @@ def _same(a: Box, b: Box) -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the C++ library writes to the standard error while it starts."""
-    kept = os.dup(2)
+    saved_stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved_stderr, 2)
+        os.close(saved_stderr)

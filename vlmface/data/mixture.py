@@ -103,15 +103,15 @@ def load(
         part = _load_source(
             source, where, path.parent, root, split, {"missing": missing, "broken": broken}
         )
-        found = set(part[mixture.field])
-        _check_words(where, mixture.field, source.labels, found)
+        part_labels = set(part[mixture.field])
+        _check_words(where, mixture.field, source.labels, part_labels)
         part = _harmonise(part, mixture.field, mixture.labels | source.labels)
         if source.cap is not None and source.cap < len(part):
             part = part.select(np.sort(chance.choice(len(part), source.cap, replace=False)))
         if not len(part):
             raise UserError(f"{where}: `labels` leave no row of {source.data}")
         parts.append(part)
-        words |= found
+        words |= part_labels
     _check_words(str(path), mixture.field, mixture.labels, words)
     rows = concatenate_datasets(_with_own_ids(parts, path))
     labels = np.array(rows[mixture.field][:], object)
@@ -291,12 +291,12 @@ def _split(total: int, shares: Sequence[float]) -> list[int]:
     """Whole numbers in proportion to the shares (which add up to 1), with that sum."""
     exact = np.array(shares) * total
     counts = np.floor(exact + 1e-9).astype(int)
-    rest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
-    counts[rest] += 1
+    rounded_up = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[rounded_up] += 1
     return counts.tolist()
 
 
 def take(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
     """`count` of the pool, none again before all were taken."""
-    rounds, rest = divmod(count, len(pool))
-    return np.concatenate([np.tile(pool, rounds), chance.choice(pool, rest, replace=False)])
+    rounds, remainder = divmod(count, len(pool))
+    return np.concatenate([np.tile(pool, rounds), chance.choice(pool, remainder, replace=False)])

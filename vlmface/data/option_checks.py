@@ -51,9 +51,9 @@ def of(name: str) -> dict[str, Any]:
         if option not in (*OF_LOAD, "protocol")
     }
     read = mixture.load if is_mixture(name) else dataset_module(name).read
-    own = {
+    specific = {
         o: kind
         for o, kind in options.declared(read).items()
         if o not in (*OF_LOAD, "path", "unknown")
     }
-    return own | shared
+    return specific | shared

@@ -123,12 +123,12 @@ def shared(
     }
 
 
-def warning(found: Mapping[str, Any], second: str = "test") -> str:
+def warning(overlap: Mapping[str, Any], second: str = "test") -> str:
     """What `shared` found, for people: `second` is the name of the second part."""
-    names = ", ".join(found["examples"]) + (", ..." if found["people"] > EXAMPLES else "")
+    names = ", ".join(overlap["examples"]) + (", ..." if overlap["people"] > EXAMPLES else "")
     return (
-        f"{found['people']:,} people are in the training and the {second} rows ({names}); they are "
-        f"on {found['rows']:,} {second} rows, whose scores say little about other people"
+        f"{overlap['people']:,} people are in the training and the {second} rows ({names}); they "
+        f"are on {overlap['rows']:,} {second} rows, whose scores say little about other people"
     )
 
 

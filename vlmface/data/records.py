@@ -31,9 +31,9 @@ class Record:
 
     def refuse(self, name: str, allowed: str) -> NoReturn:
         """Raise the UserError of a field that is not as `allowed`."""
-        found = f"is {short_repr(self.fields[name])}" if name in self.fields else "is missing"
+        problem = f"is {short_repr(self.fields[name])}" if name in self.fields else "is missing"
         raise UserError(
-            f"{self.where}: {name!r} {found}, expected {allowed}; correct the record, or take a "
+            f"{self.where}: {name!r} {problem}, expected {allowed}; correct the record, or take a "
             "fresh copy of the file"
         )
 
@@ -92,16 +92,16 @@ class Record:
         folder itself; any other absolute path that does not begin with the folder, and one with
         "..", is refused."""
         path = self.text(name)
-        found = path_inside(folder, path.removeprefix("/") if rooted else path)
+        full_path = path_inside(folder, path.removeprefix("/") if rooted else path)
         if (
-            found is None
+            full_path is None
             and path.startswith(f"{folder}{os.sep}")
             and not has_parent_reference(path)
         ):
-            found = path
-        if found is None:
+            full_path = path
+        if full_path is None:
             self.refuse(name, f"a path inside the image folder {folder} (see the option images)")
-        return found
+        return full_path
 
     def images(self, name: str) -> list[str]:
         """The image paths of a field that holds one, a list of them, or nothing."""
@@ -157,7 +157,7 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
     if lines:
         numbered = enumerate(split_lines(text), 1)
         places = [(f"{path}, line {n}", line) for n, line in numbered if line.strip()]
-        found = [(where, _parsed(line, where)) for where, line in places]
+        entries = [(where, _parsed(line, where)) for where, line in places]
     else:
         content = _parsed(text, str(path))
         if isinstance(content, dict) and within in content:
@@ -166,9 +166,9 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
             raise UserError(
                 f"{path} holds {short_repr(content)}, expected a list of records: [{{...}}, ...]"
             )
-        found = [(f"{path}, record {n}", fields) for n, fields in enumerate(content, 1)]
+        entries = [(f"{path}, record {n}", fields) for n, fields in enumerate(content, 1)]
     half_characters = re.search(r"\\u[dD][89a-fA-F]", text) is not None
-    for where, fields in found:
+    for where, fields in entries:
         if not isinstance(fields, dict):
             raise UserError(f"{where}: found {short_repr(fields)}, expected a record: {{...}}")
         if half_characters and not _writable(fields):
@@ -176,7 +176,7 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
                 f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is no "
                 "character; correct it, or take a fresh copy of the file"
             )
-    return [Record(where, fields) for where, fields in found]
+    return [Record(where, fields) for where, fields in entries]
 
 
 def read_json(path: Path) -> Any:
@@ -186,8 +186,8 @@ def read_json(path: Path) -> Any:
 
 def _is_lines(text: str) -> bool:
     """Whether a text is JSON lines, whatever its file's name: a whole record, then another one."""
-    first, end, rest = text.lstrip().partition("\n")
-    if not (end and first.startswith("{") and rest.lstrip().startswith("{")):
+    first, end, remainder = text.lstrip().partition("\n")
+    if not (end and first.startswith("{") and remainder.lstrip().startswith("{")):
         return False
     try:
         return isinstance(json.loads(first), dict)
@@ -288,8 +288,8 @@ def split_thought(text: str | None) -> tuple[str | None, str | None]:
     if text is None:
         return None, None
     thoughts, answers = _THOUGHT.findall(text), _ANSWER.findall(text)
-    said = thoughts[0] if len(thoughts) == 1 else _ANSWER.sub(" ", text)
-    rationale = re.sub(r"</?(?:think|answer)>", " ", said).strip()
+    reasoning = thoughts[0] if len(thoughts) == 1 else _ANSWER.sub(" ", text)
+    rationale = re.sub(r"</?(?:think|answer)>", " ", reasoning).strip()
     return rationale or None, answers[-1].strip() if answers else None
 
 

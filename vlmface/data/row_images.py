@@ -35,13 +35,13 @@ def open_row_image(image: Any) -> Image.Image:
 def image_refs(row: Mapping[str, Any]) -> list[Any]:
     """What a model is shown of a row, for `open_row_image`: its `shown` pictures, or its `image`,
     which may be a list too."""
-    shown = row.get("shown") or row["image"]
-    return list(shown) if isinstance(shown, list | tuple) else [shown]
+    refs = row.get("shown") or row["image"]
+    return list(refs) if isinstance(refs, list | tuple) else [refs]
 
 
 def open_images(row: Mapping[str, Any]) -> Image.Image | list[Image.Image]:
     """What a model is shown of a row, opened: a picture, or a list where there are several."""
-    pictures = [open_row_image(one) for one in image_refs(row)]
+    pictures = [open_row_image(ref) for ref in image_refs(row)]
     return pictures if len(pictures) > 1 else pictures[0]
 
 
@@ -54,7 +54,7 @@ def image_sizes(row: Mapping[str, Any], family: ModuleType | None = None) -> lis
     """(width, height) of each picture that a model is shown of a row, without decoding them; None
     for each if the `family` does not need to know."""
     needed = family is None or family.NEEDS_SIZE
-    return [row_image_size(one) if needed else None for one in image_refs(row)]
+    return [row_image_size(ref) if needed else None for ref in image_refs(row)]
 
 
 def row_image_size(image: Any) -> tuple[int, int]:

@@ -81,13 +81,13 @@ def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | N
     """Each text as the label of the space that it is, up to case and aliases ("Angry" -> "anger").
     None stays None. Raises UserError for a text that is no label of the space."""
     space = label_spaces.space(space_id)
-    found = {text: space.canonical(text) for text in set(texts) if text is not None}
-    wrong = sorted(text for text, label in found.items() if label is None)
+    label_of = {text: space.canonical(text) for text in set(texts) if text is not None}
+    wrong = sorted(text for text, label in label_of.items() if label is None)
     if wrong:
         raise UserError(
             f"{wrong[0]!r} is no label of {space.id}: expected one of {', '.join(space.labels)}"
         )
-    return [None if text is None else found[text] for text in texts]
+    return [None if text is None else label_of[text] for text in texts]
 
 
 def action_units(
@@ -187,11 +187,11 @@ def as_stored(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
     if images is None:
         return rows, np.ones(len(rows), bool)
     folders = Folders()
-    there = np.array([not isinstance(image, str) or folders.has(image) for image in images], bool)
+    exists = np.array([not isinstance(image, str) or folders.has(image) for image in images], bool)
     stored, other = list(images), []
-    for row in np.flatnonzero(~there):
+    for row in np.flatnonzero(~exists):
         if path := folders.find(images[row]):
-            stored[row], there[row] = path, True
+            stored[row], exists[row] = path, True
             other.append(row)
     if other:
         warnings.warn(
@@ -200,7 +200,7 @@ def as_stored(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
             f"{stored[other[0]]!a}",
             stacklevel=4,
         )
-    return Rows(rows.columns | {"image": stored}, rows.skipped), there
+    return Rows(rows.columns | {"image": stored}, rows.skipped), exists
 
 
 def image_names(folder: Path) -> tuple[list[str], list[str]]:
@@ -346,7 +346,7 @@ def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Tab
 def frames_by_number(folder: Path) -> dict[int, str]:
     """The images of a folder by the last number in their name (`frame_00012.jpg`: 12), as paths.
     Raises UserError if two images have the same number."""
-    found: dict[int, str] = {}
+    paths: dict[int, str] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
@@ -354,13 +354,13 @@ def frames_by_number(folder: Path) -> dict[int, str]:
             if entry.name[0] == "." or suffix.lower() not in SUFFIXES or not numbers:
                 continue
             number = int(numbers[-1])
-            if number in found:
+            if number in paths:
                 raise UserError(
-                    f"{folder} has two images number {number}: {Path(found[number]).name} and "
+                    f"{folder} has two images number {number}: {Path(paths[number]).name} and "
                     f"{entry.name}; leave one camera, format or crop of each frame there"
                 )
-            found[number] = entry.path
-    return found
+            paths[number] = entry.path
+    return paths
 
 
 def random_split(
@@ -437,22 +437,22 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
 
 
 def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
-    rows, there = as_stored(rows, f"{name}, {split}")
-    if there.all():
+    rows, exists = as_stored(rows, f"{name}, {split}")
+    if exists.all():
         return rows
-    lacking = [rows.columns["image"][i] for i in np.flatnonzero(~there)]
+    lacking = [rows.columns["image"][i] for i in np.flatnonzero(~exists)]
     if missing == "error":
         near = ", ".join(Folders().near(lacking[0]))
         hint = f" (the folder holds {near}, which differ in letter case)" if near else ""
         raise UserError(
-            f"{len(lacking)} of {len(there)} images of {name}, split {split!r}, are missing, the "
+            f"{len(lacking)} of {len(exists)} images of {name}, split {split!r}, are missing, the "
             f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to go on "
             "without"
         )
     warnings.warn(
         f"{name}, {split}: {len(lacking)} rows without an image file are left out", stacklevel=3
     )
-    return rows.take(there)
+    return rows.take(exists)
 
 
 def _arrow(values: Any, type_: Any) -> Any:

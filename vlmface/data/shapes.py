@@ -95,7 +95,7 @@ def _edges(part: str) -> tuple[tuple[int, int], ...]:
     from mediapipe.tasks.python.vision import FaceLandmarksConnections
 
     lines = getattr(FaceLandmarksConnections, f"FACE_LANDMARKS_{part}")
-    return tuple((one.start, one.end) for one in lines)
+    return tuple((line.start, line.end) for line in lines)
 
 
 @functools.cache
@@ -112,21 +112,21 @@ def chained(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
         beside[a].append(b)
         beside[b].append(a)
     left = dict.fromkeys(sorted(beside, key=lambda point: len(beside[point])))
-    found = []
+    chains = []
     while left:
         line = [next(iter(left))]
         while line[-1] in left:
             del left[line[-1]]
             line += [point for point in beside[line[-1]] if point in left][:1]
-        found.append(line)
-    return found
+        chains.append(line)
+    return chains
 
 
 def _joined(lines: Sequence[Sequence[int]], points: np.ndarray) -> list[int]:
     """Two open lines as one ring."""
-    one, other = lines
-    near = np.linalg.norm(points[list(other)] - points[one[-1]], axis=1)
-    return [*one, *(other if near[0] < near[-1] else other[::-1])]
+    first, second = lines
+    near = np.linalg.norm(points[list(second)] - points[first[-1]], axis=1)
+    return [*first, *(second if near[0] < near[-1] else second[::-1])]
 
 
 def _hull(points: np.ndarray, lines: Sequence[Sequence[int]]) -> list[int]:

@@ -114,7 +114,7 @@ def in_threads(
         try:
             while True:
                 for chunk in itertools.islice(chunks, AHEAD * threads - len(waiting)):
-                    waiting.append(pool.submit(lambda part: [work(one) for one in part], chunk))
+                    waiting.append(pool.submit(lambda part: [work(item) for item in part], chunk))
                 if not waiting:
                     return
                 for result in waiting.popleft().result():

@@ -111,10 +111,10 @@ def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
 
 
 def _json(path: Path) -> Table:
-    found = records(path)
-    names = dict.fromkeys(name for record in found for name in record.fields)
-    columns = {name: [record.fields.get(name) for record in found] for name in names}
-    return Table(path, columns, [record.where.removeprefix(f"{path}, ") for record in found])
+    entries = records(path)
+    names = dict.fromkeys(name for record in entries for name in record.fields)
+    columns = {name: [record.fields.get(name) for record in entries] for name in names}
+    return Table(path, columns, [record.where.removeprefix(f"{path}, ") for record in entries])
 
 
 def _parquet(path: Path) -> Table:
@@ -122,8 +122,8 @@ def _parquet(path: Path) -> Table:
     from pyarrow import parquet
 
     try:
-        found = parquet.read_table(path)
-        columns = {name: found[name].to_pylist() for name in found.column_names}
+        table = parquet.read_table(path)
+        columns = {name: table[name].to_pylist() for name in table.column_names}
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a name occurs twice
         raise UserError(f"{path} is no Parquet file that can be read: {error}") from error
     if (shard := re.search(r"-(\d{5})-of-(\d{5})$", path.stem)) and int(shard[2]) > 1:
@@ -131,7 +131,7 @@ def _parquet(path: Path) -> Table:
             f"{path} is part {int(shard[1]) + 1} of {int(shard[2])}: the other parts are not read",
             stacklevel=2,
         )
-    return Table(path, columns, [f"row {n}" for n in range(1, len(found) + 1)])
+    return Table(path, columns, [f"row {n}" for n in range(1, len(table) + 1)])
 
 
 # --- cells ----------------------------------------------------------------------------------------

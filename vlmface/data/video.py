@@ -130,11 +130,11 @@ def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
                 continue
             seen.packets += 1
             try:
-                found = packet.decode()
+                frames = packet.decode()
             except _av().error.FFmpegError:
                 seen.broken += 1
                 continue
-            for frame in found:
+            for frame in frames:
                 _check_size(frame.width, frame.height, path)
                 seen.frames += 1
                 seen.pixels += frame.width * frame.height
@@ -197,13 +197,13 @@ def _pictures(container: Any, path: str | Path) -> list[Any]:
     """The video streams; the cover of a song is none."""
     av = _av()
     cover = av.stream.Disposition.attached_pic
-    found = [s for s in container.streams.video if not s.disposition & cover]
-    if not found:
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no stream"
         raise UserError(f"'{path}' has no pictures, only {kinds}: give a video file")
-    if found[0].codec_context is None:
+    if streams[0].codec_context is None:
         raise UserError(f"'{path}' is in a codec that PyAV does not know: convert it to H.264")
-    return found
+    return streams
 
 
 def _check_size(width: int, height: int, path: str | Path) -> None:

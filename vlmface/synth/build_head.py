@@ -36,15 +36,17 @@ def read_obj(text: str) -> tuple[np.ndarray, np.ndarray, list[tuple[str, list[tu
     """Return vertices (n, 3), texture coordinates (m, 2), faces [(group, [(vertex, uv), ...])]."""
     vertices, uvs, faces, group = [], [], [], ""
     for line in text.splitlines():
-        kind, _, rest = line.partition(" ")
+        kind, _, values = line.partition(" ")
         if kind == "v":
-            vertices.append([float(x) for x in rest.split()])
+            vertices.append([float(x) for x in values.split()])
         elif kind == "vt":
-            uvs.append([float(x) for x in rest.split()[:2]])
+            uvs.append([float(x) for x in values.split()[:2]])
         elif kind == "g":
-            group = rest.strip()
+            group = values.strip()
         elif kind == "f":
-            corners = [tuple(int(i) - 1 for i in corner.split("/")[:2]) for corner in rest.split()]
+            corners = [
+                tuple(int(i) - 1 for i in corner.split("/")[:2]) for corner in values.split()
+            ]
             faces.append((group, corners))
     return np.array(vertices), np.array(uvs), faces  # type: ignore[return-value]
 
@@ -105,19 +107,19 @@ def build(wheel: Path, out: Path) -> None:
             part_of[vertex] = PARTS[group]
         for i in range(1, len(corners) - 1):
             corners_of.append([corners[0][0], corners[i][0], corners[i + 1][0]])
-    kept = np.array(sorted(part_of))
-    position = {v: i for i, v in enumerate(kept)}
+    head_vertices = np.array(sorted(part_of))
+    position = {v: i for i, v in enumerate(head_vertices)}
     triangles = np.array([[position[v] for v in t] for t in corners_of], np.int16)
 
     masks = {}
     for name in ("lips", "eyelids", "inside-mouth", "ears"):
         image = Image.open(io.BytesIO(read(f"{DATA}/textures/mpfb_{name}.jpg"))).convert("L")
         pixels = np.asarray(image, np.float32) / 255
-        where = uvs[[uv_of[v] for v in kept]] % 1.0
+        where = uvs[[uv_of[v] for v in head_vertices]] % 1.0
         rows = ((1 - where[:, 1]) * (pixels.shape[0] - 1)).round().astype(int)
         columns = (where[:, 0] * (pixels.shape[1] - 1)).round().astype(int)
         masks[name.replace("-", "_")] = (pixels[rows, columns] * 255).round().astype(np.uint8)
-    sky = ambient_occlusion(vertices[kept], triangles.astype(np.int64))
+    sky = ambient_occlusion(vertices[head_vertices], triangles.astype(np.int64))
     masks["sky"] = (sky * 255).round().astype(np.uint8)
 
     shapes: dict[str, np.ndarray] = {}
@@ -135,7 +137,7 @@ def build(wheel: Path, out: Path) -> None:
             keep = False
         if not keep:
             continue
-        delta = read_target(read(name), len(vertices))[kept]
+        delta = read_target(read(name), len(vertices))[head_vertices]
         if folder == "faceunits":
             key = f"unit:{stem}"
         elif folder == "macrodetails":
@@ -157,9 +159,9 @@ def build(wheel: Path, out: Path) -> None:
         starts.append(starts[-1] + len(moved))
     np.savez_compressed(
         out,
-        vertices=vertices[kept].astype(np.float32),
+        vertices=vertices[head_vertices].astype(np.float32),
         triangles=triangles,
-        part=np.array([part_of[v] for v in kept], np.uint8),
+        part=np.array([part_of[v] for v in head_vertices], np.uint8),
         names=np.array(shape_names),
         starts=np.array(starts, np.int32),
         indices=np.concatenate(indices),
@@ -168,8 +170,8 @@ def build(wheel: Path, out: Path) -> None:
         **masks,
     )
     print(
-        f"{out}: {len(kept)} vertices, {len(triangles)} triangles, {len(shape_names)} targets, "
-        f"{out.stat().st_size / 2**20:.2f} MiB"
+        f"{out}: {len(head_vertices)} vertices, {len(triangles)} triangles, {len(shape_names)} "
+        f"targets, {out.stat().st_size / 2**20:.2f} MiB"
     )
 
 

@@ -179,7 +179,7 @@ def _one_unit_away(aus: Mapping[int, float]) -> dict[int, dict[int, float]]:
         if au not in aus and joins(au)
     }
     removed = {au: {u: aus[u] for u in aus if u != au} for au in aus if leaves(au)}
-    clear = {au: rest for au, rest in removed.items() if aus[au] >= CLEAR}
+    clear = {au: remaining for au, remaining in removed.items() if aus[au] >= CLEAR}
     return added | clear or removed
 
 
@@ -230,17 +230,17 @@ def _direction(view: View) -> np.ndarray:
     return np.array(view.light) / np.linalg.norm(view.light)
 
 
-def _light_differs(one: View, other: View) -> bool:
-    return bool(_direction(one) @ _direction(other) < np.cos(np.radians(LIGHT_TURNED)))
+def _light_differs(first: View, second: View) -> bool:
+    return bool(_direction(first) @ _direction(second) < np.cos(np.radians(LIGHT_TURNED)))
 
 
-def _background_differs(one: View, other: View) -> bool:
-    means = [np.mean(view.background, axis=0) for view in (one, other)]
+def _background_differs(first: View, second: View) -> bool:
+    means = [np.mean(view.background, axis=0) for view in (first, second)]
     return bool(np.abs(means[0] - means[1]).max() >= COLOUR_APART)
 
 
-def _pose_differs(one: View, other: View) -> bool:
-    turns = np.array([[view.yaw, view.pitch, view.roll] for view in (one, other)])
+def _pose_differs(first: View, second: View) -> bool:
+    turns = np.array([[view.yaw, view.pitch, view.roll] for view in (first, second)])
     return bool(np.linalg.norm(turns[0] - turns[1]) >= TURNED)
 
 

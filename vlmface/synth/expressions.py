@@ -141,8 +141,8 @@ def affect(emotion: str, aus: Mapping[int, float]) -> tuple[float, float]:
     (core and accessory) that are present: an expression at E throughout lies at that place, a
     fainter one nearer to the middle. Without any of its AUs, and for neutral, it is (0, 0).
     """
-    shown = [aus[au] for au in facs.PROTOTYPES[emotion].aus if aus.get(au)]
-    strong = sum(shown) / len(shown) / 5 if shown else 0.0
+    intensities = [aus[au] for au in facs.PROTOTYPES[emotion].aus if aus.get(au)]
+    strong = sum(intensities) / len(intensities) / 5 if intensities else 0.0
     valence, arousal = (round(min(1.0, max(-1.0, x * strong)), 4) for x in CIRCUMPLEX[emotion])
     return valence, arousal
 

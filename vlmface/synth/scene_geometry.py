@@ -36,9 +36,9 @@ SHOULDERS = 5.45  # height below which the body is built
 # --- the person -----------------------------------------------------------------------------------
 
 
-def body(rest: np.ndarray, template: np.ndarray, look: Appearance) -> list[Part]:
+def body(rest_pose: np.ndarray, template: np.ndarray, look: Appearance) -> list[Part]:
     """Torso below the head's own shoulders; `rest` (n, 3) are the head's vertices at rest."""
-    rim = rest[template[:, 1] < 5.47]
+    rim = rest_pose[template[:, 1] < 5.47]
     half, middle = float(np.abs(rim[:, 0]).max()), float(rim[:, 2].mean())
     top = float(rim[:, 1].max())
     deep = float(rim[:, 2].max() - rim[:, 2].min()) / 2
@@ -63,9 +63,9 @@ def body(rest: np.ndarray, template: np.ndarray, look: Appearance) -> list[Part]
     return [Part(surface(np.array(points)), look.cloth)]
 
 
-def arms(rest: np.ndarray, template: np.ndarray, look: Appearance, prop: Prop) -> list[Part]:
+def arms(rest_pose: np.ndarray, template: np.ndarray, look: Appearance, prop: Prop) -> list[Part]:
     """Sleeves from the shoulders to the wrists, and hands, as the prop wants them."""
-    rim = rest[template[:, 1] < 5.47]
+    rim = rest_pose[template[:, 1] < 5.47]
     half, top = float(np.abs(rim[:, 0]).max()), float(rim[:, 1].max())
     middle = float(rim[:, 2].mean())
     skin = skin_colour(look.tone, look.warmth) ** (1 / 2.2)
@@ -269,8 +269,8 @@ def room(rng: np.random.Generator) -> list[Part]:
             parts += moved(make(rng), None, by)
     if rng.random() < 0.4:  # a chair's back rest
         chair = tint(rng, (0, 0.5), (0.08, 0.5))
-        rest = ellipsoid((2.2, 1.6, 0.25), 14, 22).moved(None, (0, 4.9, -1.4))
-        parts.append(Part(rest, chair, 0.1))
+        back_rest = ellipsoid((2.2, 1.6, 0.25), 14, 22).moved(None, (0, 4.9, -1.4))
+        parts.append(Part(back_rest, chair, 0.1))
     return parts
 
 

@@ -34,8 +34,8 @@ def encode_rows(
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
     that a rationale is written from ("no_aus"), rationales that do not fit the prompt's form
     ("unreadable_rationale"), and what the encoder refuses ("too_long", ...).
-    The images stay compressed. Rows that `crop_cache.apply_views` made keep all that is shown of them; of
-    another clip it is the middle frame. Raises UserError if nothing is left.
+    The images stay compressed. Rows that `crop_cache.apply_views` made keep all that is shown of
+    them; of another clip it is the middle frame. Raises UserError if nothing is left.
     """
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm

@@ -125,15 +125,15 @@ def _npy(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     annotations = require_path(folder / "annotations", "AffectNet's annotations, N_exp.npy")
     names, _ = image_names(require_path(folder / "images", "AffectNet's images, N.jpg"))
     images = {name.rpartition(".")[0]: name for name in names}
-    found = [name.removesuffix("_exp.npy") for name in os.listdir(annotations)]
-    stems = sorted((s for s in found if not s.endswith(".npy")), key=lambda s: (len(s), s))
+    labelled = [name.removesuffix("_exp.npy") for name in os.listdir(annotations)]
+    stems = sorted((s for s in labelled if not s.endswith(".npy")), key=lambda s: (len(s), s))
     skipped = sorted(set(images) - set(stems))
 
     def read(what: str) -> np.ndarray:
         paths = [f"{annotations}/{stem}_{what}.npy" for stem in stems]
         values = np.full(len(paths), np.nan)
-        there = exists_mask(paths)
-        values[there] = _numbers([paths[i] for i in np.flatnonzero(there)])
+        exists = exists_mask(paths)
+        values[exists] = _numbers([paths[i] for i in np.flatnonzero(exists)])
         return values
 
     columns = {

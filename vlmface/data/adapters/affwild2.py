@@ -62,21 +62,21 @@ def read(
     faceless: list[str] = []
     header: list[str] = []
     for file in files:
-        found, values = _read(file, track, code)
-        if header and found != header:
-            raise UserError(f"{file} has the header {found}, the files before it {header}")
-        header, video = found, file.stem
+        names, values = _read(file, track, code)
+        if header and names != header:
+            raise UserError(f"{file} has the header {names}, the files before it {header}")
+        header, video = names, file.stem
         face_of = frames_by_number(faces / video) if (faces / video).is_dir() else {}
         numbers = np.arange(1, len(values) + 1, every)
         labelled = (values != code).any(1)[::every]
         seen = np.isin(numbers, np.fromiter(face_of, int))
         unlabelled += [f"{video}/{n:05d}" for n in numbers[~labelled].tolist()]
         faceless += [f"{video}/{n:05d}" for n in numbers[labelled & ~seen].tolist()]
-        kept = numbers[labelled & seen]
-        blocks.append(values[kept - 1])
-        frames += kept.tolist()
-        subjects += [video] * len(kept)
-        paths += [face_of[n] for n in kept.tolist()]
+        used = numbers[labelled & seen]
+        blocks.append(values[used - 1])
+        frames += used.tolist()
+        subjects += [video] * len(used)
+        paths += [face_of[n] for n in used.tolist()]
     if not paths:
         raise UserError(
             f"none of the {len(files)} label files in {labels} has a frame with a label and a face "
@@ -98,14 +98,14 @@ def _track(root: Path, track: str, annotations: str | None) -> Path:
     if annotations is not None:
         return require_path(root / annotations, "Aff-Wild2's annotations")
     pattern = f"{track.upper()}_*Challenge"
-    found = sorted(p for depth in ("", "*/") for p in root.glob(depth + pattern) if p.is_dir())
-    if len(found) != 1:
+    folders = sorted(p for depth in ("", "*/") for p in root.glob(depth + pattern) if p.is_dir())
+    if len(folders) != 1:
         raise UserError(
-            f"{root} has {len(found) or 'no'} folders {pattern} in it or one level down"
-            + "".join(f", {path.relative_to(root)}" for path in found)
+            f"{root} has {len(folders) or 'no'} folders {pattern} in it or one level down"
+            + "".join(f", {path.relative_to(root)}" for path in folders)
             + ": give the one to read as annotations=..., a path under the root"
         )
-    return found[0]
+    return folders[0]
 
 
 def _read(file: Path, track: str, invalid: float) -> tuple[list[str], np.ndarray]:

@@ -51,7 +51,7 @@ def read(
         "id": [f"bah-{Path(path).stem}" for path in paths],
         "subject": [_subject(path, listing) for path in paths],
         "context": [[_label(code, listing)] for _, code, _ in lines],
-        "meta": json_meta(len(paths), transcript=[said for _, _, said in lines]),
+        "meta": json_meta(len(paths), transcript=[transcript for _, _, transcript in lines]),
     }
     return with_frames(columns, [faces / path for path in paths], frames, skipped)
 

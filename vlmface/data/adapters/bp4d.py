@@ -74,17 +74,17 @@ def read(
                     f"{person}_{task}.csv has the code {min(wrong_codes)}, expected 0, 1 or "
                     f"{unknown} for unknown (see unknown)"
                 )
-            found = frames_by_number(
+            images_by_number = frames_by_number(
                 require_path(folder / person / task, f"{person}'s images of task {task}")
             )
-            there = np.array([frame + offset in found for frame in frames], bool)
-            lacking += [f"{person} {task} frame {frame}" for frame in np.array(frames)[~there]]
-            kept = [frame for frame in frames if frame + offset in found]
-            ids += [f"bp4d-{person}-{task}-{frame:04d}" for frame in kept]
-            paths += [found[frame + offset] for frame in kept]
-            subjects += [person] * len(kept)
-            seen_in += [task] * len(kept)
-            codes.append(grid[there])
+            has_image = np.array([frame + offset in images_by_number for frame in frames], bool)
+            lacking += [f"{person} {task} frame {frame}" for frame in np.array(frames)[~has_image]]
+            with_image = [frame for frame in frames if frame + offset in images_by_number]
+            ids += [f"bp4d-{person}-{task}-{frame:04d}" for frame in with_image]
+            paths += [images_by_number[frame + offset] for frame in with_image]
+            subjects += [person] * len(with_image)
+            seen_in += [task] * len(with_image)
+            codes.append(grid[has_image])
     labels = np.concatenate(codes)
     columns = {
         "id": ids,

@@ -77,10 +77,10 @@ def read(
         peak = named.stem.rpartition("_")[0] if named else stems[-1]
         before = [stem for stem in stems if stem < peak]
         emotion = _emotion(label) if label else None
-        shown = [(stem, emotion) for stem in (before[-2:] if frames == "last3" else [])]
-        shown.append((peak, emotion))
+        chosen = [(stem, emotion) for stem in (before[-2:] if frames == "last3" else [])]
+        chosen.append((peak, emotion))
         if classes == 8 and label and before:
-            shown = [(stems[0], "neutral"), *(pair for pair in shown if pair[0] != stems[0])]
+            chosen = [(stems[0], "neutral"), *(pair for pair in chosen if pair[0] != stems[0])]
         rows += [
             {
                 "id": f"ckplus-{stem}",
@@ -89,18 +89,18 @@ def read(
                 "emotion": word,
                 "coding": coding if stem == peak else None,
             }
-            for stem, word in shown
+            for stem, word in chosen
         ]
     columns: dict[str, Any] = {
         name: [row[name] for row in rows] for name in ("id", "image", "subject", "emotion")
     }
     if aus:
         columns |= _action_units([row["coding"] for row in rows])
-    found = Rows(columns, skipped)
+    all_rows = Rows(columns, skipped)
     if split == "all":
-        return found
+        return all_rows
     tested = subject_fold(columns["subject"], fold, folds)
-    return found.take(tested if split == "test" else ~tested)
+    return all_rows.take(tested if split == "test" else ~tested)
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -133,15 +133,15 @@ def _emotion(path: Path) -> str | None:
 
 def _action_units(codings: list[Path | None]) -> dict[str, Any]:
     """The columns aus and meta; meta keeps the codes that are no AUs of the face (head, gaze)."""
-    found = [
+    grades_by_code = [
         {} if path is None else {int(code): grade for code, grade in _numbers(path, 2)}
         for path in codings
     ]
-    numbers = sorted({*CODED, *(au for units in found for au in units if au in facs.AUS)})
-    present = np.array([[au in units for au in numbers] for units in found], bool)
+    numbers = sorted({*CODED, *(au for units in grades_by_code for au in units if au in facs.AUS)})
+    present = np.array([[au in units for au in numbers] for units in grades_by_code], bool)
     coded = np.array([path is not None for path in codings], bool)
-    grades = np.array([[units.get(au, 0.0) for au in numbers] for units in found])
-    others = [[code for code in units if code not in facs.AUS] for units in found]
+    grades = np.array([[units.get(au, 0.0) for au in numbers] for units in grades_by_code])
+    others = [[code for code in units if code not in facs.AUS] for units in grades_by_code]
     return {
         "aus": action_units(
             numbers,
@@ -149,5 +149,5 @@ def _action_units(codings: list[Path | None]) -> dict[str, Any]:
             np.where(present & (grades == 0), np.nan, grades),  # 0: seen, but not graded
             coded[:, None] & (present | np.isin(numbers, CODED)),
         ),
-        "meta": json_meta(len(found), other_codes=others),
+        "meta": json_meta(len(grades_by_code), other_codes=others),
     }

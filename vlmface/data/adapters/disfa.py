@@ -71,15 +71,19 @@ def read(
     lacking, unlabelled = [], []
     for person in people:
         frames, labels = _labels(root / "ActionUnit_Labels" / person, person, numbers)
-        found = {number + 1 - first_frame: path for number, path in images[person].items()}
-        there = np.array([frame in found for frame in frames], bool)
-        unlabelled += [found[frame] for frame in sorted(set(found) - set(frames))]
-        lacking += [f"{person} frame {frame}" for frame in np.array(frames)[~there]]
-        kept = [frame for frame in frames if frame in found]
-        ids += [f"disfa-{person}-{frame:05d}" for frame in kept]
-        paths += [found[frame] for frame in kept]
-        subjects += [person] * len(kept)
-        codes.append(labels[there])
+        images_by_frame = {
+            number + 1 - first_frame: path for number, path in images[person].items()
+        }
+        has_image = np.array([frame in images_by_frame for frame in frames], bool)
+        unlabelled += [
+            images_by_frame[frame] for frame in sorted(set(images_by_frame) - set(frames))
+        ]
+        lacking += [f"{person} frame {frame}" for frame in np.array(frames)[~has_image]]
+        with_image = [frame for frame in frames if frame in images_by_frame]
+        ids += [f"disfa-{person}-{frame:05d}" for frame in with_image]
+        paths += [images_by_frame[frame] for frame in with_image]
+        subjects += [person] * len(with_image)
+        codes.append(labels[has_image])
     grid = np.concatenate(codes)
     columns = {
         "id": ids,

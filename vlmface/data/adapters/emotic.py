@@ -51,7 +51,7 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
     people = _from_mat(source, part) if source.suffix == ".mat" else _from_csv(source)
     folder = root / "emotic" if (root / "emotic").exists() else root
 
-    kept, ids, beyond = [], [], []
+    within_range, ids, beyond = [], [], []
     seen: dict[str, int] = {}
     for person in people:
         key = f"{person.folder.split('/')[0]}-{Path(person.file).stem}"
@@ -59,25 +59,27 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
         if any(not np.isnan(x) and not 1 <= x <= 10 for x in person.dimensions):
             beyond.append(f"{person.folder}/{person.file}, person {seen[key]}")
             continue
-        kept.append(person)
+        within_range.append(person)
         ids.append(f"emotic-{key}-{seen[key]}")
-    dimensions = np.full((len(kept), 3), np.nan)
-    for row, person in enumerate(kept):
+    dimensions = np.full((len(within_range), 3), np.nan)
+    for row, person in enumerate(within_range):
         if person.dimensions:
             dimensions[row] = person.dimensions
     valence, arousal, dominance = ((dimensions - 5.5) / 4.5).T
-    canonical_labels("emotic26", [category for person in kept for category in person.categories])
+    canonical_labels(
+        "emotic26", [category for person in within_range for category in person.categories]
+    )
     columns = {
         "id": ids,
-        "image": [str(folder / person.folder / person.file) for person in kept],
-        "context": [person.categories or None for person in kept],
+        "image": [str(folder / person.folder / person.file) for person in within_range],
+        "context": [person.categories or None for person in within_range],
         "valence": valence,
         "arousal": arousal,
-        "gender": canonical_labels("gender", [person.gender or None for person in kept]),
-        "age_group": [person.age or None for person in kept],
+        "gender": canonical_labels("gender", [person.gender or None for person in within_range]),
+        "age_group": [person.age or None for person in within_range],
         "meta": json_meta(
-            len(kept),
-            person_box=[person.box for person in kept],
+            len(within_range),
+            person_box=[person.box for person in within_range],
             dominance=[None if np.isnan(x) else round(x, 6) for x in dominance.tolist()],
         ),
     }
@@ -93,8 +95,8 @@ def _source(root: Path, part: str, annotations: str | None) -> Path:
             if given.is_file()
             else require_path(given / f"{part}.csv", "EMOTIC's annotations")
         )
-    found = [root / "emotic_pre" / f"{part}.csv", root / f"{part}.csv", mat]
-    return next((path for path in found if path.exists()), None) or require_path(
+    candidates = [root / "emotic_pre" / f"{part}.csv", root / f"{part}.csv", mat]
+    return next((path for path in candidates if path.exists()), None) or require_path(
         mat, "EMOTIC's labels"
     )
 

@@ -71,7 +71,7 @@ def read(
             f"or {unknown} for unknown (see unknown)"
         )
     folder = require_path(root / images, "the downloaded images (see images)")
-    found = {
+    images_by_stem = {
         Path(name).stem: os.path.join(place, name)
         for place, _, names in os.walk(folder)
         for name in names
@@ -80,7 +80,7 @@ def read(
     rows = Rows(
         {
             "id": [f"emotionet-{stem}" for stem in stems],
-            "image": [found.get(stem, str(folder / f"{stem}.jpg")) for stem in stems],
+            "image": [images_by_stem.get(stem, str(folder / f"{stem}.jpg")) for stem in stems],
             "aus": action_units(aus, codes == 1, None, annotated),
         },
         {"line without a URL": nameless} if nameless else {},

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.records import Record, check_choice, folder_of_images, records
 from vlmface.data.published import published_counts
+from vlmface.data.records import Record, check_choice, folder_of_images, records
 from vlmface.data.rows import Rows, action_units, json_meta, require_path
 from vlmface.errors import UserError
 
@@ -89,25 +89,25 @@ def read(
     if not 0 < threshold <= 5:
         raise UserError(f"threshold={threshold!r}: give an intensity above 0 and up to 5")
     folder = folder_of_images(images, root)
-    found = records(_file(root, part, split))
-    parts = [three_parts(record.text("description")) for record in found]
-    values = np.array([_values(record) for record in found], np.float64).reshape(-1, 24)
+    faces = records(_file(root, part, split))
+    parts = [three_parts(record.text("description")) for record in faces]
+    values = np.array([_values(record) for record in faces], np.float64).reshape(-1, 24)
     intensity = 5 * np.stack([values[:, at].max(1) for at in UNITS.values()], 1)
-    stems = [str(PurePosixPath(record.text("file_name")).with_suffix("")) for record in found]
+    stems = [str(PurePosixPath(record.text("file_name")).with_suffix("")) for record in faces]
     return Rows(
         {
             "id": [f"expllm-{stem}" for stem in stems],
-            "image": [record.image("file_name", folder) for record in found],
-            "emotion": [_emotion(record, part) for record in found],
+            "image": [record.image("file_name", folder) for record in faces],
+            "emotion": [_emotion(record, part) for record in faces],
             "aus": action_units(list(UNITS), intensity >= threshold, intensity),
             "rationale": [rationale for rationale, _ in parts],
-            "rationale_source": ["teacher"] * len(found),
-            "saw_label": np.ones(len(found), bool),
+            "rationale_source": ["teacher"] * len(faces),
+            "saw_label": np.ones(len(faces), bool),
             "meta": json_meta(
-                len(found),
+                len(faces),
                 au=values.tolist(),
                 conclusion=[conclusion for _, conclusion in parts],
-                part=[part] * len(found),
+                part=[part] * len(faces),
             ),
         }
     )
@@ -115,9 +115,11 @@ def read(
 
 def _file(root: Path, part: str, split: str) -> Path:
     names = FILES[part, split]
-    there = [root / name for name in names if (root / name).exists()]
+    existing = [root / name for name in names if (root / name).exists()]
     return (
-        there[0] if there else require_path(root / names[0], f"Exp-CoT of {part}, split {split!r}")
+        existing[0]
+        if existing
+        else require_path(root / names[0], f"Exp-CoT of {part}, split {split!r}")
     )
 
 

@@ -62,26 +62,26 @@ def read(
     """
     check_choice("task", task, ("emotion", "au"))
     folder = folder_of_images(images, root)
-    found = records(
+    faces = records(
         require_path(root / FILES[split].format(task=task), f"FABA-Instruct's {task} texts")
     )
-    paths = [_path(record) for record in found]
-    asked = [_question_and_answer(record, task) for record in found]
+    paths = [_path(record) for record in faces]
+    conversations = [_question_and_answer(record, task) for record in faces]
     columns: dict[str, Any] = {
         "id": [f"faba-{task}-{_stem(record.text('image'))}" for record in paths],
         "image": [record.image("image", folder) for record in paths],
-        "rationale": [answer for _, answer in asked],
-        "rationale_source": ["teacher"] * len(found),
-        "saw_label": np.ones(len(found), bool),
-        "meta": json_meta(len(found), prompt=[question for question, _ in asked]),
+        "rationale": [answer for _, answer in conversations],
+        "rationale_source": ["teacher"] * len(faces),
+        "saw_label": np.ones(len(faces), bool),
+        "meta": json_meta(len(faces), prompt=[question for question, _ in conversations]),
     }
     if task == "emotion":
-        columns["emotion"] = [_emotion(r) if r.has("label") else None for r in found]
+        columns["emotion"] = [_emotion(r) if r.has("label") else None for r in faces]
     else:
         full = au_numbers(au_set)
         columns["aus"] = listed_units(
-            [_units(record) if record.has("label") else set() for record in found],
-            [full if record.has("label") else set() for record in found],
+            [_units(record) if record.has("label") else set() for record in faces],
+            [full if record.has("label") else set() for record in faces],
         )
     return Rows(columns)
 
@@ -101,10 +101,10 @@ def _stem(path: str) -> str:
 def _question_and_answer(record: Record, task: str) -> tuple[str, str]:
     if not record.has("conversations") and record.has("gpt4"):
         return QUESTIONS[task], record.text("gpt4").strip()
-    found = question_answer_pairs(record)
-    if len(found) != 1:
+    pairs = question_answer_pairs(record)
+    if len(pairs) != 1:
         record.refuse("conversations", "one question and one answer")
-    question, answer = found[0]
+    question, answer = pairs[0]
     return question, answer.strip()
 
 

@@ -68,20 +68,20 @@ def read(
             folder = _folder(record, source, images, root)
             path = record.but(image=record.images("image")[0]).image("image", folder)
             rows.append((record, f"fea20k-{source}-{record.word('id')}", path))
-    found = [record for record, _, _ in rows]
-    texts = [split_thought(record.optional("description")) for record in found]
+    faces = [record for record, _, _ in rows]
+    texts = [split_thought(record.optional("description")) for record in faces]
     written = [rationale is not None for rationale, _ in texts]
-    present = [record.units("AUs") if record.has("AUs") else set() for record in found]
-    coding = {r.fields["dataset"] for r, units in zip(found, present, strict=True) if units}
+    present = [record.units("AUs") if record.has("AUs") else set() for record in faces]
+    coding = {r.fields["dataset"] for r, units in zip(faces, present, strict=True) if units}
     full = au_numbers(au_set)
-    coded = [full if record.fields["dataset"] in coding else set() for record in found]
-    asked = [record.optional("question") or "" for record in found]
-    labels = [record.texts("labels") if record.has("labels") else [] for record in found]
+    coded = [full if record.fields["dataset"] in coding else set() for record in faces]
+    questions = [record.optional("question") or "" for record in faces]
+    labels = [record.texts("labels") if record.has("labels") else [] for record in faces]
     return Rows(
         {
             "id": [id for _, id, _ in rows],
             "image": [path for _, _, path in rows],
-            "emotion": [_emotion(*pair) for pair in zip(found, labels, strict=True)],
+            "emotion": [_emotion(*pair) for pair in zip(faces, labels, strict=True)],
             "aus": listed_units(present, coded),
             "rationale": [rationale for rationale, _ in texts],
             "rationale_source": ["teacher" if given else "none" for given in written],
@@ -90,9 +90,9 @@ def read(
                 len(rows),
                 answer=[answer for _, answer in texts],
                 labels=labels,
-                prompt=[prompt.replace("<image>", "").strip() for prompt in asked],
-                source=[record.fields["dataset"] for record in found],
-                source_info=[record.fields.get("meta_info") for record in found],
+                prompt=[prompt.replace("<image>", "").strip() for prompt in questions],
+                source=[record.fields["dataset"] for record in faces],
+                source_info=[record.fields.get("meta_info") for record in faces],
             ),
         },
         {reason: places for reason, places in skipped.items() if places},
@@ -104,14 +104,14 @@ def _files(root: Path, split: str, files: str | Sequence[str] | None) -> list[Pa
     for pattern in patterns:
         if not pattern or Path(pattern).is_absolute():
             raise UserError(f"files={pattern!r}: give names or patterns such as 'FABA-*.jsonl'")
-    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
-    if not found:
-        there = sorted(path.name for path in root.glob("*.jsonl"))[:8]
+    paths = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    if not paths:
+        listing = sorted(path.name for path in root.glob("*.jsonl"))[:8]
         raise UserError(
             f"{root} has no file {' or '.join(patterns)} for split {split!r}: it holds "
-            f"{', '.join(there) or 'no .jsonl file'}; name the files in files="
+            f"{', '.join(listing) or 'no .jsonl file'}; name the files in files="
         )
-    return found
+    return paths
 
 
 def _folder(

@@ -80,7 +80,7 @@ def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
     import pyarrow.compute as pc
 
     head = f"P5 {SIDE} {SIDE} 255\n".encode()
-    found: list[bytes] = []
+    encoded: list[bytes] = []
     start = 0
     for chunk in table["pixels"].chunks:  # small pieces: as text, the numbers fill gigabytes
         mask = chosen[start : start + len(chunk)]
@@ -100,14 +100,16 @@ def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
                 f"{path}, lines {start + 2} to {start + len(chunk) + 1}: a pixel is no whole "
                 f"number from 0 to 255: {error}"
             ) from error
-        found += [head + row.tobytes() for row in values]
+        encoded += [head + row.tobytes() for row in values]
         start += len(chunk)
-    return found
+    return encoded
 
 
 def _folders(root: Path, split: str) -> Rows:
-    own = {"train": ["train"], "validation": ["validation", "val"], "test": ["test"]}[split]
-    place = next((root / name for name in own if (root / name).is_dir()), root / "test")
+    folder_names = {"train": ["train"], "validation": ["validation", "val"], "test": ["test"]}[
+        split
+    ]
+    place = next((root / name for name in folder_names if (root / name).is_dir()), root / "test")
     rows = class_folders(
         require_path(place, "the folder of a part"), "emotion7", f"fer2013-{split}"
     )

@@ -15,8 +15,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmface.data.records import check_choice, folder_of_images, records
 from vlmface.data.published import published_counts
+from vlmface.data.records import check_choice, folder_of_images, records
 from vlmface.data.rows import Rows, json_meta, require_path
 
 TITLE = "FERBench"
@@ -45,7 +45,7 @@ def read(root: Path, split: str, *, part: str = "all", images: str | None = None
     check_choice("part", part, ("all", *PARTS))
     folder = folder_of_images(images, root)
     ids, paths, emotions = [], [], []
-    asked: dict[str, list[Any]] = {
+    questions: dict[str, list[Any]] = {
         "part": [],
         "prompt": [],
         "candidate_labels": [],
@@ -61,10 +61,10 @@ def read(root: Path, split: str, *, part: str = "all", images: str | None = None
             stem = PurePosixPath(record.text("image_path")).with_suffix("")
             ids.append(f"ferbench-{str(stem).lstrip('/')}")
             emotions.append(emotion)
-            asked["part"].append(name)
-            asked["prompt"].append(record.text("prompt"))
-            asked["candidate_labels"].append(candidates)
-            asked["label_word"].append(record.text("true_label"))
+            questions["part"].append(name)
+            questions["prompt"].append(record.text("prompt"))
+            questions["candidate_labels"].append(candidates)
+            questions["label_word"].append(record.text("true_label"))
     return Rows(
-        {"id": ids, "image": paths, "emotion": emotions, "meta": json_meta(len(ids), **asked)}
+        {"id": ids, "image": paths, "emotion": emotions, "meta": json_meta(len(ids), **questions)}
     )

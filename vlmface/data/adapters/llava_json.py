@@ -69,37 +69,39 @@ def read(
     folder = folder_of_images(images, path.parent)
     names = ("id", "image", "subject", "emotion", "rationale")
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    said: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
+    texts: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
     skipped: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
     for number, record in enumerate(records(path), 1):
-        shown = image_paths(record)
-        if len(shown) != 1:
-            skipped["several images" if shown else "no image"].append(record.where)
+        image_files = image_paths(record)
+        if len(image_files) != 1:
+            skipped["several images" if image_files else "no image"].append(record.where)
             continue
-        found = question_answer_pairs(record)
-        if turns == "first" and len(found) > 1:
-            skipped["later turns"].append(f"{record.where}: {len(found) - 1}")
-            found = found[:1]
-        image = record.but(image=shown[0]).image("image", folder)
+        pairs = question_answer_pairs(record)
+        if turns == "first" and len(pairs) > 1:
+            skipped["later turns"].append(f"{record.where}: {len(pairs) - 1}")
+            pairs = pairs[:1]
+        image = record.but(image=image_files[0]).image("image", folder)
         emotion = record.label(label) if label and record.optional(label) else None
-        for turn, (question, text) in enumerate(found, 1):
+        for turn, (question, text) in enumerate(pairs, 1):
             rationale, answer = split_thought(text)
             place = f"{number}" if turns == "first" else f"{number}-{turn}"
             columns["id"].append(f"llava_json-{place}")
             columns["image"].append(image)
-            columns["subject"].append(shown[0])
+            columns["subject"].append(image_files[0])
             columns["emotion"].append(emotion)
             columns["rationale"].append(rationale)
-            said["answer"].append(answer)
-            said["prompt"].append(question)
-            said["source_id"].append(record.word("id") if record.has("id") else None)
+            texts["answer"].append(answer)
+            texts["prompt"].append(question)
+            texts["source_id"].append(record.word("id") if record.has("id") else None)
     written = np.array([text is not None for text in columns["rationale"]], bool)
-    told = {
+    provenance = {
         "rationale_source": [rationale_source if given else "none" for given in written],
         "saw_label": written & bool(saw_label),
-        "meta": json_meta(len(written), **said),
+        "meta": json_meta(len(written), **texts),
     }
-    return Rows(columns | told, {reason: places for reason, places in skipped.items() if places})
+    return Rows(
+        columns | provenance, {reason: places for reason, places in skipped.items() if places}
+    )
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:

@@ -57,17 +57,17 @@ def read(
     }
     rows = with_frames(columns, folders, frames, skipped)
 
-    kept = rows.columns.pop("place")
+    clip_folders = rows.columns.pop("place")
     files = [[os.path.basename(frame) for frame in clip] for clip in rows.columns["frames"]]
     extra: dict[str, list[Any]] = {}
     if boxes := _boxes(root, faces, FACES, places):
         extra["face_boxes"] = [
             [boxes.get(place, {}).get(name) for name in clip]
-            for place, clip in zip(kept, files, strict=True)
+            for place, clip in zip(clip_folders, files, strict=True)
         ]
     if boxes := _boxes(root, bodies, BODIES, places):
-        extra["body_box"] = [boxes.get(place) for place in kept]
-    rows.columns["meta"] = json_meta(len(kept), **extra)
+        extra["body_box"] = [boxes.get(place) for place in clip_folders]
+    rows.columns["meta"] = json_meta(len(clip_folders), **extra)
     return rows
 
 

@@ -95,16 +95,16 @@ def _compound(code: int, listing: Path) -> str:
 
 
 def _attributes(root: Path, stems: list[str]) -> dict[str, list[str | None]]:
-    found: dict[str, list[str | None]] = {"gender": [], "race": [], "age_group": []}
+    attributes: dict[str, list[str | None]] = {"gender": [], "race": [], "age_group": []}
     folder = require_path(root / "Annotation" / "manual", "RAF-DB's attribute files")
     for stem in stems:
         path = folder / f"{stem}_manu_attri.txt"
         codes = read_text(require_path(path, "gender, race and age of a face")).split()[-3:]
         for (name, values), words, code in zip(
-            found.items(), (GENDERS, RACES, AGES), codes, strict=True
+            attributes.items(), (GENDERS, RACES, AGES), codes, strict=True
         ):
             if not code.isdigit() or int(code) >= len(words):
                 raise UserError(f"{path}: {name} code {code!r}, expected 0 to {len(words) - 1}")
             word = words[int(code)]
             values.append(None if word == "unsure" else word)
-    return found
+    return attributes

@@ -31,10 +31,10 @@ def read(root: Path | None, split: str, *, folder: str | None = None) -> dataset
         why = "has no dataset_info.json" if root.exists() else "does not exist"
         raise UserError(f"{root} is no folder of `vlmface rationale build`: it {why}")
     rows = load_from_disk(root)
-    found = sorted(map(str, rows.unique("split")))
-    if found != [split]:
+    built_splits = sorted(map(str, rows.unique("split")))
+    if built_splits != [split]:
         raise UserError(
-            f"{root} was built from split {', '.join(map(repr, found))}, not {split!r}: ask for "
-            "that, or build the other one"
+            f"{root} was built from split {', '.join(map(repr, built_splits))}, not {split!r}: use "
+            "that split, or build the other one"
         )
     return rows

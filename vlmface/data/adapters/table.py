@@ -147,19 +147,19 @@ def read(
     skipped: dict[str, list[str]] = {}
     if aus is not None:
         rows = _tracked(table, rows, skipped)
-    index, found = _pictures(
+    index, fields = _pictures(
         table, source["image"], rows, folder_of_images(images, root.parent), skipped
     )
-    found |= _labels(table, source, index, meant, words or {})
+    fields |= _labels(table, source, index, meant, words or {})
     if "rationale" in source:
-        written = np.array([text is not None for text in found["rationale"]], bool)
-        found["rationale_source"] = [rationale_source if given else "none" for given in written]
-        found["saw_label"] = written & bool(saw_label)
+        written = np.array([text is not None for text in fields["rationale"]], bool)
+        fields["rationale_source"] = [rationale_source if given else "none" for given in written]
+        fields["saw_label"] = written & bool(saw_label)
     if aus is not None:
-        found["aus"] = _units(table, index, _au_columns(table, aus), coding)
+        fields["aus"] = _units(table, index, _au_columns(table, aus), coding)
     elif not source.keys() - {"image", *NAMES}:
         _warn_of_no_label(table, source, split_column)
-    return Rows(found, skipped)
+    return Rows(fields, skipped)
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
@@ -296,8 +296,8 @@ def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, st
         path = label_word(table, column, row)
     if not path:
         return None
-    found = path if os.path.isabs(path) else path_inside(folder, path)
-    if found is None or has_parent_reference(path):
+    full_path = path if os.path.isabs(path) else path_inside(folder, path)
+    if full_path is None or has_parent_reference(path):
         raise refuse(
             table,
             column,
@@ -305,9 +305,9 @@ def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, st
             f"an absolute path or one inside {folder} (images= names "
             "the folder that paths start from)",
         )
-    if "\\" in path and not os.path.exists(found):
-        path, found = path.replace("\\", "/"), found.replace("\\", "/")
-    return path, found
+    if "\\" in path and not os.path.exists(full_path):
+        path, full_path = path.replace("\\", "/"), full_path.replace("\\", "/")
+    return path, full_path
 
 
 # --- labels ---------------------------------------------------------------------------------------
@@ -322,20 +322,20 @@ def _labels(
 ) -> dict[str, Any]:
     """The columns of the fields but `image` and `aus`."""
     _check_words(words)
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if "id" in source:
-        found["id"] = [f"table-{required(table, source['id'], i)}" for i in rows]
+        fields["id"] = [f"table-{required(table, source['id'], i)}" for i in rows]
     if "emotion" in source:
-        found["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
+        fields["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
     for field in (field for field in TEXTS if field in source):
         read = word_of if field in NAMES else label_word
-        found[field] = [read(table, source[field], i) for i in rows]
+        fields[field] = [read(table, source[field], i) for i in rows]
     for field in (field for field in WORDS if field in source):
         mapping = with_plain(words.get(field, {}))
-        found[field] = [_person(table, field, source[field], i, mapping) for i in rows]
+        fields[field] = [_person(table, field, source[field], i, mapping) for i in rows]
     for field in (field for field in NUMBERS if field in source):
-        found[field] = [number_of(table, source[field], i) for i in rows]
-    return found
+        fields[field] = [number_of(table, source[field], i) for i in rows]
+    return fields
 
 
 def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
@@ -425,7 +425,7 @@ def _au_columns(table: Table, aus: str | Sequence[str] | Mapping[str, str]) -> d
     if isinstance(aus, Mapping):
         return {facs.parse_name(str(au)): table.need(name, "aus") for au, name in aus.items()}
     patterns = [pattern.lower() for pattern in ([aus] if isinstance(aus, str) else aus)]
-    found: dict[int, str] = {}
+    columns: dict[int, str] = {}
     for column in (c for c in table.columns if any(fnmatchcase(c.lower(), p) for p in patterns)):
         numbers = re.findall(r"\d+", column)
         if len(numbers) != 1:
@@ -434,15 +434,15 @@ def _au_columns(table: Table, aus: str | Sequence[str] | Mapping[str, str]) -> d
                 "narrow the pattern, or give {'AU1': 'column', ...}"
             )
         au = facs.parse_name(numbers[0].lstrip("0"))
-        if au in found:
+        if au in columns:
             raise UserError(
-                f"aus={aus!r} fits {found[au]!r} and {column!r}, both of AU{au}: "
+                f"aus={aus!r} fits {columns[au]!r} and {column!r}, both of AU{au}: "
                 "narrow the pattern, as in 'AU*_c'"
             )
-        found[au] = column
-    if not found:
+        columns[au] = column
+    if not columns:
         raise UserError(f"aus={aus!r} fits no column of {table.path}: {', '.join(table.columns)}")
-    return found
+    return columns
 
 
 @dataclass(frozen=True)

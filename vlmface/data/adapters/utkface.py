@@ -68,15 +68,15 @@ def _images(root: Path, images: str | None) -> Iterator[tuple[str, str]]:
         folders = [root / "UTKFace"]
     else:
         folders = [part for k in (1, 2, 3) if (part := root / f"part{k}").exists()] or [root]
-    found = sorted(
+    paths = sorted(
         (name, str(folder / name))
         for folder in folders
         for name in os.listdir(folder)
         if name.lower().endswith(SUFFIXES)
     )
-    if not found:
+    if not paths:
         raise UserError(
             f"{', '.join(map(str, folders))} holds no images: expected UTKFace's, such as "
             "26_0_1_20170104165701457.jpg.chip.jpg; name their folder with images="
         )
-    yield from found
+    yield from paths

@@ -120,8 +120,8 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def _world_size() -> int:
-    there = dist.is_available() and dist.is_initialized()
-    return dist.get_world_size() if there else 1
+    distributed = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if distributed else 1
 
 
 def caption_loss(

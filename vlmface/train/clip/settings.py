@@ -226,12 +226,12 @@ class Settings(Training):
             yield Unused("class_specific", f"text is {self.text}", ("text",))
         if self.frames == 1:
             yield Unused("time", "frames is 1", ("frames",))
-        asked = label_texts.load(self.prompt)
-        if not any(asked.negative.values()):
-            why = f"prompt {asked.id} has no negative texts"
+        texts = label_texts.load(self.prompt)
+        if not any(texts.negative.values()):
+            why = f"prompt {texts.id} has no negative texts"
             yield Unused("negative_weight", why, ("prompt",))
-        if asked.several:
-            why = f"a picture may have several labels of {asked.space.id}"
+        if texts.several:
+            why = f"a picture may have several labels of {texts.space.id}"
             yield Unused("margins", why, ("prompt",))
         if self.select == "last" and self.wise_alpha != "auto":
             why = "select is last and wise_alpha is a number, so nothing is chosen on held-out rows"

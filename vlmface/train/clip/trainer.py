@@ -105,10 +105,10 @@ class ClipTrainer(Resumable, Trainer):
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.settings)
             kind: Any = torch.optim.AdamW
-            rest: dict[str, Any] = {}
+            options: dict[str, Any] = {}
             if self.settings.optimizer == "sgd":
-                kind, rest = torch.optim.SGD, {"momentum": _MOMENTUM}
-            self.optimizer = kind(groups, lr=self.settings.learning_rate, **rest)
+                kind, options = torch.optim.SGD, {"momentum": _MOMENTUM}
+            self.optimizer = kind(groups, lr=self.settings.learning_rate, **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -163,8 +163,10 @@ def parameter_groups(module: nn.Module, settings: Training) -> list[dict[str, An
     """Groups for an optimizer: each part's rate, lower for the image tower's early layers by
     `layer_decay` a layer, and weight decay for matrices only."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    found = [int(m[1]) for n, _ in named if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))]
-    layers = max(found, default=-1) + 1
+    block_numbers = [
+        int(m[1]) for n, _ in named if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))
+    ]
+    layers = max(block_numbers, default=-1) + 1
     groups: dict[tuple[float, bool], list[Any]] = {}
     for name, parameter in named:
         part = part_of(name)
@@ -204,13 +206,15 @@ def train(
         data = RowNumbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
-    held = None
+    validation = None
     if settings.select == "best":
         if held_out is None:
             raise UserError("select is best, but there are no held-out rows to choose an epoch on")
-        held = HeldOutSet.of(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
+        validation = HeldOutSet.of(
+            classifier, held_out, settings.eval_batch_size, settings.cache_gib
+        )
     labels = classifier.texts.space.labels
-    return train_on(model, data, settings, held) | {
+    return train_on(model, data, settings, validation) | {
         "n": len(rows),
         "left_out": left_out,
         "labels": dict(zip(labels, model.counts, strict=True)),
@@ -218,27 +222,27 @@ def train(
 
 
 def train_on(
-    model: ClassifierWithLoss, data: Any, settings: Settings, held: HeldOutSet | None
+    model: ClassifierWithLoss, data: Any, settings: Settings, held_out: HeldOutSet | None
 ) -> dict[str, Any]:
     """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
-    keep = None if held is None else KeepBest(Path(settings.output_dir), held)
-    if keep:
-        distributed.on_main(keep.check)
-    found = fit(
+    keep_best = None if held_out is None else KeepBest(Path(settings.output_dir), held_out)
+    if keep_best:
+        distributed.on_main(keep_best.check)
+    results = fit(
         model,
         data,
         settings,
         rows=len(data),
         in_memory=model.features is not None,
-        callbacks=[keep] if keep else [],
+        callbacks=[keep_best] if keep_best else [],
     )
-    if keep:
+    if keep_best:
         distributed.wait_for_everyone()  # the best weights are on the disk
-        keep.restore()
+        keep_best.restore()
         if distributed.is_main():
-            found["selected"] = keep.best()
+            results["selected"] = keep_best.best()
     model.classifier.reset_cache()
-    return found
+    return results
 
 
 def fit(
@@ -321,7 +325,7 @@ def all_features(clip: Clip, data: ImageDataset, batch_size: int) -> torch.Tenso
     from tqdm import tqdm
 
     clip.model.eval()
-    found = []
+    batches = []
     world, last = world_size(), len(data) - 1
     starts = range(0, len(data), batch_size * world)
     for start in tqdm(starts, "image features", unit="batch", disable=not distributed.is_main()):
@@ -332,5 +336,5 @@ def all_features(clip: Clip, data: ImageDataset, batch_size: int) -> torch.Tenso
         n, pictures = squares.shape[:2]
         features = clip.image_features(squares.flatten(0, 1), normalize=False).float()
         features = features.unflatten(0, (n, pictures))
-        found.append((gather(features) if world > 1 else features).cpu())
-    return torch.cat(found)[: len(data)]
+        batches.append((gather(features) if world > 1 else features).cpu())
+    return torch.cat(batches)[: len(data)]
