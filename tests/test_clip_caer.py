@@ -71,7 +71,7 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
     found, _ = manifest.load(runs / "both")
     benchmark = benchmarks.load_benchmark("raer")
     rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse_views(found.crop), 4)
-    assert [len(row["shown"]) for row in rows] == [8, 8]
+    assert [len(row["images"]) for row in rows] == [8, 8]
     pictures = [open_images(row) for row in rows]
     model = ClipModel.load(runs / "both")
     again = model.predict(pictures, cut_out=True)

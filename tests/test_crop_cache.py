@@ -142,7 +142,7 @@ def test_what_cannot_be_read_says_what_helps(tmp_path: Path) -> None:
     for content in (b"", whole[:40], whole[:-1], b"not numpy" + whole, pickle.dumps([1])):
         pack.write_bytes(content)
         crop_cache._pack.cache_clear()
-        with pytest.raises(UserError, match="delete that folder, the faces will be cut again"):
+        with pytest.raises(UserError, match="delete that folder, the faces will be rendered again"):
             open_row_image(stored)
     pack.unlink()
     with pytest.raises(UserError, match="delete that folder"):
@@ -209,14 +209,14 @@ def test_work_that_fails_or_is_given_up_ends() -> None:
 def test_faces_do_not_pile_up_before_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any time, a pack that is being written and a few faces more are in memory."""
     monkeypatch.setattr(crop_cache, "IMAGES_PER_PACK", 16)
-    rows, cut = rows_of(320), crop_cache.cut
+    rows, render = rows_of(320), crop_cache.render_view
     write: Callable[..., None] = crop_cache.files.atomic_write
     made, written, most = [0], [0], [0]
 
     def counted(*arguments: Any) -> Any:
         made[0] += 1
         most[0] = max(most[0], made[0] - written[0])
-        return cut(*arguments)
+        return render(*arguments)
 
     def slow(path: Path, content: Any) -> None:
         time.sleep(0.03)

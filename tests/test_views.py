@@ -191,15 +191,15 @@ def test_every_view_of_a_row(tmp_path):
         found = crop_cache.apply_views(rows, VIEWS, progress=False)
     assert found["face_found"] == [True, False, True] and found["face_box"] == [None] * 3
     for k, row in enumerate(found):
-        assert len(row["shown"]) == 2 and row["image"] == row["shown"][0]
+        assert len(row["images"]) == 2 and row["image"] == row["images"][0]
         box = rows["face_box"][k]
         for picture, crop in zip(opened(row), VIEWS, strict=True):
             np.testing.assert_array_equal(picture, cut(tmp_path / f"{k}.png", box, crop))
     assert not (opened(found[1])[1] == crops.BOX_COLOUR).all(-1).any()
     again = crop_cache.apply_views(
-        found.remove_columns(["shown", "face_found"]), (), progress=False
+        found.remove_columns(["images", "face_found"]), (), progress=False
     )
-    assert again["image"] == found["image"] and "shown" not in again.column_names
+    assert again["image"] == found["image"] and "images" not in again.column_names
 
 
 def test_one_view_is_the_image_alone(tmp_path):
@@ -207,11 +207,11 @@ def test_one_view_is_the_image_alone(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = crop_cache.apply_views(rows, VIEWS[:1], progress=False)
-    assert "shown" not in found.column_names and found["face_found"] == [True, True]
+    assert "images" not in found.column_names and found["face_found"] == [True, True]
     assert found["image"] == crop_cache.cache_view(rows, VIEWS[0], progress=False)["image"]
     plain = crop_cache.apply_views(rows, (), progress=False)
     assert plain["image"] == with_still_images(rows)["image"]
-    assert not {"shown", "face_found"} & set(plain.column_names)
+    assert not {"images", "face_found"} & set(plain.column_names)
     scene = crop_cache.apply_views(
         rows, crops.parse_views({"show": "scene", "size": 32}), progress=False
     )
@@ -240,7 +240,7 @@ def test_each_frame_has_its_own_face(tmp_path):
         np.testing.assert_array_equal(opened(row)[:3], expected[:3])
         np.testing.assert_array_equal(opened(row)[3:6], expected[3:6])
         np.testing.assert_array_equal(opened(row)[6:], expected[6:])
-        assert row["image"] == row["shown"][1] and row["frames"] is None
+        assert row["image"] == row["images"][1] and row["frames"] is None
     middle = crop_cache.apply_views(rows, [crops.View(48, show="scene")], progress=False)
     scene = cut(tmp_path / "0-1.png", None, crops.View(48, show="scene"))
     np.testing.assert_array_equal(opened(middle[0])[0], scene)
@@ -249,14 +249,14 @@ def test_each_frame_has_its_own_face(tmp_path):
 def test_frames_without_views_and_clips_that_are_short(tmp_path):
     rows = clips(tmp_path, 1, 5)
     (row,) = crop_cache.apply_views(rows, (), frames=2, progress=False)
-    assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0-{i}.png" for i in (1, 3)]
+    assert [one["path"] for one in row["images"]] == [f"{tmp_path}/0-{i}.png" for i in (1, 3)]
     assert row["image"]["path"] == f"{tmp_path}/0-3.png"
     (row,) = crop_cache.apply_views(clips(tmp_path, 1, 1), (), frames=3, progress=False)
-    assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0-0.png"] * 3
+    assert [one["path"] for one in row["images"]] == [f"{tmp_path}/0-0.png"] * 3
     (row,) = crop_cache.apply_views(
         table(tmp_path, 1), (), frames=2, progress=False
     )  # stands still
-    assert [one["path"] for one in row["shown"]] == [f"{tmp_path}/0.png"] * 2
+    assert [one["path"] for one in row["images"]] == [f"{tmp_path}/0.png"] * 2
     for wrong in (0, -1, 1000):
         with pytest.raises(UserError, match=rf"frames is {wrong}: a model is shown 1 to 64"):
             crop_cache.apply_views(rows, (), frames=wrong)

@@ -12,12 +12,12 @@ from vlmface.data import crop_cache
 from vlmface.errors import UserError
 from vlmface.utils.images import open_image, size_of
 
-IMAGE_COLUMNS = ("image", "shown")  # columns of what a model is shown of a row
+IMAGE_COLUMNS = ("image", "images")  # what a model is shown of a row
 
 
 def open_row_image(image: Any) -> Image.Image:
     """The picture of a data set's row: an image already, or {"bytes", "path"} as `datasets` stores
-    it, or a face of `data.crops`. Files are opened as everywhere else, upright and RGB."""
+    it, or a view in the cache. Files are opened as everywhere else, upright and RGB."""
     if not isinstance(image, Mapping):
         return image
     source = image.get("bytes") or image["path"]
@@ -33,9 +33,9 @@ def open_row_image(image: Any) -> Image.Image:
 
 
 def image_refs(row: Mapping[str, Any]) -> list[Any]:
-    """What a model is shown of a row, for `open_row_image`: its `shown` pictures, or its `image`,
-    which may be a list too."""
-    refs = row.get("shown") or row["image"]
+    """What a model is shown of a row, for `open_row_image`: its `images`, or its `image`, which may
+    be a list too."""
+    refs = row.get("images") or row["image"]
     return list(refs) if isinstance(refs, list | tuple) else [refs]
 
 

@@ -242,7 +242,7 @@ def _still(
 
 
 def _truths(rows: datasets.Dataset, benchmark: Any) -> list[dict[str, Any]]:
-    hidden = [c for c in ("image", "frames", "shown") if c in rows.column_names]
+    hidden = [c for c in ("image", "frames", "images") if c in rows.column_names]
     samples = [FaceSample.from_row(row) for row in rows.remove_columns(hidden)]
     return [{"id": s.id, "subject": s.subject, "truth": answering.truth(s, benchmark)}
             for s in samples]  # fmt: skip

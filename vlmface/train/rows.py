@@ -27,7 +27,7 @@ def encode_rows(
     max_length: int,
     seed: int,
 ) -> tuple[datasets.Dataset, dict[str, int]]:
-    """FaceSample rows -> (rows of `image`, perhaps `shown`, `input_ids`, `labels`, `length`; left
+    """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, `labels`, `length`; left
     out by reason).
 
     A sample without a rationale gets one from the rule writer, from its annotated AUs and label.

@@ -29,7 +29,7 @@ def labelled(
     """
     labels = list(texts.space.labels)
     with_label, targets, affects = [], [], []
-    hidden = [name for name in ("image", "frames", "shown") if name in rows.column_names]
+    hidden = [name for name in ("image", "frames", "images") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
         sample_labels = sample.labels(texts.space)
@@ -59,7 +59,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, rows: datasets.Dataset, clip: Clip, cache_gib: float) -> None:
         self.rows, self.clip = rows, clip
-        columns = [name for name in ("image", "shown") if name in rows.column_names]
+        columns = [name for name in ("image", "images") if name in rows.column_names]
         self.pictures = rows.select_columns(columns)
         self.cache_bytes_left = int(cache_gib * 2**30)
         self.cache: dict[int, torch.Tensor] = {}

@@ -189,8 +189,8 @@ def train(
     settings: Settings,
     held_out: datasets.Dataset | None = None,
 ) -> dict[str, Any]:
-    """Train `classifier` in place on the rows that have a label; a row shows its `shown` pictures,
-    or its image.
+    """Train `classifier` in place on the rows that have a label; a row shows its `images`, or
+    its `image`.
 
     Goes on from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
     been interrupted. Where the image tower is frozen and pictures are not changed, its features are
