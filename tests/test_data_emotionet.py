@@ -67,7 +67,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
         data.load("emotionet", tmp_path, images="imgs")
     path = tmp_path / "EmotioNet_FACS_aws_2020_24600.csv"
     path.write_text(path.read_text().replace(",999", ",?"))
-    with pytest.raises(UserError, match=r"column of AU1 .* is no number"):
+    with pytest.raises(UserError, match=r"column of AU1 .* is not a number"):
         data.load("emotionet", tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"found: none.*save an xlsx list as csv"):

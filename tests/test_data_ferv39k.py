@@ -43,7 +43,7 @@ def test_what_is_wrong_is_named(tmp_path):
         data.load("ferv39k", tmp_path, clips="0_videos")
     listing = tmp_path / "4_setups" / "All_scenes" / "test_All.csv"
     text(listing, "A/Sad/0001 Bored")
-    with pytest.raises(UserError, match="'Bored' is no label"):
+    with pytest.raises(UserError, match="'Bored' is not a label"):
         data.load("ferv39k", tmp_path, "test")
     text(listing, "A/Sad/0001,Sad")
     with pytest.raises(UserError, match="lists no clips"):

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no folder of extracted frames or videos.*ffmpeg"):
         data.load("mafw", tmp_path, first=1)
     mafw.write(tmp_path, ("joyful", "angry", "boredom"))
-    with pytest.raises(UserError, match="'boredom' is no label of mafw11"):
+    with pytest.raises(UserError, match="'boredom' is not a label of mafw11"):
         data.load("mafw", tmp_path)
     (tmp_path / "Train & Test Set").rename(tmp_path / "lists")
     with pytest.raises(UserError, match="MAFW's lists of single labels not found"):

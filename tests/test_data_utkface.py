@@ -49,7 +49,7 @@ def test_malformed_names_are_listed(tmp_path):
         "name that is not age_gender_race_time": sorted(
             f"{stem}.jpg.chip.jpg" for stem in utkface.BAD
         ),
-        "name with a gender or race that is no code": ["30_2_0_20170116184028385.jpg.chip.jpg"],
+        "name with a unknown code of gender or race": ["30_2_0_20170116184028385.jpg.chip.jpg"],
     }
     both = rows.columns["id"] + adapter.read(tmp_path, "test").columns["id"]
     assert len(both) == 10 and "utkface-24_0_1_20170116220224658" in both

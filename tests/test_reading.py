@@ -416,7 +416,7 @@ def test_a_name_that_looks_like_a_null_word_stays(tmp_path):
     path = table(tmp_path, "image,emotion\n0.png,none\n1.png,sad\n")
     assert emotions(path, labels={"none": "neutral"}) == ["neutral", "sadness"]
     faces(tmp_path / "f", "none/0.png")
-    assert "'none', which is no emotion" in failure(tmp_path / "f")
+    assert "'none', which is not one of anger" in failure(tmp_path / "f")
 
 
 @pytest.mark.parametrize("three", ["3", "3.0", "3.", " 3 ", "3e0", "+3", "03", "3.00"])
@@ -471,14 +471,14 @@ def test_other_words_of_people_are_mapped_or_refused(tmp_path):
     rows = data.load("table", path, words=words)
     assert rows["gender"] == ["male", "female"] and rows["race"] == [None, "White"]
     assert rows["age_group"] == ["20-29", None]
-    assert "line 2: 'gender' is '0', which is no gender of female, male: map it" in failure(path)
+    assert "line 2: 'gender' is '0', which is not one of female, male: map it" in failure(path)
     message = failure(path, words={"gender": {0: "male", 1: "female"}})
-    assert "'Mixed', which is no race" in message and "columns={'race': None}" in message
+    assert "'Mixed', which is not one of " in message and "columns={'race': None}" in message
     rows = data.load("table", path, words={"gender": words["gender"]}, columns={"race": None})
     assert rows["race"] == [None, None]
     assert "words='sex': use one of 'gender'" in failure(path, words={"sex": {}})
     message = failure(path, words={"gender": {0: "masculine"}})
-    assert "words maps 0 to 'masculine', which is no gender: use one of female, male" in message
+    assert "words maps 0 to 'masculine' for gender: use one of female, male" in message
 
 
 def test_a_column_named_id_is_the_rows_and_id_in_capitals_may_be_a_persons(tmp_path):

@@ -91,8 +91,8 @@ def test_missing_empty_and_other_files(tmp_path):
         ("none.mp4", "does not exist"),
         (".", "is a folder"),
         ("empty.mp4", r"is empty \(0 bytes\)"),
-        ("text.mp4", "is no video that can be read"),
-        ("picture.mp4", "is no video that can be read"),
+        ("text.mp4", "is not a video that can be read"),
+        ("picture.mp4", "is not a video that can be read"),
     ):
         with pytest.raises(UserError, match=message):
             video.frames(tmp_path / name, 16)
@@ -107,7 +107,7 @@ def test_missing_empty_and_other_files(tmp_path):
 def test_playlists_open_no_other_files(tmp_path, playlist):
     videos.write(tmp_path / "clip.mkv", 3)
     (tmp_path / "list.mp4").write_text(playlist)
-    with pytest.raises(UserError, match="is no video that can be read"):
+    with pytest.raises(UserError, match="is not a video that can be read"):
         video.frames(tmp_path / "list.mp4", 16)
 
 
@@ -141,7 +141,7 @@ def test_cut_off(tmp_path, suffix, options):
 def test_index_that_is_cut_off(tmp_path):
     whole = videos.write(tmp_path / "whole.mp4", 100).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="is no video that can be read"):
+    with pytest.raises(UserError, match="is not a video that can be read"):
         video.frames(tmp_path / "cut.mp4", 16)
 
 
@@ -229,7 +229,7 @@ def test_videos_beside_folders(tmp_path, cache):
     assert {reason: len(what) for reason, what in rows.skipped.items()} == {
         "a video that cannot be decoded": 1, "no folder of frames": 1, "no frames in the folder": 1,
     }  # fmt: skip
-    assert "d.webm' is no video" in rows.skipped["a video that cannot be decoded"][0]
+    assert "d.webm' is not a video" in rows.skipped["a video that cannot be decoded"][0]
     own, first, second = rows.columns["frames"]
     assert [Path(one).name for one in own] == ["1.jpg", "2.jpg", "2.jpg", "3.jpg"]
     for paths in (first, second):

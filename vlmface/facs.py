@@ -1,4 +1,4 @@
-"""The Facial Action Coding System: which muscles move, what one sees, what it speaks for.
+"""The Facial Action Coding System (FACS): action units and the emotions that they are evidence for.
 
 Sources: Ekman, Friesen & Hager, *FACS: The Manual and Investigator's Guide* (2002) for numbers,
 names and muscles; Friesen & Ekman, *EMFACS-7* (1983) for the emotion prototypes; Du, Tao &
@@ -155,8 +155,9 @@ class Prototype:
         return tuple(sorted((*self.core_aus, *self.accessory)))
 
 
-# Core sets: EMFACS. Weights (ours): the sign that tells the emotion from its neighbours counts
-# more, so that AU4 alone reads as anger and not as a third of sadness, AU5 alone as surprise.
+# Core sets: EMFACS. Weights (ours): the sign that distinguishes the emotion from its neighbours
+# counts more, so that AU4 alone reads as anger and not as a third of sadness, AU5 alone as
+# surprise.
 # Accessory sets: EMFACS variants, and AUs that Du et al. found in a good part of the posed faces.
 PROTOTYPES: dict[str, Prototype] = {
     "anger": Prototype({(4,): 2, (5,): 1, (7,): 1, (23, 24): 2}, (10, 17)),
@@ -168,7 +169,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "sadness": Prototype({(1,): 1.5, (4,): 1, (15,): 1.5}, (6, 11, 17)),
     "surprise": Prototype({(1,): 1, (2,): 1, (5,): 1, (26, 27): 1}, (25,)),
 }
-# AUs that speak for some emotion; all others (blink, pucker, cheek puff ...) say nothing.
+# AUs that are evidence for some emotion; all others (blink, pucker, cheek puff ...) are not.
 INFORMATIVE_AUS: tuple[int, ...] = tuple(
     sorted({au for prototype in PROTOTYPES.values() for au in prototype.aus})
 )

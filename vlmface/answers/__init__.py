@@ -1,19 +1,20 @@
-"""Model text -> Answer: the only parser, and the home of the answer forms it reads.
+"""Model text -> Answer: the only parser, and the answer formats that it reads.
 
-Rewards, metrics, tables and the demo all read this one result. A label is given in two cases only:
+Rewards, metrics, tables and the demo all use this one result. A label is given in two cases only:
 
-- strict: the text is exactly the asked form and holds a label of the space, letter by letter;
-- lenient: the text breaks the form, but states one label by a rule that cannot be wrong: the place
-  of the answer holds a label or alias and nothing else, or a clause built of nothing but filler
-  words and the label ("The person looks happy"), while no other label is in play.
+- strict: the text has exactly the requested format and contains a label of the space, letter by
+  letter;
+- lenient: the text breaks the format, but states one label by a rule that cannot be wrong: the
+  place of the answer contains a label or alias and nothing else, or a clause that consists of
+  filler words and the label ("The person looks happy"), and no other label is mentioned.
 
 Everything else is ambiguous (labels compete, or one is mentioned and not stated), refused or none.
 
-The forms of SEVERAL ask for all the labels that apply, "Engagement, Happiness". Strict is a list of
+MULTI_LABEL_FORMATS are for all the labels that apply, "Engagement, Happiness". Strict is a list of
 labels, each once, in any order; lenient a list in other letters or with other separators, or
-between filler words ("The person feels engagement and happiness"). One word that is no label, a
-negation, an "or" or a question, and nothing of the list counts: what was meant by the rest would be
-a guess.
+between filler words ("The person feels engagement and happiness"). If the list contains a word that
+is not a label, a negation, an "or" or a question, no label counts, because the intended ones could
+only be guessed.
 """
 
 from __future__ import annotations
@@ -34,10 +35,17 @@ STATUSES = ("strict", "lenient", "ambiguous", "refused", "none")
 
 @dataclass(frozen=True)
 class Answer:
-    """`labels` are those that count, in the order of their space: () unless `status` is strict or
-    lenient, then one, or in a form of SEVERAL one at least. `label` is the only one, None where
-    there are none or several. `aus` are the action units that the text says are there,
-    `negated_aus` those it says are not (both sorted and disjoint)."""
+    """What a text answers.
+
+    Attributes:
+        label: the only label; None if there are none or several.
+        aus: action units that the text affirms, sorted.
+        status: one of STATUSES.
+        rationale: the text that is not the answer.
+        negated_aus: action units that the text denies, sorted; none of them is in `aus`.
+        labels: in the order of their space; () unless `status` is strict or lenient. Several of
+            them only in MULTI_LABEL_FORMATS.
+    """
 
     label: str | None
     aus: tuple[int, ...]
@@ -52,7 +60,7 @@ class Answer:
 
     @property
     def text_labels(self) -> str | None:
-        """The labels as a text for people, None if there are none."""
+        """The labels as one text; None if there are none."""
         return join_labels(self.labels) or None
 
 
@@ -65,7 +73,8 @@ SUFFIX = {
     "labels": "",
     "think_labels": "</answer>",
 }
-_FRAME = {"labels": "label", "think_labels": "think_answer"}  # the form that is like it for one
+# The format for one label with the same frame.
+_FRAME = {"labels": "label", "think_labels": "think_answer"}
 _SEPARATOR = ", "
 _OBSERVED, _OVERALL, _CONCLUDED = (
     f"**{heading}:**"
@@ -74,30 +83,30 @@ _OBSERVED, _OVERALL, _CONCLUDED = (
 
 
 def has_rationale(form: str) -> bool:
-    """Whether a rationale stands before the labels."""
+    """Whether a rationale comes before the labels."""
     return _FRAME.get(form, form) != "label"
 
 
 def has_think(form: str) -> bool:
-    """Whether the rationale stands between <think> tags."""
+    """Whether the rationale is between <think> tags."""
     return _FRAME.get(form, form) == "think_answer"
 
 
 def join_labels(labels: Sequence[str]) -> str:
-    """Labels as the forms of SEVERAL have them."""
+    """Labels as MULTI_LABEL_FORMATS write them."""
     return _SEPARATOR.join(labels)
 
 
 def completion_prefix(rationale: str, form: str) -> str:
-    """The completion up to where the label starts. In the three-part form (ExpLLM) the last
-    sentence of a plain rationale is the interpretation and the rest are the observations."""
+    """The completion up to where the label starts. In the three-part format (ExpLLM) the last
+    sentence of a plain rationale is the interpretation and the others are the observations."""
     rationale, form = rationale.strip(), _FRAME.get(form, form)
     if form == "label":
         return ""
     if form == "think_answer":
         return f"<think>{rationale}</think>\n<answer>"
     if form != "three_part":
-        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMATS)}")
+        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
     if _OBSERVED not in rationale:
         observed, _, overall = rationale.rpartition(". ")
         observed = f"{observed}." if observed else rationale
@@ -106,9 +115,9 @@ def completion_prefix(rationale: str, form: str) -> str:
 
 
 def constraint_regex(space: LabelSpace, form: str) -> str:
-    """A regular expression that only strict answers match, for servers that can be held to one. It
-    needs no look-around and no flags. Several labels come in the order of the space, as in the
-    targets: so none comes twice."""
+    """A regular expression that only strict answers match, for guided decoding. It uses neither
+    look-around nor flags. Several labels come in the order of the space, as in the targets, so each
+    occurs at most once."""
     words = [re.escape(label) for label in space.labels]
     if form in MULTI_LABEL_FORMATS:
         more = [f"(?:{_SEPARATOR}{word})?" for word in words]
@@ -161,10 +170,18 @@ _REFUSAL = re.compile(
 
 
 def parse(text: str, space: LabelSpace, form: str) -> Answer:
-    """Read `text` as an answer in `form` with a label of `space`. Never raises on any text; raises
-    UserError for an unknown form."""
+    """Read a text as an answer.
+
+    Args:
+        text: any text.
+        space: the labels to read.
+        form: one of FORMATS.
+
+    Raises:
+        UserError: the format is unknown. No text raises an error.
+    """
     if form not in FORMATS:
-        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMATS)}")
+        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
     several = form in MULTI_LABEL_FORMATS
     match = _STRICT[_FRAME.get(form, form)].fullmatch(text.strip())
     words = match[2].strip() if match else ""
@@ -180,7 +197,7 @@ def parse(text: str, space: LabelSpace, form: str) -> Answer:
 
 
 def matches_format(text: str, space: LabelSpace, form: str) -> bool:
-    """Whether the text has the form for one label, in whatever letters its label is."""
+    """Whether the text has the format for one label, in any spelling that the space accepts."""
     match = _STRICT[form].fullmatch(text.strip())
     return match is not None and space.canonical(match[2]) is not None
 
@@ -201,7 +218,7 @@ def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str
         if statuses == {"refused"}:
             return set(), "refused", rationale or outside
         return set(), "ambiguous" if statuses else "none", rationale or outside
-    # No answer was marked. What was only thought is no answer; the rest of the text may be one.
+    # No answer was marked. The text between <think> tags is not an answer; the other text may be.
     labels, status = decide(outside, space)
     bare = _listed(outside, space) if several else space.canonical(outside)
     return labels, status, rationale or ("" if bare else outside)
@@ -262,7 +279,7 @@ _SHARE = re.compile(
     re.IGNORECASE,
 )
 _CROSS, _TICK = (re.compile(f"[{marks}]\ufe0f?") for marks in (notations.NO, notations.YES))
-# "It is hard to say, but she looks sad" is an answer, "I cannot say" is none.
+# "It is hard to say, but she looks sad" is an answer, "I cannot say" is not.
 _HEDGE = re.compile(r"(?:difficult|hard)\s+to", re.IGNORECASE)
 
 
@@ -335,8 +352,8 @@ def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
 
 
 def _one_statement(clauses: Sequence[tuple[list[str], list[str], list[str]]]) -> bool:
-    """Whether clauses (other words, labels, refuted labels) say one label and nothing else, or
-    first say it and then that it is none of others."""
+    """Whether clauses (other words, labels, refuted labels) state one label and nothing else, or
+    first state it and then refute others."""
     if len(clauses) == 1:
         return True
     label_stated = False
@@ -412,7 +429,7 @@ def _listed(text: str, space: LabelSpace) -> set[str]:
 def _read_clause(
     clause: str, space: LabelSpace
 ) -> tuple[list[str], list[str], list[str], list[str]]:
-    """(words, those that are no labels, labels, labels right behind a negation)."""
+    """(words, those that are not labels, labels, labels right behind a negation)."""
     words = _WORD.findall(clause.casefold())
     others: list[str] = []
     named: list[str] = []
@@ -461,6 +478,6 @@ def _fold_labels(words: list[str], space: LabelSpace) -> list[str | tuple[str]]:
 
 
 def mentioned_aus(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint; see
-    `au_mentions`. Numbers that FACS does not have count as neither."""
+    """(AUs that the text affirms, AUs that it denies), sorted and disjoint; see `au_mentions`.
+    Numbers that are not in FACS count as neither."""
     return au_mentions.read(_TAG.sub("\n", normalise_characters(text)))

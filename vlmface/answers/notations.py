@@ -1,5 +1,5 @@
-"""Notations of action units that are no sentences, turned into lines of text: JSON, tables, check
-marks, and lists under a heading. "AU4: no" says of an AU that it is absent.
+"""Notations of action units other than sentences, turned into lines of text: JSON, tables, check
+marks, and lists under a heading. "AU4: no" denies an AU.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def _table_rows(lines: list[str]) -> list[str]:
 
 
 def _row_value(cells: list[str], au: int, header: list[str]) -> str:
-    """What the other cells of a row say of its AU: "yes", "no", or "?" if they disagree."""
+    """The value of a row's AU in the other cells: "yes", "no", or "?" if they disagree."""
     verdicts = set()
     unsure = False
     for i, cell in enumerate(cells):

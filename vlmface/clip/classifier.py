@@ -1,4 +1,4 @@
-"""A CLIP that says which label a picture shows: towers, texts, and what stands between them.
+"""A CLIP that classifies pictures: its towers, the labels' texts, and the layers between them.
 
 pictures (n, views x frames) -> image tower -> over time -> over views -> a feature
 texts of the labels, or learnt contexts -> text tower -> a feature for each label
@@ -36,11 +36,22 @@ TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (S
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """How a classifier is built, as a manifest keeps it. `image`: frozen | lora | adapters | full.
-    `text`: also "prompts", learnt contexts in front of each text. `head`: "text" (cosine with the
-    labels' features) or "linear" (weights that start from them). `views` and `frames` of a row;
-    `time`: how frames become one (`temporal.TIME`). `affect`: head for valence and arousal
-    (`affect`)."""
+    """How a classifier is built; part of the manifest.
+
+    Attributes:
+        image: how the image tower is trained.
+        text: how the text tower is trained; "prompts": learnt contexts in front of each text.
+        head: "text" (cosine with the labels' features) or "linear" (weights that start from them).
+        views: pictures of a row.
+        frames: pictures of each view.
+        time: how the frames' features are merged, see `temporal.TIME`.
+        affect: the head for valence and arousal, see `affect`.
+        contexts: number of learnt context vectors.
+        class_specific: whether each text has contexts of its own.
+        negative_weight: of the texts that describe what a label does not show.
+        lora_rank: rank of LoRA in both towers.
+        lora_alpha: scale of LoRA in both towers.
+    """
 
     image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
     text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
@@ -57,7 +68,7 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """See above. `forward` takes uint8 squares or the image tower's features."""
+    """A CLIP with a head for labels."""
 
     tokens: torch.Tensor
     negative_tokens: torch.Tensor | None
@@ -106,7 +117,7 @@ class Classifier(nn.Module):
         self.register_buffer(name, value, persistent=False)
 
     def _choose_weights(self) -> None:
-        """Freeze all but what is trained, and put LoRA where it shall be."""
+        """Freeze untrained parameters and insert LoRA adapters."""
         shape = self.shape
         full = [tower for tower in ("image", "text") if getattr(shape, tower) == "full"]
         if shape.image == "adapters":
@@ -132,8 +143,8 @@ class Classifier(nn.Module):
         return positive
 
     def label_features(self) -> torch.Tensor:
-        """`_label_features`, computed once where no weight behind them is trained, or while the
-        model only answers."""
+        """`_label_features`, computed once if no weight that they depend on is trained, or in
+        evaluation mode."""
         if self.training and self.shape.text != "frozen":
             self._kept = None
             return self._label_features()
@@ -227,7 +238,7 @@ class Classifier(nn.Module):
         self._kept = None
 
     def reset_cache(self) -> None:
-        """After weights were loaded: what was computed with the old ones no longer counts."""
+        """Discard label features after other weights were loaded."""
         self._kept = None
 
 
@@ -239,8 +250,11 @@ def tower_of(name: str) -> str:
 
 
 def add_lora(clip: Clip, shape: Any) -> list[Any]:
-    """Put LoRA into the towers whose policy in `shape` is lora: [peft's model], or []. All other
-    weights are frozen then. A list, so that a module that keeps it does not own its weights twice.
+    """Insert LoRA into the towers whose policy in `shape` is lora, and freeze all other weights.
+
+    Returns:
+        [peft's model], or []: a list, so that a module that keeps it does not register its weights
+        a second time.
     """
     towers = [tower for tower in ("image", "text") if getattr(shape, tower) == "lora"]
     if not towers:

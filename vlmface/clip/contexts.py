@@ -43,7 +43,7 @@ class Contexts(nn.Module):
             )
         self.clip = [clip]  # a list: its weights are the classifier's
         tokens = clip.tokens(texts)
-        # The vectors' places hold a token that is no end of a text; it is never read.
+        # The vectors' places hold a token that does not end a text; it is never read.
         filler = tokens[:, 1:2].expand(-1, count)
         moved = torch.cat([tokens[:, :1], filler, tokens[:, 1 : limit - count]], 1)
         self.register_buffer("tokens", moved, persistent=False)

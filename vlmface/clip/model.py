@@ -55,7 +55,7 @@ def _source(base: str) -> tuple[str, str | None]:
     folder = Path(base).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder} is no CLIP: it has no {CONFIG}")
+            raise UserError(f"{folder} is not a CLIP: it has no {CONFIG}")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise UserError(f"{folder} has {CONFIG}, but no weights: restore {WEIGHTS}")
         return f"local-dir:{folder}", None
@@ -82,8 +82,14 @@ def _source(base: str) -> tuple[str, str | None]:
 
 @dataclass
 class Clip:
-    """`model` is open_clip's, `config` its open_clip_config.json, `base` the name it was asked
-    for by."""
+    """A CLIP of open_clip.
+
+    Attributes:
+        model: open_clip's model.
+        tokenizer: open_clip's tokenizer.
+        config: the content of open_clip_config.json.
+        base: the name that it was opened by, see `is_clip`.
+    """
 
     model: Any
     tokenizer: Any
@@ -150,7 +156,7 @@ class Clip:
     # --- texts ------------------------------------------------------------------------------------
 
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids (n, context_length). Whoever calls it has checked the lengths."""
+        """Token ids (n, context_length). The caller has checked the lengths."""
         return self.tokenizer(list(texts))
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -159,7 +165,7 @@ class Clip:
         if not self.reads_embedded:
             return self.model.encode_text(tokens, normalize=True)
         if self._causal:
-            # What lies behind the last text's end cannot be seen from it.
+            # A causal tower does not see the tokens after the last text's end.
             tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]
         return self.read_embedded(self.text_tower.token_embedding(tokens), tokens)
 
@@ -208,7 +214,7 @@ def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = N
     name, tag = _source(str(base))
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # open_clip tells the root logger of every step
+    root.setLevel(logging.ERROR)  # open_clip logs every step to the root logger
     try:
         with warnings.catch_warnings(), _without_remote_code():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")

@@ -1,4 +1,4 @@
-"""Is a copy of a data set whole, and are its labels right? `vlmface data check`.
+"""`vlmface data check`: whether a copy of a data set is complete and its labels are right.
 
 Errors: a split that cannot be read, files that are missing or cannot be decoded, pictures or
 people that two splits share. Warnings: counts other than its owners published, what was left out,

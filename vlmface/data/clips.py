@@ -1,4 +1,4 @@
-"""Videos as folders of extracted frames, or as files: where they lie, and which frames stand for a
+"""Videos as folders of extracted frames, or as files: where they are, and which frames represent a
 clip."""
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from vlmface.data.rows import Rows, image_names
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
-FRAMES = 16  # of a clip, in published models and in data sets unless it is said
+FRAMES = 16  # of a clip, in published models; the default of data sets
 
 
 def in_order(folder: Path) -> list[str] | None:
     """The names of the images in a folder by the numbers in them, "9.jpg" before "10.jpg"; None if
-    there is no such folder."""
+    the folder does not exist."""
     try:
         images, _ = image_names(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -52,8 +52,7 @@ def with_frames(
     folder but a video file of its name, with a suffix, those of the file (`video.extracted`).
 
     A clip that has neither, has no images in its folder, or a video that cannot be decoded, is left
-    out, by reason, beside what `skipped` already lists. Raises UserError if that is so for all of
-    them.
+    out, by reason, in addition to `skipped`. Raises UserError if no clip is left.
     """
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
@@ -79,7 +78,7 @@ def with_frames(
             else:
                 frames_by_clip[i] = outcome
     if len(folders) and not frames_by_clip:
-        first = next(iter(dropped.values()))[0] if files else f"it should lie in {folders[0]}"
+        first = next(iter(dropped.values()))[0] if files else f"expected in {folders[0]}"
         raise UserError(
             f"none of the {len(folders)} clips has frames, the first: {first}; "
             f"{_extract(folders[0].name, folders[0])}"
@@ -127,8 +126,8 @@ def first_of(root: Path, names: Sequence[str], what: str) -> Path:
 def read_list(
     path: Path, split: Callable[[str], Sequence[str]], fields: int
 ) -> tuple[list[Sequence[str]], dict[str, list[str]]]:
-    """The lines of a list file, split into `fields` fields each, and what is left out: lines that
-    have another number of them. Empty lines are no lines."""
+    """The lines of a list file, split into `fields` fields each, and what is skipped: lines that
+    have another number of them. Empty lines are ignored."""
     entries: list[Sequence[str]] = []
     malformed = []
     for number, line in enumerate(read_lines(path), 1):

@@ -1,7 +1,7 @@
 """Rows whose pictures can be decoded, for `data.load(..., broken=...)`.
 
-Decoding is what costs: each file that was decoded without a fault is remembered in the user's cache
-folder by its path, size and time, so that the next run only looks at files that are new.
+Decoding is what costs: each file that was decoded without a fault is recorded in the user's cache
+folder by its path, size and time, so that the next run only decodes new files.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Detector:
         return [box_of(mesh) for mesh in self.meshes(image)]
 
     def mesh(self, image: Image.Image) -> np.ndarray | None:
-        """The mesh of the largest face, as of `meshes`; None if there is no face."""
+        """The mesh of the largest face, as of `meshes`; None without a face."""
         return next(iter(self.meshes(image)), None)
 
     def meshes(self, image: Image.Image) -> list[np.ndarray]:
@@ -101,7 +101,7 @@ class Detector:
 
     def face(self, image: Image.Image, near: Sequence[float] | None = None) -> Box | None:
         """The largest face; of those in and around the box `near`, if one is given, the largest
-        whose middle lies in it. None if there is no such face."""
+        whose middle lies in it. None without such a face."""
         if near is None:
             return next(iter(self.faces(image)), None)
         x0, y0, x1, y1 = near

@@ -40,8 +40,8 @@ FIELDS = ("emotion", "gender", "age_group", "race")
 class Source:
     """A data set of a mixture.
 
-    `data`, `root`, `split` and `options` are what `data.load` takes; a relative root is looked for
-    beside the mixture's file, and a source without root or split takes those of the mixture.
+    `data`, `root`, `split` and `options` are what `data.load` takes; a relative root starts from
+    the folder of the mixture's file, and a source without root or split takes those of the mixture.
     `labels` turns one word into another, or into null, which leaves such rows out. `cap`: so many
     rows at most, chosen at random. `weight`: see `Mixture`.
     """
@@ -61,10 +61,10 @@ class Mixture:
 
     `weight` of the sources: how many rows each gives, in proportion; either all have one or none,
     and then all rows count alike. `field` is what `labels` and `balanced` speak of; `labels` apply
-    to every source that says nothing of that word itself. `balanced` draws every label equally
+    to every source that does not map that word itself. `balanced` draws every label equally
     often; rows without one are left out. `size` is the number of rows; without it, the most that
     is possible without taking any row twice. With a larger one rows occur again, each as often as
-    the others of its kind or once more. `seed` decides what is drawn, and the order.
+    the others of its kind, or one time more. `seed` decides what is drawn, and the order.
     """
 
     sources: list[dict[str, Any]]

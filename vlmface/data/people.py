@@ -1,4 +1,4 @@
-"""Who is on the rows: parts by whole people, and people that two parts share."""
+"""The people that rows show: splits by whole people, and people that two splits share."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def choose(people: Sequence[Person], share: float, seed: int) -> set[Person]:
     """
     counts = Counter(people)
     if len(counts) < 2:
-        who = " and ".join(name for _, name in counts) or "nobody"
+        who = " and ".join(name for _, name in counts) or "no person"
         raise UserError(
-            f"the {len(people)} rows show {who} alone, of whom no part can be held out: give a "
+            f"the {len(people)} rows show {who} alone, so that no people can be held out: give a "
             "validation split, or data of several people"
         )
     order = sorted(counts, key=lambda person: _draw(person, seed))

@@ -1,4 +1,4 @@
-"""JSON records, as instruction data comes: what is wrong names the file and the record.
+"""JSON records, as in instruction data; errors name the file and the record.
 
 The files are downloads, so nothing in them is trusted: not their encoding, their shape, the types
 of their fields, nor that an image path stays in the image folder.
@@ -113,34 +113,35 @@ class Record:
 
 @lru_cache(maxsize=10_000)
 def canonical(space: str, text: str) -> str | None:
-    """The label of a space that a text is; asked of every row, for few different texts."""
+    """`LabelSpace.canonical`, cached: rows have few different texts."""
     return label_spaces.space(space).canonical(text)
 
 
 def short_repr(value: Any) -> str:
-    """A value as an error shows it: no more than a line of it."""
+    """The `repr` of a value, cut to one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def path_inside(folder: Path, path: str) -> str | None:
-    """The file `path` in `folder`; None for a path that is absolute, leads up or is no path."""
+    """The file `path` in `folder`; None for a path that is absolute, has a ".." or is invalid."""
     if not path or path[0] in "/\\" or path[1:2] == ":" or has_parent_reference(path):
         return None
     return os.path.join(folder, path)
 
 
 def has_parent_reference(path: str) -> bool:
-    """Whether a path has a ".." between slashes of either kind, or is no path at all."""
+    """Whether a path has a ".." between slashes of either kind, or is not valid."""
     return "\0" in path or (".." in path and ".." in re.split(r"[/\\]", path))
 
 
 def folder_of_images(images: str | Path | None, otherwise: Path) -> Path:
-    """The folder that the option `images` names, or `otherwise`. Raises UserError if it is none."""
+    """The folder that the option `images` names, or `otherwise`. Raises UserError if it does not
+    exist."""
     folder = otherwise if images is None else Path(images).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"images={str(images)!r} is no folder: give the one that the image paths "
+            f"images={str(images)!r} is not a folder: give the one that the image paths "
             "of the file start from"
         )
     return folder
@@ -173,7 +174,7 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
             raise UserError(f"{where}: found {short_repr(fields)}, expected a record: {{...}}")
         if half_characters and not _writable(fields):
             raise UserError(
-                f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is no "
+                f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is not a "
                 "character; correct it, or take a fresh copy of the file"
             )
     return [Record(where, fields) for where, fields in entries]
@@ -300,7 +301,7 @@ def au_numbers(au_set: str | int | Sequence[str | int] | None) -> set[int]:
 
 
 def check_choice(option: str, value: str, allowed: Sequence[str]) -> str:
-    """`value`, if it is allowed for the option; else a UserError that says what is."""
+    """`value`, if it is allowed for the option; else a UserError that lists what is."""
     if value not in allowed:
         raise UserError(f"{option}={value!r}: use one of {', '.join(map(repr, allowed))}")
     return value

@@ -1,7 +1,7 @@
-"""A split as columns: what an adapter returns, and its way into a `datasets.Dataset`.
+"""A split as columns: what an adapter returns, and its conversion to a `datasets.Dataset`.
 
 Hundreds of thousands of rows are indexed without a Python object for each: adapters fill columns,
-the checks run over whole columns, and only a row that fails is built to word the message.
+the checks run over whole columns, and only a row that fails is built, for the error message.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def emotions(coding_id: str, codes: Any) -> pa.Array:
 
 def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
     """Each text as the label of the space that it is, up to case and aliases ("Angry" -> "anger").
-    None stays None. Raises UserError for a text that is no label of the space."""
+    None stays None. Raises UserError for any other text."""
     space = label_spaces.space(space_id)
     label_of = {text: space.canonical(text) for text in set(texts) if text is not None}
     wrong = sorted(text for text, label in label_of.items() if label is None)
     if wrong:
         raise UserError(
-            f"{wrong[0]!r} is no label of {space.id}: expected one of {', '.join(space.labels)}"
+            f"{wrong[0]!r} is not a label of {space.id}: expected one of {', '.join(space.labels)}"
         )
     return [None if text is None else label_of[text] for text in texts]
 
@@ -215,14 +215,14 @@ def image_names(folder: Path) -> tuple[list[str], list[str]]:
 def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
     """The rows of a set whose folders are its labels ("Angry/0001.png"): the image, the label and
     the id `prefix/label/stem`. Raises UserError for a folder that is not named as a label of the
-    space; a number is none, since copies count in different orders."""
+    space. Numbers are not accepted, since copies count in different orders."""
     space = label_spaces.space(space_id)
     ids, images, labels, skipped = [], [], [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         label = space.canonical(place.name)
         if label is None:
             raise UserError(
-                f"{place}: {place.name!r} is no label of {space.id}; expected folders named "
+                f"{place}: {place.name!r} is not a label of {space.id}; expected folders named "
                 f"{', '.join(space.labels)}, or as their adjectives"
             )
         names, others = image_names(place)
@@ -235,7 +235,15 @@ def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
 
 
 def require_path(path: Path, what: str) -> Path:
-    """`path`, if it exists; else a UserError that says `what` it should be and what lies there."""
+    """`path` if it exists.
+
+    Args:
+        path: the expected file or folder.
+        what: what it should contain.
+
+    Raises:
+        UserError: it does not exist; the message lists what is there instead.
+    """
     if path.exists():
         return path
     folder = next((p for p in path.parents if p.exists()), Path())
@@ -394,7 +402,7 @@ def random_split(
 def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> datasets.Dataset:
     """The `datasets.Dataset` of the rows, images undecoded until they are looked at.
 
-    `missing` says what to do about images that are not there: "error" (default) raises a UserError
+    `missing` decides about images that do not exist: "error" (default) raises a UserError
     that names the first, "drop" leaves those rows out and warns with their number. Raises UserError
     for labels out of range and for ids that occur twice. Warns, with numbers and reasons, of what
     the adapter has left out.
@@ -446,8 +454,8 @@ def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
         hint = f" (the folder holds {near}, which differ in letter case)" if near else ""
         raise UserError(
             f"{len(lacking)} of {len(exists)} images of {name}, split {split!r}, are missing, the "
-            f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to go on "
-            "without"
+            f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to "
+            "leave them out"
         )
     warnings.warn(
         f"{name}, {split}: {len(lacking)} rows without an image file are left out", stacklevel=3

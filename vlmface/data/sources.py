@@ -61,7 +61,7 @@ def content(source: Source) -> bytes:
 
 
 def digest(encoded: bytes) -> str:
-    """32 hex digits that tell contents apart."""
+    """32 hex digits that identify a content."""
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
@@ -98,8 +98,8 @@ def in_threads(
     """`work` of each item, in order, with a progress bar. Reading and decoding release the
     interpreter's lock, so threads (by default one a core) use all cores.
 
-    Work runs ahead of whoever takes the results by a few chunks a thread, and then waits: results
-    do not pile up in memory before a slow disk.
+    Work runs a few chunks a thread ahead of the consumer and then waits, so that results do not
+    accumulate in memory when the disk is slow.
     """
     from joblib import cpu_count
     from tqdm import tqdm

@@ -25,7 +25,7 @@ NULLS = {"", "-", "nan", "na", "n/a", "<na>", "none", "null", "nil", "nat", "#n/
 
 @dataclass(frozen=True)
 class Table:
-    """The columns of a file, and where each row stands in it for who wants to correct it."""
+    """The columns of a file, and the place of each row in it for error messages."""
 
     path: Path
     columns: Mapping[str, Sequence[Any]]
@@ -54,7 +54,7 @@ def open_table(path: Path) -> Table:
     }
     if path.suffix.lower() not in readers:
         raise UserError(
-            f"{path} is no table that can be read: use one of {', '.join(readers)}, or "
+            f"{path} is not a table that can be read: use one of {', '.join(readers)}, or "
             "a folder of label folders"
         )
     return readers[path.suffix.lower()](path)
@@ -125,7 +125,7 @@ def _parquet(path: Path) -> Table:
         table = parquet.read_table(path)
         columns = {name: table[name].to_pylist() for name in table.column_names}
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a name occurs twice
-        raise UserError(f"{path} is no Parquet file that can be read: {error}") from error
+        raise UserError(f"{path} is not a Parquet file that can be read: {error}") from error
     if (shard := re.search(r"-(\d{5})-of-(\d{5})$", path.stem)) and int(shard[2]) > 1:
         warnings.warn(
             f"{path} is part {int(shard[1]) + 1} of {int(shard[2])}: the other parts are not read",

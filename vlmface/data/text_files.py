@@ -1,4 +1,4 @@
-"""Text files as people have them: the one reader of lists, tables and JSON of all data sets.
+"""The one reader of text files: lists, tables and JSON of all data sets.
 
 Spreadsheets, Windows tools and scripts write byte order marks, UTF-16, three kinds of line ends,
 tabs or several spaces between fields, and headers in other letter case. What is unambiguous is

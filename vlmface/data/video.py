@@ -1,11 +1,11 @@
-"""Frames of video files, by the number of frames that can be decoded: what a container says of
+"""Frames of video files, by the number of frames that can be decoded: what a container states about
 their number, rate or times is often wrong.
 
 `frames` gives them as images; `extracted` keeps them as files in the user's cache folder,
 
     videos/vN-COUNT/DIGEST/0000.jpg ...    COUNT frames of the video with that content
 
-written whole or not at all, so that an interrupted run goes on where it was.
+written whole or not at all, so that an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION = 1  # raise whenever the same video would give other frames
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 # Others open playlists, which name further files.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf,flv"
-MAX_FRAMES = 20_000  # decoded, a quarter of an hour: more is no clip
+MAX_FRAMES = 20_000  # decoded: a quarter of an hour
 MAX_DECODED = 60_000_000_000  # pixels of all frames
 MAX_BROKEN = 0.1  # share of packets that cannot be decoded
 MIN_COVERED = 0.9  # share of the duration that is in the file
@@ -111,7 +111,7 @@ def _count(path: str | Path) -> int:
         )
     if seen.duration and seen.until < MIN_COVERED * seen.duration:
         raise UserError(
-            f"'{path}' is cut off: it says that it lasts {seen.duration:.1f} s, and ends after "
+            f"'{path}' is cut off: its duration is {seen.duration:.1f} s, but it ends after "
             f"{seen.until:.1f} s; copy it again from its source, or leave it out"
         )
     return seen.frames
@@ -148,8 +148,8 @@ def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
 
 
 def _packets(container: Any, seen: _Seen) -> Iterator[Any]:
-    """The packets of all streams, up to the first that cannot be read. Sound says how far the file
-    reaches where there is no picture any more."""
+    """The packets of all streams, up to the first that cannot be read. The sound's packets show how
+    far the file reaches after the last picture."""
     start = (container.start_time or 0) / 1_000_000
     try:
         for number, packet in enumerate(container.demux()):
@@ -186,15 +186,15 @@ def _opened(path: str | Path) -> Iterator[Any]:
         container = av.open(str(place.absolute()), options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise UserError(
-            f"'{path}' is no video that can be read ({error}): copy it again from its source, or "
-            f"convert it to MP4, WebM, Matroska or AVI"
+            f"'{path}' is not a video that can be read ({error}): copy it again from its source, "
+            f"or convert it to MP4, WebM, Matroska or AVI"
         ) from error
     with container:
         yield container
 
 
 def _pictures(container: Any, path: str | Path) -> list[Any]:
-    """The video streams; the cover of a song is none."""
+    """The video streams, without the cover of a song."""
     av = _av()
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
@@ -274,8 +274,8 @@ def extracted(
 
 
 def _digest(path: Path, root: Path) -> str:
-    """32 hex digits that tell contents apart. A file that has its old size and time is not read
-    again."""
+    """32 hex digits that identify a content. A file of unchanged size and time is not
+    read again."""
     stat = path.stat()
     key = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
     note = root / "known" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

@@ -1,9 +1,10 @@
-"""Pairs of rendered faces that differ in exactly one thing, to measure what an answer hangs on.
+"""Pairs of rendered faces that differ in exactly one thing, to measure what an answer depends on.
 
 A faithful reader of expressions answers otherwise when an action unit that the label rests on
-comes or goes, and the same when anything else does; a fair one answers the same whoever shows the
-expression (counterfactual pairs, as in Kusner et al., "Counterfactual Fairness", 2017). Here both
-faces are drawn from the same random numbers but for the thing that is changed:
+comes or goes, and the same when anything else does; a fair one gives the same answer for every
+person who shows the expression (counterfactual pairs, as in Kusner et al., "Counterfactual
+Fairness", 2017). Here both faces are drawn from the same random numbers except for the thing that
+is changed:
 
     au          one AU more, at intensity 3, or one AU less
     age         another age: the shape, lines and hair of that age, at least 15 years away
@@ -121,7 +122,7 @@ def draw(
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise UserError(f"there are no pairs of kind {kind!r}: use one of {', '.join(KINDS)}")
+        raise UserError(f"unknown kind of pairs {kind!r}: use one of {', '.join(KINDS)}")
 
 
 def _other_unit(

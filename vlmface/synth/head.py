@@ -2,7 +2,7 @@
 
 Coordinates are the mesh's own: decimetres, x to the left of the face, y up, z forward. Positions
 on the *template* (the mesh before any target is applied) serve as texture coordinates everywhere,
-because a point on the brow stays on the brow whoever wears it and however it moves.
+because a point on the brow stays on the brow for every person and expression.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What a person at a desk has in the hands: books, a laptop, a phone, a game. Coordinates as in
-`stage`; all choices are drawn from the generator that is given.
+`scene_geometry`; all choices are drawn from the generator that is passed.
 """
 
 from __future__ import annotations

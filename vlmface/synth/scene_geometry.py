@@ -2,7 +2,7 @@
 
 Coordinates are the head model's (decimetres, y up, z to the camera), so that the head sits where
 the mesh of `head.npz` has it and the body grows out of its shoulders. All choices are drawn from
-the generator that is given; none looks at the face.
+the generator that is passed, independently of the face.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def body(rest_pose: np.ndarray, template: np.ndarray, look: Appearance) -> list[
 
 
 def arms(rest_pose: np.ndarray, template: np.ndarray, look: Appearance, prop: Prop) -> list[Part]:
-    """Sleeves from the shoulders to the wrists, and hands, as the prop wants them."""
+    """Sleeves from the shoulders to the wrists, and hands, as the prop requires."""
     rim = rest_pose[template[:, 1] < 5.47]
     half, top = float(np.abs(rim[:, 0]).max()), float(rim[:, 1].max())
     middle = float(rim[:, 2].mean())

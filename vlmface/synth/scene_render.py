@@ -1,4 +1,4 @@
-"""A scene into an image: the head of `render.py` on a body, in the surroundings of `stage.py`."""
+"""Renders scenes: the head of `render.py` on a body, in the surroundings of `scene_geometry.py`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vlmface.synth.render import (
     shade_head,
 )
 
-# What a ray met, beside the kinds of `render.py` (0 to 7).
+# What a ray met, in addition to the kinds of `render.py` (0 to 7).
 ROOM, BODY, OBJECT, NUISANCE = 8, 9, 10, 11
 NECK = np.array([0.0, 6.2, 0.25], np.float32)  # where the head turns on the body
 DOME = np.array([(0.62, 0.75, 0.2), (-0.62, 0.75, 0.2), (0.1, 0.8, 0.6), (0.0, 0.9, -0.45)])

@@ -1,7 +1,7 @@
 """CelebA: 202,599 celebrity faces with forty yes-or-no attributes (Liu et al., ICCV 2015).
 
 Anno/list_attr_celeba.txt            the number of images; the attributes; `000001.jpg -1  1 ...`
-Anno/identity_CelebA.txt             `000001.jpg 2880`; may lack, then nobody has a subject
+Anno/identity_CelebA.txt             `000001.jpg 2880`; optional; without it there are no subjects
 Eval/list_eval_partition.txt         `000001.jpg 0`: 0 train, 1 validation, 2 test
 Img/img_align_celeba/000001.jpg      aligned and cropped
 
@@ -80,5 +80,5 @@ def _place(root: Path, folder: str, name: str) -> Path:
 
 
 def _column(root: Path, folder: str, name: str, type_: str) -> Any:
-    path = require_path(_place(root, folder, name), "what CelebA says of each image")
+    path = require_path(_place(root, folder, name), "CelebA's value for each image")
     return read_spaced(path, {"image": "string", "value": type_})

@@ -50,7 +50,7 @@ def read(
 
     `frames_dir` holds the people's folders of frames; `camera` chooses where there are folders of
     both. `first_frame` is the number in the name of the first frame, which the labels call 1; None:
-    0 if anybody has a frame 0, else 1.
+    0 if any person has a frame 0, else 1.
     """
     if fold not in (1, 2, 3) or aus not in (8, 12) or threshold not in (1, 2, 3, 4, 5):
         raise UserError(

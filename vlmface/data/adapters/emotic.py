@@ -163,6 +163,6 @@ def _several(value: Any) -> list[Any]:
 
 
 def _dimensions(struct: Any) -> list[float]:
-    if not isinstance(struct, dict):  # an empty MATLAB array: nobody annotated it
+    if not isinstance(struct, dict):  # an empty MATLAB array: not annotated
         return []
     return [float(struct[name]) for name in ("valence", "arousal", "dominance")]

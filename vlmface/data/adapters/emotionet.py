@@ -106,4 +106,6 @@ def _codes(column: pa.ChunkedArray, au: int) -> np.ndarray:
     try:
         return column.to_numpy().astype(float)
     except ValueError as error:
-        raise UserError(f"the column of AU{au} in EmotioNet's list is no number: {error}") from None
+        raise UserError(
+            f"the column of AU{au} in EmotioNet's list is not a number: {error}"
+        ) from None

@@ -82,7 +82,7 @@ def read(
 
     Values 0..1 become FACS intensities 0..5 by a factor of 5; an AU is present from intensity
     `threshold` on (default 1, grade A). `meta["au"]` keeps the 24 values. The rationale is the
-    description without its conclusion, which would stand beside the answer: `meta["conclusion"]`.
+    description without its conclusion, which would repeat the answer: `meta["conclusion"]`.
     `emo` is a word in the published files; codes are read as RAF-DB's 1..7 and the sample's 1..8.
     """
     check_choice("part", part, ("rafdb", "affectnet"))

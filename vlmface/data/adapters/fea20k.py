@@ -46,7 +46,7 @@ def read(
     folder that `image` starts from, or one folder for each `dataset` as in {"FABA": "...",
     "DISFA": "..."} (default: `root`).
 
-    The set says which AUs are present, not which were coded. By default only those are annotated
+    The set lists which AUs are present, not which were coded. By default only those are annotated
     and every other AU is unknown. With `au_set`, such as ["AU1", "AU2", "AU4"], the AUs of it that
     a row does not list are annotated as absent, in each `dataset` that lists AUs at all: give it
     with `files` of sets that code the same AUs.

@@ -5,7 +5,7 @@
     test/angry/PublicTest_123.jpg, test/angry/PrivateTest_456.jpg
 
 Copies as pictures are read by the names of their folders: their alphabetical order is not the
-order of the csv. Most put both test parts into `test`; the file names tell them apart.
+order of the csv. Most put both test parts into `test`; the file names distinguish them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def check_usages(path: Path, table: pa.Table) -> None:
 
 
 def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
-    """Column pixels as PGM files, for the rows of the mask `chosen`; `path` words the error."""
+    """Column pixels as PGM files, for the rows of the mask `chosen`; `path` is for errors."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -97,8 +97,8 @@ def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
             values = np.asarray(grey.flatten().cast(pa.uint8())).reshape(-1, SIDE * SIDE)
         except pa.ArrowInvalid as error:
             raise UserError(
-                f"{path}, lines {start + 2} to {start + len(chunk) + 1}: a pixel is no whole "
-                f"number from 0 to 255: {error}"
+                f"{path}, lines {start + 2} to {start + len(chunk) + 1}: a pixel is not "
+                f"a whole number from 0 to 255: {error}"
             ) from error
         encoded += [head + row.tobytes() for row in values]
         start += len(chunk)

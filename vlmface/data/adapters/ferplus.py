@@ -4,8 +4,8 @@
     fer2013.csv        row by row the same faces; or instead the pictures made of it:
     FER2013Train/fer0000000.png, FER2013Valid, FER2013Test     here or in `data`
 
-A row without an image name was taken out of the set. Nothing but the row says which votes belong
-to which face: both files must keep their order, the numbers in the names drift away from the rows,
+A row without an image name was taken out of the set. Only the position of a row links votes to a
+face: both files must keep their order, the numbers in the names drift away from the rows,
 and four names stand in two rows. Of those the folders hold the later face only.
 """
 
@@ -46,8 +46,8 @@ COLUMNS = (*SEEN, "unknown", "NF")
 def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
     """How ten votes become a label:
 
-    "majority" (the paper's and its code's) drops single votes, then wants more than half of those
-    that are left for one emotion; ties, other faces and "unknown" are left out. `emotion_votes`
+    "majority" (the paper's and its code's) drops single votes, then requires more than half of the
+    others for one emotion; ties, other faces and "unknown" are left out. `emotion_votes`
     are the numbers of votes.
 
     "distribution" keeps every face with a vote for one of the eight emotions. `emotion` is the one

@@ -56,8 +56,8 @@ def read(
     the question is `meta["prompt"]`. No label is read out of the text: `label` names a field of the
     records that holds one, an emotion word or null.
 
-    `rationale_source` ("teacher", "human", "rules") and `saw_label` say who wrote the answers; by
-    default a model that was told the labels. `subject` is the image's path, so that `hold_out`
+    `rationale_source` ("teacher", "human", "rules") and `saw_label` describe who wrote the answers;
+    by default a model that was given the labels. `subject` is the image's path, so that `hold_out`
     keeps all that is said of one image on one side. Records without exactly one image are left out.
     """
     check_choice("turns", turns, ("first", "all"))

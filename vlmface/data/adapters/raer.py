@@ -2,8 +2,8 @@
 
     annotation/train_80.txt    `RAER/train/Fatigue/003 120 4`: folder of frames, frames, label
     annotation/val_20.txt      the other fifth of the training clips; annotation/test.txt
-    bounding_box/face.json     {folder: {frame's file: [left, top, right, bottom]}}, may lack
-    bounding_box/body.json     {folder: [left, top, right, bottom]}, may lack
+    bounding_box/face.json     {folder: {frame's file: [left, top, right, bottom]}}, optional
+    bounding_box/body.json     {folder: [left, top, right, bottom]}, optional
 
 Labels are 1 to 5 (label space raer5), and none of the eight emotions. Frame files are `0.jpg`,
 `1.jpg` ... without zeros in front.
@@ -44,7 +44,7 @@ def read(
     """`listing` is the file in annotation/ to read in place of the split's own in LISTS; the whole
     training set is "train.txt". `context` holds the label, `meta` the boxes from `faces` and
     `bodies` (paths under the root; None: no boxes): `face_boxes`, one for each sampled frame, and
-    `body_box`, null where nobody was found."""
+    `body_box`, null where no person was found."""
     path = require_path(root / "annotation" / (listing or LISTS[split]), "RAER's list of clips")
     lines, skipped = read_list(path, lambda line: line.rsplit(None, 2), 3)
     places = [place for place, _, _ in lines]

@@ -29,7 +29,7 @@ def read(root: Path | None, split: str, *, folder: str | None = None) -> dataset
         raise UserError("rationales needs a root, or the option folder: that of the build")
     if not (root / "dataset_info.json").exists():
         why = "has no dataset_info.json" if root.exists() else "does not exist"
-        raise UserError(f"{root} is no folder of `vlmface rationale build`: it {why}")
+        raise UserError(f"{root} is not a folder of `vlmface rationale build`: it {why}")
     rows = load_from_disk(root)
     built_splits = sorted(map(str, rows.unique("split")))
     if built_splits != [split]:

@@ -193,7 +193,7 @@ def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
     if "image" not in source:
         raise UserError(
             f"{table.path} has no column 'image', only {', '.join(table.columns)}: "
-            "say which holds the paths, columns={'image': '...'}, or add the header "
+            "name the one with the paths, columns={'image': '...'}, or add the header "
             "if it has none"
         )
     return source
@@ -230,7 +230,7 @@ def _parts(table: Table, column: str, splits: Mapping[Any, str]) -> list[str]:
         part = words.get(plain(word), words.get(word.lower()))
         if part is None:
             raise UserError(
-                f"{table.where(row)}: {column!r} is {word!r}, which is no split: map "
+                f"{table.where(row)}: {column!r} is {word!r}, which is not a split: map "
                 f"it, splits={{{word!r}: 'train'}}"
             )
         parts.append(part)
@@ -253,8 +253,8 @@ def _tracked(table: Table, rows: list[int], skipped: dict[str, list[str]]) -> li
 def _only(path: Path, split: str, file_split: str, how: str) -> None:
     if split != file_split:
         raise UserError(
-            f"{path} does not say which rows are split {split!r}: all of them are {file_split!r}; "
-            f"name {how}, use data.hold_out, or say file_split={split!r} if this is all {split}"
+            f"{path} does not state which rows are split {split!r}: all of them are "
+            f"{file_split!r}; name {how}, use data.hold_out, or pass file_split={split!r} if this is all {split}"
         )
 
 
@@ -344,7 +344,7 @@ def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
         for word, to in mapping.items():
             if to is not None and not any(canonical(name, to) for name in _spaces(field)):
                 raise UserError(
-                    f"words maps {word!r} to {to!r}, which is no {field}: use one of "
+                    f"words maps {word!r} to {to!r} for {field}: use one of "
                     f"{', '.join(_labels_of(field))}, or None"
                 )
 
@@ -368,7 +368,7 @@ def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None
     if label is None:
         raise UserError(
             f"{where} is {word!r}, which is not one of {', '.join(label_spaces.EMOTIONS)}: map it, "
-            f"labels={{{word!r}: 'anger'}}, or to None if it is none of them"
+            f"labels={{{word!r}: 'anger'}}, or to None if it is not one of them"
         )
     return label
 
@@ -398,7 +398,7 @@ def _person(
         labels = _labels_of(field)
         option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
         raise UserError(
-            f"{table.where(row)}: {column!r} is {word!r}, which is no {field} of "
+            f"{table.where(row)}: {column!r} is {word!r}, which is not one of "
             f"{', '.join(labels)}: map it, {option}, or to None; columns={{{field!r}: None}} "
             "leaves the column out"
         )

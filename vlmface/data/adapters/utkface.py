@@ -42,7 +42,7 @@ def read(
             continue
         age, gender, race = map(int, fields[:3])
         if gender >= len(GENDERS) or race >= len(RACES):
-            skipped.setdefault("name with a gender or race that is no code", []).append(name)
+            skipped.setdefault("name with a unknown code of gender or race", []).append(name)
             continue
         stems.append(stem)
         paths.append(path)

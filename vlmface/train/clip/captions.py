@@ -1,8 +1,8 @@
 """Captions of faces, written from annotated attributes and action units.
 
 After FLIP (trained on FaceCaption-15M, arXiv:2407.08515): one sentence on who is seen, one on what
-the face does. An emotion is named only if that is asked for, so that a model trained on captions
-can be measured on emotions that it has never been told of.
+the face does. An emotion is named only on request, so that a model trained on captions
+can be measured on emotions that never occurred in them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CALM = ("no facial muscle is moved", "the face is at rest", "the face is relaxe
 
 
 def write(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
-    """One caption; None if the sample has none of the annotations that shall be said.
+    """One caption; None if the sample has none of the requested annotations.
 
     `says`: some of SAYS. The same seed gives the same caption; other seeds order the signs
     differently, open differently, and leave out what is said least.
@@ -49,11 +49,9 @@ def write(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
 
 def check(says: Sequence[str]) -> None:
     """Raises UserError unless `says` are some of SAYS."""
-    if not says or (odd := set(says) - set(SAYS)):
-        raise UserError(
-            f"captions shall say {', '.join(odd) if says else 'nothing'}: "
-            f"use some of {', '.join(SAYS)}"
-        )
+    odd = sorted(set(says) - set(SAYS))
+    if odd or not says:
+        raise UserError(f"says is {', '.join(odd) or 'empty'}: use some of {', '.join(SAYS)}")
 
 
 def _person(sample: FaceSample) -> str | None:

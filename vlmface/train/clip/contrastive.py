@@ -1,4 +1,4 @@
-"""Contrastive training of both towers on captions, and linear probes of what they then tell."""
+"""Contrastive training of both towers on captions, and linear probes of their features."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ class ContrastivePairs(nn.Module):
 
 def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
     """Train `clip` in place on captions of the rows; returns what `clip.train.train` does, with
-    "captions", how many there are, and "left_out": rows without what shall be said ("no_caption"),
-    and captions that the model cannot read whole ("too_long")."""
+    "captions", how many there are, and "left_out": rows without the requested annotations
+    ("no_caption"), and captions that the model cannot read whole ("too_long")."""
     captions.check(settings.says)
     numbers: dict[str, int] = {}
     written: list[list[int]] = []

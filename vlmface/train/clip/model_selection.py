@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import datasets
 
 LOG = "validation.jsonl"  # in a run: {"step", "epoch", "uar"} of each epoch
-BEST = "best.pt"  # beside its checkpoints: {"step", "weights"}
+BEST = "best.pt"  # next to its checkpoints: {"step", "weights"}
 _LEAST = 1e-6  # of an epoch
 
 
 class HeldOutSet:
-    """Held-out rows that a classifier is measured on again and again. What a frozen image tower
-    sees of them is computed once."""
+    """Held-out rows that a classifier is measured on after each epoch. The features of a frozen
+    image tower are computed once."""
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ def uar_of(shares: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 class KeepBest(TrainerCallback):
-    """Measures each epoch on held-out rows, and keeps the weights of the best; of equals, of the
-    first. A resumed run forgets what was measured after the checkpoint it goes on from, so that it
-    keeps what an uninterrupted one keeps."""
+    """Measures each epoch on held-out rows and keeps the weights of the best one, the first in case
+    of ties. A resumed run discards measurements after its checkpoint, so that it keeps the same
+    epoch as an uninterrupted run."""
 
     def __init__(self, run_dir: Path, held: HeldOutSet) -> None:
         self.log, self.best_path, self.held_out = (

@@ -1,4 +1,4 @@
-"""What the YAML of a CLIP recipe may say."""
+"""The settings of CLIP recipes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale"
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Checked):
-    """What all recipes that train a CLIP are told: which one, on which data, and how."""
+    """Settings of all recipes that train a CLIP: the model, the data and the optimisation."""
 
     base: str
     data: str
@@ -167,7 +167,7 @@ class Settings(Training):
         return {part for part, does in trains.items() if does}
 
     def shape(self, views: int) -> ClassifierConfig:
-        """The classifier that is asked for, for so many views of a row."""
+        """The configuration of the classifier, for a number of views of a row."""
         return ClassifierConfig(
             image=self.image,
             text=self.text,
@@ -188,8 +188,8 @@ class Settings(Training):
         super().check()
         if self.validation_split in (self.data_split, "test"):
             raise UserError(
-                f"validation_split is {self.validation_split}, but what is chosen on test or "
-                "training rows is no choice: name a validation split, or set validation_share"
+                f"validation_split is {self.validation_split}, but selection on test or "
+                "training rows is biased: name a validation split, or set validation_share"
             )
         if self.validation_split and self.validation_share:
             raise UserError(

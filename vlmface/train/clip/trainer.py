@@ -32,8 +32,8 @@ KEPT = 2  # checkpoints
 
 
 class ClassifierWithLoss(nn.Module):
-    """A classifier with the targets of its training rows: a batch is row numbers and squares, out
-    comes the loss. `features` are those of a frozen image tower, for all rows."""
+    """A classifier with the targets of its training rows: its input is row numbers and squares,
+    its output the loss. `features` are those of a frozen image tower, for all rows."""
 
     targets: torch.Tensor
     affects: torch.Tensor
@@ -90,7 +90,7 @@ class ClassifierWithLoss(nn.Module):
 
 class ClipTrainer(Resumable, Trainer):
     """transformers' Trainer with groups of learning rates, and checkpoints that hold the trained
-    weights alone. The model returns {"loss"}; `settings` says how to step."""
+    weights alone. The model returns {"loss"}; `settings` configures the optimizer."""
 
     lr_scheduler: Any
 
@@ -192,7 +192,7 @@ def train(
     """Train `classifier` in place on the rows that have a label; a row shows its `images`, or
     its `image`.
 
-    Goes on from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
+    Resumes from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
     been interrupted. Where the image tower is frozen and pictures are not changed, its features are
     computed once. Where `settings.select` is best, the weights of the epoch that is best on the
     rows `held_out` are kept. Returns what `sft.train` does, with "labels", {label: rows}, and
