@@ -364,12 +364,7 @@ def shade_head(
             centre = model.eye_centre(placed[: len(model.template)], eye)
             out = where[on] - centre
             out /= np.linalg.norm(out, axis=1, keepdims=True)
-            yaw, pitch = np.radians(view.gaze)
-            gaze = np.array(
-                [np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)]
-            )
-            gaze = (turn @ gaze).astype(np.float32)
-            albedo[on] = _eye(out @ gaze, look)
+            albedo[on] = _eye(out @ _gaze_direction(view, turn), look)
             normal[on], gloss[on] = out, 0.9
     teeth = (kind == UPPER_TEETH) | (kind == UPPER_TEETH + 1)
     albedo[teeth] = linear((0.93, 0.90, 0.83))
@@ -401,6 +396,13 @@ def shade_head(
     shade = np.ones(len(here), np.float32)
     shade[skin] = np.clip(1 + 0.42 * relief, 0.30, 1.25)
     return colour * shade[:, None]
+
+
+def _gaze_direction(view: View, turn: np.ndarray) -> np.ndarray:
+    """The unit vector (3,) of the gaze, for a head that is rotated by `turn`."""
+    yaw, pitch = np.radians(view.gaze)
+    gaze = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+    return (turn @ gaze).astype(np.float32)
 
 
 def _skin(

@@ -254,7 +254,8 @@ def _only(path: Path, split: str, file_split: str, how: str) -> None:
     if split != file_split:
         raise UserError(
             f"{path} does not state which rows are split {split!r}: all of them are "
-            f"{file_split!r}; name {how}, use data.hold_out, or pass file_split={split!r} if this is all {split}"
+            f"{file_split!r}; name {how}, use data.hold_out, or pass file_split={split!r} "
+            f"if this is all {split}"
         )
 
 
