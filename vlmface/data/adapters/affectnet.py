@@ -59,9 +59,14 @@ NOT_RATED = -2
 
 
 def read(root: Path, split: str, *, classes: int = 8, layout: str | None = None) -> Rows:
-    """`classes` is 8, or 7 without contempt (both are in use: say which). `layout` is "official",
-    "npy" or "sample"; left out, it is the first of them that the root holds. Images labelled None,
-    Uncertain or Non-face are left out."""
+    """Images labelled None, Uncertain or Non-face are skipped.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        classes: 8, or 7 without contempt. Both are in use: report which.
+        layout: "official", "npy" or "sample"; by default the first of them that the root holds.
+    """
     if classes not in (7, 8):
         raise UserError(f"classes={classes!r}: AffectNet is used with 8 classes, or 7")
     marks = {

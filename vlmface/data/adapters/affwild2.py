@@ -40,11 +40,19 @@ def read(
     annotations: str | None = None,
     invalid: float | None = None,
 ) -> Rows:
-    """One row a frame that has a label and a face. `track` is "expr", "va" or "au"; `every` = n
-    keeps the frames 1, n + 1, 2n + 1 ... of each video. `images` is the folder of the faces,
-    `annotations` that of the track (EXPR_..., found by default), both under the root; `invalid`
-    the value of a frame that is not annotated, by default -1, and -5 for valence and arousal.
-    The track's class "Other" has no emotion, and the word in `context`."""
+    """One row for each frame that has a label and a face. The track's class "Other" has no emotion,
+    and its word in `context`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        track: "expr", "va" or "au".
+        every: n keeps the frames 1, n + 1, 2n + 1 ... of each video.
+        images: the folder of the faces, under the root.
+        annotations: the folder of the track (EXPR_...), under the root; found by default.
+        invalid: the value of a frame that is not annotated, by default -1, and -5 for valence and
+            arousal.
+    """
     if track not in INVALID:
         raise UserError(f"track={track!r}: Aff-Wild2 has {', '.join(INVALID)}")
     if every < 1:

@@ -38,9 +38,17 @@ def read(
     lists: str | None = None,
     clips: str | None = None,
 ) -> Rows:
-    """`lists` is the folder of train.txt, val.txt and test.txt under the root, `clips` that of the
-    face crops, below which the videos' own paths follow; by default the first of LISTS and CLIPS
-    that exists. `context` holds the label (label space bah2), `meta` the transcript."""
+    """`context` holds the label (label space bah2), `meta` the transcript.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        frames: of each clip.
+        lists: the folder of train.txt, val.txt and test.txt, under the root; by default the first
+            of LISTS that exists.
+        clips: the folder of the face crops, below which the videos' own paths follow; by default
+            the first of CLIPS that exists.
+    """
     folder = first_of(root, LISTS if lists is None else [lists], "BAH's lists of videos")
     name = "val.txt" if split == "validation" else f"{split}.txt"
     listing = first_of(folder, [name], "BAH's list of videos")

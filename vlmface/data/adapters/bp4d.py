@@ -53,9 +53,18 @@ def read(
     unknown: int = 9,
     offset: int = 0,
 ) -> Rows:
-    """`fold` 1 to 3; `aus` are the AUs to read, by default the benchmark's twelve; `tasks` may
-    choose some of the eight. `images` is the folder of the people's folders; `unknown` is the code
-    of an AU that could not be coded; a coded frame f is the image numbered f + `offset`."""
+    """The coded frames of the people of a fold.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to 3.
+        aus: the AUs to read, by default the benchmark's twelve.
+        tasks: some of the eight tasks.
+        images: the folder of the people's folders, under the root.
+        unknown: the code of an AU that could not be coded.
+        offset: a coded frame f is the image numbered f + `offset`.
+    """
     if fold not in (1, 2, 3):
         raise UserError(f"fold={fold}: BP4D has folds 1 to 3")
     if wrong := [task for task in tasks if task not in TASKS]:

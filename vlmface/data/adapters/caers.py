@@ -21,5 +21,10 @@ PUBLISHED: dict[str, dict[str, int]] = {}
 
 
 def read(root: Path, split: str) -> Rows:
-    """The frames as they are: faces are neither boxed nor cut out."""
+    """The frames as they are: faces are neither boxed nor cut out.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
     return class_folders(require_path(root / split, "CAER-S' folder"), "emotion7", f"caers-{split}")

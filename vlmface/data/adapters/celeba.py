@@ -33,7 +33,12 @@ PUBLISHED = {
 
 def read(root: Path, split: str) -> Rows:
     """Gender is the attribute Male. `meta` lists the attributes that a face has; of the forty, it
-    lacks all others."""
+    lacks all others.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
     import pyarrow.compute as pc
 
     listing = require_path(_place(root, "Anno", "list_attr_celeba.txt"), "CelebA's attributes")

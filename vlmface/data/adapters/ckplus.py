@@ -46,14 +46,22 @@ def read(
     fold: int = 1,
     folds: int = 10,
 ) -> Rows:
-    """`classes` is 7 (anger, contempt, disgust, fear, happiness, sadness, surprise) or 8: also the
-    first frame of each labelled sequence, as neutral. `frames` is "peak" or "last3", the last three
-    frames under the label of the sequence. AUs were coded at the peak: other frames have none;
-    `aus=False` reads a copy without `FACS`. `unlabelled` adds the sequences without an emotion.
+    """AUs were coded at the peak: other frames have none.
 
     The set has no split of its own. "train" and "test" are those of `fold` of `folds`: subjects,
     sorted, are dealt out in turn (for 10 folds, the protocol of Liu et al., FG 2013, and most that
     followed). Report the mean over all folds. "all" is every row.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        classes: 7 (anger, contempt, disgust, fear, happiness, sadness, surprise), or 8: also the
+            first frame of each labelled sequence, as neutral.
+        frames: "peak", or "last3": the last three frames under the label of the sequence.
+        aus: False reads a copy without `FACS`.
+        unlabelled: add the sequences without an emotion.
+        fold: 1 to `folds`.
+        folds: number of folds.
     """
     if classes not in (7, 8) or frames not in ("peak", "last3"):
         raise UserError(

@@ -35,8 +35,16 @@ CLIPS = ("Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/clip_224x16f", "Cli
 def read(
     root: Path, split: str, *, fold: int = 1, frames: Count = FRAMES, clips: str | None = None
 ) -> Rows:
-    """`fold` is 1 to 5: results are means over the five test parts. `clips` is the folder of the
-    clips' frames under the root; by default the first of CLIPS that exists, face crops first."""
+    """Results are means over the test parts of the five folds.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to 5.
+        frames: of each clip.
+        clips: the folder of the clips' frames, under the root; by default the first of CLIPS that
+            exists, face crops first.
+    """
     if fold not in range(1, FOLDS + 1):
         raise UserError(f"fold={fold!r}: DFEW has folds 1 to {FOLDS}")
     labels = first_of(

@@ -45,12 +45,18 @@ def read(
     camera: str = "left",
     first_frame: int | None = None,
 ) -> Rows:
-    """`fold` 1 to 3; `aus` is 8 (the benchmark) or 12 (all that are coded); an AU is present from
-    intensity `threshold` on, and its intensity is kept.
+    """The coded frames of the people of a fold, with the intensities of their AUs.
 
-    `frames_dir` holds the people's folders of frames; `camera` chooses where there are folders of
-    both. `first_frame` is the number in the name of the first frame, which the labels call 1; None:
-    0 if any person has a frame 0, else 1.
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to 3.
+        aus: 8 (the benchmark) or 12 (all that are coded).
+        threshold: the least intensity of an AU that is present.
+        frames_dir: the folder of the people's folders of frames, under the root.
+        camera: which folder to take if there are those of both cameras.
+        first_frame: the number in the name of the first frame, which the labels call 1; by default
+            0 if any person has a frame 0, else 1.
     """
     if fold not in (1, 2, 3) or aus not in (8, 12) or threshold not in (1, 2, 3, 4, 5):
         raise UserError(

@@ -42,10 +42,16 @@ class Person(NamedTuple):
 
 
 def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
-    """`annotations` is the folder of the csv files or the mat file; by default emotic_pre, else the
-    root, else Annotations/Annotations.mat. Categories are in `context`; valence, arousal and (in
-    `meta`) dominance are scaled from 1..10 to -1..1. With several annotators (val, test) these are
-    the owners' combined labels. The box of the person, not of the face, is `meta`'s person_box."""
+    """Categories are in `context`; valence, arousal and (in `meta`) dominance are scaled from 1..10
+    to -1..1. With several annotators (val, test) these are the owners' combined labels. The box of
+    the person, not of the face, is `meta`'s person_box.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        annotations: the folder of the csv files or the mat file, under the root; by default
+            emotic_pre, else the root, else Annotations/Annotations.mat.
+    """
     part = "val" if split == "validation" else split
     source = _source(root, part, annotations)
     people = _from_mat(source, part) if source.suffix == ".mat" else _from_csv(source)

@@ -44,10 +44,17 @@ def read(
     unknown: int = 999,
     test_list: str | None = None,
 ) -> Rows:
-    """`labels` is the list's name (default: the only csv file there), `images` the folder below
-    which the images lie; `aus` are the AUs to read, by default the challenge's twelve; `unknown` is
-    the code of an AU that was not annotated. `test_list` names the test images; without it a fifth
-    is drawn."""
+    """The images of the list that were downloaded.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        labels: the list's name (default: the only csv file in the root).
+        images: the folder below which the images are.
+        aus: the AUs to read, by default the challenge's twelve.
+        unknown: the code of an AU that was not annotated.
+        test_list: a file that names the test images; by default a fifth is drawn.
+    """
     path = _list(root, labels)
     table = read_csv(path)
     header = [name.strip(" '\"") for name in table.column_names]

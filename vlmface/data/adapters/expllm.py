@@ -77,13 +77,18 @@ def read(
     images: str | None = None,
     threshold: float = 1.0,
 ) -> Rows:
-    """`part` is "rafdb" or "affectnet" (the Kaggle sample); `images` is the folder that `file_name`
-    starts from, RAF-DB's `Image/aligned` or the root of the sample (default: `root`).
+    """Values 0..1 become FACS intensities 0..5 by a factor of 5; `meta["au"]` keeps the 24 values.
+    The rationale is the description without its conclusion, which would repeat the answer and is
+    `meta["conclusion"]`. `emo` is a word in the published files; codes are read as RAF-DB's 1..7
+    and the sample's 1..8.
 
-    Values 0..1 become FACS intensities 0..5 by a factor of 5; an AU is present from intensity
-    `threshold` on (default 1, grade A). `meta["au"]` keeps the 24 values. The rationale is the
-    description without its conclusion, which would repeat the answer: `meta["conclusion"]`.
-    `emo` is a word in the published files; codes are read as RAF-DB's 1..7 and the sample's 1..8.
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        part: "rafdb" or "affectnet" (the Kaggle sample).
+        images: the folder that `file_name` starts from, RAF-DB's `Image/aligned` or the root of the
+            sample (default: `root`).
+        threshold: the least intensity of an AU that is present (default 1, grade A).
     """
     check_choice("part", part, ("rafdb", "affectnet"))
     if not 0 < threshold <= 5:

@@ -51,14 +51,17 @@ def read(
     images: str | None = None,
     au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
-    """`root` is the folder FABAInstruct; `task` is "emotion" or "au"; `images` is the folder that
-    holds FABAInstruct's images under the same paths (default: `root`).
+    """The rationale is the description. It is not documented whether GPT-4V was given AffectNet's
+    label, so `saw_label` is true. Emotion and AUs come from `label` alone, which the test files
+    have: a word or a code of the coding "faba", and present AUs as in "4, 9, 15".
 
-    The rationale is the description; that GPT-4V was not told AffectNet's label is stated nowhere,
-    so `saw_label` is true. Emotion and AUs come from `label` alone, which the test files have: a
-    word or a code of taxonomy's "faba", and present AUs as in "4, 9, 15". AUs that are not in the
-    label are unknown, or absent if `au_set` names them: EmoLA scores 1, 2, 4, 5, 6, 10, 12, 17, 24,
-    25, 26 and 43.
+    Args:
+        root: the folder FABAInstruct.
+        split: one of SPLITS.
+        task: "emotion" or "au".
+        images: the folder that holds FABAInstruct's images under the same paths (default: `root`).
+        au_set: AUs that are absent where the label does not list them; all others are unknown then.
+            EmoLA scores 1, 2, 4, 5, 6, 10, 12, 17, 24, 25, 26 and 43.
     """
     check_choice("task", task, ("emotion", "au"))
     folder = folder_of_images(images, root)

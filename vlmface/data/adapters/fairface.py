@@ -24,8 +24,14 @@ MARGINS = {0.25: "margin025", 1.25: "margin125"}
 
 
 def read(root: Path, split: str, *, margin: float = 0.25) -> Rows:
-    """`margin` is what the crops show around the face: 0.25 (tight, the usual choice) or 1.25. It
-    cannot be told for images that lie in the root itself."""
+    """The rows of the owners' csv files.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        margin: what the crops show around the face, 0.25 (the usual choice) or 1.25. It is not
+            known for images that are in the root itself.
+    """
     if margin not in MARGINS:
         raise UserError(f"margin={margin}: FairFace has 0.25 and 1.25")
     part = "train" if split == "train" else "val"

@@ -42,19 +42,21 @@ def read(
     images: str | Mapping[str, str] | None = None,
     au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
-    """`files` is a pattern of file names in `root`, or several (default: FILES). `images` is the
-    folder that `image` starts from, or one folder for each `dataset` as in {"FABA": "...",
-    "DISFA": "..."} (default: `root`).
-
-    The set lists which AUs are present, not which were coded. By default only those are annotated
-    and every other AU is unknown. With `au_set`, such as ["AU1", "AU2", "AU4"], the AUs of it that
-    a row does not list are annotated as absent, in each `dataset` that lists AUs at all: give it
-    with `files` of sets that code the same AUs.
-
-    A row with one label has its emotion; with several, or with a word that is none of the eight,
+    """A row with one label has its emotion; with several, or with a word that is none of the eight,
     it has none, and `meta["labels"]` keeps them. The rationale is what `description` holds between
-    its <think> tags (all of it, if it has none); its writer was a model that was shown AUs and
+    its <think> tags (all of it, if it has none); its writer was a model that was given AUs and
     label.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        files: a pattern of file names in `root`, or several (default: FILES).
+        images: the folder that `image` starts from, or one folder for each `dataset` as in {"FABA":
+            "...", "DISFA": "..."} (default: `root`).
+        au_set: the set lists which AUs are present, not which were coded. AUs of `au_set`, such as
+            ["AU1", "AU2"], that a row does not list are annotated as absent, in each `dataset` that
+            lists AUs at all; all others are unknown. Use it with `files` of sets that code the same
+            AUs.
     """
     rows: list[tuple[Record, str, str]] = []  # record, id, image
     skipped: dict[str, list[str]] = {"marked as not valid": [], "not one image": []}

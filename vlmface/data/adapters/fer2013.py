@@ -42,7 +42,12 @@ SIDE = 48
 
 
 def read(root: Path, split: str) -> Rows:
-    """From `fer2013.csv` if it is there, else from the folders of pictures."""
+    """From `fer2013.csv` if it exists, else from the folders of pictures.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
     path = root / "fer2013.csv"
     if not path.exists() and (root / "train").is_dir():
         return _folders(root, split)

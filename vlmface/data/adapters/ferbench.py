@@ -39,9 +39,15 @@ PARTS = {
 
 
 def read(root: Path, split: str, *, part: str = "all", images: str | None = None) -> Rows:
-    """`part` is "rafdb", "ferplus", "affectnet", "sfew" or "all"; `images` is the folder that holds
-    RAF-DB, FERPlus, AffectNet and SFEW-2.0 (default: `root`). `meta` keeps each question as it is
-    asked: `prompt`, `candidate_labels`, and the label in the set's own word, `label_word`."""
+    """`meta` keeps each question: `prompt`, `candidate_labels`, and the label in the set's own
+    word, `label_word`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        part: "rafdb", "ferplus", "affectnet", "sfew" or "all".
+        images: the folder that holds RAF-DB, FERPlus, AffectNet and SFEW-2.0 (default: `root`).
+    """
     check_choice("part", part, ("all", *PARTS))
     folder = folder_of_images(images, root)
     ids, paths, emotions = [], [], []

@@ -44,15 +44,17 @@ COLUMNS = (*SEEN, "unknown", "NF")
 
 
 def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
-    """How ten votes become a label:
+    """Each face with a label that follows from ten votes.
 
-    "majority" (the paper's and its code's) drops single votes, then requires more than half of the
-    others for one emotion; ties, other faces and "unknown" are left out. `emotion_votes`
-    are the numbers of votes.
-
-    "distribution" keeps every face with a vote for one of the eight emotions. `emotion` is the one
-    with most votes, null for a tie; `emotion_votes` are shares that sum to 1, unknown and no_face
-    among them. Papers that test on 3,573 faces do so on these.
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        protocol: "majority" (the paper's and its code's) drops single votes, then requires more
+            than half of the others for one emotion; ties, other faces and "unknown" are skipped,
+            and `emotion_votes` are the numbers of votes. "distribution" keeps every face with a
+            vote for one of the eight emotions; `emotion` is the one with most votes, null for a
+            tie, and `emotion_votes` are shares that sum to 1, unknown and no_face among them.
+            Papers that test on 3,573 faces do so on these.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

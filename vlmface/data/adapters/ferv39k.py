@@ -30,8 +30,14 @@ CLIPS = ("2_ClipsforFaceCrop",)
 
 
 def read(root: Path, split: str, *, frames: Count = FRAMES, clips: str | None = None) -> Rows:
-    """All scenes together, the usual protocol. `clips` is the folder of the clips' frames under
-    the root, "2_ClipsforFaceCrop" by default. The scene is in `meta`."""
+    """All scenes together, the usual protocol. The scene is in `meta`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        frames: of each clip.
+        clips: the folder of the clips' frames, under the root, "2_ClipsforFaceCrop" by default.
+    """
     listing = root / "4_setups" / "All_scenes" / f"{split}_All.csv"
     lines, skipped = read_list(
         require_path(listing, "FERV39k's labels"), lambda line: line.rsplit(None, 1), 2

@@ -47,18 +47,22 @@ def read(
     rationale_source: str = "teacher",
     saw_label: bool = True,
 ) -> Rows:
-    """`root` is the folder of train.json and its like, or one file, which is then the split that
-    `file_split` names. `images` is the folder that `image` starts from (default: the file's).
+    """The answer is the rationale, without <think> and <answer> tags; the question is
+    `meta["prompt"]`. No label is read out of the text. `subject` is the image's path, so that
+    `hold_out` keeps all rows of one image on one side. Records without exactly one image are
+    skipped.
 
-    `turns="first"` makes one row of a record, its first question and answer, and counts the later
-    turns in `skipped`: they may lean on what was said before, and a row holds one question.
-    "all" makes a row of each pair. The answer is the rationale, without <think> and <answer> tags;
-    the question is `meta["prompt"]`. No label is read out of the text: `label` names a field of the
-    records that holds one, an emotion word or null.
-
-    `rationale_source` ("teacher", "human", "rules") and `saw_label` describe who wrote the answers;
-    by default a model that was given the labels. `subject` is the image's path, so that `hold_out`
-    keeps all that is said of one image on one side. Records without exactly one image are left out.
+    Args:
+        root: the folder of train.json and its like, or one file.
+        split: one of SPLITS.
+        images: the folder that `image` starts from (default: the file's).
+        turns: "first" makes one row of a record, its first question and answer, and counts the
+            later turns in `skipped`: they may depend on earlier turns, and a row holds one
+            question. "all" makes a row of each pair.
+        label: a field of the records with an emotion word or null.
+        file_split: the split of a single file.
+        rationale_source: who wrote the answers: "teacher", "human" or "rules".
+        saw_label: whether the writer was given the labels.
     """
     check_choice("turns", turns, ("first", "all"))
     check_choice("file_split", file_split, SPLITS)

@@ -45,13 +45,19 @@ def read(
     order: str = "anger",
     first: int = 0,
 ) -> Rows:
-    """`fold` is 1 to 5. `clips` is the folder of the clips' frames under the root; by default the
-    first of CLIPS that exists, face crops first. `context` holds one of the eleven words (label
-    space mafw11); `emotion` is null for anxiety, helplessness and disappointment.
+    """`context` holds one of the eleven words (label space mafw11); `emotion` is null for anxiety,
+    helplessness and disappointment.
 
-    Only where the label files hold numbers: `order` is "anger" (anger, disgust, fear, happiness
-    ... as MAE-DFER counts) or "happiness" (happiness, sadness, neutral, anger ... as DFER-CLIP
-    counts), and `first` the number of its first word.
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to 5.
+        frames: of each clip.
+        clips: the folder of the clips' frames, under the root; by default the first of CLIPS that
+            exists, face crops first.
+        order: of label files with numbers: "anger" (anger, disgust, fear, happiness ... as MAE-DFER
+            counts) or "happiness" (happiness, sadness, neutral, anger ... as DFER-CLIP counts).
+        first: the number of the first word of `order`.
     """
     if fold not in range(1, FOLDS + 1):
         raise UserError(f"fold={fold!r}: MAFW has folds 1 to {FOLDS}")

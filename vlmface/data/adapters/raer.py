@@ -41,10 +41,18 @@ def read(
     faces: str | None = FACES,
     bodies: str | None = BODIES,
 ) -> Rows:
-    """`listing` is the file in annotation/ to read in place of the split's own in LISTS; the whole
-    training set is "train.txt". `context` holds the label, `meta` the boxes from `faces` and
-    `bodies` (paths under the root; None: no boxes): `face_boxes`, one for each sampled frame, and
-    `body_box`, null where no person was found."""
+    """`context` holds the label, `meta` the boxes: `face_boxes`, one for each sampled frame, and
+    `body_box`, null where no person was found.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        frames: of each clip.
+        listing: the file in annotation/ to read in place of the split's own in LISTS; the whole
+            training set is "train.txt".
+        faces: the file of the faces' boxes, under the root; None: no boxes.
+        bodies: the file of the bodies' boxes, under the root; None: no boxes.
+    """
     path = require_path(root / "annotation" / (listing or LISTS[split]), "RAER's list of clips")
     lines, skipped = read_list(path, lambda line: line.rsplit(None, 2), 3)
     places = [place for place, _, _ in lines]

@@ -39,11 +39,17 @@ def read(
     one_sided: bool = True,
     test_list: str | None = None,
 ) -> Rows:
-    """`images` is "aligned" or "original". `aus` are the AUs that count as annotated in every
-    image, by default all that the list mentions. `null` says what that word means: "absent" (no AU
-    was seen) or "unannotated". `one_sided` lets L12 or R12 count as AU12; without it such an AU is
-    not annotated in that image. `test_list` names the test images; without it a fifth is drawn.
-    The codes as they were written are in `meta`."""
+    """The codes as they were written are in `meta`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        images: "aligned" or "original".
+        aus: the AUs that count as annotated in every image, by default all that the list mentions.
+        null: what that word means: "absent" (no AU was seen) or "unannotated".
+        one_sided: L12 or R12 count as AU12; if not, such an AU is not annotated in that image.
+        test_list: a file that names the test images; by default a fifth is drawn.
+    """
     if images not in ("aligned", "original"):
         raise UserError(f"images={images!r}: RAF-AU has 'aligned' and 'original'")
     if null not in ("absent", "unannotated"):

@@ -48,9 +48,15 @@ def read(
     images: str = "aligned",
     attributes: bool = False,
 ) -> Rows:
-    """`part` is "basic" (seven emotions) or "compound" (eleven, in `context`): `root` holds it, or
-    a folder of that name that does. `images` is "aligned" (100x100, the usual protocol) or
-    "original"; `attributes` also reads gender, race and age group from the annotation files."""
+    """The images of one of the two parts.
+
+    Args:
+        root: the folder of the part, or the one that holds it under its name.
+        split: one of SPLITS.
+        part: "basic" (seven emotions) or "compound" (eleven, in `context`).
+        images: "aligned" (100x100, the usual protocol) or "original".
+        attributes: also read gender, race and age group from the annotation files.
+    """
     if part not in ("basic", "compound"):
         raise UserError(f"part={part!r}: RAF-DB has 'basic' and 'compound'")
     if images not in ("aligned", "original"):

@@ -19,9 +19,15 @@ PUBLISHED: dict[str, dict[str, int]] = {}
 
 
 def read(root: Path | None, split: str, *, folder: str | None = None) -> datasets.Dataset:
-    """The rows of the build in `folder`, or else in `root`; a build is of one split. Where root is
-    another data set's, because a model is measured on that, `folder` says where the build is.
-    `dataset` and `id` of a row are those of the data set that the face is from."""
+    """The rows of a build, which is of one split. `dataset` and `id` of a row are those of the data
+    set that the face is from.
+
+    Args:
+        root: the folder of the build.
+        split: the split that the build was made of.
+        folder: the folder of the build if `root` is that of another data set, on which the model is
+            evaluated.
+    """
     from datasets import load_from_disk
 
     root = Path(folder).expanduser() if folder else root

@@ -22,8 +22,13 @@ FOLDERS = {"train": "Train", "validation": "Val", "test": "Test"}
 
 
 def read(root: Path, split: str) -> Rows:
-    """The aligned faces where the copy has them, else what lies in `Train`, `Val` and `Test`. The
-    labels of the test part were never given out: its rows have no emotion."""
+    """The aligned faces if the copy has them, else the images in `Train`, `Val` and `Test`. The
+    labels of the test part were never published: its rows have no emotion.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
     part = FOLDERS[split]
     aligned = f"{part}_Aligned_Faces"
     names = (aligned, f"{aligned}_new")

@@ -30,8 +30,14 @@ RACES = label_spaces.space("race5").labels  # in the order of its codes
 def read(
     root: Path, split: str, *, images: str | None = None, test_list: str | None = None
 ) -> Rows:
-    """`images` is the folder of images, by default UTKFace, else part1 to part3, else the root
-    itself. `test_list` names the test images; without it a fifth is drawn."""
+    """The images of one folder or part.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        images: the folder of images, by default UTKFace, else part1 to part3, else the root itself.
+        test_list: a file that names the test images; by default a fifth is drawn.
+    """
     stems, paths, labels = [], [], []
     skipped: dict[str, list[str]] = {}
     for name, path in _images(root, images):
