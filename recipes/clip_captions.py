@@ -49,7 +49,7 @@ def train(settings: contrastive.Settings) -> None:
         clip = tiny_clip.build(settings.seed)
         clip.model.to(device)
     else:
-        clip = model.load(settings.base, device=device)
+        clip = model.load_clip(settings.base, device=device)
     views = crops.parse_views(settings.crop)
     with distributed.main_first():
         loaded = data.load(
@@ -69,9 +69,11 @@ def train(settings: contrastive.Settings) -> None:
     of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
     trained = contrastive.train(clip, rows, settings) | shared
     if distributed.is_main():
-        model.save(clip, run_dir, settings.saved_as)
+        model.save_clip(clip, run_dir, settings.saved_as)
     distributed.wait_for_everyone()
-    after = contrastive.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
+    after = contrastive.probe(
+        model.load_clip(run_dir, device=device), *probed, settings.eval_batch_size
+    )
     if not distributed.is_main():
         return
     scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}

@@ -96,7 +96,7 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
     expected, _ = model.eval().answer(shown)
     again = Classifier(tiny_clip.build(), asked, settings.shape(1)).eval()
     assert not torch.allclose(again.answer(shown)[0], expected, atol=1e-3)
-    checkpoint.load(again, checkpoint.state(model), "memory")
+    checkpoint.load_trained(again, checkpoint.trained_state(model), "memory")
     again.reset_cache()
     torch.testing.assert_close(again.answer(shown)[0], expected)
 

@@ -71,7 +71,7 @@ def whole(tmp_path_factory, rows):
 
 
 def equal(one, other) -> bool:
-    one, other = checkpoint.state(one), checkpoint.state(other)
+    one, other = checkpoint.trained_state(one), checkpoint.trained_state(other)
     return all(torch.equal(one[name], other[name]) for name in one)
 
 

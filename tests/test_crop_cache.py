@@ -175,7 +175,7 @@ def test_work_waits_for_whoever_takes_the_results() -> None:
         return item * 2
 
     threads, taken = 3, 0
-    for result in sources.in_threads(work, range(600), "x", workers=threads, progress=False):
+    for result in sources.map_in_threads(work, range(600), "x", workers=threads, progress=False):
         assert result == taken * 2  # in order
         if taken % 50 == 0:
             time.sleep(0.02)
@@ -195,15 +195,15 @@ def test_work_that_fails_or_is_given_up_ends() -> None:
 
     found = []
     with pytest.raises(UserError, match="no picture"):
-        for item in sources.in_threads(work, range(10_000), "x", workers=2, progress=False):
+        for item in sources.map_in_threads(work, range(10_000), "x", workers=2, progress=False):
             found.append(item)
     assert found == list(range(100)) and len(done) < 200
     done.clear()
-    results = sources.in_threads(work, range(50), "x", workers=2, progress=False)
+    results = sources.map_in_threads(work, range(50), "x", workers=2, progress=False)
     assert next(results) == 0
     results.close()
     assert len(done) < 50 and threading.active_count() < 20
-    assert list(sources.in_threads(work, [], "x", progress=False)) == []
+    assert list(sources.map_in_threads(work, [], "x", progress=False)) == []
 
 
 def test_faces_do_not_pile_up_before_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,9 @@ from vlmface.serving.gateway.settings import Settings
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 
-pytestmark = pytest.mark.skipif(detect.missing() is not None, reason="vlmface[detect] is missing")
+pytestmark = pytest.mark.skipif(
+    detect.unavailable_reason() is not None, reason="vlmface[detect] is missing"
+)
 ASTRONAUT = Image.fromarray(skimage.data.astronaut())
 
 

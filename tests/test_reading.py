@@ -211,10 +211,10 @@ def test_the_same_messages_come_from_data_sets_and_from_arrow(tmp_path):
 def test_a_wrong_byte_beyond_the_first_block_is_still_named(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "_BLOCK", 7)
     path = write(tmp_path / "a.csv", "ä,b\n" * 5 + "€\n")
-    assert text_files.utf8_source(path) == path
+    assert text_files.open_utf8(path) == path
     write(path, "ä,b\n".encode() * 5 + b"\xe2\x82")
     with pytest.raises(UserError, match=r"line 6: byte .* \(offset 25; no"):
-        text_files.utf8_source(path)
+        text_files.open_utf8(path)
 
 
 def test_files_that_were_joined_keep_no_marks(tmp_path):
@@ -238,9 +238,9 @@ def test_a_pipe_is_no_table_and_no_picture(tmp_path):
         os.mkfifo(tmp_path / name)
     assert "is not a regular file" in failure(tmp_path / "t.csv")
     with pytest.raises(OSError, match="is not a regular file"):
-        sources.content(str(tmp_path / "pipe.png"))
+        sources.read_content(str(tmp_path / "pipe.png"))
     with pytest.raises(OSError, match="is not a regular file"):
-        sources.content("/dev/zero")
+        sources.read_content("/dev/zero")
     listed = text(tmp_path / "pipes.csv", "image,emotion", "pipe.png,sad", "/dev/zero,sad")
     report = check.check("table", listed, progress=False)
     assert list(report["unreadable"]) == ["pipe.png", "/dev/zero"]

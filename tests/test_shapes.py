@@ -46,7 +46,7 @@ def test_edges_in_any_order_are_a_ring_and_a_line(
     edges = [*itertools.pairwise([*ring, 0]), *itertools.pairwise(line)]
     edges = [chance.choice([(a, b), (b, a)]) for a, b in edges]
     chance.shuffle(edges)
-    one, other = sorted(shapes.chained(edges), key=min)
+    one, other = sorted(shapes.chain_edges(edges), key=min)
     assert other in (line, line[::-1])
     place = one.index(0)
     turned = one[place:] + one[:place]
@@ -74,7 +74,7 @@ def test_parts_move_as_the_action_units_say() -> None:
             for seed in range(5):
                 mesh = detector.mesh(rendered(aus, seed))
                 assert mesh is not None
-                drawn = shapes.parsed(mesh / 256, 128)
+                drawn = shapes.draw_parsing(mesh / 256, 128)
                 shares[name].append((share(drawn, shapes.MOUTH), share(drawn, shapes.IRIS)))
     mouth = {name: statistics.mean(m for m, _ in found) for name, found in shares.items()}
     iris = {name: statistics.mean(i for _, i in found) for name, found in shares.items()}
@@ -119,7 +119,7 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
     assert all(np.asarray(drawn).any() for drawn in pictures[0])
     assert not np.asarray(pictures[1][1]).any() and not np.asarray(pictures[1][2]).any()
 
-    clip = model.load(model.TINY)
+    clip = model.load_clip(model.TINY)
     asked = label_texts.load("clip_signs")
     answering = ClipModel(Classifier(clip, asked, ClassifierConfig(views=3)).eval(), VIEWS)
     said = answering.predict(photographs)

@@ -47,7 +47,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         options=data.parse_options(arguments.name, arguments.option),
     )
-    print(printable(check.text(report), lines=True))
+    print(printable(check.format_report(report), lines=True))
     print(f"\nlook at {output / 'sheet.png'}; all of it is in {output / 'check.json'}")
     return 1 if report["errors"] else 0
 

@@ -13,7 +13,7 @@ def names(module: nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def state(module: nn.Module) -> dict[str, torch.Tensor]:
+def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """{name: weight}, copied to the CPU."""
     return {
         name: parameter.detach().cpu().clone()
@@ -22,8 +22,8 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def load(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """The inverse of `state`. Raises UserError if names or shapes differ."""
+def load_trained(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """The inverse of `trained_state`. Raises UserError if names or shapes differ."""
     known = dict(module.named_parameters())
     expected = set(names(module))
     if expected != set(state):

@@ -205,7 +205,7 @@ class Clip:
         return F.normalize(pooled, dim=-1)
 
 
-def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = None) -> Clip:
+def load_clip(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = None) -> Clip:
     """Open a CLIP by its name (see `is_clip`), with weights; open_clip downloads what it does not
     have. `dtype` is that of all weights, float32 by default. Raises UserError for a name or weights
     that do not exist, with the nearest ones."""
@@ -276,7 +276,7 @@ def _check_tokenizer(settings: dict[str, Any], base: str | Path) -> None:
         )
 
 
-def save(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
+def save_clip(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
     """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `dtype`: the
     weights' there, such as "float16"; None for the model's own."""
     from safetensors.torch import save as to_bytes

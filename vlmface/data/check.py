@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw
 from vlmface import data
 from vlmface.data.crop_cache import person_box
 from vlmface.data.crops import valid_box
-from vlmface.data.rows import Rows, as_stored, to_dataset
-from vlmface.data.sources import Source, content, digest, in_threads, sources
+from vlmface.data.rows import Rows, resolve_image_paths, to_dataset
+from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 from vlmface.utils import contact_sheet, files
@@ -39,7 +39,7 @@ PER_CLASS = 8  # faces on the sheet
 
 
 @dataclass
-class Part:
+class SplitData:
     """A split: its labels as rows, the pictures of each row, and what its module left out."""
 
     split: str
@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageCheck:
     """A picture that was looked at: the digest of its bytes, (width, height), or what is wrong."""
 
     digest: str | None = None
@@ -111,22 +111,22 @@ def check(
 
 def _read(
     name: str, root: str | Path | None, splits: Sequence[str], protocol: dict[str, Any]
-) -> tuple[list[Part], list[str]]:
-    parts: list[Part] = []
+) -> tuple[list[SplitData], list[str]]:
+    parts: list[SplitData] = []
     failures: dict[str, UserError] = {}
     for split in splits:
         try:
             rows = data.read(name, root, split, **protocol)
             skipped: dict[str, list[str]] = {}
             if isinstance(rows, Rows):
-                rows, _ = as_stored(rows, f"{name}, {split}")
-            pictures = sources(rows)
+                rows, _ = resolve_image_paths(rows, f"{name}, {split}")
+            pictures = image_sources(rows)
             if isinstance(rows, Rows):
                 skipped = rows.skipped
                 # Without its pictures, so that labels are counted whether or not a file is there.
                 labels = {k: v for k, v in rows.columns.items() if k not in ("image", "frames")}
                 rows = to_dataset(Rows(labels), name, split)
-            parts.append(Part(split, rows, pictures, skipped))
+            parts.append(SplitData(split, rows, pictures, skipped))
         except UserError as error:
             failures[split] = error
     if not parts:
@@ -137,32 +137,38 @@ def _read(
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _look_at_all(parts: list[Part], workers: int | None, progress: bool) -> dict[Source, Look]:
+def _look_at_all(
+    parts: list[SplitData], workers: int | None, progress: bool
+) -> dict[Source, ImageCheck]:
     every = list(dict.fromkeys(s for part in parts for row in part.pictures for s in row))
     with warnings.catch_warnings():  # open_image sets filters, which are common to all threads
         return dict(
             zip(
                 every,
-                in_threads(_look, every, "looking", workers=workers, progress=progress),
+                map_in_threads(_look, every, "looking", workers=workers, progress=progress),
                 strict=True,
             )
         )
 
 
-def _look(source: Source) -> Look:
+def _look(source: Source) -> ImageCheck:
     try:
-        encoded = content(source)
+        encoded = read_content(source)
     except FileNotFoundError:
-        return Look(fault="missing")
+        return ImageCheck(fault="missing")
     except OSError as error:
-        return Look(fault=str(error))
+        return ImageCheck(fault=str(error))
     try:
-        return Look(digest(encoded), open_image(encoded).size)
+        return ImageCheck(content_digest(encoded), open_image(encoded).size)
     except UserError as error:
-        return Look(digest(encoded), fault=str(error).removeprefix("the image bytes "))
+        return ImageCheck(
+            content_digest(encoded), fault=str(error).removeprefix("the image bytes ")
+        )
 
 
-def _duplicates(parts: list[Part], looks: dict[Source, Look]) -> list[list[dict[str, Any]]]:
+def _duplicates(
+    parts: list[SplitData], looks: dict[Source, ImageCheck]
+) -> list[list[dict[str, Any]]]:
     """Rows with the same pictures, in groups. Several boxes in one picture of a split are no
     duplicates; in two splits, the picture itself is what must not be shared."""
     same: dict[tuple[str | None, ...], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
@@ -190,7 +196,7 @@ def _duplicates(parts: list[Part], looks: dict[Source, Look]) -> list[list[dict[
     return groups
 
 
-def _shared_subjects(parts: list[Part]) -> dict[str, list[str]]:
+def _shared_subjects(parts: list[SplitData]) -> dict[str, list[str]]:
     people = {
         part.split: set(part.rows["subject"]) - {None} for part in parts if part.split != "all"
     }
@@ -204,7 +210,9 @@ def _shared_subjects(parts: list[Part]) -> dict[str, list[str]]:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def _holds(part: Part, looks: dict[Source, Look], published: dict[str, int]) -> dict[str, Any]:
+def _holds(
+    part: SplitData, looks: dict[Source, ImageCheck], published: dict[str, int]
+) -> dict[str, Any]:
     """What check.json says about a split."""
     rows = part.rows
     units = rows["aus"]
@@ -262,7 +270,10 @@ def _count(holds: dict[str, Any], label: str) -> int:
 
 
 def _judge(
-    report: dict[str, Any], parts: list[Part], looks: dict[Source, Look], root: Path | None
+    report: dict[str, Any],
+    parts: list[SplitData],
+    looks: dict[Source, ImageCheck],
+    root: Path | None,
 ) -> None:
     errors, hints = report["errors"], report["warnings"]
     for part in parts:
@@ -317,12 +328,12 @@ def _some(names: Iterable[str]) -> str:
 
 def _short(source: Source, root: Path | None) -> str:
     if isinstance(source, bytes):
-        return f"embedded picture {digest(source)[:8]}"
+        return f"embedded picture {content_digest(source)[:8]}"
     path = Path(source)
     return str(path.relative_to(root) if root and path.is_relative_to(root) else path)
 
 
-def text(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """The report as a table for people, its errors and warnings last."""
     parts = report["splits"]
     holds = list(parts.values())
@@ -380,10 +391,10 @@ def _order(label: str) -> tuple[bool, int, str]:
 # --- the sheet ------------------------------------------------------------------------------------
 
 
-def _draw(parts: list[Part], looks: dict[Source, Look]) -> Image.Image | None:
+def _draw(parts: list[SplitData], looks: dict[Source, ImageCheck]) -> Image.Image | None:
     """A few faces of each class, the classes line by line; None if no picture can be read."""
     by = next((n for n in WORDS if any(set(p.rows[n]) - {None} for p in parts)), None)
-    classes: dict[str | None, list[tuple[Part, int]]] = defaultdict(list)
+    classes: dict[str | None, list[tuple[SplitData, int]]] = defaultdict(list)
     for part in [p for p in parts if p.split != "all"] or parts:
         labels = part.rows[by] if by else [None] * len(part.rows)
         for row, (label, pictures) in enumerate(zip(labels, part.pictures, strict=True)):
@@ -402,7 +413,7 @@ def _draw(parts: list[Part], looks: dict[Source, Look]) -> Image.Image | None:
     return contact_sheet.draw(tiles, columns) if tiles else None
 
 
-def _tile(part: Part, row: int, by: str | None) -> contact_sheet.Tile:
+def _tile(part: SplitData, row: int, by: str | None) -> contact_sheet.Tile:
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])

@@ -19,7 +19,7 @@ from vlmface.errors import UserError
 FRAMES = 16  # of a clip, in published models; the default of data sets
 
 
-def in_order(folder: Path) -> list[str] | None:
+def images_in_order(folder: Path) -> list[str] | None:
     """The names of the images in a folder by the numbers in them, "9.jpg" before "10.jpg"; None if
     the folder does not exist."""
     try:
@@ -60,18 +60,18 @@ def with_frames(
     files: dict[int, Path] = {}
     dropped: dict[str, list[str]] = {}
     for i, folder in enumerate(folders):
-        names = in_order(folder)
+        names = images_in_order(folder)
         if names:
             frames_by_clip[i] = [
                 os.path.join(folder, names[j]) for j in video.segment_midpoints(len(names), count)
             ]
-        elif file := video.beside(folder):
+        elif file := video.video_file_of(folder):
             files[i] = file
         else:
             reason = "no folder of frames" if names is None else "no frames in the folder"
             dropped.setdefault(reason, []).append(str(folder))
     if files:
-        outcomes = video.extracted(list(files.values()), count)
+        outcomes = video.extract_frames(list(files.values()), count)
         for i, outcome in zip(files, outcomes, strict=True):
             if isinstance(outcome, UserError):
                 dropped.setdefault("a video that cannot be decoded", []).append(str(outcome))
@@ -112,7 +112,7 @@ def _extract(clip: str, folder: Path) -> str:
     )
 
 
-def first_of(root: Path, names: Sequence[str], what: str) -> Path:
+def first_existing(root: Path, names: Sequence[str], what: str) -> Path:
     """The first of `names` that exists under `root`: copies of a set differ in them."""
     for name in names:
         if (root / name).exists():

@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from vlmface.data.crops import INVALID_BOX, Box, View, face_locator, render_view, valid_box
-from vlmface.data.sources import Source, content, digest, in_threads, sources
+from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 from vlmface.utils import contact_sheet, files
@@ -308,7 +308,7 @@ def _pictures(rows: datasets.Dataset) -> list[list[_Picture]]:
     return [
         _boxed(id, pictures, box, json.loads(text) if text else {})
         for id, pictures, box, text in zip(
-            columns["id"], sources(rows), columns["face_box"], columns["meta"], strict=True
+            columns["id"], image_sources(rows), columns["face_box"], columns["meta"], strict=True
         )
     ]
 
@@ -387,7 +387,7 @@ def _stored_views(
                     pixels = np.asarray(render_view(image, box, view, locate.mesh))
                     return pixels, bool(pixels.any()) if view.is_shape else box is not None
 
-                faces = in_threads(work, missing, "cutting", workers=workers, progress=progress)
+                faces = map_in_threads(work, missing, "cutting", workers=workers, progress=progress)
                 for start in range(0, len(missing), IMAGES_PER_PACK):
                     part = missing[start : start + IMAGES_PER_PACK]
                     stored |= _write(folder, index, [key for key, _ in part], faces)
@@ -446,12 +446,12 @@ def _digests(
 
     def read(source: Source) -> str:
         try:
-            return digest(content(source))
+            return content_digest(read_content(source))
         except OSError as error:
             raise UserError(f"cannot read {source!r}: {error}") from error
 
     if unread:
-        digests = in_threads(read, unread, "reading", workers=workers, progress=progress)
+        digests = map_in_threads(read, unread, "reading", workers=workers, progress=progress)
         digest_of |= zip(unread, digests, strict=True)
     with index:
         index.executemany(
@@ -474,7 +474,7 @@ def _select_rows(
 
 
 def _key(digest: str, box: tuple[float, ...] | None) -> bytes:
-    return hashlib.blake2b(f"{digest} {box}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{content_digest} {box}".encode(), digest_size=16).digest()
 
 
 def write_contact_sheet(rows: datasets.Dataset, path: Path, n: int = 64) -> None:

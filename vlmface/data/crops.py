@@ -200,7 +200,7 @@ def _render_shape(
     points = mesh(face)
     if points is None:
         return Image.new("RGB", (view.size, view.size))
-    draw = shapes.landmarks if view.show == "landmarks" else shapes.parsed
+    draw = shapes.draw_landmarks if view.show == "landmarks" else shapes.draw_parsing
     return draw(points / MESH_INPUT_SIZE, view.size)
 
 

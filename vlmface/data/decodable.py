@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlmface.data.sources import Source, in_threads, sources
+from vlmface.data.sources import Source, image_sources, map_in_threads
 from vlmface.errors import UserError
 from vlmface.utils import files
 from vlmface.utils.images import open_image
@@ -25,13 +25,13 @@ _TABLE = "create table if not exists whole (path text primary key, size integer,
 Stats = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 
 
-def decodable(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
+def decodable_rows(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
     """The rows whose pictures can be decoded; `what` names them in messages.
 
     With `broken` "drop" other rows are left out, with a warning that counts them; with "error" they
     are a UserError that names the first.
     """
-    pictures = sources(rows)
+    pictures = image_sources(rows)
     faults = _faults(list(dict.fromkeys(source for row in pictures for source in row)))
     if not faults:
         return rows
@@ -65,7 +65,7 @@ def _faults(every: Sequence[Source]) -> dict[Source, str]:
         stats = {path: stat for path in paths if (stat := _stats(path))}
         known = {path for path, stat in stats.items() if _is_known(index, path, stat)}
         unseen = [source for source in every if source not in known]
-        checked = zip(unseen, in_threads(_fault, unseen, "decoding"), strict=True)
+        checked = zip(unseen, map_in_threads(_fault, unseen, "decoding"), strict=True)
         faults = {source: fault for source, fault in checked if fault}
         whole = [path for path in stats if path not in known and path not in faults]
         with index:

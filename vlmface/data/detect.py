@@ -63,7 +63,7 @@ class Detector:
 
     def faces(self, image: Image.Image) -> list[Box]:
         """The boxes of the faces in an image of any mode, in its own pixels, the largest first."""
-        return [box_of(mesh) for mesh in self.meshes(image)]
+        return [bounding_box(mesh) for mesh in self.meshes(image)]
 
     def mesh(self, image: Image.Image) -> np.ndarray | None:
         """The mesh of the largest face, as of `meshes`; None without a face."""
@@ -83,9 +83,9 @@ class Detector:
                 meshes += [
                     mesh
                     for mesh in moved
-                    if not any(_same(box_of(mesh), box_of(other)) for other in meshes)
+                    if not any(_same(bounding_box(mesh), bounding_box(other)) for other in meshes)
                 ]
-        return sorted(meshes, key=lambda mesh: _order(box_of(mesh)))
+        return sorted(meshes, key=lambda mesh: _order(bounding_box(mesh)))
 
     def _look(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe
@@ -161,7 +161,7 @@ class _Pool:
                 self._idle.pop().close()
 
 
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """Why no detector can be made here, None if one can."""
     try:
         Detector()
@@ -170,7 +170,7 @@ def missing() -> str | None:
     return None
 
 
-def box_of(mesh: np.ndarray) -> Box:
+def bounding_box(mesh: np.ndarray) -> Box:
     """The box that spans a face's points."""
     (left, top), (right, bottom) = mesh.min(0).tolist(), mesh.max(0).tolist()
     return left, top, right, bottom

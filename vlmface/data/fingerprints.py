@@ -34,7 +34,7 @@ def fingerprint(rows: datasets.Dataset, *, pictures: bool = True) -> str:
         for column in columns:
             _update(digest, block[column])
     if pictures:
-        for content in sources.digests(rows):
+        for content in sources.row_digests(rows):
             digest.update(content.encode())
     return digest.hexdigest()[:12]
 

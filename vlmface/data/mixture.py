@@ -24,7 +24,7 @@ import numpy as np
 from vlmface import label_spaces
 from vlmface.data.catalog import dataset_module, is_mixture
 from vlmface.data.loading import load_dataset
-from vlmface.data.sources import digest, sources
+from vlmface.data.sources import content_digest, image_sources
 from vlmface.errors import UserError
 from vlmface.utils import config
 from vlmface.utils.ranges import Count, Positive, Seed
@@ -116,7 +116,11 @@ def load(
     rows = concatenate_datasets(_with_own_ids(parts, path))
     labels = np.array(rows[mixture.field][:], object)
     of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    weights = None if sources[0].weight is None else [source.weight or 0.0 for source in sources]
+    weights = (
+        None
+        if sources[0].weight is None
+        else [source.weight or 0.0 for source in sources]
+    )
     kinds = _kinds(labels, of, weights, mixture.balanced)
     if not kinds:
         raise UserError(
@@ -136,7 +140,7 @@ def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Da
     result, same = [], 0
     for number, (part, of_part) in enumerate(zip(parts, ids, strict=True), 1):
         shared = [row for row, id in enumerate(of_part) if often[id] > 1]
-        keys = map(_identity, sources(part.select(shared)))
+        keys = map(_identity, image_sources(part.select(shared)))
         named = [(of_part[row], key) for row, key in zip(shared, keys, strict=True)]
         same += sum(key in pictures.get(id, ()) for id, key in named)
         if any(id in pictures for id, _ in named):
@@ -154,7 +158,9 @@ def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Da
 
 def _identity(pictures: list[str | bytes]) -> str:
     """The files of a row, wherever the list names them from, or the content of its pictures."""
-    return "\n".join(digest(p) if isinstance(p, bytes) else os.path.realpath(p) for p in pictures)
+    return "\n".join(
+        content_digest(p) if isinstance(p, bytes) else os.path.realpath(p) for p in pictures
+    )
 
 
 def read(path: Path) -> tuple[Mixture, list[Source]]:
@@ -280,7 +286,7 @@ def _draw(kinds: list[Kind], size: int | None, chance: np.random.Generator) -> n
     else:
         counts = _split(size, [1 / len(kinds)] * len(kinds))
     drawn = [
-        take(pool, count, chance)
+        draw_evenly(pool, count, chance)
         for kind, total in zip(kinds, counts, strict=True)
         for (pool, _), count in zip(kind, _split(total, [s for _, s in kind]), strict=True)
     ]
@@ -296,7 +302,7 @@ def _split(total: int, shares: Sequence[float]) -> list[int]:
     return counts.tolist()
 
 
-def take(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
+def draw_evenly(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
     """`count` of the pool, none again before all were taken."""
     rounds, remainder = divmod(count, len(pool))
     return np.concatenate([np.tile(pool, rounds), chance.choice(pool, remainder, replace=False)])

@@ -15,7 +15,7 @@ from vlmface.utils.ranges import alternatives, bare, describe, in_range
 
 
 @functools.cache
-def declared(function: Any) -> dict[str, Any]:
+def declared_types(function: Any) -> dict[str, Any]:
     """{parameter: its type}, Any where that cannot be evaluated."""
     names = getattr(function, "__globals__", {})
     types = {}

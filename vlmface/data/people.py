@@ -20,7 +20,7 @@ OWN_FILES = ("table", "llava_json")
 Person = tuple[str, str]  # data set and subject, or "" and the id of a row without one
 
 
-def keys(rows: datasets.Dataset) -> list[Person]:
+def person_keys(rows: datasets.Dataset) -> list[Person]:
     """Whom each row shows; a row without a subject is its own."""
     named = zip(rows["dataset"], rows["subject"], rows["id"], strict=True)
     return [(dataset, subject) if subject else ("", id) for dataset, subject, id in named]
@@ -29,7 +29,7 @@ def keys(rows: datasets.Dataset) -> list[Person]:
 # --- a part of the people -------------------------------------------------------------------------
 
 
-def choose(people: Sequence[Person], share: float, seed: int) -> set[Person]:
+def choose_people(people: Sequence[Person], share: float, seed: int) -> set[Person]:
     """Whole people with as near to `share` of the rows as is possible, at least one, and not all.
 
     They are taken in a random order that depends on `seed` and their names alone, as long as the
@@ -96,7 +96,7 @@ def _exactly(sizes: Sequence[int], wanted: float) -> list[int]:
 # --- people in two parts --------------------------------------------------------------------------
 
 
-def shared(
+def shared_people(
     first: datasets.Dataset, second: datasets.Dataset, *, same_files: bool = True
 ) -> dict[str, Any] | None:
     """Subjects that are in both, {"people", "rows": of the second that show them, "examples"};
@@ -123,7 +123,7 @@ def shared(
     }
 
 
-def warning(overlap: Mapping[str, Any], second: str = "test") -> str:
+def overlap_warning(overlap: Mapping[str, Any], second: str = "test") -> str:
     """What `shared` found, for people: `second` is the name of the second part."""
     names = ", ".join(overlap["examples"]) + (", ..." if overlap["people"] > EXAMPLES else "")
     return (
@@ -140,9 +140,9 @@ def hold_out(
     independent of the order of the rows. Raises UserError for a single subject."""
     if not 0 < share < 1:
         raise UserError(f"hold_out takes a share between 0 and 1, not {share}")
-    subjects = keys(rows)
+    subjects = person_keys(rows)
     import numpy as np
 
-    chosen = choose(subjects, share, seed)
+    chosen = choose_people(subjects, share, seed)
     held = np.array([subject in chosen for subject in subjects], bool)
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

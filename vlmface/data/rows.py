@@ -22,7 +22,7 @@ import numpy as np
 from vlmface import facs, label_spaces
 from vlmface.data.image_paths import Folders
 from vlmface.data.records import short_repr
-from vlmface.data.text_files import match_name, read_lines, split_header, utf8_source
+from vlmface.data.text_files import match_name, open_utf8, read_lines, split_header
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample, features
 from vlmface.utils.images import SUFFIXES
@@ -180,7 +180,7 @@ def exists_mask(paths: Iterable[str]) -> np.ndarray:
     return np.array([folders.has(path) for path in paths], bool)
 
 
-def as_stored(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
+def resolve_image_paths(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
     """(the rows with the path of each image as the disk spells it, whether it is there (n,)). Warns
     of paths that are spelled in another way; `what` names the rows."""
     images = rows.columns.get("image")
@@ -260,7 +260,7 @@ def read_csv(
     """A csv file as an Arrow table. `columns` maps the columns to read to an Arrow type name
     ("string", "int32", "float32"); they are found in the header in any letter case, and the
     delimiter is the header's. Raises UserError with the file's name and line or column."""
-    source = utf8_source(path)
+    source = open_utf8(path)
     if {"column_names", "autogenerate_column_names"} & set(options):
         return _read_csv(path, source, columns, delimiter, **options)
     line, above = _first_line(path, source)
@@ -278,7 +278,7 @@ def read_csv(
 
 def csv_header(path: Path) -> list[str]:
     """The fields of a csv file's first line."""
-    return split_header(_first_line(path, utf8_source(path, whole=False))[0])[0]
+    return split_header(_first_line(path, open_utf8(path, whole=False))[0])[0]
 
 
 def _first_line(path: Path, source: Path | BytesIO) -> tuple[str, int]:
@@ -445,7 +445,7 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
 
 
 def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
-    rows, exists = as_stored(rows, f"{name}, {split}")
+    rows, exists = resolve_image_paths(rows, f"{name}, {split}")
     if exists.all():
         return rows
     lacking = [rows.columns["image"][i] for i in np.flatnonzero(~exists)]

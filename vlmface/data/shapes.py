@@ -33,7 +33,7 @@ _FINER = 4  # times as large as drawn first, so that edges come out smooth
 _THIN = 72  # a line's share of the side is one over this
 
 
-def landmarks(points: np.ndarray, size: int) -> Image.Image:
+def draw_landmarks(points: np.ndarray, size: int) -> Image.Image:
     """The lines of brows, eyes, irises, nose, lips and the face's edge, white on black, `size`
     pixels a side. `points` (478, 2): MediaPipe's mesh, in shares of the side."""
     picture, scaled = _canvas(points, size)
@@ -47,7 +47,7 @@ def landmarks(points: np.ndarray, size: int) -> Image.Image:
     return _shrunk(picture, size)
 
 
-def parsed(points: np.ndarray, size: int) -> Image.Image:
+def draw_parsing(points: np.ndarray, size: int) -> Image.Image:
     """The parts of PARTS and the mouth, each filled with its colour, on black. `points` as of
     `landmarks`."""
     picture, scaled = _canvas(points, size)
@@ -101,10 +101,10 @@ def _edges(part: str) -> tuple[tuple[int, int], ...]:
 @functools.cache
 def _lines(part: str) -> list[list[int]]:
     """The lines of a part, each as its points in their order."""
-    return chained(_edges(part))
+    return chain_edges(_edges(part))
 
 
-def chained(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
+def chain_edges(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Lines and rings, each as its points in their order, of edges of which no point has more than
     two. An open line starts at one of its ends."""
     beside: defaultdict[int, list[int]] = defaultdict(list)

@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def sources(rows: Rows | datasets.Dataset) -> list[list[Source]]:
+def image_sources(rows: Rows | datasets.Dataset) -> list[list[Source]]:
     """The pictures of each row, undecoded: its image, or the frames of a clip."""
     columns: Any = getattr(rows, "columns", None)
     if not isinstance(columns, dict):
@@ -50,7 +50,7 @@ def _stored(value: Any) -> Source:
     return value if isinstance(value, str | bytes) else value["bytes"] or value["path"]
 
 
-def content(source: Source) -> bytes:
+def read_content(source: Source) -> bytes:
     """The encoded bytes of a picture. Raises OSError, also for what is not a regular file: a pipe
     or a device has no end."""
     if isinstance(source, bytes):
@@ -60,18 +60,18 @@ def content(source: Source) -> bytes:
     return Path(source).read_bytes()
 
 
-def digest(encoded: bytes) -> str:
+def content_digest(encoded: bytes) -> str:
     """32 hex digits that identify a content."""
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
-def digests(rows: datasets.Dataset) -> Iterator[str]:
+def row_digests(rows: datasets.Dataset) -> Iterator[str]:
     """For each row in order, the digests of its pictures. Raises UserError."""
     from tqdm import tqdm
 
     def of_row(pictures: Sequence[Source]) -> str:
         try:
-            return " ".join(digest(content(picture)) for picture in pictures) + "\n"
+            return " ".join(content_digest(read_content(picture)) for picture in pictures) + "\n"
         except OSError as error:
             raise UserError(f"a picture cannot be read ({error}): restore it") from error
 
@@ -83,11 +83,11 @@ def digests(rows: datasets.Dataset) -> Iterator[str]:
     ):
         for start in starts:
             block = rows.select(range(start, min(start + _BLOCK, len(rows))))
-            yield from pool.map(of_row, sources(block))
+            yield from pool.map(of_row, image_sources(block))
             bar.update(len(block))
 
 
-def in_threads(
+def map_in_threads(
     work: Callable[[T], R],
     items: Sequence[T],
     title: str,

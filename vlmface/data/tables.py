@@ -137,12 +137,12 @@ def _parquet(path: Path) -> Table:
 # --- cells ----------------------------------------------------------------------------------------
 
 
-def refuse(table: Table, column: str, row: int, allowed: str) -> UserError:
+def cell_error(table: Table, column: str, row: int, allowed: str) -> UserError:
     value = short_repr(table.columns[column][row])
     return UserError(f"{table.where(row)}: {column!r} is {value}, expected {allowed}")
 
 
-def word_of(table: Table, column: str, row: int) -> str | None:
+def text_cell(table: Table, column: str, row: int) -> str | None:
     """The text of a cell; None for an empty one. Whole numbers lose a ".0" that pandas adds."""
     value = table.columns[column][row]
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -150,45 +150,45 @@ def word_of(table: Table, column: str, row: int) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int | float):
-        raise refuse(table, column, row, "a text")
+        raise cell_error(table, column, row, "a text")
     return str(value).strip() or None
 
 
-def label_word(table: Table, column: str, row: int) -> str | None:
+def label_cell(table: Table, column: str, row: int) -> str | None:
     """`word_of`, and None for one of NULLS."""
-    word = word_of(table, column, row)
+    word = text_cell(table, column, row)
     return None if word is None or word.casefold() in NULLS else word
 
 
-def required(table: Table, column: str, row: int) -> str:
-    word = word_of(table, column, row)
+def required_cell(table: Table, column: str, row: int) -> str:
+    word = text_cell(table, column, row)
     if word is None:
-        raise refuse(table, column, row, "a text")
+        raise cell_error(table, column, row, "a text")
     return word
 
 
-def number_of(table: Table, column: str, row: int) -> float | None:
-    word = label_word(table, column, row)
+def number_cell(table: Table, column: str, row: int) -> float | None:
+    word = label_cell(table, column, row)
     if word is None:
         return None
     try:
         value = float("_" if "_" in word else word)  # to Python, 1_0 is ten
     except ValueError as error:
-        raise refuse(
+        raise cell_error(
             table, column, row, "a number, such as 0.5 (with a point, and no mark for thousands)"
         ) from error
     if not math.isfinite(value):
-        raise refuse(table, column, row, "a finite number")
+        raise cell_error(table, column, row, "a finite number")
     return value
 
 
-def flag_of(table: Table, column: str, row: int) -> float | None:
+def flag_cell(table: Table, column: str, row: int) -> float | None:
     """Like `number_of`, and "True" and "False" as 1 and 0, as pandas writes them."""
-    word = (word_of(table, column, row) or "").lower()
-    return float(word == "true") if word in ("true", "false") else number_of(table, column, row)
+    word = (text_cell(table, column, row) or "").lower()
+    return float(word == "true") if word in ("true", "false") else number_cell(table, column, row)
 
 
-def plain(word: Any) -> str:
+def normalise_cell(word: Any) -> str:
     """A word or number as mappings of words are looked up: in lower case, "3.0" and "3e0" as 3."""
     text = str(word).strip()
     try:
@@ -200,10 +200,10 @@ def plain(word: Any) -> str:
 
 def key_of(word: str, mapping: Mapping[str, Any]) -> str | None:
     """The key of a mapping that a word is: letter by letter, or as `plain`."""
-    return next((key for key in (word, plain(word)) if key in mapping), None)
+    return next((key for key in (word, normalise_cell(word)) if key in mapping), None)
 
 
 def with_plain(mapping: Mapping[Any, T]) -> dict[str, T]:
     """A mapping of words, also by `plain`."""
     exact = {str(word).strip(): value for word, value in mapping.items()}
-    return {plain(word): value for word, value in mapping.items()} | exact
+    return {normalise_cell(word): value for word, value in mapping.items()} | exact

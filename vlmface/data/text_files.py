@@ -63,7 +63,7 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def utf8_source(path: Path, whole: bool = True) -> Path | BytesIO:
+def open_utf8(path: Path, whole: bool = True) -> Path | BytesIO:
     """What Arrow can read as UTF-8: the file itself if it is plain UTF-8, which is checked block by
     block (of the first block alone if not `whole`), else its text encoded again. Raises UserError
     as `read_text`."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmface.data.sources import in_threads
+from vlmface.data.sources import map_in_threads
 from vlmface.errors import UserError
 from vlmface.utils import files
 from vlmface.utils.image_decoding import MAX_PIXELS, MIN_SIDE
@@ -51,7 +51,7 @@ _TURNS = {
 }
 
 
-def frames(path: str | Path, count: int) -> list[Image.Image]:
+def read_frames(path: str | Path, count: int) -> list[Image.Image]:
     """The frames at the middles of `count` equal segments of a video, RGB and upright; a video of
     fewer frames gives some of them several times.
 
@@ -59,7 +59,7 @@ def frames(path: str | Path, count: int) -> list[Image.Image]:
     no video or sound alone, has frames that are too small, too large or too many, is damaged in
     more than a tenth of its packets, or ends before nine tenths of its duration.
     """
-    return list(each_frame(path, count))
+    return list(iter_frames(path, count))
 
 
 def segment_midpoints(total: int, count: int) -> list[int]:
@@ -68,7 +68,7 @@ def segment_midpoints(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def each_frame(path: str | Path, count: int) -> Iterator[Image.Image]:
+def iter_frames(path: str | Path, count: int) -> Iterator[Image.Image]:
     """`frames`, one after the other: not all need be in memory."""
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
@@ -76,7 +76,7 @@ def each_frame(path: str | Path, count: int) -> Iterator[Image.Image]:
     wanted = segment_midpoints(total, count)
     image: Image.Image | None = None
     index = -1
-    decoded = enumerate(_decoded(path, _Seen()))
+    decoded = enumerate(_decoded(path, _Progress()))
     for place in wanted:
         while index < place:
             index, frame = next(decoded)
@@ -86,7 +86,7 @@ def each_frame(path: str | Path, count: int) -> Iterator[Image.Image]:
         yield image
 
 
-class _Seen:
+class _Progress:
     """What was met on the way through a file. Times are in seconds."""
 
     frames = packets = broken = pixels = 0
@@ -96,7 +96,7 @@ class _Seen:
 
 def _count(path: str | Path) -> int:
     """How many frames can be decoded. Raises UserError as `frames` does."""
-    seen = _Seen()
+    seen = _Progress()
     for _ in _decoded(path, seen):
         pass
     if not seen.frames:
@@ -117,7 +117,7 @@ def _count(path: str | Path) -> int:
     return seen.frames
 
 
-def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
+def _decoded(path: str | Path, seen: _Progress) -> Iterator[Any]:
     """PyAV's frames of the first video stream, in the order in which they are shown."""
     with _opened(path) as container:
         (stream,) = _pictures(container, path)[:1]
@@ -147,7 +147,7 @@ def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
                 yield frame
 
 
-def _packets(container: Any, seen: _Seen) -> Iterator[Any]:
+def _packets(container: Any, seen: _Progress) -> Iterator[Any]:
     """The packets of all streams, up to the first that cannot be read. The sound's packets show how
     far the file reaches after the last picture."""
     start = (container.start_time or 0) / 1_000_000
@@ -244,13 +244,13 @@ def _turn(frame: Any) -> Image.Transpose | None:
 # --- many of them ---------------------------------------------------------------------------------
 
 
-def beside(folder: Path) -> Path | None:
+def video_file_of(folder: Path) -> Path | None:
     """The video file named as the folder with a suffix of SUFFIXES; None if there is none."""
     names = (folder.with_name(folder.name + suffix) for suffix in SUFFIXES)
     return next((path for path in names if path.is_file()), None)
 
 
-def extracted(
+def extract_frames(
     paths: Sequence[Path], count: int, *, workers: int | None = None, progress: bool = True
 ) -> list[list[str] | UserError]:
     """The files of `count` frames of each video, decoded now where that was not done before; or
@@ -270,7 +270,7 @@ def extracted(
                 return error
         return [str(folder / f"{i:04d}.jpg") for i in range(count)]
 
-    return list(in_threads(work, paths, "decoding", workers=workers, progress=progress))
+    return list(map_in_threads(work, paths, "decoding", workers=workers, progress=progress))
 
 
 def _digest(path: Path, root: Path) -> str:
@@ -293,7 +293,7 @@ def _write(folder: Path, path: Path, count: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{uuid.uuid4().hex[:8]}-", dir=folder.parent))
     try:
-        for i, image in enumerate(each_frame(path, count)):
+        for i, image in enumerate(iter_frames(path, count)):
             content = io.BytesIO()
             image.save(content, "JPEG", quality=_QUALITY, subsampling=0)
             (unfinished / f"{i:04d}.jpg").write_bytes(content.getvalue())

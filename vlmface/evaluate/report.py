@@ -119,7 +119,7 @@ def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _warnings(train: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the training rows before the scores."""
     found = train.get("shared_people") or {}
-    return [people.warning(both, part) for part, both in found.items()]
+    return [people.overlap_warning(both, part) for part, both in found.items()]
 
 
 def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:

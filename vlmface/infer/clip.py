@@ -71,7 +71,7 @@ class ClipModel:
                     f"texts stand for the labels, one of {', '.join(label_texts.names())}"
                 )
             asked = label_texts.load(prompt) if isinstance(prompt, str | Path) else prompt
-            clip = model.load(run_or_model, device=device, dtype=dtype)
+            clip = model.load_clip(run_or_model, device=device, dtype=dtype)
             return cls(Classifier(clip, asked, ClassifierConfig()).eval())
         from safetensors.torch import load_file
 
@@ -83,7 +83,7 @@ class ClipModel:
         shape = config.build(
             ClassifierConfig, found.clip or {}, where=f"{run_or_model}/{manifest.NAME}"
         )
-        clip = model.load(found.base["id"], device=device)
+        clip = model.load_clip(found.base["id"], device=device)
         if (sha := model.weights_sha(clip)) != found.base["sha"]:
             raise UserError(
                 f"{run_or_model}: the base model {found.base['id']} is {sha}, but the model was "
@@ -97,7 +97,7 @@ class ClipModel:
             raise UserError(
                 f"cannot read {weights}: {error}; restore it, or train again"
             ) from error
-        checkpoint.load(classifier, state, str(weights))
+        checkpoint.load_trained(classifier, state, str(weights))
         if merge:
             classifier.merge()
         self = cls(classifier.to(dtype).eval(), crops.parse_views(found.crop))

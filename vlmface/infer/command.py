@@ -146,7 +146,7 @@ def _open(path: Path, frames: int) -> Any:
     from vlmface.data import video
     from vlmface.utils.images import open_image
 
-    return video.frames(path, frames) if _is_video(path) else open_image(path)
+    return video.read_frames(path, frames) if _is_video(path) else open_image(path)
 
 
 def _as_text(name: str, report: FaceReport) -> str:

@@ -78,7 +78,7 @@ def run(recipe: str, settings: Settings) -> None:
             batch_size=settings.eval_batch_size,
         )  # fmt: skip
 
-    clip = model.load(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base, device=distributed.device())
     sha = model.weights_sha(clip)
 
     def identity() -> dict[str, Any]:
@@ -102,7 +102,7 @@ def run(recipe: str, settings: Settings) -> None:
     before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
     set_seed(settings.seed)
     classifier = Classifier(clip, asked, shape)
-    start = checkpoint.state(classifier)
+    start = checkpoint.trained_state(classifier)
     found = train(classifier, samples, settings, held) | shared
     classifier.eval()
     alpha = settings.wise_alpha
@@ -135,12 +135,12 @@ def wise_choice(start: Mapping[str, Any], held: HeldOutSet) -> dict[str, Any]:
     """{"alpha": that with the best UAR on held-out rows, of equals the smallest, which is nearest
     to the base; "uar": {alpha: UAR}}. The classifier is left as it was."""
     classifier = held.classifier
-    tuned = checkpoint.state(classifier)
+    tuned = checkpoint.trained_state(classifier)
     scores = {}
     for alpha in ALPHAS:
         classifier.interpolate(dict(start), alpha)
         scores[alpha] = held.uar()
-        checkpoint.load(classifier, tuned, "memory")
+        checkpoint.load_trained(classifier, tuned, "memory")
         classifier.reset_cache()
     best = max(scores, key=lambda alpha: (scores[alpha], -alpha))
     return {"alpha": best, "uar": {f"{a:g}": round(s, 4) for a, s in scores.items()}}
@@ -153,7 +153,9 @@ def save(
     from safetensors.torch import save as to_bytes
 
     run_dir, views = Path(settings.output_dir), crops.parse_views(settings.crop)
-    state = {name: tensor.contiguous() for name, tensor in checkpoint.state(classifier).items()}
+    state = {
+        name: tensor.contiguous() for name, tensor in checkpoint.trained_state(classifier).items()
+    }
     atomic_write(run_dir / WEIGHTS, to_bytes(state))
     manifest.save_prompts([classifier.texts], run_dir)
     manifest.Manifest(
@@ -198,4 +200,4 @@ def export(run_dir: str | Path, out: str | Path) -> None:
             f"{run_dir} answers with more than the towers ({', '.join(more)}), which open_clip has "
             "no place for: load it with vlmface.infer.clip.ClipModel"
         )
-    model.save(clip_run.classifier.clip, out)
+    model.save_clip(clip_run.classifier.clip, out)

@@ -106,7 +106,7 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
     checks.shared_people(found[0], settings.data_root, others)
     checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
-    clip = model.load(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base, device=distributed.device())
     identity |= {
         "test_data": data.fingerprint(found[-1], pictures=False),
         "base_weights": model.weights_sha(clip),
@@ -219,7 +219,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         settings, output_dir=str(_folder(settings, name)), select="best",
         frames=settings.frames if name == CLIP else 1,
     )  # fmt: skip
-    clip = model.load(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base, device=distributed.device())
     return Classifier(clip, label_texts.load(settings.prompt), own.shape(1)), own
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface import label_spaces
-from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
+from vlmface.data.clips import FRAMES, first_existing, frames_root, read_list, with_frames
 from vlmface.data.rows import Rows, json_meta
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
@@ -49,9 +49,9 @@ def read(
         clips: the folder of the face crops, below which the videos' own paths follow; by default
             the first of CLIPS that exists.
     """
-    folder = first_of(root, LISTS if lists is None else [lists], "BAH's lists of videos")
+    folder = first_existing(root, LISTS if lists is None else [lists], "BAH's lists of videos")
     name = "val.txt" if split == "validation" else f"{split}.txt"
-    listing = first_of(folder, [name], "BAH's list of videos")
+    listing = first_existing(folder, [name], "BAH's list of videos")
     lines, skipped = read_list(listing, lambda line: line.split(",", 2), 3)
     paths = [path for path, _, _ in lines]
     faces = frames_root(root, CLIPS, clips)

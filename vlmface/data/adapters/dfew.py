@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmface.data.clips import FRAMES, first_of, frames_root, with_frames
+from vlmface.data.clips import FRAMES, first_existing, frames_root, with_frames
 from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, emotions, read_csv
 from vlmface.errors import UserError
@@ -47,7 +47,7 @@ def read(
     """
     if fold not in range(1, FOLDS + 1):
         raise UserError(f"fold={fold!r}: DFEW has folds 1 to {FOLDS}")
-    labels = first_of(
+    labels = first_existing(
         root / "EmoLabel_DataSplit",
         [f"{split}(single-labeled)/set_{fold}.csv", f"{split}/set_{fold}.csv"],
         "DFEW's labels",

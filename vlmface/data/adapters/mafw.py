@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface import label_spaces
-from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
+from vlmface.data.clips import FRAMES, first_existing, frames_root, read_list, with_frames
 from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, canonical_labels
 from vlmface.errors import UserError
@@ -63,8 +63,8 @@ def read(
         raise UserError(f"fold={fold!r}: MAFW has folds 1 to {FOLDS}")
     if order not in label_spaces.MAFW_ORDERS:
         raise UserError(f"order={order!r}: use one of {', '.join(label_spaces.MAFW_ORDERS)}")
-    lists = first_of(root, LISTS, "MAFW's lists of single labels")
-    listing = first_of(lists, [f"set_{fold}/{split}.txt"], "MAFW's labels")
+    lists = first_existing(root, LISTS, "MAFW's lists of single labels")
+    listing = first_existing(lists, [f"set_{fold}/{split}.txt"], "MAFW's labels")
     lines, skipped = read_list(listing, lambda line: line.rsplit(None, 1), 2)
     names = [Path(name).stem for name, _ in lines]
     labels = _labels([label for _, label in lines], order, first)

@@ -35,16 +35,16 @@ from vlmface.data.rows import Rows, action_units
 from vlmface.data.tables import (
     NULLS,
     Table,
-    flag_of,
+    cell_error,
+    flag_cell,
     key_of,
-    label_word,
-    number_of,
+    label_cell,
+    normalise_cell,
+    number_cell,
     open_table,
-    plain,
-    refuse,
-    required,
+    required_cell,
+    text_cell,
     with_plain,
-    word_of,
 )
 from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
@@ -222,12 +222,12 @@ def _parts(table: Table, column: str, splits: Mapping[Any, str]) -> list[str]:
     """The split of each row."""
     column = table.need(column, "split_column")
     words = SPLIT_WORDS | {
-        plain(word): check_choice("splits", to, SPLITS) for word, to in splits.items()
+        normalise_cell(word): check_choice("splits", to, SPLITS) for word, to in splits.items()
     }
     parts = []
     for row in range(len(table.places)):
-        word = required(table, column, row)
-        part = words.get(plain(word), words.get(word.lower()))
+        word = required_cell(table, column, row)
+        part = words.get(normalise_cell(word), words.get(word.lower()))
         if part is None:
             raise UserError(
                 f"{table.where(row)}: {column!r} is {word!r}, which is not a split: map "
@@ -242,7 +242,7 @@ def _tracked(table: Table, rows: list[int], skipped: dict[str, list[str]]) -> li
     success, confidence = (match_name(c, table.columns, table.path) for c in OPENFACE)
     if success is None or confidence is None:
         return rows
-    lost = {row for row in rows if flag_of(table, success, row) == 0}
+    lost = {row for row in rows if flag_cell(table, success, row) == 0}
     if lost:
         skipped["OpenFace did not find the face (success is 0)"] = [
             table.where(row) for row in sorted(lost)
@@ -294,12 +294,12 @@ def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, st
     if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # as `datasets` has a file
         path = value.get("path")
     else:
-        path = label_word(table, column, row)
+        path = label_cell(table, column, row)
     if not path:
         return None
     full_path = path if os.path.isabs(path) else path_inside(folder, path)
     if full_path is None or has_parent_reference(path):
-        raise refuse(
+        raise cell_error(
             table,
             column,
             row,
@@ -325,17 +325,17 @@ def _labels(
     _check_words(words)
     fields: dict[str, Any] = {}
     if "id" in source:
-        fields["id"] = [f"table-{required(table, source['id'], i)}" for i in rows]
+        fields["id"] = [f"table-{required_cell(table, source['id'], i)}" for i in rows]
     if "emotion" in source:
         fields["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
     for field in (field for field in TEXTS if field in source):
-        read = word_of if field in NAMES else label_word
+        read = text_cell if field in NAMES else label_cell
         fields[field] = [read(table, source[field], i) for i in rows]
     for field in (field for field in WORDS if field in source):
         mapping = with_plain(words.get(field, {}))
         fields[field] = [_person(table, field, source[field], i, mapping) for i in rows]
     for field in (field for field in NUMBERS if field in source):
-        fields[field] = [number_of(table, source[field], i) for i in rows]
+        fields[field] = [number_cell(table, source[field], i) for i in rows]
     return fields
 
 
@@ -375,7 +375,7 @@ def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None
 
 
 def _emotion(table: Table, column: str, row: int, meant: Mapping[str, str | None]) -> str | None:
-    word = word_of(table, column, row)
+    word = text_cell(table, column, row)
     if word is None or (word.casefold() in NULLS and key_of(word, meant) is None):
         return None
     return _label(word, meant, f"{table.where(row)}: {column!r}")
@@ -385,7 +385,7 @@ def _person(
     table: Table, field: str, column: str, row: int, meant: Mapping[str, str | None]
 ) -> str | None:
     """A word of gender, race or age group, as it is written if a label space has it."""
-    word = word_of(table, column, row)
+    word = text_cell(table, column, row)
     if word is None:
         return None
     if (key := key_of(word, meant)) is not None:
@@ -471,7 +471,7 @@ class _Coding:
 
 def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Coding) -> Any:
     kind = coding.values
-    cell = flag_of if kind == "presence" else number_of
+    cell = flag_cell if kind == "presence" else number_cell
     cells = [[cell(table, column, row) for column in source.values()] for row in rows]
     values = np.array(cells, np.float64).reshape(len(rows), len(source))  # an empty cell is NaN
     values[np.isin(values, coding.codes)] = np.nan
@@ -485,7 +485,7 @@ def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Codin
         "probability": "a probability from 0 to 1 (a code for not annotated: au_missing=9)",
     }[kind]
     for at, au in np.argwhere(annotated & ~allowed)[:1]:
-        raise refuse(table, list(source.values())[au], rows[at], expected)
+        raise cell_error(table, list(source.values())[au], rows[at], expected)
     if kind == "presence":
         return action_units(list(source), values == 1, annotated=annotated)
     present = values >= coding.threshold

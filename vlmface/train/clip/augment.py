@@ -12,7 +12,7 @@ TURN, SCALE, SHIFT = 10.0, 0.12, 0.06  # degrees; share of the side
 BRIGHTNESS, CONTRAST = 0.2, 0.2
 
 
-def apply(squares: torch.Tensor, kind: str) -> torch.Tensor:
+def augment_squares(squares: torch.Tensor, kind: str) -> torch.Tensor:
     """`squares` (rows, pictures, 3, side, side) changed: all pictures of a row in the same way.
 
     "none"; "flip": half of the rows are mirrored; "face": also turned, scaled and shifted a

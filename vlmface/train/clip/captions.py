@@ -14,7 +14,7 @@ from vlmface import facs
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 
-SAYS = ("attributes", "aus", "emotion")
+CONTENTS = ("attributes", "aus", "emotion")
 _PEOPLE = {"female": ("woman", "girl"), "male": ("man", "boy")}
 _AGES = (
     (13, "{child}"),
@@ -27,13 +27,13 @@ _OPENINGS = ("a photo of", "a portrait of", "the face of", "a close-up of")
 _CALM = ("no facial muscle is moved", "the face is at rest", "the face is relaxed")
 
 
-def write(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
+def write_caption(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
     """One caption; None if the sample has none of the requested annotations.
 
     `says`: some of SAYS. The same seed gives the same caption; other seeds order the signs
     differently, open differently, and leave out what is said least.
     """
-    check(says)
+    check_contents(says)
     rng = random.Random(f"{seed} {sample.id}")
     person = _person(sample) if "attributes" in says else None
     signs = _signs(sample, rng) if "aus" in says else None
@@ -47,11 +47,11 @@ def write(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
     return f"{sentence}; {signs}." if signs else f"{sentence}."
 
 
-def check(says: Sequence[str]) -> None:
+def check_contents(says: Sequence[str]) -> None:
     """Raises UserError unless `says` are some of SAYS."""
-    odd = sorted(set(says) - set(SAYS))
+    odd = sorted(set(says) - set(CONTENTS))
     if odd or not says:
-        raise UserError(f"says is {', '.join(odd) or 'empty'}: use some of {', '.join(SAYS)}")
+        raise UserError(f"says is {', '.join(odd) or 'empty'}: use some of {', '.join(CONTENTS)}")
 
 
 def _person(sample: FaceSample) -> str | None:

@@ -60,7 +60,7 @@ class Settings(Training):
 
     def check(self) -> None:
         super().check()
-        captions.check(self.says)
+        captions.check_contents(self.says)
         if self.image == self.text == "frozen":
             raise UserError(
                 "nothing would be trained but a scale: image and text are frozen; set image: lora, "
@@ -125,7 +125,7 @@ class ContrastivePairs(nn.Module):
                 for caption_numbers, d in zip(numbers_by_face, draws, strict=True)
             ]
         )
-        squares = augment.apply(squares, self.settings.augment)
+        squares = augment.augment_squares(squares, self.settings.augment)
         images = self.clip.image_features(squares[:, 0])
         # What is said of several faces is read once.
         distinct, place = captions_read.unique(return_inverse=True)
@@ -141,7 +141,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
     """Train `clip` in place on captions of the rows; returns what `clip.train.train` does, with
     "captions", how many there are, and "left_out": rows without the requested annotations
     ("no_caption"), and captions that the model cannot read whole ("too_long")."""
-    captions.check(settings.says)
+    captions.check_contents(settings.says)
     numbers: dict[str, int] = {}
     written: list[list[int]] = []
     with_caption: list[int] = []
@@ -151,7 +151,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
         sample = FaceSample.from_row(row)
         seeds = range(settings.captions_per_face)
         face_captions = sorted(
-            {t for seed in seeds if (t := captions.write(sample, settings.says, seed))}
+            {t for seed in seeds if (t := captions.write_caption(sample, settings.says, seed))}
         )
         fits = [n <= clip.tokenizer.context_length for n in lengths(clip.tokenizer, face_captions)]
         left_out["too_long"] += fits.count(False)

@@ -145,7 +145,7 @@ class KeepBest(TrainerCallback):
         }
         if line["uar"] > max((earlier["uar"] for earlier in self.measured), default=-1.0):
             content = io.BytesIO()
-            weights = checkpoint.state(self.held_out.classifier)
+            weights = checkpoint.trained_state(self.held_out.classifier)
             torch.save({"step": state.global_step, "weights": weights}, content)
             atomic_write(self.best_path, content.getvalue())
         self.measured.append(line)
@@ -158,5 +158,5 @@ class KeepBest(TrainerCallback):
     def restore(self) -> None:
         """Give the classifier the weights that are kept."""
         stored = torch.load(self.best_path, weights_only=True)
-        checkpoint.load(self.held_out.classifier, stored["weights"], str(self.best_path))
+        checkpoint.load_trained(self.held_out.classifier, stored["weights"], str(self.best_path))
         self.held_out.classifier.reset_cache()

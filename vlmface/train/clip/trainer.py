@@ -70,7 +70,7 @@ class ClassifierWithLoss(nn.Module):
         settings, classifier = self.settings, self.classifier
         features = None if self.features is None else self.features[row.cpu()].to(row.device)
         if squares is not None:
-            squares = augment.apply(squares, settings.augment)
+            squares = augment.augment_squares(squares, settings.augment)
         out = classifier(squares, features)
         several = self.targets.ndim == 2
         loss = losses.label_loss(
@@ -123,11 +123,11 @@ class ClipTrainer(Resumable, Trainer):
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint.state(self.model), folder / "trained.pt")
+        torch.save(checkpoint.trained_state(self.model), folder / "trained.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         state = torch.load(Path(resume_from_checkpoint) / "trained.pt", weights_only=True)
-        checkpoint.load(self.model, state, resume_from_checkpoint)
+        checkpoint.load_trained(self.model, state, resume_from_checkpoint)
 
 
 # --- groups of weights ----------------------------------------------------------------------------
