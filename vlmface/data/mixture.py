@@ -116,11 +116,7 @@ def load(
     rows = concatenate_datasets(_with_own_ids(parts, path))
     labels = np.array(rows[mixture.field][:], object)
     of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    weights = (
-        None
-        if sources[0].weight is None
-        else [source.weight or 0.0 for source in sources]
-    )
+    weights = None if sources[0].weight is None else [source.weight or 0.0 for source in sources]
     kinds = _kinds(labels, of, weights, mixture.balanced)
     if not kinds:
         raise UserError(

@@ -62,8 +62,8 @@ def read(
     files = sorted(require_path(labels, "Aff-Wild2's label files").glob("*.txt"))
     faces = require_path(root / images, "Aff-Wild2's cropped and aligned faces, one folder a video")
 
+    ids: list[str] = []
     subjects: list[str] = []
-    frames: list[int] = []
     paths: list[str] = []
     blocks: list[np.ndarray] = []
     unlabelled: list[str] = []
@@ -77,12 +77,12 @@ def read(
         face_of = frames_by_number(faces / video) if (faces / video).is_dir() else {}
         numbers = np.arange(1, len(values) + 1, every)
         labelled = (values != code).any(1)[::every]
-        seen = np.isin(numbers, np.fromiter(face_of, int))
+        with_face = np.isin(numbers, np.fromiter(face_of, int))
         unlabelled += [f"{video}/{n:05d}" for n in numbers[~labelled].tolist()]
-        faceless += [f"{video}/{n:05d}" for n in numbers[labelled & ~seen].tolist()]
-        used = numbers[labelled & seen]
+        faceless += [f"{video}/{n:05d}" for n in numbers[labelled & ~with_face].tolist()]
+        used = numbers[labelled & with_face]
         blocks.append(values[used - 1])
-        frames += used.tolist()
+        ids += [f"affwild2-{video}-{n:05d}" for n in used.tolist()]
         subjects += [video] * len(used)
         paths += [face_of[n] for n in used.tolist()]
     if not paths:
@@ -90,16 +90,10 @@ def read(
             f"none of the {len(files)} label files in {labels} has a frame with a label and a face "
             f"in {faces}: are these the faces of this track?"
         )
-    columns = {
-        "id": [f"affwild2-{v}-{n:05d}" for v, n in zip(subjects, frames, strict=True)],
-        "subject": subjects,
-        "image": paths,
-    }
+    columns = {"id": ids, "subject": subjects, "image": paths}
+    columns |= _columns(track, header, np.concatenate(blocks), code)
     reasons = {"not annotated": unlabelled, "no face image": faceless}
-    return Rows(
-        columns | _columns(track, header, np.concatenate(blocks), code),
-        {reason: names for reason, names in reasons.items() if names},
-    )
+    return Rows(columns, {reason: frames for reason, frames in reasons.items() if frames})
 
 
 def _track(root: Path, track: str, annotations: str | None) -> Path:

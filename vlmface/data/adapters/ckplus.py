@@ -81,14 +81,9 @@ def read(
             reason = "no emotion label" if stems else "no frames"
             skipped.setdefault(reason, []).append(str(place))
             continue
-        named = label or coding
-        peak = named.stem.rpartition("_")[0] if named else stems[-1]
-        before = [stem for stem in stems if stem < peak]
-        emotion = _emotion(label) if label else None
-        chosen = [(stem, emotion) for stem in (before[-2:] if frames == "last3" else [])]
-        chosen.append((peak, emotion))
-        if classes == 8 and label and before:
-            chosen = [(stems[0], "neutral"), *(pair for pair in chosen if pair[0] != stems[0])]
+        labelled = label or coding
+        peak = labelled.stem.rpartition("_")[0] if labelled else stems[-1]
+        chosen = _choose_frames(stems, peak, label, classes, frames)
         rows += [
             {
                 "id": f"ckplus-{stem}",
@@ -109,6 +104,19 @@ def read(
         return all_rows
     tested = subject_fold(columns["subject"], fold, folds)
     return all_rows.take(tested if split == "test" else ~tested)
+
+
+def _choose_frames(
+    stems: list[str], peak: str, label: Path | None, classes: int, frames: str
+) -> list[tuple[str, str | None]]:
+    """(stem, emotion) of each frame of a sequence that becomes a row; see `read`."""
+    before = [stem for stem in stems if stem < peak]
+    emotion = _emotion(label) if label else None
+    chosen = [(stem, emotion) for stem in (before[-2:] if frames == "last3" else [])]
+    chosen.append((peak, emotion))
+    if classes == 8 and label and before:
+        return [(stems[0], "neutral"), *(pair for pair in chosen if pair[0] != stems[0])]
+    return chosen
 
 
 def _folder(root: Path, name: str) -> Path:

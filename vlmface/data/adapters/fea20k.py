@@ -58,18 +58,7 @@ def read(
             lists AUs at all; all others are unknown. Use it with `files` of sets that code the same
             AUs.
     """
-    rows: list[tuple[Record, str, str]] = []  # record, id, image
-    skipped: dict[str, list[str]] = {"marked as not valid": [], "not one image": []}
-    for record in (r for path in _files(root, split, files) for r in records(path)):
-        source = record.text("dataset")
-        if record.fields.get("is_valid", True) in (False, "false"):
-            skipped["marked as not valid"].append(record.where)
-        elif len(record.images("image")) != 1:
-            skipped["not one image"].append(record.where)
-        else:
-            folder = _folder(record, source, images, root)
-            path = record.but(image=record.images("image")[0]).image("image", folder)
-            rows.append((record, f"fea20k-{source}-{record.word('id')}", path))
+    rows, skipped = _usable_records(root, split, files, images)
     faces = [record for record, _, _ in rows]
     texts = [split_thought(record.optional("description")) for record in faces]
     written = [rationale is not None for rationale, _ in texts]
@@ -97,8 +86,30 @@ def read(
                 source_info=[record.fields.get("meta_info") for record in faces],
             ),
         },
-        {reason: places for reason, places in skipped.items() if places},
+        skipped,
     )
+
+
+def _usable_records(
+    root: Path,
+    split: str,
+    files: str | Sequence[str] | None,
+    images: str | Mapping[str, str] | None,
+) -> tuple[list[tuple[Record, str, str]], dict[str, list[str]]]:
+    """([(record, id, path of its image)], the places of skipped records by reason)."""
+    rows: list[tuple[Record, str, str]] = []
+    skipped: dict[str, list[str]] = {"marked as not valid": [], "not one image": []}
+    for record in (r for path in _files(root, split, files) for r in records(path)):
+        source = record.text("dataset")
+        if record.fields.get("is_valid", True) in (False, "false"):
+            skipped["marked as not valid"].append(record.where)
+        elif len(record.images("image")) != 1:
+            skipped["not one image"].append(record.where)
+        else:
+            folder = _folder(record, source, images, root)
+            path = record.but(image=record.images("image")[0]).image("image", folder)
+            rows.append((record, f"fea20k-{source}-{record.word('id')}", path))
+    return rows, {reason: places for reason, places in skipped.items() if places}
 
 
 def _files(root: Path, split: str, files: str | Sequence[str] | None) -> list[Path]:

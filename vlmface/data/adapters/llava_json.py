@@ -71,8 +71,23 @@ def read(
     )
     path = _file(root, split, file_split)
     folder = folder_of_images(images, path.parent)
-    names = ("id", "image", "subject", "emotion", "rationale")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+    columns, texts, skipped = _turns(path, folder, first_only=turns == "first", label=label)
+    written = np.array([text is not None for text in columns["rationale"]], bool)
+    provenance = {
+        "rationale_source": [rationale_source if given else "none" for given in written],
+        "saw_label": written & bool(saw_label),
+        "meta": json_meta(len(written), **texts),
+    }
+    return Rows(columns | provenance, skipped)
+
+
+def _turns(
+    path: Path, folder: Path, *, first_only: bool, label: str | None
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]], dict[str, list[str]]]:
+    """(columns, texts for `meta`, places that are skipped by reason), one value for each row."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "image", "subject", "emotion", "rationale")
+    }
     texts: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
     skipped: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
     for number, record in enumerate(records(path), 1):
@@ -81,15 +96,14 @@ def read(
             skipped["several images" if image_files else "no image"].append(record.where)
             continue
         pairs = question_answer_pairs(record)
-        if turns == "first" and len(pairs) > 1:
+        if first_only and len(pairs) > 1:
             skipped["later turns"].append(f"{record.where}: {len(pairs) - 1}")
             pairs = pairs[:1]
         image = record.but(image=image_files[0]).image("image", folder)
         emotion = record.label(label) if label and record.optional(label) else None
         for turn, (question, text) in enumerate(pairs, 1):
             rationale, answer = split_thought(text)
-            place = f"{number}" if turns == "first" else f"{number}-{turn}"
-            columns["id"].append(f"llava_json-{place}")
+            columns["id"].append(f"llava_json-{number}" + ("" if first_only else f"-{turn}"))
             columns["image"].append(image)
             columns["subject"].append(image_files[0])
             columns["emotion"].append(emotion)
@@ -97,15 +111,7 @@ def read(
             texts["answer"].append(answer)
             texts["prompt"].append(question)
             texts["source_id"].append(record.word("id") if record.has("id") else None)
-    written = np.array([text is not None for text in columns["rationale"]], bool)
-    provenance = {
-        "rationale_source": [rationale_source if given else "none" for given in written],
-        "saw_label": written & bool(saw_label),
-        "meta": json_meta(len(written), **texts),
-    }
-    return Rows(
-        columns | provenance, {reason: places for reason, places in skipped.items() if places}
-    )
+    return columns, texts, {reason: places for reason, places in skipped.items() if places}
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
