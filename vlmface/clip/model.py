@@ -206,9 +206,16 @@ class Clip:
 
 
 def load_clip(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = None) -> Clip:
-    """Open a CLIP by its name (see `is_clip`), with weights; open_clip downloads what it does not
-    have. `dtype` is that of all weights, float32 by default. Raises UserError for a name or weights
-    that do not exist, with the nearest ones."""
+    """Open a CLIP with weights, which open_clip downloads if necessary.
+
+    Args:
+        base: its name, see `is_clip`.
+        device: of the model.
+        dtype: of all weights, by default float32.
+
+    Raises:
+        UserError: a name or weights that do not exist; the message suggests the nearest ones.
+    """
     import open_clip
 
     name, tag = _source(str(base))
@@ -277,8 +284,13 @@ def _check_tokenizer(settings: dict[str, Any], base: str | Path) -> None:
 
 
 def save_clip(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
-    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `dtype`: the
-    weights' there, such as "float16"; None for the model's own."""
+    """Write a folder that `load_clip`, and open_clip itself ("local-dir:FOLDER"), opens.
+
+    Args:
+        clip: the model.
+        folder: to write.
+        dtype: of the weights in it, such as "float16"; by default the model's own.
+    """
     from safetensors.torch import save as to_bytes
 
     from vlmface.utils.files import atomic_write

@@ -40,7 +40,7 @@ PER_CLASS = 8  # faces on the sheet
 
 @dataclass
 class SplitData:
-    """A split: its labels as rows, the pictures of each row, and what its module left out."""
+    """A split: its labels as rows, the pictures of each row, and what was skipped."""
 
     split: str
     rows: datasets.Dataset
@@ -50,7 +50,7 @@ class SplitData:
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """A picture that was looked at: the digest of its bytes, (width, height), or what is wrong."""
+    """A picture that was checked: the digest of its bytes, (width, height), or what is wrong."""
 
     digest: str | None = None
     size: tuple[int, int] | None = None
@@ -67,13 +67,24 @@ def check(
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Read the splits (default: all that the copy has) and look at each of its pictures. `options`
-    are the data set's own.
+    """Read splits of a copy of a data set and decode each of its pictures.
 
-    Returns {"name", "title", "options", "splits": {split: what it holds}, "unreadable": {file:
-    why}, "duplicates": [[{"split", "id", "emotion"}, ...], ...], "shared_subjects": {"train, test":
-    [...]}, "errors": [...], "warnings": [...]}. With `output`, writes that as check.json there and
-    a contact sheet, sheet.png. Raises UserError if no split can be read.
+    Args:
+        name: of the data set.
+        root: of the copy.
+        output: a folder for check.json and a contact sheet, sheet.png.
+        splits: to read, by default all that the copy has.
+        workers: number of threads, by default one for each core.
+        progress: show progress bars.
+        options: the data set's own.
+
+    Returns:
+        {"name", "title", "options", "splits": {split: counts}, "unreadable": {file: reason},
+        "duplicates": [[{"split", "id", "emotion"}, ...], ...], "shared_subjects": {"train, test":
+        [...]}, "errors": [...], "warnings": [...]}; check.json has the same.
+
+    Raises:
+        UserError: no split can be read.
     """
     module = data.dataset_module(name)
     protocol = dict(options or {})
@@ -169,7 +180,7 @@ def _look(source: Source) -> ImageCheck:
 def _duplicates(
     parts: list[SplitData], looks: dict[Source, ImageCheck]
 ) -> list[list[dict[str, Any]]]:
-    """Rows with the same pictures, in groups. Several boxes in one picture of a split are no
+    """Rows with the same pictures, in groups. Several boxes in one picture of a split are not
     duplicates; in two splits, the picture itself is what must not be shared."""
     same: dict[tuple[str | None, ...], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for part in parts:
@@ -213,7 +224,7 @@ def _shared_subjects(parts: list[SplitData]) -> dict[str, list[str]]:
 def _holds(
     part: SplitData, looks: dict[Source, ImageCheck], published: dict[str, int]
 ) -> dict[str, Any]:
-    """What check.json says about a split."""
+    """The counts of a split, as in check.json."""
     rows = part.rows
     units = rows["aus"]
     present = (label["au"] for row in units for label in row or () if label["present"])
@@ -334,11 +345,11 @@ def _short(source: Source, root: Path | None) -> str:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as a table for people, its errors and warnings last."""
+    """The report as a text table, its errors and warnings last."""
     parts = report["splits"]
     holds = list(parts.values())
     lines = [[f"{report['title']} ({report['name']})", *parts]]
-    compared = set()  # each published count stands beside one line
+    compared = set()  # each published count is shown in one line
 
     def counts(title: str, label: str, numbers: Iterable[int]) -> None:
         published = [None if label in compared else h["published"].get(label) for h in holds]

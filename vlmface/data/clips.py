@@ -36,8 +36,8 @@ def _numbers(name: str) -> list[Any]:
 
 
 def frames_to_extract(frames: int) -> int:
-    """How many frames of a video are taken for a model that is shown `frames`: so many; for a model
-    of one frame those that a data set has, of which it is shown the middle one."""
+    """How many frames of a video to extract for a model of `frames` frames: that number, except for
+    a model of one frame, which is shown the middle one of as many as data sets have."""
     return frames if frames > 1 else FRAMES
 
 
@@ -47,12 +47,21 @@ def with_frames(
     count: int,
     skipped: dict[str, list[str]] | None = None,
 ) -> Rows:
-    """The clips of `columns` with `frames` filled: `count` images of the folder of each (n,), in
-    the order of the numbers in their names, whichever numbers are missing. Where there is no
-    folder but a video file of its name, with a suffix, those of the file (`video.extracted`).
+    """Fill the column `frames` of clips.
 
-    A clip that has neither, has no images in its folder, or a video that cannot be decoded, is left
-    out, by reason, in addition to `skipped`. Raises UserError if no clip is left.
+    Args:
+        columns: of the clips (n).
+        folders: the folder of each clip's images, which are ordered by the numbers in their names.
+            If there is a video file of that name with a suffix instead, its frames are extracted
+            (`video.extract_frames`).
+        count: frames of each clip.
+        skipped: what was skipped before.
+
+    Returns:
+        The clips that have frames; the others are skipped by reason.
+
+    Raises:
+        UserError: no clip has frames, or `count` is below 1.
     """
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
@@ -90,8 +99,16 @@ def with_frames(
 
 
 def frames_root(root: Path, usual: Sequence[str], given: str | None, option: str = "clips") -> Path:
-    """The folder that holds one folder of frames, or one video file, for each clip: `root`/`given`,
-    or the first of the `usual` ones that exists. Raises UserError that says how to extract frames.
+    """The folder that holds one folder of frames, or one video file, for each clip.
+
+    Args:
+        root: of the data set.
+        usual: names under the root, of which the first that exists is taken.
+        given: a name under the root that is taken instead.
+        option: the name of the data set's option for `given`.
+
+    Raises:
+        UserError: the folder does not exist; the message explains how to extract frames.
     """
     places = [root / name for name in (usual if given is None else [given])]
     for place in places:

@@ -26,10 +26,18 @@ Stats = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 
 
 def decodable_rows(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
-    """The rows whose pictures can be decoded; `what` names them in messages.
+    """Find rows with pictures that cannot be decoded.
 
-    With `broken` "drop" other rows are left out, with a warning that counts them; with "error" they
-    are a UserError that names the first.
+    Args:
+        rows: FaceSample rows.
+        what: name of the rows in messages.
+        broken: "drop" such rows, with a warning, or "error".
+
+    Returns:
+        The other rows.
+
+    Raises:
+        UserError: a picture cannot be decoded and `broken` is "error", or no row is left.
     """
     pictures = image_sources(rows)
     faults = _faults(list(dict.fromkeys(source for row in pictures for source in row)))

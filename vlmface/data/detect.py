@@ -1,4 +1,4 @@
-"""Where is the face? MediaPipe's face landmarker, as a box: `pip install 'vlmface[detect]'`."""
+"""Face detection with MediaPipe's face landmarker: `pip install 'vlmface[detect]'`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ SEARCH_MARGIN = 0.5  # of a given box's longer side, on each side, is searched f
 
 
 class Detector:
-    """The faces of pictures; may be called from any number of threads, which share a few
-    landmarkers. Use it in a `with` block. Raises UserError if the package is not installed.
+    """Detects faces; any number of threads may share one. Use it in a `with` block.
 
     A box spans the 468 points of the face mesh: forehead to chin, ear to ear. The landmarker finds
-    faces from about a tenth of the picture's longer side on; where there is none, halves of the
-    sides are looked through one by one.
+    faces from about a tenth of the picture's longer side on; if it finds none, tiles of half the
+    sides are searched one by one.
+
+    Raises:
+        UserError: the package is not installed.
     """
 
     def __init__(self) -> None:
@@ -128,9 +130,9 @@ class Detector:
 
 
 class _Pool:
-    """Lends things to threads, `most` at a time. One is made when all others are lent, so that
-    threads that come one after the other share the first. Those that come back after `close` are
-    closed; the pool itself can be used again."""
+    """Lends objects to threads, `most` at a time. An object is made when all others are lent, so
+    that consecutive threads share the first. Objects that are returned after `close` are closed;
+    the pool itself can be used again."""
 
     def __init__(self, make: Callable[[], Any], most: int) -> None:
         self._make = make
@@ -162,7 +164,7 @@ class _Pool:
 
 
 def unavailable_reason() -> str | None:
-    """Why no detector can be made here, None if one can."""
+    """Why a `Detector` cannot be created here; None if it can."""
     try:
         Detector()
     except UserError as error:

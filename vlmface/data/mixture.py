@@ -86,9 +86,21 @@ def load(
     seed: Seed | None = None,
     **unknown: Any,
 ) -> datasets.Dataset:
-    """The rows of a mixture.yaml; the same file, seed and data give the same rows in the same
-    order. `n` and `seed` replace the file's own `size` and `seed`. Raises UserError that names the
-    file and the key for whatever is wrong in it."""
+    """Load a mixture; the same file, seed and data give the same rows in the same order.
+
+    Args:
+        path: of the mixture.yaml.
+        root: of sources without a root.
+        split: of sources without a split.
+        missing: as of `data.load`, for each source.
+        broken: as of `data.load`, for each source.
+        n: replaces the file's `size`.
+        seed: replaces the file's `seed`.
+        **unknown: options that do not exist.
+
+    Raises:
+        UserError: an error in the file or a source; the message names the file and the key.
+    """
     from datasets import concatenate_datasets
 
     path = Path(path).expanduser()
@@ -299,6 +311,6 @@ def _split(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def draw_evenly(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
-    """`count` of the pool, none again before all were taken."""
+    """`count` items of the pool; an item is repeated only after all others were drawn as often."""
     rounds, remainder = divmod(count, len(pool))
     return np.concatenate([np.tile(pool, rounds), chance.choice(pool, remainder, replace=False)])

@@ -31,7 +31,7 @@ def declared_types(function: Any) -> dict[str, Any]:
 
 
 def check_type(what: str, kind: Any, value: Any) -> None:
-    """Refuse a value of another type than a parameter's. Raises UserError."""
+    """Raise UserError for a value of another type than a parameter's."""
     if kind is Any or kind is inspect.Parameter.empty:
         return
     if any(_is(option, value) for option in alternatives(kind)):

@@ -34,10 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rows:
-    """`columns` maps FaceSample fields to n values each: a list, NumPy or Arrow array, None for
-    "not annotated". `image` holds paths or encoded bytes; `frames` lists of paths. A field that is
-    left out is null in every row. `skipped` maps a reason to what was not made into a row (file
-    names, line numbers): nothing is dropped without being listed here."""
+    """The rows of a split.
+
+    Attributes:
+        columns: n values for each FaceSample field: a list, NumPy or Arrow array, None for "not
+            annotated". `image` holds paths or encoded bytes, `frames` lists of paths. A field that
+            is not in it is null in every row.
+        skipped: what did not become a row (file names, line numbers), by reason. Nothing is dropped
+            without being listed here.
+    """
 
     columns: dict[str, Any]
     skipped: dict[str, list[str]] = field(default_factory=dict)
@@ -67,8 +72,18 @@ def _take(values: Any, index: np.ndarray) -> Any:
 
 
 def emotions(coding_id: str, codes: Any) -> pa.Array:
-    """The emotion of each of `codes` (n,), whole numbers of `taxonomy.CODINGS[coding_id]`; a code
-    that is legal but none of the eight emotions is null. Raises UserError for any other code."""
+    """The `emotion` column.
+
+    Args:
+        coding_id: of `label_spaces.CODINGS`.
+        codes: whole numbers (n,) of that coding.
+
+    Returns:
+        Words (n,); null for a code of the coding that is not one of the eight emotions.
+
+    Raises:
+        UserError: a code is not in the coding.
+    """
     import pyarrow as pa
 
     coding = label_spaces.CODINGS[coding_id]
@@ -78,8 +93,15 @@ def emotions(coding_id: str, codes: Any) -> pa.Array:
 
 
 def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
-    """Each text as the label of the space that it is, up to case and aliases ("Angry" -> "anger").
-    None stays None. Raises UserError for any other text."""
+    """The label of each text, up to case and aliases ("Angry" -> "anger"); None stays None.
+
+    Args:
+        space_id: of a label space.
+        texts: n texts.
+
+    Raises:
+        UserError: a text is not a label of the space.
+    """
     space = label_spaces.space(space_id)
     label_of = {text: space.canonical(text) for text in set(texts) if text is not None}
     wrong = sorted(text for text, label in label_of.items() if label is None)
@@ -96,9 +118,17 @@ def action_units(
     intensity: np.ndarray | None = None,
     annotated: np.ndarray | None = None,
 ) -> pa.Array:
-    """The `aus` column from dense arrays (n, len(numbers)): presence (bool), intensity 0..5 (NaN:
-    not graded) and whether the AU was annotated at all (default: everywhere). A row without any
-    annotated AU is null."""
+    """The `aus` column from dense arrays (n, len(numbers)).
+
+    Args:
+        numbers: of the AUs.
+        present: whether each AU is present.
+        intensity: 0..5; NaN: not graded.
+        annotated: whether the AU was annotated at all, by default everywhere.
+
+    Returns:
+        A column in which a row without any annotated AU is null.
+    """
     import pyarrow as pa
 
     present = np.asarray(present, bool)
@@ -120,8 +150,15 @@ def action_units(
 
 
 def listed_units(present: Sequence[Collection[int]], coded: Sequence[Collection[int]]) -> pa.Array:
-    """The `aus` column of n rows that list only their present AUs. Those of `coded` (n) that a row
-    does not list are annotated as absent in it; a row with neither is null."""
+    """The `aus` column of rows that list only their present AUs.
+
+    Args:
+        present: the AUs that each row lists.
+        coded: AUs that are annotated as absent in a row that does not list them.
+
+    Returns:
+        A column in which a row without AUs in either is null.
+    """
     numbers = sorted({number for row in (*present, *coded) for number in row})
 
     def mask(rows: Sequence[Collection[int]]) -> np.ndarray:
@@ -159,8 +196,20 @@ def json_meta(n: int, **columns: Sequence[Any]) -> list[str]:
 
 
 def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
-    """Whether each row (n,) is tested in `fold`: the subjects in sorted order are dealt out to the
-    folds in turn, so that each is tested once. Raises UserError for a fold that there is not."""
+    """Which rows are tested in a fold: the subjects in sorted order are dealt out to the folds in
+    turn, so that each is tested once.
+
+    Args:
+        subjects: of each row.
+        fold: 1 to `folds`.
+        folds: number of folds, at most that of the subjects.
+
+    Returns:
+        A mask (n,).
+
+    Raises:
+        UserError: `fold` or `folds` is out of range.
+    """
     people = sorted(set(subjects))
     if not 1 <= fold <= folds <= len(people):
         raise UserError(
@@ -181,8 +230,15 @@ def exists_mask(paths: Iterable[str]) -> np.ndarray:
 
 
 def resolve_image_paths(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
-    """(the rows with the path of each image as the disk spells it, whether it is there (n,)). Warns
-    of paths that are spelled in another way; `what` names the rows."""
+    """Correct the spelling of image paths. Warns if there was any to correct.
+
+    Args:
+        rows: rows with an `image` column.
+        what: name of the rows in the warning.
+
+    Returns:
+        (the rows with paths as the disk spells them, a mask (n,) of the images that exist).
+    """
     images = rows.columns.get("image")
     if images is None:
         return rows, np.ones(len(rows), bool)
@@ -213,9 +269,17 @@ def image_names(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
-    """The rows of a set whose folders are its labels ("Angry/0001.png"): the image, the label and
-    the id `prefix/label/stem`. Raises UserError for a folder that is not named as a label of the
-    space. Numbers are not accepted, since copies count in different orders."""
+    """The rows of a set whose folders are its labels ("Angry/0001.png").
+
+    Args:
+        folder: the folder of the labels' folders.
+        space_id: of the label space.
+        prefix: of the ids, which are `prefix/label/stem`.
+
+    Raises:
+        UserError: a folder is not named as a label of the space. Numbers are not accepted, since
+            copies count in different orders.
+    """
     space = label_spaces.space(space_id)
     ids, images, labels, skipped = [], [], [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -257,9 +321,18 @@ def require_path(path: Path, what: str) -> Path:
 def read_csv(
     path: Path, columns: Mapping[str, str] | None = None, delimiter: str = ",", **options: Any
 ) -> pa.Table:
-    """A csv file as an Arrow table. `columns` maps the columns to read to an Arrow type name
-    ("string", "int32", "float32"); they are found in the header in any letter case, and the
-    delimiter is the header's. Raises UserError with the file's name and line or column."""
+    """Read a csv file.
+
+    Args:
+        path: of the file; its delimiter is detected in its header.
+        columns: {name: Arrow type such as "string", "int32" or "float32"} of the columns to read,
+            in any letter case; None for all columns.
+        delimiter: taken if the header has none.
+        **options: of `pyarrow.csv.ReadOptions`, for a file without a header.
+
+    Raises:
+        UserError: with the file's name and line or column.
+    """
     source = open_utf8(path)
     if {"column_names", "autogenerate_column_names"} & set(options):
         return _read_csv(path, source, columns, delimiter, **options)
@@ -341,9 +414,16 @@ def _read_csv(
 
 
 def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Table:
-    """A file of columns set apart by any number of spaces or tabs, without a header, as an Arrow
-    table. `columns` maps all of them to an Arrow type name; `skip` lines at the top are passed
-    over. Raises UserError with the file's name and line or column."""
+    """Read a file of columns that are set apart by spaces or tabs, without a header.
+
+    Args:
+        path: of the file.
+        columns: {name: Arrow type} of all columns.
+        skip: number of lines at the top to ignore.
+
+    Raises:
+        UserError: with the file's name and line or column.
+    """
     text = "\n".join(read_lines(path)[skip:]).replace("\t", " ")
     while "  " in text:
         text = text.replace("  ", " ")
@@ -352,8 +432,11 @@ def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Tab
 
 
 def frames_by_number(folder: Path) -> dict[int, str]:
-    """The images of a folder by the last number in their name (`frame_00012.jpg`: 12), as paths.
-    Raises UserError if two images have the same number."""
+    """The paths of a folder's images by the last number in their name (`frame_00012.jpg`: 12).
+
+    Raises:
+        UserError: two images have the same number.
+    """
     paths: dict[int, str] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -374,11 +457,20 @@ def frames_by_number(folder: Path) -> dict[int, str]:
 def random_split(
     stems: Sequence[str], split: str, test_list: str | Path | None = None, share: float = 0.2
 ) -> np.ndarray:
-    """Which rows (n,) belong to `split` ("train" or "test") of a set whose owners define none.
+    """Which rows belong to a split of a set whose owners define none.
 
-    `test_list` is a text file that names the test images, one a line, at its start; without it
-    about `share` of the images are drawn by a hash of their stem (the name up to its first dot),
-    the same on every machine and whatever else is in the copy.
+    Args:
+        stems: the image names (n) up to their first dot.
+        split: "train" or "test".
+        test_list: a text file that names the test images, one at the start of each line.
+        share: of the test images without `test_list`. They are drawn by a hash of their stem: the
+            same on every machine and independent of the other images.
+
+    Returns:
+        A mask (n,).
+
+    Raises:
+        UserError: `test_list` does not exist, or names other images.
     """
     if test_list is None:
         digests = (hashlib.sha256(stem.encode()).digest() for stem in stems)
@@ -400,12 +492,19 @@ def random_split(
 
 
 def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> datasets.Dataset:
-    """The `datasets.Dataset` of the rows, images undecoded until they are looked at.
+    """The `datasets.Dataset` of the rows. Warns, with numbers and reasons, of what was skipped.
 
-    `missing` decides about images that do not exist: "error" (default) raises a UserError
-    that names the first, "drop" leaves those rows out and warns with their number. Raises UserError
-    for labels out of range and for ids that occur twice. Warns, with numbers and reasons, of what
-    the adapter has left out.
+    Args:
+        rows: as an adapter returns them.
+        name: of the data set.
+        split: of the rows.
+        missing: "error", or "drop" rows whose image does not exist.
+
+    Returns:
+        FaceSample rows; images are decoded on access.
+
+    Raises:
+        UserError: an image is missing, a label is out of range, or an id occurs twice.
     """
     import datasets
     import pyarrow as pa
@@ -495,8 +594,8 @@ def _images(values: Sequence[str | bytes | None], type_: Any) -> Any:
 
 
 def _check(table: pa.Table) -> None:
-    """Raise the UserError of the first row that `FaceSample.validate` would refuse, looking at
-    whole columns first."""
+    """Raise the UserError of the first row that `FaceSample.validate` rejects, by checks of whole
+    columns."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -547,8 +646,11 @@ def _check(table: pa.Table) -> None:
 
 
 def with_still_images(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows with an `image` each, as stored, for `encode.open_row_image`: their own, or the
-    middle frame of a clip. Raises UserError that names a row that has neither."""
+    """The rows with an `image` each: their own, or the middle frame of a clip, undecoded.
+
+    Raises:
+        UserError: a row has neither.
+    """
     import datasets
     import pyarrow as pa
     import pyarrow.compute as pc

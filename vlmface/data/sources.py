@@ -51,8 +51,11 @@ def _stored(value: Any) -> Source:
 
 
 def read_content(source: Source) -> bytes:
-    """The encoded bytes of a picture. Raises OSError, also for what is not a regular file: a pipe
-    or a device has no end."""
+    """The encoded bytes of a picture.
+
+    Raises:
+        OSError: the file cannot be read, or is a pipe or a device, which may have no end.
+    """
     if isinstance(source, bytes):
         return source
     if not stat.S_ISREG(os.stat(source).st_mode):
@@ -95,11 +98,21 @@ def map_in_threads(
     workers: int | None = None,
     progress: bool = True,
 ) -> Iterator[R]:
-    """`work` of each item, in order, with a progress bar. Reading and decoding release the
-    interpreter's lock, so threads (by default one a core) use all cores.
+    """Map a function over items in threads, with a progress bar. Reading and decoding release the
+    interpreter's lock, so threads use all cores.
 
-    Work runs a few chunks a thread ahead of the consumer and then waits, so that results do not
-    accumulate in memory when the disk is slow.
+    Threads run a few chunks ahead of the consumer and then wait, so that results do not accumulate
+    in memory when the disk is slow.
+
+    Args:
+        work: the function.
+        items: its arguments.
+        title: of the progress bar.
+        workers: number of threads, by default one for each core.
+        progress: show the progress bar.
+
+    Yields:
+        The results, in order.
     """
     from joblib import cpu_count
     from tqdm import tqdm

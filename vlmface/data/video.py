@@ -52,24 +52,31 @@ _TURNS = {
 
 
 def read_frames(path: str | Path, count: int) -> list[Image.Image]:
-    """The frames at the middles of `count` equal segments of a video, RGB and upright; a video of
-    fewer frames gives some of them several times.
+    """The frames at the middles of `count` equal segments of a video.
 
-    Raises UserError, with the cause and the fix, if PyAV is missing, if the file is missing, empty,
-    no video or sound alone, has frames that are too small, too large or too many, is damaged in
-    more than a tenth of its packets, or ends before nine tenths of its duration.
+    Args:
+        path: of the file.
+        count: number of frames; a video of fewer frames gives some of them several times.
+
+    Returns:
+        RGB images, upright.
+
+    Raises:
+        UserError: PyAV is missing; or the file is missing, empty, not a video or sound alone, has
+            frames that are too small, too large or too many, is damaged in more than a tenth of its
+            packets, or ends before nine tenths of its duration.
     """
     return list(iter_frames(path, count))
 
 
 def segment_midpoints(total: int, count: int) -> list[int]:
-    """The middles of `count` equal segments of `total` frames, as indices. A clip of fewer frames
-    than that gives some of them several times, so that every clip has `count`."""
+    """Indices of the middles of `count` equal segments of `total` frames. A clip of fewer frames
+    gives some of them several times, so that every clip has `count`."""
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def iter_frames(path: str | Path, count: int) -> Iterator[Image.Image]:
-    """`frames`, one after the other: not all need be in memory."""
+    """`read_frames`, one at a time, so that not all of them are in memory."""
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
     total = _count(path)
@@ -87,7 +94,7 @@ def iter_frames(path: str | Path, count: int) -> Iterator[Image.Image]:
 
 
 class _Progress:
-    """What was met on the way through a file. Times are in seconds."""
+    """Counts and times of what has been decoded of a file. Times are in seconds."""
 
     frames = packets = broken = pixels = 0
     until = 0.0
@@ -253,8 +260,20 @@ def video_file_of(folder: Path) -> Path | None:
 def extract_frames(
     paths: Sequence[Path], count: int, *, workers: int | None = None, progress: bool = True
 ) -> list[list[str] | UserError]:
-    """The files of `count` frames of each video, decoded now where that was not done before; or
-    what is wrong with the video. Raises UserError if PyAV is missing."""
+    """Extract frames of videos to files in the user's cache folder, unless they are there already.
+
+    Args:
+        paths: of the videos.
+        count: frames of each.
+        workers: number of threads, by default one for each core.
+        progress: show a progress bar.
+
+    Returns:
+        For each video the paths of its frames, or the error that occurred.
+
+    Raises:
+        UserError: PyAV is missing.
+    """
     _av()
     root = files.cache_dir() / "videos" / f"v{VERSION}-{count}"
 

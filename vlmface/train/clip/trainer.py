@@ -189,14 +189,25 @@ def train(
     settings: Settings,
     held_out: datasets.Dataset | None = None,
 ) -> dict[str, Any]:
-    """Train `classifier` in place on the rows that have a label; a row shows its `images`, or
-    its `image`.
+    """Train a classifier in place on the rows that have a label.
 
     Resumes from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
-    been interrupted. Where the image tower is frozen and pictures are not changed, its features are
-    computed once. Where `settings.select` is best, the weights of the epoch that is best on the
-    rows `held_out` are kept. Returns what `sft.train` does, with "labels", {label: rows}, and
-    "selected", {"step", "epoch", "uar"} of that epoch. Raises UserError.
+    been interrupted. If the image tower is frozen and pictures are not augmented, its features are
+    computed once.
+
+    Args:
+        classifier: to train.
+        rows: their `images`, or their `image`, are the input.
+        settings: of the run.
+        held_out: rows to select an epoch on if `settings.select` is best: the weights of the best
+            epoch are kept.
+
+    Returns:
+        What `sft.train` returns, with "labels": {label: rows} and, if an epoch was selected,
+        "selected": {"step", "epoch", "uar"}.
+
+    Raises:
+        UserError: no row has a label, or `held_out` is missing.
     """
     rows, targets, affects, left_out = labelled(rows, classifier.texts)
     data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
