@@ -90,10 +90,7 @@ def check(
     protocol = dict(options or {})
     parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
     looks = _look_at_all(parts, workers, progress)
-    published = module.PUBLISHED
-    for (option, value), counts in getattr(module, "PUBLISHED_BY", {}).items():
-        if protocol.get(option) == value:
-            published = counts
+    published = _published(module, protocol)
     place = None if root is None else Path(root).expanduser()
     if place is not None and place.is_file():
         place = place.parent
@@ -118,6 +115,15 @@ def check(
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
         files.atomic_write(Path(output) / "check.json", text + "\n")
     return report
+
+
+def _published(module: Any, options: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """The counts that the data set's owners published, under these options."""
+    published = module.PUBLISHED
+    for (option, value), counts in getattr(module, "PUBLISHED_BY", {}).items():
+        if options.get(option) == value:
+            published = counts
+    return published
 
 
 def _read(

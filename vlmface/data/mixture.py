@@ -126,16 +126,14 @@ def load(
         words |= part_labels
     _check_words(str(path), mixture.field, mixture.labels, words)
     rows = concatenate_datasets(_with_own_ids(parts, path))
-    labels = np.array(rows[mixture.field][:], object)
     of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     weights = None if sources[0].weight is None else [source.weight or 0.0 for source in sources]
-    kinds = _kinds(labels, of, weights, mixture.balanced)
+    kinds = _kinds(np.array(rows[mixture.field][:], object), of, weights, mixture.balanced)
     if not kinds:
         raise UserError(
             f"{path}: `balanced` needs rows with a label in the field {mixture.field!r}"
         )
-    size = n if n is not None else mixture.size
-    return rows.select(_draw(kinds, size, chance))
+    return rows.select(_draw(kinds, mixture.size if n is None else n, chance))
 
 
 def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Dataset]:

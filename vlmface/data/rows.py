@@ -220,6 +220,15 @@ def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
     return np.array([subject in tested for subject in subjects], bool)
 
 
+def people_of_split(parts: Sequence[Sequence[str]], fold: int, split: str) -> list[str]:
+    """The people of a split, sorted. Fold 1 tests on the last of the parts, fold 2 on the one
+    before it, and so on."""
+    tested = parts[-fold]
+    return sorted(
+        person for part in parts for person in part if (person in tested) == (split == "test")
+    )
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 

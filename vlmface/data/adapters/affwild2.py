@@ -10,6 +10,7 @@ face image where no face was found, so that the n-th image of a folder need not 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,7 @@ def read(
     unlabelled: list[str] = []
     faceless: list[str] = []
     header: list[str] = []
-    for file in files:
-        names, values = _read(file, track, code)
-        if header and names != header:
-            raise UserError(f"{file} has the header {names}, the files before it {header}")
-        header, video = names, file.stem
+    for video, header, values in _read_all(files, track, code):
         face_of = frames_by_number(faces / video) if (faces / video).is_dir() else {}
         numbers = np.arange(1, len(values) + 1, every)
         labelled = (values != code).any(1)[::every]
@@ -108,6 +105,19 @@ def _track(root: Path, track: str, annotations: str | None) -> Path:
             + ": give the one to read as annotations=..., a path under the root"
         )
     return folders[0]
+
+
+def _read_all(
+    files: Sequence[Path], track: str, invalid: float
+) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """(video, header, values) of each label file, as `_read`; all headers must be the same."""
+    header: list[str] = []
+    for file in files:
+        names, values = _read(file, track, invalid)
+        if header and names != header:
+            raise UserError(f"{file} has the header {names}, the files before it {header}")
+        header = names
+        yield file.stem, names, values
 
 
 def _read(file: Path, track: str, invalid: float) -> tuple[list[str], np.ndarray]:

@@ -18,6 +18,7 @@ from vlmface.data.rows import (
     action_units,
     frames_by_number,
     json_meta,
+    people_of_split,
     read_csv,
     require_path,
 )
@@ -69,10 +70,7 @@ def read(
         raise UserError(f"fold={fold}: BP4D has folds 1 to 3")
     if wrong := [task for task in tasks if task not in TASKS]:
         raise UserError(f"tasks has {wrong[0]!r}: BP4D has {', '.join(TASKS)}")
-    tested = PARTS[3 - fold]
-    people = sorted(
-        person for part in PARTS for person in part if (person in tested) == (split == "test")
-    )
+    people = people_of_split(PARTS, fold, split)
     folder = require_path(root / images, "the people's folders of images (see images)")
     ids, paths, subjects, seen_in, codes, lacking = [], [], [], [], [], []
     for person in people:

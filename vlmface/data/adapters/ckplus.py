@@ -70,7 +70,8 @@ def read(
     images = _folder(root, "cohn-kanade-images")
     labels = _folder(root, "Emotion")
     codings = _folder(root, "FACS") if aus else None
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, Any] = {"id": [], "image": [], "subject": [], "emotion": []}
+    coded: list[Path | None] = []
     skipped: dict[str, list[str]] = {}
     for sequence in sorted(path for path in images.glob("S*/*") if path.is_dir()):
         place = sequence.relative_to(images)
@@ -83,22 +84,14 @@ def read(
             continue
         labelled = label or coding
         peak = labelled.stem.rpartition("_")[0] if labelled else stems[-1]
-        chosen = _choose_frames(stems, peak, label, classes, frames)
-        rows += [
-            {
-                "id": f"ckplus-{stem}",
-                "image": str(sequence / f"{stem}.png"),
-                "subject": place.parts[0],
-                "emotion": word,
-                "coding": coding if stem == peak else None,
-            }
-            for stem, word in chosen
-        ]
-    columns: dict[str, Any] = {
-        name: [row[name] for row in rows] for name in ("id", "image", "subject", "emotion")
-    }
+        for stem, word in _choose_frames(stems, peak, label, classes, frames):
+            columns["id"].append(f"ckplus-{stem}")
+            columns["image"].append(str(sequence / f"{stem}.png"))
+            columns["subject"].append(place.parts[0])
+            columns["emotion"].append(word)
+            coded.append(coding if stem == peak else None)
     if aus:
-        columns |= _action_units([row["coding"] for row in rows])
+        columns |= _action_units(coded)
     all_rows = Rows(columns, skipped)
     if split == "all":
         return all_rows

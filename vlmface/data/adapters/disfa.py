@@ -15,7 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, frames_by_number, read_csv, require_path
+from vlmface.data.rows import (
+    Rows,
+    action_units,
+    frames_by_number,
+    people_of_split,
+    read_csv,
+    require_path,
+)
 from vlmface.errors import UserError
 
 TITLE = "DISFA"
@@ -60,14 +67,11 @@ def read(
     """
     if fold not in (1, 2, 3) or aus not in (8, 12) or threshold not in (1, 2, 3, 4, 5):
         raise UserError(
-            f"DISFA with fold={fold}, aus={aus}, threshold={threshold}: "
-            "fold is 1 to 3, aus 8 or 12, threshold 1 to 5"
+            f"fold={fold}, aus={aus}, threshold={threshold}: DISFA has folds 1 to 3, 8 or "
+            "12 AUs and intensities 1 to 5"
         )
     numbers = BENCHMARK if aus == 8 else AUS
-    tested = PARTS[3 - fold]
-    people = sorted(
-        person for part in PARTS for person in part if (person in tested) == (split == "test")
-    )
+    people = people_of_split(PARTS, fold, split)
     folder = require_path(root / frames_dir, "the folders of extracted frames (see frames_dir)")
     images = {person: frames_by_number(_folder(folder, person, camera)) for person in people}
     if first_frame is None:
