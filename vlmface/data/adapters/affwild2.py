@@ -70,7 +70,8 @@ def read(
     unlabelled: list[str] = []
     faceless: list[str] = []
     header: list[str] = []
-    for video, header, values in _read_all(files, track, code):
+    for video, names, values in _read_all(files, track, code):
+        header = names
         face_of = frames_by_number(faces / video) if (faces / video).is_dir() else {}
         numbers = np.arange(1, len(values) + 1, every)
         labelled = (values != code).any(1)[::every]
