@@ -94,30 +94,36 @@ def read(
     rationale_source: str = "human",
     saw_label: bool = False,
 ) -> Rows:
-    """`root` is the file, or the folder of label folders.
+    """The rows of a table, or of a folder of label folders.
 
-    `columns` maps a field (image, id, emotion, subject, age_group, gender, race, rationale,
-    valence, arousal, age) to the column that holds it, in any letter case, or to None, which leaves
-    it out; a field that it does not name is the column of its own name, if there is one. A cell
-    that is empty or one of NULLS is "not annotated" (of names and ids: an empty one).
+    A cell that is empty or one of NULLS is "not annotated" (of names and ids: an empty one). Rows
+    of a table of OpenFace whose `success` is 0 are skipped.
 
-    Emotion words are read with taxonomy's aliases ("Happy", "sad"). `labels` maps other words and
-    numbers, as in {"0": "anger", "bored": None}; None stands for none of the eight emotions. A
-    number may be written as "3.0" or "3". `words` does the same for gender, race and age_group, as
-    in {"gender": {"0": "male", "1": "female"}}; F, W and M are known.
-
-    Image paths start from `images` (default: the file's folder) or are absolute.
-
-    `aus` is a pattern of column names in any case ("AU*_c"), a list, or {"AU1": "column", ...}.
-    `au_values="presence"`: cells are 0 or 1; "intensity": 0 to 5, present from `au_threshold` on
-    (default 1); "probability": 0 to 1, as py-feat writes them, present from `au_threshold` on
-    (default 0.5). `au_missing` are codes for "not annotated", such as 9 or [9, 999, -1]. Rows of a
-    table of OpenFace whose `success` is 0 are left out.
-
-    `split_column` names the column that says train, validation or test; `splits` maps other words,
-    as in {"PublicTest": "validation"}. Without it (and without train and test folders) all rows
-    are the split `file_split`, and no other: one file must not be trained on and tested on by
-    mistake.
+    Args:
+        root: the file, or the folder of label folders.
+        split: one of SPLITS.
+        columns: {field: the column that holds it, in any letter case, or None to ignore it} for
+            the fields image, id, emotion, subject, age_group, gender, race, rationale, valence,
+            arousal and age; by default the column of the field's own name, if there is one.
+        labels: emotions of words and numbers, as in {"0": "anger", "bored": None}; None stands for
+            none of the eight emotions. Aliases such as "Happy" and "sad" are known. A number may
+            be written as "3.0" or "3".
+        words: the same for gender, race and age_group, as in {"gender": {"0": "male"}}; F, W and M
+            are known.
+        images: the folder that relative image paths start from (default: the file's).
+        aus: a pattern of column names in any case ("AU*_c"), a list, or {"AU1": "column", ...}.
+        au_values: "presence": cells are 0 or 1; "intensity": 0 to 5; "probability": 0 to 1, as
+            py-feat writes them.
+        au_threshold: the least value of an AU that is present; by default 1 of intensities and 0.5
+            of probabilities.
+        au_missing: codes for "not annotated", such as 9 or [9, 999, -1].
+        split_column: the column that holds train, validation or test.
+        splits: splits of other words in it, as in {"PublicTest": "validation"}.
+        file_split: without `split_column` (and without train and test folders) the split of all
+            rows. The other splits are empty, so that one file is not trained on and tested on by
+            mistake.
+        rationale_source: who wrote the rationales.
+        saw_label: whether the writer was given the labels.
     """
     check_choice("au_values", au_values, tuple(UNITS))
     check_choice("file_split", file_split, SPLITS)
@@ -127,19 +133,8 @@ def read(
     coding = _Coding(au_values, au_threshold, au_missing)
     meant = _label_map(labels)
     if root.is_dir():
-        for option, value in {
-            "columns": columns,
-            "words": words,
-            "images": images,
-            "aus": aus,
-            "split_column": split_column,
-            "splits": splits,
-        }.items():
-            if value is not None:
-                raise UserError(
-                    f"{root} is a folder of label folders, which {option}= does not "
-                    "apply to; give the table's file itself"
-                )
+        given = {"columns": columns, "words": words, "images": images, "aus": aus}
+        _refuse_options(root, given | {"split_column": split_column, "splits": splits})
         return _from_folders(root, split, meant, file_split)
     table = open_table(root)
     source = _source(table, columns or {})
@@ -160,6 +155,16 @@ def read(
     elif not source.keys() - {"image", *NAMES}:
         _warn_of_no_label(table, source, split_column)
     return Rows(fields, skipped)
+
+
+def _refuse_options(root: Path, options: Mapping[str, Any]) -> None:
+    """Raise UserError for options of a table, where `root` is a folder of label folders."""
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(
+                f"{root} is a folder of label folders, which {option}= does not apply to; give the "
+                "table's file itself"
+            )
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
