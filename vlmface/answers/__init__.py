@@ -272,9 +272,11 @@ _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
 
 # "happiness (95%)", "anger (confidence: 0.9)"; less than half is not what the writer believes.
 _SHARE = re.compile(
-    r"[(\[]?(?:(?:with\s)?(?:a\s)?\b(?:confidence|probability|certainty|likelihood|score)\s*(?:of|is|[:=])?"
+    r"[(\[]?(?:(?:with\s)?(?:a\s)?\b(?:confidence|probability|certainty|likelihood"
+    r"|score)\s*(?:of|is|[:=])?"
     r"\s*(?:(?:100|[5-9]\d)(?:\.\d+)?\s*%|1\.0+|0?\.[5-9]\d*)"
-    r"|(?<=[(\[])(?:1\.0+|0?\.[5-9]\d*)(?=[)\]])|(?:100|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
+    r"|(?<=[(\[])(?:1\.0+|0?\.[5-9]\d*)(?=[)\]])|(?:100"
+    r"|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
     r"(?=[^\w\n]*(?:$|\n))",
     re.IGNORECASE,
 )

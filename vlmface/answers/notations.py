@@ -42,7 +42,8 @@ _SHORT = {  # what a text with the short form has in it: the form, and the words
 }
 # "an intensity of 3 for AU12"
 _VALUE_FIRST = re.compile(
-    r"\b(?:intensity|score|value|level|grade)\s+(?:of\s+)?(\d(?:\.\d+)?)\s+(?:for|on)\s+(AU\s?\d{1,2})\b",
+    r"\b(?:intensity|score|value|level|grade)\s+(?:of\s+)?(\d(?:\.\d+)?)\s+(?:for"
+    r"|on)\s+(AU\s?\d{1,2})\b",
     re.IGNORECASE,
 )
 _CLOSED = r"(?=[ \t]*(?:[,;\n|]|$))"
@@ -98,7 +99,8 @@ _KEY_BEFORE = re.compile(r"[\"']?\b([A-Za-z]+(?:[_ ][A-Za-z]+){0,2})[\"']?[ \t]*
 _KEY_AU = re.compile(r"\s*(?:AU[\s_-]*)[LR]?0?(\d{1,2})(?:_[rc])?(?:\b|_).*", re.I | re.DOTALL)
 _KEY_LIST = re.compile(r"(?:^|[\W_])(?:aus?|action[\W_]?units?|facs)(?:$|[\W_])", re.IGNORECASE)
 _KEY_STATE = re.compile(
-    r"(?:present|active|activated|detected|visible|observed|intensity|value|score|level|state|status"
+    r"(?:present|active|activated|detected|visible|observed|intensity|value|score|level|state"
+    r"|status"
     r"|activation|is_active|is_present)",
     re.IGNORECASE,
 )
