@@ -1,9 +1,9 @@
 """Descriptions of action units in words, and whether the words around an AU describe that unit:
 "The brows are raised (AU4)" do not.
 
-A small reading of parts of the face and of where they move, made to be sure rather than complete:
-a mention is only called wrong if its words name a movement against the unit's own and none with it,
-or if they speak of the other half of the face alone.
+The check recognises parts of the face and their movements. It is precise rather than complete: a
+mention is only called wrong if its words name a movement that contradicts the unit's own and none
+that fits it, or if they name parts of the other half of the face alone.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ MENTION = re.compile(r"\bAU\s?0?(\d{1,2})\b", re.IGNORECASE)
 def contradictions(text: str) -> list[tuple[int, str]]:
     """(AU, the words that do not describe it) for each mention that is described wrongly, in order.
 
-    Only mentions such as "AU4" are looked at; what a text says of the face without a number is not.
+    Only mentions such as "AU4" are checked, not statements about the face without a number.
     """
     wrong = []
     for sentence in re.split(r"(?<=[.!?;])\s+|\n+", text):
@@ -157,7 +157,7 @@ def _read(span: str) -> Iterator[tuple[str, str | None]]:
 
 
 def from_cue(au: int) -> tuple[str, ...]:
-    """The catalogue's own cue of an AU, with a place for the intensity."""
+    """The cue of an AU, with a placeholder for the intensity."""
     return (re.sub(r" (is|are) ", r" \1{how} ", facs.AUS[au].cue, count=1),)
 
 

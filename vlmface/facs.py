@@ -139,8 +139,8 @@ GRADES = ("faintly", "slightly", "clearly", "strongly", "extremely")
 
 @dataclass(frozen=True)
 class Prototype:
-    """What an emotion looks like. `core` maps interchangeable AUs ("26 or 27") to their weight;
-    `accessory` AUs often join in and neither add to the pattern nor speak against it."""
+    """The AUs of an emotion. `core` maps interchangeable AUs ("26 or 27") to their weight;
+    `accessory` AUs often join in and are neither evidence for nor against it."""
 
     core: dict[tuple[int, ...], float]
     accessory: tuple[int, ...]
@@ -203,7 +203,7 @@ def top_down(aus: Iterable[int]) -> list[int]:
 
 
 def evidence(aus: Mapping[int, float | None] | Iterable[int]) -> dict[str, float]:
-    """How much the AUs speak for each of the eight emotions: scores >= 0 that sum to 1.
+    """Evidence of AUs for each of the eight emotions: scores >= 0 that sum to 1.
 
     `aus` maps AU numbers to intensities 0..5 (0 = absent, None = present but not graded), or just
     lists the present AUs. Only AUs of some prototype count. An AU is visible by x = intensity / 3,

@@ -1,4 +1,4 @@
-"""Frames of a clip, and views of a scene, become one feature."""
+"""Merging the features of a clip's frames, and of the views of a scene."""
 
 from __future__ import annotations
 

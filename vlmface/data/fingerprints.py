@@ -1,4 +1,4 @@
-"""A short hash of what a data set holds."""
+"""A short hash of a data set's content."""
 
 from __future__ import annotations
 

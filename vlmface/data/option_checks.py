@@ -11,19 +11,28 @@ from vlmface.data.catalog import dataset_module, is_mixture
 from vlmface.data.loading import load_dataset
 from vlmface.errors import UserError
 
-OF_LOAD = ("n", "root", "split", "name", "streaming")  # words of `data.load` that are no options
+OF_LOAD = (
+    "n",
+    "root",
+    "split",
+    "name",
+    "streaming",
+)  # parameters of `data.load` other than options
 
 
 def check_options(
     name: str, given: Mapping[Any, Any], *, taken: Mapping[str, str], where: str = "the options"
 ) -> None:
-    """Refuse options that `data.load(name, **options)` would not take. Raises UserError.
+    """Check options of `data.load(name, **options)`.
 
     Args:
         name: a data set, or the path of a mixture.
         given: {option: value}.
-        taken: words that are said in another way, and how: {"n": "n_train"}.
-        where: how the options are called in messages.
+        taken: options that are settings of their own, with their names: {"n": "n_train"}.
+        where: name of the options in messages.
+
+    Raises:
+        UserError: an unknown option, or a value of another type.
     """
     known = options_of(name)
     for option, value in given.items():
@@ -44,7 +53,7 @@ def check_options(
 
 def options_of(name: str) -> dict[str, Any]:
     """{option: its type} of a data set or a mixture, those of `data.load` included. Raises
-    UserError for a data set that there is not."""
+    UserError for an unknown data set."""
     shared = {
         option: kind
         for option, kind in options.declared_types(load_dataset).items()

@@ -1,5 +1,5 @@
-"""Pictures of a face's shape alone, drawn from the points of its mesh: the lines of its landmarks,
-or its parts, each in one colour. After the streams of landmarks and parsed faces of FineCLIPER
+"""Pictures of a face's shape, drawn from the points of its mesh: the lines of its landmarks, or its
+parts, each in one colour. After the streams of landmarks and parsed faces of FineCLIPER
 (Chen et al. 2024, arXiv:2407.02157), which takes them from other models.
 """
 
@@ -62,7 +62,7 @@ def draw_parsing(points: np.ndarray, size: int) -> Image.Image:
             lines = sorted(lines, key=lambda line: -np.ptp(points[line], axis=0).prod())
         for line, fill in zip(lines, (colour, MOUTH), strict=False):
             drawn.polygon([scaled[i] for i in line], fill=fill)
-    for side in ("LEFT", "RIGHT"):  # as far as the lids leave it free
+    for side in ("LEFT", "RIGHT"):  # clipped by the lids
         eye, iris = Image.new("L", picture.size), Image.new("L", picture.size)
         (line,) = _lines(f"{side}_EYE")
         ImageDraw.Draw(eye).polygon([scaled[i] for i in line], fill=255)
@@ -78,7 +78,7 @@ def _canvas(points: np.ndarray, size: int) -> tuple[Image.Image, list[tuple[floa
 
 
 def _iris(scaled: Sequence[tuple[float, float]], side: str) -> tuple[float, float, float, float]:
-    """The box of an iris, which is as good as round."""
+    """The box of an iris, as a circle."""
     rim = np.array([scaled[i] for (i, _) in _edges(f"{side}_IRIS")])
     middle = rim.mean(0)
     radius = float(np.linalg.norm(rim - middle, axis=1).mean())

@@ -1,5 +1,4 @@
-"""What a point of the face looks like: skin, lips, eyes, hair, brows, and the wrinkles that AUs
-draw.
+"""The appearance of points of the face: skin, lips, eyes, hair, brows, and wrinkles of AUs.
 
 All functions work on points given in template coordinates (head.py), so that a colour sticks to the
 skin. Colours are linear RGB in 0..1. Positions of lines are read off the template mesh.

@@ -1,9 +1,9 @@
-"""synth_clips: an expression that comes, stays and goes, and others that only flit by.
+"""synth_clips: clips of a sustained expression, with brief ones before or after it.
 
-The label is the emotion that is shown for some time: five frames of sixteen and more. About half of
+The label is the emotion of the sustained expression: at least five frames of sixteen. About half of
 the clips also show another emotion, as strongly, but for one to three frames only. When the
 sustained expression comes differs from clip to clip, so no single frame shows it in most clips, and
-a model that takes the strongest expression it ever saw is wrong where a brief one was stronger.
+a model that takes the strongest expression in the clip is wrong where a brief one was stronger.
 Neutral clips have no sustained expression: brief ones, speech or blinks are all that happens.
 
 A frame counts from 0. All lengths are for 16 frames and grow with their number: more frames are a
@@ -75,7 +75,7 @@ class Episode:
 @dataclass(frozen=True)
 class ClipSample:
     """A clip with what it is labelled from: the sustained expression (None: neutral), brief ones,
-    and what says nothing (speech, blinks). `views` has the camera's view of each frame."""
+    and movements without emotion (speech, blinks). `views` has the camera's view of each frame."""
 
     face: Face
     label: str
@@ -166,7 +166,7 @@ def _brief_places(length: int, half: int, frames: int) -> list[int]:
 
 def bounds(frames: int = FRAMES) -> list[float]:
     """For each frame, the share of clips in which it shows the label's expression (see
-    `ClipSample.shows_label`), exactly: what a model that looks at that frame alone can rest on."""
+    `ClipSample.shows_label`), exactly: an upper bound for a model that sees that frame alone."""
     sustained = np.zeros(frames)
     for length, chance in SUSTAINED.items():
         wide = _scaled(length, frames)

@@ -1,8 +1,8 @@
 """Pairs of rendered faces that differ in exactly one thing, to measure what an answer depends on.
 
-A faithful reader of expressions answers otherwise when an action unit that the label rests on
-comes or goes, and the same when anything else does; a fair one gives the same answer for every
-person who shows the expression (counterfactual pairs, as in Kusner et al., "Counterfactual
+A faithful model changes its answer when an action unit that determines the label is added or
+removed, and keeps it when anything else changes; a fair one gives the same answer for every person
+who shows the expression (counterfactual pairs, as in Kusner et al., "Counterfactual
 Fairness", 2017). Here both faces are drawn from the same random numbers except for the thing that
 is changed:
 

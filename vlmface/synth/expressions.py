@@ -1,9 +1,9 @@
-"""Which action units a face shows: EMFACS prototypes, made probable but not trivial.
+"""Random action units of a face, after EMFACS prototypes.
 
-An emotion's prototype loses a unit now and then, gains one that says nothing, and some of its
-units are weak. Neutral faces also talk, blink and purse their lips. Muscles that cannot act
-together never do, and a unit that is present has at least intensity 1 (FACS "A"), drawn strongly
-enough to be seen.
+An emotion's prototype sometimes lacks a unit or has one that is not evidence for any emotion, and
+some of its units are weak. Neutral faces also talk, blink and purse their lips. Muscles that cannot
+act together never do, and a unit that is present has at least intensity 1 (FACS "A"), drawn strongly
+enough to be visible.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Draw a face: who it is, how it looks, what it expresses, how it is photographed.
+"""Draw a random face: its identity, appearance, expression and photograph.
 
 One call, `sample_face(seed, identity_seed)`, decides everything from two integers, so that any
-face can be made again. Faces of one identity share shape, skin and hair colour; expression and
+face can be rendered again. Faces of one identity share shape, skin and hair colour; expression and
 picture differ.
 """
 
@@ -46,7 +46,7 @@ def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """What a person is drawn as; None leaves it to the person's seed. `age` in years, 8 to 80."""
+    """The group of a person; None: drawn from the person's seed. `age` in years, 8 to 80."""
 
     gender: str | None = None
     age: float | None = None

@@ -1,9 +1,8 @@
-"""What the renderer knows for free about a face, without any word for it: used to pretrain a
-vision tower.
+"""The geometry of rendered faces, used to pretrain a vision tower.
 
-Nothing here names an action unit or an emotion: only where points of the skin lie in the picture,
-how far each has moved from where it lies at rest, how the head is turned, and what part of the
-face a patch shows.
+It contains neither action units nor emotions: only the places of points of the skin in the picture,
+how far each has moved from its place at rest, how the head is turned, and what part of the face a
+patch shows.
 """
 
 from __future__ import annotations

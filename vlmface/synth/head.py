@@ -49,7 +49,7 @@ AU_UNITS: dict[int, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Identity:
-    """Who it is: everything that stays when the expression changes.
+    """What stays when the expression changes.
 
     `age` is in years, `female` and `weight` lie in 0..1, `ancestry` holds three shares that sum to
     1 (african, asian, caucasian) and `shapes` the weights of local shape targets.

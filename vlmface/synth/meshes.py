@@ -1,4 +1,4 @@
-"""Simple solids as triangle meshes, and what covers them: the stuff that scenes are built from.
+"""Simple solids as triangle meshes, and their colours and textures, to build scenes of.
 
 Coordinates are decimetres, x to the left of the person (the right of the picture), y up, z towards
 the camera. A mesh carries texture coordinates, (0, 0) at the top left of a texture.

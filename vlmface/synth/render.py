@@ -1,7 +1,7 @@
 """Ray casting and shading: a face description in, an image out, with nothing but pip packages.
 
-Embree (through `embreex`) answers which triangle each ray meets and which points lie in shadow;
-everything else is NumPy. `render()` can also return what it knows for free (landmarks, parts).
+Embree (through `embreex`) computes which triangle each ray meets and which points are in shadow;
+everything else is NumPy. `render()` also returns landmarks and parts.
 """
 
 from __future__ import annotations

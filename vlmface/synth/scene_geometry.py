@@ -1,4 +1,4 @@
-"""A person's surroundings: body, desk, what stands around, the room behind.
+"""Geometry of a scene: the person's body, the desk, things on it, and the room.
 
 Coordinates are the head model's (decimetres, y up, z to the camera), so that the head sits where
 the mesh of `head.npz` has it and the body grows out of its shoulders. All choices are drawn from
@@ -111,7 +111,7 @@ def _hand(
     return [Part(mesh.moved(turn, wrist), skin, 0.05) for mesh in meshes]
 
 
-# --- what stands around ---------------------------------------------------------------------------
+# --- things on the desk ---------------------------------------------------------------------------
 
 
 def _turned(profile: Sequence[tuple[float, float]], sides: int) -> Mesh:
@@ -275,7 +275,7 @@ def room(rng: np.random.Generator) -> list[Part]:
 
 
 def nuisance(rng: np.random.Generator) -> tuple[list[str], list[Part]]:
-    """Nothing to two things on the desk, at its sides, that have to do with nothing."""
+    """Up to two things at the sides of the desk, unrelated to the label."""
     names: list[str] = []
     parts: list[Part] = []
     for side in (-1, 1):

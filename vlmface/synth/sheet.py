@@ -1,4 +1,4 @@
-"""The contact sheet of what is rendered: faces, scenes, or clips as strips of frames."""
+"""Contact sheets of rendered faces, scenes, or clips as strips of frames."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.published import published_counts
+from vlmface.data.adapters import rafdb
 from vlmface.data.records import Record, check_choice, folder_of_images, records
 from vlmface.data.rows import Rows, action_units, json_meta, require_path
 from vlmface.errors import UserError
@@ -28,13 +28,7 @@ TITLE = "ExpLLM Exp-CoT"
 HOME = "https://github.com/starhiking/ExpLLM-TMM"
 LICENCE = "none stated; RAF-DB's and AffectNet's own for the images"
 SPLITS = ("train", "test")
-PUBLISHED = published_counts(
-    """
-    split   rows  surprise  fear  disgust  happiness  sadness  anger  neutral
-    train  12271      1290   281      717       4772     1982    705     2524
-    test    3068       329    74      160       1185      478    162      680
-    """
-)
+PUBLISHED = rafdb.PUBLISHED
 FILES = {
     ("rafdb", "train"): ("rafdb_emo_au_train_mini_description.json",),
     ("rafdb", "test"): (

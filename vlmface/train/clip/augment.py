@@ -1,5 +1,5 @@
 """Random changes of a batch of uint8 squares, drawn from torch's global random state, so that a
-resumed run sees what an uninterrupted one would have seen."""
+resumed run makes the same changes as an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a data set as what a CLIP is trained on: uint8 squares and targets."""
+"""Rows of a data set as training data of a CLIP: uint8 squares and targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses for labels: pictures of one label, or captions that say the same, are never negatives.
+"""Losses for labels: pictures of one label, or equal captions, are never negatives.
 
 Where several processes share a batch, the mean of their losses is the loss of the whole batch, and
 so are its gradients, which is what data parallel training computes.

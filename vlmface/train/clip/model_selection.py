@@ -1,4 +1,4 @@
-"""Which epoch of a run is kept: the last, or the best on held-out rows."""
+"""Selection of an epoch: the last, or the best on held-out rows."""
 
 from __future__ import annotations
 
