@@ -2,8 +2,8 @@
 
 An emotion's prototype sometimes lacks a unit or has one that is not evidence for any emotion, and
 some of its units are weak. Neutral faces also talk, blink and purse their lips. Muscles that cannot
-act together never do, and a unit that is present has at least intensity 1 (FACS "A"), drawn strongly
-enough to be visible.
+act together never do, and a unit that is present has at least intensity 1 (FACS "A"), drawn
+strongly enough to be visible.
 """
 
 from __future__ import annotations
