@@ -309,6 +309,12 @@ def test_ci_runs_exactly_the_test_command_of_the_readme():
     assert done.returncode != 0 and "trained" not in done.stdout
 
 
+def test_the_cpu_wheels_are_of_the_versions_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    torch = next(name for name in project["dependencies"] if name.startswith("torch>"))
+    assert f"pip install '{torch}' torchvision --index-url" in README
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_as_written(tmp_path):
     """All blocks run in order in one folder, on a short training run, except those that install
