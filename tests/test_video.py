@@ -235,7 +235,7 @@ def test_videos_beside_folders(tmp_path, cache):
     for paths in (first, second):
         assert numbers(map(Image.open, paths)) == [1, 3, 5, 7]
         assert all(Path(one).is_relative_to(cache) for one in paths)
-    with pytest.raises(UserError, match=r"none of the 1 clips has frames, the first: .*not a video"):
+    with pytest.raises(UserError, match=r"none of the 1 clips has frames, .*not a video"):
         with_frames({"id": ["d"]}, [clips / "d"], 4)
 
 
