@@ -196,7 +196,8 @@ def geometry_loss(
         "pose": F.mse_loss(pose, batch["pose"]),
         "parts": F.cross_entropy(parts.transpose(1, 2), batch["parts"].flatten(2)),
     }
-    total = sum(WEIGHTS[name] * loss for name, loss in losses.items())
+    weighted = (WEIGHTS[name] * loss for name, loss in losses.items())
+    total = sum(weighted, start=torch.zeros(()))
     return total, {name: loss.item() for name, loss in losses.items()}
 
 
@@ -212,7 +213,8 @@ class Log:
     """log.jsonl: one line every `every` steps, and the progress bar's text."""
 
     def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every, self.sums, self.count, self.start = path, every, {}, 0, time.time()
+        self.path, self.every, self.count, self.start = path, every, 0, time.time()
+        self.sums: dict[str, float] = {}
 
     def __call__(self, stage: str, step: int, values: dict, bar: tqdm) -> None:
         for name, value in values.items():
@@ -429,7 +431,7 @@ class Pretraining:
             ]
             text = collate(language_rows(self.processor, samples, copies, rng))
             labels = text.pop("labels")
-            seen = llava.features_input(self.model, patches)
+            seen = llava.features_input(self.model, list(patches))
             logits = self.model(**text, **seen, use_cache=False).logits
             text_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             geometry, values = geometry_loss(self.heads(patches), batch)

@@ -191,7 +191,7 @@ def _one(
     folder = _folder(settings, name)
     kept = folder / "answers.pt"
     if kept.exists():  # written last
-        return tuple(torch.load(kept, weights_only=True))  # type: ignore[return-value]
+        return tuple(torch.load(kept, weights_only=True))
     classifier, own = _classifier(name, settings)
     run_dir.start_in(folder, own, {}, run_dir.FREE)
     train_part, held_part, test_part = parts

@@ -88,5 +88,5 @@ def round_lengths(rows: datasets.Dataset, multiple: int = 32) -> datasets.Datase
 
 def _replace_column(rows: datasets.Dataset, name: str, values: list[int]) -> datasets.Dataset:
     """The rows with another column of numbers in the place of one."""
-    changed: datasets.Dataset = rows.remove_columns(name).add_column(name, values)  # type: ignore[call-arg]
+    changed: datasets.Dataset = rows.remove_columns(name).add_column(name, values)
     return changed.select_columns(rows.column_names)

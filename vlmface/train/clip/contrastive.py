@@ -285,6 +285,6 @@ def logistic(
         loss.backward()
         return loss
 
-    solver.step(closure)  # type: ignore[arg-type]
+    solver.step(closure)
     with torch.no_grad():
         return test_x @ weights + bias
