@@ -61,9 +61,9 @@ def train_and_probe(settings: Settings) -> None:
     shared_by_probes = checks.shared_people(rows.probe[0], settings.probe_root, probe_test)
     result = contrastive.train(clip, rows.training, settings) | shared
     if distributed.is_main():
-        model.save(clip, run_dir, settings.saved_as)
+        model.save_clip(clip, run_dir, settings.saved_as)
     distributed.wait_for_everyone()
-    trained = model.load(run_dir, device=distributed.device())
+    trained = model.load_clip(run_dir, device=distributed.device())
     after = contrastive.probe(trained, *rows.probe, settings.eval_batch_size)
     if distributed.is_main():
         probes = {"before": before, "after": after, **shared_by_probes}
@@ -74,7 +74,7 @@ def load_base(settings: Settings) -> Clip:
     """The model that training starts from. Raises UserError if it does not exist."""
     device = distributed.device()
     if settings.base != UNTRAINED:
-        return model.load(settings.base, device=device)
+        return model.load_clip(settings.base, device=device)
     clip = tiny_clip.build(settings.seed)
     clip.model.to(device)
     return clip
@@ -97,14 +97,16 @@ class Rows:
 
 def load_rows(settings: Settings) -> Rows:
     """Load, or render, all rows of a run, in the main process first."""
-    views = crops.parse(settings.crop)
+    views = crops.parse_views(settings.crop)
     with distributed.main_first():
         loaded = steps.load_training_rows(settings)
         probed = [
             data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
             for split in settings.probe_splits
         ]
-        training, first, second = (crop_cache.shown(part, views) for part in (loaded, *probed))
+        training, first, second = (
+            crop_cache.apply_views(part, views) for part in (loaded, *probed)
+        )
     return Rows(loaded, training, (first, second))
 
 

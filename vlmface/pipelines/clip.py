@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from vlmface import benchmarks, data, label_texts, manifest
 from vlmface.clip import checkpoint, model
-from vlmface.clip.classifier import Classifier, Shape
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
@@ -23,7 +23,7 @@ from vlmface.pipelines import steps
 from vlmface.run_dir import begin, open_run
 from vlmface.train import checks
 from vlmface.train.clip.dataset import labelled
-from vlmface.train.clip.model_selection import Held
+from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.trainer import train
 from vlmface.utils import distributed
 from vlmface.utils.files import atomic_write
@@ -63,14 +63,14 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     """What `run` does in an opened folder."""
     run_dir = Path(settings.output_dir)
     evaluation, rows = prepare(settings)
-    clip = model.load(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base, device=distributed.device())
     sha = model.weights_sha(clip)
     (texts,) = evaluation.prompts
     started = begin(settings, lambda: identity(rows, texts, sha))
 
     def predict(classifier: Classifier, name: str) -> list[dict[str, Any]]:
         return answering.answer_kept(
-            ClipModel(classifier, crops.parse(settings.crop)),
+            ClipModel(classifier, crops.parse_views(settings.crop)),
             run_dir / name,
             evaluation.rows,
             evaluation.benchmark,
@@ -83,7 +83,7 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     before = predict(untrained.eval(), "predictions_before.jsonl")
     set_seed(settings.seed)
     classifier = Classifier(clip, texts, shape)
-    start = checkpoint.state(classifier)
+    start = checkpoint.trained_state(classifier)
     result = train(classifier, rows.training, settings, rows.validation) | rows.shared_people
     classifier.eval()
     interpolate(classifier, start, settings, rows.validation, result)
@@ -145,7 +145,7 @@ def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
 
 def load_rows(settings: Settings, benchmark: benchmarks.Benchmark) -> Rows:
     """Load, or render, all rows of a run, in the main process first."""
-    views, frames = crops.parse(settings.crop), settings.frames
+    views, frames = crops.parse_views(settings.crop), settings.frames
     loaded_validation: datasets.Dataset | None = None
     validation: datasets.Dataset | None = None
     with distributed.main_first():
@@ -157,10 +157,10 @@ def load_rows(settings: Settings, benchmark: benchmarks.Benchmark) -> Rows:
                 settings.validation_split,
                 **settings.data_options,
             )
-            validation = crop_cache.shown(loaded_validation, views, frames)
+            validation = crop_cache.apply_views(loaded_validation, views, frames)
         test_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
-        training = crop_cache.shown(loaded, views, frames)
+        training = crop_cache.apply_views(loaded, views, frames)
     if settings.validation_share:
         training, validation = data.hold_out(training, settings.validation_share, settings.seed)
     others: dict[str, Any] = {"test": (test, test_root)}
@@ -186,7 +186,7 @@ def identity(rows: Rows, texts: label_texts.LabelTexts, sha: str) -> dict[str, A
 # --- the model ------------------------------------------------------------------------------------
 
 
-def untrained_shape(shape: Shape) -> Shape:
+def untrained_shape(shape: ClassifierConfig) -> ClassifierConfig:
     """The classifier that a base is without training: the similarity of image and texts."""
     return dataclasses.replace(
         shape,
@@ -219,14 +219,16 @@ def interpolate(
     if isinstance(alpha, str):
         assert validation is not None
         if distributed.is_main():
-            held = Held.of(classifier, validation, settings.eval_batch_size, settings.cache_gib)
+            held = HeldOutSet.of(
+                classifier, validation, settings.eval_batch_size, settings.cache_gib
+            )
             result["wise"] = wise_choice(start, held)
             alpha = float(result["wise"]["alpha"])
         (alpha,) = broadcast_object_list([alpha])
     classifier.interpolate(start, alpha)
 
 
-def wise_choice(start: Mapping[str, Any], held: Held) -> dict[str, Any]:
+def wise_choice(start: Mapping[str, Any], held: HeldOutSet) -> dict[str, Any]:
     """Choose the weight of the trained weights on held-out rows.
 
     Args:
@@ -237,13 +239,13 @@ def wise_choice(start: Mapping[str, Any], held: Held) -> dict[str, Any]:
         {"alpha": that with the best UAR, the smallest of several; "uar": {alpha: UAR}}.
     """
     classifier = held.classifier
-    tuned = checkpoint.state(classifier)
+    tuned = checkpoint.trained_state(classifier)
     scores = {}
     for alpha in ALPHAS:
         classifier.interpolate(dict(start), alpha)
         scores[alpha] = held.uar()
-        checkpoint.load(classifier, tuned, "memory")
-        classifier.forget()
+        checkpoint.load_trained(classifier, tuned, "memory")
+        classifier.reset_cache()
     best = max(scores, key=lambda alpha: (scores[alpha], -alpha))
     return {"alpha": best, "uar": {f"{a:g}": round(s, 4) for a, s in scores.items()}}
 
@@ -254,8 +256,10 @@ def save(
     """Write the trained weights, the texts and, last, the manifest of a run."""
     from safetensors.torch import save as to_bytes
 
-    run_dir, views = Path(settings.output_dir), crops.parse(settings.crop)
-    state = {name: tensor.contiguous() for name, tensor in checkpoint.state(classifier).items()}
+    run_dir, views = Path(settings.output_dir), crops.parse_views(settings.crop)
+    state = {
+        name: tensor.contiguous() for name, tensor in checkpoint.trained_state(classifier).items()
+    }
     atomic_write(run_dir / WEIGHTS, to_bytes(state))
     manifest.save_prompts([classifier.texts], run_dir)
     manifest.Manifest(
@@ -274,7 +278,7 @@ def save(
         data=dict(about),
         seed=settings.seed,
         limits=settings.limits or manifest.neutral_limits(settings.data),
-        crop=crops.as_dict(views),
+        crop=crops.views_as_dict(views),
         frames=settings.frames,
         faces=crops.default_faces(views, data.shows_faces(settings.data)),
         clip=dataclasses.asdict(classifier.shape),
@@ -300,4 +304,4 @@ def export(run_dir: str | Path, out: str | Path) -> None:
             f"{run_dir} answers with more than the towers ({', '.join(more)}), which open_clip has "
             "no place for: load it with vlmface.infer.clip.ClipModel"
         )
-    model.save(clip_run.classifier.clip, out)
+    model.save_clip(clip_run.classifier.clip, out)

@@ -112,7 +112,7 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
             return 0
         begin(settings, dict)
         for name, arm in arms.items():
-            views = ", ".join(view.show for view in crops.parse(arm.crop))
+            views = ", ".join(view.show for view in crops.parse_views(arm.crop))
             print(f"--- {name}: {views}", flush=True)
             train(arm)
         print(table(conclude(folder)))
@@ -123,7 +123,7 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
 # --- the runs of an ablation ----------------------------------------------------------------------
 
 
-def split(views: crops.Views) -> dict[str, list[crops.Crop]]:
+def split(views: crops.Views) -> dict[str, list[crops.View]]:
     """The views of each run of an ablation. Raises UserError in one of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -151,7 +151,7 @@ def arms(settings: Settings) -> dict[str, Settings]:
     if len(settings.prompts) != 1:
         raise UserError(f"prompt is {settings.prompt}: an ablation has one prompt of both views")
     runs = {}
-    for name, chosen in split(crops.parse(settings.crop)).items():
+    for name, chosen in split(crops.parse_views(settings.crop)).items():
         prompt = settings.prompts[0] if name == "both" else settings.alone.get(name)
         if not chosen or not isinstance(prompt, str):
             raise UserError(
@@ -162,7 +162,7 @@ def arms(settings: Settings) -> dict[str, Settings]:
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.as_dict(chosen),
+            crop=crops.views_as_dict(chosen),
             prompt=prompt,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -173,7 +173,7 @@ def arms(settings: Settings) -> dict[str, Settings]:
 def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
     """`arms` of a CLIP, whose texts are the same for all. Raises UserError."""
     runs = {}
-    for name, chosen in split(crops.parse(settings.crop)).items():
+    for name, chosen in split(crops.parse_views(settings.crop)).items():
         if not chosen:
             raise UserError(
                 f"the ablation's run {name} has no view: give crop a view that shows the face or "
@@ -185,7 +185,7 @@ def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.as_dict(chosen),
+            crop=crops.views_as_dict(chosen),
             learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -197,7 +197,7 @@ def conclude(folder: str | Path) -> dict[str, Any]:
     folder; returns `compare.compare` of them."""
     folder = Path(folder)
     read = {arm: compare.read(folder / arm) for arm in ARMS}
-    shown = near(crops.parse(read["face"].settings["crop"]))
+    shown = near(crops.parse_views(read["face"].settings["crop"]))
     names = {"face": f"{shown} only", "scene": "context only", "both": "both"}
     result = compare.compare([replace(run, name=names[arm]) for arm, run in read.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")

@@ -77,7 +77,7 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse(start.crop)
+    views = crops.parse_views(start.crop)
     prompts.check_images([start.prompt], len(views), start.frames)
     rows = steps.load_rows(settings, benchmark, views, start.frames)
     return steps.Evaluation(benchmark, baseline, [start.prompt], rows.test), rows

@@ -116,7 +116,7 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
         space = label_spaces.space(settings.label_space)
         loaded = [prompt.asking_for(space) for prompt in loaded]
     task_sampling.check_balance(settings.balance, loaded)
-    prompts.check_images(loaded, len(crops.parse(settings.crop)), settings.frames)
+    prompts.check_images(loaded, len(crops.parse_views(settings.crop)), settings.frames)
     return loaded
 
 
@@ -137,7 +137,7 @@ def load_model(settings: SFTSettings, processor: Any = None) -> Model:
     if processor is None:
         processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
-    return Model(base, family, processor, loaded_prompts, crops.parse(settings.crop))
+    return Model(base, family, processor, loaded_prompts, crops.parse_views(settings.crop))
 
 
 def describe_model(settings: SFTSettings, model: Model) -> sft.TrainedModel:
@@ -204,7 +204,7 @@ class Task:
 
 def load_samples(settings: SFTSettings, model: Model) -> datasets.Dataset:
     """The training rows alone, as `prepare_evaluation` loads them."""
-    return crop_cache.shown(steps.load_training_rows(settings), model.views, settings.frames)
+    return crop_cache.apply_views(steps.load_training_rows(settings), model.views, settings.frames)
 
 
 def encode_tasks(

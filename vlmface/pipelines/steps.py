@@ -59,7 +59,7 @@ def load_rows(settings: Any, benchmark: Benchmark, views: Views, frames: int) ->
     """
     with distributed.main_first():
         loaded = load_training_rows(settings)
-        training = crop_cache.shown(loaded, views, frames)
+        training = crop_cache.apply_views(loaded, views, frames)
         test_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
     shared = checks.shared_people(training, settings.data_root, {"test": (test, test_root)})

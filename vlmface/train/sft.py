@@ -361,7 +361,7 @@ def write_manifest(
         au_set: Action units that its answers contain.
         data: What it was trained on; "n" is the number of rows.
     """
-    run_dir, views = Path(settings.output_dir), crops.parse(model.crop)
+    run_dir, views = Path(settings.output_dir), crops.parse_views(model.crop)
     manifest.save_prompts(model.prompts, run_dir)
     manifest.Manifest(
         recipe=recipe,
@@ -375,7 +375,7 @@ def write_manifest(
         image=model.family.describe_image(model.processor),
         processor=manifest.processor_shas(run_dir),
         weights=manifest.weights_shas(run_dir),
-        crop=crops.as_dict(views),
+        crop=crops.views_as_dict(views),
         frames=model.frames,
         faces=crops.default_faces(views, shows_faces(settings.data)),
         max_length=model.max_length,

@@ -117,7 +117,7 @@ def encode_file(
     n = len(columns["length"])
     columns["row"] = [row] * n
     columns["image"] = [Image.new("RGB", _BLANK)] * n
-    if "shown" in features:
-        columns["shown"] = [[]] * n  # its image alone
+    if "images" in features:
+        columns["images"] = [[]] * n  # its image alone
     ordered = {name: columns[name] for name in features}
     return Dataset.from_dict(ordered).cast(features), dict(skipped)
