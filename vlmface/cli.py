@@ -335,7 +335,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     option(command, "--port", Port, default=8080, help="to listen at; 0: any free one")
     command.add_argument("--client_keys_env", metavar="NAME",
                          help="environment variable with the keys, one of which clients must send "
-                         "(default: anybody may ask)")  # fmt: skip
+                         "(default: anyone may send requests)")  # fmt: skip
     option(command, "--rate", limits["rate"], metavar="N",
            help="requests a minute of one client (default: any number)")  # fmt: skip
     option(command, "--max_mb", limits["max_mb"], default=10, help="of a request")
@@ -349,7 +349,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     option(command, "--answer_timeout", limits["answer_timeout_s"], default=120, metavar="S",
            help="seconds to answer it")  # fmt: skip
     option(command, "--drain", limits["drain_s"], default=30, metavar="S",
-           help="seconds to finish what is begun")  # fmt: skip
+           help="seconds to finish requests that have arrived")  # fmt: skip
     command.add_argument("--trusted_proxy", metavar="ADDRESS",
                          help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
     command.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME",

@@ -124,7 +124,7 @@ def compare(
 
     "still": the model of clips on clips that stand still, in their middle frame, beside the model
     of that frame: how often they say the same, and half the sum of the absolute differences of
-    their probabilities, in the mean. Goes on where it was stopped. Raises UserError.
+    their probabilities, in the mean. Resumes where it was stopped. Raises UserError.
     """
     frames = settings.frames
     models: dict[str, Any] = {}

@@ -180,7 +180,7 @@ def check_supported(settings: Any, gpu: bool) -> None:
 
 
 def check_machine(settings: Any) -> None:
-    """Refuse what the launch, this machine or its packages cannot do, before a run is begun. Raises
+    """Refuse what the launch, this machine or its packages cannot do, before a run is started. Raises
     UserError."""
     import torch
 

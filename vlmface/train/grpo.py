@@ -204,7 +204,7 @@ def _start_of_base(settings: Settings) -> Start:
     """The start of a run from a base model. Raises UserError without a prompt."""
     if settings.prompt is None:
         raise UserError(
-            f"{settings.start} is no vlmface run: give the folder of one (recipes/sft_cot.py "
+            f"{settings.start} is not a vlmface run: give the folder of one (recipes/sft_cot.py "
             "makes it), or say which prompt the model is asked"
         )
     base = manifest.resolve(settings.start)

@@ -137,7 +137,7 @@ def train(
     silence_renamings()
     if settings.save_steps % settings.logging_steps:
         raise UserError(
-            f"save_steps {settings.save_steps} is no multiple of logging_steps "
+            f"save_steps {settings.save_steps} is not a multiple of logging_steps "
             f"{settings.logging_steps}: the log of a resumed run would differ"
         )
     run_dir = Path(settings.output_dir)
