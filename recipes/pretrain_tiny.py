@@ -8,7 +8,7 @@
    transformer from scratch learns nothing under a language loss alone, and slowly on its own.
 3. Language: tower, projector and Llama learn to answer plain questions on what is visible.
 4. Words: the same, and requests to repeat random tokens, so that every token can be written.
-Neither an action unit number nor an emotion word occurs. Every stage goes on from its last file.
+Neither an action unit number nor an emotion word occurs. Every stage resumes from its last file.
 About an hour and a half on two cores; the model card lies beside the weights.
 """
 
@@ -300,7 +300,7 @@ def run_stage(
     log: Log,
 ) -> None:
     """Minimise `loss_at(step)`, which also returns what to log, over `groups` of (module, scale of
-    its learning rates). Goes on from the last state of `modules` in folder/NAME.pt."""
+    its learning rates). Resumes from the last state of `modules` in folder/NAME.pt."""
     path = folder / f"{name}.pt"
     steppers = optimisers(groups)
     keep = modules | {f"optimiser {i}": stepper for i, stepper in enumerate(steppers)}

@@ -44,8 +44,8 @@ def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) 
 
     "none": every row, also those without a label, which the encoder leaves out and counts. "tasks":
     each prompt gets as many rows as the one with most labels, rows occurring again where there are
-    too few. "labels": the same, and within each prompt every label occurs equally often, or once
-    more. Deterministic under `seed`.
+    too few. "labels": the same, and within each prompt every label occurs equally often, up to
+    one row. Deterministic under `seed`.
     """
     if balance == "none":
         return [np.arange(len(words)) for words in labels]

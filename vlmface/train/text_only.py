@@ -45,7 +45,9 @@ def read(path: str | Path) -> list[tuple[str, str]]:
         if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
             raise UserError(f"{path}, line {number}: question and answer must be text, not empty")
         if any("\ud800" <= c <= "\udfff" for c in question + answer):
-            raise UserError(f"{path}, line {number}: half of a \\ud83d\\ude00 pair is no character")
+            raise UserError(
+                f"{path}, line {number}: half of a \\ud83d\\ude00 pair is not a character"
+            )
         found.append((question, answer))
     if not found:
         raise UserError(f"{path} holds no line: give question and answer, or set text_data: null")
