@@ -110,7 +110,7 @@ def _print_error(error: UserError) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit without finalising the interpreter, which does not wait for other threads and cannot abort.
+    """Exit without finalising the interpreter, which waits for no thread and cannot abort.
 
     Gloo's threads may still hold the tensors of the last collective, and those of a group that DDP
     used outlive the group. To release a tensor they take the interpreter's lock; while Python 3.11
