@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
+def train(settings: grpo.Settings, used: Sequence[rewards.WeightedReward]) -> None:
     """What the recipe does in its folder. Raises UserError."""
     run_dir = Path(settings.output_dir)
 

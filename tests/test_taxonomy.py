@@ -131,6 +131,6 @@ def test_codings_are_complete() -> None:
 def test_unknown_codes_and_spaces_are_errors() -> None:
     with pytest.raises(UserError, match=r"rafdb has no emotion code 0: .*1=surprise"):
         label_spaces.CODINGS["rafdb"].decode(0)
-    with pytest.raises(UserError, match=r"no label space 'emotion9': use one of emotion8"):
+    with pytest.raises(UserError, match=r"no label space 'emotion9': did you mean 'emotion8'"):
         label_spaces.space("emotion9")
     assert label_spaces.space("gender") is label_spaces.SPACES["gender"]

@@ -1,6 +1,8 @@
 """Data sets as FaceSample rows: `load(name, root, split=...)`.
 
-Each data set is one module in `vlmface/data/adapters/`, named as `load` names it:
+Each data set is one module: built in (`vlmface/data/adapters/`), a file `my_set.py`, a
+`package.module`, or an entry point of the group `vlmface.datasets` in an installed package. Only
+SPLITS and `read` are required:
 
     TITLE, HOME, LICENCE    for people
     SPLITS                  the splits that the set defines
@@ -10,7 +12,7 @@ Each data set is one module in `vlmface/data/adapters/`, named as `load` names i
     read(root, split, **protocol) -> Rows (rendered sets have no root and say NEEDS_ROOT = False)
     present_splits(root, **protocol)    optional: which of SPLITS a user's own files hold
 
-A module that is put there is a data set; nothing else lists them.
+Nothing else lists the built-in ones: a module in that folder is a data set.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vlmface.data.catalog import dataset_module, is_mixture, names
+from vlmface.data.catalog import (
+    dataset_module,
+    describe,
+    is_built_in,
+    is_mixture,
+    names,
+    short_name,
+)
 from vlmface.data.fingerprints import fingerprint
 from vlmface.data.loading import OF_ALL, load_dataset, parse_options, read, splits_of
 from vlmface.data.people import hold_out
@@ -27,8 +36,9 @@ if TYPE_CHECKING:
     import datasets
 
 __all__ = [
-    "OF_ALL", "dataset_module", "fingerprint", "hold_out", "is_mixture", "load", "names",
-    "parse_options", "read", "shows_faces", "splits_of",
+    "OF_ALL", "dataset_module", "describe", "fingerprint", "hold_out", "is_built_in", "is_mixture",
+    "load", "names", "parse_options", "read", "short_name", "shows_faces",
+    "splits_of",
 ]  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def check(
     protocol = dict(options or {})
     parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
     looks = _look_at_all(parts, workers, progress)
-    published = module.PUBLISHED
+    published = getattr(module, "PUBLISHED", {})
     for (option, value), counts in getattr(module, "PUBLISHED_BY", {}).items():
         if protocol.get(option) == value:
             published = counts
@@ -88,7 +88,7 @@ def check(
         place = place.parent
     report: dict[str, Any] = {
         "name": name,
-        "title": module.TITLE,
+        "title": data.describe(name)["title"],
         "options": protocol,
         "splits": {p.split: _holds(p, looks, published.get(p.split, {})) for p in parts},
         "unreadable": {

@@ -215,17 +215,21 @@ def identity(
     tested: datasets.Dataset,
     start: Start,
 ) -> dict[str, Any]:
-    """`sft.identity` of a run, and the adapter that it trains further."""
+    """`sft.identity` of a run, the adapter that it trains further, and the user's own rewards."""
     found = sft.identity(settings, loaded, rows, tested, [start.prompt], start.base)
     adapter = None if start.run is None else manifest.weights_sha(start.run)
-    return found | {"start_weights": adapter}
+    code = rewards.code_shas(rewards.parse(settings.rewards))
+    return found | {"start_weights": adapter} | ({"rewards": code} if code else {})
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
 def encode_prompts(
-    rows: datasets.Dataset, start: Start, used: Sequence[rewards.Weighted], max_new_tokens: int
+    rows: datasets.Dataset,
+    start: Start,
+    used: Sequence[rewards.WeightedReward],
+    max_new_tokens: int,
 ) -> tuple[datasets.Dataset, list[FaceSample], dict[str, int]]:
     """FaceSample rows -> (rows of `image`, perhaps `shown`, `input_ids`, ... as the encoder asks
     about them; their samples; left out by reason).
@@ -238,7 +242,7 @@ def encode_prompts(
 
     messages, space = start.prompt.messages(), start.prompt.space
     nobody = Answer(None, (), "none", "")
-    compared = [one for one in used if one.name in rewards.COMPARED]
+    compared = [weighted for weighted in used if weighted.reward.needs_annotation]
     images = image_columns(rows)
     kept: list[int] = []
     samples: list[FaceSample] = []
@@ -315,7 +319,7 @@ def train(
     start: Start,
     rows: datasets.Dataset,
     samples: Sequence[FaceSample],
-    used: Sequence[rewards.Weighted],
+    used: Sequence[rewards.WeightedReward],
     settings: Settings,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_prompts`; save the adapter (or whole model) and processor.
