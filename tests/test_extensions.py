@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def test_a_run_needs_the_package_no_longer(
     with pytest.raises(UserError, match="no label space 'mood3'"):
         label_spaces.space("mood3")
     picture = next((trained / "data" / "test" / "dark").iterdir())
-    assert main(["predict", str(picture), "--model", str(trained / "sft"), "--json"]) == 0
+    words = ["--model", str(trained / "sft"), "--faces", "none", "--json"]
+    assert main(["predict", str(picture), *words]) == 0
     line = capsys.readouterr().out
     assert json.loads(line)["answers"]["context"]["label"] == "dark"
     assert main(["compare", str(trained / "sft"), str(trained / "grpo")]) == 0
@@ -395,6 +397,38 @@ def test_docs_list_the_built_in_rewards() -> None:
     assert listed == list(rewards.REWARDS.built_in)
     for name, item in rewards.REWARDS.built_in.items():
         assert isinstance(item, rewards.Reward) and item.name == name and item.description
+
+
+# --- the page about it ----------------------------------------------------------------------------
+
+
+def blocks(kind: str) -> list[str]:
+    """The code blocks of a kind in docs/extending.md."""
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    return [part.split("```")[0] for part in page.split(f"```{kind}\n")[1:]]
+
+
+def test_the_examples_of_the_page_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {}
+    for block in [*blocks("yaml"), *blocks("python")]:
+        first, _, rest = block.partition("\n")
+        files[first.removeprefix("# ")] = rest
+    for name, text in files.items():
+        Path(name).write_text(text, encoding="utf-8")
+    assert label_spaces.space("engagement3.yaml").canonical("Uninterested") == "bored"
+    assert prompts.load("asks_engagement.yaml").space.id == "engagement3"
+    write_portraits(tmp_path / "copy")
+    assert len(data.load("my_set.py", "copy", "test")) == 6
+    (item,) = rewards.parse({"my_rewards.py:short": {"weight": 2, "words": 30}})
+    assert (item.weight, item.options, item.reward.needs_annotation) == (2, {"words": 30}, False)
+
+
+def test_the_entry_points_of_the_page_are_those_that_are_read() -> None:
+    (block,) = blocks("toml")
+    groups = tomllib.loads(block)["project"]["entry-points"]
+    tested = tomllib.loads((EXTENSION / "pyproject.toml").read_text(encoding="utf-8"))
+    assert groups.keys() == tested["project"]["entry-points"].keys()
 
 
 # --- the registry ---------------------------------------------------------------------------------

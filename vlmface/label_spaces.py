@@ -297,7 +297,8 @@ def of_results(scores: Mapping[str, Any], id: str) -> LabelSpace:
     """
     if id in SPACES:
         return SPACES[id]
-    content = (scores.get("label_spaces") or {}).get(id)
+    contained = scores.get("label_spaces")
+    content = contained.get(id) if isinstance(contained, Mapping) else None
     if not isinstance(content, Mapping):
         raise UserError(f"metrics.json has no definition of label space {id!r}: evaluate again")
     return from_mapping(content, f"label space {id!r} of metrics.json")

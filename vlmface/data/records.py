@@ -74,7 +74,7 @@ class Record:
         return value
 
     def label(self, name: str, space: str | label_spaces.LabelSpace = "emotion8") -> str:
-        """The label of a space of the taxonomy that the text is, up to case and aliases."""
+        """The label of a label space that the text is, up to case and aliases."""
         if isinstance(space, str):
             space = label_spaces.space(space)
         label = canonical(space, self.text(name))
