@@ -264,6 +264,21 @@ def test_emotions_can_be_merged(tmp_path: Path) -> None:
     assert answering.truth(sample, plain)["emotion"] == "fear"
 
 
+def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
+    merged = SPACE | {"field": "emotion", "aliases": {"up": ["happiness"], "down": ["sadness"]}}
+    write_yaml(tmp_path / "space.yaml", merged)
+    lines = [{"id": i, "text": "happiness" if i % 2 else "down", "truth": "up"} for i in range(40)]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    words = ["--format", "jsonl", "--label_space", str(tmp_path / "space.yaml"), "--output_dir"]
+    for name in ("first", "second"):
+        assert main(["score-file", str(path), *words, str(tmp_path / name)]) == 0
+    scores = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
+    assert scores["emotion"]["accuracy"] == 0.5
+    assert scores["label_spaces"]["mine"]["labels"] == ["up", "down"]
+    assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+
+
 # --- prompts --------------------------------------------------------------------------------------
 
 
