@@ -66,8 +66,9 @@ def _take(values: Any, index: np.ndarray) -> Any:
 
 
 def emotions(coding_id: str, codes: Any) -> pa.Array:
-    """The emotion of each of `codes` (n,), whole numbers of `label_spaces.CODINGS[coding_id]`; a code
-    that is legal but none of the eight emotions is null. Raises UserError for any other code."""
+    """The emotion of each of `codes` (n,), whole numbers of `label_spaces.CODINGS[coding_id]`; a
+    code that is legal but none of the eight emotions is null. Raises UserError for any other code.
+    """
     import pyarrow as pa
 
     coding = label_spaces.CODINGS[coding_id]
