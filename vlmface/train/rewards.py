@@ -23,7 +23,7 @@ from typing import Any
 from vlmface import facs
 from vlmface.answers import Answer
 from vlmface.au_descriptions import MENTION, contradictions
-from vlmface.data.options import declared
+from vlmface.data.options import declared_types
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import measures
@@ -70,7 +70,7 @@ class Reward:
     @cached_property
     def options(self) -> dict[str, Any]:
         """{option: its type}: the keyword-only parameters, by their annotation or default."""
-        kinds = declared(self.function)
+        kinds = declared_types(self.function)
         return {
             name: type(parameter.default) if kinds[name] in (Any, parameter.empty) else kinds[name]
             for name, parameter in inspect.signature(self.function).parameters.items()
