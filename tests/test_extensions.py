@@ -19,6 +19,7 @@ from PIL import Image
 
 from vlmface import benchmarks, data, label_spaces, label_texts, manifest, prompts
 from vlmface.cli import main
+from vlmface.data.catalog import DATASETS
 from vlmface.errors import UserError
 from vlmface.infer.predictor import Predictor
 from vlmface.registry import Registry
@@ -67,19 +68,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run(words: list[Any], *, site: Path | None = None) -> str:
-    """The output of a Python process, which sees the packages in `site`."""
-    path = os.pathsep.join(str(x) for x in (site, os.environ.get("PYTHONPATH")) if x)
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def trained(installed: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what tests/extension/use_them.py writes: sft, grpo and again."""
@@ -90,7 +78,14 @@ def trained(installed: Path, base: Path, tmp_path_factory: pytest.TempPathFactor
         {"id": "moods", "dataset": "portraits", "split": "test", "label_space": "mood3",
          "source": "test"},
     )  # fmt: skip
-    run([EXTENSION / "use_them.py", base, folder], site=installed)
+    path = os.pathsep.join(filter(None, (str(installed), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, str(EXTENSION / "use_them.py"), str(base), str(folder)],
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -124,21 +119,25 @@ def test_a_run_needs_the_package_no_longer(
     assert main(["predict", str(picture), *words]) == 0
     line = capsys.readouterr().out
     assert json.loads(line)["answers"]["context"]["label"] == "dark"
-    assert main(["compare", str(trained / "sft"), str(trained / "grpo")]) == 0
+    words = [str(trained / "sft"), str(trained / "grpo"), "--output_dir", str(trained / "both")]
+    assert main(["compare", *words]) == 0
     assert "sft" in capsys.readouterr().out
 
 
-def test_what_a_run_names_is_not_imported(trained: Path, installed: Path) -> None:
+def test_what_a_run_names_is_not_imported(
+    trained: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only training imports extensions, even where they are installed."""
-    code = (
-        "import sys; from vlmface import cli\n"
-        "picture, model, merged = sys.argv[1:]\n"
-        "assert cli.main(['predict', picture, '--model', model]) == 0\n"
-        "assert cli.main(['merge', model, merged]) == 0\n"
-        "assert not [name for name in sys.modules if 'faces_ext' in name]\n"
-    )
+    monkeypatch.syspath_prepend(str(installed))
+    for registry in (label_spaces.REGISTRY, prompts.PROMPTS, DATASETS, rewards.REWARDS):
+        fresh = Registry(registry.kind, registry.group).entry_points
+        assert fresh
+        monkeypatch.setitem(vars(registry), "entry_points", fresh)
     picture = next((trained / "data" / "test" / "dark").iterdir())
-    run(["-c", code, picture, trained / "grpo", trained / "merged"], site=installed)
+    grpo = str(trained / "grpo")
+    assert main(["predict", str(picture), "--model", grpo, "--faces", "none"]) == 0
+    assert main(["merge", grpo, str(trained / "merged")]) == 0
+    assert not [name for name in sys.modules if "faces_ext" in name]
 
 
 # --- a run folder from a stranger -----------------------------------------------------------------
@@ -276,7 +275,8 @@ def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
     scores = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
     assert scores["emotion"]["accuracy"] == 0.5
     assert scores["label_spaces"]["mine"]["labels"] == ["up", "down"]
-    assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    folders = [str(tmp_path / name) for name in ("first", "second", "compared")]
+    assert main(["compare", *folders[:2], "--output_dir", folders[2]]) == 0
 
 
 # --- prompts --------------------------------------------------------------------------------------

@@ -317,7 +317,8 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
     check_id(content["id"], path)
     if content["form"] not in answers.FORMATS:
         raise UserError(
-            f"the prompt {path}: form is {content['form']!r}, use one of {', '.join(answers.FORMATS)}"
+            f"the prompt {path}: form is {content['form']!r}, use one of "
+            f"{', '.join(answers.FORMATS)}"
         )
     if not 1 <= content.get("images", 1) <= _MOST_IMAGES:
         raise UserError(

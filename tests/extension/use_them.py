@@ -50,4 +50,5 @@ main(
     "eval/run.py", benchmark=folder / "bench.yaml", data_root=folder / "data",
     model=folder / "grpo", output_dir=folder / "again",
 )  # fmt: skip
-assert cli.main(["compare", str(folder / "sft"), str(folder / "again")]) == 0
+runs = [str(folder / "sft"), str(folder / "again")]
+assert cli.main(["compare", *runs, "--output_dir", str(folder / "compared")]) == 0
