@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,10 @@ def test_a_label_space_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            label_spaces.SPACES["raer5"].to_mapping() | {"multi_label": True},
+            "is the id of a built-in",
+        ),
         ({"id": "emotion8"}, "is the id of a built-in label space with other labels"),
         ({"id": "../x"}, "the id is '../x'"),
         ({"field": "mood"}, "field is 'mood': use one of emotion, context"),
@@ -237,6 +242,21 @@ def test_a_wrong_label_space(tmp_path: Path, changes: dict[str, Any], message: s
     path = write_yaml(tmp_path / "space.yaml", {**SPACE, **changes})
     with pytest.raises(UserError, match=message):
         label_spaces.space(path)
+
+
+def test_a_hostile_file_is_read_quickly(tmp_path: Path) -> None:
+    many = "\n".join(f"k{i}: 1" for i in range(20_000))
+    for text, message in [
+        (many, "unknown key 'k0'"),
+        (f"{many}\nk7: 2", "sets 'k7' twice"),
+        ("? [a]\n: 1\n? [a]\n: 2", "cannot read the label space"),
+        ("a: &a [x]\nb: *a", "unknown key 'a'"),
+    ]:
+        (tmp_path / "space.yaml").write_text(text)
+        start = time.perf_counter()
+        with pytest.raises(UserError, match=message):
+            label_spaces.space(tmp_path / "space.yaml")
+        assert time.perf_counter() - start < 30
 
 
 def test_emotions_can_be_merged(tmp_path: Path) -> None:

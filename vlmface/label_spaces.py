@@ -96,11 +96,9 @@ class LabelSpace:
 
     def to_mapping(self) -> dict[str, Any]:
         """The content of its YAML file."""
-        aliases = {
-            label: [alias for alias, meant in self.aliases.items() if meant == label]
-            for label in self.labels
-            if label in self.aliases.values()
-        }
+        aliases: dict[str, list[str]] = {}
+        for alias, label in sorted(self.aliases.items(), key=lambda x: self.labels.index(x[1])):
+            aliases.setdefault(label, []).append(alias)
         return {
             "id": self.id,
             "field": self.field,
@@ -215,12 +213,13 @@ def _checked(space: LabelSpace, where: str) -> LabelSpace:
     """A user's label space, or the built-in one that it repeats. Refuses one that takes the id of
     another, and emotions that no sample could have."""
     if space.id in SPACES:
-        if space.sha != SPACES[space.id].sha:
+        known = SPACES[space.id]
+        if (space.sha, space.several) != (known.sha, known.several):
             raise UserError(
                 f"{where}: {space.id!r} is the id of a built-in label space with other labels: "
                 "choose another id"
             )
-        return SPACES[space.id]
+        return known
     if space.field == "emotion":
         if space.several:
             raise UserError(f"{where}: a face has one emotion: use field: context with multi_label")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,10 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         nesting, libyaml's does not."""
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        if repeated := {key for key in keys if keys.count(key) > 1}:
-            raise UserError(f"{path} sets {', '.join(map(repr, repeated))} twice: keep one")
+        keys = (loader.construct_object(key) for key, _ in node.value)
+        counts = Counter(key for key in keys if isinstance(key, Hashable))
+        if repeated := [repr(key) for key, n in counts.items() if n > 1]:
+            raise UserError(f"{path} sets {', '.join(repeated)} twice: keep one")
         return loader.construct_mapping(node, deep=True)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
