@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from vlmface import data, label_spaces
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.metrics.groups import GROUPED
+from vlmface.resources import YAML, resource
 from vlmface.utils import config
-from vlmface.utils.files import resource
 
 if TYPE_CHECKING:
     import datasets
@@ -33,7 +34,8 @@ class Benchmark:
     """A protocol file, eval/benchmarks/NAME.yaml.
 
     `label_space` is what is scored, or a list of such; each is asked by the model's prompt with
-    that space. Without one the AUs alone are scored. `protocol` are the data set's own options (n,
+    that space; without one the AUs alone are scored. A YAML file of `label_space`, or a Python file
+    of `dataset`, is relative to the protocol file. `protocol` are the data set's own options (n,
     seed, fold, ...), `folds` how many test parts it has of which `protocol` names one (papers give
     the mean over all), `au_set` the AUs that are scored, `au_threshold` the intensity (0..5) from
     which one counts as present (null: as annotated). `baseline` is a JSON file beside the protocol
@@ -53,8 +55,9 @@ class Benchmark:
     baseline: str | None = None
     notes: str | None = None
 
-    @property
+    @cached_property
     def spaces(self) -> list[label_spaces.LabelSpace]:
+        """The label spaces that are scored."""
         named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
         return [label_spaces.space(name) for name in named or ()]
 
@@ -85,7 +88,7 @@ def load_benchmark(name_or_path: str) -> Benchmark:
         if name not in benchmark_names():
             raise UserError(f"there is no benchmark {name!r}{_did_you_mean(name)}")
         path = resource("eval/benchmarks") / f"{name}.yaml"
-    benchmark = config.build(Benchmark, config.read(path), where=str(path))
+    benchmark = config.build(Benchmark, _with_paths(path), where=str(path))
     fields = [space.field for space in benchmark.spaces]
     if not fields and not benchmark.au_set:
         raise UserError(f"{path} has neither label_space nor au_set: say what is scored")
@@ -97,6 +100,25 @@ def load_benchmark(name_or_path: str) -> Benchmark:
     if benchmark.baseline is not None:  # a file beside the protocol
         benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
     return benchmark if fold is None else _of_fold(benchmark, fold)
+
+
+def _with_paths(path: Path) -> dict[str, Any]:
+    """The content of a protocol file, in which the names of files are paths from here."""
+    content = config.read(path)
+    for key in ("label_space", "dataset"):
+        names = content.get(key)
+        if isinstance(names, list):
+            content[key] = [_beside(path, name) for name in names]
+        elif names is not None:
+            content[key] = _beside(path, names)
+    return content
+
+
+def _beside(path: Path, name: Any) -> Any:
+    """A file's name in `path` as a path from here; anything else as it is."""
+    if isinstance(name, str) and name.endswith((*YAML, ".py")):
+        return str(path.parent / Path(name).expanduser())
+    return name
 
 
 def _of_fold(benchmark: Benchmark, fold: int) -> Benchmark:

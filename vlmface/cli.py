@@ -48,7 +48,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from vlmface import data
     from vlmface.data import check
 
-    output = arguments.output or Path("checks") / arguments.name
+    output = arguments.output or Path("checks") / data.short_name(arguments.name)
     report = check.check(
         arguments.name,
         arguments.root,

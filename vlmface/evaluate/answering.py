@@ -352,7 +352,7 @@ def scored_prompts(benchmark: Benchmark, prompts: Sequence[Asked]) -> list[Asked
         found = [next((prompt for prompt in prompts if prompt.reasons), None)]
     else:
         found = [
-            next((prompt for prompt in prompts if prompt.space.id == space.id), None)
+            next((prompt for prompt in prompts if prompt.space.sha == space.sha), None)
             for space in benchmark.spaces
         ]
     if not any(found):
@@ -374,19 +374,22 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     """What is annotated for a row; null is "not annotated", or not scored where AUs alone are."""
     present = sample.intensities(benchmark.au_threshold)
     attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
+    emotion = sample.emotion if benchmark.spaces else None
     found: dict[str, Any] = {}
     for space in benchmark.spaces:
         if space.several:
             found["labels"] = list(sample.labels(space)) or None
         elif space.field == "context":  # a list: the one label of this space in it
             attributes["context"] = sample.label(space)
-        elif space.field != "emotion":  # a word that is none stays, and is refused when scored
+        elif space.field == "emotion":  # a word that is none stays, and is refused when scored
+            emotion = sample.label(space) or emotion
+        else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
     known = {name: getattr(sample, name) for name in AFFECT}
     if any(value is not None for value in known.values()):
         found["affect"] = known
     return {
-        "emotion": sample.emotion if benchmark.spaces else None,
+        "emotion": emotion,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
         "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
         "attributes": attributes,

@@ -46,8 +46,11 @@ class Run:
     def prompts(self) -> list[tuple[str | None, label_spaces.LabelSpace]]:
         """(id, label space) of what it was asked; the id is None if there was only one prompt."""
         if "prompts" in self.scores:
-            return [(p["id"], label_spaces.space(p["label_space"])) for p in self.scores["prompts"]]
-        return [(None, label_spaces.space(self.scores["label_space"]))]
+            return [
+                (prompt["id"], label_spaces.of_results(self.scores, prompt["label_space"]))
+                for prompt in self.scores["prompts"]
+            ]
+        return [(None, label_spaces.of_results(self.scores, self.scores["label_space"]))]
 
     @property
     def au_set(self) -> list[int]:

@@ -320,10 +320,13 @@ def _faces(
 ) -> list[dict[str, Any]]:
     """Right and wrong answers, FACES of each: in file order, every true label in turn."""
     lone = result.get("label_space", "emotion8")
-    spaces = {p["id"]: label_spaces.space(p["label_space"]) for p in result.get("prompts", ())}
+    spaces = {
+        prompt["id"]: label_spaces.of_results(result, prompt["label_space"])
+        for prompt in result.get("prompts", ())
+    }
 
     def space_of(row: metrics.Row) -> label_spaces.LabelSpace:
-        return spaces.get(row.get("prompt", "")) or label_spaces.space(lone)
+        return spaces.get(row.get("prompt", "")) or label_spaces.of_results(result, lone)
 
     per_au = (result.get("au") or {}).get("per_au", {})
     au_set = [facs.parse_name(name) for name in per_au]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import benchmarks, manifest
+from vlmface import benchmarks, label_spaces, manifest
 from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.data import crops
 from vlmface.errors import UserError
@@ -137,7 +137,8 @@ def score(
         if mode != "generate" and (block := metrics.block_of(part, prompt.space)):
             block["readings"] = scoring_modes.summarise(rows, prompt.space)
         parts.append(part)
-    return metrics.merge(parts)
+    spaces = [prompt.space for prompt in scored_prompts(benchmark, prompts)]
+    return metrics.merge(parts) | label_spaces.definitions_of(spaces)
 
 
 def compare(

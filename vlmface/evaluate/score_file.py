@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, external_formats, ferbench, report, run
+from vlmface.label_spaces import definitions_of
 from vlmface.manifest import is_run
 from vlmface.metrics import metrics
 from vlmface.utils.files import atomic_write
@@ -45,7 +46,7 @@ def score_command(
         mode="free",
         wall_s=round(time.perf_counter() - start, 2),
         peak_rss_gib=round(peak_rss_gib(), 3),
-    )
+    ) | definitions_of([found.space])
     _describe(path, format, found)
     print(run.summary(scores))
     if format == "ferbench":

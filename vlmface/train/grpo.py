@@ -230,18 +230,23 @@ def identity(
     test_rows: datasets.Dataset,
     start: Start,
 ) -> dict[str, Any]:
-    """`sft.identity` of a run, and the adapter that it trains further."""
+    """`sft.identity` of a run, the adapter that it trains further, and the user's own rewards."""
     adapter = None if start.run is None else manifest.weights_sha(start.run)
-    return sft.identity(settings, loaded, rows, test_rows, [start.prompt], start.base) | {
-        "start_weights": adapter
-    }
+    identity = sft.identity(settings, loaded, rows, test_rows, [start.prompt], start.base)
+    identity |= {"start_weights": adapter}
+    if code := rewards.code_shas(rewards.parse(settings.rewards)):
+        identity["rewards"] = code
+    return identity
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
 def encode_prompts(
-    rows: datasets.Dataset, start: Start, used: Sequence[rewards.Weighted], max_new_tokens: int
+    rows: datasets.Dataset,
+    start: Start,
+    used: Sequence[rewards.WeightedReward],
+    max_new_tokens: int,
 ) -> tuple[datasets.Dataset, list[FaceSample], dict[str, int]]:
     """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, ... as the encoder asks
     about them; their samples; left out by reason).
@@ -254,7 +259,7 @@ def encode_prompts(
 
     messages, space = start.prompt.messages(), start.prompt.space
     nobody = Answer(None, (), "none", "")
-    compared = [one for one in used if one.name in rewards.COMPARED]
+    compared = [weighted for weighted in used if weighted.reward.needs_annotation]
     images = image_columns(rows)
     kept: list[int] = []
     samples: list[FaceSample] = []
@@ -330,7 +335,7 @@ def train(
     start: Start,
     rows: datasets.Dataset,
     samples: Sequence[FaceSample],
-    used: Sequence[rewards.Weighted],
+    used: Sequence[rewards.WeightedReward],
     settings: Settings,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_prompts`; save the adapter (or whole model) and processor.
