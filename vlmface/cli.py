@@ -21,9 +21,9 @@ from vlmface import __version__
 from vlmface.errors import UserError
 from vlmface.rationale import cli as rationales
 from vlmface.registry import load_file
+from vlmface.resources import resource
 from vlmface.utils import distributed
 from vlmface.utils.config import nearest, option
-from vlmface.utils.files import resource
 from vlmface.utils.ranges import Count, Natural, NotNegative, Port, Seed, kinds
 from vlmface.utils.terminal import printable
 

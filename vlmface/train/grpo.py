@@ -392,7 +392,7 @@ def train(
     }
 
 
-def _arguments(settings: Settings, used: Sequence[rewards.Weighted]) -> GRPOConfig:
+def _arguments(settings: Settings, used: Sequence[rewards.WeightedReward]) -> GRPOConfig:
     """TRL's arguments for a run."""
     from trl import GRPOConfig
 
