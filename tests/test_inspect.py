@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import rows
 
 from vlmface import prompts
 from vlmface.cli import main
-from vlmface.families import llava
 from vlmface.tools import estimate_memory, inspect_rows
 from vlmface.tools.recipe_setup import Task
 from vlmface.train.rows import encode_rows

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import llava
 from samples import load_script, rows
 
 from vlmface import benchmarks, manifest, prompts
@@ -16,7 +17,6 @@ from vlmface.cli import main as vlmface
 from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.metrics import metrics
 from vlmface.train import task_sampling

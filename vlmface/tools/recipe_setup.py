@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, families
+from vlmface.families.base import Family
 from vlmface.pipelines import context_ablation
 from vlmface.prompts import Prompt, check_images
 from vlmface.prompts import load as load_prompt
@@ -43,7 +43,7 @@ def settings_from(config: str, words: Sequence[str]) -> VLMSettings:
     return found
 
 
-def read_tasks(settings: VLMSettings, processor: Any, family: ModuleType) -> list[Task]:
+def read_tasks(settings: VLMSettings, processor: Any, family: Family) -> list[Task]:
     """The rows that the recipes would train on, for each prompt. Raises UserError."""
     from vlmface.data import crop_cache, crops
 

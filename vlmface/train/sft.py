@@ -11,13 +11,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, encode, manifest
 from vlmface.data import crops, row_images, shows_faces
 from vlmface.errors import UserError
-from vlmface.families import parts
+from vlmface.families import modules
+from vlmface.families.base import Family
 from vlmface.prompts import Prompt, Question
 from vlmface.run_dir import read_log
 from vlmface.train.checks import check_supported
@@ -73,12 +73,12 @@ def identity(
 # --- training -------------------------------------------------------------------------------------
 
 
-def lora_config(settings: VLMSettings, family: ModuleType, model: Any, tokens: int) -> Any:
+def lora_config(settings: VLMSettings, family: Family, model: Any, tokens: int) -> Any:
     """peft's LoraConfig for the model; `tokens` is the size of the processor's vocabulary. Raises
     UserError for modules that the model lacks."""
     from peft import LoraConfig
 
-    parts.check_lora_modules(family.PARTS, model, settings.policy, settings.lora_modules)
+    modules.check_lora_modules(family.MODULE_PATHS, model, settings.policy, settings.lora_modules)
     return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def lora_config(settings: VLMSettings, family: ModuleType, model: Any, tokens: i
         use_rslora=settings.lora_variant == "rslora",
         use_dora=settings.lora_variant == "dora",
         target_modules=family.lora_targets(settings.policy, settings.lora_modules),
-        modules_to_save=parts.full_modules(family.PARTS, settings.policy, model) or None,
+        modules_to_save=modules.full_modules(family.MODULE_PATHS, settings.policy, model) or None,
         # peft keeps the head tied to embeddings that are adapted this way.
         trainable_token_indices={"embed_tokens": list(range(tokens))}
         if settings.train_embeddings
@@ -98,7 +98,7 @@ def lora_config(settings: VLMSettings, family: ModuleType, model: Any, tokens: i
 def train(
     base: str | Path,
     processor: Any,
-    family: ModuleType,
+    family: Family,
     rows: datasets.Dataset,
     settings: VLMSettings,
 ) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def train(
         model._weight_conversions = None
     peft_config = None
     if not settings.uses_lora:
-        parts.freeze(family.PARTS, model, settings.policy)
+        modules.freeze(family.MODULE_PATHS, model, settings.policy)
     else:
         peft_config = lora_config(settings, family, model, len(processor.tokenizer))
     set_seed(settings.seed)
@@ -217,7 +217,7 @@ def train(
 
 
 def save_trained(
-    trainer: Any, processor: Any, family: ModuleType, base: str, lora: bool, run_dir: Path
+    trainer: Any, processor: Any, family: Family, base: str, lora: bool, run_dir: Path
 ) -> None:
     """Save the adapter (under `lora`) or the whole model of a trainer, and the processor. All
     processes must call it."""
@@ -246,7 +246,7 @@ def write_manifest(
     recipe: str,
     settings: VLMSettings,
     base: Path,
-    family: ModuleType,
+    family: Family,
     processor: Any,
     asked: Sequence[Prompt],
     aus: Sequence[int],
