@@ -182,7 +182,7 @@ class Collator:
     """Rows -> a batch of tensors, padded on the right for training, on the left for generation.
 
     A row is the result of `encode`; or that of `encode_text` with an `image`, or several as
-    `shown`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
+    `images`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
     number `row`, if it has one, is passed on, its `length` is not.
 
     Args:

@@ -152,7 +152,7 @@ def _positions(lengths: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _columns(inputs: Mapping[str, Any], rows: torch.Tensor, columns: slice) -> dict[str, Any]:
-    """The part of `later_inputs` for some rows and tokens: (..., rows, tokens) tensors."""
+    """The part of `decode_step_inputs` for some rows and tokens: (..., rows, tokens) tensors."""
     return {name: tensor[..., rows, columns] for name, tensor in inputs.items()}
 
 
