@@ -569,7 +569,7 @@ def test_lora_layers_are_looked_up_in_their_parts(case: Case, model: Any) -> Non
     modules.check_lora_modules(case.family.MODULE_PATHS, model, policy, ["all"])
     with pytest.raises(UserError, match="gate_prj is not a linear layer of tower, llm; there are"):
         case.family.lora_targets(policy, [*shared, "gate_prj"])
-    with pytest.raises(UserError, match="gate_prj is no layer of this"):
+    with pytest.raises(UserError, match="gate_prj is not a layer of this"):
         modules.check_lora_modules(case.family.MODULE_PATHS, model, policy, [*shared, "gate_prj"])
 
 

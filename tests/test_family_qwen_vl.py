@@ -262,7 +262,7 @@ def test_lora_modules_are_looked_up_in_the_model(model: Any) -> None:
     modules.check_lora_modules(qwen_vl.MODULE_PATHS, model, policy, [present, "attn.proj"])
     modules.check_lora_modules(qwen_vl.MODULE_PATHS, model, policy, ["all"])
     with pytest.raises(
-        UserError, match=f"lora_modules: {other} is no layer of this Qwen.*'s tower"
+        UserError, match=f"lora_modules: {other} is not a layer of this Qwen.*'s tower"
     ):
         modules.check_lora_modules(qwen_vl.MODULE_PATHS, model, policy, [present, other])
 
@@ -321,7 +321,7 @@ def test_an_unknown_layer_stops_the_training(
     words |= {"tower": "lora", "llm": "frozen", "lora_modules": ["qkv", other]}
     settings = SFTSettings(base=str(checkpoint), output_dir=str(tmp_path), **words)
     with pytest.raises(
-        UserError, match=f"lora_modules: {other} is no layer of this Qwen.*'s tower:"
+        UserError, match=f"lora_modules: {other} is not a layer of this Qwen.*'s tower:"
     ):
         sft.train(checkpoint, processor, qwen_vl, data, settings)
 

@@ -109,7 +109,7 @@ def check_lora_modules(
     if missing:
         lora_parts = ", ".join(part for part in NAMES if policy[part] == "lora")
         raise UserError(
-            f"lora_modules: {', '.join(missing)} is no layer of this {type(model).__name__}'s "
+            f"lora_modules: {', '.join(missing)} is not a layer of this {type(model).__name__}'s "
             f"{lora_parts}: take the name out, or use all"
         )
 
