@@ -60,7 +60,6 @@ UNFINISHED: tuple[str, ...] = (
     "vlmface/evaluate/robustness.py",
     "vlmface/evaluate/run.py",
     "vlmface/evaluate/sweep.py",
-    "vlmface/families/parts.py",
     "vlmface/infer/batcher.py",
     "vlmface/infer/clip.py",
     "vlmface/infer/endpoint.py",

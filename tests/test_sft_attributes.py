@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import llava
 from datasets import concatenate_datasets
 from samples import load_script, rows
 
@@ -17,7 +18,6 @@ from vlmface.cli import main as vlmface
 from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.metrics import metrics
 from vlmface.train import task_sampling

@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import encode, families, manifest, prompts
@@ -18,7 +17,8 @@ from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import row_images
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import parts
+from vlmface.families import modules
+from vlmface.families.base import Family
 from vlmface.run_dir import read_log
 from vlmface.schema import FaceSample
 from vlmface.train import checks, rewards, sft
@@ -158,7 +158,7 @@ class Start:
 
     base: Path
     base_id: str
-    family: ModuleType
+    family: Family
     processor: Any
     prompt: prompts.Prompt
     policy: dict[str, str]
@@ -273,7 +273,7 @@ def encode_prompts(
         if compared and all(one(nobody, sample, space) is None for one in compared):
             left_out["no_truth"] += 1
             continue
-        size = row_images.image_sizes(images[index], start.family)
+        size = row_images.image_sizes(images[index], needed=start.family.NEEDS_SIZE)
         try:
             text = encode.encode_text(
                 start.processor, start.family, messages, None,
@@ -307,7 +307,7 @@ def check_start(settings: Settings, start: Start) -> None:
         _check_adapter(settings, start)
     elif "lora" in start.policy.values():
         start.family.lora_targets(start.policy, settings.lora_modules)
-        parts.full_modules(start.family.PARTS, start.policy)
+        modules.full_modules(start.family.MODULE_PATHS, start.policy)
     trained = {part: how for part, how in start.policy.items() if how != "frozen"}
     if settings.vllm is not None and trained != {"llm": "lora"}:
         raise UserError(
@@ -475,7 +475,7 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     if start.run is not None:
         return attach(model, start.run, trainable=True), None
     if not lora:
-        parts.freeze(start.family.PARTS, model, start.policy)
+        modules.freeze(start.family.MODULE_PATHS, model, start.policy)
         return model, None
     return model, sft.lora_config(settings.lora, start.family, model, 0)
 
@@ -484,7 +484,6 @@ def _server(start: Start, settings: Settings) -> Any:
     """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
-    from vlmface import families
     from vlmface.infer.server import NEUTRAL
     from vlmface.train.vllm_rollout import Server
 
@@ -500,7 +499,7 @@ def _server(start: Start, settings: Settings) -> Any:
     )
     return Server(
         settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
-        sampling | flags["extra_body"], padding=families.padding(start.family, start.processor),
+        sampling | flags["extra_body"], padding=start.family.padding(start.processor),
     )  # fmt: skip
 
 
