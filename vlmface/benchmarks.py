@@ -14,6 +14,7 @@ from vlmface import data, label_spaces
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.metrics.groups import GROUPED
+from vlmface.metrics.metric import METRICS, Metric, load_metric, with_built_in
 from vlmface.utils import config
 from vlmface.utils.files import resource
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     import datasets
 
 ATTRIBUTES = GROUPED
-# What eval/published.yaml may give of a model: scores of the emotion (or of the one other label
-# space that is scored), mAP of several labels a face, the mean F1 of the AUs, the accuracy of an
-# attribute.
-PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "map", "au_f1_macro", *ATTRIBUTES)
+# The names of scores in eval/published.yaml: those of metrics, and the accuracy of an attribute.
+PUBLISHED_SCORES = (
+    *dict.fromkeys(metric.published for metric in METRICS.built_in.values() if metric.published),
+    *ATTRIBUTES,
+)
 _FOLD = re.compile(r"(.+)_fold(\d+)")
 
 
@@ -32,12 +34,19 @@ _FOLD = re.compile(r"(.+)_fold(\d+)")
 class Benchmark:
     """A protocol file, eval/benchmarks/NAME.yaml.
 
-    `label_space` is what is scored, or a list of such; each is asked by the model's prompt with
-    that space. Without one the AUs alone are scored. `protocol` are the data set's own options (n,
-    seed, fold, ...), `folds` how many test parts it has of which `protocol` names one (papers give
-    the mean over all), `au_set` the AUs that are scored, `au_threshold` the intensity (0..5) from
-    which one counts as present (null: as annotated). `baseline` is a JSON file beside the protocol
-    with the scores of a plain model, shown next to ours.
+    Attributes:
+        label_space: What is scored, or a list of such; each is asked by the model's prompt with
+            that space. Without one the AUs alone are scored.
+        protocol: The data set's own options (n, seed, fold, ...).
+        folds: How many test parts it has of which `protocol` names one (papers give the mean over
+            all).
+        au_set: The AUs that are scored.
+        au_threshold: The intensity (0..5) from which an AU counts as present (null: as annotated).
+        metrics: Metrics that are computed in addition to the built-in ones, each a name,
+            `FILE.py:NAME` (a file beside the protocol) or `MODULE:NAME`. A built-in one that is
+            named is shown among the main scores.
+        baseline: A JSON file beside the protocol with the scores of a plain model, shown next to
+            ours.
     """
 
     id: str
@@ -57,6 +66,27 @@ class Benchmark:
     def spaces(self) -> list[label_spaces.LabelSpace]:
         named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
         return [label_spaces.space(name) for name in named or ()]
+
+    @property
+    def extra_metrics(self) -> list[Metric]:
+        """The definitions of `metrics`. Files and modules are imported. Raises UserError."""
+        return [load_metric(name) for name in self.metrics]
+
+    @property
+    def all_metrics(self) -> list[Metric]:
+        """The built-in metrics, then the further ones of `metrics`. Raises UserError."""
+        return with_built_in(self.extra_metrics)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of blocks (`metrics.metric.Kind`) that it may score."""
+        kinds = {"affect", "rationale", "answers", "calibration"}
+        if self.au_set:
+            kinds.add("au")
+        for space in self.spaces:
+            one_label = "emotion" if space.field == "emotion" else "attributes"
+            kinds.add("labels" if space.several else one_label)
+        return kinds
 
     @property
     def needs_root(self) -> bool:
@@ -96,7 +126,32 @@ def load_benchmark(name_or_path: str) -> Benchmark:
         )
     if benchmark.baseline is not None:  # a file beside the protocol
         benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
+    benchmark = replace(
+        benchmark, metrics=[_from_folder(name, path.parent) for name in benchmark.metrics]
+    )
+    _check_metrics(benchmark, path)
     return benchmark if fold is None else _of_fold(benchmark, fold)
+
+
+def _from_folder(reference: str, folder: Path) -> str:
+    """A reference to a metric, the file of one beside the protocol as its whole path."""
+    file, colon, name = reference.rpartition(":")
+    return f"{(folder / file).resolve()}:{name}" if colon and file.endswith(".py") else reference
+
+
+def _check_metrics(benchmark: Benchmark, path: Path) -> None:
+    """Raises UserError for metrics that do not exist, or are of what is not scored."""
+    try:
+        metrics = benchmark.extra_metrics
+        with_built_in(metrics)
+    except UserError as error:
+        raise UserError(f"{path}: metrics: {error}") from error
+    for metric in metrics:
+        if not benchmark.kinds.intersection(metric.applies_to):
+            raise UserError(
+                f"{path}: metrics: {metric.name} is of {' and '.join(metric.applies_to)}, which "
+                f"benchmark {benchmark.id} does not score: leave it out"
+            )
 
 
 def _of_fold(benchmark: Benchmark, fold: int) -> Benchmark:

@@ -115,7 +115,11 @@ def _task(
     scored: Sequence[prompts.Prompt],
     settings: Settings,
 ) -> dict[str, Any]:
-    names = {name: None for prompt in scored for name in vlmface_tasks.figures(benchmark, prompt)}
+    figures = {
+        name: figure
+        for prompt in scored
+        for name, figure in vlmface_tasks.figures(benchmark, prompt).items()
+    }
     return {
         "task": task,
         "dataset_path": "json",
@@ -136,8 +140,12 @@ def _task(
         "reasoning_tags": "none",  # by default the action units in <think> would be cut out
         "process_results": _Function("process_results"),
         "metric_list": [
-            {"metric": name, "aggregation": _Function("aggregate"), "higher_is_better": True}
-            for name in names
+            {
+                "metric": name,
+                "aggregation": _Function("aggregate"),
+                "higher_is_better": figure.higher_is_better,
+            }
+            for name, figure in figures.items()
         ],
         "metadata": {
             "version": __version__,

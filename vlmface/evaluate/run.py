@@ -23,6 +23,7 @@ from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
 from vlmface.infer.endpoint import is_url
 from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics
+from vlmface.metrics.metric import Metric, of_kind, scored_blocks, with_built_in
 from vlmface.metrics.shares import in_brackets
 from vlmface.prompts import Question, check_images
 from vlmface.utils import config, distributed, lock
@@ -106,17 +107,16 @@ def score(
     parts = []
     for prompt in scored_prompts(benchmark, prompts):
         rows = of_prompt(lines, prompt)
-        part = metrics.summarise(
-            rows,
-            prompt.space,
-            [] if mode == "score" else au_set(benchmark, prompt),
-            benchmark=benchmark.id,
-            model=model,
-            prompt={"id": prompt.id, "sha": prompt.sha},
-            mode="scored" if mode == "score" else "free",
-            wall_s=round(sum(line["latency_s"] for line in rows), 2),
-            peak_rss_gib=round(peak_rss_gib(), 3),
-        )
+        about: metrics.About = {
+            "benchmark": benchmark.id,
+            "model": model,
+            "prompt": {"id": prompt.id, "sha": prompt.sha},
+            "mode": "scored" if mode == "score" else "free",
+            "wall_s": round(sum(line["latency_s"] for line in rows), 2),
+            "peak_rss_gib": round(peak_rss_gib(), 3),
+        }
+        aus = [] if mode == "score" else au_set(benchmark, prompt)
+        part = metrics.summarise(rows, prompt.space, aus, about, extra=benchmark.extra_metrics)
         if mode != "generate" and (block := metrics.block_of(part, prompt.space)):
             block["readings"] = scoring_modes.summarise(rows, prompt.space)
         parts.append(part)
@@ -136,6 +136,7 @@ def compare(
             of_prompt(after, prompt),
             prompt.space,
             au_set(benchmark, prompt),
+            benchmark.extra_metrics,
         )
         for prompt in scored_prompts(benchmark, prompts)
     ]
@@ -146,28 +147,26 @@ def compare(
     return whole
 
 
-def summary(scores: Mapping[str, Any]) -> str:
-    """One line for people: accuracy, UAR, AU F1 and how many answers could be read."""
-    emotion, parse = scores.get("emotion", {}), scores["parse"]
+def summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
+    """One line for people: the main scores, those of `extra`, and how many answers could be read.
+
+    Args:
+        scores: The content of metrics.json.
+        extra: The metrics that the benchmark names.
+    """
     parts = []
-    if emotion:
-        interval = in_brackets(emotion["ci95"].get("accuracy"))
-        parts.append(f"emotion accuracy {emotion['accuracy']:.3f}{interval}")
-        parts.append(f"UAR {emotion['uar']:.3f}")
-    for name, block in scores.get("attributes", {}).items():
-        parts.append(f"{name} accuracy {block['accuracy']:.3f}")
-    if "au" in scores:
-        parts.append(f"AU F1 {scores['au']['f1_macro']:.3f}")
-    if labels := scores.get("labels", {}):
-        parts += [
-            f"{name} {labels[key]:.3f}{in_brackets(labels['ci95'].get(key))}"
-            for key, name in (("map", "mAP"), ("f1_macro", "label F1"), ("jaccard", "Jaccard"))
-            if key in labels
-        ]
-    for name, block in scores.get("affect", {}).items():
-        parts += [f"{name} CCC {block['ccc']:.3f}"] if "ccc" in block else []
+    for block in scored_blocks(scores):
+        of_block = of_kind(with_built_in(extra), block.kind)
+        for metric in sorted(of_block, key=lambda metric: metric.takes != "weights"):  # mAP first
+            template = metric.summary.get(block.kind)
+            if template is None and metric in extra:
+                template = "{block} {title} {value}{interval}"
+            if template and (value := block.get(metric)) is not None:
+                interval = in_brackets(block.ci95(metric))
+                named = {"block": block.title, "title": metric.title, "interval": interval}
+                parts.append(template.format(value=f"{value:.3f}", **named))
     if scores["mode"] != "scored":
-        parts.append(f"valid answers {parse['strict'] + parse['lenient']:.1%}")
+        parts.append(f"valid answers {metrics.valid_share(scores):.1%}")
     return ", ".join(parts) + f" on {scores['n']} faces"
 
 
@@ -194,8 +193,10 @@ def conclude(
     text = json.dumps(scores, indent=2, ensure_ascii=False)
     atomic_write(run_dir / "metrics.json", text + "\n")
     images = dict(zip(faces["id"], faces["image"], strict=True))
-    report.write_report(run_dir, images=images, baseline=baseline)
-    print(f"learnt: {summary(scores['after'])} (before: {summary(scores['before'])})")
+    extra = benchmark.extra_metrics
+    report.write_report(run_dir, images=images, baseline=baseline, extra=extra)
+    lines = {name: summary(scores[name], extra) for name in ("after", "before")}
+    print(f"learnt: {lines['after']} (before: {lines['before']})")
     print(f"is in:  {run_dir} (weights, predictions, report.html)")
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
@@ -320,11 +321,13 @@ def _evaluate(
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
     published = tables.beside_published(benchmark, scores, Path(settings.model).name)
     if published:
-        atomic_write(out / "published.md", tables.markdown(published))
-        atomic_write(out / "published.tex", tables.latex(published, benchmark.id))
+        named = benchmark.all_metrics
+        atomic_write(out / "published.md", tables.markdown(published, named))
+        atomic_write(out / "published.tex", tables.latex(published, benchmark.id, named))
     images = dict(zip(rows["id"], rows["image"], strict=True))
-    report.write_report(out, images=images, baseline=baseline, published=published)
-    print(summary(scores))
+    extra = benchmark.extra_metrics
+    report.write_report(out, images=images, baseline=baseline, published=published, extra=extra)
+    print(summary(scores, extra))
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(

@@ -35,17 +35,15 @@ def score_command(
     rows = external_formats.predictions(found)
     baseline: dict[str, Any] | None = None
     different: list[dict[str, Any]] = []
-    scores = metrics.summarise(
-        rows,
-        found.space,
-        chosen or found.au_set(rows),
-        benchmark=format,
-        model=path.name,
-        prompt={},
-        mode="free",
-        wall_s=round(time.perf_counter() - start, 2),
-        peak_rss_gib=round(peak_rss_gib(), 3),
-    )
+    about: metrics.About = {
+        "benchmark": format,
+        "model": path.name,
+        "prompt": {},
+        "mode": "free",
+        "wall_s": round(time.perf_counter() - start, 2),
+        "peak_rss_gib": round(peak_rss_gib(), 3),
+    }
+    scores = metrics.summarise(rows, found.space, chosen or found.au_set(rows), about)
     _describe(path, format, found)
     print(run.summary(scores))
     if format == "ferbench":

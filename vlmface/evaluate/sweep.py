@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlmface import manifest, prompts
 from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, report
+from vlmface.evaluate import answering
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.compare import SAME, verdict
 from vlmface.evaluate.run import score
 from vlmface.metrics import measures, metrics
+from vlmface.metrics.metric import Metric, did_you_mean, lookup
 from vlmface.metrics.statistics import mean
 from vlmface.prompts import Prompt
 from vlmface.utils import config, distributed, html, lock
@@ -42,16 +43,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Settings(Checked):
     """The command line of `eval/sweep.py`. `models` and `prompts` are names of which every pair is
-    an arm; `by` is the score that decides, accuracy, uar or au_f1 (null: accuracy, or au_f1 where
-    only AUs are scored); `n_validation` and `n_test` limit the faces; `orders` are the shuffled
-    candidate lists that finalists are asked with, on `n_orders` validation faces."""
+    an arm; `by` is the metric that decides (null: accuracy, au_f1 where only AUs are scored,
+    jaccard where a face has several labels); `n_validation` and `n_test` limit the faces; `orders`
+    are the shuffled candidate lists that finalists are asked with, on `n_orders` validation
+    faces."""
 
     models: list[str]
     prompts: list[str]
     output_dir: str
     benchmarks: list[str] = field(default_factory=lambda: ["synth"])
     data_root: str | None = None
-    by: Literal["accuracy", "uar", "au_f1"] | None = None
+    by: str | None = None
     mode: Literal["generate", "score"] = "generate"
     finalists: Count = 2
     n_validation: Count | None = None
@@ -137,7 +139,7 @@ class Asking:
 def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str, Any]:
     """The result for one benchmark, ready for JSON: {"benchmark", "by", "rungs", "arms",
     "finalists", "pairs", "orders", "winner", "verdict"}."""
-    by = settings.by or ("accuracy" if benchmark.spaces else "au_f1")
+    by = deciding_metric(benchmark, settings.by)
     arms = arms_of(settings, benchmark)
     chosen_on = on_validation(benchmark, settings.n_validation)
     validation = _shuffled(load_rows(chosen_on, settings.data_root, None), settings.seed)
@@ -148,27 +150,21 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
     going = arms
     for kept, faces in steps:
         if kept < len(going):
-            going = sorted(going, key=lambda arm: -_last(table[arm.name]))[:kept]
+            going = _best_first(going, table, by)[:kept]
         # Arms of one model follow each other, so that each is loaded once.
         for arm in sorted(going, key=lambda arm: arm.model):
             lines = asking(arm, validation.select(range(faces)), chosen_on, "validation")
-            found = value(score_of(lines, arm, chosen_on, settings), by)
-            table[arm.name]["rungs"].append({"n": faces, **found})
-            print(f"{faces} validation faces: {arm.name} {by} {found['value']:.3f}", flush=True)
-    going = sorted(going, key=lambda arm: -_last(table[arm.name]))
-
-    test = load_rows(benchmark, settings.data_root, settings.n_test)
-    tested = {arm.name: asking(arm, test, benchmark, benchmark.split) for arm in
-              sorted(going, key=lambda arm: arm.model)}  # fmt: skip
-    for arm in going:
-        scores = score_of(tested[arm.name], arm, benchmark, settings)
-        table[arm.name]["test"] = {"n": len(test), **value(scores, by), "scores": scores}
-    pairs = compare(going, tested, benchmark, by)
+            score = value(score_of(lines, arm, chosen_on, settings), by)
+            table[arm.name]["rungs"].append({"n": faces, **score})
+            text = f"{by.name} {score['value']:.3f}"
+            print(f"{faces} validation faces: {arm.name} {text}", flush=True)
+    going = _best_first(going, table, by)
+    pairs = _test(going, table, benchmark, asking, by)
     winner, verdict = judge([arm.name for arm in going], pairs, by)
     few = validation.select(range(min(settings.n_orders, len(validation))))
     return {
         "benchmark": benchmark.id,
-        "by": by,
+        "by": by.name,
         "mode": settings.mode,
         "rungs": [{"arms": kept, "faces": faces} for kept, faces in steps],
         "arms": table,
@@ -182,6 +178,53 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
         "winner": winner,
         "verdict": verdict,
     }
+
+
+def _best_first(
+    arms: Sequence[Arm], table: Mapping[str, Mapping[str, Any]], by: Metric
+) -> list[Arm]:
+    """The arms by their last validation score."""
+    return sorted(arms, key=lambda arm: -by.gain(_last(table[arm.name])))
+
+
+def _test(
+    finalists: Sequence[Arm],
+    table: Mapping[str, dict[str, Any]],
+    benchmark: Benchmark,
+    asking: Asking,
+    by: Metric,
+) -> list[dict[str, Any]]:
+    """Score the finalists on the test split, enter that into the table, and compare them."""
+    settings = asking.settings
+    test = load_rows(benchmark, settings.data_root, settings.n_test)
+    tested = {
+        arm.name: asking(arm, test, benchmark, benchmark.split)
+        for arm in sorted(finalists, key=lambda arm: arm.model)
+    }
+    for arm in finalists:
+        scores = score_of(tested[arm.name], arm, benchmark, settings)
+        table[arm.name]["test"] = {"n": len(test), **value(scores, by), "scores": scores}
+    return compare(finalists, tested, benchmark, by)
+
+
+def deciding_metric(benchmark: Benchmark, name: str | None = None) -> Metric:
+    """The metric of the benchmark with that name, by default the first of its main ones.
+
+    Raises:
+        UserError: The benchmark does not score it.
+    """
+    kinds = benchmark.kinds - {"answers", "calibration"}
+    scored = [metric for metric in benchmark.all_metrics if kinds.intersection(metric.applies_to)]
+    if name is None:
+        labels_first = sorted(scored, key=lambda metric: "au" in metric.applies_to)
+        return next(metric for metric in labels_first if metric.headline)
+    for metric in scored:
+        if metric.name == name:
+            return metric
+    names = [metric.name for metric in scored]
+    raise UserError(
+        f"by is {name!r}, which benchmark {benchmark.id} does not score{did_you_mean(name, names)}"
+    )
 
 
 def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
@@ -236,13 +279,15 @@ def score_of(
     return score(lines, benchmark, [arm.prompt], model=arm.model, mode=settings.mode)
 
 
-def value(scores: Mapping[str, Any], by: str) -> dict[str, Any]:
-    """{"value", "ci95"} of the score that decides. Raises UserError if there is none."""
-    name, key = ("action units", "f1_macro") if by == "au_f1" else (None, by)
-    for title, block in report.score_blocks(scores).items():
-        if key in block and (title == "action units") == (name is not None):
-            return {"value": block[key], "ci95": block["ci95"].get(key)}
-    raise UserError(f"by is {by!r}, which is not scored here: use accuracy, uar or au_f1")
+def value(scores: Mapping[str, Any], by: Metric) -> dict[str, Any]:
+    """{"value", "ci95"} of the metric that decides. Raises UserError if the answers have none."""
+    place = lookup(scores, by)
+    if place is None:
+        raise UserError(
+            f"by is {by.name!r}, which these answers have no value of: choose another metric"
+        )
+    block, number = place
+    return {"value": number, "ci95": block.ci95(by)}
 
 
 def _last(entry: Mapping[str, Any]) -> float:
@@ -250,21 +295,23 @@ def _last(entry: Mapping[str, Any]) -> float:
 
 
 def compare(
-    arms: Sequence[Arm], tested: Mapping[str, Sequence[metrics.Row]], benchmark: Benchmark, by: str
+    arms: Sequence[Arm],
+    tested: Mapping[str, Sequence[metrics.Row]],
+    benchmark: Benchmark,
+    by: Metric,
 ) -> list[dict[str, Any]]:
     """Every pair of finalists: the difference, first minus second, with its 95 % paired interval
-    and, of an accuracy, the p value of the sign-flip test with Holm's correction over all pairs,
-    which then decides; of other scores the interval does."""
+    and, of a share such as accuracy, the p value of the sign-flip test with Holm's correction over
+    all pairs, which then decides; of other scores the interval does."""
     pairs: list[dict[str, Any]] = []
     for one, other in combinations(arms, 2):
-        first, second = tested[one.name], tested[other.name]
-        change = metrics.compare(
-            second, first, one.prompt.space, au_set(benchmark, one.prompt)
-        )  # after - before
-        blocks = report.score_blocks(change)
-        name, key = ("action units", "f1_macro") if by == "au_f1" else (next(iter(blocks)), by)
-        pair = {"first": one.name, "second": other.name, **blocks[name][key]}
-        pairs.append(pair)
+        before, after = tested[other.name], tested[one.name]  # the difference is after - before
+        aus = au_set(benchmark, one.prompt)
+        changes = metrics.compare(before, after, one.prompt.space, aus, benchmark.extra_metrics)
+        place = lookup(changes, by)
+        if place is None:
+            raise UserError(f"{one.name} and {other.name} do not both have {by.name}")
+        pairs.append({"first": one.name, "second": other.name, **place[1]})
     with_p = [pair for pair in pairs if "p" in pair]
     if with_p:
         for pair, p in zip(with_p, measures.holm([pair["p"] for pair in with_p]), strict=True):
@@ -275,7 +322,7 @@ def compare(
 
 
 def judge(
-    ranked: Sequence[str], pairs: Sequence[Mapping[str, Any]], by: str
+    ranked: Sequence[str], pairs: Sequence[Mapping[str, Any]], by: Metric
 ) -> tuple[str | None, str]:
     """(the winner or None, a sentence): the first of the finalists, ranked by validation, wins if
     the test split shows that it is better than each of the others."""
@@ -290,19 +337,23 @@ def judge(
         other = pair["second"] if pair["first"] == best else pair["first"]
         if not pair["differ"]:
             equal.append(other)
-        elif ahead < 0:
+        elif by.gain(ahead) < 0:
             better.append(other)
     if better:
         return None, (
             f"no winner: {best} was the best on the validation split, but on the test split "
-            f"{' and '.join(better)} is better by {by}; the choice is not made on the test split"
+            f"{' and '.join(better)} is better by {by.name}; the choice is not made on the test "
+            "split"
         )
     if equal:
         return None, (
-            f"no winner: between {best} and {' and '.join(equal)} there is no difference by {by} "
-            "that this test set can show"
+            f"no winner: between {best} and {' and '.join(equal)} there is no difference by "
+            f"{by.name} that this test set can show"
         )
-    return best, f"{best} wins: it is better by {by} than every other finalist on the test split"
+    return (
+        best,
+        f"{best} wins: it is better by {by.name} than every other finalist on the test split",
+    )
 
 
 # --- the order of the candidates ------------------------------------------------------------------
@@ -350,13 +401,22 @@ def shuffling(
 # --- the command ----------------------------------------------------------------------------------
 
 
-def write(result: Sequence[Mapping[str, Any]], output: Path) -> Path:
-    """Write sweep.json and sweep.html into `output`; returns the page."""
+def write(result: Sequence[Mapping[str, Any]], metrics: Sequence[Metric], output: Path) -> Path:
+    """Write sweep.json and sweep.html into `output`; returns the page. `metrics` are those that
+    decided."""
     text = json.dumps({"schema": 1, "sweeps": result}, indent=2)
     atomic_write(output / "sweep.json", text + "\n")
     content = html.render(
         "sweep.html.j2",
-        sweeps=[{**one, "ranked": _ranked(one)} for one in result],
+        sweeps=[
+            {
+                **one,
+                "metric": metric,
+                "ranked": _ranked(one, metric),
+                "tested": bool(metric.share) or any("p" in pair for pair in one["pairs"]),
+            }
+            for one, metric in zip(result, metrics, strict=True)
+        ],
         when=html.stamp(),
     )
     path = output / "sweep.html"
@@ -364,10 +424,11 @@ def write(result: Sequence[Mapping[str, Any]], output: Path) -> Path:
     return path
 
 
-def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _ranked(result: Mapping[str, Any], by: Metric) -> list[tuple[str, dict[str, Any]]]:
     """The arms, those that came furthest first, then by their last validation score."""
     return sorted(
-        result["arms"].items(), key=lambda item: (-len(item[1]["rungs"]), -_last(item[1]))
+        result["arms"].items(),
+        key=lambda item: (-len(item[1]["rungs"]), -by.gain(_last(item[1]))),
     )
 
 
@@ -378,9 +439,11 @@ def main(argv: Sequence[str]) -> int:
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")
     with lock.hold(output):
-        result = [sweep(settings, load_benchmark(name), asking) for name in settings.benchmarks]
+        scored_on = [load_benchmark(name) for name in settings.benchmarks]
+        by = [deciding_metric(benchmark, settings.by) for benchmark in scored_on]
+        result = [sweep(settings, benchmark, asking) for benchmark in scored_on]
         config.save(settings, output)
-        path = write(result, output)
+        path = write(result, by, output)
     for one in result:
         print(f"{one['benchmark']}: {one['verdict']}")
     print(f"page: {path}")
