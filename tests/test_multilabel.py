@@ -182,7 +182,7 @@ def test_people_are_drawn_where_rows_name_them() -> None:
     rng, drawn = np.random.default_rng(0), []
     for _ in range(statistics.RESAMPLES):
         people = np.bincount(rng.integers(10, size=10), minlength=10)
-        drawn.append(float(multilabel.map_of(values, true)(people[index][None])["map"][0]))
+        drawn.append(float(multilabel.map_of(values, true)(people[index][None])[0]))
     assert block["ci95"]["map"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist())
 
 

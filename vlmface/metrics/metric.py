@@ -35,6 +35,8 @@ face, several labels a face, action units, valence and arousal, the model's rati
 probabilities, and the answers as a whole. The last two have no intervals."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Input = Literal["row", "sums", "weights", "probabilities"]
+INPUTS: tuple[Input, ...] = get_args(Input)
 PREFIXES = {"labels": "labels_", "au": "au_", "rationale": "rationale_"}
 # Keys of the blocks, and of metrics.json itself, that are not scores.
 _RESERVED = {
@@ -90,7 +92,7 @@ class Metric:
     title: str
     function: Callable[..., Any]
     applies_to: tuple[Kind, ...]
-    takes: Literal["row", "sums", "weights", "probabilities"] = "row"
+    takes: Input = "row"
     key: str = ""
     higher_is_better: bool = True
     unit: str = "%"
@@ -113,9 +115,19 @@ class Metric:
                     f"a metric cannot be named {name!r}: use lower-case letters, digits and _, and "
                     "a name that metrics.json does not use for something else"
                 )
-        if unknown := [kind for kind in self.applies_to if kind not in KINDS]:
+        unknown = next((kind for kind in self.applies_to if kind not in KINDS), None)
+        if unknown is not None:
             raise UserError(
-                f"metric {self.name} applies to {unknown[0]!r}{did_you_mean(unknown[0], KINDS)}"
+                f"metric {self.name} applies to {unknown!r}{did_you_mean(unknown, KINDS)}"
+            )
+        if self.takes not in INPUTS:
+            raise UserError(
+                f"metric {self.name} takes {self.takes!r}{did_you_mean(self.takes, INPUTS)}"
+            )
+        if "affect" in self.applies_to and self.takes != "sums":
+            raise UserError(
+                f"metric {self.name} applies to affect and takes {self.takes}: of valence and "
+                "arousal each, a metric takes sums (see `affect.sums`)"
             )
         if (self.takes == "probabilities") != (self.applies_to == ("calibration",)):
             raise UserError(
