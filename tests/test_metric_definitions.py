@@ -112,8 +112,9 @@ def test_a_mean_over_rows_has_the_interval_of_its_kind(benchmark: Benchmark) -> 
     assert scores["rationale"]["units_named"] == pytest.approx(named["value"])
     assert scores["rationale"]["ci95"]["units_named"] == pytest.approx(named["ci95"])
     assert scores["rationale"]["n"] == len(rows)
-    worst = min(entry["recall"] for entry in scores["emotion"]["per_class"].values()
-                if entry["support"])  # fmt: skip
+    worst = min(
+        entry["recall"] for entry in scores["emotion"]["per_class"].values() if entry["support"]
+    )
     assert scores["emotion"]["worst_recall"] == pytest.approx(worst)
     # The other figures are what they are without it.
     for key in plain["emotion"].keys() - {"ci95"}:
@@ -129,8 +130,9 @@ def test_differences_have_intervals_and_of_shares_a_p_value(benchmark: Benchmark
     share, mean = change["emotion"]["wrong_answers"], change["rationale"]["units_named"]
     assert share["difference"] < 0 and share["ci95"][1] < 0 and share["p"] < 0.05
     assert mean["ci95"][0] <= mean["difference"] <= mean["ci95"][1] and "p" not in mean
-    merged = metrics.merge([metrics.summarise(before, SPACE, AUS, ABOUT,
-                                              extra=benchmark.extra_metrics)])  # fmt: skip
+    merged = metrics.merge(
+        [metrics.summarise(before, SPACE, AUS, ABOUT, extra=benchmark.extra_metrics)]
+    )
     assert "units_named" in merged["rationale"]
 
 
@@ -191,8 +193,11 @@ def test_comparisons_know_its_direction(
     result = json.loads((out / "compare.json").read_text())
     change = result["pairs"][0]["emotion"]["wrong_answers"]
     assert change["ci95"][1] < 0 and change["p_holm"] == change["p"]
-    row = next(row for row in compare.rows(result, benchmark.extra_metrics)
-               if row["key"] == "wrong_answers")  # fmt: skip
+    row = next(
+        row
+        for row in compare.rows(result, benchmark.extra_metrics)
+        if row["key"] == "wrong_answers"
+    )
     assert compare.verdict(change, row["metric"]) == "better"
     assert compare.verdict(change) == "worse"  # were higher better
     page = (out / "compare.html").read_text()
@@ -202,9 +207,26 @@ def test_comparisons_know_its_direction(
 
 
 def test_a_sweep_can_be_decided_by_it(own: Path, run_dir: Path, tmp_path: Path) -> None:
-    argv = ["--models", str(run_dir), "--prompts", "face_cot,r1_omni", "--benchmarks", str(own),
-            "--by", "wrong_answers", "--n_validation", "8", "--n_test", "12", "--orders", "0",
-            "--max_new_tokens", "24", "--output_dir", str(tmp_path / "sweep")]  # fmt: skip
+    argv = [
+        "--models",
+        str(run_dir),
+        "--prompts",
+        "face_cot,r1_omni",
+        "--benchmarks",
+        str(own),
+        "--by",
+        "wrong_answers",
+        "--n_validation",
+        "8",
+        "--n_test",
+        "12",
+        "--orders",
+        "0",
+        "--max_new_tokens",
+        "24",
+        "--output_dir",
+        str(tmp_path / "sweep"),
+    ]
     assert sweep.main(argv) == 0
     (result,) = json.loads((tmp_path / "sweep/sweep.json").read_text())["sweeps"]
     assert result["by"] == "wrong_answers" and len(result["finalists"]) == 2
@@ -231,8 +253,20 @@ def test_the_winner_of_a_sweep_is_the_better_one(benchmark: Benchmark) -> None:
 
 
 def test_robustness_draws_it(own: Path, run_dir: Path, tmp_path: Path) -> None:
-    argv = ["--model", str(run_dir), "--benchmark", str(own), "--n", "4", "--corruptions", "blur",
-            "--max_new_tokens", "24", "--output_dir", str(tmp_path / "robust")]  # fmt: skip
+    argv = [
+        "--model",
+        str(run_dir),
+        "--benchmark",
+        str(own),
+        "--n",
+        "4",
+        "--corruptions",
+        "blur",
+        "--max_new_tokens",
+        "24",
+        "--output_dir",
+        str(tmp_path / "robust"),
+    ]
     assert robustness.main(argv) == 0
     result = json.loads((tmp_path / "robust/robustness.json").read_text())
     assert {"accuracy", "au_f1", "wrong_answers", "units_named", "valid"} <= result["mean"].keys()
@@ -251,17 +285,15 @@ def test_lmms_eval_tasks_have_it(
     monkeypatch.syspath_prepend(str(ROOT / "eval/lmms_eval"))
     tasks = load_script("eval/lmms_eval/vlmface_tasks.py")
     figures = tasks.figures(benchmark, prompts.load("face_cot"))
-    assert list(figures) == [
-        "accuracy", "uar", "f1_macro", "wrong_answers", "worst_recall", "au_f1_macro", "au_f1_micro",
-        "rationale_units_named", "valid",
-    ]  # fmt: skip
+    own = {"wrong_answers", "worst_recall", "rationale_units_named"}
+    built_in = {"accuracy", "uar", "f1_macro", "au_f1_macro", "au_f1_micro", "valid"}
+    assert figures.keys() == own | built_in
     assert [name for name, one in figures.items() if not one.higher_is_better] == ["wrong_answers"]
 
 
 def test_naming_a_built_in_metric_puts_it_among_the_main_ones(tmp_path: Path) -> None:
     benchmark = load_benchmark(str(benchmark_file(tmp_path, "f1_macro, au_f1_micro")))
-    runs = [run_folder(tmp_path / name, benchmark, seed, 0.5)
-            for seed, name in enumerate("ab")]  # fmt: skip
+    runs = [run_folder(tmp_path / name, benchmark, seed, 0.5) for seed, name in enumerate("ab")]
     result = compare.compare([compare.read(folder) for folder in runs])
     extra = benchmark.extra_metrics
     main_scores = {(row["block"], row["key"]) for row in compare.rows(result, extra) if row["main"]}
@@ -323,6 +355,20 @@ def test_the_built_in_definitions_are_whole() -> None:
         assert set(definition.summary) <= set(definition.applies_to)
         assert (definition.function.__doc__ or "").strip(), name
     with_built_in([])
+
+
+def test_an_installed_package_can_bring_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    (tmp_path / "installed_metrics.py").write_text(MY_METRICS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("units", "installed_metrics:units_named", "vlmface.metrics")
+    monkeypatch.setattr(METRICS, "entry_points", {"units": point})
+    for names in ("units", "installed_metrics:units_named"):
+        benchmark = load_benchmark(str(benchmark_file(tmp_path, names)))
+        assert [one.name for one in benchmark.extra_metrics] == ["units_named"]
 
 
 # --- a run folder from a stranger -----------------------------------------------------------------

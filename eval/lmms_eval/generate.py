@@ -32,8 +32,15 @@ from vlmface.utils.ranges import Checked, Count
 GROUP = "vlmface-all"
 # Asked where no --prompt is given: of each label space the first. All but those of attributes name
 # the candidates, so that models which were not trained with them can answer.
-PROMPTS = ("face_cot", "expllm_label", "facescan_gender", "facescan_age", "facescan_race",
-           "synth_ancestry", "emotic")  # fmt: skip
+PROMPTS = (
+    "face_cot",
+    "expllm_label",
+    "facescan_gender",
+    "facescan_age",
+    "facescan_race",
+    "synth_ancestry",
+    "emotic",
+)
 
 
 @dataclass(frozen=True)

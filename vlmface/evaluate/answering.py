@@ -92,9 +92,12 @@ def answer(
     left = [i for i, id in enumerate(rows["id"]) if id not in sink.records]
     title = f"answering {benchmark.id}"
     with tqdm(
-        total=len(rows), initial=len(rows) - len(left), desc=title, unit="face",
+        total=len(rows),
+        initial=len(rows) - len(left),
+        desc=title,
+        unit="face",
         disable=not is_main(),
-    ) as bar:  # fmt: skip
+    ) as bar:
         for part, images in _opened(rows, _batches(rows, left, batch_size, predictor.pads)):
             found = [_ask(one, images, mode, batch_size) for one in asked]
             for row, said in zip(part, zip(*found, strict=True), strict=True):

@@ -95,9 +95,13 @@ def ask(predictor: LocalModel, settings: Settings) -> dict[str, list[Asked]]:
     with tqdm(total=total, desc="asking about pairs", unit="face") as bar:
         for kind in counterfactual_pairs.KINDS:
             pairs = counterfactual_pairs.make(
-                kind, settings.n, seed=settings.seed, size=settings.size, split=settings.split,
+                kind,
+                settings.n,
+                seed=settings.seed,
+                size=settings.size,
+                split=settings.split,
                 bases=bases or None,
-            )  # fmt: skip
+            )
             bases = bases or [pair.base for pair in pairs]
             first = first or predict([base.image for base in bases])
             second = predict([pair.changed.image for pair in pairs])
@@ -240,11 +244,14 @@ def rests(predictor: LocalModel, asked: Sequence[Asked], batch_size: int) -> dic
             for scores in predictor.score(images, rationales, batch_size=batch_size)
         ]
         for name, rationales in (
-            ("own", texts), ("foreign", [texts[j] for j in donors]), ("none", [""] * len(known))
+            ("own", texts),
+            ("foreign", [texts[j] for j in donors]),
+            ("none", [""] * len(known)),
         )
-    }  # fmt: skip
-    consistent = [facs.supports(one.before.answer.aus, str(one.before.answer.label))
-                  for one in known]  # fmt: skip
+    }
+    consistent = [
+        facs.supports(one.before.answer.aus, str(one.before.answer.label)) for one in known
+    ]
     return {
         "n": len(known),
         "consistent": mean(consistent, subjects),
@@ -302,9 +309,11 @@ def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], 
 
 
 def write(
-    figures: Mapping[str, Any], asked: Mapping[str, Sequence[Asked]], about: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    asked: Mapping[str, Sequence[Asked]],
+    about: Mapping[str, Any],
     output: Path,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write faithfulness.json and faithfulness.html into `output`; returns the page."""
     result = {"schema": 1, **about, **figures}
     atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
@@ -373,8 +382,10 @@ def summary(figures: Mapping[str, Any]) -> str:
     for kind, one in figures["shifts"].items():
         lines += [f"{kind}: {_shift(shift)}" for shift in one["found"]]
         if not one["found"]:
-            lines.append(f"{kind}: no group gets any label more often, as far as {figures['n']} "
-                         "pairs can show")  # fmt: skip
+            lines.append(
+                f"{kind}: no group gets any label more often, as far as {figures['n']} "
+                "pairs can show"
+            )
     if rests := figures["rests"]:
         lines.append(
             f"behind another face's rationale {_pct(rests['takes_foreign'])} take its label, "

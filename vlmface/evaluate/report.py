@@ -158,10 +158,15 @@ def _warnings(train: Mapping[str, Any]) -> list[str]:
 def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each label block: its name, accuracy, interval, and what constant answering scores."""
     return [
-        {"name": name.replace("_", " "), "block": block, "n": block.get("n", run["n"]),
-         "constant": _constant(block)}
-        for name, block in score_blocks(run).items() if "accuracy" in block
-    ]  # fmt: skip
+        {
+            "name": name.replace("_", " "),
+            "block": block,
+            "n": block.get("n", run["n"]),
+            "constant": _constant(block),
+        }
+        for name, block in score_blocks(run).items()
+        if "accuracy" in block
+    ]
 
 
 def _constant(block: Mapping[str, Any]) -> float | None:
@@ -236,13 +241,19 @@ def _confusions(run: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "confusion" not in block:
             continue
         lines = [
-            {"label": label, "n": sum(counts),
-             "cells": [{"count": c, "share": c / sum(counts), "right": i == j}
-                       for j, c in enumerate(counts)]}
-            for i, (label, counts) in enumerate(zip(block["labels"], block["confusion"],
-                                                    strict=True))
+            {
+                "label": label,
+                "n": sum(counts),
+                "cells": [
+                    {"count": c, "share": c / sum(counts), "right": i == j}
+                    for j, c in enumerate(counts)
+                ],
+            }
+            for i, (label, counts) in enumerate(
+                zip(block["labels"], block["confusion"], strict=True)
+            )
             if sum(counts)
-        ]  # fmt: skip
+        ]
         heads = [*block["labels"], "no valid answer"]
         tables.append({"title": target["name"], "heads": heads, "lines": lines})
     return tables
@@ -257,13 +268,15 @@ def _au_bars(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
         if not entry["support"]:
             unseen.append(au)
             continue
-        bars.append({
-            "au": au,
-            "name": facs.AUS[facs.parse_name(au)].name,
-            "support": entry["support"],
-            "f1": {name: table.get(au, {}).get("f1") for name, table in tables.items()},
-            "baseline": others.get(au, {}).get("f1"),
-        })  # fmt: skip
+        bars.append(
+            {
+                "au": au,
+                "name": facs.AUS[facs.parse_name(au)].name,
+                "support": entry["support"],
+                "f1": {name: table.get(au, {}).get("f1") for name, table in tables.items()},
+                "baseline": others.get(au, {}).get("f1"),
+            }
+        )
     return {
         "bars": bars,
         "unseen": unseen,
@@ -302,12 +315,14 @@ def _reliability(run: Mapping[str, Any]) -> dict[str, Any] | None:
                 "x": round(40 + 200 * one["confidence"], 1),
                 "y": round(210 - 200 * one["accuracy"], 1),
                 "r": round(2 + 8 * math.sqrt(one["count"] / most), 1),
-                "n": one["count"], "confidence": one["confidence"], "accuracy": one["accuracy"],
+                "n": one["count"],
+                "confidence": one["confidence"],
+                "accuracy": one["accuracy"],
             }
             for one in found["reliability"]
             if one["count"]
         ],
-    }  # fmt: skip
+    }
 
 
 # --- how training went ---------------------------------------------------------------------------
@@ -424,9 +439,11 @@ def _in_turn(rows: Sequence[Row], key: Callable[[Row], str | None]) -> list[Row]
         queues.setdefault(key(row), []).append(row)
     order = sorted(queues, key=str)
     return [
-        queues[k][i] for i in range(max(map(len, queues.values()), default=0))
-        for k in order if i < len(queues[k])
-    ]  # fmt: skip
+        queues[k][i]
+        for i in range(max(map(len, queues.values()), default=0))
+        for k in order
+        if i < len(queues[k])
+    ]
 
 
 def _chips(row: Row, au_set: Sequence[int]) -> list[dict[str, str]]:

@@ -273,9 +273,12 @@ def _server(settings: Settings) -> Server:
     from vlmface.infer.server import server_of
 
     endpoint = Endpoint(
-        settings.model, settings.served or "", key_env=settings.api_key_env,
-        concurrency=settings.concurrency, request=settings.request,
-    )  # fmt: skip
+        settings.model,
+        settings.served or "",
+        key_env=settings.api_key_env,
+        concurrency=settings.concurrency,
+        request=settings.request,
+    )
     return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
 
@@ -306,9 +309,13 @@ def _evaluate(
             lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
         else:
             lines = answering.answer(
-                who, rows, benchmark, batch_size=settings.batch_size, mode=settings.mode,
+                who,
+                rows,
+                benchmark,
+                batch_size=settings.batch_size,
+                mode=settings.mode,
                 sink=journal,
-            )  # fmt: skip
+            )
     scores = score(lines, benchmark, asked, model=settings.model, mode=settings.mode)
     if served:
         scores["served_model"] = served

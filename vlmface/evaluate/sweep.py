@@ -108,10 +108,18 @@ class Asking:
         """The arm's lines of predictions about the rows, which are of `part` (a name that tells
         them from rows of other data with the same ids)."""
         settings = self.settings
-        key = json.dumps([
-            arm.model, manifest.made(arm.model), arm.prompt.sha, benchmark.dataset, part,
-            benchmark.protocol, settings.mode, settings.max_new_tokens,
-        ])  # fmt: skip
+        key = json.dumps(
+            [
+                arm.model,
+                manifest.made(arm.model),
+                arm.prompt.sha,
+                benchmark.dataset,
+                part,
+                benchmark.protocol,
+                settings.mode,
+                settings.max_new_tokens,
+            ]
+        )
         name = f"{arm.prompt.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         with Journal(self.folder / name) as journal:
@@ -120,9 +128,13 @@ class Asking:
             predictor = self._predictor(arm)
             predictor.prompts = [arm.prompt]
             return answering.answer(
-                predictor, rows, benchmark, batch_size=settings.batch_size, mode=settings.mode,
+                predictor,
+                rows,
+                benchmark,
+                batch_size=settings.batch_size,
+                mode=settings.mode,
                 sink=journal,
-            )  # fmt: skip
+            )
 
     def _predictor(self, arm: Arm) -> LocalModel:
         from vlmface.infer.local import LocalModel

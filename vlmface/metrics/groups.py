@@ -57,8 +57,9 @@ def by_group(
             odds[name] = found
     if not groups:
         return {}
-    accuracies = {name: [cell["accuracy"] for cell in table.values()]
-                  for name, table in groups.items()}  # fmt: skip
+    accuracies = {
+        name: [cell["accuracy"] for cell in table.values()] for name, table in groups.items()
+    }
     return {
         "groups": groups,
         "gaps": {name: max(values) - min(values) for name, values in accuracies.items()},
@@ -80,8 +81,12 @@ def equalised_odds(confusions: Mapping[str, Array], labels: Sequence[str]) -> di
                 difference = float(first[k] - second[k])
                 if worst is None or abs(difference) > worst["difference"]:
                     named = [one, other] if difference >= 0 else [other, one]
-                    worst = {"difference": abs(difference), "label": labels[k], "rate": kind,
-                             "groups": named}  # fmt: skip
+                    worst = {
+                        "difference": abs(difference),
+                        "label": labels[k],
+                        "rate": kind,
+                        "groups": named,
+                    }
     return worst
 
 
@@ -97,9 +102,11 @@ def _rates(confusion: Array) -> dict[str, tuple[Array, Array]]:
 
 
 def _crossed(
-    attributes: Mapping[str, Sequence[str | None]], counts: Array, annotated: Rows,
+    attributes: Mapping[str, Sequence[str | None]],
+    counts: Array,
+    annotated: Rows,
     interval: Interval | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The cells where the attributes meet, the least accurate first, those of few faces last."""
     if len(attributes) < 2:
         return {}

@@ -40,11 +40,38 @@ INPUTS: tuple[Input, ...] = get_args(Input)
 PREFIXES = {"labels": "labels_", "au": "au_", "rationale": "rationale_"}
 # Keys of the blocks, and of metrics.json itself, that are not scores.
 _RESERVED = {
-    "n", "ci95", "no_ci95", "clusters", "answered", "labels", "confusion", "per_class", "per_label",
-    "per_au", "groups", "gaps", "equalised_odds", "intersections", "calibration", "readings",
-    "bins", "reliability", "schema", "benchmark", "model", "served_model", "unanswered", "prompt",
-    "prompts", "label_space", "mode", "parse", "wall_s", "peak_rss_gib", *KINDS,
-}  # fmt: skip
+    "n",
+    "ci95",
+    "no_ci95",
+    "clusters",
+    "answered",
+    "labels",
+    "confusion",
+    "per_class",
+    "per_label",
+    "per_au",
+    "groups",
+    "gaps",
+    "equalised_odds",
+    "intersections",
+    "calibration",
+    "readings",
+    "bins",
+    "reliability",
+    "schema",
+    "benchmark",
+    "model",
+    "served_model",
+    "unanswered",
+    "prompt",
+    "prompts",
+    "label_space",
+    "mode",
+    "parse",
+    "wall_s",
+    "peak_rss_gib",
+    *KINDS,
+}
 
 
 @dataclass(frozen=True)

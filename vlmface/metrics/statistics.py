@@ -151,8 +151,7 @@ def mean(
     units = len(set(clusters)) if clusters is not None else len(array)
     if not signed and np.isin(array, (0, 1)).all():
         ones = np.ones_like(array)
-        return {"value": value,
-                "ci95": share_interval(array, ones, clusters=clusters, level=level)}  # fmt: skip
+        return {"value": value, "ci95": share_interval(array, ones, clusters=clusters, level=level)}
     if units < MIN_UNITS:
         return {"value": value, "ci95": None}
     counts = np.stack([array, np.ones_like(array)], 1)[:, None]
