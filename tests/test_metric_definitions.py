@@ -323,6 +323,13 @@ def test_what_a_benchmark_cannot_name(names: str, message: str, tmp_path: Path) 
         load_benchmark(str(benchmark_file(tmp_path, names)))
 
 
+def test_of_several_prompts_no_metric_is_of_all_rationales(tmp_path: Path) -> None:
+    path = benchmark_file(tmp_path, "my_metrics.py:units_named")
+    path.write_text(path.read_text().replace("emotion8", "[gender, emotion8]"), encoding="utf-8")
+    with pytest.raises(UserError, match="units_named is of rationale, but benchmark rafdb has sev"):
+        load_benchmark(str(path))
+
+
 def test_definitions_are_checked() -> None:
     def score(row: Any, scope: Any) -> float:
         return 1.0

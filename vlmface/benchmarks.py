@@ -136,7 +136,9 @@ def load_benchmark(name_or_path: str) -> Benchmark:
 def _from_folder(reference: str, folder: Path) -> str:
     """A reference to a metric, the file of one beside the protocol as its whole path."""
     file, colon, name = reference.rpartition(":")
-    return f"{(folder / file).resolve()}:{name}" if colon and file.endswith(".py") else reference
+    if not colon or not file.endswith(".py"):
+        return reference
+    return f"{(folder / Path(file).expanduser()).resolve()}:{name}"
 
 
 def _check_metrics(benchmark: Benchmark, path: Path) -> None:
@@ -151,6 +153,12 @@ def _check_metrics(benchmark: Benchmark, path: Path) -> None:
             raise UserError(
                 f"{path}: metrics: {metric.name} is of {' and '.join(metric.applies_to)}, which "
                 f"benchmark {benchmark.id} does not score: leave it out"
+            )
+        if len(benchmark.spaces) > 1 and set(metric.applies_to) <= {"rationale", "answers"}:
+            raise UserError(
+                f"{path}: metrics: {metric.name} is of {' and '.join(metric.applies_to)}, but "
+                f"benchmark {benchmark.id} has several prompts, one for each label space: name it "
+                "in benchmarks of one label space"
             )
 
 
@@ -201,10 +209,10 @@ def _check_result(entry: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where} has {key} {entry.get(key)!r}: give a text")
     scores = entry.keys() - {"model", "source", "notes"}
     if not scores or not scores <= set(PUBLISHED_SCORES):
-        found = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
+        unknown = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
         raise UserError(
             f"{where} ({entry['model']}) should have scores named {', '.join(PUBLISHED_SCORES)}, "
-            f"found {found}"
+            f"found {unknown}"
         )
     for key in scores:
         if type(entry[key]) not in (int, float) or not 0 <= entry[key] <= 1:

@@ -56,11 +56,11 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
 
     (task,) = index
     benchmark = _benchmark(task["benchmark"])
-    for asked in task["prompts"]:
-        if (found := _prompt(asked["prompt"]).sha) != asked["sha"]:
+    for entry in task["prompts"]:
+        if (sha := _prompt(entry["prompt"]).sha) != entry["sha"]:
             raise UserError(
-                f"prompt {asked['prompt']} was {asked['sha']} when the task of {benchmark.id} was "
-                f"written, and is {found} now: run eval/lmms_eval/generate.py again"
+                f"prompt {entry['prompt']} was {entry['sha']} when the task of {benchmark.id} was "
+                f"written, and is {sha} now: run eval/lmms_eval/generate.py again"
             )
     rows = benchmarks.load_rows(benchmark, task["data_root"], None)
     truths = [
@@ -74,7 +74,7 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
         "id": (text, table["id"].take(each)),
         "image": (datasets.Image(decode=False), table["image"].take(each)),
         "benchmark": (text, [task["benchmark"]] * len(each)),
-        "prompt": (text, [asked["prompt"] for asked in task["prompts"]] * len(rows)),
+        "prompt": (text, [entry["prompt"] for entry in task["prompts"]] * len(rows)),
         "truth": (text, [truths[row] for row in each]),
     }
     features = datasets.Features({name: kind for name, (kind, _) in columns.items()})
@@ -158,13 +158,13 @@ def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, Figure
     if answering.au_set(benchmark, prompt):
         blocks.append(("au", PREFIXES["au"], ("au",)))
     blocks.append(("rationale", PREFIXES["rationale"], ("rationale",)))
-    found = {
+    named = {
         f"{prefix}{metric.key}": Figure((*place, metric.key), metric)
         for kind, prefix, place in blocks
         for metric in of_kind(benchmark.all_metrics, kind)
         if metric.takes in ("sums", "row")
     }
-    return found | {"valid": Figure(("valid",), None)}
+    return named | {"valid": Figure(("valid",), None)}
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -162,8 +162,8 @@ def compare(runs: Sequence[Run], extra: Sequence[Metric] = ()) -> dict[str, Any]
     """
     _check_comparable(runs)
     pairs = [
-        {"first": one.name, "second": other.name, **_paired(one, other, extra)}
-        for one, other in combinations(runs, 2)
+        {"first": left.name, "second": right.name, **_paired(left, right, extra)}
+        for left, right in combinations(runs, 2)
     ]
     _correct(pairs)
     return {
@@ -228,16 +228,16 @@ def _different(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return different
 
 
-def _paired(one: Run, other: Run, extra: Sequence[Metric]) -> dict[str, Any]:
+def _paired(left: Run, right: Run, extra: Sequence[Metric]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
-    for (id, space), (other_id, other_space) in zip(one.prompts, other.prompts, strict=False):
+    for (id, space), (other_id, other_space) in zip(left.prompts, right.prompts, strict=False):
         if space.sha != other_space.sha:
             raise UserError(
-                f"{one.name} was asked for {space.id}, {other.name} for {other_space.id}: "
+                f"{left.name} was asked for {space.id}, {right.name} for {other_space.id}: "
                 "compare runs with the same label spaces"
             )
-        aus = [au for au in one.au_set if au in other.au_set]
-        first, second = _lines_of(one, id), _lines_of(other, other_id)
+        aus = [au for au in left.au_set if au in right.au_set]
+        first, second = _lines_of(left, id), _lines_of(right, other_id)
         part = metrics.compare(first, second, space, aus, extra)
         for block in part.keys() - {"n"}:
             whole[block] = whole.get(block, {}) | part[block]
@@ -395,7 +395,7 @@ def _matrix(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
                 turned["ci95"] = [-end for end in reversed(change["ci95"])]
             changes[pair["first"], pair["second"]] = change | turned
     lines = [
-        {"name": one, "cells": [changes.get((one, other)) for other in names]} for one in names
+        {"name": name, "cells": [changes.get((name, other)) for other in names]} for name in names
     ]
     title = f"{row['block']}: {metric.label}"
     return {"title": title, "metric": metric, "names": names, "lines": lines}

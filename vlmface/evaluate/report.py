@@ -151,8 +151,8 @@ def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _warnings(train: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the training rows before the scores."""
-    found = train.get("shared_people") or {}
-    return [people.warning(both, part) for part, both in found.items()]
+    shared = train.get("shared_people") or {}
+    return [people.warning(both, part) for part, both in shared.items()]
 
 
 def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -302,25 +302,25 @@ def _labels(runs: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _reliability(run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The reliability diagram, in a drawing of 260 x 250, of the first block that has one."""
     blocks = [run, *score_blocks(run).values()]
-    found = next((block["calibration"] for block in blocks if "calibration" in block), None)
-    if found is None or "reliability" not in found:
+    calibration = next((block["calibration"] for block in blocks if "calibration" in block), None)
+    if calibration is None or "reliability" not in calibration:
         return None
-    most = max(one["count"] for one in found["reliability"])
+    most = max(entry["count"] for entry in calibration["reliability"])
     return {
-        "ece": found["ece"],
+        "ece": calibration["ece"],
         "x": [(40 + 200 * share, f"{100 * share:.0f}") for share in (0, 0.25, 0.5, 0.75, 1)],
         "y": [(210 - 200 * share, f"{100 * share:.0f}") for share in (0, 0.25, 0.5, 0.75, 1)],
         "dots": [
             {
-                "x": round(40 + 200 * one["confidence"], 1),
-                "y": round(210 - 200 * one["accuracy"], 1),
-                "r": round(2 + 8 * math.sqrt(one["count"] / most), 1),
-                "n": one["count"],
-                "confidence": one["confidence"],
-                "accuracy": one["accuracy"],
+                "x": round(40 + 200 * entry["confidence"], 1),
+                "y": round(210 - 200 * entry["accuracy"], 1),
+                "r": round(2 + 8 * math.sqrt(entry["count"] / most), 1),
+                "n": entry["count"],
+                "confidence": entry["confidence"],
+                "accuracy": entry["accuracy"],
             }
-            for one in found["reliability"]
-            if one["count"]
+            for entry in calibration["reliability"]
+            if entry["count"]
         ],
     }
 
@@ -425,9 +425,9 @@ def _is_right(row: Row, space: label_spaces.LabelSpace, au_set: Sequence[int]) -
     if nothing was said."""
     if space.several and row.get("labels") is None:
         return None
-    label, said = _words(row, space)
+    label, predicted = _words(row, space)
     if label is not None:
-        return said == label
+        return predicted == label
     aus = scoring.true_aus(row, au_set)
     return None if aus is None else set(row["aus"] or ()) & aus[1] == aus[0]
 
@@ -451,14 +451,14 @@ def _chips(row: Row, au_set: Sequence[int]) -> list[dict[str, str]]:
     if (labels := scoring.true_aus(row, au_set)) is None:
         return []
     present, annotated = labels
-    said = set(row["aus"] or ()) & annotated
+    named = set(row["aus"] or ()) & annotated
     return [
         {
             "au": facs.name(au),
             "name": facs.AUS[au].name,
-            "kind": ("found" if au in said else "missed") if au in present else "extra",
+            "kind": ("found" if au in named else "missed") if au in present else "extra",
         }
-        for au in facs.top_down(present | said)
+        for au in facs.top_down(present | named)
     ]
 
 

@@ -224,29 +224,29 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
     metrics, or why it was left out}. Each writes into a folder of its name."""
     if settings.output_dir is None:
         raise UserError("several benchmarks need a folder for their results: give --output_dir")
-    found: dict[str, dict[str, Any] | str] = {}
+    results: dict[str, dict[str, Any] | str] = {}
     who = None
     for name in benchmarks.benchmark_names():
         benchmark = load_benchmark(name)
         root = Path(settings.data_root or "") / name
         if benchmark.needs_root and (settings.data_root is None or not root.is_dir()):
-            found[name] = f"no folder {root}"
+            results[name] = f"no folder {root}"
             continue
-        one = dataclasses.replace(
+        current = dataclasses.replace(
             settings,
             benchmark=name,
             data_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
-        who = who or _asked(one)
+        who = who or _asked(current)
         try:
-            with lock.hold(output_folder(one.model, one.output_dir, benchmark.id)):
-                found[name] = _evaluate(one, benchmark, who)
+            with lock.hold(output_folder(current.model, current.output_dir, benchmark.id)):
+                results[name] = _evaluate(current, benchmark, who)
         except UserError as error:  # the other benchmarks are worth having
-            found[name] = str(error)
-    for name, result in found.items():
+            results[name] = str(error)
+    for name, result in results.items():
         print(f"{name}: {result if isinstance(result, str) else summary(result)}")
-    return found
+    return results
 
 
 def output_folder(model: str, output_dir: str | None, name: str) -> Path:
@@ -288,13 +288,13 @@ def _evaluate(
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.server import Server
 
-    asked: list[Any] = list(scored_prompts(benchmark, who.prompts))
+    prompts: list[Any] = list(scored_prompts(benchmark, who.prompts))
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
     views, frames = (crops.parse(about.crop), about.frames) if about else ((), 1)
     if not isinstance(who, ClipModel):
-        check_images(asked, len(views), frames)
+        check_images(prompts, len(views), frames)
     rows = load_rows(benchmark, settings.data_root, settings.n, views, frames)
     if not len(rows):
         raise UserError(
@@ -304,7 +304,7 @@ def _evaluate(
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
         served = who.endpoint.model if isinstance(who, Server) else None
-        _same_question(journal, settings, asked, about, served)
+        _same_question(journal, settings, prompts, about, served)
         if isinstance(who, Server):
             lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
         else:
@@ -316,7 +316,7 @@ def _evaluate(
                 mode=settings.mode,
                 sink=journal,
             )
-    scores = score(lines, benchmark, asked, model=settings.model, mode=settings.mode)
+    scores = score(lines, benchmark, prompts, model=settings.model, mode=settings.mode)
     if served:
         scores["served_model"] = served
     if unanswered:
@@ -351,14 +351,14 @@ def _evaluate(
 def _same_question(
     journal: Journal,
     settings: Settings,
-    asked: Sequence[Question],
+    prompts: Sequence[Question],
     about: Manifest | None,
     served: str | None,
 ) -> None:
     """Raises UserError if the journal was begun for another model or with other settings. `served`
     is the model of a server, which its URL does not tell."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
-    now |= {"prompts": [prompt.sha for prompt in asked], "made": about.created if about else None}
+    now |= {"prompts": [prompt.sha for prompt in prompts], "made": about.created if about else None}
     now["served_model"] = served
     before = journal.records.get("", {}).get("settings")
     if before is None:
@@ -379,7 +379,9 @@ def main(argv: Sequence[str]) -> int:
     words = ["--output_dir" if word == "--out" else word for word in argv]
     settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
-        found = run_all(settings).values()
-        whole = [one for one in found if isinstance(one, dict) and "unanswered" not in one]
+        results = run_all(settings).values()
+        whole = [
+            result for result in results if isinstance(result, dict) and "unanswered" not in result
+        ]
         return 0 if whole else 2
     return 2 if "unanswered" in run(settings) else 0

@@ -141,10 +141,10 @@ class Asking:
 
         if self.loaded is None or self.loaded[0] != arm.model:
             self.loaded = None
-            own = None if manifest.is_run(arm.model) else arm.prompt
+            prompt = None if manifest.is_run(arm.model) else arm.prompt
             limit = self.settings.max_new_tokens
-            found = LocalModel.load(arm.model, prompt=own, max_new_tokens=limit)
-            self.loaded = arm.model, found
+            model = LocalModel.load(arm.model, prompt=prompt, max_new_tokens=limit)
+            self.loaded = arm.model, model
         return self.loaded[1]
 
 
@@ -316,14 +316,14 @@ def compare(
     and, of a share such as accuracy, the p value of the sign-flip test with Holm's correction over
     all pairs, which then decides; of other scores the interval does."""
     pairs: list[dict[str, Any]] = []
-    for one, other in combinations(arms, 2):
-        before, after = tested[other.name], tested[one.name]  # the difference is after - before
-        aus = au_set(benchmark, one.prompt)
-        changes = metrics.compare(before, after, one.prompt.space, aus, benchmark.extra_metrics)
+    for left, right in combinations(arms, 2):
+        before, after = tested[right.name], tested[left.name]  # the difference is after - before
+        aus = au_set(benchmark, left.prompt)
+        changes = metrics.compare(before, after, left.prompt.space, aus, benchmark.extra_metrics)
         place = lookup(changes, by)
         if place is None:
-            raise UserError(f"{one.name} and {other.name} do not both have {by.name}")
-        pairs.append({"first": one.name, "second": other.name, **place[1]})
+            raise UserError(f"{left.name} and {right.name} do not both have {by.name}")
+        pairs.append({"first": left.name, "second": right.name, **place[1]})
     with_p = [pair for pair in pairs if "p" in pair]
     if with_p:
         for pair, p in zip(with_p, measures.holm([pair["p"] for pair in with_p]), strict=True):
@@ -385,18 +385,18 @@ def shuffling(
         order = generator.sample(labels, len(labels))
         if order not in orders:
             orders.append(order)
-    said, accuracy = [], []
+    answers, accuracy = [], []
     first_said, first_true = 0, 0
     for order in orders:
-        asked = replace(arm, prompt=arm.prompt.listing(order))
-        lines = asking(asked, rows, benchmark, "validation")
-        said.append([metrics.answer(line) for line in lines])
+        reordered = replace(arm, prompt=arm.prompt.listing(order))
+        lines = asking(reordered, rows, benchmark, "validation")
+        answers.append([metrics.answer(line) for line in lines])
         true = [metrics.truth(line, arm.prompt.space) for line in lines]
-        accuracy.append(sum(a == b for a, b in zip(said[-1], true, strict=True)) / len(lines))
-        first_said += said[-1].count(order[0])
+        accuracy.append(sum(a == b for a, b in zip(answers[-1], true, strict=True)) / len(lines))
+        first_said += answers[-1].count(order[0])
         first_true += true.count(order[0])
     changed = [
-        sum(other[i] != said[0][i] for other in said[1:]) / (len(orders) - 1)
+        sum(other[i] != answers[0][i] for other in answers[1:]) / (len(orders) - 1)
         for i in range(len(rows))
     ]
     asked_in_all = len(orders) * len(rows)
@@ -422,12 +422,12 @@ def write(result: Sequence[Mapping[str, Any]], metrics: Sequence[Metric], output
         "sweep.html.j2",
         sweeps=[
             {
-                **one,
+                **entry,
                 "metric": metric,
-                "ranked": _ranked(one, metric),
-                "tested": bool(metric.share) or any("p" in pair for pair in one["pairs"]),
+                "ranked": _ranked(entry, metric),
+                "tested": bool(metric.share) or any("p" in pair for pair in entry["pairs"]),
             }
-            for one, metric in zip(result, metrics, strict=True)
+            for entry, metric in zip(result, metrics, strict=True)
         ],
         when=html.stamp(),
     )
@@ -456,7 +456,7 @@ def main(argv: Sequence[str]) -> int:
         result = [sweep(settings, benchmark, asking) for benchmark in scored_on]
         config.save(settings, output)
         path = write(result, by, output)
-    for one in result:
-        print(f"{one['benchmark']}: {one['verdict']}")
+    for entry in result:
+        print(f"{entry['benchmark']}: {entry['verdict']}")
     print(f"page: {path}")
     return 0

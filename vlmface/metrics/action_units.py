@@ -33,17 +33,17 @@ def true_aus(row: Row, au_set: Sequence[int]) -> tuple[set[int], set[int]] | Non
 def count_aus(rows: Sequence[Row], au_set: Sequence[int]) -> Array:
     """(rows, AUs, 3): hit, false alarm, miss of each row and AU; all 0 where not annotated."""
     place = {au: j for j, au in enumerate(au_set)}
-    found: list[tuple[int, int, int]] = []
+    entries: list[tuple[int, int, int]] = []
     for i, row in enumerate(rows):
         if (labels := true_aus(row, au_set)) is None:
             continue
         present, known = labels
-        said = known.intersection(row["aus"] or ())
-        found += [(i, place[au], 0 if au in present else 1) for au in said]
-        found += [(i, place[au], 2) for au in present if au not in said]
+        named = known.intersection(row["aus"] or ())
+        entries += [(i, place[au], 0 if au in present else 1) for au in named]
+        entries += [(i, place[au], 2) for au in present if au not in named]
     counts = np.zeros((len(rows), len(au_set), 3))
-    if found:
-        counts[tuple(np.array(found).T)] = 1
+    if entries:
+        counts[tuple(np.array(entries).T)] = 1
     return counts
 
 

@@ -42,11 +42,11 @@ def count_labels(rows: Sequence[Row], space: LabelSpace) -> Array:
                 f"row {row['id']!r} has the true {space.field} {label!r}, which label space "
                 f"{space.id} lacks ({', '.join(space.labels)}): choose the benchmark's own space"
             )
-    said = [index.get(answer(row) or "", len(index)) for row in rows]
+    predicted = [index.get(answer(row) or "", len(index)) for row in rows]
     counts = np.zeros((len(rows), len(index), len(index) + 1))
-    found = [(i, index[t], s) for i, (t, s) in enumerate(zip(true, said, strict=True)) if t]
-    if found:
-        counts[tuple(np.array(found).T)] = 1
+    entries = [(i, index[t], s) for i, (t, s) in enumerate(zip(true, predicted, strict=True)) if t]
+    if entries:
+        counts[tuple(np.array(entries).T)] = 1
     return counts
 
 

@@ -47,8 +47,8 @@ def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
     in the last line its Jaccard index, whether it is an exact match, and 1; all 0 where it is not
     annotated. Raises UserError for a true label outside the space."""
     place = {label: i for i, label in enumerate(space.labels)}
-    found = np.zeros((len(rows), len(place) + 1, 3))
-    for one, row in zip(found, rows, strict=True):
+    tallies = np.zeros((len(rows), len(place) + 1, 3))
+    for tally, row in zip(tallies, rows, strict=True):
         labels = true(row)
         if labels is None:
             continue
@@ -56,9 +56,9 @@ def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
         answer = said(row)
         for label in {*labels, *answer}:
             kind = 0 if label in labels and label in answer else 1 if label in answer else 2
-            one[place[label], kind] = 1
-        one[-1] = measures.jaccard(answer, labels), set(answer) == set(labels), 1
-    return found
+            tally[place[label], kind] = 1
+        tally[-1] = measures.jaccard(answer, labels), set(answer) == set(labels), 1
+    return tallies
 
 
 def shift(total: Array, share: float) -> Array:
@@ -91,17 +91,23 @@ def ranking(rows: Sequence[Row], space: LabelSpace) -> Array | None:
     different sizes comparable. Of a model with a probability for each label (`probabilities`, which
     then need not sum to 1): these. Raises UserError if some rows have it and others not.
     """
-    found = [_strength(row) for row in rows]
-    if not any(found):
+    strengths = [_strength(row) for row in rows]
+    if not any(strengths):
         return None
-    for row, one in zip(rows, found, strict=True):
-        if one is None or not one.keys() >= set(space.labels):
-            lacking = "no likelihoods" if one is None else "likelihoods of some labels only"
+    for row, strength in zip(rows, strengths, strict=True):
+        if strength is None or not strength.keys() >= set(space.labels):
+            lacking = "no likelihoods" if strength is None else "likelihoods of some labels only"
             raise UserError(
                 f"row {row['id']!r} has {lacking} of {space.id}, while others have all: "
                 "evaluate the model again, all faces in one way"
             )
-    return np.array([[one[label] for label in space.labels] for one in found if one is not None])
+    return np.array(
+        [
+            [strength[label] for label in space.labels]
+            for strength in strengths
+            if strength is not None
+        ]
+    )
 
 
 def average_precisions(values: Array, flags: Array, weights: Array) -> Array:

@@ -178,11 +178,11 @@ def align(
         if twice := [id for id, times in ids.items() if times > 1]:
             raise UserError(f"the {name} run has several predictions for id {twice[0]!r}: keep one")
         keyed.append({row["id"]: row for row in rows})
-    for name, one, other in (("first", keyed[0], keyed[1]), ("second", keyed[1], keyed[0])):
-        if lone := [id for id in one if id not in other]:
+    for name, keyed_rows, other in (("first", keyed[0], keyed[1]), ("second", keyed[1], keyed[0])):
+        if lone := [id for id in keyed_rows if id not in other]:
             raise UserError(
-                f"the two runs did not answer the same images: {len(lone)} of {len(one)} ids are "
-                f"only in the {name} run, for example {lone[0]!r}: "
+                f"the two runs did not answer the same images: {len(lone)} of "
+                f"{len(keyed_rows)} ids are only in the {name} run, for example {lone[0]!r}: "
                 "evaluate both on the same split and n"
             )
     for id, row in keyed[0].items():
