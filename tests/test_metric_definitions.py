@@ -136,6 +136,20 @@ def test_differences_have_intervals_and_of_shares_a_p_value(benchmark: Benchmark
     assert "units_named" in merged["rationale"]
 
 
+def test_shares_of_other_rows_in_each_run_are_not_paired() -> None:
+    @metric("right among the answered", applies_to="emotion")
+    def selective(row: Any, scope: Scope) -> bool | None:
+        label = labels.answer(row)
+        return None if label is None else label == row["truth"]["emotion"]
+
+    before, after = random_rows(150, 0, unparsed=0.5), random_rows(150, 1, unparsed=0.1)
+    one, two = (metrics.summarise(rows, SPACE, (), ABOUT, extra=[selective])["emotion"]["selective"]
+                for rows in (before, after))  # fmt: skip
+    change = metrics.compare(before, after, SPACE, (), [selective])["emotion"]["selective"]
+    assert change["difference"] == pytest.approx(two - one)
+    assert "p" not in change and change["ci95"][0] <= change["difference"] <= change["ci95"][1]
+
+
 def test_weights_and_probabilities() -> None:
     @metric("weighted accuracy", applies_to="emotion", takes="weights")
     def weighted(rows: Any, scope: Scope) -> Any:
@@ -338,9 +352,11 @@ def test_definitions_are_checked() -> None:
         ({"name": "n"}, "cannot be named 'n'"),
         ({"name": "A b"}, "cannot be named 'A b'"),
         ({"applies_to": "emotions"}, "applies to 'emotions': did you mean 'emotion'"),
-        ({"takes": "probabilities"}, "probabilities and calibration belong together"),
-        ({"applies_to": "affect"}, "applies to affect and takes row: of valence and arousal"),
-        ({"takes": "rows"}, "takes 'rows': did you mean 'row'"),
+        ({"takes": "probabilities"}, "of that kind takes row or sums or weights"),
+        ({"applies_to": "calibration"}, "applies to calibration and takes row: a metric of that"),
+        ({"applies_to": "affect"}, "applies to affect and takes row: a metric of that kind takes"),
+        ({"applies_to": "rationale", "takes": "sums"}, "that kind takes row or weights"),
+        ({"takes": "rows"}, r"takes 'rows': did you mean 'row'"),
     ):
         with pytest.raises(UserError, match=message):
             metric("x", **{"applies_to": "emotion"} | fields)(score)  # type: ignore[arg-type]

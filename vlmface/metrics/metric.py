@@ -37,6 +37,14 @@ probabilities, and the answers as a whole. The last two have no intervals."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Input = Literal["row", "sums", "weights", "probabilities"]
 INPUTS: tuple[Input, ...] = get_args(Input)
+# What a metric of these kinds may take; those of other kinds take _USUAL_INPUTS.
+_INPUTS_OF: dict[str, tuple[Input, ...]] = {
+    "affect": ("sums",),
+    "rationale": ("row", "weights"),
+    "calibration": ("probabilities",),
+    "answers": ("row",),
+}
+_USUAL_INPUTS: tuple[Input, ...] = ("row", "sums", "weights")
 PREFIXES = {"labels": "labels_", "au": "au_", "rationale": "rationale_"}
 # Keys of the blocks, and of metrics.json itself, that are not scores.
 _RESERVED = {
@@ -151,17 +159,13 @@ class Metric:
             raise UserError(
                 f"metric {self.name} takes {self.takes!r}{did_you_mean(self.takes, INPUTS)}"
             )
-        if "affect" in self.applies_to and self.takes != "sums":
-            raise UserError(
-                f"metric {self.name} applies to affect and takes {self.takes}: of valence and "
-                "arousal each, a metric takes sums (see `affect.sums`)"
-            )
-        if (self.takes == "probabilities") != (self.applies_to == ("calibration",)):
-            raise UserError(
-                f"metric {self.name} takes {self.takes} and applies to "
-                f"{', '.join(self.applies_to) or 'nothing'}: probabilities and calibration belong "
-                "together"
-            )
+        for kind in self.applies_to:
+            allowed = _INPUTS_OF.get(kind, _USUAL_INPUTS)
+            if self.takes not in allowed:
+                raise UserError(
+                    f"metric {self.name} applies to {kind} and takes {self.takes}: a metric of "
+                    f"that kind takes {' or '.join(allowed)}"
+                )
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)

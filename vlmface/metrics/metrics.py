@@ -104,28 +104,30 @@ class Counted:
     Attributes:
         kind: The kind of block.
         path: Its place in metrics.json.
-        metrics: What is computed.
+        functions: {key of a metric: sums (..., D1, D2) -> values (...)}.
         counts: (rows, D1, D2) what each row adds to the sums.
         subjects: The person in each row; None if not all are known.
         shares: {key: counts -> (hits, totals) of each row} of metrics that are shares of rows.
         shift: See `statistics.Shift`.
+        has_tables: Whether the tables of the block are made from these counts.
     """
 
     kind: Kind
     path: tuple[str, ...]
-    metrics: Sequence[Metric]
+    functions: Mapping[str, Callable[[Array], Array]]
     counts: Array
     subjects: Sequence[str] | None
     shares: Mapping[str, Callable[[Array], tuple[Array, Array]]] = field(default_factory=dict)
     shift: Shift | None = None
+    has_tables: bool = True
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(metric.key for metric in self.metrics)
+        return tuple(self.functions)
 
     def score(self, totals: Array) -> dict[str, Array]:
         """{key: values} of sums (..., D1, D2)."""
-        return _scores(self.metrics, totals)
+        return {key: function(totals) for key, function in self.functions.items()}
 
     def values(self) -> dict[str, float]:
         """{key: value} over all rows, without those that are undefined."""
@@ -159,14 +161,16 @@ class Counted:
         changes = paired_bootstrap(
             self.counts, after.counts, self.score, clusters=subjects, shift=self.shift
         )
-        shares = {key: self.shares[key] for key in self.shares if key in after.shares}
-        for key, parts in shares.items():
-            (first, totals), (second, _) = parts(self.counts), parts(after.counts)
-            if key in changes:
+        tested = set()
+        for key in self.shares.keys() & after.shares.keys() & changes.keys():
+            first, totals = self.shares[key](self.counts)
+            second, others = after.shares[key](after.counts)
+            if np.array_equal(totals, others):  # a share of the same rows in both runs
                 changes[key] = paired_share(first, second, totals, clusters=subjects)
+                tested.add(key)
         if reason is not None:
             changes = {
-                key: {k: v for k, v in change.items() if k == "difference" or key in shares}
+                key: {k: v for k, v in change.items() if k == "difference" or key in tested}
                 for key, change in changes.items()
             }
         return {
@@ -372,7 +376,7 @@ def label_block(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
 def label_scores(confusion: Array) -> dict[str, Array]:
     """{key: values} of the built-in metrics of confusion matrices (..., K, K + 1)."""
     metrics = of_kind(METRICS.built_in.values(), "emotion")
-    return _scores([metric for metric in metrics if metric.takes == "sums"], confusion)
+    return {metric.key: metric.function(confusion) for metric in metrics}
 
 
 def block_of(scores: Mapping[str, Any], space: LabelSpace) -> dict[str, Any] | None:
@@ -440,8 +444,9 @@ def _counted(
 ) -> Counted:
     """The metrics of a kind that take sums of `counts`."""
     chosen = [metric for metric in of_kind(metrics, kind) if metric.takes == "sums"]
+    functions = {metric.key: metric.function for metric in chosen}
     shares = {metric.key: metric.share for metric in chosen if metric.share}
-    return Counted(kind, path, chosen, counts, _subjects(rows), shares, shift)
+    return Counted(kind, path, functions, counts, _subjects(rows), shares, shift)
 
 
 def _further_parts(
@@ -471,11 +476,9 @@ def _mean_part(
     for entry, row in zip(counts, rows, strict=True):
         if (value := row_value(metric, row, scope)) is not None:
             entry[0] = value, 1
-    mean = Metric(
-        metric.name, metric.title, _mean_of_sums, metric.applies_to, "sums", key=metric.key
-    )
     shares = {metric.key: _hits_of_sums} if np.isin(counts, (0, 1)).all() else {}
-    return Counted(kind, path, [mean], counts, _subjects(rows), shares)
+    functions = {metric.key: _mean_of_sums}
+    return Counted(kind, path, functions, counts, _subjects(rows), shares, has_tables=False)
 
 
 def row_value(metric: Metric, row: Row, scope: Scope) -> float | None:
@@ -510,10 +513,6 @@ def _of_answers(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) ->
     return scores
 
 
-def _scores(metrics: Iterable[Metric], totals: Array) -> dict[str, Array]:
-    return {metric.key: metric.function(totals) for metric in metrics}
-
-
 def _reweighted(
     part: Reweighted, function: Callable[[Array], Array], subjects: Sequence[str] | None
 ) -> dict[str, list[float]]:
@@ -529,7 +528,7 @@ def _details(part: Part, rows: Sequence[Row], scope: Scope, ci: bool) -> dict[st
     if isinstance(part, Reweighted):
         return _ranking_details(rows, scope) if part.kind == "labels" else {"n": part.rows}
     total = part.counts.sum(0)
-    if part.metrics and part.metrics[0].function is _mean_of_sums:
+    if not part.has_tables:
         return {"n": int(total[0, 1])} if part.kind == "rationale" else {}
     if part.kind == "au":
         return {"per_au": _table(binary_scores(total), [facs.name(au) for au in scope.au_set])}
