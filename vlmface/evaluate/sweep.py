@@ -64,6 +64,11 @@ class Settings(Checked):
     batch_size: Count = answering.BATCH_SIZE
     seed: Seed = 0
 
+    def check(self) -> None:
+        """Refuse a metric that a benchmark does not score. Raises UserError."""
+        for name in self.benchmarks:
+            deciding_metric(load_benchmark(name), self.by)
+
     def unused(self) -> Iterator[Unused]:
         if self.orders == 0:
             yield Unused("n_orders", "orders is 0", ("orders",))
