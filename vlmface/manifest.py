@@ -44,7 +44,7 @@ class Manifest:
     data annotates. `image`: sizes in pixels and tokens (the family's `describe_image`); `processor`
     {file name: sha} of preprocessing and chat template; `weights` {file name: sha256} of the run's
     own weights and their configuration (`weights_shas`); `crop`: the view of a picture that is
-    shown (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how
+    shown (`data.crops.View`), null for the picture whole, a list for several views; `frames`: how
     many of a clip, of each view; `faces`: whether its pictures are faces ("largest": in a
     photograph the largest one is looked for) or not ("none"); `quantize`: what the base's language
     model was quantised to while the adapter was trained, null if it was not (whoever loads the

@@ -227,7 +227,7 @@ def _line(row: Row, tasks: Sequence[str]) -> Iterator[object]:
     for task in tasks:
         said = report.answers[task] if report else None
         label = said.answer.label if said else None
-        yield said.answer.said if said else None
+        yield said.answer.text_labels if said else None
         likely = said.probabilities if said else None
         yield f"{likely[label]:.4f}" if likely and label else None
     if report is None:

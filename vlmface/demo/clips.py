@@ -60,7 +60,7 @@ def read(path: str | Path, count: int, finder: Finder) -> Clip:
         raise UserError("the video is no longer here, uploads are soon deleted: upload it again")
     frames = []
     try:
-        for frame in video.each_frame(path, count):  # one by one, as a hostile file's are large
+        for frame in video.iter_frames(path, count):  # one by one, as a hostile file's are large
             frame.thumbnail((MOST_SIDE, MOST_SIDE))
             frames.append(frame)
     except UserError as error:

@@ -65,7 +65,8 @@ def write_clip(folder: Path) -> tuple[Path, Path]:
     sample = clips.draw(_SEED, _SPLIT, _CLIP, _CLIP_FRAMES)
     rest = head_model().neutral(sample.face.identity)
     frames = [
-        Image.fromarray(render(face, _CLIP_SIZE, rest=rest).image) for face in clips.faces(sample)
+        Image.fromarray(render(face, _CLIP_SIZE, rest_pose=rest).image)
+        for face in clips.faces(sample)
     ]
     video, icon = folder / f"{sample.label}.mp4", folder / f"{sample.label}_clip.png"
     videos.write(video, frames, _CLIP_RATE)

@@ -37,7 +37,7 @@ class Finder:
         if self._detector is None:
             return []
         meshes = self._detector.meshes(image)
-        found = [Face(detect.box_of(mesh), face_regions.outlines(mesh)) for mesh in meshes]
+        found = [Face(detect.bounding_box(mesh), face_regions.outlines(mesh)) for mesh in meshes]
         return sorted(found, key=lambda face: face.box[0] + face.box[2])
 
     def close(self) -> None:

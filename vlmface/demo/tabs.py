@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.data_classes import FileData
 
 from vlmface import facs
-from vlmface.data.clips import taken
+from vlmface.data.clips import frames_to_extract
 from vlmface.demo import batch, clips, model_choices, playground, views
 from vlmface.demo.event_handlers import opened, spoken
 from vlmface.demo.face_detection import Face, largest
@@ -294,7 +294,7 @@ def clip(demo: Demo) -> None:
         if path is None:
             yield "", "", _EMPTY
             return
-        seen = clips.read(path, taken(predictor.frames), demo.finder)
+        seen = clips.read(path, frames_to_extract(predictor.frames), demo.finder)
         if not single:
             yield views.clip(seen.frames, seen.faces, None), "", gr.skip()
             yield gr.skip(), gr.skip(), _about_clip(demo, seen)
@@ -311,7 +311,7 @@ def clip(demo: Demo) -> None:
         if path is None:
             yield views.note("First a video: upload one, or record it.")
             return
-        seen = clips.read(path, taken(predictor.frames), demo.finder)
+        seen = clips.read(path, frames_to_extract(predictor.frames), demo.finder)
         reports: list[FaceReport] = []
         total = len(seen.frames)
         for first in range(0, total, _AT_ONCE):  # between two of these others are answered

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vlmface import answers, facs
-from vlmface.answers import au_mentions
+from vlmface.answers import au_numbers
 from vlmface.demo import face_regions
 from vlmface.infer.face_report import EMOTION, SURE
 from vlmface.utils import html
@@ -116,7 +116,7 @@ class Piece:
 def pieces(text: str, denied: Sequence[int] = ()) -> list[Piece]:
     """The text cut where it names action units; `denied`: those it says are not there."""
     found, last = [], 0
-    for start, end, aus in au_mentions.au_spans(text):
+    for start, end, aus in au_numbers.au_spans(text):
         if start > last:
             found.append(Piece(text[last:start]))
         found.append(Piece(text[start:end], aus, all(au in denied for au in aus)))
@@ -126,7 +126,7 @@ def pieces(text: str, denied: Sequence[int] = ()) -> list[Piece]:
 
 def writing(text: str, heading: str) -> str:
     """An answer that is not finished: its rationale as far as it is written."""
-    thought, _, rest = answers.regions(text)
+    thought, _, rest = answers.split_tags(text)
     return str(_template().writing(pieces(thought or rest.strip()), heading))
 
 
@@ -152,10 +152,10 @@ def answer(
     """All that a report says. `shown`: a sentence on what the model was shown, with `pictures`."""
     main = report.main
     # Of a model that only chooses among labels there is nothing else to read.
-    wrote = main.text if main.text.strip() != main.answer.said else None
+    wrote = main.text if main.text.strip() != main.answer.text_labels else None
     return str(_template().answer({
         "heading": heading,
-        "label": main.answer.said,
+        "label": main.answer.text_labels,
         "asked": report.was_asked,
         "labels": main.answer.labels,
         "likely": _likely(report, None),
@@ -206,7 +206,7 @@ def _answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for task in tasks:
         likely = _likely(report, task)
-        label = report.answers[task].answer.said
+        label = report.answers[task].answer.text_labels
         found.append({"label": label, "likely": likely, "unsure": (likely or 0) < SURE})
     return found
 

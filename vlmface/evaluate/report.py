@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmface import facs, label_spaces
-from vlmface.answers import listed
+from vlmface.answers import join_labels
 from vlmface.data import people
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
@@ -152,7 +152,7 @@ def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _warnings(train: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the training rows before the scores."""
     shared = train.get("shared_people") or {}
-    return [people.warning(both, part) for part, both in shared.items()]
+    return [people.overlap_warning(both, part) for part, both in shared.items()]
 
 
 def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -416,7 +416,8 @@ def _faces(
 def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | None]:
     """(what is true, what was answered), several labels as one text in the order of the space."""
     if space.several:
-        return listed(multilabel.true(row) or ()) or None, listed(multilabel.said(row)) or None
+        true, predicted = multilabel.true(row) or (), multilabel.said(row)
+        return join_labels(true) or None, join_labels(predicted) or None
     return scoring.truth(row, space), scoring.answer(row)
 
 

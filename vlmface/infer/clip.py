@@ -21,7 +21,7 @@ from vlmface.utils import config
 if TYPE_CHECKING:
     import torch
 
-    from vlmface.clip.classifier import Classifier, Shape
+    from vlmface.clip.classifier import Classifier, ClassifierConfig
     from vlmface.label_texts import LabelTexts
 
 BATCH_SIZE = 64
@@ -60,7 +60,7 @@ class ClipModel:
 
         from vlmface import label_texts
         from vlmface.clip import checkpoint, model
-        from vlmface.clip.classifier import Classifier, Shape
+        from vlmface.clip.classifier import Classifier, ClassifierConfig
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -71,8 +71,8 @@ class ClipModel:
                     f"texts stand for the labels, one of {', '.join(label_texts.names())}"
                 )
             asked = label_texts.load(prompt) if isinstance(prompt, str | Path) else prompt
-            clip = model.load(run_or_model, device=device, dtype=dtype)
-            return cls(Classifier(clip, asked, Shape()).eval())
+            clip = model.load_clip(run_or_model, device=device, dtype=dtype)
+            return cls(Classifier(clip, asked, ClassifierConfig()).eval())
         from safetensors.torch import load_file
 
         own: Any
@@ -80,8 +80,10 @@ class ClipModel:
         if prompt is not None:
             own = manifest.among([own], prompt, run_or_model)
         manifest.check_weights(found, run_or_model)
-        shape = config.build(Shape, found.clip or {}, where=f"{run_or_model}/{manifest.NAME}")
-        clip = model.load(found.base["id"], device=device)
+        shape = config.build(
+            ClassifierConfig, found.clip or {}, where=f"{run_or_model}/{manifest.NAME}"
+        )
+        clip = model.load_clip(found.base["id"], device=device)
         if (sha := model.weights_sha(clip)) != found.base["sha"]:
             raise UserError(
                 f"{run_or_model}: the base model {found.base['id']} is {sha}, but the model was "
@@ -95,10 +97,10 @@ class ClipModel:
             raise UserError(
                 f"cannot read {weights}: {error}; restore it, or train again"
             ) from error
-        checkpoint.load(classifier, state, str(weights))
+        checkpoint.load_trained(classifier, state, str(weights))
         if merge:
             classifier.merge()
-        self = cls(classifier.to(dtype).eval(), crops.parse(found.crop))
+        self = cls(classifier.to(dtype).eval(), crops.parse_views(found.crop))
         self.manifest = found
         return self
 
@@ -124,7 +126,7 @@ class ClipModel:
         """Answer `images` in order; parameters as in `LocalModel.predict`."""
         found: list[bool | None] = [None] * len(images)
         if not cut_out:
-            images, found = crops.shown_of(images, boxes, self.views, self.frames)
+            images, found = crops.render_views(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
@@ -139,7 +141,7 @@ class ClipModel:
                     affect = dict(zip(AFFECT, affects[row].tolist(), strict=True))
                 predictions.append(
                     Prediction(
-                        answer.said or "", answer, named if probabilities else None, latency,
+                        answer.text_labels or "", answer, named if probabilities else None, latency,
                         True, found[start + row], affect,
                     )
                 )  # fmt: skip
@@ -185,7 +187,7 @@ class ClipModel:
         import numpy as np
         import torch
 
-        shape: Shape = self.classifier.shape
+        shape: ClassifierConfig = self.classifier.shape
         expected = shape.views * shape.frames
         rows = [list(one) if isinstance(one, Sequence) else [one] for one in images]
         for row in rows:

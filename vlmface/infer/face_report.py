@@ -36,7 +36,7 @@ class FaceReport:
     def scene_only(self) -> bool:
         """Whether no face was found by a model that is shown a face and what is around it: it has
         judged the scene alone."""
-        return self.face_found is False and crops.falls_back(self.views)
+        return self.face_found is False and crops.mixes_face_and_scene(self.views)
 
     @property
     def was_asked(self) -> bool:
@@ -71,7 +71,9 @@ class FaceReport:
     @property
     def attributes(self) -> dict[str, str | None]:
         """{task: label, or several as one text} of what else was asked."""
-        return {task: said.answer.said for task, said in self.answers.items() if task != EMOTION}
+        return {
+            task: said.answer.text_labels for task, said in self.answers.items() if task != EMOTION
+        }
 
     @property
     def status(self) -> str:
@@ -107,7 +109,7 @@ class FaceReport:
             "answers": {
                 task: {
                     "prompt": self.prompts[task],
-                    "label": said.answer.said,
+                    "label": said.answer.text_labels,
                     "probabilities": said.probabilities,
                     "status": said.answer.status,
                     "complete": said.complete,

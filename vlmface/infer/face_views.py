@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FACES = ("none", "largest", "all")  # of a picture, that a model is asked about
 # A face in a photograph, for a model that was trained on portraits and takes pictures whole: a face
 # fills as much as in synth.
-PORTRAIT = crops.Crop(size=224, margin=0.12)
+PORTRAIT = crops.View(size=224, margin=0.12)
 # Share of a picture's longer side from which on the portrait of its face is the picture itself.
 WHOLE = 0.8
 
@@ -56,7 +56,7 @@ class Viewpoint:
         """Of a model without a manifest nothing is known: it takes pictures whole."""
         if manifest is None:
             return cls()
-        return cls(crops.parse(manifest.crop), manifest.frames, manifest.faces)
+        return cls(crops.parse_views(manifest.crop), manifest.frames, manifest.faces)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class FaceFinder:
     """`boxes`: those of a picture's faces, the largest first; `mesh`: see `crops.MeshOf`."""
 
     boxes: Callable[[Image.Image], Sequence[detect.Box]]
-    mesh: crops.MeshOf
+    mesh: crops.MeshDetector
 
 
 def of_picture(
@@ -78,7 +78,7 @@ def of_picture(
     "largest" or "all", the largest first. A box that cannot be one, or a picture without a face,
     gives one view of the picture as a whole, whose `face_found` is False."""
     if box is not None:
-        usable = crops.usable(box, picture.size)
+        usable = crops.valid_box(box, picture.size)
         view = _face_view(picture, usable, viewpoint, finder, usable is not None)
         named = tuple(map(float, box)) if all(map(math.isfinite, box)) else None
         return [replace(view, box=named)]  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def of_clip(
     places: list[detect.Box | None] = [None] * len(pictures)
     looked = boxes is not None or faces != "none"
     if boxes is not None:
-        places = [crops.usable(boxes[i], frames[i].size) for i in chosen]
+        places = [crops.valid_box(boxes[i], frames[i].size) for i in chosen]
     elif looked:
         places = [next(iter(finder.boxes(picture)), None) for picture in pictures]
     views = viewpoint.views
@@ -122,7 +122,7 @@ def of_clip(
         for place, picture in zip(places, pictures, strict=True)
     ):
         views = (PORTRAIT,)
-    shown = crops.views_of_clip(pictures, places, views, finder.mesh)
+    shown = crops.clip_views(pictures, places, views, finder.mesh)
     found = any(place is not None for place in places) if looked else None
     return FaceView(shown, None, found)
 
@@ -137,7 +137,7 @@ def _face_view(
     views = viewpoint.views
     if not views and place is not None and not _fills(place, picture.size):
         views = (PORTRAIT,)
-    shown = crops.views_of(picture, place, views, viewpoint.frames, finder.mesh)
+    shown = crops.image_views(picture, place, views, viewpoint.frames, finder.mesh)
     return FaceView(shown, place, found)
 
 

@@ -168,7 +168,7 @@ class LocalModel:
         self.prompts = asked
         self.manifest = found
         if found:
-            self.views, self.frames = crops.parse(found.crop), found.frames
+            self.views, self.frames = crops.parse_views(found.crop), found.frames
         return self
 
     def predict(
@@ -194,7 +194,7 @@ class LocalModel:
             )
         found: list[bool | None] = [None] * len(images)
         if not cut_out:
-            images, found = crops.shown_of(images, boxes, self.views, self.frames)
+            images, found = crops.render_views(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             began = time.perf_counter()
@@ -253,7 +253,7 @@ class LocalModel:
             raise ValueError("the likelihoods behind a grey picture are those of the prompt alone")
         texts = [""] * len(images) if rationales is None else list(rationales)
         if not cut_out:
-            images, _ = crops.shown_of(images, boxes, self.views, self.frames)
+            images, _ = crops.render_views(images, boxes, self.views, self.frames)
         found: list[LabelScores] = []
         if self.model.device.type == "cpu":
             batch_size = min(batch_size, CPU_ROWS)
@@ -325,7 +325,7 @@ class LocalModel:
 
         from vlmface.infer import sampling
 
-        images, _ = crops.shown_of(images, boxes, self.views, self.frames)
+        images, _ = crops.render_views(images, boxes, self.views, self.frames)
         rows = self._rows(images, messages)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)

@@ -210,7 +210,7 @@ class Predictor:
     @functools.cached_property
     def faces_note(self) -> str | None:
         """What to say where faces would be looked for, but cannot be."""
-        if self.viewpoint.faces == "none" or (reason := detect.missing()) is None:
+        if self.viewpoint.faces == "none" or (reason := detect.unavailable_reason()) is None:
             return None
         if any(view.is_shape for view in self.views):
             return None  # without a mesh there is nothing to show, and each picture is an error
@@ -471,7 +471,7 @@ class Predictor:
     def _is_shown(self, view: FaceView) -> bool:
         """Whether the model is asked about it: where there is no face, only a model that was
         trained to judge the scene alone."""
-        return view.face_found is not False or crops.falls_back(self.views)
+        return view.face_found is not False or crops.mixes_face_and_scene(self.views)
 
     def _report(
         self,

@@ -86,7 +86,7 @@ class BuildSettings(Checked):
     def check(self) -> None:
         """Refuse what cannot be built, as far as it is known before any work. Raises UserError."""
         taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
-        option_checks.check(self.data, self.option, taken=taken, where="option")
+        option_checks.check_options(self.data, self.option, taken=taken, where="option")
         if self.style not in rules.STYLES:
             raise UserError(
                 f"there is no style {self.style!r}: use one of {', '.join(rules.STYLES)}"

@@ -136,7 +136,9 @@ def check(
 def _fits_every_form(body: str, label: str, space: LabelSpace) -> bool:
     """Whether prompts of either form can be trained on the text."""
     return bool(body) and all(
-        answers.parse(answers.prefix(body, form) + label + answers.SUFFIX[form], space, form).status
+        answers.parse(
+            answers.completion_prefix(body, form) + label + answers.SUFFIX[form], space, form
+        ).status
         == "strict"
         for form in ("think_answer", "three_part")
     )
@@ -147,7 +149,7 @@ def _emotions(body: str, space: LabelSpace) -> set[str]:
 
 
 def _shape(form: str) -> str:
-    return answers.prefix("...", form).replace("\n", " ") + "..." + answers.SUFFIX[form]
+    return answers.completion_prefix("...", form).replace("\n", " ") + "..." + answers.SUFFIX[form]
 
 
 def _named(aus: Iterable[int]) -> str:

@@ -356,7 +356,7 @@ def _read_again(model: LocalModel, row: dict[str, Any], ids: list[int]) -> torch
 
 def _shown(image: Any, views: crops.Views, frames: int) -> Any:
     """A rendered face as the run is shown it: all of it in every view."""
-    return crops.views_of(image, None, views, frames)
+    return crops.image_views(image, None, views, frames)
 
 
 def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> list[Written]:
@@ -364,7 +364,7 @@ def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> li
     from vlmface.infer.endpoint import with_images
 
     model_manifest, asked = manifest.load(run)
-    views, padding = crops.parse(model_manifest.crop), padding_of(run)
+    views, padding = crops.parse_views(model_manifest.crop), padding_of(run)
     request = requests_of(run) | {
         "model": name, "temperature": 0, "logprobs": True, "return_token_ids": True,
         "max_tokens": model_manifest.generation["max_new_tokens"],

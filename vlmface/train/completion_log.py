@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlmface import facs
-from vlmface.answers import listed
+from vlmface.answers import join_labels
 from vlmface.data.row_images import open_row_image
 from vlmface.run_dir import read_log
 from vlmface.utils import html
@@ -116,7 +116,7 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
         shown.append(
             {
                 "image": _data_url(faces[group.index]["image"]),
-                "label": listed(truth) or "not annotated",
+                "label": join_labels(truth) or "not annotated",
                 "aus": ", ".join(map(facs.name, facs.top_down(present))) or "none",
                 "coded": sample.aus is not None,
                 "answers": sorted(answers, key=lambda entry: -entry["advantage"]),

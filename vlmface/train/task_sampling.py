@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmface import answers
-from vlmface.data.mixture import take
+from vlmface.data.mixture import draw_evenly
 from vlmface.errors import UserError
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
@@ -26,7 +26,7 @@ def labels_of(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[st
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
         for labels, prompt in zip(found, prompts, strict=True):
-            labels.append(answers.listed(prompt.truth(sample)) or None)
+            labels.append(answers.join_labels(prompt.truth(sample)) or None)
     return found
 
 
@@ -62,7 +62,7 @@ def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) 
             of = np.array([words[i] for i in rows])
             pools = [rows[of == word] for word in sorted(set(of))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]
-        drawn = [take(pool, n, chance) for pool, n in zip(pools, counts, strict=True)]
+        drawn = [draw_evenly(pool, n, chance) for pool, n in zip(pools, counts, strict=True)]
         chosen.append(np.sort(np.concatenate(drawn)))
     return chosen
 

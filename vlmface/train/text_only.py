@@ -97,7 +97,7 @@ def add(
     # One number for all: they share the blank picture.
     columns["row"] = [max(rows["row"][:]) + 1] * len(columns["length"])
     columns["image"] = [Image.new("RGB", _BLANK)] * len(columns["length"])
-    if "shown" in rows.column_names:
-        columns["shown"] = [[]] * len(columns["length"])  # its image alone
+    if "images" in rows.column_names:
+        columns["images"] = [[]] * len(columns["length"])  # its image alone
     texts = Dataset.from_dict(columns).cast(rows.features)
     return concatenate_datasets([rows, texts]), dict(left_out)
