@@ -125,7 +125,7 @@ def test_planted_differences_are_found_and_chance_is_not() -> None:
 def test_what_cannot_be_swept(run_dir: Path, tmp_path: Path) -> None:
     argv = ["--models", str(run_dir), "--output_dir", str(tmp_path), "--prompts"]
     for text, message in (
-        ("face_cot", "one arm is no choice"),
+        ("face_cot", "one arm is not a choice"),
         ("face_cot,face_cot", "name each once"),
         ("face_cot,facescan_gender", "cannot ask for emotion8"),
         ("face_cot,nothing", "there is no prompt 'nothing'"),

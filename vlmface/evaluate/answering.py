@@ -301,7 +301,7 @@ def answer_once(
 ) -> list[dict[str, Any]]:
     """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
-    already, it is read and not computed again. Killed in one process, it goes on from the last
+    already, it is read and not computed again. Killed in one process, it resumes from the last
     batch."""
     from vlmface.infer.loading import load
     from vlmface.infer.local import LocalModel

@@ -260,7 +260,7 @@ def _confusions(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _au_bars(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Per AU its support, the F1 of each run, the baseline's F1; and the AUs nobody shows."""
+    """Per AU its support, the F1 of each run, the baseline's F1; and the AUs that no face shows."""
     tables = {name: (run.get("au") or {}).get("per_au", {}) for name, run in runs.items()}
     others = (baseline.get("au") or {}).get("per_au", {})
     bars, unseen = [], []

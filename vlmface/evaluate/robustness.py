@@ -210,7 +210,7 @@ def _y(share: float) -> float:
 
 def run(settings: Settings) -> dict[str, Any]:
     """Measure a model and write robustness.json and .html into `settings.output_dir` (default:
-    eval/robustness inside the run); returns the figures. Killed, the same call goes on."""
+    eval/robustness inside the run); returns the figures. The same call resumes after a kill."""
     from vlmface.infer.local import LocalModel
 
     if unknown := [name for name in settings.corruptions if name not in corrupt.NAMES]:

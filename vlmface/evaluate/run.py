@@ -78,15 +78,15 @@ class Settings(Checked):
         for name in ("run", "served", "api_key_env", "request"):
             if getattr(self, name) not in (None, {}):
                 raise UserError(
-                    f"{name} is {getattr(self, name)}, but {self.model} is no server's URL: leave "
-                    "it out"
+                    f"{name} is {getattr(self, name)}, but {self.model} is not a server's URL: "
+                    "leave it out"
                 )
 
     def unused(self) -> Iterator[Unused]:
         if is_url(self.model):
             yield Unused("batch_size", "a server batches by itself; use concurrency", ("model",))
         else:
-            yield Unused("concurrency", f"{self.model} is no server's URL", ("model",))
+            yield Unused("concurrency", f"{self.model} is not a server's URL", ("model",))
             if self.mode == "score":
                 yield Unused("max_new_tokens", "mode score writes nothing", ("mode",))
         if self.benchmark != EVERY and not load_benchmark(self.benchmark).needs_root:
@@ -210,7 +210,7 @@ def run(settings: Settings) -> dict[str, Any]:
     """Evaluate a model, write metrics.json, predictions.jsonl, predictions.parquet and report.html
     into `settings.output_dir` (default: eval/NAME inside the run), and return the metrics.
 
-    Killed, the same call goes on with the rows that are left. Raises UserError.
+    After a kill, the same call resumes with the remaining rows. Raises UserError.
     """
     if settings.mode not in answering.MODES:
         raise UserError(f"mode is {settings.mode!r}: use one of {', '.join(answering.MODES)}")
@@ -252,7 +252,7 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
 def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     """Where results go: `output_dir`, or eval/NAME inside a run. Raises UserError if neither is."""
     if output_dir is None and not is_run(model):
-        raise UserError(f"{model} is no run folder: say where to with --output_dir")
+        raise UserError(f"{model} is not a run folder: say where to with --output_dir")
     return Path(output_dir or Path(model) / "eval" / name)
 
 
@@ -355,8 +355,8 @@ def _same_question(
     about: Manifest | None,
     served: str | None,
 ) -> None:
-    """Raises UserError if the journal was begun for another model or with other settings. `served`
-    is the model of a server, which its URL does not tell."""
+    """Check that the journal is of the same evaluation. `served` is the model of a server, which
+    its URL does not identify. Raises UserError with both values of the first difference."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
     now |= {"prompts": [prompt.sha for prompt in prompts], "made": about.created if about else None}
     now["served_model"] = served
@@ -367,8 +367,8 @@ def _same_question(
     for name in now:
         if before.get(name) != now[name]:
             raise UserError(
-                f"an evaluation with {name} {before.get(name)!r} was begun there, now it is "
-                f"{now[name]!r}: go on with the former, use another --output_dir, or delete "
+                f"an evaluation with {name} {before.get(name)!r} was started there, now it is "
+                f"{now[name]!r}: resume with the former, use another --output_dir, or delete "
                 f"{journal.file.name}"
             )
 

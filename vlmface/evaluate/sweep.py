@@ -1,9 +1,9 @@
 """Which prompt, which model? Many are tried on the validation split, few are tested.
 
 Successive halving (Jamieson & Talwalkar, AISTATS 2016): every arm, a model with a prompt, answers a
-few validation faces; the better half goes on with twice as many, until only the finalists are left.
-These answer the test split once. The winner is the best on validation, and is one only if the test
-split shows a difference to every other finalist.
+few validation faces; the better half continues with twice as many, until only the finalists are
+left. These answer the test split once. The winner is the best on validation, if the test split
+shows a difference to every other finalist.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
     if len({arm.name for arm in arms}) < len(arms):
         raise UserError("two arms have one name: give models folders of different names")
     if len(arms) < 2:
-        raise UserError("one arm is no choice: give two models or prompts at least")
+        raise UserError("one arm is not a choice: give two models or prompts at least")
     return arms
 
 

@@ -80,7 +80,7 @@ def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
 
 def top_label(probabilities: ArrayLike, truth: ArrayLike) -> tuple[Array, Flags]:
     """(confidence, right) of each row, (N,) both: the highest probability, and whether its label,
-    the first one of equals, is the true one. Calibration is measured on these."""
+    the first one of equal ones, is the true one. Calibration is measured on these."""
     table, true = _probabilities(probabilities, truth)
     best = table.argmax(1)
     return table[np.arange(len(true)), best], best == true
@@ -477,7 +477,7 @@ def _array(name: str, values: ArrayLike, dimensions: int) -> NDArray[Any]:
     try:
         array = np.asarray(values)
     except ValueError as error:  # rows of several lengths
-        raise UserError(f"{name} is no array ({error}): give rows of one length") from error
+        raise UserError(f"{name} is not an array ({error}): give rows of one length") from error
     if array.ndim != dimensions:
         axes = "one number for each row" if dimensions == 1 else "a table of rows and columns"
         raise UserError(f"{name} has the shape {array.shape}: give {axes}")

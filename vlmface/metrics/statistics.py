@@ -105,7 +105,7 @@ def reweighted(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """As `bootstrap`, for scores that are no function of sums, such as those of a ranking.
+    """As `bootstrap`, for scores that are not a function of sums, such as those of a ranking.
 
     `score` takes how often each row is drawn, (some resamples, rows), and gives {score: (some
     resamples,)}. The rows, or clusters of rows, are drawn as in `bootstrap`. A score of which all
