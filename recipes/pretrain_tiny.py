@@ -8,7 +8,7 @@
    transformer from scratch learns nothing under a language loss alone, and slowly on its own.
 3. Language: tower, projector and Llama learn to answer plain questions on what is visible.
 4. Words: the same, and requests to repeat random tokens, so that every token can be written.
-Neither an action unit number nor an emotion word occurs. Every stage goes on from its last file.
+Neither an action unit number nor an emotion word occurs. Every stage resumes from its last file.
 About an hour and a half on two cores; the model card lies beside the weights.
 """
 
@@ -196,7 +196,8 @@ def geometry_loss(
         "pose": F.mse_loss(pose, batch["pose"]),
         "parts": F.cross_entropy(parts.transpose(1, 2), batch["parts"].flatten(2)),
     }
-    total = sum(WEIGHTS[name] * loss for name, loss in losses.items())
+    weighted = (WEIGHTS[name] * loss for name, loss in losses.items())
+    total = sum(weighted, start=torch.zeros(()))
     return total, {name: loss.item() for name, loss in losses.items()}
 
 
@@ -212,7 +213,8 @@ class Log:
     """log.jsonl: one line every `every` steps, and the progress bar's text."""
 
     def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every, self.sums, self.count, self.start = path, every, {}, 0, time.time()
+        self.path, self.every, self.count, self.start = path, every, 0, time.time()
+        self.sums: dict[str, float] = {}
 
     def __call__(self, stage: str, step: int, values: dict, bar: tqdm) -> None:
         for name, value in values.items():
@@ -298,7 +300,7 @@ def run_stage(
     log: Log,
 ) -> None:
     """Minimise `loss_at(step)`, which also returns what to log, over `groups` of (module, scale of
-    its learning rates). Goes on from the last state of `modules` in folder/NAME.pt."""
+    its learning rates). Resumes from the last state of `modules` in folder/NAME.pt."""
     path = folder / f"{name}.pt"
     steppers = optimisers(groups)
     keep = modules | {f"optimiser {i}": stepper for i, stepper in enumerate(steppers)}
@@ -429,7 +431,7 @@ class Pretraining:
             ]
             text = collate(language_rows(self.processor, samples, copies, rng))
             labels = text.pop("labels")
-            seen = llava.features_input(self.model, patches)
+            seen = llava.features_input(self.model, list(patches))
             logits = self.model(**text, **seen, use_cache=False).logits
             text_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             geometry, values = geometry_loss(self.heads(patches), batch)

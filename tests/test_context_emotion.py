@@ -155,7 +155,9 @@ def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
         r"context_emotion_both asks for emotion .* cannot ask for raer5": {
             "prompt": "context_emotion_both", "label_space": "raer5"
         },
-        "a run has one prompt here": {"prompt": "context_both,context_face"},
+        "an ablation has one prompt": {
+            "ablation": "true", "prompt": "context_both,context_both_masked"
+        },
         "model is 'clap': use one of vlm": {"model": "clap"},
         r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "{size: 32}"},
         r"run face has 1 view\(s\) and prompt None": {"ablation": "true", "alone": "{scene: x}"},

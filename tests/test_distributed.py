@@ -225,7 +225,7 @@ def test_resumed_equals_uninterrupted(
     """Stopped in step 4, after 3; the last checkpoint is of step 2."""
     env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     stopped = launch(config, tmp_path, *words, **env, STOP_AT="4")
-    assert stopped.returncode != 0 and "interrupted; the same command goes on" in stopped.stderr
+    assert stopped.returncode != 0 and "interrupted; run the same command again" in stopped.stderr
     assert log(tmp_path, "step") == [1, 2, 3]
     assert not (tmp_path / "metrics.json").exists()
     went_on = launch(config, tmp_path, *words, **env)

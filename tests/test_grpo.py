@@ -231,7 +231,7 @@ def test_where_it_may_start(memorised: Path, base: Path) -> None:
     assert found.run == memorised and found.prompt.id == "face_cot"
     bare = grpo.start_of(settings_for(base, prompt="face_cot"))
     assert bare.run is None and bare.policy["llm"] == "lora"
-    with pytest.raises(UserError, match="is no vlmface run"):
+    with pytest.raises(UserError, match="is not a vlmface run"):
         grpo.start_of(settings_for(base))
     with pytest.raises(UserError, match="was trained with face_cot, not with prompt expllm"):
         grpo.start_of(settings_for(memorised, prompt="expllm"))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from samples import rows
+from samples import load_script, rows
 
 from vlmface import prompts
 from vlmface.cli import main
 from vlmface.families import llava
-from vlmface.tools import estimate_memory, inspect_rows
-from vlmface.tools.recipe_setup import Task
+from vlmface.pipelines import sft as pipeline
+from vlmface.pipelines import steps
+from vlmface.pipelines.sft import Task
+from vlmface.tools import estimate_memory, inspect_rows, recipe_setup
+from vlmface.train import sft
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 
@@ -93,6 +97,55 @@ def test_reasons_are_counted(processor: Any) -> None:
     assert f"left out: {5 + too_long} of 16 rows" in shown
     for line in ("  3 no_label", "  2 no_aus", f"  {too_long} too_long"):
         assert line in shown.splitlines()
+
+
+def without_long_rows(task: Task, limit: int) -> Task:
+    lengths = enumerate(task.rows["length"])
+    return dataclasses.replace(
+        task, rows=task.rows.select([i for i, length in lengths if length <= limit])
+    )
+
+
+CASES: dict[str, tuple[str, list[str]]] = {
+    "sft_cot": ("sft_cot_tiny", []),
+    "sft_attributes": ("sft_attributes_tiny", ["--balance", "labels"]),
+    "context_emotion": ("context_vlm_tiny", ["--label_space", "null"]),
+}
+
+
+@pytest.mark.parametrize("recipe", CASES)
+def test_the_rows_are_those_that_training_encodes(
+    recipe: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What inspect and the memory estimate read, without what is too long, is the data set that
+    the recipe hands to the trainer."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"question": "Who is it?", "answer": "The model cannot tell."}\n')
+    yaml, words = CASES[recipe]
+    words = ["--base", str(base), "--n_train", "16", "--n_eval", "4", *words,
+             "--text_data", str(texts), "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    trained: list[Any] = []
+
+    def stop(base: Path, processor: Any, family: Any, rows: Any, settings: Any) -> None:
+        trained.append(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "train", stop)
+    monkeypatch.setattr(steps.Evaluation, "predict", lambda *_, **__: [])
+    longest: int | None = None
+    for _ in range(2):  # the second time, about half of the rows are too long
+        limit = [] if longest is None else ["--max_length", str(longest)]
+        with pytest.raises(KeyboardInterrupt):
+            load_script(f"recipes/{recipe}.py").main([*words, *limit])
+        settings = recipe_setup.settings_from(yaml, [*words, *limit])
+        tasks = recipe_setup.read_tasks(settings, llava.load_processor(base))
+        fitting = [without_long_rows(task, settings.max_length) for task in tasks]
+        expected, rows = pipeline.join_tasks(fitting), trained.pop()
+        for column in ("row", "input_ids", "labels", "length"):
+            assert rows[column][:] == expected[column][:]
+        n = len(rows) - 1
+        assert n == sum(len(task.rows) for task in fitting if task.prompt is not None)
+        longest = max(sorted(task.rows["length"])[len(task.rows) // 2] for task in tasks)
 
 
 def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:

@@ -54,7 +54,7 @@ def real_peak(
     if settings.uses_lora:
         from peft import get_peft_model
 
-        real = get_peft_model(real, sft.lora_config(settings, family, real, 0))
+        real = get_peft_model(real, sft.lora_config(settings.lora, family, real, 0))
     if settings.gradient_checkpointing:
         real.gradient_checkpointing_enable()
         real.enable_input_require_grads()

@@ -51,7 +51,11 @@ def as_run(folder: Path) -> Path:
     processor = family.load_processor(folder)
     processor.save_pretrained(folder)
     data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    sft.write_manifest("test", settings, folder, family, processor, [PROMPT], [12], data)
+    model = sft.TrainedModel(
+        base=folder, base_id=str(folder), family=family, processor=processor, prompts=[PROMPT],
+        policy=settings.policy, crop=None, frames=1, max_length=settings.max_length,
+    )  # fmt: skip
+    sft.write_manifest("test", settings, model, [12], data)
     return folder
 
 
@@ -296,8 +300,10 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     faces, _ = encode_rows(
         rows(2), llava.load_processor(base), llava, PROMPT, max_length=512, seed=0
     )
-    mixed, left_out = text_only.add(faces, path, processor, llava, 512)
-    assert len(mixed) == 3 and left_out == {"text: joined": 1}
+    texts, skipped = text_only.encode_file(
+        path, processor, llava, 512, features=faces.features, row=2
+    )
+    assert len(texts) == 1 and skipped == {"joined": 1}
 
 
 # --- pictures -------------------------------------------------------------------------------------

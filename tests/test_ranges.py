@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import typing
@@ -19,27 +20,27 @@ from vlmface.data import mixture, option_checks, options
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, sweep
 from vlmface.evaluate import run as evaluation
-from vlmface.pipelines import context_ablation
+from vlmface.pipelines import context_ablation, loop, synthesize
 from vlmface.rationale.types import BuildSettings
 from vlmface.serving.gateway.settings import Settings as Gateway
 from vlmface.train import checks, grpo, rewards
 from vlmface.train.clip import contrastive
 from vlmface.train.clip import settings as clip
-from vlmface.train.settings import AttributeSettings, SFTSettings
+from vlmface.train.settings import SFTSettings
 from vlmface.utils import config
 from vlmface.utils.ranges import Checked, Count, Range, Warmup, alternatives, bare, kinds, range_of
 
 sys.path.append(str(ROOT / "eval/lmms_eval"))  # its script imports a file beside it
 SETTINGS: dict[str, type] = {
     "sft_cot": SFTSettings,
-    "sft_attributes": AttributeSettings,
+    "sft_attributes": SFTSettings,
     "context_vlm": context_ablation.Settings,
     "grpo": grpo.Settings,
     "clip_finetune": clip.Settings,
     "clip_caer": clip.ContextSettings,
     "clip_captions": contrastive.Settings,
-    "synthesize": load_script("recipes/synthesize.py").Settings,
-    "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
+    "synthesize": synthesize.Settings,
+    "facial_r1_loop": loop.Settings,
     "rationale": BuildSettings,
     "run": evaluation.Settings,
     "faithfulness": faithfulness.Settings,
@@ -65,7 +66,10 @@ def test_no_class_of_settings_is_left_out() -> None:
     modules = {f"{cls.__module__}.{cls.__qualname__}" for cls in SETTINGS.values()}
     bases = {
         "vlmface.utils.ranges.Checked",
-        "vlmface.train.settings.VLMSettings",
+        *(
+            f"vlmface.train.settings.{name}Settings"
+            for name in ("Run", "Evaluation", "Optimizer", "Policy", "Dataset")
+        ),
         "vlmface.train.clip.settings.Training",
     }
     ours = {
@@ -254,7 +258,13 @@ def made(name: str, **changes: Any) -> Any:
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),
         ("facial_r1_loop", {"grpo": {"group_size": 1}}, "grpo: group_size is 1"),
         ("facial_r1_loop", {"synthesize": {"model": "runs/x"}}, "synthesize has model, which the"),
-        ("facial_r1_loop", {"sft": {"balance": "tasks"}}, "sft: there is no setting 'balance'"),
+        ("facial_r1_loop", {"sft": {"balance": "tasks"}}, "sft: balance is 'tasks', but has no"),
+        ("facial_r1_loop", {"sft": {"blance": "tasks"}}, "sft: there is no setting 'blance'"),
+        (
+            "facial_r1_loop",
+            {"sft": {"prompt": ["face_cot", "expllm"]}},
+            "but grpo trains one: give one",
+        ),
         # options of data sets
         (
             "sft_cot",
@@ -509,11 +519,15 @@ def test_scripts_end_with_one_line(words: tuple[str, ...], tmp_path: Path) -> No
 def test_help_shows_the_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_script("recipes/sft_cot.py").main(["--help"])
-    shown = capsys.readouterr().out
-    assert "--batch_size 16  (a whole number at least 1)" in shown
+    page = capsys.readouterr().out
+    assert (
+        "--batch_size 16\n      rows per process and micro-step (a whole number at least 1)" in page
+    )
     with pytest.raises(SystemExit):
         evaluation.main(["--help"])
-    assert "--mode: generate | score | both" in capsys.readouterr().out
+    assert re.search(
+        r"--mode 'generate'\n .* \(generate \| score \| both\)", capsys.readouterr().out
+    )
 
 
 # --- options of data sets -------------------------------------------------------------------------

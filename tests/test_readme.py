@@ -109,11 +109,17 @@ def parse_script(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch)
     return parsed.value.arguments
 
 
-def parse_vlmface(words: list[str]) -> argparse.Namespace:
-    """The arguments of a `vlmface` command. Fails if they are not valid."""
-    from vlmface.cli import parser
+def parse_vlmface(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The arguments of a `vlmface` command; None for lists. Fails if they are not valid."""
+    from vlmface.cli import FORWARDED, parser
     from vlmface.tools.recipe_setup import settings_from
 
+    if words[0] in FORWARDED and words[1:] != ["--list"]:
+        folder = {"train": "recipes", "eval": "eval", "demo": "app"}[words[0]]
+        name, *words = words if words[0] == "demo" else words[1:]
+        return parse_script(f"{folder}/{name}.py", words, monkeypatch)
+    if words[0] in FORWARDED:
+        return None
     arguments, rest = parser().parse_known_args(words)
     assert not rest or hasattr(arguments, "words"), f"unknown arguments {rest}"
     if words[0] in ("inspect", "plan"):
@@ -124,13 +130,16 @@ def parse_vlmface(words: list[str]) -> argparse.Namespace:
 def parse_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The arguments of one of our commands; None for scripts that are not parsed here."""
     if words[0] == "vlmface":
-        return parse_vlmface(words[1:])
+        return parse_vlmface(words[1:], monkeypatch)
     if words[0] == "accelerate":
         from accelerate.commands.launch import launch_command_parser
 
         launch = launch_command_parser().parse_args(words[2:])
         if launch.config_file is not None and "NAME" not in launch.config_file:
             assert (ROOT / launch.config_file).is_file(), f"there is no {launch.config_file}"
+        if launch.module:
+            assert launch.training_script == "vlmface"
+            return parse_vlmface(launch.training_script_args, monkeypatch)
         return parse_script(launch.training_script, launch.training_script_args, monkeypatch)
     if words[0] == "sbatch":
         recipe = words.index("recipes/slurm.sh") + 1
@@ -254,6 +263,17 @@ def test_every_object_the_docs_name_exists():
                     found = importlib.import_module(f"{found.__name__}.{part}")
                 else:
                     found = getattr(found, part)
+
+
+def test_the_column_functions_of_adding_a_dataset_exist():
+    from vlmface.data import records, rows, text_files
+
+    page = (ROOT / "docs/adding-a-dataset.md").read_text(encoding="utf-8")
+    cells = " ".join(re.findall(r"^\| (.*?) \|", page, re.M))
+    names = re.findall(r"`(?:\w+\.)?(\w+)(?:\([^`]*\))?`", cells)
+    assert len(names) >= 12
+    for name in names:
+        assert any(hasattr(module, name) for module in (rows, records, text_files)), name
 
 
 def test_python_blocks_parse_and_their_imports_exist():

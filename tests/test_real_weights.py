@@ -112,7 +112,7 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     )  # fmt: skip
     processor = llava.load_processor(base)
     model = llava.load_model(base, dtype=torch.float32)
-    model = get_peft_model(model, sft.lora_config(settings, llava, model, 0))
+    model = get_peft_model(model, sft.lora_config(settings.lora, llava, model, 0))
     torch.manual_seed(rank)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -120,7 +120,11 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     model.save_pretrained(str(folder), save_embedding_layers=False)
     processor.save_pretrained(folder)
     data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    sft.write_manifest("test", settings, base, llava, processor, [PROMPT], [12], data)
+    trained = sft.TrainedModel(
+        base=base, base_id=str(base), family=llava, processor=processor, prompts=[PROMPT],
+        policy=settings.policy, crop=None, frames=1, max_length=settings.max_length,
+    )  # fmt: skip
+    sft.write_manifest("test", settings, trained, [12], data)
     return folder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import concatenate_datasets
 from samples import load_script, rows
 
 from vlmface import benchmarks, manifest, prompts
@@ -74,12 +75,13 @@ def test_rows_of_all_questions_share_the_features_of_a_face(processor: Any, base
         encode_rows(faces.select(index), processor, llava, prompt, max_length=300, seed=0)[0]
         for prompt, index in zip(asked, chosen, strict=True)
     ]
-    joined = task_sampling.join(parts, chosen)
+    numbered = [task_sampling.number(p, index) for p, index in zip(parts, chosen, strict=True)]
+    joined = concatenate_datasets([task_sampling.round_lengths(part) for part in numbered])
     kept = [[5, 1, 1], [1]]  # face 5 shows contempt, which the second prompt does not know
     assert joined["row"] == [row for part in kept for row in part]
     assert all(length % 32 == 0 for length in joined["length"])
     # Questions of one length, more or less, meet in one batch.
-    both = task_sampling.join([parts[0], parts[0]], [chosen[0], chosen[0]])
+    both = concatenate_datasets([task_sampling.round_lengths(numbered[0])] * 2)
     batches = list(GroupedSampler(both["length"], 3, seed=0))
     assert any({place < 3 for place in batches[i : i + 3]} == {True, False} for i in (0, 3))
     features = all_tower_features(llava.load_model(base), llava, joined, processor)

@@ -364,7 +364,7 @@ def test_full_training_saves_a_whole_checkpoint(base: Path, tmp_path: Path) -> N
 
 
 def test_a_log_that_could_not_be_resumed_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="save_steps 5 is no multiple of logging_steps 2"):
+    with pytest.raises(UserError, match="save_steps 5 is not a multiple of logging_steps 2"):
         train(base, tmp_path, save_steps=5, logging_steps=2)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import BUILDERS
 from conftest import Recipe
+from datasets import concatenate_datasets
 from samples import picture, rows
 
 from vlmface import encode, families, prompts
@@ -107,12 +108,14 @@ def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_pat
     long = {"question": QUESTION, "answer": ANSWER * 200}
     token = {"question": processor.image_token, "answer": ANSWER}
     path = write(tmp_path / "t.jsonl", {"question": QUESTION, "answer": ANSWER}, long, token)
-    mixed, left_out = text_only.add(faces, path, processor, llava, 512)
-    assert len(mixed) == 5 and left_out == {"text: too_long": 1, "text: image_in_text": 1}
+    words: dict[str, Any] = {"features": faces.features, "row": 4}
+    texts, skipped = text_only.encode_file(path, processor, llava, 512, **words)
+    assert len(texts) == 1 and skipped == {"too_long": 1, "image_in_text": 1}
+    mixed = concatenate_datasets([faces, texts])
     assert mixed.features == faces.features
     assert mixed["row"][:] == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match=r"no row of text_data .* can be trained on"):
-        text_only.add(faces, write(path, long), processor, llava, 512)
+        text_only.encode_file(write(path, long), processor, llava, 512, **words)
     with pytest.raises(RefusedError, match="do not fit max_length 20"):
         text_only.encode_row(processor, llava, QUESTION, ANSWER, max_length=20)
 

@@ -17,11 +17,19 @@ from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import config
-from vlmface.utils.ranges import Checked
+from vlmface.utils.ranges import Checked, kinds
 
 # Code that looks at settings without acting on them.
 _LOOKS = ("ranges.py", "config.py", "dataclasses.py", "checks.py", "copy.py")
-_CHECKS = ("check", "unused", "__post_init__", "check_start", "_check")
+_CHECKS = (
+    "check",
+    "check_policy",
+    "unused",
+    "unused_lora",
+    "__post_init__",
+    "check_start",
+    "_check",
+)
 
 
 @contextmanager
@@ -29,7 +37,7 @@ def recorded(cls: type) -> Iterator[set[str]]:
     """The fields of `cls` that are read by code that acts on them."""
     names = {field.name for field in dataclasses.fields(cls)}
     own = {name for base in cls.__mro__ for name, value in vars(base).items()
-           if isinstance(value, property)} | {"shape", "load_prompt"}  # fmt: skip
+           if isinstance(value, property)} | {"shape"}  # fmt: skip
     read: set[str] = set()
     plain = object.__getattribute__
 
@@ -194,11 +202,10 @@ def test_a_field_without_effect_is_refused(
     assert "\n" not in said
 
 
-def test_fields_of_other_recipes_are_no_settings() -> None:
-    for name, field in (("sft_cot", "balance"), ("context_vlm", "balance"),
-                        ("context_vlm", "text_data")):  # fmt: skip
-        with pytest.raises(UserError, match=f"there is no setting '{field}'"):
-            config.build(SETTINGS[name], sample(name) | {field: "tasks"}, where="a test")
+def test_the_recipes_of_supervised_fine_tuning_have_the_same_settings() -> None:
+    fields = set(kinds(SETTINGS["sft_cot"]))
+    assert set(kinds(SETTINGS["sft_attributes"])) == fields
+    assert set(kinds(SETTINGS["context_vlm"])) == fields | {"model", "ablation", "alone"}
 
 
 def test_a_file_may_hold_what_the_command_line_switches_off(

@@ -1,21 +1,31 @@
-"""The `vlmface` command. Nothing heavy is imported before a command runs."""
+"""The `vlmface` command. Nothing heavy is imported before a command runs.
+
+`vlmface train` and `vlmface eval` run the scripts of recipes/ and eval/, which travel with the
+package; their settings are parsed there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import json
 import sys
+import textwrap
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vlmface import __version__
 from vlmface.errors import UserError
 from vlmface.rationale import cli as rationales
+from vlmface.registry import load_file
 from vlmface.utils import distributed
-from vlmface.utils.config import option
+from vlmface.utils.config import nearest, option
+from vlmface.utils.files import resource
 from vlmface.utils.ranges import Count, Natural, NotNegative, Port, Seed, kinds
-from vlmface.utils.terminal import one_line, printable
+from vlmface.utils.terminal import printable
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -174,6 +184,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"vlmface {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("train", help="train a model by a recipe (train --list shows them)")
+    commands.add_parser("eval", help="evaluate a model (eval --list shows how)")
+    commands.add_parser("demo", help="ask a model about faces, in the browser", add_help=False)
 
     synth = commands.add_parser(
         "synth", help="render labelled faces, scenes or clips and draw them on a contact sheet"
@@ -181,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument(
         "--data", default="synth", help="synth (faces, the default), synth_scenes or synth_clips"
     )
-    option(synth, "--n", Count, default=64, help="number of them (default 64)")
+    option(synth, "--n", Count, default=64, help="number of them")
     synth.add_argument("--sheet", type=Path, default=Path("sheet.png"), help="picture to write")
     synth.add_argument("--split", default="train", help="train, validation or test")
     option(synth, "--seed", Seed, default=0)
@@ -205,9 +218,9 @@ def parser() -> argparse.ArgumentParser:
 
     crop = tools.add_parser("crop", help="cut the faces out once, into the cache of the recipes")
     _add_copy(crop)
-    option(crop, "--size", Count, default=224, help="pixels a side (default 224)")
+    option(crop, "--size", Count, default=224, help="pixels a side")
     option(crop, "--margin", NotNegative, default=0.2,
-           help="on each side, times the box's longer side (default 0.2)")  # fmt: skip
+           help="on each side, times the box's longer side")  # fmt: skip
     crop.add_argument("--find", choices=("given", "detect"), default="given",
                       help="the data set's own boxes (default), or a face detector")  # fmt: skip
     crop.add_argument("--show", default="face",
@@ -282,7 +295,7 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="a run's training rows token by token",
                                   allow_abbrev=False)  # fmt: skip
     _add_settings(inspect)
-    option(inspect, "--n", Natural, default=3, help="rows to print (default 3)")
+    option(inspect, "--n", Natural, default=3, help="rows to print")
     inspect.add_argument("--color", action="store_true", help="colours, also into a file")
     inspect.set_defaults(run=_inspect)
 
@@ -324,26 +337,24 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     limits = kinds(Settings)
     _add_model(command)
     command.add_argument("--host", default="127.0.0.1", help="to listen at (default 127.0.0.1)")
-    option(command, "--port", Port, default=8080, help="default 8080; 0: any free one")
+    option(command, "--port", Port, default=8080, help="to listen at; 0: any free one")
     command.add_argument("--client_keys_env", metavar="NAME",
                          help="environment variable with the keys, one of which clients must send "
-                         "(default: anybody may ask)")  # fmt: skip
+                         "(default: anyone may send requests)")  # fmt: skip
     option(command, "--rate", limits["rate"], metavar="N",
            help="requests a minute of one client (default: any number)")  # fmt: skip
-    option(command, "--max_mb", limits["max_mb"], default=10, help="of a request (default 10)")
+    option(command, "--max_mb", limits["max_mb"], default=10, help="of a request")
     option(command, "--max_megapixels", limits["max_megapixels"], default=24,
-           help="of a picture (default 24)")  # fmt: skip
-    option(
-        command, "--max_faces", limits["max_faces"], default=10, help="of a picture (default 10)"
-    )
+           help="of a picture")  # fmt: skip
+    option(command, "--max_faces", limits["max_faces"], default=10, help="of a picture")
     option(command, "--max_in_flight", limits["max_in_flight"], default=64,
-           help="requests answered at once (default 64)")  # fmt: skip
+           help="requests answered at once")  # fmt: skip
     option(command, "--body_timeout", limits["body_timeout_s"], default=10, metavar="S",
-           help="seconds for a request to arrive (default 10)")  # fmt: skip
+           help="seconds for a request to arrive")  # fmt: skip
     option(command, "--answer_timeout", limits["answer_timeout_s"], default=120, metavar="S",
-           help="seconds to answer it (default 120)")  # fmt: skip
+           help="seconds to answer it")  # fmt: skip
     option(command, "--drain", limits["drain_s"], default=30, metavar="S",
-           help="seconds to finish what is begun (default 30)")  # fmt: skip
+           help="seconds to finish requests that have arrived")  # fmt: skip
     command.add_argument("--trusted_proxy", metavar="ADDRESS",
                          help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
     command.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME",
@@ -375,25 +386,151 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
     option(command, "--workers", Count, help="threads (default: all cores)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code (0 done, 2 the input was at fault)."""
+# --- recipes, evaluations and the demo ------------------------------------------------------------
+
+RECIPES = (
+    "sft_cot",
+    "sft_attributes",
+    "context_emotion",
+    "grpo",
+    "clip_finetune",
+    "clip_captions",
+    "synthesize",
+    "facial_r1_loop",
+)
+EVALUATIONS = {
+    "run": ("vlmface.evaluate.run", "score a model on a benchmark"),
+    "sweep": ("vlmface.evaluate.sweep", "find the best of many prompts and models"),
+    "faithfulness": (
+        "vlmface.evaluate.faithfulness",
+        "test which evidence the answers depend on",
+    ),
+    "robustness": ("vlmface.evaluate.robustness", "measure accuracy under image corruptions"),
+    "clips": (
+        "vlmface.pipelines.temporal_ablation",
+        "compare a model of clips with the same model of single frames",
+    ),
+    "compare": ("", "compare several runs on the same faces; also `vlmface compare`"),
+    "score-file": ("", "score the answers of another system; also `vlmface score-file`"),
+}
+
+
+def _train(words: Sequence[str]) -> int:
+    """`vlmface train RECIPE [--config FILE] [--field value ...]`."""
+    name = _first(words, "train RECIPE [--config FILE.yaml] [--field value ...]", _list_recipes)
+    if name is None:
+        return 0
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe {name!r}{nearest(name, RECIPES)}: {_known(RECIPES)}")
+    recipe = load_file(resource(f"recipes/{name}.py"))
+    return int(recipe.main(list(words[1:])))
+
+
+def _eval(words: Sequence[str]) -> int:
+    """`vlmface eval EVALUATION [--field value ...]`."""
+    name = _first(words, "eval EVALUATION [--field value ...]", _list_evaluations)
+    if name is None:
+        return 0
+    if name not in EVALUATIONS:
+        hint = nearest(name, EVALUATIONS)
+        raise UserError(f"there is no evaluation {name!r}{hint}: {_known(EVALUATIONS)}")
+    module = EVALUATIONS[name][0]
+    if not module:
+        return run(words)
+    return int(importlib.import_module(module).main(list(words[1:])))
+
+
+def _demo(words: Sequence[str]) -> int:
+    """`vlmface demo [--model RUN] ...`."""
+    from vlmface.demo.command import main as serve_demo
+
+    distributed.check_alone("vlmface demo")
+    return serve_demo(words)
+
+
+def _first(words: Sequence[str], usage: str, list_names: Callable[[], None]) -> str | None:
+    """The name that words begin with; None after `--help` or `--list`, which are printed."""
+    if words and not words[0].startswith("-"):
+        return words[0]
+    print(f"usage: vlmface {usage}\n")
+    list_names()
+    if words and words[0] not in ("-h", "--help", "--list"):
+        raise UserError(f"{words[0]} stands before the name: write vlmface {usage}")
+    if not words:
+        raise UserError(f"a name is missing: write vlmface {usage}")
+    return None
+
+
+def _list_recipes() -> None:
+    print("recipes (vlmface train RECIPE --help shows the settings):")
+    for name in RECIPES:
+        text = resource(f"recipes/{name}.py").read_text(encoding="utf-8")
+        summary = ast.get_docstring(ast.parse(text)) or ""
+        sentence = " ".join(summary.partition("\n\n")[0].split())
+        print(textwrap.fill(f"{name:17}{sentence}", 100, initial_indent="  ",
+                            subsequent_indent=" " * 19))  # fmt: skip
+    print("\nconfigurations (--config NAME, or your own YAML file):")
+    names = sorted(path.stem for path in resource("recipes/configs").glob("*.yaml"))
+    print(textwrap.fill(", ".join(names), 100, initial_indent="  ", subsequent_indent="  "))
+
+
+def _list_evaluations() -> None:
+    print("evaluations (vlmface eval EVALUATION --help shows the settings):")
+    for name, (_, summary) in EVALUATIONS.items():
+        print(f"  {name:15}{summary}")
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"use one of {', '.join(names)}"
+
+
+# Commands whose words a recipe, an evaluation or the demo parses itself. Training may run in
+# several processes.
+FORWARDED = {"train": _train, "eval": _eval, "demo": _demo}
+INTERRUPTED = "stopped; run the same command again to resume"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+        argv: The words after `vlmface`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The input was at fault.
+    """
+    if argv and argv[0] in FORWARDED:
+        return FORWARDED[argv[0]](argv[1:])
     grammar = parser()
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
-    try:
-        arguments, rest = grammar.parse_known_args(argv)
-        if rest and not hasattr(arguments, "words"):
-            grammar.error(f"unrecognized arguments: {' '.join(rest)}")
-        arguments.words = rest
-        distributed.check_alone("vlmface")
-        return int(arguments.run(arguments))
-    except UserError as error:
-        distributed.let_main_report()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one left off", file=sys.stderr)
-        return 130
+    arguments, rest = grammar.parse_known_args(argv)
+    if rest and not hasattr(arguments, "words"):
+        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.words = rest
+    distributed.check_alone("vlmface")
+    return int(arguments.run(arguments))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command in this process; errors of the input are printed.
+
+    Args:
+        argv: The words after `vlmface`; None: those of the command line.
+
+    Returns:
+        The exit code: 0 done, 2 the input was at fault.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return distributed.exit_code(lambda: run(words), INTERRUPTED)
+
+
+def command() -> NoReturn:
+    """The `vlmface` program, of which a launcher may start several processes."""
+    distributed.run_command(lambda: run(sys.argv[1:]), INTERRUPTED)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -230,6 +230,6 @@ class GroupedSampler:
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         short = [batch for batch in batches if len(batch) < self.batch_size]
         batches = [batch for batch in batches if len(batch) == self.batch_size]
-        generator.shuffle(batches)  # type: ignore[arg-type]
+        generator.shuffle(batches)
         for batch in [*batches, *short]:
             yield from (int(row) for row in batch)

@@ -244,7 +244,7 @@ def _turn(frame: Any) -> Image.Transpose | None:
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32) / 65536
-            return _TURNS.get(tuple(round(x) for x in (a, b, c, d)))  # type: ignore[arg-type]
+            return _TURNS.get(tuple(round(x) for x in (a, b, c, d)))
     return None
 
 

@@ -339,8 +339,8 @@ def _clip_upload() -> gr.Video:
     )  # fmt: skip
     # Gradio would have the file read and written anew by ffmpeg; `clips.read` is the one who opens
     # it.
-    video.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
-    video.postprocess = lambda path: FileData(path=path) if path else None  # type: ignore[method-assign]
+    video.preprocess = lambda payload: payload.path if payload else None
+    video.postprocess = lambda path: FileData(path=path) if path else None
     return video
 
 

@@ -44,8 +44,19 @@ _MIN_PAIRS = 20  # of a group, to say something about it
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/faithfulness.py`: `n` faces of synth's `split`, each in one pair of
-    every kind, `size` pixels a side."""
+    """The command line of eval/faithfulness.py.
+
+    Args:
+        model: run folder, or base model
+        output_dir: folder to write; null: eval/faithfulness in the run folder
+        prompt: one of the run's prompts, or that of a base model; null: the run's first
+        n: rendered faces, each in one pair of every kind
+        split: of synth
+        seed: of the pairs
+        size: pixels a side
+        max_new_tokens: answers are cut here; null: as in the run
+        batch_size: faces at a time
+    """
 
     model: str
     output_dir: str | None = None

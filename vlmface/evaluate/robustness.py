@@ -32,8 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/robustness.py`: the first `n` faces of the benchmark, each with
-    every one of the `corruptions` (empty: all) at every strength."""
+    """The command line of eval/robustness.py.
+
+    Args:
+        model: run folder, or base model
+        benchmark: name in eval/benchmarks, or a YAML file
+        output_dir: folder to write; null: eval/robustness in the run folder
+        data_root: folder of the benchmark's data set
+        prompt: one of the run's prompts, or that of a base model; null: the run's first
+        n: rows of the benchmark, each with every corruption at every strength
+        corruptions: names of corruptions; empty: all
+        max_new_tokens: answers are cut here; null: as in the run
+        batch_size: rows at a time
+    """
 
     model: str
     benchmark: str = "synth"

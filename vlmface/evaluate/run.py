@@ -46,7 +46,24 @@ EVERY = "ALL"
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/run.py`. `mode`: answering.MODES."""
+    """The command line of eval/run.py.
+
+    Args:
+        benchmark: name in eval/benchmarks, a YAML file, or ALL
+        model: run folder, base model, or URL of a server
+        output_dir: folder to write; null: eval/BENCHMARK in the run folder
+        data_root: folder of the benchmark's data set; of ALL: of all data sets
+        n: rows to evaluate on; null: as the benchmark says
+        prompt: one of the run's prompts, or that of a base model; null: the run's own
+        mode: read answers as generated, or by the likelihood of each label, or both
+        max_new_tokens: generated answers are cut here; null: as in the run
+        batch_size: rows at a time, of a model in this process
+        run: of a server: the run folder that it serves
+        served: of a server: its name for the model
+        concurrency: of a server: requests at a time
+        api_key_env: of a server: environment variable that holds its key
+        request: of a server: fields of each request; null removes one
+    """
 
     benchmark: str
     model: str

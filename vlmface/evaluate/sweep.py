@@ -42,11 +42,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/sweep.py`. `models` and `prompts` are names of which every pair is
-    an arm; `by` is the metric that decides (null: accuracy, au_f1 where only AUs are scored,
-    jaccard where a face has several labels); `n_validation` and `n_test` limit the faces; `orders`
-    are the shuffled candidate lists that finalists are asked with, on `n_orders` validation
-    faces."""
+    """The command line of eval/sweep.py.
+
+    Args:
+        models: run folders and base models, each tried with every prompt
+        prompts: names in prompts/, or YAML files
+        output_dir: folder to write
+        benchmarks: names in eval/benchmarks, or YAML files
+        data_root: folder of the benchmarks' data sets
+        by: the metric that decides; null: accuracy, au_f1 where only action units are scored,
+            jaccard where a face has several labels
+        mode: read answers as generated, or by the likelihood of each label
+        finalists: pairs of model and prompt that are tested
+        n_validation: rows to choose on; null: the whole split
+        n_test: rows to test finalists on; null: as the benchmark says
+        orders: shuffled lists of candidate labels that finalists are tried with
+        n_orders: validation rows for these
+        max_new_tokens: generated answers are cut here; null: as in the run
+        batch_size: rows at a time
+        seed: of all random choices
+    """
 
     models: list[str]
     prompts: list[str]

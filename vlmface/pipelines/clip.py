@@ -1,10 +1,11 @@
-"""A whole run of a CLIP recipe: what it answers before, training, what it answers after, report."""
+"""Fine-tuning of a CLIP classifier: prepare, evaluate, train, choose, evaluate, report."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,127 +14,230 @@ from transformers import set_seed
 
 from vlmface import benchmarks, data, label_texts, manifest
 from vlmface.clip import checkpoint, model
-from vlmface.clip.classifier import Classifier
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
-from vlmface.evaluate import run as evaluation
 from vlmface.infer.clip import WEIGHTS, ClipModel
-from vlmface.run_dir import begin
+from vlmface.pipelines import steps
+from vlmface.run_dir import begin, open_run
 from vlmface.train import checks
 from vlmface.train.clip.dataset import labelled
 from vlmface.train.clip.model_selection import HeldOutSet
-from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import train
-from vlmface.utils import distributed, memory
+from vlmface.utils import distributed
 from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import datasets
 
+    from vlmface.train.clip.settings import Settings
+
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # that "auto" chooses among
 
 
-def run(recipe: str, settings: Settings) -> None:
-    """Do it, or go on where it was stopped. Raises UserError."""
+def run(recipe: str, settings: Settings) -> int:
+    """Train a classifier in the folder `settings.output_dir`, or resume there.
+
+    Args:
+        recipe: Its name, for the manifest.
+        settings: Of the run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The settings do not fit the launch, the model, the data or the folder.
+    """
+    settings.check()  # a run of an ablation has other views than the settings that were parsed
+    distributed.check_processes(settings.num_processes)
+    checks.machine(settings)
+    distributed.set_cpu_threads()
+    with open_run(settings) as is_open:
+        if is_open:
+            train_and_evaluate(recipe, settings)
+    return 0
+
+
+def train_and_evaluate(recipe: str, settings: Settings) -> None:
+    """What `run` does in an opened folder."""
     run_dir = Path(settings.output_dir)
-    asked = label_texts.load(settings.prompt)
+    evaluation, rows = prepare(settings)
+    clip = model.load_clip(settings.base, device=distributed.device())
+    sha = model.weights_sha(clip)
+    (texts,) = evaluation.prompts
+    started = begin(settings, lambda: identity(rows, texts, sha))
+
+    def predict(classifier: Classifier, name: str) -> list[dict[str, Any]]:
+        return answering.answer_kept(
+            ClipModel(classifier, crops.parse_views(settings.crop)),
+            run_dir / name,
+            evaluation.rows,
+            evaluation.benchmark,
+            batch_size=settings.eval_batch_size,
+        )
+
+    shape = settings.shape(settings.views)
+    Classifier(copy.deepcopy(clip), texts, shape)  # raises, before the first evaluation
+    untrained = Classifier(clip, texts, untrained_shape(shape))
+    before = predict(untrained.eval(), "predictions_before.jsonl")
+    set_seed(settings.seed)
+    classifier = Classifier(clip, texts, shape)
+    start = checkpoint.trained_state(classifier)
+    result = train(classifier, rows.training, settings, rows.validation) | rows.shared_people
+    classifier.eval()
+    interpolate(classifier, start, settings, rows.validation, result)
+    if distributed.is_main():
+        about = steps.describe_data(settings, result["n"], started["data"])
+        save(recipe, settings, classifier, sha, about)
+    distributed.wait_for_everyone()
+    after = predict(classifier, "predictions.jsonl")
+    if distributed.is_main():
+        models = (settings.base, settings.output_dir)
+        evaluation.write_report(run_dir, models, (before, after), result)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run.
+
+    Args:
+        loaded: The training rows as the data set contains them.
+        loaded_validation: The rows of the validation split, or None.
+        training: The rows that are trained on, with the views that the model is shown.
+        validation: Rows to choose the epoch or the interpolation on, or None.
+        test: The rows to evaluate on.
+        shared_people: For metrics.json: people who are in several of them.
+    """
+
+    loaded: datasets.Dataset
+    loaded_validation: datasets.Dataset | None
+    training: datasets.Dataset
+    validation: datasets.Dataset | None
+    test: datasets.Dataset
+    shared_people: dict[str, Any]
+
+
+def prepare(settings: Settings) -> tuple[steps.Evaluation, Rows]:
+    """What is evaluated, and all rows of the run.
+
+    Raises:
+        UserError: The benchmark does not score the labels, the data cannot be read, or lack what is
+            trained on.
+    """
+    texts = label_texts.load(settings.prompt)
     benchmark = benchmarks.load_benchmark(settings.benchmark)
-    answering.scored_prompts(benchmark, [asked])
+    answering.scored_prompts(benchmark, [texts])
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse_views(settings.crop)
-    with distributed.main_first():
-        loaded = data.load(
-            settings.data, settings.data_root, settings.data_split, n=settings.n_train,
-            **settings.data_options,
-        )  # fmt: skip
-        validation: datasets.Dataset | None = None
-        held: datasets.Dataset | None = None
-        if settings.validation_split:
-            validation = data.load(
-                settings.data, settings.data_root, settings.validation_split,
-                **settings.data_options,
-            )  # fmt: skip
-            held = crop_cache.apply_views(validation, views, settings.frames)
-        root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-        faces = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
-        samples = crop_cache.apply_views(loaded, views, settings.frames)
-    if settings.validation_share:
-        samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
-    parts: dict[str, Any] = {"test": (faces, root)}
-    if settings.validation_split:
-        parts["validation"] = (held, settings.data_root)
-    shared = checks.shared_people(samples, settings.data_root, parts)
-    rows, _, affects, _ = labelled(samples, asked)
-    checks.warmup(settings, checks.steps(settings, len(rows)))
+    rows = load_rows(settings, benchmark)
+    labelled_rows, _, affects, _ = labelled(rows.training, texts)
+    checks.warmup(settings, checks.steps(settings, len(labelled_rows)))
     if settings.affect != "none" and affects.isnan().all():
         raise UserError(
             f"affect is {settings.affect}, but no row of {settings.data} has valence or arousal: "
             "set affect: none, or use data that has"
         )
+    return steps.Evaluation(benchmark, baseline, [texts], rows.test), rows
 
-    def answers(classifier: Classifier, name: str) -> list[dict[str, Any]]:
-        return answering.answer_kept(
-            ClipModel(classifier, views), run_dir / name, faces, benchmark,
-            batch_size=settings.eval_batch_size,
-        )  # fmt: skip
 
-    clip = model.load_clip(settings.base, device=distributed.device())
-    sha = model.weights_sha(clip)
+def load_rows(settings: Settings, benchmark: benchmarks.Benchmark) -> Rows:
+    """Load, or render, all rows of a run, in the main process first."""
+    views, frames = crops.parse_views(settings.crop), settings.frames
+    loaded_validation: datasets.Dataset | None = None
+    validation: datasets.Dataset | None = None
+    with distributed.main_first():
+        loaded = steps.load_training_rows(settings)
+        if settings.validation_split:
+            loaded_validation = data.load(
+                settings.data,
+                settings.data_root,
+                settings.validation_split,
+                **settings.data_options,
+            )
+            validation = crop_cache.apply_views(loaded_validation, views, frames)
+        test_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+        test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
+        training = crop_cache.apply_views(loaded, views, frames)
+    if settings.validation_share:
+        training, validation = data.hold_out(training, settings.validation_share, settings.seed)
+    others: dict[str, Any] = {"test": (test, test_root)}
+    if settings.validation_split:
+        others["validation"] = (validation, settings.data_root)
+    shared = checks.shared_people(training, settings.data_root, others)
+    return Rows(loaded, loaded_validation, training, validation, test, shared)
 
-    def identity() -> dict[str, Any]:
-        return {
-            "data": data.fingerprint(loaded),
-            "rows": len(samples),
-            "validation_data": None if validation is None else data.fingerprint(validation),
-            "test_data": data.fingerprint(faces, pictures=False),
-            "prompts": [f"{asked.id} {asked.sha} {asked.space.sha}"],
-            "base_weights": sha,
-        }
 
-    same = begin(settings, identity)
-    shape = settings.shape(max(1, len(views)))
-    untouched = dataclasses.replace(
-        shape, image="frozen", text="frozen", head="text", affect="none", negative_weight=0.0,
-        time="none" if settings.frames == 1 else "mean",
-    )  # fmt: skip
-    # What cannot be built is refused before the first evaluation.
-    Classifier(copy.deepcopy(clip), asked, shape)
-    before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
-    set_seed(settings.seed)
-    classifier = Classifier(clip, asked, shape)
-    start = checkpoint.trained_state(classifier)
-    found = train(classifier, samples, settings, held) | shared
-    classifier.eval()
+def identity(rows: Rows, texts: label_texts.LabelTexts, sha: str) -> dict[str, Any]:
+    """What must be the same when a run is resumed, besides its settings (`run_dir.begin`)."""
+    validation = rows.loaded_validation
+    return {
+        "data": data.fingerprint(rows.loaded),
+        "rows": len(rows.training),
+        "validation_data": None if validation is None else data.fingerprint(validation),
+        "test_data": data.fingerprint(rows.test, pictures=False),
+        "prompts": [f"{texts.id} {texts.sha} {texts.space.sha}"],
+        "base_weights": sha,
+    }
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def untrained_shape(shape: ClassifierConfig) -> ClassifierConfig:
+    """The classifier that a base is without training: the similarity of image and texts."""
+    return dataclasses.replace(
+        shape,
+        image="frozen",
+        text="frozen",
+        head="text",
+        affect="none",
+        negative_weight=0.0,
+        time="none" if shape.frames == 1 else "mean",
+    )
+
+
+def interpolate(
+    classifier: Classifier,
+    start: dict[str, Any],
+    settings: Settings,
+    validation: datasets.Dataset | None,
+    result: dict[str, Any],
+) -> None:
+    """Interpolate between the weights before and after training, by WiSE-FT.
+
+    Args:
+        classifier: After training; it is changed.
+        start: Its weights before training.
+        settings: Of the run; wise_alpha is the weight of the trained ones, or "auto".
+        validation: The rows that "auto" is chosen on.
+        result: For metrics.json: gets what "auto" has chosen.
+    """
     alpha = settings.wise_alpha
     if isinstance(alpha, str):
-        assert held is not None
+        assert validation is not None
         if distributed.is_main():
-            found["wise"] = wise_choice(
-                start, HeldOutSet.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
+            held = HeldOutSet.of(
+                classifier, validation, settings.eval_batch_size, settings.cache_gib
             )
-            alpha = float(found["wise"]["alpha"])
+            result["wise"] = wise_choice(start, held)
+            alpha = float(result["wise"]["alpha"])
         (alpha,) = broadcast_object_list([alpha])
     classifier.interpolate(start, alpha)
-    if distributed.is_main():
-        about = {"name": settings.data, "split": settings.data_split, "n": found["n"],
-                 "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
-        save(recipe, settings, classifier, sha, about)
-    distributed.wait_for_everyone()
-    after = answers(classifier, "predictions.jsonl")
-    if not distributed.is_main():
-        return
-    found["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
-    evaluation.conclude(
-        run_dir, (settings.base, settings.output_dir), before, after, benchmark,
-        [asked],
-        faces, found, baseline,
-    )  # fmt: skip
 
 
 def wise_choice(start: Mapping[str, Any], held: HeldOutSet) -> dict[str, Any]:
-    """{"alpha": that with the best UAR on held-out rows, of equals the smallest, which is nearest
-    to the base; "uar": {alpha: UAR}}. The classifier is left as it was."""
+    """Choose the weight of the trained weights on held-out rows.
+
+    Args:
+        start: The weights before training.
+        held: The held-out rows, and the classifier, which is left as it was.
+
+    Returns:
+        {"alpha": that with the best UAR, the smallest of several; "uar": {alpha: UAR}}.
+    """
     classifier = held.classifier
     tuned = checkpoint.trained_state(classifier)
     scores = {}
@@ -195,7 +299,7 @@ def export(run_dir: str | Path, out: str | Path) -> None:
         "several views": shape.views > 1, "frames": shape.frames > 1,
         "affect": shape.affect != "none", "several labels": clip_run.prompt.several,
     }  # fmt: skip
-    if more := [name for name, there in beyond.items() if there]:
+    if more := [name for name, is_used in beyond.items() if is_used]:
         raise UserError(
             f"{run_dir} answers with more than the towers ({', '.join(more)}), which open_clip has "
             "no place for: load it with vlmface.infer.clip.ClipModel"

@@ -1,61 +1,127 @@
-"""What a person feels or does, from the face, from what is around it, or from both."""
+"""What a person feels or does, from the face, from what is around it, or from both.
+
+A run of recipes/context_emotion.py trains one model on several views of an image, or, with
+`ablation`, three models: on the face alone, on the context alone, and on both.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from vlmface import label_spaces, prompts
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import compare, report
 from vlmface.metrics.metric import METRICS, of_kind, scored_blocks
 from vlmface.metrics.shares import in_brackets
-from vlmface.prompts import Prompt
-from vlmface.train.clip.settings import ContextSettings
-from vlmface.train.settings import VLMSettings
+from vlmface.pipelines import sft
+from vlmface.run_dir import begin, open_run
+from vlmface.train import checks
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import distributed
 from vlmface.utils.files import atomic_write
 from vlmface.utils.ranges import Unused
 
+if TYPE_CHECKING:
+    from vlmface.train.clip.settings import ContextSettings
+
+RECIPE = "context_emotion"
 ARMS = ("face", "scene", "both")  # folders of an ablation's runs
-ABLATION = "ablation"  # name of the files that hold the arms side by side
+ABLATION = "ablation"  # name of the files that compare them
 
 
-@dataclass(frozen=True)
-class Settings(VLMSettings):
-    """One run of `recipes/context_emotion.py` with a vision-language model. `label_space`: what the
-    prompt asks for, null for its own; `mode`: how answers are read (answering.MODES). `ablation`
-    trains the face alone, the context alone and both; `alone` names the prompts of the first two,
-    {"face": ID, "scene": ID}."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(SFTSettings):
+    """One run of recipes/context_emotion.py with a vision-language model.
+
+    Args:
+        model: vlm: a vision-language model; clip-caer: a CLIP, with settings of its own
+        ablation: train on the face alone, the context alone and both, and compare them
+        alone: prompts of the ablation's runs on one view, {face: ID, scene: ID}
+    """
 
     model: Literal["vlm"] = "vlm"
-    label_space: str | None = None
     mode: Literal["generate", "score", "both"] = "score"
     ablation: bool = False
     alone: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def views(self) -> crops.Views:
-        return crops.parse_views(self.crop)
-
     def unused(self) -> Iterator[Unused]:
+        """The fields that have no effect beside the others."""
         yield from super().unused()
         if not self.ablation:
             yield Unused("alone", "ablation is false", None)
 
-    def load_prompt(self) -> Prompt:
-        """The prompt, about the label space that is asked for. Raises UserError if there are
-        several, or if it is about another number of pictures than is shown."""
-        if len(self.prompts) != 1:
-            raise UserError(f"prompt is {self.prompt}: a run has one prompt here")
-        prompt = prompts.load(self.prompts[0])
-        if self.label_space is not None:
-            prompt = prompt.asking_for(label_spaces.space(self.label_space))
-        prompts.check_images([prompt], len(self.views), self.frames)
-        return prompt
+
+T = TypeVar("T", Settings, "ContextSettings")
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def run_vlm(settings: Settings) -> int:
+    """Train a vision-language model on the views, or three of them for an ablation.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The settings do not fit the launch, the model, the data or the folder.
+    """
+    if not settings.ablation:
+        return sft.run(RECIPE, settings)
+    distributed.check_processes(settings.num_processes)
+    checks.check_machine(settings)
+    return run_ablation(settings, arms(settings), lambda arm: sft.run(RECIPE, arm))
+
+
+def run_clip(settings: ContextSettings) -> int:
+    """Train a CLIP that joins the views, or three of them for an ablation.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The settings do not fit the launch, the model, the data or the folder.
+    """
+    from vlmface.pipelines import clip  # needs open_clip
+
+    if not settings.ablation:
+        return clip.run(RECIPE, settings)
+    distributed.check_processes(settings.num_processes)
+    checks.machine(settings)
+    return run_ablation(settings, clip_arms(settings), lambda arm: clip.run(RECIPE, arm))
+
+
+def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) -> int:
+    """Train one model after the other in its own folder, and compare them.
+
+    Args:
+        settings: Of the ablation.
+        arms: {folder: settings of its run}.
+        train: Trains and evaluates one run.
+
+    Returns:
+        The exit code.
+    """
+    folder = Path(settings.output_dir)
+    page = f"{ABLATION}.html"
+    with open_run(settings, last=page) as is_open:
+        if not is_open:
+            return 0
+        begin(settings, dict)
+        for name, arm in arms.items():
+            views = ", ".join(view.show for view in crops.parse_views(arm.crop))
+            print(f"--- {name}: {views}", flush=True)
+            train(arm)
+        print(table(conclude(folder)))
+        print(f"page: {folder / page}")
+    return 0
+
+
+# --- the runs of an ablation ----------------------------------------------------------------------
 
 
 def split(views: crops.Views) -> dict[str, list[crops.View]]:
@@ -66,46 +132,48 @@ def split(views: crops.Views) -> dict[str, list[crops.View]]:
             "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
         )
     of_face = near(views) == "face"
-    alone = [one for one in views if (one.is_face if of_face else one.show == "person")]
+    alone = [v for v in views if (v.is_face if of_face else v.show == "person")]
     return {
         "face": alone,
-        "scene": [one for one in views if one not in alone],
+        "scene": [view for view in views if view not in alone],
         "both": list(views),
     }
 
 
 def near(views: crops.Views) -> Literal["face", "person"]:
     """What the views show from near: the face or, where none does, the person."""
-    return "face" if any(one.is_face for one in views) else "person"
+    return "face" if any(view.is_face for view in views) else "person"
 
 
 def arms(settings: Settings) -> dict[str, Settings]:
     """The runs of an ablation by folder: the same data and seed, shown the views that cut out the
     face (or, where none does, the person), those that show what is around, or all. Raises
     UserError."""
-    found = {}
-    for name, chosen in split(settings.views).items():
-        prompt = settings.prompt if name == "both" else settings.alone.get(name)
+    if len(settings.prompts) != 1:
+        raise UserError(f"prompt is {settings.prompt}: an ablation has one prompt of both views")
+    runs = {}
+    for name, chosen in split(crops.parse_views(settings.crop)).items():
+        prompt = settings.prompts[0] if name == "both" else settings.alone.get(name)
         if not chosen or not isinstance(prompt, str):
             raise UserError(
                 f"the ablation's run {name} has {len(chosen)} view(s) and prompt {prompt!r}: give "
                 "crop a view that shows the face and one that does not cut it out, and alone: "
                 "{face: PROMPT, scene: PROMPT}"
             )
-        found[name] = replace(
+        runs[name] = replace(
             settings,
             ablation=False,
             crop=crops.views_as_dict(chosen),
             prompt=prompt,
             output_dir=str(Path(settings.output_dir) / name),
         )
-        found[name].load_prompt()
-    return found
+        sft.load_prompts(runs[name])
+    return runs
 
 
 def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
     """`arms` of a CLIP, whose texts are the same for all. Raises UserError."""
-    found = {}
+    runs = {}
     for name, chosen in split(crops.parse_views(settings.crop)).items():
         if not chosen:
             raise UserError(
@@ -115,14 +183,14 @@ def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
         rates = dict(settings.learning_rates)
         if len(chosen) == 1:  # nothing to fuse
             rates.pop("fusion", None)
-        found[name] = replace(
+        runs[name] = replace(
             settings,
             ablation=False,
             crop=crops.views_as_dict(chosen),
             learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
-    return found
+    return runs
 
 
 def conclude(folder: str | Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def compare(
 
     "still": the model of clips on clips that stand still, in their middle frame, beside the model
     of that frame: how often they say the same, and half the sum of the absolute differences of
-    their probabilities, in the mean. Goes on where it was stopped. Raises UserError.
+    their probabilities, in the mean. Resumes where it was stopped. Raises UserError.
     """
     frames = settings.frames
     models: dict[str, Any] = {}
@@ -191,7 +191,7 @@ def _one(
     folder = _folder(settings, name)
     kept = folder / "answers.pt"
     if kept.exists():  # written last
-        return tuple(torch.load(kept, weights_only=True))  # type: ignore[return-value]
+        return tuple(torch.load(kept, weights_only=True))
     classifier, own = _classifier(name, settings)
     run_dir.start_in(folder, own, {}, run_dir.FREE)
     train_part, held_part, test_part = parts

@@ -139,5 +139,5 @@ def _cost(records: Sequence[Mapping[str, Any]], settings: BuildSettings) -> dict
     prices = (settings.price_in, settings.price_out)
     if None in prices:
         return {**total, "price": None}
-    spent = total["prompt_tokens"] * prices[0] + total["completion_tokens"] * prices[1]  # type: ignore[operator]
+    spent = total["prompt_tokens"] * prices[0] + total["completion_tokens"] * prices[1]
     return {**total, "price": round(spent / 1e6, 6), "prices_per_million": prices}

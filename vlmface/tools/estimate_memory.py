@@ -32,7 +32,7 @@ from vlmface.tools import simulate_memory
 from vlmface.tools.recipe_setup import read_tasks, settings_from, show_parameters
 from vlmface.train import sft
 from vlmface.train.checks import steps
-from vlmface.train.settings import VLMSettings
+from vlmface.train.settings import SFTSettings
 
 GIB = 2**30
 # Of a GPU. The rest is for CUDA's context and what its allocator cannot use.
@@ -59,7 +59,7 @@ def base_config(base: str) -> Any:
         raise UserError(f"cannot read {path / 'config.json'}: {error}") from error
 
 
-def build(config: Any, family: ModuleType, settings: VLMSettings, dtype: Any) -> Any:
+def build(config: Any, family: ModuleType, settings: SFTSettings, dtype: Any) -> Any:
     """The model of a run as its trainer sees it, adapters and frozen parts included, on PyTorch's
     meta device: shapes without values."""
     from peft import get_peft_model
@@ -72,19 +72,19 @@ def build(config: Any, family: ModuleType, settings: VLMSettings, dtype: Any) ->
     if settings.uses_lora:
         # The processor's tokens, or as many as the model has if there is none.
         tokens = _tokens(settings) or config.get_text_config().vocab_size
-        lora = sft.lora_config(settings, family, model, tokens)
+        lora = sft.lora_config(settings.lora, family, model, tokens)
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     else:
         parts.freeze(family.PARTS, model, settings.policy)
     return model.train()
 
 
-def _tokens(settings: VLMSettings) -> int | None:
+def _tokens(settings: SFTSettings) -> int | None:
     processor = processor_of(settings)
     return None if processor is None else len(processor.tokenizer)
 
 
-def processor_of(settings: VLMSettings) -> Any | None:
+def processor_of(settings: SFTSettings) -> Any | None:
     """The base's processor, or None if the folder has none."""
     path = manifest.resolve(settings.base)
     if not (path / "tokenizer_config.json").is_file():
@@ -162,13 +162,13 @@ class Rows:
         return batch
 
 
-def rows_of(settings: VLMSettings, family: ModuleType, config: Any, processor: Any) -> Rows:
+def rows_of(settings: SFTSettings, family: ModuleType, config: Any, processor: Any) -> Rows:
     """The run's own rows. Without its data, rows of max_length tokens are assumed; without its
     processor too, pictures of the size that the vision tower takes."""
     if processor is None:
         return _assumed(settings, family, config, None, "no processor beside config.json")
     try:
-        tasks = read_tasks(settings, processor, family)
+        tasks = read_tasks(settings, processor)
     except UserError as error:
         return _assumed(settings, family, config, processor, f"data not read: {error}")
     kept = [
@@ -193,7 +193,7 @@ def rows_of(settings: VLMSettings, family: ModuleType, config: Any, processor: A
 
 
 def _assumed(
-    settings: VLMSettings, family: ModuleType, config: Any, processor: Any, why: str
+    settings: SFTSettings, family: ModuleType, config: Any, processor: Any, why: str
 ) -> Rows:
     length = settings.max_length
     answer = min(_ANSWER, length // 2)
@@ -272,7 +272,7 @@ class Estimate:
 
 
 def estimate(
-    settings: VLMSettings, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
+    settings: SFTSettings, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
     processes: int, sharded: bool = True,
 ) -> Estimate:  # fmt: skip
     """Memory of the run on a GPU (bfloat16, as the recipes train there) or on a CPU (float32)."""
@@ -328,7 +328,7 @@ def estimate(
     return Estimate(training, max(0, other - moving), evaluation, kept, events)
 
 
-def _weights(model: Any, family: ModuleType, settings: VLMSettings) -> float:
+def _weights(model: Any, family: ModuleType, settings: SFTSettings) -> float:
     """Bytes of the weights; the language model's linear layers in 4 bits if they are quantised."""
     if not settings.quantize:
         return _bytes(model)
@@ -366,7 +366,7 @@ if {data}:
     settings = recipe_setup.settings_from({config!r}, {words!r})
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
-    kept = recipe_setup.read_tasks(settings, family.load_processor(base), family)
+    kept = recipe_setup.read_tasks(settings, family.load_processor(base))
 layer = torch.nn.Linear(256, 256)
 optimiser = torch.optim.AdamW(layer.parameters(), fused=True)
 layer(torch.ones(256, 256)).sum().backward()
@@ -375,7 +375,7 @@ print(peak_rss_gib())
 """
 
 
-def cpu_peak(settings: VLMSettings, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
+def cpu_peak(settings: SFTSettings, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
     """{what: bytes} of the main process's peak on a CPU, where a run also evaluates.
 
     A checkpoint's file is mapped: its pages count once they are read. After training, the run
@@ -400,7 +400,7 @@ def cpu_peak(settings: VLMSettings, found: Estimate, rows: Rows, empty: int) -> 
 # --- what to change -------------------------------------------------------------------------------
 
 
-def changes(settings: VLMSettings) -> Iterator[tuple[str, VLMSettings]]:
+def changes(settings: SFTSettings) -> Iterator[tuple[str, SFTSettings]]:
     """(words, settings) that need less and less memory; the product of batch_size and
     gradient_accumulation stays."""
     if not settings.gradient_checkpointing:
@@ -419,10 +419,10 @@ def changes(settings: VLMSettings) -> Iterator[tuple[str, VLMSettings]]:
         yield "quantize: nf4", settings
 
 
-def measure(settings: VLMSettings, processor: Any, family: ModuleType, count: int = 4) -> float:
+def measure(settings: SFTSettings, processor: Any, family: ModuleType, count: int = 4) -> float:
     """Seconds a step, measured on this machine: the median of all but the first of `count` real
     steps, in a temporary folder. Needs the base's weights and the data."""
-    tasks = read_tasks(settings, processor, family)
+    tasks = read_tasks(settings, processor)
     rows = tasks[0].rows
     short = [i for i, length in enumerate(rows["length"]) if length <= settings.max_length]
     needed = count * settings.batch_size * settings.gradient_accumulation
@@ -497,7 +497,7 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
 
 
 def _plan_cpu(
-    settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, config: str,
+    settings: SFTSettings, family: ModuleType, base: Any, rows: Rows, config: str,
     words: Sequence[str],
 ) -> int:  # fmt: skip
     found = estimate(settings, family, base, rows, gpu=False, processes=settings.num_processes or 1)
@@ -517,7 +517,7 @@ def _plan_cpu(
     return 0 if fits else 1
 
 
-def _other(settings: VLMSettings, memory: Memory, found: Estimate) -> None:
+def _other(settings: SFTSettings, memory: Memory, found: Estimate) -> None:
     with_, without = memory.activations, found.other_activations
     if not settings.gradient_checkpointing:
         with_, without = without, with_
@@ -529,7 +529,7 @@ def _other(settings: VLMSettings, memory: Memory, found: Estimate) -> None:
           + f" = {sum(held.values()) / GIB:.2f}")  # fmt: skip
 
 
-def _plan_gpu(settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
+def _plan_gpu(settings: SFTSettings, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
     world = settings.num_processes or 1
     found = estimate(settings, family, base, rows, gpu=True, processes=world)
     name, memory = next(iter(found.training.items()))

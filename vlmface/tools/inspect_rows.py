@@ -6,16 +6,14 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmface import families, manifest
 from vlmface.data.row_images import image_sizes
 from vlmface.encode import IGNORED
-from vlmface.tools.recipe_setup import Task, read_tasks, settings_from, show_parameters
+from vlmface.pipelines.sft import Task
+from vlmface.tools.recipe_setup import read_tasks, settings_from, show_parameters
 from vlmface.utils.terminal import printable
-
-if TYPE_CHECKING:
-    pass
 
 _GREEN, _DIM, _RESET = "\033[32m", "\033[2m", "\033[0m"
 _QUANTILES = (0, 0.05, 0.5, 0.95, 0.99, 1)
@@ -104,10 +102,10 @@ def show_lengths(task: Task, max_length: int) -> str:
         out = task.too_long(limit)
         star = "*" if limit == max_length else " "
         lines.append(f"{star} {limit:10,}   {out:13,}   {out / len(lengths):6.1%}")
-    reasons = Counter(task.left_out)
+    reasons = Counter(task.skipped)
     if too_long := task.too_long(max_length):
         reasons["too_long"] = too_long
-    total = len(lengths) + sum(task.left_out.values())
+    total = len(lengths) + sum(task.skipped.values())
     lines.append(
         f"left out: {sum(reasons.values()):,} of {total:,} rows"
         + "".join(f"\n  {count:,} {reason}" for reason, count in reasons.most_common())
@@ -129,10 +127,16 @@ def inspect_command(config: str, words: Sequence[str], n: int, colour: bool) -> 
     family = families.get(families.family_of(base))
     processor = family.load_processor(base)
     colour = colour or sys.stdout.isatty()
-    for task in read_tasks(settings, processor, family):
-        print(f"\nprompt {task.prompt.id} {task.prompt.sha}, base {settings.base}, "
-              f"data {settings.data} ({settings.data_split}); the loss sees what is "
-              + (f"{_GREEN}green{_RESET}" if colour else "in [ ]"))  # fmt: skip
+    learnt = f"{_GREEN}green{_RESET}" if colour else "in [ ]"
+    for task in read_tasks(settings, processor):
+        prompt = "texts without images" if task.prompt is None else f"prompt {task.prompt.id}"
+        sha = "" if task.prompt is None else f" {task.prompt.sha}"
+        data = (
+            settings.text_data
+            if task.prompt is None
+            else f"{settings.data} ({settings.data_split})"
+        )
+        print(f"\n{prompt}{sha}, base {settings.base}, data {data}; the loss sees what is {learnt}")
         for i in range(min(n, len(task.rows))):
             print(f"\n{show_row(processor, task.rows[i], colour=colour)}")
         print(f"\n{show_lengths(task, settings.max_length)}")

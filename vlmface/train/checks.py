@@ -180,8 +180,10 @@ def check_supported(settings: Any, gpu: bool) -> None:
 
 
 def check_machine(settings: Any) -> None:
-    """Refuse what the launch, this machine or its packages cannot do, before a run is begun. Raises
-    UserError."""
+    """Refuse what the launch, this machine or its packages cannot do, before a run is started.
+
+    Raises UserError.
+    """
     import torch
 
     check_supported(settings, torch.cuda.is_available())

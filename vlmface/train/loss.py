@@ -41,7 +41,7 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, scale: torch.Tensor) -> Any:
         gradient = ctx.gradient
         ctx.gradient = None
         return gradient.mul_(scale), None, None

@@ -1,7 +1,6 @@
 """Supervised fine-tuning: TRL's SFTTrainer over rows of our own encoder, resumable at any moment.
 
-`Settings` is what a recipe's YAML may say; `encode_rows` turns samples into token ids and counts
-what it has to leave out; `train` runs, or goes on with, the training of a run folder.
+`train` runs, or resumes, the training of a run folder; `write_manifest` describes its result.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from vlmface.families import parts
 from vlmface.prompts import Prompt, Question
 from vlmface.run_dir import read_log
 from vlmface.train.checks import check_supported
-from vlmface.train.settings import VLMSettings
+from vlmface.train.settings import Lora, SFTSettings
 from vlmface.utils.distributed import (
     PROCESS_TIMEOUT,
     check_sharding,
@@ -33,63 +33,71 @@ from vlmface.utils.distributed import (
 
 if TYPE_CHECKING:
     import datasets
+    from transformers import TrainingArguments
+    from trl import SFTConfig
 
 
-# --- rows -----------------------------------------------------------------------------------------
+# --- the same run ---------------------------------------------------------------------------------
 
 
 def identity(
     settings: Any,
     loaded: datasets.Dataset,
     rows: datasets.Dataset,
-    tested: datasets.Dataset,
-    asked: Sequence[Question],
+    test_rows: datasets.Dataset,
+    prompts: Sequence[Question],
     base: str | Path,
 ) -> dict[str, Any]:
     """What must be the same when a run is resumed, besides its settings (`run_dir.begin`).
 
     Args:
-        settings: of the recipe.
-        loaded: the training data as `data.load` gives them.
-        rows: those that are trained on.
-        tested: the rows that the model is evaluated on.
-        asked: the prompts.
-        base: folder of the base model.
+        settings: Of the recipe.
+        loaded: The training data as `data.load` returns them.
+        rows: The rows that are trained on.
+        test_rows: The rows that the model is evaluated on.
+        prompts: The prompts that are trained on.
+        base: Folder of the base model.
     """
     texts = getattr(settings, "text_data", None)
     return {
         "data": data.fingerprint(loaded),
         "rows": len(rows),
         "text_data": hashlib.sha256(Path(texts).read_bytes()).hexdigest()[:12] if texts else None,
-        "test_data": data.fingerprint(tested, pictures=False),
-        "prompts": [f"{prompt.id} {prompt.sha} {prompt.space.sha}" for prompt in asked],
+        "test_data": data.fingerprint(test_rows, pictures=False),
+        "prompts": [f"{prompt.id} {prompt.sha} {prompt.space.sha}" for prompt in prompts],
         "base_weights": manifest.weights_sha(base),
     }
-
-
-# --- processes ------------------------------------------------------------------------------------
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
-def lora_config(settings: VLMSettings, family: ModuleType, model: Any, tokens: int) -> Any:
-    """peft's LoraConfig for the model; `tokens` is the size of the processor's vocabulary. Raises
-    UserError for modules that the model lacks."""
+def lora_config(lora: Lora, family: ModuleType, model: Any, tokens: int) -> Any:
+    """peft's LoraConfig.
+
+    Args:
+        lora: Which parts are trained under LoRA, and how.
+        family: Of the model.
+        model: To which the adapters are added.
+        tokens: Size of the processor's vocabulary.
+
+    Raises:
+        UserError: The model lacks a module that is to have an adapter.
+    """
     from peft import LoraConfig
 
-    parts.check_lora_modules(family.PARTS, model, settings.policy, settings.lora_modules)
+    parts.check_lora_modules(family.PARTS, model, lora.policy, lora.modules)
     return LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=settings.lora_dropout,
-        use_rslora=settings.lora_variant == "rslora",
-        use_dora=settings.lora_variant == "dora",
-        target_modules=family.lora_targets(settings.policy, settings.lora_modules),
-        modules_to_save=parts.full_modules(family.PARTS, settings.policy, model) or None,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
+        target_modules=family.lora_targets(lora.policy, lora.modules),
+        modules_to_save=parts.full_modules(family.PARTS, lora.policy, model) or None,
         # peft keeps the head tied to embeddings that are adapted this way.
         trainable_token_indices={"embed_tokens": list(range(tokens))}
-        if settings.train_embeddings
+        if lora.train_embeddings
         else None,
         task_type="CAUSAL_LM",
     )
@@ -100,103 +108,43 @@ def train(
     processor: Any,
     family: ModuleType,
     rows: datasets.Dataset,
-    settings: VLMSettings,
+    settings: SFTSettings,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_rows`; save the adapter (or whole model) and processor.
 
-    Goes on from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
-    if it had not been interrupted. Returns {"steps", "loss_first", "loss_last", "wall_s",
-    "samples_per_s", "trainable", "trainable_sha", "parameters"}; wall_s counts all sittings,
-    `trainable` and `parameters` are numbers of weights, `trainable_sha` is over the names of the
-    former. log.jsonl has a line per `logging_steps`. Raises UserError.
+    Resumes from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
+    if it had not been interrupted. log.jsonl gets a line per `logging_steps`.
+
+    Args:
+        base: Folder of the base model.
+        processor: Of the base model.
+        family: Of the base model.
+        rows: The rows to train on.
+        settings: Of the run.
+
+    Returns:
+        {"steps", "loss_first", "loss_last", "wall_s", "samples_per_s", "trainable",
+        "trainable_sha", "parameters"}; wall_s counts all sittings, `trainable` and `parameters` are
+        numbers of weights, `trainable_sha` is over the names of the former.
+
+    Raises:
+        UserError: The settings cannot be trained with on this machine, or the loss is not finite.
     """
-    import torch
     from transformers import set_seed
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-    from trl import SFTConfig
 
-    from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features, count
+    from vlmface.train.trainer import count
 
-    # Renamed in transformers 5.23; TRL and peft still use the old name.
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
-    # Renamed in torch 2.14; DeepSpeed 0.19 still uses the old names, at every step.
-    warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
-    run_dir = Path(settings.output_dir)
+    silence_renamings()
     if settings.save_steps % settings.logging_steps:
         raise UserError(
-            f"save_steps {settings.save_steps} is no multiple of logging_steps "
+            f"save_steps {settings.save_steps} is not a multiple of logging_steps "
             f"{settings.logging_steps}: the log of a resumed run would differ"
         )
-    gpu, mixed = torch.cuda.is_available(), mixed_precision()
-    check_supported(settings, gpu)
-    disable_deepspeed_shm()
-    arguments = SFTConfig(
-        output_dir=str(run_dir / "checkpoints"),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        torch_compile=settings.compile,
-        use_liger_kernel=settings.liger,
-        bf16=mixed,
-        use_cpu=not gpu,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        dataloader_num_workers=settings.dataloader_workers,
-        dataloader_pin_memory=gpu,
-        logging_steps=settings.logging_steps,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_nan_inf_filter=False,
-        seed=settings.seed,
-        report_to=settings.report_to,
-        ddp_timeout=int(PROCESS_TIMEOUT.total_seconds()),
-    )
-    # After the arguments: they tell transformers to read the weights into shards under ZeRO-3.
-    model = family.load_model(
-        base,
-        dtype=torch.bfloat16 if mixed and settings.uses_lora else torch.float32,
-        device=arguments.device if settings.quantize else None,
-        quantize=settings.quantize,
-    )
-    if is_deepspeed_zero3_enabled():
-        # transformers 5.23 notes renamings that it did not make, and would undo them when it saves.
-        model._weight_conversions = None
-    peft_config = None
-    if not settings.uses_lora:
-        parts.freeze(family.PARTS, model, settings.policy)
-    else:
-        peft_config = lora_config(settings, family, model, len(processor.tokenizer))
+    run_dir = Path(settings.output_dir)
+    arguments = _arguments(settings)
+    model = _model(base, processor, family, settings, arguments)
     set_seed(settings.seed)
-    caching = settings.cache_features and settings.tower == "frozen" and arguments.world_size == 1
-    caching = caching and not sharding()
-    log = JsonLines(run_dir / "log.jsonl")
-    trainer = SupervisedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=row_images.drop_image_columns(rows) if caching else rows,
-        processing_class=processor,
-        data_collator=encode.Collator(processor, family),
-        peft_config=peft_config,
-        callbacks=[log],
-        family=family,
-    )
-    if caching:
-        with trainer.accelerator.autocast():
-            trainer.features = all_tower_features(trainer.model, family, rows, processor)
-    if trainer.args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
-        raise UserError(
-            f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
-            f"{trainer.args.world_size}"
-        )
-    check_sharding(trainer)
+    trainer = _trainer(settings, arguments, model, processor, family, rows)
     trained: Any = trainer.model
     trainable = sum(count(p) for p in trained.parameters() if p.requires_grad)
     parameters = sum(count(p) for p in trained.parameters())
@@ -216,6 +164,131 @@ def train(
     }
 
 
+def silence_renamings() -> None:
+    """Hide warnings about names that libraries below ours still use, at every step."""
+    # Renamed in transformers 5.23; TRL and peft still use the old name.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
+    # Renamed in torch 2.14; DeepSpeed 0.19 still uses the old names.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
+
+
+def shared_arguments(settings: Any) -> dict[str, Any]:
+    """The arguments of transformers' Trainer that supervised fine-tuning and GRPO have in common;
+    `settings` are those of either."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(Path(settings.output_dir) / "checkpoints"),
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "bf16": mixed_precision(),
+        "use_cpu": not gpu,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": gpu,
+        "logging_steps": settings.logging_steps,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_nan_inf_filter": False,
+        "seed": settings.seed,
+        "report_to": settings.report_to,
+        "ddp_timeout": int(PROCESS_TIMEOUT.total_seconds()),
+    }
+
+
+def _arguments(settings: SFTSettings) -> SFTConfig:
+    """TRL's arguments for a run. Raises UserError for what this machine cannot do."""
+    import torch
+    from trl import SFTConfig
+
+    shared = shared_arguments(settings)
+    check_supported(settings, torch.cuda.is_available())
+    disable_deepspeed_shm()
+    return SFTConfig(
+        **shared,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        torch_compile=settings.compile,
+        use_liger_kernel=settings.liger,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_num_workers=settings.dataloader_workers,
+    )
+
+
+def _model(
+    base: str | Path,
+    processor: Any,
+    family: ModuleType,
+    settings: SFTSettings,
+    arguments: TrainingArguments,
+) -> tuple[Any, Any]:
+    """(the base model, frozen where no LoRA is trained; peft's configuration, or None).
+
+    `arguments` must exist before: they tell transformers to read the weights into shards under
+    ZeRO-3.
+    """
+    import torch
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    half = mixed_precision() and settings.uses_lora
+    model = family.load_model(
+        base,
+        dtype=torch.bfloat16 if half else torch.float32,
+        device=arguments.device if settings.quantize else None,
+        quantize=settings.quantize,
+    )
+    if is_deepspeed_zero3_enabled():
+        # transformers 5.23 notes renamings that it did not make, and would undo them when it saves.
+        model._weight_conversions = None
+    if settings.uses_lora:
+        return model, lora_config(settings.lora, family, model, len(processor.tokenizer))
+    parts.freeze(family.PARTS, model, settings.policy)
+    return model, None
+
+
+def _trainer(
+    settings: SFTSettings,
+    arguments: SFTConfig,
+    model: tuple[Any, Any],
+    processor: Any,
+    family: ModuleType,
+    rows: datasets.Dataset,
+) -> Any:
+    """The trainer of a `_model`, with the tower's features if they are cached. Raises UserError if
+    it does not train with the processes and the sharding of the launch."""
+    from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features
+
+    caching = settings.cache_features and settings.tower == "frozen" and arguments.world_size == 1
+    caching = caching and not sharding()
+    trainer = SupervisedTrainer(
+        model=model[0],
+        args=arguments,
+        train_dataset=row_images.drop_image_columns(rows) if caching else rows,
+        processing_class=processor,
+        data_collator=encode.Collator(processor, family),
+        peft_config=model[1],
+        callbacks=[JsonLines(Path(settings.output_dir) / "log.jsonl")],
+        family=family,
+    )
+    if caching:
+        with trainer.accelerator.autocast():
+            trainer.features = all_tower_features(trainer.model, family, rows, processor)
+    if trainer.args.world_size != int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(
+            f"{os.environ.get('WORLD_SIZE', 1)} processes were started, but the trainer sees "
+            f"{trainer.args.world_size}"
+        )
+    check_sharding(trainer)
+    return trainer
+
+
 def save_trained(
     trainer: Any, processor: Any, family: ModuleType, base: str, lora: bool, run_dir: Path
 ) -> None:
@@ -227,8 +300,8 @@ def save_trained(
     state = trainer.whole_state()
     if is_main():
         if lora:
-            # peft would note the folder that the base lies in on this machine, write an empty
-            # model card, and ask the hub whether the base's vocabulary has grown.
+            # peft would store this machine's path of the base, write an empty model card, and
+            # request from the hub whether the base's vocabulary has grown.
             final.peft_config["default"].base_model_name_or_path = base
             final.save_pretrained(
                 run_dir, selected_adapters=["default"], save_embedding_layers=False,
@@ -239,39 +312,73 @@ def save_trained(
         else:
             family.save_checkpoint(final, processor, run_dir, state)
     trainer.accelerator.wait_for_everyone()
-    unset_hf_deepspeed_config()  # the next model to be loaded shall be whole
+    unset_hf_deepspeed_config()  # the next model is loaded whole
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What the manifest contains about a model besides its files.
+
+    Args:
+        base: Folder of the base model.
+        base_id: Its name in the settings.
+        family: Of the base model.
+        processor: As it was trained with.
+        prompts: As it was trained with.
+        policy: {part: frozen | lora | full}.
+        crop: The views, as settings contain them.
+        frames: Of a video, for each view.
+        max_length: Tokens of images, prompt and answer.
+        quantize: Of the language model under its LoRA.
+    """
+
+    base: Path
+    base_id: str
+    family: ModuleType
+    processor: Any
+    prompts: Sequence[Prompt]
+    policy: Mapping[str, str]
+    crop: Any
+    frames: int
+    max_length: int
+    quantize: str | None = None
 
 
 def write_manifest(
     recipe: str,
-    settings: VLMSettings,
-    base: Path,
-    family: ModuleType,
-    processor: Any,
-    asked: Sequence[Prompt],
-    aus: Sequence[int],
+    settings: Any,
+    model: TrainedModel,
+    au_set: Sequence[int],
     data: Mapping[str, Any],
 ) -> None:
-    """Write vlmface.json of a run whose weights and processor are saved, and its prompts: from here
-    on it can be evaluated. `aus` are the AUs that it names, `data` what it was trained on."""
-    run_dir, views = Path(settings.output_dir), crops.parse_views(settings.crop)
-    manifest.save_prompts(asked, run_dir)
+    """Write vlmface.json of a run whose weights and processor are saved, and its prompts. From here
+    on it can be evaluated.
+
+    Args:
+        recipe: Name of the recipe.
+        settings: Of the recipe: output_dir, data, limits, seed and max_new_tokens are read.
+        model: What was trained.
+        au_set: Action units that its answers contain.
+        data: What it was trained on; "n" is the number of rows.
+    """
+    run_dir, views = Path(settings.output_dir), crops.parse_views(model.crop)
+    manifest.save_prompts(model.prompts, run_dir)
     manifest.Manifest(
         recipe=recipe,
-        family=family.NAME,
-        base={"id": settings.base, "sha": manifest.weights_sha(base)},
-        adapter=settings.uses_lora,
-        policy=settings.policy,
-        quantize=settings.quantize,
-        prompts=[manifest.describe(prompt) for prompt in asked],
-        au_set=list(aus),
-        image=family.describe_image(processor),
+        family=model.family.NAME,
+        base={"id": model.base_id, "sha": manifest.weights_sha(model.base)},
+        adapter="lora" in model.policy.values(),
+        policy=dict(model.policy),
+        quantize=model.quantize,
+        prompts=[manifest.describe(prompt) for prompt in model.prompts],
+        au_set=list(au_set),
+        image=model.family.describe_image(model.processor),
         processor=manifest.processor_shas(run_dir),
         weights=manifest.weights_shas(run_dir),
         crop=crops.views_as_dict(views),
-        frames=settings.frames,
+        frames=model.frames,
         faces=crops.default_faces(views, shows_faces(settings.data)),
-        max_length=settings.max_length,
+        max_length=model.max_length,
         generation={"max_new_tokens": settings.max_new_tokens},
         data=dict(data),
         seed=settings.seed,

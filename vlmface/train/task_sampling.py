@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -44,8 +44,8 @@ def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) 
 
     "none": every row, also those without a label, which the encoder leaves out and counts. "tasks":
     each prompt gets as many rows as the one with most labels, rows occurring again where there are
-    too few. "labels": the same, and within each prompt every label occurs equally often, or once
-    more. Deterministic under `seed`.
+    too few. "labels": the same, and within each prompt every label occurs equally often, up to
+    one row. Deterministic under `seed`.
     """
     if balance == "none":
         return [np.arange(len(words)) for words in labels]
@@ -67,19 +67,26 @@ def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) 
     return chosen
 
 
-def join(parts: Sequence[datasets.Dataset], chosen: Sequence[np.ndarray]) -> Any:
-    """The encoded rows of all prompts (`sft.encode_rows` of the chosen ones) as one data set, their
-    `row` numbers those of the faces and their `length` rounded up to 32 tokens.
+def number(rows: datasets.Dataset, index: np.ndarray) -> datasets.Dataset:
+    """The encoded rows of chosen samples, with the number of the sample in column `row`.
 
-    Rows of one length are batched together. A question's rows are all equally long, so that every
-    batch would ask one question only, and the next one undo what it taught; rounded lengths mix.
+    Args:
+        rows: Of `encode_rows`, whose `row` is the place in `index`.
+        index: The numbers of the chosen samples.
     """
-    from datasets import concatenate_datasets
+    if (index == np.arange(len(index))).all():
+        return rows
+    return _replace_column(rows, "row", index[np.array(rows["row"][:])].tolist())
 
-    joined = []
-    for part, index in zip(parts, chosen, strict=True):
-        rows = index[np.array(part["row"][:])].tolist()
-        lengths = (np.ceil(np.array(part["length"][:]) / 32) * 32).astype(int).tolist()
-        plain = part.remove_columns(["row", "length"])
-        joined.append(plain.add_column("row", rows).add_column("length", lengths))
-    return concatenate_datasets(joined)
+
+def round_lengths(rows: datasets.Dataset, multiple: int = 32) -> datasets.Dataset:
+    """The rows with their `length`, by which they are batched, rounded up to a multiple of so many
+    tokens."""
+    lengths = np.ceil(np.array(rows["length"][:]) / multiple) * multiple
+    return _replace_column(rows, "length", lengths.astype(int).tolist())
+
+
+def _replace_column(rows: datasets.Dataset, name: str, values: list[int]) -> datasets.Dataset:
+    """The rows with another column of numbers in the place of one."""
+    changed: datasets.Dataset = rows.remove_columns(name).add_column(name, values)
+    return changed.select_columns(rows.column_names)

@@ -45,7 +45,9 @@ def read(path: str | Path) -> list[tuple[str, str]]:
         if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
             raise UserError(f"{path}, line {number}: question and answer must be text, not empty")
         if any("\ud800" <= c <= "\udfff" for c in question + answer):
-            raise UserError(f"{path}, line {number}: half of a \\ud83d\\ude00 pair is no character")
+            raise UserError(
+                f"{path}, line {number}: half of a \\ud83d\\ude00 pair is not a character"
+            )
         found.append((question, answer))
     if not found:
         raise UserError(f"{path} holds no line: give question and answer, or set text_data: null")
@@ -72,32 +74,52 @@ def encode_row(
     }
 
 
-def add(
-    rows: datasets.Dataset, path: str | Path, processor: Any, family: ModuleType, max_length: int
+def encode_file(
+    path: str | Path,
+    processor: Any,
+    family: ModuleType,
+    max_length: int,
+    *,
+    features: datasets.Features,
+    row: int,
 ) -> tuple[datasets.Dataset, dict[str, int]]:
-    """(the encoded `rows` and behind them those of a file for `read`; how many of it were left out,
-    by reason). Raises UserError if the file holds none that fits."""
-    from datasets import Dataset, concatenate_datasets
+    """Encode the rows of a file for `read`.
+
+    Args:
+        path: The file.
+        processor: Of the model.
+        family: Of the model.
+        max_length: Longer rows are skipped.
+        features: Of the rows with images that these are added to.
+        row: Their number in column `row`, the same for all: they share the blank picture.
+
+    Returns:
+        (the rows, how many were skipped by reason).
+
+    Raises:
+        UserError: The file contains none that fits.
+    """
+    from datasets import Dataset
     from PIL import Image
 
     columns: defaultdict[str, list[Any]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for question, answer in read(path):
         try:
-            row = encode_row(processor, family, question, answer, max_length=max_length)
+            encoded = encode_row(processor, family, question, answer, max_length=max_length)
         except RefusedError as error:
-            left_out[f"text: {error.reason}"] += 1
+            skipped[error.reason] += 1
             continue
-        del row["attention_mask"]  # the collator's own: it pads
-        for name, values in row.items():
+        del encoded["attention_mask"]  # the collator adds it when it pads
+        for name, values in encoded.items():
             columns[name].append(values)
-        columns["length"].append(len(row["input_ids"]))
+        columns["length"].append(len(encoded["input_ids"]))
     if not columns:
-        raise UserError(f"no row of text_data {path} can be trained on: {dict(left_out)}")
-    # One number for all: they share the blank picture.
-    columns["row"] = [max(rows["row"][:]) + 1] * len(columns["length"])
-    columns["image"] = [Image.new("RGB", _BLANK)] * len(columns["length"])
-    if "images" in rows.column_names:
-        columns["images"] = [[]] * len(columns["length"])  # its image alone
-    texts = Dataset.from_dict(columns).cast(rows.features)
-    return concatenate_datasets([rows, texts]), dict(left_out)
+        raise UserError(f"no row of text_data {path} can be trained on: {dict(skipped)}")
+    n = len(columns["length"])
+    columns["row"] = [row] * n
+    columns["image"] = [Image.new("RGB", _BLANK)] * n
+    if "images" in features:
+        columns["images"] = [[]] * n  # its image alone
+    ordered = {name: columns[name] for name in features}
+    return Dataset.from_dict(ordered).cast(features), dict(skipped)

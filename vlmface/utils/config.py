@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -22,7 +22,16 @@ import yaml
 from vlmface.errors import UserError
 from vlmface.utils import distributed
 from vlmface.utils.files import atomic_write, resource
-from vlmface.utils.ranges import Checked, Describes, alternatives, bare, describe, in_range, kinds
+from vlmface.utils.ranges import (
+    Checked,
+    Describes,
+    alternatives,
+    bare,
+    describe,
+    help_texts,
+    in_range,
+    kinds,
+)
 
 T = TypeVar("T")
 SETTINGS = "settings.json"  # in the folder of a run
@@ -42,8 +51,8 @@ def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
     settings = build(cls, {**stored, **given}, where=f"{file.name} or the command line")
     if wants_help:
         print(f"{usage}\n\nSettings, with the values that would be used now ({file}):")
-        for name, kind in kinds(cls).items():
-            print(f"  --{name} {getattr(settings, name)!r}  ({describe(kind)})")
+        values = {name: f" {getattr(settings, name)!r}" for name in kinds(cls)}
+        print(describe_fields(cls, values))
         raise SystemExit(0)
     refuse_unused(settings, given)
     return settings
@@ -64,9 +73,8 @@ def peek(name: str, argv: Sequence[str], *, default: str) -> Any:
 def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
     """`--field value` alone, for commands without a settings file; `--help` as in `parse`."""
     if any(word in ("-h", "--help") for word in argv):
-        print(f"{usage}\n\nfields:")
-        for name, kind in kinds(cls).items():
-            print(f"  --{name}: {describe(kind)}")
+        defaults = {name: f" {value!r}" for name, value in default_values(cls).items()}
+        print(f"{usage}\n\nSettings, with their defaults:\n{describe_fields(cls, defaults)}")
         raise SystemExit(0)
     given = words(cls, argv)
     settings = build(cls, dict(given), where="the command line")
@@ -74,11 +82,62 @@ def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
     return settings
 
 
-def option(parser: Any, flag: str, kind: Any, **rest: Any) -> None:
-    """`parser.add_argument(flag, ...)` of argparse for a value of `kind`, with its range. Parsing
-    raises UserError for another value."""
+def describe_fields(cls: Any, values: Mapping[str, str]) -> str:
+    """For `--help`: each field of settings with a value, its meaning, type and range.
+
+    Args:
+        cls: The settings.
+        values: {field: text behind its name}; fields without one are required.
+    """
+    texts = help_texts(cls)
+    lines = []
+    for name, kind in kinds(cls).items():
+        lines.append(f"  --{name}{values.get(name, '  (required)')}")
+        lines.append(f"      {texts[name]} ({describe(kind)})".replace("  (", " ("))
+    return "\n".join(lines)
+
+
+def comment(cls: Any, name: str) -> str:
+    """The comment on a field in the files of recipes/configs: its meaning, and the words that it
+    may be, if the meaning does not contain them."""
+    words = [
+        str(word)
+        for kind in alternatives(kinds(cls)[name])
+        if typing.get_origin(bare(kind)[0]) is typing.Literal
+        for word in typing.get_args(bare(kind)[0])
+    ]
+    text = help_texts(cls)[name]
+    mentioned = re.findall(r"\w+", text)
+    return text if set(words) <= set(mentioned) else f"{text} ({' | '.join(words)})"
+
+
+def default_values(cls: Any) -> dict[str, Any]:
+    """{field: default} of a dataclass, without the fields that have none."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    return values
+
+
+def option(parser: Any, flag: str, kind: Any, *, help: str = "", **keywords: Any) -> None:
+    """Add an option to a parser of argparse; its help ends with type, range and default.
+
+    Args:
+        parser: To add to.
+        flag: Such as "--n".
+        kind: The type, with its range; parsing raises UserError for another value.
+        help: The meaning.
+        keywords: Further ones of `add_argument`.
+    """
     name = flag.removeprefix("--")
-    parser.add_argument(flag, type=lambda text: convert(name, kind, text), **rest)
+    allowed = describe(kind)
+    if (default := keywords.get("default")) is not None:
+        allowed += f"; default {default}"
+    text = f"{help} ({allowed})".strip()
+    parser.add_argument(flag, type=lambda word: convert(name, kind, word), help=text, **keywords)
 
 
 def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
@@ -137,7 +196,7 @@ def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a script's `main` on the command line: a UserError is one line on stderr and exit code 2,
     an interruption exit code 130. Several processes end together."""
     distributed.run_command(
-        lambda: main(sys.argv[1:]), "interrupted; the same command goes on from here"
+        lambda: main(sys.argv[1:]), "interrupted; run the same command again to resume"
     )
 
 
@@ -153,7 +212,7 @@ def find(name: str) -> Path:
         return folder / path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     raise UserError(
-        f"there is no settings file {name!r}{_hint(path.stem, known)}: give the path of a YAML "
+        f"there is no settings file {name!r}{nearest(path.stem, known)}: give the path of a YAML "
         f"file, or one of {', '.join(known)}"
     )
 
@@ -190,15 +249,10 @@ def build(cls: type[T], values: dict[str, Any], *, where: str) -> T:
     for name in values:
         if name not in fields:
             raise UserError(
-                f"there is no setting {name!r}{_hint(str(name), fields)} (in {where}); "
+                f"there is no setting {name!r}{nearest(str(name), fields)} (in {where}); "
                 f"settings: {', '.join(fields)}"
             )
-    required = {
-        f.name
-        for f in dataclasses.fields(typing.cast(Any, cls))
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    if missing := required - set(values):
+    if missing := set(fields) - set(default_values(cls)) - set(values):
         raise UserError(f"{where} lacks {', '.join(sorted(missing))}: add it")
     made = cls(**{name: convert(name, fields[name], value) for name, value in values.items()})
     if isinstance(made, Checked):
@@ -214,13 +268,10 @@ def refuse_unused(settings: Any, given: Collection[str] | None = None) -> None:
     """
     if not isinstance(settings, Checked):
         return
-    defaults = {f.name: f for f in dataclasses.fields(typing.cast(Any, settings))}
+    defaults = default_values(type(settings))
     for name, why, by in settings.unused():
-        value, field = getattr(settings, name), defaults[name]
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if value == default:
+        value, default = getattr(settings, name), defaults.get(name)
+        if name in defaults and value == default:
             continue
         text = f"{name} is {value!r}, but has no effect: {why}"
         of_file = given is not None and name not in given
@@ -343,6 +394,7 @@ def _as_float(parsed: Any) -> Any:
         return _NOT
 
 
-def _hint(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest of the known names for a message, or "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

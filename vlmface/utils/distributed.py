@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from vlmface.errors import UserError
+from vlmface.utils.extras import missing_extra
 from vlmface.utils.terminal import one_line
 
 HEAD_START = 10.0  # seconds that rank 0 has to print an error which every process raised
@@ -50,22 +51,23 @@ def check_alone(command: str) -> None:
 
 
 def run_command(main: Callable[[], int], interrupted: str) -> NoReturn:
-    """Run `main` and exit: with its code, with 2 and one line on stderr after a UserError, with
-    130 and the line `interrupted` after an interruption.
+    """Run `main` and exit with the code of `exit_code`.
 
     Of several processes, all leave together when `main` has returned in each of them. A process
     that fails leaves at once, without waiting for the others: the launcher ends them.
+
+    Args:
+        main: Returns an exit code.
+        interrupted: Line to print after an interruption.
     """
-    try:
+
+    def main_to_end() -> int:
         code = main()
         _close_process_group()
-    except UserError as error:
-        let_main_report()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        code = 130
+        return code
+
+    try:
+        code = exit_code(main_to_end, interrupted)
     except Exception:
         if world_size() == 1:
             raise
@@ -76,8 +78,39 @@ def run_command(main: Callable[[], int], interrupted: str) -> NoReturn:
     sys.exit(code)
 
 
+def exit_code(main: Callable[[], int], interrupted: str) -> int:
+    """Run `main`.
+
+    Args:
+        main: Returns an exit code.
+        interrupted: Line to print after an interruption.
+
+    Returns:
+        The code of `main`; 2 and one line on stderr after a UserError, or if an optional package
+        is missing; 130 and the line `interrupted` after an interruption.
+    """
+    try:
+        return main()
+    except UserError as error:
+        return _print_error(error)
+    except ImportError as error:
+        explanation = missing_extra(error)
+        if explanation is None:
+            raise
+        return _print_error(explanation)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+
+
+def _print_error(error: UserError) -> int:
+    let_main_report()
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 2
+
+
 def _leave(code: int) -> NoReturn:
-    """Exit without finalising the interpreter, which waits for nobody and cannot abort.
+    """Exit without finalising the interpreter, which waits for no thread and cannot abort.
 
     Gloo's threads may still hold the tensors of the last collective, and those of a group that DDP
     used outlive the group. To release a tensor they take the interpreter's lock; while Python 3.11

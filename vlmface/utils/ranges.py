@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import types
 import typing
@@ -108,6 +109,32 @@ def kinds(cls: Any) -> dict[str, Any]:
 def _kinds(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def help_texts(cls: Any) -> dict[str, str]:
+    """{field: its meaning} of a dataclass, from the `Args:` of its docstring and of its bases'; ""
+    for a field that these do not mention."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        texts |= _arguments_of(vars(base).get("__doc__") or "")
+    return {name: texts.get(name, "") for name in kinds(cls)}
+
+
+def _arguments_of(docstring: str) -> dict[str, str]:
+    """{name: text} of the section `Args:` of a Google-style docstring."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    texts: dict[str, str] = {}
+    name = ""
+    for line in lines[lines.index("Args:") + 1 :] if "Args:" in lines else []:
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if not text or indent == 0:
+            break
+        if indent == 4:
+            name, _, text = text.partition(":")
+        texts[name] = f"{texts.get(name, '')} {text.strip()}".strip()
+    return texts
 
 
 def bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -42,7 +42,7 @@ def create_app(predictor: Predictor, settings: Settings, hosts: Hosts | None = N
                   redoc_url=None, redirect_slashes=False)  # fmt: skip
     app.state.load = load
     app.add_middleware(
-        Observed,  # type: ignore[arg-type]
+        Observed,
         metrics=metrics,
         routes=frozenset((ANALYZE, HEALTH, METRICS)),
         hosts=hosts,

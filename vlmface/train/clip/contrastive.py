@@ -32,8 +32,22 @@ _MAX_SCALE = 100.0  # of the logits, as in CLIP
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Training):
-    """One run of `recipes/clip_captions.py`; recipes/configs/clip_captions_tiny.yaml explains every
-    field."""
+    """One run of recipes/clip_captions.py.
+
+    Args:
+        base: untrained, NAME/TAG of open_clip, hf-hub:OWNER/NAME, or a folder
+        probe_data: data set of the linear probes
+        probe_root: its folder; null: it is rendered
+        probe_splits: two splits: probes are trained on the first and tested on the second
+        n_probe: rows of each; null: the whole split
+        crop: view of each image, such as {size: 224, margin: 0.2, show: face}; null: the image
+        says: what captions contain: attributes, aus, emotion
+        captions_per_face: in other words and order; one is drawn at each step
+        image: how the image tower is trained
+        text: how the text tower is trained
+        batch_size: pairs per process and step; all processes' pairs are contrasted
+        saved_as: float16, or float32: twice the file, and what training computes with
+    """
 
     probe_data: str
     probe_root: str | None = None
@@ -291,6 +305,6 @@ def logistic_regression(
         loss.backward()
         return loss
 
-    solver.step(closure)  # type: ignore[arg-type]
+    solver.step(closure)
     with torch.no_grad():
         return test_x @ weights + bias

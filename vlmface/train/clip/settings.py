@@ -1,4 +1,4 @@
-"""The settings of CLIP recipes."""
+"""Settings of the recipes that train a CLIP."""
 
 from __future__ import annotations
 
@@ -11,60 +11,62 @@ from vlmface.clip.classifier import ClassifierConfig
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.train import checks
+from vlmface.train.settings import (
+    DatasetSettings,
+    EvaluationSettings,
+    OptimizerSettings,
+    RunSettings,
+)
 from vlmface.utils.ranges import (
-    Checked,
     Count,
-    Describes,
     Natural,
     NotNegative,
     Positive,
     PositiveShare,
     Range,
-    Seed,
     Share,
     Unused,
-    Warmup,
 )
 
 PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Checked):
-    """Settings of all recipes that train a CLIP: the model, the data and the optimisation."""
+class Training(RunSettings, OptimizerSettings, DatasetSettings):
+    """What all recipes that train a CLIP share: the model, and how it is trained.
+
+    Args:
+        base: NAME/TAG of open_clip, hf-hub:OWNER/NAME, a folder, or vlmface-clip-tiny
+        lora_rank: rank of the adapters
+        lora_alpha: the adapters are scaled by lora_alpha / lora_rank
+        augment: flip: mirrored; face: also turned, scaled, shifted, brighter or darker; or none
+        epochs: passes over all rows
+        optimizer: AdamW, or SGD with momentum
+        learning_rates: {part: rate}, where a part has another rate than learning_rate
+        layer_decay: the rate of each block of the image tower is this times that of the next
+        schedule: of the learning rate; steps: a tenth after each milestone
+        milestones: epochs after which the rate is a tenth, with schedule: steps
+        cache_gib: decoded images that are kept in memory
+        dataloader_workers: processes that load batches; 0: the training process
+        eval_batch_size: rows per batch of the evaluation
+    """
 
     base: str
-    data: str
-    output_dir: str
-    data_root: str | None = None
-    data_split: str = "train"
-    data_options: dict[str, Any] = field(default_factory=dict)
-    n_train: Count | None = None
-    seed: Seed = 0
     lora_rank: Count = 8
     lora_alpha: Positive = 16
     augment: Literal["none", "flip", "face"] = "none"
     epochs: Positive = 10
     batch_size: Count = 64
-    gradient_accumulation: Count = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     learning_rates: dict[str, Positive] = field(default_factory=dict)
     layer_decay: PositiveShare = 1.0
-    schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "steps"] = "cosine"  # type: ignore[assignment]
     milestones: list[Count] = field(default_factory=list)
-    warmup_steps: Warmup = 0
-    weight_decay: NotNegative = 0.0
-    max_grad_norm: NotNegative = 1.0  # 0: not clipped
-    gradient_checkpointing: bool = False
     cache_gib: NotNegative = 2.0
-    num_processes: Count | None = None
     dataloader_workers: Natural = 0
-    logging_steps: Count = 10
     save_steps: Count = 200
     eval_batch_size: Count = 100
-    report_to: str = "none"
-    overwrite: bool = False
 
     @property
     def trained_parts(self) -> set[str]:
@@ -98,6 +100,7 @@ class Training(Checked):
             )
 
     def unused(self) -> Iterator[Unused]:
+        """The fields that have no effect beside the others."""
         yield from checks.unused_warmup(self)
         if self.schedule != "steps":
             yield Unused("milestones", f"schedule is {self.schedule}", ("schedule",))
@@ -116,14 +119,32 @@ class Training(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Training):
-    """One run of `recipes/clip_finetune.py`; the files in recipes/configs explain every field."""
+class Settings(Training, EvaluationSettings):
+    """One run of recipes/clip_finetune.py.
 
-    benchmark: str
+    Args:
+        prompt: the texts of the labels: name in prompts/clip/, or a YAML file
+        crop: views of each image, such as {size: 224, margin: 0.2, show: face}; null: the image
+        frames: of a video, for each view; 1: the middle one
+        validation_share: share of the people to hold out, for `select` and `wise_alpha`
+        validation_split: or a split of the data set for that; null: none
+        image: how the image tower is trained
+        text: how the text tower is trained; prompts: as CoOp
+        head: text: cosine with the labels' texts; linear: a layer that starts from them
+        time: how frames become one
+        affect: a head for valence and arousal
+        affect_weight: of its loss
+        contexts: learnt tokens, with text: prompts
+        class_specific: each label has contexts of its own
+        negative_weight: of the loss on negative texts (FineCLIPER)
+        label_smoothing: share of the target that is spread over all labels
+        class_weights: of the loss: none, balanced, or by effective number
+        margins: of the logits, larger for rare labels (LDAM)
+        wise_alpha: share of the trained weights in the result (WiSE-FT), or auto
+        select: the last epoch, or the best by UAR on held-out rows
+    """
+
     prompt: str
-    limits: Annotated[str | None, Describes("data")] = None
-    benchmark_root: str | None = None
-    n_eval: Count | None = None
     crop: list[dict[str, Any]] | dict[str, Any] | None = None
     frames: Count = 1
     validation_share: Annotated[float, Range(min=0, below=0.9)] = 0.0
@@ -215,6 +236,7 @@ class Settings(Training):
             )
 
     def unused(self) -> Iterator[Unused]:
+        """The fields that have no effect beside the others."""
         yield from super().unused()
         yield from checks.unused_roots(self)
         if self.head == "linear":
@@ -241,8 +263,12 @@ class Settings(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class ContextSettings(Settings):
-    """One run of `recipes/context_emotion.py --model clip-caer`: several views of a row. `ablation`
-    trains the face alone, the context alone and both."""
+    """One run of recipes/context_emotion.py with a CLIP that joins several views.
+
+    Args:
+        model: clip-caer: a CLIP; vlm: a vision-language model, with settings of its own
+        ablation: train on the face alone, the context alone and both, and compare them
+    """
 
     model: Literal["clip-caer"] = "clip-caer"
     ablation: bool = False
