@@ -178,7 +178,7 @@ def test_groups_gaps_and_abstention() -> None:
     ]
     about = {"benchmark": "b", "model": "m", "prompt": {"id": "p", "sha": "0"}, "mode": "free",
              "wall_s": 0.0, "peak_rss_gib": 0.0}  # fmt: skip
-    block = metrics.summarise(lines, space, (), **about)["attributes"]["gender"]
+    block = metrics.summarise(lines, space, (), about=about)["attributes"]["gender"]
     assert block["groups"]["race"]["asian"]["n"] == 2
     assert block["groups"]["race"]["african"]["accuracy"] == pytest.approx(2 / 3)
     assert block["gaps"] == {"race": pytest.approx(2 / 3 - 1 / 2)}

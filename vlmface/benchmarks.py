@@ -15,6 +15,7 @@ from vlmface import data, label_spaces
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.metrics.groups import GROUPED
+from vlmface.metrics.metric import METRICS, Metric, load_metric, with_built_in
 from vlmface.resources import YAML, resource
 from vlmface.utils import config
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     import datasets
 
 ATTRIBUTES = GROUPED
-# What eval/published.yaml may give of a model: scores of the emotion (or of the one other label
-# space that is scored), mAP of several labels a face, the mean F1 of the AUs, the accuracy of an
-# attribute.
-PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "map", "au_f1_macro", *ATTRIBUTES)
+# The names of scores in eval/published.yaml: those of metrics, and the accuracy of an attribute.
+PUBLISHED_SCORES = (
+    *dict.fromkeys(metric.published for metric in METRICS.built_in.values() if metric.published),
+    *ATTRIBUTES,
+)
 _FOLD = re.compile(r"(.+)_fold(\d+)")
 
 
@@ -33,13 +35,20 @@ _FOLD = re.compile(r"(.+)_fold(\d+)")
 class Benchmark:
     """A protocol file, eval/benchmarks/NAME.yaml.
 
-    `label_space` is what is scored, or a list of such; each is asked by the model's prompt with
-    that space; without one the AUs alone are scored. A YAML file of `label_space`, or a Python file
-    of `dataset`, is relative to the protocol file. `protocol` are the data set's own options (n,
-    seed, fold, ...), `folds` how many test parts it has of which `protocol` names one (papers give
-    the mean over all), `au_set` the AUs that are scored, `au_threshold` the intensity (0..5) from
-    which one counts as present (null: as annotated). `baseline` is a JSON file beside the protocol
-    with the scores of a plain model, shown next to ours.
+    Attributes:
+        label_space: What is scored, or a list of such; each is asked by the model's prompt with
+            that space. Without one the AUs alone are scored. A YAML file is relative to the
+            protocol file, and so is a Python file of `dataset`.
+        protocol: The data set's own options (n, seed, fold, ...).
+        folds: How many test parts it has of which `protocol` names one (papers give the mean over
+            all).
+        au_set: The AUs that are scored.
+        au_threshold: The intensity (0..5) from which an AU counts as present (null: as annotated).
+        metrics: Metrics that are computed in addition to the built-in ones, each a name,
+            `FILE.py:NAME` (a file beside the protocol) or `MODULE:NAME`. A built-in one that is
+            named is shown among the main scores.
+        baseline: A JSON file beside the protocol with the scores of a plain model, shown next to
+            ours.
     """
 
     id: str
@@ -60,6 +69,27 @@ class Benchmark:
         """The label spaces that are scored."""
         named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
         return [label_spaces.space(name) for name in named or ()]
+
+    @property
+    def extra_metrics(self) -> list[Metric]:
+        """The definitions of `metrics`. Files and modules are imported. Raises UserError."""
+        return [load_metric(name) for name in self.metrics]
+
+    @property
+    def all_metrics(self) -> list[Metric]:
+        """The built-in metrics, then the further ones of `metrics`. Raises UserError."""
+        return with_built_in(self.extra_metrics)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of blocks (`metrics.metric.Kind`) that it may score."""
+        kinds = {"affect", "rationale", "answers", "calibration"}
+        if self.au_set:
+            kinds.add("au")
+        for space in self.spaces:
+            one_label = "emotion" if space.field == "emotion" else "attributes"
+            kinds.add("labels" if space.several else one_label)
+        return kinds
 
     @property
     def needs_root(self) -> bool:
@@ -99,6 +129,10 @@ def load_benchmark(name_or_path: str) -> Benchmark:
         )
     if benchmark.baseline is not None:  # a file beside the protocol
         benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
+    benchmark = replace(
+        benchmark, metrics=[_from_folder(name, path.parent) for name in benchmark.metrics]
+    )
+    _check_metrics(benchmark, path)
     return benchmark if fold is None else _of_fold(benchmark, fold)
 
 
@@ -119,6 +153,35 @@ def _beside(path: Path, name: Any) -> Any:
     if isinstance(name, str) and name.endswith((*YAML, ".py")):
         return str(path.parent / Path(name).expanduser())
     return name
+
+
+def _from_folder(reference: str, folder: Path) -> str:
+    """A reference to a metric, the file of one beside the protocol as its whole path."""
+    file, colon, name = reference.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return reference
+    return f"{(folder / Path(file).expanduser()).resolve()}:{name}"
+
+
+def _check_metrics(benchmark: Benchmark, path: Path) -> None:
+    """Raises UserError for metrics that do not exist, or are of what is not scored."""
+    try:
+        metrics = benchmark.extra_metrics
+        with_built_in(metrics)
+    except UserError as error:
+        raise UserError(f"{path}: metrics: {error}") from error
+    for metric in metrics:
+        if not benchmark.kinds.intersection(metric.applies_to):
+            raise UserError(
+                f"{path}: metrics: {metric.name} is of {' and '.join(metric.applies_to)}, which "
+                f"benchmark {benchmark.id} does not score: leave it out"
+            )
+        if len(benchmark.spaces) > 1 and set(metric.applies_to) <= {"rationale", "answers"}:
+            raise UserError(
+                f"{path}: metrics: {metric.name} is of {' and '.join(metric.applies_to)}, but "
+                f"benchmark {benchmark.id} has several prompts, one for each label space: name it "
+                "in benchmarks of one label space"
+            )
 
 
 def _of_fold(benchmark: Benchmark, fold: int) -> Benchmark:
@@ -168,10 +231,10 @@ def _check_result(entry: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where} has {key} {entry.get(key)!r}: give a text")
     scores = entry.keys() - {"model", "source", "notes"}
     if not scores or not scores <= set(PUBLISHED_SCORES):
-        found = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
+        unknown = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
         raise UserError(
             f"{where} ({entry['model']}) should have scores named {', '.join(PUBLISHED_SCORES)}, "
-            f"found {found}"
+            f"found {unknown}"
         )
     for key in scores:
         if type(entry[key]) not in (int, float) or not 0 <= entry[key] <= 1:

@@ -30,8 +30,16 @@ from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
 
 # How ExpLLM is asked for labels.
-EXPLLM_WORDS = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger",
-                "Contempt")  # fmt: skip
+EXPLLM_WORDS = (
+    "Neutral",
+    "Happiness",
+    "Sadness",
+    "Surprise",
+    "Fear",
+    "Disgust",
+    "Anger",
+    "Contempt",
+)
 _SAMPLE = 200  # answers from which the form of a jsonl file is found
 
 
@@ -278,8 +286,11 @@ def _jsonl(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]
 
 Reader = Callable[[Sequence[Record], LabelSpace], tuple[str, list[Item]]]
 FORMATS: dict[str, Reader] = {
-    "ferbench": _ferbench, "facial-r1": _facial_r1, "expllm": _expllm, "jsonl": _jsonl,
-}  # fmt: skip
+    "ferbench": _ferbench,
+    "facial-r1": _facial_r1,
+    "expllm": _expllm,
+    "jsonl": _jsonl,
+}
 
 
 def _default_space(format: str, found: Iterable[Record]) -> str:
