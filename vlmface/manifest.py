@@ -30,8 +30,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _BLOCK = 32 * 2**20
 _LARGEST = 4 * 2**20  # bytes of vlmface.json
 _SETTINGS_FILES = (
-    "adapter_config.json", "config.json", "generation_config.json", "model.safetensors.index.json",
-)  # fmt: skip
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,8 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "recipe": (_is_name, "a name"),
     "family": (_is_name, "a name"),
     "base": (
-        _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha), "{id, sha} with 12 hex digits"
+        _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha),
+        "{id, sha} with 12 hex digits",
     ),
     "adapter": (_is_bool, "true or false"),
     "policy": (_mapping(_is_name, _is_name), "names for names"),
@@ -260,7 +264,8 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     ),
     "max_length": (_number(1, 10**7), "a whole number of tokens"),
     "generation": (
-        _mapping(lambda name: name == "max_new_tokens", _number(1, 10**6)), "max_new_tokens"
+        _mapping(lambda name: name == "max_new_tokens", _number(1, 10**6)),
+        "max_new_tokens",
     ),
     "data": (
         lambda value: isinstance(value, dict) and _text(1000)(value.get("name")) and _plain(value),
@@ -276,7 +281,7 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "created": (_text(100), "a time"),
     "schema": (_number(SCHEMA, SCHEMA), str(SCHEMA)),
     "vlmface": (_text(100), "a version"),
-}  # fmt: skip
+}
 
 
 def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
@@ -331,8 +336,12 @@ def is_run(path: str | Path) -> bool:
 def describe(prompt: prompts.Question) -> dict[str, str]:
     """The entry of a prompt in a manifest."""
     space = prompt.space
-    return {"id": prompt.id, "sha": prompt.sha, "label_space": space.id,
-            "label_space_sha": space.sha}  # fmt: skip
+    return {
+        "id": prompt.id,
+        "sha": prompt.sha,
+        "label_space": space.id,
+        "label_space_sha": space.sha,
+    }
 
 
 def save_prompts(asked: Sequence[Any], run_dir: str | Path) -> None:

@@ -31,9 +31,16 @@ _FORMAT = "vlmface run"
 COMPLETE = "complete"  # of a checkpoint
 # What a run writes: a folder that has some of it without a run.json belongs to something else.
 _OUTPUTS = (
-    config.SETTINGS, RECORD, "vlmface.json", "checkpoints", "log.jsonl", "metrics.json",
-    "predictions.jsonl", "predictions_before.jsonl", "report.html",
-)  # fmt: skip
+    config.SETTINGS,
+    RECORD,
+    "vlmface.json",
+    "checkpoints",
+    "log.jsonl",
+    "metrics.json",
+    "predictions.jsonl",
+    "predictions_before.jsonl",
+    "report.html",
+)
 FREE = ("overwrite", "output_dir")  # settings that may differ when a run is resumed
 
 
@@ -139,10 +146,13 @@ def start_in(
         others = sorted(os.listdir(folder)) if folder.exists() else []
         config.save(settings, folder)
         content = {
-            "format": _FORMAT, "vlmface": __version__, "trained": False,
+            "format": _FORMAT,
+            "vlmface": __version__,
+            "trained": False,
             "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-            "identity": identity, "others": others,
-        }  # fmt: skip
+            "identity": identity,
+            "others": others,
+        }
         _write_record(folder, content)
 
 

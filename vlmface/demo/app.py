@@ -50,21 +50,37 @@ def serve(demo: Demo, host: str, port: int, allowed_hosts: Sequence[str] = ()) -
 
     def kept() -> set[str]:
         own = {str(path) for path in (demo.folder / "examples").rglob("*")}
-        return own.union(*(block.keep_in_cache for block in page.blocks.values()
-                           if hasattr(block, "keep_in_cache")))  # fmt: skip
+        return own.union(
+            *(
+                block.keep_in_cache
+                for block in page.blocks.values()
+                if hasattr(block, "keep_in_cache")
+            )
+        )
 
     store = Uploads(demo.folder, kept)
     guards = [Middleware(security_middleware.Door, uploads=demo.folder, hosts=hosts, store=store)]
-    closed = {"docs_url": None, "redoc_url": None, "openapi_url": None,
-              "redirect_slashes": False}  # fmt: skip
+    closed = {"docs_url": None, "redoc_url": None, "openapi_url": None, "redirect_slashes": False}
     try:
         page.launch(
-            server_name=host, server_port=port, share=False, prevent_thread_lock=True,
-            quiet=True, show_error=False, max_file_size=MOST_UPLOADED, footer_links=[],
-            run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-            mcp_server=False, app_kwargs={"middleware": guards, **closed},
-            theme=theme.theme(), css=theme.css(), head=theme.head(),
-        )  # fmt: skip
+            server_name=host,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=MOST_UPLOADED,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            app_kwargs={"middleware": guards, **closed},
+            theme=theme.theme(),
+            css=theme.css(),
+            head=theme.head(),
+        )
     except OSError as error:
         raise UserError(
             f"cannot listen on {host}:{port}: another program may use it, choose another "

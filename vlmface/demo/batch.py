@@ -213,8 +213,22 @@ def as_csv(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     buffer = io.StringIO()
     table = csv.writer(buffer)
     labels = [name for task in tasks for name in (task, f"{task}_probability")]
-    table.writerow(["file", "face", "left", "top", "right", "bottom", *labels, "sure",
-                    "action_units", "status", "rationale", "problem"])  # fmt: skip
+    table.writerow(
+        [
+            "file",
+            "face",
+            "left",
+            "top",
+            "right",
+            "bottom",
+            *labels,
+            "sure",
+            "action_units",
+            "status",
+            "rationale",
+            "problem",
+        ]
+    )
     for row in rows:
         table.writerow([_cell(value) for value in _line(row, tasks)])
     return buffer.getvalue()

@@ -72,9 +72,10 @@ def write(predictor: Predictor, view: FaceView) -> Iterator[str | FaceReport]:
     if report is not None and others:
         rest = predictor.answer([view], predictor.questions_of(others))[0]
         yield replace(
-            report, answers={**report.answers, **rest.answers},
+            report,
+            answers={**report.answers, **rest.answers},
             prompts={**report.prompts, **rest.prompts},
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,21 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
     found, _ = manifest.load(run)
     data = found.data
     trained = ", ".join(f"{part} {how}" for part, how in found.policy.items())
-    return Card(predictor.name, [
-        ("base model", f"{found.base['id']} (sha {found.base['sha']})"),
-        ("family", found.family),
-        ("recipe", found.recipe),
-        ("trained", f"{found.created}; {trained}"),
-        ("data", f"{data['name']}, {data['split']} split, {data['n']:,} samples"),
-        ("prompts", asked),
-        ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
-        ("shown", in_words(predictor.viewpoint)),
-        ("vlmface", found.vlmface),
-    ], server)  # fmt: skip
+    return Card(
+        predictor.name,
+        [
+            ("base model", f"{found.base['id']} (sha {found.base['sha']})"),
+            ("family", found.family),
+            ("recipe", found.recipe),
+            ("trained", f"{found.created}; {trained}"),
+            ("data", f"{data['name']}, {data['split']} split, {data['n']:,} samples"),
+            ("prompts", asked),
+            ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
+            ("shown", in_words(predictor.viewpoint)),
+            ("vlmface", found.vlmface),
+        ],
+        server,
+    )
 
 
 SHOWN = {

@@ -52,12 +52,23 @@ def draw(scene: Scene) -> Image.Image:
     identity, look, _, _ = sample_identity(scene.person)
     side, height = math.radians(scene.light), math.radians(scene.light_height)
     view = View(
-        yaw=scene.yaw, pitch=scene.pitch, roll=0.0, gaze=(0.0, 0.0), zoom=1.08, shift=(0.0, 0.0),
-        light=(math.sin(side), math.sin(height), math.cos(side)), key=0.8,
-        key_colour=(1.0, 0.97, 0.94), fill=0.28, ambient=0.38,
-        background=((0.55, 0.6, 0.66), (0.72, 0.74, 0.76)), background_seed=scene.person,
-        blur=0.0, noise=1.0, jpeg=93,
-    )  # fmt: skip
+        yaw=scene.yaw,
+        pitch=scene.pitch,
+        roll=0.0,
+        gaze=(0.0, 0.0),
+        zoom=1.08,
+        shift=(0.0, 0.0),
+        light=(math.sin(side), math.sin(height), math.cos(side)),
+        key=0.8,
+        key_colour=(1.0, 0.97, 0.94),
+        fill=0.28,
+        ambient=0.38,
+        background=((0.55, 0.6, 0.66), (0.72, 0.74, 0.76)),
+        background_seed=scene.person,
+        blur=0.0,
+        noise=1.0,
+        jpeg=93,
+    )
     drawn = {au: strength(grade) for au, grade in scene.aus.items()}
     return Image.fromarray(render(Face(identity, look, drawn, drawn, view), SIZE).image)
 

@@ -40,9 +40,11 @@ _EMPTY = views.note("The answer will stand here.")
 def _asks(demo: Demo, queue: str = "pictures") -> dict[str, Any]:
     """How an event asks the model: all events of a queue wait together, and see their place."""
     return {
-        **_HIDDEN, "concurrency_id": queue, "concurrency_limit": demo.at_once,
+        **_HIDDEN,
+        "concurrency_id": queue,
+        "concurrency_limit": demo.at_once,
         "trigger_mode": "always_last",
-    }  # fmt: skip
+    }
 
 
 def _intro(text: str) -> None:
@@ -51,10 +53,14 @@ def _intro(text: str) -> None:
 
 def _upload(label: str) -> gr.Image:
     image = gr.Image(
-        label=label, type="filepath", sources=["upload", "clipboard", "webcam"], height=300,
-        buttons=[], elem_classes="vf-upload",
+        label=label,
+        type="filepath",
+        sources=["upload", "clipboard", "webcam"],
+        height=300,
+        buttons=[],
+        elem_classes="vf-upload",
         placeholder="Drop a picture here, or click to choose one",
-    )  # fmt: skip
+    )
     # Gradio would decode the file with all that Pillow knows; `opened` is the one who judges it.
     image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
     return image
@@ -68,9 +74,12 @@ def _picture_input(
         image = _upload(label)
         picture = gr.HTML(elem_classes="vf-shown")
         choice = gr.Radio(
-            [], label="Which face? Choose here or on the picture", type="index", visible=False,
+            [],
+            label="Which face? Choose here or on the picture",
+            type="index",
+            visible=False,
             elem_classes="vf-choice",
-        )  # fmt: skip
+        )
         again = gr.Button("Another picture", elem_classes="vf-again", size="sm")
         again.click(lambda: None, None, image, show_progress="hidden", **_HIDDEN)
         _examples(image, [(path, path) for path in examples], kind)
@@ -102,9 +111,12 @@ def _kind(demo: Demo) -> str:
 
 
 def _answer(
-    predictor: Predictor, report: FaceReport, heading: str, view: FaceView,
+    predictor: Predictor,
+    report: FaceReport,
+    heading: str,
+    view: FaceView,
     notes: Sequence[str] = (),
-) -> str:  # fmt: skip
+) -> str:
     """A report with all that is to be said of how it came about."""
     notes = [*notes, *model_choices.no_face(predictor, report)]
     return views.answer(report, heading, notes, *_shown(predictor, report, view))
@@ -127,8 +139,10 @@ def _shown(
 def analyse(demo: Demo) -> None:
     how = "Upload a picture, paste it, or take it with the webcam. Every face is framed."
     if model_choices.names_units(demo.predictor):
-        how += (" Point at an action unit, or reach it with the Tab key, and the part of the face "
-                "that it names is marked on the picture.")  # fmt: skip
+        how += (
+            " Point at an action unit, or reach it with the Tab key, and the part of the face "
+            "that it names is marked on the picture."
+        )
     _intro(how)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=300):
@@ -188,9 +202,11 @@ def _writing(demo: Demo, image: Image.Image, box: Box | None, heading: str) -> I
 def compare(demo: Demo) -> None:
     names = [voice.name for voice in demo.voices]
     if len(names) < 2:
-        _intro("Only one model with one prompt was given at the start, so there is nothing to "
-               "compare. Start the demo with <code>--compare RUN</code> to set a second model "
-               "beside it, or with a run that answers several prompts.")  # fmt: skip
+        _intro(
+            "Only one model with one prompt was given at the start, so there is nothing to "
+            "compare. Start the demo with <code>--compare RUN</code> to set a second model "
+            "beside it, or with a run that answers several prompts."
+        )
         return
     _intro("Two models, or two prompts of one, about the largest face of the same picture.")
     with gr.Row(equal_height=False):
@@ -223,8 +239,13 @@ def compare(demo: Demo) -> None:
             yield gr.skip(), answers[0], answers[1] if len(answers) > 1 else gr.skip()
 
     for changed in (image.change, left.input, right.input):
-        changed(ask, [image, left, right], [picture, left_said, right_said],
-                show_progress_on=[left_said, right_said], **_asks(demo))  # fmt: skip
+        changed(
+            ask,
+            [image, left, right],
+            [picture, left_said, right_said],
+            show_progress_on=[left_said, right_said],
+            **_asks(demo),
+        )
 
 
 # --- Several people -------------------------------------------------------------------------------
@@ -273,9 +294,10 @@ def clip(demo: Demo) -> None:
     single = predictor.frames == 1
     takes = (
         "This model takes one frame, so it is shown the one in the middle; it can also be asked "
-        "about each frame by itself." if single else
-        f"This model is shown {predictor.frames} of its frames at once."
-    )  # fmt: skip
+        "about each frame by itself."
+        if single
+        else f"This model is shown {predictor.frames} of its frames at once."
+    )
     _intro(f"Upload a video of one person, of some seconds, or record one with the webcam. {takes}")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=300), gr.Column(elem_classes="vf-input vf-clip"):
@@ -327,16 +349,19 @@ def clip(demo: Demo) -> None:
         yield views.timeline(seen.frames, seen.faces, reports)
 
     # Videos have a queue of their own: while one is decoded the model answers others.
-    video.change(start, video, [picture, line, said], show_progress_on=said,
-                 **_asks(demo, "clips"))  # fmt: skip
+    video.change(start, video, [picture, line, said], show_progress_on=said, **_asks(demo, "clips"))
     go.click(each, video, line, **_asks(demo, "clips"))
 
 
 def _clip_upload() -> gr.Video:
     video = gr.Video(
-        label="Clip", sources=["upload", "webcam"], include_audio=False, height=300, buttons=[],
+        label="Clip",
+        sources=["upload", "webcam"],
+        include_audio=False,
+        height=300,
+        buttons=[],
         elem_classes="vf-upload",
-    )  # fmt: skip
+    )
     # Gradio would have the file read and written anew by ffmpeg; `clips.read` is the one who opens
     # it.
     video.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
@@ -351,11 +376,15 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
     if len(clip.without) < total and predictor.faces_by_default != "none":
         report = predictor.predict_clip(clip.frames, clip.boxes)
         if clip.without:
-            notes.append(f"No face was found in {len(clip.without)} of {total} frames: the model "
-                         "was shown these as they are.")  # fmt: skip
+            notes.append(
+                f"No face was found in {len(clip.without)} of {total} frames: the model "
+                "was shown these as they are."
+            )
         if clip.crowded:
-            notes.append("Several faces are in the clip: the model was shown the largest of each "
-                         "frame, which may be different people.")  # fmt: skip
+            notes.append(
+                "Several faces are in the clip: the model was shown the largest of each "
+                "frame, which may be different people."
+            )
     else:
         (report,) = predictor.predict([clip.frames], faces=predictor.faces_by_default)
         notes += model_choices.no_face(predictor, report, "the frames as they are")
@@ -369,9 +398,11 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
 
 def many(demo: Demo) -> None:
     what = "picture" if demo.predictor.faces_by_default == "none" else "face"
-    _intro(f"Up to {batch.MOST_FILES} pictures, as files or in zip archives. Every {what} becomes "
-           "a row; a file that cannot be read becomes a row that says why. The table can be taken "
-           "away as CSV or JSON.")  # fmt: skip
+    _intro(
+        f"Up to {batch.MOST_FILES} pictures, as files or in zip archives. Every {what} becomes "
+        "a row; a file that cannot be read becomes a row that says why. The table can be taken "
+        "away as CSV or JSON."
+    )
     files = gr.File(
         label="Pictures or zip archives", file_count="multiple", elem_classes="vf-files", height=180
     )
@@ -401,8 +432,10 @@ def many(demo: Demo) -> None:
 
 
 def synth(demo: Demo) -> None:
-    _intro("Set the muscles of a rendered head, and see whether the model's answer follows. "
-           "Intensities are those of FACS: 0 is at rest, 1 a trace, 5 the most.")  # fmt: skip
+    _intro(
+        "Set the muscles of a rendered head, and see whether the model's answer follows. "
+        "Intensities are those of FACS: 0 is at rest, 1 a trace, 5 the most."
+    )
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=300):
             preset = gr.Dropdown(
@@ -438,18 +471,26 @@ def synth(demo: Demo) -> None:
         shown = model_choices.view_of(demo.predictor, image, None)
         (report,) = demo.predictor.answer([shown], demo.predictor.questions_of(None))
         compared = views.truth(
-            aus, playground.followed(aus, report), report,
-            expected=playground.speaks_for(aus), clashing=playground.clashing(aus),
+            aus,
+            playground.followed(aus, report),
+            report,
+            expected=playground.speaks_for(aus),
+            clashing=playground.clashing(aus),
             names_units=model_choices.names_units(demo.predictor),
             lips_parted=len(aus) > sum(round(value) > 0 for value in set_.values()),
-        )  # fmt: skip
+        )
         notes = [_HEAD_ALONE] if model_choices.sees_around(demo.predictor) else []
         said = _answer(demo.predictor, report, "What the model says", shown, notes)
         yield gr.skip(), compared, said
 
     preset.input(fill, preset, list(sliders.values()), show_progress="hidden", **_HIDDEN)
-    go.click(ask, [*sliders.values(), *scene], [picture, truth, said], show_progress_on=said,
-             **_asks(demo))  # fmt: skip
+    go.click(
+        ask,
+        [*sliders.values(), *scene],
+        [picture, truth, said],
+        show_progress_on=said,
+        **_asks(demo),
+    )
 
 
 def _sliders() -> dict[int, gr.Slider]:
@@ -465,9 +506,14 @@ def _sliders() -> dict[int, gr.Slider]:
         ):
             for au in units:
                 sliders[au] = gr.Slider(
-                    0, 5, 0, step=1, label=f"{facs.name(au)} {facs.AUS[au].name}", min_width=200,
+                    0,
+                    5,
+                    0,
+                    step=1,
+                    label=f"{facs.name(au)} {facs.AUS[au].name}",
+                    min_width=200,
                     buttons=[],
-                )  # fmt: skip
+                )
     return sliders
 
 

@@ -12,32 +12,62 @@ if TYPE_CHECKING:
     import gradio as gr
 
 _HERE = Path(__file__).parent
-_FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue",
-         "DejaVu Sans", "sans-serif")  # fmt: skip
+_FONT = (
+    "ui-sans-serif",
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Roboto",
+    "Helvetica Neue",
+    "DejaVu Sans",
+    "sans-serif",
+)
 _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 # Gradio's names -> ours in page.css.
 _COLOURS = {
-    "body_background_fill": "paper", "background_fill_primary": "panel",
-    "background_fill_secondary": "faint", "block_background_fill": "panel",
-    "body_text_color": "ink", "body_text_color_subdued": "soft", "block_label_text_color": "soft",
-    "block_title_text_color": "ink", "block_info_text_color": "soft",
-    "block_label_background_fill": "panel", "block_border_color": "line",
-    "border_color_primary": "line", "border_color_accent": "main", "panel_background_fill": "paper",
-    "input_background_fill": "panel", "input_border_color": "line",
-    "input_border_color_focus": "main", "input_placeholder_color": "soft",
-    "slider_color": "main", "loader_color": "main", "link_text_color": "main",
-    "checkbox_background_color_selected": "main", "checkbox_border_color_selected": "main",
-    "checkbox_label_background_fill": "panel", "checkbox_label_background_fill_hover": "faint",
+    "body_background_fill": "paper",
+    "background_fill_primary": "panel",
+    "background_fill_secondary": "faint",
+    "block_background_fill": "panel",
+    "body_text_color": "ink",
+    "body_text_color_subdued": "soft",
+    "block_label_text_color": "soft",
+    "block_title_text_color": "ink",
+    "block_info_text_color": "soft",
+    "block_label_background_fill": "panel",
+    "block_border_color": "line",
+    "border_color_primary": "line",
+    "border_color_accent": "main",
+    "panel_background_fill": "paper",
+    "input_background_fill": "panel",
+    "input_border_color": "line",
+    "input_border_color_focus": "main",
+    "input_placeholder_color": "soft",
+    "slider_color": "main",
+    "loader_color": "main",
+    "link_text_color": "main",
+    "checkbox_background_color_selected": "main",
+    "checkbox_border_color_selected": "main",
+    "checkbox_label_background_fill": "panel",
+    "checkbox_label_background_fill_hover": "faint",
     "checkbox_label_text_color": "ink",
-    "checkbox_label_text_color_selected": "ink", "checkbox_label_border_color": "line",
+    "checkbox_label_text_color_selected": "ink",
+    "checkbox_label_border_color": "line",
     "checkbox_label_border_color_selected": "main",
-    "button_primary_background_fill": "main", "button_primary_background_fill_hover": "main",
-    "button_primary_text_color": "on", "button_primary_border_color": "main",
-    "button_secondary_background_fill": "panel", "button_secondary_background_fill_hover": "faint",
-    "button_secondary_text_color": "ink", "button_secondary_border_color": "line",
-    "error_background_fill": "panel", "error_text_color": "bad", "error_border_color": "bad",
-    "error_icon_color": "bad", "accordion_text_color": "ink",
-}  # fmt: skip
+    "button_primary_background_fill": "main",
+    "button_primary_background_fill_hover": "main",
+    "button_primary_text_color": "on",
+    "button_primary_border_color": "main",
+    "button_secondary_background_fill": "panel",
+    "button_secondary_background_fill_hover": "faint",
+    "button_secondary_text_color": "ink",
+    "button_secondary_border_color": "line",
+    "error_background_fill": "panel",
+    "error_text_color": "bad",
+    "error_border_color": "bad",
+    "error_icon_color": "bad",
+    "accordion_text_color": "ink",
+}
 
 
 def css() -> str:
@@ -62,6 +92,10 @@ def theme() -> gr.themes.Base:
     names = {name: f"var(--{ours})" for name, ours in _COLOURS.items()}
     names |= {f"{name}_dark": colour for name, colour in names.items()}
     return plain.set(
-        **names, block_shadow="none", button_border_width="1px", color_accent="var(--main)",
-        color_accent_soft="var(--faint)", color_accent_soft_dark="var(--faint)",
-    )  # fmt: skip
+        **names,
+        block_shadow="none",
+        button_border_width="1px",
+        color_accent="var(--main)",
+        color_accent_soft="var(--faint)",
+        color_accent_soft_dark="var(--faint)",
+    )

@@ -69,15 +69,17 @@ def picture(
     face, drawn when a word that names them is pointed at."""
     placed = [
         {
-            "left": face.box[0], "top": face.box[1],
-            "width": face.box[2] - face.box[0], "height": face.box[3] - face.box[1],
+            "left": face.box[0],
+            "top": face.box[1],
+            "width": face.box[2] - face.box[0],
+            "height": face.box[3] - face.box[1],
             "regions": {
                 region: [face_regions.path(outline) for outline in outlines]
                 for region, outlines in face.regions.items()
             },
         }
         for face in faces
-    ]  # fmt: skip
+    ]
     shown = _Shown(_data_uri(image, side), image.width, image.height)
     alt = {0: "The picture, no face found", 1: "The picture with the face that was found"}.get(
         len(faces), f"The picture with {len(faces)} faces, numbered from left to right"
@@ -153,31 +155,35 @@ def answer(
     main = report.main
     # Of a model that only chooses among labels there is nothing else to read.
     wrote = main.text if main.text.strip() != main.answer.said else None
-    return str(_template().answer({
-        "heading": heading,
-        "label": main.answer.said,
-        "asked": report.was_asked,
-        "labels": main.answer.labels,
-        "likely": _likely(report, None),
-        "affect": main.affect,
-        "shown": shown,
-        "pictures": [_data_uri(one, VIEW_SIDE) for one in pictures],
-        "unsure": _unsure(report),
-        "notes": notes,
-        "pieces": pieces(report.rationale, main.answer.negated_aus),
-        "probabilities": list(main.probabilities.items()) if main.probabilities else None,
-        "shows_units": bool(report.rationale or report.aus),
-        "units": _units(report.aus),
-        "attributes": [
-            (task.replace("_", " "), label, _likely(report, task))
-            for task, label in report.attributes.items()
-            if report.answers[task] is not main and report.was_asked
-        ],
-        "limits": report.note or LIMITS,
-        "status": STATUS[report.status] if wrote is not None else None,
-        "seconds": report.seconds,
-        "text": wrote,
-    }))  # fmt: skip
+    return str(
+        _template().answer(
+            {
+                "heading": heading,
+                "label": main.answer.said,
+                "asked": report.was_asked,
+                "labels": main.answer.labels,
+                "likely": _likely(report, None),
+                "affect": main.affect,
+                "shown": shown,
+                "pictures": [_data_uri(one, VIEW_SIDE) for one in pictures],
+                "unsure": _unsure(report),
+                "notes": notes,
+                "pieces": pieces(report.rationale, main.answer.negated_aus),
+                "probabilities": list(main.probabilities.items()) if main.probabilities else None,
+                "shows_units": bool(report.rationale or report.aus),
+                "units": _units(report.aus),
+                "attributes": [
+                    (task.replace("_", " "), label, _likely(report, task))
+                    for task, label in report.attributes.items()
+                    if report.answers[task] is not main and report.was_asked
+                ],
+                "limits": report.note or LIMITS,
+                "status": STATUS[report.status] if wrote is not None else None,
+                "seconds": report.seconds,
+                "text": wrote,
+            }
+        )
+    )
 
 
 def _likely(report: FaceReport, task: str | None) -> float | None:
@@ -245,13 +251,14 @@ def batch(
     on the page itself, so that nothing is written to disk."""
     shown = [
         {
-            "file": row.file, "problem": row.problem,
+            "file": row.file,
+            "problem": row.problem,
             "face": row.face or (_whole(row.report) if row.report else ""),
             "answers": _answers(row.report, tasks) if row.report else [],
             "units": _units(row.report.aus) if row.report else [],
         }
         for row in rows
-    ]  # fmt: skip
+    ]
     links = [
         {
             "name": name,
@@ -304,11 +311,17 @@ def timeline(
             one.probabilities[label] if one.probabilities else float(named)
             for one, named in zip(said, chosen, strict=True)
         ]
-        rows.append({
-            "label": label, "cells": list(zip(likely, chosen, strict=True)), "frames": sum(chosen),
-        })  # fmt: skip
-    ticks = [_data_uri(image.crop(face.box) if face else image, TICK_SIDE)
-             for image, face in zip(frames, faces, strict=True)]  # fmt: skip
+        rows.append(
+            {
+                "label": label,
+                "cells": list(zip(likely, chosen, strict=True)),
+                "frames": sum(chosen),
+            }
+        )
+    ticks = [
+        _data_uri(image.crop(face.box) if face else image, TICK_SIDE)
+        for image, face in zip(frames, faces, strict=True)
+    ]
     without = [number for number, face in enumerate(faces, start=1) if face is None]
     counted = sorted((row for row in rows if row["frames"]), key=lambda row: -row["frames"])
     return str(_template().timeline(rows, ticks, counted, told is not None, without))

@@ -139,10 +139,15 @@ class ClipModel:
                     affect = dict(zip(AFFECT, affects[row].tolist(), strict=True))
                 predictions.append(
                     Prediction(
-                        answer.said or "", answer, named if probabilities else None, latency,
-                        True, found[start + row], affect,
+                        answer.said or "",
+                        answer,
+                        named if probabilities else None,
+                        latency,
+                        True,
+                        found[start + row],
+                        affect,
                     )
-                )  # fmt: skip
+                )
         return predictions
 
     def stream(self, image: Any) -> Iterator[str | Prediction]:

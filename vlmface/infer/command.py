@@ -112,14 +112,19 @@ def _default_faces(predictor: Predictor) -> str:
 
 
 def _answered(
-    predictor: Predictor, opened: Sequence[tuple[Path, Any]], box: Sequence[float] | None,
-    faces: str | None, batch_size: int,
-) -> Iterator[tuple[Path, str, FaceReport | NoAnswerError]]:  # fmt: skip
+    predictor: Predictor,
+    opened: Sequence[tuple[Path, Any]],
+    box: Sequence[float] | None,
+    faces: str | None,
+    batch_size: int,
+) -> Iterator[tuple[Path, str, FaceReport | NoAnswerError]]:
     """(file, its name and which of its faces, the answer) for each face of these pictures."""
     reports = predictor.try_predict(
-        [image for _, image in opened], boxes=None if box is None else [box],
-        faces=faces, batch_size=batch_size,
-    )  # fmt: skip
+        [image for _, image in opened],
+        boxes=None if box is None else [box],
+        faces=faces,
+        batch_size=batch_size,
+    )
     for (path, _), of_picture in zip(opened, reports, strict=True):
         group = of_picture if isinstance(of_picture, list) else [of_picture]
         for number, report in enumerate(group, 1):

@@ -331,10 +331,17 @@ class LocalModel:
         stops = self.family.stop_token_ids(self.processor)
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
         drawn = sampling.sample(
-            self.model, self.family, batch, group=count, max_new_tokens=self.max_new_tokens,
-            stops=stops, generator=torch.Generator(self.model.device).manual_seed(seed),
-            temperature=temperature, top_p=top_p, never=[image_token],
-        )  # fmt: skip
+            self.model,
+            self.family,
+            batch,
+            group=count,
+            max_new_tokens=self.max_new_tokens,
+            stops=stops,
+            generator=torch.Generator(self.model.device).manual_seed(seed),
+            temperature=temperature,
+            top_p=top_p,
+            never=[image_token],
+        )
         texts = [
             self.processor.tokenizer.decode(
                 _until_stop(ids, stops)[0], skip_special_tokens=True
@@ -359,7 +366,7 @@ class LocalModel:
                 "image": image,
             }
             for image, one in zip(images, asked, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _batch(
         self, images: Sequence[ImageOrImages], probabilities: bool, streamer: Any = None

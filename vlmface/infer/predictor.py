@@ -38,7 +38,7 @@ from vlmface.infer.face_views import (
     boxes_of,
     of_clip,
     of_picture,
-)  # fmt: skip
+)
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.infer.server import Server, server_of
 from vlmface.prompts import Prompt, Question
@@ -88,9 +88,14 @@ class Predictor:
     block. May be used from several threads and event loops at once, also inside a running one."""
 
     def __init__(
-        self, backend: Backend, *, viewpoint: Viewpoint | None = None,
-        limits: str | None = None, aus: Sequence[int] = (), name: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        backend: Backend,
+        *,
+        viewpoint: Viewpoint | None = None,
+        limits: str | None = None,
+        aus: Sequence[int] = (),
+        name: str = "",
+    ) -> None:
         self.backend, self.viewpoint = backend, viewpoint or Viewpoint()
         self.limits, self.name = limits, name
         self.aus = tuple(aus)  # that it may name; none: not known
@@ -140,9 +145,14 @@ class Predictor:
             backend: Backend = Local(local, [local.prompt] if prompt is not None else local.prompts)
         else:
             endpoint = Endpoint(
-                str(model), served or "", key_env=api_key_env, concurrency=concurrency,
-                timeout_s=timeout_s, attempts=attempts, request=dict(request or {}),
-            )  # fmt: skip
+                str(model),
+                served or "",
+                key_env=api_key_env,
+                concurrency=concurrency,
+                timeout_s=timeout_s,
+                attempts=attempts,
+                request=dict(request or {}),
+            )
             found = None if run is None else manifest.load(run)[0]
             backend = Served(server_of(endpoint, run, prompt, max_new_tokens, constrained))
         return cls(
@@ -256,24 +266,44 @@ class Predictor:
 
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, images: Picture, tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
-        faces: Literal["all"], batch_size: int = ...,
-    ) -> list[FaceReport]: ...  # fmt: skip
+        self,
+        images: Picture,
+        tasks: str | Iterable[str] | None = ...,
+        *,
+        boxes: Any = ...,
+        faces: Literal["all"],
+        batch_size: int = ...,
+    ) -> list[FaceReport]: ...
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, images: Picture, tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
-        faces: str | None = ..., batch_size: int = ...,
-    ) -> FaceReport: ...  # fmt: skip
+        self,
+        images: Picture,
+        tasks: str | Iterable[str] | None = ...,
+        *,
+        boxes: Any = ...,
+        faces: str | None = ...,
+        batch_size: int = ...,
+    ) -> FaceReport: ...
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, images: Iterable[Any], tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
-        faces: Literal["all"], batch_size: int = ...,
-    ) -> list[list[FaceReport]]: ...  # fmt: skip
+        self,
+        images: Iterable[Any],
+        tasks: str | Iterable[str] | None = ...,
+        *,
+        boxes: Any = ...,
+        faces: Literal["all"],
+        batch_size: int = ...,
+    ) -> list[list[FaceReport]]: ...
     @overload
     def predict(
-        self, images: Iterable[Any], tasks: str | Iterable[str] | None = ..., *, boxes: Any = ...,
-        faces: str | None = ..., batch_size: int = ...,
-    ) -> list[FaceReport]: ...  # fmt: skip
+        self,
+        images: Iterable[Any],
+        tasks: str | Iterable[str] | None = ...,
+        *,
+        boxes: Any = ...,
+        faces: str | None = ...,
+        batch_size: int = ...,
+    ) -> list[FaceReport]: ...
     def predict(
         self,
         images: Any,
@@ -325,9 +355,13 @@ class Predictor:
         return self._predict(images, tasks, boxes, faces, answer)
 
     def _predict(
-        self, images: Any, tasks: str | Iterable[str] | None, boxes: Any, faces: str | None,
+        self,
+        images: Any,
+        tasks: str | Iterable[str] | None,
+        boxes: Any,
+        faces: str | None,
         answer: Callable[[Sequence[FaceView], Mapping[str, Question]], Sequence[Any]],
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         self._check_open()
         inputs, single = image_conversion.listed(images)
         places = boxes_of(boxes, len(inputs), single)
@@ -482,9 +516,13 @@ class Predictor:
         """Without answers: nothing was asked."""
         prompts = {task: question.id for task, question in questions.items()}
         return FaceReport(
-            answers or dict.fromkeys(questions, NOT_ASKED), prompts, view.box, view.face_found,
-            self.limits, self.views,
-        )  # fmt: skip
+            answers or dict.fromkeys(questions, NOT_ASKED),
+            prompts,
+            view.box,
+            view.face_found,
+            self.limits,
+            self.views,
+        )
 
 
 # --- who answers ----------------------------------------------------------------------------------

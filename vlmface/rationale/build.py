@@ -42,9 +42,17 @@ if TYPE_CHECKING:
 
 # Settings that may change between two sittings of one build.
 _FREE = (
-    "output", "root", "overwrite", "api_key_env", "concurrency", "timeout", "attempts", "price_in",
-    "price_out", "faces",
-)  # fmt: skip
+    "output",
+    "root",
+    "overwrite",
+    "api_key_env",
+    "concurrency",
+    "timeout",
+    "attempts",
+    "price_in",
+    "price_out",
+    "faces",
+)
 
 
 def build(settings: BuildSettings) -> dict[str, Any]:

@@ -17,8 +17,13 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--root", help="its folder, as its owners distribute it (synth has none)")
     add("--split", default="train")
     add("--n", help="take so many faces (default: all)")
-    add("--option", action="append", default=[], metavar="NAME=VALUE",
-        help="an option of the data set, such as seed=1; may be repeated")  # fmt: skip
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the data set, such as seed=1; may be repeated",
+    )
     add(
         "--output",
         "--output_dir",
@@ -27,10 +32,16 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     )
     add("--writer", choices=("rules", "teacher", "model"), default="rules")
     add("--label_space", default="emotion8")
-    add("--aus", metavar="MODULE:FUNCTION",
-        help="estimator for faces without annotated AUs: image -> {au: 0..5}")  # fmt: skip
-    add("--au_threshold", default=1.0,
-        help="an estimated AU is there from this intensity on (default 1)")  # fmt: skip
+    add(
+        "--aus",
+        metavar="MODULE:FUNCTION",
+        help="estimator for faces without annotated AUs: image -> {au: 0..5}",
+    )
+    add(
+        "--au_threshold",
+        default=1.0,
+        help="an estimated AU is there from this intensity on (default 1)",
+    )
     add("--overwrite", action="store_true", help="replace an earlier build by the new one")
 
     group = parser.add_argument_group("rule writer")
@@ -46,18 +57,34 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--endpoint", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
     add("--model", help="the model's name at the endpoint, or the run folder of a model writer")
     label = group.add_mutually_exclusive_group()
-    label.add_argument("--with-label", dest="saw_label", action="store_true", default=None,
-                       help="tell the teacher the emotion")  # fmt: skip
-    label.add_argument("--without-label", dest="saw_label", action="store_false", default=None,
-                       help="do not; texts that conclude another emotion are rejected")  # fmt: skip
+    label.add_argument(
+        "--with-label",
+        dest="saw_label",
+        action="store_true",
+        default=None,
+        help="tell the teacher the emotion",
+    )
+    label.add_argument(
+        "--without-label",
+        dest="saw_label",
+        action="store_false",
+        default=None,
+        help="do not; texts that conclude another emotion are rejected",
+    )
     add("--prompt", help="teacher prompt, prompts/teacher/NAME.yaml, or the model's own prompt")
     add("--api_key_env", metavar="NAME", help="environment variable that holds the API key")
     add("--concurrency", default=8, help="requests at a time (default 8)")
     add("--timeout", default=120.0, help="seconds for one request (default 120)")
     add("--attempts", default=6, help="tries of one request (default 6)")
     add("--repairs", default=1, help="times a faulty text is sent back (default 1)")
-    add("--request", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-        help="fields of each request, such as temperature=0; null removes a field")  # fmt: skip
+    add(
+        "--request",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of each request, such as temperature=0; null removes a field",
+    )
     add("--image_side", default=768, help="larger pictures are reduced to this")
     add("--price_in", help="price of a million prompt tokens")
     add("--price_out", help="price of a million completion tokens")
@@ -69,11 +96,14 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--samples", default=8, help="answers to each face (default 8)")
     add("--temperature", default=1.0)
     add("--top_p", default=1.0)
-    add("--labels", choices=("annotated", "vote"), default="annotated",
-        help="vote: as if no face had a label")  # fmt: skip
+    add(
+        "--labels",
+        choices=("annotated", "vote"),
+        default="annotated",
+        help="vote: as if no face had a label",
+    )
     add("--min_agreement", default=0.5, help="share of the answers (default 0.5)")
-    add("--balance",
-        help="an emotion gives at most so many times as many texts as the rarest one")  # fmt: skip
+    add("--balance", help="an emotion gives at most so many times as many texts as the rarest one")
     add("--batch_size", default=16, help="faces at a time, without an endpoint")
 
     group = parser.add_argument_group("verifier")
@@ -81,8 +111,12 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add("--min_precision", default=1.0, help="of the AUs named (default 1)")
     add("--min_recall", default=1.0, help="of the AUs that are there (default 1)")
     add("--max_words", default=150)
-    add("--duplicates", choices=("report", "reject"), default="report",
-        help="count texts that nearly repeat an earlier one (default), or reject")  # fmt: skip
+    add(
+        "--duplicates",
+        choices=("report", "reject"),
+        default="report",
+        help="count texts that nearly repeat an earlier one (default), or reject",
+    )
     add("--similarity", default=0.85, help="from which two texts are near duplicates")
     add("--faces", default=12, help="faces on the page, kept and rejected each")
 

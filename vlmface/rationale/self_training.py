@@ -74,9 +74,12 @@ class Face:
 
 
 def choose(
-    face: Face, texts: Sequence[str], parse: Callable[[str], Answer],
-    judge: Callable[[str, Truth], Verdict], min_agreement: float,
-) -> tuple[Truth, str, Verdict, dict[str, Any]]:  # fmt: skip
+    face: Face,
+    texts: Sequence[str],
+    parse: Callable[[str], Answer],
+    judge: Callable[[str, Truth], Verdict],
+    min_agreement: float,
+) -> tuple[Truth, str, Verdict, dict[str, Any]]:
     """(what the face is taken to show, the text, its verdict, how the vote went): the first text
     that passes, else the one with the fewest faults."""
     ballot = vote([parse(text) for text in texts], face.label)
@@ -115,9 +118,13 @@ class Local:
         self.prompt = self.predictor.prompt
 
     def write(
-        self, faces: Sequence[Face], pictures: Pictures, told: Told, journal: Journal,
+        self,
+        faces: Sequence[Face],
+        pictures: Pictures,
+        told: Told,
+        journal: Journal,
         done: Callable[[int], Any],
-    ) -> dict[str, str]:  # fmt: skip
+    ) -> dict[str, str]:
         """Batches are the same ones however often the build is stopped, so the answers are too.
         Returns {id: why} of the faces without an answer: none."""
         size = self.settings.batch_size
@@ -154,9 +161,13 @@ class Remote:
         self.prompt = prompts.load(settings.prompt)
 
     def write(
-        self, faces: Sequence[Face], pictures: Pictures, told: Told, journal: Journal,
+        self,
+        faces: Sequence[Face],
+        pictures: Pictures,
+        told: Told,
+        journal: Journal,
         done: Callable[[int], Any],
-    ) -> dict[str, str]:  # fmt: skip
+    ) -> dict[str, str]:
         """Returns {id: why} of the faces that the server gave no answer for."""
         from vlmface.infer.endpoint import NoAnswerError, ask, work_through
 
@@ -255,9 +266,12 @@ def asked_with(settings: BuildSettings, prompt: prompts.Prompt) -> dict[str, Any
 
 
 def faces_of(
-    rows: datasets.Dataset, pictures: Pictures, settings: BuildSettings, space: LabelSpace,
+    rows: datasets.Dataset,
+    pictures: Pictures,
+    settings: BuildSettings,
+    space: LabelSpace,
     left_out: Counter[str],
-) -> list[Face]:  # fmt: skip
+) -> list[Face]:
     """The faces to ask about, each picture once; counts the others by reason."""
     from tqdm import tqdm
 

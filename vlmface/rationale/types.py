@@ -95,8 +95,16 @@ class BuildSettings(Checked):
     def unused(self) -> Iterator[Unused]:
         why = f"writer is {self.writer}"
         asks = ("endpoint", "model", "saw_label", "prompt")
-        remote = ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
-                  "price_in", "price_out")  # fmt: skip
+        remote = (
+            "api_key_env",
+            "concurrency",
+            "timeout",
+            "attempts",
+            "request",
+            "image_side",
+            "price_in",
+            "price_out",
+        )
         several = ("samples", "temperature", "top_p", "labels", "min_agreement")
         names = {
             "rules": (*asks, *remote, *several, "repairs", "batch_size"),
@@ -135,6 +143,14 @@ def unused_by_model(endpoint: str | None) -> Iterator[Unused]:
     if endpoint:
         yield Unused("batch_size", "the model answers at an endpoint", ("endpoint",))
         return
-    for name in ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
-                 "price_in", "price_out"):  # fmt: skip
+    for name in (
+        "api_key_env",
+        "concurrency",
+        "timeout",
+        "attempts",
+        "request",
+        "image_side",
+        "price_in",
+        "price_out",
+    ):
         yield Unused(name, "the model answers in this process, without an endpoint", ("endpoint",))

@@ -68,9 +68,17 @@ class Plan:
 
 
 def make_plan(
-    runs: Sequence[str], *, vllm: str, host: str, port: int, gpu: bool, dtype: str | None = None,
-    max_num_seqs: int = 64, words: Sequence[str] = (), merge: bool = True,
-) -> Plan:  # fmt: skip
+    runs: Sequence[str],
+    *,
+    vllm: str,
+    host: str,
+    port: int,
+    gpu: bool,
+    dtype: str | None = None,
+    max_num_seqs: int = 64,
+    words: Sequence[str] = (),
+    merge: bool = True,
+) -> Plan:
     """How to serve the runs, which are named by their folders or as NAME=FOLDER. `words` are
     further arguments of `vllm serve`. Merges what must be merged, into the cache folder, unless
     `merge` is false. Raises UserError."""
@@ -111,9 +119,12 @@ def make_plan(
         )
     if adapters:
         weights = manifest.resolve_base(first, models[first_name])
-        flags |= {"served-model-name": BASE, "enable-lora": None,
-                  "max-lora-rank": _served_rank(models.values()),
-                  "max-loras": len(models)}  # fmt: skip
+        flags |= {
+            "served-model-name": BASE,
+            "enable-lora": None,
+            "max-lora-rank": _served_rank(models.values()),
+            "max-loras": len(models),
+        }
         template = models[first_name] / "chat_template.jinja"
         if template.is_file():
             flags["chat-template"] = template.resolve()
@@ -122,14 +133,19 @@ def make_plan(
         flags |= {"served-model-name": first_name}
     dtype = dtype or ("bfloat16" if gpu else "float32")
     flags |= {
-        "host": host, "port": port, "dtype": dtype, "seed": 0, "max-num-seqs": max_num_seqs,
+        "host": host,
+        "port": port,
+        "dtype": dtype,
+        "seed": 0,
+        "max-num-seqs": max_num_seqs,
         # A request that sets nothing is answered greedily, whatever the checkpoint's own
         # generation_config.json holds.
         "generation-config": "vllm",
         "override-generation-config": json.dumps({"temperature": 0.0}),
-        "structured-outputs-config": json.dumps({"disable_any_whitespace": True,
-                                                 "backend": "xgrammar"}),
-    }  # fmt: skip
+        "structured-outputs-config": json.dumps(
+            {"disable_any_whitespace": True, "backend": "xgrammar"}
+        ),
+    }
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     if not gpu:
         flags["enforce-eager"] = None
@@ -140,9 +156,14 @@ def make_plan(
     if adapters:
         command += ["--lora-modules", *(f"{n}={run.resolve()}" for n, run in models.items())]
     return Plan(
-        [*command, *words], environment, models, weights, adapters,
-        f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1", dtype,
-    )  # fmt: skip
+        [*command, *words],
+        environment,
+        models,
+        weights,
+        adapters,
+        f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1",
+        dtype,
+    )
 
 
 def _names(runs: Sequence[str]) -> dict[str, Path]:
@@ -171,8 +192,11 @@ def _length(found: Manifest, run: Path) -> int:
 def _beyond_lora(run: Path) -> bool:
     """Whether the adapter has weights that are no LoRA: vLLM would leave them out."""
     config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
-    return bool(config.get("trainable_token_indices") or config.get("modules_to_save")
-                or config.get("use_dora"))  # fmt: skip
+    return bool(
+        config.get("trainable_token_indices")
+        or config.get("modules_to_save")
+        or config.get("use_dora")
+    )
 
 
 def _served_rank(runs: Any) -> int:
@@ -248,9 +272,12 @@ def running(plan: Plan, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         process = subprocess.Popen(
-            plan.command, env=environment, stdout=out, stderr=subprocess.STDOUT,
+            plan.command,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         _wait(plan, process, log)
         yield process
@@ -317,10 +344,14 @@ def written_here(run: Path, images: Sequence[Any], dtype: str) -> list[Written]:
         batch = encode.to_model(encode.Collator(model.processor, model.family)([row]), model.model)
         with torch.inference_mode():
             output = model.model.generate(
-                **batch, do_sample=False, max_new_tokens=model.max_new_tokens, eos_token_id=stops,
-                pad_token_id=model.processor.tokenizer.pad_token_id, output_logits=True,
+                **batch,
+                do_sample=False,
+                max_new_tokens=model.max_new_tokens,
+                eos_token_id=stops,
+                pad_token_id=model.processor.tokenizer.pad_token_id,
+                output_logits=True,
                 return_dict_in_generate=True,
-            )  # fmt: skip
+            )
         prompt = list(row["input_ids"])
         ids = output.sequences[0, len(prompt) :]
         logits = torch.stack(output.logits)[:, 0].float()
@@ -366,9 +397,12 @@ def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> li
     model_manifest, asked = manifest.load(run)
     views, padding = crops.parse(model_manifest.crop), padding_of(run)
     request = requests_of(run) | {
-        "model": name, "temperature": 0, "logprobs": True, "return_token_ids": True,
+        "model": name,
+        "temperature": 0,
+        "logprobs": True,
+        "return_token_ids": True,
         "max_tokens": model_manifest.generation["max_new_tokens"],
-    }  # fmt: skip
+    }
     found = []
     for image in images:
         shown = as_list(_shown(image, views, model_manifest.frames))
@@ -440,8 +474,9 @@ def _parts(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
-def check_effect(plan: Plan, name: str, here: Sequence[Written], there: Sequence[Written],
-                 images: Sequence[Any]) -> None:  # fmt: skip
+def check_effect(
+    plan: Plan, name: str, here: Sequence[Written], there: Sequence[Written], images: Sequence[Any]
+) -> None:
     """Raises UserError if the server answers with an adapter as it does without, up to rounding."""
     bound, _ = _bounds(here)
     plain = written_there(plan, BASE, plan.models[name], images)
@@ -466,9 +501,15 @@ def check_effect(plan: Plan, name: str, here: Sequence[Written], there: Sequence
 
 
 def serve_command(
-    runs: Sequence[str], vllm: str | None, host: str, port: int, dtype: str | None,
-    max_num_seqs: int, dry_run: bool, words: Sequence[str],
-) -> int:  # fmt: skip
+    runs: Sequence[str],
+    vllm: str | None,
+    host: str,
+    port: int,
+    dtype: str | None,
+    max_num_seqs: int,
+    dry_run: bool,
+    words: Sequence[str],
+) -> int:
     """Serve until it is stopped; returns the exit code."""
     import torch
     from transformers.utils import logging
@@ -476,9 +517,16 @@ def serve_command(
     logging.disable_progress_bar()
     executable = vllm or "vllm" if dry_run else find_vllm(vllm)
     plan = make_plan(
-        runs, vllm=executable, host=host, port=port, gpu=torch.cuda.is_available(), dtype=dtype,
-        max_num_seqs=max_num_seqs, words=words, merge=not dry_run,
-    )  # fmt: skip
+        runs,
+        vllm=executable,
+        host=host,
+        port=port,
+        gpu=torch.cuda.is_available(),
+        dtype=dtype,
+        max_num_seqs=max_num_seqs,
+        words=words,
+        merge=not dry_run,
+    )
     if dry_run:
         print(plan.shown())
         return 0
@@ -497,8 +545,10 @@ def serve_command(
                 if plan.adapters:
                     check_effect(plan, name, here[name], there, images)
                 tokens = sum(len(one.ids) for one in there)
-                print(f"{name}: the same prompts and answers as in this process; {tokens} tokens, "
-                      f"log-probabilities {drift:.1e} apart in the mean")  # fmt: skip
+                print(
+                    f"{name}: the same prompts and answers as in this process; {tokens} tokens, "
+                    f"log-probabilities {drift:.1e} apart in the mean"
+                )
             print(f"ready: {plan.url}\n\n{curl(plan)}\n", flush=True)
             code = process.wait()
             raise UserError(f"vLLM stopped with code {code}: the end of {log} may say why")
@@ -515,12 +565,14 @@ def curl(plan: Plan) -> str:
     found, asked = manifest.load(run)
     mark = "@@"
     body = requests_of(run) | {
-        "model": name, "max_tokens": found.generation["max_new_tokens"], "temperature": 0,
+        "model": name,
+        "max_tokens": found.generation["max_new_tokens"],
+        "temperature": 0,
         "messages": with_images(
             asked[0].messages(),
             [f"data:image/png;base64,{mark}{i}{mark}" for i in range(1, asked[0].images + 1)],
         ),
-    }  # fmt: skip
+    }
     quoted = shlex.quote(json.dumps(body))
     for i in range(1, asked[0].images + 1):
         file = f"IMAGE{i}.png" if asked[0].images > 1 else "FACE.png"

@@ -103,9 +103,17 @@ def parameters(model: Any, family: ModuleType) -> dict[str, dict[str, list[int]]
         words = [
             word
             for word in name.split(".")
-            if word not in ("weight", "bias", "default", "base_layer", "original_module",
-                            "modules_to_save", "token_adapter")
-        ]  # fmt: skip
+            if word
+            not in (
+                "weight",
+                "bias",
+                "default",
+                "base_layer",
+                "original_module",
+                "modules_to_save",
+                "token_adapter",
+            )
+        ]
         adapter = next((word for word in words if word.startswith(("lora_", "trainable_"))), None)
         kind = [word for word in words if word != adapter and not word.isdigit()][-1]
         part = parts.part_of(name, family.PARTS)
@@ -272,9 +280,15 @@ class Estimate:
 
 
 def estimate(
-    settings: VLMSettings, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
-    processes: int, sharded: bool = True,
-) -> Estimate:  # fmt: skip
+    settings: VLMSettings,
+    family: ModuleType,
+    config: Any,
+    rows: Rows,
+    *,
+    gpu: bool,
+    processes: int,
+    sharded: bool = True,
+) -> Estimate:
     """Memory of the run on a GPU (bfloat16, as the recipes train there) or on a CPU (float32)."""
     lora = settings.uses_lora
     model = build(config, family, settings, torch.bfloat16 if gpu and lora else torch.float32)
@@ -303,9 +317,12 @@ def estimate(
         if not lora:  # DeepSpeed holds the weights in bfloat16 itself, and needs no autocast
             half = build(config, family, settings, torch.bfloat16)
             peak, _ = simulate_memory.step_bytes(
-                half, family, batch, checkpointing=settings.gradient_checkpointing,
+                half,
+                family,
+                batch,
+                checkpointing=settings.gradient_checkpointing,
                 **{**how, "mixed": False},
-            )  # fmt: skip
+            )
             activations = max(0, peak - _bytes(half, train=True))
         learnt, all_ = numbers[True], numbers[True] + numbers[False]
         whole = weights if settings.quantize else 2 * all_
@@ -432,9 +449,15 @@ def measure(settings: VLMSettings, processor: Any, family: ModuleType, count: in
     rows = rows.add_column("row", list(range(needed)))
     with tempfile.TemporaryDirectory() as folder:
         trial = dataclasses.replace(
-            settings, output_dir=folder, epochs=1, logging_steps=1, save_steps=10**6,
-            cache_features=False, num_processes=None, report_to="none",
-        )  # fmt: skip
+            settings,
+            output_dir=folder,
+            epochs=1,
+            logging_steps=1,
+            save_steps=10**6,
+            cache_features=False,
+            num_processes=None,
+            report_to="none",
+        )
         sft.train(manifest.resolve(settings.base), processor, family, rows, trial)
         at = [line["elapsed_s"] for line in read_log(Path(folder))]
     return statistics.median(b - a for a, b in itertools.pairwise(at))
@@ -489,17 +512,23 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
         if processor is None:
             raise UserError(f"--measure takes real steps, but {settings.base} has no processor")
         seconds = measure(settings, processor, family)
-        print(f"measured here: {seconds:.2f} s a step"
-              + (f", {seconds * total / 3600:.1f} h for all" if total else ""))  # fmt: skip
+        print(
+            f"measured here: {seconds:.2f} s a step"
+            + (f", {seconds * total / 3600:.1f} h for all" if total else "")
+        )
     if room is None:
         return _plan_cpu(settings, family, base, rows, config, words)
     return _plan_gpu(settings, family, base, rows, room)
 
 
 def _plan_cpu(
-    settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, config: str,
+    settings: VLMSettings,
+    family: ModuleType,
+    base: Any,
+    rows: Rows,
+    config: str,
     words: Sequence[str],
-) -> int:  # fmt: skip
+) -> int:
     found = estimate(settings, family, base, rows, gpu=False, processes=settings.num_processes or 1)
     (memory,) = found.training.values()
     print(f"\non a CPU, float32:\n{show(found.training)}")
@@ -525,8 +554,11 @@ def _other(settings: VLMSettings, memory: Memory, found: Estimate) -> None:
         f"  activations with gradient_checkpointing {with_ / GIB:.2f}, without {without / GIB:.2f}"
     )
     held = found.evaluation
-    print("  evaluation: " + " + ".join(f"{k} {v / GIB:.2f}" for k, v in held.items())
-          + f" = {sum(held.values()) / GIB:.2f}")  # fmt: skip
+    print(
+        "  evaluation: "
+        + " + ".join(f"{k} {v / GIB:.2f}" for k, v in held.items())
+        + f" = {sum(held.values()) / GIB:.2f}"
+    )
 
 
 def _plan_gpu(settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
@@ -541,8 +573,10 @@ def _plan_gpu(settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, 
         f"\na GPU of {room / GIB:g} GiB: {limit / GIB:.1f} may be used, the rest is CUDA's own and "
         "what its allocator cannot use"
     )
-    for way, needed in {**{k: m.total for k, m in found.training.items()},
-                        "evaluation": evaluation}.items():  # fmt: skip
+    for way, needed in {
+        **{k: m.total for k, m in found.training.items()},
+        "evaluation": evaluation,
+    }.items():
         verdict = "fits" if needed <= limit else "does not fit"
         print(f"  {way:12}{needed / GIB:8.2f}  {verdict}")
     fits = memory.total <= limit and evaluation <= limit
@@ -551,9 +585,13 @@ def _plan_gpu(settings: VLMSettings, family: ModuleType, base: Any, rows: Rows, 
     if memory.total > limit:
         print(f"to train by {name} nevertheless, one after the other:")
         for text, changed in changes(settings):
-            needed = next(iter(estimate(
-                changed, family, base, rows, gpu=True, processes=world, sharded=False
-            ).training.values())).total  # fmt: skip
+            needed = next(
+                iter(
+                    estimate(
+                        changed, family, base, rows, gpu=True, processes=world, sharded=False
+                    ).training.values()
+                )
+            ).total
             enough = needed <= limit
             print(f"  {text:44}{needed / GIB:8.2f}  {'fits' if enough else 'still too much'}")
             if enough:

@@ -34,8 +34,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 _FACES, _NOISE = 3, 2
 
 
-def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: str | None = None,
-          repo: str | None = None) -> dict[str, Any]:  # fmt: skip
+def merge(
+    run: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    license: str | None = None,
+    repo: str | None = None,
+) -> dict[str, Any]:
     """Write the merged checkpoint of a LoRA run into the new folder `out`.
 
     `out` holds the weights in `dtype`, configuration, processor, prompts, vlmface.json (its
@@ -95,9 +101,14 @@ def _merge(
     merged = _logits(model, inputs)
     apart = _same(merged, adapted, level, f"the merged model and {run} on its base")
     check: dict[str, Any] = {
-        "merged": apart.rms, "base": effect.rms, "rounding": level.rms,
-        "allowed": rounding.ALLOWED, "faces": _FACES, "noise": _NOISE, "dtype": dtype,
-    }  # fmt: skip
+        "merged": apart.rms,
+        "base": effect.rms,
+        "rounding": level.rms,
+        "allowed": rounding.ALLOWED,
+        "faces": _FACES,
+        "noise": _NOISE,
+        "dtype": dtype,
+    }
 
     temporary = out.with_name(f".{out.name}.merging")
     if temporary.exists():  # of a merge that was killed, since this one holds the lock
@@ -116,9 +127,18 @@ def _merge(
         _complete(temporary, run, found, asked)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         hashes = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
-        card = model_card.render(manifest.load(temporary)[0], found.quantize, asked, base, scores,
-                     repo or out.name, license, check, hashes,
-                     found.weights[adapter.WEIGHTS])  # fmt: skip
+        card = model_card.render(
+            manifest.load(temporary)[0],
+            found.quantize,
+            asked,
+            base,
+            scores,
+            repo or out.name,
+            license,
+            check,
+            hashes,
+            found.weights[adapter.WEIGHTS],
+        )
         atomic_write(temporary / "README.md", card)
         temporary.rename(out)
     except BaseException:
@@ -307,10 +327,12 @@ def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: s
     if repo is not None:
         check_repo(repo)
     check = merge(run, out, dtype=dtype, license=license, repo=repo)
-    print(f"{out}: log-probabilities as of base and adapter, {check['merged']:.1e} nats apart "
-          f"where another order of summation changes {check['rounding']:.1e}, on {check['faces']} "
-          f"faces and {check['noise']} noise pictures (the base itself is {check['base']:.1e} "
-          "away; root mean squares)")  # fmt: skip
+    print(
+        f"{out}: log-probabilities as of base and adapter, {check['merged']:.1e} nats apart "
+        f"where another order of summation changes {check['rounding']:.1e}, on {check['faces']} "
+        f"faces and {check['noise']} noise pictures (the base itself is {check['base']:.1e} "
+        "away; root mean squares)"
+    )
     if dtype != "float32":
         print(f"stored as {dtype}: rounding moved them by {check['rounded']:.1e} nats")
     print(f"next: vlmface predict FACE.jpg --model {out}, or read {out / 'README.md'}")

@@ -119,8 +119,15 @@ def _results(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[s
         for step in path:
             block, old = block.get(step, {}), old.get(step, {})
         if block.get(key) is not None:
-            rows.append({"name": name, "type": kind, "value": block[key], "before": old.get(key),
-                         "ci": block.get("ci95", {}).get(key)})  # fmt: skip
+            rows.append(
+                {
+                    "name": name,
+                    "type": kind,
+                    "value": block[key],
+                    "before": old.get(key),
+                    "ci": block.get("ci95", {}).get(key),
+                }
+            )
 
     add("emotion accuracy (WAR)", "accuracy", "accuracy", "emotion")
     add("emotion UAR", "recall", "uar", "emotion")
@@ -145,8 +152,9 @@ def _metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     def shown(row: Mapping[str, Any]) -> str:
-        return row["name"] + (f", 95 % interval {row['ci'][0]:.3f} to {row['ci'][1]:.3f}"
-                              if row["ci"] else "")  # fmt: skip
+        return row["name"] + (
+            f", 95 % interval {row['ci'][0]:.3f} to {row['ci'][1]:.3f}" if row["ci"] else ""
+        )
 
     own = license == "other"
     return ModelCardData(
@@ -156,8 +164,13 @@ def _metadata(
         base_model=base_model,
         pipeline_tag="image-text-to-text",
         library_name="transformers",
-        tags=["vlmface", found.family, "facial-expression-recognition",
-              *(["facial-action-units"] if found.au_set else []), "merged-lora"],
+        tags=[
+            "vlmface",
+            found.family,
+            "facial-expression-recognition",
+            *(["facial-action-units"] if found.au_set else []),
+            "merged-lora",
+        ],
         datasets=[found.data["name"]],
         metrics=sorted({row["type"] for row in results}) or None,
         model_name=repo.rpartition("/")[2],
@@ -172,8 +185,9 @@ def _metadata(
                 metric_args={"ci95": [round(x, 4) for x in row["ci"]]} if row["ci"] else None,
             )
             for row in results
-        ] or None,
-    ).to_yaml()  # fmt: skip
+        ]
+        or None,
+    ).to_yaml()
 
 
 def _source(found: Manifest) -> dict[str, Any]:
@@ -182,8 +196,13 @@ def _source(found: Manifest) -> dict[str, Any]:
 
     name = found.data["name"]
     if name not in data.names():
-        return {"title": f"`{name}`", "home": None, "licence": "that of its sources", "own": False,
-                "rationales": ""}  # fmt: skip
+        return {
+            "title": f"`{name}`",
+            "home": None,
+            "licence": "that of its sources",
+            "own": False,
+            "rationales": "",
+        }
     module = data.dataset_module(name)
     own = not getattr(module, "NEEDS_ROOT", True)
     return {
@@ -191,9 +210,10 @@ def _source(found: Manifest) -> dict[str, Any]:
         "home": None if own else module.HOME,
         "licence": module.LICENCE,
         "own": own,
-        "rationales": "Pictures, labels and rationales were made by a program." if own else
-        "Rationales that the data set does not give were written by rules from its labels.",
-    }  # fmt: skip
+        "rationales": "Pictures, labels and rationales were made by a program."
+        if own
+        else "Rationales that the data set does not give were written by rules from its labels.",
+    }
 
 
 def _licence(

@@ -64,9 +64,12 @@ def alarms(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 _WATCHED = (
-    "reward", "rewards/emotion/mean", "completions/mean_length", "most_said",
+    "reward",
+    "rewards/emotion/mean",
+    "completions/mean_length",
+    "most_said",
     "frac_reward_zero_std",
-)  # fmt: skip
+)
 
 
 class Watcher(TrainerCallback):

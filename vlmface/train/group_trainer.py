@@ -235,10 +235,17 @@ class GroupTrainer(Resumable, GRPOTrainer):
         ):
             core: Any = model
             drawn = sampling.sample(
-                core, self.family, self._with_images(core, batch), group=self.group,
-                max_new_tokens=self.limit, stops=self.stops, generator=generator,
-                temperature=self.temperature, top_p=self.own_top_p, never=self.never,
-            )  # fmt: skip
+                core,
+                self.family,
+                self._with_images(core, batch),
+                group=self.group,
+                max_new_tokens=self.limit,
+                stops=self.stops,
+                generator=generator,
+                temperature=self.temperature,
+                top_p=self.own_top_p,
+                never=self.never,
+            )
         trained.train()
         return drawn
 
@@ -312,9 +319,11 @@ class GroupTrainer(Resumable, GRPOTrainer):
             encoded = row_images.drop_image_columns(encoded)
         rows = []
         for row, ids, mask in zip(
-            encoded, entry["completion_ids"].tolist(), entry["completion_mask"].sum(1).tolist(),
+            encoded,
+            entry["completion_ids"].tolist(),
+            entry["completion_mask"].sum(1).tolist(),
             strict=True,
-        ):  # fmt: skip
+        ):
             everything = [*row["input_ids"], *ids[:mask]]
             more = self.family.token_inputs(
                 self.processing_class, everything, len(row["input_ids"])

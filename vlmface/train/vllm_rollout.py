@@ -41,10 +41,17 @@ class Server:
     """
 
     def __init__(
-        self, url: str, prompt: Prompt, folder: Path, sampling: dict[str, Any], *,
-        attempts: int = 6, timeout_s: float = 600.0, concurrency: int = 32,
+        self,
+        url: str,
+        prompt: Prompt,
+        folder: Path,
+        sampling: dict[str, Any],
+        *,
+        attempts: int = 6,
+        timeout_s: float = 600.0,
+        concurrency: int = 32,
         padding: tuple[int, ...] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.prompt, self.folder, self.sampling = prompt, folder.resolve(), sampling
         self.padding = padding
         self.endpoint = Endpoint(
@@ -66,8 +73,10 @@ class Server:
         async def change() -> None:
             async with self._client() as client:
                 await self._unload(client)
-                body = {"lora_name": f"{self.prefix}{step}",
-                        "lora_path": str(self.adapter_folder(step))}  # fmt: skip
+                body = {
+                    "lora_name": f"{self.prefix}{step}",
+                    "lora_path": str(self.adapter_folder(step)),
+                }
                 await self._tell(client, "load_lora_adapter", body)
 
         self._run(change())
@@ -164,8 +173,10 @@ class Server:
         # TRL's own vLLM rollouts expand image tokens twice (huggingface/trl#6294); here that would
         # be noticed.
         if asked is not None and asked != expected:
-            at = next((i for i, (a, b) in enumerate(zip(asked, expected, strict=False)) if a != b),
-                      min(len(asked), len(expected)))  # fmt: skip
+            at = next(
+                (i for i, (a, b) in enumerate(zip(asked, expected, strict=False)) if a != b),
+                min(len(asked), len(expected)),
+            )
             raise ServerGoneError(
                 f"the server reads another prompt than the trainer: {len(asked)} tokens instead of "
                 f"{len(expected)}, different from token {at} on. It needs the processor and chat "
@@ -200,6 +211,7 @@ def _read(reply: httpx2.Response) -> tuple[list[int] | None, list[dict[str, Any]
         log_probs = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
         if len(ids) != len(log_probs):
             raise ValueError(f"{len(ids)} tokens with {len(log_probs)} log-probabilities")
-        found.append({"ids": ids, "log_probs": log_probs,
-                      "complete": choice["finish_reason"] == "stop"})  # fmt: skip
+        found.append(
+            {"ids": ids, "log_probs": log_probs, "complete": choice["finish_reason"] == "stop"}
+        )
     return content.get("prompt_token_ids"), found

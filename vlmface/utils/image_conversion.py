@@ -69,10 +69,9 @@ def listed(pictures: Any) -> tuple[list[Any], bool]:
     is several pictures. Raises UserError for what is neither a picture nor an iterable of them."""
     if is_array(pictures):
         return (list(pictures), False) if pictures.ndim == 4 else ([pictures], True)
-    if (
-        isinstance(pictures, Image.Image | str | os.PathLike | bytes | bytearray | memoryview)
-        or callable(getattr(pictures, "read", None))
-    ):  # fmt: skip
+    if isinstance(
+        pictures, Image.Image | str | os.PathLike | bytes | bytearray | memoryview
+    ) or callable(getattr(pictures, "read", None)):
         return [pictures], True
     if isinstance(pictures, Iterable) and not isinstance(pictures, Mapping | set | frozenset):
         return list(pictures), False

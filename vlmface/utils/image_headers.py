@@ -33,8 +33,22 @@ MAX_SLOW = 2_000_000  # pixels and bytes of formats that Pillow decodes in Pytho
 # Of TIFF: none, CCITT, LZW, JPEG, deflate (two codes), PackBits. Others, such as LZMA, may take
 # gigabytes for their dictionaries.
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
-               16: 8}  # fmt: skip
+_TIFF_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+}
 _WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION = 256, 257, 259, 274
 _STRIPS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = (273, 279), 322, 323, (324, 325)
 _SUBDIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
@@ -258,8 +272,9 @@ def _tiff(data: Data, name: str) -> None:
     compression = directory.value(_COMPRESSION, 1)
     if compression not in _TIFF_COMPRESSIONS:
         _refuse(name, f"its TIFF compression, {compression}, is not one of those read here")
-    strips = max((directory.tags[tag][1] for tag in (*_STRIPS, *_TILES) if tag in directory.tags),
-                 default=0)  # fmt: skip
+    strips = max(
+        (directory.tags[tag][1] for tag in (*_STRIPS, *_TILES) if tag in directory.tags), default=0
+    )
     _limit(name, "strips or tiles", strips, MAX_STRIPS)
     pixels = directory.value(_WIDTH) * directory.value(_HEIGHT)
     tile = directory.value(_TILE_WIDTH) * directory.value(_TILE_HEIGHT)
@@ -420,6 +435,13 @@ def _limit_slow(name: str, what: str, pixels: int, size: int) -> None:
 
 
 _WALKS: dict[str, Callable[[Data, str], bytes | None]] = {
-    "JPEG": _jpeg, "PNG": _png, "GIF": _gif, "WEBP": _webp, "TIFF": _tiff, "AVIF": _avif,
-    "JPEG2000": _jpeg2000, "BMP": _bmp, "PPM": _ppm,
-}  # fmt: skip
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "GIF": _gif,
+    "WEBP": _webp,
+    "TIFF": _tiff,
+    "AVIF": _avif,
+    "JPEG2000": _jpeg2000,
+    "BMP": _bmp,
+    "PPM": _ppm,
+}

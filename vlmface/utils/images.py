@@ -15,9 +15,28 @@ from vlmface.utils.image_decoding import MAX_PIXELS, UNNAMED, decode, opened
 
 # Names of image files, in any letter case: in folders, data sets and archives alike.
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp",
-    ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".jif",
+    ".pjpeg",
+    ".pjp",
+    ".png",
+    ".apng",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".j2k",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
 
 
 def open_image(source: str | Path | bytes, *, max_pixels: int | None = None) -> Image.Image:

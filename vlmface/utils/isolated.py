@@ -92,14 +92,18 @@ class Worker:
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c",
-                 f"from vlmface.utils.isolated import serve; serve({other.fileno()})"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    f"from vlmface.utils.isolated import serve; serve({other.fileno()})",
+                ],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # libtiff and others write there what files hold
                 env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
         _workers.add(self)
 
     @property

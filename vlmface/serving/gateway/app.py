@@ -38,8 +38,13 @@ def create_app(predictor: Predictor, settings: Settings, hosts: Hosts | None = N
     load, keys = Load(settings), Keys(settings.keys)
     rate = None if settings.rate is None else Rate(settings.rate)
     metrics = Metrics(load)
-    app = FastAPI(title="vlmface gateway", version=__version__, lifespan=_few_threads,
-                  redoc_url=None, redirect_slashes=False)  # fmt: skip
+    app = FastAPI(
+        title="vlmface gateway",
+        version=__version__,
+        lifespan=_few_threads,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.load = load
     app.add_middleware(
         Observed,  # type: ignore[arg-type]

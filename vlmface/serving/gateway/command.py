@@ -47,10 +47,16 @@ def gateway_command(
     listener = _bound(host, port)
     log_to_stderr()
     transformers_logging.disable_progress_bar()
-    with listener, Predictor.load(
-        model, concurrency=settings.max_in_flight, timeout_s=settings.answer_timeout_s, attempts=2,
-        **how,
-    ) as predictor:  # fmt: skip
+    with (
+        listener,
+        Predictor.load(
+            model,
+            concurrency=settings.max_in_flight,
+            timeout_s=settings.answer_timeout_s,
+            attempts=2,
+            **how,
+        ) as predictor,
+    ):
         if not settings.keys and host not in LOOPBACK:
             log(
                 "anybody who reaches this gateway may ask it: see --client_keys_env",

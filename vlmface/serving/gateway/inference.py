@@ -49,22 +49,23 @@ async def analyze(asked: Asked, predictor: Predictor, settings: Settings, load: 
     """Raises Refusal."""
     if odd := [task for task in asked.tasks or () if task not in predictor.tasks]:
         raise Refusal(
-            "task", f"this model does not answer {shown(odd[0])}: ask for "
-            + ", ".join(predictor.tasks)
-        )  # fmt: skip
+            "task",
+            f"this model does not answer {shown(odd[0])}: ask for " + ", ".join(predictor.tasks),
+        )
     try:
         width, height = await asyncio.to_thread(size_of, asked.image)
     except UserError as error:
         raise Refusal("picture", _outward(error)) from None
     if max(width, height) > settings.max_side:
         raise Refusal(
-            "picture", f"the picture has {width} x {height} pixels: send one of at most "
-            f"{settings.max_side} a side, or crop the face"
-        )  # fmt: skip
+            "picture",
+            f"the picture has {width} x {height} pixels: send one of at most "
+            f"{settings.max_side} a side, or crop the face",
+        )
     if max(width, height) > LONGEST_SHAPE * min(width, height):
         raise Refusal(
             "picture", f"the picture has {width} x {height} pixels, a strip: crop the face"
-        )  # fmt: skip
+        )
     with load.taking("pixels", min(width * height, settings.max_pixels)):
         image = await _decoded(asked.image, settings.max_pixels)
         views, left_out = await _views(image, asked, predictor, settings)
@@ -113,9 +114,10 @@ def _check_box(number: int, box: Box, size: tuple[int, int]) -> None:
     said = f"box {number} is {', '.join(f'{x:g}' for x in box)}"
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise Refusal(
-            "box", f"{said}: left, top, right, bottom must be in order and within the upright "
-            f"picture, which has {width} x {height} pixels"
-        )  # fmt: skip
+            "box",
+            f"{said}: left, top, right, bottom must be in order and within the upright "
+            f"picture, which has {width} x {height} pixels",
+        )
     if min(right - left, bottom - top) < SMALLEST:
         raise Refusal("box", f"{said}: a face needs at least {SMALLEST} x {SMALLEST} pixels")
 
@@ -132,9 +134,10 @@ async def _answered(
         if error.passing:
             wait = BUSY_S if error.wait_s is None else max(BUSY_S, round(error.wait_s))
             raise Refusal(
-                "no_answer", "the model's server gives no answer now: come back",
+                "no_answer",
+                "the model's server gives no answer now: come back",
                 retry_after_s=wait,
-            ) from None  # fmt: skip
+            ) from None
         raise Refusal("upstream", "the model's server refuses this picture") from None
     except UserError as error:
         if isinstance(predictor.backend, Served):  # about its URL, key or name: not the client's

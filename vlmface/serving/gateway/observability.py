@@ -65,11 +65,15 @@ class Metrics:
         self.faces = self._of(Counter, "faces", "Faces that were reported on")
         self.rejected = self._of(Counter, "rejected", "Requests without an answer", "reason")
         for name in load.at_work:
-            gauge = self._of(Gauge, name, {
-                "reading": "Requests whose body is arriving",
-                "answering": "Requests that wait for their answer",
-                "pixels": "Pixels of the pictures in memory",
-            }[name])  # fmt: skip
+            gauge = self._of(
+                Gauge,
+                name,
+                {
+                    "reading": "Requests whose body is arriving",
+                    "answering": "Requests that wait for their answer",
+                    "pixels": "Pixels of the pictures in memory",
+                }[name],
+            )
             gauge.set_function(lambda name=name: load.at_work[name])
 
     def _of(self, kind: Any, name: str, text: str, *labels: str, **how: Any) -> Any:
@@ -125,8 +129,9 @@ class Observed:
             else:
                 await self.app(scope, receiving, sending)
         except Exception as error:
-            log("crash", request_id=record.request_id, error=type(error).__name__,
-                at=_places(error))  # fmt: skip
+            log(
+                "crash", request_id=record.request_id, error=type(error).__name__, at=_places(error)
+            )
             if record.status:  # too late for another answer
                 raise
             crash = Refusal("crash", "the gateway has a fault: tell whoever runs it this id")
@@ -134,10 +139,16 @@ class Observed:
         finally:
             self.metrics.count(record)
             log(
-                "request", request_id=record.request_id, method=_known(record.method),
-                route=record.route, status=record.status, reason=record.reason,
-                seconds=record.seconds, bytes=record.size, faces=record.faces,
-            )  # fmt: skip
+                "request",
+                request_id=record.request_id,
+                method=_known(record.method),
+                route=record.route,
+                status=record.status,
+                reason=record.reason,
+                seconds=record.seconds,
+                bytes=record.size,
+                faces=record.faces,
+            )
 
 
 def failure(record: Record, refusal: Refusal) -> JSONResponse:
@@ -159,9 +170,10 @@ def _own_id(scope: Scope) -> str | None:
     text = given[0].decode("latin-1")
     if len(given) > 1 or not re.fullmatch(ID, text):
         raise Refusal(
-            "malformed", "X-Request-ID is not 1 to 64 letters, digits, dots, dashes or _: leave it "
-            "out, and one is made"
-        )  # fmt: skip
+            "malformed",
+            "X-Request-ID is not 1 to 64 letters, digits, dots, dashes or _: leave it "
+            "out, and one is made",
+        )
     return text
 
 

@@ -63,9 +63,10 @@ async def _body(request: Request, settings: Settings) -> bytes:
                 body += piece
                 if len(body) > settings.max_bytes:
                     raise Refusal(
-                        "too_large", f"the body has more than {settings.max_mb:g} MB: shrink the "
-                        "picture, or crop the face"
-                    )  # fmt: skip
+                        "too_large",
+                        f"the body has more than {settings.max_mb:g} MB: shrink the "
+                        "picture, or crop the face",
+                    )
     except TimeoutError:
         raise Refusal(
             "slow", f"the body did not arrive within {settings.body_timeout_s:g} s", close=True
@@ -111,9 +112,10 @@ def _file(text: str) -> bytes:
     if link and not start:
         what = "data: URI of no picture in base64" if link[1].lower() == "data" else "link"
         raise Refusal(
-            "link", f"image is a {what}, and nothing is fetched from anywhere: pictures are sent, "
-            "not linked. Send the file's bytes in base64"
-        )  # fmt: skip
+            "link",
+            f"image is a {what}, and nothing is fetched from anywhere: pictures are sent, "
+            "not linked. Send the file's bytes in base64",
+        )
     content = text[start.end() :] if start else text
     try:
         return base64.b64decode("".join(content.split()), validate=True)
