@@ -219,7 +219,7 @@ BOMB = gzip.compress(b" " * 60_000_000, 1)
 def test_a_reply_that_cannot_be_read_is_one_message(
     sent: Callable[[], Reply], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 2**20)
     start = time.monotonic()
     for ask in (predicted, streamed):
         if ask is streamed and message == "nested too deep":
@@ -247,7 +247,7 @@ def test_retries_end_whatever_the_server_asks_to_wait(after: str) -> None:
 
 
 def test_all_pauses_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 1.5)
+    monkeypatch.setattr(endpoint, "MAX_RETRY_WAIT_S", 1.5)
     with FakeTeacher(lambda asked: Reply(status=503, headers={"Retry-After": "1"})) as server:
         with predictor(server, attempts=9) as asked, pytest.raises(NoAnswerError):
             asked.predict([PICTURE])

@@ -32,7 +32,7 @@ from samples import picture
 from schemathesis import GenerationMode
 
 from vlmface.errors import UserError
-from vlmface.infer.batcher import BusyError
+from vlmface.infer.batcher import QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_views import FaceView, Viewpoint
 from vlmface.infer.predictor import Predictor
@@ -324,7 +324,7 @@ class Failing:
 @pytest.mark.parametrize(
     "error, status, reason",
     [
-        (BusyError("64 wait already"), 429, "busy"),
+        (QueueFullError("64 wait already"), 429, "busy"),
         (NoAnswerError("HTTP 503 SECRET", passing=True, wait_s=7), 503, "no_answer"),
         (NoAnswerError("HTTP 400 SECRET", passing=False), 502, "upstream"),
         (

@@ -26,7 +26,7 @@ from vlmface.answers import Answer
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.infer import Predictor, loops
-from vlmface.infer.batcher import Batcher, BusyError
+from vlmface.infer.batcher import DynamicBatcher, QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import Viewpoint
@@ -215,7 +215,7 @@ def test_more_pictures_than_are_open_at_once_keep_their_order(
     from vlmface.infer import predictor
 
     expected = texts(local.predict(PICTURES))
-    monkeypatch.setattr(predictor, "MOST_OPEN", 2)
+    monkeypatch.setattr(predictor, "MAX_OPEN_IMAGES", 2)
     assert texts(local.predict(PICTURES)) == expected
 
 
@@ -289,9 +289,9 @@ def test_a_coroutine_is_run_wherever_it_is_called() -> None:
         return 3
 
     async def outer() -> int:
-        return loops.run(inner())
+        return loops.run_sync(inner())
 
-    assert loops.run(inner()) == asyncio.run(outer()) == 3
+    assert loops.run_sync(inner()) == asyncio.run(outer()) == 3
 
 
 @pytest.mark.parametrize("where", ["local", "served"])
@@ -355,11 +355,11 @@ def test_who_waits_while_it_is_busy_is_answered_together() -> None:
         go_on.wait(10)
         return [job * 10 for job in jobs]
 
-    batcher = Batcher(work, batch_size=3, most_waiting=5)
+    batcher = DynamicBatcher(work, batch_size=3, most_waiting=5)
     first = batcher.submit("a", 0)
     begun.wait(10)
     rest = [batcher.submit(kind, n) for n, kind in enumerate("aabab", 1)]
-    with pytest.raises(BusyError, match="5 wait already"):
+    with pytest.raises(QueueFullError, match="5 wait already"):
         batcher.submit("a", 6)
     rest[1].cancel()
     go_on.set()
@@ -367,7 +367,7 @@ def test_who_waits_while_it_is_busy_is_answered_together() -> None:
     assert batches == [("a", [0]), ("a", [1, 4]), ("b", [3, 5])]
     assert first.result() == 0
     assert [one.result() for one in (rest[0], *rest[2:])] == [10, 30, 40, 50]
-    with pytest.raises(BusyError, match="shutting down"):
+    with pytest.raises(QueueFullError, match="shutting down"):
         batcher.submit("a", 7)
 
 
@@ -377,7 +377,7 @@ def test_an_error_reaches_those_whom_it_concerns() -> None:
             raise UserError("no")
         return jobs
 
-    batcher = Batcher(work, batch_size=4, most_waiting=9)
+    batcher = DynamicBatcher(work, batch_size=4, most_waiting=9)
     bad, good = batcher.submit("bad", 1), batcher.submit("good", 2)
     with pytest.raises(UserError, match="no"):
         bad.result(10)
@@ -393,7 +393,7 @@ def test_one_bad_job_does_not_spoil_its_batch() -> None:
         go_on.wait(10)
         return [10 // job for job in jobs]
 
-    batcher = Batcher(work, batch_size=4, most_waiting=9)
+    batcher = DynamicBatcher(work, batch_size=4, most_waiting=9)
     batcher.submit("x", 1)
     begun.wait(10)
     jobs = [batcher.submit("x", n) for n in (2, 0, 5)]
@@ -412,7 +412,7 @@ def test_who_hangs_up_while_waiting_costs_nothing() -> None:
         done.extend(jobs)
         return jobs
 
-    batcher = Batcher(work, batch_size=1, most_waiting=9)
+    batcher = DynamicBatcher(work, batch_size=1, most_waiting=9)
 
     async def ask() -> None:
         tasks = [asyncio.create_task(batcher.ask("x", n)) for n in range(3)]

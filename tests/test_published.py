@@ -114,8 +114,8 @@ def test_a_server_is_told_to_ignore_the_generation_config(copy: Path) -> None:
     at = plan.command.index("--generation-config")
     assert plan.command[at + 1] == "vllm"
     # Also one that somebody else started without that.
-    request = remote.requests_of(run)
-    assert {k: request[k] for k in remote.NEUTRAL} == {
+    request = remote.request_fields(run)
+    assert {k: request[k] for k in remote.NEUTRAL_SAMPLING} == {
         "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0
     }  # fmt: skip
 
@@ -356,7 +356,7 @@ def test_a_run_keeps_the_padding_and_says_so(cropping: Path) -> None:
     found, _ = manifest.load(run)
     assert found.image["pad_to_square"] == 1
     colour = tuple(int(x * 255) for x in (0.48145466, 0.4578275, 0.40821073))
-    assert remote.padding_of(run) == colour
+    assert remote.padding_colour(run) == colour
     messages = remote._messages(PROMPT, stripes(160, 40), colour)
     uri = next(b for b in messages[-1]["content"] if b["type"] == "image_url")["image_url"]["url"]
     import base64

@@ -13,7 +13,7 @@ from fake_teacher import Asked, FakeTeacher, Reply, completion
 
 from vlmface import facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import PATIENCE, Endpoint
+from vlmface.infer.endpoint import MAX_CONSECUTIVE_FAILURES, Endpoint
 from vlmface.rationale import teacher_prompts, verify
 from vlmface.rationale.ground_truth import Truth
 from vlmface.rationale.teacher import Job, Teacher
@@ -222,7 +222,7 @@ def test_an_endpoint_that_is_gone_stops_the_build(tmp_path):
         UserError, match=r"no answer for 5 faces in a row \(last: ConnectError.*2 faces"
     ):
         ask(server.url, tmp_path, n=40, attempts=2)
-    assert PATIENCE == 5
+    assert MAX_CONSECUTIVE_FAILURES == 5
 
 
 # --- settings, journal, prompts -------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_log_probabilities_are_those_of_full_passes(setup: Any) -> None:
         )  # fmt: skip
         assert torch.allclose(found * mask, expected, atol=2e-5)
         assert (entropy >= 0).all()
-        again, _ = sampling.score_whole(
+        again, _ = sampling.score_without_cache(
             model, collated(setup, rows_of(setup, ANSWERS)), ids, mask, temperature=temperature
         )
         assert torch.allclose(again * mask, expected, atol=2e-5)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlmface.demo import batch, views
 from vlmface.errors import UserError
-from vlmface.infer.batcher import BusyError
+from vlmface.infer.batcher import QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.utils.images import open_image
 
@@ -51,7 +51,7 @@ def spoken(outputs: int) -> Callable[[Handler], Handler]:
 def _in_words(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, BusyError):
+    if isinstance(error, QueueFullError):
         return "Too many people are asking at once: try again in a moment."
     if isinstance(error, NoAnswerError):
         return f"The model's server gave no answer: {error}"

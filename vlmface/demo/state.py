@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmface.demo import clips, example_media, model_choices, views
 from vlmface.demo.face_detection import Finder
-from vlmface.infer.predictor import Local, Predictor
+from vlmface.infer.predictor import LocalBackend, Predictor
 
 _SERVED_AT_ONCE = 8  # a model in this process answers one at a time, a server as many as it can
 
@@ -23,7 +23,7 @@ class Demo:
         self.predictor = self.predictors[0]
         self.voices = model_choices.voices(self.predictors)
         self.finder = Finder()
-        self.at_once = 1 if isinstance(self.predictor.backend, Local) else _SERVED_AT_ONCE
+        self.at_once = 1 if isinstance(self.predictor.backend, LocalBackend) else _SERVED_AT_ONCE
         self.limits = self.predictor.limits or views.LIMITS
         self.examples, self.scene = example_media.write(folder / "examples")
         if model_choices.sees_around(self.predictor):

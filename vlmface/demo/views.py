@@ -15,7 +15,7 @@ from PIL import Image
 from vlmface import answers, facs
 from vlmface.answers import au_mentions
 from vlmface.demo import face_regions
-from vlmface.infer.face_report import EMOTION, SURE
+from vlmface.infer.face_report import CONFIDENT, EMOTION
 from vlmface.utils import html
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _unsure(report: FaceReport) -> str | None:
     best = max(likely, key=likely.__getitem__)
     if best not in report.main.answer.labels:
         return f"The model was not sure: it wrote one label, but finds {best} more likely."
-    return f"The model was not sure: no label is as likely as {SURE:.0%}. Take it as a guess."
+    return f"The model was not sure: no label is as likely as {CONFIDENT:.0%}. Take it as a guess."
 
 
 def _units(aus: Sequence[int]) -> list[facs.ActionUnit]:
@@ -213,7 +213,7 @@ def _answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
     for task in tasks:
         likely = _likely(report, task)
         label = report.answers[task].answer.said
-        found.append({"label": label, "likely": likely, "unsure": (likely or 0) < SURE})
+        found.append({"label": label, "likely": likely, "unsure": (likely or 0) < CONFIDENT})
     return found
 
 

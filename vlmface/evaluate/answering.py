@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LabelScores, LocalModel, Prediction
-    from vlmface.infer.server import Server
+    from vlmface.infer.server import ServedModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
 MODES = ("generate", "score", "both")
@@ -108,7 +108,7 @@ def answer(
 
 
 def ask_server(
-    server: Server,
+    server: ServedModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
     journal: Journal,
@@ -119,7 +119,7 @@ def ask_server(
     import httpx2
     from tqdm import tqdm
 
-    from vlmface.infer.endpoint import work_through
+    from vlmface.infer.endpoint import run_jobs
 
     check_ids(rows["id"])
     asked = scored_prompts(benchmark, server.prompts)
@@ -137,7 +137,7 @@ def ask_server(
             return {"id": job.id, "lines": lines}
 
         jobs = (_Job(rows[i]) for i in left)
-        unanswered = work_through(server.endpoint, jobs, work, journal, lambda: bar.update(1))
+        unanswered = run_jobs(server.endpoint, jobs, work, journal, lambda: bar.update(1))
     records = dict(journal.records)
     for row in (row for row in rows if row["id"] in unanswered):
         silent = [line(row, benchmark, one, server.silence(one)) for one in asked]

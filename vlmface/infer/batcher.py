@@ -13,11 +13,11 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class BusyError(Exception):
+class QueueFullError(Exception):
     """So many wait already that another one would wait too long."""
 
 
-class Batcher(Generic[Job, Result]):
+class DynamicBatcher(Generic[Job, Result]):
     """Calls `work` (kind, jobs of that kind) -> results, in a thread of its own, with up to
     `batch_size` jobs that came in while it was at work. `most_waiting` jobs may wait.
 
@@ -51,9 +51,9 @@ class Batcher(Generic[Job, Result]):
         future: Future[Result] = Future()
         with self._changed:
             if self._closed:
-                raise BusyError("it is shutting down")
+                raise QueueFullError("it is shutting down")
             if len(self._jobs) >= self.most_waiting:
-                raise BusyError(f"{len(self._jobs)} wait already")
+                raise QueueFullError(f"{len(self._jobs)} wait already")
             self._jobs.append((kind, job, future))
             self._changed.notify()
         return future

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-SPARE = 128  # tokens of room
+HEADROOM = 128  # tokens of room
 
 
 class GrowingLayer(DynamicLayer):
@@ -47,14 +47,14 @@ def _append(
         or filled.stride() != room.stride()
         or length + more > room.shape[-2]
     ):
-        larger = new.new_empty(*new.shape[:-2], length + more + SPARE, new.shape[-1])
+        larger = new.new_empty(*new.shape[:-2], length + more + HEADROOM, new.shape[-1])
         larger[..., :length, :] = filled
         room = larger
     room[..., length : length + more, :] = new
     return room, room[..., : length + more, :]
 
 
-def growing(config: Any) -> DynamicCache:
+def growing_cache(config: Any) -> DynamicCache:
     """An empty cache for a model of that configuration; layers with a sliding window stay as they
     are."""
     cache = DynamicCache(config=config)

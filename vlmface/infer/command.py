@@ -40,7 +40,7 @@ def predict_command(
     from transformers.utils import logging
 
     from vlmface.infer import Predictor
-    from vlmface.infer.endpoint import PATIENCE, NoAnswerError
+    from vlmface.infer.endpoint import MAX_CONSECUTIVE_FAILURES, NoAnswerError
     from vlmface.utils.images import find_images
 
     logging.disable_progress_bar()  # stdout and stderr are for answers and errors
@@ -82,7 +82,7 @@ def predict_command(
                     print(json_line(line), flush=True)
                 else:
                     print(printable(_as_text(name, report), lines=True), flush=True)
-            if silent >= PATIENCE:
+            if silent >= MAX_CONSECUTIVE_FAILURES:
                 raise UserError(
                     f"{model} gave no answer for {silent} faces in a row: the rest was not asked"
                 )

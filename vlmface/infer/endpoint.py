@@ -40,23 +40,23 @@ from vlmface.utils.files import without_surrogates
 from vlmface.utils.jsonl_journal import Journal
 
 # Faces in a row without an answer, after which it is the endpoint and not the face.
-PATIENCE = 5
-LONGEST_WAIT = (
+MAX_CONSECUTIVE_FAILURES = 5
+MAX_RETRY_WAIT_S = (
     600  # s that a server may ask to wait before the run stops instead; all pauses of one
 )
 # request together are bounded by it too
-MOST_BYTES = 16 * 2**20  # of one reply, decompressed
+MAX_REPLY_BYTES = 16 * 2**20  # of one reply, decompressed
 _PASSING = (408, 409, 425, 429)
 
 
-class Named(Protocol):
+class HasId(Protocol):
     """A job: what is asked about one face."""
 
     @property
     def id(self) -> str: ...
 
 
-J = TypeVar("J", bound=Named)
+J = TypeVar("J", bound=HasId)
 T = TypeVar("T")
 
 
@@ -122,7 +122,7 @@ class NoAnswerError(Exception):
         self.wait_s = wait_s
 
 
-def work_through(
+def run_jobs(
     endpoint: Endpoint,
     jobs: Iterator[J],
     work: Callable[[httpx2.AsyncClient, J], Awaitable[dict[str, Any]]],
@@ -137,7 +137,7 @@ def work_through(
     """
     unanswered: dict[str, str] = {}
     try:
-        loops.run(_work_through(endpoint, jobs, work, journal, done, unanswered))
+        loops.run_sync(_work_through(endpoint, jobs, work, journal, done, unanswered))
     except BaseExceptionGroup as group:  # the first error cancelled the other workers
         raise group.exceptions[0] from None
     return unanswered
@@ -162,7 +162,7 @@ async def _work_through(
             except NoAnswerError as error:
                 unanswered[job.id] = str(error)
                 in_a_row += 1
-                if in_a_row >= PATIENCE:
+                if in_a_row >= MAX_CONSECUTIVE_FAILURES:
                     raise UserError(
                         f"{endpoint.url} gave no answer for {in_a_row} faces in a row (last: "
                         f"{error}): see to it, then the same command goes on; "
@@ -219,7 +219,7 @@ class Completion:
 _ENDED = ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token")
 
 
-async def ask(
+async def chat(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     messages: list[dict[str, Any]],
@@ -228,11 +228,11 @@ async def ask(
     """(all choices, token counts) of one request. `request` has further fields, which those of the
     endpoint override. Raises what `call` does."""
     body = {"model": endpoint.model, "messages": messages} | dict(request or {}) | endpoint.request
-    return await call(client, endpoint, "chat/completions", body, _choices)
+    return await send_request(client, endpoint, "chat/completions", body, _choices)
 
 
 def _choices(reply: httpx2.Response) -> tuple[list[Completion], dict[str, int]]:
-    content = json_of(reply.content)
+    content = parse_json(reply.content)
     _check_error(content)
     found = [_completion(choice, dict(choice["message"])) for choice in content["choices"]]
     if not found:
@@ -291,7 +291,7 @@ def _check_error(content: Any) -> None:
     raise NoAnswerError(f"an error instead of an answer: {_short(str(message))}", passing=passing)
 
 
-def json_of(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
     """A reply's JSON. Raises ValueError for what is none, or is nested too deep; a number of
     thousands of digits is infinite."""
     try:
@@ -302,7 +302,7 @@ def json_of(body: bytes) -> Any:
         raise ValueError("JSON nested too deep") from None
 
 
-async def streamed(
+async def stream_chat(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     messages: list[dict[str, Any]],
@@ -329,7 +329,7 @@ async def streamed(
                 yield _choices(_read_reply(reply, whole))[0][0]
                 return
             async for data in _events(first, pieces):
-                content = json_of(data)
+                content = parse_json(data)
                 _check_error(content)
                 if content["choices"]:  # none: token counts, or what a filter says of the prompt
                     choice = content["choices"][0]
@@ -386,13 +386,13 @@ async def _body(reply: httpx2.Response, timeout_s: float) -> AsyncIterator[bytes
             raise _too_slow(timeout_s) from None
         if inflate is not None:
             try:
-                piece = inflate.decompress(piece, MOST_BYTES + 1 - size)
+                piece = inflate.decompress(piece, MAX_REPLY_BYTES + 1 - size)
             except zlib.error as error:
                 raise NoAnswerError(f"unreadable reply ({error})", passing=True) from error
         size += len(piece)
-        if size > MOST_BYTES:
+        if size > MAX_REPLY_BYTES:
             raise NoAnswerError(
-                f"the reply is larger than {MOST_BYTES // 2**20} MiB", passing=False
+                f"the reply is larger than {MAX_REPLY_BYTES // 2**20} MiB", passing=False
             )
         yield piece
 
@@ -408,7 +408,7 @@ def _read_reply(reply: httpx2.Response, body: bytes) -> httpx2.Response:
     return httpx2.Response(reply.status_code, headers=headers, content=body, request=reply.request)
 
 
-async def call(
+async def send_request(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     path: str,
@@ -431,7 +431,7 @@ async def call(
 
     def enough(state: tenacity.RetryCallState) -> bool:
         waited = state.idle_for + state.upcoming_sleep
-        return state.attempt_number >= endpoint.attempts or waited > LONGEST_WAIT
+        return state.attempt_number >= endpoint.attempts or waited > MAX_RETRY_WAIT_S
 
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(lambda e: getattr(e, "passing", False)),
@@ -509,7 +509,7 @@ def _refused_field(reply: httpx2.Response, sent: Mapping[str, Any]) -> str | Non
     """The field of the request that a refusal names, other than the messages and the model."""
     fields = sent.keys() - {"messages", "model", "stream"}
     try:
-        error = json_of(reply.content)
+        error = parse_json(reply.content)
     except ValueError:
         error = None
     error = error.get("error", error) if isinstance(error, Mapping) else error
@@ -524,7 +524,9 @@ def _refused_field(reply: httpx2.Response, sent: Mapping[str, Any]) -> str | Non
     )
 
 
-def with_images(messages: Sequence[Mapping[str, Any]], uris: Iterable[str]) -> list[dict[str, Any]]:
+def attach_images(
+    messages: Sequence[Mapping[str, Any]], uris: Iterable[str]
+) -> list[dict[str, Any]]:
     """Chat messages with the pictures of data URIs, in order, where they have blocks of type
     "image". Raises UserError for more or fewer pictures than blocks."""
     pictures = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
@@ -555,7 +557,7 @@ def _retry_after(reply: httpx2.Response) -> float | None:
             return None
     if math.isnan(wait):
         return None
-    if wait > LONGEST_WAIT:
+    if wait > MAX_RETRY_WAIT_S:
         raise UserError(
             f"{reply.request.url.host} asks to wait {wait / 60:.0f} minutes: run the same command "
             "again then, it goes on where it stopped"

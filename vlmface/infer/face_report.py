@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlmface.infer.local import Prediction
 
 EMOTION = "emotion"
-SURE = 0.5  # probability of the label below which a report calls its model unsure
+CONFIDENT = 0.5  # probability of the label below which a report calls its model unsure
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class FaceReport:
         if self.face_found is False:
             return False
         labels, likely = self.main.answer.labels, self.main.probabilities
-        return bool(labels) and (likely is None or all(likely[one] >= SURE for one in labels))
+        return bool(labels) and (likely is None or all(likely[one] >= CONFIDENT for one in labels))
 
     @property
     def seconds(self) -> float:

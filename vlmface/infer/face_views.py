@@ -23,7 +23,7 @@ FACES = ("none", "largest", "all")  # of a picture, that a model is asked about
 # fills as much as in synth.
 PORTRAIT = crops.Crop(size=224, margin=0.12)
 # Share of a picture's longer side from which on the portrait of its face is the picture itself.
-WHOLE = 0.8
+FULL_FRAME_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FaceFinder:
     mesh: crops.MeshOf
 
 
-def of_picture(
+def image_views(
     picture: Image.Image,
     viewpoint: Viewpoint,
     faces: str,
@@ -91,7 +91,7 @@ def of_picture(
     return [_face_view(picture, place, viewpoint, finder, True) for place in chosen]
 
 
-def of_clip(
+def clip_view(
     frames: Sequence[Image.Image],
     viewpoint: Viewpoint,
     faces: str,
@@ -146,13 +146,13 @@ def _fills(box: detect.Box, size: tuple[int, int]) -> bool:
     as the training pictures were, without the detector's jitter or bars beside it."""
     left, top, right, bottom = box
     side = max(right - left, bottom - top) * (1 + 2 * PORTRAIT.margin)
-    return side >= WHOLE * max(size)
+    return side >= FULL_FRAME_SHARE * max(size)
 
 
 # --- boxes as they are given ----------------------------------------------------------------------
 
 
-def boxes_of(boxes: Any, pictures: int, single: bool) -> list[tuple[float, ...] | None]:
+def parse_boxes(boxes: Any, pictures: int, single: bool) -> list[tuple[float, ...] | None]:
     """A box for each picture, or None, from lists, tuples, arrays or tensors. One picture by itself
     may have its box alone, or in a list. Raises UserError for another number of boxes or numbers.
     """

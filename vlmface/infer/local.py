@@ -281,7 +281,7 @@ class LocalModel:
     ) -> list[LabelScores]:
         import torch
 
-        from vlmface.infer.cache import growing
+        from vlmface.infer.cache import growing_cache
 
         began = time.perf_counter()
         rows = self._rows(images)
@@ -293,7 +293,7 @@ class LocalModel:
         batch = encode.Collator(self.processor, self.family)(rows)
         batch = encode.to_model(batch, self.model)
         with torch.inference_mode():
-            cache = growing(self.model.config)
+            cache = growing_cache(self.model.config)
             self.model(**batch, cache=cache, use_cache=True, logits_to_keep=1)
             known = [row["input_ids"] for row in rows]
             lengths, width = [len(ids) for ids in known], batch["input_ids"].shape[1]
@@ -373,7 +373,7 @@ class LocalModel:
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
         import torch
 
-        from vlmface.infer.cache import growing
+        from vlmface.infer.cache import growing_cache
 
         rows = self._rows(images)
         batch = encode.Collator(self.processor, self.family, padding="left")(rows)
@@ -382,7 +382,7 @@ class LocalModel:
         with torch.inference_mode():
             output = self.model.generate(
                 **batch,
-                cache=growing(self.model.config),
+                cache=growing_cache(self.model.config),
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
                 eos_token_id=stops,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, which also works where an event loop is running already, as in a notebook:
     there in a thread of its own, for which the caller waits."""
     try:

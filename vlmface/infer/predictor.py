@@ -27,7 +27,7 @@ from vlmface.answers import Answer
 from vlmface.data import crops, detect
 from vlmface.errors import UserError
 from vlmface.infer import loading
-from vlmface.infer.batcher import Batcher
+from vlmface.infer.batcher import DynamicBatcher
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, is_url
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import (
@@ -35,12 +35,12 @@ from vlmface.infer.face_views import (
     FaceFinder,
     FaceView,
     Viewpoint,
-    boxes_of,
-    of_clip,
-    of_picture,
+    clip_view,
+    image_views,
+    parse_boxes,
 )
 from vlmface.infer.local import LocalModel, Prediction
-from vlmface.infer.server import Server, server_of
+from vlmface.infer.server import ServedModel, open_server
 from vlmface.prompts import Prompt, Question
 from vlmface.utils import image_conversion
 
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from vlmface.utils.images import ImageOrImages
 
 BATCH_SIZE = 16
-MOST_WAITING = 64  # who ask a model in this process at once and are not answered yet
-MOST_OPEN = 64  # pictures of a call that are in memory at once
+MAX_QUEUE = 64  # who ask a model in this process at once and are not answered yet
+MAX_OPEN_IMAGES = 64  # pictures of a call that are in memory at once
 # Of a picture without a face: nothing that could be read as an answer.
 NOT_ASKED = Prediction("", Answer(None, (), "none", ""), None, 0.0, False)
 Picture: TypeAlias = (
@@ -142,7 +142,9 @@ class Predictor:
                     )
             local = loading.load(model, prompt=prompt, max_new_tokens=max_new_tokens)
             found = local.manifest
-            backend: Backend = Local(local, [local.prompt] if prompt is not None else local.prompts)
+            backend: Backend = LocalBackend(
+                local, [local.prompt] if prompt is not None else local.prompts
+            )
         else:
             endpoint = Endpoint(
                 str(model),
@@ -154,7 +156,7 @@ class Predictor:
                 request=dict(request or {}),
             )
             found = None if run is None else manifest.load(run)[0]
-            backend = Served(server_of(endpoint, run, prompt, max_new_tokens, constrained))
+            backend = RemoteBackend(open_server(endpoint, run, prompt, max_new_tokens, constrained))
         return cls(
             backend,
             viewpoint=Viewpoint.of(found),
@@ -253,9 +255,9 @@ class Predictor:
                 for number, frame in enumerate(image, 1)
             ]
             boxes = None if box is None else [box] * len(frames)
-            return [of_clip(frames, self.viewpoint, faces, finder, boxes)]
+            return [clip_view(frames, self.viewpoint, faces, finder, boxes)]
         picture = image_conversion.as_picture(image, name)
-        return of_picture(picture, self.viewpoint, faces, finder, box)
+        return image_views(picture, self.viewpoint, faces, finder, box)
 
     def _default_faces(self) -> str:
         if self.faces_note:
@@ -364,12 +366,12 @@ class Predictor:
     ) -> Any:
         self._check_open()
         inputs, single = image_conversion.listed(images)
-        places = boxes_of(boxes, len(inputs), single)
+        places = parse_boxes(boxes, len(inputs), single)
         questions = self.questions_of(tasks)
         reports: list[Any] = []
-        for start in range(0, len(inputs), MOST_OPEN):
+        for start in range(0, len(inputs), MAX_OPEN_IMAGES):
             views = []
-            for number in range(start, min(start + MOST_OPEN, len(inputs))):
+            for number in range(start, min(start + MAX_OPEN_IMAGES, len(inputs))):
                 name = "the picture" if single else f"picture {number + 1}"
                 views.append(self._face_views(inputs[number], name, faces, places[number]))
             answers = iter(answer(list(itertools.chain(*views)), questions))
@@ -393,7 +395,7 @@ class Predictor:
         a face. Raises UserError for no frame."""
         upright = [image_conversion.as_picture(frame) for frame in frames]
         finder = FaceFinder(self.faces, self._mesh)
-        return of_clip(upright, self.viewpoint, "largest", finder, boxes)
+        return clip_view(upright, self.viewpoint, "largest", finder, boxes)
 
     async def apredict(
         self,
@@ -408,7 +410,7 @@ class Predictor:
         `faces` "all" a list of them. Raises BusyError if too many wait, NoAnswerError if a server
         has none, UserError."""
         questions = self.questions_of(tasks)
-        (place,) = boxes_of(box, 1, True)
+        (place,) = parse_boxes(box, 1, True)
         views = await asyncio.to_thread(self.face_views, image, faces=faces, box=place)
         reports = await asyncio.gather(*(self.aanswer(view, questions) for view in views))
         return list(reports) if faces == "all" else reports[0]
@@ -419,7 +421,7 @@ class Predictor:
         """The answer to one task as far as it is written, again and again, and at the end the
         report. `task` defaults to the first. A reader that stops half-way holds up nobody."""
         questions = self.questions_of(self.tasks[0] if task is None else task)
-        (place,) = boxes_of(box, 1, True)
+        (place,) = parse_boxes(box, 1, True)
         if faces == "all":
             raise UserError("faces is all, but a stream is about one face: use largest or none")
         yield from self.stream_view(self.face_views(image, faces=faces, box=place)[0], questions)
@@ -528,14 +530,14 @@ class Predictor:
 # --- who answers ----------------------------------------------------------------------------------
 
 
-class Local:
+class LocalBackend:
     """A model in this process. One batch is answered at a time."""
 
     def __init__(self, model: LocalModel | ClipModel, asked: Sequence[Question]) -> None:
         self.model, self.prompts = model, list(asked)
         self._turn = threading.Lock()
-        self._batcher: Batcher[ImageOrImages, Prediction] = Batcher(
-            self.answer, batch_size=BATCH_SIZE, most_waiting=MOST_WAITING
+        self._batcher: DynamicBatcher[ImageOrImages, Prediction] = DynamicBatcher(
+            self.answer, batch_size=BATCH_SIZE, most_waiting=MAX_QUEUE
         )
 
     def answer(
@@ -567,11 +569,11 @@ class Local:
         self._batcher.close()
 
 
-class Served:
+class RemoteBackend:
     """A model behind an OpenAI-compatible server. Requests run in an event loop of their own, so
     that threads and other loops share one pool of connections."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServedModel) -> None:
         import httpx2
 
         self.server, self.prompts = server, list(server.prompts)

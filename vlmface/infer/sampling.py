@@ -40,7 +40,7 @@ class _Prefix:
     mask: torch.Tensor
 
 
-def core_of(model: Any) -> Any:
+def base_model_of(model: Any) -> Any:
     """The family's model under an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -72,7 +72,7 @@ def _repeated(model: Any, prefix: _Prefix, group: int) -> _Prefix:
 
 def _later(model: Any, family: ModuleType, positions: torch.Tensor, group: int) -> dict[str, Any]:
     """What the forward takes for tokens behind the prefix, whose rows have been repeated."""
-    core = core_of(model)
+    core = base_model_of(model)
     deltas = getattr(getattr(core, "model", None), "rope_deltas", None)
     if deltas is None:
         return family.later_inputs(model, positions)
@@ -204,7 +204,7 @@ def score(
     return _log_probs(_tempered(logits, temperature, never), completions)
 
 
-def score_whole(
+def score_without_cache(
     model: Any,
     batch: Mapping[str, Any],
     completions: torch.Tensor,

@@ -18,11 +18,11 @@ from vlmface.infer.endpoint import (
     Completion,
     Endpoint,
     NoAnswerError,
-    ask,
-    call,
-    json_of,
-    streamed,
-    with_images,
+    attach_images,
+    chat,
+    parse_json,
+    send_request,
+    stream_chat,
 )
 from vlmface.infer.local import Prediction
 from vlmface.prompts import Prompt
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServedModel:
     """`endpoint` names the model there; it is asked greedily and may write `max_new_tokens`.
     `constrained`: it is held to the prompt's form and labels (vLLM's `structured_outputs`; a server
     that does not know them ignores them or refuses). `padding`: the colour that pictures are padded
@@ -61,7 +61,7 @@ class Server:
         NoAnswerError, and UserError for what no other picture would change."""
         began = time.perf_counter()
         messages = await asyncio.to_thread(_messages, prompt, shown, self.padding)
-        (first, *_), usage = await ask(client, self.endpoint, messages, self._request(prompt))
+        (first, *_), usage = await chat(client, self.endpoint, messages, self._request(prompt))
         complete = first.complete(usage.get("completion_tokens"), self.max_new_tokens)
         return _prediction(prompt, first, time.perf_counter() - began, complete)
 
@@ -73,7 +73,7 @@ class Server:
         began = time.perf_counter()
         messages = await asyncio.to_thread(_messages, prompt, shown, self.padding)
         whole = Completion()
-        pieces = streamed(client, self.endpoint, messages, self._request(prompt))
+        pieces = stream_chat(client, self.endpoint, messages, self._request(prompt))
         async for piece in pieces:
             whole = Completion(
                 whole.content + piece.content,
@@ -97,24 +97,24 @@ def _prediction(prompt: Prompt, said: Completion, latency: float, complete: bool
     return Prediction(text, answer, None, latency, complete)
 
 
-def server_of(
+def open_server(
     endpoint: Endpoint,
     run: str | Path | None,
     prompt: str | Path | Prompt | None,
     max_new_tokens: int | None = None,
     constrained: bool = False,
-) -> Server:
+) -> ServedModel:
     """A server that answers the prompts of the `run` that it serves, or of these the one that
     `prompt` is or names; without a run, `prompt`. The model of an endpoint that names none is the
     only one there. Raises UserError."""
     padding = None
     if run is not None:
         found, asked = manifest.load(run)
-        padding = padding_of(run)
+        padding = padding_colour(run)
         if prompt is not None:
             asked = [manifest.among(asked, prompt, run)]
         limit = max_new_tokens or found.generation["max_new_tokens"]
-        endpoint = replace(endpoint, request=requests_of(run) | endpoint.request)
+        endpoint = replace(endpoint, request=request_fields(run) | endpoint.request)
     elif prompt is not None:
         asked = [prompt if isinstance(prompt, Prompt) else prompts.load(prompt)]
         limit = max_new_tokens or 256
@@ -126,14 +126,14 @@ def server_of(
     endpoint.check()
     if not endpoint.model:
         endpoint = replace(endpoint, model=served_model(endpoint))
-    return Server(endpoint, asked, limit, constrained, padding)
+    return ServedModel(endpoint, asked, limit, constrained, padding)
 
 
 # What a server takes from the checkpoint's generation_config.json unless a request says otherwise.
-NEUTRAL = {"repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def requests_of(run: str | Path) -> dict[str, Any]:
+def request_fields(run: str | Path) -> dict[str, Any]:
     """What a vLLM server must be told with each request, to read, answer and end as the run was
     trained."""
     found, _ = manifest.load(run)
@@ -141,10 +141,10 @@ def requests_of(run: str | Path) -> dict[str, Any]:
     processor = families.load_processor(family, run)
     flags = family.vllm_flags(processor, max_length=found.max_length, policy=found.policy)
     stops = list(family.stop_token_ids(processor))
-    return {**NEUTRAL, **flags["extra_body"], "stop_token_ids": stops}
+    return {**NEUTRAL_SAMPLING, **flags["extra_body"], "stop_token_ids": stops}
 
 
-def padding_of(run: str | Path) -> tuple[int, ...] | None:
+def padding_colour(run: str | Path) -> tuple[int, ...] | None:
     """The colour that pictures are padded with before a server is shown them."""
     found, _ = manifest.load(run)
     family = families.get(found.family)
@@ -155,7 +155,7 @@ def _messages(
     prompt: Prompt, shown: ImageOrImages, padding: tuple[int, ...] | None
 ) -> list[dict[str, Any]]:
     pictures = [png_uri(families.padded(picture, padding)) for picture in as_list(shown)]
-    return with_images(prompt.messages(), pictures)
+    return attach_images(prompt.messages(), pictures)
 
 
 def png_uri(image: Image.Image) -> str:
@@ -174,11 +174,11 @@ def served_model(endpoint: Endpoint) -> str:
         async with httpx2.AsyncClient(
             headers=endpoint.headers(), timeout=endpoint.timeout_s
         ) as client:
-            return await call(client, endpoint, "models", None, _names)
+            return await send_request(client, endpoint, "models", None, _names)
 
     endpoint.check()
     try:
-        found = loops.run(names())
+        found = loops.run_sync(names())
     except NoAnswerError as error:
         raise UserError(
             f"{endpoint.url} does not answer ({error}): start the server, or check the URL, which "
@@ -192,4 +192,4 @@ def served_model(endpoint: Endpoint) -> str:
 
 
 def _names(reply: Any) -> list[str]:
-    return [without_surrogates(str(model["id"])) for model in json_of(reply.content)["data"]]
+    return [without_surrogates(str(model["id"])) for model in parse_json(reply.content)["data"]]

@@ -169,7 +169,7 @@ class Remote:
         done: Callable[[int], Any],
     ) -> dict[str, str]:
         """Returns {id: why} of the faces that the server gave no answer for."""
-        from vlmface.infer.endpoint import NoAnswerError, ask, work_through
+        from vlmface.infer.endpoint import NoAnswerError, chat, run_jobs
 
         how = {
             "n": self.settings.samples,
@@ -181,7 +181,7 @@ class Remote:
         async def work(client: httpx2.AsyncClient, face: Face) -> dict[str, Any]:
             uri = page.data_uri(_opened(pictures, face), self.settings.image_side)
             request = how | {"seed": _seed(self.settings.seed, face.index) % 2**31}
-            choices, usage = await ask(client, self.endpoint, told(face, uri), request)
+            choices, usage = await chat(client, self.endpoint, told(face, uri), request)
             texts = [choice.text(form) for choice in choices]
             if len(texts) < self.settings.samples:
                 raise NoAnswerError(
@@ -207,7 +207,7 @@ class Remote:
             f"{self.endpoint.model})",
             flush=True,
         )
-        return work_through(self.endpoint, iter(left), work, journal, lambda: done(1))
+        return run_jobs(self.endpoint, iter(left), work, journal, lambda: done(1))
 
 
 def _opened(pictures: Pictures, face: Face) -> Image.Image:
@@ -231,11 +231,11 @@ Told = Callable[[Face, "str | None"], list[dict[str, Any]]]
 def question(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Told, str]:
     """(messages for a face, the form of the answers): the model's own prompt, or, with saw_label,
     the teacher prompt `with_label`, which gives the annotation away as Facial-R1's does."""
-    from vlmface.infer.endpoint import with_images
+    from vlmface.infer.endpoint import attach_images
 
     if not settings.saw_label:
         own = prompt.messages()
-        return lambda face, uri: with_images(own, [uri]) if uri else own, prompt.form
+        return lambda face, uri: attach_images(own, [uri]) if uri else own, prompt.form
     leading = teacher_prompts.load("with_label")
     space, limits = prompt.space, settings.limits
 

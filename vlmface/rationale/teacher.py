@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, work_through
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, chat, run_jobs
 from vlmface.rationale.teacher_prompts import TeacherPrompt
 from vlmface.rationale.verify import Verdict
 from vlmface.utils.jsonl_journal import Journal
@@ -43,7 +43,7 @@ class Teacher:
 
     def write(self, jobs: Iterator[Job], journal: Journal, done: Callable[[], Any]) -> None:
         """Work through the jobs (see `work_through`); `done` is called after each."""
-        self.unanswered = work_through(self.endpoint, jobs, self._ask, journal, done)
+        self.unanswered = run_jobs(self.endpoint, jobs, self._ask, journal, done)
 
     async def _ask(self, client: httpx2.AsyncClient, job: Job) -> dict[str, Any]:
         """The record of one face: its text, sent back up to `repairs` times while it has faults."""
@@ -57,7 +57,7 @@ class Teacher:
         messages = job.messages
         for round_ in range(self.repairs + 1):
             try:
-                (first, *_), usage = await ask(client, self.endpoint, messages)
+                (first, *_), usage = await chat(client, self.endpoint, messages)
             except NoAnswerError:
                 if "text" not in record:
                     raise

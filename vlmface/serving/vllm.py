@@ -27,7 +27,7 @@ from vlmface import encode, families, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.infer.server import padding_of, png_uri, requests_of
+from vlmface.infer.server import padding_colour, png_uri, request_fields
 from vlmface.manifest import Manifest
 from vlmface.utils import files, rounding
 from vlmface.utils.images import as_list
@@ -392,11 +392,11 @@ def _shown(image: Any, views: crops.Views, frames: int) -> Any:
 
 def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> list[Written]:
     """What the server answers."""
-    from vlmface.infer.endpoint import with_images
+    from vlmface.infer.endpoint import attach_images
 
     model_manifest, asked = manifest.load(run)
-    views, padding = crops.parse(model_manifest.crop), padding_of(run)
-    request = requests_of(run) | {
+    views, padding = crops.parse(model_manifest.crop), padding_colour(run)
+    request = request_fields(run) | {
         "model": name,
         "temperature": 0,
         "logprobs": True,
@@ -407,7 +407,7 @@ def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> li
     for image in images:
         shown = as_list(_shown(image, views, model_manifest.frames))
         sent = [png_uri(families.padded(picture, padding)) for picture in shown]
-        body = request | {"messages": with_images(asked[0].messages(), sent)}
+        body = request | {"messages": attach_images(asked[0].messages(), sent)}
         reply = httpx2.post(
             f"{plan.url}/chat/completions", json=body, headers=_key_header(), timeout=300
         )
@@ -559,16 +559,16 @@ def serve_command(
 
 def curl(plan: Plan) -> str:
     """A shell command that asks the first model about FACE.png, or IMAGE1.png and so on."""
-    from vlmface.infer.endpoint import with_images
+    from vlmface.infer.endpoint import attach_images
 
     name, run = next(iter(plan.models.items()))
     found, asked = manifest.load(run)
     mark = "@@"
-    body = requests_of(run) | {
+    body = request_fields(run) | {
         "model": name,
         "max_tokens": found.generation["max_new_tokens"],
         "temperature": 0,
-        "messages": with_images(
+        "messages": attach_images(
             asked[0].messages(),
             [f"data:image/png;base64,{mark}{i}{mark}" for i in range(1, asked[0].images + 1)],
         ),

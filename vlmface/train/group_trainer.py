@@ -168,7 +168,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         model: Any = self.model
         found: Inputs = encode.to_model(batch, model)
         if self.features is None and self.keep_features:
-            core = sampling.core_of(self.accelerator.unwrap_model(model))
+            core = sampling.base_model_of(self.accelerator.unwrap_model(model))
             with torch.no_grad(), self.accelerator.autocast():
                 features = iter(self.family.tower_features(core, found))
             own = [[next(features) for _ in range(count)] for count in counts]
@@ -183,7 +183,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         inputs = dict(batch)
         features = inputs.pop("features", None)
         if features is not None:
-            core = sampling.core_of(self.accelerator.unwrap_model(model))
+            core = sampling.base_model_of(self.accelerator.unwrap_model(model))
             inputs |= self.family.features_input(core, [one for row in features for one in row])
         return inputs
 
@@ -305,7 +305,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         with self.accelerator.autocast():
             if self.args.gradient_checkpointing and torch.is_grad_enabled():
                 whole = self._whole(entry)
-                return sampling.score_whole(
+                return sampling.score_without_cache(
                     model, self._with_images(model, whole), ids, mask, **how
                 )
             shared = self._with_images(model, entry["shared"])

@@ -458,12 +458,12 @@ def _server(start: Start, settings: Settings) -> Any:
     if settings.vllm is None:
         return None
     from vlmface import families
-    from vlmface.infer.server import NEUTRAL
+    from vlmface.infer.server import NEUTRAL_SAMPLING
     from vlmface.train.vllm_rollout import Server
 
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
-    sampling = NEUTRAL | {
+    sampling = NEUTRAL_SAMPLING | {
         "temperature": settings.temperature, "top_p": settings.top_p,
         "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
         "logit_bias": {str(image): -100}, "skip_special_tokens": False,

@@ -22,7 +22,7 @@ import httpx2
 from vlmface import families
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, call, with_images
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, attach_images, send_request
 from vlmface.infer.sampling import Rollout
 from vlmface.infer.server import png_uri
 from vlmface.prompts import Prompt
@@ -103,14 +103,16 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _unload(self, client: httpx2.AsyncClient) -> None:
-        listed = await call(client, self.endpoint, "models", None, lambda reply: reply.json())
+        listed = await send_request(
+            client, self.endpoint, "models", None, lambda reply: reply.json()
+        )
         for name in [model["id"] for model in listed["data"]]:
             if name.startswith(self.prefix):
                 await self._tell(client, "unload_lora_adapter", {"lora_name": name})
 
     async def _tell(self, client: httpx2.AsyncClient, path: str, body: dict[str, str]) -> None:
         try:
-            await call(client, self.endpoint, path, body, lambda reply: reply.text)
+            await send_request(client, self.endpoint, path, body, lambda reply: reply.text)
         except NoAnswerError as error:
             if error.passing:
                 raise
@@ -142,14 +144,14 @@ class Server:
                     body = {
                         **self.sampling,
                         "model": self.name,
-                        "messages": with_images(self.prompt.messages(), pictures),
+                        "messages": attach_images(self.prompt.messages(), pictures),
                         "n": group,
                         "seed": (seed + number) % 2**31,
                         "logprobs": True,
                         "return_token_ids": True,
                     }
                     async with limit:
-                        asked, choices = await call(
+                        asked, choices = await send_request(
                             client, self.endpoint, "chat/completions", body, _read
                         )
                     self._check_prompt(asked, list(prompts[number]))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmface.errors import UserError
-from vlmface.infer.batcher import BusyError
+from vlmface.infer.batcher import QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import FaceView
-from vlmface.infer.predictor import Predictor, Served
+from vlmface.infer.predictor import Predictor, RemoteBackend
 from vlmface.serving.gateway.http_errors import Refusal
 from vlmface.serving.gateway.limits import BUSY_S, Load, busy
 from vlmface.serving.gateway.request_parsing import Asked, shown
@@ -128,7 +128,7 @@ async def _answered(
     questions = predictor.questions_of(tasks)
     try:
         return await _together([predictor.aanswer(view, questions) for view in views])
-    except BusyError:
+    except QueueFullError:
         raise busy() from None
     except NoAnswerError as error:
         if error.passing:
@@ -140,7 +140,9 @@ async def _answered(
             ) from None
         raise Refusal("upstream", "the model's server refuses this picture") from None
     except UserError as error:
-        if isinstance(predictor.backend, Served):  # about its URL, key or name: not the client's
+        if isinstance(
+            predictor.backend, RemoteBackend
+        ):  # about its URL, key or name: not the client's
             raise Refusal("upstream", "the model's server does not take requests") from None
         raise Refusal("model", _outward(error)) from None
 
