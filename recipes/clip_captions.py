@@ -18,7 +18,7 @@ from pathlib import Path
 from vlmface import data
 from vlmface.clip import model, tiny_clip
 from vlmface.data import crop_cache, crops
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import start_run, open_run
 from vlmface.train import checks
 from vlmface.train.clip import contrastive
 from vlmface.utils import config, distributed
@@ -64,7 +64,7 @@ def train(settings: contrastive.Settings) -> None:
     parts = {"test": (probed[1], settings.probe_root)}
     shared = checks.shared_people(rows, settings.data_root, parts)
     checks.warmup(settings, checks.steps(settings, len(rows)))
-    begin(settings, partial(contrastive.identity, clip, loaded, probed))
+    start_run(settings, partial(contrastive.identity, clip, loaded, probed))
     before = contrastive.probe(clip, *probed, settings.eval_batch_size)
     of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
     trained = contrastive.train(clip, rows, settings) | shared

@@ -23,7 +23,7 @@ from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import clip, context_ablation
 from vlmface.prompts import Prompt
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import start_run, open_run
 from vlmface.train import budget, checks, sft
 from vlmface.train.clip.settings import ContextSettings
 from vlmface.train.rows import encode_rows
@@ -69,7 +69,7 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
     with open_run(settings, last=page) as is_open:
         if not is_open:
             return 0
-        begin(settings, dict)
+        start_run(settings, dict)
         for name, arm in arms.items():
             shown = ", ".join(view.show for view in crops.parse(arm.crop))
             print(f"--- {name}: {shown}", flush=True)
@@ -128,7 +128,7 @@ def train_vlm(settings: context_ablation.Settings, prompt: Prompt) -> None:
     rows, left_out = encode_rows(samples, processor, family, prompt, **length)
     checks.warmup(settings, checks.steps(settings, len(rows)))
 
-    same = begin(settings, partial(sft.identity, settings, loaded, rows, tested, [prompt], base))
+    same = start_run(settings, partial(sft.identity, settings, loaded, rows, tested, [prompt], base))
     ask = partial(
         answering.answer_once,
         rows=tested,

@@ -25,7 +25,7 @@ from vlmface.benchmarks import load_benchmark
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.evaluate.answering import scored_prompts
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import start_run, open_run
 from vlmface.train import grpo
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import config, distributed, subprocesses
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(Settings, argv, default="facial_r1_loop", usage=__doc__ or "")
     free = ("rounds", "launch")
     with open_run(settings, last=None, free=free):
-        begin(settings, dict, free)
+        start_run(settings, dict, free)
         run(settings)
     return 0
 

@@ -18,7 +18,7 @@ from vlmface import benchmarks, data, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import start_run, open_run
 from vlmface.train import checks, grpo, rewards
 from vlmface.utils import config, distributed, memory
 
@@ -64,7 +64,7 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
     rows, samples, left_out = grpo.encode_prompts(faces, start, used, settings.max_new_tokens)
     rewards.check_truth(used, samples, start.prompt.space)
 
-    same = begin(settings, partial(grpo.identity, settings, loaded, rows, tested, start))
+    same = start_run(settings, partial(grpo.identity, settings, loaded, rows, tested, start))
     ask = partial(
         answering.answer_once,
         rows=tested,

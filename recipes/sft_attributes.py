@@ -20,7 +20,7 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import start_run, open_run
 from vlmface.train import budget, checks, sft, task_sampling, text_only
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import AttributeSettings, SFTSettings
@@ -94,7 +94,7 @@ def train(settings: SFTSettings) -> None:
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 
-    same = begin(settings, partial(sft.identity, settings, loaded, rows, faces, asked, base))
+    same = start_run(settings, partial(sft.identity, settings, loaded, rows, faces, asked, base))
     ask = partial(
         answering.answer_once,
         rows=faces,

@@ -19,7 +19,7 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import start_run, open_run
 from vlmface.train import budget, checks, sft, text_only
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
@@ -77,7 +77,7 @@ def train(settings: SFTSettings) -> None:
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 
-    same = begin(settings, partial(sft.identity, settings, loaded, rows, faces, [prompt], base))
+    same = start_run(settings, partial(sft.identity, settings, loaded, rows, faces, [prompt], base))
     ask = partial(
         answering.answer_once,
         rows=faces,

@@ -44,7 +44,7 @@ from vlmface.errors import UserError
 from vlmface.infer import Predictor
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.local import Prediction
-from vlmface.infer.predictor import NOT_ASKED
+from vlmface.infer.predictor import NO_PREDICTION
 from vlmface.synth import clips as synth_clips
 from vlmface.synth import dataset
 from vlmface.synth.render import render
@@ -153,7 +153,7 @@ def test_without_a_face_it_is_said_what_was_judged(
     shows: tuple[str, ...], said: str | None
 ) -> None:
     parsed = crops.parse([{"show": show} for show in shows] or None)
-    made = SimpleNamespace(views=parsed, frames=1, faces_note=None)
+    made = SimpleNamespace(views=parsed, frames=1, detector_warning=None)
     face_found = None if shows == ("scene",) else False
     report = replace(chosen(likely("fear")), face_found=face_found, views=parsed)
     notes = model_choices.no_face(made, report)
@@ -273,7 +273,7 @@ def test_of_a_clip_it_is_said_where_no_face_was_and_where_many_were(clip_frames:
         empty = [Image.new("RGB", (64, 64), "green")] * 4
         said = tabs._about_clip(demo, clips.Clip(empty, [None] * 4))
         assert "No face was found, so the model was not asked" in said and "no face found" in said
-        predictor.__dict__["faces_note"] = "faces are not looked for"
+        predictor.__dict__["detector_warning"] = "faces are not detected"
         said = tabs._about_clip(demo, clips.Clip(empty, [None] * 4))
         assert "the model was shown the frames as they are" in said
 
@@ -288,7 +288,7 @@ def test_a_timeline_has_a_row_for_each_label_and_a_column_for_each_frame() -> No
     assert "No face was found in number 2" in shown
     text = f"<think>{HOSTILE}</think>\n<answer>fear</answer>"
     silent = views.timeline(frames, faces, [report_of(text), report_of("?"), report_of(text)])
-    unseen = FaceReport({"emotion": NOT_ASKED}, {"emotion": "clip_emotion"}, None, False)
+    unseen = FaceReport({"emotion": NO_PREDICTION}, {"emotion": "clip_emotion"}, None, False)
     mixed = views.timeline(frames, faces, [unseen, chosen(likely("fear")), unseen])
     assert mixed.count('<th scope="row">') == 8 and mixed.count('class="main"') == 1
     assert silent.count("<td") == 3 and "what was said" in silent and "<script" not in silent

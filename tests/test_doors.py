@@ -29,7 +29,7 @@ from vlmface.demo import batch, tabs, views
 from vlmface.demo.face_detection import Finder
 from vlmface.errors import UserError
 from vlmface.infer import FaceReport, Predictor
-from vlmface.infer.face_views import PORTRAIT, Viewpoint
+from vlmface.infer.face_views import PORTRAIT, ViewSettings
 from vlmface.serving.gateway.app import create_app
 from vlmface.serving.gateway.settings import Settings
 from vlmface.synth import dataset
@@ -210,7 +210,7 @@ def test_a_server_is_sent_what_the_model_here_is_shown(
             assert main(["predict", str(path), "--model", one.url, "--run", str(run_dir)]) == 0
             (view,) = here.face_views(path)
             sent = Image.open(io.BytesIO(base64.b64decode(one.asked[-1].face.partition(",")[2])))
-            assert (np.asarray(sent) == np.asarray(view.pictures)).all(), name
+            assert (np.asarray(sent) == np.asarray(view.images)).all(), name
             first = one.asked[: len(names)]
             assert one.asked[-1].face in {asked.face for asked in first}, name
     assert "happiness" in capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_without_a_face_no_door_has_a_label(
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("the model was asked")
 
-    for name in ("answer", "answer_one", "stream"):
+    for name in ("predict", "apredict", "stream"):
         monkeypatch.setattr(predictor.backend, name, refuse)
     *pieces, streamed = predictor.stream(nobody)
     assert pieces == []
@@ -292,7 +292,7 @@ def test_without_a_face_no_door_has_a_label(
     ]  # fmt: skip
     report, html = analysed(predictor, finder, nobody)
     for line in [*found, report]:
-        assert (line["face_found"], line["box"], line["sure"]) == (False, None, False)
+        assert (line["face_found"], line["box"], line["is_confident"]) == (False, None, False)
         assert line["aus"] == [] and line["rationale"] == "" and not line["scene_only"]
         for said in line["answers"].values():
             assert said["label"] is None and said["probabilities"] is None
@@ -301,13 +301,13 @@ def test_without_a_face_no_door_has_a_label(
     row = batch.Row("x.png", 0, predictor.predict(nobody))
     assert "no face found" in views.batch([row], 1, predictor.tasks, {})
     assert main(["predict", str(nobody), "--model", str(run)]) == 0
-    assert "nobody.png: no face found, so nothing was asked" in capsys.readouterr().out
+    assert "nobody.png: no face found" in capsys.readouterr().out
 
 
 def test_a_box_that_holds_nothing_has_no_label(predictor: Predictor) -> None:
     for box in ((600.0, 600.0, 700.0, 700.0), (9.0, 9.0, 9.0, 9.0), (float("nan"),) * 4):
         report = predictor.predict(ASTRONAUT, boxes=box)
-        assert report.face_found is False and report.main.answer.label is None
+        assert report.face_found is False and report.primary.answer.label is None
         json.loads(json.dumps(report.as_dict()), parse_constant=pytest.fail)
 
 
@@ -343,7 +343,7 @@ def test_without_a_detector_a_sentence_says_so(
     told = capsys.readouterr()
     line = json.loads(told.out)
     assert line["face_found"] is None and line["box"] is None
-    assert told.err.startswith("note: faces are not looked for (to find faces, pip install")
+    assert told.err.startswith("note: faces are not detected (to find faces, pip install")
     assert len(told.err.splitlines()) == 1
     with Predictor.load(run_dir) as predictor:
         with pytest.warns(UserWarning, match="shown each picture as a whole") as warned:
@@ -372,7 +372,7 @@ def test_a_rendered_head_is_shown_as_it_was_in_training(run: Path, predictor: Pr
         head = Image.fromarray(render(dataset.draw(0, "test", index).face, 96).image)
         (view,) = predictor.face_views(head)
         assert view.face_found is True and view.box is not None
-        pictures = view.pictures
+        pictures = view.images
         assert not isinstance(pictures, list)
         assert (np.asarray(pictures) == np.asarray(head)).all()
 
@@ -380,7 +380,7 @@ def test_a_rendered_head_is_shown_as_it_was_in_training(run: Path, predictor: Pr
 def test_a_face_in_a_photograph_is_cut_out(predictor: Predictor) -> None:
     (view,) = predictor.face_views(ASTRONAUT)
     expected = crops.cut(ASTRONAUT, view.box, PORTRAIT)
-    assert (np.asarray(view.pictures) == np.asarray(expected)).all()
+    assert (np.asarray(view.images) == np.asarray(expected)).all()
 
 
 def test_a_run_says_whether_it_was_trained_on_faces(
@@ -408,17 +408,17 @@ def test_a_run_says_whether_it_was_trained_on_faces(
 
 def test_a_manifest_that_says_something_else_is_refused(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, tmp_path / "run")
-    path = tmp_path / "run" / manifest.NAME
+    path = tmp_path / "run" / manifest.FILENAME
     path.write_text(json.dumps({**json.loads(path.read_text()), "faces": "both"}))
     with pytest.raises(UserError, match="faces is 'both', expected none or largest"):
         manifest.load(tmp_path / "run")
-    assert Viewpoint.of(None) == Viewpoint((), 1, "none")
+    assert ViewSettings.of(None) == ViewSettings((), 1, "none")
 
 
 def test_a_model_without_a_run_is_shown_pictures_as_they_are(base: Path) -> None:
     with Predictor.load(base, prompt="face_cot", max_new_tokens=4) as predictor:
         (view,) = predictor.face_views(ASTRONAUT)
-        assert view.face_found is None and view.pictures is ASTRONAUT
+        assert view.face_found is None and view.images is ASTRONAUT
         assert predictor.face_views(ASTRONAUT, faces="largest")[0].face_found is True
 
 
@@ -450,7 +450,7 @@ def test_a_photograph_of_a_face_alone_is_not_cut(predictor: Predictor) -> None:
     side = max(right - left, bottom - top)
     tight = ASTRONAUT.crop((int(left), int(top), int(left + side), int(top + side)))
     (view,) = predictor.face_views(tight, box=(0, 0, *tight.size))
-    assert view.pictures is not None and np.asarray(view.pictures).shape == (*tight.size[::-1], 3)
+    assert view.images is not None and np.asarray(view.images).shape == (*tight.size[::-1], 3)
 
 
 def test_a_picture_that_cannot_be_used_is_named(predictor: Predictor) -> None:

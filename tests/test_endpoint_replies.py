@@ -52,14 +52,14 @@ def predicted(sent: Reply | Callable[[Asked], Reply | None], **how: Any) -> Pred
     behave = sent if callable(sent) else lambda asked: sent
     with FakeTeacher(behave) as server, predictor(server, **how) as asked:
         (report,) = asked.predict([PICTURE])
-        return report.main
+        return report.primary
 
 
 def streamed(sent: Reply, **how: Any) -> tuple[list[Any], Prediction]:
     with FakeTeacher(lambda asked: sent) as server, predictor(server, **how) as asked:
         *pieces, report = asked.stream(PICTURE)
         assert not isinstance(report, str)
-        return pieces, report.main
+        return pieces, report.primary
 
 
 # --- the right answer -----------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_fields_of_the_request_can_be_changed(
         argv = ["predict", face, "--model", server.url, "--prompt", "face_cot"]
         assert main(argv) == 2
         error = capsys.readouterr().err
-        assert "does not take the field 'max_tokens'" in error and error.count("\n") == 1
+        assert "does not accept the field 'max_tokens'" in error and error.count("\n") == 1
         assert "--request max_tokens=null" in error
         words = ["temperature=null", "max_tokens=null", "max_completion_tokens=256"]
         assert main([*argv, "--request", *words]) == 0

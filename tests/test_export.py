@@ -146,7 +146,7 @@ def test_the_card_tells_data_limits_and_hashes(merged: Path) -> None:
 
 def test_a_licence_is_the_bases_only_where_the_data_are_our_own(run_dir: Path) -> None:
     found, _ = manifest.load(run_dir)
-    tiny = manifest.resolve(manifest.TINY)
+    tiny = manifest.resolve(manifest.TINY_MODEL)
     own, foreign = {"licence": "CC0", "own": True}, {"licence": "research only", "own": False}
     assert model_card._licence(found, tiny, own, None)[0] == "apache-2.0"
     assert model_card._licence(found, tiny, foreign, None)[0] == "other"

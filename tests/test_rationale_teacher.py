@@ -63,7 +63,10 @@ def test_what_is_sent_and_what_comes_back(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret-123")
     with FakeTeacher() as server:
         records, _ = ask(
-            server.url + "/", tmp_path, key_env="MY_KEY", request={"max_tokens": 9, "top_p": None}
+            server.url + "/",
+            tmp_path,
+            api_key_env="MY_KEY",
+            request={"max_tokens": 9, "top_p": None},
         )
     (asked,) = server.asked
     assert asked.headers["path"] == "/v1/chat/completions"
@@ -200,7 +203,7 @@ def test_one_refused_face_does_not_stop_the_others(tmp_path):
     assert sorted(records) == ["f0", "f1", "f4", "f5"] and len(server.asked) == 6
     assert teacher.unanswered == {
         "f2": "HTTP 400 image too large",
-        "f3": "the endpoint's content filter held it back",
+        "f3": "the endpoint's content filter blocked it",
     }
 
 
@@ -234,7 +237,10 @@ def test_an_endpoint_that_is_gone_stops_the_build(tmp_path):
         (Endpoint("localhost:8000", "m"), "is no URL"),
         (Endpoint("http://me:secret@host/v1", "m"), "holds credentials"),
         (Endpoint("https://host/v1?key=secret", "m"), "holds credentials"),
-        (Endpoint("https://host/v1", "m", key_env="NOT_SET_ANYWHERE"), "NOT_SET_ANYWHERE is not"),
+        (
+            Endpoint("https://host/v1", "m", api_key_env="NOT_SET_ANYWHERE"),
+            "NOT_SET_ANYWHERE is not",
+        ),
         (Endpoint("https://host/v1", "m", concurrency=0), "concurrency is 0"),
     ],
 )

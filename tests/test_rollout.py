@@ -183,6 +183,6 @@ def test_finished_rows_leave_and_the_others_do_not_notice(setup: Any) -> None:
 
 def test_top_p_keeps_the_likeliest() -> None:
     chances = torch.tensor([[0.5, 0.1, 0.3, 0.1]])
-    assert torch.allclose(sampling._cut(chances, 0.6), torch.tensor([[0.625, 0, 0.375, 0]]))
-    assert torch.allclose(sampling._cut(chances, 0.4), torch.tensor([[1.0, 0, 0, 0]]))
-    assert sampling._cut(chances, 1.0) is chances
+    assert torch.allclose(sampling._top_p(chances, 0.6), torch.tensor([[0.625, 0, 0.375, 0]]))
+    assert torch.allclose(sampling._top_p(chances, 0.4), torch.tensor([[1.0, 0, 0, 0]]))
+    assert sampling._top_p(chances, 1.0) is chances

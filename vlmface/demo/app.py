@@ -31,7 +31,7 @@ def build_page(demo: Demo) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, int(KEEP_S))
     ) as page:
-        gr.HTML(views.header(demo.predictor.name or "a server's model", demo.limits))
+        gr.HTML(views.header(demo.predictor.name or "a server's model", demo.limitations))
         with gr.Tabs(overflow_behavior="wrap"):
             for name, build in tabs.ALL.items():
                 with gr.Tab(name), gr.Column(elem_classes="vf-tab"):

@@ -187,10 +187,10 @@ def answer(item: Item, predictor: Predictor, finder: Finder) -> list[Row]:
         image = open_image(item.data, max_pixels=MOST_PIXELS)
     except UserError as error:
         return [Row(item.name, problem=in_words(error))]
-    faces = [] if predictor.faces_by_default == "none" else finder.find(image)
+    faces = [] if predictor.default_faces == "none" else finder.find(image)
     boxes: list[Box | None] = [*(face.box for face in faces)] or [None]
     shown = [model_choices.view_of(predictor, image, box) for box in boxes]
-    reports = predictor.answer(shown, predictor.questions_of(None))
+    reports = predictor.predict_views(shown, predictor.select_prompts(None))
     return [
         Row(item.name, number if faces else 0, report)
         for number, report in enumerate(reports, start=1)
@@ -248,7 +248,7 @@ def _line(row: Row, tasks: Sequence[str]) -> Iterator[object]:
         yield from (None, None, None, None)
     else:
         units = " ".join(map(facs.name, report.aus))
-        yield from ("yes" if report.sure else "no", units, report.status, report.rationale)
+        yield from ("yes" if report.is_confident else "no", units, report.status, report.rationale)
     yield row.problem
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.data.detect import Box
-    from vlmface.infer.face_views import FaceView, Viewpoint
+    from vlmface.infer.face_views import FaceView, ViewSettings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Voice:
         return f"{self.predictor.name or 'server'} · {self.prompt.id}"
 
     def ask(self, view: FaceView) -> FaceReport:
-        return self.predictor.answer([view], {self.prompt.space.field: self.prompt})[0]
+        return self.predictor.predict_views([view], {self.prompt.space.field: self.prompt})[0]
 
 
 def voices(predictors: Sequence[Predictor]) -> list[Voice]:
@@ -45,18 +45,18 @@ def first_task(predictor: Predictor) -> str:
 
 def names_units(predictor: Predictor) -> bool:
     """Whether the first task's prompt asks for a rationale, which may name action units."""
-    return predictor.questions[first_task(predictor)].reasons
+    return predictor.prompts_by_task[first_task(predictor)].reasons
 
 
 def view_of(predictor: Predictor, image: Image.Image, box: Box | None) -> FaceView:
     """What the model is shown of a face, or without a box of the picture by default."""
-    faces = predictor.faces_by_default if box is None else None
+    faces = predictor.default_faces if box is None else None
     return predictor.face_views(image, faces=faces, box=box)[0]
 
 
 def by_default(predictor: Predictor, box: Box | None) -> Box | None:
     """The box, unless the model is shown pictures as a whole where nobody chooses a face."""
-    return None if predictor.faces_by_default == "none" else box
+    return None if predictor.default_faces == "none" else box
 
 
 def write(predictor: Predictor, view: FaceView) -> Iterator[str | FaceReport]:
@@ -64,13 +64,13 @@ def write(predictor: Predictor, view: FaceView) -> Iterator[str | FaceReport]:
     model knows more tasks the report on all."""
     first = first_task(predictor)
     report = None
-    for piece in predictor.stream_view(view, predictor.questions_of(first)):
+    for piece in predictor.stream_view(view, predictor.select_prompts(first)):
         if isinstance(piece, FaceReport):
             report = piece
         yield piece
     others = [task for task in predictor.tasks if task != first]
     if report is not None and others:
-        rest = predictor.answer([view], predictor.questions_of(others))[0]
+        rest = predictor.predict_views([view], predictor.select_prompts(others))[0]
         yield replace(
             report,
             answers={**report.answers, **rest.answers},
@@ -96,7 +96,7 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
         return Card(predictor.name, facts, server)
     found, _ = manifest.load(run)
     data = found.data
-    trained = ", ".join(f"{part} {how}" for part, how in found.policy.items())
+    trained = ", ".join(f"{part} {how}" for part, how in found.trainable.items())
     return Card(
         predictor.name,
         [
@@ -107,7 +107,7 @@ def card(predictor: Predictor, run: str | None, *, server: bool = False) -> Card
             ("data", f"{data['name']}, {data['split']} split, {data['n']:,} samples"),
             ("prompts", asked),
             ("action units", ", ".join(f"AU{au}" for au in found.au_set) or "none"),
-            ("shown", in_words(predictor.viewpoint)),
+            ("shown", in_words(predictor.view_settings)),
             ("vlmface", found.vlmface),
         ],
         server,
@@ -128,11 +128,13 @@ _WHOLE = "pictures whole"
 _PORTRAITS = f"{_WHOLE}; of a photograph the face cut out, as in a portrait"
 
 
-def in_words(viewpoint: Viewpoint) -> str:
+def in_words(view_settings: ViewSettings) -> str:
     """What a model is shown, in words."""
-    named = " and ".join(SHOWN[one.show] for one in viewpoint.views)
-    named = named or (_WHOLE if viewpoint.faces == "none" else _PORTRAITS)
-    return named if viewpoint.frames == 1 else f"{named}; {viewpoint.frames} frames of a clip"
+    named = " and ".join(SHOWN[one.show] for one in view_settings.views)
+    named = named or (_WHOLE if view_settings.faces == "none" else _PORTRAITS)
+    return (
+        named if view_settings.frames == 1 else f"{named}; {view_settings.frames} frames of a clip"
+    )
 
 
 def shown(predictor: Predictor) -> str | None:
@@ -169,8 +171,8 @@ def no_face(
     which it could not be looked for."""
     if report.scene_only:
         return ["No face was found, so the model has judged the scene alone."]
-    if not report.was_asked:
+    if not report.has_prediction:
         return ["No face was found, so the model was not asked."]
-    if report.face_found is None and predictor.faces_note:
+    if report.face_found is None and predictor.detector_warning:
         return [f"Faces are not looked for here: the model was shown {seen}."]
     return []

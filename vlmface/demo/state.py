@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vlmface.demo import clips, example_media, model_choices, views
 from vlmface.demo.face_detection import Finder
-from vlmface.infer.predictor import LocalBackend, Predictor
+from vlmface.infer.backends import LocalBackend
+from vlmface.infer.predictor import Predictor
 
 _SERVED_AT_ONCE = 8  # a model in this process answers one at a time, a server as many as it can
 
@@ -24,7 +25,7 @@ class Demo:
         self.voices = model_choices.voices(self.predictors)
         self.finder = Finder()
         self.at_once = 1 if isinstance(self.predictor.backend, LocalBackend) else _SERVED_AT_ONCE
-        self.limits = self.predictor.limits or views.LIMITS
+        self.limitations = self.predictor.limitations or views.LIMITS
         self.examples, self.scene = example_media.write(folder / "examples")
         if model_choices.sees_around(self.predictor):
             self.examples = example_media.write_scenes(folder / "examples")

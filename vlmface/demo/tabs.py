@@ -127,9 +127,9 @@ def _shown(
 ) -> tuple[str | None, list[Image.Image]]:
     """What the model was shown of a picture, in words and as pictures, where that is to be said."""
     words = model_choices.shown(predictor)
-    if words is None or not report.was_asked:
+    if words is None or not report.has_prediction:
         return None, []
-    seen = view.pictures
+    seen = view.images
     return words, list(seen[:: predictor.frames]) if isinstance(seen, Sequence) else [seen]
 
 
@@ -157,7 +157,7 @@ def analyse(demo: Demo) -> None:
             return
         shown = opened(path)
         faces = demo.finder.find(shown)
-        chosen = None if demo.predictor.faces_by_default == "none" else largest(faces)
+        chosen = None if demo.predictor.default_faces == "none" else largest(faces)
         yield views.picture(shown, faces, chosen), _choices(faces, chosen), gr.skip()
         for html in _written(demo, shown, faces, chosen):
             yield gr.skip(), gr.skip(), html
@@ -270,7 +270,7 @@ def people(demo: Demo) -> None:
         yield views.picture(shown, faces, None), gr.skip()
         if not faces:
             view = model_choices.view_of(demo.predictor, shown, None)
-            (report,) = demo.predictor.answer([view], demo.predictor.questions_of(None))
+            (report,) = demo.predictor.predict_views([view], demo.predictor.select_prompts(None))
             yield gr.skip(), _answer(demo.predictor, report, "The whole picture", view)
             return
         boxes = [face.box for face in faces]
@@ -343,8 +343,8 @@ def clip(demo: Demo) -> None:
                 model_choices.view_of(predictor, frame, model_choices.by_default(predictor, box))
                 for frame, box in zip(seen.frames[part], seen.boxes[part], strict=True)
             ]
-            reports += predictor.answer(
-                shown, predictor.questions_of(model_choices.first_task(predictor))
+            reports += predictor.predict_views(
+                shown, predictor.select_prompts(model_choices.first_task(predictor))
             )
         yield views.timeline(seen.frames, seen.faces, reports)
 
@@ -373,7 +373,7 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
     """The answer of a model that is shown many frames."""
     predictor, total = demo.predictor, len(clip.frames)
     notes = []
-    if len(clip.without) < total and predictor.faces_by_default != "none":
+    if len(clip.without) < total and predictor.default_faces != "none":
         report = predictor.predict_clip(clip.frames, clip.boxes)
         if clip.without:
             notes.append(
@@ -386,7 +386,7 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
                 "frame, which may be different people."
             )
     else:
-        (report,) = predictor.predict([clip.frames], faces=predictor.faces_by_default)
+        (report,) = predictor.predict([clip.frames], faces=predictor.default_faces)
         notes += model_choices.no_face(predictor, report, "the frames as they are")
     return views.answer(
         report, f"The clip, {total} frames", notes, model_choices.shown_of_clip(predictor)
@@ -397,7 +397,7 @@ def _about_clip(demo: Demo, clip: clips.Clip) -> str:
 
 
 def many(demo: Demo) -> None:
-    what = "picture" if demo.predictor.faces_by_default == "none" else "face"
+    what = "picture" if demo.predictor.default_faces == "none" else "face"
     _intro(
         f"Up to {batch.MOST_FILES} pictures, as files or in zip archives. Every {what} becomes "
         "a row; a file that cannot be read becomes a row that says why. The table can be taken "
@@ -469,7 +469,7 @@ def synth(demo: Demo) -> None:
         faces = demo.finder.find(image)[:1]
         yield views.picture(image, faces, 0 if faces else None), gr.skip(), gr.skip()
         shown = model_choices.view_of(demo.predictor, image, None)
-        (report,) = demo.predictor.answer([shown], demo.predictor.questions_of(None))
+        (report,) = demo.predictor.predict_views([shown], demo.predictor.select_prompts(None))
         compared = views.truth(
             aus,
             playground.followed(aus, report),
@@ -522,7 +522,7 @@ def _sliders() -> dict[int, gr.Slider]:
 
 def about(demo: Demo) -> None:
     videos = None if clips.readable() else clips.INSTALL
-    gr.HTML(views.about(demo.cards, demo.limits, demo.finder.missing, videos))
+    gr.HTML(views.about(demo.cards, demo.limitations, demo.finder.missing, videos))
 
 
 ALL: dict[str, Callable[[Demo], None]] = {

@@ -152,7 +152,7 @@ def answer(
     pictures: Sequence[Image.Image] = (),
 ) -> str:
     """All that a report says. `shown`: a sentence on what the model was shown, with `pictures`."""
-    main = report.main
+    main = report.primary
     # Of a model that only chooses among labels there is nothing else to read.
     wrote = main.text if main.text.strip() != main.answer.said else None
     return str(
@@ -160,7 +160,7 @@ def answer(
             {
                 "heading": heading,
                 "label": main.answer.said,
-                "asked": report.was_asked,
+                "asked": report.has_prediction,
                 "labels": main.answer.labels,
                 "likely": _likely(report, None),
                 "affect": main.affect,
@@ -175,11 +175,11 @@ def answer(
                 "attributes": [
                     (task.replace("_", " "), label, _likely(report, task))
                     for task, label in report.attributes.items()
-                    if report.answers[task] is not main and report.was_asked
+                    if report.answers[task] is not main and report.has_prediction
                 ],
-                "limits": report.note or LIMITS,
+                "limits": report.limitations or LIMITS,
                 "status": STATUS[report.status] if wrote is not None else None,
-                "seconds": report.seconds,
+                "seconds": report.latency_s,
                 "text": wrote,
             }
         )
@@ -187,19 +187,21 @@ def answer(
 
 
 def _likely(report: FaceReport, task: str | None) -> float | None:
-    said = report.main if task is None else report.answers[task]
+    said = report.primary if task is None else report.answers[task]
     label = said.answer.label
     return said.probabilities[label] if said.probabilities and label else None
 
 
 def _unsure(report: FaceReport) -> str | None:
-    if report.sure or report.face_found is False:  # without a face that is what is said instead
+    if (
+        report.is_confident or report.face_found is False
+    ):  # without a face that is what is said instead
         return None
-    if not report.main.answer.labels:
+    if not report.primary.answer.labels:
         return f"The model gave no answer that counts: {STATUS[report.status]}."
-    likely = report.main.probabilities or {}
+    likely = report.primary.probabilities or {}
     best = max(likely, key=likely.__getitem__)
-    if best not in report.main.answer.labels:
+    if best not in report.primary.answer.labels:
         return f"The model was not sure: it wrote one label, but finds {best} more likely."
     return f"The model was not sure: no label is as likely as {CONFIDENT:.0%}. Take it as a guess."
 
@@ -301,7 +303,7 @@ def timeline(
     frames: Sequence[Image.Image], faces: Sequence[Face | None], reports: Sequence[FaceReport]
 ) -> str:
     """What was said of each frame by itself: a row for each label, a column for each frame."""
-    said = [report.main for report in reports]
+    said = [report.primary for report in reports]
     told = next((one.probabilities for one in said if one.probabilities), None)
     labels = list(told or dict.fromkeys(x for s in said for x in s.answer.labels))
     rows: list[dict[str, Any]] = []

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LabelScores, LocalModel, Prediction
-    from vlmface.infer.server import ServedModel
+    from vlmface.infer.remote import RemoteModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
 MODES = ("generate", "score", "both")
@@ -88,7 +88,9 @@ def answer(
 
     sink = sink or _Memory({})
     check_ids(rows["id"])
-    asked = [predictor.asking(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)]
+    asked = [
+        predictor.with_prompt(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)
+    ]
     left = [i for i, id in enumerate(rows["id"]) if id not in sink.records]
     title = f"answering {benchmark.id}"
     with tqdm(
@@ -108,7 +110,7 @@ def answer(
 
 
 def ask_server(
-    server: ServedModel,
+    server: RemoteModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
     journal: Journal,
@@ -131,7 +133,7 @@ def ask_server(
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
             image = await asyncio.to_thread(open_images, job.row)
             lines = [
-                line(job.row, benchmark, prompt, await server.answer(client, prompt, image))
+                line(job.row, benchmark, prompt, await server.predict(client, prompt, image))
                 for prompt in asked
             ]
             return {"id": job.id, "lines": lines}
@@ -140,7 +142,7 @@ def ask_server(
         unanswered = run_jobs(server.endpoint, jobs, work, journal, lambda: bar.update(1))
     records = dict(journal.records)
     for row in (row for row in rows if row["id"] in unanswered):
-        silent = [line(row, benchmark, one, server.silence(one)) for one in asked]
+        silent = [line(row, benchmark, one, server.empty_prediction(one)) for one in asked]
         records[row["id"]] = {"id": row["id"], "lines": silent}
     return [line for id in rows["id"] for line in records[id]["lines"]], unanswered
 
@@ -225,9 +227,9 @@ def _ask(
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
     if mode != "score":
-        written = predictor.predict(images, batch_size=batch_size, cut_out=True)
+        written = predictor.predict(images, batch_size=batch_size, preprocessed=True)
     if mode != "generate":
-        scored = predictor.score(images, batch_size=batch_size, prior=True, cut_out=True)
+        scored = predictor.score(images, batch_size=batch_size, prior=True, preprocessed=True)
     return list(zip(written, scored, strict=True))
 
 

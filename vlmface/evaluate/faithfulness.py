@@ -29,6 +29,7 @@ from vlmface.metrics.statistics import mean
 from vlmface.synth import counterfactual_pairs
 from vlmface.utils import config, distributed, html
 from vlmface.utils.files import atomic_write
+from vlmface.utils.images import data_uri
 from vlmface.utils.ranges import Checked, Count, Seed
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ def _examples(kind: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
             "change": _change(one.pair),
             "faces": [
                 {
-                    "image": html.data_uri(face.image),
+                    "image": data_uri(face.image, max_side=html.MAX_SIDE),
                     "truth": face.emotion,
                     "label": said.answer.label or f"no valid answer ({said.answer.status})",
                     "aus": ", ".join(facs.name(au) for au in said.answer.aus) or "none",

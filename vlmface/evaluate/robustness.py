@@ -17,7 +17,7 @@ from vlmface.evaluate import answering, corrupt, report
 from vlmface.evaluate.run import output_folder, score
 from vlmface.utils import config, distributed, html, lock
 from vlmface.utils.files import atomic_write
-from vlmface.utils.images import as_list
+from vlmface.utils.images import as_list, data_uri
 from vlmface.utils.jsonl_journal import Journal
 from vlmface.utils.ranges import Checked, Count, Unused
 
@@ -59,19 +59,19 @@ def measure(
 
     benchmark = load_benchmark(settings.benchmark)
     prompt, *_ = answering.scored_prompts(benchmark, predictor.prompts)
-    asking = predictor.asking(prompt)
+    asking = predictor.with_prompt(prompt)
     names = settings.corruptions or list(corrupt.NAMES)
     images = [as_list(open_images(row)) for row in rows]
 
     def scores_of(name: str, strength: int) -> dict[str, Any]:
-        id = f"{name} {strength} {manifest.made(settings.model) or ''}"
+        id = f"{name} {strength} {manifest.trained_at(settings.model) or ''}"
         if id not in journal.records:
             pictures = [
                 [corrupt.corrupt(image, name, strength, key=key) for image in shown]
                 for shown, key in zip(images, rows["id"], strict=True)
             ]
             said = asking.predict(
-                pictures, batch_size=settings.batch_size, probabilities=False, cut_out=True
+                pictures, batch_size=settings.batch_size, probabilities=False, preprocessed=True
             )
             lines = [answering.line(row, benchmark, prompt, one) for row, one in
                      zip(rows, said, strict=True)]  # fmt: skip
@@ -133,7 +133,7 @@ def write(
                 for key in figures["clean"]
             ],
             "faces": [
-                html.data_uri(corrupt.corrupt(sample, name, strength, key=name))
+                data_uri(corrupt.corrupt(sample, name, strength, key=name), max_side=html.MAX_SIDE)
                 for strength in corrupt.STRENGTHS[1:]
             ],
             "last": points[-1],

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
-    from vlmface.infer.server import ServedModel
+    from vlmface.infer.remote import RemoteModel
 
 
 EVERY = "ALL"
@@ -255,7 +255,7 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> LocalModel | ClipModel | ServedModel:
+def _asked(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
     """Who answers: a model in this process, or a server."""
     settings.check()
     if is_url(settings.model):
@@ -267,22 +267,22 @@ def _asked(settings: Settings) -> LocalModel | ClipModel | ServedModel:
     )
 
 
-def _server(settings: Settings) -> ServedModel:
+def _server(settings: Settings) -> RemoteModel:
     from vlmface.infer.endpoint import Endpoint
-    from vlmface.infer.server import open_server
+    from vlmface.infer.remote import open_remote_model
 
     endpoint = Endpoint(
-        settings.model, settings.served or "", key_env=settings.api_key_env,
+        settings.model, settings.served or "", api_key_env=settings.api_key_env,
         concurrency=settings.concurrency, request=settings.request,
     )  # fmt: skip
-    return open_server(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
+    return open_remote_model(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
 
 def _evaluate(
-    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | ServedModel
+    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | RemoteModel
 ) -> dict[str, Any]:
     from vlmface.infer.clip import ClipModel
-    from vlmface.infer.server import ServedModel
+    from vlmface.infer.remote import RemoteModel
 
     asked: list[Any] = list(scored_prompts(benchmark, who.prompts))
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
@@ -299,9 +299,9 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        served = who.endpoint.model if isinstance(who, ServedModel) else None
+        served = who.endpoint.model if isinstance(who, RemoteModel) else None
         _same_question(journal, settings, asked, about, served)
-        if isinstance(who, ServedModel):
+        if isinstance(who, RemoteModel):
             lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
         else:
             lines = answering.answer(

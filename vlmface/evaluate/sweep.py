@@ -107,7 +107,7 @@ class Asking:
         them from rows of other data with the same ids)."""
         settings = self.settings
         key = json.dumps([
-            arm.model, manifest.made(arm.model), arm.prompt.sha, benchmark.dataset, part,
+            arm.model, manifest.trained_at(arm.model), arm.prompt.sha, benchmark.dataset, part,
             benchmark.protocol, settings.mode, settings.max_new_tokens,
         ])  # fmt: skip
         name = f"{arm.prompt.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.jsonl"

@@ -1,8 +1,8 @@
 """A key-value cache that grows in place.
 
-transformers' own copies all keys and values with every token (`torch.cat` in DynamicLayer.update):
-with pictures of hundreds of tokens that takes longer than the rest of the step on a CPU. Here the
-tensors have room to spare, and a token is written behind the others.
+transformers' own cache copies all keys and values with every token (`torch.cat` in
+DynamicLayer.update): with images of hundreds of tokens that takes longer than the other work of the
+step on a CPU. Here the tensors are allocated larger than needed, and tokens are appended in place.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-HEADROOM = 128  # tokens of room
+HEADROOM = 128  # tokens that are allocated in advance
 
 
 class GrowingLayer(DynamicLayer):
     """`keys` and `values` are the filled parts of larger tensors. Not for passes with gradients,
-    which need what was written before to stay as it was."""
+    which need earlier values unchanged."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -39,8 +39,9 @@ class GrowingLayer(DynamicLayer):
 def _append(
     filled: torch.Tensor, room: torch.Tensor, new: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the tensor with room, its filled part with `new` behind it). Whatever else a cache does to
-    `filled` (rows are selected, repeated, cut off) is seen by its not being in `room` any more."""
+    """(the larger tensor, its filled part with `new` appended). If another operation of the cache
+    (selecting, repeating or cropping rows) has replaced `filled`, it is no longer a part of `room`
+    and is copied."""
     length, more = filled.shape[-2], new.shape[-2]
     if (
         filled.data_ptr() != room.data_ptr()
@@ -55,8 +56,8 @@ def _append(
 
 
 def growing_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model of that configuration; layers with a sliding window stay as they
-    are."""
+    """An empty cache for a model of this configuration. Layers with a sliding window are those of
+    transformers."""
     cache = DynamicCache(config=config)
     cache.layers = [
         GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers

@@ -19,7 +19,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.clip import WEIGHTS, ClipModel
-from vlmface.run_dir import begin
+from vlmface.run_dir import start_run
 from vlmface.train import checks
 from vlmface.train.clip.dataset import labelled
 from vlmface.train.clip.model_selection import Held
@@ -91,7 +91,7 @@ def run(recipe: str, settings: Settings) -> None:
             "base_weights": sha,
         }
 
-    same = begin(settings, identity)
+    same = start_run(settings, identity)
     shape = settings.shape(max(1, len(views)))
     untouched = dataclasses.replace(
         shape, image="frozen", text="frozen", head="text", affect="none", negative_weight=0.0,
@@ -161,8 +161,8 @@ def save(
         family=manifest.CLIP,
         base={"id": settings.base, "sha": sha},
         adapter=True,
-        policy={"image": settings.image, "text": settings.text, "head": settings.head},
-        prompts=[manifest.describe(classifier.texts)],
+        trainable={"image": settings.image, "text": settings.text, "head": settings.head},
+        prompts=[manifest.prompt_entry(classifier.texts)],
         au_set=[],
         image={"size": classifier.clip.side},
         processor={},
@@ -171,11 +171,11 @@ def save(
         generation={},
         data=dict(about),
         seed=settings.seed,
-        limits=settings.limits or manifest.neutral_limits(settings.data),
+        limits=settings.limits or manifest.default_limitations(settings.data),
         crop=crops.as_dict(views),
         frames=settings.frames,
         faces=crops.default_faces(views, data.shows_faces(settings.data)),
-        clip=dataclasses.asdict(classifier.shape),
+        clip_classifier=dataclasses.asdict(classifier.shape),
     ).save(run_dir)
 
 

@@ -78,12 +78,12 @@ def _build(settings: BuildSettings, space: label_spaces.LabelSpace) -> dict[str,
     model = _model(settings, space) if settings.writer == "model" else None
     rows = data.load(settings.data, settings.root, settings.split, n=settings.n, **settings.option)
     if settings.overwrite:
-        run_dir.discard(work)
+        run_dir.delete_run(work)
     if any(path.stat().st_size for path in work.glob("*.jsonl")):
         run_dir.mark_trained(work)  # answers that were paid for are not discarded
-    answered_by = manifest.made(str(settings.model)) if model is not None else None
+    answered_by = manifest.trained_at(str(settings.model)) if model is not None else None
     identity = {"data": data.fingerprint(rows), "model_trained": answered_by}
-    run_dir.start_in(work, settings, identity, _FREE)
+    run_dir.start_in_folder(work, settings, identity, _FREE)
 
     pictures = _pictures(rows)
     left_out: Counter[str] = Counter()
@@ -188,7 +188,7 @@ def _endpoint(settings: BuildSettings, request: Mapping[str, Any]) -> Endpoint:
     return Endpoint(
         url=str(settings.endpoint),
         model=str(settings.model),
-        key_env=settings.api_key_env,
+        api_key_env=settings.api_key_env,
         concurrency=settings.concurrency,
         timeout_s=settings.timeout,
         attempts=settings.attempts,
@@ -358,7 +358,7 @@ def _finish(
     result = work / "result"
     shutil.rmtree(result, ignore_errors=True)
     _with_rationales(rows, written, settings, summary).save_to_disk(result)
-    for name in (config.SETTINGS, run_dir.RECORD, "aus.jsonl", "answers.jsonl"):
+    for name in (config.SETTINGS, run_dir.RUN_FILE, "aus.jsonl", "answers.jsonl"):
         if (work / name).exists() and (work / name).stat().st_size:
             shutil.copyfile(work / name, result / name)
     rejected = [

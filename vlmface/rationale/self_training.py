@@ -187,7 +187,7 @@ class Remote:
                 raise NoAnswerError(
                     f"{len(texts)} answers instead of {self.settings.samples}: the server ignores "
                     "`n`",
-                    passing=False,
+                    retryable=False,
                 )
             return {
                 "id": face.id,

@@ -65,7 +65,7 @@ def render(
         has_before=bool(before),
         results=results,
         data=source,
-        policy=_sentence(found.policy, quantize),
+        policy=_sentence(found.trainable, quantize),
         licence=terms,
         check=check,
         hashes=hashes,

@@ -200,7 +200,7 @@ def start_of(settings: Settings) -> Start:
         family,
         families.load_processor(family, run),
         prompt,
-        found.policy if found.adapter else own,
+        found.trainable if found.adapter else own,
         settings.max_length or found.max_length,
         found.crop,
         found.frames,
@@ -458,7 +458,7 @@ def _server(start: Start, settings: Settings) -> Any:
     if settings.vllm is None:
         return None
     from vlmface import families
-    from vlmface.infer.server import NEUTRAL_SAMPLING
+    from vlmface.infer.remote import NEUTRAL_SAMPLING
     from vlmface.train.vllm_rollout import Server
 
     stops = start.family.stop_token_ids(start.processor)

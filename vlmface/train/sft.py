@@ -46,7 +46,7 @@ def identity(
     asked: Sequence[Question],
     base: str | Path,
 ) -> dict[str, Any]:
-    """What must be the same when a run is resumed, besides its settings (`run_dir.begin`).
+    """What must be the same when a run is resumed, besides its settings (`run_dir.start_run`).
 
     Args:
         settings: of the recipe.
@@ -261,9 +261,9 @@ def write_manifest(
         family=family.NAME,
         base={"id": settings.base, "sha": manifest.weights_sha(base)},
         adapter=settings.uses_lora,
-        policy=settings.policy,
+        trainable=settings.policy,
         quantize=settings.quantize,
-        prompts=[manifest.describe(prompt) for prompt in asked],
+        prompts=[manifest.prompt_entry(prompt) for prompt in asked],
         au_set=list(aus),
         image=family.describe_image(processor),
         processor=manifest.processor_shas(run_dir),
@@ -275,5 +275,5 @@ def write_manifest(
         generation={"max_new_tokens": settings.max_new_tokens},
         data=dict(data),
         seed=settings.seed,
-        limits=settings.limits or manifest.neutral_limits(settings.data),
+        limits=settings.limits or manifest.default_limitations(settings.data),
     ).save(run_dir)

@@ -140,7 +140,7 @@ class Resumable:
         self._check_weights()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:  # it may be written a second time
-            (folder / run_dirs.COMPLETE).unlink(missing_ok=True)
+            (folder / run_dirs.COMPLETE_FILE).unlink(missing_ok=True)
         Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

@@ -23,8 +23,8 @@ from vlmface import families
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, attach_images, send_request
+from vlmface.infer.remote import png_uri
 from vlmface.infer.sampling import Rollout
-from vlmface.infer.server import png_uri
 from vlmface.prompts import Prompt
 
 
@@ -114,7 +114,7 @@ class Server:
         try:
             await send_request(client, self.endpoint, path, body, lambda reply: reply.text)
         except NoAnswerError as error:
-            if error.passing:
+            if error.retryable:
                 raise
             raise ServerGoneError(
                 f"{self.endpoint.url} refuses the adapter in {body.get('lora_path')}: {error}"

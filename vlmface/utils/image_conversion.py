@@ -64,7 +64,7 @@ def as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         raise _unreadable("the picture", error) from error
 
 
-def listed(pictures: Any) -> tuple[list[Any], bool]:
+def as_inputs(pictures: Any) -> tuple[list[Any], bool]:
     """(the pictures as a list, whether it was one picture by itself). An array of four dimensions
     is several pictures. Raises UserError for what is neither a picture nor an iterable of them."""
     if is_array(pictures):
