@@ -128,7 +128,9 @@ def train_vlm(settings: context_ablation.Settings, prompt: Prompt) -> None:
     rows, left_out = encode_rows(samples, processor, family, prompt, **length)
     checks.warmup(settings, checks.steps(settings, len(rows)))
 
-    same = start_run(settings, partial(sft.identity, settings, loaded, rows, tested, [prompt], base))
+    same = start_run(
+        settings, partial(sft.identity, settings, loaded, rows, tested, [prompt], base)
+    )
     ask = partial(
         answering.answer_once,
         rows=tested,

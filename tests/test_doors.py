@@ -26,7 +26,7 @@ from vlmface import data, manifest
 from vlmface.cli import main
 from vlmface.data import crops, detect
 from vlmface.demo import batch, tabs, views
-from vlmface.demo.face_detection import Finder
+from vlmface.demo.face_detection import FaceFinder
 from vlmface.errors import UserError
 from vlmface.infer import FaceReport, Predictor
 from vlmface.infer.face_views import PORTRAIT, ViewSettings
@@ -97,8 +97,8 @@ def predictor(run: Path) -> Iterator[Predictor]:
 
 
 @pytest.fixture(scope="module")
-def finder() -> Iterator[Finder]:
-    found = Finder()
+def finder() -> Iterator[FaceFinder]:
+    found = FaceFinder()
     yield found
     found.close()
 
@@ -131,14 +131,14 @@ def handler(build: Callable[[Any], None], demo: Any, name: str) -> Callable[...,
     return next(event.fn for event in page.fns.values() if event.fn.__name__ == name)
 
 
-def demo_of(predictor: Predictor, finder: Finder) -> Any:
+def demo_of(predictor: Predictor, finder: FaceFinder) -> Any:
     return SimpleNamespace(
-        predictor=predictor, finder=finder, examples=[], at_once=1, scene=None,
-        voices=[], clip=None,
+        predictor=predictor, face_finder=finder, examples=[], concurrency=1, scene=None,
+        choices=[], clip=None,
     )  # fmt: skip
 
 
-def analysed(predictor: Predictor, finder: Finder, path: Path) -> tuple[Line, str]:
+def analysed(predictor: Predictor, finder: FaceFinder, path: Path) -> tuple[Line, str]:
     """(the report behind the page, the page) of the demo's first tab."""
     reports: list[FaceReport] = []
 
@@ -148,7 +148,7 @@ def analysed(predictor: Predictor, finder: Finder, path: Path) -> tuple[Line, st
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(views, "answer", answer)
-        *_, (_, _, html) = handler(tabs.analyse, demo_of(predictor, finder), "start")(str(path))
+        *_, (_, _, html) = handler(tabs.analyse_tab, demo_of(predictor, finder), "start")(str(path))
     return reports[-1].as_dict(), html
 
 
@@ -166,7 +166,7 @@ def same(found: Line, expected: Line) -> None:
 
 
 def test_a_photograph_is_the_same_through_every_door(
-    run: Path, predictor: Predictor, finder: Finder, photographs: dict[str, Path]
+    run: Path, predictor: Predictor, finder: FaceFinder, photographs: dict[str, Path]
 ) -> None:
     lines = dict(zip(photographs, command(run, *photographs.values()), strict=True))
     for name, path in photographs.items():
@@ -186,7 +186,7 @@ def test_a_photograph_is_the_same_through_every_door(
         report, html = analysed(predictor, finder, path)
         same(report, expected)
         assert "The face" in html or "Face 1 of 2" in html
-        rows = batch.answer(batch.Item(name, path.read_bytes()), predictor, finder)
+        rows = batch.predict_item(batch.UploadedFile(name, path.read_bytes()), predictor, finder)
         assert [row.face for row in rows] == list(range(1, 3 if name == "two.webp" else 2))
         same(rows[0].report.as_dict(), expected)
     # What differs in its file alone has one answer.
@@ -271,7 +271,7 @@ def test_a_face_of_several_is_named_in_the_text(
 
 
 def test_without_a_face_no_door_has_a_label(
-    run: Path, predictor: Predictor, finder: Finder, nobody: Path,
+    run: Path, predictor: Predictor, finder: FaceFinder, nobody: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def refuse(*_: Any, **__: Any) -> None:
@@ -288,7 +288,7 @@ def test_without_a_face_no_door_has_a_label(
         asyncio.run(predictor.apredict(nobody)).as_dict(), streamed.as_dict(),
         *gateway(predictor, nobody), *gateway(predictor, nobody, faces="all"),
         *(row.report.as_dict() for row in
-          batch.answer(batch.Item("x", nobody.read_bytes()), predictor, finder)),
+          batch.predict_item(batch.UploadedFile("x", nobody.read_bytes()), predictor, finder)),
     ]  # fmt: skip
     report, html = analysed(predictor, finder, nobody)
     for line in [*found, report]:
@@ -350,7 +350,7 @@ def test_without_a_detector_a_sentence_says_so(
             same(predictor.predict(path).as_dict(), line)
         assert warned[0].filename == __file__
         same(gateway(predictor, path)[0], line)
-        finder = Finder()
+        finder = FaceFinder()
         report, html = analysed(predictor, finder, path)
         same(report, line)
         assert "Faces are not looked for here" in html

@@ -1,4 +1,4 @@
-"""How the demo looks: colours and fonts of the evaluations' pages, in Gradio's terms."""
+"""The demo's theme: colours and fonts of the evaluation reports, in Gradio's terms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FONT = (
     "sans-serif",
 )
 _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
-# Gradio's names -> ours in page.css.
+# Gradio's variables -> those of page.css.
 _COLOURS = {
     "body_background_fill": "paper",
     "background_fill_primary": "panel",
@@ -71,21 +71,22 @@ _COLOURS = {
 
 
 def css() -> str:
-    """The style sheet: page.css's colours, light and dark, then what is the demo's own."""
+    """The style sheet: the light and dark colours of page.css, then the rules of the demo."""
     pages = (html.TEMPLATES / "page.css").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{([^}]*)\}", pages)
-    own = (_HERE / "demo.css").read_text(encoding="utf-8")
-    return f":root {{{light}}}\n.dark {{{dark}}}\n{own}"
+    rules = (_HERE / "demo.css").read_text(encoding="utf-8")
+    return f":root {{{light}}}\n.dark {{{dark}}}\n{rules}"
 
 
 def head() -> str:
-    """What goes into the page's head: the script."""
+    """The page's head: the script."""
     script = (_HERE / "demo.js").read_text(encoding="utf-8")
     return f"<script>\n{script}</script>"
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's plainest theme in our colours; system fonts, so that none is fetched."""
+    """Gradio's base theme with the colours of page.css, and system fonts, so that none is
+    fetched."""
     import gradio as gr
 
     plain = gr.themes.Base(font=list(_FONT), font_mono=list(_MONO), radius_size="md")

@@ -65,7 +65,7 @@ class ViewSettings:
 
 
 @dataclass(frozen=True)
-class FaceFinder:
+class DetectorFunctions:
     """`boxes` returns a picture's face boxes, the largest first; `mesh`: see `crops.MeshOf`."""
 
     boxes: Callable[[Image.Image], Sequence[detect.Box]]
@@ -76,7 +76,7 @@ def image_views(
     picture: Image.Image,
     view_settings: ViewSettings,
     faces: str,
-    finder: FaceFinder,
+    finder: DetectorFunctions,
     box: Sequence[float] | None = None,
 ) -> list[FaceView]:
     """The views of a picture.
@@ -110,7 +110,7 @@ def clip_view(
     frames: Sequence[Image.Image],
     view_settings: ViewSettings,
     faces: str,
-    finder: FaceFinder,
+    finder: DetectorFunctions,
     boxes: Sequence[Sequence[float] | None] | None = None,
 ) -> FaceView:
     """The view of a clip, of which as many frames are used as the model takes.
@@ -157,7 +157,7 @@ def _face_view(
     picture: Image.Image,
     box: detect.Box | None,
     view_settings: ViewSettings,
-    finder: FaceFinder,
+    finder: DetectorFunctions,
     face_found: bool | None,
 ) -> FaceView:
     views = view_settings.views

@@ -31,7 +31,7 @@ from vlmface.infer.endpoint import Endpoint, NoAnswerError, is_url
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import (
     FACES,
-    FaceFinder,
+    DetectorFunctions,
     FaceView,
     ViewSettings,
     clip_view,
@@ -226,8 +226,8 @@ class Predictor:
         return self._open_detector().mesh(image)
 
     @property
-    def _face_finder(self) -> FaceFinder:
-        return FaceFinder(self.faces, self._mesh)
+    def _face_finder(self) -> DetectorFunctions:
+        return DetectorFunctions(self.faces, self._mesh)
 
     @property
     def default_faces(self) -> str:
