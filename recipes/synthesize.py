@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vlmface.rationale import build, cli
-from vlmface.rationale.types import BuildSettings, Times, Words, unused_by_model
+from vlmface.rationale.types import BuildSettings, LabelRatio, WordLimit, unused_by_model
 from vlmface.train import checks
 from vlmface.utils import config, distributed
 from vlmface.utils.ranges import Checked, Count, Positive, PositiveShare, Seed, Share, Unused
@@ -47,8 +47,8 @@ class Settings(Checked):
     min_agreement: Share = 0.5
     min_precision: PositiveShare = 1.0
     min_recall: PositiveShare = 1.0
-    max_words: Words = 150
-    balance: Times | None = None
+    max_words: WordLimit = 150
+    balance: LabelRatio | None = None
     duplicates: Literal["report", "reject"] = "report"
     similarity: PositiveShare = 0.85
     seed: Seed = 0
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     for name, here in (("output_dir", "output"), ("data_root", "root"), ("data_split", "split"),
                        ("data_options", "option")):  # fmt: skip
         same[here] = same.pop(name)
-    return cli.tell(build.build(BuildSettings(writer="model", **same)), settings.output_dir)
+    return cli.print_summary(build.build(BuildSettings(writer="model", **same)), settings.output_dir)
 
 
 if __name__ == "__main__":

@@ -561,7 +561,7 @@ def test_a_handful_of_rows_is_memorised(
 
 def target(row: dict[str, Any]) -> str:
     sample = FaceSample.from_row(row)
-    seed = rules.seed_of(0, sample.id)
+    seed = rules.sample_seed(0, sample.id)
     sample.rationale = rules.write(sample.intensities(), sample.emotion, seed=seed, body_only=True)
     return PROMPT.target(sample)
 

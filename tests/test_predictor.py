@@ -445,7 +445,7 @@ class Fake:
 
     prompts = (prompts.load("face_cot"),)
 
-    def answer(self, prompt: Any, images: Any, batch_size: int) -> list[Prediction]:
+    def predict(self, prompt: Any, images: Any, batch_size: int) -> list[Prediction]:
         answer = Answer("anger", (4,), "strict", "The brows are lowered (AU4).")
         likely = {"anger": 0.75, "fear": 0.25}
         return [Prediction("text", answer, likely, 0.1, True) for _ in images]
@@ -456,7 +456,7 @@ class Fake:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Predictor(Fake(), limits="rendered faces only")  # type: ignore[arg-type]
+    found = Predictor(Fake(), limitations="rendered faces only")  # type: ignore[arg-type]
     monkeypatch.setattr(Predictor, "load", lambda *a, **k: found)
 
 

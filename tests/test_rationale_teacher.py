@@ -15,14 +15,14 @@ from vlmface import facs, label_spaces
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import MAX_CONSECUTIVE_FAILURES, Endpoint
 from vlmface.rationale import teacher_prompts, verify
-from vlmface.rationale.ground_truth import Truth
+from vlmface.rationale.ground_truth import GroundTruth
 from vlmface.rationale.teacher import Job, Teacher
 from vlmface.utils.files import resource
 from vlmface.utils.jsonl_journal import Journal
 
 SPACE = label_spaces.SPACES["emotion8"]
 LIMITS = verify.Limits()
-ANGER = Truth("anger", {4: 3.0, 7: 2.0}, frozenset(facs.AU_NUMBERS))
+ANGER = GroundTruth("anger", {4: 3.0, 7: 2.0}, frozenset(facs.AU_NUMBERS))
 
 
 def ask(url: str, path: Path, *, n: int = 1, prompt: str = "with_label", repairs: int = 1, **more):
@@ -39,7 +39,7 @@ def ask(url: str, path: Path, *, n: int = 1, prompt: str = "with_label", repairs
             for i in range(n)
             if f"f{i}" not in journal.records
         )
-        teacher.write(jobs, journal, lambda: None)
+        teacher.run(jobs, journal, lambda: None)
         return dict(journal.records), teacher
 
 
@@ -84,7 +84,7 @@ def test_what_is_sent_and_what_comes_back(tmp_path, monkeypatch):
         "requests": 1,
         "prompt_tokens": 1000,
         "completion_tokens": 100,
-        "uncounted": 0,
+        "requests_without_usage": 0,
     }
     assert "secret" not in (tmp_path / "answers.jsonl").read_text()
 
@@ -286,7 +286,7 @@ def test_shipped_prompts(tmp_path):
         assert len(prompt.sha(SPACE, LIMITS)) == 12
         assert prompt.sha(SPACE, LIMITS) != prompt.sha(label_spaces.SPACES["emotion7"], LIMITS)
         assert prompt.sha(SPACE, LIMITS) != prompt.sha(SPACE, verify.Limits(max_words=99))
-    neutral = Truth("neutral", {}, frozenset())
+    neutral = GroundTruth("neutral", {}, frozenset())
     told = json.dumps(teacher_prompts.load("with_label").messages(neutral, SPACE, LIMITS, ""))
     assert "none: no muscle moves visibly" in told
 

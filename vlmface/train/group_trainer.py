@@ -23,7 +23,7 @@ from vlmface.errors import UserError
 from vlmface.infer import sampling
 from vlmface.train.rewards import Judge
 from vlmface.train.trainer import Features, LossBar, Resumable
-from vlmface.train.vllm_rollout import Server, ServerGoneError
+from vlmface.train.vllm_rollout import VLLMRolloutServer, ServerGoneError
 
 Inputs = dict[str, Any]
 _CUT = 5  # generation batches, all of whose completions are cut at the limit, before it stops
@@ -65,7 +65,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         top_p: float,
         max_drift: float,
         keep_features: bool,
-        server: Server | None = None,
+        server: VLLMRolloutServer | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -214,7 +214,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
                 "answers again, the same command goes on"
             ) from None
 
-    def _hand_over(self, server: Server) -> None:
+    def _hand_over(self, server: VLLMRolloutServer) -> None:
         """The adapter as it is now, to the server."""
         step, model = self.state.global_step, self.accelerator.unwrap_model(self.model_wrapped)
         state = self.whole_state()

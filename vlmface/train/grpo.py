@@ -459,7 +459,7 @@ def _server(start: Start, settings: Settings) -> Any:
         return None
     from vlmface import families
     from vlmface.infer.remote import NEUTRAL_SAMPLING
-    from vlmface.train.vllm_rollout import Server
+    from vlmface.train.vllm_rollout import VLLMRolloutServer
 
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
@@ -471,7 +471,7 @@ def _server(start: Start, settings: Settings) -> Any:
     flags = start.family.vllm_flags(
         start.processor, max_length=start.max_length, policy=start.policy
     )
-    return Server(
+    return VLLMRolloutServer(
         settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
         sampling | flags["extra_body"], padding=families.padding(start.family, start.processor),
     )  # fmt: skip
