@@ -23,7 +23,7 @@ from vlmface.errors import UserError
 from vlmface.infer import sampling
 from vlmface.train.rewards import Judge
 from vlmface.train.trainer import Features, LossBar, Resumable
-from vlmface.train.vllm_rollout import VLLMRolloutServer, ServerGoneError
+from vlmface.train.vllm_rollout import ServerGoneError, VLLMRolloutServer
 
 Inputs = dict[str, Any]
 _CUT = 5  # generation batches, all of whose completions are cut at the limit, before it stops
