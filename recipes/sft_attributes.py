@@ -80,17 +80,17 @@ def train(settings: SFTSettings) -> None:
     shared = checks.shared_people(samples, settings.data_root, {"test": (faces, benchmark_root)})
     length = {"max_length": settings.max_length, "seed": settings.seed}
     budget.fit_pixels(samples, processor, family, asked, **length)
-    chosen = task_sampling.choose(
-        task_sampling.labels_of(samples, asked), settings.balance, settings.seed
+    chosen = task_sampling.select_rows(
+        task_sampling.row_labels(samples, asked), settings.balance, settings.seed
     )
     parts, left_out = [], Counter[str]()
     for prompt, index in zip(asked, chosen, strict=True):
         encoded, lost = encode_rows(samples.select(index), processor, family, prompt, **length)
         parts.append(encoded)
         left_out.update({f"{prompt.id}: {reason}": n for reason, n in lost.items()})
-    rows = task_sampling.join(parts, chosen)
+    rows = task_sampling.concatenate(parts, chosen)
     if settings.text_data:
-        rows, lost = text_only.add(rows, settings.text_data, processor, family, settings.max_length)
+        rows, lost = text_only.append_text_rows(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 

@@ -73,7 +73,7 @@ def train(settings: SFTSettings) -> None:
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = encode_rows(samples, processor, family, prompt, **length)
     if settings.text_data:
-        rows, lost = text_only.add(rows, settings.text_data, processor, family, settings.max_length)
+        rows, lost = text_only.append_text_rows(rows, settings.text_data, processor, family, settings.max_length)
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 

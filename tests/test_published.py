@@ -295,7 +295,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     faces, _ = encode_rows(
         rows(2), llava.load_processor(base), llava, PROMPT, max_length=512, seed=0
     )
-    mixed, left_out = text_only.add(faces, path, processor, llava, 512)
+    mixed, left_out = text_only.append_text_rows(faces, path, processor, llava, 512)
     assert len(mixed) == 3 and left_out == {"text: joined": 1}
 
 

@@ -51,18 +51,19 @@ def run_dir(attributes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_balance_by_tasks_and_labels() -> None:
     labels = [["a"] * 6 + ["b"] * 2 + [None] * 2, ["x", "y", None, None] + [None] * 6]
-    everything = task_sampling.choose(labels, "none", 0)
+    everything = task_sampling.select_rows(labels, "none", 0)
     assert [len(index) for index in everything] == [10, 10]
-    first, second = task_sampling.choose(labels, "tasks", 0)
+    first, second = task_sampling.select_rows(labels, "tasks", 0)
     assert first.tolist() == list(range(8))
     assert Counter(second.tolist()) == {0: 4, 1: 4}
-    first, second = task_sampling.choose(labels, "labels", 0)
+    first, second = task_sampling.select_rows(labels, "labels", 0)
     assert Counter(labels[0][i] for i in first) == {"a": 4, "b": 4}
     assert len(set(first)) == 6  # no "a" twice; each "b" twice
-    again = task_sampling.choose(labels, "labels", 0)
+    again = task_sampling.select_rows(labels, "labels", 0)
     assert all((a == b).all() for a, b in zip(again, (first, second), strict=True))
-    assert any((task_sampling.choose(labels, "labels", s)[0] != first).any() for s in range(1, 9))
-    none = task_sampling.choose([[None, None], ["a", None]], "labels", 0)
+    others = [task_sampling.select_rows(labels, "labels", seed)[0] for seed in range(1, 9)]
+    assert any((other != first).any() for other in others)
+    none = task_sampling.select_rows([[None, None], ["a", None]], "labels", 0)
     assert [len(index) for index in none] == [0, 1]
 
 
@@ -74,12 +75,12 @@ def test_rows_of_all_questions_share_the_features_of_a_face(processor: Any, base
         encode_rows(faces.select(index), processor, llava, prompt, max_length=300, seed=0)[0]
         for prompt, index in zip(asked, chosen, strict=True)
     ]
-    joined = task_sampling.join(parts, chosen)
+    joined = task_sampling.concatenate(parts, chosen)
     kept = [[5, 1, 1], [1]]  # face 5 shows contempt, which the second prompt does not know
     assert joined["row"] == [row for part in kept for row in part]
     assert all(length % 32 == 0 for length in joined["length"])
     # Questions of one length, more or less, meet in one batch.
-    both = task_sampling.join([parts[0], parts[0]], [chosen[0], chosen[0]])
+    both = task_sampling.concatenate([parts[0], parts[0]], [chosen[0], chosen[0]])
     batches = list(GroupedSampler(both["length"], 3, seed=0))
     assert any({place < 3 for place in batches[i : i + 3]} == {True, False} for i in (0, 3))
     features = all_tower_features(llava.load_model(base), llava, joined, processor)

@@ -7,7 +7,6 @@ where the label is true.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ from typing import Any
 
 from vlmface import facs, label_spaces, prompts
 from vlmface.answers import Answer
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.utils import config
 from vlmface.utils.files import resource
 
@@ -140,8 +139,7 @@ def load(id_or_path: str | Path) -> LabelTexts:
     if path.suffix not in (".yaml", ".yml"):
         known = names()
         if str(id_or_path) not in known:
-            near = difflib.get_close_matches(str(id_or_path), known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(id_or_path, known)
             raise UserError(
                 f"there are no texts {str(id_or_path)!r} for CLIP{hint}: use one of "
                 f"{', '.join(known)}, or the path of a .yaml file"

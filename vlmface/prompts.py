@@ -6,7 +6,6 @@ model sees or the answer that is asked for changes.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import yaml
 
 from vlmface import answers, facs, label_spaces
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.schema import FaceSample
 from vlmface.utils.files import resource
 
@@ -223,8 +222,7 @@ def load(id_or_path: str | Path) -> Prompt:
         path = folder / f"{id_or_path}.yaml"
         if not path.is_file():
             known = sorted(file.stem for file in folder.glob("*.yaml"))
-            near = difflib.get_close_matches(str(id_or_path), known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(id_or_path, known)
             raise UserError(
                 f"there is no prompt {str(id_or_path)!r}{hint}: use one of {', '.join(known)}, "
                 "or the path of a .yaml file"
@@ -241,8 +239,7 @@ def load(id_or_path: str | Path) -> Prompt:
         raise UserError(f"the prompt {path} is not a YAML mapping with {', '.join(_KEYS)}")
     for key in content:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(key, _KEYS)
             raise UserError(
                 f"the prompt {path} has the unknown key {key!r}{hint}: use {', '.join(_KEYS)}"
             )

@@ -66,7 +66,7 @@ def read_tasks(settings: VLMSettings, processor: Any, family: ModuleType) -> lis
     budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
     found = []
     balance = settings.balance if isinstance(settings, AttributeSettings) else "none"
-    chosen = task_sampling.choose(task_sampling.labels_of(samples, asked), balance, seed)
+    chosen = task_sampling.select_rows(task_sampling.row_labels(samples, asked), balance, seed)
     for prompt, index in zip(asked, chosen, strict=True):
         rows, left_out = encode_rows(
             samples.select(index), processor, family, prompt, max_length=sys.maxsize, seed=seed

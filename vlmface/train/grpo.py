@@ -330,9 +330,9 @@ def train(
     from transformers import set_seed
     from trl import GRPOConfig
 
-    from vlmface.train.completion_log import Watcher
+    from vlmface.train.completion_log import CompletionLogger
     from vlmface.train.group_trainer import GroupTrainer
-    from vlmface.train.trainer import JsonLines, all_tower_features, count
+    from vlmface.train.trainer import JsonlLogger, all_tower_features, num_weights
 
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
@@ -390,7 +390,7 @@ def train(
         ),
         processing_class=start.processor,
         peft_config=peft_config,
-        callbacks=[JsonLines(run_dir / "log.jsonl", keys=None)],
+        callbacks=[JsonlLogger(run_dir / "log.jsonl", keys=None)],
         family=start.family,
         faces=rows,
         judge=judge,
@@ -400,7 +400,7 @@ def train(
         keep_features=whole,
         server=_server(start, settings),
     )
-    trainer.add_callback(Watcher(run_dir, trainer, settings.samples_every))
+    trainer.add_callback(CompletionLogger(run_dir, trainer, settings.samples_every))
     if whole and settings.cache_features and arguments.world_size == 1:
         with trainer.accelerator.autocast():
             trainer.features = all_tower_features(
@@ -408,7 +408,7 @@ def train(
             )
     distributed.check_sharding(trainer)
     trained: Any = trainer.model
-    parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
+    parameters = [(num_weights(p), p.requires_grad) for p in trained.parameters()]
     trainer.train_to_end(run_dir)
     sft.save_trained(
         trainer, start.processor, start.family, start.base_id, "lora" in start.policy.values(),

@@ -115,7 +115,12 @@ def train(
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from trl import SFTConfig
 
-    from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features, count
+    from vlmface.train.trainer import (
+        JsonlLogger,
+        SupervisedTrainer,
+        all_tower_features,
+        num_weights,
+    )
 
     # Renamed in transformers 5.23; TRL and peft still use the old name.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
@@ -177,7 +182,7 @@ def train(
     set_seed(settings.seed)
     caching = settings.cache_features and settings.tower == "frozen" and arguments.world_size == 1
     caching = caching and not sharding()
-    log = JsonLines(run_dir / "log.jsonl")
+    log = JsonlLogger(run_dir / "log.jsonl")
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
@@ -198,8 +203,8 @@ def train(
         )
     check_sharding(trainer)
     trained: Any = trainer.model
-    trainable = sum(count(p) for p in trained.parameters() if p.requires_grad)
-    parameters = sum(count(p) for p in trained.parameters())
+    trainable = sum(num_weights(p) for p in trained.parameters() if p.requires_grad)
+    parameters = sum(num_weights(p) for p in trained.parameters())
     trainer.train_to_end(run_dir)
     save_trained(trainer, processor, family, settings.base, settings.uses_lora, run_dir)
     lines = read_log(run_dir)

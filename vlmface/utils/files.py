@@ -1,4 +1,4 @@
-"""Where things lie: files that travel with the package, the cache folder, atomic writes."""
+"""Paths of packaged files, the cache folder, and atomic writes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def resource(name: str) -> Path:
-    """Return the path of a file or folder that travels with vlmface.
+    """The path of a file or folder that is part of vlmface. In a checkout the top-level folders are
+    used, in an installed wheel their copy inside the package.
 
-    `name` is relative: "prompts/face_cot.yaml", "eval/benchmarks", "recipes/configs", or "tiny" for
-    the built-in checkpoint. In a checkout the top-level folders are used, in an installed wheel
-    their copy inside the package. Raises UserError if there is no such file.
+    Args:
+        name: "prompts/face_cot.yaml", "eval/benchmarks", "recipes/configs", or "tiny" for the
+            built-in checkpoint.
+
+    Raises:
+        UserError: The file does not exist.
     """
     for root in (_PACKAGE / "assets", _PACKAGE / "_files", _PACKAGE.parent):
         path = root / name
@@ -36,7 +40,12 @@ def cache_dir() -> Path:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write `content` to a temporary name beside `path`, then rename: never a half-written file."""
+    """Write a file so that it is never incomplete: to a temporary name, which is then renamed.
+
+    Args:
+        path: The file; its folder is created.
+        content: Text is encoded as UTF-8.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -54,7 +63,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 
 def without_surrogates(text: str) -> str:
-    """The text as UTF-8 can hold it: pairs of surrogates joined, lone ones replaced by U+FFFD."""
+    """Text that can be encoded as UTF-8: surrogate pairs joined, lone ones replaced by U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""Refuse pictures that cost far more to read than their pixels, by what their headers declare.
+"""Reject images that cost far more to read than their pixels, by their headers.
 
 A few kilobytes can claim gigabytes of tags, thousands of scans or a million chunks, on each of
 which an image library spends time and memory before any limit on pixels applies. `check` walks the
@@ -199,7 +199,7 @@ class _Directory:
 
     def read(self, start: int) -> None:
         """Add the tags of the directory that starts there, as far as they are in the file: Pillow
-        goes on with those before a damage. Raises UserError."""
+        continues with those before damaged ones. Raises UserError."""
         with contextlib.suppress(OverflowError, struct.error):
             self._read(start)
 

@@ -83,11 +83,11 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     A file that is named explicitly is kept whatever its suffix, `open_image` judges it. Raises
     UserError if a path does not exist, a folder holds no image, or nothing was given.
     """
-    found: list[Path] = []
+    image_paths: list[Path] = []
     for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
         if not path.is_dir():
             _check_is_file(path, f"'{path}'")
-            found.append(path)
+            image_paths.append(path)
             continue
         files = [
             file
@@ -108,10 +108,10 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
                 f"folder '{path}' holds no image (files of other kinds: {len(files)}): "
                 f"put images in it ({' '.join(SUFFIXES)}), or give another folder"
             )
-        found += images
-    if not found:
+        image_paths += images
+    if not image_paths:
         raise UserError("no images were given: name at least one image file or folder")
-    return found
+    return image_paths
 
 
 def _checked_name(source: str | Path | bytes) -> str:
