@@ -296,8 +296,8 @@ def test_without_a_face_no_door_has_a_label(
         assert line["aus"] == [] and line["rationale"] == "" and not line["scene_only"]
         for said in line["answers"].values():
             assert said["label"] is None and said["probabilities"] is None
-    assert "no face found" in html and "No face was found, so the model was not asked" in html
-    assert " %" not in html and "does not tell" not in html
+    assert "no face found" in html and "No face was found, so the model was not run" in html
+    assert " %" not in html and "not available" not in html
     row = batch.Row("x.png", 0, predictor.predict(nobody))
     assert "no face found" in views.batch([row], 1, predictor.tasks, {})
     assert main(["predict", str(nobody), "--model", str(run)]) == 0
@@ -346,7 +346,7 @@ def test_without_a_detector_a_sentence_says_so(
     assert told.err.startswith("note: faces are not detected (to find faces, pip install")
     assert len(told.err.splitlines()) == 1
     with Predictor.load(run_dir) as predictor:
-        with pytest.warns(UserWarning, match="shown each picture as a whole") as warned:
+        with pytest.warns(UserWarning, match="receives each picture as a whole") as warned:
             same(predictor.predict(path).as_dict(), line)
         assert warned[0].filename == __file__
         same(gateway(predictor, path)[0], line)
@@ -412,7 +412,7 @@ def test_a_manifest_that_says_something_else_is_refused(run_dir: Path, tmp_path:
     path.write_text(json.dumps({**json.loads(path.read_text()), "faces": "both"}))
     with pytest.raises(UserError, match="faces is 'both', expected none or largest"):
         manifest.load(tmp_path / "run")
-    assert ViewSettings.of(None) == ViewSettings((), 1, "none")
+    assert ViewSettings.from_manifest(None) == ViewSettings((), 1, "none")
 
 
 def test_a_model_without_a_run_is_shown_pictures_as_they_are(base: Path) -> None:
@@ -433,7 +433,7 @@ def test_the_face_of_a_clip_is_looked_for(
         boxes = [next(iter(predictor.faces(frame)), None) for frame in frames]
         given = predictor.clip_view(frames, boxes)
         for own, other in zip(
-            *(v.pictures if several else [v.pictures] for v in (view, given)), strict=True
+            *(v.images if several else [v.images] for v in (view, given)), strict=True
         ):
             assert (np.asarray(own) == np.asarray(other)).all()
         assert predictor.predict([[nobody] * 4])[0].face_found is False

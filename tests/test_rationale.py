@@ -147,7 +147,7 @@ def test_speed() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(UserError, match="'happy' is no emotion: use one of anger"):
+    with pytest.raises(UserError, match="'happy' is not an emotion: use one of anger"):
         rules.write({12: 3}, "happy")
     with pytest.raises(UserError, match="AU 3 is not in FACS"):
         rules.write({3: 3}, "anger")

@@ -132,7 +132,7 @@ def test_the_same_command_again_changes_nothing(built, capsys):
     (built.parent / "other").mkdir()
     (built.parent / "other" / "file").touch()
     assert build(built.parent / "other") == 2
-    assert "holds something else than a build" in capsys.readouterr().err
+    assert "holds other files than a build" in capsys.readouterr().err
 
 
 def test_overwrite_starts_anew(tmp_path):
@@ -381,7 +381,7 @@ def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, cap
             (["--writer", "teacher"], "needs --endpoint"),
             (["--writer", "teacher", "--endpoint", server.url], "needs --model"),
             (teacher(server)[:-1], "--with-label (every text"),
-            (teacher(server, "--prompt", "without_label"), "does not tell the label"),
+            (teacher(server, "--prompt", "without_label"), "does not contain the label"),
             (teacher(server, "--api_key_env", "NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
             (teacher(server, "--request", "seed"), "is not NAME=VALUE"),
             (["--label_space", "gender"], "rationales explain emotions"),

@@ -126,7 +126,7 @@ def test_retry_after_may_be_a_date(tmp_path):
 def test_a_wait_of_hours_stops_the_build(tmp_path):
     with (
         FakeTeacher(once(Reply(status=429, headers={"Retry-After": "7200"}))) as server,
-        pytest.raises(UserError, match="asks to wait 120 minutes: run the same command again"),
+        pytest.raises(UserError, match="asks to wait 120 minutes: rerun the same command"),
     ):
         ask(server.url, tmp_path)
 
@@ -234,7 +234,7 @@ def test_an_endpoint_that_is_gone_stops_the_build(tmp_path):
 @pytest.mark.parametrize(
     "endpoint, message",
     [
-        (Endpoint("localhost:8000", "m"), "is no URL"),
+        (Endpoint("localhost:8000", "m"), "is not a URL"),
         (Endpoint("http://me:secret@host/v1", "m"), "holds credentials"),
         (Endpoint("https://host/v1?key=secret", "m"), "holds credentials"),
         (

@@ -334,7 +334,7 @@ def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Pa
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
         ({"balance": 0.5}, r"balance is 0\.5"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"label_space": "emotion7"}, "face_cot asks for emotion8"),
+        ({"label_space": "emotion7"}, "face_cot is for emotion8"),
     ]:
         with pytest.raises(UserError, match=message):
             recipe(tmp_path / "out", model=memorised, **fields)

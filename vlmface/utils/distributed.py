@@ -185,7 +185,7 @@ def check_sharding(trainer: Any) -> None:
 
 
 def disable_deepspeed_shm() -> None:
-    """Prevent DeepSpeed from compiling its shared-memory all-reduce. Call it before the first process
+    """Prevent DeepSpeed from compiling its shared-memory all-reduce. Call before the first process
     group is created.
 
     On a CPU it would do so at the first start, which takes minutes and requires a compiler; gloo
