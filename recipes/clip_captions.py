@@ -18,7 +18,7 @@ from pathlib import Path
 from vlmface import data
 from vlmface.clip import model, tiny_clip
 from vlmface.data import crop_cache, crops
-from vlmface.run_dir import start_run, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks
 from vlmface.train.clip import contrastive
 from vlmface.utils import config, distributed

@@ -23,7 +23,7 @@ from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.pipelines import clip, context_ablation
 from vlmface.prompts import Prompt
-from vlmface.run_dir import start_run, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import budget, checks, sft
 from vlmface.train.clip.settings import ContextSettings
 from vlmface.train.rows import encode_rows

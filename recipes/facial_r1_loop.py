@@ -25,7 +25,7 @@ from vlmface.benchmarks import load_benchmark
 from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.evaluate.answering import scored_prompts
-from vlmface.run_dir import start_run, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import grpo
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import config, distributed, subprocesses

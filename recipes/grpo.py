@@ -18,7 +18,7 @@ from vlmface import benchmarks, data, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.run_dir import start_run, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks, grpo, rewards
 from vlmface.utils import config, distributed, memory
 

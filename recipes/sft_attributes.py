@@ -20,7 +20,7 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.run_dir import start_run, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import budget, checks, sft, task_sampling, text_only
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import AttributeSettings, SFTSettings
@@ -90,7 +90,9 @@ def train(settings: SFTSettings) -> None:
         left_out.update({f"{prompt.id}: {reason}": n for reason, n in lost.items()})
     rows = task_sampling.concatenate(parts, chosen)
     if settings.text_data:
-        rows, lost = text_only.append_text_rows(rows, settings.text_data, processor, family, settings.max_length)
+        rows, lost = text_only.append_text_rows(
+            rows, settings.text_data, processor, family, settings.max_length
+        )
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 

@@ -19,7 +19,7 @@ from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.run_dir import start_run, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import budget, checks, sft, text_only
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
@@ -73,7 +73,9 @@ def train(settings: SFTSettings) -> None:
     budget.fit_pixels(samples, processor, family, [prompt], **length)
     rows, left_out = encode_rows(samples, processor, family, prompt, **length)
     if settings.text_data:
-        rows, lost = text_only.append_text_rows(rows, settings.text_data, processor, family, settings.max_length)
+        rows, lost = text_only.append_text_rows(
+            rows, settings.text_data, processor, family, settings.max_length
+        )
         left_out |= lost
     checks.warmup(settings, checks.steps(settings, len(rows)))
 

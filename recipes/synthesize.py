@@ -72,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
     for name, here in (("output_dir", "output"), ("data_root", "root"), ("data_split", "split"),
                        ("data_options", "option")):  # fmt: skip
         same[here] = same.pop(name)
-    return cli.print_summary(build.build(BuildSettings(writer="model", **same)), settings.output_dir)
+    return cli.print_summary(
+        build.build(BuildSettings(writer="model", **same)), settings.output_dir
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ is answered (after a 429 it waits as long as it is told). Statuses must be 200 o
 request must be answered. By default there are 64 clients, which is more than the
 model can answer at once: each waits for the others. With --bombs there are 8, and so many more
 clients that send pictures that cost as much to decode as the gateway allows; 95 % of the requests
-of the 8 must still be answered within three seconds. The gateway's memory is read twice a second (Linux): after ten seconds it
-may not grow.
+of the 8 must still be answered within three seconds. The gateway's memory is read twice a second
+(Linux): after ten seconds it may not grow.
 """
 
 from __future__ import annotations

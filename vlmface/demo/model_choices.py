@@ -83,11 +83,11 @@ def stream_report(predictor: Predictor, view: FaceView) -> Iterator[str | FaceRe
         yield piece
     others = [task for task in predictor.tasks if task != primary]
     if report is not None and others:
-        (more,) = predictor.predict_views([view], predictor.select_prompts(others))
+        (other_report,) = predictor.predict_views([view], predictor.select_prompts(others))
         yield replace(
             report,
-            answers={**report.answers, **more.answers},
-            prompts={**report.prompts, **more.prompts},
+            answers={**report.answers, **other_report.answers},
+            prompts={**report.prompts, **other_report.prompts},
         )
 
 
@@ -114,7 +114,7 @@ def model_card(predictor: Predictor, run: str | None, *, server: bool = False) -
         return ModelCard(predictor.name, facts, server)
     run_manifest, _ = manifest.load(run)
     data, base = run_manifest.data, run_manifest.base
-    trained = ", ".join(f"{part} {how}" for part, how in run_manifest.trainable.items())
+    trained = ", ".join(f"{part} {mode}" for part, mode in run_manifest.trainable.items())
     facts = [
         ("base model", f"{base['id']} (sha {base['sha']})"),
         ("family", run_manifest.family),

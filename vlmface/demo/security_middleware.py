@@ -167,12 +167,12 @@ def _paths(value: Any) -> Iterator[Any]:
 
 async def _body(receive: Receive) -> bytes | None:
     """The body of a request, None if it is too long."""
-    body, more = b"", True
-    while more and len(body) <= _MAX_EVENT_BYTES:
+    body, more_body = b"", True
+    while more_body and len(body) <= _MAX_EVENT_BYTES:
         message = await receive()
         body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return None if more or len(body) > _MAX_EVENT_BYTES else body
+        more_body = message.get("more_body", False)
+    return None if more_body or len(body) > _MAX_EVENT_BYTES else body
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -42,17 +42,17 @@ def _append(
     """(the larger tensor, its filled part with `new` appended). If another operation of the cache
     (selecting, repeating or cropping rows) has replaced `filled`, it is no longer a part of `room`
     and is copied."""
-    length, more = filled.shape[-2], new.shape[-2]
+    length, new_length = filled.shape[-2], new.shape[-2]
     if (
         filled.data_ptr() != room.data_ptr()
         or filled.stride() != room.stride()
-        or length + more > room.shape[-2]
+        or length + new_length > room.shape[-2]
     ):
-        larger = new.new_empty(*new.shape[:-2], length + more + HEADROOM, new.shape[-1])
+        larger = new.new_empty(*new.shape[:-2], length + new_length + HEADROOM, new.shape[-1])
         larger[..., :length, :] = filled
         room = larger
-    room[..., length : length + more, :] = new
-    return room, room[..., : length + more, :]
+    room[..., length : length + new_length, :] = new
+    return room, room[..., : length + new_length, :]
 
 
 def growing_cache(config: Any) -> DynamicCache:

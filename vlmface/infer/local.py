@@ -127,6 +127,40 @@ class _CachedRows:
     width: int
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What a model is loaded from: the folders, the family, and the prompts."""
+
+    base: Path
+    processor_dir: Path
+    family: str
+    prompt: prompts.Prompt
+    prompts: list[prompts.Prompt]
+    manifest: manifest.Manifest | None = None
+
+
+def _run_source(run: str | Path, prompt: str | Path | prompts.Prompt | None) -> _Source:
+    run_manifest, run_prompts = manifest.load(run)
+    manifest.check_weights(run_manifest, run)
+    active_prompt = run_prompts[0]
+    if prompt is not None:
+        active_prompt = manifest.select_prompt(run_prompts, prompt, run)
+    run_dir = Path(run)
+    base = manifest.resolve_base(run_manifest, run_dir) if run_manifest.adapter else run_dir
+    return _Source(base, run_dir, run_manifest.family, active_prompt, run_prompts, run_manifest)
+
+
+def _base_source(model: str | Path, prompt: str | Path | prompts.Prompt | None) -> _Source:
+    if prompt is None:
+        raise UserError(
+            f"{model} is not a vlmface run (it has no {manifest.FILENAME}): choose a prompt with "
+            "--prompt, or give the folder of a run"
+        )
+    loaded = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)
+    base = manifest.resolve(str(model))
+    return _Source(base, base, families.family_of(base), loaded, [loaded])
+
+
 class LocalModel:
     """A model with its processor, prompt and family; `LocalModel.load` makes one."""
 
@@ -188,38 +222,23 @@ class LocalModel:
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        run_manifest = None
-        if manifest.is_run(run_or_model):
-            run_manifest, run_prompts = manifest.load(run_or_model)
-            manifest.check_weights(run_manifest, run_or_model)
-            active_prompt = run_prompts[0]
-            if prompt is not None:
-                active_prompt = manifest.select_prompt(run_prompts, prompt, run_or_model)
-            run_dir = Path(run_or_model)
-            is_adapter = run_manifest.adapter
-            base = manifest.resolve_base(run_manifest, run_dir) if is_adapter else run_dir
-            family, processor_dir = run_manifest.family, run_dir
-            limit = max_new_tokens or run_manifest.generation["max_new_tokens"]
+        is_run = manifest.is_run(run_or_model)
+        source = _run_source(run_or_model, prompt) if is_run else _base_source(run_or_model, prompt)
+        run_manifest = source.manifest
+        if run_manifest:
+            family = families.of_run(source.family, source.base)
+            max_new_tokens = max_new_tokens or run_manifest.generation["max_new_tokens"]
         else:
-            if prompt is None:
-                raise UserError(
-                    f"{run_or_model} is not a vlmface run (it has no {manifest.FILENAME}): choose "
-                    "a prompt with --prompt, or give the folder of a run"
-                )
-            active_prompt = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)
-            run_prompts = [active_prompt]
-            base = processor_dir = manifest.resolve(str(run_or_model))
-            family = families.family_of(base)
-            limit = max_new_tokens or DEFAULT_MAX_NEW_TOKENS
-        adapter = families.of_run(family, base) if run_manifest else families.get(family)
-        model = families.load_model(adapter, base, dtype=dtype, device=device)
+            family = families.get(source.family)
+        model = families.load_model(family, source.base, dtype=dtype, device=device)
         if run_manifest and run_manifest.adapter:
             model = attach(model, run_or_model)
             if merge if merge is not None else dtype == torch.float32:
                 model = model.merge_and_unload()
-        processor = families.load_processor(adapter, processor_dir)
-        loaded = cls(model, processor, active_prompt, family, limit)
-        loaded.prompts = run_prompts
+        processor = families.load_processor(family, source.processor_dir)
+        limit = max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        loaded = cls(model, processor, source.prompt, source.family, limit)
+        loaded.prompts = source.prompts
         loaded.manifest = run_manifest
         if run_manifest:
             loaded.views, loaded.frames = crops.parse(run_manifest.crop), run_manifest.frames

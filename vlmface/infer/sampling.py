@@ -134,9 +134,7 @@ def sample(
         ends = torch.tensor(sorted(stops), device=logits.device)
         for step in range(max_new_tokens):
             probabilities = _top_p(_scaled(logits, temperature, never).softmax(-1), top_p)
-            tokens = torch.multinomial(probabilities.to(generator.device), 1, generator=generator)
-            tokens = tokens.to(logits.device)
-            token_log_probs = probabilities.gather(-1, tokens)[:, 0].log()
+            tokens, token_log_probs = _draw(probabilities, generator)
             for row, token, log_prob in zip(
                 rows.tolist(), tokens[:, 0].tolist(), token_log_probs.tolist(), strict=True
             ):
@@ -158,6 +156,17 @@ def sample(
             ).logits[:, -1]
     stop_ids = set(stops)
     return Rollout(ids, log_probs, [row[-1] in stop_ids for row in ids])
+
+
+def _draw(
+    probabilities: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a token (rows, 1) of each row, its log-probability (rows))."""
+    import torch
+
+    tokens = torch.multinomial(probabilities.to(generator.device), 1, generator=generator)
+    tokens = tokens.to(probabilities.device)
+    return tokens, probabilities.gather(-1, tokens)[:, 0].log()
 
 
 def _positions(lengths: torch.Tensor, count: int) -> torch.Tensor:

@@ -387,25 +387,25 @@ def _with_rationales(
     context: BuildContext, rationales: Sequence[WrittenRationale], summary: Mapping[str, Any]
 ) -> datasets.Dataset:
     """The rows of the kept rationales, in order, with the rationales in their columns."""
-    kept = [r for r in rationales if r.verdict.kept]
-    rows = context.rows.select([r.index for r in kept])
-    notes = [_note(r, summary) for r in kept]
+    accepted = [r for r in rationales if r.verdict.kept]
+    rows = context.rows.select([r.index for r in accepted])
+    notes = [_note(r, summary) for r in accepted]
     metas = [
         json.dumps(json.loads(meta or "{}") | {"rationale": note}, sort_keys=True)
         for meta, note in zip(rows["meta"], notes, strict=True)
     ]
     columns: dict[str, list[Any]] = {
-        "rationale": [r.verdict.body for r in kept],
-        "rationale_source": [context.settings.writer] * len(kept),
-        "saw_label": [summary["saw_label"]] * len(kept),
+        "rationale": [r.verdict.body for r in accepted],
+        "rationale_source": [context.settings.writer] * len(accepted),
+        "saw_label": [summary["saw_label"]] * len(accepted),
         "meta": metas,
     }
-    voted = [r.record.get("label") == self_training.VOTED_LABEL for r in kept]
+    voted = [r.record.get("label") == self_training.VOTED_LABEL for r in accepted]
     if any(voted):  # a voted label replaces the annotation; they are not mixed
         annotated = rows.select_columns(["emotion", "aus"])[:]
         columns["emotion"] = [
             r.truth.label if is_voted else emotion
-            for r, is_voted, emotion in zip(kept, voted, annotated["emotion"], strict=True)
+            for r, is_voted, emotion in zip(accepted, voted, annotated["emotion"], strict=True)
         ]
         columns["aus"] = [
             None if is_voted else aus for is_voted, aus in zip(voted, annotated["aus"], strict=True)

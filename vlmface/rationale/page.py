@@ -55,13 +55,13 @@ def write_page(
             or reasons of rejection.
     """
     groups = []
-    for kept in (True, False):
-        group = [r for r in rationales if r.verdict.kept is kept]
+    for accepted in (True, False):
+        group = [r for r in rationales if r.verdict.kept is accepted]
         ordered = _round_robin(
             group, lambda r: r.truth.label if r.verdict.kept else r.verdict.reasons[0]
         )
         cards = [_card(r, load_image(r.index)) for r, _ in zip(ordered, range(faces), strict=False)]
-        groups.append({"kept": kept, "of": len(group), "cards": cards})
+        groups.append({"kept": accepted, "of": len(group), "cards": cards})
     atomic_write(path, _render("rationale.html.j2", summary, groups=groups))
 
 

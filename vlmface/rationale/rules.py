@@ -207,8 +207,8 @@ class _Writer:
 
     def clause(self, au: int, intensity: float | None, tag: str) -> str:
         grades = self.style.grades
-        how = "" if intensity is None else f" {self.vary(grades[facs.grade(intensity) - 1])}"
-        clause = self.choose(self.style.clauses[au]).format(how=how)
+        grade_word = "" if intensity is None else f" {self.vary(grades[facs.grade(intensity) - 1])}"
+        clause = self.choose(self.style.clauses[au]).format(how=grade_word)
         return tag.format(clause=clause, au=facs.name(au), name=facs.AUS[au].name)
 
     # --- conclusion ---

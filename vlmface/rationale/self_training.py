@@ -407,14 +407,14 @@ def balance(
         max_label_ratio: The most texts of an emotion, as a multiple of those of the rarest one.
         seed: Of the random choice.
     """
-    kept = [r for r in rationales if r.verdict.kept]
-    counts = Counter(r.truth.label for r in kept)
+    accepted = [r for r in rationales if r.verdict.kept]
+    counts = Counter(r.truth.label for r in accepted)
     if max_label_ratio is None or not counts:
         return
     limit = max(1, round(max_label_ratio * min(counts.values())))
     rng = random.Random(seed)
     for label in sorted(counts):
-        of_label = [r for r in kept if r.truth.label == label]
+        of_label = [r for r in accepted if r.truth.label == label]
         for rationale in rng.sample(of_label, max(0, len(of_label) - limit)):
             fault = Fault("surplus", f"{limit} of {len(of_label)} texts for {label} were taken.")
             rationale.verdict = replace(rationale.verdict, faults=(fault,))

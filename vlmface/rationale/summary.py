@@ -40,7 +40,7 @@ def build_summary(
     if sampler:
         saw_label = bool(settings.saw_label)
     limits = {"similarity": settings.similarity, "duplicates": settings.duplicates}
-    kept = [r for r in rationales if r.verdict.kept]
+    accepted = [r for r in rationales if r.verdict.kept]
     return {
         "vlmface": __version__,
         "source": _source(context),
@@ -52,12 +52,12 @@ def build_summary(
         "aus": Counter(r.truth.source for r in rationales),
         "limits": dataclasses.asdict(settings.limits) | limits,
         "counts": _counts(context, rationales, near_duplicates),
-        "labels": dict(sorted(Counter(r.truth.label for r in kept).items())),
+        "labels": dict(sorted(Counter(r.truth.label for r in accepted).items())),
         "quality": {
-            "au_precision": _mean(r.verdict.precision for r in kept),
-            "au_recall": _mean(r.verdict.recall for r in kept),
-            "words": _mean(len(r.verdict.body.split()) for r in kept),
-            "distinct": len({r.verdict.body for r in kept}),
+            "au_precision": _mean(r.verdict.precision for r in accepted),
+            "au_recall": _mean(r.verdict.recall for r in accepted),
+            "words": _mean(len(r.verdict.body.split()) for r in accepted),
+            "distinct": len({r.verdict.body for r in accepted}),
         },
         "cost": _cost([r.record for r in rationales if r.record], settings)
         if settings.endpoint
@@ -105,15 +105,15 @@ def _writer_facts(
 def _counts(
     context: BuildContext, rationales: Sequence[WrittenRationale], near_duplicates: int
 ) -> dict[str, Any]:
-    kept = sum(r.verdict.kept for r in rationales)
+    accepted = sum(r.verdict.kept for r in rationales)
     retried = [r for r in rationales if "first" in r.record]
     passed = [set(r.verdict.reasons) <= {"near_duplicate", "surplus"} for r in rationales]
     return {
         "rows": len(context.rows),
         "skipped": dict(context.skipped),
         "written": len(rationales),
-        "kept": kept,
-        "rejected": len(rationales) - kept,
+        "kept": accepted,
+        "rejected": len(rationales) - accepted,
         "rejected_by": _by_reason(r.verdict.reasons for r in rationales),
         "retried": len(retried),
         "retried_by": _by_reason(r.record["first_reasons"] for r in retried),
@@ -127,15 +127,15 @@ def _vote_figures(
     rationales: Sequence[WrittenRationale], settings: BuildSettings
 ) -> dict[str, Any]:
     """How the answers agreed, and how often a voted label was the annotated one, if it is known."""
-    kept = [r for r in rationales if r.verdict.kept]
+    accepted = [r for r in rationales if r.verdict.kept]
     figures: dict[str, Any] = {
         "samples": settings.samples,
         "temperature": settings.temperature,
         "min_agreement": settings.min_agreement,
         "balance": settings.balance,
-        "labels": Counter(r.record["label"] for r in kept),
+        "labels": Counter(r.record["label"] for r in accepted),
     }
-    for name, group in (("all", [r for r in rationales if r.record]), ("kept", kept)):
+    for name, group in (("all", [r for r in rationales if r.record]), ("kept", accepted)):
         checked = [r for r in group if r.record["label"] == VOTED_LABEL and r.record["known"]]
         figures[name] = {
             "agreement": _mean(r.record["agreement"] for r in group),

@@ -252,7 +252,7 @@ def _assumed(
         size = (336, 336)
         text = family.image_text(processor, size)
         image = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        more: dict[str, Any] = {"image": [Image.new("RGB", size)] * images}
+        image_fields: dict[str, Any] = {"image": [Image.new("RGB", size)] * images}
         collate = encode.Collator(processor, family)
     else:
         vision: Any = getattr(config, "vision_config", None)
@@ -263,7 +263,7 @@ def _assumed(
                 "processor's files next to it"
             )
         image = [config.image_token_id] * (side // patch) ** 2
-        more = {}
+        image_fields = {}
         shape = (vision.num_channels, side, side)
 
         def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
@@ -278,7 +278,7 @@ def _assumed(
             f"max_length {length} does not hold {what} of {len(image)} tokens: raise it"
         )
     ids = image + [0] * (length - len(image))
-    row = {"input_ids": ids, **more}
+    row = {"input_ids": ids, **image_fields}
     if processor is not None:
         row |= family.token_inputs(processor, ids, length - answer)
     row["labels"] = [encode.IGNORED] * (length - answer) + [0] * answer
@@ -427,9 +427,11 @@ def suggest_changes(settings: VLMSettings) -> Iterator[tuple[str, VLMSettings]]:
         yield "gradient_checkpointing: true", settings
     while settings.batch_size > 1:
         size = max(1, settings.batch_size // 4)
-        more = settings.gradient_accumulation * settings.batch_size // size
-        settings = dataclasses.replace(settings, batch_size=size, gradient_accumulation=more)
-        yield f"batch_size: {size}, gradient_accumulation: {more}", settings
+        accumulation = settings.gradient_accumulation * settings.batch_size // size
+        settings = dataclasses.replace(
+            settings, batch_size=size, gradient_accumulation=accumulation
+        )
+        yield f"batch_size: {size}, gradient_accumulation: {accumulation}", settings
     if not settings.uses_lora:
         settings = dataclasses.replace(settings, tower="frozen", projector="full", llm="lora")
         yield "tower: frozen, projector: full, llm: lora", settings
@@ -554,8 +556,8 @@ def _print_cpu(settings: VLMSettings, family: ModuleType, base: Any, rows: Rows)
     print(f"\non a CPU, float32:\n{format_table(estimated.training)}")
     _print_alternatives(settings, memory, estimated)
     if estimated.features:
-        kept = estimated.features * (rows.faces or 0)
-        print(f"  features of the frozen tower: {kept / GIB:.2f}")
+        feature_bytes = estimated.features * (rows.faces or 0)
+        print(f"  features of the frozen tower: {feature_bytes / GIB:.2f}")
     print(
         "a process needs more: Python and its libraries, the data, and memory that the allocator "
         "does not return; this is not estimated"

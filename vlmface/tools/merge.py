@@ -104,18 +104,14 @@ def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
     model = families.load_model(family, base, dtype=torch.float32)
     inputs = _conversations(processor, family, prompts)
     base_logits = _logits(model, inputs)
+    rounding.check_finite(base_logits, f"the base {run_manifest.base['id']}")
     model = _with_adapter(model, run)
     adapted = _logits(model, inputs)
-    rounding.check_finite(base_logits, f"the base {run_manifest.base['id']}")
     rounding.check_finite(adapted, f"{run} on its base")
     with rounding.reordered(model):
         level = rounding.level(adapted, _logits(model, inputs), torch.float32)
     effect = rounding.difference(adapted, base_logits)
-    if effect.within(level):
-        raise UserError(
-            f"the adapter of {run} changes the log-probabilities of its base by {effect}, which is "
-            f"rounding ({level}): it was not trained, or it is for another base"
-        )
+    _check_effect(effect, level, run)
     model = model.merge_and_unload()
     merged = _logits(model, inputs)
     apart = _check_equal(merged, adapted, level, f"the merged model and {run} on its base")
@@ -133,8 +129,7 @@ def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
         del model
         gc.collect()
         reloaded = _logits(families.load_model(family, folder, dtype=torch.float32), inputs)
-        what = "the checkpoint read back and the merged model"
-        _check_equal(reloaded, stored, level, what)
+        _check_equal(reloaded, stored, level, "the checkpoint read back and the merged model")
         check["rounded"] = rounding.difference(reloaded, merged).rms
         _add_run_files(folder, run, run_manifest, prompts)
         subject = model_card.Subject(manifest.load(folder)[0], prompts, base, scores)
@@ -151,6 +146,15 @@ def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
         )
         atomic_write(folder / "README.md", card)
     return check
+
+
+def _check_effect(effect: rounding.Difference, level: rounding.Difference, run: Path) -> None:
+    """Raise UserError if an adapter has no effect beyond rounding."""
+    if effect.within(level):
+        raise UserError(
+            f"the adapter of {run} changes the log-probabilities of its base by {effect}, which is "
+            f"rounding ({level}): it was not trained, or it is for another base"
+        )
 
 
 def _unquantized_base(run_manifest: Manifest, run: Path) -> Path:

@@ -130,7 +130,7 @@ def read_scores(run: Path) -> dict[str, Any]:
 def _training_sentence(trainable: Mapping[str, str], quantize: str | None) -> str:
     names = {"tower": "vision tower", "projector": "projector", "llm": "language model"}
     words = {"frozen": "frozen", "lora": "adapted with LoRA", "full": "fully trained"}
-    text = ", ".join(f"{names[part]} {words[how]}" for part, how in trainable.items())
+    text = ", ".join(f"{names[part]} {words[mode]}" for part, mode in trainable.items())
     if quantize:
         text += f"; the base was quantised to {quantize} in training, and the original is merged"
     return text[:1].upper() + text[1:]

@@ -105,8 +105,8 @@ def _refuse(name: str, cause: str) -> NoReturn:
     )
 
 
-def _limit(name: str, what: str, found: int, limit: int) -> None:
-    if found > limit:
+def _limit(name: str, what: str, count: int, limit: int) -> None:
+    if count > limit:
         _refuse(name, f"it has more than {limit:,} {what}")
 
 
@@ -245,10 +245,10 @@ def orientation_of(exif: bytes) -> int | None:
     directory = _Directory(exif, "EXIF")
     try:
         directory.read(directory.first())
-        found = directory.value(_ORIENTATION)
+        orientation = directory.value(_ORIENTATION)
     except (IndexError, struct.error, KeyError, UserError):
         return None
-    return found if 1 <= found <= 8 else None
+    return orientation if 1 <= orientation <= 8 else None
 
 
 def _check_exif(exif: bytes, name: str) -> None:
