@@ -209,7 +209,7 @@ def test_large_frames_are_kept_small(example: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"no video", "This file is no video that can be read"), (b"", "This file is empty"),
-     (b"#EXTM3U\nfile:///etc/passwd\n", "This file is no video"), (None, "no longer here")],
+     (b"#EXTM3U\nfile:///etc/passwd\n", "This file is no video"), (None, "has been deleted")],
 )  # fmt: skip
 def test_what_is_no_video_is_said_without_its_place(
     content: bytes | None, said: str, tmp_path: Path
@@ -394,7 +394,7 @@ def test_a_file_that_is_gone_and_one_packed_unusually_are_rows(tmp_path: Path) -
         packed.writestr("lzma.png", b"x")
     unusual, gone = batch.read_files([tmp_path / "a.zip", tmp_path / "gone.png"])
     assert unusual.problem and "unusual" in unusual.problem
-    assert gone.problem and "no longer" in gone.problem
+    assert gone.problem and "has been deleted" in gone.problem
 
 
 def test_too_many_files_are_refused(tmp_path: Path) -> None:

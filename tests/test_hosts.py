@@ -127,7 +127,7 @@ def test_uploads_are_bounded_in_size_and_number(
     assert client.post(path, content=bytes(4_000)).status_code == 413
     (tmp_path / "broken-off").write_bytes(bytes(2_000))
     reply = client.post(path, content=bytes(10))
-    assert reply.status_code == 503 and "no room" in reply.text
+    assert reply.status_code == 503 and "No room" in reply.text
 
 
 def test_a_slow_upload_is_ended_and_gives_its_place_back(

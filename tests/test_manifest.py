@@ -116,7 +116,7 @@ def test_resolving_a_base(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         manifest.resolve(str(tmp_path))
     for name in ("vlmface-tinny", "/no/such/folder", "./runs/x", "a/b/c"):
-        with pytest.raises(UserError, match="there is no base model"):
+        with pytest.raises(UserError, match="unknown base model"):
             manifest.resolve(name)
 
 

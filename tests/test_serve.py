@@ -142,7 +142,8 @@ def test_a_key_is_no_word_of_the_command(
 
 
 def test_a_missing_or_old_vllm(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no executable .*nowhere.*environment of its own"):
+    message = r"executable .*nowhere was not found.*environment of its own"
+    with pytest.raises(UserError, match=message):
         vllm.find_vllm(str(tmp_path / "nowhere"))
     old = tmp_path / "vllm"
     # A Python that says what an old vLLM's would.

@@ -403,7 +403,7 @@ def resolve(base: str) -> Path:
         The folder with the checkpoint.
 
     Raises:
-        UserError: There is no such model, or it cannot be downloaded.
+        UserError: The model does not exist, or cannot be downloaded.
     """
     if base == TINY_MODEL:
         return resource("tiny")
@@ -414,7 +414,7 @@ def resolve(base: str) -> Path:
         return path
     if path.is_absolute() or base.startswith(".") or base.count("/") != 1:
         raise UserError(
-            f"there is no base model {base!r}: give {TINY_MODEL}, a checkpoint folder, or a model "
+            f"unknown base model {base!r}: give {TINY_MODEL}, a checkpoint folder, or a model "
             "id such as llava-hf/llava-1.5-7b-hf"
         )
     from huggingface_hub import snapshot_download

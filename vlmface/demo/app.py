@@ -69,7 +69,7 @@ def serve(demo: Demo, host: str, port: int, allowed_hosts: Sequence[str] = ()) -
         ) from error
     print(f"the demo is at http://{host}:{port} (stop it with Ctrl+C)", flush=True)
     if host not in LOOPBACK:
-        print("warning: there is no password; the demo accepts requests from anyone", flush=True)
+        print("warning: no password is set; the demo accepts requests from anyone", flush=True)
     terminated = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     store.start()

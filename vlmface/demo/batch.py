@@ -82,7 +82,7 @@ def read_files(paths: Sequence[Path]) -> list[UploadedFile]:
     items: list[UploadedFile] = []
     for path in paths:
         if not path.is_file():
-            items.append(UploadedFile(path.name, problem="is no longer here: choose it again"))
+            items.append(UploadedFile(path.name, problem="has been deleted: choose it again"))
         elif is_zip(path):
             budget = MAX_TOTAL_BYTES - sum(len(item.data) for item in items)
             items += _unpack(path, budget)

@@ -75,7 +75,7 @@ def read_clip(path: str | Path, count: int, finder: FaceFinder) -> Clip:
         UserError: The file has been deleted, or is not a video.
     """
     if not Path(path).is_file():
-        raise UserError("the video is no longer here, uploads are soon deleted: upload it again")
+        raise UserError("the video has been deleted, as uploads are after a while: upload it again")
     frames = []
     try:
         for frame in video.each_frame(path, count):  # one by one: those of a hostile file are large

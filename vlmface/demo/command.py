@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 def _default_model() -> str:
     if not manifest.is_run(DEFAULT_RUN):
         raise UserError(
-            f"there is no finished run in {DEFAULT_RUN}: train one with `accelerate launch "
+            f"{DEFAULT_RUN} has no finished run: train one with `accelerate launch "
             "recipes/sft_cot.py`, or choose a model with --model RUN (a server: --model URL --run "
             "RUN; the untrained base: --model vlmface-tiny --prompt face_cot)"
         )

@@ -27,7 +27,9 @@ def open_upload(path: str) -> Image.Image:
         UserError: The file has been deleted, or is not a picture.
     """
     if not Path(path).is_file():
-        raise UserError("the picture is no longer here, uploads are soon deleted: upload it again")
+        raise UserError(
+            "the picture has been deleted, as uploads are after a while: upload it again"
+        )
     try:
         return open_image(Path(path).read_bytes(), max_pixels=batch.MAX_PIXELS)
     except UserError as error:

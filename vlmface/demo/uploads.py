@@ -55,7 +55,7 @@ class Uploads:
         if self.at_once >= MAX_AT_ONCE:
             return "Too many files are arriving: try again in a moment"
         if self.arriving + self.size > MAX_BYTES:
-            return "There is no room for more files now: try again in half an hour"
+            return "No room for more files now: try again in half an hour"
         return None
 
     @property

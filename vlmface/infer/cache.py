@@ -40,7 +40,7 @@ def _append(
     filled: torch.Tensor, room: torch.Tensor, new: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(the larger tensor, its filled part with `new` appended). If another operation of the cache
-    (selecting, repeating or cropping rows) has replaced `filled`, it is no longer a part of `room`
+    (selecting, repeating or cropping rows) has replaced `filled`, it is not a part of `room`
     and is copied."""
     length, new_length = filled.shape[-2], new.shape[-2]
     if (

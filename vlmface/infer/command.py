@@ -179,7 +179,7 @@ def _reports(
 
 
 def _frames(paths: Sequence[Path], run: str | Path) -> int:
-    """The frames to read of each video; 1 if there is no video."""
+    """The frames to read of each video; 1 without videos."""
     from vlmface import manifest
     from vlmface.data import clips
 

@@ -126,7 +126,7 @@ def clip_view(
         The view. `face_found` is True if the face is in at least one frame.
 
     Raises:
-        UserError: There is no frame, or `faces` is "all".
+        UserError: There are no frames, or `faces` is "all".
     """
     from vlmface.data.video import segment_midpoints
 

@@ -421,7 +421,7 @@ class Predictor:
             The report; its `box` is None, since the box differs between frames.
 
         Raises:
-            UserError: There is no frame, or a task is unknown.
+            UserError: There are no frames, or a task is unknown.
         """
         self._check_open()
         view = self.clip_view(frames, boxes)

@@ -83,7 +83,7 @@ def load_estimator(name: str) -> Estimator:
         estimates (0: absent, None: present but not graded), or None if it found no face.
 
     Raises:
-        UserError: There is no such function.
+        UserError: The function does not exist.
     """
     module, colon, function = name.partition(":")
     try:

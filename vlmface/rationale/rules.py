@@ -151,7 +151,7 @@ def write(
     if emotion not in facs.PROTOTYPES:
         raise UserError(f"{emotion!r} is not an emotion: use one of {', '.join(facs.PROTOTYPES)}")
     if style not in STYLES:
-        raise UserError(f"there is no style {style!r}: use one of {', '.join(STYLES)}")
+        raise UserError(f"unknown style {style!r}: use one of {', '.join(STYLES)}")
     for au, intensity in aus.items():
         if au not in facs.AUS:
             raise UserError(f"AU {au!r} is not in FACS: use one of {', '.join(map(str, facs.AUS))}")

@@ -115,7 +115,7 @@ def load(id_or_path: str | Path) -> TeacherPrompt:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise UserError(
-                f"there is no teacher prompt {str(id_or_path)!r}: use one of {known}, or the path "
+                f"unknown teacher prompt {str(id_or_path)!r}: use one of {known}, or the path "
                 "of a .yaml file"
             )
     prompt = config.build(TeacherPrompt, config.read(path), where=str(path))

@@ -97,9 +97,7 @@ class BuildSettings(Checked):
         taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
         option_checks.check(self.data, self.option, taken=taken, where="option")
         if self.style not in rules.STYLES:
-            raise UserError(
-                f"there is no style {self.style!r}: use one of {', '.join(rules.STYLES)}"
-            )
+            raise UserError(f"unknown style {self.style!r}: use one of {', '.join(rules.STYLES)}")
 
     def unused(self) -> Iterator[Unused]:
         why = f"writer is {self.writer}"

@@ -300,7 +300,7 @@ def find_vllm(executable: str | None) -> str:
     path = shutil.which(name)
     if path is None:
         raise UserError(
-            f"there is no executable {name}: vLLM needs other versions of its libraries than "
+            f"the executable {name} was not found: vLLM needs other versions of its libraries than "
             "vlmface and is installed in an environment of its own: python -m venv vllm && "
             "vllm/bin/pip install vllm (without a GPU see docs/serving.md), then --vllm "
             "vllm/bin/vllm"

@@ -82,7 +82,7 @@ def build(config: Any, family: ModuleType, settings: VLMSettings, dtype: Any) ->
             config, dtype=dtype, trust_remote_code=False
         )
     if settings.uses_lora:
-        # The processor's tokens, or those of the model if there is no processor.
+        # The processor's tokens, or those of the model without a processor.
         tokens = _tokens(settings) or config.get_text_config().vocab_size
         lora = sft.lora_config(settings, family, model, tokens)
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)

@@ -64,7 +64,7 @@ class Face(BaseModel):
 
     box: list[float] | None = Field(description="pixels; null: the whole picture was used")
     face_found: bool | None = Field(
-        description="null: detection was not run; false: there is no face, and every label is null "
+        description="null: detection was not run; false: no face was found, every label is null "
         "unless scene_only is true"
     )
     scene_only: bool = Field(
