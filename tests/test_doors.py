@@ -353,7 +353,7 @@ def test_without_a_detector_a_sentence_says_so(
         finder = FaceFinder()
         report, html = analysed(predictor, finder, path)
         same(report, line)
-        assert "Faces are not looked for here" in html
+        assert "The face detector is not installed" in html
         with pytest.raises(UserError, match="pip install"):
             predictor.predict(path, faces="largest")
         with warnings.catch_warnings():

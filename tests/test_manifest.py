@@ -86,7 +86,7 @@ def test_a_changed_or_lost_processor(run: Path, name: str) -> None:
 
 
 def test_a_foreign_or_broken_file(run: Path, base: Path) -> None:
-    with pytest.raises(UserError, match=r"has no vlmface\.json: it is no finished vlmface run"):
+    with pytest.raises(UserError, match=r"has no vlmface\.json: it is not a finished vlmface run"):
         manifest.load(base)
     edit(run / manifest.FILENAME, schema=99)
     with pytest.raises(UserError, match="has schema 99, but this vlmface"):

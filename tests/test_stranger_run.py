@@ -378,7 +378,7 @@ def test_so_is_one_that_the_manifest_vouches_for(copied: Path, name: str, damage
 def test_so_do_metrics_of_wrong_types(copied: Path, after: Any) -> None:
     (copied / "metrics.json").write_text(json.dumps({"after": after, "before": {}}))
     message = failure(lambda: merge.merge(copied, copied.parent / "out"))
-    assert "metrics.json is not what a recipe writes" in message
+    assert "metrics.json does not have the form that recipes write" in message
     assert not (copied.parent / "out").exists()
 
 

@@ -271,7 +271,7 @@ def _complete_checkpoint(run: Path, run_manifest: Manifest, merge: bool) -> Path
     """The run's weights as one checkpoint: the run itself, or a merged copy in the cache."""
     if not run_manifest.adapter:
         return run.resolve()
-    key = f"{manifest.weights_sha(run)}-{run_manifest.base['sha']}"
+    key = f"{manifest.weights_sha(run)}-{run_manifest.base['sha']}-{manifest.SCHEMA}"
     folder = files.cache_dir() / "merged" / key
     if merge and not folder.exists():
         print(f"merging {run} with its base, since vLLM would ignore a part of the adapter")
