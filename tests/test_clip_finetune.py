@@ -147,7 +147,7 @@ def test_zero_shot_is_an_evaluation_too(clip_base: Path, tmp_path: Path) -> None
     words = ["--benchmark", "synth", "--model", str(clip_base), "--n", "8"]
     assert evaluate([*words, "--prompt", "clip_signs", "--output_dir", str(tmp_path / "x")]) == 0
     assert json.loads((tmp_path / "x/metrics.json").read_text())["prompt"]["id"] == "clip_signs"
-    with pytest.raises(UserError, match="which texts"):
+    with pytest.raises(UserError, match="label texts"):
         evaluate([*words, "--output_dir", str(tmp_path / "y")])
     with pytest.raises(UserError, match="benchmark synth scores"):
         evaluate([*words, "--prompt", "clip_raer", "--output_dir", str(tmp_path / "z")])

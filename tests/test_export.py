@@ -184,7 +184,7 @@ def test_a_base_that_is_not_the_trained_one_is_refused(
     content = json.loads((run / "vlmface.json").read_text())
     content["base"]["id"] = str(other)
     (run / "vlmface.json").write_text(json.dumps(content))
-    match = "which is gone"
+    match = "which is missing"
     if fault != "gone":
         shutil.copytree(base, other)
     if fault == "changed":

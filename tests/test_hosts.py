@@ -234,10 +234,10 @@ def test_a_cell_of_a_markdown_table_is_text() -> None:
               "＋1", "'=1", '"=1', "\ufeff=1"]
 )  # fmt: skip
 def test_a_cell_of_a_table_is_no_formula(value: str) -> None:
-    from vlmface.demo.batch import _cell
+    from vlmface.demo.batch import _safe_cell
 
-    assert str(_cell(value)).startswith("'")
-    assert [_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
+    assert str(_safe_cell(value)).startswith("'")
+    assert [_safe_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
         "a=1", "", "face.png", None, 3,
     ]  # fmt: skip
 
