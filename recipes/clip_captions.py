@@ -49,8 +49,8 @@ def train(settings: contrastive.Settings) -> None:
         clip = tiny_clip.build(settings.seed)
         clip.model.to(device)
     else:
-        clip = model.load(settings.base, device=device)
-    views = crops.parse(settings.crop)
+        clip = model.load_clip(settings.base, device=device)
+    views = crops.parse_views(settings.crop)
     with distributed.main_first():
         loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
@@ -60,7 +60,7 @@ def train(settings: contrastive.Settings) -> None:
             data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
             for split in settings.probe_splits
         ]
-        rows, *probed = [crop_cache.shown(part, views) for part in (loaded, *probed)]
+        rows, *probed = [crop_cache.apply_views(part, views) for part in (loaded, *probed)]
     parts = {"test": (probed[1], settings.probe_root)}
     shared = checks.shared_people(rows, settings.data_root, parts)
     checks.warmup(settings, checks.steps(settings, len(rows)))
@@ -69,9 +69,11 @@ def train(settings: contrastive.Settings) -> None:
     of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
     trained = contrastive.train(clip, rows, settings) | shared
     if distributed.is_main():
-        model.save(clip, run_dir, settings.saved_as)
+        model.save_clip(clip, run_dir, settings.saved_as)
     distributed.wait_for_everyone()
-    after = contrastive.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
+    after = contrastive.probe(
+        model.load_clip(run_dir, device=device), *probed, settings.eval_batch_size
+    )
     if not distributed.is_main():
         return
     scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}

@@ -71,7 +71,7 @@ def ablation(settings: Any, arms: Mapping[str, Any], train: Callable[[Any], int]
             return 0
         start_run(settings, dict)
         for name, arm in arms.items():
-            shown = ", ".join(view.show for view in crops.parse(arm.crop))
+            shown = ", ".join(view.show for view in crops.parse_views(arm.crop))
             print(f"--- {name}: {shown}", flush=True)
             train(arm)
         print(context_ablation.table(context_ablation.conclude(folder)))
@@ -119,7 +119,7 @@ def train_vlm(settings: context_ablation.Settings, prompt: Prompt) -> None:
             n=settings.n_train,
             **settings.data_options,
         )
-        samples = crop_cache.shown(loaded, views, settings.frames)
+        samples = crop_cache.apply_views(loaded, views, settings.frames)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
     shared = checks.shared_people(samples, settings.data_root, {"test": (tested, root)})

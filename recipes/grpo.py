@@ -45,7 +45,7 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse(start.crop)
+    views = crops.parse_views(start.crop)
     prompts.check_images([start.prompt], len(views), start.frames)
     with distributed.main_first():
         loaded = data.load(
@@ -55,7 +55,7 @@ def train(settings: grpo.Settings, used: Sequence[rewards.Weighted]) -> None:
             n=settings.n_train,
             **settings.data_options,
         )
-        faces = crop_cache.shown(loaded, views, start.frames)
+        faces = crop_cache.apply_views(loaded, views, start.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         tested = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, start.frames

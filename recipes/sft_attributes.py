@@ -55,7 +55,7 @@ def train(settings: SFTSettings) -> None:
             "leave them out"
         )
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse(settings.crop)
+    views = crops.parse_views(settings.crop)
     prompts.check_images(asked, len(views), settings.frames)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
@@ -70,7 +70,7 @@ def train(settings: SFTSettings) -> None:
             n=settings.n_train,
             **settings.data_options,
         )
-        samples = crop_cache.shown(loaded, views, settings.frames)
+        samples = crop_cache.apply_views(loaded, views, settings.frames)
         benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(
             benchmark, benchmark_root, settings.n_eval, views, settings.frames

@@ -75,7 +75,7 @@ def clip_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = open_clip.CLIP(**shape)
     config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
     folder = tmp_path_factory.mktemp("clip_base")
-    model.save(model.Clip(built, open_clip.SimpleTokenizer(), config, "small"), folder)
+    model.save_clip(model.Clip(built, open_clip.SimpleTokenizer(), config, "small"), folder)
     return folder
 
 

@@ -190,7 +190,7 @@ def clip_base(folder: Path) -> Path:
     shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
     config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
     built = model.Clip(open_clip.CLIP(**shape), open_clip.SimpleTokenizer(), config, "small")
-    model.save(built, folder)
+    model.save_clip(built, folder)
     return folder
 
 

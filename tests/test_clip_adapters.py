@@ -9,7 +9,7 @@ from clip_rows import picture, rows_of
 from vlmface import label_texts
 from vlmface.clip import checkpoint, tiny_clip
 from vlmface.clip.adapters import Adapted, add_adapters
-from vlmface.clip.classifier import Classifier, Shape
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.errors import UserError
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import part_of, train
@@ -35,7 +35,7 @@ def test_untrained_adapters_change_nothing(frames):
     clip = tiny_clip.build()
     shown = squares(clip, 2, 2 * frames)
     before = clip.image_features(shown.flatten(0, 1))
-    shape = Shape(image="adapters", views=2, frames=frames, time="mean")
+    shape = ClassifierConfig(image="adapters", views=2, frames=frames, time="mean")
     model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     # Up to rounding: on some processors a layer with an adapter adds its sums in another order.
     torch.testing.assert_close(clip.image_features(shown.flatten(0, 1)), before, atol=1e-6, rtol=0)
@@ -44,7 +44,9 @@ def test_untrained_adapters_change_nothing(frames):
 
 
 def test_only_adapters_are_trained_of_the_tower():
-    model = Classifier(tiny_clip.build(), label_texts.load("clip_emotion"), Shape(image="adapters"))
+    model = Classifier(
+        tiny_clip.build(), label_texts.load("clip_emotion"), ClassifierConfig(image="adapters")
+    )
     names = checkpoint.names(model)
     blocks = len(model.model.visual.transformer.resblocks)
     assert len(names) == blocks * 2 * 4
@@ -53,7 +55,7 @@ def test_only_adapters_are_trained_of_the_tower():
 
 def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
     clip = tiny_clip.build()
-    shape = Shape(image="adapters", views=2, frames=3, time="mean")
+    shape = ClassifierConfig(image="adapters", views=2, frames=3, time="mean")
     model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 2, 6)
@@ -66,7 +68,7 @@ def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
 
 def test_batches_and_single_rows_are_equal():
     clip = tiny_clip.build()
-    shape = Shape(image="adapters", frames=3, time="transformer")
+    shape = ClassifierConfig(image="adapters", frames=3, time="transformer")
     model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 3, 3)
@@ -94,8 +96,8 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
     expected, _ = model.eval().answer(shown)
     again = Classifier(tiny_clip.build(), asked, settings.shape(1)).eval()
     assert not torch.allclose(again.answer(shown)[0], expected, atol=1e-3)
-    checkpoint.load(again, checkpoint.state(model), "memory")
-    again.forget()
+    checkpoint.load_trained(again, checkpoint.trained_state(model), "memory")
+    again.reset_cache()
     torch.testing.assert_close(again.answer(shown)[0], expected)
 
 

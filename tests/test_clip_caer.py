@@ -52,7 +52,7 @@ def runs(root, tmp_path_factory) -> Path:
 def test_what_a_run_leaves_behind(runs):
     found, (texts,) = manifest.load(runs / "both")
     assert (found.recipe, found.frames, texts.id) == ("context_emotion", 4, "clip_raer")
-    assert [view.show for view in crops.parse(found.crop)] == ["face", "person"]
+    assert [view.show for view in crops.parse_views(found.crop)] == ["face", "person"]
     shape = found.clip_classifier
     assert (shape["views"], shape["frames"], shape["time"]) == (2, 4, "transformer")
     assert (shape["text"], shape["class_specific"]) == ("prompts", True)
@@ -70,8 +70,8 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
     answers = answering.read_lines(runs / "both" / "predictions.jsonl")
     found, _ = manifest.load(runs / "both")
     benchmark = benchmarks.load_benchmark("raer")
-    rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse(found.crop), 4)
-    assert [len(row["shown"]) for row in rows] == [8, 8]
+    rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse_views(found.crop), 4)
+    assert [len(row["images"]) for row in rows] == [8, 8]
     pictures = [open_images(row) for row in rows]
     model = ClipModel.load(runs / "both")
     again = model.predict(pictures, preprocessed=True)

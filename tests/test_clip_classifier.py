@@ -12,7 +12,7 @@ import torch
 from vlmface import label_texts
 from vlmface.clip import checkpoint, model
 from vlmface.clip.affect import AFFECT_HEADS
-from vlmface.clip.classifier import Classifier, Shape
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.errors import UserError
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import depth_of, parameter_groups, part_of
@@ -24,7 +24,9 @@ SQUARES = torch.randint(
 
 def _classifier(base: Path, prompt: str = "clip_emotion", **shape: object) -> Classifier:
     torch.manual_seed(1)
-    return Classifier(model.load(base), label_texts.load(prompt), Shape(**shape)).eval()  # type: ignore[arg-type]
+    return Classifier(
+        model.load_clip(base), label_texts.load(prompt), ClassifierConfig(**shape)
+    ).eval()  # type: ignore[arg-type]
 
 
 def _shaken(classifier: Classifier) -> Classifier:
@@ -34,7 +36,7 @@ def _shaken(classifier: Classifier) -> Classifier:
         for parameter in classifier.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    classifier.forget()
+    classifier.reset_cache()
     return classifier
 
 
@@ -98,8 +100,8 @@ def test_trained_weights_are_the_whole_difference(shape: dict, clip_base: Path) 
     tuned = _shaken(_classifier(clip_base, **shape))
     fresh = _classifier(clip_base, **shape)
     assert not torch.allclose(fresh.answer(squares)[0], tuned.answer(squares)[0], atol=1e-4)
-    checkpoint.load(fresh, checkpoint.state(tuned), "here")
-    fresh.forget()
+    checkpoint.load_trained(fresh, checkpoint.trained_state(tuned), "here")
+    fresh.reset_cache()
     for mine, other in zip(fresh.answer(squares), tuned.answer(squares), strict=True):
         assert (mine is None) == (other is None)
         assert mine is None or torch.equal(mine, other)  # type: ignore[arg-type]
@@ -109,15 +111,15 @@ def test_trained_weights_are_the_whole_difference(shape: dict, clip_base: Path) 
 def test_wise_ends_are_the_base_and_the_tuned_model(shape: dict, clip_base: Path) -> None:
     squares = SQUARES.repeat(1, shape.get("views", 1) * shape.get("frames", 1), 1, 1, 1)
     one = _classifier(clip_base, **shape)
-    start, base = checkpoint.state(one), one.answer(squares)[0]
+    start, base = checkpoint.trained_state(one), one.answer(squares)[0]
     tuned = _shaken(one).answer(squares)[0]
-    state = checkpoint.state(one)
+    state = checkpoint.trained_state(one)
     one.interpolate(start, 1.0)
     assert torch.equal(one.answer(squares)[0], tuned)
     one.interpolate(start, 0.5)
     half = one.answer(squares)[0]
     assert not torch.allclose(half, base) and not torch.allclose(half, tuned)
-    checkpoint.load(one, state, "here")
+    checkpoint.load_trained(one, state, "here")
     one.interpolate(start, 0.0)
     assert torch.equal(one.answer(squares)[0], base)
 
@@ -146,7 +148,7 @@ def test_lora_reaches_attention_and_mlp_and_leaves_the_base_as_it_is(clip_base: 
     assert all(p.grad is not None and p.grad.abs().max() > 0
                for p in one.parameters() if p.requires_grad)  # fmt: skip
     kept = {n.replace(".base_layer", ""): p for n, p in one.model.named_parameters()}
-    for name, weight in model.load(clip_base).model.named_parameters():
+    for name, weight in model.load_clip(clip_base).model.named_parameters():
         assert torch.equal(kept[name], weight), name
 
 
@@ -154,7 +156,7 @@ def test_pefts_own_layer_for_attention_is_still_wrong(clip_base: Path) -> None:
     """Once this fails, add_lora can target the whole attention (peft#3774)."""
     from peft import LoraConfig, get_peft_model
 
-    clip = model.load(clip_base)
+    clip = model.load_clip(clip_base)
     adapter = get_peft_model(clip.model, LoraConfig(r=4, target_modules=r"visual\..*\.attn"))
     named = dict(clip.model.named_parameters())
     out = "visual.transformer.resblocks.0.attn.base_layer.out_proj"
@@ -261,11 +263,11 @@ def test_affect_is_read_within_its_range(kind: str, clip_base: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused(clip_base: Path) -> None:
-    state = checkpoint.state(_classifier(clip_base, image="lora"))
+    state = checkpoint.trained_state(_classifier(clip_base, image="lora"))
     with pytest.raises(UserError, match="do not fit the model: missing"):
-        checkpoint.load(_classifier(clip_base, image="full"), state, "here")
+        checkpoint.load_trained(_classifier(clip_base, image="full"), state, "here")
     with pytest.raises(UserError, match="expected"):
-        checkpoint.load(_classifier(clip_base, image="lora", lora_rank=4), state, "here")
+        checkpoint.load_trained(_classifier(clip_base, image="lora", lora_rank=4), state, "here")
 
 
 # --- rates ----------------------------------------------------------------------------------------

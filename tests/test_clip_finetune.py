@@ -23,7 +23,7 @@ from vlmface.infer import loading
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.infer.predictor import Predictor
 from vlmface.pipelines import clip as clip_run
-from vlmface.train.clip.contrastive import logistic
+from vlmface.train.clip.contrastive import logistic_regression
 
 Finetune = Callable[..., Path]
 
@@ -109,7 +109,7 @@ def test_cached_features_are_uncached_ones(
     from vlmface.train.clip import trainer as clip_train
 
     # Half of nothing is mirrored: the tower is asked anew at each step, for the same pictures.
-    monkeypatch.setattr(clip_train.augment, "apply", lambda squares, kind: squares)
+    monkeypatch.setattr(clip_train.augment, "augment_squares", lambda squares, kind: squares)
     uncached = finetune(tmp_path / "uncached", **(words | {"augment": "flip"}))
     ours, theirs = _weights(cached), _weights(uncached)
     assert set(ours) == {"linear.weight", "linear.bias"}
@@ -331,8 +331,8 @@ def test_captions_train_both_towers_and_resume(
     scores = json.loads((whole / "metrics.json").read_text())
     assert scores["train"]["steps"] == 4 and scores["train"]["captions"] > 32
     assert set(scores["probes"]["after"]) == {"gender", "age_group", "race", "emotion", "au"}
-    ours = model.load(whole).model.state_dict()
-    base = model.load(clip_base).model.state_dict()
+    ours = model.load_clip(whole).model.state_dict()
+    base = model.load_clip(clip_base).model.state_dict()
     assert set(ours) == set(base)
     for tower in ("visual.", "transformer."):
         changed = [n for n in ours if n.startswith(tower) and not torch.equal(ours[n], base[n])]
@@ -341,7 +341,7 @@ def test_captions_train_both_towers_and_resume(
     for name in ("metrics.json", model.WEIGHTS, model.CONFIG, "checkpoints/checkpoint-4/complete"):
         (broken / name).unlink()
     captions(broken, image=policy, text=policy)
-    again = model.load(broken).model.state_dict()
+    again = model.load_clip(broken).model.state_dict()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
@@ -352,8 +352,9 @@ def test_the_probe_is_logistic_regression() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 5)) * [1, 2, 3, 4, 5]
     y = (x @ rng.normal(size=(5, 3)) + rng.normal(size=(120, 3))).argmax(1)
-    ours = logistic(torch.tensor(x), torch.nn.functional.one_hot(torch.tensor(y)), torch.tensor(x),
-                    penalty=0.01)  # fmt: skip
+    features = torch.tensor(x)
+    labels = torch.nn.functional.one_hot(torch.tensor(y))
+    ours = logistic_regression(features, labels, features, penalty=0.01)
     # sklearn scales features with 1/n, we with 1/(n - 1); its C is that of the summed loss.
     scaled = StandardScaler().fit_transform(x) * np.sqrt(119 / 120)
     theirs = LogisticRegression(C=1 / (0.01 * 120), tol=1e-8, max_iter=5000).fit(scaled, y)

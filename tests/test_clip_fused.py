@@ -96,6 +96,6 @@ def test_layers_of_another_shape_stay() -> None:
 
 
 def test_the_built_in_clip_is_fused() -> None:
-    kinds = {type(module) for module in model.load(model.TINY).model.modules()}
+    kinds = {type(module) for module in model.load_clip(model.TINY).model.modules()}
     assert {fused.SelfAttention, fused.QuickGELU} <= kinds
     assert nn.MultiheadAttention not in kinds

@@ -46,8 +46,8 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> model.Clip:
         built, None, {"model_cfg": SIGLIP, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}},
         "siglip",
     )  # fmt: skip
-    model.save(made, folder)
-    return model.load(folder)
+    model.save_clip(made, folder)
+    return model.load_clip(folder)
 
 
 def test_the_tower_is_that_of_vlmface_tiny(clip: model.Clip) -> None:
@@ -94,8 +94,8 @@ def test_texts_are_read_as_by_open_clip(clip: model.Clip, siglip: model.Clip) ->
 
 
 def test_a_folder_opens_in_open_clip_too(clip: model.Clip, tmp_path: Path) -> None:
-    model.save(clip, tmp_path)
-    again = model.load(tmp_path)
+    model.save_clip(clip, tmp_path)
+    again = model.load_clip(tmp_path)
     assert model.weights_sha(again) == model.weights_sha(clip)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     image = face_rows(1)[0]["image"]
@@ -120,18 +120,18 @@ def test_a_folder_opens_in_open_clip_too(clip: model.Clip, tmp_path: Path) -> No
 )
 def test_unknown_names_are_told_the_nearest(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        model.load(name)
+        model.load_clip(name)
 
 
 def test_broken_folders_are_named(clip: model.Clip, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no open_clip_config"):
-        model.load(tmp_path)
+        model.load_clip(tmp_path)
     (tmp_path / model.CONFIG).write_text(json.dumps(clip.config))
     with pytest.raises(UserError, match="no weights"):
-        model.load(tmp_path)
+        model.load_clip(tmp_path)
     (tmp_path / model.WEIGHTS).write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot open the CLIP"):
-        model.load(tmp_path)
+        model.load_clip(tmp_path)
 
 
 # --- texts of labels ------------------------------------------------------------------------------
@@ -206,23 +206,23 @@ def _sample(**changes: object) -> FaceSample:
 
 
 def test_captions_say_what_is_asked_for() -> None:
-    one = captions.write(_sample(), ["attributes", "aus"], 0)
+    one = captions.write_caption(_sample(), ["attributes", "aus"], 0)
     assert one and "young woman" in one and "asian" in one and "black hair, bob" in one
     assert facs.AUS[4].cue in one and facs.AUS[23].cue in one and facs.AUS[12].cue not in one
     assert not any(word in one.lower() for word in (*label_spaces.EMOTIONS, "angry"))
-    assert captions.write(_sample(), ["attributes", "aus"], 0) == one
-    several = {captions.write(_sample(), ["attributes", "aus"], seed) for seed in range(8)}
+    assert captions.write_caption(_sample(), ["attributes", "aus"], 0) == one
+    several = {captions.write_caption(_sample(), ["attributes", "aus"], seed) for seed in range(8)}
     assert len(several) > 3
-    feeling = captions.write(_sample(), ["emotion"], 1)
+    feeling = captions.write_caption(_sample(), ["emotion"], 1)
     assert feeling and "expression of anger" in feeling and "woman" not in feeling
-    calm = captions.write(_sample(aus=[AULabel(4, 0, False)]), ["aus"], 0)
+    calm = captions.write_caption(_sample(aus=[AULabel(4, 0, False)]), ["aus"], 0)
     assert calm and any(word in calm for word in ("moved", "rest", "relaxed"))
 
 
 def test_captions_need_annotations() -> None:
     bare = FaceSample(id="a", dataset="x")
-    assert captions.write(bare, ["attributes", "aus", "emotion"], 0) is None
-    assert captions.write(_sample(aus=None), ["aus"], 0) is None
+    assert captions.write_caption(bare, ["attributes", "aus", "emotion"], 0) is None
+    assert captions.write_caption(_sample(aus=None), ["aus"], 0) is None
     for wrong in ([], ["moods"]):
         with pytest.raises(UserError, match="use some of attributes, aus, emotion"):
-            captions.write(_sample(), wrong, 0)
+            captions.write_caption(_sample(), wrong, 0)

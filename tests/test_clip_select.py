@@ -15,7 +15,7 @@ from vlmface.clip import checkpoint, tiny_clip
 from vlmface.clip.classifier import Classifier
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
-from vlmface.train.clip.model_selection import BEST, LOG, Held, uar_of
+from vlmface.train.clip.model_selection import BEST, LOG, HeldOutSet, uar_of
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import train
 
@@ -71,7 +71,7 @@ def whole(tmp_path_factory, rows):
 
 
 def equal(one, other) -> bool:
-    one, other = checkpoint.state(one), checkpoint.state(other)
+    one, other = checkpoint.trained_state(one), checkpoint.trained_state(other)
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -85,7 +85,7 @@ def test_best_epoch_is_kept(tmp_path, rows, whole):
     best = scores.index(max(scores))
     assert best < 4, "the test shows nothing if the last epoch is the best"
     assert found["selected"] == lines[best]
-    held = Held.of(model, rows[1], 100, 0)
+    held = HeldOutSet.of(model, rows[1], 100, 0)
     assert held.uar() == pytest.approx(max(scores))
     assert held.features is not None  # the second time they are at hand
     assert held.uar() == pytest.approx(max(scores))

@@ -76,7 +76,7 @@ def run_dir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_leaves_behind(run_dir: Path) -> None:
     found, (prompt,) = manifest.load(run_dir)
     assert found.recipe == "context_emotion" and found.frames == 1
-    assert crops.parse(found.crop) == crops.parse([
+    assert crops.parse_views(found.crop) == crops.parse_views([
         {"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}
     ])  # fmt: skip
     assert prompt.id == "context_both_masked" and prompt.images == 2
@@ -133,7 +133,7 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
     found, _ = manifest.load(tmp_path)
     assert found.frames == 2 and isinstance(found.crop, dict)
     rows = benchmarks.load_rows(
-        benchmarks.load_benchmark("raer"), str(root), None, crops.parse(found.crop), 2
+        benchmarks.load_benchmark("raer"), str(root), None, crops.parse_views(found.crop), 2
     )
     model = LocalModel.load(tmp_path)
     shown = [row_images.open_images(row) for row in rows]
@@ -141,7 +141,7 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
     for line, scores in zip(expected, model.score(shown, preprocessed=True), strict=True):
         assert line["scores"]["log_likelihood"] == pytest.approx(scores.log_likelihood, abs=1e-4)
     still = as_list(shown[0])[0]
-    whole = crops.cut(still, None, model.views[0])
+    whole = crops.render_view(still, None, model.views[0])
     (stands,), (twice,) = model.score([still]), model.score([[whole, whole]])
     assert stands.log_likelihood == twice.log_likelihood  # a photograph: a clip that stands still
 
@@ -188,7 +188,7 @@ def test_face_context_and_both(
                         ("both", "context_both_masked")):  # fmt: skip
         found, (asked,) = manifest.load(tmp_path / arm)
         assert asked.id == prompt and found.seed == 0
-        shows[arm] = [view.show for view in crops.parse(found.crop)]
+        shows[arm] = [view.show for view in crops.parse_views(found.crop)]
         prints = found.data["fingerprint"], found.data["n"]
         assert prints == (manifest.load(tmp_path / "face")[0].data["fingerprint"], 5)
     assert shows == {"face": ["face"], "scene": ["boxed"], "both": ["face", "boxed"]}
@@ -238,9 +238,9 @@ def test_person_context_and_both_with_several_labels(
 
 def test_a_photograph_is_shown_in_every_view(run_dir: Path) -> None:
     photograph = picture(3, (120, 80))
-    views = crops.parse(manifest.load(run_dir)[0].crop)
+    views = crops.parse_views(manifest.load(run_dir)[0].crop)
     local = LocalModel.load(run_dir)
-    expected = local.predict([crops.views_of(photograph, BOX, views)])[0]
+    expected = local.predict([crops.image_views(photograph, BOX, views)])[0]
     (own,) = local.predict([photograph], boxes=[BOX])
     assert (own.text, own.face_found) == (expected.text, True)
     (nobody,) = local.predict([photograph])
@@ -263,7 +263,7 @@ def test_without_a_face_the_scene_alone_is_judged(
         assert predictor.default_faces == "largest"
         (report,) = predictor.predict([nobody], boxes=[box])
         views = predictor.views
-    expected = LocalModel.load(run_dir).predict([crops.views_of(nobody, None, views)])[0]
+    expected = LocalModel.load(run_dir).predict([crops.image_views(nobody, None, views)])[0]
     assert report.primary.text == expected.text
     assert report.face_found is False and report.scene_only is True
     assert report.as_dict()["scene_only"] is True
@@ -313,6 +313,6 @@ def test_grpo_goes_on_with_several_pictures(
     main = load_script("recipes/grpo.py").main
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (prompt,) = manifest.load(tmp_path / "grpo")
-    assert prompt.images == 2 and len(crops.parse(found.crop)) == 2
+    assert prompt.images == 2 and len(crops.parse_views(found.crop)) == 2
     for line in (tmp_path / "grpo" / "log.jsonl").read_text().splitlines():
         assert json.loads(line)["rollout_drift"] < 1e-4

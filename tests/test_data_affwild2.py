@@ -32,7 +32,7 @@ def test_expressions_go_with_the_frame_of_their_line(tmp_path):
         "1-30/00001.jpg", "1-30/00003.jpg", "1-30/00004.jpg", "1-30/00006.jpg",
         "video5_left/00001.jpg", "video5_left/00002.jpg", "video5_left/00003.jpg",
     ]  # fmt: skip
-    assert found.left_out == {"not annotated": ["1-30/00005"], "no face image": ["1-30/00002"]}
+    assert found.skipped == {"not annotated": ["1-30/00005"], "no face image": ["1-30/00002"]}
     assert data.load("affwild2", tmp_path, "validation")["emotion"] == ["anger", None]
 
 
@@ -42,7 +42,7 @@ def test_every_nth_frame(tmp_path):
     assert image_names(rows) == [
         "1-30/00001.jpg", "1-30/00003.jpg", "video5_left/00001.jpg", "video5_left/00003.jpg",
     ]  # fmt: skip
-    assert rows.left_out == {"not annotated": ["1-30/00005"]}
+    assert rows.skipped == {"not annotated": ["1-30/00005"]}
 
 
 def test_valence_and_arousal(tmp_path):
@@ -52,7 +52,7 @@ def test_valence_and_arousal(tmp_path):
     assert rows["arousal"] == [-0.25, 1, 0]
     assert rows["emotion"] == [None] * 3
     found = data.dataset_module("affwild2").read(tmp_path, "train", track="va")
-    assert found.left_out == {"not annotated": ["1-30/00003"], "no face image": ["1-30/00002"]}
+    assert found.skipped == {"not annotated": ["1-30/00003"], "no face image": ["1-30/00002"]}
     # A copy that marks them by another number: -5 would be a label then, and is refused.
     with pytest.raises(UserError, match="'valence' is -5"):
         data.load("affwild2", tmp_path, track="va", invalid=-2)
@@ -69,7 +69,7 @@ def test_action_units_are_those_of_the_header(tmp_path):
     assert [unit["au"] for unit in rows[1]["aus"] if unit["present"]] == [26]
     assert rows[0]["aus"][0]["intensity"] is None
     found = data.dataset_module("affwild2").read(tmp_path, "train", track="au")
-    assert found.left_out == {"not annotated": ["1-30/00003"], "no face image": ["1-30/00002"]}
+    assert found.skipped == {"not annotated": ["1-30/00003"], "no face image": ["1-30/00002"]}
 
 
 def test_what_is_wrong_is_named(tmp_path):

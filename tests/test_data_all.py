@@ -13,7 +13,7 @@ from samples import load_script
 
 from vlmface import data
 from vlmface.data.row_images import open_row_image
-from vlmface.data.rows import pictures
+from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample, features
 
@@ -43,7 +43,7 @@ def test_rows_are_valid_samples_with_pictures(name, tmp_path):
     assert rows.features == features()
     origin = getattr(importlib.import_module(f"miniatures.{name}"), "ORIGIN", name)
     assert len(rows) >= 2 and set(rows["dataset"]) == {origin}
-    with_pictures = pictures(rows)
+    with_pictures = with_still_images(rows)
     for row, stored in zip(rows, with_pictures, strict=True):
         FaceSample.from_row(row).validate()
         assert open_row_image(stored["image"]).mode == "RGB"

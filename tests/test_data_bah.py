@@ -50,7 +50,7 @@ def test_what_is_wrong_is_named(tmp_path):
     listing = tmp_path / "split" / "train.txt"
     text(listing, *bah.TRAIN, "Videos/1/Visite_1/without.mp4")
     rows = data.dataset_module("bah").read(tmp_path, "train")
-    assert rows.left_out == {"malformed line": ["train.txt:4: Videos/1/Visite_1/without.mp4"]}
+    assert rows.skipped == {"malformed line": ["train.txt:4: Videos/1/Visite_1/without.mp4"]}
     text(listing, "Videos/82711/Visite_1/a.mp4,2,what")
     with pytest.raises(UserError, match=r"label '2', expected 0 \(No A-H\) or 1 \(With A-H\)"):
         data.load("bah", tmp_path)

@@ -64,7 +64,7 @@ def test_coded_frames_without_an_image_are_counted(tmp_path):
     bp4d.write(tmp_path)
     (tmp_path / "Sequences(2D+3D)" / "F004" / "T8" / "2441.jpg").unlink()
     rows = adapter.read(tmp_path, "test", **T)
-    assert rows.left_out == {"coded frame without an image": ["F004 T8 frame 2441"]}
+    assert rows.skipped == {"coded frame without an image": ["F004 T8 frame 2441"]}
     assert len(rows) == 13 * 2 * 2 - 1
     shifted = adapter.read(tmp_path, "test", offset=1, **T)  # images counted from one more
     assert shifted.columns["id"][0] == "bp4d-F004-T1-2440"

@@ -31,9 +31,9 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no split 'validation'.*hold_out"):
         data.load("caers", tmp_path, "validation")
     text(tmp_path / "test" / "Sad" / ".DS_Store")
-    assert adapter.read(tmp_path, "test").left_out == {"no image file": ["Sad/.DS_Store"]}
+    assert adapter.read(tmp_path, "test").skipped == {"no image file": ["Sad/.DS_Store"]}
     (tmp_path / "test" / "Contempt").mkdir()
-    with pytest.raises(UserError, match="'Contempt' is no label of emotion7"):
+    with pytest.raises(UserError, match="'Contempt' is not a label of emotion7"):
         data.load("caers", tmp_path, "test")
 
 

@@ -42,7 +42,7 @@ def test_an_image_that_is_in_no_split_is_counted(tmp_path):
     path = tmp_path / "Eval" / "list_eval_partition.txt"
     text(path, *path.read_text().splitlines()[1:])
     rows = adapter.read(tmp_path, "train")
-    assert rows.left_out == {"image in no split": ["000001.jpg"]}
+    assert rows.skipped == {"image in no split": ["000001.jpg"]}
     assert rows.columns["id"] == ["celeba-000002", "celeba-000003", "celeba-000004"]
     assert rows.columns["subject"].to_pylist() == ["2937", "8692", "2880"]
 

@@ -8,7 +8,7 @@ import pytest
 from miniatures import dfew, face, text
 
 from vlmface import data
-from vlmface.data.clips import in_order
+from vlmface.data.clips import images_in_order
 from vlmface.data.video import segment_midpoints
 from vlmface.errors import UserError
 
@@ -47,8 +47,8 @@ def test_frames_are_taken_by_number_and_not_by_text(tmp_path):
 def test_the_order_of_names(tmp_path):
     for name in ("frame-10.jpg", "frame-9.JPG", "frame-0.png", "._frame-1.jpg", "notes.txt"):
         face(tmp_path / name, 0) if name[-3:] != "txt" else text(tmp_path / name)
-    assert in_order(tmp_path) == ["frame-0.png", "frame-9.JPG", "frame-10.jpg"]
-    assert in_order(tmp_path / "none") is None
+    assert images_in_order(tmp_path) == ["frame-0.png", "frame-9.JPG", "frame-10.jpg"]
+    assert images_in_order(tmp_path / "none") is None
     assert segment_midpoints(16, 16) == list(range(16))
     assert segment_midpoints(33, 16)[0] == 1
     assert segment_midpoints(33, 16)[-1] == 31
@@ -63,7 +63,7 @@ def test_face_crops_are_preferred_and_another_copy_can_be_named(tmp_path):
     rows = read(tmp_path, "test", frames=1, clips="Clip/jpg_256")
     assert rows.columns["id"] == ["dfew-00011"]
     assert frame_names(rows) == ["00001.jpg"]
-    assert [Path(p).name for p in rows.left_out["no folder of frames"]] == ["00012", "10013"]
+    assert [Path(p).name for p in rows.skipped["no folder of frames"]] == ["00012", "10013"]
 
 
 def test_clips_without_frames_are_counted(tmp_path):
@@ -73,7 +73,7 @@ def test_clips_without_frames_are_counted(tmp_path):
     for frame in (folder / "00003").iterdir():
         frame.unlink()
     rows = data.dataset_module("dfew").read(tmp_path, "train", frames=2)
-    assert rows.left_out == {
+    assert rows.skipped == {
         "no folder of frames": [str(folder / "00002")],
         "no frames in the folder": [str(folder / "00003")],
     }

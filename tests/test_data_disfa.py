@@ -75,12 +75,12 @@ def test_frames_that_lack_are_counted(tmp_path):
     face(tmp_path / "Images" / "SN002" / "3.png", 0)  # the labels end with frame 3, here 2.png
     rows = adapter.read(tmp_path, "train")
     assert len(rows) == 18 * 3 - 1
-    assert rows.left_out["frame that was not extracted"] == ["SN001 frame 2"]
-    assert [path[-11:] for path in rows.left_out["frame without a label"]] == ["SN002/3.png"]
+    assert rows.skipped["frame that was not extracted"] == ["SN001 frame 2"]
+    assert [path[-11:] for path in rows.skipped["frame without a label"]] == ["SN002/3.png"]
     assert "disfa-SN001-00002" not in rows.columns["id"]
     from_one = adapter.read(tmp_path, "train", first_frame=1)  # 0.png would be before the first
-    assert "SN002 frame 3" not in from_one.left_out["frame that was not extracted"]
-    assert "SN006 frame 3" in from_one.left_out["frame that was not extracted"]
+    assert "SN002 frame 3" not in from_one.skipped["frame that was not extracted"]
+    assert "SN006 frame 3" in from_one.skipped["frame that was not extracted"]
 
 
 def test_an_au_file_that_ends_early_is_not_annotated_there(tmp_path):

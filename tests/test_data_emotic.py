@@ -58,7 +58,7 @@ def test_labels_beyond_the_scale_are_counted(tmp_path):
     path = tmp_path / "emotic_pre" / "train.csv"
     path.write_text(path.read_text().replace("[10.0, 1.0, 4.0]", "[11.0, 1.0, 4.0]"))
     rows = adapter.read(tmp_path, "train")
-    assert rows.left_out == {
+    assert rows.skipped == {
         "valence, arousal or dominance beyond 1..10": [
             "framesdb/images/frame_tm7bg50wghz2wg2k.jpg, person 1"
         ]
@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     path = tmp_path / "emotic_pre" / "train.csv"
     original = path.read_text()
     path.write_text(original.replace("Disconnection", "Boredom"))
-    with pytest.raises(UserError, match="'Boredom' is no label of emotic26"):
+    with pytest.raises(UserError, match="'Boredom' is not a label of emotic26"):
         data.load("emotic", tmp_path)
     path.write_text(original.replace("[86, 8, 150, 110]", "[86, 8"))
     with pytest.raises(UserError, match=r"train.csv:2: BBox.*\[86, 8,"):

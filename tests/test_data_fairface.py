@@ -51,7 +51,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
         data.load("fairface", tmp_path)
     listing = tmp_path / "fairface_label_train.csv"
     text(listing, fairface.HEADER, "train/1.jpg,9-Mar,Male,White,True")  # saved by a spreadsheet
-    with pytest.raises(UserError, match="'9-Mar' is no label of age_group9"):
+    with pytest.raises(UserError, match="'9-Mar' is not a label of age_group9"):
         data.load("fairface", tmp_path)
     text(listing, "file,age,gender,race", "train/1.jpg,3-9,Male,White")
     with pytest.raises(UserError, match=r"fairface_label_train.csv is not.*service_test"):

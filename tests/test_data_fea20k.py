@@ -49,10 +49,10 @@ def test_stage_1_alone_is_the_training_set_and_only_what_is_said_is_annotated(tm
     assert (test["emotion"], aus(test)) == (["neutral"], [{43: True}])
 
 
-def test_what_is_left_out_is_listed(tmp_path):
+def test_what_is_skipped_is_listed(tmp_path):
     fea20k.write(tmp_path)
     rows = data.dataset_module("fea20k").read(tmp_path, "train")
-    assert rows.left_out == {
+    assert rows.skipped == {
         "marked as not valid": [f"{tmp_path / 'FABA-Train-stage1.jsonl'}, line 3"],
         "not one image": [f"{tmp_path / 'FER2013-Train-stage1.jsonl'}, line 3"],
     }

@@ -65,7 +65,7 @@ def test_the_two_test_parts_in_one_folder_are_told_apart(tmp_path):
 def test_numbered_folders_are_refused(tmp_path):
     fer2013.write_folders(tmp_path)
     (tmp_path / "train" / "neutral").rename(tmp_path / "train" / "4")
-    with pytest.raises(UserError, match="'4' is no label of emotion7"):
+    with pytest.raises(UserError, match="'4' is not a label of emotion7"):
         data.load("fer2013", tmp_path)
 
 
@@ -73,7 +73,7 @@ def test_files_that_are_no_pictures_are_listed(tmp_path):
     fer2013.write_folders(tmp_path)
     text(tmp_path / "train" / "angry" / "Thumbs.db")
     text(tmp_path / "train" / "sad" / "._Training_4.jpg")
-    assert adapter.read(tmp_path, "train").left_out == {
+    assert adapter.read(tmp_path, "train").skipped == {
         "no image file": ["angry/Thumbs.db", "sad/._Training_4.jpg"]
     }
 

@@ -109,7 +109,7 @@ def test_options_and_splits_that_do_not_exist(tmp_path):
         data.load("ferbench", tmp_path, "test", part="ck")
     with pytest.raises(UserError, match="no split 'train'"):
         data.load("ferbench", tmp_path, "train")
-    with pytest.raises(UserError, match="images='/nowhere' is no folder"):
+    with pytest.raises(UserError, match="images='/nowhere' is not a folder"):
         data.load("ferbench", tmp_path, "test", images="/nowhere")
     (tmp_path / ferbench.ITEMS["sfew"][0]).unlink()
     with pytest.raises(UserError, match=r"sfew_2\.0_qa\.json is missing: expected FERBench's"):

@@ -33,12 +33,12 @@ def test_the_majority_of_the_votes(tmp_path):
 
 def test_what_the_majority_leaves_out(tmp_path):
     ferplus.write(tmp_path)
-    assert adapter.read(tmp_path, "train").left_out == {
+    assert adapter.read(tmp_path, "train").skipped == {
         "no image name": ["line 4"],
         "no majority": ["line 3", "line 6", "line 9"],
         "majority for unknown or no face": ["line 7", "line 8"],
     }
-    assert adapter.read(tmp_path, "test").left_out == {}
+    assert adapter.read(tmp_path, "test").skipped == {}
 
 
 def test_the_distribution_keeps_ties_without_a_label(tmp_path):
@@ -54,7 +54,7 @@ def test_the_distribution_keeps_ties_without_a_label(tmp_path):
     assert {k: v for k, v in votes[3].items() if v} == {
         "neutral": 0.2, "sadness": 0.3, "unknown": 0.5,
     }  # fmt: skip
-    assert adapter.read(tmp_path, "train", protocol="distribution").left_out == {
+    assert adapter.read(tmp_path, "train", protocol="distribution").skipped == {
         "no image name": ["line 4"],
         "no vote for an emotion": ["line 8"],
     }
@@ -77,8 +77,8 @@ def test_pictures_in_folders_lack_a_face_whose_name_was_used_again(tmp_path, bas
     assert rows["id"] == ["ferplus-0000000", "ferplus-0000008", "ferplus-0000009"]
     assert rows["emotion"] == ["anger", "contempt", "sadness"]
     assert rows[0]["image"].size == (48, 48)
-    left_out = adapter.read(tmp_path, "train").left_out
-    assert left_out["its picture is that of a later row of the same name"] == ["line 5"]
+    skipped = adapter.read(tmp_path, "train").skipped
+    assert skipped["its picture is that of a later row of the same name"] == ["line 5"]
     assert data.load("ferplus", tmp_path, "test")["emotion"] == ["disgust", "fear", "happiness"]
 
 

@@ -31,7 +31,7 @@ def test_malformed_lines_and_missing_clips_are_listed(tmp_path):
     text(listing, *ferv39k.TEST, "", "A/Sad/0011,Sad", "A/Sad/0012 Sad")
     rows = data.dataset_module("ferv39k").read(tmp_path, "test")
     assert len(rows) == 2
-    assert rows.left_out == {
+    assert rows.skipped == {
         "malformed line": ["test_All.csv:4: A/Sad/0011,Sad"],
         "no folder of frames": [str(tmp_path / "2_ClipsforFaceCrop" / "A" / "Sad" / "0012")],
     }
@@ -43,7 +43,7 @@ def test_what_is_wrong_is_named(tmp_path):
         data.load("ferv39k", tmp_path, clips="0_videos")
     listing = tmp_path / "4_setups" / "All_scenes" / "test_All.csv"
     text(listing, "A/Sad/0001 Bored")
-    with pytest.raises(UserError, match="'Bored' is no label"):
+    with pytest.raises(UserError, match="'Bored' is not a label"):
         data.load("ferv39k", tmp_path, "test")
     text(listing, "A/Sad/0001,Sad")
     with pytest.raises(UserError, match="lists no clips"):

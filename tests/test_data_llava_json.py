@@ -9,7 +9,7 @@ from miniatures import llava_json
 from miniatures.records import write_json
 
 from vlmface import data
-from vlmface.data.records import thought
+from vlmface.data.records import split_thought
 from vlmface.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_the_first_pair_of_each_record_is_a_row(tmp_path):
     ]
     found = data.dataset_module("llava_json").read(tmp_path, "train")
     path = tmp_path / "train.json"
-    assert found.left_out == {
+    assert found.skipped == {
         "no image": [f"{path}, record 3"],
         "several images": [f"{path}, record 4"],
         "later turns": [f"{path}, record 1: 1"],
@@ -111,4 +111,4 @@ def test_options_are_checked(tmp_path):
     ],
 )
 def test_no_tag_is_left_in_a_rationale(text, expected):
-    assert thought(text) == expected
+    assert split_thought(text) == expected

@@ -46,7 +46,7 @@ def test_face_crops_are_preferred(tmp_path):
     mafw.clip(tmp_path / "data" / "faces" / "00101", ["1.jpg"])
     rows = data.dataset_module("mafw").read(tmp_path, "test", frames=1)
     assert rows.columns["frames"] == [[str(tmp_path / "data" / "faces" / "00101" / "1.jpg")]]
-    assert len(rows.left_out["no folder of frames"]) == 1
+    assert len(rows.skipped["no folder of frames"]) == 1
 
 
 def test_what_is_wrong_is_named(tmp_path):
@@ -61,7 +61,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no folder of extracted frames or videos.*ffmpeg"):
         data.load("mafw", tmp_path, first=1)
     mafw.write(tmp_path, ("joyful", "angry", "boredom"))
-    with pytest.raises(UserError, match="'boredom' is no label of mafw11"):
+    with pytest.raises(UserError, match="'boredom' is not a label of mafw11"):
         data.load("mafw", tmp_path)
     (tmp_path / "Train & Test Set").rename(tmp_path / "lists")
     with pytest.raises(UserError, match="MAFW's lists of single labels not found"):

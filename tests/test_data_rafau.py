@@ -70,7 +70,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     text(
         tmp_path / "RAFAU_label.txt", "0001.jpg 1+4", "0002.jpg 1+X4", "0003.jpg", "0004.jpg 99", ""
     )
-    assert adapter.read(tmp_path, "train").left_out == {
+    assert adapter.read(tmp_path, "train").skipped == {
         "malformed line": ["RAFAU_label.txt:2: 0002.jpg 1+X4", "RAFAU_label.txt:3: 0003.jpg",
                            "RAFAU_label.txt:4: 0004.jpg 99"],
     }  # fmt: skip

@@ -99,7 +99,7 @@ def test_json_lines_with_rationales_and_ids(tmp_path):
     assert rows["rationale"] == ["Low brows.", None]
     assert rows["rationale_source"] == ["human", "none"] and rows["saw_label"] == [True, False]
     found = data.dataset_module("table").read(tmp_path / "a.jsonl", "train", images=str(tmp_path))
-    assert found.left_out == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
+    assert found.skipped == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
 
 
 def test_parquet_with_pictures_inside(tmp_path):
@@ -176,7 +176,7 @@ def test_a_wrong_cell_is_named_with_its_line_and_value(tmp_path, line, options, 
         ({"au_values": "0/1"}, "au_values='0/1'"),
         ({"rationale_source": "me"}, "rationale_source='me'"),
         ({"au_threshold": 0}, "au_threshold=0: give an intensity above 0"),
-        ({"images": "/nowhere"}, "images='/nowhere' is no folder"),
+        ({"images": "/nowhere"}, "images='/nowhere' is not a folder"),
     ],
 )
 def test_options_are_checked(tmp_path, options, message):
@@ -193,8 +193,8 @@ def test_options_are_checked(tmp_path, options, message):
         ("a.csv", b"", "needs a header"),
         ("a.csv", b"image,image\na,b\n", "needs a header of different column names"),
         ("a.csv", b"image,emotion\n", "has no rows"),
-        ("a.parquet", b"no parquet", "is no Parquet file"),
-        ("a.xlsx", b"PK", r"is no table that can be read: use one of \.csv, \.tsv"),
+        ("a.parquet", b"no parquet", "is not a Parquet file"),
+        ("a.xlsx", b"PK", r"is not a table that can be read: use one of \.csv, \.tsv"),
         ("a.jsonl", b'{"image": ["a.jpg"]}\n', r"line 1: 'image' is \['a\.jpg'\], expected a text"),
         ("a.jsonl", b'{"image": ' + b"9" * 5000 + b"}\n", "line 1: not JSON"),
         ("a.jsonl", b'{"image": "a.jpg", "age": ' + b"9" * 4000 + b"}\n", "a finite number"),
@@ -231,7 +231,7 @@ def test_folders_named_by_label_below_splits(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "train" / ".cache").mkdir()
     found = data.dataset_module("table").read(tmp_path, "train", labels={"bored": None})
-    assert found.left_out == {
+    assert found.skipped == {
         "not in a label folder": ["notes.txt", "train/.cache"],
         "not a picture": ["train/Angry/Thumbs.db"],
     }

@@ -110,7 +110,7 @@ def test_a_model_that_is_not_sure_says_so() -> None:
 def chosen(probabilities: dict[str, float], affect: dict[str, float] | None = None) -> FaceReport:
     """As a CLIP answers: a label, and nothing beside it."""
     answer = label_texts.load("clip_emotion").answer(probabilities)
-    said = Prediction(answer.said or "", answer, probabilities, 0.25, True, None, affect)
+    said = Prediction(answer.text_labels or "", answer, probabilities, 0.25, True, None, affect)
     return FaceReport({"emotion": said}, {"emotion": "clip_emotion"})
 
 
@@ -139,7 +139,7 @@ def test_each_of_several_labels_is_marked() -> None:
     space = label_texts.load("clip_emotic").space
     shares = {label: 0.9 if number in (1, 3) else 0.1 for number, label in enumerate(space.labels)}
     answer = label_texts.load("clip_emotic").answer(shares)
-    said = Prediction(answer.said or "", answer, shares, 0.25, True)
+    said = Prediction(answer.text_labels or "", answer, shares, 0.25, True)
     shown = views.answer(FaceReport({"emotions": said}, {"emotions": "clip_emotic"}), "")
     assert len(answer.labels) == 2 and shown.count("vf-bar main") == 2
 
@@ -152,7 +152,7 @@ def test_each_of_several_labels_is_marked() -> None:
 def test_without_a_face_it_is_said_what_was_judged(
     shows: tuple[str, ...], said: str | None
 ) -> None:
-    parsed = crops.parse([{"show": show} for show in shows] or None)
+    parsed = crops.parse_views([{"show": show} for show in shows] or None)
     made = SimpleNamespace(views=parsed, frames=1, detector_warning=None)
     face_found = None if shows == ("scene",) else False
     report = replace(chosen(likely("fear")), face_found=face_found, views=parsed)

@@ -19,7 +19,7 @@ from vlmface.data import detect
 from vlmface.errors import UserError
 
 needs_detector = pytest.mark.skipif(
-    detect.missing() is not None, reason="vlmface[detect] is missing"
+    detect.unavailable_reason() is not None, reason="vlmface[detect] is missing"
 )
 PIXELS = skimage.data.astronaut()
 ASTRONAUT = Image.fromarray(PIXELS)

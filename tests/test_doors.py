@@ -35,7 +35,9 @@ from vlmface.serving.gateway.settings import Settings
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 
-pytestmark = pytest.mark.skipif(detect.missing() is not None, reason="vlmface[detect] is missing")
+pytestmark = pytest.mark.skipif(
+    detect.unavailable_reason() is not None, reason="vlmface[detect] is missing"
+)
 ASTRONAUT = Image.fromarray(skimage.data.astronaut())
 
 
@@ -379,7 +381,7 @@ def test_a_rendered_head_is_shown_as_it_was_in_training(run: Path, predictor: Pr
 
 def test_a_face_in_a_photograph_is_cut_out(predictor: Predictor) -> None:
     (view,) = predictor.face_views(ASTRONAUT)
-    expected = crops.cut(ASTRONAUT, view.box, PORTRAIT)
+    expected = crops.render_view(ASTRONAUT, view.box, PORTRAIT)
     assert (np.asarray(view.images) == np.asarray(expected)).all()
 
 
@@ -394,7 +396,7 @@ def test_a_run_says_whether_it_was_trained_on_faces(
     assert not data.shows_faces(str(mixed))
     mixed.write_text("sources: [{data: synth}, {data: rafdb}]")
     assert data.shows_faces(str(mixed))
-    parse = crops.parse
+    parse = crops.parse_views
     for crop, of_faces, of_scenes in (
         (None, "largest", "none"), ({"show": "face"}, "largest", "largest"),
         ({"find": "detect"}, "largest", "largest"), ({"show": "scene"}, "none", "none"),

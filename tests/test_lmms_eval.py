@@ -22,7 +22,7 @@ from samples import ROOT, load_script
 from test_benchmarks import miniature, questions
 
 from vlmface import benchmarks, facs, prompts
-from vlmface.answers import listed
+from vlmface.answers import join_labels
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
@@ -106,7 +106,7 @@ def few(tmp_path: Path, rest: str = "label_space: emotion8}") -> Path:
 def text_of(sample: FaceSample, prompt: Prompt, turn: int) -> str:
     """What is said about a face in one of many turns: one of TEXTS."""
     true = prompt.truth(sample) or prompt.space.labels[:1]
-    label, other = listed(true), next(word for word in prompt.space.labels if word not in true)
+    label, other = join_labels(true), next(word for word in prompt.space.labels if word not in true)
     aus = ", ".join(map(facs.name, sample.present_aus())) or "Nothing"
     drawn = zlib.crc32(f"{prompt.id} {sample.id}".encode())
     return TEXTS[(drawn + turn) % len(TEXTS)].format(label=label, other=other, aus=aus)

@@ -217,7 +217,7 @@ def test_braces_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_forms_are_the_parsers() -> None:
-    assert set(answers.SUFFIX) == set(answers.FORMS)
+    assert set(answers.SUFFIX) == set(answers.FORMATS)
 
 
 def _write(folder: Path, **changes: object) -> Path:

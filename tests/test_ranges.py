@@ -536,12 +536,12 @@ def test_options_are_checked_wherever_data_are_read(tmp_path: Path) -> None:
 def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
     import inspect
 
-    for option, kind in option_checks.of(name).items():
+    for option, kind in option_checks.options_of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
         parameter = inspect.signature(data.dataset_module(name).read).parameters.get(option)
         if parameter is not None and parameter.default is not parameter.empty:
             options.check_type(option, kind, parameter.default)
-    assert typing.get_origin(option_checks.of("bp4d")["aus"]) is not None
+    assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None
 
 
 def test_rewards_are_converted() -> None:

@@ -33,12 +33,12 @@ emotions = st.sampled_from(label_spaces.EMOTIONS)
 seeds = st.integers(0, 2**40)
 
 
-@given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMS if f != "labels"]))
+@given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMATS if f != "labels"]))
 def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, form: str) -> None:
     text = rules.write(aus, emotion, form=form, seed=seed)
     answer = answers.parse(text, SPACE, form)
     assert (answer.status, answer.label) == ("strict", emotion)
-    assert answer.aus == (() if not answers.reasons(form) else tuple(sorted(aus)))
+    assert answer.aus == (() if not answers.has_rationale(form) else tuple(sorted(aus)))
     assert answer.negated_aus == ()
     assert text == rules.write(dict(reversed(aus.items())), emotion, form=form, seed=seed)
 
@@ -64,7 +64,7 @@ def test_body_is_the_same_in_every_form(aus: dict, emotion: str, seed: int) -> N
     body = rules.write(aus, emotion, seed=seed, body_only=True)
     for form in ("think_answer", "three_part"):
         assert rules.write(aus, emotion, form=form, seed=seed, body_only=True) == body
-        whole = answers.prefix(body, form) + emotion + answers.SUFFIX[form]
+        whole = answers.completion_prefix(body, form) + emotion + answers.SUFFIX[form]
         assert rules.write(aus, emotion, form=form, seed=seed) == whole
 
 

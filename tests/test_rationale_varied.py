@@ -25,12 +25,12 @@ emotions = st.sampled_from(label_spaces.EMOTIONS)
 seeds = st.integers(0, 2**40)
 
 
-@given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMS if f != "labels"]))
+@given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMATS if f != "labels"]))
 def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, form: str) -> None:
     text = rules.write(aus, emotion, form=form, seed=seed, style="varied")
     answer = answers.parse(text, SPACE, form)
     assert (answer.status, answer.label) == ("strict", emotion)
-    assert answer.aus == (() if not answers.reasons(form) else tuple(sorted(aus)))
+    assert answer.aus == (() if not answers.has_rationale(form) else tuple(sorted(aus)))
     assert answer.negated_aus == ()
     again = rules.write(dict(reversed(aus.items())), emotion, form=form, seed=seed, style="varied")
     assert text == again

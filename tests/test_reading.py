@@ -211,10 +211,10 @@ def test_the_same_messages_come_from_data_sets_and_from_arrow(tmp_path):
 def test_a_wrong_byte_beyond_the_first_block_is_still_named(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "_BLOCK", 7)
     path = write(tmp_path / "a.csv", "ä,b\n" * 5 + "€\n")
-    assert text_files.utf8_source(path) == path
+    assert text_files.open_utf8(path) == path
     write(path, "ä,b\n".encode() * 5 + b"\xe2\x82")
     with pytest.raises(UserError, match=r"line 6: byte .* \(offset 25; no"):
-        text_files.utf8_source(path)
+        text_files.open_utf8(path)
 
 
 def test_files_that_were_joined_keep_no_marks(tmp_path):
@@ -238,9 +238,9 @@ def test_a_pipe_is_no_table_and_no_picture(tmp_path):
         os.mkfifo(tmp_path / name)
     assert "is not a regular file" in failure(tmp_path / "t.csv")
     with pytest.raises(OSError, match="is not a regular file"):
-        sources.content(str(tmp_path / "pipe.png"))
+        sources.read_content(str(tmp_path / "pipe.png"))
     with pytest.raises(OSError, match="is not a regular file"):
-        sources.content("/dev/zero")
+        sources.read_content("/dev/zero")
     listed = text(tmp_path / "pipes.csv", "image,emotion", "pipe.png,sad", "/dev/zero,sad")
     report = check.check("table", listed, progress=False)
     assert list(report["unreadable"]) == ["pipe.png", "/dev/zero"]
@@ -416,7 +416,7 @@ def test_a_name_that_looks_like_a_null_word_stays(tmp_path):
     path = table(tmp_path, "image,emotion\n0.png,none\n1.png,sad\n")
     assert emotions(path, labels={"none": "neutral"}) == ["neutral", "sadness"]
     faces(tmp_path / "f", "none/0.png")
-    assert "'none', which is no emotion" in failure(tmp_path / "f")
+    assert "'none', which is not one of anger" in failure(tmp_path / "f")
 
 
 @pytest.mark.parametrize("three", ["3", "3.0", "3.", " 3 ", "3e0", "+3", "03", "3.00"])
@@ -471,14 +471,14 @@ def test_other_words_of_people_are_mapped_or_refused(tmp_path):
     rows = data.load("table", path, words=words)
     assert rows["gender"] == ["male", "female"] and rows["race"] == [None, "White"]
     assert rows["age_group"] == ["20-29", None]
-    assert "line 2: 'gender' is '0', which is no gender of female, male: map it" in failure(path)
+    assert "line 2: 'gender' is '0', which is not one of female, male: map it" in failure(path)
     message = failure(path, words={"gender": {0: "male", 1: "female"}})
-    assert "'Mixed', which is no race" in message and "columns={'race': None}" in message
+    assert "'Mixed', which is not one of " in message and "columns={'race': None}" in message
     rows = data.load("table", path, words={"gender": words["gender"]}, columns={"race": None})
     assert rows["race"] == [None, None]
     assert "words='sex': use one of 'gender'" in failure(path, words={"sex": {}})
     message = failure(path, words={"gender": {0: "masculine"}})
-    assert "words maps 0 to 'masculine', which is no gender: use one of female, male" in message
+    assert "words maps 0 to 'masculine' for gender: use one of female, male" in message
 
 
 def test_a_column_named_id_is_the_rows_and_id_in_capitals_may_be_a_persons(tmp_path):

@@ -222,7 +222,7 @@ def test_no_code_of_a_clip_is_run(clip_base: Path, tmp_path: Path) -> None:
         text = plain["model_cfg"]["text_cfg"] | words
         changed = plain | {"model_cfg": plain["model_cfg"] | {"text_cfg": text}}
         path.write_text(json.dumps(changed))
-        assert "CLIP" in failure(lambda: model.load(folder))
+        assert "CLIP" in failure(lambda: model.load_clip(folder))
 
 
 CLIP_DAMAGES = ["missing", "empty", "cut", "folder", "bytes", "list", "deep"]

@@ -14,7 +14,7 @@ from PIL import Image
 from vlmface import data, facs
 from vlmface.cli import main
 from vlmface.data import check
-from vlmface.data.rows import pictures
+from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.label_spaces import EMOTIONS
 from vlmface.schema import FaceSample
@@ -148,7 +148,7 @@ def test_the_mesh_moves_where_a_frame_has_units(drawn):
     sample = next(s for s in drawn if s.label == "happiness" and s.apex == 8)
     rest = model.neutral(sample.face.identity)
     moved = [
-        np.abs(render(face, 32, rest=rest).moved - rest)[model.masks["lips"] > 0.5].max()
+        np.abs(render(face, 32, rest_pose=rest).moved - rest)[model.masks["lips"] > 0.5].max()
         for face in clips.faces(sample)
     ]
     assert np.argmax(moved) in np.flatnonzero(sample.shows_label())
@@ -159,7 +159,7 @@ def test_shared_work_changes_nothing():
     sample = clips.draw(0, "test", 2)
     rest = head_model().neutral(sample.face.identity)
     for face in clips.faces(sample)[::5]:
-        assert render(face, 48, rest=rest).jpeg == render(face, 48).jpeg
+        assert render(face, 48, rest_pose=rest).jpeg == render(face, 48).jpeg
 
 
 # --- the data set ---------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_rows_are_valid_and_say_what_was_drawn(cache):
         else:
             assert meta["onset"] is meta["apex"] is meta["offset"] is None
         assert len(meta["brief"]) == len(truth.brief)
-    middle = pictures(rows)[3]["image"]["bytes"]
+    middle = with_still_images(rows)[3]["image"]["bytes"]
     shown = np.asarray(Image.open(io.BytesIO(middle)).convert("RGB"))
     assert (shown == np.asarray(rows[3]["frames"][8])).all()
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlmface import data, facs
 from vlmface.data import check
-from vlmface.data.crops import Crop, cut
+from vlmface.data.crops import View, render_view
 from vlmface.errors import UserError
 from vlmface.label_spaces import SPACES
 from vlmface.schema import FaceSample
@@ -188,7 +188,7 @@ def test_the_cut_out_face_shows_nothing_of_the_object(drawn):
     for sample in drawn[:120]:
         lines = outlines(sample.scene, assemble(sample.scene), SIZE)
         (x0, y0), (x1, y1) = lines["face"].min(0), lines["face"].max(0)
-        half = max(x1 - x0, y1 - y0) * (1 + 2 * Crop().margin) / 2
+        half = max(x1 - x0, y1 - y0) * (1 + 2 * View().margin) / 2
         apart = np.abs(lines["object"] - [(x0 + x1) / 2, (y0 + y1) / 2]).max(1)
         assert apart.min() > half, (sample.scene.object, apart.min() - half)
 
@@ -224,7 +224,7 @@ def test_rows_are_valid_and_say_what_was_drawn(cache):
         assert sample.emotion == scenes.EMOTIONS.get(truth.state)
         assert (sample.valence is None) == (sample.emotion is None)
         assert len(meta["person_box"]) == len(meta["object_box"]) == 4
-        assert cut(sample.image, sample.face_box, Crop(32)).size == (32, 32)
+        assert render_view(sample.image, sample.face_box, View(32)).size == (32, 32)
     assert len(set(rows["subject"])) == 4
 
 

@@ -122,7 +122,7 @@ def test_features_of_the_tower_give_the_loss_of_pixels(predictor: LocalModel) ->
     batch = encode.Collator(processor, family)(encoded)
     batch.pop("labels")
     stored = [[{"bytes": png(one), "path": None} for one in row] for row in ROWS]
-    rows = Dataset.from_dict({"shown": stored, "image": [row[0] for row in stored],
+    rows = Dataset.from_dict({"images": stored, "image": [row[0] for row in stored],
                               "row": [4, 7, 5]})  # fmt: skip
     features = all_tower_features(predictor.model, family, rows, processor)
     assert {number: len(own) for number, own in features.items()} == {4: 2, 7: 2, 5: 2}

@@ -1,9 +1,9 @@
 """Descriptions of action units in words, and whether the words around an AU describe that unit:
 "The brows are raised (AU4)" do not.
 
-A small reading of parts of the face and of where they move, made to be sure rather than complete:
-a mention is only called wrong if its words name a movement against the unit's own and none with it,
-or if they speak of the other half of the face alone.
+The check recognises parts of the face and their movements. It is precise rather than complete: a
+mention is only called wrong if its words name a movement that contradicts the unit's own and none
+that fits it, or if they name parts of the other half of the face alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ _UPPER, _LOWER = {"brow", "eye"}, {"corner", "upper lip", "lower lip", "mouth", 
 _BETWEEN = {"cheek", "nose"}  # part of either half
 
 _PARTS = {
-    "corner": r"(?:lips?|mouth)(?:'s)?[\s-]corners?|corners?\s+of\s+(?:the|his|her|their|both)\s+"
-              r"(?:lips?|mouth)|corners",
+    "corner": (
+        r"(?:lips?|mouth)(?:'s)?[\s-]corners?|corners?\s+of\s+(?:the|his|her|their|both)\s+"
+        r"(?:lips?|mouth)|corners"
+    ),
     "upper lip": r"upper\s+lip",
     "lower lip": r"(?:lower|bottom)\s+lip",
     "mouth": r"lips?|mouth",
@@ -28,18 +30,26 @@ _PARTS = {
     "nose": r"nose|nostrils?|nasolabial(?:\s+folds?)?",
     "chin": r"chin",
     "jaw": r"(?:lower\s+)?jaw",
-}  # fmt: skip
+}
 _MOVES = {
-    "up": r"rais(?:e|es|ed|ing|er)|rise|rises|risen|rising|lift(?:s|ed|ing)?|up|upwards?|upturned"
-          r"|elevat\w+|arch(?:es|ed|ing)?",
-    "down": r"lower(?:s|ed|ing|er)?|down|downwards?|downturned|drop(?:s|ped|ping)?|sink\w*|sunk"
-            r"|sag(?:s|ged|ging)?|droop\w*|depress\w*|knit\w*|furrow\w*|frown\w*|together"
-            r"|contract\w*",
-    "open": r"open(?:s|ed|ing)?|wide|widen\w*|part(?:s|ed|ing)?(?!\s+of\b)|apart|agape"
-            r"|gap(?:es|ing)",
-    "shut": r"clos(?:e|es|ed|ing)|shut|narrow\w*|squint\w*|tight\w*|tens\w*|press\w*|squeez\w*"
-            r"|clench\w*|seal\w*|pinch\w*",
-}  # fmt: skip
+    "up": (
+        r"rais(?:e|es|ed|ing|er)|rise|rises|risen|rising|lift(?:s|ed|ing)?|up|upwards?|upturned"
+        r"|elevat\w+|arch(?:es|ed|ing)?"
+    ),
+    "down": (
+        r"lower(?:s|ed|ing|er)?|down|downwards?|downturned|drop(?:s|ped|ping)?|sink\w*|sunk"
+        r"|sag(?:s|ged|ging)?|droop\w*|depress\w*|knit\w*|furrow\w*|frown\w*|together"
+        r"|contract\w*"
+    ),
+    "open": (
+        r"open(?:s|ed|ing)?|wide|widen\w*|part(?:s|ed|ing)?(?!\s+of\b)|apart|agape"
+        r"|gap(?:es|ing)"
+    ),
+    "shut": (
+        r"clos(?:e|es|ed|ing)|shut|narrow\w*|squint\w*|tight\w*|tens\w*|press\w*|squeez\w*"
+        r"|clench\w*|seal\w*|pinch\w*"
+    ),
+}
 _WORD = re.compile(
     "|".join(
         rf"(?P<{kind}_{i}>\b(?:{pattern})\b)"
@@ -80,9 +90,9 @@ MENTION = re.compile(r"\bAU\s?0?(\d{1,2})\b", re.IGNORECASE)
 def contradictions(text: str) -> list[tuple[int, str]]:
     """(AU, the words that do not describe it) for each mention that is described wrongly, in order.
 
-    Only mentions such as "AU4" are looked at; what a text says of the face without a number is not.
+    Only mentions such as "AU4" are checked, not statements about the face without a number.
     """
-    found = []
+    wrong = []
     for sentence in re.split(r"(?<=[.!?;])\s+|\n+", text):
         mentions = list(MENTION.finditer(sentence))
         start = 0
@@ -97,8 +107,8 @@ def contradictions(text: str) -> list[tuple[int, str]]:
             start = mention.end() + (bracket.end() if bracket else 0)
             au = int(mention[1])
             if au in facs.AUS and _is_wrong(au, spans):
-                found.append((au, " ".join(" ".join(spans).strip(" ,:()[]").split())))
-    return found
+                wrong.append((au, " ".join(" ".join(spans).strip(" ,:()[]").split())))
+    return wrong
 
 
 def _is_wrong(au: int, spans: list[str]) -> bool:
@@ -115,9 +125,9 @@ def _is_wrong(au: int, spans: list[str]) -> bool:
         half = _UPPER | _LOWER
     if parts and not parts & (half | _BETWEEN):
         return True
-    own, with_it, against = _UNITS.get(au, (set(), set(), set()))
-    described = {move for part, move in moves if part in own}
-    return bool(described & against) and not described & with_it
+    moved_parts, consistent, contradicting = _UNITS.get(au, (set(), set(), set()))
+    described = {move for part, move in moves if part in moved_parts}
+    return bool(described & contradicting) and not described & consistent
 
 
 def _read(span: str) -> Iterator[tuple[str, str | None]]:
@@ -147,15 +157,18 @@ def _read(span: str) -> Iterator[tuple[str, str | None]]:
 
 
 def from_cue(au: int) -> tuple[str, ...]:
-    """The catalogue's own cue of an AU, with a place for the intensity."""
+    """The cue of an AU, with a placeholder for the intensity."""
     return (re.sub(r" (is|are) ", r" \1{how} ", facs.AUS[au].cue, count=1),)
 
 
 CLAUSES: dict[int, tuple[str, ...]] = {
     1: ("the inner brows are{how} raised", "the inner brows rise{how}"),
     2: ("the outer brows are{how} raised", "the outer brows rise{how}"),
-    4: ("the brows are{how} lowered", "the brows are{how} drawn together",
-        "the brows are{how} pulled down"),
+    4: (
+        "the brows are{how} lowered",
+        "the brows are{how} drawn together",
+        "the brows are{how} pulled down",
+    ),
     5: ("the upper lids are{how} raised", "the eyes are{how} widened"),
     6: ("the cheeks are{how} raised", "the cheeks are{how} lifted"),
     7: ("the lids are{how} tightened", "the lids are{how} tensed"),
@@ -177,5 +190,5 @@ CLAUSES: dict[int, tuple[str, ...]] = {
     28: ("the lips are{how} sucked in", "the lips are{how} rolled in"),
     34: ("the cheeks are{how} puffed out", "the cheeks are{how} puffed"),
     43: ("the eyes are{how} closed", "the eyes are{how} shut"),
-}  # fmt: skip
+}
 CLAUSES |= {au: from_cue(au) for au in facs.AUS if au not in CLAUSES}

@@ -180,8 +180,8 @@ def load_rows(
     views: crops.Views = (),
     frames: int = 1,
 ) -> datasets.Dataset:
-    """The benchmark's rows as `crop_cache.shown` makes them, images as stored without views; `n`
-    takes another number of them (not comparable with published results)."""
+    """The benchmark's rows as `crop_cache.apply_views` makes them, images as stored without views;
+    `n` takes another number of them (not comparable with published results)."""
     options = benchmark.protocol | ({"n": n} if n is not None else {})
     rows = data.load(benchmark.dataset, root, benchmark.split, **options)
-    return crop_cache.shown(rows, views, frames)
+    return crop_cache.apply_views(rows, views, frames)

@@ -47,7 +47,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         options=data.parse_options(arguments.name, arguments.option),
     )
-    print(printable(check.text(report), lines=True))
+    print(printable(check.format_report(report), lines=True))
     print(f"\nlook at {output / 'sheet.png'}; all of it is in {output / 'check.json'}")
     return 1 if report["errors"] else 0
 
@@ -56,15 +56,17 @@ def _data_crop(arguments: argparse.Namespace) -> int:
     from vlmface import data
     from vlmface.data import crop_cache, crops
 
-    crop = crops.Crop(arguments.size, arguments.margin, arguments.find, arguments.show)
+    crop = crops.View(arguments.size, arguments.margin, arguments.find, arguments.show)
     options = data.parse_options(arguments.name, arguments.option)
     for split in arguments.split or data.splits_of(arguments.name, arguments.root, **options):
         rows = data.load(arguments.name, arguments.root, split, **options)
-        faces = crop_cache.cached(rows, crop, workers=arguments.workers)
+        faces = crop_cache.cache_view(rows, crop, workers=arguments.workers)
         if arguments.sheet:
-            crop_cache.draw(faces, arguments.sheet.with_stem(f"{arguments.sheet.stem}-{split}"))
+            crop_cache.write_contact_sheet(
+                faces, arguments.sheet.with_stem(f"{arguments.sheet.stem}-{split}")
+            )
         print(f"{arguments.name}, {split}: {len(faces):,} rows in {crop.folder}")
-    print(f"train on them: --crop {json.dumps(crops.as_dict([crop]))!r}")
+    print(f"train on them: --crop {json.dumps(crops.views_as_dict([crop]))!r}")
     return 0
 
 

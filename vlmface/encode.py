@@ -139,8 +139,8 @@ def _tokenize(tokenizer: Any, text: str, special: bool) -> list[int]:
 class Collator:
     """Rows -> a batch of tensors, padded on the right for training, on the left for generation.
 
-    A row is what `encode` makes of it; or that of `encode_text` and an `image`, or several that it
-    has `shown`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
+    A row is what `encode` makes of it; or that of `encode_text` and an `image`, or several
+    `images`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
     number `row`, if it has one, is passed on, its `length` is not.
     """
 

@@ -59,7 +59,7 @@ class Manifest:
         data: {"name", "split", "n", "options", "fingerprint"} of the training data.
         seed: Of training.
         limits: What the model must not be used for, for readers of its answers.
-        crop: The view of a picture (`data.crops.Crop`), null for the whole picture, a list for
+        crop: The view of a picture (`data.crops.View`), null for the whole picture, a list for
             several views.
         frames: Frames of a clip, for each view.
         faces: "largest": its pictures are faces, and in a photograph the largest face is detected;

@@ -134,12 +134,12 @@ class Prompt:
     @property
     def reasons(self) -> bool:
         """Whether a rationale is asked for before the labels."""
-        return answers.reasons(self.form)
+        return answers.has_rationale(self.form)
 
     @property
     def several(self) -> bool:
         """Whether all labels that apply are asked for."""
-        return self.form in answers.SEVERAL
+        return self.form in answers.MULTI_LABEL_FORMATS
 
     def truth(self, sample: FaceSample) -> tuple[str, ...]:
         """The labels that an answer about the sample should give; () if it is not annotated, or
@@ -154,7 +154,7 @@ class Prompt:
 
     def answer_prefix(self, rationale: str) -> str:
         """The completion up to where the label starts: labels are scored after it."""
-        return answers.prefix(rationale, self.form)
+        return answers.completion_prefix(rationale, self.form)
 
     def wrap(self, rationale: str, label: str) -> str:
         """A completion in the prompt's form; several labels as `answers.listed` has them."""
@@ -181,7 +181,7 @@ class Prompt:
                 f"write it with vlmface.rationale.rules or use a prompt of form "
                 f"{'labels' if self.several else 'label'!r}"
             )
-        text = self.wrap(sample.rationale or "", answers.listed(labels))
+        text = self.wrap(sample.rationale or "", answers.join_labels(labels))
         read = self.parse(text)
         if (read.status, read.labels) != ("strict", labels):
             raise UserError(
@@ -255,9 +255,10 @@ def load(id_or_path: str | Path) -> Prompt:
                 f"the prompt {path}: {key!r} is {content[key]!r}, but must be {kind.__name__}"
             )
     check_id(content["id"], path)
-    if content["form"] not in answers.FORMS:
+    if content["form"] not in answers.FORMATS:
         raise UserError(
-            f"the prompt {path}: form is {content['form']!r}, use one of {', '.join(answers.FORMS)}"
+            f"the prompt {path}: form is {content['form']!r}, use one of "
+            f"{', '.join(answers.FORMATS)}"
         )
     if not 1 <= content.get("images", 1) <= _MOST_IMAGES:
         raise UserError(
@@ -269,7 +270,9 @@ def load(id_or_path: str | Path) -> Prompt:
     prompt = Prompt(**content)
     prompt.messages()
     if prompt.space.several != prompt.several:
-        fitting = [f for f in answers.FORMS if (f in answers.SEVERAL) == prompt.space.several]
+        fitting = [
+            f for f in answers.FORMATS if (f in answers.MULTI_LABEL_FORMATS) == prompt.space.several
+        ]
         raise UserError(
             f"the prompt {path}: form is {prompt.form!r}, but a face has "
             f"{'several labels' if prompt.space.several else 'one label'} of {prompt.space.id}: "

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface import benchmarks, facs, prompts
-from vlmface.answers import listed
+from vlmface.answers import join_labels
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
@@ -116,7 +116,7 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
     benchmark, prompt = _benchmark(doc["benchmark"]), _prompt(doc["prompt"])
     row = {"truth": json.loads(doc["truth"])}
     if prompt.several:
-        return listed(multilabel.true(row) or ())
+        return join_labels(multilabel.true(row) or ())
     label = metrics.truth(row, prompt.space) if benchmark.spaces else None
     present, _ = metrics.true_aus(row, answering.au_set(benchmark, prompt)) or ((), ())
     words = [] if label is None else [label]

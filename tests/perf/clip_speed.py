@@ -41,7 +41,7 @@ def faces(folder: Path, n: int) -> tuple[Any, list[str]]:
 
     kept, said = [], []
     for row in dataset.load("train", n=2 * n).cast(features()):
-        caption = captions.write(FaceSample.from_row(row), ["attributes", "aus"], 0)
+        caption = captions.write_caption(FaceSample.from_row(row), ["attributes", "aus"], 0)
         if caption is None or caption in said or len(kept) == n:
             continue
         path = folder / f"{row['id']}.jpg"
@@ -107,8 +107,8 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
             epochs=EPOCHS, learning_rate=RATE, schedule="constant", logging_steps=1,
             save_steps=10_000,
         )  # fmt: skip
-        clip = model.load(folder)
-        pairs = contrastive.Pairs(clip, [[i] for i in range(len(said))], said, settings)
+        clip = model.load_clip(folder)
+        pairs = contrastive.ContrastivePairs(clip, [[i] for i in range(len(said))], said, settings)
         data = trainer.Squares(rows, clip, settings.cache_gib)
         plain, trainer.ClipTrainer = trainer.ClipTrainer, InOrder  # type: ignore[misc]
         try:
@@ -179,14 +179,14 @@ def main() -> None:
 
     from vlmface import label_texts
     from vlmface.clip import model
-    from vlmface.data.rows import pictures
+    from vlmface.data.rows import with_still_images
 
     n = words.faces // BATCH * BATCH  # theirs drops what does not fill a batch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model.save(model.load(model.TINY), folder)
+        model.save_clip(model.load_clip(model.TINY), folder)
         rows, said = faces(folder, n)
-        rows = pictures(rows)
+        rows = with_still_images(rows)
         asked = label_texts.load("clip_signs")
         labels = list(asked.space.labels)
         truth = [labels.index(emotion) for emotion in rows["emotion"]]

@@ -1,19 +1,20 @@
-"""Model text -> Answer: the only parser, and the home of the answer forms it reads.
+"""Model text -> Answer: the only parser, and the answer formats that it reads.
 
-Rewards, metrics, tables and the demo all read this one result. A label is given in two cases only:
+Rewards, metrics, tables and the demo all use this one result. A label is given in two cases only:
 
-- strict: the text is exactly the asked form and holds a label of the space, letter by letter;
-- lenient: the text breaks the form, but states one label by a rule that cannot be wrong: the place
-  of the answer holds a label or alias and nothing else, or a clause built of nothing but filler
-  words and the label ("The person looks happy"), while no other label is in play.
+- strict: the text has exactly the requested format and contains a label of the space, letter by
+  letter;
+- lenient: the text breaks the format, but states one label by a rule that cannot be wrong: the
+  place of the answer contains a label or alias and nothing else, or a clause that consists of
+  filler words and the label ("The person looks happy"), and no other label is mentioned.
 
 Everything else is ambiguous (labels compete, or one is mentioned and not stated), refused or none.
 
-The forms of SEVERAL ask for all the labels that apply, "Engagement, Happiness". Strict is a list of
+MULTI_LABEL_FORMATS are for all the labels that apply, "Engagement, Happiness". Strict is a list of
 labels, each once, in any order; lenient a list in other letters or with other separators, or
-between filler words ("The person feels engagement and happiness"). One word that is no label, a
-negation, an "or" or a question, and nothing of the list counts: what was meant by the rest would be
-a guess.
+between filler words ("The person feels engagement and happiness"). If the list contains a word that
+is not a label, a negation, an "or" or a question, no label counts, because the intended ones could
+only be guessed.
 """
 
 from __future__ import annotations
@@ -23,21 +24,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmface.answers import au_mentions, notations
-from vlmface.answers.au_mentions import clean
+from vlmface.answers.au_numbers import normalise_characters
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace, normalise
 
-FORMS = ("think_answer", "three_part", "label", "labels", "think_labels")
-SEVERAL = ("labels", "think_labels")
+FORMATS = ("think_answer", "three_part", "label", "labels", "think_labels")
+MULTI_LABEL_FORMATS = ("labels", "think_labels")
 STATUSES = ("strict", "lenient", "ambiguous", "refused", "none")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`labels` are those that count, in the order of their space: () unless `status` is strict or
-    lenient, then one, or in a form of SEVERAL one at least. `label` is the only one, None where
-    there are none or several. `aus` are the action units that the text says are there,
-    `negated_aus` those it says are not (both sorted and disjoint)."""
+    """What a text answers.
+
+    Attributes:
+        label: the only label; None if there are none or several.
+        aus: action units that the text affirms, sorted.
+        status: one of STATUSES.
+        rationale: the text that is not the answer.
+        negated_aus: action units that the text denies, sorted; none of them is in `aus`.
+        labels: in the order of their space; () unless `status` is strict or lenient. Several of
+            them only in MULTI_LABEL_FORMATS.
+    """
 
     label: str | None
     aus: tuple[int, ...]
@@ -51,18 +59,22 @@ class Answer:
             object.__setattr__(self, "labels", (self.label,))
 
     @property
-    def said(self) -> str | None:
-        """The labels as a text for people, None if there are none."""
-        return listed(self.labels) or None
+    def text_labels(self) -> str | None:
+        """The labels as one text; None if there are none."""
+        return join_labels(self.labels) or None
 
 
 # --- the forms, written --------------------------------------------------------------------------
 
 SUFFIX = {
-    "think_answer": "</answer>", "three_part": "", "label": "",
-    "labels": "", "think_labels": "</answer>",
-}  # fmt: skip
-_FRAME = {"labels": "label", "think_labels": "think_answer"}  # the form that is like it for one
+    "think_answer": "</answer>",
+    "three_part": "",
+    "label": "",
+    "labels": "",
+    "think_labels": "</answer>",
+}
+# The format for one label with the same frame.
+_FRAME = {"labels": "label", "think_labels": "think_answer"}
 _SEPARATOR = ", "
 _OBSERVED, _OVERALL, _CONCLUDED = (
     f"**{heading}:**"
@@ -70,31 +82,31 @@ _OBSERVED, _OVERALL, _CONCLUDED = (
 )
 
 
-def reasons(form: str) -> bool:
-    """Whether a rationale stands before the labels."""
+def has_rationale(form: str) -> bool:
+    """Whether a rationale comes before the labels."""
     return _FRAME.get(form, form) != "label"
 
 
 def has_think(form: str) -> bool:
-    """Whether the rationale stands between <think> tags."""
+    """Whether the rationale is between <think> tags."""
     return _FRAME.get(form, form) == "think_answer"
 
 
-def listed(labels: Sequence[str]) -> str:
-    """Labels as the forms of SEVERAL have them."""
+def join_labels(labels: Sequence[str]) -> str:
+    """Labels as MULTI_LABEL_FORMATS write them."""
     return _SEPARATOR.join(labels)
 
 
-def prefix(rationale: str, form: str) -> str:
-    """The completion up to where the label starts. In the three-part form (ExpLLM) the last
-    sentence of a plain rationale is the interpretation and the rest are the observations."""
+def completion_prefix(rationale: str, form: str) -> str:
+    """The completion up to where the label starts. In the three-part format (ExpLLM) the last
+    sentence of a plain rationale is the interpretation and the others are the observations."""
     rationale, form = rationale.strip(), _FRAME.get(form, form)
     if form == "label":
         return ""
     if form == "think_answer":
         return f"<think>{rationale}</think>\n<answer>"
     if form != "three_part":
-        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMS)}")
+        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
     if _OBSERVED not in rationale:
         observed, _, overall = rationale.rpartition(". ")
         observed = f"{observed}." if observed else rationale
@@ -102,12 +114,12 @@ def prefix(rationale: str, form: str) -> str:
     return f"{rationale}\n{_CONCLUDED} "
 
 
-def pattern(space: LabelSpace, form: str) -> str:
-    """A regular expression that only strict answers match, for servers that can be held to one. It
-    needs no look-around and no flags. Several labels come in the order of the space, as in the
-    targets: so none comes twice."""
+def constraint_regex(space: LabelSpace, form: str) -> str:
+    """A regular expression that only strict answers match, for guided decoding. It uses neither
+    look-around nor flags. Several labels come in the order of the space, as in the targets, so each
+    occurs at most once."""
     words = [re.escape(label) for label in space.labels]
-    if form in SEVERAL:
+    if form in MULTI_LABEL_FORMATS:
         more = [f"(?:{_SEPARATOR}{word})?" for word in words]
         words = [word + "".join(more[i:]) for i, word in enumerate(words, 1)]
     labels, form = "|".join(words), _FRAME.get(form, form)
@@ -158,26 +170,34 @@ _REFUSAL = re.compile(
 
 
 def parse(text: str, space: LabelSpace, form: str) -> Answer:
-    """Read `text` as an answer in `form` with a label of `space`. Never raises on any text; raises
-    UserError for an unknown form."""
-    if form not in FORMS:
-        raise UserError(f"there is no answer form {form!r}: use one of {', '.join(FORMS)}")
-    several = form in SEVERAL
+    """Read a text as an answer.
+
+    Args:
+        text: any text.
+        space: the labels to read.
+        form: one of FORMATS.
+
+    Raises:
+        UserError: the format is unknown. No text raises an error.
+    """
+    if form not in FORMATS:
+        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
+    several = form in MULTI_LABEL_FORMATS
     match = _STRICT[_FRAME.get(form, form)].fullmatch(text.strip())
     words = match[2].strip() if match else ""
-    found = words.split(_SEPARATOR) if several else [words]
-    if match and set(found) <= set(space.labels) and len(set(found)) == len(found):
-        labels, status, rationale = set(found), "strict", match[1]
+    candidates = words.split(_SEPARATOR) if several else [words]
+    if match and set(candidates) <= set(space.labels) and len(set(candidates)) == len(candidates):
+        labels, status, rationale = set(candidates), "strict", match[1]
     else:
-        labels, status, rationale = _lenient(clean(text), space, several)
+        labels, status, rationale = _lenient(normalise_characters(text), space, several)
     present, negated = mentioned_aus(text)
     ordered = tuple(label for label in space.labels if label in labels)
     label = ordered[0] if len(ordered) == 1 else None
     return Answer(label, present, status, rationale.strip(), negated, ordered)
 
 
-def follows(text: str, space: LabelSpace, form: str) -> bool:
-    """Whether the text has the form for one label, in whatever letters its label is."""
+def matches_format(text: str, space: LabelSpace, form: str) -> bool:
+    """Whether the text has the format for one label, in any spelling that the space accepts."""
     match = _STRICT[form].fullmatch(text.strip())
     return match is not None and space.canonical(match[2]) is not None
 
@@ -185,26 +205,26 @@ def follows(text: str, space: LabelSpace, form: str) -> bool:
 def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:
     """(labels, status, rationale)."""
     decide = _decide_several if several else _decide
-    thought, answers, rest = regions(text)
-    before, *concluded = _CONCLUSION.split(rest)
+    rationale, answers, outside = split_tags(text)
+    before, *concluded = _CONCLUSION.split(outside)
     if not answers and any(part.strip() for part in concluded):
-        answers, rest = concluded, before
+        answers, outside = concluded, before
     if answers:
-        found = [decide(answer, space) for answer in answers if answer.strip()]
-        readings = {frozenset(labels) for labels, _ in found if labels}
-        statuses = {status for _, status in found} - {"none"}
+        decisions = [decide(answer, space) for answer in answers if answer.strip()]
+        readings = {frozenset(labels) for labels, _ in decisions if labels}
+        statuses = {status for _, status in decisions} - {"none"}
         if statuses == {"lenient"} and len(readings) == 1:
-            return set(readings.pop()), "lenient", thought or rest
+            return set(readings.pop()), "lenient", rationale or outside
         if statuses == {"refused"}:
-            return set(), "refused", thought or rest
-        return set(), "ambiguous" if statuses else "none", thought or rest
-    # No answer was marked. What was only thought is no answer; the rest of the text may be one.
-    labels, status = decide(rest, space)
-    bare = _listed(rest, space) if several else space.canonical(rest)
-    return labels, status, thought or ("" if bare else rest)
+            return set(), "refused", rationale or outside
+        return set(), "ambiguous" if statuses else "none", rationale or outside
+    # No answer was marked. The text between <think> tags is not an answer; the other text may be.
+    labels, status = decide(outside, space)
+    bare = _listed(outside, space) if several else space.canonical(outside)
+    return labels, status, rationale or ("" if bare else outside)
 
 
-def regions(text: str) -> tuple[str, list[str], str]:
+def split_tags(text: str) -> tuple[str, list[str], str]:
     """(inside think, the pieces inside answer tags, outside both); the innermost tag decides, a
     missing closing tag ends with the text, a missing opening <think> was part of the prompt."""
     tags = list(_TAG.finditer(text))
@@ -252,14 +272,16 @@ _WORD = re.compile(r"[^\W_]+(?:[-\u2013'][^\W_]+)*")
 
 # "happiness (95%)", "anger (confidence: 0.9)"; less than half is not what the writer believes.
 _SHARE = re.compile(
-    r"[(\[]?(?:(?:with\s)?(?:a\s)?\b(?:confidence|probability|certainty|likelihood|score)\s*(?:of|is|[:=])?"
+    r"[(\[]?(?:(?:with\s)?(?:a\s)?\b(?:confidence|probability|certainty|likelihood"
+    r"|score)\s*(?:of|is|[:=])?"
     r"\s*(?:(?:100|[5-9]\d)(?:\.\d+)?\s*%|1\.0+|0?\.[5-9]\d*)"
-    r"|(?<=[(\[])(?:1\.0+|0?\.[5-9]\d*)(?=[)\]])|(?:100|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
+    r"|(?<=[(\[])(?:1\.0+|0?\.[5-9]\d*)(?=[)\]])|(?:100"
+    r"|[5-9]\d)(?:\.\d+)?\s*%(?:\s+(?:confidence|confident|sure|certain|probability))?)\s*[)\]]?"
     r"(?=[^\w\n]*(?:$|\n))",
     re.IGNORECASE,
 )
 _CROSS, _TICK = (re.compile(f"[{marks}]\ufe0f?") for marks in (notations.NO, notations.YES))
-# "It is hard to say, but she looks sad" is an answer, "I cannot say" is none.
+# "It is hard to say, but she looks sad" is an answer, "I cannot say" is not.
 _HEDGE = re.compile(r"(?:difficult|hard)\s+to", re.IGNORECASE)
 
 
@@ -272,8 +294,10 @@ def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
         return {whole}, "lenient"
     refusal = _REFUSAL.search(text)
     if refusal and _HEDGE.match(refusal[0]):
-        rest = _without_hedge(text)
-        labels, status = _decide(rest, space) if rest.strip() != text.strip() else (set(), "")
+        unhedged = _without_hedge(text)
+        labels, status = (
+            _decide(unhedged, space) if unhedged.strip() != text.strip() else (set(), "")
+        )
         return (labels, status) if labels else (set(), "refused")
     if refusal:
         return set(), "refused"
@@ -292,13 +316,13 @@ def _decide_marked(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Of a text with check marks: the labels of crossed lines are refuted."""
     lines = [line for line in text.split("\n") if line.strip()]
     crossed = [line for line in lines if _CROSS.search(line)]
-    kept = [_TICK.sub("", line) for line in lines if not _CROSS.search(line)]
+    remaining = [_TICK.sub("", line) for line in lines if not _CROSS.search(line)]
     if any(_TICK.search(line) for line in crossed):
         return set(), "ambiguous"
     refuted = {label for line in crossed for label in _labels(line, space)}
-    if not kept:
+    if not remaining:
         return set(), "none" if len(refuted) < 2 else "ambiguous"
-    labels, status = _decide("\n".join(kept), space)
+    labels, status = _decide("\n".join(remaining), space)
     return (set(), "ambiguous") if labels & refuted else (labels, status)
 
 
@@ -330,19 +354,19 @@ def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
 
 
 def _one_statement(clauses: Sequence[tuple[list[str], list[str], list[str]]]) -> bool:
-    """Whether clauses (other words, labels, refuted labels) say one label and nothing else, or
-    first say it and then that it is none of others."""
+    """Whether clauses (other words, labels, refuted labels) state one label and nothing else, or
+    first state it and then refute others."""
     if len(clauses) == 1:
         return True
-    said = False
+    label_stated = False
     for others, named, refuted in clauses:
-        if not named and refuted and not said:
+        if not named and refuted and not label_stated:
             return False
         if not named and not refuted and not _EQUATING.issuperset(others):
             return False
         if not _is_plain(others, named, refuted):
             return False
-        said = said or bool(named)
+        label_stated = label_stated or bool(named)
     return True
 
 
@@ -392,7 +416,7 @@ def _decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
 
 def _listed(text: str, space: LabelSpace) -> set[str]:
     """The labels of a text that is a list of labels and nothing else; else none."""
-    found: set[str] = set()
+    labels: set[str] = set()
     for line in text.split("\n"):
         for piece in _DIVIDERS.split(_ITEM.sub("", line)):
             if not normalise(piece):
@@ -400,14 +424,14 @@ def _listed(text: str, space: LabelSpace) -> set[str]:
             label = space.canonical(piece)
             if label is None:
                 return set()
-            found.add(label)
-    return found if "?" not in text else set()
+            labels.add(label)
+    return labels if "?" not in text else set()
 
 
 def _read_clause(
     clause: str, space: LabelSpace
 ) -> tuple[list[str], list[str], list[str], list[str]]:
-    """(words, those that are no labels, labels, labels right behind a negation)."""
+    """(words, those that are not labels, labels, labels right behind a negation)."""
     words = _WORD.findall(clause.casefold())
     others: list[str] = []
     named: list[str] = []
@@ -456,6 +480,6 @@ def _fold_labels(words: list[str], space: LabelSpace) -> list[str | tuple[str]]:
 
 
 def mentioned_aus(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(AUs that the text says are present, AUs that it says are absent), sorted and disjoint; see
-    `au_mentions`. Numbers that FACS does not have count as neither."""
-    return au_mentions.read(_TAG.sub("\n", clean(text)))
+    """(AUs that the text affirms, AUs that it denies), sorted and disjoint; see `au_mentions`.
+    Numbers that are not in FACS count as neither."""
+    return au_mentions.read(_TAG.sub("\n", normalise_characters(text)))

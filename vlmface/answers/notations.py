@@ -1,5 +1,5 @@
-"""Notations of action units that are no sentences, turned into lines of text: JSON, tables, check
-marks, and lists under a heading. "AU4: no" says of an AU that it is absent.
+"""Notations of action units other than sentences, turned into lines of text: JSON, tables, check
+marks, and lists under a heading. "AU4: no" denies an AU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from vlmface.answers.au_vocabulary import NEGATIVE_HEADING
+
 _PUNCTUATION = str.maketrans(
     {"\u3002": ". ", "\u3001": ", "} | dict.fromkeys("\u300c\u300d\u300e\u300f\u00ab\u00bb", '"')
 )
@@ -17,14 +19,6 @@ YES, NO = (
     "\u2717\u2718\u2715\u2716\u274c\u2612\u274e\u00d7\u2610\U0001f44e\U0001f6ab\U0001f534",
 )
 _NAMES_AU = re.compile(r"(?<![^\W_])(?:AUs?|action\s+units?)[\s_#-]*[LR]?\d", re.IGNORECASE)
-_NEGATIVE = re.compile(
-    r"\b(?:absent|missing|inactive|undetected|unobserved|unseen|excluded|rejected|invisible|zero|ruled\s+out|dormant|denied|unactivated|unengaged|undetectable|nonexistent"
-    r"|negated?|no|none|not(?!\s+only)|without|off|false|deactivated)\b"
-    r"|\bnegatives?(?:\s+(?:aus?|action\s+units?))?\W*$",
-    re.IGNORECASE,
-)
-
-
 _ZERO_LINE = re.compile(
     r"^(AU[\s_-]?\d{1,2}(?:_[rc])?)[ \t]*[,;\t][ \t]*0(?:\.0+)?[ \t]*$", re.I | re.M
 )
@@ -48,7 +42,8 @@ _SHORT = {  # what a text with the short form has in it: the form, and the words
 }
 # "an intensity of 3 for AU12"
 _VALUE_FIRST = re.compile(
-    r"\b(?:intensity|score|value|level|grade)\s+(?:of\s+)?(\d(?:\.\d+)?)\s+(?:for|on)\s+(AU\s?\d{1,2})\b",
+    r"\b(?:intensity|score|value|level|grade)\s+(?:of\s+)?(\d(?:\.\d+)?)\s+(?:for"
+    r"|on)\s+(AU\s?\d{1,2})\b",
     re.IGNORECASE,
 )
 _CLOSED = r"(?=[ \t]*(?:[,;\n|]|$))"
@@ -94,7 +89,7 @@ def as_lines(text: str) -> str:
     if _AU_COLUMNS.search(text):
         lines = _columns(lines)
     text = _check_marks("\n".join(lines))
-    return _under_headings(text) if _NEGATIVE.search(text) else text
+    return _under_headings(text) if NEGATIVE_HEADING.search(text) else text
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -104,7 +99,8 @@ _KEY_BEFORE = re.compile(r"[\"']?\b([A-Za-z]+(?:[_ ][A-Za-z]+){0,2})[\"']?[ \t]*
 _KEY_AU = re.compile(r"\s*(?:AU[\s_-]*)[LR]?0?(\d{1,2})(?:_[rc])?(?:\b|_).*", re.I | re.DOTALL)
 _KEY_LIST = re.compile(r"(?:^|[\W_])(?:aus?|action[\W_]?units?|facs)(?:$|[\W_])", re.IGNORECASE)
 _KEY_STATE = re.compile(
-    r"(?:present|active|activated|detected|visible|observed|intensity|value|score|level|state|status"
+    r"(?:present|active|activated|detected|visible|observed|intensity|value|score|level|state"
+    r"|status"
     r"|activation|is_active|is_present)",
     re.IGNORECASE,
 )
@@ -144,8 +140,10 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
             yield f"AU{number}: {_state(value)}."
             return
         for name, part in value.items():
-            own = name if not name.strip().isdigit() or not _KEY_LIST.search(key) else f"AU{name}"
-            yield from _json_lines(part, own, key)
+            part_key = (
+                name if not name.strip().isdigit() or not _KEY_LIST.search(key) else f"AU{name}"
+            )
+            yield from _json_lines(part, part_key, key)
     elif isinstance(value, list):
         for part in value:
             if isinstance(part, dict | list):
@@ -156,9 +154,9 @@ def _json_lines(value: Any, key: str, parent: str) -> Iterator[str]:
                 named = lists and part.strip().isdigit()
                 yield f"{_prefix(words)}{'AU' if named else ''}{part.strip()}."
     elif match := _KEY_AU.fullmatch(key):
-        told = _word(value)
-        denied = _NEGATIVE.search(parent.replace("_", " ")) is not None
-        yield f"AU{match[1]}: {'?' if denied else told}."
+        state = _word(value)
+        denied = NEGATIVE_HEADING.search(parent.replace("_", " ")) is not None
+        yield f"AU{match[1]}: {'?' if denied else state}."
     elif isinstance(value, str) and _ONLY_AUS.fullmatch(value):
         yield f"{_prefix(words)}{value}."
     elif isinstance(value, str):
@@ -169,7 +167,7 @@ _ONLY_AUS = re.compile(r"\s*AUs?\s?\d{1,2}(?:\s*(?:[,;&+]|and)\s*(?:AU\s?)?\d{1,
 
 
 def _prefix(words: str) -> str:
-    return "Absent: " if _NEGATIVE.search(words) else ""
+    return "Absent: " if NEGATIVE_HEADING.search(words) else ""
 
 
 def _is_number(value: Any) -> bool:
@@ -197,8 +195,11 @@ def _state(record: dict[str, Any]) -> str:
         for name, value in record.items()
         if name.lower() in ("absent", "inactive") and isinstance(value, bool)
     ]
-    denied = {bool(re.fullmatch(r"0(?:\.0+)?|no|none|" + _NEGATIVE.pattern, word, re.I))
-              for word in words if word != "?"}  # fmt: skip
+    denied = {
+        bool(re.fullmatch(r"0(?:\.0+)?|no|none|" + NEGATIVE_HEADING.pattern, word, re.I))
+        for word in words
+        if word != "?"
+    }
     return "?" if len(denied) > 1 or (words and not denied) else "no" if denied == {True} else "yes"
 
 
@@ -238,12 +239,12 @@ def _cells(line: str) -> list[str]:
 
 def _table_rows(lines: list[str]) -> list[str]:
     """Lines with each row of a table as "AU4: value"."""
-    found: list[str] = []
+    rewritten: list[str] = []
     header: list[str] = []
     for number, line in enumerate(lines):
         if "|" not in line:
             header = []
-            found.append(line)
+            rewritten.append(line)
             continue
         cells = _cells(line)
         for i, (name, cell) in enumerate(zip(header, cells, strict=False)):
@@ -259,21 +260,24 @@ def _table_rows(lines: list[str]) -> list[str]:
         columns = [header[i] if i < len(header) else "" for i in named]
         if named and any(map(_ABSENT_COLUMN.match, columns)):
             for i, column in zip(named, columns, strict=True):
-                found.append(f"{'Absent: ' if _ABSENT_COLUMN.match(column) else ''}{cells[i]}.")
+                rewritten.append(f"{'Absent: ' if _ABSENT_COLUMN.match(column) else ''}{cells[i]}.")
         elif len(named) == 1 and len(cells) > 1:
-            found.append(f"{cells[named[0]]}: {_row_value(cells, named[0], header)}.")
-            found += [cell for i, cell in enumerate(cells) if i > named[0] and len(cell.split()) > 2
-                      and not _CELL.fullmatch(cell)]  # fmt: skip
+            rewritten.append(f"{cells[named[0]]}: {_row_value(cells, named[0], header)}.")
+            rewritten += [
+                cell
+                for i, cell in enumerate(cells)
+                if i > named[0] and len(cell.split()) > 2 and not _CELL.fullmatch(cell)
+            ]
         elif sum(bool(_NAMES_AU.match(cell)) for cell in header) > 1:
             pairs = zip(header, cells, strict=False)
-            found += [f"{name}: {value}." for name, value in pairs if _NAMES_AU.match(name)]
+            rewritten += [f"{name}: {value}." for name, value in pairs if _NAMES_AU.match(name)]
         else:
-            found.append(line)
-    return found
+            rewritten.append(line)
+    return rewritten
 
 
 def _row_value(cells: list[str], au: int, header: list[str]) -> str:
-    """What the other cells of a row say of its AU: "yes", "no", or "?" if they disagree."""
+    """The value of a row's AU in the other cells: "yes", "no", or "?" if they disagree."""
     verdicts = set()
     unsure = False
     for i, cell in enumerate(cells):
@@ -288,10 +292,10 @@ def _row_value(cells: list[str], au: int, header: list[str]) -> str:
             continue
         if match["number"] and i < au:
             continue
-        told = not match["no"]
+        present = not match["no"]
         if _ABSENT_COLUMN.search(name) and not _VALUE_COLUMN.search(name.replace("inactive", "")):
-            told = not told
-        verdicts.add(told)
+            present = not present
+        verdicts.add(present)
     if len(verdicts) > 1 or (unsure and not verdicts):
         return "?"
     return "no" if verdicts == {False} else "yes"
@@ -306,26 +310,30 @@ _AU_COLUMNS = re.compile(r"AU[\s_-]?\d{1,2}(?:_[rc])?[\s\"'*]*[,;\t][\s\"'*]*AU"
 
 def _columns(lines: list[str]) -> list[str]:
     """A line of AU names above a line of as many numbers, as OpenFace writes, as "AU4: value"."""
-    found: list[str] = []
+    rewritten: list[str] = []
     names: list[str] = []
     for line in lines:
         cells = [cell.strip(" \"'*") for cell in re.split(r"[,;\t]", line)]
         if sum(bool(_KEY_AU.fullmatch(cell)) for cell in cells) > 1:
             names = cells if all(len(cell) < 16 for cell in cells) else []
-            found.append(line)
+            rewritten.append(line)
             continue
         if names and len(cells) == len(names) and all(map(_CELL.fullmatch, cells)):
-            if found and found[-1] and re.split(r"[,;\t]", found[-1])[0].strip(" \"'*") == names[0]:
-                found.pop()
-            found += [
+            if (
+                rewritten
+                and rewritten[-1]
+                and re.split(r"[,;\t]", rewritten[-1])[0].strip(" \"'*") == names[0]
+            ):
+                rewritten.pop()
+            rewritten += [
                 f"{name}: {value}."
                 for name, value in zip(names, cells, strict=True)
                 if _KEY_AU.fullmatch(name)
             ]
             continue
         names = []
-        found.append(line)
-    return found
+        rewritten.append(line)
+    return rewritten
 
 
 # --- check marks ----------------------------------------------------------------------------------
@@ -372,13 +380,13 @@ _HEADING = re.compile(r"\s*(?:#+\s*(.*)|[-*\u2022\d.\s]*\**([^.!?\n]*?)\**:\**)\
 
 def _under_headings(text: str) -> str:
     """The items below a heading such as "Not observed:" as lines "Absent: AU4 ..."."""
-    found: list[str] = []
+    rewritten: list[str] = []
     denied = False
     empty = True  # whether the heading has no items yet
     for line in text.split("\n"):
         heading = None if _NAMES_AU.search(line) else _HEADING.fullmatch(line)
         if heading:
-            denied = bool(_NEGATIVE.search(heading[1] or heading[2] or ""))
+            denied = bool(NEGATIVE_HEADING.search(heading[1] or heading[2] or ""))
             empty = True
         elif not line.strip():
             denied = denied and empty
@@ -387,5 +395,5 @@ def _under_headings(text: str) -> str:
             empty = False
         else:
             denied = False
-        found.append(line)
-    return "\n".join(found)
+        rewritten.append(line)
+    return "\n".join(rewritten)

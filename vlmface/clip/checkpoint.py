@@ -13,7 +13,7 @@ def names(module: nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def state(module: nn.Module) -> dict[str, torch.Tensor]:
+def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """{name: weight}, copied to the CPU."""
     return {
         name: parameter.detach().cpu().clone()
@@ -22,20 +22,20 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def load(module: nn.Module, found: dict[str, torch.Tensor], where: str) -> None:
-    """The inverse of `state`. Raises UserError if names or shapes differ."""
+def load_trained(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """The inverse of `trained_state`. Raises UserError if names or shapes differ."""
     known = dict(module.named_parameters())
     expected = set(names(module))
-    if expected != set(found):
+    if expected != set(state):
         raise UserError(
             f"the trained weights in {where} do not fit the model: missing "
-            f"{sorted(expected - set(found)) or 'none'}, unknown "
-            f"{sorted(set(found) - expected) or 'none'}; restore the folder, or train again"
+            f"{sorted(expected - set(state)) or 'none'}, unknown "
+            f"{sorted(set(state) - expected) or 'none'}; restore the folder, or train again"
         )
-    for name, weight in found.items():
+    for name, weight in state.items():
         if known[name].shape != weight.shape:
             raise UserError(
                 f"the trained weights in {where} do not fit the model: {name} is "
                 f"{tuple(weight.shape)}, expected {tuple(known[name].shape)}"
             )
-    module.load_state_dict(found, strict=False)
+    module.load_state_dict(state, strict=False)

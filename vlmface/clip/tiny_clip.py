@@ -57,6 +57,15 @@ def build(seed: int = 0, *, tower: bool = True) -> Clip:
     return Clip(model.eval(), tokenizer, config, "vlmface-clip-tiny, untrained")
 
 
+# Parts of a transformer block: transformers' name -> open_clip's.
+_BLOCK_PARTS = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
 def _tower_state(folder: Any, vision: dict[str, Any]) -> dict[str, torch.Tensor]:
     """vlmface-tiny's tower under open_clip's names: all but the last norm and the projection."""
     from safetensors.torch import load_file
@@ -81,7 +90,6 @@ def _tower_state(folder: Any, vision: dict[str, Any]) -> dict[str, torch.Tensor]
                 [weights[f"{old}self_attn.{part}_proj.{kind}"] for part in "qkv"]
             )
             state[f"{new}attn.out_proj.{kind}"] = weights[f"{old}self_attn.out_proj.{kind}"]
-            for theirs, ours in (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
-                                 ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):  # fmt: skip
+            for theirs, ours in _BLOCK_PARTS.items():
                 state[f"{new}{ours}.{kind}"] = weights[f"{old}{theirs}.{kind}"]
     return state

@@ -2,15 +2,15 @@
 
 Each data set is one module in `vlmface/data/adapters/`, named as `load` names it:
 
-    TITLE, HOME, LICENCE    for people
+    TITLE, HOME, LICENCE    for display
     SPLITS                  the splits that the set defines
     PUBLISHED               split -> {label or "rows": number}, as its owners published them;
                             PUBLISHED_BY: (option, value) -> the same under that option
     WHOLE_SCENES            True where the pictures show people in their surroundings, not faces
-    read(root, split, **protocol) -> Rows (rendered sets have no root and say NEEDS_ROOT = False)
+    read(root, split, **protocol) -> Rows (rendered sets have no root and set NEEDS_ROOT = False)
     present_splits(root, **protocol)    optional: which of SPLITS a user's own files hold
 
-A module that is put there is a data set; nothing else lists them.
+A module in that folder is a data set; they are not listed anywhere else.
 """
 
 from __future__ import annotations
@@ -27,9 +27,18 @@ if TYPE_CHECKING:
     import datasets
 
 __all__ = [
-    "OF_ALL", "dataset_module", "fingerprint", "hold_out", "is_mixture", "load", "names",
-    "parse_options", "read", "shows_faces", "splits_of",
-]  # fmt: skip
+    "OF_ALL",
+    "dataset_module",
+    "fingerprint",
+    "hold_out",
+    "is_mixture",
+    "load",
+    "names",
+    "parse_options",
+    "read",
+    "shows_faces",
+    "splits_of",
+]
 
 
 def shows_faces(name: str) -> bool:
@@ -77,16 +86,25 @@ def load(
     n: int | None = None,
     **protocol: Any,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Load a split of a data set as FaceSample rows (`schema.features()`), images undecoded until
-    they are looked at.
+    """Load a split of a data set as FaceSample rows (`schema.features()`).
 
-    `root` is the folder as its owners distribute it (None for rendered sets); `protocol` are the
-    data set's own options; `missing` is "error" or "drop" for listed images that are not there.
-    `broken` is the same for images that cannot be decoded, which takes decoding all of them, or
-    "keep" (default), which looks at none. `n` takes so many rows: of rendered sets the first ones,
-    of other sets a random choice that is always the same, and of which broken images are dropped. A
-    `name` that ends in .yaml is a mixture (`vlmface.data.mixture`). Raises UserError for an unknown
-    name, split or option, and for a copy that is not as it should be.
+    Args:
+        name: of a data set; one that ends in .yaml is a mixture (`vlmface.data.mixture`).
+        root: the folder as its owners distribute it; None for rendered sets.
+        split: one of the splits that the set defines.
+        streaming: return an iterable data set.
+        missing: "error", or "drop" rows whose image file does not exist.
+        broken: "keep" rows whose image cannot be decoded (default; no image is decoded), "error",
+            or "drop" them, which decodes all images.
+        n: number of rows: of rendered sets the first ones, of other sets a random choice that is
+            always the same, and of which broken images are dropped.
+        **protocol: the data set's own options.
+
+    Returns:
+        The rows; images are decoded on access.
+
+    Raises:
+        UserError: an unknown name, split or option, or a copy that is incomplete or inconsistent.
     """
     if not is_mixture(name):
         loaded = load_dataset(name, root, split, missing=missing, broken=broken, n=n, **protocol)

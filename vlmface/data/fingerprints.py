@@ -1,4 +1,4 @@
-"""A short hash of what a data set holds."""
+"""A short hash of a data set's content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fingerprint(rows: datasets.Dataset, *, pictures: bool = True) -> str:
     digits.
 
     Args:
-        rows: FaceSample rows as `load` gives them, before `crop_cache.shown`.
+        rows: FaceSample rows as `load` gives them, before `crop_cache.apply_views`.
         pictures: read the bytes of all pictures, in threads and undecoded, so that a file that was
             exchanged is noticed; a picture counts by its content, wherever it is stored.
 
@@ -34,7 +34,7 @@ def fingerprint(rows: datasets.Dataset, *, pictures: bool = True) -> str:
         for column in columns:
             _update(digest, block[column])
     if pictures:
-        for content in sources.digests(rows):
+        for content in sources.row_digests(rows):
             digest.update(content.encode())
     return digest.hexdigest()[:12]
 

@@ -12,7 +12,7 @@ import yaml
 
 from vlmface.data import options
 from vlmface.data.catalog import dataset_module
-from vlmface.data.decodable import decodable
+from vlmface.data.decodable import decodable_rows
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.errors import UserError
 
@@ -47,7 +47,7 @@ def load_dataset(
     if n is not None and n < len(found):
         found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
     if broken != "keep":
-        found = decodable(found, f"{name}, {split}", broken)
+        found = decodable_rows(found, f"{name}, {split}", broken)
     return found
 
 
@@ -97,7 +97,7 @@ def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
             raise UserError(
                 f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
             )
-        options.check_type(f"{name}: {option}", options.declared(read)[option], value)
+        options.check_type(f"{name}: {option}", options.declared_types(read)[option], value)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:

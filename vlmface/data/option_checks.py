@@ -10,21 +10,30 @@ from vlmface.data.catalog import dataset_module, is_mixture
 from vlmface.data.loading import load_dataset
 from vlmface.errors import UserError, did_you_mean
 
-OF_LOAD = ("n", "root", "split", "name", "streaming")  # words of `data.load` that are no options
+OF_LOAD = (
+    "n",
+    "root",
+    "split",
+    "name",
+    "streaming",
+)  # parameters of `data.load` other than options
 
 
-def check(
+def check_options(
     name: str, given: Mapping[Any, Any], *, taken: Mapping[str, str], where: str = "the options"
 ) -> None:
-    """Refuse options that `data.load(name, **options)` would not take. Raises UserError.
+    """Check options of `data.load(name, **options)`.
 
     Args:
         name: a data set, or the path of a mixture.
         given: {option: value}.
-        taken: words that are said in another way, and how: {"n": "n_train"}.
-        where: how the options are called in messages.
+        taken: options that are settings of their own, with their names: {"n": "n_train"}.
+        where: name of the options in messages.
+
+    Raises:
+        UserError: an unknown option, or a value of another type.
     """
-    known = of(name)
+    known = options_of(name)
     for option, value in given.items():
         if option in taken:
             raise UserError(
@@ -40,18 +49,18 @@ def check(
         options.check_type(f"{where}: {option}", known[option], value)
 
 
-def of(name: str) -> dict[str, Any]:
+def options_of(name: str) -> dict[str, Any]:
     """{option: its type} of a data set or a mixture, those of `data.load` included. Raises
-    UserError for a data set that there is not."""
+    UserError for an unknown data set."""
     shared = {
         option: kind
-        for option, kind in options.declared(load_dataset).items()
+        for option, kind in options.declared_types(load_dataset).items()
         if option not in (*OF_LOAD, "protocol")
     }
     read = mixture.load if is_mixture(name) else dataset_module(name).read
-    own = {
+    specific = {
         o: kind
-        for o, kind in options.declared(read).items()
+        for o, kind in options.declared_types(read).items()
         if o not in (*OF_LOAD, "path", "unknown")
     }
-    return own | shared
+    return specific | shared

@@ -15,10 +15,10 @@ from vlmface.utils.ranges import alternatives, bare, describe, in_range
 
 
 @functools.cache
-def declared(function: Any) -> dict[str, Any]:
+def declared_types(function: Any) -> dict[str, Any]:
     """{parameter: its type}, Any where that cannot be evaluated."""
     names = getattr(function, "__globals__", {})
-    found = {}
+    types = {}
     for parameter in inspect.signature(function).parameters.values():
         kind = parameter.annotation
         if isinstance(kind, str):
@@ -26,12 +26,12 @@ def declared(function: Any) -> dict[str, Any]:
                 kind = eval(kind, dict(names))  # the module's own annotation
             except NameError:
                 kind = Any
-        found[parameter.name] = kind
-    return found
+        types[parameter.name] = kind
+    return types
 
 
 def check_type(what: str, kind: Any, value: Any) -> None:
-    """Refuse a value of another type than a parameter's. Raises UserError."""
+    """Raise UserError for a value of another type than a parameter's."""
     if kind is Any or kind is inspect.Parameter.empty:
         return
     if any(_is(option, value) for option in alternatives(kind)):
@@ -69,17 +69,17 @@ def _is(kind: Any, value: Any) -> bool:
 
 def _words(kind: Any) -> str:
     parts = []
-    for one in alternatives(kind):
-        origin = typing.get_origin(bare(one)[0])
+    for option in alternatives(kind):
+        origin = typing.get_origin(bare(option)[0])
         if origin is collections.abc.Sequence:
-            of = alternatives(typing.get_args(bare(one)[0])[0])
+            of = alternatives(typing.get_args(bare(option)[0])[0])
             parts.append("a list of " + " or ".join(_PLURAL.get(item, "values") for item in of))
         elif origin is collections.abc.Mapping:
             parts.append("a mapping {name: value}")
-        elif isinstance(bare(one)[0], type) and bare(one)[0] not in (int, float, bool, str):
-            parts.append("null" if one is type(None) else bare(one)[0].__name__)
+        elif isinstance(bare(option)[0], type) and bare(option)[0] not in (int, float, bool, str):
+            parts.append("null" if option is type(None) else bare(option)[0].__name__)
         else:
-            parts.append(describe(one))
+            parts.append(describe(option))
     return " or ".join(parts)
 
 

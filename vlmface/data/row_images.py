@@ -12,17 +12,17 @@ from vlmface.data import crop_cache
 from vlmface.errors import UserError
 from vlmface.utils.images import open_image, size_of
 
-IMAGE_COLUMNS = ("image", "shown")  # columns of what a model is shown of a row
+IMAGE_COLUMNS = ("image", "images")  # what a model is shown of a row
 
 
 def open_row_image(image: Any) -> Image.Image:
     """The picture of a data set's row: an image already, or {"bytes", "path"} as `datasets` stores
-    it, or a face of `data.crops`. Files are opened as everywhere else, upright and RGB."""
+    it, or a view in the cache. Files are opened as everywhere else, upright and RGB."""
     if not isinstance(image, Mapping):
         return image
     source = image.get("bytes") or image["path"]
     if isinstance(source, str) and crop_cache.is_reference(source):
-        return crop_cache.open_crop(source)
+        return crop_cache.open_view(source)
     try:
         return open_image(source)
     except UserError as error:
@@ -33,15 +33,15 @@ def open_row_image(image: Any) -> Image.Image:
 
 
 def image_refs(row: Mapping[str, Any]) -> list[Any]:
-    """What a model is shown of a row, for `open_row_image`: its `shown` pictures, or its `image`,
-    which may be a list too."""
-    shown = row.get("shown") or row["image"]
-    return list(shown) if isinstance(shown, list | tuple) else [shown]
+    """What a model is shown of a row, for `open_row_image`: its `images`, or its `image`, which may
+    be a list too."""
+    refs = row.get("images") or row["image"]
+    return list(refs) if isinstance(refs, list | tuple) else [refs]
 
 
 def open_images(row: Mapping[str, Any]) -> Image.Image | list[Image.Image]:
     """What a model is shown of a row, opened: a picture, or a list where there are several."""
-    pictures = [open_row_image(one) for one in image_refs(row)]
+    pictures = [open_row_image(ref) for ref in image_refs(row)]
     return pictures if len(pictures) > 1 else pictures[0]
 
 
@@ -54,7 +54,7 @@ def image_sizes(row: Mapping[str, Any], family: ModuleType | None = None) -> lis
     """(width, height) of each picture that a model is shown of a row, without decoding them; None
     for each if the `family` does not need to know."""
     needed = family is None or family.NEEDS_SIZE
-    return [row_image_size(one) if needed else None for one in image_refs(row)]
+    return [row_image_size(ref) if needed else None for ref in image_refs(row)]
 
 
 def row_image_size(image: Any) -> tuple[int, int]:
@@ -62,5 +62,5 @@ def row_image_size(image: Any) -> tuple[int, int]:
     if not isinstance(image, Mapping):
         return image.size
     if not image.get("bytes") and crop_cache.is_reference(image["path"]):
-        return crop_cache.open_crop(image["path"]).size
+        return crop_cache.open_view(image["path"]).size
     return size_of(image["bytes"] or image["path"])

@@ -266,7 +266,7 @@ def _csv_values(row: Row, tasks: Sequence[str]) -> Iterator[object]:
     for task in tasks:
         prediction = report.answers[task] if report else None
         label = prediction.answer.label if prediction else None
-        yield prediction.answer.said if prediction else None
+        yield prediction.answer.text_labels if prediction else None
         probabilities = prediction.probabilities if prediction else None
         yield f"{probabilities[label]:.4f}" if probabilities and label else None
     if report is None:

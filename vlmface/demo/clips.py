@@ -78,7 +78,9 @@ def read_clip(path: str | Path, count: int, finder: FaceFinder) -> Clip:
         raise UserError("the video has been deleted, as uploads are after a while: upload it again")
     frames = []
     try:
-        for frame in video.each_frame(path, count):  # one by one: those of a hostile file are large
+        for frame in video.iter_frames(
+            path, count
+        ):  # one by one: those of a hostile file are large
             frame.thumbnail((MAX_SIDE, MAX_SIDE))
             frames.append(frame)
     except UserError as error:

@@ -82,7 +82,7 @@ def write_clip(folder: Path) -> tuple[Path, Path]:
     sample = clips.draw(_SEED, _SPLIT, _CLIP, _CLIP_FRAMES)
     neutral = head_model().neutral(sample.face.identity)
     frames = [
-        Image.fromarray(render(face, _CLIP_SIZE, rest=neutral).image)
+        Image.fromarray(render(face, _CLIP_SIZE, rest_pose=neutral).image)
         for face in clips.faces(sample)
     ]
     video, icon = folder / f"{sample.label}.mp4", folder / f"{sample.label}_clip.png"

@@ -38,7 +38,7 @@ class FaceFinder:
         if self._detector is None:
             return []
         meshes = self._detector.meshes(image)
-        faces = [Face(detect.box_of(mesh), face_regions.outlines(mesh)) for mesh in meshes]
+        faces = [Face(detect.bounding_box(mesh), face_regions.outlines(mesh)) for mesh in meshes]
         return sorted(faces, key=lambda face: face.box[0] + face.box[2])
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.data_classes import FileData
 
 from vlmface import facs
-from vlmface.data.clips import taken
+from vlmface.data.clips import frames_to_extract
 from vlmface.demo import batch, clips, model_choices, playground, views
 from vlmface.demo.event_handlers import open_upload, with_error_output
 from vlmface.demo.face_detection import Face, largest_face
@@ -319,7 +319,7 @@ def clip_tab(demo: Demo) -> None:
         if path is None:
             yield "", "", _EMPTY
             return
-        clip = clips.read_clip(path, taken(predictor.frames), demo.face_finder)
+        clip = clips.read_clip(path, frames_to_extract(predictor.frames), demo.face_finder)
         if not single:
             yield views.clip(clip.frames, clip.faces, None), "", gr.skip()
             yield gr.skip(), gr.skip(), _clip_answer(demo, clip)
@@ -336,7 +336,7 @@ def clip_tab(demo: Demo) -> None:
         if path is None:
             yield views.note("Upload or record a video first.")
             return
-        clip = clips.read_clip(path, taken(predictor.frames), demo.face_finder)
+        clip = clips.read_clip(path, frames_to_extract(predictor.frames), demo.face_finder)
         yield views.timeline(clip.frames, clip.faces, _frame_reports(predictor, clip, progress))
 
     # Videos have a queue of their own: while one is decoded the model can answer other events.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vlmface import answers, facs
-from vlmface.answers import au_mentions
+from vlmface.answers import au_numbers
 from vlmface.demo import face_regions, playground
 from vlmface.infer.face_report import CONFIDENT, EMOTION
 from vlmface.utils import html
@@ -121,7 +121,7 @@ def text_spans(text: str, denied: Sequence[int] = ()) -> list[TextSpan]:
         denied: The AUs whose absence it states.
     """
     spans, last = [], 0
-    for start, end, aus in au_mentions.au_spans(text):
+    for start, end, aus in au_numbers.au_spans(text):
         if start > last:
             spans.append(TextSpan(text[last:start]))
         spans.append(TextSpan(text[start:end], aus, all(au in denied for au in aus)))
@@ -131,7 +131,7 @@ def text_spans(text: str, denied: Sequence[int] = ()) -> list[TextSpan]:
 
 def writing(text: str, heading: str) -> str:
     """An incomplete answer: the rationale generated so far."""
-    thought, _, after_tags = answers.regions(text)
+    thought, _, after_tags = answers.split_tags(text)
     return str(_template().writing(text_spans(thought or after_tags.strip()), heading))
 
 
@@ -166,10 +166,10 @@ def answer(
     """
     primary = report.primary
     # A model that only selects a label has generated no other text.
-    generated = primary.text if primary.text.strip() != primary.answer.said else None
+    generated = primary.text if primary.text.strip() != primary.answer.text_labels else None
     values = {
         "heading": heading,
-        "label": primary.answer.said,
+        "label": primary.answer.text_labels,
         "has_prediction": report.has_prediction,
         "labels": primary.answer.labels,
         "probability": _probability(report, None),
@@ -225,7 +225,7 @@ def _task_answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, An
         probability = _probability(report, task)
         entries.append(
             {
-                "label": report.answers[task].answer.said,
+                "label": report.answers[task].answer.text_labels,
                 "probability": probability,
                 "unsure": (probability or 0) < CONFIDENT,
             }

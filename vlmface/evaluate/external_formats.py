@@ -24,7 +24,7 @@ from typing import Any
 from vlmface import answers, facs, label_spaces
 from vlmface.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
 from vlmface.data.adapters.fea20k import OTHER
-from vlmface.data.records import Record, canonical, one_of, records, shown
+from vlmface.data.records import Record, canonical, check_choice, records, short_repr
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
@@ -66,7 +66,7 @@ class Answers:
         """The AUs to score: those that any item's truth lists or was coded for, and, where a truth
         does not list what was coded, those that an answer names: on a face whose AUs are known,
         another one is a false alarm. None if labels were asked."""
-        if not answers.reasons(self.form):
+        if not answers.has_rationale(self.form):
             return []
         found: set[int] = set()
         for item, prediction in zip(self.items, predictions, strict=True):
@@ -99,7 +99,7 @@ def read(
     where the file does not say. Raises UserError with the file and the line or record for whatever
     is not as the format says, for ids that occur twice, and for labels outside the space.
     """
-    one_of("format", format, tuple(FORMATS))
+    check_choice("format", format, tuple(FORMATS))
     found = records(
         path,
         lines=True if format == "jsonl" else None,
@@ -121,8 +121,8 @@ def read(
     for item in items:
         if item.id in places:
             raise UserError(
-                f"{item.where}: id {shown(item.id)} is that of {places[item.id]} too, but an item "
-                "has one answer: keep one of them; of a run with several prompts, those of one"
+                f"{item.where}: id {short_repr(item.id)} is that of {places[item.id]} too, but an "
+                "item has one answer: keep one of them; of a run with several prompts, those of one"
             )
         places[item.id] = item.where
     if all(true_label(item, space) is None and item.truth["aus"] is None for item in items):
@@ -296,9 +296,9 @@ def _form(items: Iterable[Item], space: LabelSpace) -> str:
     scored where labels were asked."""
     texts = [item.text for item in items if not item.empty][:_SAMPLE]
     follow = {
-        form: sum(answers.follows(text, space, form) for text in texts)
-        for form in answers.FORMS
-        if form not in answers.SEVERAL
+        form: sum(answers.matches_format(text, space, form) for text in texts)
+        for form in answers.FORMATS
+        if form not in answers.MULTI_LABEL_FORMATS
     }
     return max(follow, key=follow.__getitem__)
 

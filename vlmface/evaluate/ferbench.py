@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmface.answers import regions
+from vlmface.answers import split_tags
 from vlmface.label_spaces import LabelSpace, normalise
 from vlmface.metrics import metrics
 
@@ -167,7 +167,7 @@ def _reason(
         return "error dropped from the denominator"
     if reading.word is None:
         return f"did not know the word: {_alias(text, row['label'], space)}"
-    thought, answers, rest = regions(text)
+    thought, answers, rest = split_tags(text)
     first = first_answer(text) if reading.step == "answer" else None
     searched = text.lower() if first is None else first
     words = [word for word in _WORD.findall(searched) if found in word]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmface import facs, label_spaces
-from vlmface.answers import listed
+from vlmface.answers import join_labels
 from vlmface.data import people
 from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
@@ -120,7 +120,7 @@ def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _warnings(train: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the training rows before the scores."""
     found = train.get("shared_people") or {}
-    return [people.warning(both, part) for part, both in found.items()]
+    return [people.overlap_warning(both, part) for part, both in found.items()]
 
 
 def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -356,7 +356,9 @@ def _faces(
 def _words(row: metrics.Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | None]:
     """(what is true, what was answered), several labels as one text in the order of the space."""
     if space.several:
-        return listed(multilabel.true(row) or ()) or None, listed(multilabel.said(row)) or None
+        return join_labels(multilabel.true(row) or ()) or None, join_labels(
+            multilabel.said(row)
+        ) or None
     return metrics.truth(row, space), metrics.answer(row)
 
 

@@ -288,7 +288,7 @@ def _evaluate(
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
-    views, frames = (crops.parse(about.crop), about.frames) if about else ((), 1)
+    views, frames = (crops.parse_views(about.crop), about.frames) if about else ((), 1)
     if not isinstance(who, ClipModel):
         check_images(asked, len(views), frames)
     rows = load_rows(benchmark, settings.data_root, settings.n, views, frames)

@@ -22,7 +22,7 @@ from vlmface.utils import config
 if TYPE_CHECKING:
     import torch
 
-    from vlmface.clip.classifier import Classifier, Shape
+    from vlmface.clip.classifier import Classifier, ClassifierConfig
     from vlmface.label_texts import LabelTexts
 
 BATCH_SIZE = 64
@@ -75,7 +75,7 @@ class ClipModel:
 
         from vlmface import label_texts
         from vlmface.clip import model
-        from vlmface.clip.classifier import Classifier, Shape
+        from vlmface.clip.classifier import Classifier, ClassifierConfig
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -87,15 +87,15 @@ class ClipModel:
                 f"label texts with --prompt, one of {', '.join(label_texts.names())}"
             )
         texts = label_texts.load(prompt) if isinstance(prompt, str | Path) else prompt
-        clip = model.load(run_or_model, device=device, dtype=dtype)
-        return cls(Classifier(clip, texts, Shape()).eval())
+        clip = model.load_clip(run_or_model, device=device, dtype=dtype)
+        return cls(Classifier(clip, texts, ClassifierConfig()).eval())
 
     @classmethod
     def _load_run(cls, run: Path, prompt: Any, device: str, dtype: Any, merge: bool) -> ClipModel:
         from safetensors.torch import load_file
 
         from vlmface.clip import checkpoint, model
-        from vlmface.clip.classifier import Classifier, Shape
+        from vlmface.clip.classifier import Classifier, ClassifierConfig
 
         texts: Any
         run_manifest, (texts, *_) = manifest.load(run)
@@ -103,8 +103,8 @@ class ClipModel:
             texts = manifest.select_prompt([texts], prompt, run)
         manifest.check_weights(run_manifest, run)
         where = f"{run}/{manifest.FILENAME}"
-        shape = config.build(Shape, run_manifest.clip_classifier or {}, where=where)
-        clip = model.load(run_manifest.base["id"], device=device)
+        shape = config.build(ClassifierConfig, run_manifest.clip_classifier or {}, where=where)
+        clip = model.load_clip(run_manifest.base["id"], device=device)
         if (sha := model.weights_sha(clip)) != run_manifest.base["sha"]:
             raise UserError(
                 f"{run}: the base model {run_manifest.base['id']} is {sha}, but the model was "
@@ -118,10 +118,10 @@ class ClipModel:
             raise UserError(
                 f"cannot read {weights}: {error}; restore it, or train again"
             ) from error
-        checkpoint.load(classifier, state, str(weights))
+        checkpoint.load_trained(classifier, state, str(weights))
         if merge:
             classifier.merge()
-        loaded = cls(classifier.to(dtype).eval(), crops.parse(run_manifest.crop))
+        loaded = cls(classifier.to(dtype).eval(), crops.parse_views(run_manifest.crop))
         loaded.manifest = run_manifest
         return loaded
 
@@ -147,7 +147,7 @@ class ClipModel:
         """Classify `images` in order; arguments as in `LocalModel.predict`."""
         faces_found: list[bool | None] = [None] * len(images)
         if not preprocessed:
-            images, faces_found = crops.shown_of(images, boxes, self.views, self.frames)
+            images, faces_found = crops.render_views(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
@@ -161,7 +161,7 @@ class ClipModel:
                 if affects is not None:
                     affect = dict(zip(AFFECT, affects[row].tolist(), strict=True))
                 prediction = Prediction(
-                    text=answer.said or "",
+                    text=answer.text_labels or "",
                     answer=answer,
                     probabilities=by_label if probabilities else None,
                     latency_s=latency,
@@ -232,7 +232,7 @@ class ClipModel:
         import numpy as np
         import torch
 
-        shape: Shape = self.classifier.shape
+        shape: ClassifierConfig = self.classifier.shape
         expected = shape.views * shape.frames
         rows = [list(image) if isinstance(image, Sequence) else [image] for image in images]
         for row in rows:

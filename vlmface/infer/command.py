@@ -184,7 +184,7 @@ def _frames(paths: Sequence[Path], run: str | Path) -> int:
     from vlmface.data import clips
 
     needs_frames = any(map(_is_video, paths)) and manifest.is_run(run)
-    return clips.taken(manifest.load(run)[0].frames if needs_frames else 1)
+    return clips.frames_to_extract(manifest.load(run)[0].frames if needs_frames else 1)
 
 
 def _is_video(path: Path) -> bool:
@@ -198,7 +198,7 @@ def _open(path: Path, frames: int) -> Any:
     from vlmface.data import video
     from vlmface.utils.images import open_image
 
-    return video.frames(path, frames) if _is_video(path) else open_image(path)
+    return video.read_frames(path, frames) if _is_video(path) else open_image(path)
 
 
 def _as_text(name: str, report: FaceReport) -> str:
@@ -225,7 +225,7 @@ def _as_text(name: str, report: FaceReport) -> str:
 
 
 def _label(prediction: Prediction) -> str:
-    return prediction.answer.said or f"no valid answer ({prediction.answer.status})"
+    return prediction.answer.text_labels or f"no valid answer ({prediction.answer.status})"
 
 
 def _top_labels(prediction: Prediction) -> str:

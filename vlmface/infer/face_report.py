@@ -43,7 +43,7 @@ class FaceReport:
     def scene_only(self) -> bool:
         """Whether a model of a face and its surroundings judged the surroundings alone, because no
         face was detected."""
-        return self.face_found is False and crops.falls_back(self.views)
+        return self.face_found is False and crops.mixes_face_and_scene(self.views)
 
     @property
     def has_prediction(self) -> bool:
@@ -79,7 +79,7 @@ class FaceReport:
     def attributes(self) -> dict[str, str | None]:
         """{task: label, or several labels as one text} of the tasks other than the emotion."""
         return {
-            task: prediction.answer.said
+            task: prediction.answer.text_labels
             for task, prediction in self.answers.items()
             if task != EMOTION
         }
@@ -125,7 +125,7 @@ class FaceReport:
             "answers": {
                 task: {
                     "prompt": self.prompts[task],
-                    "label": prediction.answer.said,
+                    "label": prediction.answer.text_labels,
                     "probabilities": prediction.probabilities,
                     "status": prediction.answer.status,
                     "complete": prediction.complete,

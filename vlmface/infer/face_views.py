@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FACES = ("none", "largest", "all")  # which faces of a picture a model is run on
 # The crop of a face in a photograph, for a model that was trained on whole portraits: the face
 # fills as much of it as in synth.
-PORTRAIT = crops.Crop(size=224, margin=0.12)
+PORTRAIT = crops.View(size=224, margin=0.12)
 # If the portrait is at least this share of the picture's longer side, the picture is not cropped.
 FULL_FRAME_SHARE = 0.8
 
@@ -61,7 +61,7 @@ class ViewSettings:
         """The settings of a run; without a manifest, whole pictures."""
         if manifest is None:
             return cls()
-        return cls(crops.parse(manifest.crop), manifest.frames, manifest.faces)
+        return cls(crops.parse_views(manifest.crop), manifest.frames, manifest.faces)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class DetectorFunctions:
     """`boxes` returns a picture's face boxes, the largest first; `mesh`: see `crops.MeshOf`."""
 
     boxes: Callable[[Image.Image], Sequence[detect.Box]]
-    mesh: crops.MeshOf
+    mesh: crops.MeshDetector
 
 
 def image_views(
@@ -93,7 +93,7 @@ def image_views(
         view of the whole picture whose `face_found` is False.
     """
     if box is not None:
-        usable = crops.usable(box, picture.size)
+        usable = crops.valid_box(box, picture.size)
         view = _face_view(picture, usable, view_settings, finder, usable is not None)
         given = tuple(map(float, box)) if all(map(math.isfinite, box)) else None
         return [replace(view, box=given)]  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def clip_view(
     face_boxes: list[detect.Box | None] = [None] * len(pictures)
     detection_ran = boxes is not None or faces != "none"
     if boxes is not None:
-        face_boxes = [crops.usable(boxes[i], frames[i].size) for i in indices]
+        face_boxes = [crops.valid_box(boxes[i], frames[i].size) for i in indices]
     elif detection_ran:
         face_boxes = [next(iter(finder.boxes(picture)), None) for picture in pictures]
     views = view_settings.views
@@ -148,7 +148,7 @@ def clip_view(
         for box, picture in zip(face_boxes, pictures, strict=True)
     ):
         views = (PORTRAIT,)
-    images = crops.views_of_clip(pictures, face_boxes, views, finder.mesh)
+    images = crops.clip_views(pictures, face_boxes, views, finder.mesh)
     face_found = any(box is not None for box in face_boxes) if detection_ran else None
     return FaceView(images, None, face_found)
 
@@ -163,7 +163,7 @@ def _face_view(
     views = view_settings.views
     if not views and box is not None and not _fills_picture(box, picture.size):
         views = (PORTRAIT,)
-    images = crops.views_of(picture, box, views, view_settings.frames, finder.mesh)
+    images = crops.image_views(picture, box, views, view_settings.frames, finder.mesh)
     return FaceView(images, box, face_found)
 
 

@@ -241,7 +241,7 @@ class LocalModel:
         loaded.prompts = source.prompts
         loaded.manifest = run_manifest
         if run_manifest:
-            loaded.views, loaded.frames = crops.parse(run_manifest.crop), run_manifest.frames
+            loaded.views, loaded.frames = crops.parse_views(run_manifest.crop), run_manifest.frames
         return loaded
 
     def predict(
@@ -277,7 +277,7 @@ class LocalModel:
             )
         faces_found: list[bool | None] = [None] * len(images)
         if not preprocessed:
-            images, faces_found = crops.shown_of(images, boxes, self.views, self.frames)
+            images, faces_found = crops.render_views(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             start_time = time.perf_counter()
@@ -348,7 +348,7 @@ class LocalModel:
             raise ValueError("the likelihoods behind a grey picture are those of the prompt alone")
         texts = [""] * len(images) if rationales is None else list(rationales)
         if not preprocessed:
-            images, _ = crops.shown_of(images, boxes, self.views, self.frames)
+            images, _ = crops.render_views(images, boxes, self.views, self.frames)
         label_scores: list[LabelScores] = []
         if self.model.device.type == "cpu":
             batch_size = min(batch_size, CPU_ROWS)
@@ -439,7 +439,7 @@ class LocalModel:
 
         from vlmface.infer import sampling
 
-        images, _ = crops.shown_of(images, boxes, self.views, self.frames)
+        images, _ = crops.render_views(images, boxes, self.views, self.frames)
         rows = self.prompt_rows(images, messages)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)

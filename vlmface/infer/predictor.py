@@ -238,7 +238,7 @@ class Predictor:
     @functools.cached_property
     def detector_warning(self) -> str | None:
         """A warning if the run needs the face detector and it is not installed."""
-        if self.view_settings.faces == "none" or (reason := detect.missing()) is None:
+        if self.view_settings.faces == "none" or (reason := detect.unavailable_reason()) is None:
             return None
         if any(view.is_shape for view in self.views):
             return None  # such a view cannot be drawn without a mesh: each picture is an error
@@ -563,7 +563,7 @@ class Predictor:
     def _can_predict(self, view: FaceView) -> bool:
         """Whether the model is run: without a face, only if it was trained to judge the scene
         alone."""
-        return view.face_found is not False or crops.falls_back(self.views)
+        return view.face_found is not False or crops.mixes_face_and_scene(self.views)
 
     def _report(
         self,

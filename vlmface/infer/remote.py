@@ -55,7 +55,7 @@ class RemoteModel:
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         request: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_new_tokens}
         if self.guided_decoding:
-            pattern = answers.pattern(prompt.space, prompt.form)
+            pattern = answers.constraint_regex(prompt.space, prompt.form)
             request["structured_outputs"] = {"regex": pattern}
         return request
 

@@ -22,7 +22,7 @@ from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.run_dir import start_run
 from vlmface.train import checks
 from vlmface.train.clip.dataset import labelled
-from vlmface.train.clip.model_selection import Held
+from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import train
 from vlmface.utils import distributed, memory
@@ -41,7 +41,7 @@ def run(recipe: str, settings: Settings) -> None:
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [asked])
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse(settings.crop)
+    views = crops.parse_views(settings.crop)
     with distributed.main_first():
         loaded = data.load(
             settings.data, settings.data_root, settings.data_split, n=settings.n_train,
@@ -54,10 +54,10 @@ def run(recipe: str, settings: Settings) -> None:
                 settings.data, settings.data_root, settings.validation_split,
                 **settings.data_options,
             )  # fmt: skip
-            held = crop_cache.shown(validation, views, settings.frames)
+            held = crop_cache.apply_views(validation, views, settings.frames)
         root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
         faces = benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames)
-        samples = crop_cache.shown(loaded, views, settings.frames)
+        samples = crop_cache.apply_views(loaded, views, settings.frames)
     if settings.validation_share:
         samples, held = data.hold_out(samples, settings.validation_share, settings.seed)
     parts: dict[str, Any] = {"test": (faces, root)}
@@ -78,7 +78,7 @@ def run(recipe: str, settings: Settings) -> None:
             batch_size=settings.eval_batch_size,
         )  # fmt: skip
 
-    clip = model.load(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base, device=distributed.device())
     sha = model.weights_sha(clip)
 
     def identity() -> dict[str, Any]:
@@ -102,7 +102,7 @@ def run(recipe: str, settings: Settings) -> None:
     before = answers(Classifier(clip, asked, untouched).eval(), "predictions_before.jsonl")
     set_seed(settings.seed)
     classifier = Classifier(clip, asked, shape)
-    start = checkpoint.state(classifier)
+    start = checkpoint.trained_state(classifier)
     found = train(classifier, samples, settings, held) | shared
     classifier.eval()
     alpha = settings.wise_alpha
@@ -110,7 +110,7 @@ def run(recipe: str, settings: Settings) -> None:
         assert held is not None
         if distributed.is_main():
             found["wise"] = wise_choice(
-                start, Held.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
+                start, HeldOutSet.of(classifier, held, settings.eval_batch_size, settings.cache_gib)
             )
             alpha = float(found["wise"]["alpha"])
         (alpha,) = broadcast_object_list([alpha])
@@ -131,17 +131,17 @@ def run(recipe: str, settings: Settings) -> None:
     )  # fmt: skip
 
 
-def wise_choice(start: Mapping[str, Any], held: Held) -> dict[str, Any]:
+def wise_choice(start: Mapping[str, Any], held: HeldOutSet) -> dict[str, Any]:
     """{"alpha": that with the best UAR on held-out rows, of equals the smallest, which is nearest
     to the base; "uar": {alpha: UAR}}. The classifier is left as it was."""
     classifier = held.classifier
-    tuned = checkpoint.state(classifier)
+    tuned = checkpoint.trained_state(classifier)
     scores = {}
     for alpha in ALPHAS:
         classifier.interpolate(dict(start), alpha)
         scores[alpha] = held.uar()
-        checkpoint.load(classifier, tuned, "memory")
-        classifier.forget()
+        checkpoint.load_trained(classifier, tuned, "memory")
+        classifier.reset_cache()
     best = max(scores, key=lambda alpha: (scores[alpha], -alpha))
     return {"alpha": best, "uar": {f"{a:g}": round(s, 4) for a, s in scores.items()}}
 
@@ -152,8 +152,10 @@ def save(
     """Write the trained weights, the texts and, last, the manifest of a run."""
     from safetensors.torch import save as to_bytes
 
-    run_dir, views = Path(settings.output_dir), crops.parse(settings.crop)
-    state = {name: tensor.contiguous() for name, tensor in checkpoint.state(classifier).items()}
+    run_dir, views = Path(settings.output_dir), crops.parse_views(settings.crop)
+    state = {
+        name: tensor.contiguous() for name, tensor in checkpoint.trained_state(classifier).items()
+    }
     atomic_write(run_dir / WEIGHTS, to_bytes(state))
     manifest.save_prompts([classifier.texts], run_dir)
     manifest.Manifest(
@@ -172,7 +174,7 @@ def save(
         data=dict(about),
         seed=settings.seed,
         limits=settings.limits or manifest.default_limitations(settings.data),
-        crop=crops.as_dict(views),
+        crop=crops.views_as_dict(views),
         frames=settings.frames,
         faces=crops.default_faces(views, data.shows_faces(settings.data)),
         clip_classifier=dataclasses.asdict(classifier.shape),
@@ -198,4 +200,4 @@ def export(run_dir: str | Path, out: str | Path) -> None:
             f"{run_dir} answers with more than the towers ({', '.join(more)}), which open_clip has "
             "no place for: load it with vlmface.infer.clip.ClipModel"
         )
-    model.save(clip_run.classifier.clip, out)
+    model.save_clip(clip_run.classifier.clip, out)

@@ -38,7 +38,7 @@ class Settings(VLMSettings):
 
     @property
     def views(self) -> crops.Views:
-        return crops.parse(self.crop)
+        return crops.parse_views(self.crop)
 
     def unused(self) -> Iterator[Unused]:
         yield from super().unused()
@@ -57,7 +57,7 @@ class Settings(VLMSettings):
         return prompt
 
 
-def split(views: crops.Views) -> dict[str, list[crops.Crop]]:
+def split(views: crops.Views) -> dict[str, list[crops.View]]:
     """The views of each run of an ablation. Raises UserError in one of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -94,7 +94,7 @@ def arms(settings: Settings) -> dict[str, Settings]:
         found[name] = replace(
             settings,
             ablation=False,
-            crop=crops.as_dict(chosen),
+            crop=crops.views_as_dict(chosen),
             prompt=prompt,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -105,7 +105,7 @@ def arms(settings: Settings) -> dict[str, Settings]:
 def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
     """`arms` of a CLIP, whose texts are the same for all. Raises UserError."""
     found = {}
-    for name, chosen in split(crops.parse(settings.crop)).items():
+    for name, chosen in split(crops.parse_views(settings.crop)).items():
         if not chosen:
             raise UserError(
                 f"the ablation's run {name} has no view: give crop a view that shows the face or "
@@ -117,7 +117,7 @@ def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
         found[name] = replace(
             settings,
             ablation=False,
-            crop=crops.as_dict(chosen),
+            crop=crops.views_as_dict(chosen),
             learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -129,7 +129,7 @@ def conclude(folder: str | Path) -> dict[str, Any]:
     folder; returns `compare.compare` of them."""
     folder = Path(folder)
     read = {arm: compare.read(folder / arm) for arm in ARMS}
-    shown = near(crops.parse(read["face"].settings["crop"]))
+    shown = near(crops.parse_views(read["face"].settings["crop"]))
     names = {"face": f"{shown} only", "scene": "context only", "both": "both"}
     result = compare.compare([replace(run, name=names[arm]) for arm, run in read.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")

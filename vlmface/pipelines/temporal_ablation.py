@@ -30,10 +30,10 @@ from vlmface.metrics import metrics
 from vlmface.metrics.shares import in_brackets
 from vlmface.schema import FaceSample
 from vlmface.train import checks
-from vlmface.train.clip.dataset import Squares, labelled
-from vlmface.train.clip.model_selection import Held
+from vlmface.train.clip.dataset import ImageDataset, labelled
+from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.settings import Settings
-from vlmface.train.clip.trainer import Numbers, Targets, all_features, train_on
+from vlmface.train.clip.trainer import ClassifierWithLoss, RowNumbers, all_features, train_on
 from vlmface.utils import config, distributed
 from vlmface.utils.files import atomic_write
 
@@ -70,11 +70,11 @@ def main(argv: Sequence[str]) -> int:
 def _check(settings: Settings) -> None:
     expected = {"image": "frozen", "augment": "none", "time": "transformer"}
     wrong = [f"{k} is {v}" for k in expected if (v := getattr(settings, k)) != expected[k]]
-    if wrong or settings.frames < 2 or len(crops.parse(settings.crop)) > 1:
+    if wrong or settings.frames < 2 or len(crops.parse_views(settings.crop)) > 1:
         raise UserError(
             f"clips are compared with their frames by image: frozen, augment: none, time: "
             f"transformer, frames: 2 or more, and one view; found {', '.join(wrong) or 'others'}, "
-            f"frames {settings.frames}, {max(1, len(crops.parse(settings.crop)))} view(s)"
+            f"frames {settings.frames}, {max(1, len(crops.parse_views(settings.crop)))} view(s)"
         )
     if not settings.validation_split:
         raise UserError("epochs and the best frame are chosen on validation_split: name one")
@@ -94,19 +94,19 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     asked = label_texts.load(settings.prompt)
     answering.scored_prompts(benchmark, [asked])
     root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-    views = crops.parse(settings.crop)
+    views = crops.parse_views(settings.crop)
     splits = ((settings.data_split, settings.n_train), (str(settings.validation_split), None))
     found = [
         data.load(settings.data, settings.data_root, split, n=n, **settings.data_options)
         for split, n in splits
     ]
     identity: dict[str, Any] = {"data": [data.fingerprint(rows) for rows in found]}
-    found = [crop_cache.shown(rows, views, settings.frames) for rows in found]
+    found = [crop_cache.apply_views(rows, views, settings.frames) for rows in found]
     found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
     others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
     checks.shared_people(found[0], settings.data_root, others)
     checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
-    clip = model.load(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base, device=distributed.device())
     identity |= {
         "test_data": data.fingerprint(found[-1], pictures=False),
         "base_weights": model.weights_sha(clip),
@@ -171,7 +171,7 @@ class Part:
         cls, rows: datasets.Dataset, clip: Clip, asked: label_texts.LabelTexts, settings: Settings
     ) -> Part:
         rows, targets, affects, _ = labelled(rows, asked)
-        features = all_features(clip, Squares(rows, clip, 0), settings.eval_batch_size)
+        features = all_features(clip, ImageDataset(rows, clip, 0), settings.eval_batch_size)
         return cls(rows, targets, affects, features)
 
     def shown(self, name: str) -> torch.Tensor:
@@ -195,13 +195,13 @@ def _one(
     classifier, own = _classifier(name, settings)
     run_dir.start_in_folder(folder, own, {}, run_dir.RESUMABLE_CHANGES)
     train_part, held_part, test_part = parts
-    module = Targets(classifier, train_part.targets, train_part.affects, own)
+    module = ClassifierWithLoss(classifier, train_part.targets, train_part.affects, own)
     module.features = train_part.shown(name)
     held, test = (
-        Held(classifier, part.targets, settings.eval_batch_size, features=part.shown(name))
+        HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=part.shown(name))
         for part in (held_part, test_part)
     )
-    found = train_on(module, Numbers(len(train_part.targets)), own, held)
+    found = train_on(module, RowNumbers(len(train_part.targets)), own, held)
     line = {"validation_uar": found["selected"]["uar"], "epoch": found["selected"]["epoch"]}
     torch.save((line, test.shares()), folder / "answers.partial")
     (folder / "answers.partial").rename(kept)
@@ -219,7 +219,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
         settings, output_dir=str(_folder(settings, name)), select="best",
         frames=settings.frames if name == CLIP else 1,
     )  # fmt: skip
-    clip = model.load(settings.base, device=distributed.device())
+    clip = model.load_clip(settings.base, device=distributed.device())
     return Classifier(clip, label_texts.load(settings.prompt), own.shape(1)), own
 
 
@@ -230,7 +230,7 @@ def _still(
 
     classifier, own = _classifier(CLIP, settings)
     repeated = part.features[:, middle : middle + 1].repeat(1, settings.frames, 1)
-    held = Held(classifier, part.targets, settings.eval_batch_size, features=repeated)
+    held = HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=repeated)
     assert (Path(own.output_dir) / "checkpoints" / BEST).exists()
     KeepBest(Path(own.output_dir), held).restore()
     shares = held.shares()
@@ -242,7 +242,7 @@ def _still(
 
 
 def _truths(rows: datasets.Dataset, benchmark: Any) -> list[dict[str, Any]]:
-    hidden = [c for c in ("image", "frames", "shown") if c in rows.column_names]
+    hidden = [c for c in ("image", "frames", "images") if c in rows.column_names]
     samples = [FaceSample.from_row(row) for row in rows.remove_columns(hidden)]
     return [{"id": s.id, "subject": s.subject, "truth": answering.truth(s, benchmark)}
             for s in samples]  # fmt: skip

@@ -159,7 +159,11 @@ def write(
             raise UserError(f"AU{au} has intensity {intensity!r}: use 0 to 5, or None")
     present = {au: aus[au] for au in facs.top_down(aus) if aus[au] != 0}
     body = _Writer(STYLES[style], random.Random(seed)).body(present, emotion)
-    return body if body_only else answers.prefix(body, form) + emotion + answers.SUFFIX[form]
+    return (
+        body
+        if body_only
+        else answers.completion_prefix(body, form) + emotion + answers.SUFFIX[form]
+    )
 
 
 def sample_seed(seed: int, id: str) -> int:

@@ -169,7 +169,9 @@ def _au_faults(
 def _fits_every_form(body: str, label: str, space: LabelSpace) -> bool:
     """Whether prompts of both forms can be trained on the text."""
     return bool(body) and all(
-        answers.parse(answers.prefix(body, form) + label + answers.SUFFIX[form], space, form).status
+        answers.parse(
+            answers.completion_prefix(body, form) + label + answers.SUFFIX[form], space, form
+        ).status
         == "strict"
         for form in ("think_answer", "three_part")
     )
@@ -180,7 +182,7 @@ def _emotions(body: str, space: LabelSpace) -> set[str]:
 
 
 def _pattern(form: str) -> str:
-    return answers.prefix("...", form).replace("\n", " ") + "..." + answers.SUFFIX[form]
+    return answers.completion_prefix("...", form).replace("\n", " ") + "..." + answers.SUFFIX[form]
 
 
 def _name_aus(aus: Iterable[int]) -> str:

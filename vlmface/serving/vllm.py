@@ -503,7 +503,7 @@ def _reordered_log_probs(model: LocalModel, row: dict[str, Any], ids: list[int])
 
 def _apply_views(image: Any, views: crops.Views, frames: int) -> Any:
     """A rendered face as the run receives it: the whole image in every view."""
-    return crops.views_of(image, None, views, frames)
+    return crops.image_views(image, None, views, frames)
 
 
 def generate_remote(
@@ -526,7 +526,7 @@ def generate_remote(
     from vlmface.infer.endpoint import attach_images
 
     run_manifest, prompts = manifest.load(run)
-    views, padding = crops.parse(run_manifest.crop), padding_colour(run)
+    views, padding = crops.parse_views(run_manifest.crop), padding_colour(run)
     request = request_fields(run) | {
         "model": name,
         "temperature": 0,

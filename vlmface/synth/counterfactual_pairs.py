@@ -1,9 +1,10 @@
-"""Pairs of rendered faces that differ in exactly one thing, to measure what an answer hangs on.
+"""Pairs of rendered faces that differ in exactly one thing, to measure what an answer depends on.
 
-A faithful reader of expressions answers otherwise when an action unit that the label rests on
-comes or goes, and the same when anything else does; a fair one answers the same whoever shows the
-expression (counterfactual pairs, as in Kusner et al., "Counterfactual Fairness", 2017). Here both
-faces are drawn from the same random numbers but for the thing that is changed:
+A faithful model changes its answer when an action unit that determines the label is added or
+removed, and keeps it when anything else changes; a fair one gives the same answer for every person
+who shows the expression (counterfactual pairs, as in Kusner et al., "Counterfactual
+Fairness", 2017). Here both faces are drawn from the same random numbers except for the thing that
+is changed:
 
     au          one AU more, at intensity 3, or one AU less
     age         another age: the shape, lines and hair of that age, at least 15 years away
@@ -121,7 +122,7 @@ def draw(
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise UserError(f"there are no pairs of kind {kind!r}: use one of {', '.join(KINDS)}")
+        raise UserError(f"unknown kind of pairs {kind!r}: use one of {', '.join(KINDS)}")
 
 
 def _other_unit(
@@ -179,7 +180,7 @@ def _one_unit_away(aus: Mapping[int, float]) -> dict[int, dict[int, float]]:
         if au not in aus and joins(au)
     }
     removed = {au: {u: aus[u] for u in aus if u != au} for au in aus if leaves(au)}
-    clear = {au: rest for au, rest in removed.items() if aus[au] >= CLEAR}
+    clear = {au: remaining for au, remaining in removed.items() if aus[au] >= CLEAR}
     return added | clear or removed
 
 
@@ -230,17 +231,17 @@ def _direction(view: View) -> np.ndarray:
     return np.array(view.light) / np.linalg.norm(view.light)
 
 
-def _light_differs(one: View, other: View) -> bool:
-    return bool(_direction(one) @ _direction(other) < np.cos(np.radians(LIGHT_TURNED)))
+def _light_differs(first: View, second: View) -> bool:
+    return bool(_direction(first) @ _direction(second) < np.cos(np.radians(LIGHT_TURNED)))
 
 
-def _background_differs(one: View, other: View) -> bool:
-    means = [np.mean(view.background, axis=0) for view in (one, other)]
+def _background_differs(first: View, second: View) -> bool:
+    means = [np.mean(view.background, axis=0) for view in (first, second)]
     return bool(np.abs(means[0] - means[1]).max() >= COLOUR_APART)
 
 
-def _pose_differs(one: View, other: View) -> bool:
-    turns = np.array([[view.yaw, view.pitch, view.roll] for view in (one, other)])
+def _pose_differs(first: View, second: View) -> bool:
+    turns = np.array([[view.yaw, view.pitch, view.roll] for view in (first, second)])
     return bool(np.linalg.norm(turns[0] - turns[1]) >= TURNED)
 
 

@@ -1,4 +1,4 @@
-"""synth: the rendered faces as FaceSample rows (`shards.py` renders and keeps them)."""
+"""synth: the rendered faces as FaceSample rows (`sharded_dataset.py` renders and caches them)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ FACES = sharded_dataset.RenderedSet(
     sizes=(32, 1024),
     make_row=make_row,
 )
-# The faces are what most of the project reads: they go by the module's own names.
+# Most of the project uses the faces, under the module's own names.
 DEFAULT_N, SHARD, FACES_PER_IDENTITY = FACES.default_n, FACES.shard, sharded_dataset.PER_IDENTITY
 face_seeds, cache_folder, check_request = (
     sharded_dataset.seeds,

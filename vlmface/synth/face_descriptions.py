@@ -1,7 +1,7 @@
-"""Plain words for what can be seen in a drawn face: no action unit numbers, no emotion words.
+"""Descriptions of rendered faces in plain words: no action unit numbers, no emotion words.
 
 The built-in tiny base model is pretrained on these sentences, so that fine-tuning starts from a
-model that sees brows, lids and lips but has never heard of FACS or of anger.
+model that describes brows, lids and lips but was never trained on FACS or emotion words.
 """
 
 from __future__ import annotations

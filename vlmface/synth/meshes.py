@@ -1,4 +1,4 @@
-"""Simple solids as triangle meshes, and what covers them: the stuff that scenes are built from.
+"""Simple solids as triangle meshes, and their colours and textures, to build scenes of.
 
 Coordinates are decimetres, x to the left of the person (the right of the picture), y up, z towards
 the camera. A mesh carries texture coordinates, (0, 0) at the top left of a texture.
@@ -114,10 +114,8 @@ def ellipsoid(radii: Vector, rows: int = 10, columns: int = 14) -> Mesh:
     """An ellipsoid around the origin with half axes `radii` (3)."""
     down = np.linspace(0, np.pi, rows)[:, None]
     around = np.linspace(0, 2 * np.pi, columns)[None]
-    unit = np.stack(
-        [np.sin(down) * np.sin(around), np.broadcast_to(np.cos(down), (rows, columns)),
-         np.sin(down) * np.cos(around)], -1
-    )  # fmt: skip
+    height = np.broadcast_to(np.cos(down), (rows, columns))
+    unit = np.stack([np.sin(down) * np.sin(around), height, np.sin(down) * np.cos(around)], -1)
     mesh = surface(unit * np.asarray(radii))
     normals = unit.reshape(-1, 3) / np.asarray(radii)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)

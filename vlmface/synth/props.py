@@ -1,5 +1,5 @@
 """What a person at a desk has in the hands: books, a laptop, a phone, a game. Coordinates as in
-`stage`; all choices are drawn from the generator that is given.
+`scene_geometry`; all choices are drawn from the generator that is passed.
 """
 
 from __future__ import annotations
@@ -88,10 +88,8 @@ def book(rng: np.random.Generator) -> Prop:
         ImageDraw.Draw(image).rectangle((6, top, 47, top + 22), fill=colour)
         pages[0] = np.asarray(image)
     wide, high = 1.22, 1.75
-    cover = Part(
-        box(2 * wide + 0.12, 0.05, high + 0.1).moved(None, (0, 0.0, 0)),
-        tint(rng, (0.5, 0.9), (0.25, 0.75)), 0.1,
-    )  # fmt: skip
+    boards = box(2 * wide + 0.12, 0.05, high + 0.1)
+    cover = Part(boards.moved(None, (0, 0.0, 0)), tint(rng, (0.5, 0.9), (0.25, 0.75)), 0.1)
     block = Part(box(2 * wide, 0.06, high).moved(None, (0, 0.04, 0)), (0.88, 0.85, 0.77))
     lying = moved([cover, block, *_pages(wide, high, pages)], None)
     turn = rotation(float(rng.uniform(-8, 8)), 9.0, 0)
@@ -208,12 +206,18 @@ def edge_colour(colour: Colour) -> Colour:
     return (colour[0] * 0.6, colour[1] * 0.6, colour[2] * 0.6)
 
 
+_GRIP_COLOURS = (
+    ((0.1, 0.62, 0.85), (0.95, 0.3, 0.25)),
+    ((0.95, 0.75, 0.1), (0.35, 0.75, 0.3)),
+    ((0.6, 0.3, 0.85), (0.95, 0.55, 0.15)),
+)
+
+
 def handheld(rng: np.random.Generator) -> Prop:
     """A handheld game, held at both ends, its back to the camera."""
     wide, high, thick = 1.75, 1.0, 0.16
     body_colour = (0.13, 0.13, 0.15) if rng.random() < 0.6 else (0.86, 0.86, 0.88)
-    ends = (((0.1, 0.62, 0.85), (0.95, 0.3, 0.25)), ((0.95, 0.75, 0.1), (0.35, 0.75, 0.3)),
-            ((0.6, 0.3, 0.85), (0.95, 0.55, 0.15)))[int(rng.integers(3))]  # fmt: skip
+    ends = _GRIP_COLOURS[int(rng.integers(3))]
     image, pen = canvas(70, 40, body_colour)
     shade = tuple(round(c * 0.72) for c in as_bytes(body_colour))
     for k in range(7):  # where the warm air leaves

@@ -1,8 +1,8 @@
-"""A person's surroundings: body, desk, what stands around, the room behind.
+"""Geometry of a scene: the person's body, the desk, things on it, and the room.
 
 Coordinates are the head model's (decimetres, y up, z to the camera), so that the head sits where
 the mesh of `head.npz` has it and the body grows out of its shoulders. All choices are drawn from
-the generator that is given; none looks at the face.
+the generator that is passed, independently of the face.
 """
 
 from __future__ import annotations
@@ -36,30 +36,36 @@ SHOULDERS = 5.45  # height below which the body is built
 # --- the person -----------------------------------------------------------------------------------
 
 
-def body(rest: np.ndarray, template: np.ndarray, look: Appearance) -> list[Part]:
+def body(rest_pose: np.ndarray, template: np.ndarray, look: Appearance) -> list[Part]:
     """Torso below the head's own shoulders; `rest` (n, 3) are the head's vertices at rest."""
-    rim = rest[template[:, 1] < 5.47]
+    rim = rest_pose[template[:, 1] < 5.47]
     half, middle = float(np.abs(rim[:, 0]).max()), float(rim[:, 2].mean())
     top = float(rim[:, 1].max())
     deep = float(rim[:, 2].max() - rim[:, 2].min()) / 2
     # height below the shoulders, half width, half depth: inside the mesh first, then over it
-    rings = [(0.22, 0.80, 0.80), (0.02, 0.985, 0.98), (-0.12, 1.02, 1.04), (-0.4, 1.0, 1.12),
-             (-0.9, 0.90, 1.22), (-1.6, 0.84, 1.2), (-2.6, 0.82, 1.15)]  # fmt: skip
+    rings = [
+        (0.22, 0.80, 0.80),
+        (0.02, 0.985, 0.98),
+        (-0.12, 1.02, 1.04),
+        (-0.4, 1.0, 1.12),
+        (-0.9, 0.90, 1.22),
+        (-1.6, 0.84, 1.2),
+        (-2.6, 0.82, 1.15),
+    ]
     angle = np.linspace(0, 2 * np.pi, 33)
     sine, cosine = np.sin(angle), np.cos(angle)
+    across = np.sign(sine) * np.abs(sine) ** 0.8 * half
+    along = np.sign(cosine) * np.abs(cosine) ** 0.8 * deep
     points = [
-        np.stack(
-            [np.sign(sine) * np.abs(sine) ** 0.8 * half * wide, np.full(33, top + up),
-             middle + np.sign(cosine) * np.abs(cosine) ** 0.8 * deep * thick], -1
-        )
+        np.stack([across * wide, np.full(33, top + up), middle + along * thick], -1)
         for up, wide, thick in rings
-    ]  # fmt: skip
+    ]
     return [Part(surface(np.array(points)), look.cloth)]
 
 
-def arms(rest: np.ndarray, template: np.ndarray, look: Appearance, prop: Prop) -> list[Part]:
-    """Sleeves from the shoulders to the wrists, and hands, as the prop wants them."""
-    rim = rest[template[:, 1] < 5.47]
+def arms(rest_pose: np.ndarray, template: np.ndarray, look: Appearance, prop: Prop) -> list[Part]:
+    """Sleeves from the shoulders to the wrists, and hands, as the prop requires."""
+    rim = rest_pose[template[:, 1] < 5.47]
     half, top = float(np.abs(rim[:, 0]).max()), float(rim[:, 1].max())
     middle = float(rim[:, 2].mean())
     skin = skin_colour(look.tone, look.warmth) ** (1 / 2.2)
@@ -73,8 +79,8 @@ def arms(rest: np.ndarray, template: np.ndarray, look: Appearance, prop: Prop) -
         elbow = np.array([side * (half * 0.86 + 0.28), DESK + 0.38, 0.95])
         direction = np.asarray(towards, float) / np.linalg.norm(towards)
         cuff = end - 0.12 * direction
-        path = [shoulder, (shoulder + elbow) / 2 + [side * 0.1, 0.1, 0], elbow, (elbow + cuff) / 2,
-                cuff]  # fmt: skip
+        upper_arm = (shoulder + elbow) / 2 + [side * 0.1, 0.1, 0]
+        path = [shoulder, upper_arm, elbow, (elbow + cuff) / 2, cuff]
         parts.append(Part(tube(path, [0.52, 0.47, 0.43, 0.37, 0.3]), look.cloth))
         parts += _hand(end, direction, np.asarray(back, float), side, curl, flesh)
     return parts
@@ -100,43 +106,44 @@ def _hand(
         meshes.append(tube([joint, first, last], [0.11, 0.105, 0.085], 8))
     # The thumb lies towards the body's middle when the back looks up or to the camera.
     inner = -side if turn[0, 0] >= 0 else side
-    meshes.append(
-        tube(
-            [(0.28 * inner, 0.3, -0.05), (0.52 * inner, 0.58, -0.12), (0.5 * inner, 0.88, -0.2)],
-            [0.14, 0.12, 0.09], 8,
-        )
-    )  # fmt: skip
+    thumb = [(0.28 * inner, 0.3, -0.05), (0.52 * inner, 0.58, -0.12), (0.5 * inner, 0.88, -0.2)]
+    meshes.append(tube(thumb, [0.14, 0.12, 0.09], 8))
     return [Part(mesh.moved(turn, wrist), skin, 0.05) for mesh in meshes]
 
 
-# --- what stands around ---------------------------------------------------------------------------
+# --- things on the desk ---------------------------------------------------------------------------
+
+
+def _turned(profile: Sequence[tuple[float, float]], sides: int) -> Mesh:
+    """The surface that a profile of (radius, height) from top to bottom makes around the y axis."""
+    angle = np.linspace(0, 2 * np.pi, sides + 1)
+    rings = [
+        np.stack([radius * np.sin(angle), np.full(sides + 1, height), radius * np.cos(angle)], -1)
+        for radius, height in profile
+    ]
+    return surface(np.array(rings))
 
 
 def mug(rng: np.random.Generator) -> list[Part]:
     """A mug, its foot at the origin."""
     colour = tint(rng, (0.1, 0.9), (0.4, 0.95))
-    angle = np.linspace(0, 2 * np.pi, 21)
     profile = [(0.30, 0.0), (0.33, 0.1), (0.34, 0.7), (0.29, 0.7), (0.28, 0.5), (0.0, 0.5)]
-    rings = [np.stack([r * np.sin(angle), np.full(21, y), r * np.cos(angle)], -1)
-             for r, y in profile[::-1]]  # fmt: skip
     handle = [(0.3, 0.58, 0), (0.55, 0.5, 0), (0.55, 0.25, 0), (0.3, 0.14, 0)]
-    turned = rotation(float(rng.uniform(-40, 40)), 0, 0)
+    turn = rotation(float(rng.uniform(-40, 40)), 0, 0)
     return moved(
         [
-            Part(surface(np.array(rings)), colour, 0.3),
+            Part(_turned(profile[::-1], 20), colour, 0.3),
             Part(ellipsoid((0.28, 0.01, 0.28)).moved(None, (0, 0.52, 0)), (0.2, 0.12, 0.07), 0.3),
             Part(tube(handle, [0.05] * 4, 8), colour, 0.3),
         ],
-        turned,
+        turn,
     )
 
 
 def plant(rng: np.random.Generator) -> list[Part]:
     """A plant in a pot."""
-    angle = np.linspace(0, 2 * np.pi, 17)
-    rings = [np.stack([r * np.sin(angle), np.full(17, y), r * np.cos(angle)], -1)
-             for r, y in ((0.0, 0.52), (0.36, 0.52), (0.38, 0.6), (0.27, 0.0))]  # fmt: skip
-    parts = [Part(surface(np.array(rings)), tint(rng, (0.2, 0.7), (0.4, 0.85)), 0.1)]
+    pot = _turned(((0.0, 0.52), (0.36, 0.52), (0.38, 0.6), (0.27, 0.0)), 16)
+    parts = [Part(pot, tint(rng, (0.2, 0.7), (0.4, 0.85)), 0.1)]
     green = colorsys.hsv_to_rgb(
         rng.uniform(0.25, 0.4), rng.uniform(0.5, 0.8), rng.uniform(0.3, 0.6)
     )
@@ -144,8 +151,11 @@ def plant(rng: np.random.Generator) -> list[Part]:
         around, out = k * 2.4, float(rng.uniform(0.25, 0.75))
         up = 1.5 - 0.9 * out + float(rng.uniform(0, 0.3))
         heading = np.array([np.sin(around), 0, np.cos(around)])
-        path = [np.array([0, 0.5, 0]), heading * out * 0.4 + [0, 0.5 + up * 0.6, 0],
-                heading * out + [0, 0.5 + up, 0]]  # fmt: skip
+        path = [
+            np.array([0, 0.5, 0]),
+            heading * out * 0.4 + [0, 0.5 + up * 0.6, 0],
+            heading * out + [0, 0.5 + up, 0],
+        ]
         parts.append(Part(tube(path, [0.03, 0.13, 0.02], 6), green, 0.1))
     return parts
 
@@ -154,16 +164,13 @@ def lamp(rng: np.random.Generator) -> list[Part]:
     """A desk lamp."""
     colour = tint(rng, (0.0, 0.9), (0.15, 0.9))
     lean = float(rng.choice([-1, 1]))
-    angle = np.linspace(0, 2 * np.pi, 17)
-    rings = [np.stack([r * np.sin(angle), np.full(17, y), r * np.cos(angle)], -1)
-             for r, y in ((0.12, 0.32), (0.16, 0.25), (0.44, -0.2))]  # fmt: skip
-    shade = surface(np.array(rings)).moved(rotation(0, 15, 25 * lean), (0.5 * lean, 2.0, 0.1))
+    shade = _turned(((0.12, 0.32), (0.16, 0.25), (0.44, -0.2)), 16)
+    arm = tube([(0, 0, 0), (-0.3 * lean, 1.15, 0), (0.42 * lean, 2.1, 0.05)], [0.045] * 3, 8)
     return [
         Part(ellipsoid((0.42, 0.07, 0.42)), colour, 0.2),
-        Part(tube([(0, 0, 0), (-0.3 * lean, 1.15, 0), (0.42 * lean, 2.1, 0.05)], [0.045] * 3, 8),
-             (0.45, 0.45, 0.47), 0.3),
-        Part(shade, colour, 0.2),
-    ]  # fmt: skip
+        Part(arm, (0.45, 0.45, 0.47), 0.3),
+        Part(shade.moved(rotation(0, 15, 25 * lean), (0.5 * lean, 2.0, 0.1)), colour, 0.2),
+    ]
 
 
 NUISANCE: dict[str, Callable[[np.random.Generator], list[Part]]] = {
@@ -176,11 +183,14 @@ NUISANCE: dict[str, Callable[[np.random.Generator], list[Part]]] = {
 # --- the room -------------------------------------------------------------------------------------
 
 
+_WOOD = ((0.05, 0.1), (0.3, 0.6), (0.35, 0.8))  # hue, saturation and value of a desk
+
+
 def desk(rng: np.random.Generator) -> list[Part]:
     """The desk in front of the person: wood or lacquer."""
     if rng.random() < 0.7:
-        wood = np.array(colorsys.hsv_to_rgb(rng.uniform(0.05, 0.1), rng.uniform(0.3, 0.6),
-                                            rng.uniform(0.35, 0.8)))  # fmt: skip
+        hue, saturation, value = (rng.uniform(*span) for span in _WOOD)
+        wood = np.array(colorsys.hsv_to_rgb(hue, saturation, value))
         grain = rng.normal(0, 1, (60, 4)).repeat(24, 1) * 0.035
         grain = np.cumsum(grain - grain.mean(0), 0) * 0.25 + grain * 0.5
         texture = np.clip(wood * (1 + grain[..., None]), 0, 1)
@@ -259,13 +269,13 @@ def room(rng: np.random.Generator) -> list[Part]:
             parts += moved(make(rng), None, by)
     if rng.random() < 0.4:  # a chair's back rest
         chair = tint(rng, (0, 0.5), (0.08, 0.5))
-        rest = ellipsoid((2.2, 1.6, 0.25), 14, 22).moved(None, (0, 4.9, -1.4))
-        parts.append(Part(rest, chair, 0.1))
+        back_rest = ellipsoid((2.2, 1.6, 0.25), 14, 22).moved(None, (0, 4.9, -1.4))
+        parts.append(Part(back_rest, chair, 0.1))
     return parts
 
 
 def nuisance(rng: np.random.Generator) -> tuple[list[str], list[Part]]:
-    """Nothing to two things on the desk, at its sides, that have to do with nothing."""
+    """Up to two things at the sides of the desk, unrelated to the label."""
     names: list[str] = []
     parts: list[Part] = []
     for side in (-1, 1):

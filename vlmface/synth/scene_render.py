@@ -1,4 +1,4 @@
-"""A scene into an image: the head of `render.py` on a body, in the surroundings of `stage.py`."""
+"""Renders scenes: the head of `render.py` on a body, in the surroundings of `scene_geometry.py`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vlmface.synth.render import (
     shade_head,
 )
 
-# What a ray met, beside the kinds of `render.py` (0 to 7).
+# What a ray met, in addition to the kinds of `render.py` (0 to 7).
 ROOM, BODY, OBJECT, NUISANCE = 8, 9, 10, 11
 NECK = np.array([0.0, 6.2, 0.25], np.float32)  # where the head turns on the body
 DOME = np.array([(0.62, 0.75, 0.2), (-0.62, 0.75, 0.2), (0.1, 0.8, 0.6), (0.0, 0.9, -0.45)])
@@ -135,8 +135,8 @@ def assemble(scene: Scene) -> Assembly:
     around, beside = scene_geometry.nuisance(rng)
     # Of its own numbers: with another object, everything else stays as it is.
     prop = props.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
-    person = scene_geometry.body(head.rest, model.template, face.look)
-    person += scene_geometry.arms(head.rest, model.template, face.look, prop)
+    person = scene_geometry.body(head.rest_pose, model.template, face.look)
+    person += scene_geometry.arms(head.rest_pose, model.template, face.look, prop)
     layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, beside))
     return Assembly(
         head=head,
@@ -152,10 +152,10 @@ def assemble(scene: Scene) -> Assembly:
 def outlines(scene: Scene, assembly: Assembly, size: int) -> dict[str, np.ndarray]:
     """The pixels (n, 2) of the vertices of "face" (brow to chin, ear to ear, no hair), "person"
     (head and body) and "object"; they may lie outside of the picture."""
-    head, shown = assembly.placed, np.unique(assembly.head.triangles)
+    head, used = assembly.placed, np.unique(assembly.head.triangles)
     points = {
         "face": head[face_vertices()],
-        "person": np.concatenate([head[shown], assembly.points(BODY)]),
+        "person": np.concatenate([head[used], assembly.points(BODY)]),
         "object": assembly.points(OBJECT),
     }
     return {name: scene.camera.project(where, size) for name, where in points.items()}
@@ -189,12 +189,12 @@ def render_scene(
     origins, directions = scene.camera.rays(wide)
     hit, triangle, u, v, where = cast(world, origins, directions)
     colour = np.empty((len(triangle), 3), np.float32)
-    own = of_part[triangle] < 0
-    here = interpolate(built.attributes, triangles[triangle[own]], u[own], v[own])
-    colour[own] = shade_head(
-        scene.face, here, where[own], kind[triangle[own]], built.turn, built.placed, world
+    on_head = of_part[triangle] < 0
+    here = interpolate(built.attributes, triangles[triangle[on_head]], u[on_head], v[on_head])
+    colour[on_head] = shade_head(
+        scene.face, here, where[on_head], kind[triangle[on_head]], built.turn, built.placed, world
     )
-    other = ~own
+    other = ~on_head
     corners = triangles[triangle[other]] - first
     surface = interpolate(np.concatenate([mesh.normals, mesh.uv], 1), corners, u[other], v[other])
     colour[other] = _shade(

@@ -43,19 +43,27 @@ STATES: dict[str, tuple[tuple[float, tuple[int, ...]], ...]] = {
 # The emotion that a state expresses. A frown over a book is not anger, nor are closed eyes any of
 # the eight: those have none.
 EMOTIONS = {"relaxed": "neutral", "smiling": "happiness"}
-EXTRAS = (17, 18, 22, 28, 34)  # say nothing, and look like none of the states
+EXTRAS = (17, 18, 22, 28, 34)  # not evidence for an emotion, and unlike all states
 EXTRA_CHANCE = 0.35
 LEAST = 3  # intensity of the unit that makes the state
 # Chance of (state, whether the object is for study). Distraction takes 36 % and each other label
-# 16 %: with an even share of 20 %, the face alone would tell four labels in five.
+# 16 %: with an even share of 20 %, four labels in five would follow from the face alone.
 CHANCES: dict[tuple[str, bool], float] = {
-    ("relaxed", True): 0.16, ("smiling", True): 0.16, ("frowning", True): 0.16,
-    ("drowsy", True): 0.08, ("relaxed", False): 0.12, ("smiling", False): 0.12,
-    ("frowning", False): 0.12, ("drowsy", False): 0.08,
-}  # fmt: skip
+    ("relaxed", True): 0.16,
+    ("smiling", True): 0.16,
+    ("frowning", True): 0.16,
+    ("drowsy", True): 0.08,
+    ("relaxed", False): 0.12,
+    ("smiling", False): 0.12,
+    ("frowning", False): 0.12,
+    ("drowsy", False): 0.08,
+}
 _AT_STUDY = {
-    "relaxed": "Neutrality", "smiling": "Enjoyment", "frowning": "Confusion", "drowsy": "Fatigue",
-}  # fmt: skip
+    "relaxed": "Neutrality",
+    "smiling": "Enjoyment",
+    "frowning": "Confusion",
+    "drowsy": "Fatigue",
+}
 
 
 def label(state: str, thing: str) -> str:
@@ -65,7 +73,7 @@ def label(state: str, thing: str) -> str:
 
 
 def needs(state: str, thing: str) -> str:
-    """What of a scene tells its label: "face" or "context" if that alone does, else "both"."""
+    """What determines the label of a scene: "face" or "context" if one suffices, else "both"."""
     if len({label(state, other) for other in (*STUDY, *DISTRACTING)}) == 1:
         return "face"
     return "context" if len({label(other, thing) for other in STATES}) == 1 else "both"

@@ -1,7 +1,7 @@
 """Rendered data sets as FaceSample rows, cached in shards, made in parallel.
 
 A shard is one Parquet file of so many rows, written under a temporary name and renamed, so that an
-interrupted run goes on where it stopped. Splits never share an identity: each draws its people
+interrupted run resumes where it stopped. Splits never share an identity: each draws its people
 from its own range, which is the same in all rendered sets. A person of one set's training split is
 in no other set's test split.
 """
@@ -32,7 +32,7 @@ def seeds(seed: int, split: str, index: int) -> tuple[int, int]:
 
 
 def names(name: str, seed: int, split: str, index: int) -> dict[str, Any]:
-    """The fields of a row that say which one it is."""
+    """The fields that identify a row."""
     return {
         "id": f"{name}-{seed}-{split}-{index:06d}",
         "dataset": name,
@@ -47,7 +47,7 @@ class RenderedSet:
 
     `version` is raised whenever the same seed would give other pixels or labels. `make_row(seed,
     split, index, size, **options)` gives a row of the schema; it is a function of a module, since
-    other processes call it. `default_n` says which splits there are; `sizes` are the least and the
+    other processes call it. The keys of `default_n` are the splits; `sizes` are the least and the
     most pixels a side.
     """
 
@@ -61,7 +61,7 @@ class RenderedSet:
     make_row: Callable[..., dict[str, Any]]
 
     def cache_folder(self, seed: int, split: str, size: int, **options: int) -> Path:
-        """Where a split's shards lie."""
+        """The folder of a split's shards."""
         how = "-".join([f"{size}px", *(f"{value}{key}" for key, value in sorted(options.items()))])
         return files.cache_dir() / self.name / f"v{self.version}" / f"seed{seed}" / how / split
 
@@ -106,17 +106,17 @@ class RenderedSet:
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             schema = features().arrow_schema  # made here: `datasets` is slow to import
+            given = {"seed": seed, "split": split, "size": size, **options}
+            make = delayed(_make_shard)
             jobs = (
-                delayed(_make_shard)(
-                    path, schema, self.make_row, range(start, start + self.shard),
-                    {"seed": seed, "split": split, "size": size, **options},
-                )
+                make(path, schema, self.make_row, range(start, start + self.shard), given)
                 for start, path in missing
-            )  # fmt: skip
+            )
             parallel = Parallel(
-                min(workers or cpu_count(), len(missing)), return_as="generator_unordered",
+                min(workers or cpu_count(), len(missing)),
+                return_as="generator_unordered",
                 **subprocesses.joblib_arguments(),
-            )  # fmt: skip
+            )
             with tqdm(
                 total=len(missing) * self.shard,
                 unit=self.unit,

@@ -1,4 +1,4 @@
-"""The contact sheet of what is rendered: faces, scenes, or clips as strips of frames."""
+"""Contact sheets of rendered faces, scenes, or clips as strips of frames."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_sheet(
 def _set(name: str) -> tuple[Any, dict[str, int]]:
     from vlmface.synth import clips, dataset, scenes
 
-    sets = {one.name: one for one in (dataset.FACES, scenes.SCENES, clips.CLIPS)}
+    sets = {rendered.name: rendered for rendered in (dataset.FACES, scenes.SCENES, clips.CLIPS)}
     if name not in sets:
         raise UserError(f"{name!r} is not rendered: use one of {', '.join(sets)}")
     return sets[name], {"frames": clips.FRAMES} if name == "synth_clips" else {}
@@ -61,12 +61,12 @@ def _tiles(sample: FaceSample) -> list[contact_sheet.Tile]:
     tiles = []
     for k in range(0, len(sample.frames), -(-len(sample.frames) // STRIP)):
         seen = {int(au): much for au, much in sample.meta["frame_aus"][k].items() if much >= 0.5}
-        shown = FaceSample(
+        visible = FaceSample(
             sample.id, sample.dataset, aus=[AULabel(au, seen[au], True) for au in sorted(seen)]
         )
         title = f"frame {k}" if k else str(sample.emotion)
         tiles.append(
-            contact_sheet.Tile(_picture(sample.frames[k]), title, (contact_sheet.units(shown),))
+            contact_sheet.Tile(_picture(sample.frames[k]), title, (contact_sheet.units(visible),))
         )
     return tiles
 

@@ -1,4 +1,4 @@
-"""Colours that are drawn, and small pictures that are painted onto the things of a scene."""
+"""Random colours, and small pictures that are painted onto the things of a scene."""
 
 from __future__ import annotations
 

@@ -59,9 +59,9 @@ def read_tasks(settings: VLMSettings, processor: Any, family: ModuleType) -> lis
         asked = [settings.load_prompt()]
     else:
         asked = [load_prompt(name) for name in settings.prompts]
-    views = crops.parse(settings.crop)
+    views = crops.parse_views(settings.crop)
     check_images(asked, len(views), settings.frames)
-    samples = crop_cache.shown(samples, views, settings.frames)
+    samples = crop_cache.apply_views(samples, views, settings.frames)
     seed = settings.seed
     budget.fit_pixels(samples, processor, family, asked, max_length=settings.max_length, seed=seed)
     found = []

@@ -34,7 +34,9 @@ def data_options(settings: Any, n: str = "n_train") -> None:
     from vlmface.data import option_checks
 
     taken = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
-    option_checks.check(settings.data, settings.data_options, taken=taken, where="data_options")
+    option_checks.check_options(
+        settings.data, settings.data_options, taken=taken, where="data_options"
+    )
 
 
 def unused_roots(settings: Any) -> Iterator[Unused]:
@@ -101,10 +103,10 @@ def shared_people(
     found = {}
     for name, (others, place) in parts.items():
         same = root is not None and _place(root) == _place(place)
-        if both := people.shared(rows, others, same_files=same):
+        if both := people.shared_people(rows, others, same_files=same):
             found[name] = both
             if os.environ.get("RANK", "0") == "0":
-                print(f"warning: {people.warning(both, name)}", flush=True)
+                print(f"warning: {people.overlap_warning(both, name)}", flush=True)
     return {"shared_people": found} if found else {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vlmface import facs
-from vlmface.answers import listed
+from vlmface.answers import join_labels
 from vlmface.data.row_images import open_row_image
 from vlmface.run_dir import read_log
 from vlmface.utils import html
@@ -139,7 +139,7 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
                 "image": data_uri(
                     open_row_image(faces[group.index]["image"]), image_format="PNG", max_side=_SIDE
                 ),
-                "label": listed(truth) or "not annotated",
+                "label": join_labels(truth) or "not annotated",
                 "aus": ", ".join(map(facs.name, facs.top_down(present))) or "none",
                 "coded": sample.aus is not None,
                 "answers": sorted(answers, key=lambda entry: -entry["advantage"]),

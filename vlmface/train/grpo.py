@@ -227,7 +227,7 @@ def identity(
 def encode_prompts(
     rows: datasets.Dataset, start: Start, used: Sequence[rewards.Weighted], max_new_tokens: int
 ) -> tuple[datasets.Dataset, list[FaceSample], dict[str, int]]:
-    """FaceSample rows -> (rows of `image`, perhaps `shown`, `input_ids`, ... as the encoder asks
+    """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, ... as the encoder asks
     about them; their samples; left out by reason).
 
     Left out are faces that no reward gives a signal for ("no_truth"), and prompts that leave no

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data import row_images
-from vlmface.data.rows import pictures
+from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
@@ -27,15 +27,15 @@ def encode_rows(
     max_length: int,
     seed: int,
 ) -> tuple[datasets.Dataset, dict[str, int]]:
-    """FaceSample rows -> (rows of `image`, perhaps `shown`, `input_ids`, `labels`, `length`; left
+    """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, `labels`, `length`; left
     out by reason).
 
     A sample without a rationale gets one from the rule writer, from its annotated AUs and label.
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
     that a rationale is written from ("no_aus"), rationales that do not fit the prompt's form
     ("unreadable_rationale"), and what the encoder refuses ("too_long", ...).
-    The images stay compressed. Rows that `crop_cache.shown` made keep all that is shown of them; of
-    another clip it is the middle frame. Raises UserError if nothing is left.
+    The images stay compressed. Rows that `crop_cache.apply_views` made keep all that is shown of
+    them; of another clip it is the middle frame. Raises UserError if nothing is left.
     """
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
@@ -75,7 +75,7 @@ def encode_rows(
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
     """The columns of `rows` that say what a model is shown of each, as they are stored."""
-    found = pictures(rows)
+    found = with_still_images(rows)
     return found.select_columns(
         [name for name in row_images.IMAGE_COLUMNS if name in found.column_names]
     )

@@ -259,7 +259,7 @@ def write_manifest(
 ) -> None:
     """Write vlmface.json of a run whose weights and processor are saved, and its prompts: from here
     on it can be evaluated. `aus` are the AUs that it names, `data` what it was trained on."""
-    run_dir, views = Path(settings.output_dir), crops.parse(settings.crop)
+    run_dir, views = Path(settings.output_dir), crops.parse_views(settings.crop)
     manifest.save_prompts(asked, run_dir)
     manifest.Manifest(
         recipe=recipe,
@@ -273,7 +273,7 @@ def write_manifest(
         image=family.describe_image(processor),
         processor=manifest.processor_shas(run_dir),
         weights=manifest.weights_shas(run_dir),
-        crop=crops.as_dict(views),
+        crop=crops.views_as_dict(views),
         frames=settings.frames,
         faces=crops.default_faces(views, shows_faces(settings.data)),
         max_length=settings.max_length,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlmface import answers
-from vlmface.data.mixture import take
+from vlmface.data.mixture import draw_evenly
 from vlmface.errors import UserError
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
@@ -33,7 +33,7 @@ def row_labels(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[s
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
         for labels, prompt in zip(labels_by_prompt, prompts, strict=True):
-            labels.append(answers.listed(prompt.truth(sample)) or None)
+            labels.append(answers.join_labels(prompt.truth(sample)) or None)
     return labels_by_prompt
 
 
@@ -83,7 +83,7 @@ def select_rows(
             row_words = np.array([words[i] for i in rows])
             pools = [rows[row_words == word] for word in sorted(set(row_words))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]
-        drawn = [take(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
+        drawn = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
         selected.append(np.sort(np.concatenate(drawn)))
     return selected
 

@@ -134,7 +134,7 @@ def append_text_rows(
     # One number for all: they share the blank image.
     columns["row"] = [max(rows["row"][:]) + 1] * len(columns["length"])
     columns["image"] = [Image.new("RGB", _BLANK)] * len(columns["length"])
-    if "shown" in rows.column_names:
-        columns["shown"] = [[]] * len(columns["length"])  # its image alone
+    if "images" in rows.column_names:
+        columns["images"] = [[]] * len(columns["length"])  # its image alone
     texts = Dataset.from_dict(columns).cast(rows.features)
     return concatenate_datasets([rows, texts]), dict(skipped)

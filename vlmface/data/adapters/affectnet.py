@@ -21,32 +21,52 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.rows import Rows, boxes, emotions, existing, header, image_names, need, read_csv
+from vlmface.data.published import published_counts
+from vlmface.data.rows import (
+    Rows,
+    boxes,
+    csv_header,
+    emotions,
+    exists_mask,
+    image_names,
+    read_csv,
+    require_path,
+)
 from vlmface.errors import UserError
 
 TITLE = "AffectNet"
 HOME = "http://mohammadmahoor.com/affectnet/"
 LICENCE = "non-commercial research, on request"
 SPLITS = ("train", "validation")
-PUBLISHED = {
-    "train": {"rows": 287651, "neutral": 74874, "happiness": 134415, "sadness": 25459,
-              "surprise": 14090, "fear": 6378, "disgust": 3803, "anger": 24882, "contempt": 3750},
-    "validation": {"rows": 4000, "neutral": 500, "happiness": 500, "sadness": 500,
-                   "surprise": 500, "fear": 500, "disgust": 500, "anger": 500, "contempt": 500},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split         rows  neutral  happiness  sadness  surprise  fear  disgust  anger  contempt
+    train       287651    74874     134415    25459     14090  6378     3803  24882      3750
+    validation    4000      500        500      500       500   500      500    500       500
+    """
+)
 PUBLISHED_BY = {("classes", 7): {"train": {"rows": 283901}, "validation": {"rows": 3500}}}
 LISTS = "Manually_Annotated_file_lists"
-HEADER = ["subDirectory_filePath", "face_x", "face_y", "face_width", "face_height",
-          "facial_landmarks", "expression", "valence", "arousal"]  # fmt: skip
-IMAGES = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images",
-          "Manually_Annotated")  # fmt: skip
+PATH = "subDirectory_filePath"
+BOX = ["face_x", "face_y", "face_width", "face_height"]
+HEADER = [PATH, *BOX, "facial_landmarks", "expression", "valence", "arousal"]
+IMAGES = (
+    "Manually_Annotated_Images",
+    "Manually_Annotated/Manually_Annotated_Images",
+    "Manually_Annotated",
+)
 NOT_RATED = -2
 
 
 def read(root: Path, split: str, *, classes: int = 8, layout: str | None = None) -> Rows:
-    """`classes` is 8, or 7 without contempt (both are in use: say which). `layout` is "official",
-    "npy" or "sample"; left out, it is the first of them that the root holds. Images labelled None,
-    Uncertain or Non-face are left out."""
+    """Images labelled None, Uncertain or Non-face are skipped.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        classes: 8, or 7 without contempt. Both are in use: report which.
+        layout: "official", "npy" or "sample"; by default the first of them that the root holds.
+    """
     if classes not in (7, 8):
         raise UserError(f"classes={classes!r}: AffectNet is used with 8 classes, or 7")
     marks = {
@@ -73,7 +93,7 @@ def _of_classes(rows: Rows, codes: np.ndarray, classes: int) -> Rows:
     wrong = ~np.asarray(pc.is_in(rows.columns["emotion"], pa.array(space.labels)))
     for code in np.unique(codes[wrong]):
         reason = f"expression {int(code)}, not among the {classes} classes"
-        rows.left_out[reason] = [rows.columns["id"][i] for i in np.flatnonzero(codes == code)]
+        rows.skipped[reason] = [rows.columns["id"][i] for i in np.flatnonzero(codes == code)]
     return rows.take(~wrong)
 
 
@@ -84,17 +104,17 @@ def _rated(values: Any) -> np.ndarray:
 
 def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "training.csv", "validation": "validation.csv"}[split]
-    listing = need(root / LISTS / file, "AffectNet's list of labels")
-    named = [name.casefold() for name in header(listing)[:1]] == [HEADER[0].casefold()]
-    types = dict.fromkeys(HEADER, "float32") | {HEADER[0]: "string", "expression": "int32"}
+    listing = require_path(root / LISTS / file, "AffectNet's list of labels")
+    named = [name.casefold() for name in csv_header(listing)[:1]] == [PATH.casefold()]
+    types = dict.fromkeys(HEADER, "float32") | {PATH: "string", "expression": "int32"}
     del types["facial_landmarks"]  # nine tenths of the file
     options: dict[str, Any] = {} if named else {"column_names": HEADER}
     table = read_csv(listing, types, **options)
-    paths = table[HEADER[0]].to_pylist()
+    paths = table[PATH].to_pylist()
     places = [root / name for name in IMAGES]
     folder = next((p for p in places if p.is_dir()), places[0])
-    need(folder, "AffectNet's images, 689/<hash>.jpg")
-    x, y, width, height = (np.asarray(table[name]) for name in HEADER[1:5])
+    require_path(folder, "AffectNet's images, 689/<hash>.jpg")
+    x, y, width, height = (np.asarray(table[name]) for name in BOX)
     columns = {
         "id": [f"affectnet-{path}" for path in paths],
         "image": [f"{folder}/{path}" for path in paths],
@@ -107,18 +127,18 @@ def _official(root: Path, split: str) -> tuple[Rows, np.ndarray]:
 
 def _npy(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     folder = root / {"train": "train_set", "validation": "val_set"}[split]
-    annotations = need(folder / "annotations", "AffectNet's annotations, N_exp.npy")
-    names, _ = image_names(need(folder / "images", "AffectNet's images, N.jpg"))
+    annotations = require_path(folder / "annotations", "AffectNet's annotations, N_exp.npy")
+    names, _ = image_names(require_path(folder / "images", "AffectNet's images, N.jpg"))
     images = {name.rpartition(".")[0]: name for name in names}
-    found = [name.removesuffix("_exp.npy") for name in os.listdir(annotations)]
-    stems = sorted((s for s in found if not s.endswith(".npy")), key=lambda s: (len(s), s))
-    left_out = sorted(set(images) - set(stems))
+    labelled = [name.removesuffix("_exp.npy") for name in os.listdir(annotations)]
+    stems = sorted((s for s in labelled if not s.endswith(".npy")), key=lambda s: (len(s), s))
+    skipped = sorted(set(images) - set(stems))
 
     def read(what: str) -> np.ndarray:
         paths = [f"{annotations}/{stem}_{what}.npy" for stem in stems]
         values = np.full(len(paths), np.nan)
-        there = existing(paths)
-        values[there] = _numbers([paths[i] for i in np.flatnonzero(there)])
+        exists = exists_mask(paths)
+        values[exists] = _numbers([paths[i] for i in np.flatnonzero(exists)])
         return values
 
     columns = {
@@ -127,7 +147,7 @@ def _npy(root: Path, split: str) -> tuple[Rows, np.ndarray]:
         "valence": _rated(read("val")),
         "arousal": _rated(read("aro")),
     }
-    return Rows(columns, {"no _exp.npy": left_out} if left_out else {}), read("exp")
+    return Rows(columns, {"no _exp.npy": skipped} if skipped else {}), read("exp")
 
 
 def _numbers(paths: list[str]) -> list[float]:
@@ -149,7 +169,7 @@ def _numbers(paths: list[str]) -> list[float]:
 
 def _sample(root: Path, split: str) -> tuple[Rows, np.ndarray]:
     file = {"train": "train-sample-affectnet.csv", "validation": "valid-sample-affectnet.csv"}
-    listing = need(root / file[split], "the list of AffectNet's sample")
+    listing = require_path(root / file[split], "the list of AffectNet's sample")
     table = read_csv(listing, {"image": "string", "emotion": "float32"})
     # `../input/affectnetsample/val_class/class003/x.jpg`: the start is where it once was mounted
     paths = ["/".join(path.split("/")[-3:]) for path in table["image"].to_pylist()]

@@ -10,13 +10,14 @@ face image where no face was found, so that the n-th image of a folder need not 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmface import facs, label_spaces
-from vlmface.data.rows import Rows, action_units, emotions, need, numbered, read_csv
+from vlmface.data.rows import Rows, action_units, emotions, frames_by_number, read_csv, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
@@ -40,72 +41,84 @@ def read(
     annotations: str | None = None,
     invalid: float | None = None,
 ) -> Rows:
-    """One row a frame that has a label and a face. `track` is "expr", "va" or "au"; `every` = n
-    keeps the frames 1, n + 1, 2n + 1 ... of each video. `images` is the folder of the faces,
-    `annotations` that of the track (EXPR_..., found by default), both under the root; `invalid`
-    the value of a frame that is not annotated, by default -1, and -5 for valence and arousal.
-    The track's class "Other" has no emotion, and the word in `context`."""
+    """One row for each frame that has a label and a face. The track's class "Other" has no emotion,
+    and its word in `context`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        track: "expr", "va" or "au".
+        every: n keeps the frames 1, n + 1, 2n + 1 ... of each video.
+        images: the folder of the faces, under the root.
+        annotations: the folder of the track (EXPR_...), under the root; found by default.
+        invalid: the value of a frame that is not annotated, by default -1, and -5 for valence and
+            arousal.
+    """
     if track not in INVALID:
         raise UserError(f"track={track!r}: Aff-Wild2 has {', '.join(INVALID)}")
     if every < 1:
         raise UserError(f"every={every}: give 1 for all frames, 10 for each tenth")
     code = INVALID[track] if invalid is None else invalid
     labels = _track(root, track, annotations) / FOLDERS[split]
-    files = sorted(need(labels, "Aff-Wild2's label files").glob("*.txt"))
-    faces = need(root / images, "Aff-Wild2's cropped and aligned faces, one folder a video")
+    files = sorted(require_path(labels, "Aff-Wild2's label files").glob("*.txt"))
+    faces = require_path(root / images, "Aff-Wild2's cropped and aligned faces, one folder a video")
 
+    ids: list[str] = []
     subjects: list[str] = []
-    frames: list[int] = []
     paths: list[str] = []
     blocks: list[np.ndarray] = []
     unlabelled: list[str] = []
     faceless: list[str] = []
     header: list[str] = []
-    for file in files:
-        found, values = _read(file, track, code)
-        if header and found != header:
-            raise UserError(f"{file} has the header {found}, the files before it {header}")
-        header, video = found, file.stem
-        face_of = numbered(faces / video) if (faces / video).is_dir() else {}
+    for video, names, values in _read_all(files, track, code):
+        header = names
+        face_of = frames_by_number(faces / video) if (faces / video).is_dir() else {}
         numbers = np.arange(1, len(values) + 1, every)
         labelled = (values != code).any(1)[::every]
-        seen = np.isin(numbers, np.fromiter(face_of, int))
+        with_face = np.isin(numbers, np.fromiter(face_of, int))
         unlabelled += [f"{video}/{n:05d}" for n in numbers[~labelled].tolist()]
-        faceless += [f"{video}/{n:05d}" for n in numbers[labelled & ~seen].tolist()]
-        kept = numbers[labelled & seen]
-        blocks.append(values[kept - 1])
-        frames += kept.tolist()
-        subjects += [video] * len(kept)
-        paths += [face_of[n] for n in kept.tolist()]
+        faceless += [f"{video}/{n:05d}" for n in numbers[labelled & ~with_face].tolist()]
+        used = numbers[labelled & with_face]
+        blocks.append(values[used - 1])
+        ids += [f"affwild2-{video}-{n:05d}" for n in used.tolist()]
+        subjects += [video] * len(used)
+        paths += [face_of[n] for n in used.tolist()]
     if not paths:
         raise UserError(
             f"none of the {len(files)} label files in {labels} has a frame with a label and a face "
             f"in {faces}: are these the faces of this track?"
         )
-    columns = {
-        "id": [f"affwild2-{v}-{n:05d}" for v, n in zip(subjects, frames, strict=True)],
-        "subject": subjects,
-        "image": paths,
-    }
+    columns = {"id": ids, "subject": subjects, "image": paths}
+    columns |= _columns(track, header, np.concatenate(blocks), code)
     reasons = {"not annotated": unlabelled, "no face image": faceless}
-    return Rows(
-        columns | _columns(track, header, np.concatenate(blocks), code),
-        {reason: names for reason, names in reasons.items() if names},
-    )
+    return Rows(columns, {reason: frames for reason, frames in reasons.items() if frames})
 
 
 def _track(root: Path, track: str, annotations: str | None) -> Path:
     if annotations is not None:
-        return need(root / annotations, "Aff-Wild2's annotations")
+        return require_path(root / annotations, "Aff-Wild2's annotations")
     pattern = f"{track.upper()}_*Challenge"
-    found = sorted(p for depth in ("", "*/") for p in root.glob(depth + pattern) if p.is_dir())
-    if len(found) != 1:
+    folders = sorted(p for depth in ("", "*/") for p in root.glob(depth + pattern) if p.is_dir())
+    if len(folders) != 1:
         raise UserError(
-            f"{root} has {len(found) or 'no'} folders {pattern} in it or one level down"
-            + "".join(f", {path.relative_to(root)}" for path in found)
+            f"{root} has {len(folders) or 'no'} folders {pattern} in it or one level down"
+            + "".join(f", {path.relative_to(root)}" for path in folders)
             + ": give the one to read as annotations=..., a path under the root"
         )
-    return found[0]
+    return folders[0]
+
+
+def _read_all(
+    files: Sequence[Path], track: str, invalid: float
+) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """(video, header, values) of each label file, as `_read`; all headers must be the same."""
+    header: list[str] = []
+    for file in files:
+        names, values = _read(file, track, invalid)
+        if header and names != header:
+            raise UserError(f"{file} has the header {names}, the files before it {header}")
+        header = names
+        yield file.stem, names, values
 
 
 def _read(file: Path, track: str, invalid: float) -> tuple[list[str], np.ndarray]:

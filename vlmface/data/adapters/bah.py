@@ -16,8 +16,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface import label_spaces
-from vlmface.data.clips import FRAMES, first_of, frames_root, read_list, with_frames
-from vlmface.data.rows import Rows, meta
+from vlmface.data.clips import FRAMES, first_existing, frames_root, read_list, with_frames
+from vlmface.data.rows import Rows, json_meta
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
 
@@ -38,22 +38,30 @@ def read(
     lists: str | None = None,
     clips: str | None = None,
 ) -> Rows:
-    """`lists` is the folder of train.txt, val.txt and test.txt under the root, `clips` that of the
-    face crops, below which the videos' own paths follow; by default the first of LISTS and CLIPS
-    that exists. `context` holds the label (label space bah2), `meta` the transcript."""
-    folder = first_of(root, LISTS if lists is None else [lists], "BAH's lists of videos")
+    """`context` holds the label (label space bah2), `meta` the transcript.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        frames: of each clip.
+        lists: the folder of train.txt, val.txt and test.txt, under the root; by default the first
+            of LISTS that exists.
+        clips: the folder of the face crops, below which the videos' own paths follow; by default
+            the first of CLIPS that exists.
+    """
+    folder = first_existing(root, LISTS if lists is None else [lists], "BAH's lists of videos")
     name = "val.txt" if split == "validation" else f"{split}.txt"
-    listing = first_of(folder, [name], "BAH's list of videos")
-    lines, left_out = read_list(listing, lambda line: line.split(",", 2), 3)
+    listing = first_existing(folder, [name], "BAH's list of videos")
+    lines, skipped = read_list(listing, lambda line: line.split(",", 2), 3)
     paths = [path for path, _, _ in lines]
     faces = frames_root(root, CLIPS, clips)
     columns = {
         "id": [f"bah-{Path(path).stem}" for path in paths],
         "subject": [_subject(path, listing) for path in paths],
         "context": [[_label(code, listing)] for _, code, _ in lines],
-        "meta": meta(len(paths), transcript=[said for _, _, said in lines]),
+        "meta": json_meta(len(paths), transcript=[transcript for _, _, transcript in lines]),
     }
-    return with_frames(columns, [faces / path for path in paths], frames, left_out)
+    return with_frames(columns, [faces / path for path in paths], frames, skipped)
 
 
 def _subject(path: str, listing: Path) -> str:

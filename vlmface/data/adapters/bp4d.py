@@ -13,7 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, meta, need, numbered, read_csv
+from vlmface.data.rows import (
+    Rows,
+    action_units,
+    frames_by_number,
+    json_meta,
+    people_of_split,
+    read_csv,
+    require_path,
+)
 from vlmface.errors import UserError
 
 TITLE = "BP4D-Spontaneous"
@@ -25,14 +33,14 @@ AUS = (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)
 TASKS = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8")
 # The parts of 14, 14 and 13 people of ME-GraphAU (Luo et al., IJCAI 2022;
 # tool/BP4D_image_label_process.py). Its fold 1 tests on the third, 2 on the second, 3 on the first.
-PARTS = (
-    ("F001", "F002", "F008", "F009", "F010", "F016", "F018", "F023",
-     "M001", "M004", "M007", "M008", "M012", "M014"),
-    ("F003", "F005", "F011", "F013", "F020", "F022",
-     "M002", "M005", "M010", "M011", "M013", "M016", "M017", "M018"),
-    ("F004", "F006", "F007", "F012", "F014", "F015", "F017", "F019", "F021",
-     "M003", "M006", "M009", "M015"),
-)  # fmt: skip
+PARTS = tuple(
+    (*(f"F{number:03d}" for number in women), *(f"M{number:03d}" for number in men))
+    for women, men in (
+        ((1, 2, 8, 9, 10, 16, 18, 23), (1, 4, 7, 8, 12, 14)),
+        ((3, 5, 11, 13, 20, 22), (2, 5, 10, 11, 13, 16, 17, 18)),
+        ((4, 6, 7, 12, 14, 15, 17, 19, 21), (3, 6, 9, 15)),
+    )
+)
 
 
 def read(
@@ -46,18 +54,24 @@ def read(
     unknown: int = 9,
     offset: int = 0,
 ) -> Rows:
-    """`fold` 1 to 3; `aus` are the AUs to read, by default the benchmark's twelve; `tasks` may
-    choose some of the eight. `images` is the folder of the people's folders; `unknown` is the code
-    of an AU that could not be coded; a coded frame f is the image numbered f + `offset`."""
+    """The coded frames of the people of a fold.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to 3.
+        aus: the AUs to read, by default the benchmark's twelve.
+        tasks: some of the eight tasks.
+        images: the folder of the people's folders, under the root.
+        unknown: the code of an AU that could not be coded.
+        offset: a coded frame f is the image numbered f + `offset`.
+    """
     if fold not in (1, 2, 3):
         raise UserError(f"fold={fold}: BP4D has folds 1 to 3")
     if wrong := [task for task in tasks if task not in TASKS]:
         raise UserError(f"tasks has {wrong[0]!r}: BP4D has {', '.join(TASKS)}")
-    tested = PARTS[3 - fold]
-    people = sorted(
-        person for part in PARTS for person in part if (person in tested) == (split == "test")
-    )
-    folder = need(root / images, "the people's folders of images (see images)")
+    people = people_of_split(PARTS, fold, split)
+    folder = require_path(root / images, "the people's folders of images (see images)")
     ids, paths, subjects, seen_in, codes, lacking = [], [], [], [], [], []
     for person in people:
         for task in tasks:
@@ -67,29 +81,31 @@ def read(
                     f"{person}_{task}.csv has the code {min(wrong_codes)}, expected 0, 1 or "
                     f"{unknown} for unknown (see unknown)"
                 )
-            found = numbered(need(folder / person / task, f"{person}'s images of task {task}"))
-            there = np.array([frame + offset in found for frame in frames], bool)
-            lacking += [f"{person} {task} frame {frame}" for frame in np.array(frames)[~there]]
-            kept = [frame for frame in frames if frame + offset in found]
-            ids += [f"bp4d-{person}-{task}-{frame:04d}" for frame in kept]
-            paths += [found[frame + offset] for frame in kept]
-            subjects += [person] * len(kept)
-            seen_in += [task] * len(kept)
-            codes.append(grid[there])
+            images_by_number = frames_by_number(
+                require_path(folder / person / task, f"{person}'s images of task {task}")
+            )
+            has_image = np.array([frame + offset in images_by_number for frame in frames], bool)
+            lacking += [f"{person} {task} frame {frame}" for frame in np.array(frames)[~has_image]]
+            with_image = [frame for frame in frames if frame + offset in images_by_number]
+            ids += [f"bp4d-{person}-{task}-{frame:04d}" for frame in with_image]
+            paths += [images_by_number[frame + offset] for frame in with_image]
+            subjects += [person] * len(with_image)
+            seen_in += [task] * len(with_image)
+            codes.append(grid[has_image])
     labels = np.concatenate(codes)
     columns = {
         "id": ids,
         "image": paths,
         "subject": subjects,
         "aus": action_units(aus, labels == 1, None, labels != unknown),
-        "meta": meta(len(ids), task=seen_in),
+        "meta": json_meta(len(ids), task=seen_in),
     }
     return Rows(columns, {"coded frame without an image": lacking} if lacking else {})
 
 
 def _labels(path: Path, aus: Sequence[int]) -> tuple[list[int], np.ndarray]:
     """The coded frames, and their codes (frames, AUs)."""
-    table = read_csv(need(path, "the AU codes of a person's task"))
+    table = read_csv(require_path(path, "the AU codes of a person's task"))
     if lacking := [au for au in aus if str(au) not in table.column_names[1:]]:
         raise UserError(
             f"{path} has no column of AU{lacking[0]}: its header is "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmface.data.rows import Rows, class_folders, need
+from vlmface.data.rows import Rows, class_folders, require_path
 
 TITLE = "CAER-S"
 HOME = "https://caer-dataset.github.io"
@@ -21,5 +21,10 @@ PUBLISHED: dict[str, dict[str, int]] = {}
 
 
 def read(root: Path, split: str) -> Rows:
-    """The frames as they are: faces are neither boxed nor cut out."""
-    return class_folders(need(root / split, "CAER-S' folder"), "emotion7", f"caers-{split}")
+    """The frames as they are: faces are neither boxed nor cut out.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
+    return class_folders(require_path(root / split, "CAER-S' folder"), "emotion7", f"caers-{split}")

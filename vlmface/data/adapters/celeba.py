@@ -1,7 +1,7 @@
 """CelebA: 202,599 celebrity faces with forty yes-or-no attributes (Liu et al., ICCV 2015).
 
 Anno/list_attr_celeba.txt            the number of images; the attributes; `000001.jpg -1  1 ...`
-Anno/identity_CelebA.txt             `000001.jpg 2880`; may lack, then nobody has a subject
+Anno/identity_CelebA.txt             `000001.jpg 2880`; optional; without it there are no subjects
 Eval/list_eval_partition.txt         `000001.jpg 0`: 0 train, 1 validation, 2 test
 Img/img_align_celeba/000001.jpg      aligned and cropped
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmface.data.rows import Rows, meta, need, read_spaced
+from vlmface.data.rows import Rows, json_meta, read_spaced, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
@@ -33,10 +33,15 @@ PUBLISHED = {
 
 def read(root: Path, split: str) -> Rows:
     """Gender is the attribute Male. `meta` lists the attributes that a face has; of the forty, it
-    lacks all others."""
+    lacks all others.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
     import pyarrow.compute as pc
 
-    listing = need(_place(root, "Anno", "list_attr_celeba.txt"), "CelebA's attributes")
+    listing = require_path(_place(root, "Anno", "list_attr_celeba.txt"), "CelebA's attributes")
     attributes = " ".join(read_lines(listing)[1:2]).split()
     if "Male" not in attributes:
         raise UserError(
@@ -59,13 +64,13 @@ def read(root: Path, split: str) -> Rows:
             f"{listing}: {files[row]} has {attributes[column]} {grid[row, column]}, expected -1 "
             "or 1"
         )
-    folder = str(need(_place(root, "Img", "img_align_celeba"), "CelebA's aligned images"))
+    folder = str(require_path(_place(root, "Img", "img_align_celeba"), "CelebA's aligned images"))
     names = np.array(attributes)
     columns: dict[str, Any] = {
         "id": [f"celeba-{file.partition('.')[0]}" for file in files],
         "image": [os.path.join(folder, file) for file in files],
         "gender": np.where(grid[:, attributes.index("Male")] == 1, "male", "female").tolist(),
-        "meta": meta(len(files), attributes=[names[row].tolist() for row in grid == 1]),
+        "meta": json_meta(len(files), attributes=[names[row].tolist() for row in grid == 1]),
     }
     if _place(root, "Anno", "identity_CelebA.txt").exists():
         people = _column(root, "Anno", "identity_CelebA.txt", "string")
@@ -80,5 +85,5 @@ def _place(root: Path, folder: str, name: str) -> Path:
 
 
 def _column(root: Path, folder: str, name: str, type_: str) -> Any:
-    path = need(_place(root, folder, name), "what CelebA says of each image")
+    path = require_path(_place(root, folder, name), "CelebA's value for each image")
     return read_spaced(path, {"image": "string", "value": type_})

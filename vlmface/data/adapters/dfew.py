@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmface.data.clips import FRAMES, first_of, frames_root, with_frames
+from vlmface.data.clips import FRAMES, first_existing, frames_root, with_frames
+from vlmface.data.published import published_counts
 from vlmface.data.rows import Rows, emotions, read_csv
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Count
@@ -20,12 +21,13 @@ HOME = "https://dfew-dataset.github.io"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")
 # Fold 1; the other folds share the same 11,697 clips and differ by a few in each class.
-PUBLISHED = {
-    "train": {"rows": 9356, "happiness": 1956, "sadness": 1515, "neutral": 2135, "anger": 1738,
-              "surprise": 1175, "disgust": 116, "fear": 721},
-    "test": {"rows": 2341, "happiness": 489, "sadness": 379, "neutral": 534, "anger": 435,
-             "surprise": 294, "disgust": 29, "fear": 181},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split  rows  happiness  sadness  neutral  anger  surprise  disgust  fear
+    train  9356       1956     1515     2135   1738      1175      116   721
+    test   2341        489      379      534    435       294       29   181
+    """
+)
 FOLDS = 5
 CLIPS = ("Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/clip_224x16f", "Clip/jpg_256")
 
@@ -33,11 +35,19 @@ CLIPS = ("Clip/clip_224x224", "Clip/clip_224x224_16f", "Clip/clip_224x16f", "Cli
 def read(
     root: Path, split: str, *, fold: int = 1, frames: Count = FRAMES, clips: str | None = None
 ) -> Rows:
-    """`fold` is 1 to 5: results are means over the five test parts. `clips` is the folder of the
-    clips' frames under the root; by default the first of CLIPS that exists, face crops first."""
+    """Results are means over the test parts of the five folds.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to 5.
+        frames: of each clip.
+        clips: the folder of the clips' frames, under the root; by default the first of CLIPS that
+            exists, face crops first.
+    """
     if fold not in range(1, FOLDS + 1):
         raise UserError(f"fold={fold!r}: DFEW has folds 1 to {FOLDS}")
-    labels = first_of(
+    labels = first_existing(
         root / "EmoLabel_DataSplit",
         [f"{split}(single-labeled)/set_{fold}.csv", f"{split}/set_{fold}.csv"],
         "DFEW's labels",

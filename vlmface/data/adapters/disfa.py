@@ -15,7 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, need, numbered, read_csv
+from vlmface.data.rows import (
+    Rows,
+    action_units,
+    frames_by_number,
+    people_of_split,
+    read_csv,
+    require_path,
+)
 from vlmface.errors import UserError
 
 TITLE = "DISFA"
@@ -45,25 +52,28 @@ def read(
     camera: str = "left",
     first_frame: int | None = None,
 ) -> Rows:
-    """`fold` 1 to 3; `aus` is 8 (the benchmark) or 12 (all that are coded); an AU is present from
-    intensity `threshold` on, and its intensity is kept.
+    """The coded frames of the people of a fold, with the intensities of their AUs.
 
-    `frames_dir` holds the people's folders of frames; `camera` chooses where there are folders of
-    both. `first_frame` is the number in the name of the first frame, which the labels call 1; None:
-    0 if anybody has a frame 0, else 1.
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to 3.
+        aus: 8 (the benchmark) or 12 (all that are coded).
+        threshold: the least intensity of an AU that is present.
+        frames_dir: the folder of the people's folders of frames, under the root.
+        camera: which folder to take if there are those of both cameras.
+        first_frame: the number in the name of the first frame, which the labels call 1; by default
+            0 if any person has a frame 0, else 1.
     """
     if fold not in (1, 2, 3) or aus not in (8, 12) or threshold not in (1, 2, 3, 4, 5):
         raise UserError(
-            f"DISFA with fold={fold}, aus={aus}, threshold={threshold}: "
-            "fold is 1 to 3, aus 8 or 12, threshold 1 to 5"
+            f"fold={fold}, aus={aus}, threshold={threshold}: DISFA has folds 1 to 3, 8 or "
+            "12 AUs and intensities 1 to 5"
         )
     numbers = BENCHMARK if aus == 8 else AUS
-    tested = PARTS[3 - fold]
-    people = sorted(
-        person for part in PARTS for person in part if (person in tested) == (split == "test")
-    )
-    folder = need(root / frames_dir, "the folders of extracted frames (see frames_dir)")
-    images = {person: numbered(_folder(folder, person, camera)) for person in people}
+    people = people_of_split(PARTS, fold, split)
+    folder = require_path(root / frames_dir, "the folders of extracted frames (see frames_dir)")
+    images = {person: frames_by_number(_folder(folder, person, camera)) for person in people}
     if first_frame is None:
         first_frame = 0 if any(0 in frames for frames in images.values()) else 1
 
@@ -71,15 +81,19 @@ def read(
     lacking, unlabelled = [], []
     for person in people:
         frames, labels = _labels(root / "ActionUnit_Labels" / person, person, numbers)
-        found = {number + 1 - first_frame: path for number, path in images[person].items()}
-        there = np.array([frame in found for frame in frames], bool)
-        unlabelled += [found[frame] for frame in sorted(set(found) - set(frames))]
-        lacking += [f"{person} frame {frame}" for frame in np.array(frames)[~there]]
-        kept = [frame for frame in frames if frame in found]
-        ids += [f"disfa-{person}-{frame:05d}" for frame in kept]
-        paths += [found[frame] for frame in kept]
-        subjects += [person] * len(kept)
-        codes.append(labels[there])
+        images_by_frame = {
+            number + 1 - first_frame: path for number, path in images[person].items()
+        }
+        has_image = np.array([frame in images_by_frame for frame in frames], bool)
+        unlabelled += [
+            images_by_frame[frame] for frame in sorted(set(images_by_frame) - set(frames))
+        ]
+        lacking += [f"{person} frame {frame}" for frame in np.array(frames)[~has_image]]
+        with_image = [frame for frame in frames if frame in images_by_frame]
+        ids += [f"disfa-{person}-{frame:05d}" for frame in with_image]
+        paths += [images_by_frame[frame] for frame in with_image]
+        subjects += [person] * len(with_image)
+        codes.append(labels[has_image])
     grid = np.concatenate(codes)
     columns = {
         "id": ids,
@@ -87,8 +101,8 @@ def read(
         "subject": subjects,
         "aus": action_units(numbers, grid >= threshold, grid, grid >= 0),
     }
-    left_out = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
-    return Rows(columns, {reason: what for reason, what in left_out.items() if what})
+    skipped = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
+    return Rows(columns, {reason: what for reason, what in skipped.items() if what})
 
 
 def _folder(frames: Path, person: str, camera: str) -> Path:
@@ -108,7 +122,7 @@ def _labels(folder: Path, person: str, numbers: tuple[int, ...]) -> tuple[list[i
     """The frames, and their intensities (frames, AUs); -1 where an AU's file lacks the frame."""
     tables = []
     for au in numbers:
-        path = need(folder / f"{person}_au{au}.txt", f"{person}'s intensities of AU{au}")
+        path = require_path(folder / f"{person}_au{au}.txt", f"{person}'s intensities of AU{au}")
         table = read_csv(path, {"f0": "int32", "f1": "int32"}, autogenerate_column_names=True)
         frame, grade = table["f0"].to_numpy(), table["f1"].to_numpy()
         if len(grade) and not 0 <= grade.min() <= grade.max() <= 5:

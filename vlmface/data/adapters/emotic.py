@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlmface.data.rows import Rows, meta, need, read_csv, words
+from vlmface.data.rows import Rows, canonical_labels, json_meta, read_csv, require_path
 from vlmface.errors import UserError
 
 TITLE = "EMOTIC"
@@ -42,16 +42,22 @@ class Person(NamedTuple):
 
 
 def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
-    """`annotations` is the folder of the csv files or the mat file; by default emotic_pre, else the
-    root, else Annotations/Annotations.mat. Categories are in `context`; valence, arousal and (in
-    `meta`) dominance are scaled from 1..10 to -1..1. With several annotators (val, test) these are
-    the owners' combined labels. The box of the person, not of the face, is `meta`'s person_box."""
+    """Categories are in `context`; valence, arousal and (in `meta`) dominance are scaled from 1..10
+    to -1..1. With several annotators (val, test) these are the owners' combined labels. The box of
+    the person, not of the face, is `meta`'s person_box.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        annotations: the folder of the csv files or the mat file, under the root; by default
+            emotic_pre, else the root, else Annotations/Annotations.mat.
+    """
     part = "val" if split == "validation" else split
     source = _source(root, part, annotations)
     people = _from_mat(source, part) if source.suffix == ".mat" else _from_csv(source)
     folder = root / "emotic" if (root / "emotic").exists() else root
 
-    kept, ids, beyond = [], [], []
+    within_range, ids, beyond = [], [], []
     seen: dict[str, int] = {}
     for person in people:
         key = f"{person.folder.split('/')[0]}-{Path(person.file).stem}"
@@ -59,25 +65,27 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
         if any(not np.isnan(x) and not 1 <= x <= 10 for x in person.dimensions):
             beyond.append(f"{person.folder}/{person.file}, person {seen[key]}")
             continue
-        kept.append(person)
+        within_range.append(person)
         ids.append(f"emotic-{key}-{seen[key]}")
-    dimensions = np.full((len(kept), 3), np.nan)
-    for row, person in enumerate(kept):
+    dimensions = np.full((len(within_range), 3), np.nan)
+    for row, person in enumerate(within_range):
         if person.dimensions:
             dimensions[row] = person.dimensions
     valence, arousal, dominance = ((dimensions - 5.5) / 4.5).T
-    words("emotic26", [category for person in kept for category in person.categories])
+    canonical_labels(
+        "emotic26", [category for person in within_range for category in person.categories]
+    )
     columns = {
         "id": ids,
-        "image": [str(folder / person.folder / person.file) for person in kept],
-        "context": [person.categories or None for person in kept],
+        "image": [str(folder / person.folder / person.file) for person in within_range],
+        "context": [person.categories or None for person in within_range],
         "valence": valence,
         "arousal": arousal,
-        "gender": words("gender", [person.gender or None for person in kept]),
-        "age_group": [person.age or None for person in kept],
-        "meta": meta(
-            len(kept),
-            person_box=[person.box for person in kept],
+        "gender": canonical_labels("gender", [person.gender or None for person in within_range]),
+        "age_group": [person.age or None for person in within_range],
+        "meta": json_meta(
+            len(within_range),
+            person_box=[person.box for person in within_range],
             dominance=[None if np.isnan(x) else round(x, 6) for x in dominance.tolist()],
         ),
     }
@@ -87,10 +95,16 @@ def read(root: Path, split: str, *, annotations: str | None = None) -> Rows:
 def _source(root: Path, part: str, annotations: str | None) -> Path:
     mat = root / "Annotations" / "Annotations.mat"
     if annotations is not None:
-        given = need(root / annotations, "EMOTIC's mat file or the folder of its csv files")
-        return given if given.is_file() else need(given / f"{part}.csv", "EMOTIC's annotations")
-    found = [root / "emotic_pre" / f"{part}.csv", root / f"{part}.csv", mat]
-    return next((path for path in found if path.exists()), None) or need(mat, "EMOTIC's labels")
+        given = require_path(root / annotations, "EMOTIC's mat file or the folder of its csv files")
+        return (
+            given
+            if given.is_file()
+            else require_path(given / f"{part}.csv", "EMOTIC's annotations")
+        )
+    candidates = [root / "emotic_pre" / f"{part}.csv", root / f"{part}.csv", mat]
+    return next((path for path in candidates if path.exists()), None) or require_path(
+        mat, "EMOTIC's labels"
+    )
 
 
 def _from_csv(path: Path) -> list[Person]:
@@ -155,6 +169,6 @@ def _several(value: Any) -> list[Any]:
 
 
 def _dimensions(struct: Any) -> list[float]:
-    if not isinstance(struct, dict):  # an empty MATLAB array: nobody annotated it
+    if not isinstance(struct, dict):  # an empty MATLAB array: not annotated
         return []
     return [float(struct[name]) for name in ("valence", "arousal", "dominance")]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, drawn_split, need, read_csv
+from vlmface.data.rows import Rows, action_units, random_split, read_csv, require_path
 from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TITLE = "EmotioNet"
 HOME = "https://cbcsl.ece.ohio-state.edu/EmotionNetChallenge/"
 LICENCE = "non-commercial research, agreement with the owners"
-SPLITS = ("train", "test")  # ours: see drawn_split
+SPLITS = ("train", "test")  # ours: see random_split
 PUBLISHED: dict[str, dict[str, int]] = {}
 AUS = (1, 2, 4, 5, 6, 9, 12, 17, 20, 25, 26, 43)
 UNIT = re.compile(r"AU ?0?(\d+)", re.IGNORECASE)
@@ -44,10 +44,17 @@ def read(
     unknown: int = 999,
     test_list: str | None = None,
 ) -> Rows:
-    """`labels` is the list's name (default: the only csv file there), `images` the folder below
-    which the images lie; `aus` are the AUs to read, by default the challenge's twelve; `unknown` is
-    the code of an AU that was not annotated. `test_list` names the test images; without it a fifth
-    is drawn."""
+    """The images of the list that were downloaded.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        labels: the list's name (default: the only csv file in the root).
+        images: the folder below which the images are.
+        aus: the AUs to read, by default the challenge's twelve.
+        unknown: the code of an AU that was not annotated.
+        test_list: a file that names the test images; by default a fifth is drawn.
+    """
     path = _list(root, labels)
     table = read_csv(path)
     header = [name.strip(" '\"") for name in table.column_names]
@@ -70,8 +77,8 @@ def read(
             f"{stems[row]} has the code {codes[row, column]:g} for AU{aus[column]}, expected 0, 1 "
             f"or {unknown} for unknown (see unknown)"
         )
-    folder = need(root / images, "the downloaded images (see images)")
-    found = {
+    folder = require_path(root / images, "the downloaded images (see images)")
+    images_by_stem = {
         Path(name).stem: os.path.join(place, name)
         for place, _, names in os.walk(folder)
         for name in names
@@ -80,17 +87,17 @@ def read(
     rows = Rows(
         {
             "id": [f"emotionet-{stem}" for stem in stems],
-            "image": [found.get(stem, str(folder / f"{stem}.jpg")) for stem in stems],
+            "image": [images_by_stem.get(stem, str(folder / f"{stem}.jpg")) for stem in stems],
             "aus": action_units(aus, codes == 1, None, annotated),
         },
         {"line without a URL": nameless} if nameless else {},
     )
-    return rows.take(drawn_split(stems, split, test_list))
+    return rows.take(random_split(stems, split, test_list))
 
 
 def _list(root: Path, labels: str | None) -> Path:
     if labels is not None:
-        return need(root / labels, "EmotioNet's list as csv")
+        return require_path(root / labels, "EmotioNet's list as csv")
     lists = sorted(root.glob("*.csv"))
     if len(lists) != 1:
         raise UserError(
@@ -106,4 +113,6 @@ def _codes(column: pa.ChunkedArray, au: int) -> np.ndarray:
     try:
         return column.to_numpy().astype(float)
     except ValueError as error:
-        raise UserError(f"the column of AU{au} in EmotioNet's list is no number: {error}") from None
+        raise UserError(
+            f"the column of AU{au} in EmotioNet's list is not a number: {error}"
+        ) from None

@@ -19,27 +19,25 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.records import Record, folder_of_images, one_of, records
-from vlmface.data.rows import Rows, action_units, meta, need
+from vlmface.data.adapters import rafdb
+from vlmface.data.records import Record, check_choice, folder_of_images, records
+from vlmface.data.rows import Rows, action_units, json_meta, require_path
 from vlmface.errors import UserError
 
 TITLE = "ExpLLM Exp-CoT"
 HOME = "https://github.com/starhiking/ExpLLM-TMM"
 LICENCE = "none stated; RAF-DB's and AffectNet's own for the images"
 SPLITS = ("train", "test")
-PUBLISHED = {
-    "train": {"rows": 12271, "surprise": 1290, "fear": 281, "disgust": 717, "happiness": 4772,
-              "sadness": 1982, "anger": 705, "neutral": 2524},
-    "test": {"rows": 3068, "surprise": 329, "fear": 74, "disgust": 160, "happiness": 1185,
-             "sadness": 478, "anger": 162, "neutral": 680},
-}  # fmt: skip
+PUBLISHED = rafdb.PUBLISHED
 FILES = {
     ("rafdb", "train"): ("rafdb_emo_au_train_mini_description.json",),
-    ("rafdb", "test"): ("rafdb_emo_au_val_mini_description.json",
-                        "rafdb_emo_au_valid_mini_description.json"),
+    ("rafdb", "test"): (
+        "rafdb_emo_au_val_mini_description.json",
+        "rafdb_emo_au_valid_mini_description.json",
+    ),
     ("affectnet", "train"): ("Affectnet_kaggle_train-sample-affectnet_mini_description.json",),
     ("affectnet", "test"): ("Affectnet_kaggle_valid-sample-affectnet_mini_description.json",),
-}  # fmt: skip
+}
 CODINGS = {"rafdb": "rafdb", "affectnet": "affectnet_sample"}
 
 # FACS AU <- the positions in `au` that it is the largest of. The order is inferred: each position's
@@ -73,37 +71,42 @@ def read(
     images: str | None = None,
     threshold: float = 1.0,
 ) -> Rows:
-    """`part` is "rafdb" or "affectnet" (the Kaggle sample); `images` is the folder that `file_name`
-    starts from, RAF-DB's `Image/aligned` or the root of the sample (default: `root`).
+    """Values 0..1 become FACS intensities 0..5 by a factor of 5; `meta["au"]` keeps the 24 values.
+    The rationale is the description without its conclusion, which would repeat the answer and is
+    `meta["conclusion"]`. `emo` is a word in the published files; codes are read as RAF-DB's 1..7
+    and the sample's 1..8.
 
-    Values 0..1 become FACS intensities 0..5 by a factor of 5; an AU is present from intensity
-    `threshold` on (default 1, grade A). `meta["au"]` keeps the 24 values. The rationale is the
-    description without its conclusion, which would stand beside the answer: `meta["conclusion"]`.
-    `emo` is a word in the published files; codes are read as RAF-DB's 1..7 and the sample's 1..8.
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        part: "rafdb" or "affectnet" (the Kaggle sample).
+        images: the folder that `file_name` starts from, RAF-DB's `Image/aligned` or the root of the
+            sample (default: `root`).
+        threshold: the least intensity of an AU that is present (default 1, grade A).
     """
-    one_of("part", part, ("rafdb", "affectnet"))
+    check_choice("part", part, ("rafdb", "affectnet"))
     if not 0 < threshold <= 5:
         raise UserError(f"threshold={threshold!r}: give an intensity above 0 and up to 5")
     folder = folder_of_images(images, root)
-    found = records(_file(root, part, split))
-    parts = [three_parts(record.text("description")) for record in found]
-    values = np.array([_values(record) for record in found], np.float64).reshape(-1, 24)
+    faces = records(_file(root, part, split))
+    parts = [three_parts(record.text("description")) for record in faces]
+    values = np.array([_values(record) for record in faces], np.float64).reshape(-1, 24)
     intensity = 5 * np.stack([values[:, at].max(1) for at in UNITS.values()], 1)
-    stems = [str(PurePosixPath(record.text("file_name")).with_suffix("")) for record in found]
+    stems = [str(PurePosixPath(record.text("file_name")).with_suffix("")) for record in faces]
     return Rows(
         {
             "id": [f"expllm-{stem}" for stem in stems],
-            "image": [record.image("file_name", folder) for record in found],
-            "emotion": [_emotion(record, part) for record in found],
+            "image": [record.image("file_name", folder) for record in faces],
+            "emotion": [_emotion(record, part) for record in faces],
             "aus": action_units(list(UNITS), intensity >= threshold, intensity),
             "rationale": [rationale for rationale, _ in parts],
-            "rationale_source": ["teacher"] * len(found),
-            "saw_label": np.ones(len(found), bool),
-            "meta": meta(
-                len(found),
+            "rationale_source": ["teacher"] * len(faces),
+            "saw_label": np.ones(len(faces), bool),
+            "meta": json_meta(
+                len(faces),
                 au=values.tolist(),
                 conclusion=[conclusion for _, conclusion in parts],
-                part=[part] * len(found),
+                part=[part] * len(faces),
             ),
         }
     )
@@ -111,8 +114,12 @@ def read(
 
 def _file(root: Path, part: str, split: str) -> Path:
     names = FILES[part, split]
-    there = [root / name for name in names if (root / name).exists()]
-    return there[0] if there else need(root / names[0], f"Exp-CoT of {part}, split {split!r}")
+    existing = [root / name for name in names if (root / name).exists()]
+    return (
+        existing[0]
+        if existing
+        else require_path(root / names[0], f"Exp-CoT of {part}, split {split!r}")
+    )
 
 
 def _values(record: Record) -> list[float]:

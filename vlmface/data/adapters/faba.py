@@ -22,12 +22,12 @@ from vlmface import facs, label_spaces
 from vlmface.data.records import (
     Record,
     au_numbers,
+    check_choice,
     folder_of_images,
-    one_of,
-    pairs,
+    question_answer_pairs,
     records,
 )
-from vlmface.data.rows import Rows, listed_units, meta, need
+from vlmface.data.rows import Rows, json_meta, listed_units, require_path
 from vlmface.errors import UserError
 
 TITLE = "FABA-Instruct"
@@ -37,8 +37,10 @@ SPLITS = ("train", "test")
 PUBLISHED = {"train": {"rows": 19474}, "test": {"rows": 403}}  # AUs: 15838 and 325
 FILES = {"train": "train/train_{task}_anno.json", "test": "eval/eval_{task}_anno.json"}
 # What EmoLA's scorer asks of a face when a record has no question of its own.
-QUESTIONS = {"emotion": "What emotions are conveyed by this face?",
-             "au": "What AUs are conveyed by this face?"}  # fmt: skip
+QUESTIONS = {
+    "emotion": "What emotions are conveyed by this face?",
+    "au": "What AUs are conveyed by this face?",
+}
 
 
 def read(
@@ -49,35 +51,40 @@ def read(
     images: str | None = None,
     au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
-    """`root` is the folder FABAInstruct; `task` is "emotion" or "au"; `images` is the folder that
-    holds FABAInstruct's images under the same paths (default: `root`).
+    """The rationale is the description. It is not documented whether GPT-4V was given AffectNet's
+    label, so `saw_label` is true. Emotion and AUs come from `label` alone, which the test files
+    have: a word or a code of the coding "faba", and present AUs as in "4, 9, 15".
 
-    The rationale is the description; that GPT-4V was not told AffectNet's label is stated nowhere,
-    so `saw_label` is true. Emotion and AUs come from `label` alone, which the test files have: a
-    word or a code of taxonomy's "faba", and present AUs as in "4, 9, 15". AUs that are not in the
-    label are unknown, or absent if `au_set` names them: EmoLA scores 1, 2, 4, 5, 6, 10, 12, 17, 24,
-    25, 26 and 43.
+    Args:
+        root: the folder FABAInstruct.
+        split: one of SPLITS.
+        task: "emotion" or "au".
+        images: the folder that holds FABAInstruct's images under the same paths (default: `root`).
+        au_set: AUs that are absent where the label does not list them; all others are unknown then.
+            EmoLA scores 1, 2, 4, 5, 6, 10, 12, 17, 24, 25, 26 and 43.
     """
-    one_of("task", task, ("emotion", "au"))
+    check_choice("task", task, ("emotion", "au"))
     folder = folder_of_images(images, root)
-    found = records(need(root / FILES[split].format(task=task), f"FABA-Instruct's {task} texts"))
-    paths = [_path(record) for record in found]
-    asked = [_question_and_answer(record, task) for record in found]
+    faces = records(
+        require_path(root / FILES[split].format(task=task), f"FABA-Instruct's {task} texts")
+    )
+    paths = [_path(record) for record in faces]
+    conversations = [_question_and_answer(record, task) for record in faces]
     columns: dict[str, Any] = {
         "id": [f"faba-{task}-{_stem(record.text('image'))}" for record in paths],
         "image": [record.image("image", folder) for record in paths],
-        "rationale": [answer for _, answer in asked],
-        "rationale_source": ["teacher"] * len(found),
-        "saw_label": np.ones(len(found), bool),
-        "meta": meta(len(found), prompt=[question for question, _ in asked]),
+        "rationale": [answer for _, answer in conversations],
+        "rationale_source": ["teacher"] * len(faces),
+        "saw_label": np.ones(len(faces), bool),
+        "meta": json_meta(len(faces), prompt=[question for question, _ in conversations]),
     }
     if task == "emotion":
-        columns["emotion"] = [_emotion(r) if r.has("label") else None for r in found]
+        columns["emotion"] = [_emotion(r) if r.has("label") else None for r in faces]
     else:
         full = au_numbers(au_set)
         columns["aus"] = listed_units(
-            [_units(record) if record.has("label") else set() for record in found],
-            [full if record.has("label") else set() for record in found],
+            [_units(record) if record.has("label") else set() for record in faces],
+            [full if record.has("label") else set() for record in faces],
         )
     return Rows(columns)
 
@@ -97,10 +104,10 @@ def _stem(path: str) -> str:
 def _question_and_answer(record: Record, task: str) -> tuple[str, str]:
     if not record.has("conversations") and record.has("gpt4"):
         return QUESTIONS[task], record.text("gpt4").strip()
-    found = pairs(record)
-    if len(found) != 1:
+    pairs = question_answer_pairs(record)
+    if len(pairs) != 1:
         record.refuse("conversations", "one question and one answer")
-    question, answer = found[0]
+    question, answer = pairs[0]
     return question, answer.strip()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vlmface.data.rows import Rows, meta, need, read_csv, words
+from vlmface.data.rows import Rows, canonical_labels, json_meta, read_csv, require_path
 from vlmface.errors import UserError
 
 TITLE = "FairFace"
@@ -24,25 +24,31 @@ MARGINS = {0.25: "margin025", 1.25: "margin125"}
 
 
 def read(root: Path, split: str, *, margin: float = 0.25) -> Rows:
-    """`margin` is what the crops show around the face: 0.25 (tight, the usual choice) or 1.25. It
-    cannot be told for images that lie in the root itself."""
+    """The rows of the owners' csv files.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        margin: what the crops show around the face, 0.25 (the usual choice) or 1.25. It is not
+            known for images that are in the root itself.
+    """
     if margin not in MARGINS:
         raise UserError(f"margin={margin}: FairFace has 0.25 and 1.25")
     part = "train" if split == "train" else "val"
-    listing = need(root / f"fairface_label_{part}.csv", "FairFace's labels")
+    listing = require_path(root / f"fairface_label_{part}.csv", "FairFace's labels")
     table = read_csv(listing, dict.fromkeys(COLUMNS, "string"))
     files, ages, genders, races, service = (table[name].to_pylist() for name in COLUMNS)
     folder = root / f"fairface-img-{MARGINS[margin]}-trainval"
     if not folder.exists() and (root / part).exists():
         folder = root
-    need(folder / part, f"FairFace's images with margin {margin}")
+    require_path(folder / part, f"FairFace's images with margin {margin}")
     return Rows(
         {
             "id": [f"fairface-{file.partition('.')[0]}" for file in files],
             "image": [os.path.join(folder, file) for file in files],
-            "age_group": words("age_group9", ages),
-            "gender": words("gender", genders),
-            "race": words("race7", races),
-            "meta": meta(len(files), service_test=[flag == "True" for flag in service]),
+            "age_group": canonical_labels("age_group9", ages),
+            "gender": canonical_labels("gender", genders),
+            "race": canonical_labels("race7", races),
+            "meta": json_meta(len(files), service_test=[flag == "True" for flag in service]),
         }
     )

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.records import Record, au_numbers, folder_of_images, records, thought
-from vlmface.data.rows import Rows, listed_units, meta
+from vlmface.data.records import Record, au_numbers, folder_of_images, records, split_thought
+from vlmface.data.rows import Rows, json_meta, listed_units
 from vlmface.errors import UserError
 
 TITLE = "FEA-20K"
@@ -28,8 +28,10 @@ SPLITS = ("train", "test")
 PUBLISHED = {"train": {"rows": 17737}, "test": {"rows": 1688}}
 FILES = {"train": "*[Tt]rain*stage1*.jsonl", "test": "*[Tt]est*.jsonl"}
 # Words that the teacher gave to some faces of DISFA and BP4D: labels there, but none of the eight.
-OTHER = ("bittersweet", "confidence", "conflict", "conflicted", "confusion", "determination",
-         "frustration", "mixed", "pride")  # fmt: skip
+OTHER = (
+    *("bittersweet", "confidence", "conflict", "conflicted", "confusion", "determination"),
+    *("frustration", "mixed", "pride"),
+)
 
 
 def read(
@@ -40,61 +42,74 @@ def read(
     images: str | Mapping[str, str] | None = None,
     au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
-    """`files` is a pattern of file names in `root`, or several (default: FILES). `images` is the
-    folder that `image` starts from, or one folder for each `dataset` as in {"FABA": "...",
-    "DISFA": "..."} (default: `root`).
-
-    The set says which AUs are present, not which were coded. By default only those are annotated
-    and every other AU is unknown. With `au_set`, such as ["AU1", "AU2", "AU4"], the AUs of it that
-    a row does not list are annotated as absent, in each `dataset` that lists AUs at all: give it
-    with `files` of sets that code the same AUs.
-
-    A row with one label has its emotion; with several, or with a word that is none of the eight,
+    """A row with one label has its emotion; with several, or with a word that is none of the eight,
     it has none, and `meta["labels"]` keeps them. The rationale is what `description` holds between
-    its <think> tags (all of it, if it has none); its writer was a model that was shown AUs and
+    its <think> tags (all of it, if it has none); its writer was a model that was given AUs and
     label.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        files: a pattern of file names in `root`, or several (default: FILES).
+        images: the folder that `image` starts from, or one folder for each `dataset` as in {"FABA":
+            "...", "DISFA": "..."} (default: `root`).
+        au_set: the set lists which AUs are present, not which were coded. AUs of `au_set`, such as
+            ["AU1", "AU2"], that a row does not list are annotated as absent, in each `dataset` that
+            lists AUs at all; all others are unknown. Use it with `files` of sets that code the same
+            AUs.
     """
-    rows: list[tuple[Record, str, str]] = []  # record, id, image
-    left_out: dict[str, list[str]] = {"marked as not valid": [], "not one image": []}
-    for record in (r for path in _files(root, split, files) for r in records(path)):
-        source = record.text("dataset")
-        if record.fields.get("is_valid", True) in (False, "false"):
-            left_out["marked as not valid"].append(record.where)
-        elif len(record.images("image")) != 1:
-            left_out["not one image"].append(record.where)
-        else:
-            folder = _folder(record, source, images, root)
-            path = record.but(image=record.images("image")[0]).image("image", folder)
-            rows.append((record, f"fea20k-{source}-{record.word('id')}", path))
-    found = [record for record, _, _ in rows]
-    texts = [thought(record.optional("description")) for record in found]
+    rows, skipped = _usable_records(root, split, files, images)
+    faces = [record for record, _, _ in rows]
+    texts = [split_thought(record.optional("description")) for record in faces]
     written = [rationale is not None for rationale, _ in texts]
-    present = [record.units("AUs") if record.has("AUs") else set() for record in found]
-    coding = {r.fields["dataset"] for r, units in zip(found, present, strict=True) if units}
+    present = [record.units("AUs") if record.has("AUs") else set() for record in faces]
+    coding = {r.fields["dataset"] for r, units in zip(faces, present, strict=True) if units}
     full = au_numbers(au_set)
-    coded = [full if record.fields["dataset"] in coding else set() for record in found]
-    asked = [record.optional("question") or "" for record in found]
-    labels = [record.texts("labels") if record.has("labels") else [] for record in found]
+    coded = [full if record.fields["dataset"] in coding else set() for record in faces]
+    questions = [record.optional("question") or "" for record in faces]
+    labels = [record.texts("labels") if record.has("labels") else [] for record in faces]
     return Rows(
         {
             "id": [id for _, id, _ in rows],
             "image": [path for _, _, path in rows],
-            "emotion": [_emotion(*pair) for pair in zip(found, labels, strict=True)],
+            "emotion": [_emotion(*pair) for pair in zip(faces, labels, strict=True)],
             "aus": listed_units(present, coded),
             "rationale": [rationale for rationale, _ in texts],
             "rationale_source": ["teacher" if given else "none" for given in written],
             "saw_label": np.array(written, bool),
-            "meta": meta(
+            "meta": json_meta(
                 len(rows),
                 answer=[answer for _, answer in texts],
                 labels=labels,
-                prompt=[prompt.replace("<image>", "").strip() for prompt in asked],
-                source=[record.fields["dataset"] for record in found],
-                source_info=[record.fields.get("meta_info") for record in found],
+                prompt=[prompt.replace("<image>", "").strip() for prompt in questions],
+                source=[record.fields["dataset"] for record in faces],
+                source_info=[record.fields.get("meta_info") for record in faces],
             ),
         },
-        {reason: places for reason, places in left_out.items() if places},
+        skipped,
     )
+
+
+def _usable_records(
+    root: Path,
+    split: str,
+    files: str | Sequence[str] | None,
+    images: str | Mapping[str, str] | None,
+) -> tuple[list[tuple[Record, str, str]], dict[str, list[str]]]:
+    """([(record, id, path of its image)], the places of skipped records by reason)."""
+    rows: list[tuple[Record, str, str]] = []
+    skipped: dict[str, list[str]] = {"marked as not valid": [], "not one image": []}
+    for record in (r for path in _files(root, split, files) for r in records(path)):
+        source = record.text("dataset")
+        if record.fields.get("is_valid", True) in (False, "false"):
+            skipped["marked as not valid"].append(record.where)
+        elif len(record.images("image")) != 1:
+            skipped["not one image"].append(record.where)
+        else:
+            folder = _folder(record, source, images, root)
+            path = record.but(image=record.images("image")[0]).image("image", folder)
+            rows.append((record, f"fea20k-{source}-{record.word('id')}", path))
+    return rows, {reason: places for reason, places in skipped.items() if places}
 
 
 def _files(root: Path, split: str, files: str | Sequence[str] | None) -> list[Path]:
@@ -102,14 +117,14 @@ def _files(root: Path, split: str, files: str | Sequence[str] | None) -> list[Pa
     for pattern in patterns:
         if not pattern or Path(pattern).is_absolute():
             raise UserError(f"files={pattern!r}: give names or patterns such as 'FABA-*.jsonl'")
-    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
-    if not found:
-        there = sorted(path.name for path in root.glob("*.jsonl"))[:8]
+    paths = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    if not paths:
+        listing = sorted(path.name for path in root.glob("*.jsonl"))[:8]
         raise UserError(
             f"{root} has no file {' or '.join(patterns)} for split {split!r}: it holds "
-            f"{', '.join(there) or 'no .jsonl file'}; name the files in files="
+            f"{', '.join(listing) or 'no .jsonl file'}; name the files in files="
         )
-    return found
+    return paths
 
 
 def _folder(

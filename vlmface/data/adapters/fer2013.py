@@ -5,7 +5,7 @@
     test/angry/PublicTest_123.jpg, test/angry/PrivateTest_456.jpg
 
 Copies as pictures are read by the names of their folders: their alphabetical order is not the
-order of the csv. Most put both test parts into `test`; the file names tell them apart.
+order of the csv. Most put both test parts into `test`; the file names distinguish them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmface.data.rows import Rows, class_folders, emotions, need, read_csv
+from vlmface.data.published import published_counts
+from vlmface.data.rows import Rows, class_folders, emotions, read_csv, require_path
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,24 +29,29 @@ HOME = (
 )
 LICENCE = "rules of the Kaggle challenge; the pictures belong to their unknown owners"
 SPLITS = ("train", "validation", "test")
-PUBLISHED = {
-    "train": {"rows": 28709, "anger": 3995, "disgust": 436, "fear": 4097, "happiness": 7215,
-              "sadness": 4830, "surprise": 3171, "neutral": 4965},
-    "validation": {"rows": 3589, "anger": 467, "disgust": 56, "fear": 496, "happiness": 895,
-                   "sadness": 653, "surprise": 415, "neutral": 607},
-    "test": {"rows": 3589, "anger": 491, "disgust": 55, "fear": 528, "happiness": 879,
-             "sadness": 594, "surprise": 416, "neutral": 626},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split        rows  anger  disgust  fear  happiness  sadness  surprise  neutral
+    train       28709   3995      436  4097       7215     4830      3171     4965
+    validation   3589    467       56   496        895      653       415      607
+    test         3589    491       55   528        879      594       416      626
+    """
+)
 USAGES = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
 SIDE = 48
 
 
 def read(root: Path, split: str) -> Rows:
-    """From `fer2013.csv` if it is there, else from the folders of pictures."""
+    """From `fer2013.csv` if it exists, else from the folders of pictures.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
     path = root / "fer2013.csv"
     if not path.exists() and (root / "train").is_dir():
         return _folders(root, split)
-    table = faces(need(path, "FER2013's csv file, or folders train/angry, test/angry"))
+    table = faces(require_path(path, "FER2013's csv file, or folders train/angry, test/angry"))
     chosen = np.asarray(table["Usage"]) == USAGES[split]
     codes = np.asarray(table["emotion"])[chosen]
     return Rows(
@@ -74,12 +80,12 @@ def check_usages(path: Path, table: pa.Table) -> None:
 
 
 def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
-    """Column pixels as PGM files, for the rows of the mask `chosen`; `path` words the error."""
+    """Column pixels as PGM files, for the rows of the mask `chosen`; `path` is for errors."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     head = f"P5 {SIDE} {SIDE} 255\n".encode()
-    found: list[bytes] = []
+    encoded: list[bytes] = []
     start = 0
     for chunk in table["pixels"].chunks:  # small pieces: as text, the numbers fill gigabytes
         mask = chosen[start : start + len(chunk)]
@@ -96,18 +102,22 @@ def pictures(table: pa.Table, chosen: np.ndarray, path: Path) -> list[bytes]:
             values = np.asarray(grey.flatten().cast(pa.uint8())).reshape(-1, SIDE * SIDE)
         except pa.ArrowInvalid as error:
             raise UserError(
-                f"{path}, lines {start + 2} to {start + len(chunk) + 1}: a pixel is no whole "
-                f"number from 0 to 255: {error}"
+                f"{path}, lines {start + 2} to {start + len(chunk) + 1}: a pixel is not "
+                f"a whole number from 0 to 255: {error}"
             ) from error
-        found += [head + row.tobytes() for row in values]
+        encoded += [head + row.tobytes() for row in values]
         start += len(chunk)
-    return found
+    return encoded
 
 
 def _folders(root: Path, split: str) -> Rows:
-    own = {"train": ["train"], "validation": ["validation", "val"], "test": ["test"]}[split]
-    place = next((root / name for name in own if (root / name).is_dir()), root / "test")
-    rows = class_folders(need(place, "the folder of a part"), "emotion7", f"fer2013-{split}")
+    folder_names = {"train": ["train"], "validation": ["validation", "val"], "test": ["test"]}[
+        split
+    ]
+    place = next((root / name for name in folder_names if (root / name).is_dir()), root / "test")
+    rows = class_folders(
+        require_path(place, "the folder of a part"), "emotion7", f"fer2013-{split}"
+    )
     if place.name != "test":
         return rows
     public = np.array([Path(p).name.startswith("PublicTest") for p in rows.columns["image"]], bool)

@@ -15,18 +15,21 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmface.data.records import folder_of_images, one_of, records
-from vlmface.data.rows import Rows, meta, need
+from vlmface.data.published import published_counts
+from vlmface.data.records import check_choice, folder_of_images, records
+from vlmface.data.rows import Rows, json_meta, require_path
 
 TITLE = "FERBench"
 HOME = "https://github.com/zfkarl/UniFER"
 LICENCE = "none stated for the questions; each set's own for its images"
 SPLITS = ("test",)
 # Counted in the published files: 3068 of RAF-DB, 3573 of FERPlus, 4000 of AffectNet, 431 of SFEW.
-PUBLISHED = {
-    "test": {"rows": 11072, "anger": 1061, "contempt": 530, "disgust": 704, "fear": 718,
-             "happiness": 2686, "neutral": 2538, "sadness": 1500, "surprise": 1335},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split   rows  anger  contempt  disgust  fear  happiness  neutral  sadness  surprise
+    test   11072   1061       530      704   718       2686     2538     1500      1335
+    """
+)
 PARTS = {
     "rafdb": "eval_rafdb/data/rafdb_qa.json",
     "ferplus": "eval_ferplus/data/ferplus_qa.json",
@@ -36,17 +39,26 @@ PARTS = {
 
 
 def read(root: Path, split: str, *, part: str = "all", images: str | None = None) -> Rows:
-    """`part` is "rafdb", "ferplus", "affectnet", "sfew" or "all"; `images` is the folder that holds
-    RAF-DB, FERPlus, AffectNet and SFEW-2.0 (default: `root`). `meta` keeps each question as it is
-    asked: `prompt`, `candidate_labels`, and the label in the set's own word, `label_word`."""
-    one_of("part", part, ("all", *PARTS))
+    """`meta` keeps each question: `prompt`, `candidate_labels`, and the label in the set's own
+    word, `label_word`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        part: "rafdb", "ferplus", "affectnet", "sfew" or "all".
+        images: the folder that holds RAF-DB, FERPlus, AffectNet and SFEW-2.0 (default: `root`).
+    """
+    check_choice("part", part, ("all", *PARTS))
     folder = folder_of_images(images, root)
     ids, paths, emotions = [], [], []
-    asked: dict[str, list[Any]] = {
-        "part": [], "prompt": [], "candidate_labels": [], "label_word": [],
-    }  # fmt: skip
+    questions: dict[str, list[Any]] = {
+        "part": [],
+        "prompt": [],
+        "candidate_labels": [],
+        "label_word": [],
+    }
     for name in PARTS if part == "all" else (part,):
-        for record in records(need(root / PARTS[name], f"FERBench's questions on {name}")):
+        for record in records(require_path(root / PARTS[name], f"FERBench's questions on {name}")):
             candidates = record.texts("candidate_labels")
             emotion = record.label("true_label")
             if record.text("true_label") not in candidates:
@@ -55,8 +67,10 @@ def read(root: Path, split: str, *, part: str = "all", images: str | None = None
             stem = PurePosixPath(record.text("image_path")).with_suffix("")
             ids.append(f"ferbench-{str(stem).lstrip('/')}")
             emotions.append(emotion)
-            asked["part"].append(name)
-            asked["prompt"].append(record.text("prompt"))
-            asked["candidate_labels"].append(candidates)
-            asked["label_word"].append(record.text("true_label"))
-    return Rows({"id": ids, "image": paths, "emotion": emotions, "meta": meta(len(ids), **asked)})
+            questions["part"].append(name)
+            questions["prompt"].append(record.text("prompt"))
+            questions["candidate_labels"].append(candidates)
+            questions["label_word"].append(record.text("true_label"))
+    return Rows(
+        {"id": ids, "image": paths, "emotion": emotions, "meta": json_meta(len(ids), **questions)}
+    )

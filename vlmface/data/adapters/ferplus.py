@@ -4,8 +4,8 @@
     fer2013.csv        row by row the same faces; or instead the pictures made of it:
     FER2013Train/fer0000000.png, FER2013Valid, FER2013Test     here or in `data`
 
-A row without an image name was taken out of the set. Nothing but the row says which votes belong
-to which face: both files must keep their order, the numbers in the names drift away from the rows,
+A row without an image name was taken out of the set. Only the position of a row links votes to a
+face: both files must keep their order, the numbers in the names drift away from the rows,
 and four names stand in two rows. Of those the folders hold the later face only.
 """
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from vlmface import label_spaces
 from vlmface.data.adapters import fer2013
-from vlmface.data.rows import Rows, emotions, meta, need, read_csv, votes
+from vlmface.data.published import published_counts
+from vlmface.data.rows import Rows, emotions, json_meta, read_csv, require_path, vote_meta
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,48 +30,50 @@ HOME = "https://github.com/microsoft/FERPlus"
 LICENCE = "MIT for the votes; the pictures are FER2013's"
 SPLITS = ("train", "validation", "test")
 # What the owners' code makes of the owners' file in mode `majority`.
-PUBLISHED = {
-    "train": {"rows": 25060, "neutral": 8740, "happiness": 7287, "surprise": 3149,
-              "sadness": 3014, "anger": 2100, "disgust": 119, "fear": 532, "contempt": 119},
-    "validation": {"rows": 3199, "neutral": 1182, "happiness": 865, "surprise": 415,
-                   "sadness": 351, "anger": 287, "disgust": 24, "fear": 62, "contempt": 13},
-    "test": {"rows": 3153, "neutral": 1090, "happiness": 893, "surprise": 396, "sadness": 384,
-             "anger": 273, "disgust": 18, "fear": 83, "contempt": 16},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split        rows  neutral  happiness  surprise  sadness  anger  disgust  fear  contempt
+    train       25060     8740       7287      3149     3014   2100      119   532       119
+    validation   3199     1182        865       415      351    287       24    62        13
+    test         3153     1090        893       396      384    273       18    83        16
+    """
+)
 FOLDERS = {"train": "FER2013Train", "validation": "FER2013Valid", "test": "FER2013Test"}
 SEEN = tuple(word for word in label_spaces.CODINGS["ferplus"].codes.values() if word)
 COLUMNS = (*SEEN, "unknown", "NF")
 
 
 def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
-    """How ten votes become a label:
+    """Each face with a label that follows from ten votes.
 
-    "majority" (the paper's and its code's) drops single votes, then wants more than half of those
-    that are left for one emotion; ties, other faces and "unknown" are left out. `emotion_votes`
-    are the numbers of votes.
-
-    "distribution" keeps every face with a vote for one of the eight emotions. `emotion` is the one
-    with most votes, null for a tie; `emotion_votes` are shares that sum to 1, unknown and no_face
-    among them. Papers that test on 3,573 faces do so on these.
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        protocol: "majority" (the paper's and its code's) drops single votes, then requires more
+            than half of the others for one emotion; ties, other faces and "unknown" are skipped,
+            and `emotion_votes` are the numbers of votes. "distribution" keeps every face with a
+            vote for one of the eight emotions; `emotion` is the one with most votes, null for a
+            tie, and `emotion_votes` are shares that sum to 1, unknown and no_face among them.
+            Papers that test on 3,573 faces do so on these.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if protocol not in ("majority", "distribution"):
         raise UserError(f"protocol={protocol!r}: FER+ is read by 'majority' or 'distribution'")
-    listing = need(root / "fer2013new.csv", "FER+'s votes")
+    listing = require_path(root / "fer2013new.csv", "FER+'s votes")
     types = {"Usage": "string", "Image name": "string"} | dict.fromkeys(COLUMNS, "int32")
     table = read_csv(listing, types)
     fer2013.check_usages(listing, table)
     names = np.array([name.strip() for name in table["Image name"].to_pylist()])
     counts = np.stack([np.asarray(table[name]) for name in COLUMNS], 1)
-    left_out = {}
+    skipped = {}
     keep = np.asarray(table["Usage"]) == fer2013.USAGES[split]
 
     def leave_out(reason: str, wrong: np.ndarray) -> None:
         rows = np.flatnonzero(keep & wrong)
         if len(rows):
-            left_out[reason] = [f"line {row + 2}" for row in rows]
+            skipped[reason] = [f"line {row + 2}" for row in rows]
         keep[rows] = False
 
     leave_out("no image name", names == "")
@@ -93,10 +96,10 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
         "id": [f"ferplus-{row:07d}" for row in np.flatnonzero(keep)],  # as in FER2013
         "image": _images(root, split, table["Usage"], names, keep),
         "emotion": emotion.filter(pa.array(keep)),
-        "emotion_votes": votes((*SEEN, "unknown", "no_face"), counts[keep]),
-        "meta": meta(int(keep.sum()), name=names[keep]),
+        "emotion_votes": vote_meta((*SEEN, "unknown", "no_face"), counts[keep]),
+        "meta": json_meta(int(keep.sum()), name=names[keep]),
     }
-    return Rows(columns, left_out)
+    return Rows(columns, skipped)
 
 
 def _images(

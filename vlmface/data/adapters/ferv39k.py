@@ -11,34 +11,42 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmface.data.clips import FRAMES, frames_root, read_list, with_frames
-from vlmface.data.rows import Rows, meta, need, words
+from vlmface.data.published import published_counts
+from vlmface.data.rows import Rows, canonical_labels, json_meta, require_path
 from vlmface.utils.ranges import Count
 
 TITLE = "FERV39k"
 HOME = "https://wangyanckxx.github.io/Proj_CVPR2022_FERV39k.html"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")
-PUBLISHED = {
-    "train": {"rows": 31088, "happiness": 5854, "sadness": 5523, "neutral": 7790, "anger": 5906,
-              "surprise": 2502, "disgust": 1833, "fear": 1680},
-    "test": {"rows": 7847, "happiness": 1473, "sadness": 1393, "neutral": 1958, "anger": 1487,
-             "surprise": 638, "disgust": 467, "fear": 431},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split   rows  happiness  sadness  neutral  anger  surprise  disgust  fear
+    train  31088       5854     5523     7790   5906      2502     1833  1680
+    test    7847       1473     1393     1958   1487       638      467   431
+    """
+)
 CLIPS = ("2_ClipsforFaceCrop",)
 
 
 def read(root: Path, split: str, *, frames: Count = FRAMES, clips: str | None = None) -> Rows:
-    """All scenes together, the usual protocol. `clips` is the folder of the clips' frames under
-    the root, "2_ClipsforFaceCrop" by default. The scene is in `meta`."""
+    """All scenes together, the usual protocol. The scene is in `meta`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        frames: of each clip.
+        clips: the folder of the clips' frames, under the root, "2_ClipsforFaceCrop" by default.
+    """
     listing = root / "4_setups" / "All_scenes" / f"{split}_All.csv"
-    lines, left_out = read_list(
-        need(listing, "FERV39k's labels"), lambda line: line.rsplit(None, 1), 2
+    lines, skipped = read_list(
+        require_path(listing, "FERV39k's labels"), lambda line: line.rsplit(None, 1), 2
     )
     paths = [path for path, _ in lines]
     folder = frames_root(root, CLIPS, clips)
     columns = {
         "id": [f"ferv39k-{path}" for path in paths],
-        "emotion": words("emotion7", [word for _, word in lines]),
-        "meta": meta(len(paths), scene=[path.partition("/")[0] for path in paths]),
+        "emotion": canonical_labels("emotion7", [word for _, word in lines]),
+        "meta": json_meta(len(paths), scene=[path.partition("/")[0] for path in paths]),
     }
-    return with_frames(columns, [folder / path for path in paths], frames, left_out)
+    return with_frames(columns, [folder / path for path in paths], frames, skipped)

@@ -18,16 +18,28 @@ LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test", "all")
 PUBLISHED = {"all": {"rows": 213}}
 EXPRESSIONS = {
-    "AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral",
-    "SA": "sadness", "SU": "surprise",
-}  # fmt: skip
+    "AN": "anger",
+    "DI": "disgust",
+    "FE": "fear",
+    "HA": "happiness",
+    "NE": "neutral",
+    "SA": "sadness",
+    "SU": "surprise",
+}
 NAME = re.compile(r"([A-Z]{2})\.([A-Z]{2})\d+\.\d+")
 
 
 def read(root: Path, split: str, *, fold: int = 1, folds: int = 10) -> Rows:
     """The set has no split of its own. "train" and "test" leave subjects out: `fold` of `folds`,
     dealt out in the order of the subjects' letters; ten folds (the usual protocol) leave one out
-    each, KA in fold 1. Report the mean over all folds. "all" is every image."""
+    each, KA in fold 1. Report the mean over all folds. "all" is every image.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        fold: 1 to `folds`.
+        folds: number of folds.
+    """
     ids, images, subjects, emotions, odd = [], [], [], [], []
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() not in SUFFIXES:

@@ -16,8 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from vlmface.data.records import folder_of_images, one_of, pairs, pictures, records, thought
-from vlmface.data.rows import Rows, meta, need
+from vlmface.data.records import (
+    check_choice,
+    folder_of_images,
+    image_paths,
+    question_answer_pairs,
+    records,
+    split_thought,
+)
+from vlmface.data.rows import Rows, json_meta, require_path
 from vlmface.errors import UserError
 from vlmface.schema import RATIONALE_SOURCES
 
@@ -40,57 +47,71 @@ def read(
     rationale_source: str = "teacher",
     saw_label: bool = True,
 ) -> Rows:
-    """`root` is the folder of train.json and its like, or one file, which is then the split that
-    `file_split` names. `images` is the folder that `image` starts from (default: the file's).
+    """The answer is the rationale, without <think> and <answer> tags; the question is
+    `meta["prompt"]`. No label is read out of the text. `subject` is the image's path, so that
+    `hold_out` keeps all rows of one image on one side. Records without exactly one image are
+    skipped.
 
-    `turns="first"` makes one row of a record, its first question and answer, and counts the later
-    turns in `left_out`: they may lean on what was said before, and a row holds one question.
-    "all" makes a row of each pair. The answer is the rationale, without <think> and <answer> tags;
-    the question is `meta["prompt"]`. No label is read out of the text: `label` names a field of the
-    records that holds one, an emotion word or null.
-
-    `rationale_source` ("teacher", "human", "rules") and `saw_label` say who wrote the answers; by
-    default a model that was told the labels. `subject` is the image's path, so that `hold_out`
-    keeps all that is said of one image on one side. Records without exactly one image are left out.
+    Args:
+        root: the folder of train.json and its like, or one file.
+        split: one of SPLITS.
+        images: the folder that `image` starts from (default: the file's).
+        turns: "first" makes one row of a record, its first question and answer, and counts the
+            later turns in `skipped`: they may depend on earlier turns, and a row holds one
+            question. "all" makes a row of each pair.
+        label: a field of the records with an emotion word or null.
+        file_split: the split of a single file.
+        rationale_source: who wrote the answers: "teacher", "human" or "rules".
+        saw_label: whether the writer was given the labels.
     """
-    one_of("turns", turns, ("first", "all"))
-    one_of("file_split", file_split, SPLITS)
-    one_of("rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"])
+    check_choice("turns", turns, ("first", "all"))
+    check_choice("file_split", file_split, SPLITS)
+    check_choice(
+        "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
+    )
     path = _file(root, split, file_split)
     folder = folder_of_images(images, path.parent)
-    names = ("id", "image", "subject", "emotion", "rationale")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    said: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
-    left_out: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
-    for number, record in enumerate(records(path), 1):
-        shown = pictures(record)
-        if len(shown) != 1:
-            left_out["several images" if shown else "no image"].append(record.where)
-            continue
-        found = pairs(record)
-        if turns == "first" and len(found) > 1:
-            left_out["later turns"].append(f"{record.where}: {len(found) - 1}")
-            found = found[:1]
-        image = record.but(image=shown[0]).image("image", folder)
-        emotion = record.label(label) if label and record.optional(label) else None
-        for turn, (question, text) in enumerate(found, 1):
-            rationale, answer = thought(text)
-            place = f"{number}" if turns == "first" else f"{number}-{turn}"
-            columns["id"].append(f"llava_json-{place}")
-            columns["image"].append(image)
-            columns["subject"].append(shown[0])
-            columns["emotion"].append(emotion)
-            columns["rationale"].append(rationale)
-            said["answer"].append(answer)
-            said["prompt"].append(question)
-            said["source_id"].append(record.word("id") if record.has("id") else None)
+    columns, texts, skipped = _turns(path, folder, first_only=turns == "first", label=label)
     written = np.array([text is not None for text in columns["rationale"]], bool)
-    told = {
+    provenance = {
         "rationale_source": [rationale_source if given else "none" for given in written],
         "saw_label": written & bool(saw_label),
-        "meta": meta(len(written), **said),
+        "meta": json_meta(len(written), **texts),
     }
-    return Rows(columns | told, {reason: places for reason, places in left_out.items() if places})
+    return Rows(columns | provenance, skipped)
+
+
+def _turns(
+    path: Path, folder: Path, *, first_only: bool, label: str | None
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]], dict[str, list[str]]]:
+    """(columns, texts for `meta`, places that are skipped by reason), one value for each row."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "image", "subject", "emotion", "rationale")
+    }
+    texts: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
+    skipped: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
+    for number, record in enumerate(records(path), 1):
+        image_files = image_paths(record)
+        if len(image_files) != 1:
+            skipped["several images" if image_files else "no image"].append(record.where)
+            continue
+        pairs = question_answer_pairs(record)
+        if first_only and len(pairs) > 1:
+            skipped["later turns"].append(f"{record.where}: {len(pairs) - 1}")
+            pairs = pairs[:1]
+        image = record.but(image=image_files[0]).image("image", folder)
+        emotion = record.label(label) if label and record.optional(label) else None
+        for turn, (question, text) in enumerate(pairs, 1):
+            rationale, answer = split_thought(text)
+            columns["id"].append(f"llava_json-{number}" + ("" if first_only else f"-{turn}"))
+            columns["image"].append(image)
+            columns["subject"].append(image_files[0])
+            columns["emotion"].append(emotion)
+            columns["rationale"].append(rationale)
+            texts["answer"].append(answer)
+            texts["prompt"].append(question)
+            texts["source_id"].append(record.word("id") if record.has("id") else None)
+    return columns, texts, {reason: places for reason, places in skipped.items() if places}
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
@@ -109,4 +130,4 @@ def _file(root: Path, split: str, file_split: str) -> Path:
             )
         return root
     files = [file for end in ENDINGS if (file := root / f"{split}{end}").exists()]
-    return files[0] if files else need(root / f"{split}.json", f"the {split} conversations")
+    return files[0] if files else require_path(root / f"{split}.json", f"the {split} conversations")

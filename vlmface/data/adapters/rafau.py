@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from vlmface import facs
-from vlmface.data.rows import Rows, action_units, drawn_split, meta, need
+from vlmface.data.rows import Rows, action_units, json_meta, random_split, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
 TITLE = "RAF-AU"
 HOME = "http://www.whdeng.cn/RAF/model3.html"
 LICENCE = "non-commercial research, no redistribution"
-SPLITS = ("train", "test")  # ours: see drawn_split
+SPLITS = ("train", "test")  # ours: see random_split
 PUBLISHED: dict[str, dict[str, int]] = {}
 CODE = re.compile(r"(L|R|T|B|AD)?(\d{1,2})", re.IGNORECASE)
 
@@ -39,16 +39,24 @@ def read(
     one_sided: bool = True,
     test_list: str | None = None,
 ) -> Rows:
-    """`images` is "aligned" or "original". `aus` are the AUs that count as annotated in every
-    image, by default all that the list mentions. `null` says what that word means: "absent" (no AU
-    was seen) or "unannotated". `one_sided` lets L12 or R12 count as AU12; without it such an AU is
-    not annotated in that image. `test_list` names the test images; without it a fifth is drawn.
-    The codes as they were written are in `meta`."""
+    """The codes as they were written are in `meta`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        images: "aligned" or "original".
+        aus: the AUs that count as annotated in every image, by default all that the list mentions.
+        null: what that word means: "absent" (no AU was seen) or "unannotated".
+        one_sided: L12 or R12 count as AU12; if not, such an AU is not annotated in that image.
+        test_list: a file that names the test images; by default a fifth is drawn.
+    """
     if images not in ("aligned", "original"):
         raise UserError(f"images={images!r}: RAF-AU has 'aligned' and 'original'")
     if null not in ("absent", "unannotated"):
         raise UserError(f"null={null!r}: use 'absent' or 'unannotated'")
-    stems, codes, malformed = _list(need(root / "RAFAU_label.txt", "RAF-AU's list of codes"))
+    stems, codes, malformed = _list(
+        require_path(root / "RAFAU_label.txt", "RAF-AU's list of codes")
+    )
     mentioned = sorted({au for row in codes for _, au in row or ()})
     numbers = tuple(mentioned if aus is None else aus)
     place = {au: column for column, au in enumerate(numbers)}
@@ -62,7 +70,7 @@ def read(
             if au in place:
                 present[row, place[au]] = one_sided or au in both
                 annotated[row, place[au]] = present[row, place[au]]
-    folder = need(root / images, f"RAF-AU's {images} images")
+    folder = require_path(root / images, f"RAF-AU's {images} images")
     suffix = "_aligned.jpg" if images == "aligned" else ".jpg"
     written = ["+".join(f"{side}{au}" for side, au in row) or "null" for row in codes]
     rows = Rows(
@@ -70,11 +78,11 @@ def read(
             "id": [f"rafau-{stem}" for stem in stems],
             "image": [str(folder / f"{stem}{suffix}") for stem in stems],
             "aus": action_units(numbers, present, None, annotated),
-            "meta": meta(len(stems), codes=written),
+            "meta": json_meta(len(stems), codes=written),
         },
         {"malformed line": malformed} if malformed else {},
     )
-    return rows.take(drawn_split(stems, split, test_list))
+    return rows.take(random_split(stems, split, test_list))
 
 
 def _list(path: Path) -> tuple[list[str], list[list[tuple[str, int]]], list[str]]:

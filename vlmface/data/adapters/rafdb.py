@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.rows import Rows, emotions, existing, need
+from vlmface.data.published import published_counts
+from vlmface.data.rows import Rows, emotions, exists_mask, require_path
 from vlmface.data.text_files import read_lines, read_text
 from vlmface.errors import UserError
 
@@ -25,12 +26,13 @@ TITLE = "RAF-DB"
 HOME = "http://www.whdeng.cn/RAF/model1.html"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "test")
-PUBLISHED = {
-    "train": {"rows": 12271, "surprise": 1290, "fear": 281, "disgust": 717, "happiness": 4772,
-              "sadness": 1982, "anger": 705, "neutral": 2524},
-    "test": {"rows": 3068, "surprise": 329, "fear": 74, "disgust": 160, "happiness": 1185,
-             "sadness": 478, "anger": 162, "neutral": 680},
-}  # fmt: skip
+PUBLISHED = published_counts(
+    """
+    split   rows  surprise  fear  disgust  happiness  sadness  anger  neutral
+    train  12271      1290   281      717       4772     1982    705     2524
+    test    3068       329    74      160       1185      478    162      680
+    """
+)
 PUBLISHED_BY = {("part", "compound"): {"train": {"rows": 3162}, "test": {"rows": 792}}}
 # Codes of Annotation/manual, as re-users of the set report them; its readme is the authority.
 GENDERS = ("male", "female", "unsure")
@@ -46,15 +48,21 @@ def read(
     images: str = "aligned",
     attributes: bool = False,
 ) -> Rows:
-    """`part` is "basic" (seven emotions) or "compound" (eleven, in `context`): `root` holds it, or
-    a folder of that name that does. `images` is "aligned" (100x100, the usual protocol) or
-    "original"; `attributes` also reads gender, race and age group from the annotation files."""
+    """The images of one of the two parts.
+
+    Args:
+        root: the folder of the part, or the one that holds it under its name.
+        split: one of SPLITS.
+        part: "basic" (seven emotions) or "compound" (eleven, in `context`).
+        images: "aligned" (100x100, the usual protocol) or "original".
+        attributes: also read gender, race and age group from the annotation files.
+    """
     if part not in ("basic", "compound"):
         raise UserError(f"part={part!r}: RAF-DB has 'basic' and 'compound'")
     if images not in ("aligned", "original"):
         raise UserError(f"images={images!r}: RAF-DB has 'aligned' and 'original'")
     root = root / part if (root / part).is_dir() else root
-    listing = need(root / "EmoLabel" / "list_patition_label.txt", "RAF-DB's list of labels")
+    listing = require_path(root / "EmoLabel" / "list_patition_label.txt", "RAF-DB's list of labels")
     stems, codes, malformed = [], [], []
     for number, line in enumerate(read_lines(listing), 1):
         name, code, *more = [*line.split(), "", ""]
@@ -67,11 +75,11 @@ def read(
         if prefix == split:
             stems.append(Path(name).stem)
             codes.append(int(code))
-    folder = need(root / "Image" / images, f"RAF-DB's {images} images")
+    folder = require_path(root / "Image" / images, f"RAF-DB's {images} images")
     paths = [str(folder / f"{stem}_aligned.jpg") for stem in stems]
-    if images == "original" or not existing(paths[:1]).all():  # some copies drop `_aligned`
+    if images == "original" or not exists_mask(paths[:1]).all():  # some copies drop `_aligned`
         plain = [str(folder / f"{stem}.jpg") for stem in stems]
-        paths = plain if images == "original" or existing(plain[:1]).all() else paths
+        paths = plain if images == "original" or exists_mask(plain[:1]).all() else paths
     columns: dict[str, Any] = {"id": [f"rafdb-{stem}" for stem in stems], "image": paths}
     if part == "compound":
         columns |= {
@@ -93,16 +101,16 @@ def _compound(code: int, listing: Path) -> str:
 
 
 def _attributes(root: Path, stems: list[str]) -> dict[str, list[str | None]]:
-    found: dict[str, list[str | None]] = {"gender": [], "race": [], "age_group": []}
-    folder = need(root / "Annotation" / "manual", "RAF-DB's attribute files")
+    attributes: dict[str, list[str | None]] = {"gender": [], "race": [], "age_group": []}
+    folder = require_path(root / "Annotation" / "manual", "RAF-DB's attribute files")
     for stem in stems:
         path = folder / f"{stem}_manu_attri.txt"
-        codes = read_text(need(path, "gender, race and age of a face")).split()[-3:]
+        codes = read_text(require_path(path, "gender, race and age of a face")).split()[-3:]
         for (name, values), words, code in zip(
-            found.items(), (GENDERS, RACES, AGES), codes, strict=True
+            attributes.items(), (GENDERS, RACES, AGES), codes, strict=True
         ):
             if not code.isdigit() or int(code) >= len(words):
                 raise UserError(f"{path}: {name} code {code!r}, expected 0 to {len(words) - 1}")
             word = words[int(code)]
             values.append(None if word == "unsure" else word)
-    return found
+    return attributes

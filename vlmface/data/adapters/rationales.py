@@ -19,9 +19,15 @@ PUBLISHED: dict[str, dict[str, int]] = {}
 
 
 def read(root: Path | None, split: str, *, folder: str | None = None) -> datasets.Dataset:
-    """The rows of the build in `folder`, or else in `root`; a build is of one split. Where root is
-    another data set's, because a model is measured on that, `folder` says where the build is.
-    `dataset` and `id` of a row are those of the data set that the face is from."""
+    """The rows of a build, which is of one split. `dataset` and `id` of a row are those of the data
+    set that the face is from.
+
+    Args:
+        root: the folder of the build.
+        split: the split that the build was made of.
+        folder: the folder of the build if `root` is that of another data set, on which the model is
+            evaluated.
+    """
     from datasets import load_from_disk
 
     root = Path(folder).expanduser() if folder else root
@@ -29,12 +35,12 @@ def read(root: Path | None, split: str, *, folder: str | None = None) -> dataset
         raise UserError("rationales needs a root, or the option folder: that of the build")
     if not (root / "dataset_info.json").exists():
         why = "has no dataset_info.json" if root.exists() else "does not exist"
-        raise UserError(f"{root} is no folder of `vlmface rationale build`: it {why}")
+        raise UserError(f"{root} is not a folder of `vlmface rationale build`: it {why}")
     rows = load_from_disk(root)
-    found = sorted(map(str, rows.unique("split")))
-    if found != [split]:
+    built_splits = sorted(map(str, rows.unique("split")))
+    if built_splits != [split]:
         raise UserError(
-            f"{root} was built from split {', '.join(map(repr, found))}, not {split!r}: ask for "
-            "that, or build the other one"
+            f"{root} was built from split {', '.join(map(repr, built_splits))}, not {split!r}: use "
+            "that split, or build the other one"
         )
     return rows

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmface.data.rows import Rows, class_folders, image_names, need
+from vlmface.data.rows import Rows, class_folders, image_names, require_path
 
 TITLE = "SFEW 2.0"
 HOME = "https://users.cecs.anu.edu.au/~few_group/AFEW.html"
@@ -22,14 +22,19 @@ FOLDERS = {"train": "Train", "validation": "Val", "test": "Test"}
 
 
 def read(root: Path, split: str) -> Rows:
-    """The aligned faces where the copy has them, else what lies in `Train`, `Val` and `Test`. The
-    labels of the test part were never given out: its rows have no emotion."""
+    """The aligned faces if the copy has them, else the images in `Train`, `Val` and `Test`. The
+    labels of the test part were never published: its rows have no emotion.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+    """
     part = FOLDERS[split]
     aligned = f"{part}_Aligned_Faces"
     names = (aligned, f"{aligned}_new")
     places = [base / name for base in (root / part, root) for name in names]
     place = next((p for p in places if p.is_dir()), root / part)
-    need(place, f"SFEW's aligned faces, {part}/{aligned}")
+    require_path(place, f"SFEW's aligned faces, {part}/{aligned}")
     if split != "test":
         return class_folders(place, "emotion7", f"sfew-{part}")
     images, others = image_names(place)

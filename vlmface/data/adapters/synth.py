@@ -28,7 +28,16 @@ def read(
     size: int = 96,
     progress: bool = True,
 ) -> datasets.Dataset:
-    """The first `n` faces of a split, `size` pixels square; rendered where they are not cached."""
+    """The first `n` faces of a split; rendered where they are not cached.
+
+    Args:
+        root: None.
+        split: one of SPLITS.
+        n: number of faces, by default that of the split.
+        seed: of the set.
+        size: pixels of a side.
+        progress: show a progress bar.
+    """
     from vlmface.synth.dataset import FACES
 
     if root is not None:

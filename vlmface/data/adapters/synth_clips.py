@@ -29,8 +29,17 @@ def read(
     frames: Count = 16,
     progress: bool = True,
 ) -> datasets.Dataset:
-    """The first `n` clips of a split: `frames` pictures (16 to 64), `size` pixels square; rendered
-    where they are not cached."""
+    """The first `n` clips of a split; rendered where they are not cached.
+
+    Args:
+        root: None.
+        split: one of SPLITS.
+        n: number of clips, by default that of the split.
+        seed: of the set.
+        size: pixels of a side.
+        frames: of each clip, 16 to 64.
+        progress: show a progress bar.
+    """
     from vlmface.synth.clips import CLIPS, check_frames
 
     if root is not None:

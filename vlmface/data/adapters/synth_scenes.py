@@ -29,7 +29,16 @@ def read(
     size: int = 192,
     progress: bool = True,
 ) -> datasets.Dataset:
-    """The first `n` scenes of a split, `size` pixels square; rendered where they are not cached."""
+    """The first `n` scenes of a split; rendered where they are not cached.
+
+    Args:
+        root: None.
+        split: one of SPLITS.
+        n: number of scenes, by default that of the split.
+        seed: of the set.
+        size: pixels of a side.
+        progress: show a progress bar.
+    """
     from vlmface.synth.scenes import SCENES
 
     if root is not None:

@@ -23,21 +23,28 @@ from typing import Any
 import numpy as np
 
 from vlmface import facs, label_spaces
-from vlmface.data.records import below, canonical, folder_of_images, leads_up, one_of, shown
+from vlmface.data.records import (
+    canonical,
+    check_choice,
+    folder_of_images,
+    has_parent_reference,
+    path_inside,
+    short_repr,
+)
 from vlmface.data.rows import Rows, action_units
 from vlmface.data.tables import (
     NULLS,
     Table,
-    flag_of,
+    cell_error,
+    flag_cell,
     key_of,
-    label_word,
-    number_of,
+    label_cell,
+    normalise_cell,
+    number_cell,
     open_table,
-    plain,
-    refuse,
-    required,
+    required_cell,
+    text_cell,
     with_plain,
-    word_of,
 )
 from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
@@ -54,10 +61,15 @@ NUMBERS = ("valence", "arousal", "age")
 WORDS = ("gender", "race", "age_group")
 FIELDS = ("image", "id", "emotion", *TEXTS, *WORDS, *NUMBERS)
 SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 NAMES = ("id", "subject")  # where "NA" is a name: it is a subject of JAFFE
 GENDERS = {"f": "female", "w": "female", "m": "male"}
 OPENFACE = ("success", "confidence")  # columns by which its tables are known
@@ -82,61 +94,77 @@ def read(
     rationale_source: str = "human",
     saw_label: bool = False,
 ) -> Rows:
-    """`root` is the file, or the folder of label folders.
+    """The rows of a table, or of a folder of label folders.
 
-    `columns` maps a field (image, id, emotion, subject, age_group, gender, race, rationale,
-    valence, arousal, age) to the column that holds it, in any letter case, or to None, which leaves
-    it out; a field that it does not name is the column of its own name, if there is one. A cell
-    that is empty or one of NULLS is "not annotated" (of names and ids: an empty one).
+    A cell that is empty or one of NULLS is "not annotated" (of names and ids: an empty one). Rows
+    of a table of OpenFace whose `success` is 0 are skipped.
 
-    Emotion words are read with taxonomy's aliases ("Happy", "sad"). `labels` maps other words and
-    numbers, as in {"0": "anger", "bored": None}; None stands for none of the eight emotions. A
-    number may be written as "3.0" or "3". `words` does the same for gender, race and age_group, as
-    in {"gender": {"0": "male", "1": "female"}}; F, W and M are known.
-
-    Image paths start from `images` (default: the file's folder) or are absolute.
-
-    `aus` is a pattern of column names in any case ("AU*_c"), a list, or {"AU1": "column", ...}.
-    `au_values="presence"`: cells are 0 or 1; "intensity": 0 to 5, present from `au_threshold` on
-    (default 1); "probability": 0 to 1, as py-feat writes them, present from `au_threshold` on
-    (default 0.5). `au_missing` are codes for "not annotated", such as 9 or [9, 999, -1]. Rows of a
-    table of OpenFace whose `success` is 0 are left out.
-
-    `split_column` names the column that says train, validation or test; `splits` maps other words,
-    as in {"PublicTest": "validation"}. Without it (and without train and test folders) all rows
-    are the split `file_split`, and no other: one file must not be trained on and tested on by
-    mistake.
+    Args:
+        root: the file, or the folder of label folders.
+        split: one of SPLITS.
+        columns: {field: the column that holds it, in any letter case, or None to ignore it} for
+            the fields image, id, emotion, subject, age_group, gender, race, rationale, valence,
+            arousal and age; by default the column of the field's own name, if there is one.
+        labels: emotions of words and numbers, as in {"0": "anger", "bored": None}; None stands for
+            none of the eight emotions. Aliases such as "Happy" and "sad" are known. A number may
+            be written as "3.0" or "3".
+        words: the same for gender, race and age_group, as in {"gender": {"0": "male"}}; F, W and M
+            are known.
+        images: the folder that relative image paths start from (default: the file's).
+        aus: a pattern of column names in any case ("AU*_c"), a list, or {"AU1": "column", ...}.
+        au_values: "presence": cells are 0 or 1; "intensity": 0 to 5; "probability": 0 to 1, as
+            py-feat writes them.
+        au_threshold: the least value of an AU that is present; by default 1 of intensities and 0.5
+            of probabilities.
+        au_missing: codes for "not annotated", such as 9 or [9, 999, -1].
+        split_column: the column that holds train, validation or test.
+        splits: splits of other words in it, as in {"PublicTest": "validation"}.
+        file_split: without `split_column` (and without train and test folders) the split of all
+            rows. The other splits are empty, so that one file is not trained on and tested on by
+            mistake.
+        rationale_source: who wrote the rationales.
+        saw_label: whether the writer was given the labels.
     """
-    one_of("au_values", au_values, tuple(UNITS))
-    one_of("file_split", file_split, SPLITS)
-    one_of("rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"])
+    check_choice("au_values", au_values, tuple(UNITS))
+    check_choice("file_split", file_split, SPLITS)
+    check_choice(
+        "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
+    )
     coding = _Coding(au_values, au_threshold, au_missing)
     meant = _label_map(labels)
     if root.is_dir():
-        for option, value in {"columns": columns, "words": words, "images": images, "aus": aus,
-                              "split_column": split_column, "splits": splits}.items():  # fmt: skip
-            if value is not None:
-                raise UserError(f"{root} is a folder of label folders, which {option}= does not "
-                                "apply to; give the table's file itself")  # fmt: skip
+        given = {"columns": columns, "words": words, "images": images, "aus": aus}
+        _refuse_options(root, given | {"split_column": split_column, "splits": splits})
         return _from_folders(root, split, meant, file_split)
     table = open_table(root)
     source = _source(table, columns or {})
     rows = _rows_of(table, split, split_column, splits or {}, file_split)
-    left_out: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     if aus is not None:
-        rows = _tracked(table, rows, left_out)
-    index, found = _pictures(table, source["image"], rows, folder_of_images(images, root.parent),
-                             left_out)  # fmt: skip
-    found |= _labels(table, source, index, meant, words or {})
+        rows = _tracked(table, rows, skipped)
+    index, fields = _pictures(
+        table, source["image"], rows, folder_of_images(images, root.parent), skipped
+    )
+    fields |= _labels(table, source, index, meant, words or {})
     if "rationale" in source:
-        written = np.array([text is not None for text in found["rationale"]], bool)
-        found["rationale_source"] = [rationale_source if given else "none" for given in written]
-        found["saw_label"] = written & bool(saw_label)
+        written = np.array([text is not None for text in fields["rationale"]], bool)
+        fields["rationale_source"] = [rationale_source if given else "none" for given in written]
+        fields["saw_label"] = written & bool(saw_label)
     if aus is not None:
-        found["aus"] = _units(table, index, _au_columns(table, aus), coding)
+        fields["aus"] = _units(table, index, _au_columns(table, aus), coding)
     elif not source.keys() - {"image", *NAMES}:
         _warn_of_no_label(table, source, split_column)
-    return Rows(found, left_out)
+    return Rows(fields, skipped)
+
+
+def _refuse_options(root: Path, options: Mapping[str, Any]) -> None:
+    """Raise UserError for options of a table, where `root` is a folder of label folders."""
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(
+                f"{root} is a folder of label folders, which {option}= does not apply to; give the "
+                "table's file itself"
+            )
 
 
 def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
@@ -163,14 +191,16 @@ def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
         if name := match_name(field, table.columns, table.path):
             source[field] = name
     for field, column in columns.items():
-        one_of("columns", field, FIELDS)
+        check_choice("columns", field, FIELDS)
         source.pop(field, None)
         if column is not None:
             source[field] = table.need(column, f"columns={{{field!r}: {column!r}}}")
     if "image" not in source:
-        raise UserError(f"{table.path} has no column 'image', only {', '.join(table.columns)}: "
-                        "say which holds the paths, columns={'image': '...'}, or add the header "
-                        "if it has none")  # fmt: skip
+        raise UserError(
+            f"{table.path} has no column 'image', only {', '.join(table.columns)}: "
+            "name the one with the paths, columns={'image': '...'}, or add the header "
+            "if it has none"
+        )
     return source
 
 
@@ -178,7 +208,7 @@ def _warn_of_no_label(table: Table, source: Mapping[str, str], split_column: str
     read = {name for name in (*source.values(), split_column) if name}
     if others := [name for name in table.columns if name not in read]:
         warnings.warn(
-            f"{table.path}: no column was read as a label, of {shown(others)}: name them in "
+            f"{table.path}: no column was read as a label, of {short_repr(others)}: name them in "
             "columns=, as in {'emotion': '...'}, or aus=",
             stacklevel=3,
         )
@@ -196,26 +226,30 @@ def _rows_of(
 def _parts(table: Table, column: str, splits: Mapping[Any, str]) -> list[str]:
     """The split of each row."""
     column = table.need(column, "split_column")
-    words = SPLIT_WORDS | {plain(word): one_of("splits", to, SPLITS) for word, to in splits.items()}
+    words = SPLIT_WORDS | {
+        normalise_cell(word): check_choice("splits", to, SPLITS) for word, to in splits.items()
+    }
     parts = []
     for row in range(len(table.places)):
-        word = required(table, column, row)
-        part = words.get(plain(word), words.get(word.lower()))
+        word = required_cell(table, column, row)
+        part = words.get(normalise_cell(word), words.get(word.lower()))
         if part is None:
-            raise UserError(f"{table.where(row)}: {column!r} is {word!r}, which is no split: map "
-                            f"it, splits={{{word!r}: 'train'}}")  # fmt: skip
+            raise UserError(
+                f"{table.where(row)}: {column!r} is {word!r}, which is not a split: map "
+                f"it, splits={{{word!r}: 'train'}}"
+            )
         parts.append(part)
     return parts
 
 
-def _tracked(table: Table, rows: list[int], left_out: dict[str, list[str]]) -> list[int]:
+def _tracked(table: Table, rows: list[int], skipped: dict[str, list[str]]) -> list[int]:
     """The rows without those in which OpenFace lost the face: it writes zeros as their AUs."""
     success, confidence = (match_name(c, table.columns, table.path) for c in OPENFACE)
     if success is None or confidence is None:
         return rows
-    lost = {row for row in rows if flag_of(table, success, row) == 0}
+    lost = {row for row in rows if flag_cell(table, success, row) == 0}
     if lost:
-        left_out["OpenFace did not find the face (success is 0)"] = [
+        skipped["OpenFace did not find the face (success is 0)"] = [
             table.where(row) for row in sorted(lost)
         ]
     return [row for row in rows if row not in lost]
@@ -224,8 +258,9 @@ def _tracked(table: Table, rows: list[int], left_out: dict[str, list[str]]) -> l
 def _only(path: Path, split: str, file_split: str, how: str) -> None:
     if split != file_split:
         raise UserError(
-            f"{path} does not say which rows are split {split!r}: all of them are {file_split!r}; "
-            f"name {how}, use data.hold_out, or say file_split={split!r} if this is all {split}"
+            f"{path} does not state which rows are split {split!r}: all of them are "
+            f"{file_split!r}; name {how}, use data.hold_out, or pass file_split={split!r} "
+            f"if this is all {split}"
         )
 
 
@@ -233,12 +268,12 @@ def _only(path: Path, split: str, file_split: str, how: str) -> None:
 
 
 def _pictures(
-    table: Table, column: str, rows: list[int], folder: Path, left_out: dict[str, list[str]]
+    table: Table, column: str, rows: list[int], folder: Path, skipped: dict[str, list[str]]
 ) -> tuple[list[int], dict[str, Any]]:
     """(the rows that have a picture, the columns `id` and `image`)."""
     named = {row: _picture(table, column, row, folder) for row in rows}
     if lacking := [table.where(row) for row, picture in named.items() if picture is None]:
-        left_out["no image"] = lacking
+        skipped["no image"] = lacking
     index = [row for row, picture in named.items() if picture is not None]
     pictures = [picture for picture in named.values() if picture is not None]
     return index, {"id": _ids(pictures, index), "image": [picture for _, picture in pictures]}
@@ -264,16 +299,21 @@ def _picture(table: Table, column: str, row: int, folder: Path) -> tuple[str, st
     if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # as `datasets` has a file
         path = value.get("path")
     else:
-        path = label_word(table, column, row)
+        path = label_cell(table, column, row)
     if not path:
         return None
-    found = path if os.path.isabs(path) else below(folder, path)
-    if found is None or leads_up(path):
-        raise refuse(table, column, row, f"an absolute path or one inside {folder} (images= names "
-                      "the folder that paths start from)")  # fmt: skip
-    if "\\" in path and not os.path.exists(found):
-        path, found = path.replace("\\", "/"), found.replace("\\", "/")
-    return path, found
+    full_path = path if os.path.isabs(path) else path_inside(folder, path)
+    if full_path is None or has_parent_reference(path):
+        raise cell_error(
+            table,
+            column,
+            row,
+            f"an absolute path or one inside {folder} (images= names "
+            "the folder that paths start from)",
+        )
+    if "\\" in path and not os.path.exists(full_path):
+        path, full_path = path.replace("\\", "/"), full_path.replace("\\", "/")
+    return path, full_path
 
 
 # --- labels ---------------------------------------------------------------------------------------
@@ -288,29 +328,29 @@ def _labels(
 ) -> dict[str, Any]:
     """The columns of the fields but `image` and `aus`."""
     _check_words(words)
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if "id" in source:
-        found["id"] = [f"table-{required(table, source['id'], i)}" for i in rows]
+        fields["id"] = [f"table-{required_cell(table, source['id'], i)}" for i in rows]
     if "emotion" in source:
-        found["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
+        fields["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
     for field in (field for field in TEXTS if field in source):
-        read = word_of if field in NAMES else label_word
-        found[field] = [read(table, source[field], i) for i in rows]
+        read = text_cell if field in NAMES else label_cell
+        fields[field] = [read(table, source[field], i) for i in rows]
     for field in (field for field in WORDS if field in source):
         mapping = with_plain(words.get(field, {}))
-        found[field] = [_person(table, field, source[field], i, mapping) for i in rows]
+        fields[field] = [_person(table, field, source[field], i, mapping) for i in rows]
     for field in (field for field in NUMBERS if field in source):
-        found[field] = [number_of(table, source[field], i) for i in rows]
-    return found
+        fields[field] = [number_cell(table, source[field], i) for i in rows]
+    return fields
 
 
 def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
     for field, mapping in words.items():
-        one_of("words", field, WORDS)
+        check_choice("words", field, WORDS)
         for word, to in mapping.items():
             if to is not None and not any(canonical(name, to) for name in _spaces(field)):
                 raise UserError(
-                    f"words maps {word!r} to {to!r}, which is no {field}: use one of "
+                    f"words maps {word!r} to {to!r} for {field}: use one of "
                     f"{', '.join(_labels_of(field))}, or None"
                 )
 
@@ -321,8 +361,9 @@ def _label_map(labels: Mapping[Any, str | None] | None) -> dict[str, str | None]
     for word, label in with_plain(labels or {}).items():
         meant[word] = None if label is None else space.canonical(label)
         if label is not None and meant[word] is None:
-            raise UserError(f"labels maps {word!r} to {label!r}: use one of "
-                            f"{', '.join(space.labels)}, or None")  # fmt: skip
+            raise UserError(
+                f"labels maps {word!r} to {label!r}: use one of {', '.join(space.labels)}, or None"
+            )
     return meant
 
 
@@ -333,13 +374,13 @@ def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None
     if label is None:
         raise UserError(
             f"{where} is {word!r}, which is not one of {', '.join(label_spaces.EMOTIONS)}: map it, "
-            f"labels={{{word!r}: 'anger'}}, or to None if it is none of them"
+            f"labels={{{word!r}: 'anger'}}, or to None if it is not one of them"
         )
     return label
 
 
 def _emotion(table: Table, column: str, row: int, meant: Mapping[str, str | None]) -> str | None:
-    word = word_of(table, column, row)
+    word = text_cell(table, column, row)
     if word is None or (word.casefold() in NULLS and key_of(word, meant) is None):
         return None
     return _label(word, meant, f"{table.where(row)}: {column!r}")
@@ -349,7 +390,7 @@ def _person(
     table: Table, field: str, column: str, row: int, meant: Mapping[str, str | None]
 ) -> str | None:
     """A word of gender, race or age group, as it is written if a label space has it."""
-    word = word_of(table, column, row)
+    word = text_cell(table, column, row)
     if word is None:
         return None
     if (key := key_of(word, meant)) is not None:
@@ -363,7 +404,7 @@ def _person(
         labels = _labels_of(field)
         option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
         raise UserError(
-            f"{table.where(row)}: {column!r} is {word!r}, which is no {field} of "
+            f"{table.where(row)}: {column!r} is {word!r}, which is not one of "
             f"{', '.join(labels)}: map it, {option}, or to None; columns={{{field!r}: None}} "
             "leaves the column out"
         )
@@ -390,20 +431,24 @@ def _au_columns(table: Table, aus: str | Sequence[str] | Mapping[str, str]) -> d
     if isinstance(aus, Mapping):
         return {facs.parse_name(str(au)): table.need(name, "aus") for au, name in aus.items()}
     patterns = [pattern.lower() for pattern in ([aus] if isinstance(aus, str) else aus)]
-    found: dict[int, str] = {}
+    columns: dict[int, str] = {}
     for column in (c for c in table.columns if any(fnmatchcase(c.lower(), p) for p in patterns)):
         numbers = re.findall(r"\d+", column)
         if len(numbers) != 1:
-            raise UserError(f"aus={aus!r} fits the column {column!r}, which does not name one AU: "
-                            "narrow the pattern, or give {'AU1': 'column', ...}")  # fmt: skip
+            raise UserError(
+                f"aus={aus!r} fits the column {column!r}, which does not name one AU: "
+                "narrow the pattern, or give {'AU1': 'column', ...}"
+            )
         au = facs.parse_name(numbers[0].lstrip("0"))
-        if au in found:
-            raise UserError(f"aus={aus!r} fits {found[au]!r} and {column!r}, both of AU{au}: "
-                            "narrow the pattern, as in 'AU*_c'")  # fmt: skip
-        found[au] = column
-    if not found:
+        if au in columns:
+            raise UserError(
+                f"aus={aus!r} fits {columns[au]!r} and {column!r}, both of AU{au}: "
+                "narrow the pattern, as in 'AU*_c'"
+            )
+        columns[au] = column
+    if not columns:
         raise UserError(f"aus={aus!r} fits no column of {table.path}: {', '.join(table.columns)}")
-    return found
+    return columns
 
 
 @dataclass(frozen=True)
@@ -431,7 +476,7 @@ class _Coding:
 
 def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Coding) -> Any:
     kind = coding.values
-    cell = flag_of if kind == "presence" else number_of
+    cell = flag_cell if kind == "presence" else number_cell
     cells = [[cell(table, column, row) for column in source.values()] for row in rows]
     values = np.array(cells, np.float64).reshape(len(rows), len(source))  # an empty cell is NaN
     values[np.isin(values, coding.codes)] = np.nan
@@ -445,7 +490,7 @@ def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Codin
         "probability": "a probability from 0 to 1 (a code for not annotated: au_missing=9)",
     }[kind]
     for at, au in np.argwhere(annotated & ~allowed)[:1]:
-        raise refuse(table, list(source.values())[au], rows[at], expected)
+        raise cell_error(table, list(source.values())[au], rows[at], expected)
     if kind == "presence":
         return action_units(list(source), values == 1, annotated=annotated)
     present = values >= coding.threshold
@@ -473,35 +518,41 @@ def _split_folders(root: Path) -> list[Path]:
 
 
 def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_split: str) -> Rows:
-    left_out: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
+    skipped: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
     top = root
     parts = _split_folders(root)
     if parts:
         fitting = [part for part in parts if SPLIT_WORDS[part.name.lower()] == split]
         if len(fitting) != 1:
-            raise UserError(f"{root} has {len(fitting)} folders for split {split!r}: its splits "
-                            f"are {', '.join(part.name for part in parts)}")  # fmt: skip
+            raise UserError(
+                f"{root} has {len(fitting)} folders for split {split!r}: its splits "
+                f"are {', '.join(part.name for part in parts)}"
+            )
         top = fitting[0]
         beside = [str(p.relative_to(root)) for p in sorted(root.iterdir()) if p not in parts]
-        left_out["not in a label folder"] += beside
+        skipped["not in a label folder"] += beside
     else:
         _only(root, split, file_split, "folders train and test")
     ids, paths, emotions = [], [], []
     for child in sorted(top.iterdir()):
         if not child.is_dir() or child.name.startswith("."):
-            left_out["not in a label folder"].append(str(child.relative_to(root)))
+            skipped["not in a label folder"].append(str(child.relative_to(root)))
             continue
         emotion = _label(child.name, meant, f"the folder name {child}")
         for path in sorted(path for path in child.rglob("*") if not path.is_dir()):
             name = path.relative_to(root).as_posix()
             if not name.lower().endswith(SUFFIXES):
-                left_out["not a picture"].append(name)
+                skipped["not a picture"].append(name)
                 continue
             ids.append(f"table-{name}")
             paths.append(str(path))
             emotions.append(emotion)
     if not ids:
-        raise UserError(f"{top} holds no pictures in folders that are named by their label; for a "
-                        "table, give the file itself")  # fmt: skip
-    return Rows({"id": ids, "image": paths, "emotion": emotions},
-                {reason: names for reason, names in left_out.items() if names})  # fmt: skip
+        raise UserError(
+            f"{top} holds no pictures in folders that are named by their label; for a "
+            "table, give the file itself"
+        )
+    return Rows(
+        {"id": ids, "image": paths, "emotion": emotions},
+        {reason: names for reason, names in skipped.items() if names},
+    )

@@ -1,5 +1,5 @@
 """Random changes of a batch of uint8 squares, drawn from torch's global random state, so that a
-resumed run sees what an uninterrupted one would have seen."""
+resumed run makes the same changes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TURN, SCALE, SHIFT = 10.0, 0.12, 0.06  # degrees; share of the side
 BRIGHTNESS, CONTRAST = 0.2, 0.2
 
 
-def apply(squares: torch.Tensor, kind: str) -> torch.Tensor:
+def augment_squares(squares: torch.Tensor, kind: str) -> torch.Tensor:
     """`squares` (rows, pictures, 3, side, side) changed: all pictures of a row in the same way.
 
     "none"; "flip": half of the rows are mirrored; "face": also turned, scaled and shifted a
@@ -32,10 +32,13 @@ def apply(squares: torch.Tensor, kind: str) -> torch.Tensor:
     lift = (torch.rand(rows) * 2 - 1) * BRIGHTNESS * 255
     cosine, sine = turn.cos() * scale, turn.sin() * scale
     sign = torch.where(mirrored, -1.0, 1.0)
-    placed = torch.stack([
-        torch.stack([sign * cosine, -sine, shift[:, 0]], -1),
-        torch.stack([sign * sine, cosine, shift[:, 1]], -1),
-    ], 1)  # fmt: skip
+    placed = torch.stack(
+        [
+            torch.stack([sign * cosine, -sine, shift[:, 0]], -1),
+            torch.stack([sign * sine, cosine, shift[:, 1]], -1),
+        ],
+        1,
+    )
     flat = squares.flatten(1, 2).float()  # pictures of a row as channels
     grid = F.affine_grid(placed.to(flat), list(flat.shape), align_corners=False)
     moved = F.grid_sample(flat, grid, padding_mode="border", align_corners=False)

@@ -1,8 +1,8 @@
 """Captions of faces, written from annotated attributes and action units.
 
 After FLIP (trained on FaceCaption-15M, arXiv:2407.08515): one sentence on who is seen, one on what
-the face does. An emotion is named only if that is asked for, so that a model trained on captions
-can be measured on emotions that it has never been told of.
+the face does. An emotion is named only on request, so that a model trained on captions
+can be measured on emotions that never occurred in them.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ from vlmface import facs
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 
-SAYS = ("attributes", "aus", "emotion")
+CONTENTS = ("attributes", "aus", "emotion")
 _PEOPLE = {"female": ("woman", "girl"), "male": ("man", "boy")}
-_AGES = ((13, "{child}"), (20, "teenage {child}"), (40, "young {adult}"),
-         (60, "middle-aged {adult}"), (200, "old {adult}"))  # fmt: skip
+_AGES = (
+    (13, "{child}"),
+    (20, "teenage {child}"),
+    (40, "young {adult}"),
+    (60, "middle-aged {adult}"),
+    (200, "old {adult}"),
+)
 _OPENINGS = ("a photo of", "a portrait of", "the face of", "a close-up of")
 _CALM = ("no facial muscle is moved", "the face is at rest", "the face is relaxed")
 
 
-def write(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
-    """One caption; None if the sample has none of the annotations that shall be said.
+def write_caption(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
+    """One caption; None if the sample has none of the requested annotations.
 
     `says`: some of SAYS. The same seed gives the same caption; other seeds order the signs
     differently, open differently, and leave out what is said least.
     """
-    check(says)
+    check_contents(says)
     rng = random.Random(f"{seed} {sample.id}")
     person = _person(sample) if "attributes" in says else None
     signs = _signs(sample, rng) if "aus" in says else None
@@ -42,21 +47,19 @@ def write(sample: FaceSample, says: Sequence[str], seed: int) -> str | None:
     return f"{sentence}; {signs}." if signs else f"{sentence}."
 
 
-def check(says: Sequence[str]) -> None:
+def check_contents(says: Sequence[str]) -> None:
     """Raises UserError unless `says` are some of SAYS."""
-    if not says or (odd := set(says) - set(SAYS)):
-        raise UserError(
-            f"captions shall say {', '.join(odd) if says else 'nothing'}: "
-            f"use some of {', '.join(SAYS)}"
-        )
+    odd = sorted(set(says) - set(CONTENTS))
+    if odd or not says:
+        raise UserError(f"says is {', '.join(odd) or 'empty'}: use some of {', '.join(CONTENTS)}")
 
 
 def _person(sample: FaceSample) -> str | None:
     if sample.gender not in _PEOPLE:
         return None
     adult, child = _PEOPLE[sample.gender]
-    age = next((words for limit, words in _AGES if sample.age is not None and sample.age < limit),
-               "{adult}")  # fmt: skip
+    fitting = [words for limit, words in _AGES if sample.age is not None and sample.age < limit]
+    age = fitting[0] if fitting else "{adult}"
     who = age.format(adult=adult, child=child)
     looks = f"{sample.race} {who}" if sample.race else who
     words = [f"{'an' if looks[0].lower() in 'aeiou' else 'a'} {looks}"]

@@ -1,4 +1,4 @@
-"""Contrastive training of both towers on captions, and linear probes of what they then tell."""
+"""Contrastive training of both towers on captions, and linear probes of their features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlmface.label_texts import lengths
 from vlmface.schema import FaceSample
 from vlmface.train import checks
 from vlmface.train.clip import augment, captions, losses
-from vlmface.train.clip.dataset import Squares
+from vlmface.train.clip.dataset import ImageDataset
 from vlmface.train.clip.settings import Training
 from vlmface.train.clip.trainer import all_features, fit
 from vlmface.utils.distributed import is_main, rank, world_size
@@ -60,7 +60,7 @@ class Settings(Training):
 
     def check(self) -> None:
         super().check()
-        captions.check(self.says)
+        captions.check_contents(self.says)
         if self.image == self.text == "frozen":
             raise UserError(
                 "nothing would be trained but a scale: image and text are frozen; set image: lora, "
@@ -97,12 +97,13 @@ def identity(
     }
 
 
-class Pairs(nn.Module):
+class ContrastivePairs(nn.Module):
     """A CLIP with the captions of its training rows: a batch is row numbers and squares, out comes
     the contrastive loss, over the faces of all processes."""
 
-    def __init__(self, clip: Clip, written: Sequence[Sequence[int]], texts: Sequence[str],
-                 settings: Settings) -> None:  # fmt: skip
+    def __init__(
+        self, clip: Clip, written: Sequence[Sequence[int]], texts: Sequence[str], settings: Settings
+    ) -> None:
         super().__init__()
         self.clip, self.written, self.settings = clip, written, settings
         self.model = clip.model
@@ -116,59 +117,68 @@ class Pairs(nn.Module):
     def forward(self, row: torch.Tensor, squares: torch.Tensor) -> dict[str, torch.Tensor]:
         # One caption a face and step, drawn from torch's state, which a resumed run restores.
         # Every process draws for the faces of all, so that theirs are those of one process.
-        chosen = [self.written[i] for i in row.tolist()]
-        draws = torch.randint(1 << 30, (world_size(), len(chosen)))[rank()].tolist()
-        said = torch.tensor([one[d % len(one)] for one, d in zip(chosen, draws, strict=True)])
-        squares = augment.apply(squares, self.settings.augment)
+        numbers_by_face = [self.written[i] for i in row.tolist()]
+        draws = torch.randint(1 << 30, (world_size(), len(numbers_by_face)))[rank()].tolist()
+        captions_read = torch.tensor(
+            [
+                caption_numbers[d % len(caption_numbers)]
+                for caption_numbers, d in zip(numbers_by_face, draws, strict=True)
+            ]
+        )
+        squares = augment.augment_squares(squares, self.settings.augment)
         images = self.clip.image_features(squares[:, 0])
         # What is said of several faces is read once.
-        distinct, place = said.unique(return_inverse=True)
+        distinct, place = captions_read.unique(return_inverse=True)
         texts = self.clip.text_features(self.tokens[distinct])[place.to(images.device)]
-        images, texts, groups = losses.of_all_processes(images, texts, said.to(images.device))
+        images, texts, groups = losses.of_all_processes(
+            images, texts, captions_read.to(images.device)
+        )
         scale = self.model.logit_scale.exp().clamp(max=_MAX_SCALE).float()
         return {"loss": losses.caption_loss(images.float(), texts.float(), groups, scale)}
 
 
 def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
     """Train `clip` in place on captions of the rows; returns what `clip.train.train` does, with
-    "captions", how many there are, and "left_out": rows without what shall be said ("no_caption"),
-    and captions that the model cannot read whole ("too_long")."""
-    captions.check(settings.says)
+    "captions", how many there are, and "left_out": rows without the requested annotations
+    ("no_caption"), and captions that the model cannot read whole ("too_long")."""
+    captions.check_contents(settings.says)
     numbers: dict[str, int] = {}
     written: list[list[int]] = []
-    kept: list[int] = []
+    with_caption: list[int] = []
     left_out = {"no_caption": 0, "too_long": 0}
     hidden = [name for name in ("image", "frames") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
         seeds = range(settings.captions_per_face)
-        said = sorted({t for seed in seeds if (t := captions.write(sample, settings.says, seed))})
-        fits = [n <= clip.tokenizer.context_length for n in lengths(clip.tokenizer, said)]
+        face_captions = sorted(
+            {t for seed in seeds if (t := captions.write_caption(sample, settings.says, seed))}
+        )
+        fits = [n <= clip.tokenizer.context_length for n in lengths(clip.tokenizer, face_captions)]
         left_out["too_long"] += fits.count(False)
-        said = [text for text, fit_ in zip(said, fits, strict=True) if fit_]
-        if not said:
+        face_captions = [text for text, fit_ in zip(face_captions, fits, strict=True) if fit_]
+        if not face_captions:
             left_out["no_caption"] += 1
             continue
-        kept.append(index)
-        written.append([numbers.setdefault(text, len(numbers)) for text in said])
-    if not kept:
+        with_caption.append(index)
+        written.append([numbers.setdefault(text, len(numbers)) for text in face_captions])
+    if not with_caption:
         raise UserError(
             f"none of the {len(rows)} rows gives a caption of {', '.join(settings.says)}: "
             f"{left_out}; use a data set with these annotations, or shorten what is said"
         )
-    if len(kept) < len(rows):
-        rows = rows.select(kept)
+    if len(with_caption) < len(rows):
+        rows = rows.select(with_caption)
     checks.warmup(settings, checks.steps(settings, len(rows)))
     set_seed(settings.seed)  # LoRA draws its first weights
-    model = Pairs(clip, written, list(numbers), settings)
+    model = ContrastivePairs(clip, written, list(numbers), settings)
     if settings.gradient_checkpointing:
         clip.model.set_grad_checkpointing()
-    data = Squares(rows, clip, settings.cache_gib)
-    found = fit(model, data, settings, rows=len(rows))
+    data = ImageDataset(rows, clip, settings.cache_gib)
+    training = fit(model, data, settings, rows=len(rows))
     for adapter in model.adapter:
         adapter.merge_and_unload()
     clip.model.eval()
-    return found | {"n": len(rows), "captions": len(numbers), "left_out": left_out}
+    return training | {"n": len(rows), "captions": len(numbers), "left_out": left_out}
 
 
 # --- linear probes --------------------------------------------------------------------------------
@@ -185,26 +195,28 @@ def probe(
 
     Several processes, all of which must call it, share the features. The probes are the main
     process's, and {} what the others return."""
-    features = [all_features_of(clip, rows, batch_size) for rows in (train_rows, test_rows)]
+    features = [normalised_features(clip, rows, batch_size) for rows in (train_rows, test_rows)]
     if not is_main():
         return {}
     samples = [_samples(rows) for rows in (train_rows, test_rows)]
-    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for name in PROBED:
         labels = sorted({v for s in samples[0] if (v := getattr(s, name)) is not None})
         if len(labels) < 2:
             continue
         sides = []
-        for side, one in zip(features, samples, strict=True):
-            known = [i for i, s in enumerate(one) if getattr(s, name) in labels]
-            truth = torch.tensor([labels.index(getattr(one[i], name)) for i in known])
+        for side, side_samples in zip(features, samples, strict=True):
+            known = [i for i, s in enumerate(side_samples) if getattr(s, name) in labels]
+            truth = torch.tensor([labels.index(getattr(side_samples[i], name)) for i in known])
             sides.append((side[known], truth.to(side.device)))
         (x, y), (test_x, test_y) = sides
         if not len(test_y):
             continue
-        said = logistic(x, nn.functional.one_hot(y, len(labels)).float(), test_x).argmax(-1)
-        found[name] = {
-            "accuracy": round(float((said == test_y).float().mean()), 4),
+        predicted = logistic_regression(
+            x, nn.functional.one_hot(y, len(labels)).float(), test_x
+        ).argmax(-1)
+        scores[name] = {
+            "accuracy": round(float((predicted == test_y).float().mean()), 4),
             "majority": round(float(torch.bincount(test_y).max() / len(test_y)), 4),
             "n": len(test_y),
         }
@@ -214,13 +226,16 @@ def probe(
             torch.tensor([[float(u in s.present_aus()) for u in units] for s in side])
             for side in samples
         ]
-        said = logistic(features[0], truths[0].to(clip.device), features[1], several=True) > 0
+        predicted = (
+            logistic_regression(features[0], truths[0].to(clip.device), features[1], several=True)
+            > 0
+        )
         true = truths[1].to(clip.device) > 0
-        hits = (said & true).sum(0).double()
-        f1 = (2 * hits / (said.sum(0) + true.sum(0)).clamp(min=1)).tolist()
+        hits = (predicted & true).sum(0).double()
+        f1 = (2 * hits / (predicted.sum(0) + true.sum(0)).clamp(min=1)).tolist()
         per_au = {facs.name(u): round(v, 4) for u, v in zip(units, f1, strict=True)}
-        found["au"] = {"f1_macro": round(sum(f1) / len(f1), 4), "per_au": per_au}
-    return found
+        scores["au"] = {"f1_macro": round(sum(f1) / len(f1), 4), "per_au": per_au}
+    return scores
 
 
 def _samples(rows: datasets.Dataset) -> list[FaceSample]:
@@ -236,13 +251,13 @@ def _common_units(samples: Sequence[Sequence[FaceSample]]) -> list[int]:
     )
 
 
-def all_features_of(clip: Clip, rows: datasets.Dataset, batch_size: int) -> torch.Tensor:
+def normalised_features(clip: Clip, rows: datasets.Dataset, batch_size: int) -> torch.Tensor:
     """Normalised features (n, width) of the rows' images, on the model's device."""
-    features = all_features(clip, Squares(rows, clip, 0), batch_size)[:, 0].to(clip.device)
+    features = all_features(clip, ImageDataset(rows, clip, 0), batch_size)[:, 0].to(clip.device)
     return nn.functional.normalize(features, dim=-1)
 
 
-def logistic(
+def logistic_regression(
     x: torch.Tensor,
     y: torch.Tensor,
     test_x: torch.Tensor,
@@ -258,8 +273,13 @@ def logistic(
     x, test_x = (x - mean) / spread, (test_x - mean) / spread
     weights = x.new_zeros(x.shape[1], y.shape[1]).requires_grad_()
     bias = x.new_zeros(y.shape[1]).requires_grad_()
-    solver = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe",
-                               tolerance_grad=1e-7, tolerance_change=1e-11)  # fmt: skip
+    solver = torch.optim.LBFGS(
+        [weights, bias],
+        max_iter=500,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-7,
+        tolerance_change=1e-11,
+    )
     measure = (
         nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
     )

@@ -1,4 +1,4 @@
-"""Rows of a data set as what a CLIP is trained on: uint8 squares and targets."""
+"""Rows of a data set as training data of a CLIP: uint8 squares and targets."""
 
 from __future__ import annotations
 
@@ -28,60 +28,62 @@ def labelled(
     a label of the space.
     """
     labels = list(texts.space.labels)
-    kept, targets, affects = [], [], []
-    hidden = [name for name in ("image", "frames", "shown") if name in rows.column_names]
+    with_label, targets, affects = [], [], []
+    hidden = [name for name in ("image", "frames", "images") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
-        found = sample.labels(texts.space)
-        if not found or (len(found) > 1 and not texts.several):
+        sample_labels = sample.labels(texts.space)
+        if not sample_labels or (len(sample_labels) > 1 and not texts.several):
             continue
-        kept.append(index)
+        with_label.append(index)
         targets.append(
-            [float(label in found) for label in labels] if texts.several else labels.index(found[0])
+            [float(label in sample_labels) for label in labels]
+            if texts.several
+            else labels.index(sample_labels[0])
         )
         affects.append([np.nan if v is None else v for v in (sample.valence, sample.arousal)])
-    if not kept:
+    if not with_label:
         raise UserError(
             f"none of the {len(rows)} rows has a label of {texts.space.id}: check the data set's "
             f"labels against the label space of the texts {texts.id}"
         )
-    left_out = {"no_label": len(rows) - len(kept)} if len(kept) < len(rows) else {}
+    left_out = {"no_label": len(rows) - len(with_label)} if len(with_label) < len(rows) else {}
     if left_out:
-        rows = rows.select(kept)
+        rows = rows.select(with_label)
     return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), left_out
 
 
-class Squares(torch.utils.data.Dataset[dict[str, Any]]):
+class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as {"row", "squares" (pictures, 3, side, side) uint8}; decoded once, as long as
     `cache_gib` GiB last."""
 
     def __init__(self, rows: datasets.Dataset, clip: Clip, cache_gib: float) -> None:
         self.rows, self.clip = rows, clip
-        columns = [name for name in ("image", "shown") if name in rows.column_names]
+        columns = [name for name in ("image", "images") if name in rows.column_names]
         self.pictures = rows.select_columns(columns)
-        self.left = int(cache_gib * 2**30)
-        self.kept: dict[int, torch.Tensor] = {}
+        self.cache_bytes_left = int(cache_gib * 2**30)
+        self.cache: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def squares(self, index: int) -> torch.Tensor:
-        if index in self.kept:
-            return self.kept[index]
+        if index in self.cache:
+            return self.cache[index]
         stored = image_refs(self.pictures[index])
-        found = torch.from_numpy(
-            np.stack([self.clip.square(open_row_image(one)) for one in stored])
+        squares = torch.from_numpy(
+            np.stack([self.clip.square(open_row_image(ref)) for ref in stored])
         )
-        if self.left >= found.nbytes:
-            self.left -= found.nbytes
-            self.kept[index] = found
-        return found
+        if self.cache_bytes_left >= squares.nbytes:
+            self.cache_bytes_left -= squares.nbytes
+            self.cache[index] = squares
+        return squares
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"row": index, "squares": self.squares(index)}
 
 
-def stacked(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch of `Squares`. Raises UserError if rows show different numbers of pictures."""
     sizes = {tuple(item["squares"].shape) for item in items if "squares" in item}
     if len(sizes) > 1:

@@ -1,4 +1,4 @@
-"""Losses for labels: pictures of one label, or captions that say the same, are never negatives.
+"""Losses for labels: pictures of one label, or equal captions, are never negatives.
 
 Where several processes share a batch, the mean of their losses is the loss of the whole batch, and
 so are its gradients, which is what data parallel training computes.
@@ -120,8 +120,8 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def _world_size() -> int:
-    there = dist.is_available() and dist.is_initialized()
-    return dist.get_world_size() if there else 1
+    distributed = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if distributed else 1
 
 
 def caption_loss(

@@ -1,4 +1,4 @@
-"""What the YAML of a CLIP recipe may say."""
+"""The settings of CLIP recipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from vlmface import label_texts
-from vlmface.clip.classifier import Shape
+from vlmface.clip.classifier import ClassifierConfig
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.train import checks
@@ -31,7 +31,7 @@ PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale"
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Checked):
-    """What all recipes that train a CLIP are told: which one, on which data, and how."""
+    """Settings of all recipes that train a CLIP: the model, the data and the optimisation."""
 
     base: str
     data: str
@@ -150,7 +150,7 @@ class Settings(Training):
     @property
     def views(self) -> int:
         """How many views of a row are shown."""
-        return max(1, len(crops.parse(self.crop)))
+        return max(1, len(crops.parse_views(self.crop)))
 
     @property
     def trained_parts(self) -> set[str]:
@@ -166,22 +166,30 @@ class Settings(Training):
         }
         return {part for part, does in trains.items() if does}
 
-    def shape(self, views: int) -> Shape:
-        """The classifier that is asked for, for so many views of a row."""
-        return Shape(
-            image=self.image, text=self.text, head=self.head, views=views, frames=self.frames,
-            time=self.time, affect=self.affect, contexts=self.contexts,
-            class_specific=self.class_specific, negative_weight=self.negative_weight,
-            lora_rank=self.lora_rank, lora_alpha=self.lora_alpha,
-        )  # fmt: skip
+    def shape(self, views: int) -> ClassifierConfig:
+        """The configuration of the classifier, for a number of views of a row."""
+        return ClassifierConfig(
+            image=self.image,
+            text=self.text,
+            head=self.head,
+            views=views,
+            frames=self.frames,
+            time=self.time,
+            affect=self.affect,
+            contexts=self.contexts,
+            class_specific=self.class_specific,
+            negative_weight=self.negative_weight,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+        )
 
     def check(self) -> None:
         """Refuse what cannot be trained. Raises UserError."""
         super().check()
         if self.validation_split in (self.data_split, "test"):
             raise UserError(
-                f"validation_split is {self.validation_split}, but what is chosen on test or "
-                "training rows is no choice: name a validation split, or set validation_share"
+                f"validation_split is {self.validation_split}, but selection on test or "
+                "training rows is biased: name a validation split, or set validation_share"
             )
         if self.validation_split and self.validation_share:
             raise UserError(
@@ -218,12 +226,12 @@ class Settings(Training):
             yield Unused("class_specific", f"text is {self.text}", ("text",))
         if self.frames == 1:
             yield Unused("time", "frames is 1", ("frames",))
-        asked = label_texts.load(self.prompt)
-        if not any(asked.negative.values()):
-            why = f"prompt {asked.id} has no negative texts"
+        texts = label_texts.load(self.prompt)
+        if not any(texts.negative.values()):
+            why = f"prompt {texts.id} has no negative texts"
             yield Unused("negative_weight", why, ("prompt",))
-        if asked.several:
-            why = f"a picture may have several labels of {asked.space.id}"
+        if texts.several:
+            why = f"a picture may have several labels of {texts.space.id}"
             yield Unused("margins", why, ("prompt",))
         if self.select == "last" and self.wise_alpha != "auto":
             why = "select is last and wise_alpha is a number, so nothing is chosen on held-out rows"

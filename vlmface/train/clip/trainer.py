@@ -17,8 +17,8 @@ from vlmface.clip.model import Clip
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
 from vlmface.train.clip import augment, losses
-from vlmface.train.clip.dataset import Squares, labelled, stacked
-from vlmface.train.clip.model_selection import Held, KeepBest
+from vlmface.train.clip.dataset import ImageDataset, collate, labelled
+from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
 from vlmface.train.clip.settings import Settings, Training
 from vlmface.train.trainer import (
     JsonlLogger,
@@ -37,9 +37,9 @@ _MOMENTUM = 0.9
 KEPT = 2  # checkpoints
 
 
-class Targets(nn.Module):
-    """A classifier with the targets of its training rows: a batch is row numbers and squares, out
-    comes the loss. `features` are those of a frozen image tower, for all rows."""
+class ClassifierWithLoss(nn.Module):
+    """A classifier with the targets of its training rows: its input is row numbers and squares,
+    its output the loss. `features` are those of a frozen image tower, for all rows."""
 
     targets: torch.Tensor
     affects: torch.Tensor
@@ -47,9 +47,12 @@ class Targets(nn.Module):
     margins: torch.Tensor | None
 
     def __init__(
-        self, classifier: Classifier, targets: torch.Tensor, affects: torch.Tensor,
+        self,
+        classifier: Classifier,
+        targets: torch.Tensor,
+        affects: torch.Tensor,
         settings: Settings,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.classifier, self.settings = classifier, settings
         self.features: torch.Tensor | None = None
@@ -62,22 +65,28 @@ class Targets(nn.Module):
         weights = losses.class_weights(counts, settings.class_weights)
         margins = losses.ldam_margins(counts) if settings.margins == "ldam" else None
         for name, value in (
-            ("targets", targets), ("affects", affects), ("weights", weights), ("margins", margins),
-        ):  # fmt: skip
+            ("targets", targets),
+            ("affects", affects),
+            ("weights", weights),
+            ("margins", margins),
+        ):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, row: torch.Tensor, squares: torch.Tensor | None = None) -> dict[str, Any]:
         settings, classifier = self.settings, self.classifier
         features = None if self.features is None else self.features[row.cpu()].to(row.device)
         if squares is not None:
-            squares = augment.apply(squares, settings.augment)
+            squares = augment.augment_squares(squares, settings.augment)
         out = classifier(squares, features)
         several = self.targets.ndim == 2
         loss = losses.label_loss(
-            out["logits"].float(), self.targets[row], scale=classifier.scale.float(),
-            smoothing=settings.label_smoothing, weights=self.weights,
+            out["logits"].float(),
+            self.targets[row],
+            scale=classifier.scale.float(),
+            smoothing=settings.label_smoothing,
+            weights=self.weights,
             margins=None if several else self.margins,
-        )  # fmt: skip
+        )
         if "affect" in out:
             error = losses.affect_loss(out["affect"].float(), self.affects[row])
             if error is not None:
@@ -87,7 +96,7 @@ class Targets(nn.Module):
 
 class ClipTrainer(Resumable, Trainer):
     """transformers' Trainer with groups of learning rates, and checkpoints that hold the trained
-    weights alone. The model returns {"loss"}; `settings` says how to step."""
+    weights alone. The model returns {"loss"}; `settings` configures the optimizer."""
 
     lr_scheduler: Any
 
@@ -102,10 +111,10 @@ class ClipTrainer(Resumable, Trainer):
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.settings)
             kind: Any = torch.optim.AdamW
-            rest: dict[str, Any] = {}
+            options: dict[str, Any] = {}
             if self.settings.optimizer == "sgd":
-                kind, rest = torch.optim.SGD, {"momentum": _MOMENTUM}
-            self.optimizer = kind(groups, lr=self.settings.learning_rate, **rest)
+                kind, options = torch.optim.SGD, {"momentum": _MOMENTUM}
+            self.optimizer = kind(groups, lr=self.settings.learning_rate, **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -120,11 +129,11 @@ class ClipTrainer(Resumable, Trainer):
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint.state(self.model), folder / "trained.pt")
+        torch.save(checkpoint.trained_state(self.model), folder / "trained.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         state = torch.load(Path(resume_from_checkpoint) / "trained.pt", weights_only=True)
-        checkpoint.load(self.model, state, resume_from_checkpoint)
+        checkpoint.load_trained(self.model, state, resume_from_checkpoint)
 
 
 # --- groups of weights ----------------------------------------------------------------------------
@@ -160,8 +169,10 @@ def parameter_groups(module: nn.Module, settings: Training) -> list[dict[str, An
     """Groups for an optimizer: each part's rate, lower for the image tower's early layers by
     `layer_decay` a layer, and weight decay for matrices only."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    found = [int(m[1]) for n, _ in named if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))]
-    layers = max(found, default=-1) + 1
+    block_numbers = [
+        int(m[1]) for n, _ in named if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))
+    ]
+    layers = max(block_numbers, default=-1) + 1
     groups: dict[tuple[float, bool], list[Any]] = {}
     for name, parameter in named:
         part = part_of(name)
@@ -184,52 +195,71 @@ def train(
     settings: Settings,
     held_out: datasets.Dataset | None = None,
 ) -> dict[str, Any]:
-    """Train `classifier` in place on the rows that have a label; a row shows its `shown` pictures,
-    or its image.
+    """Train a classifier in place on the rows that have a label.
 
-    Goes on from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
-    been interrupted. Where the image tower is frozen and pictures are not changed, its features are
-    computed once. Where `settings.select` is best, the weights of the epoch that is best on the
-    rows `held_out` are kept. Returns what `sft.train` does, with "labels", {label: rows}, and
-    "selected", {"step", "epoch", "uar"} of that epoch. Raises UserError.
+    Resumes from the last complete checkpoint in `settings.output_dir`, exactly as if it had not
+    been interrupted. If the image tower is frozen and pictures are not augmented, its features are
+    computed once.
+
+    Args:
+        classifier: to train.
+        rows: their `images`, or their `image`, are the input.
+        settings: of the run.
+        held_out: rows to select an epoch on if `settings.select` is best: the weights of the best
+            epoch are kept.
+
+    Returns:
+        What `sft.train` returns, with "labels": {label: rows} and, if an epoch was selected,
+        "selected": {"step", "epoch", "uar"}.
+
+    Raises:
+        UserError: no row has a label, or `held_out` is missing.
     """
     rows, targets, affects, left_out = labelled(rows, classifier.texts)
-    data: Any = Squares(rows, classifier.clip, settings.cache_gib)
-    model = Targets(classifier, targets, affects, settings)
+    data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
+    model = ClassifierWithLoss(classifier, targets, affects, settings)
     if settings.image == "frozen" and settings.augment == "none":
         model.features = all_features(classifier.clip, data, settings.eval_batch_size)
-        data = Numbers(len(data))
+        data = RowNumbers(len(data))
     if settings.gradient_checkpointing:
         classifier.model.set_grad_checkpointing()
-    held = None
+    validation = None
     if settings.select == "best":
         if held_out is None:
             raise UserError("select is best, but there are no held-out rows to choose an epoch on")
-        held = Held.of(classifier, held_out, settings.eval_batch_size, settings.cache_gib)
+        validation = HeldOutSet.of(
+            classifier, held_out, settings.eval_batch_size, settings.cache_gib
+        )
     labels = classifier.texts.space.labels
-    return train_on(model, data, settings, held) | {
+    return train_on(model, data, settings, validation) | {
         "n": len(rows),
         "left_out": left_out,
         "labels": dict(zip(labels, model.counts, strict=True)),
     }
 
 
-def train_on(model: Targets, data: Any, settings: Settings, held: Held | None) -> dict[str, Any]:
+def train_on(
+    model: ClassifierWithLoss, data: Any, settings: Settings, held_out: HeldOutSet | None
+) -> dict[str, Any]:
     """`fit`, and, if there are held-out rows, the weights of the epoch that is best on them."""
-    keep = None if held is None else KeepBest(Path(settings.output_dir), held)
-    if keep:
-        distributed.on_main(keep.check)
-    found = fit(
-        model, data, settings, rows=len(data), in_memory=model.features is not None,
-        callbacks=[keep] if keep else [],
-    )  # fmt: skip
-    if keep:
+    keep_best = None if held_out is None else KeepBest(Path(settings.output_dir), held_out)
+    if keep_best:
+        distributed.on_main(keep_best.check)
+    results = fit(
+        model,
+        data,
+        settings,
+        rows=len(data),
+        in_memory=model.features is not None,
+        callbacks=[keep_best] if keep_best else [],
+    )
+    if keep_best:
         distributed.wait_for_everyone()  # the best weights are on the disk
-        keep.restore()
+        keep_best.restore()
         if distributed.is_main():
-            found["selected"] = keep.best()
-    model.classifier.forget()
-    return found
+            results["selected"] = keep_best.best()
+    model.classifier.reset_cache()
+    return results
 
 
 def fit(
@@ -272,7 +302,7 @@ def fit(
         model=model,
         args=arguments,
         train_dataset=data,
-        data_collator=stacked,
+        data_collator=collate,
         callbacks=[JsonlLogger(run_dir / "log.jsonl"), *callbacks],
         settings=settings,
     )
@@ -291,7 +321,7 @@ def fit(
     }
 
 
-class Numbers(torch.utils.data.Dataset[dict[str, int]]):
+class RowNumbers(torch.utils.data.Dataset[dict[str, int]]):
     """Row numbers alone, where features are all that is needed."""
 
     def __init__(self, n: int) -> None:
@@ -305,23 +335,23 @@ class Numbers(torch.utils.data.Dataset[dict[str, int]]):
 
 
 @torch.no_grad()
-def all_features(clip: Clip, data: Squares, batch_size: int) -> torch.Tensor:
+def all_features(clip: Clip, data: ImageDataset, batch_size: int) -> torch.Tensor:
     """The image tower's features of all rows: (n, pictures, width), not normalised, float32, on the
     CPU. Several processes, all of which must call it, share the work."""
     from accelerate.utils import gather
     from tqdm import tqdm
 
     clip.model.eval()
-    found = []
+    batches = []
     world, last = world_size(), len(data) - 1
     starts = range(0, len(data), batch_size * world)
     for start in tqdm(starts, "image features", unit="batch", disable=not distributed.is_main()):
         # Processes take equally many rows; beyond the last one, that one again.
         each = min(batch_size, -(-(len(data) - start) // world))
         part = [min(start + rank() * each + i, last) for i in range(each)]
-        squares = stacked([data[i] for i in part])["squares"]
+        squares = collate([data[i] for i in part])["squares"]
         n, pictures = squares.shape[:2]
         features = clip.image_features(squares.flatten(0, 1), normalize=False).float()
         features = features.unflatten(0, (n, pictures))
-        found.append((gather(features) if world > 1 else features).cpu())
-    return torch.cat(found)[: len(data)]
+        batches.append((gather(features) if world > 1 else features).cpu())
+    return torch.cat(batches)[: len(data)]
