@@ -72,7 +72,7 @@ def test_images_shrink_as_far_as_needed_and_no_row_is_lost(
     assert images[1] == 400 and sum(length > limit for length in whole["length"]) == 2
     fit(data, processor, qwen_vl, limit)
     said = capsys.readouterr().out
-    assert "or 2 of 4 rows would not fit max_length" in said
+    assert "otherwise 2 of 4 rows would not fit max_length" in said
     found, left_out = encoded(data, processor, qwen_vl, limit)
     assert len(found) == 4 and not left_out
     # Answers are whole, small images as they were, large ones as large as they may be.

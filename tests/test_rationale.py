@@ -154,5 +154,5 @@ def test_errors() -> None:
     for intensity in (-1, 5.1, float("nan")):
         with pytest.raises(UserError, match="AU4 has intensity"):
             rules.write({4: intensity}, "anger")
-    with pytest.raises(UserError, match="no answer form 'xml'"):
+    with pytest.raises(UserError, match="unknown answer form 'xml'"):
         rules.write({4: 3}, "anger", form="xml")
