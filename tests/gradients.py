@@ -150,7 +150,7 @@ def install() -> None:
 
     transformers.Trainer.__init__ = init  # type: ignore[method-assign]
     Judge.functions = functions  # type: ignore[method-assign]
-    GroupTrainer._answered = answered  # type: ignore[method-assign]
+    GroupTrainer._rollouts = answered  # type: ignore[method-assign]
 
 
 def write_table(folder: Path) -> Path:

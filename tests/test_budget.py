@@ -72,7 +72,7 @@ def test_images_shrink_as_far_as_needed_and_no_row_is_lost(
     assert images[1] == 400 and sum(length > limit for length in whole["length"]) == 2
     fit(data, processor, qwen_vl, limit)
     said = capsys.readouterr().out
-    assert "or 2 of 4 rows would not fit max_length" in said
+    assert "otherwise 2 of 4 rows would not fit max_length" in said
     found, left_out = encoded(data, processor, qwen_vl, limit)
     assert len(found) == 4 and not left_out
     # Answers are whole, small images as they were, large ones as large as they may be.
@@ -84,7 +84,7 @@ def test_images_shrink_as_far_as_needed_and_no_row_is_lost(
     assert (now[0], now[3]) == (images[0], images[3])
     assert max(found["length"]) > limit - 25
     pixels = qwen_vl.describe_image(processor)["max_pixels"]
-    assert f"max_pixels: {pixels:,}," in said
+    assert f"max_pixels: lowered to {pixels:,}," in said
     row = encode.encode(processor, qwen_vl, PROMPT.messages(), picture(1, (160, 160)))
     assert len(row["pixel_values"]) / 4 == now[1] * 64 / qwen_vl.token_side(processor) ** 2
 

@@ -53,7 +53,7 @@ def test_what_a_run_leaves_behind(runs):
     found, (texts,) = manifest.load(runs / "both")
     assert (found.recipe, found.frames, texts.id) == ("context_emotion", 4, "clip_raer")
     assert [view.show for view in crops.parse_views(found.crop)] == ["face", "person"]
-    shape = found.clip
+    shape = found.clip_classifier
     assert (shape["views"], shape["frames"], shape["time"]) == (2, 4, "transformer")
     assert (shape["text"], shape["class_specific"]) == ("prompts", True)
     scores = json.loads((runs / "both" / "metrics.json").read_text())
@@ -74,22 +74,22 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
     assert [len(row["images"]) for row in rows] == [8, 8]
     pictures = [open_images(row) for row in rows]
     model = ClipModel.load(runs / "both")
-    again = model.predict(pictures, cut_out=True)
+    again = model.predict(pictures, preprocessed=True)
     assert [one.text for one in again] == [line["text"] for line in answers]
     for one, line in zip(again, answers, strict=True):
         np.testing.assert_allclose(
             list(one.probabilities.values()), list(line["probabilities"].values()), atol=1e-5
         )
     # The order of the views is told apart, and so is that of the frames.
-    turned = model.predict([[*one[4:], *one[:4]] for one in pictures], cut_out=True)
+    turned = model.predict([[*one[4:], *one[:4]] for one in pictures], preprocessed=True)
     assert any(a.probabilities != b.probabilities for a, b in zip(again, turned, strict=True))
     with pytest.raises(UserError, match="8 picture"):
-        model.predict([pictures[0][:4]], cut_out=True)
+        model.predict([pictures[0][:4]], preprocessed=True)
 
 
 def test_ablation_compares_face_person_and_both(runs):
-    assert manifest.load(runs / "face")[0].clip["views"] == 1
-    assert manifest.load(runs / "scene")[0].clip["views"] == 1
+    assert manifest.load(runs / "face")[0].clip_classifier["views"] == 1
+    assert manifest.load(runs / "scene")[0].clip_classifier["views"] == 1
     table = (runs / "ablation.md").read_text()
     for name in ("face only", "context only", "both"):
         assert f"| {name} |" in table

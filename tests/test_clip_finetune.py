@@ -85,7 +85,7 @@ def test_resumed_is_uninterrupted(augment: str, finetune: Finetune, tmp_path: Pa
     broken = tmp_path / "broken"
     finetune(broken, augment=augment)
     # As if killed after the second checkpoint of three.
-    for name in ("report.html", "metrics.json", "predictions.jsonl", WEIGHTS, manifest.NAME):
+    for name in ("report.html", "metrics.json", "predictions.jsonl", WEIGHTS, manifest.FILENAME):
         (broken / name).unlink()
     folders = sorted((broken / "checkpoints").iterdir(), key=lambda f: int(f.name.split("-")[1]))
     assert [folder.name for folder in folders] == ["checkpoint-8", "checkpoint-9"]
@@ -123,7 +123,7 @@ def test_a_run_answers_as_it_did_when_it_was_trained(done: Path) -> None:
     for merge in (True, False):
         clip = ClipModel.load(done, merge=merge)
         for batch_size in (24, 1):
-            found = clip.predict(list(rows["image"]), batch_size=batch_size, cut_out=True)
+            found = clip.predict(list(rows["image"]), batch_size=batch_size, preprocessed=True)
             for one, line in zip(found, lines, strict=True):
                 assert one.answer.label == line["label"]
                 for label, share in line["probabilities"].items():
@@ -147,7 +147,7 @@ def test_zero_shot_is_an_evaluation_too(clip_base: Path, tmp_path: Path) -> None
     words = ["--benchmark", "synth", "--model", str(clip_base), "--n", "8"]
     assert evaluate([*words, "--prompt", "clip_signs", "--output_dir", str(tmp_path / "x")]) == 0
     assert json.loads((tmp_path / "x/metrics.json").read_text())["prompt"]["id"] == "clip_signs"
-    with pytest.raises(UserError, match="which texts"):
+    with pytest.raises(UserError, match="label texts"):
         evaluate([*words, "--output_dir", str(tmp_path / "y")])
     with pytest.raises(UserError, match="benchmark synth scores"):
         evaluate([*words, "--prompt", "clip_raer", "--output_dir", str(tmp_path / "z")])
@@ -160,7 +160,7 @@ def test_the_predictor_takes_it(done: Path) -> None:
         streamed = list(predictor.stream(image))
     assert report.emotion == streamed[0] == streamed[-1].emotion  # type: ignore[union-attr]
     assert report.status == "strict" and report.probabilities is not None
-    assert report.note and "rendered faces" in report.note
+    assert report.limitations and "rendered faces" in report.limitations
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_every_way_of_training_comes_back(
     run_dir = finetune(tmp_path / "run", **{"n_eval": 8, "epochs": 1, **changes})
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     rows = data.load("synth", split="test", n=8)
-    again = loading.load(run_dir).predict(list(rows["image"]), cut_out=True)
+    again = loading.load(run_dir).predict(list(rows["image"]), preprocessed=True)
     assert [one.answer.label for one in again] == [line["label"] for line in lines]
     if "affect" in changes:
         assert all(-1 <= line["affect"]["valence"] <= 1 for line in lines)
@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: 
     with pytest.raises(UserError, match="rationales"):
         ClipModel.load(done).score([], ["because"])
     with pytest.raises(UserError, match="shown 1 view"):
-        ClipModel.load(done).predict([[None, None]], cut_out=True)
+        ClipModel.load(done).predict([[None, None]], preprocessed=True)
     with pytest.raises(UserError, match="was trained with prompt clip_emotion"):
         ClipModel.load(done, prompt="face_cot")
     prompts_run = finetune(tmp_path / "p", text="prompts", image="frozen", n_eval=8, epochs=1)

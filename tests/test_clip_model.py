@@ -55,7 +55,9 @@ def test_the_tower_is_that_of_vlmface_tiny(clip: model.Clip) -> None:
 
     from vlmface import manifest
 
-    whole = llava.load_model(manifest.resolve(manifest.TINY), dtype=torch.float32, device="cpu")
+    whole = llava.load_model(
+        manifest.resolve(manifest.TINY_MODEL), dtype=torch.float32, device="cpu"
+    )
     squares = torch.randint(256, (3, 3, 96, 96), dtype=torch.uint8)
     with torch.no_grad():
         seen = clip.model.visual

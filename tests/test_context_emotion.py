@@ -138,7 +138,7 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
     model = LocalModel.load(tmp_path)
     shown = [row_images.open_images(row) for row in rows]
     expected = answering.read_lines(tmp_path / "predictions.jsonl")
-    for line, scores in zip(expected, model.score(shown, cut_out=True), strict=True):
+    for line, scores in zip(expected, model.score(shown, preprocessed=True), strict=True):
         assert line["scores"]["log_likelihood"] == pytest.approx(scores.log_likelihood, abs=1e-4)
     still = as_list(shown[0])[0]
     whole = crops.render_view(still, None, model.views[0])
@@ -249,8 +249,8 @@ def test_a_photograph_is_shown_in_every_view(run_dir: Path) -> None:
     assert nobody.face_found is False
     with Predictor.load(run_dir) as predictor:
         (report,) = predictor.predict([photograph], boxes=[BOX])
-        assert report.main.text == expected.text
-        assert report.main.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        assert report.primary.text == expected.text
+        assert report.primary.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
         assert report.face_found is True and report.scene_only is False
         *_, streamed = predictor.stream(photograph, box=BOX)
         assert not isinstance(streamed, str) and streamed.main.text == expected.text
@@ -262,11 +262,11 @@ def test_without_a_face_the_scene_alone_is_judged(
 ) -> None:
     nobody = picture(5, (120, 80))
     with Predictor.load(run_dir) as predictor:
-        assert predictor.faces_by_default == "largest"
+        assert predictor.default_faces == "largest"
         (report,) = predictor.predict([nobody], boxes=[box])
         views = predictor.views
     expected = LocalModel.load(run_dir).predict([crops.image_views(nobody, None, views)])[0]
-    assert report.main.text == expected.text
+    assert report.primary.text == expected.text
     assert report.face_found is False and report.scene_only is True
     assert report.as_dict()["scene_only"] is True
 

@@ -267,7 +267,7 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     answers = predictor.predict(answering.images_of(raw))  # cuts them itself
     assert [answer.text for answer in answers] == [line["text"] for line in lines]
     faces = benchmarks.load_rows(benchmark, None, 8, crops.parse_views(crop))
-    again = predictor.predict(answering.images_of(faces), cut_out=True)
+    again = predictor.predict(answering.images_of(faces), preprocessed=True)
     assert [answer.text for answer in again] == [line["text"] for line in lines]
     capsys.readouterr()
     nobody = face(tmp_path / "nobody.png", 3, (64, 64))
@@ -283,7 +283,7 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
     capsys.readouterr()
     seen = []
     monkeypatch.setattr(
-        LocalModel, "_batch", lambda self, images, *how, true=LocalModel._batch: (
+        LocalModel, "_generate", lambda self, images, *how, true=LocalModel._generate: (
             seen.extend(images), true(self, images, *how))[1],
     )  # fmt: skip
     command = ["predict", str(astronaut), "--model", str(run), "--json"]
@@ -302,7 +302,7 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
 
 
 def test_a_model_of_whole_pictures_knows_no_box(run_dir):
-    with pytest.raises(UserError, match="trained on whole pictures and knows no box"):
+    with pytest.raises(UserError, match="trained on full images"):
         LocalModel.load(run_dir).predict([Image.new("RGB", (50, 50))], boxes=[BOX])
 
 

@@ -430,7 +430,7 @@ def test_sharding_that_did_not_happen_is_refused(
 def test_fsdp_on_a_cpu_is_refused(launch: Launch, tmp_path: Path) -> None:
     result = launch("fsdp2", tmp_path, *FULL)
     assert result.returncode != 0
-    assert "error: accelerate was asked for FSDP, but would train without it" in result.stderr
+    assert "error: accelerate was launched with FSDP, but would train without it" in result.stderr
 
 
 def settings_with(**changes: Any) -> SFTSettings:

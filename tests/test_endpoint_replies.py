@@ -52,14 +52,14 @@ def predicted(sent: Reply | Callable[[Asked], Reply | None], **how: Any) -> Pred
     behave = sent if callable(sent) else lambda asked: sent
     with FakeTeacher(behave) as server, predictor(server, **how) as asked:
         (report,) = asked.predict([PICTURE])
-        return report.main
+        return report.primary
 
 
 def streamed(sent: Reply, **how: Any) -> tuple[list[Any], Prediction]:
     with FakeTeacher(lambda asked: sent) as server, predictor(server, **how) as asked:
         *pieces, report = asked.stream(PICTURE)
         assert not isinstance(report, str)
-        return pieces, report.main
+        return pieces, report.primary
 
 
 # --- the right answer -----------------------------------------------------------------------------
@@ -219,7 +219,7 @@ BOMB = gzip.compress(b" " * 60_000_000, 1)
 def test_a_reply_that_cannot_be_read_is_one_message(
     sent: Callable[[], Reply], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 2**20)
     start = time.monotonic()
     for ask in (predicted, streamed):
         if ask is streamed and message == "nested too deep":
@@ -247,7 +247,7 @@ def test_retries_end_whatever_the_server_asks_to_wait(after: str) -> None:
 
 
 def test_all_pauses_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 1.5)
+    monkeypatch.setattr(endpoint, "MAX_RETRY_WAIT_S", 1.5)
     with FakeTeacher(lambda asked: Reply(status=503, headers={"Retry-After": "1"})) as server:
         with predictor(server, attempts=9) as asked, pytest.raises(NoAnswerError):
             asked.predict([PICTURE])
@@ -311,7 +311,7 @@ def test_fields_of_the_request_can_be_changed(
         argv = ["predict", face, "--model", server.url, "--prompt", "face_cot"]
         assert main(argv) == 2
         error = capsys.readouterr().err
-        assert "does not take the field 'max_tokens'" in error and error.count("\n") == 1
+        assert "does not accept the field 'max_tokens'" in error and error.count("\n") == 1
         assert "--request max_tokens=null" in error
         words = ["temperature=null", "max_tokens=null", "max_completion_tokens=256"]
         assert main([*argv, "--request", *words]) == 0

@@ -101,7 +101,7 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be asked in mode 'both'"):
             evaluation.main([*argv, "--mode", "both"])
         server.models = ["base", "lora"]
-        with pytest.raises(UserError, match="serves base, lora: say which with --served"):
+        with pytest.raises(UserError, match="serves base, lora: choose one with --served"):
             evaluation.main([*argv, "--prompt", "face_cot"])
     with pytest.raises(UserError, match="is no URL"):
         evaluation.main(["--benchmark", "synth", "--model", "http://", "--prompt", "face_cot",

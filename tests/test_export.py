@@ -145,13 +145,12 @@ def test_the_card_tells_data_limits_and_hashes(merged: Path) -> None:
 
 
 def test_a_licence_is_the_bases_only_where_the_data_are_our_own(run_dir: Path) -> None:
-    found, _ = manifest.load(run_dir)
-    tiny = manifest.resolve(manifest.TINY)
+    tiny = manifest.resolve(manifest.TINY_MODEL)
     own, foreign = {"licence": "CC0", "own": True}, {"licence": "research only", "own": False}
-    assert model_card._licence(found, tiny, own, None)[0] == "apache-2.0"
-    assert model_card._licence(found, tiny, foreign, None)[0] == "other"
-    assert "research only" in model_card._licence(found, tiny, foreign, None)[1]
-    assert model_card._licence(found, tiny, foreign, "mit")[0] == "mit"
+    assert model_card._licence(tiny, own, None)[0] == "apache-2.0"
+    assert model_card._licence(tiny, foreign, None)[0] == "other"
+    assert "research only" in model_card._licence(tiny, foreign, None)[1]
+    assert model_card._licence(tiny, foreign, "mit")[0] == "mit"
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def test_a_base_that_is_not_the_trained_one_is_refused(
     content = json.loads((run / "vlmface.json").read_text())
     content["base"]["id"] = str(other)
     (run / "vlmface.json").write_text(json.dumps(content))
-    match = "which is gone"
+    match = "which is missing"
     if fault != "gone":
         shutil.copytree(base, other)
     if fault == "changed":
@@ -294,7 +293,7 @@ def test_an_interruption_leaves_nothing(
 KILLED = """
 import os, signal, sys
 from vlmface.tools import merge, model_card
-model_card.render = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+model_card.render = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 merge.merge(*sys.argv[1:])
 """
 

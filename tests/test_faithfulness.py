@@ -162,5 +162,5 @@ def test_whether_the_rationale_is_used(base: Path, monkeypatch: pytest.MonkeyPat
     assert found["takes_foreign"]["value"] == 1 and found["own"]["keeps"]["value"] == 1
     agree = [facs.supports(one.before.answer.aus, one.before.answer.label) for one in unique]
     assert found["consistent"]["value"] == pytest.approx(sum(agree) / len(agree))
-    label_only = predictor.asking(prompts.load("facescan_emotion"))
+    label_only = predictor.with_prompt(prompts.load("facescan_emotion"))
     assert faithfulness.rests(label_only, pairs, 8) == {}

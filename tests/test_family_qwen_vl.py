@@ -341,7 +341,7 @@ def test_the_shipped_settings_run_on_miniatures_of_their_data(
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
     assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm", "expllm", 4)
-    assert found.policy == {**FROZEN, "llm": "lora"}
+    assert found.trainable == {**FROZEN, "llm": "lora"}
     assert found.image["max_pixels"] == 448**2 and found.crop is not None
 
 

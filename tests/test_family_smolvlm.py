@@ -369,7 +369,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
     assert found.image == {"height": 32, "width": 32, "tiles": 1, "tokens": 4}
     own = LocalModel.load(tmp_path / "run").processor  # what was learnt is what is served
     assert smolvlm.image_tokens(own, (100, 100)) == 4
-    assert found.policy == {"tower": "frozen", "projector": "frozen", "llm": "lora"}
+    assert found.trainable == {"tower": "frozen", "projector": "frozen", "llm": "lora"}
 
 
 # --- serving --------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def test_errors_stop_the_run_and_the_checkpoint_remains(
 def test_answers_that_are_always_cut_stop_the_run(
     recipe: Callable[..., int], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="were cut at max_new_tokens 3: raise it"):
+    with pytest.raises(UserError, match="were truncated at max_new_tokens 3: raise it"):
         recipe(tmp_path, max_new_tokens=3, max_steps=8)
 
 
@@ -305,32 +305,31 @@ GOOD = {"reward": 1.0, "rewards/emotion/mean": 0.5, "completions/mean_length": 6
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reward": 1.5, "rewards/emotion/mean": 0.3}, "answers became worse"),
+        ({"reward": 1.5, "rewards/emotion/mean": 0.3}, "the emotion reward fell"),
         ({"completions/mean_length": 20.0}, "shrank from 60 to 20"),
-        ({"most_said": 0.95}, "95% of the answers say the same label"),
-        ({"frac_reward_zero_std": 0.9}, "90% of the groups are dead"),
+        ({"most_said": 0.95}, "95% of the answers have the same label"),
+        ({"frac_reward_zero_std": 0.9}, "90% of the groups have equal rewards"),
     ],
 )
 def test_alarms(change: dict[str, float], message: str) -> None:
-    assert completion_log.alarms(lines_of(GOOD, GOOD)) == []
-    assert (
-        completion_log.alarms(lines_of(GOOD, GOOD | {"reward": 2.0, "rewards/emotion/mean": 0.7}))
-        == []
-    )
-    (found,) = completion_log.alarms(lines_of(GOOD, GOOD | change))
-    assert message in found
-    assert completion_log.alarms(lines_of(GOOD, GOOD | change, n=5)) == []  # too early to tell
+    assert completion_log.training_warnings(lines_of(GOOD, GOOD)) == []
+    better = GOOD | {"reward": 2.0, "rewards/emotion/mean": 0.7}
+    assert completion_log.training_warnings(lines_of(GOOD, better)) == []
+    (warning,) = completion_log.training_warnings(lines_of(GOOD, GOOD | change))
+    assert message in warning
+    too_early = lines_of(GOOD, GOOD | change, n=5)
+    assert completion_log.training_warnings(too_early) == []
 
 
 def test_an_alarm_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
-    seen = completion_log.Watcher(tmp_path, None, 10)
+    seen = completion_log.CompletionLogger(tmp_path, None, 10)
     state = SimpleNamespace(is_world_process_zero=True, global_step=24)
-    for share in (0.9, 0.95):  # the figure changes, the alarm does not
+    for share in (0.9, 0.95):  # the figure changes, the cause does not
         lines = lines_of(GOOD, GOOD | {"most_said": share})
         path.write_text("\n".join(map(json.dumps, lines)))
         seen.on_log(None, state, None)
-    assert capsys.readouterr().out.count("alarm at step 24") == 1
+    assert capsys.readouterr().out.count("warning at step 24") == 1
 
 
 # --- why the overrides are there ------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vlmface.demo import uploads
-from vlmface.demo.security_middleware import Door
+from vlmface.demo.security_middleware import RouteAllowlist
 from vlmface.demo.uploads import Uploads
 from vlmface.errors import UserError
 from vlmface.utils.hosts import Hosts
@@ -87,7 +87,7 @@ async def _inside(scope: Any, receive: Any, send: Any) -> None:
 
 def demo(folder: Path) -> Any:
     testclient = pytest.importorskip("starlette.testclient")
-    door = Door(_inside, folder, Hosts.of("127.0.0.1"), Uploads(folder))
+    door = RouteAllowlist(_inside, folder, Hosts.of("127.0.0.1"), Uploads(folder))
     return testclient.TestClient(door, base_url="http://127.0.0.1:7860")
 
 
@@ -127,7 +127,7 @@ def test_uploads_are_bounded_in_size_and_number(
     assert client.post(path, content=bytes(4_000)).status_code == 413
     (tmp_path / "broken-off").write_bytes(bytes(2_000))
     reply = client.post(path, content=bytes(10))
-    assert reply.status_code == 503 and "no room" in reply.text
+    assert reply.status_code == 503 and "No room" in reply.text
 
 
 def test_a_slow_upload_is_ended_and_gives_its_place_back(
@@ -136,7 +136,7 @@ def test_a_slow_upload_is_ended_and_gives_its_place_back(
     monkeypatch.setattr(uploads, "UPLOAD_S", 0.1)
     monkeypatch.setattr(uploads, "MAX_AT_ONCE", 1)
     store = Uploads(tmp_path)
-    door = Door(_inside, tmp_path, None, store)
+    door = RouteAllowlist(_inside, tmp_path, None, store)
     scope = {"type": "http", "path": "/gradio_api/upload", "headers": []}
 
     async def upload(wait_s: float) -> int:
@@ -234,10 +234,10 @@ def test_a_cell_of_a_markdown_table_is_text() -> None:
               "＋1", "'=1", '"=1', "\ufeff=1"]
 )  # fmt: skip
 def test_a_cell_of_a_table_is_no_formula(value: str) -> None:
-    from vlmface.demo.batch import _cell
+    from vlmface.demo.batch import _safe_cell
 
-    assert str(_cell(value)).startswith("'")
-    assert [_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
+    assert str(_safe_cell(value)).startswith("'")
+    assert [_safe_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
         "a=1", "", "face.png", None, 3,
     ]  # fmt: skip
 
@@ -256,7 +256,7 @@ def test_gradio_itself_runs_behind_the_door(
     with gradio.Blocks(analytics_enabled=False) as page:
         field = gradio.File()
         field.upload(lambda path: path, field, field)
-    guard = Middleware(Door, tmp_path, Hosts.of("127.0.0.1"), store)
+    guard = Middleware(RouteAllowlist, tmp_path, Hosts.of("127.0.0.1"), store)
     _, url, _ = page.launch(
         server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
         ssr_mode=False, app_kwargs={"middleware": [guard], "redirect_slashes": False},

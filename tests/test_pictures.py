@@ -15,7 +15,7 @@ from samples import picture
 
 from vlmface.errors import UserError
 from vlmface.utils import image_conversion
-from vlmface.utils.image_conversion import as_picture, listed
+from vlmface.utils.image_conversion import as_inputs, as_picture
 from vlmface.utils.images import open_image
 
 RGB = np.asarray(picture(1, (40, 30)))
@@ -168,19 +168,19 @@ def test_one_picture_or_many() -> None:
     one = Image.fromarray(RGB)
     singles = ["a.png", Path("a.png"), b"", io.BytesIO(), one, RGB, GREY, torch.zeros(3, 30, 40)]
     for single in singles:
-        found, alone = listed(single)
+        found, alone = as_inputs(single)
         assert found == [single] or found[0] is single
         assert alone
     several = [[one, one], (one, one), iter([one, one]), (x for x in (one, one)),
                np.stack([RGB] * 2), torch.zeros(2, 3, 30, 40),
                {1: one, 2: one}.values()]  # fmt: skip
     for many in several:
-        found, alone = listed(many)
+        found, alone = as_inputs(many)
         assert len(found) == 2 and not alone
-    assert listed([]) == ([], False)
+    assert as_inputs([]) == ([], False)
     for wrong in (None, 3, {"a": one}, {1, 2}):
         with pytest.raises(UserError, match=f"pictures are of type {type(wrong).__name__}"):
-            listed(wrong)
+            as_inputs(wrong)
 
 
 def test_nothing_is_copied_or_turned_for_the_detector() -> None:

@@ -1,4 +1,4 @@
-"""What `vlmface plan` counts without weights is what a real step holds and a real run takes."""
+"""What `vlmface plan` counts without weights is what a real step holds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def real_peak(
     first = int((labels != -100).any(0).nonzero()[0])
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "row")}
     for _ in range(2 if settings.gradient_accumulation > 1 else 1):
-        with simulate_memory.Live([*real.parameters(), *real.buffers(), *inputs.values()]) as live:
+        with simulate_memory.LiveTensorTracker(
+            [*real.parameters(), *real.buffers(), *inputs.values()]
+        ) as live:
             for parameter in real.parameters():
                 if parameter.grad is not None:
                     live.count(parameter.grad.untyped_storage())
@@ -79,11 +81,10 @@ def simulated_peak(settings: SFTSettings, family: Any, batch: dict[str, torch.Te
     model = estimate_memory.build(
         estimate_memory.base_config(settings.base), family, settings, torch.float32
     )
-    peak, _ = simulate_memory.step_bytes(
+    return simulate_memory.step_bytes(
         model, family, batch, checkpointing=settings.gradient_checkpointing,
         accumulate=settings.gradient_accumulation > 1,
     )  # fmt: skip
-    return peak
 
 
 @pytest.mark.parametrize(
@@ -173,15 +174,6 @@ def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
     assert pixels.features == 0
 
 
-def test_malloc_is_asked_and_not_guessed() -> None:
-    blocks = [(i, 40 * MIB) for i in range(3)] + [(i, 0) for i in range(3)]
-    assert simulate_memory.claimed(blocks) == pytest.approx(120 * MIB, rel=0.01)
-    again = [*blocks, *((i + 3, size) for i, size in blocks)]
-    assert simulate_memory.claimed(again) == pytest.approx(
-        120 * MIB, rel=0.01
-    )  # large blocks go back
-
-
 # --- sharing, evaluation, steps -------------------------------------------------------------------
 
 
@@ -204,7 +196,7 @@ def test_the_cache_grows_with_batch_and_answer(base: Path) -> None:
     settings = settings_for(base, "--eval_batch_size", "3", "--max_new_tokens", "50")
     rows, config = rows_for(settings), estimate_memory.base_config(settings.base)
     found = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
-    length = rows.ask(3)["input_ids"].shape[1] + 50
+    length = rows.prompts(3)["input_ids"].shape[1] + 50
     # keys and values x layers x batch x tokens x width x bytes
     assert found.evaluation["KV cache"] == pytest.approx(2 * 2 * 3 * length * 64 * 4, abs=2)
 
@@ -303,7 +295,7 @@ def test_a_gpus_memory_is_read_as_people_write_it() -> None:
     for text in ("24GB", "24 GiB", "24", "24g"):
         assert estimate_memory.gpu_bytes(text) == 24 * 2**30
     for text in ("0GB", "24TB", "-3"):
-        with pytest.raises(UserError, match="no amount of memory"):
+        with pytest.raises(UserError, match="not an amount of memory"):
             estimate_memory.gpu_bytes(text)
 
 
@@ -315,57 +307,12 @@ def test_measuring_takes_real_steps(base: Path) -> None:
         estimate_memory.measure(settings, estimate_memory.processor_of(settings), llava)
 
 
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LLaVA of 57 M weights: memory is the model's rather than Python's."""
-    corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    folder = tmp_path_factory.mktemp("larger")
-    llava.build_tiny(
-        folder,
-        corpus,
-        image_size=96,
-        patch_size=12,
-        vision_width=512,
-        vision_layers=4,
-        hidden=768,
-        layers=6,
-        mlp=2048,
-        max_length=1024,
-    )
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--batch_size", "4", "--n_train", "12"),
-        ("--tower", "full", "--llm", "full", "--train_embeddings", "false"),
-        ("--tower", "lora", "--gradient_checkpointing", "true", "--gradient_accumulation", "2",
-         "--n_train", "8"),
-    ],
-    ids=["lora", "full", "checkpointing"],
-)  # fmt: skip
-def test_a_cpu_run_takes_what_was_planned(
-    larger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
-) -> None:
-    """Within 20 % of the peak RSS of the recipe, run as a user runs it, for two or three steps."""
-    fixed = ["--base", str(larger), "--epochs", "1", "--max_new_tokens", "8", "--max_length", "900",
-             "--eval_batch_size", "2", "--n_eval", "2", "--cache_features", "false",
-             "--logging_steps", "1", "--save_steps", "100"]  # fmt: skip
-    more = [*fixed, "--batch_size", "2", "--n_train", "4", *words]
-    assert main(["plan", *more]) == 0
+def test_on_a_cpu_the_tensors_are_estimated(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--base", str(base), "--n_train", "12", "--batch_size", "4"]) == 0
     shown = capsys.readouterr().out
-    planned = float(re.findall(r"^  all +(\d+\.\d+)$", shown, re.MULTILINE)[-1])
-    subprocess.run(
-        [sys.executable, str(ROOT / "recipes/sft_cot.py"), *more, "--output_dir", str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    train = json.loads((tmp_path / "metrics.json").read_text())["train"]
-    assert train["steps"] in (2, 3)
-    print(f"planned {planned:.2f}, measured {train['peak_rss_gib']:.2f}")
-    assert planned == pytest.approx(train["peak_rss_gib"], rel=0.2)
+    for part in ("weights", "gradients", "optimiser", "activations"):
+        assert re.search(rf"^  {part} +\d+\.\d+$", shown, re.MULTILINE), part
+    assert "evaluation: weights" in shown and "is not estimated" in shown
 
 
 def test_a_process_counts_its_own_memory_and_not_that_of_its_parent() -> None:

@@ -16,8 +16,7 @@ from samples import picture
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import RefusedError, UserError
-from vlmface.infer import sampling
-from vlmface.infer import server as remote
+from vlmface.infer import remote, sampling
 from vlmface.infer.local import LocalModel
 from vlmface.serving import vllm
 from vlmface.train import sft, text_only
@@ -98,7 +97,7 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
 ) -> None:
     change(copy / "generation_config.json", lambda c: c.update(PENALTIES[0]))
     run, plain = as_run(copy), as_run(Path(shutil.copytree(base, tmp_path / "plain")))
-    found, expected = (vllm.written_here(one, PICTURES, "float32") for one in (run, plain))
+    found, expected = (vllm.generate_local(one, PICTURES, "float32") for one in (run, plain))
     assert [one.ids for one in found] == [one.ids for one in expected]
     assert all(0 < len(one.rounding) <= len(one.ids) and min(one.rounding) > 0 for one in found)
     # Nearly greedy draws of a rollout are the same tokens.
@@ -114,12 +113,12 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
 
 def test_a_server_is_told_to_ignore_the_generation_config(copy: Path) -> None:
     run = as_run(copy)
-    plan = vllm.make_plan([str(run)], vllm="vllm", host="127.0.0.1", port=1, gpu=False)
+    plan = vllm.make_plan([str(run)], vllm.ServeOptions("vllm", "127.0.0.1", 1))
     at = plan.command.index("--generation-config")
     assert plan.command[at + 1] == "vllm"
     # Also one that somebody else started without that.
-    request = remote.requests_of(run)
-    assert {k: request[k] for k in remote.NEUTRAL} == {
+    request = remote.request_fields(run)
+    assert {k: request[k] for k in remote.NEUTRAL_SAMPLING} == {
         "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0
     }  # fmt: skip
 
@@ -362,7 +361,7 @@ def test_a_run_keeps_the_padding_and_says_so(cropping: Path) -> None:
     found, _ = manifest.load(run)
     assert found.image["pad_to_square"] == 1
     colour = tuple(int(x * 255) for x in (0.48145466, 0.4578275, 0.40821073))
-    assert remote.padding_of(run) == colour
+    assert remote.padding_colour(run) == colour
     messages = remote._messages(PROMPT, stripes(160, 40), colour)
     uri = next(b for b in messages[-1]["content"] if b["type"] == "image_url")["image_url"]["url"]
     import base64
@@ -439,7 +438,7 @@ def test_a_qwen_processor_of_another_model_is_refused(
 
 
 def test_the_built_in_model_loads_as_before() -> None:
-    folder = manifest.resolve(manifest.TINY)
+    folder = manifest.resolve(manifest.TINY_MODEL)
     processor = llava.load_processor(folder)
     assert llava.describe_image(processor) == {"height": 96, "width": 96, "tokens": 64}
     assert type(processor.image_processor).__name__.startswith("CLIPImageProcessor")

@@ -147,12 +147,12 @@ def test_speed() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(UserError, match="'happy' is no emotion: use one of anger"):
+    with pytest.raises(UserError, match="'happy' is not an emotion: use one of anger"):
         rules.write({12: 3}, "happy")
     with pytest.raises(UserError, match="AU 3 is not in FACS"):
         rules.write({3: 3}, "anger")
     for intensity in (-1, 5.1, float("nan")):
         with pytest.raises(UserError, match="AU4 has intensity"):
             rules.write({4: intensity}, "anger")
-    with pytest.raises(UserError, match="no answer form 'xml'"):
+    with pytest.raises(UserError, match="unknown answer form 'xml'"):
         rules.write({4: 3}, "anger", form="xml")

@@ -69,7 +69,7 @@ def test_the_folder_is_a_data_set_of_face_samples(built):
     assert rows.select_columns(unchanged)[:] == source.select(kept).select_columns(unchanged)[:]
     for row, before in zip(rows, source.select(kept), strict=True):
         sample = FaceSample.from_row(row).validate()
-        seed = rules.seed_of(0, sample.id)
+        seed = rules.sample_seed(0, sample.id)
         text = rules.write(sample.intensities(), sample.emotion, seed=seed, style="varied",
                            body_only=True)  # fmt: skip
         assert sample.rationale == text and sample.rationale_source == "rules"
@@ -132,7 +132,7 @@ def test_the_same_command_again_changes_nothing(built, capsys):
     (built.parent / "other").mkdir()
     (built.parent / "other" / "file").touch()
     assert build(built.parent / "other") == 2
-    assert "holds something else than a build" in capsys.readouterr().err
+    assert "holds other files than a build" in capsys.readouterr().err
 
 
 def test_overwrite_starts_anew(tmp_path):
@@ -141,7 +141,7 @@ def test_overwrite_starts_anew(tmp_path):
     assert build(output) == 0
     assert build(output, "--overwrite", "--style", "plain", "--seed", "3") == 0
     sample = FaceSample.from_row(data.load("rationales", output)[0])
-    seed = rules.seed_of(3, sample.id)
+    seed = rules.sample_seed(3, sample.id)
     assert sample.rationale == rules.write(
         sample.intensities(), sample.emotion, seed=seed, body_only=True
     )
@@ -260,7 +260,7 @@ def test_an_estimator_fills_what_nobody_annotated(tmp_path, monkeypatch, capsys)
     rafdb.write(tmp_path / "raf")
     words = ("--data", "rafdb", "--root", str(tmp_path / "raf"), "--label_space", "emotion7")
     assert build(tmp_path / "out", *words) == 2
-    assert "no rationale passes (left out: {'no action units': 7}" in capsys.readouterr().err
+    assert "no rationale passes (skipped: {'no action units': 7}" in capsys.readouterr().err
 
     (tmp_path / "my_aus.py").write_text(
         "calls = 0\n"
@@ -281,7 +281,7 @@ def test_an_estimator_fills_what_nobody_annotated(tmp_path, monkeypatch, capsys)
 
     assert my_aus.calls == 8  # the fifth face again, and no other
     counts = summary(tmp_path / "est")["counts"]
-    assert counts["left_out"] == {"no action units": 1} and counts["kept"] == 6
+    assert counts["skipped"] == {"no action units": 1} and counts["kept"] == 6
     row = data.load("rationales", tmp_path / "est")[0]
     assert row["aus"] is None  # an estimate is no annotation
     note = json.loads(row["meta"])["rationale"]
@@ -336,12 +336,12 @@ def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     found = summary(tmp_path / "out")
     counts = found["counts"]
     assert (counts["kept"], counts["rejected_by"]["unreadable"]) == (N - 1, 1)
-    assert (counts["sent_back"], counts["repaired"]) == (3, 2)
-    assert counts["sent_back_by"]["hallucinated_au"] == counts["sent_back_by"]["too_long"] == 1
+    assert (counts["retried"], counts["repaired"]) == (3, 2)
+    assert counts["retried_by"]["hallucinated_au"] == counts["retried_by"]["too_long"] == 1
     requests = N + 3  # those that were answered: each face, and the three sent back
     assert found["cost"] == {
         "requests": requests, "prompt_tokens": 1000 * requests,
-        "completion_tokens": 100 * requests, "uncounted": 0,
+        "completion_tokens": 100 * requests, "requests_without_usage": 0,
         "price": pytest.approx(requests * (2500 + 1000) / 1e6), "prices_per_million": [2.5, 10.0],
     }  # fmt: skip
     assert f"cost {requests * 0.0035:g}" in out
@@ -351,7 +351,7 @@ def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     assert sum(note["repaired"] for note in notes) == 2
     assert notes[0]["model"] == "big" and notes[0]["prompt"] == "with_label"
     html = (tmp_path / "out" / "rationale.html").read_text()
-    assert html.count("Before it was sent back") == 3 and NONSENSE in html
+    assert html.count("Before the retry") == 3 and NONSENSE in html
     card = (tmp_path / "out" / "README.md").read_text()
     assert notes[0]["prompt_sha"] in card and "cost 0.0525 at 2.5 / 10.0 per million" in card
     for asked in server.asked:
@@ -382,7 +382,7 @@ def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, cap
             (["--writer", "teacher"], "needs --endpoint"),
             (["--writer", "teacher", "--endpoint", server.url], "needs --model"),
             (teacher(server)[:-1], "--with-label (every text"),
-            (teacher(server, "--prompt", "without_label"), "does not tell the label"),
+            (teacher(server, "--prompt", "without_label"), "does not contain the label"),
             (teacher(server, "--api_key_env", "NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
             (teacher(server, "--request", "seed"), "is not NAME=VALUE"),
             (["--label_space", "gender"], "rationales explain emotions"),

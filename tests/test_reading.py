@@ -265,7 +265,7 @@ def test_text_data_keeps_the_separators_inside_its_texts(tmp_path, encoding, bet
     record = {"question": "Say it.", "answer": answer}
     lines = [json.dumps(record, ensure_ascii=False), json.dumps(record)]
     path = write(tmp_path / "a.jsonl", encoded("\r\n".join(lines) + "\r\n", encoding))
-    assert text_only.read(path) == [("Say it.", answer)] * 2
+    assert text_only.read_questions(path) == [("Say it.", answer)] * 2
 
 
 @pytest.mark.parametrize("name", ["a.JSONL", "a.Jsonl", "a.ndjson"])

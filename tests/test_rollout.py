@@ -87,7 +87,7 @@ def test_log_probabilities_are_those_of_full_passes(setup: Any) -> None:
         )  # fmt: skip
         assert torch.allclose(found * mask, expected, atol=2e-5)
         assert (entropy >= 0).all()
-        again, _ = sampling.score_whole(
+        again, _ = sampling.score_without_cache(
             model, collated(setup, rows_of(setup, ANSWERS)), ids, mask, temperature=temperature
         )
         assert torch.allclose(again * mask, expected, atol=2e-5)
@@ -183,6 +183,6 @@ def test_finished_rows_leave_and_the_others_do_not_notice(setup: Any) -> None:
 
 def test_top_p_keeps_the_likeliest() -> None:
     chances = torch.tensor([[0.5, 0.1, 0.3, 0.1]])
-    assert torch.allclose(sampling._cut(chances, 0.6), torch.tensor([[0.625, 0, 0.375, 0]]))
-    assert torch.allclose(sampling._cut(chances, 0.4), torch.tensor([[1.0, 0, 0, 0]]))
-    assert sampling._cut(chances, 1.0) is chances
+    assert torch.allclose(sampling._top_p(chances, 0.6), torch.tensor([[0.625, 0, 0.375, 0]]))
+    assert torch.allclose(sampling._top_p(chances, 0.4), torch.tensor([[1.0, 0, 0, 0]]))
+    assert sampling._top_p(chances, 1.0) is chances

@@ -123,7 +123,7 @@ def run(settings: Settings, until: str = "end", **identity: object) -> list[str]
     with run_dir.open_run(settings) as is_open:
         if not is_open:
             return ["complete"]
-        run_dir.begin(settings, lambda: identity)
+        run_dir.start_run(settings, lambda: identity)
         found = sorted(path.name for path in folder.iterdir())
         (folder / "predictions_before.jsonl").write_text(f"{settings.rate}\n")
         if until == "before":
@@ -191,7 +191,7 @@ sys.path.insert(0, {tests!r})
 from test_run_dir import Settings, run_dir, Path
 settings = Settings({folder!r}, rate=2.0, overwrite=True)
 with run_dir.open_run(settings):
-    run_dir.begin(settings, dict)
+    run_dir.start_run(settings, dict)
     if {trained}:
         run_dir.mark_trained(Path(settings.output_dir))
     os.kill(os.getpid(), signal.SIGKILL)

@@ -52,18 +52,19 @@ def run_dir(attributes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_balance_by_tasks_and_labels() -> None:
     labels = [["a"] * 6 + ["b"] * 2 + [None] * 2, ["x", "y", None, None] + [None] * 6]
-    everything = task_sampling.choose(labels, "none", 0)
+    everything = task_sampling.select_rows(labels, "none", 0)
     assert [len(index) for index in everything] == [10, 10]
-    first, second = task_sampling.choose(labels, "tasks", 0)
+    first, second = task_sampling.select_rows(labels, "tasks", 0)
     assert first.tolist() == list(range(8))
     assert Counter(second.tolist()) == {0: 4, 1: 4}
-    first, second = task_sampling.choose(labels, "labels", 0)
+    first, second = task_sampling.select_rows(labels, "labels", 0)
     assert Counter(labels[0][i] for i in first) == {"a": 4, "b": 4}
     assert len(set(first)) == 6  # no "a" twice; each "b" twice
-    again = task_sampling.choose(labels, "labels", 0)
+    again = task_sampling.select_rows(labels, "labels", 0)
     assert all((a == b).all() for a, b in zip(again, (first, second), strict=True))
-    assert any((task_sampling.choose(labels, "labels", s)[0] != first).any() for s in range(1, 9))
-    none = task_sampling.choose([[None, None], ["a", None]], "labels", 0)
+    others = [task_sampling.select_rows(labels, "labels", seed)[0] for seed in range(1, 9)]
+    assert any((other != first).any() for other in others)
+    none = task_sampling.select_rows([[None, None], ["a", None]], "labels", 0)
     assert [len(index) for index in none] == [0, 1]
 
 

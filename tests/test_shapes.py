@@ -123,7 +123,7 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
     asked = label_texts.load("clip_signs")
     answering = ClipModel(Classifier(clip, asked, ClassifierConfig(views=3)).eval(), VIEWS)
     said = answering.predict(photographs)
-    shown = answering.predict(pictures, cut_out=True)
+    shown = answering.predict(pictures, preprocessed=True)
     for given_, drawn in zip(said, shown, strict=True):
         assert given_.probabilities == pytest.approx(drawn.probabilities, abs=1e-6)
 

@@ -44,7 +44,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 def edit(run: Path, **changes: Any) -> None:
-    path = run / manifest.NAME
+    path = run / manifest.FILENAME
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -75,7 +75,7 @@ def test_a_processor_file_is_one_of_those_that_recipes_write(copied: Path, name:
 
 @pytest.mark.parametrize("id", ["../../../x", "/x", "a/b", "a\\b", "..", ".", "", "x" * 101, "a\n"])
 def test_the_id_of_a_prompt_is_a_plain_name(copied: Path, id: str, tmp_path: Path) -> None:
-    entry = json.loads((copied / manifest.NAME).read_text())["prompts"][0] | {"id": id}
+    entry = json.loads((copied / manifest.FILENAME).read_text())["prompts"][0] | {"id": id}
     edit(copied, prompts=[entry])
     assert "prompts is" in failure(lambda: manifest.load(copied))
     text = (copied / "prompts" / "face_cot.yaml").read_text()
@@ -268,7 +268,7 @@ WRONG: dict[str, list[Any]] = {
     "base": [{}, {"id": "x"}, {"id": "a\x1b[2J", "sha": "0" * 12}, {"id": "x", "sha": "zz"}, "x",
              {"id": "x", "sha": "0" * 12, "more": 1}, {"id": {}, "sha": "0" * 12}],
     "adapter": ["yes", None, 1],
-    "policy": [[], {"tower": 1}, "lora"],
+    "trainable": [[], {"tower": 1}, "lora"],
     "prompts": [[], {}, "face_cot", [{}], [1], [{"id": "face_cot"}]],
     "au_set": [{}, ["1"], [-1], [10**30], [1.5], [True]],
     "image": [[], {"width": "32"}, {"width": -1}, {"width": 1e400}],
@@ -282,7 +282,7 @@ WRONG: dict[str, list[Any]] = {
     "crop": [1, "face", [[1]], {"size": {}}, {"size": 1e9}, {"show": "nothing"}],
     "frames": [0, "1", 10**9, None],
     "quantize": [1, [], "../x"],
-    "clip": [1, [], {"lora_rank": 10**9}, {"image": []}],
+    "clip_classifier": [1, [], {"lora_rank": 10**9}, {"image": []}],
     "created": [1, "x" * 1000],
     "schema": [1, "2", None, [], 99],
     "vlmface": [1, None],
@@ -301,13 +301,13 @@ def test_every_field_of_a_manifest_is_checked(copied: Path, field: str, value: A
 def test_a_manifest_has_all_fields_and_no_other(copied: Path) -> None:
     import dataclasses
 
-    content = json.loads((copied / manifest.NAME).read_text())
+    content = json.loads((copied / manifest.FILENAME).read_text())
     assert set(content) == {field.name for field in dataclasses.fields(manifest.Manifest)}
     for name in content:
         less = {k: v for k, v in content.items() if k != name}
-        (copied / manifest.NAME).write_text(json.dumps(less))
+        (copied / manifest.FILENAME).write_text(json.dumps(less))
         assert name in failure(lambda: manifest.load(copied))
-    (copied / manifest.NAME).write_text(json.dumps(content | {"surprise": 1}))
+    (copied / manifest.FILENAME).write_text(json.dumps(content | {"surprise": 1}))
     assert "surprise" in failure(lambda: manifest.load(copied))
 
 
@@ -378,7 +378,7 @@ def test_so_is_one_that_the_manifest_vouches_for(copied: Path, name: str, damage
 def test_so_do_metrics_of_wrong_types(copied: Path, after: Any) -> None:
     (copied / "metrics.json").write_text(json.dumps({"after": after, "before": {}}))
     message = failure(lambda: merge.merge(copied, copied.parent / "out"))
-    assert "metrics.json is not what a recipe writes" in message
+    assert "metrics.json does not have the form that recipes write" in message
     assert not (copied.parent / "out").exists()
 
 

@@ -19,8 +19,8 @@ from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules, self_training, verify
-from vlmface.rationale.ground_truth import Truth
-from vlmface.rationale.types import Written
+from vlmface.rationale.ground_truth import GroundTruth
+from vlmface.rationale.types import WrittenRationale
 from vlmface.schema import FaceSample
 
 PROMPT = prompts.load("face_cot")
@@ -36,18 +36,18 @@ def said(label: str | None, *aus: int) -> Answer:
 
 def test_most_answers_decide() -> None:
     given_ = [said("fear", 1, 4), said("anger", 4), said("fear", 1), said(None), said("fear", 20)]
-    ballot = self_training.vote(given_)
+    ballot = self_training.majority_vote(given_)
     assert (ballot.label, ballot.agreement, ballot.aus) == ("fear", 0.6, {1})
     # AUs are those of the answers that agree: half of them is enough.
-    assert self_training.vote([*given_, said("fear", 4)]).aus == {1, 4}
+    assert self_training.majority_vote([*given_, said("fear", 4)]).aus == {1, 4}
     # With a known label, its own answers count, however few.
-    known = self_training.vote(given_, "anger")
+    known = self_training.majority_vote(given_, "anger")
     assert (known.label, known.agreement, known.aus) == ("anger", 0.2, {4})
-    assert self_training.vote(given_, "contempt").agreement == 0
+    assert self_training.majority_vote(given_, "contempt").agreement == 0
     # Of equals the first; nothing from nothing.
-    assert self_training.vote([said("anger"), said("fear")]).label == "anger"
-    assert self_training.vote([said(None)]) == self_training.Ballot(None, 0.0, frozenset())
-    assert self_training.vote([]) == self_training.Ballot(None, 0.0, frozenset())
+    assert self_training.majority_vote([said("anger"), said("fear")]).label == "anger"
+    assert self_training.majority_vote([said(None)]) == self_training.Vote(None, 0.0, frozenset())
+    assert self_training.majority_vote([]) == self_training.Vote(None, 0.0, frozenset())
 
 
 ANSWERS = st.builds(
@@ -59,7 +59,7 @@ ANSWERS = st.builds(
 
 @given(st.lists(ANSWERS, min_size=1, max_size=12))
 def test_a_vote_counts_what_was_said(given_: list[Answer]) -> None:
-    ballot = self_training.vote(given_)
+    ballot = self_training.majority_vote(given_)
     counts = Counter(answer.label for answer in given_ if answer.label)
     assert ballot.agreement == max(counts.values(), default=0) / len(given_)
     if ballot.label is None:
@@ -71,16 +71,18 @@ def test_a_vote_counts_what_was_said(given_: list[Answer]) -> None:
         assert (au in ballot.aus) == (share >= 0.5)
 
 
-TRUTH = Truth("fear", {1: 3.0, 4: 3.0, 20: 2.0}, frozenset(facs.SYNTH_AUS))
+TRUTH = GroundTruth("fear", {1: 3.0, 4: 3.0, 20: 2.0}, frozenset(facs.SYNTH_AUS))
 
 
-def chosen(texts: list[str], *, label: str | None, truth: Truth | None, least: float = 0.5) -> Any:
+def chosen(
+    texts: list[str], *, label: str | None, truth: GroundTruth | None, least: float = 0.5
+) -> Any:
     face = self_training.Face(0, "x", label, truth, "fear", None)
 
-    def judge(text: str, against: Truth) -> verify.Verdict:
+    def judge(text: str, against: GroundTruth) -> verify.Verdict:
         return verify.check(text, against, SPACE, PROMPT.form)
 
-    return self_training.choose(face, texts, PROMPT.parse, judge, least)
+    return self_training.select_rationale(face, texts, PROMPT.parse, judge, least)
 
 
 def written(aus: dict[int, float | None], label: str) -> str:
@@ -122,12 +124,15 @@ def test_without_annotation_the_answers_are_the_truth() -> None:
 
 
 def test_no_emotion_takes_over() -> None:
-    def one(i: int, label: str) -> Written:
+    def one(i: int, label: str) -> WrittenRationale:
         aus = {12: 3.0} if label == "happiness" else {4: 3.0}
         verdict = verify.check(
-            written(aus, label), Truth(label, aus, frozenset(facs.SYNTH_AUS)), SPACE, PROMPT.form
+            written(aus, label),
+            GroundTruth(label, aus, frozenset(facs.SYNTH_AUS)),
+            SPACE,
+            PROMPT.form,
         )
-        return Written(i, str(i), Truth(label, aus, frozenset()), "", verdict)
+        return WrittenRationale(i, str(i), GroundTruth(label, aus, frozenset()), "", verdict)
 
     labels = ["happiness"] * 9 + ["anger"] * 2
     found = [one(i, label) for i, label in enumerate(labels)]
@@ -330,7 +335,7 @@ def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Pa
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
         ({"balance": 0.5}, r"balance is 0\.5"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"label_space": "emotion7"}, "face_cot asks for emotion8"),
+        ({"label_space": "emotion7"}, "face_cot is for emotion8"),
     ]:
         with pytest.raises(UserError, match=message):
             recipe(tmp_path / "out", model=memorised, **fields)

@@ -82,7 +82,7 @@ def test_every_part_gets_a_gradient_of_zero_from_text(base: Path, processor: Any
 def test_what_the_file_may_hold(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", {"question": "a", "answer": "b"}, "", '{"question": "c", '
                  '"answer": "d", "more": 1}')  # fmt: skip
-    assert text_only.read(path) == [("a", "b"), ("c", "d")]
+    assert text_only.read_questions(path) == [("a", "b"), ("c", "d")]
     for line, message in [
         ("not json", "line 2: expected"),
         ({"question": "a"}, "line 2: expected"),
@@ -93,11 +93,11 @@ def test_what_the_file_may_hold(tmp_path: Path) -> None:
     ]:
         write(path, {"question": "a", "answer": "b"}, line)
         with pytest.raises(UserError, match=message):
-            text_only.read(path)
+            text_only.read_questions(path)
     with pytest.raises(UserError, match="holds no line"):
-        text_only.read(write(path, ""))
+        text_only.read_questions(write(path, ""))
     with pytest.raises(UserError, match="cannot read text_data"):
-        text_only.read(tmp_path / "nothing.jsonl")
+        text_only.read_questions(tmp_path / "nothing.jsonl")
 
 
 def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_path: Path) -> None:

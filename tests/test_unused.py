@@ -257,7 +257,7 @@ def test_limits_are_of_the_data_that_they_describe() -> None:
     assert limits("--data", "rafdb", "--data_root", "/data") is None
     given = "Trained on faces of one office."
     assert limits("--data", "rafdb", "--data_root", "/data", "--limits", given) == given
-    neutral = manifest.neutral_limits("/home/me/mixture.yaml")
+    neutral = manifest.default_limitations("/home/me/mixture.yaml")
     assert neutral.startswith("Trained on mixture.yaml.") and "rendered" not in neutral
 
 
@@ -269,7 +269,7 @@ def test_a_run_on_other_data_does_not_inherit_limits(
     words = ("--data", str(mixture), "--n_train", "16", "--epochs", "1")
     assert sft_cot(tmp_path / "run", *words) == 0
     found, _ = manifest.load(tmp_path / "run")
-    assert found.limits == manifest.neutral_limits("mine.yaml")
+    assert found.limits == manifest.default_limitations("mine.yaml")
 
 
 def test_shipped_files_have_no_contradictions() -> None:

@@ -145,7 +145,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def test_a_list_of_one_picture_is_the_picture(predictor: LocalModel) -> None:
-    one = predictor.asking(ONE)
+    one = predictor.with_prompt(ONE)
     images = [row[0] for row in ROWS]
     listed = one.predict([[image] for image in images])
     plain = one.predict(images)

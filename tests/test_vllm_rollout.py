@@ -37,8 +37,8 @@ REAL = pytest.mark.skipif(
 # --- a server that misbehaves ---------------------------------------------------------------------
 
 
-def server(url: str, folder: Path) -> vllm_rollout.Server:
-    found = vllm_rollout.Server(url, PROMPT, folder, {"max_tokens": 8}, attempts=2)
+def server(url: str, folder: Path) -> vllm_rollout.VLLMRolloutServer:
+    found = vllm_rollout.VLLMRolloutServer(url, PROMPT, folder, {"max_tokens": 8}, attempts=2)
     found.endpoint = found.endpoint.__class__(url, "", attempts=2, backoff_s=0.01)
     return found
 
@@ -201,17 +201,17 @@ def test_the_server_draws_from_the_policy_that_is_trained(
 def test_a_stale_adapter_would_be_noticed(
     start: Path, vllm: Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = vllm_rollout.Server.load
+    original = vllm_rollout.VLLMRolloutServer.load
 
-    def once(self: vllm_rollout.Server, step: int) -> None:
+    def once(self: vllm_rollout.VLLMRolloutServer, step: int) -> None:
         if step == 0:
             original(self, step)
 
-    def stay(self: vllm_rollout.Server, step: int) -> None:
+    def stay(self: vllm_rollout.VLLMRolloutServer, step: int) -> None:
         self.name = f"{self.prefix}0"
 
-    monkeypatch.setattr(vllm_rollout.Server, "load", once)
-    monkeypatch.setattr(vllm_rollout.Server, "use", stay)
+    monkeypatch.setattr(vllm_rollout.VLLMRolloutServer, "load", once)
+    monkeypatch.setattr(vllm_rollout.VLLMRolloutServer, "use", stay)
     with pytest.raises(UserError, match="differ from the rollout's"):
         load_script("recipes/grpo.py").main(words(start, vllm.url, tmp_path))
 
@@ -224,15 +224,15 @@ def test_a_server_that_dies_stops_the_run_with_a_checkpoint(
     running = Vllm(start.parent / "base", tmp_path / "log")
     run: Callable[[list[str]], int] = load_script("recipes/grpo.py").main
     asked = words(start, running.url, tmp_path / "run")
-    original = vllm_rollout.Server.load
+    original = vllm_rollout.VLLMRolloutServer.load
 
-    def dies(self: vllm_rollout.Server, step: int) -> None:
+    def dies(self: vllm_rollout.VLLMRolloutServer, step: int) -> None:
         if step == 3:
             running.__exit__()
         original(self, step)
 
     with monkeypatch.context() as patch, running:
-        patch.setattr(vllm_rollout.Server, "load", dies)
+        patch.setattr(vllm_rollout.VLLMRolloutServer, "load", dies)
         with pytest.raises(vllm_rollout.ServerGoneError, match="The 3 steps so far are kept"):
             run(asked)
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete").exists()

@@ -95,22 +95,21 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from vlmface.serving.vllm import serve_command
+    from vlmface.serving.vllm import ServeOptions, serve_command
 
-    return serve_command(
-        arguments.runs,
-        arguments.vllm,
-        arguments.host,
-        arguments.port,
-        arguments.dtype,
-        arguments.max_num_seqs,
-        arguments.dry_run,
-        arguments.words,
+    options = ServeOptions(
+        vllm="vllm",
+        host=arguments.host,
+        port=arguments.port,
+        dtype=arguments.dtype,
+        max_num_seqs=arguments.max_num_seqs,
+        words=arguments.words,
     )
+    return serve_command(arguments.runs, arguments.vllm, options, dry_run=arguments.dry_run)
 
 
 def _gateway(arguments: argparse.Namespace) -> int:
-    from vlmface.serving.gateway.settings import Settings, keys_of
+    from vlmface.serving.gateway.settings import Settings, keys_from_env
 
     try:
         from vlmface.serving.gateway.command import gateway_command
@@ -118,7 +117,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
         raise UserError(f"to serve a model, pip install 'vlmface[gateway]' ({error})") from error
 
     settings = Settings(
-        keys=keys_of(arguments.client_keys_env),
+        keys=keys_from_env(arguments.client_keys_env),
         rate=arguments.rate,
         max_mb=arguments.max_mb,
         max_megapixels=arguments.max_megapixels,
@@ -371,7 +370,7 @@ def _who(arguments: argparse.Namespace) -> dict[str, Any]:
         "request": config.fields("request", arguments.request) if arguments.request else None,
         "prompt": arguments.prompt,
         "run": arguments.run_dir,
-        "served": arguments.served,
+        "served_model_name": arguments.served,
         "api_key_env": arguments.api_key_env,
     }
 

@@ -7,7 +7,6 @@ anywhere, or in an installed package.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlmface import answers, facs, label_spaces
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.registry import Registry
 from vlmface.resources import definitions, is_yaml, read_yaml
 from vlmface.schema import FaceSample
@@ -301,8 +300,7 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content of a prompt's file without empty keys. Raises UserError."""
     for key in content:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(key, _KEYS)
             raise UserError(
                 f"the prompt {path} has the unknown key {key!r}{hint}: use {', '.join(_KEYS)}"
             )

@@ -37,7 +37,9 @@ def is_clip(base: str | Path) -> bool:
     if str(base) == TINY or str(base).startswith("hf-hub:"):
         return True
     folder = Path(base).expanduser()
-    if str(base) == manifest.TINY or folder.is_dir():  # told without open_clip, which loads slowly
+    if (
+        str(base) == manifest.TINY_MODEL or folder.is_dir()
+    ):  # told without open_clip, which loads slowly
         return (folder / CONFIG).is_file()
     import open_clip
 

@@ -19,7 +19,7 @@ def build(seed: int = 0, *, tower: bool = True) -> Clip:
     words; else that is random too."""
     import open_clip
 
-    folder = manifest.resolve(manifest.TINY)
+    folder = manifest.resolve(manifest.TINY_MODEL)
     vision = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
     processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     shown = processor["image_processor"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from vlmface.data import mixture, options
 from vlmface.data.catalog import dataset_module, is_mixture
 from vlmface.data.loading import load_dataset
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 
 OF_LOAD = (
     "n",
@@ -42,8 +41,7 @@ def check_options(
                 f"{taken[option]}"
             )
         if option not in known:
-            near = difflib.get_close_matches(str(option), known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(option, known)
             raise UserError(
                 f"{where}: {name} has no option {option!r}{hint}; it has "
                 f"{', '.join(known) or 'none'}"

@@ -1,4 +1,4 @@
-"""The faces of a picture, with the regions that action units name."""
+"""The faces of a picture, with the regions that action units belong to."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Face:
     regions: dict[str, list[face_regions.Outline]] = field(default_factory=dict)
 
 
-class Finder:
-    """Finds faces as far as a detector is installed; `missing` says why there is none."""
+class FaceFinder:
+    """Detects faces if the detector is installed; otherwise `missing` is the reason and no face is
+    found."""
 
     def __init__(self) -> None:
         self.missing: str | None = None
@@ -37,8 +38,8 @@ class Finder:
         if self._detector is None:
             return []
         meshes = self._detector.meshes(image)
-        found = [Face(detect.bounding_box(mesh), face_regions.outlines(mesh)) for mesh in meshes]
-        return sorted(found, key=lambda face: face.box[0] + face.box[2])
+        faces = [Face(detect.bounding_box(mesh), face_regions.outlines(mesh)) for mesh in meshes]
+        return sorted(faces, key=lambda face: face.box[0] + face.box[2])
 
     def close(self) -> None:
         if self._detector is not None:
@@ -46,13 +47,13 @@ class Finder:
             self._detector = None
 
 
-def largest(faces: list[Face]) -> int | None:
-    """The place in the list of the largest face, None if there is none."""
+def largest_face(faces: list[Face]) -> int | None:
+    """The index of the largest face, None if there is none."""
     if not faces:
         return None
 
-    def area(number: int) -> float:
-        left, top, right, bottom = faces[number].box
+    def area(index: int) -> float:
+        left, top, right, bottom = faces[index].box
         return (right - left) * (bottom - top)
 
     return max(range(len(faces)), key=area)

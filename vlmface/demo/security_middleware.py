@@ -1,4 +1,4 @@
-"""What the demo's web server answers: its own pages and events, and nothing else of Gradio's."""
+"""Middleware that exposes the demo's pages and events, and none of Gradio's other routes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Neither API pages, nor other machines fetched by this one (file=https://...), nor recordings, nor
-# the ffmpeg with which a browser would cut videos.
-_OPEN = re.compile(
+# Excluded are API pages, requests to other machines (file=https://...), recordings, and the ffmpeg
+# with which a browser would trim videos.
+_ALLOWED_PATHS = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)"
     r"|/(assets|static)/(?!ffmpeg/).*"
     r"|/gradio_api/(upload|upload_progress|queue/join|queue/data|cancel|reset|startup-events)"
@@ -28,7 +28,8 @@ _OPEN = re.compile(
     r"|/gradio_api/file=(?!\w+:).*",
     re.DOTALL,
 )
-# A browser asks no other machine, whatever a page may hold. Gradio's own script is inline.
+# A browser sends no request to another machine, whatever the page contains. Gradio's own script is
+# inline.
 _HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
     "'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' "
@@ -41,13 +42,21 @@ _HEADERS = {
 
 
 _EVENTS, _UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
-_MOST_BYTES = 2**20  # of an event: files are uploaded before it and named in it
+_MAX_EVENT_BYTES = 2**20  # of an event: files are uploaded before it and named in it
 
 
-class Door:
-    """ASGI middleware: closed paths are answered with 404, events that name a file outside the
-    folder `uploads` with 403, and all answers get _HEADERS. Requests that `hosts` refuses are
-    answered with 403, and uploads for which `store` has no room with 413 or 503."""
+class RouteAllowlist:
+    """ASGI middleware that rejects all requests except those the demo needs.
+
+    Other paths get status 404, events that name a file outside the folder of uploads 403, and
+    uploads that are too large or too many 413 or 503. All responses get _HEADERS.
+
+    Args:
+        app: Gradio's app.
+        uploads: The folder of uploads.
+        hosts: The allowed Host and Origin headers; others get status 403.
+        store: Limits on uploads.
+    """
 
     def __init__(
         self,
@@ -67,47 +76,47 @@ class Door:
             await self.app(scope, receive, send)
             return
         if self.hosts is not None and (problem := self.hosts.problem(scope["headers"])):
-            await _refuse(send, 403, problem)
+            await _send_error(send, 403, problem)
             return
         path = scope["path"]
-        if not _OPEN.fullmatch(path if path == "/" else path.rstrip("/")):
-            await _refuse(send, 404, "There is nothing here: the demo is at /")
+        if not _ALLOWED_PATHS.fullmatch(path if path == "/" else path.rstrip("/")):
+            await _send_error(send, 404, "This path does not exist: the demo is at /")
             return
         if path.rstrip("/") == _EVENTS:
             body = await _body(receive)
             if body is None or not self._names_uploads(body):
-                await _refuse(send, 403, "Only files that were uploaded here can be asked about")
+                await _send_error(send, 403, "Only files that were uploaded here can be used")
                 return
-            receive = _again(body, receive)
+            receive = _replay(body, receive)
 
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *_encoded(given)]
+                present = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *_missing_headers(present)]
             await send(message)
 
         if path.rstrip("/") == _UPLOAD and self.store is not None:
-            await self._upload(self.store, scope, receive, guarded)
+            await self._upload(self.store, scope, receive, send_with_headers)
         else:
-            await self.app(scope, receive, guarded)
+            await self.app(scope, receive, send_with_headers)
 
     async def _upload(self, store: Uploads, scope: Message, receive: Receive, send: Send) -> None:
-        """An upload within the limits of `store` on time and bytes."""
+        """Handle an upload within the limits on time and bytes."""
         if problem := store.problem():
-            await _refuse(send, 503, problem)
+            await _send_error(send, 503, problem)
             return
-        present, size, started = store.size, 0, False
+        stored, size, started = store.size, 0, False
 
-        async def counted() -> Message:
+        async def counting_receive() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
             store.arriving += len(message.get("body", b""))
-            if size > uploads.MAX_REQUEST_BYTES or present + store.arriving > uploads.MAX_BYTES:
+            if size > uploads.MAX_REQUEST_BYTES or stored + store.arriving > uploads.MAX_BYTES:
                 raise _TooLargeError
             return message
 
-        async def noted(message: Message) -> None:
+        async def tracking_send(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
@@ -115,18 +124,20 @@ class Door:
         store.at_once += 1
         try:
             async with asyncio.timeout(uploads.UPLOAD_S):
-                await self.app(scope, counted, noted)
+                await self.app(scope, counting_receive, tracking_send)
         except (TimeoutError, _TooLargeError) as error:
             if not started:
-                late = isinstance(error, TimeoutError)
-                words = "The files did not arrive in time" if late else "The files are too large"
-                await _refuse(send, 408 if late else 413, words)
+                if isinstance(error, TimeoutError):
+                    await _send_error(send, 408, "The files did not arrive in time")
+                else:
+                    await _send_error(send, 413, "The files are too large")
         finally:
             store.at_once -= 1
             store.arriving -= size
 
     def _names_uploads(self, body: bytes) -> bool:
-        """Gradio itself would fetch a path that is an address."""
+        """Whether an event names files in the folder of uploads only. Gradio itself would fetch a
+        path that is a URL."""
         try:
             paths = list(_paths(json.loads(body)))
         except (ValueError, RecursionError):
@@ -139,54 +150,58 @@ class Door:
 
 
 class _TooLargeError(Exception):
-    """More of an upload has arrived than is taken."""
+    """An upload exceeds the limit on its size."""
 
 
 def _paths(value: Any) -> Iterator[Any]:
     """All values of the key "path" in parsed JSON."""
     if isinstance(value, dict):
-        for key, inside in value.items():
+        for key, item in value.items():
             if key == "path":
-                yield inside
-            yield from _paths(inside)
+                yield item
+            yield from _paths(item)
     elif isinstance(value, list):
-        for inside in value:
-            yield from _paths(inside)
+        for item in value:
+            yield from _paths(item)
 
 
 async def _body(receive: Receive) -> bytes | None:
     """The body of a request, None if it is too long."""
-    body, more = b"", True
-    while more and len(body) <= _MOST_BYTES:
+    body, more_body = b"", True
+    while more_body and len(body) <= _MAX_EVENT_BYTES:
         message = await receive()
         body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return None if more or len(body) > _MOST_BYTES else body
+        more_body = message.get("more_body", False)
+    return None if more_body or len(body) > _MAX_EVENT_BYTES else body
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """`receive` with the body that was read already."""
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that first returns a body that has already been read."""
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replayed() -> Message:
-        return waiting.pop() if waiting else await receive()
+    async def replaying_receive() -> Message:
+        return pending.pop() if pending else await receive()
 
-    return replayed
+    return replaying_receive
 
 
-async def _refuse(send: Send, status: int, words: str) -> None:
-    headers = [(b"content-type", b"text/plain"), *_encoded(set())]
+async def _send_error(send: Send, status: int, message: str) -> None:
+    headers = [(b"content-type", b"text/plain"), *_missing_headers(set())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": words.encode()})
+    await send({"type": "http.response.body", "body": message.encode()})
 
 
-def _encoded(given: set[bytes]) -> list[tuple[bytes, bytes]]:
-    pairs = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-    return [pair for pair in pairs if pair[0] not in given]
+def _missing_headers(present: set[bytes]) -> list[tuple[bytes, bytes]]:
+    headers = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+    return [header for header in headers if header[0] not in present]
 
 
-def close_gradio(temporary: str) -> None:
-    """Switch off, before Gradio is imported, what it would send or keep."""
+def harden_gradio_env(temporary: str) -> None:
+    """Disable Gradio's telemetry, sharing and servers. Must be called before Gradio is imported.
+
+    Args:
+        temporary: The folder for uploads.
+    """
     os.environ |= {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_SHARE": "False",

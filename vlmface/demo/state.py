@@ -6,29 +6,41 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmface.demo import clips, example_media, model_choices, views
-from vlmface.demo.face_detection import Finder
-from vlmface.infer.predictor import Local, Predictor
+from vlmface.demo.face_detection import FaceFinder
+from vlmface.infer.backends import LocalBackend
+from vlmface.infer.predictor import Predictor
 
-_SERVED_AT_ONCE = 8  # a model in this process answers one at a time, a server as many as it can
+_SERVER_CONCURRENCY = 8  # a model in this process answers one request at a time
 
 
 class Demo:
-    """The models that answer, the first of them everywhere, and what they are told about."""
+    """The models and examples of a demo. The first model is used in every tab.
+
+    Args:
+        predictors: The models.
+        cards: A description of each.
+        folder: Where Gradio stores uploads.
+    """
 
     def __init__(
-        self, predictors: Sequence[Predictor], cards: Sequence[model_choices.Card], folder: Path
+        self,
+        predictors: Sequence[Predictor],
+        cards: Sequence[model_choices.ModelCard],
+        folder: Path,
     ) -> None:
         self.predictors, self.cards = list(predictors), list(cards)
-        self.folder = folder  # that Gradio keeps uploads in
+        self.folder = folder
         self.predictor = self.predictors[0]
-        self.voices = model_choices.voices(self.predictors)
-        self.finder = Finder()
-        self.at_once = 1 if isinstance(self.predictor.backend, Local) else _SERVED_AT_ONCE
-        self.limits = self.predictor.limits or views.LIMITS
-        self.examples, self.scene = example_media.write(folder / "examples")
-        if model_choices.sees_around(self.predictor):
+        self.choices = model_choices.list_choices(self.predictors)
+        self.face_finder = FaceFinder()
+        is_local = isinstance(self.predictor.backend, LocalBackend)
+        self.concurrency = 1 if is_local else _SERVER_CONCURRENCY
+        self.limitations = self.predictor.limitations or views.DEFAULT_LIMITATIONS
+        self.examples, self.scene = example_media.write_faces(folder / "examples")
+        if model_choices.uses_context(self.predictor):
             self.examples = example_media.write_scenes(folder / "examples")
-        self.clip = example_media.write_clip(folder / "examples") if clips.readable() else None
+        can_read = clips.can_read_videos()
+        self.clip = example_media.write_clip(folder / "examples") if can_read else None
 
     def close(self) -> None:
-        self.finder.close()
+        self.face_finder.close()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LabelScores, LocalModel, Prediction
-    from vlmface.infer.server import Server
+    from vlmface.infer.remote import RemoteModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
 MODES = ("generate", "score", "both")
@@ -89,7 +89,7 @@ def answer(
     sink = sink or _Memory({})
     check_ids(rows["id"])
     predictors = [
-        predictor.asking(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)
+        predictor.with_prompt(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)
     ]
     left = [i for i, id in enumerate(rows["id"]) if id not in sink.records]
     title = f"answering {benchmark.id}"
@@ -113,7 +113,7 @@ def answer(
 
 
 def ask_server(
-    server: Server,
+    server: RemoteModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
     journal: Journal,
@@ -124,7 +124,7 @@ def ask_server(
     import httpx2
     from tqdm import tqdm
 
-    from vlmface.infer.endpoint import work_through
+    from vlmface.infer.endpoint import run_jobs
 
     check_ids(rows["id"])
     prompts = scored_prompts(benchmark, server.prompts)
@@ -136,16 +136,18 @@ def ask_server(
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
             image = await asyncio.to_thread(open_images, job.row)
             lines = [
-                line(job.row, benchmark, prompt, await server.answer(client, prompt, image))
+                line(job.row, benchmark, prompt, await server.predict(client, prompt, image))
                 for prompt in prompts
             ]
             return {"id": job.id, "lines": lines}
 
         jobs = (_Job(rows[i]) for i in left)
-        unanswered = work_through(server.endpoint, jobs, work, journal, lambda: bar.update(1))
+        unanswered = run_jobs(server.endpoint, jobs, work, journal, lambda: bar.update(1))
     records = dict(journal.records)
     for row in (row for row in rows if row["id"] in unanswered):
-        silent = [line(row, benchmark, prompt, server.silence(prompt)) for prompt in prompts]
+        silent = [
+            line(row, benchmark, prompt, server.empty_prediction(prompt)) for prompt in prompts
+        ]
         records[row["id"]] = {"id": row["id"], "lines": silent}
     return [line for id in rows["id"] for line in records[id]["lines"]], unanswered
 
@@ -230,9 +232,9 @@ def _ask(
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
     if mode != "score":
-        written = predictor.predict(images, batch_size=batch_size, cut_out=True)
+        written = predictor.predict(images, batch_size=batch_size, preprocessed=True)
     if mode != "generate":
-        scored = predictor.score(images, batch_size=batch_size, prior=True, cut_out=True)
+        scored = predictor.score(images, batch_size=batch_size, prior=True, preprocessed=True)
     return list(zip(written, scored, strict=True))
 
 

@@ -29,6 +29,7 @@ from vlmface.metrics.statistics import mean
 from vlmface.synth import counterfactual_pairs
 from vlmface.utils import config, distributed, html
 from vlmface.utils.files import atomic_write
+from vlmface.utils.images import data_uri
 from vlmface.utils.ranges import Checked, Count, Seed
 
 if TYPE_CHECKING:
@@ -359,7 +360,7 @@ def _examples(kind: str, answered: Sequence[Asked]) -> list[dict[str, Any]]:
             "change": _change(item.pair),
             "faces": [
                 {
-                    "image": html.data_uri(face.image),
+                    "image": data_uri(face.image, max_side=html.MAX_SIDE),
                     "truth": face.emotion,
                     "label": prediction.answer.label
                     or f"no valid answer ({prediction.answer.status})",

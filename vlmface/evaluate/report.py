@@ -20,6 +20,7 @@ from vlmface.metrics import metrics as scoring
 from vlmface.metrics.metric import Metric, Row, ScoredBlock, of_kind, scored_blocks, with_built_in
 from vlmface.utils import html
 from vlmface.utils.files import atomic_write
+from vlmface.utils.images import data_uri
 
 FACES = 8  # of each kind, right and wrong
 REQUIRED = ("benchmark", "model", "n", "mode", "parse", "wall_s", "peak_rss_gib")
@@ -179,7 +180,7 @@ def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
     if base := manifest.get("base"):
         lines.append(("base model", f"{base['id']}, weights {base['sha']}"))
-    if policy := manifest.get("policy"):
+    if policy := manifest.get("trainable"):
         lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in policy.items())))
     if data := manifest.get("data"):
         facts = [f"{k} {v}" for k, v in data.items() if k not in ("name", "n") and v]
@@ -401,7 +402,7 @@ def _faces(
         )
         cards = [
             {
-                "image": html.data_uri(open_row_image(images[row["id"]])),
+                "image": data_uri(open_row_image(images[row["id"]]), max_side=html.MAX_SIDE),
                 "id": row["id"],
                 "truth": _words(row, space_of(row))[0],
                 "answer": _words(row, space_of(row))[1],

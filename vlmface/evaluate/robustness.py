@@ -19,7 +19,7 @@ from vlmface.metrics.metric import Metric, of_kind, scored_blocks
 from vlmface.metrics.metrics import valid_share
 from vlmface.utils import config, distributed, html, lock
 from vlmface.utils.files import atomic_write
-from vlmface.utils.images import as_list
+from vlmface.utils.images import as_list, data_uri
 from vlmface.utils.jsonl_journal import Journal
 from vlmface.utils.ranges import Checked, Count, Unused
 
@@ -72,21 +72,21 @@ def measure(
 
     benchmark = load_benchmark(settings.benchmark)
     prompt, *_ = answering.scored_prompts(benchmark, predictor.prompts)
-    asking = predictor.asking(prompt)
+    asking = predictor.with_prompt(prompt)
     names = settings.corruptions or list(corrupt.NAMES)
     images = [as_list(open_images(row)) for row in rows]
 
     named = "".join(f" {name}" for name in benchmark.metrics)
 
     def scores_of(name: str, strength: int) -> dict[str, Any]:
-        id = f"{name} {strength} {manifest.made(settings.model) or ''}{named}"
+        id = f"{name} {strength} {manifest.trained_at(settings.model) or ''}{named}"
         if id not in journal.records:
             pictures = [
                 [corrupt.corrupt(image, name, strength, key=key) for image in shown]
                 for shown, key in zip(images, rows["id"], strict=True)
             ]
             predictions = asking.predict(
-                pictures, batch_size=settings.batch_size, probabilities=False, cut_out=True
+                pictures, batch_size=settings.batch_size, probabilities=False, preprocessed=True
             )
             lines = [
                 answering.line(row, benchmark, prompt, prediction)
@@ -164,7 +164,7 @@ def write(
                 if metric.is_share
             ],
             "faces": [
-                html.data_uri(corrupt.corrupt(sample, name, strength, key=name))
+                data_uri(corrupt.corrupt(sample, name, strength, key=name), max_side=html.MAX_SIDE)
                 for strength in corrupt.STRENGTHS[1:]
             ],
             "last": points[-1],

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
-    from vlmface.infer.server import Server
+    from vlmface.infer.remote import RemoteModel
 
 
 EVERY = "ALL"
@@ -274,7 +274,7 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> LocalModel | ClipModel | Server:
+def _asked(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
     """Who answers: a model in this process, or a server."""
     settings.check()
     if is_url(settings.model):
@@ -286,25 +286,25 @@ def _asked(settings: Settings) -> LocalModel | ClipModel | Server:
     )
 
 
-def _server(settings: Settings) -> Server:
+def _server(settings: Settings) -> RemoteModel:
     from vlmface.infer.endpoint import Endpoint
-    from vlmface.infer.server import server_of
+    from vlmface.infer.remote import open_remote_model
 
     endpoint = Endpoint(
         settings.model,
         settings.served or "",
-        key_env=settings.api_key_env,
+        api_key_env=settings.api_key_env,
         concurrency=settings.concurrency,
         request=settings.request,
     )
-    return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
+    return open_remote_model(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
 
 def _evaluate(
-    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | Server
+    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | RemoteModel
 ) -> dict[str, Any]:
     from vlmface.infer.clip import ClipModel
-    from vlmface.infer.server import Server
+    from vlmface.infer.remote import RemoteModel
 
     prompts: list[Any] = list(scored_prompts(benchmark, who.prompts))
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
@@ -321,9 +321,9 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        served = who.endpoint.model if isinstance(who, Server) else None
+        served = who.endpoint.model if isinstance(who, RemoteModel) else None
         _same_question(journal, settings, prompts, about, served)
-        if isinstance(who, Server):
+        if isinstance(who, RemoteModel):
             lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
         else:
             lines = answering.answer(

@@ -131,7 +131,7 @@ class Asking:
         key = json.dumps(
             [
                 arm.model,
-                manifest.made(arm.model),
+                manifest.trained_at(arm.model),
                 arm.prompt.sha,
                 benchmark.dataset,
                 part,

@@ -1,4 +1,4 @@
-"""Asking a model: images in, text, label, action units and label probabilities out."""
+"""Inference: from images to labels, action units, rationales and label probabilities."""
 
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.predictor import Predictor

@@ -1,10 +1,9 @@
-"""Sampling and scoring of several completions of one prompt, each prompt read once.
+"""Sample and score several completions of each prompt, with one pass over the prompt.
 
 A group's completions share image and prompt. Both are encoded once, and their keys and values are
 repeated for the completions: to sample them (finished ones leave the batch) and, with gradients, to
 score them. The model sees the same tokens at the same positions as in training and serving: the
-prefix is padded on the right, as training pads, and the completions follow at each row's own
-length.
+prefix is padded on the right, as in training, and the completions start at each row's own length.
 """
 
 from __future__ import annotations
@@ -21,9 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Completions in the order of the prompts, `group` of each: `ids` without padding, the stop
-    token included where there is one; `log_probs` of these ids, by the distribution that they were
-    drawn from; whether they are `complete`, ended by a stop token rather than by the limit."""
+    """Completions in the order of the prompts, `group` of each.
+
+    Attributes:
+        ids: Token ids without padding, including the stop token if there is one.
+        log_probs: Of these ids, under the distribution that they were sampled from.
+        complete: Whether a completion ended with a stop token rather than at the limit.
+    """
 
     ids: list[list[int]]
     log_probs: list[list[float]]
@@ -32,7 +35,7 @@ class Rollout:
 
 @dataclass
 class _Prefix:
-    """Keys and values of prompts, the logits behind their last token (prompts, vocabulary), their
+    """Keys and values of prompts, the logits after their last token (prompts, vocabulary), their
     lengths (prompts) and the mask of the slots (prompts, longest)."""
 
     cache: Any
@@ -41,20 +44,20 @@ class _Prefix:
     mask: torch.Tensor
 
 
-def core_of(model: Any) -> Any:
-    """The family's model under an adapter."""
+def base_model_of(model: Any) -> Any:
+    """The model without its adapter wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _read(model: Any, batch: Mapping[str, Any]) -> _Prefix:
+def _encode_prompts(model: Any, batch: Mapping[str, Any]) -> _Prefix:
     """Run the model over prompts that are padded on the right."""
     import torch
 
     mask = batch["attention_mask"]
     lengths = mask.sum(1)
-    kept = int(mask.shape[1] - lengths.min()) + 1
-    output = model(**batch, use_cache=True, logits_to_keep=kept)
-    last = lengths - 1 - (mask.shape[1] - kept)
+    logits_to_keep = int(mask.shape[1] - lengths.min()) + 1
+    output = model(**batch, use_cache=True, logits_to_keep=logits_to_keep)
+    last = lengths - 1 - (mask.shape[1] - logits_to_keep)
     logits = output.logits[torch.arange(len(lengths), device=last.device), last]
     return _Prefix(output.cache, logits, lengths, mask)
 
@@ -71,9 +74,11 @@ def _repeated(model: Any, prefix: _Prefix, group: int) -> _Prefix:
     )
 
 
-def _later(model: Any, family: Family, positions: torch.Tensor, group: int) -> dict[str, Any]:
-    """What the forward takes for tokens behind the prefix, whose rows have been repeated."""
-    core = core_of(model)
+def _decode_step_inputs(
+    model: Any, family: Family, positions: torch.Tensor, group: int
+) -> dict[str, Any]:
+    """The family's inputs for tokens after the prefix, whose rows have been repeated."""
+    core = base_model_of(model)
     deltas = getattr(getattr(core, "model", None), "rope_deltas", None)
     if deltas is None:
         return family.decode_step_inputs(model, positions)
@@ -97,52 +102,72 @@ def sample(
     top_p: float = 1.0,
     never: Sequence[int] = (),
 ) -> Rollout:
-    """Draw `group` completions of each prompt of a batch.
+    """Sample completions of each prompt of a batch. The model should be in eval mode.
 
-    `batch` is the collator's, padded on the right, with images or features as the family's forward
-    takes them. Tokens are drawn by `generator` alone, so that equal weights and seeds give equal
-    completions. `never` are ids that are not drawn: an image token in an answer would ask for an
-    image when the answer is read back (huggingface/trl#3847). The model should be in eval mode.
+    Args:
+        model: Its forward takes the batch.
+        family: The model's family.
+        batch: From the collator, padded on the right, with images or features.
+        group: Completions of each prompt.
+        max_new_tokens: Of each completion.
+        stops: Token ids that end a completion.
+        generator: The only source of randomness: equal weights and seeds give equal completions.
+        temperature: Of the softmax.
+        top_p: Nucleus sampling.
+        never: Token ids that are not sampled: an image token in an answer would require an image
+            when the answer is encoded again (huggingface/trl#3847).
+
+    Returns:
+        The completions.
     """
     import torch
 
     with torch.no_grad():
-        prefix = _read(model, batch)
+        prefix = _encode_prompts(model, batch)
         prompts = len(prefix.lengths)
         prefix = _repeated(model, prefix, group)
         lengths = prefix.lengths
-        everything = _later(model, family, _positions(lengths, max_new_tokens), group)
+        step_inputs = _decode_step_inputs(model, family, _positions(lengths, max_new_tokens), group)
         logits, mask = prefix.logits, prefix.mask
-        rows = torch.arange(prompts * group, device=logits.device)  # those still in the batch
+        rows = torch.arange(prompts * group, device=logits.device)  # the unfinished completions
         ids: list[list[int]] = [[] for _ in range(len(rows))]
         log_probs: list[list[float]] = [[] for _ in range(len(rows))]
         ends = torch.tensor(sorted(stops), device=logits.device)
         for step in range(max_new_tokens):
-            chances = _cut(_tempered(logits, temperature, never).softmax(-1), top_p)
-            drawn = torch.multinomial(chances.to(generator.device), 1, generator=generator)
-            drawn = drawn.to(logits.device)
-            found = chances.gather(-1, drawn)[:, 0].log()
-            for row, token, value in zip(
-                rows.tolist(), drawn[:, 0].tolist(), found.tolist(), strict=True
+            probabilities = _top_p(_scaled(logits, temperature, never).softmax(-1), top_p)
+            tokens, token_log_probs = _draw(probabilities, generator)
+            for row, token, log_prob in zip(
+                rows.tolist(), tokens[:, 0].tolist(), token_log_probs.tolist(), strict=True
             ):
                 ids[row].append(token)
-                log_probs[row].append(value)
-            going = ~torch.isin(drawn[:, 0], ends)
-            if step == max_new_tokens - 1 or not going.any():
+                log_probs[row].append(log_prob)
+            unfinished = ~torch.isin(tokens[:, 0], ends)
+            if step == max_new_tokens - 1 or not unfinished.any():
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            if not going.all():
-                prefix.cache.batch_select_indices(going.nonzero()[:, 0])
-                mask, drawn, rows = mask[going], drawn[going], rows[going]
+            if not unfinished.all():
+                prefix.cache.batch_select_indices(unfinished.nonzero()[:, 0])
+                mask, tokens, rows = mask[unfinished], tokens[unfinished], rows[unfinished]
             logits = model(
-                input_ids=drawn,
+                input_ids=tokens,
                 attention_mask=mask,
                 cache=prefix.cache,
                 use_cache=True,
-                **_columns(everything, rows, slice(step, step + 1)),
+                **_select(step_inputs, rows, slice(step, step + 1)),
             ).logits[:, -1]
-    last = set(stops)
-    return Rollout(ids, log_probs, [row[-1] in last for row in ids])
+    stop_ids = set(stops)
+    return Rollout(ids, log_probs, [row[-1] in stop_ids for row in ids])
+
+
+def _draw(
+    probabilities: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a token (rows, 1) of each row, its log-probability (rows))."""
+    import torch
+
+    tokens = torch.multinomial(probabilities.to(generator.device), 1, generator=generator)
+    tokens = tokens.to(probabilities.device)
+    return tokens, probabilities.gather(-1, tokens)[:, 0].log()
 
 
 def _positions(lengths: torch.Tensor, count: int) -> torch.Tensor:
@@ -151,19 +176,19 @@ def _positions(lengths: torch.Tensor, count: int) -> torch.Tensor:
     return lengths[:, None] + torch.arange(count, device=lengths.device)
 
 
-def _columns(inputs: Mapping[str, Any], rows: torch.Tensor, columns: slice) -> dict[str, Any]:
-    """The part of `decode_step_inputs` for some rows and tokens: (..., rows, tokens) tensors."""
+def _select(inputs: Mapping[str, Any], rows: torch.Tensor, columns: slice) -> dict[str, Any]:
+    """Some rows and tokens of decode-step inputs, which are (..., rows, tokens) tensors."""
     return {name: tensor[..., rows, columns] for name, tensor in inputs.items()}
 
 
-def _cut(chances: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the likeliest tokens whose probabilities reach `top_p` together."""
+def _top_p(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the most probable tokens whose probabilities together reach `top_p`, and renormalise."""
     if top_p >= 1:
-        return chances
-    ranked, order = chances.sort(-1, descending=True)
+        return probabilities
+    ranked, order = probabilities.sort(-1, descending=True)
     ranked = ranked * (ranked.cumsum(-1) - ranked < top_p)
-    kept = chances.new_zeros(chances.shape).scatter(-1, order, ranked)
-    return kept / kept.sum(-1, keepdim=True)
+    nucleus = probabilities.new_zeros(probabilities.shape).scatter(-1, order, ranked)
+    return nucleus / nucleus.sum(-1, keepdim=True)
 
 
 def score(
@@ -177,35 +202,46 @@ def score(
     temperature: float = 1.0,
     never: Sequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probabilities, entropies in nats) of each completion token, float32, shaped like
-    `completions` (prompts x group, tokens; padded on the right, `mask` 1 for tokens).
+    """Score completions with one pass over each prompt.
 
-    Gradients flow through the shared prefix too. Entropies have none.
+    Args:
+        model: Its forward takes the batch.
+        family: The model's family.
+        batch: The prompts, from the collator, padded on the right.
+        completions: Token ids (prompts x group, tokens), padded on the right.
+        mask: Shaped like `completions`, 1 for tokens and 0 for padding.
+        group: Completions of each prompt.
+        temperature: Of the softmax.
+        never: As in `sample`.
+
+    Returns:
+        (log-probabilities, entropies in nats) of each completion token, float32, shaped like
+        `completions`. Gradients also flow through the shared prefix; entropies have none.
     """
     import torch
 
-    prefix = _read(model, batch)
+    prefix = _encode_prompts(model, batch)
     prefix = _repeated(model, prefix, group)
     positions = _positions(prefix.lengths, completions.shape[1])
     first = prefix.logits[:, None]
     logits = first
     if completions.shape[1] > 1:
-        rest = model(
+        later_logits = model(
             input_ids=completions[:, :-1],
             attention_mask=torch.cat([prefix.mask, mask[:, :-1].to(prefix.mask.dtype)], 1),
             cache=prefix.cache,
             use_cache=True,
-            **_columns(
-                _later(model, family, positions, group),
+            **_select(
+                _decode_step_inputs(model, family, positions, group),
                 torch.arange(len(completions), device=completions.device),
                 slice(0, -1),
             ),
         ).logits
-        logits = torch.cat([first, rest], 1)
-    return _log_probs(_tempered(logits, temperature, never), completions)
+        logits = torch.cat([first, later_logits], 1)
+    return _log_probs(_scaled(logits, temperature, never), completions)
 
 
-def score_whole(
+def score_without_cache(
     model: Any,
     batch: Mapping[str, Any],
     completions: torch.Tensor,
@@ -214,8 +250,20 @@ def score_whole(
     temperature: float = 1.0,
     never: Sequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `score`, one forward over prompts and completions: for gradient checkpointing, which
-    cannot keep a cache. `batch` has a row for each completion: prompt, completion and padding."""
+    """`score` with one forward pass over prompts and completions, for gradient checkpointing, which
+    cannot keep a cache.
+
+    Args:
+        model: Its forward takes the batch.
+        batch: A row for each completion: prompt, completion and padding.
+        completions: As in `score`.
+        mask: As in `score`.
+        temperature: As in `score`.
+        never: As in `score`.
+
+    Returns:
+        As `score`.
+    """
     import torch
 
     lengths = batch["attention_mask"].sum(1) - mask.sum(1)
@@ -223,13 +271,13 @@ def score_whole(
     logits = model(
         **batch, use_cache=False, logits_to_keep=batch["input_ids"].shape[1] - first
     ).logits
-    places = lengths[:, None] - 1 - first + torch.arange(completions.shape[1], device=mask.device)
-    places = places.clamp(max=logits.shape[1] - 1)
-    logits = logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
-    return _log_probs(_tempered(logits, temperature, never), completions)
+    columns = lengths[:, None] - 1 - first + torch.arange(completions.shape[1], device=mask.device)
+    columns = columns.clamp(max=logits.shape[1] - 1)
+    logits = logits.gather(1, columns[..., None].expand(-1, -1, logits.shape[-1]))
+    return _log_probs(_scaled(logits, temperature, never), completions)
 
 
-def _tempered(logits: torch.Tensor, temperature: float, never: Sequence[int]) -> torch.Tensor:
+def _scaled(logits: torch.Tensor, temperature: float, never: Sequence[int]) -> torch.Tensor:
     scaled = logits.float() / temperature
     if never:
         scaled[..., list(never)] = float("-inf")
@@ -237,8 +285,7 @@ def _tempered(logits: torch.Tensor, temperature: float, never: Sequence[int]) ->
 
 
 def _log_probs(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    all_ = logits.log_softmax(-1)
-    found = all_.gather(-1, ids[..., None])[..., 0]
-    sure = all_.detach()
-    entropy = -(sure.exp() * sure.clamp(min=-1e4)).sum(-1)
-    return found, entropy
+    log_probs = logits.log_softmax(-1)
+    detached = log_probs.detach()
+    entropy = -(detached.exp() * detached.clamp(min=-1e4)).sum(-1)
+    return log_probs.gather(-1, ids[..., None])[..., 0], entropy

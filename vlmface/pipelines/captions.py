@@ -12,7 +12,7 @@ from vlmface import data
 from vlmface.clip import model, tiny_clip
 from vlmface.data import crop_cache, crops
 from vlmface.pipelines import steps
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks
 from vlmface.train.clip import contrastive
 from vlmface.utils import distributed
@@ -56,7 +56,7 @@ def train_and_probe(settings: Settings) -> None:
     probe_test = {"test": (rows.probe[1], settings.probe_root)}
     shared = checks.shared_people(rows.training, settings.data_root, probe_test)
     checks.warmup(settings, checks.steps(settings, len(rows.training)))
-    begin(settings, partial(contrastive.identity, clip, rows.loaded, rows.probe))
+    start_run(settings, partial(contrastive.identity, clip, rows.loaded, rows.probe))
     before = contrastive.probe(clip, *rows.probe, settings.eval_batch_size)
     shared_by_probes = checks.shared_people(rows.probe[0], settings.probe_root, probe_test)
     result = contrastive.train(clip, rows.training, settings) | shared

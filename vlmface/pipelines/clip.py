@@ -20,7 +20,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.pipelines import steps
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks
 from vlmface.train.clip.dataset import labelled
 from vlmface.train.clip.model_selection import HeldOutSet
@@ -66,7 +66,7 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     clip = model.load_clip(settings.base, device=distributed.device())
     sha = model.weights_sha(clip)
     (texts,) = evaluation.prompts
-    started = begin(settings, lambda: identity(rows, texts, sha))
+    started = start_run(settings, lambda: identity(rows, texts, sha))
 
     def predict(classifier: Classifier, name: str) -> list[dict[str, Any]]:
         return answering.answer_kept(
@@ -171,7 +171,7 @@ def load_rows(settings: Settings, benchmark: benchmarks.Benchmark) -> Rows:
 
 
 def identity(rows: Rows, texts: label_texts.LabelTexts, sha: str) -> dict[str, Any]:
-    """What must be the same when a run is resumed, besides its settings (`run_dir.begin`)."""
+    """What must be the same when a run is resumed, besides its settings (`run_dir.start_run`)."""
     validation = rows.loaded_validation
     return {
         "data": data.fingerprint(rows.loaded),
@@ -267,8 +267,8 @@ def save(
         family=manifest.CLIP,
         base={"id": settings.base, "sha": sha},
         adapter=True,
-        policy={"image": settings.image, "text": settings.text, "head": settings.head},
-        prompts=[manifest.describe(classifier.texts)],
+        trainable={"image": settings.image, "text": settings.text, "head": settings.head},
+        prompts=[manifest.prompt_entry(classifier.texts)],
         au_set=[],
         image={"size": classifier.clip.side},
         processor={},
@@ -277,11 +277,11 @@ def save(
         generation={},
         data=dict(about),
         seed=settings.seed,
-        limits=settings.limits or manifest.neutral_limits(settings.data),
+        limits=settings.limits or manifest.default_limitations(settings.data),
         crop=crops.views_as_dict(views),
         frames=settings.frames,
         faces=crops.default_faces(views, data.shows_faces(settings.data)),
-        clip=dataclasses.asdict(classifier.shape),
+        clip_classifier=dataclasses.asdict(classifier.shape),
     ).save(run_dir)
 
 

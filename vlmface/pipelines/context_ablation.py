@@ -18,7 +18,7 @@ from vlmface.evaluate import compare, report
 from vlmface.metrics.metric import METRICS, of_kind, scored_blocks
 from vlmface.metrics.shares import in_brackets
 from vlmface.pipelines import sft
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
@@ -111,7 +111,7 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
     with open_run(settings, last=page) as is_open:
         if not is_open:
             return 0
-        begin(settings, dict)
+        start_run(settings, dict)
         for name, arm in arms.items():
             views = ", ".join(view.show for view in crops.parse_views(arm.crop))
             print(f"--- {name}: {views}", flush=True)

@@ -11,7 +11,7 @@ from vlmface import benchmarks, prompts
 from vlmface.data import crops
 from vlmface.evaluate import answering
 from vlmface.pipelines import steps
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import checks, grpo, rewards
 from vlmface.utils import distributed
 
@@ -53,7 +53,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     rewards.check_truth(used, samples, start.prompt.space)
 
     identity = partial(grpo.identity, settings, rows.loaded, encoded, rows.test, start)
-    started = begin(settings, identity)
+    started = start_run(settings, identity)
     predict = partial(evaluation.predict, settings=settings, processor=start.processor)
     before = predict(settings.start, run_dir / "predictions_before.jsonl")
     result = grpo.train(start, encoded, samples, used, settings)

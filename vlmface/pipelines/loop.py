@@ -18,7 +18,7 @@ from vlmface.errors import UserError
 from vlmface.evaluate import compare
 from vlmface.evaluate.answering import scored_prompts
 from vlmface.pipelines.synthesize import Settings as SynthesisSettings
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train.grpo import Settings as GRPOSettings
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import config, subprocesses
@@ -129,7 +129,7 @@ def run(settings: Settings) -> int:
         UserError: A stage failed.
     """
     with open_run(settings, last=None, free=FREE):
-        begin(settings, dict, FREE)
+        start_run(settings, dict, FREE)
         for number in range(1, settings.rounds + 1):
             run_round(settings, number)
     return 0

@@ -22,7 +22,7 @@ from vlmface.evaluate import answering
 from vlmface.families.base import Family
 from vlmface.pipelines import steps
 from vlmface.prompts import Prompt
-from vlmface.run_dir import begin, open_run
+from vlmface.run_dir import open_run, start_run
 from vlmface.train import budget, checks, sft, task_sampling, text_only
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
@@ -66,7 +66,7 @@ def train_and_evaluate(recipe: str, settings: SFTSettings) -> None:
     identity = partial(
         sft.identity, settings, rows.loaded, training_rows, rows.test, model.prompts, model.base
     )
-    started = begin(settings, identity)
+    started = start_run(settings, identity)
     predict = partial(evaluation.predict, settings=settings, processor=model.processor)
     before = predict(settings.base, run_dir / "predictions_before.jsonl")
     result = sft.train(model.base, model.processor, model.family, training_rows, settings)
@@ -230,8 +230,8 @@ def encode_tasks(
     if settings.balance == "none":
         chosen = [np.arange(len(samples)) for _ in model.prompts]
     else:
-        labels = task_sampling.labels_of(samples, model.prompts)
-        chosen = task_sampling.choose(labels, settings.balance, seed)
+        labels = task_sampling.row_labels(samples, model.prompts)
+        chosen = task_sampling.select_rows(labels, settings.balance, seed)
     tasks = []
     for prompt, index in zip(model.prompts, chosen, strict=True):
         rows, skipped = encode_rows(

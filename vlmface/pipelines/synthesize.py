@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vlmface.rationale import build, cli
-from vlmface.rationale.types import BuildSettings, Times, Words, unused_by_model
+from vlmface.rationale.types import BuildSettings, LabelRatio, WordLimit, unused_by_model
 from vlmface.train import checks
 from vlmface.utils import distributed
 from vlmface.utils.ranges import Checked, Count, Positive, PositiveShare, Seed, Share, Unused
@@ -68,8 +68,8 @@ class Settings(Checked):
     min_agreement: Share = 0.5
     min_precision: PositiveShare = 1.0
     min_recall: PositiveShare = 1.0
-    max_words: Words = 150
-    balance: Times | None = None
+    max_words: WordLimit = 150
+    balance: LabelRatio | None = None
     duplicates: Literal["report", "reject"] = "report"
     similarity: PositiveShare = 0.85
     seed: Seed = 0
@@ -109,4 +109,6 @@ def run(settings: Settings) -> int:
     """
     distributed.set_cpu_threads()
     values = {BUILD_NAMES.get(name, name): value for name, value in asdict(settings).items()}
-    return cli.tell(build.build(BuildSettings(writer="model", **values)), settings.output_dir)
+    return cli.print_summary(
+        build.build(BuildSettings(writer="model", **values)), settings.output_dir
+    )

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         if not is_open:
             return 0
         parts, truths, identity = load(settings)
-        run_dir.begin(settings, lambda: identity)
+        run_dir.start_run(settings, lambda: identity)
         found = compare(settings, parts, truths)
         atomic_write(folder / TABLE, table(found))
         atomic_write(folder / RESULT, json.dumps(found, indent=2) + "\n")
@@ -89,7 +89,7 @@ def _check(settings: Settings) -> None:
 def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str, Any]]:
     """What a frozen image tower sees of the training, validation and test clips; of each test clip
     what metrics need to know, "id", "subject" and "truth"; and what must be the same when the run
-    is resumed (`run_dir.begin`)."""
+    is resumed (`run_dir.start_run`)."""
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     asked = label_texts.load(settings.prompt)
     answering.scored_prompts(benchmark, [asked])
@@ -193,7 +193,7 @@ def _one(
     if kept.exists():  # written last
         return tuple(torch.load(kept, weights_only=True))
     classifier, own = _classifier(name, settings)
-    run_dir.start_in(folder, own, {}, run_dir.FREE)
+    run_dir.start_in_folder(folder, own, {}, run_dir.RESUMABLE_CHANGES)
     train_part, held_part, test_part = parts
     module = ClassifierWithLoss(classifier, train_part.targets, train_part.affects, own)
     module.features = train_part.shown(name)

@@ -1,7 +1,7 @@
-"""What a rule-written rationale may say: `Style`, and the rich tables of the style "varied".
+"""The phrases of the rule writer: `Style`, and the tables of the style "varied".
 
-Every entry is a list of equal choices. The tables of the style "plain" are in `rules`, since the
-built-in tiny model learns from exactly those sentences.
+Every entry is a list of equally likely choices. The tables of the style "plain" are in `rules`,
+since the built-in tiny model was trained on exactly those sentences.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from vlmface.au_descriptions import from_cue
 
 @dataclass(frozen=True)
 class Style:
-    """The words of a rule writer.
+    """The phrases of a style.
 
-    grades      words for the FACS intensities A..E, five lists without a word in common
-    clauses     AU -> main clauses; {how} is the intensity with a space before it, or nothing
-    layouts     how clauses become sentences, and how a clause is marked with its AU: ("list", one
-                sentence | "halves", upper and lower face | "plain", halves where there are more
-                than four | "each", a sentence each; a template of {clause}, {au} "AU4", {name})
-    openings    what stands before a list of two or more clauses
-    joins       what stands between the clauses of a list, before the last "and"
-    at_rest     sentences for a face without action units
-    brows       the AUs 1, 2, 4 that are there -> what that is called, the brows being one sign
-    signs       AU -> what it is called in the closing sentence
-    closings    case -> closing sentences; {s} are the signs for the emotion {e}, {a} those against
-                it, {o} the emotion that these fit better; {S} and {A} begin the sentence. [s] is
-                written where the list before it is one singular ("a dropped jaw points")
+    Attributes:
+        grades: Words for the FACS intensities A..E, five lists without a common word.
+        clauses: {AU: main clauses}; {how} is the intensity with a space before it, or empty.
+        layouts: (layout, template). The layout combines clauses into sentences: "list", one
+            sentence; "halves", upper and lower face; "plain", halves for more than four clauses;
+            "each", a sentence each. The template marks a clause with its AU; its fields are
+            {clause}, {au} ("AU4") and {name}.
+        openings: Texts before a list of two or more clauses.
+        joins: Separators of the clauses of a list, before the last "and".
+        at_rest: Sentences for a face without action units.
+        brows: {present AUs of 1, 2, 4: noun phrases}; the brows are one sign.
+        signs: {AU: noun phrases for the closing sentence}.
+        closings: {case: closing sentences}; {s} are the signs for the emotion {e}, {a} those
+            against it, {o} the emotion that these fit better; {S} and {A} begin the sentence. [s]
+            is written if the list before it is one singular ("a dropped jaw points").
     """
 
     grades: tuple[tuple[str, ...], ...]

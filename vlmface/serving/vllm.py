@@ -1,8 +1,8 @@
-"""`vlmface serve`: vLLM as a run needs it, checked against the run before anybody is told of it.
+"""`vlmface serve`: start vLLM for a run and verify that its outputs match.
 
-What vLLM would ignore is merged first; everything else follows from the manifest. The server counts
-as ready only after it has read the same prompts, written the same answers to the same pictures and
-been as sure of each token as the run is in this process.
+Weights that vLLM would ignore are merged first; all other settings follow from the manifest. The
+server is reported ready only after it has read the same prompts, generated the same answers for the
+same images, and given each token nearly the same log-probability as the run in this process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,28 +27,64 @@ from vlmface import encode, families, manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.infer.server import padding_of, png_uri, requests_of
+from vlmface.infer.remote import image_uris, padding_colour, request_fields
 from vlmface.manifest import Manifest
 from vlmface.utils import files, rounding
-from vlmface.utils.images import as_list
 
 if TYPE_CHECKING:
     import torch
 
-OLDEST = (0, 32)  # vLLM's first version that was tried with this
-BASE = "base"  # the served name of what adapters are put on
-# How far the server's log-probabilities may be from the run's, in units of what another order of
-# summation changes of them in this process: more than for a merge, since vLLM's kernels are others.
-ALLOWED = 4.0
-KEY = "VLLM_API_KEY"  # the environment variable in which vLLM looks for its key
-FACES = 4  # pictures of the parity check
-_STARTING = 900.0  # s
+MIN_VLLM_VERSION = (0, 32)  # the first version that was tested
+BASE_MODEL_NAME = "base"  # the served name of the base of adapters
+# How far the server's log-probabilities may be from the run's, in multiples of the change that
+# another order of summation causes in this process: more than for a merge, since vLLM has other
+# kernels.
+MAX_LOGPROB_DRIFT = 4.0
+TIE_MARGIN = 2.0  # nats by which two tokens may be swapped, in multiples of the largest such change
+API_KEY_ENV = "VLLM_API_KEY"  # the environment variable from which vLLM reads its key
+PARITY_IMAGES = 4
+_STARTUP_TIMEOUT_S = 900.0
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM supports
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`models` {served name: run}; `command` and `environment` of the server; `adapters` whether
-    the runs are adapters on `weights` or `weights` are the one run's own."""
+class ServeOptions:
+    """How vLLM is started.
+
+    Attributes:
+        vllm: vLLM's executable.
+        host: The address to listen at.
+        port: Of the server.
+        gpu: Whether it runs on a GPU.
+        dtype: By default bfloat16 on a GPU and float32 on a CPU.
+        max_num_seqs: Requests of one batch.
+        words: More arguments of `vllm serve`.
+        merge: Whether weights are merged if necessary, into the cache folder.
+    """
+
+    vllm: str
+    host: str
+    port: int
+    gpu: bool = False
+    dtype: str | None = None
+    max_num_seqs: int = 64
+    words: Sequence[str] = ()
+    merge: bool = True
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """What is started.
+
+    Attributes:
+        command: The server's command line.
+        environment: Variables to set.
+        models: {served name: run}.
+        weights: The checkpoint that is served.
+        adapters: Whether the runs are adapters on `weights`, or `weights` are those of one run.
+        url: Of the server's API.
+        dtype: Of the computation.
+    """
 
     command: list[str]
     environment: dict[str, str]
@@ -58,140 +94,187 @@ class Plan:
     url: str
     dtype: str
 
-    def shown(self) -> str:
-        """As one would type it."""
-        told = [f"{name}={value}" for name, value in self.environment.items()]
-        return shlex.join([*told, *self.command])
+    def as_shell(self) -> str:
+        """The command line for a shell, with the environment."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        return shlex.join([*variables, *self.command])
 
 
-# --- what is started ------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 
-def make_plan(
-    runs: Sequence[str], *, vllm: str, host: str, port: int, gpu: bool, dtype: str | None = None,
-    max_num_seqs: int = 64, words: Sequence[str] = (), merge: bool = True,
-) -> Plan:  # fmt: skip
-    """How to serve the runs, which are named by their folders or as NAME=FOLDER. `words` are
-    further arguments of `vllm serve`. Merges what must be merged, into the cache folder, unless
-    `merge` is false. Raises UserError."""
-    if any(word.partition("=")[0] in ("--api-key", "--api_key") for word in words):
+def make_plan(runs: Sequence[str], options: ServeOptions) -> ServePlan:
+    """Plan how to serve runs.
+
+    Args:
+        runs: Folders, or NAME=FOLDER.
+        options: How vLLM is started.
+
+    Returns:
+        The plan, with weights merged if necessary.
+
+    Raises:
+        UserError: The runs cannot be served together, or a run is damaged.
+    """
+    if any(word.partition("=")[0] in ("--api-key", "--api_key") for word in options.words):
         raise UserError(
-            f"put the key into the environment variable {KEY}: on the command line every user of "
-            "this machine could read it, and the parity check would not know it"
+            f"put the key into the environment variable {API_KEY_ENV}: on the command line every "
+            "user of this machine could read it, and the parity check would not know it"
         )
-    models = _names(runs)
+    models = _served_names(runs)
     loaded = {name: manifest.load(run) for name, run in models.items()}
-    found = {name: one for name, (one, _) in loaded.items()}
-    images = max(prompt.images for _, asked in loaded.values() for prompt in asked)
-    first_name, first = next(iter(found.items()))
-    bases = {one.base["sha"]: name for name, one in found.items()}
+    manifests = {name: run_manifest for name, (run_manifest, _) in loaded.items()}
+    images = max(prompt.images for _, prompts in loaded.values() for prompt in prompts)
+    bases = {run_manifest.base["sha"]: name for name, run_manifest in manifests.items()}
     if len(bases) > 1:
         raise UserError(
             f"{' and '.join(bases.values())} were trained on different base models: serve each on "
-            "a port of its own"
+            "its own port"
         )
-    flags: dict[str, Any] = {}
-    merged = []
-    for name, one in found.items():
-        manifest.check_weights(one, models[name])
-        processor = families.load_processor(families.get(one.family), models[name])
-        told = families.get(one.family).vllm_flags(
-            processor, max_length=_length(one, models[name]), policy=one.policy, images=images
-        )
-        if one.adapter and (told["merge"] or _beyond_lora(models[name])):
-            merged.append(name)
-        flags = flags or told["serve"]
-        flags["max-model-len"] = max(flags["max-model-len"], told["serve"]["max-model-len"])
-    adapters = all(one.adapter for one in found.values()) and not merged
+    flags, merged = _family_flags(models, manifests, images)
+    adapters = all(run_manifest.adapter for run_manifest in manifests.values()) and not merged
     if len(models) > 1 and not adapters:
         raise UserError(
-            f"{', '.join(merged or models)} cannot be an adapter beside others, since vLLM puts "
-            "adapters on the language model alone: serve it on a port of its own, or train with "
-            "projector: frozen, tower: frozen and train_embeddings: false"
+            f"{', '.join(merged or models)} cannot be served as an adapter together with other "
+            "runs, since vLLM applies adapters to the language model only: serve it on its own "
+            "port, or train with projector: frozen, tower: frozen and train_embeddings: false"
         )
+    name, run = next(iter(models.items()))
     if adapters:
-        weights = manifest.resolve_base(first, models[first_name])
-        flags |= {"served-model-name": BASE, "enable-lora": None,
-                  "max-lora-rank": _served_rank(models.values()),
-                  "max-loras": len(models)}  # fmt: skip
-        template = models[first_name] / "chat_template.jinja"
-        if template.is_file():
-            flags["chat-template"] = template.resolve()
+        weights = manifest.resolve_base(manifests[name], run)
+        flags |= _adapter_flags(models)
     else:
-        weights = _whole(models[first_name], first, merge)
-        flags |= {"served-model-name": first_name}
-    dtype = dtype or ("bfloat16" if gpu else "float32")
-    flags |= {
-        "host": host, "port": port, "dtype": dtype, "seed": 0, "max-num-seqs": max_num_seqs,
-        # A request that sets nothing is answered greedily, whatever the checkpoint's own
-        # generation_config.json holds.
-        "generation-config": "vllm",
-        "override-generation-config": json.dumps({"temperature": 0.0}),
-        "structured-outputs-config": json.dumps({"disable_any_whitespace": True,
-                                                 "backend": "xgrammar"}),
-    }  # fmt: skip
-    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    if not gpu:
-        flags["enforce-eager"] = None
-        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [vllm, "serve", str(weights)]
-    for name, value in flags.items():
-        command += [f"--{name}"] if value is None else [f"--{name}", str(value)]
+        weights = _complete_checkpoint(run, manifests[name], options.merge)
+        flags |= {"served-model-name": name}
+    dtype = options.dtype or ("bfloat16" if options.gpu else "float32")
+    flags |= _server_flags(options, dtype)
+    command = [options.vllm, "serve", str(weights)]
+    for flag, value in flags.items():
+        command += [f"--{flag}"] if value is None else [f"--{flag}", str(value)]
     if adapters:
-        command += ["--lora-modules", *(f"{n}={run.resolve()}" for n, run in models.items())]
-    return Plan(
-        [*command, *words], environment, models, weights, adapters,
-        f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/v1", dtype,
-    )  # fmt: skip
+        command += ["--lora-modules", *(f"{n}={path.resolve()}" for n, path in models.items())]
+    return ServePlan(
+        command=[*command, *options.words],
+        environment=_environment(options.gpu),
+        models=models,
+        weights=weights,
+        adapters=adapters,
+        url=f"http://{_client_host(options.host)}:{options.port}/v1",
+        dtype=dtype,
+    )
 
 
-def _names(runs: Sequence[str]) -> dict[str, Path]:
+def _served_names(runs: Sequence[str]) -> dict[str, Path]:
     models: dict[str, Path] = {}
-    for word in runs:
-        name, equals, folder = word.rpartition("=")
-        path = Path(folder if equals else word)
+    for argument in runs:
+        name, equals, folder = argument.rpartition("=")
+        path = Path(folder if equals else argument)
         name = name if equals else path.name
-        if name in models or name == BASE:
+        if name in models or name == BASE_MODEL_NAME:
             raise UserError(f"two models would be called {name}: name them, {name}2={path}")
         models[name] = path
     return models
 
 
-def _length(found: Manifest, run: Path) -> int:
-    """Tokens of a conversation: a question as long as in training with the longest answer, or what
-    the model has positions for."""
+def _client_host(host: str) -> str:
+    """The address at which a client on this machine reaches the server."""
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
+def _family_flags(
+    models: Mapping[str, Path], manifests: Mapping[str, Manifest], images: int
+) -> tuple[dict[str, Any], list[str]]:
+    """(flags of the model family, names of the runs that must be merged)."""
+    flags: dict[str, Any] = {}
+    merged = []
+    for name, run_manifest in manifests.items():
+        run = models[name]
+        manifest.check_weights(run_manifest, run)
+        family = families.get(run_manifest.family)
+        vllm_flags = family.vllm_flags(
+            families.load_processor(family, run),
+            max_length=_max_model_length(run_manifest, run),
+            policy=run_manifest.trainable,
+            images=images,
+        )
+        if run_manifest.adapter and (vllm_flags["merge"] or _has_more_than_lora(run)):
+            merged.append(name)
+        flags = flags or vllm_flags["serve"]
+        flags["max-model-len"] = max(flags["max-model-len"], vllm_flags["serve"]["max-model-len"])
+    return flags, merged
+
+
+def _adapter_flags(models: Mapping[str, Path]) -> dict[str, Any]:
+    flags: dict[str, Any] = {
+        "served-model-name": BASE_MODEL_NAME,
+        "enable-lora": None,
+        "max-lora-rank": _max_lora_rank(list(models.values())),
+        "max-loras": len(models),
+    }
+    template = next(iter(models.values())) / "chat_template.jinja"
+    if template.is_file():
+        flags["chat-template"] = template.resolve()
+    return flags
+
+
+def _server_flags(options: ServeOptions, dtype: str) -> dict[str, Any]:
+    guided_decoding = {"disable_any_whitespace": True, "backend": "xgrammar"}
+    flags = {
+        "host": options.host,
+        "port": options.port,
+        "dtype": dtype,
+        "seed": 0,
+        "max-num-seqs": options.max_num_seqs,
+        # A request without sampling parameters is answered greedily, whatever the checkpoint's
+        # generation_config.json contains.
+        "generation-config": "vllm",
+        "override-generation-config": json.dumps({"temperature": 0.0}),
+        "structured-outputs-config": json.dumps(guided_decoding),
+    }
+    return flags if options.gpu else flags | {"enforce-eager": None}
+
+
+def _environment(gpu: bool) -> dict[str, str]:
+    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    if not gpu:
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return environment
+
+
+def _max_model_length(run_manifest: Manifest, run: Path) -> int:
+    """Tokens of a conversation: a prompt as long as in training with the longest answer, at most
+    the model's number of positions."""
     from transformers import AutoConfig
 
-    folder = manifest.resolve_base(found, run) if found.adapter else run
-    text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    asked = found.max_length + found.generation["max_new_tokens"]
-    return min(asked, getattr(text, "max_position_embeddings", asked))
+    folder = manifest.resolve_base(run_manifest, run) if run_manifest.adapter else run
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    length = run_manifest.max_length + run_manifest.generation["max_new_tokens"]
+    return min(length, getattr(config, "max_position_embeddings", length))
 
 
-def _beyond_lora(run: Path) -> bool:
-    """Whether the adapter has weights that are no LoRA: vLLM would leave them out."""
+def _has_more_than_lora(run: Path) -> bool:
+    """Whether the adapter has weights other than plain LoRA, which vLLM would ignore."""
     config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
-    return bool(config.get("trainable_token_indices") or config.get("modules_to_save")
-                or config.get("use_dora"))  # fmt: skip
+    names = ("trainable_token_indices", "modules_to_save", "use_dora")
+    return any(config.get(name) for name in names)
 
 
-def _served_rank(runs: Any) -> int:
-    """The smallest rank that vLLM knows and that has room for all of them."""
-    ranks = [json.loads((run / "adapter_config.json").read_text())["r"] for run in runs]
-    known = (8, 16, 32, 64, 128, 256, 320, 512)
-    if max(ranks) > known[-1]:
-        raise UserError(f"vLLM has LoRA ranks up to {known[-1]}, this run has {max(ranks)}")
-    return next(rank for rank in known if rank >= max(ranks))
+def _max_lora_rank(runs: Sequence[Path]) -> int:
+    """The smallest rank that vLLM supports and that is large enough for all runs."""
+    rank = max(json.loads((run / "adapter_config.json").read_text())["r"] for run in runs)
+    if rank > _LORA_RANKS[-1]:
+        raise UserError(f"vLLM has LoRA ranks up to {_LORA_RANKS[-1]}, this run has {rank}")
+    return next(supported for supported in _LORA_RANKS if supported >= rank)
 
 
-def _whole(run: Path, found: Manifest, merge: bool) -> Path:
-    """The run's weights as one checkpoint: its own, or merged once and kept in the cache."""
-    if not found.adapter:
+def _complete_checkpoint(run: Path, run_manifest: Manifest, merge: bool) -> Path:
+    """The run's weights as one checkpoint: the run itself, or a merged copy in the cache."""
+    if not run_manifest.adapter:
         return run.resolve()
-    key = f"{manifest.weights_sha(run)}-{found.base['sha']}"
+    key = f"{manifest.weights_sha(run)}-{run_manifest.base['sha']}-{manifest.SCHEMA}"
     folder = files.cache_dir() / "merged" / key
     if merge and not folder.exists():
-        print(f"merging {run} with its base, since vLLM would leave a part of it out")
+        print(f"merging {run} with its base, since vLLM would ignore a part of the adapter")
         from vlmface.tools.merge import merge as merge_run
 
         merge_run(run, folder)
@@ -201,58 +284,91 @@ def _whole(run: Path, found: Manifest, merge: bool) -> Path:
 # --- vLLM itself ----------------------------------------------------------------------------------
 
 
-def find_vllm(named: str | None) -> str:
-    """vLLM's executable: `named`, the environment variable VLLM, or the one on the path. Raises
-    UserError with how to get one."""
-    asked = named or os.environ.get("VLLM") or "vllm"
-    found = shutil.which(asked)
-    if found is None:
+def find_vllm(executable: str | None) -> str:
+    """Find vLLM's executable.
+
+    Args:
+        executable: By default the environment variable VLLM, or the one on the path.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: There is none; explains how to install it.
+    """
+    name = executable or os.environ.get("VLLM") or "vllm"
+    path = shutil.which(name)
+    if path is None:
         raise UserError(
-            f"there is no executable {asked}: vLLM needs other versions of its libraries than "
-            "vlmface and lives in an environment of its own: python -m venv vllm && "
+            f"the executable {name} was not found: vLLM needs other versions of its libraries than "
+            "vlmface and is installed in an environment of its own: python -m venv vllm && "
             "vllm/bin/pip install vllm (without a GPU see docs/serving.md), then --vllm "
             "vllm/bin/vllm"
         )
-    return found
+    return path
 
 
 def check_version(vllm: str) -> str:
-    """vLLM's version. Raises UserError if it is too old or cannot be read."""
-    first = Path(vllm).read_bytes()[:500].splitlines()[0].decode("utf-8", "replace")
-    python = first.removeprefix("#!").strip() if first.startswith("#!") else sys.executable
+    """Check vLLM's version.
+
+    Args:
+        vllm: Its executable.
+
+    Returns:
+        The version.
+
+    Raises:
+        UserError: It is too old or cannot be read.
+    """
+    shebang = Path(vllm).read_bytes()[:500].splitlines()[0].decode("utf-8", "replace")
+    has_shebang = shebang.startswith("#!")
+    python = shebang.removeprefix("#!").strip() if has_shebang else sys.executable
     code = "import importlib.metadata as m; print(m.version('vllm'))"
-    done = subprocess.run([*shlex.split(python), "-c", code], capture_output=True, text=True)
-    version = done.stdout.strip()
+    completed = subprocess.run([*shlex.split(python), "-c", code], capture_output=True, text=True)
+    version = completed.stdout.strip()
     try:
         numbers = tuple(int(part) for part in version.split(".")[:2])
     except ValueError:
         raise UserError(
-            f"cannot read the version of {vllm}: {(done.stderr or version).strip()[-300:]}"
+            f"cannot read the version of {vllm}: {(completed.stderr or version).strip()[-300:]}"
         ) from None
-    if numbers < OLDEST:
+    if numbers < MIN_VLLM_VERSION:
         raise UserError(
-            f"{vllm} is vLLM {version}: use {'.'.join(map(str, OLDEST))} or newer, older ones were "
-            "not tried with this"
+            f"{vllm} is vLLM {version}: use {'.'.join(map(str, MIN_VLLM_VERSION))} or newer, older "
+            "versions have not been tested"
         )
     return version
 
 
 @contextlib.contextmanager
-def running(plan: Plan, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The server, ready for requests; stopped at the end. Its output goes into `log`. Raises
-    UserError if it stops or does not become ready."""
+def running_server(plan: ServePlan, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the server, wait until it is ready, and stop it at the end.
+
+    Args:
+        plan: What is started.
+        log: The file for its output.
+
+    Yields:
+        The process.
+
+    Raises:
+        UserError: It stops or does not become ready.
+    """
     environment = os.environ | plan.environment
     environment.pop("OMP_NUM_THREADS", None)  # vLLM would read it as its own setting
     environment.pop("PYTHONPATH", None)
     environment["PATH"] = f"{Path(plan.command[0]).parent}{os.pathsep}{environment['PATH']}"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            plan.command, env=environment, stdout=out, stderr=subprocess.STDOUT,
+            plan.command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
-        _wait(plan, process, log)
+        _wait_until_ready(plan, process, log)
         yield process
     finally:
         if process.poll() is None:
@@ -264,8 +380,9 @@ def running(plan: Plan, log: Path) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait()
 
 
-def _wait(plan: Plan, process: subprocess.Popen[bytes], log: Path) -> None:
-    health, deadline = plan.url.removesuffix("/v1") + "/health", time.monotonic() + _STARTING
+def _wait_until_ready(plan: ServePlan, process: subprocess.Popen[bytes], log: Path) -> None:
+    health = plan.url.removesuffix("/v1") + "/health"
+    deadline = time.monotonic() + _STARTUP_TIMEOUT_S
     while True:
         try:
             if httpx2.get(health, timeout=5).status_code == 200 and process.poll() is None:
@@ -273,9 +390,10 @@ def _wait(plan: Plan, process: subprocess.Popen[bytes], log: Path) -> None:
         except httpx2.TransportError:
             pass  # it does not listen yet
         if process.poll() is not None or time.monotonic() > deadline:
-            what = "stopped" if process.poll() is not None else f"is not ready after {_STARTING} s"
-            end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise UserError(f"vLLM {what}; the end of {log}:\n{end}")
+            stopped = process.poll() is not None
+            state = "stopped" if stopped else f"is not ready after {_STARTUP_TIMEOUT_S} s"
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise UserError(f"vLLM {state}; the end of {log}:\n{tail}")
         time.sleep(0.5)
 
 
@@ -283,182 +401,257 @@ def _wait(plan: Plan, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Written:
-    """An answer as tokens: `prompt` that it follows, its `ids`, the log-probability of each, and by
-    how much the likeliest token of each place was ahead of the next. `rounding`: what another order
-    of summation changes of each log-probability, in nats, where it was measured."""
+class Generation:
+    """An answer as tokens.
+
+    Attributes:
+        prompt: Token ids of the prompt.
+        ids: Token ids of the answer.
+        log_probs: Of each token of the answer.
+        margins: By how much the likeliest token at each position was ahead of the second one.
+        rounding: By how much another order of summation changes each log-probability, in nats;
+            empty if it was not measured.
+    """
 
     prompt: list[int]
     ids: list[int]
     log_probs: list[float]
-    lead: list[float]
+    margins: list[float]
     rounding: Sequence[float] = ()
 
 
-def pictures() -> list[Any]:
-    """What the check asks about: rendered faces, one of them in a wide picture, which a server with
-    another processor would cut or squeeze otherwise."""
+def parity_images() -> list[Any]:
+    """The images of the check: rendered faces, one of them in a wide picture, which a server with
+    another processor would crop or squeeze differently."""
     from vlmface.evaluate import answering
     from vlmface.synth import dataset
 
-    *square, last = answering.images_of(dataset.load("test", n=FACES, size=224, progress=False))
+    rows = dataset.load("test", n=PARITY_IMAGES, size=224, progress=False)
+    *square, last = answering.images_of(rows)
     return [*square, last.crop((0, 40, 224, 180))]
 
 
-def written_here(run: Path, images: Sequence[Any], dtype: str) -> list[Written]:
-    """What the run answers in this process."""
+def generate_local(run: Path, images: Sequence[Any], dtype: str) -> list[Generation]:
+    """The run's answers, computed in this process.
+
+    Args:
+        run: Its folder.
+        images: RGB.
+        dtype: Name of a torch dtype.
+
+    Returns:
+        An answer for each image, with `rounding`.
+    """
     import torch
 
     model = LocalModel.load(run, dtype=getattr(torch, dtype))
     stops = model.family.stop_token_ids(model.processor)
-    found = []
+    collate = encode.Collator(model.processor, model.family)
+    generations = []
     for image in images:
-        (row,) = model._rows([_shown(image, model.views, model.frames)])
-        batch = encode.to_model(encode.Collator(model.processor, model.family)([row]), model.model)
+        (row,) = model.prompt_rows([_apply_views(image, model.views, model.frames)])
+        batch = encode.to_model(collate([row]), model.model)
         with torch.inference_mode():
             output = model.model.generate(
-                **batch, do_sample=False, max_new_tokens=model.max_new_tokens, eos_token_id=stops,
-                pad_token_id=model.processor.tokenizer.pad_token_id, output_logits=True,
+                **batch,
+                do_sample=False,
+                max_new_tokens=model.max_new_tokens,
+                eos_token_id=stops,
+                pad_token_id=model.processor.tokenizer.pad_token_id,
+                output_logits=True,
                 return_dict_in_generate=True,
-            )  # fmt: skip
+            )
         prompt = list(row["input_ids"])
         ids = output.sequences[0, len(prompt) :]
         logits = torch.stack(output.logits)[:, 0].float()
         rounding.check_finite([logits], str(run))
-        log_p = logits.log_softmax(-1)
-        best = log_p.topk(2).values
-        own = log_p.gather(1, ids[:, None])[:, 0]
-        lead = best[:, 0] - best[:, 1]
-        least = torch.finfo(model.model.dtype).eps * float(logits.abs().max())
-        again = _read_again(model, row, ids.tolist())
-        moved = (again - own[: len(again)]).abs().clamp(min=least)
-        found.append(Written(prompt, ids.tolist(), own.tolist(), lead.tolist(), moved.tolist()))
-    return found
+        all_log_probs = logits.log_softmax(-1)
+        top_two = all_log_probs.topk(2).values
+        log_probs = all_log_probs.gather(1, ids[:, None])[:, 0]
+        min_change = torch.finfo(model.model.dtype).eps * float(logits.abs().max())
+        reordered = _reordered_log_probs(model, row, ids.tolist())
+        changes = (reordered - log_probs[: len(reordered)]).abs().clamp(min=min_change)
+        generation = Generation(
+            prompt=prompt,
+            ids=ids.tolist(),
+            log_probs=log_probs.tolist(),
+            margins=(top_two[:, 0] - top_two[:, 1]).tolist(),
+            rounding=changes.tolist(),
+        )
+        generations.append(generation)
+    return generations
 
 
-def _read_again(model: LocalModel, row: dict[str, Any], ids: list[int]) -> torch.Tensor:
-    """The log-probabilities of an answer's tokens, read at once and with sums in another order; up
-    to an image token, which an untrained model may write, but which cannot be read as text."""
+def _reordered_log_probs(model: LocalModel, row: dict[str, Any], ids: list[int]) -> torch.Tensor:
+    """The log-probabilities of an answer's tokens, computed in one pass with another order of
+    summation; up to an image token, which an untrained model may generate but which cannot be
+    encoded as text."""
     import torch
 
     image = model.processor.tokenizer.convert_tokens_to_ids(model.processor.image_token)
     ids = ids[: ids.index(image) + 1] if image in ids else ids
     prompt = len(row["input_ids"])
-    everything = [*row["input_ids"], *ids[:-1]]
-    more = model.family.per_token_inputs(model.processor, everything, prompt)
+    conversation = [*row["input_ids"], *ids[:-1]]
+    token_inputs = model.family.per_token_inputs(model.processor, conversation, prompt)
     collate = encode.Collator(model.processor, model.family)
-    batch = collate([{**row, "input_ids": everything, **more}])
+    batch = collate([{**row, "input_ids": conversation, **token_inputs}])
     with torch.inference_mode(), rounding.reordered(model.model):
         logits = model.model(**encode.to_model(batch, model.model), use_cache=False).logits
-    log_p = logits[0, prompt - 1 :].float().log_softmax(-1)
-    return log_p.gather(1, torch.tensor(ids, device=log_p.device)[:, None])[:, 0]
+    log_probs = logits[0, prompt - 1 :].float().log_softmax(-1)
+    return log_probs.gather(1, torch.tensor(ids, device=log_probs.device)[:, None])[:, 0]
 
 
-def _shown(image: Any, views: crops.Views, frames: int) -> Any:
-    """A rendered face as the run is shown it: all of it in every view."""
+def _apply_views(image: Any, views: crops.Views, frames: int) -> Any:
+    """A rendered face as the run receives it: the whole image in every view."""
     return crops.image_views(image, None, views, frames)
 
 
-def written_there(plan: Plan, name: str, run: Path, images: Sequence[Any]) -> list[Written]:
-    """What the server answers."""
-    from vlmface.infer.endpoint import with_images
+def generate_remote(
+    plan: ServePlan, name: str, run: Path, images: Sequence[Any]
+) -> list[Generation]:
+    """The server's answers.
 
-    model_manifest, asked = manifest.load(run)
-    views, padding = crops.parse_views(model_manifest.crop), padding_of(run)
-    request = requests_of(run) | {
-        "model": name, "temperature": 0, "logprobs": True, "return_token_ids": True,
-        "max_tokens": model_manifest.generation["max_new_tokens"],
-    }  # fmt: skip
-    found = []
+    Args:
+        plan: Of the running server.
+        name: The served name of the model.
+        run: The folder with its prompts and views.
+        images: RGB.
+
+    Returns:
+        An answer for each image, without `margins` and `rounding`.
+
+    Raises:
+        UserError: The server rejects a request.
+    """
+    from vlmface.infer.endpoint import attach_images
+
+    run_manifest, prompts = manifest.load(run)
+    views, padding = crops.parse_views(run_manifest.crop), padding_colour(run)
+    request = request_fields(run) | {
+        "model": name,
+        "temperature": 0,
+        "logprobs": True,
+        "return_token_ids": True,
+        "max_tokens": run_manifest.generation["max_new_tokens"],
+    }
+    generations = []
     for image in images:
-        shown = as_list(_shown(image, views, model_manifest.frames))
-        sent = [png_uri(families.padded(picture, padding)) for picture in shown]
-        body = request | {"messages": with_images(asked[0].messages(), sent)}
+        uris = image_uris(_apply_views(image, views, run_manifest.frames), padding)
+        body = request | {"messages": attach_images(prompts[0].messages(), uris)}
         reply = httpx2.post(
             f"{plan.url}/chat/completions", json=body, headers=_key_header(), timeout=300
         )
         if reply.status_code != 200:
-            raise UserError(f"the server refuses {name}: {' '.join(reply.text[:500].split())}")
+            raise UserError(f"the server rejects {name}: {' '.join(reply.text[:500].split())}")
         content = reply.json()
         (choice,) = content["choices"]
         log_probs = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
-        found.append(Written(content["prompt_token_ids"], list(choice["token_ids"]), log_probs, []))
-    return found
+        ids = list(choice["token_ids"])
+        generations.append(Generation(content["prompt_token_ids"], ids, log_probs, []))
+    return generations
 
 
 def _key_header() -> dict[str, str]:
-    key = os.environ.get(KEY)
+    key = os.environ.get(API_KEY_ENV)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def compare(here: Sequence[Written], there: Sequence[Written], name: str) -> float:
-    """The mean difference of the log-probabilities of what both wrote. Raises UserError if the
-    prompts differ, answers part where no rounding explains it, or the difference is too large.
+def check_parity(local: Sequence[Generation], remote: Sequence[Generation], name: str) -> float:
+    """Compare the server's answers with the run's.
 
-    What rounding explains is measured on the run itself (`Written.rounding`): in the mean for the
-    difference, at most for two tokens that may be exchanged. A number that is not finite never is.
+    The tolerance is measured on the run itself (`Generation.rounding`): in the mean for the
+    log-probabilities, at most for two tokens that may be swapped. A number that is not finite is
+    never within it.
+
+    Args:
+        local: From `generate_local`.
+        remote: From `generate_remote`.
+        name: Of the model, for messages.
+
+    Returns:
+        The mean difference of the log-probabilities of the tokens that are equal.
+
+    Raises:
+        UserError: The prompts differ, or rounding does not explain a difference of the answers.
     """
     differences: list[float] = []
-    bound, most = _bounds(here)
-    for ours, theirs in zip(here, there, strict=True):
+    max_mean, max_token = _rounding_bounds(local)
+    for ours, theirs in zip(local, remote, strict=True):
         if ours.prompt != theirs.prompt:
-            at = _parts(ours.prompt, theirs.prompt)
+            at = _first_difference(ours.prompt, theirs.prompt)
             raise UserError(
                 f"the server reads another prompt than {name} was trained with: "
                 f"{len(theirs.prompt)} tokens instead of {len(ours.prompt)}, different from token "
-                f"{at} on; its processor or chat template is another one"
+                f"{at} on; it has another processor or chat template"
             )
-        same = _parts(ours.ids, theirs.ids)
-        if same < max(len(ours.ids), len(theirs.ids)):
-            lead = ours.lead[same] if same < len(ours.lead) else float("inf")
-            if not lead <= 2 * most:
+        equal = _first_difference(ours.ids, theirs.ids)
+        if equal < max(len(ours.ids), len(theirs.ids)):
+            margin = ours.margins[equal] if equal < len(ours.margins) else float("inf")
+            if not margin <= TIE_MARGIN * max_token:
                 raise UserError(
-                    f"{name} answers otherwise behind the server, from token {same} on, where the "
-                    f"run is sure by {lead:.3g} nats ({2 * most:.1g} is rounding): vLLM does not "
-                    "serve this model as it is"
+                    f"{name} gives another answer on the server, from token {equal} on, where the "
+                    f"run's margin is {margin:.3g} nats ({TIE_MARGIN * max_token:.1g} is "
+                    "rounding): vLLM does not serve this model as it was trained"
                 )
-        pairs = zip(ours.log_probs[:same], theirs.log_probs[:same], strict=True)
+        pairs = zip(ours.log_probs[:equal], theirs.log_probs[:equal], strict=True)
         differences += [abs(a - b) for a, b in pairs]
     drift = sum(differences) / max(1, len(differences))
-    if not drift <= bound:
+    if not drift <= max_mean:
         raise UserError(
-            f"{name} is {drift:.2e} nats a token away from the run ({bound:.1e} is rounding): "
-            "vLLM does not serve this model as it is"
+            f"{name} is {drift:.2e} nats a token away from the run ({max_mean:.1e} is rounding): "
+            "vLLM does not serve this model as it was trained"
         )
     return drift
 
 
-def _bounds(here: Sequence[Written]) -> tuple[float, float]:
+def _rounding_bounds(local: Sequence[Generation]) -> tuple[float, float]:
     """(nats a token in the mean, nats of one token) that rounding may change."""
-    moved = [value for answer in here for value in answer.rounding]
-    return ALLOWED * sum(moved) / max(1, len(moved)), ALLOWED * max(moved, default=0.0)
+    changes = [value for generation in local for value in generation.rounding]
+    mean = sum(changes) / max(1, len(changes))
+    return MAX_LOGPROB_DRIFT * mean, MAX_LOGPROB_DRIFT * max(changes, default=0.0)
 
 
-def _parts(a: Sequence[int], b: Sequence[int]) -> int:
-    """Where two lists part; the length of the shorter one if they do not."""
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    """The first index at which two lists differ; the length of the shorter one if there is none."""
     shorter = min(len(a), len(b))
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
-def check_effect(plan: Plan, name: str, here: Sequence[Written], there: Sequence[Written],
-                 images: Sequence[Any]) -> None:  # fmt: skip
-    """Raises UserError if the server answers with an adapter as it does without, up to rounding."""
-    bound, _ = _bounds(here)
-    plain = written_there(plan, BASE, plan.models[name], images)
-    pairs = list(zip(plain, there, strict=True))
-    if any(base.ids != adapted.ids for base, adapted in pairs):
+def check_adapter_active(
+    plan: ServePlan,
+    name: str,
+    local: Sequence[Generation],
+    remote: Sequence[Generation],
+    images: Sequence[Any],
+) -> None:
+    """Check that the server applies an adapter.
+
+    Args:
+        plan: Of the running server.
+        name: The served name of the adapter.
+        local: From `generate_local`; only its `rounding` is used.
+        remote: The server's answers with the adapter.
+        images: Those of the answers.
+
+    Raises:
+        UserError: Up to rounding, the base gives the same answers as the adapter.
+    """
+    max_mean, _ = _rounding_bounds(local)
+    base = generate_remote(plan, BASE_MODEL_NAME, plan.models[name], images)
+    pairs = list(zip(base, remote, strict=True))
+    if any(of_base.ids != of_adapter.ids for of_base, of_adapter in pairs):
         return
     differences = [
         abs(a - b)
-        for base, adapted in pairs
-        for a, b in zip(base.log_probs, adapted.log_probs, strict=True)
+        for of_base, of_adapter in pairs
+        for a, b in zip(of_base.log_probs, of_adapter.log_probs, strict=True)
     ]
     effect = sum(differences) / max(1, len(differences))
-    if not effect > bound:
+    if not effect > max_mean:
         raise UserError(
-            f"the adapter of {name} has no effect behind the server, which answers as the base "
-            f"does ({effect:.1e} nats a token apart, {bound:.1e} is rounding): vLLM has not "
-            "applied it"
+            f"the adapter of {name} has no effect on the server, which answers as the base does "
+            f"({effect:.1e} nats a token apart, {max_mean:.1e} is rounding): vLLM has not applied "
+            "it"
         )
 
 
@@ -466,67 +659,84 @@ def check_effect(plan: Plan, name: str, here: Sequence[Written], there: Sequence
 
 
 def serve_command(
-    runs: Sequence[str], vllm: str | None, host: str, port: int, dtype: str | None,
-    max_num_seqs: int, dry_run: bool, words: Sequence[str],
-) -> int:  # fmt: skip
-    """Serve until it is stopped; returns the exit code."""
+    runs: Sequence[str], vllm: str | None, options: ServeOptions, *, dry_run: bool
+) -> int:
+    """Serve until stopped.
+
+    Args:
+        runs: Folders, or NAME=FOLDER.
+        vllm: vLLM's executable, see `find_vllm`.
+        options: How it is started; `vllm`, `gpu` and `merge` are filled in.
+        dry_run: Only print the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The server cannot be started, or its outputs do not match.
+    """
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     executable = vllm or "vllm" if dry_run else find_vllm(vllm)
-    plan = make_plan(
-        runs, vllm=executable, host=host, port=port, gpu=torch.cuda.is_available(), dtype=dtype,
-        max_num_seqs=max_num_seqs, words=words, merge=not dry_run,
-    )  # fmt: skip
+    gpu = torch.cuda.is_available()
+    plan = make_plan(runs, replace(options, vllm=executable, gpu=gpu, merge=not dry_run))
     if dry_run:
-        print(plan.shown())
+        print(plan.as_shell())
         return 0
     version = check_version(executable)
-    images = pictures()
-    print(f"vLLM {version}; what the runs answer here is computed first", flush=True)
-    here = {name: written_here(run, images, plan.dtype) for name, run in plan.models.items()}
-    log = files.cache_dir() / "serve" / f"{port}.log"
-    print(f"starting it, a minute or more; it writes to {log}", flush=True)
+    images = parity_images()
+    print(f"vLLM {version}; first computing the runs' answers in this process", flush=True)
+    local = {name: generate_local(run, images, plan.dtype) for name, run in plan.models.items()}
+    log = files.cache_dir() / "serve" / f"{options.port}.log"
+    print(f"starting the server, which takes a minute or more; its log is {log}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with running(plan, log) as process:
+        with running_server(plan, log) as process:
             for name, run in plan.models.items():
-                there = written_there(plan, name, run, images)
-                drift = compare(here[name], there, name)
+                remote = generate_remote(plan, name, run, images)
+                drift = check_parity(local[name], remote, name)
                 if plan.adapters:
-                    check_effect(plan, name, here[name], there, images)
-                tokens = sum(len(one.ids) for one in there)
-                print(f"{name}: the same prompts and answers as in this process; {tokens} tokens, "
-                      f"log-probabilities {drift:.1e} apart in the mean")  # fmt: skip
-            print(f"ready: {plan.url}\n\n{curl(plan)}\n", flush=True)
+                    check_adapter_active(plan, name, local[name], remote, images)
+                tokens = sum(len(generation.ids) for generation in remote)
+                print(
+                    f"{name}: the same prompts and answers as in this process; {tokens} tokens, "
+                    f"log-probabilities {drift:.1e} apart in the mean"
+                )
+            print(f"ready: {plan.url}\n\n{curl_example(plan)}\n", flush=True)
             code = process.wait()
-            raise UserError(f"vLLM stopped with code {code}: the end of {log} may say why")
+            raise UserError(f"vLLM stopped with code {code}: see the end of {log}")
     except KeyboardInterrupt:
         print("stopped")
         return 0
 
 
-def curl(plan: Plan) -> str:
-    """A shell command that asks the first model about FACE.png, or IMAGE1.png and so on."""
-    from vlmface.infer.endpoint import with_images
+def curl_example(plan: ServePlan) -> str:
+    """A shell command that sends FACE.png, or IMAGE1.png and so on, to the first model.
+
+    Args:
+        plan: Of the server.
+    """
+    from vlmface.infer.endpoint import attach_images
 
     name, run = next(iter(plan.models.items()))
-    found, asked = manifest.load(run)
+    run_manifest, (prompt, *_) = manifest.load(run)
     mark = "@@"
-    body = requests_of(run) | {
-        "model": name, "max_tokens": found.generation["max_new_tokens"], "temperature": 0,
-        "messages": with_images(
-            asked[0].messages(),
-            [f"data:image/png;base64,{mark}{i}{mark}" for i in range(1, asked[0].images + 1)],
-        ),
-    }  # fmt: skip
+    numbers = range(1, prompt.images + 1)
+    uris = [f"data:image/png;base64,{mark}{i}{mark}" for i in numbers]
+    body = request_fields(run) | {
+        "model": name,
+        "max_tokens": run_manifest.generation["max_new_tokens"],
+        "temperature": 0,
+        "messages": attach_images(prompt.messages(), uris),
+    }
     quoted = shlex.quote(json.dumps(body))
-    for i in range(1, asked[0].images + 1):
-        file = f"IMAGE{i}.png" if asked[0].images > 1 else "FACE.png"
+    for i in numbers:
+        file = f"IMAGE{i}.png" if prompt.images > 1 else "FACE.png"
         quoted = quoted.replace(f"{mark}{i}{mark}", f"'\"$(base64 -w0 {file})\"'")
     return (
         f"printf %s {quoted} | curl -s {plan.url}/chat/completions "
-        + (f'-H "Authorization: Bearer ${KEY}" ' if os.environ.get(KEY) else "")
+        + (f'-H "Authorization: Bearer ${API_KEY_ENV}" ' if os.environ.get(API_KEY_ENV) else "")
         + "-H 'Content-Type: application/json' -d @-"
     )

@@ -1,19 +1,17 @@
-"""`vlmface plan`: what a run will need, before it is started.
+"""`vlmface plan`: estimate the memory of a run before it is started.
 
-The model is built from its configuration without weights and its step is simulated, so that what is
-counted is what PyTorch would hold (Rajbhandari et al. 2020, arXiv:1910.02054, name the parts).
-Nothing is said of speed unless `measure` takes real steps on this machine.
+The model is built from its configuration without weights and one step is simulated, so that the
+tensors that PyTorch would hold are counted (the parts are those of Rajbhandari et al. 2020,
+arXiv:1910.02054). Time is not estimated; `measure` takes real steps on this machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,21 +33,28 @@ from vlmface.train.checks import steps
 from vlmface.train.settings import SFTSettings
 
 GIB = 2**30
-# Of a GPU. The rest is for CUDA's context and what its allocator cannot use.
+# Share of a GPU's memory; the remaining memory is for CUDA's context and fragmentation.
 USABLE = 0.9
 # Bytes of an NF4 weight with quantised constants: 4 bits, 8 for each 64 weights, 32 for each
 # 64 * 256 (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # DeepSpeed's defaults, in elements: reduce_bucket_size and stage3_max_live_parameters.
 _BUCKET, _LIVE = 5e8, 1e9
-_ANSWER = 256  # supervised tokens that are assumed where there are no rows to look at
+_ASSUMED_ANSWER = 256  # supervised tokens of a row if the data cannot be read
 
 
 # --- the model ------------------------------------------------------------------------------------
 
 
 def base_config(base: str) -> Any:
-    """The configuration of a base model: a checkpoint or a folder that holds config.json alone."""
+    """The configuration of a base model.
+
+    Args:
+        base: A checkpoint, or a folder with config.json only.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     from transformers import AutoConfig
 
     path = manifest.resolve(base)
@@ -60,8 +65,15 @@ def base_config(base: str) -> Any:
 
 
 def build(config: Any, family: Family, settings: SFTSettings, dtype: Any) -> Any:
-    """The model of a run as its trainer sees it, adapters and frozen parts included, on PyTorch's
-    meta device: shapes without values."""
+    """Build the model of a run as its trainer does, with adapters and frozen parts, on PyTorch's
+    meta device.
+
+    Args:
+        config: From `base_config`.
+        family: Its family.
+        settings: Of the run.
+        dtype: Of the weights.
+    """
     from peft import get_peft_model
     from transformers import AutoModelForImageTextToText
 
@@ -70,7 +82,7 @@ def build(config: Any, family: Family, settings: SFTSettings, dtype: Any) -> Any
             config, dtype=dtype, trust_remote_code=False
         )
     if settings.uses_lora:
-        # The processor's tokens, or as many as the model has if there is none.
+        # The processor's tokens, or those of the model without a processor.
         tokens = _tokens(settings) or config.get_text_config().vocab_size
         lora = sft.lora_config(settings.lora, family, model, tokens)
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
@@ -85,7 +97,7 @@ def _tokens(settings: SFTSettings) -> int | None:
 
 
 def processor_of(settings: SFTSettings) -> Any | None:
-    """The base's processor, or None if the folder has none."""
+    """The base's processor, None if its folder has no processor."""
     path = manifest.resolve(settings.base)
     if not (path / "tokenizer_config.json").is_file():
         return None
@@ -96,16 +108,32 @@ def processor_of(settings: SFTSettings) -> Any | None:
 
 
 def parameters(model: Any, family: Family) -> dict[str, dict[str, list[int]]]:
-    """{part: {type of module: [weights that train, all weights]}}; parts are tower, projector, llm
-    and embeddings (with the head). A tied weight counts once."""
-    found: dict[str, dict[str, list[int]]] = {}
+    """Count weights. A tied weight counts once.
+
+    Args:
+        model: The model.
+        family: Its family.
+
+    Returns:
+        {part: {type of module: [trained weights, all weights]}}; parts are tower, projector, llm
+        and embeddings (with the head).
+    """
+    counts: dict[str, dict[str, list[int]]] = {}
     for name, parameter in model.named_parameters():
         words = [
             word
             for word in name.split(".")
-            if word not in ("weight", "bias", "default", "base_layer", "original_module",
-                            "modules_to_save", "token_adapter")
-        ]  # fmt: skip
+            if word
+            not in (
+                "weight",
+                "bias",
+                "default",
+                "base_layer",
+                "original_module",
+                "modules_to_save",
+                "token_adapter",
+            )
+        ]
         adapter = next((word for word in words if word.startswith(("lora_", "trainable_"))), None)
         kind = [word for word in words if word != adapter and not word.isdigit()][-1]
         part = modules.part_of(name, family.MODULE_PATHS)
@@ -115,10 +143,10 @@ def parameters(model: Any, family: Family) -> dict[str, dict[str, list[int]]]:
             kind += " (LoRA)" if adapter.startswith("lora_") else " (rows)"
         elif ".modules_to_save." in name:
             kind += " (copy)"
-        entry = found.setdefault(part, {}).setdefault(kind, [0, 0])
+        entry = counts.setdefault(part, {}).setdefault(kind, [0, 0])
         entry[0] += parameter.numel() * parameter.requires_grad
         entry[1] += parameter.numel()
-    return found
+    return counts
 
 
 def _bytes(model: Any, *, train: bool | None = None) -> int:
@@ -136,8 +164,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Rows:
-    """What is encoded: `n` rows that train and `faces` that they are about (None if unknown), the
-    `longest` of them, `collate` to make batches; `notes`: what had to be assumed."""
+    """The training rows of a run.
+
+    Attributes:
+        n: How many there are, None if unknown.
+        faces: How many faces they are about, None if unknown.
+        longest: The longest rows.
+        collate: Makes a batch.
+        notes: Assumptions.
+    """
 
     n: int | None
     faces: int | None
@@ -149,52 +184,66 @@ class Rows:
         """A batch of the longest rows."""
         return self.collate(list(itertools.islice(itertools.cycle(self.longest), size)))
 
-    def ask(self, size: int) -> dict[str, torch.Tensor]:
+    def prompts(self, size: int) -> dict[str, torch.Tensor]:
         """A batch of the prompts of these rows."""
-        asked = []
+        prompts_only = []
         for row in itertools.islice(itertools.cycle(self.longest), size):
             prompt = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)
-            tokens = row.keys() - {"labels", *row_images.IMAGE_COLUMNS}
-            lists = {k: row[k][:prompt] for k in tokens if isinstance(row[k], list)}
-            asked.append({**row, **lists, "labels": [0] * prompt})
-        batch = self.collate(asked)
+            token_fields = row.keys() - {"labels", *row_images.IMAGE_COLUMNS}
+            lists = {k: row[k][:prompt] for k in token_fields if isinstance(row[k], list)}
+            prompts_only.append({**row, **lists, "labels": [0] * prompt})
+        batch = self.collate(prompts_only)
         del batch["labels"]
         return batch
 
 
 def rows_of(settings: SFTSettings, family: Family, config: Any, processor: Any) -> Rows:
-    """The run's own rows. Without its data, rows of max_length tokens are assumed; without its
-    processor too, pictures of the size that the vision tower takes."""
+    """The training rows of a run.
+
+    If the data cannot be read, rows of max_length tokens are assumed; without a processor also
+    images of the size of the vision tower.
+
+    Args:
+        settings: Of the run.
+        family: Its family.
+        config: From `base_config`.
+        processor: From `processor_of`.
+
+    Raises:
+        UserError: All rows are longer than max_length.
+    """
     if processor is None:
-        return _assumed(settings, family, config, None, "no processor beside config.json")
+        return _assumed(settings, family, config, None, "no processor next to config.json")
     try:
         tasks = read_tasks(settings, processor)
     except UserError as error:
         return _assumed(settings, family, config, processor, f"data not read: {error}")
-    kept = [
+    fitting = [
         (length, task.rows, i)
         for task in tasks
         for i, length in enumerate(task.rows["length"])
         if length <= settings.max_length
     ]
-    if not kept:
+    if not fitting:
         raise UserError(
             f"all rows are longer than max_length {settings.max_length}: raise it "
             "(vlmface inspect shows the lengths)"
         )
-    kept.sort(key=lambda entry: -entry[0])
+    fitting.sort(key=lambda entry: -entry[0])
     size = max(settings.batch_size, settings.eval_batch_size)
     longest = [
         {name: value for name, value in rows[i].items() if name != "row"}
-        for _, rows, i in kept[:size]
+        for _, rows, i in fitting[:size]
     ]
     faces = max(len(task.rows) for task in tasks)
-    return Rows(len(kept), faces, longest, encode.Collator(processor, family))
+    return Rows(len(fitting), faces, longest, encode.Collator(processor, family))
 
 
-def _assumed(settings: SFTSettings, family: Family, config: Any, processor: Any, why: str) -> Rows:
+def _assumed(
+    settings: SFTSettings, family: Family, config: Any, processor: Any, reason: str
+) -> Rows:
     length = settings.max_length
-    answer = min(_ANSWER, length // 2)
+    answer = min(_ASSUMED_ANSWER, length // 2)
     images = max(prompts.load(name).images for name in settings.prompts)
     collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
     if processor is not None:
@@ -203,18 +252,18 @@ def _assumed(settings: SFTSettings, family: Family, config: Any, processor: Any,
         size = (336, 336)
         text = family.image_text(processor, size)
         image = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        more: dict[str, Any] = {"image": [Image.new("RGB", size)] * images}
+        image_fields: dict[str, Any] = {"image": [Image.new("RGB", size)] * images}
         collate = encode.Collator(processor, family)
     else:
         vision: Any = getattr(config, "vision_config", None)
         side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
         if family.NEEDS_SIZE or not isinstance(side, int) or not isinstance(patch, int):
             raise UserError(
-                f"config.json of {settings.base} does not say how large its pictures are: put the "
-                "processor's files beside it"
+                f"config.json of {settings.base} does not contain the size of its images: put the "
+                "processor's files next to it"
             )
         image = [config.image_token_id] * (side // patch) ** 2
-        more = {}
+        image_fields = {}
         shape = (vision.num_channels, side, side)
 
         def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
@@ -229,11 +278,11 @@ def _assumed(settings: SFTSettings, family: Family, config: Any, processor: Any,
             f"max_length {length} does not hold {what} of {len(image)} tokens: raise it"
         )
     ids = image + [0] * (length - len(image))
-    row = {"input_ids": ids, **more}
+    row = {"input_ids": ids, **image_fields}
     if processor is not None:
         row |= family.per_token_inputs(processor, ids, length - answer)
     row["labels"] = [encode.IGNORED] * (length - answer) + [0] * answer
-    note = f"{why}; rows of max_length {length} tokens assumed, {answer} of them supervised"
+    note = f"{reason}; rows of max_length {length} tokens assumed, {answer} of them supervised"
     n = settings.n_train and settings.n_train * len(settings.prompts)
     return Rows(n, settings.n_train, [row], collate, (note,))
 
@@ -243,7 +292,7 @@ def _assumed(settings: SFTSettings, family: Family, config: Any, processor: Any,
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at the moment of training that needs most."""
+    """Bytes of one process at the peak of training."""
 
     weights: float
     gradients: float
@@ -258,76 +307,101 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`training` {how processes share the work: Memory}; `other_activations`: with gradient
-    checkpointing the other way round; `evaluation` {what: bytes}; `features`: bytes kept for each
-    row, if the frozen tower's output is; `events` of training steps (see `step_bytes`)."""
+    """The memory of a run.
+
+    Attributes:
+        training: {parallelism: Memory}.
+        other_activations: Bytes with the other setting of gradient_checkpointing.
+        evaluation: {part: bytes}.
+        features: Bytes of the frozen tower's output for each row, 0 if it is not cached.
+    """
 
     training: dict[str, Memory]
     other_activations: float
     evaluation: dict[str, float]
     features: float
-    events: list[tuple[int, int]]
 
 
 def estimate(
-    settings: SFTSettings, family: Family, config: Any, rows: Rows, *, gpu: bool,
-    processes: int, sharded: bool = True,
-) -> Estimate:  # fmt: skip
-    """Memory of the run on a GPU (bfloat16, as the recipes train there) or on a CPU (float32)."""
-    lora = settings.uses_lora
-    model = build(config, family, settings, torch.bfloat16 if gpu and lora else torch.float32)
+    settings: SFTSettings,
+    family: Family,
+    config: Any,
+    rows: Rows,
+    *,
+    gpu: bool,
+    processes: int,
+    sharded: bool = True,
+) -> Estimate:
+    """Estimate the memory of a run.
+
+    Args:
+        settings: Of the run.
+        family: Its family.
+        config: From `base_config`.
+        rows: From `rows_of`.
+        gpu: On a GPU (bfloat16, as in the recipes) or on a CPU (float32).
+        processes: Their number.
+        sharded: Also estimate ZeRO-2 and ZeRO-3.
+    """
+    dtype = torch.bfloat16 if gpu and settings.uses_lora else torch.float32
+    model = build(config, family, settings, dtype)
     batch = rows.train(settings.batch_size)
-    how: dict[str, Any] = {
-        "cached": settings.cache_features and settings.tower == "frozen" and processes == 1,
-        "mixed": gpu,
-        "accumulate": settings.gradient_accumulation > 1,
-    }
+    checkpointing = settings.gradient_checkpointing
+    step = functools.partial(
+        simulate_memory.step_bytes,
+        family=family,
+        batch=batch,
+        cached=settings.cache_features and settings.tower == "frozen" and processes == 1,
+        accumulate=settings.gradient_accumulation > 1,
+    )
+    trained = _bytes(model, train=True)
+    peak = step(model, checkpointing=checkpointing, mixed=gpu)
+    other_peak = step(model, checkpointing=not checkpointing, mixed=gpu)
+    activations = max(0, peak - trained)
+    buffers = trained if processes > 1 else 0
     weights = _weights(model, family, settings)
-    moving = _bytes(model, train=True)
-    numbers = {
-        train: sum(p.numel() for p in model.parameters() if p.requires_grad == train)
-        for train in (True, False)
-    }
-    peak, events = simulate_memory.step_bytes(
-        model, family, batch, checkpointing=settings.gradient_checkpointing, **how
-    )
-    other, _ = simulate_memory.step_bytes(
-        model, family, batch, checkpointing=not settings.gradient_checkpointing, **how
-    )
-    activations = max(0, peak - moving)
-    alone = Memory(weights, moving, 2 * moving, activations, moving if processes > 1 else 0)
-    training = {"DDP" if processes > 1 else "1 process": alone}
+    replicated = Memory(weights, trained, 2 * trained, activations, buffers)
+    training = {"DDP" if processes > 1 else "1 process": replicated}
     if sharded and gpu and processes > 1:
-        if not lora:  # DeepSpeed holds the weights in bfloat16 itself, and needs no autocast
+        if not settings.uses_lora:  # DeepSpeed itself holds bfloat16 weights: no autocast
             half = build(config, family, settings, torch.bfloat16)
-            peak, _ = simulate_memory.step_bytes(
-                half, family, batch, checkpointing=settings.gradient_checkpointing,
-                **{**how, "mixed": False},
-            )  # fmt: skip
+            peak = step(half, checkpointing=checkpointing, mixed=False)
             activations = max(0, peak - _bytes(half, train=True))
-        learnt, all_ = numbers[True], numbers[True] + numbers[False]
-        whole = weights if settings.quantize else 2 * all_
-        states = (2 * learnt / processes, 12 * learnt / processes, activations)
-        training["ZeRO-2"] = Memory(whole, *states, 2 * _BUCKET)
-        if not settings.quantize:
-            live = 2 * (_BUCKET + min(_LIVE, all_))
-            training["ZeRO-3"] = Memory(2 * all_ / processes, *states, live)
-    plain = dataclasses.replace(settings, tower="frozen", projector="frozen", llm="frozen")
-    asked = build(config, family, plain, torch.bfloat16 if gpu else torch.float32)
-    cache, reading = simulate_memory.evaluation_bytes(
-        asked, rows.ask(settings.eval_batch_size), settings.max_new_tokens
+        quantized_weights = weights if settings.quantize else None
+        training |= _zero_memory(model, activations, processes, quantized_weights)
+    frozen = dataclasses.replace(settings, tower="frozen", projector="frozen", llm="frozen")
+    evaluated = build(config, family, frozen, torch.bfloat16 if gpu else torch.float32)
+    cache, prefill = simulate_memory.evaluation_bytes(
+        evaluated, rows.prompts(settings.eval_batch_size), settings.max_new_tokens
     )
     evaluation = {
-        "weights": float(_bytes(asked)),
+        "weights": float(_bytes(evaluated)),
         "KV cache": float(cache),
-        "activations": float(reading),
+        "activations": float(prefill),
     }
-    kept = simulate_memory.feature_bytes(asked, family, batch) if how["cached"] else 0.0
-    return Estimate(training, max(0, other - moving), evaluation, kept, events)
+    features = 0.0
+    if step.keywords["cached"]:
+        features = simulate_memory.feature_bytes(evaluated, family, batch)
+    return Estimate(training, max(0, other_peak - trained), evaluation, features)
+
+
+def _zero_memory(
+    model: Any, activations: float, processes: int, quantized_weights: float | None
+) -> dict[str, Memory]:
+    """ZeRO-2, and ZeRO-3 unless the weights are quantised."""
+    n_all = sum(p.numel() for p in model.parameters())
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = 2 * n_all if quantized_weights is None else quantized_weights
+    states = (2 * n_trained / processes, 12 * n_trained / processes, activations)
+    memories = {"ZeRO-2": Memory(weights, *states, 2 * _BUCKET)}
+    if quantized_weights is None:
+        live = 2 * (_BUCKET + min(_LIVE, n_all))
+        memories["ZeRO-3"] = Memory(2 * n_all / processes, *states, live)
+    return memories
 
 
 def _weights(model: Any, family: Family, settings: SFTSettings) -> float:
-    """Bytes of the weights; the language model's linear layers in 4 bits if they are quantised."""
+    """Bytes of the weights, with the language model's linear layers in 4 bits if quantised."""
     if not settings.quantize:
         return _bytes(model)
     total = 0.0
@@ -342,73 +416,22 @@ def _weights(model: Any, family: Family, settings: SFTSettings) -> float:
     return total
 
 
-def footprint(config: str, words: Sequence[str], *, data: bool) -> int:
-    """Bytes that a CPU run holds before it has a model: a process of its own imports what a recipe
-    does, reads the data if it can, and makes one step with a small layer."""
-    code = _FOOTPRINT.format(config=config, words=list(words), data=data)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"cannot measure the memory of an empty run: {done.stderr[-500:]}")
-    return int(float(done.stdout.split()[-1]) * GIB)
+# --- suggestions ----------------------------------------------------------------------------------
 
 
-_FOOTPRINT = """
-import peft, torch, trl
-from vlmface import families, manifest
-from vlmface.evaluate import report
-from vlmface.infer import predictor
-from vlmface.tools import recipe_setup
-from vlmface.train import sft, trainer
-from vlmface.utils.memory import peak_rss_gib
-if {data}:
-    settings = recipe_setup.settings_from({config!r}, {words!r})
-    base = manifest.resolve(settings.base)
-    family = families.get(families.family_of(base))
-    kept = recipe_setup.read_tasks(settings, family.load_processor(base))
-layer = torch.nn.Linear(256, 256)
-optimiser = torch.optim.AdamW(layer.parameters(), fused=True)
-layer(torch.ones(256, 256)).sum().backward()
-optimiser.step()
-print(peak_rss_gib())
-"""
-
-
-def cpu_peak(settings: SFTSettings, found: Estimate, rows: Rows, empty: int) -> dict[str, float]:
-    """{what: bytes} of the main process's peak on a CPU, where a run also evaluates.
-
-    A checkpoint's file is mapped: its pages count once they are read. After training, the run
-    evaluates (under LoRA with the base read once more), while what training took has not gone back
-    to the system.
-    """
-    (memory,) = found.training.values()
-    peak = {
-        "empty run": float(empty),
-        "weights": memory.weights,
-        "training (as malloc lays it out)": simulate_memory.claimed(found.events) + memory.buffers,
-    }
-    if found.features:
-        peak["features of the frozen tower"] = found.features * (rows.faces or 0)
-    if settings.uses_lora:
-        peak["base read again to evaluate"] = found.evaluation["weights"]
-    answering = found.evaluation["KV cache"] + found.evaluation["activations"]
-    peak["answers of an evaluation batch"] = answering
-    return peak
-
-
-# --- what to change -------------------------------------------------------------------------------
-
-
-def changes(settings: SFTSettings) -> Iterator[tuple[str, SFTSettings]]:
-    """(words, settings) that need less and less memory; the product of batch_size and
-    gradient_accumulation stays."""
+def suggest_changes(settings: SFTSettings) -> Iterator[tuple[str, SFTSettings]]:
+    """Yields (description, settings) with decreasing memory. The product of batch_size and
+    gradient_accumulation is constant."""
     if not settings.gradient_checkpointing:
         settings = dataclasses.replace(settings, gradient_checkpointing=True)
         yield "gradient_checkpointing: true", settings
     while settings.batch_size > 1:
         size = max(1, settings.batch_size // 4)
-        more = settings.gradient_accumulation * settings.batch_size // size
-        settings = dataclasses.replace(settings, batch_size=size, gradient_accumulation=more)
-        yield f"batch_size: {size}, gradient_accumulation: {more}", settings
+        accumulation = settings.gradient_accumulation * settings.batch_size // size
+        settings = dataclasses.replace(
+            settings, batch_size=size, gradient_accumulation=accumulation
+        )
+        yield f"batch_size: {size}, gradient_accumulation: {accumulation}", settings
     if not settings.uses_lora:
         settings = dataclasses.replace(settings, tower="frozen", projector="full", llm="lora")
         yield "tower: frozen, projector: full, llm: lora", settings
@@ -418,8 +441,20 @@ def changes(settings: SFTSettings) -> Iterator[tuple[str, SFTSettings]]:
 
 
 def measure(settings: SFTSettings, processor: Any, family: Family, count: int = 4) -> float:
-    """Seconds a step, measured on this machine: the median of all but the first of `count` real
-    steps, in a temporary folder. Needs the base's weights and the data."""
+    """Measure the time of a step on this machine, in a temporary folder.
+
+    Args:
+        settings: Of the run.
+        processor: From `processor_of`.
+        family: The model's family.
+        count: Real steps.
+
+    Returns:
+        Seconds: the median of all steps but the first.
+
+    Raises:
+        UserError: There are too few rows.
+    """
     tasks = read_tasks(settings, processor)
     rows = tasks[0].rows
     short = [i for i, length in enumerate(rows["length"]) if length <= settings.max_length]
@@ -430,9 +465,15 @@ def measure(settings: SFTSettings, processor: Any, family: Family, count: int = 
     rows = rows.add_column("row", list(range(needed)))
     with tempfile.TemporaryDirectory() as folder:
         trial = dataclasses.replace(
-            settings, output_dir=folder, epochs=1, logging_steps=1, save_steps=10**6,
-            cache_features=False, num_processes=None, report_to="none",
-        )  # fmt: skip
+            settings,
+            output_dir=folder,
+            epochs=1,
+            logging_steps=1,
+            save_steps=10**6,
+            cache_features=False,
+            num_processes=None,
+            report_to="none",
+        )
         sft.train(manifest.resolve(settings.base), processor, family, rows, trial)
         at = [line["elapsed_s"] for line in read_log(Path(folder))]
     return statistics.median(b - a for a, b in itertools.pairwise(at))
@@ -442,15 +483,15 @@ def measure(settings: SFTSettings, processor: Any, family: Family, count: int = 
 
 
 def gpu_bytes(text: str) -> int:
-    """ "24GB", "80 GiB" or "24": memory as it is printed on a GPU, which counts in GiB."""
+    """Parse "24GB", "80 GiB" or "24" as GiB, as the names of GPUs count them."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:Gi?B?)?\s*", text, re.IGNORECASE)
     if not match or float(match[1]) <= 0:
-        raise UserError(f"--gpu {text!r} is no amount of memory: write it as 24GB")
+        raise UserError(f"--gpu {text!r} is not an amount of memory: write it as 24GB")
     return int(float(match[1]) * GIB)
 
 
-def show(memories: Mapping[str, Memory]) -> str:
-    """A table: what takes memory, for each way to share the work."""
+def format_table(memories: Mapping[str, Memory]) -> str:
+    """A table of the parts of the memory, for each parallelism."""
     fields = [field.name for field in dataclasses.fields(Memory)]
     lines = [f"  {'GiB per process':18}" + "".join(f"{name:>12}" for name in memories)]
     for field in (*fields, "total"):
@@ -461,8 +502,21 @@ def show(memories: Mapping[str, Memory]) -> str:
 
 
 def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: bool) -> int:
-    """`vlmface plan`: prints; returns 0 if the run fits, 1 if it does not."""
-    room = None if gpu is None else gpu_bytes(gpu)
+    """`vlmface plan`: print the estimate.
+
+    Args:
+        config: The recipe's settings, a file or a name.
+        words: Settings of the command line.
+        gpu: Memory of a GPU, such as "24GB"; None: a CPU.
+        measuring: Also take real steps.
+
+    Returns:
+        The exit code: 1 if the run does not fit on the GPU.
+
+    Raises:
+        UserError: The settings are not valid, or a file is missing.
+    """
+    gpu_memory = None if gpu is None else gpu_bytes(gpu)
     settings = settings_from(config, words)
     base = base_config(settings.base)
     family = families.get(families.family_of(base))
@@ -482,80 +536,83 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
     if total is not None:
         print(f"{total:,} steps: {rows.n:,} rows, {settings.epochs:g} epochs")
     else:
-        print("steps: not known without the data (set n_train for an estimate)")
+        print("steps: unknown without the data (set n_train for an estimate)")
     if measuring:
         if processor is None:
             raise UserError(f"--measure takes real steps, but {settings.base} has no processor")
         seconds = measure(settings, processor, family)
-        print(f"measured here: {seconds:.2f} s a step"
-              + (f", {seconds * total / 3600:.1f} h for all" if total else ""))  # fmt: skip
-    if room is None:
-        return _plan_cpu(settings, family, base, rows, config, words)
-    return _plan_gpu(settings, family, base, rows, room)
+        hours = f", {seconds * total / 3600:.1f} h for all" if total else ""
+        print(f"measured here: {seconds:.2f} s a step{hours}")
+    if gpu_memory is None:
+        _print_cpu(settings, family, base, rows)
+        return 0
+    return _print_gpu(settings, family, base, rows, gpu_memory)
 
 
-def _plan_cpu(
-    settings: SFTSettings, family: Family, base: Any, rows: Rows, config: str,
-    words: Sequence[str],
-) -> int:  # fmt: skip
-    found = estimate(settings, family, base, rows, gpu=False, processes=settings.num_processes or 1)
-    (memory,) = found.training.values()
-    print(f"\non a CPU, float32:\n{show(found.training)}")
-    _other(settings, memory, found)
-    empty = footprint(config, words, data=not rows.notes)
-    peak = cpu_peak(settings, found, rows, empty)
-    print("\npeak of the whole run, GiB per process:")
-    for what, value in peak.items():
-        print(f"  {what:34}{value / GIB:8.2f}")
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = sum(peak.values()) * (settings.num_processes or 1)
-    fits = needed <= USABLE * room
-    print(f"  {'all':34}{sum(peak.values()) / GIB:8.2f}")
-    print(f"{'fits' if fits else 'does not fit'} in this machine's {room / GIB:.1f} GiB")
-    return 0 if fits else 1
+def _print_cpu(settings: SFTSettings, family: Family, base: Any, rows: Rows) -> None:
+    world = settings.num_processes or 1
+    estimated = estimate(settings, family, base, rows, gpu=False, processes=world)
+    (memory,) = estimated.training.values()
+    print(f"\non a CPU, float32:\n{format_table(estimated.training)}")
+    _print_alternatives(settings, memory, estimated)
+    if estimated.features:
+        feature_bytes = estimated.features * (rows.faces or 0)
+        print(f"  features of the frozen tower: {feature_bytes / GIB:.2f}")
+    print(
+        "a process needs more: Python and its libraries, the data, and memory that the allocator "
+        "does not return; this is not estimated"
+    )
 
 
-def _other(settings: SFTSettings, memory: Memory, found: Estimate) -> None:
-    with_, without = memory.activations, found.other_activations
+def _print_alternatives(settings: SFTSettings, memory: Memory, estimated: Estimate) -> None:
+    """Print activations with and without gradient checkpointing, and the evaluation."""
+    with_, without = memory.activations, estimated.other_activations
     if not settings.gradient_checkpointing:
         with_, without = without, with_
     print(
         f"  activations with gradient_checkpointing {with_ / GIB:.2f}, without {without / GIB:.2f}"
     )
-    held = found.evaluation
-    print("  evaluation: " + " + ".join(f"{k} {v / GIB:.2f}" for k, v in held.items())
-          + f" = {sum(held.values()) / GIB:.2f}")  # fmt: skip
+    evaluation = estimated.evaluation
+    terms = " + ".join(f"{name} {value / GIB:.2f}" for name, value in evaluation.items())
+    print(f"  evaluation: {terms} = {sum(evaluation.values()) / GIB:.2f}")
 
 
-def _plan_gpu(settings: SFTSettings, family: Family, base: Any, rows: Rows, room: int) -> int:
+def _print_gpu(
+    settings: SFTSettings, family: Family, base: Any, rows: Rows, gpu_memory: int
+) -> int:
     world = settings.num_processes or 1
-    found = estimate(settings, family, base, rows, gpu=True, processes=world)
-    name, memory = next(iter(found.training.items()))
-    print(f"\non {world} GPU(s), bfloat16:\n{show(found.training)}")
-    _other(settings, memory, found)
-    limit = USABLE * room
-    evaluation = sum(found.evaluation.values())
+    estimated = estimate(settings, family, base, rows, gpu=True, processes=world)
+    name, memory = next(iter(estimated.training.items()))
+    print(f"\non {world} GPU(s), bfloat16:\n{format_table(estimated.training)}")
+    _print_alternatives(settings, memory, estimated)
+    limit = USABLE * gpu_memory
+    evaluation = sum(estimated.evaluation.values())
     print(
-        f"\na GPU of {room / GIB:g} GiB: {limit / GIB:.1f} may be used, the rest is CUDA's own and "
-        "what its allocator cannot use"
+        f"\na GPU of {gpu_memory / GIB:g} GiB: {limit / GIB:.1f} can be used; the remaining memory "
+        "is for CUDA's context and fragmentation"
     )
-    for way, needed in {**{k: m.total for k, m in found.training.items()},
-                        "evaluation": evaluation}.items():  # fmt: skip
-        verdict = "fits" if needed <= limit else "does not fit"
-        print(f"  {way:12}{needed / GIB:8.2f}  {verdict}")
-    fits = memory.total <= limit and evaluation <= limit
-    if evaluation > limit and sum(found.evaluation.values()) - found.evaluation["weights"] > 0:
+    totals = {strategy: m.total for strategy, m in estimated.training.items()}
+    for strategy, required in {**totals, "evaluation": evaluation}.items():
+        verdict = "fits" if required <= limit else "does not fit"
+        print(f"  {strategy:12}{required / GIB:8.2f}  {verdict}")
+    if evaluation > limit and evaluation > estimated.evaluation["weights"]:
         print(f"for the evaluation: lower eval_batch_size (now {settings.eval_batch_size})")
     if memory.total > limit:
-        print(f"to train by {name} nevertheless, one after the other:")
-        for text, changed in changes(settings):
-            needed = next(iter(estimate(
-                changed, family, base, rows, gpu=True, processes=world, sharded=False
-            ).training.values())).total  # fmt: skip
-            enough = needed <= limit
-            print(f"  {text:44}{needed / GIB:8.2f}  {'fits' if enough else 'still too much'}")
-            if enough:
-                break
-        else:
-            print("  a larger GPU, or more of them with accelerate/zero3.yaml")
-    return 0 if fits else 1
+        print(f"to train with {name} anyway, apply these changes one after the other:")
+        _print_changes(settings, family, base, rows, limit)
+    return 0 if memory.total <= limit and evaluation <= limit else 1
+
+
+def _print_changes(
+    settings: SFTSettings, family: Family, base: Any, rows: Rows, limit: float
+) -> None:
+    """Print changes of the settings until the run fits."""
+    world = settings.num_processes or 1
+    for text, changed in suggest_changes(settings):
+        estimated = estimate(changed, family, base, rows, gpu=True, processes=world, sharded=False)
+        required = next(iter(estimated.training.values())).total
+        fits = required <= limit
+        print(f"  {text:44}{required / GIB:8.2f}  {'fits' if fits else 'still too much'}")
+        if fits:
+            return
+    print("  a larger GPU, or several with accelerate/zero3.yaml")

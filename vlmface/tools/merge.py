@@ -1,17 +1,18 @@
-"""`vlmface merge`: a run's LoRA adapter folded into its base, as one complete checkpoint.
+"""`vlmface merge`: fold a run's LoRA adapter into its base, as one complete checkpoint.
 
-The checkpoint appears under its name only after the weights that were written have been read back
-and answered real images as base plus adapter do. Nothing leaves the machine unless `push` is asked.
+The checkpoint gets its name only after the stored weights have been read back and their outputs for
+images agree with those of base plus adapter. Nothing leaves the machine unless `push` is called.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,136 +35,218 @@ DTYPES = ("float32", "bfloat16", "float16")
 _FACES, _NOISE = 3, 2
 
 
-def merge(run: str | Path, out: str | Path, *, dtype: str = "float32", license: str | None = None,
-          repo: str | None = None) -> dict[str, Any]:  # fmt: skip
-    """Write the merged checkpoint of a LoRA run into the new folder `out`.
+@dataclasses.dataclass(frozen=True)
+class MergeOptions:
+    """How a run is merged.
 
-    `out` holds the weights in `dtype`, configuration, processor, prompts, vlmface.json (its
-    `adapter` is false) and a model card. `license` is the card's licence id, by default what base
-    and data allow; `repo` the hub id that the card's examples name. Returns {"merged", "base":
-    how far its log-probabilities are from those of base plus adapter, and from the base, root mean
-    square in nats; "rounding": what another order of summation changes of them, "allowed" times
-    which "merged" may be; "rounded": what storing in `dtype` changed; "faces", "noise": pictures
-    compared}. Raises UserError, and leaves nothing behind, if `out` exists or another merge writes
-    it, the run has no adapter, its base is gone, changed or quantised, or the log-probabilities are
-    not as they should be.
+    Attributes:
+        dtype: Of the stored weights, one of DTYPES.
+        license: The licence id of the model card; by default what base and data allow.
+        repo: The hub id in the card's examples.
+    """
+
+    dtype: str = "float32"
+    license: str | None = None
+    repo: str | None = None
+
+
+def merge(
+    run: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    license: str | None = None,
+    repo: str | None = None,
+) -> dict[str, Any]:
+    """Write the merged checkpoint of a LoRA run.
+
+    The checkpoint has the weights, configuration, processor, prompts, vlmface.json (its `adapter`
+    is false) and a model card.
+
+    Args:
+        run: The folder of the run.
+        out: A new folder.
+        dtype: See `MergeOptions`.
+        license: See `MergeOptions`.
+        repo: See `MergeOptions`.
+
+    Returns:
+        {"merged", "base": how far its log-probabilities are from those of base plus adapter, and
+        from the base, root mean square in nats; "rounding": how much another order of summation
+        changes them, "allowed": the tolerance for "merged" as a multiple of that; "rounded": how
+        much storing in `dtype` changed them; "faces", "noise": numbers of compared images}.
+
+    Raises:
+        UserError: `out` exists or is being written, the run has no adapter, its base is missing,
+            changed or quantised, or the log-probabilities do not agree. Nothing is written then.
     """
     with lock.hold(out):
-        return _merge(Path(run), Path(out), dtype, license, repo)
+        return _merge(Path(run), Path(out), MergeOptions(dtype, license, repo))
 
 
-def _merge(
-    run: Path, out: Path, dtype: str, license: str | None, repo: str | None
-) -> dict[str, Any]:
-    """`merge` into a folder that no other process merges into."""
+def _merge(run: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
+    """`merge` into a locked folder."""
     import torch
 
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if options.dtype not in DTYPES:
+        raise UserError(f"dtype {options.dtype!r}: use one of {', '.join(DTYPES)}")
     if out.exists():
         raise UserError(f"{out} exists: give the name of a new folder")
-    found, asked = manifest.load(run)
-    if not found.adapter:
+    run_manifest, prompts = manifest.load(run)
+    if not run_manifest.adapter:
         raise UserError(f"{run} has no adapter: its weights are a complete checkpoint already")
-    manifest.check_weights(found, run)
+    manifest.check_weights(run_manifest, run)
     scores = model_card.read_scores(run)
-    base = manifest.resolve_base(found, run)
-    if how := json.loads((base / "config.json").read_text()).get("quantization_config"):
-        raise UserError(
-            f"the base {found.base['id']} is stored quantised ({how.get('quant_method')}), and a "
-            "sum with its rounded weights would not be the trained model: train on the original"
-        )
+    base = _unquantized_base(run_manifest, run)
 
-    family = families.of_run(found.family, base)
+    family = families.of_run(run_manifest.family, base)
     processor = families.load_processor(family, run)
     model = families.load_model(family, base, dtype=torch.float32)
-    inputs = _conversations(processor, family, asked)
-    plain = _logits(model, inputs)
+    inputs = _conversations(processor, family, prompts)
+    base_logits = _logits(model, inputs)
+    rounding.check_finite(base_logits, f"the base {run_manifest.base['id']}")
     model = _with_adapter(model, run)
     adapted = _logits(model, inputs)
-    for what, logits in ((f"the base {found.base['id']}", plain), (f"{run} on its base", adapted)):
-        rounding.check_finite(logits, what)
+    rounding.check_finite(adapted, f"{run} on its base")
     with rounding.reordered(model):
         level = rounding.level(adapted, _logits(model, inputs), torch.float32)
-    effect = rounding.difference(adapted, plain)
+    effect = rounding.difference(adapted, base_logits)
+    _check_effect(effect, level, run)
+    model = model.merge_and_unload()
+    merged = _logits(model, inputs)
+    apart = _check_equal(merged, adapted, level, f"the merged model and {run} on its base")
+    check: dict[str, Any] = {
+        "merged": apart.rms,
+        "base": effect.rms,
+        "rounding": level.rms,
+        "allowed": rounding.ALLOWED,
+        "faces": _FACES,
+        "noise": _NOISE,
+        "dtype": options.dtype,
+    }
+    with _temporary_folder(out) as folder:
+        stored = _store(model, (family, processor), folder, options.dtype, inputs)
+        del model
+        gc.collect()
+        reloaded = _logits(families.load_model(family, folder, dtype=torch.float32), inputs)
+        _check_equal(reloaded, stored, level, "the checkpoint read back and the merged model")
+        check["rounded"] = rounding.difference(reloaded, merged).rms
+        _add_run_files(folder, run, run_manifest, prompts)
+        subject = model_card.Subject(manifest.load(folder)[0], prompts, base, scores)
+        card = model_card.render(
+            subject,
+            repo=options.repo or out.name,
+            license=options.license,
+            values={
+                "check": check,
+                "hashes": _hashes(folder),
+                "adapter_sha": run_manifest.weights[adapter.WEIGHTS],
+                "quantize": run_manifest.quantize,
+            },
+        )
+        atomic_write(folder / "README.md", card)
+    return check
+
+
+def _check_effect(effect: rounding.Difference, level: rounding.Difference, run: Path) -> None:
+    """Raise UserError if an adapter has no effect beyond rounding."""
     if effect.within(level):
         raise UserError(
             f"the adapter of {run} changes the log-probabilities of its base by {effect}, which is "
             f"rounding ({level}): it was not trained, or it is for another base"
         )
-    model = model.merge_and_unload()
-    merged = _logits(model, inputs)
-    apart = _same(merged, adapted, level, f"the merged model and {run} on its base")
-    check: dict[str, Any] = {
-        "merged": apart.rms, "base": effect.rms, "rounding": level.rms,
-        "allowed": rounding.ALLOWED, "faces": _FACES, "noise": _NOISE, "dtype": dtype,
-    }  # fmt: skip
 
-    temporary = out.with_name(f".{out.name}.merging")
-    if temporary.exists():  # of a merge that was killed, since this one holds the lock
-        shutil.rmtree(temporary)
-    temporary.mkdir()
+
+def _unquantized_base(run_manifest: Manifest, run: Path) -> Path:
+    base = manifest.resolve_base(run_manifest, run)
+    if config := json.loads((base / "config.json").read_text()).get("quantization_config"):
+        raise UserError(
+            f"the base {run_manifest.base['id']} is stored quantised "
+            f"({config.get('quant_method')}), and a sum with its rounded weights would not be the "
+            "trained model: train on the original"
+        )
+    return base
+
+
+@contextlib.contextmanager
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """A folder that is renamed to `out` at the end, and deleted after an error."""
+    folder = out.with_name(f".{out.name}.merging")
+    if folder.exists():  # of a merge that was killed, since this process holds the lock
+        shutil.rmtree(folder)
+    folder.mkdir()
     try:
-        _round(model, getattr(torch, dtype))
-        family.save_checkpoint(model, processor, temporary)
-        _round(model, torch.float32)
-        expected = _logits(model, inputs)
-        del model
-        gc.collect()
-        stored = _logits(families.load_model(family, temporary, dtype=torch.float32), inputs)
-        _same(stored, expected, level, "the checkpoint read back and the merged model")
-        check["rounded"] = rounding.difference(stored, merged).rms
-        _complete(temporary, run, found, asked)
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        hashes = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
-        card = model_card.render(manifest.load(temporary)[0], found.quantize, asked, base, scores,
-                     repo or out.name, license, check, hashes,
-                     found.weights[adapter.WEIGHTS])  # fmt: skip
-        atomic_write(temporary / "README.md", card)
-        temporary.rename(out)
+        yield folder
+        folder.rename(out)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    return check
+
+
+def _store(
+    model: Any,
+    saver: tuple[Family, Any],
+    folder: Path,
+    dtype: str,
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+) -> list[torch.Tensor]:
+    """Store the weights in `dtype`, with the family and processor `saver`; returns the logits of
+    the rounded weights."""
+    import torch
+
+    family, processor = saver
+    _round(model, getattr(torch, dtype))
+    family.save_checkpoint(model, processor, folder)
+    _round(model, torch.float32)
+    return _logits(model, inputs)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """{file: SHA-256}."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
 
 
 def _round(model: Any, dtype: torch.dtype) -> None:
-    """The weights in `dtype`. Buffers, such as the frequencies of rotary positions, are not stored
-    but computed again when the weights are loaded, and stay exact."""
+    """Convert the weights to `dtype`. Buffers, such as the frequencies of rotary positions, are not
+    stored but recomputed when the weights are loaded, and stay exact."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def _with_adapter(model: Any, run: Path) -> Any:
-    """The model with the run's adapter. peft only warns of tensors that it does not find or cannot
-    place, and answers without them. Raises UserError."""
+    """The model with the run's adapter. Raises UserError for missing or unexpected tensors, of
+    which peft only warns."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     model = adapter.attach(model, run)
     with safe_open(run / adapter.WEIGHTS, "pt") as file:
-        written = set(file.keys())
-    placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if odd := sorted(written ^ placed):
+        stored = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if mismatched := sorted(stored ^ expected):
         raise UserError(
-            f"the adapter in {run} does not fit its base: {len(odd)} of {len(written | placed)} "
-            f"tensors are in one of them only, such as {odd[0]}: restore the run's files"
+            f"the adapter in {run} does not fit its base: {len(mismatched)} of "
+            f"{len(stored | expected)} tensors are in one of them only, such as {mismatched[0]}: "
+            "restore the run's files"
         )
     return model
 
 
-def _complete(folder: Path, run: Path, found: Manifest, asked: Sequence[Prompt]) -> None:
-    """Add what the run knows: its processor to the letter, its prompts, its manifest. Names of
-    folders on this machine are cut down to their last part."""
-    for name in found.processor:  # checked by `manifest.load`: plain names of plain files
+def _add_run_files(
+    folder: Path, run: Path, run_manifest: Manifest, prompts: Sequence[Prompt]
+) -> None:
+    """Add the run's processor, prompts and manifest. Paths of this machine are reduced to their
+    last part."""
+    for name in run_manifest.processor:  # checked by `manifest.load`: plain names of plain files
         shutil.copyfile(run / name, folder / name)
-    manifest.save_prompts(asked, folder)
+    manifest.save_prompts(prompts, folder)
     dataclasses.replace(
-        found,
+        run_manifest,
         adapter=False,
-        quantize=None,  # that was the training's
-        base={**found.base, "id": _public(found.base["id"])},
-        data=_public(found.data),
+        quantize=None,  # applied to training only
+        base={**run_manifest.base, "id": _public(run_manifest.base["id"])},
+        data=_public(run_manifest.data),
         processor=manifest.processor_shas(folder),
         weights=manifest.weights_shas(folder),
     ).save(folder)
@@ -187,20 +270,20 @@ def _public(value: Any) -> Any:
 def _conversations(
     processor: Any, family: Family, prompts: Sequence[Prompt]
 ) -> list[dict[str, torch.Tensor]]:
-    """Pictures, the prompts asked about them in turn, and answers in their forms."""
-    made = []
+    """Images, each with one of the prompts and an answer in its form."""
+    conversations = []
     for i, image in enumerate([*_faces(_FACES), *_noise(_NOISE)]):
         prompt = prompts[i % len(prompts)]
         labels = prompt.space.labels
         answer = prompt.wrap("The brows are lowered. The lips are apart.", labels[i % len(labels)])
         row = encode.encode(processor, family, prompt.messages(), image, answer)
         batch = encode.Collator(processor, family)([row])
-        made.append({name: value for name, value in batch.items() if name != "labels"})
-    return made
+        conversations.append({name: value for name, value in batch.items() if name != "labels"})
+    return conversations
 
 
 def _faces(n: int) -> list[Image.Image]:
-    """Rendered faces of people who are in no training set."""
+    """Rendered faces of people who are not in a training set."""
     from PIL import Image
 
     from vlmface.synth.dataset import draw
@@ -225,14 +308,14 @@ def _logits(model: Any, inputs: Sequence[Mapping[str, torch.Tensor]]) -> list[to
         return [model(**encode.to_model(batch, model)).logits[0].float() for batch in inputs]
 
 
-def _same(
-    found: Sequence[torch.Tensor],
+def _check_equal(
+    logits: Sequence[torch.Tensor],
     expected: Sequence[torch.Tensor],
     level: rounding.Difference,
     what: str,
 ) -> rounding.Difference:
     """The difference of two lists of logits. Raises UserError if rounding does not explain it."""
-    apart = rounding.difference(found, expected)
+    apart = rounding.difference(logits, expected)
     if not apart.within(level):
         raise UserError(
             f"{what} do not give the same log-probabilities: {apart} apart, where another order of "
@@ -251,27 +334,41 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- sending --------------------------------------------------------------------------------------
+# --- upload ---------------------------------------------------------------------------------------
 
 
 def check_repo(repo: str) -> None:
-    """Raise UserError unless `repo` can be the hub's name of a model ("owner/name")."""
+    """Check the id of a model repository.
+
+    Args:
+        repo: "owner/name".
+
+    Raises:
+        UserError: It is not a valid id.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo)
         if repo.count("/") != 1:
-            raise HFValidationError("there is no owner")
+            raise HFValidationError("the owner is missing")
     except HFValidationError as error:
         raise UserError(
-            f"{repo!r} names no model of the hub ({error}): write owner/name"
+            f"{repo!r} is not the name of a model on the hub ({error}): write owner/name"
         ) from error
 
 
 def push(folder: str | Path, repo: str) -> None:
-    """Upload a merged checkpoint to the model repository `repo` of the hub, which is made private
-    if it does not exist. Prints what goes where before it sends anything. Raises UserError."""
+    """Upload a merged checkpoint to the hub. Prints what is sent before it sends anything.
+
+    Args:
+        folder: The checkpoint.
+        repo: The model repository, which is created as private if it does not exist.
+
+    Raises:
+        UserError: The upload fails.
+    """
     from huggingface_hub import HfApi
 
     check_repo(repo)
@@ -279,7 +376,7 @@ def push(folder: str | Path, repo: str) -> None:
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     print(f"sending {len(files)} files, {size / 1e6:,.1f} MB, to {api.endpoint}/{repo}")
-    print("(a new repository is made private; an existing one stays as visible as it is):")
+    print("(a new repository is created as private; an existing one keeps its visibility):")
     for path in files:
         print(f"  {printable(path.relative_to(folder))}  {path.stat().st_size:,} bytes", flush=True)
     try:
@@ -298,7 +395,21 @@ def push(folder: str | Path, repo: str) -> None:
 
 
 def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: str | None) -> int:
-    """`vlmface merge`: returns the exit code."""
+    """`vlmface merge`: merge, print the check, and upload if `repo` is given.
+
+    Args:
+        run: The folder of the run.
+        out: A new folder.
+        dtype: See `MergeOptions`.
+        license: See `MergeOptions`.
+        repo: The model repository to upload to.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: As `merge` and `push`.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -307,12 +418,14 @@ def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: s
     if repo is not None:
         check_repo(repo)
     check = merge(run, out, dtype=dtype, license=license, repo=repo)
-    print(f"{out}: log-probabilities as of base and adapter, {check['merged']:.1e} nats apart "
-          f"where another order of summation changes {check['rounding']:.1e}, on {check['faces']} "
-          f"faces and {check['noise']} noise pictures (the base itself is {check['base']:.1e} "
-          "away; root mean squares)")  # fmt: skip
+    print(
+        f"{out}: log-probabilities differ from base and adapter by {check['merged']:.1e} nats; "
+        f"another order of summation changes {check['rounding']:.1e}, on {check['faces']} faces "
+        f"and {check['noise']} noise images (the base differs by {check['base']:.1e}; root mean "
+        "squares)"
+    )
     if dtype != "float32":
-        print(f"stored as {dtype}: rounding moved them by {check['rounded']:.1e} nats")
+        print(f"stored as {dtype}: rounding changed them by {check['rounded']:.1e} nats")
     print(f"next: vlmface predict FACE.jpg --model {out}, or read {out / 'README.md'}")
     if repo is not None:
         push(out, repo)
@@ -320,12 +433,11 @@ def merge_command(run: Path, out: Path, dtype: str, license: str | None, repo: s
 
 
 def _merge_clip(run: Path, out: Path, dtype: str, license: str | None, repo: str | None) -> int:
-    """The towers of a CLIP's run as a folder of open_clip, which knows neither of our card's
-    fields."""
+    """Export the towers of a CLIP run as a folder of open_clip."""
     from vlmface.pipelines.clip import export
 
     if dtype != "float32" or license is not None or repo is not None:
         raise UserError(f"{run} is a CLIP: leave out --dtype, --license and --push")
     export(run, out)
-    print(f"{out}: open_clip opens it as local-dir:{out}")
+    print(f"{out}: load it with open_clip as local-dir:{out}")
     return 0

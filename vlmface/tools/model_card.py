@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,30 +24,46 @@ _FORMS = {
 }
 
 
-def render(
-    found: Manifest,
-    quantize: str | None,
-    prompts: Sequence[Prompt],
-    base: Path,
-    scores: Mapping[str, Any],
-    repo: str,
-    license: str | None,
-    check: Mapping[str, Any],
-    hashes: Mapping[str, str],
-    adapter_sha: str,
-) -> str:
-    """README.md: the hub's metadata, then the text."""
+@dataclass(frozen=True)
+class Subject:
+    """What the card describes.
+
+    Attributes:
+        manifest: Of the merged checkpoint.
+        prompts: Of the model.
+        base: The folder of the base model.
+        scores: From `read_scores`.
+    """
+
+    manifest: Manifest
+    prompts: Sequence[Prompt]
+    base: Path
+    scores: Mapping[str, Any]
+
+
+def render(subject: Subject, *, repo: str, license: str | None, values: Mapping[str, Any]) -> str:
+    """Render README.md: the hub's metadata, then the text.
+
+    Args:
+        subject: What the card describes.
+        repo: The hub id for the examples.
+        license: The licence id; by default what base and data allow.
+        values: "check", "hashes", "adapter_sha" and "quantize" of the merge.
+    """
+    run_manifest, scores = subject.manifest, subject.scores
     after, before = scores.get("after", scores), scores.get("before", {})
     results = _results(after, before)
-    source = _source(found)
-    id, terms = _licence(found, base, source, license)
-    hub_id = found.base["id"] if found.base["id"].count("/") == 1 else None
+    source = _source(run_manifest)
+    licence_id, terms = _licence(subject.base, source, license)
+    base_id = run_manifest.base["id"]
+    hub_id = base_id if base_id.count("/") == 1 else None
+    metadata = _metadata(run_manifest, licence_id, hub_id, repo, after, results)
     return html.render(
         "model_card.md.j2",
-        metadata=_metadata(found, id, hub_id, repo, after, results).strip(),
+        metadata=metadata.strip(),
         name=repo.rpartition("/")[2],
         repo=repo,
-        family=found.family,
+        family=run_manifest.family,
         prompts=[
             {
                 "id": p.id,
@@ -56,25 +73,35 @@ def render(
                 "space_sha": p.space.sha,
                 "labels": ", ".join(p.space.labels),
             }
-            for p in prompts
+            for p in subject.prompts
         ],
-        base_name=found.base["id"],
-        base_link=f"(https://huggingface.co/{hub_id})" if hub_id else f"(#{'how-it-was-checked'})",
-        manifest=found,
+        base_name=base_id,
+        base_link=f"(https://huggingface.co/{hub_id})" if hub_id else "(#how-it-was-checked)",
+        manifest=run_manifest,
         scores=after or None,
         has_before=bool(before),
         results=results,
         data=source,
-        policy=_sentence(found.policy, quantize),
+        policy=_training_sentence(run_manifest.trainable, values["quantize"]),
         licence=terms,
-        check=check,
-        hashes=hashes,
-        adapter_sha=adapter_sha,
+        check=values["check"],
+        hashes=values["hashes"],
+        adapter_sha=values["adapter_sha"],
     )
 
 
 def read_scores(run: Path) -> dict[str, Any]:
-    """The run's metrics.json, {} without one. Raises UserError."""
+    """Read a run's metrics.json.
+
+    Args:
+        run: The folder of the run.
+
+    Returns:
+        Its content, {} if the file does not exist.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     path = run / "metrics.json"
     if not path.exists():
         return {}
@@ -94,24 +121,24 @@ def read_scores(run: Path) -> dict[str, Any]:
         f"{after['benchmark']} {after['n']:,}"
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is not what a recipe writes ({type(error).__name__}: {error}): restore it, or "
-            "remove it to merge without results"
+            f"{path} does not have the form that recipes write ({type(error).__name__}: {error}): "
+            "restore it, or remove it to merge without results"
         ) from error
     return dict(scores)
 
 
-def _sentence(policy: Mapping[str, str], quantize: str | None) -> str:
+def _training_sentence(trainable: Mapping[str, str], quantize: str | None) -> str:
     names = {"tower": "vision tower", "projector": "projector", "llm": "language model"}
-    words = {"frozen": "left as it was", "lora": "adapted with LoRA", "full": "trained whole"}
-    text = ", ".join(f"{names[part]} {words[how]}" for part, how in policy.items())
+    words = {"frozen": "frozen", "lora": "adapted with LoRA", "full": "fully trained"}
+    text = ", ".join(f"{names[part]} {words[mode]}" for part, mode in trainable.items())
     if quantize:
-        text += f"; the base was held in {quantize} meanwhile, and the merge is with the original"
+        text += f"; the base was quantised to {quantize} in training, and the original is merged"
     return text[:1].upper() + text[1:]
 
 
 def _results(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The headline numbers of a metrics.json: {"name", "type" on the hub, "value", "ci", "before"}
-    a row."""
+    """The headline numbers of a metrics.json, as rows {"name", "type" on the hub, "value", "ci",
+    "before"}."""
     rows: list[dict[str, Any]] = []
 
     def add(name: str, kind: str, key: str, *path: str) -> None:
@@ -119,8 +146,15 @@ def _results(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[s
         for step in path:
             block, old = block.get(step, {}), old.get(step, {})
         if block.get(key) is not None:
-            rows.append({"name": name, "type": kind, "value": block[key], "before": old.get(key),
-                         "ci": block.get("ci95", {}).get(key)})  # fmt: skip
+            rows.append(
+                {
+                    "name": name,
+                    "type": kind,
+                    "value": block[key],
+                    "before": old.get(key),
+                    "ci": block.get("ci95", {}).get(key),
+                }
+            )
 
     add("emotion accuracy (WAR)", "accuracy", "accuracy", "emotion")
     add("emotion UAR", "recall", "uar", "emotion")
@@ -134,31 +168,37 @@ def _results(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[s
 
 
 def _metadata(
-    found: Manifest,
+    run_manifest: Manifest,
     license: str,
     base_model: str | None,
     repo: str,
     scores: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The card's YAML in the form that the hub reads (its modelcard specification)."""
+    """The card's YAML in the form of the hub's model card specification."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    def shown(row: Mapping[str, Any]) -> str:
-        return row["name"] + (f", 95 % interval {row['ci'][0]:.3f} to {row['ci'][1]:.3f}"
-                              if row["ci"] else "")  # fmt: skip
+    def metric_name(row: Mapping[str, Any]) -> str:
+        return row["name"] + (
+            f", 95 % interval {row['ci'][0]:.3f} to {row['ci'][1]:.3f}" if row["ci"] else ""
+        )
 
-    own = license == "other"
+    is_other = license == "other"
     return ModelCardData(
         license=license,
-        license_name="terms-of-base-model-and-training-data" if own else None,
-        license_link="README.md" if own else None,
+        license_name="terms-of-base-model-and-training-data" if is_other else None,
+        license_link="README.md" if is_other else None,
         base_model=base_model,
         pipeline_tag="image-text-to-text",
         library_name="transformers",
-        tags=["vlmface", found.family, "facial-expression-recognition",
-              *(["facial-action-units"] if found.au_set else []), "merged-lora"],
-        datasets=[found.data["name"]],
+        tags=[
+            "vlmface",
+            run_manifest.family,
+            "facial-expression-recognition",
+            *(["facial-action-units"] if run_manifest.au_set else []),
+            "merged-lora",
+        ],
+        datasets=[run_manifest.data["name"]],
         metrics=sorted({row["type"] for row in results}) or None,
         model_name=repo.rpartition("/")[2],
         eval_results=[
@@ -167,46 +207,51 @@ def _metadata(
                 dataset_type=scores["benchmark"],
                 dataset_name=f"vlmface benchmark {scores['benchmark']}, {scores['n']} images",
                 metric_type=row["type"],
-                metric_name=shown(row),
+                metric_name=metric_name(row),
                 metric_value=round(row["value"], 4),
                 metric_args={"ci95": [round(x, 4) for x in row["ci"]]} if row["ci"] else None,
             )
             for row in results
-        ] or None,
-    ).to_yaml()  # fmt: skip
+        ]
+        or None,
+    ).to_yaml()
 
 
-def _source(found: Manifest) -> dict[str, Any]:
-    """What is known of the training data: title, home, licence; whether vlmface drew it itself."""
+def _source(run_manifest: Manifest) -> dict[str, Any]:
+    """The training data: title, home, licence; `own`: whether vlmface rendered it."""
     from vlmface import data
 
-    name = found.data["name"]
+    name = run_manifest.data["name"]
     if not data.is_built_in(name):  # a run may come from a stranger, who must not name code
-        return {"title": f"`{name}`", "home": None, "licence": "that of its sources", "own": False,
-                "rationales": ""}  # fmt: skip
+        return {
+            "title": f"`{name}`",
+            "home": None,
+            "licence": "that of its sources",
+            "own": False,
+            "rationales": "",
+        }
     module = data.dataset_module(name)
-    own = not getattr(module, "NEEDS_ROOT", True)
+    is_rendered = not getattr(module, "NEEDS_ROOT", True)
     return {
         "title": module.TITLE,
-        "home": None if own else module.HOME,
+        "home": None if is_rendered else module.HOME,
         "licence": module.LICENCE,
-        "own": own,
-        "rationales": "Pictures, labels and rationales were made by a program." if own else
-        "Rationales that the data set does not give were written by rules from its labels.",
-    }  # fmt: skip
+        "own": is_rendered,
+        "rationales": "Images, labels and rationales were generated by a program."
+        if is_rendered
+        else "Rationales that are not in the data set were written by rules from its labels.",
+    }
 
 
-def _licence(
-    found: Manifest, base: Path, source: Mapping[str, Any], asked: str | None
-) -> tuple[str, str]:
+def _licence(base: Path, source: Mapping[str, Any], license: str | None) -> tuple[str, str]:
     """(the hub's licence id, the sentences about it)."""
     from huggingface_hub import ModelCard
 
     card = base / "README.md"
-    of_base = ModelCard.load(card).data.get("license") if card.is_file() else None
-    text = f"Base model: {of_base or 'see its own page'}. Training data: {source['licence']}."
-    if asked is not None:
-        return asked, f"{text} Whoever merged the model released it under {asked}."
-    if of_base and source["own"]:
-        return of_base, text
-    return "other", f"{text} Both bind whoever uses this model."
+    base_licence = ModelCard.load(card).data.get("license") if card.is_file() else None
+    text = f"Base model: {base_licence or 'see its own page'}. Training data: {source['licence']}."
+    if license is not None:
+        return license, f"{text} The merged model is released under {license}."
+    if base_licence and source["own"]:
+        return base_licence, text
+    return "other", f"{text} Both apply to every user of this model."

@@ -1,18 +1,15 @@
-"""One training step and one evaluation batch without weights: what PyTorch would hold.
+"""Simulate a training step and an evaluation batch without weights, to count the bytes of tensors
+that PyTorch would hold.
 
-A model on the meta device gets fake weights of the CPU: operations choose their kernels and give
-shapes, but compute nothing, so that a 7B model takes a minute or three and no memory. What follows
-from the batch alone (tokens, pixels, the sizes of images) is computed for real, since towers take
-pictures apart and number positions by such values.
+A model on the meta device gets fake CPU weights: operations select their kernels and return shapes,
+but compute nothing, so that a 7B model takes one to three minutes and no memory. Values that depend
+on the batch alone (tokens, pixels, image sizes) are computed, since towers split images and number
+positions by them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,15 +27,21 @@ from vlmface.train.loss import summed_cross_entropy
 aten = torch.ops.aten
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that operations made and that still exist."""
+class LiveTensorTracker(TorchDispatchMode):
+    """Counts the bytes of tensors that were created by operations and still exist.
 
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+    Args:
+        excluded: Tensors that are not counted.
+
+    Attributes:
+        current: Bytes now.
+        peak: The most bytes so far.
+    """
+
+    def __init__(self, excluded: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
-        self.names = itertools.count()
-        self.events: list[tuple[int, int]] = []  # (which, its size; 0: freed), in order
+        self.current = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in excluded}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -48,23 +51,21 @@ class Live(TorchDispatchMode):
         return out
 
     def count(self, storage: Any) -> None:
+        """Count a storage until it is freed."""
         key, size = storage._cdata, storage.nbytes()
-        if key not in self.seen:
-            self.seen.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            name = next(self.names)
-            self.events.append((name, size))
-            weakref.finalize(storage, self._gone, key, size, name)
+        if key not in self._seen:
+            self._seen.add(key)
+            self.current += size
+            self.peak = max(self.peak, self.current)
+            weakref.finalize(storage, self._on_free, key, size)
 
-    def _gone(self, key: int, size: int, name: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-        self.events.append((name, 0))
+    def _on_free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.current -= size
 
 
-class _Known(TorchDispatchMode):
-    """Over FakeTensorMode: what no weight takes part in is computed, and so has values."""
+class _ComputeRealInputs(TorchDispatchMode):
+    """Over FakeTensorMode: operations without a fake tensor are computed and have values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -72,27 +73,27 @@ class _Known(TorchDispatchMode):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_):
-            # How many rows a mask chooses is known, if only outside of the fake mode.
-            args = (args[0], _positions(args[1]), *args[2:])
+            # The number of rows that a mask selects is known only outside of the fake mode.
+            args = (args[0], _mask_positions(args[1]), *args[2:])
         return func(*args, **kwargs)
 
 
-def _positions(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Indices in which masks with values are replaced by the positions that they choose."""
-    found: list[torch.Tensor | None] = []
+def _mask_positions(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Indices in which masks with values are replaced by the positions that they select."""
+    positions: list[torch.Tensor | None] = []
     for index in indices:
         if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
-            found.append(index)
+            positions.append(index)
         else:
             with unset_fake_temporarily():
-                found += index.nonzero(as_tuple=True)
-    return found
+                positions += index.nonzero(as_tuple=True)
+    return positions
 
 
 @contextlib.contextmanager
 def _fake(model: Any) -> Iterator[None]:
-    """Inside, the weights of a meta model are fake tensors of the CPU."""
-    made: dict[int, torch.Tensor] = {}
+    """Inside the block, the weights of a meta model are fake CPU tensors."""
+    fakes: dict[int, torch.Tensor] = {}
     meta: list[tuple[dict[str, Any], str, torch.Tensor]] = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
@@ -100,17 +101,17 @@ def _fake(model: Any) -> Iterator[None]:
                 for name, tensor in tensors.items():
                     if tensor is None:
                         continue
-                    if id(tensor) not in made:
+                    if id(tensor) not in fakes:
                         fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                        made[id(tensor)] = (
+                        fakes[id(tensor)] = (
                             torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
                             if isinstance(tensor, torch.nn.Parameter)
                             else fake
                         )
                     meta.append((tensors, name, tensor))
-                    tensors[name] = made[id(tensor)]
+                    tensors[name] = fakes[id(tensor)]
         try:
-            with _Known():
+            with _ComputeRealInputs():
                 yield
         finally:
             for tensors, name, tensor in meta:
@@ -126,119 +127,78 @@ def step_bytes(
     cached: bool = False,
     mixed: bool = False,
     accumulate: bool = False,
-) -> tuple[int, list[tuple[int, int]]]:
-    """(most bytes that forward and backward hold at once beside weights and optimiser: activations,
-    temporaries and gradients; what was allocated and freed on the way, in order).
+) -> int:
+    """The peak of one training step.
 
-    `batch` is the collator's, on the CPU, `labels` included. `cached`: the tower's output is given;
-    `mixed`: under bfloat16 autocast; `accumulate`: gradients of an earlier pass are there already.
+    Args:
+        model: On the meta device.
+        family: Its family.
+        batch: From the collator, on the CPU, with `labels`.
+        checkpointing: With gradient checkpointing.
+        cached: The tower's output is given.
+        mixed: With bfloat16 autocast.
+        accumulate: Gradients of an earlier pass already exist.
+
+    Returns:
+        The most bytes that forward and backward hold at once in addition to weights and optimiser:
+        activations, temporaries and gradients.
     """
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     labels = batch["labels"]
-    kept = labels.shape[1] - int((labels != encode.IGNORED).any(0).nonzero()[0])
-    with _fake(model), _Checkpointing(core, on=checkpointing):
+    supervised = labels.shape[1] - int((labels != encode.IGNORED).any(0).nonzero()[0])
+    with _fake(model), _Checkpointing(core, enabled=checkpointing):
         inputs = {k: v for k, v in batch.items() if k not in ("labels", "row")}
-        targets = F.pad(labels[:, -kept:], (0, 1), value=encode.IGNORED)
+        targets = F.pad(labels[:, -supervised:], (0, 1), value=encode.IGNORED)
         features: list[torch.Tensor] = []
         if cached:
             with torch.no_grad():
                 features = list(family.tower_features(core, inputs))
             inputs = {k: v for k, v in inputs.items() if v.shape == labels.shape}
 
-        def passes() -> None:
+        def forward_backward() -> None:
             if cached:
-                inputs.update(family.inputs_from_features(core, [one.clone() for one in features]))
+                inputs.update(
+                    family.inputs_from_features(core, [feature.clone() for feature in features])
+                )
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                logits = model(**inputs, use_cache=False, logits_to_keep=kept + 1).logits
+                logits = model(**inputs, use_cache=False, logits_to_keep=supervised + 1).logits
             loss = summed_cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten(), encode.IGNORED
             )
             del logits
             (loss / 8).backward()
 
-        with Live([*model.parameters(), *model.buffers(), *inputs.values(), *features]) as live:
-            passes()
-            moving = [p for p in model.parameters() if p.requires_grad]
-            # Adam's two moments appear at the first step: not counted, but they lie in between.
-            states = [(torch.empty_like(p), torch.empty_like(p)) for p in moving]
-            for parameter in moving if not accumulate else ():
+        excluded = [*model.parameters(), *model.buffers(), *inputs.values(), *features]
+        with LiveTensorTracker(excluded) as tracker:
+            forward_backward()
+            trained = [p for p in model.parameters() if p.requires_grad]
+            # Adam's two moments are created in the first step. They are not counted.
+            states = [(torch.empty_like(p), torch.empty_like(p)) for p in trained]
+            for parameter in trained if not accumulate else ():
                 parameter.grad = None
-            live.peak = live.now
-            passes()
-            peak = live.peak - sum(a.nbytes + b.nbytes for a, b in states)
-        for parameter in moving:
+            tracker.peak = tracker.current
+            forward_backward()
+            peak = tracker.peak - sum(a.nbytes + b.nbytes for a, b in states)
+        for parameter in trained:
             parameter.grad = None
-    return peak, live.events
-
-
-def claimed(events: Sequence[tuple[int, int]]) -> int:
-    """Most bytes that this machine's malloc takes from the system for the allocations.
-
-    They are replayed in a process of their own; no page is touched. The C library keeps freed
-    blocks up to 32 MiB in its heap, where larger ones do not fit between those in use, so that a
-    CPU run takes more than its tensors' bytes; the records that PyTorch keeps of each tensor (some
-    hundred bytes) come to lie in the gaps and keep them from growing together. Where the library
-    cannot say (it is not glibc), the most that is in use at once.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", _REPLAY],
-        input=json.dumps(events),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout)
-
-
-_REPLAY = """
-import ctypes, json, sys
-events, c = json.load(sys.stdin), ctypes.CDLL(None)
-held, now, most = {}, 0, 0
-if not hasattr(c, "mallinfo2"):
-    for name, size in events:
-        now += size or -held[name]
-        held[name], most = size, max(most, now)
-    print(most)
-    raise SystemExit
-class Info(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_size_t) for n in "arena o s hblks hblkhd u f free used k".split()]
-c.mallinfo2.restype = Info
-# From now on blocks up to 32 MiB come from the heap, as in any process that has freed one.
-taken = lambda: c.mallinfo2().arena + c.mallinfo2().hblkhd
-big = ctypes.c_void_p()
-c.posix_memalign(ctypes.byref(big), ctypes.c_size_t(64), ctypes.c_size_t(2**25 - 2**16))
-c.free(big)
-before = taken()
-c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-c.free.argtypes = [ctypes.c_void_p]
-for name, size in events:
-    if size:
-        data = ctypes.c_void_p()
-        c.posix_memalign(ctypes.byref(data), ctypes.c_size_t(64), ctypes.c_size_t(size))
-        held[name] = [data.value, *map(c.malloc, (32, 48, 80, 112, 208))]
-        most = max(most, taken() - before)
-    else:
-        for block in held.pop(name):
-            c.free(block)
-print(most)
-"""
+    return peak
 
 
 class _Checkpointing:
-    """Gradient checkpointing as the trainer switches it on, and off again."""
+    """Enables gradient checkpointing as the trainer does, and disables it at the end."""
 
-    def __init__(self, core: Any, *, on: bool) -> None:
-        self.core, self.on = core, on
+    def __init__(self, core: Any, *, enabled: bool) -> None:
+        self.core, self.enabled = core, enabled
 
     def __enter__(self) -> None:
-        if self.on:
+        if self.enabled:
             # A fake random state cannot be restored.
             options = {"use_reentrant": False, "preserve_rng_state": False}
             self.core.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
             self.core.enable_input_require_grads()
 
     def __exit__(self, *_: Any) -> None:
-        if self.on:
+        if self.enabled:
             self.core.gradient_checkpointing_disable()
             self.core.disable_input_require_grads()
 
@@ -247,27 +207,37 @@ def feature_bytes(model: Any, family: Family, batch: Mapping[str, torch.Tensor])
     """Bytes of the tower's output for one row."""
     with _fake(model), torch.no_grad():
         features = family.tower_features(model, batch)
-        return sum(one.nbytes for one in features) / len(batch["input_ids"])
+        return sum(feature.nbytes for feature in features) / len(batch["input_ids"])
 
 
 def evaluation_bytes(
     model: Any, batch: Mapping[str, torch.Tensor], new_tokens: int
 ) -> tuple[int, int]:
-    """(bytes of the keys and values of a batch when its answers are complete, most bytes beside
-    them that reading the prompts takes). `batch` is the collator's, prompts only."""
+    """The memory of one evaluation batch.
+
+    Args:
+        model: On the meta device.
+        batch: From the collator, prompts only.
+        new_tokens: Of each answer.
+
+    Returns:
+        (bytes of the key-value cache with complete answers, the most bytes in addition to it while
+        the prompts are processed).
+    """
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     core.eval()
-    with _fake(model), torch.no_grad(), Live([*model.parameters(), *model.buffers()]) as live:
+    weights = [*model.parameters(), *model.buffers()]
+    with _fake(model), torch.no_grad(), LiveTensorTracker(weights) as tracker:
         output = core(**batch, use_cache=True, logits_to_keep=1)
-        reading = live.peak
+        prefill = tracker.peak
         layers = [
             tensor
             for layer in output.cache.layers
             for tensor in (layer.keys, layer.values)
             if tensor is not None
         ]
-        held = sum(t.numel() * t.element_size() for t in layers)
+        cache = sum(t.numel() * t.element_size() for t in layers)
         del output, layers
     core.train()
     length = batch["input_ids"].shape[1]
-    return int(held * (length + new_tokens) / length), int(reading - held)
+    return int(cache * (length + new_tokens) / length), int(prefill - cache)

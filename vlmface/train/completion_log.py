@@ -1,9 +1,7 @@
-"""What a person sees of GRPO while it runs: samples.html, and alarms."""
+"""The progress of GRPO for people: samples.html with completions, and warnings."""
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,17 +15,25 @@ from vlmface.data.row_images import open_row_image
 from vlmface.run_dir import read_log
 from vlmface.utils import html
 from vlmface.utils.files import atomic_write
+from vlmface.utils.images import data_uri
 
-SHOWN = 6  # faces on the page
+MAX_FACES = 6  # on the page
+_SIDE = 192  # pixels of a face on the page
 _SPAN = 10  # log lines that are compared, at the start and now
 
 
-def alarms(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What in a log looks like a reward that is hacked or a policy that collapses, in words.
+def training_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Signs of reward hacking or of a collapsed policy in a log.
 
     The first and the last ten lines are compared: the total reward rises while the emotion reward
-    falls; answers shrink to less than half; one label is said in nearly all answers; most groups
-    are dead (all their rewards equal), so that nothing is learnt from them.
+    falls; answers shrink to less than half; nearly all answers have the same label; in most groups
+    all rewards are equal, so that they have no gradient.
+
+    Args:
+        lines: Of log.jsonl.
+
+    Returns:
+        Sentences with the figures.
     """
     if len(lines) < 2 * _SPAN:
         return []
@@ -37,55 +43,64 @@ def alarms(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         return sum(known) / len(known) if known else None
 
     first, last = lines[:_SPAN], lines[-_SPAN:]
-    was = {name: mean(name, first) for name in _WATCHED}
-    now = {name: mean(name, last) for name in _WATCHED}
-    found = []
+    initial = {name: mean(name, first) for name in _WATCHED}
+    current = {name: mean(name, last) for name in _WATCHED}
+    warnings = []
 
-    def moved(name: str) -> float:
-        before, after = was[name], now[name]
+    def change(name: str) -> float:
+        before, after = initial[name], current[name]
         return 0.0 if before is None or after is None else after - before
 
-    if moved("reward") > 0 and moved("rewards/emotion/mean") < -0.05:
-        found.append(
-            f"the reward rose by {moved('reward'):.2f}, but answers became worse: emotion fell "
-            f"from {was['rewards/emotion/mean']:.2f} to {now['rewards/emotion/mean']:.2f}"
+    if change("reward") > 0 and change("rewards/emotion/mean") < -0.05:
+        warnings.append(
+            f"the reward rose by {change('reward'):.2f}, but the emotion reward fell "
+            f"from {initial['rewards/emotion/mean']:.2f} to {current['rewards/emotion/mean']:.2f}"
         )
-    before, after = was["completions/mean_length"], now["completions/mean_length"]
+    before, after = initial["completions/mean_length"], current["completions/mean_length"]
     if before and after is not None and after < before / 2:
-        found.append(f"answers shrank from {before:.0f} to {after:.0f} tokens")
-    if (now["most_said"] or 0) > 0.8 and moved("most_said") > 0.2:
-        found.append(f"{now['most_said']:.0%} of the answers say the same label")
-    if (now["frac_reward_zero_std"] or 0) > 0.8:
-        found.append(
-            f"{now['frac_reward_zero_std']:.0%} of the groups are dead: all their answers earn the "
-            "same"
+        warnings.append(f"answers shrank from {before:.0f} to {after:.0f} tokens")
+    if (current["most_said"] or 0) > 0.8 and change("most_said") > 0.2:
+        warnings.append(f"{current['most_said']:.0%} of the answers have the same label")
+    if (current["frac_reward_zero_std"] or 0) > 0.8:
+        warnings.append(
+            f"{current['frac_reward_zero_std']:.0%} of the groups have equal rewards, and so no "
+            "gradient"
         )
-    return found
+    return warnings
 
 
 _WATCHED = (
-    "reward", "rewards/emotion/mean", "completions/mean_length", "most_said",
+    "reward",
+    "rewards/emotion/mean",
+    "completions/mean_length",
+    "most_said",
     "frac_reward_zero_std",
-)  # fmt: skip
+)
 
 
-class Watcher(TrainerCallback):
-    """Writes samples.html every `every` steps and at the end; prints an alarm when it appears."""
+class CompletionLogger(TrainerCallback):
+    """Writes samples.html regularly, and prints new warnings.
+
+    Args:
+        run_dir: The folder of the run.
+        trainer: A GroupTrainer.
+        every: Steps between two pages.
+    """
 
     def __init__(self, run_dir: Path, trainer: Any, every: int) -> None:
         self.run_dir, self.trainer, self.every = run_dir, trainer, every
-        self.sounding: set[str] = set()
+        self.active: set[str] = set()
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        found = alarms(read_log(self.run_dir))
-        # The figures change at every step; the cause is the alarm.
-        causes = {re.sub(r"[\d.%]+", "", text): text for text in found}
-        fresh = [text for cause, text in causes.items() if cause not in self.sounding]
-        self.sounding = set(causes)
-        for text in fresh:
-            print(f"alarm at step {state.global_step}: {text}")
+        # The figures change at every step; warnings are equal if they differ in figures only.
+        warnings = training_warnings(read_log(self.run_dir))
+        causes = {re.sub(r"[\d.%]+", "", text): text for text in warnings}
+        new = [text for cause, text in causes.items() if cause not in self.active]
+        self.active = set(causes)
+        for text in new:
+            print(f"warning at step {state.global_step}: {text}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
@@ -94,10 +109,16 @@ class Watcher(TrainerCallback):
 
 
 def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
-    """samples.html: the groups of the last generation batch, with images, answers and rewards."""
+    """Write samples.html: the groups of the last generation batch with their rewards.
+
+    Args:
+        run_dir: The folder of the run.
+        trainer: A GroupTrainer.
+        step: The current step.
+    """
     judge, faces = trainer.judge, trainer.faces
-    shown = []
-    for group in trainer.groups[:SHOWN]:
+    groups = []
+    for group in trainer.groups[:MAX_FACES]:
         sample = judge.samples[group.index]
         truth = judge.prompt.truth(sample)
         present = [label.au for label in sample.aus or () if label.present]
@@ -113,9 +134,11 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
                 zip(group.texts, group.answers, group.advantages, strict=True)
             )
         ]
-        shown.append(
+        groups.append(
             {
-                "image": _data_url(faces[group.index]["image"]),
+                "image": data_uri(
+                    open_row_image(faces[group.index]["image"]), image_format="PNG", max_side=_SIDE
+                ),
                 "label": join_labels(truth) or "not annotated",
                 "aus": ", ".join(map(facs.name, facs.top_down(present))) or "none",
                 "coded": sample.aus is not None,
@@ -126,17 +149,9 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
     page = html.render(
         "samples.html.j2",
         step=step,
-        groups=shown,
+        groups=groups,
         names=list(trainer.reward_func_names),
-        alarms=alarms(lines),
+        warnings=training_warnings(lines),
         log=lines[-1] if lines else {},
     )
     atomic_write(run_dir / "samples.html", page)
-
-
-def _data_url(stored: Any) -> str:
-    image = open_row_image(stored).convert("RGB")
-    image.thumbnail((192, 192))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -192,7 +192,7 @@ def start_of(settings: Settings) -> Start:
         family=family,
         processor=families.load_processor(family, run),
         prompt=by_id[settings.prompt] if settings.prompt else trained_prompts[0],
-        policy=trained.policy if trained.adapter else settings.policy,
+        policy=trained.trainable if trained.adapter else settings.policy,
         max_length=settings.max_length or trained.max_length,
         crop=trained.crop,
         frames=trained.frames,
@@ -359,7 +359,7 @@ def train(
     """
     from transformers import set_seed
 
-    from vlmface.train.trainer import count
+    from vlmface.train.trainer import num_weights
 
     sft.silence_renamings()
     run_dir = Path(settings.output_dir)
@@ -372,7 +372,7 @@ def train(
     trainer = _trainer(settings, arguments, model, start, rows, judge)
     distributed.check_sharding(trainer)
     trained: Any = trainer.model
-    parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
+    parameters = [(num_weights(p), p.requires_grad) for p in trained.parameters()]
     trainer.train_to_end(run_dir)
     uses_lora = "lora" in start.policy.values()
     sft.save_trained(trainer, start.processor, start.family, start.base_id, uses_lora, run_dir)
@@ -427,9 +427,9 @@ def _trainer(
     """The trainer of a `_model`, with the tower's features if they are cached."""
     from datasets import Dataset
 
-    from vlmface.train.completion_log import Watcher
+    from vlmface.train.completion_log import CompletionLogger
     from vlmface.train.group_trainer import GroupTrainer
-    from vlmface.train.trainer import JsonLines, all_tower_features
+    from vlmface.train.trainer import JsonlLogger, all_tower_features
 
     run_dir = Path(settings.output_dir)
     frozen_tower = start.policy["tower"] == "frozen" and not distributed.sharding()
@@ -444,7 +444,7 @@ def _trainer(
         ),
         processing_class=start.processor,
         peft_config=model[1],
-        callbacks=[JsonLines(run_dir / "log.jsonl", keys=None)],
+        callbacks=[JsonlLogger(run_dir / "log.jsonl", keys=None)],
         family=start.family,
         faces=rows,
         judge=judge,
@@ -454,7 +454,7 @@ def _trainer(
         keep_features=frozen_tower,
         server=_server(start, settings),
     )
-    trainer.add_callback(Watcher(run_dir, trainer, settings.samples_every))
+    trainer.add_callback(CompletionLogger(run_dir, trainer, settings.samples_every))
     if frozen_tower and settings.cache_features and arguments.world_size == 1:
         with trainer.accelerator.autocast():
             trainer.features = all_tower_features(
@@ -484,12 +484,12 @@ def _server(start: Start, settings: Settings) -> Any:
     """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
-    from vlmface.infer.server import NEUTRAL
-    from vlmface.train.vllm_rollout import Server
+    from vlmface.infer.remote import NEUTRAL_SAMPLING
+    from vlmface.train.vllm_rollout import VLLMRolloutServer
 
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
-    sampling = NEUTRAL | {
+    sampling = NEUTRAL_SAMPLING | {
         "temperature": settings.temperature, "top_p": settings.top_p,
         "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
         "logit_bias": {str(image): -100}, "skip_special_tokens": False,
@@ -497,7 +497,7 @@ def _server(start: Start, settings: Settings) -> Any:
     flags = start.family.vllm_flags(
         start.processor, max_length=start.max_length, policy=start.policy
     )
-    return Server(
+    return VLLMRolloutServer(
         settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
         sampling | flags["extra_body"], padding=start.family.padding(start.processor),
     )  # fmt: skip

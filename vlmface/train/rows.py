@@ -91,7 +91,7 @@ def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
     if prompt.reasons and sample.rationale is None:
         if sample.aus is None or sample.emotion is None:
             raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
-        own = rules.seed_of(seed, sample.id)
+        own = rules.sample_seed(seed, sample.id)
         body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
         sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
     try:

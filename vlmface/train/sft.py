@@ -48,7 +48,7 @@ def identity(
     prompts: Sequence[Question],
     base: str | Path,
 ) -> dict[str, Any]:
-    """What must be the same when a run is resumed, besides its settings (`run_dir.begin`).
+    """What must be the same when a run is resumed, besides its settings (`run_dir.start_run`).
 
     Args:
         settings: Of the recipe.
@@ -132,7 +132,7 @@ def train(
     """
     from transformers import set_seed
 
-    from vlmface.train.trainer import count
+    from vlmface.train.trainer import num_weights
 
     silence_renamings()
     if settings.save_steps % settings.logging_steps:
@@ -146,8 +146,8 @@ def train(
     set_seed(settings.seed)
     trainer = _trainer(settings, arguments, model, processor, family, rows)
     trained: Any = trainer.model
-    trainable = sum(count(p) for p in trained.parameters() if p.requires_grad)
-    parameters = sum(count(p) for p in trained.parameters())
+    trainable = sum(num_weights(p) for p in trained.parameters() if p.requires_grad)
+    parameters = sum(num_weights(p) for p in trained.parameters())
     trainer.train_to_end(run_dir)
     save_trained(trainer, processor, family, settings.base, settings.uses_lora, run_dir)
     lines = read_log(run_dir)
@@ -263,7 +263,7 @@ def _trainer(
 ) -> Any:
     """The trainer of a `_model`, with the tower's features if they are cached. Raises UserError if
     it does not train with the processes and the sharding of the launch."""
-    from vlmface.train.trainer import JsonLines, SupervisedTrainer, all_tower_features
+    from vlmface.train.trainer import JsonlLogger, SupervisedTrainer, all_tower_features
 
     caching = settings.cache_features and settings.tower == "frozen" and arguments.world_size == 1
     caching = caching and not sharding()
@@ -274,7 +274,7 @@ def _trainer(
         processing_class=processor,
         data_collator=encode.Collator(processor, family),
         peft_config=model[1],
-        callbacks=[JsonLines(Path(settings.output_dir) / "log.jsonl")],
+        callbacks=[JsonlLogger(Path(settings.output_dir) / "log.jsonl")],
         family=family,
     )
     if caching:
@@ -368,9 +368,9 @@ def write_manifest(
         family=model.family.NAME,
         base={"id": model.base_id, "sha": manifest.weights_sha(model.base)},
         adapter="lora" in model.policy.values(),
-        policy=dict(model.policy),
+        trainable=dict(model.policy),
         quantize=model.quantize,
-        prompts=[manifest.describe(prompt) for prompt in model.prompts],
+        prompts=[manifest.prompt_entry(prompt) for prompt in model.prompts],
         au_set=list(au_set),
         image=model.family.describe_image(model.processor),
         processor=manifest.processor_shas(run_dir),
@@ -382,5 +382,5 @@ def write_manifest(
         generation={"max_new_tokens": settings.max_new_tokens},
         data=dict(data),
         seed=settings.seed,
-        limits=settings.limits or manifest.neutral_limits(settings.data),
+        limits=settings.limits or manifest.default_limitations(settings.data),
     ).save(run_dir)

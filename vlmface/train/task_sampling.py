@@ -1,4 +1,4 @@
-"""Several questions on the same faces: which rows each of them gets."""
+"""Select the training rows of several prompts about the same faces."""
 
 from __future__ import annotations
 
@@ -19,52 +19,73 @@ if TYPE_CHECKING:
 Balance = Literal["none", "tasks", "labels"]
 
 
-def labels_of(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[str | None]]:
-    """For each prompt the label of each row in its space, several as one text, None where it has
-    none."""
-    found: list[list[str | None]] = [[] for _ in prompts]
+def row_labels(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[str | None]]:
+    """The label of each row for each prompt.
+
+    Args:
+        rows: FaceSample rows.
+        prompts: The prompts.
+
+    Returns:
+        A list for each prompt: labels of its space (several as one text), None for a row without.
+    """
+    labels_by_prompt: list[list[str | None]] = [[] for _ in prompts]
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
-        for labels, prompt in zip(found, prompts, strict=True):
+        for labels, prompt in zip(labels_by_prompt, prompts, strict=True):
             labels.append(answers.join_labels(prompt.truth(sample)) or None)
-    return found
+    return labels_by_prompt
 
 
 def check_balance(balance: Balance, prompts: Sequence[Prompt]) -> None:
-    """Raises UserError if labels are to occur equally often that faces have several of."""
-    if balance == "labels" and (asked := [prompt.id for prompt in prompts if prompt.several]):
+    """Check that labels can be balanced.
+
+    Raises:
+        UserError: `balance` is "labels" and a prompt has several labels per face.
+    """
+    if balance == "labels" and (multi_label := [p.id for p in prompts if p.several]):
         raise UserError(
-            f"balance is 'labels', but {', '.join(asked)} asks for several labels of a face, which "
-            "cannot all be made to occur equally often: use tasks or none"
+            f"balance is 'labels', but {', '.join(multi_label)} asks for several labels of a "
+            "face, which cannot all be made equally frequent: use tasks or none"
         )
 
 
-def choose(labels: Sequence[Sequence[str | None]], balance: Balance, seed: int) -> list[np.ndarray]:
-    """For each prompt the rows that it is trained on, as sorted indices.
+def select_rows(
+    labels: Sequence[Sequence[str | None]], balance: Balance, seed: int
+) -> list[np.ndarray]:
+    """Select the rows of each prompt. Deterministic under `seed`.
 
-    "none": every row, also those without a label, which the encoder leaves out and counts. "tasks":
-    each prompt gets as many rows as the one with most labels, rows occurring again where there are
-    too few. "labels": the same, and within each prompt every label occurs equally often, up to
-    one row. Deterministic under `seed`.
+    Args:
+        labels: From `row_labels`.
+        balance: "none": every row, including those without a label, which the encoder skips and
+            counts. "tasks": each prompt gets as many rows as the one with most labels; rows are
+            repeated if there are too few. "labels": in addition, the numbers of rows of a prompt's
+            labels differ by at most one.
+        seed: Of the random choice.
+
+    Returns:
+        Sorted row indices for each prompt.
     """
     if balance == "none":
         return [np.arange(len(words)) for words in labels]
-    chance = np.random.default_rng(seed)
-    known = [np.array([i for i, word in enumerate(words) if word is not None]) for words in labels]
-    size = max(map(len, known))
-    chosen = []
-    for words, rows in zip(labels, known, strict=True):
+    rng = np.random.default_rng(seed)
+    labelled = [
+        np.array([i for i, word in enumerate(words) if word is not None]) for words in labels
+    ]
+    size = max(map(len, labelled))
+    selected = []
+    for words, rows in zip(labels, labelled, strict=True):
         if not len(rows):
-            chosen.append(rows)
+            selected.append(rows)
             continue
         pools = [rows]
         if balance == "labels":
-            of = np.array([words[i] for i in rows])
-            pools = [rows[of == word] for word in sorted(set(of))]
+            row_words = np.array([words[i] for i in rows])
+            pools = [rows[row_words == word] for word in sorted(set(row_words))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]
-        drawn = [draw_evenly(pool, n, chance) for pool, n in zip(pools, counts, strict=True)]
-        chosen.append(np.sort(np.concatenate(drawn)))
-    return chosen
+        drawn = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
+        selected.append(np.sort(np.concatenate(drawn)))
+    return selected
 
 
 def number(rows: datasets.Dataset, index: np.ndarray) -> datasets.Dataset:

@@ -1,9 +1,9 @@
-"""Questions and answers without a picture among the rows: what a model knew of language stays.
+"""Text-only questions and answers among the training rows, so that a model keeps its language
+abilities.
 
-Under ZeRO-3 and FSDP all processes gather the vision tower's weights together, and one whose batch
-has no picture would keep the others waiting for ever. So a row of text carries a blank picture
-behind its answer: causal attention hides it from every supervised token, and the loss is that of
-the text alone.
+Under ZeRO-3 and FSDP all processes gather the vision tower's weights together, and a process whose
+batch has no image would block the others. So a row of text has a blank image after its answer:
+causal attention hides it from every supervised token, and the loss is that of the text alone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,25 @@ from vlmface.families.base import Family
 if TYPE_CHECKING:
     import datasets
 
-_BLANK = (32, 32)  # pixels; families enlarge it to their least size
+_BLANK = (32, 32)  # pixels; families enlarge it to their minimum size
 
 
-def read(path: str | Path) -> list[tuple[str, str]]:
-    """The (question, answer) of each line {"question": ..., "answer": ...}. Raises UserError with
-    the line's number."""
+def read_questions(path: str | Path) -> list[tuple[str, str]]:
+    """Read lines of {"question": ..., "answer": ...}.
+
+    Args:
+        path: A JSONL file.
+
+    Returns:
+        (question, answer) of each line.
+
+    Raises:
+        UserError: A line is not valid, or the file is empty or missing.
+    """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"cannot read text_data {path}: there is no such file")
-    found = []
+        raise UserError(f"cannot read text_data {path}: the file does not exist")
+    questions = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -48,17 +57,30 @@ def read(path: str | Path) -> list[tuple[str, str]]:
             raise UserError(
                 f"{path}, line {number}: half of a \\ud83d\\ude00 pair is not a character"
             )
-        found.append((question, answer))
-    if not found:
+        questions.append((question, answer))
+    if not questions:
         raise UserError(f"{path} holds no line: give question and answer, or set text_data: null")
-    return found
+    return questions
 
 
 def encode_row(
     processor: Any, family: Family, question: str, answer: str, *, max_length: int | None = None
 ) -> dict[str, list[int]]:
-    """What `encode.encode_text` makes of a row, with the tokens of a blank picture of 32 x 32
-    pixels at its end. Raises RefusedError("too_long" | "image_in_text" | "joined")."""
+    """Encode a question and its answer, followed by the tokens of a blank image.
+
+    Args:
+        processor: The model's processor.
+        family: Its family.
+        question: The question.
+        answer: The answer.
+        max_length: Tokens of the row.
+
+    Returns:
+        As `encode.encode_text`.
+
+    Raises:
+        RefusedError: "too_long", "image_in_text" or "joined".
+    """
     messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
     row = encode.encode_text(processor, family, messages, answer)
     start = next(i for i, label in enumerate(row["labels"]) if label != encode.IGNORED)
@@ -104,7 +126,7 @@ def encode_file(
 
     columns: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: Counter[str] = Counter()
-    for question, answer in read(path):
+    for question, answer in read_questions(path):
         try:
             encoded = encode_row(processor, family, question, answer, max_length=max_length)
         except RefusedError as error:

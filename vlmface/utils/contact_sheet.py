@@ -16,7 +16,7 @@ from vlmface.utils import files
 
 TILE = 160  # pixels a side
 TITLE, LINE = 22, 16  # pixels of the caption: its title, each further line
-_MOST_CHARACTERS = 200  # of a caption that are measured
+_MAX_CHARACTERS = 200  # of a caption that are measured
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -82,14 +82,14 @@ def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     differ at their ends."""
     text = " ".join(text.split())
 
-    def shortened(kept: int) -> str:
-        first = kept // 3
-        return text if kept == len(text) else f"{text[:first]}…{text[first - kept :]}"
+    def shortened(length: int) -> str:
+        first = length // 3
+        return text if length == len(text) else f"{text[:first]}…{text[first - length :]}"
 
-    def is_wide(kept: int) -> bool:
-        return font.getlength(shortened(kept)) > TILE - 8
+    def is_wide(length: int) -> bool:
+        return font.getlength(shortened(length)) > TILE - 8
 
-    # No character is narrower than a pixel or so, and each is measured: look at no more than fit.
-    most = len(text) if len(text) <= _MOST_CHARACTERS else _MOST_CHARACTERS
-    kept = bisect.bisect_left(range(1, most + 1), True, key=is_wide)
-    return shortened(kept) if kept else ""
+    # Every character is measured and at least about one pixel wide: more than these cannot fit.
+    most = min(len(text), _MAX_CHARACTERS)
+    length = bisect.bisect_left(range(1, most + 1), True, key=is_wide)
+    return shortened(length) if length else ""

@@ -1,5 +1,4 @@
-"""The processes that a launcher starts for one run: which of them this is, what works in one
-process only, and how all of them end."""
+"""The processes of one run: rank and world size, checks of the launch, and a common exit."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from vlmface.errors import UserError
 from vlmface.utils.extras import missing_extra
 from vlmface.utils.terminal import one_line
 
-HEAD_START = 10.0  # seconds that rank 0 has to print an error which every process raised
+HEAD_START = 10.0  # seconds for rank 0 to print an error that every process raised
 
 
 def world_size() -> int:
@@ -39,6 +38,9 @@ def is_main() -> bool:
 def check_alone(command: str) -> None:
     """Refuse to run `command` in several processes, each of which would do all of the work and
     write the same files.
+
+    Args:
+        command: Its name, for the message.
 
     Raises:
         UserError: If a launcher started more than one process.
@@ -110,7 +112,7 @@ def _print_error(error: UserError) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit without finalising the interpreter, which waits for no thread and cannot abort.
+    """Exit without finalising the interpreter, so without waiting for threads, and without aborts.
 
     Gloo's threads may still hold the tensors of the last collective, and those of a group that DDP
     used outlive the group. To release a tensor they take the interpreter's lock; while Python 3.11
@@ -146,28 +148,34 @@ def _close_process_group() -> None:
 T = TypeVar("T")
 
 
-# How long processes wait for one that renders, cuts out or answers; the default is 10 minutes.
+# For one process to render, crop or evaluate while the others wait; the default is 10 minutes.
 PROCESS_TIMEOUT = timedelta(hours=6)
 
 
-def check_processes(asked: int | None) -> None:
-    """Refuse to train with another number of processes than was asked for.
+def check_processes(required: int | None) -> None:
+    """Refuse to train with another number of processes than the settings require.
 
-    `accelerate launch --cpu --num_processes 2` starts one process and says nothing; the batch would
-    be half of what the settings promise. Raises UserError.
+    `accelerate launch --cpu --num_processes 2` silently starts one process; the batch would be half
+    of that in the settings.
+
+    Args:
+        required: `num_processes` of the settings.
+
+    Raises:
+        UserError: The number differs.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked is not None and world != asked:
+    if required is not None and world != required:
         raise UserError(
-            f"{world} process(es) run, but num_processes is {asked}: start with `accelerate launch "
-            f"--config_file recipes/accelerate/ddp.yaml --num_processes {asked}`, or set "
-            f"--num_processes {world} and mind that the batch is then that much smaller"
+            f"{world} process(es) run, but num_processes is {required}: start with `accelerate "
+            f"launch --config_file recipes/accelerate/ddp.yaml --num_processes {required}`, or set "
+            f"--num_processes {world}, which makes the batch smaller"
         )
-    # accelerate's single-process launcher sets MASTER_ADDR only if it was asked for several.
+    # accelerate's single-process launcher sets MASTER_ADDR only if several were requested.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and "WORLD_SIZE" not in os.environ:
         raise UserError(
-            "accelerate was asked for several processes but started one: on a CPU, launch with "
+            "accelerate started one process instead of several: on a CPU, launch with "
             "`--config_file recipes/accelerate/ddp.yaml`"
         )
 
@@ -183,7 +191,7 @@ def set_cpu_threads() -> None:
 
 
 def sharding() -> str | None:
-    """What `accelerate launch` was told to divide the model with: "DeepSpeed", "FSDP" or None."""
+    """The sharding of `accelerate launch`: "DeepSpeed", "FSDP" or None."""
     for name in ("DeepSpeed", "FSDP"):
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
             return name
@@ -191,23 +199,30 @@ def sharding() -> str | None:
 
 
 def check_sharding(trainer: Any) -> None:
-    """Refuse to train without the sharding that was asked for: accelerate falls back to plain data
-    parallelism without a word, for FSDP on every CPU, for DeepSpeed if ACCELERATE_USE_CPU is set.
+    """Refuse to train without the requested sharding: accelerate silently falls back to data
+    parallelism, for FSDP on every CPU, for DeepSpeed if ACCELERATE_USE_CPU is set.
+
+    Args:
+        trainer: A transformers Trainer.
+
+    Raises:
+        UserError: The trainer does not shard the model.
     """
-    found = {"DeepSpeed": trainer.is_deepspeed_enabled, "FSDP": trainer.is_fsdp_enabled}
-    if (asked := sharding()) and not found[asked]:
+    enabled = {"DeepSpeed": trainer.is_deepspeed_enabled, "FSDP": trainer.is_fsdp_enabled}
+    if (requested := sharding()) and not enabled[requested]:
         raise UserError(
-            f"accelerate was asked for {asked}, but would train without it on this machine: "
+            f"accelerate was launched with {requested}, but would train without it here: "
             "FSDP needs GPUs (on a CPU take ddp.yaml or zero3.yaml), DeepSpeed on a CPU needs "
             "ACCELERATE_USE_CPU unset"
         )
 
 
 def disable_deepspeed_shm() -> None:
-    """Keep DeepSpeed from compiling its shared-memory all-reduce: before the first process group.
+    """Prevent DeepSpeed from compiling its shared-memory all-reduce. Call before the first process
+    group is created.
 
-    On a CPU it would do so at the first start, for minutes and with a compiler that not every
-    machine has; gloo sums the same numbers.
+    On a CPU it would do so at the first start, which takes minutes and requires a compiler; gloo
+    computes the same sums.
     """
     import torch
 
@@ -264,7 +279,8 @@ def on_main(work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others do: they find the files that it made."""
+    """The main process runs the block before the others, which can then read the files that it
+    wrote."""
     if not is_main():
         wait_for_everyone()
     yield

@@ -15,7 +15,12 @@ def cache_dir() -> Path:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write `content` to a temporary name beside `path`, then rename: never a half-written file."""
+    """Write a file so that it is never incomplete: to a temporary name, which is then renamed.
+
+    Args:
+        path: The file; its folder is created.
+        content: Text is encoded as UTF-8.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -33,7 +38,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 
 def without_surrogates(text: str) -> str:
-    """The text as UTF-8 can hold it: pairs of surrogates joined, lone ones replaced by U+FFFD."""
+    """Text that can be encoded as UTF-8: surrogate pairs joined, lone ones replaced by U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -48,10 +48,10 @@ class Hosts:
                     f"--allowed_hosts has {name!r}: give names without scheme, port and path, such "
                     "as faces.example.org"
                 )
-        more = frozenset(name.lower().rstrip(".") for name in allowed)
+        extra_names = frozenset(name.lower().rstrip(".") for name in allowed)
         everywhere = listening in _EVERY_ADDRESS
         served = socket.gethostname() if everywhere else listening
-        return cls(frozenset((*LOOPBACK, served.lower(), *more)), everywhere, more)
+        return cls(frozenset((*LOOPBACK, served.lower(), *extra_names)), everywhere, extra_names)
 
     def problem(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Why a request with these ASGI headers is refused, None if it is not."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 MAX_SIDE = 384  # pixels; larger faces are reduced before they go into the page
@@ -47,15 +44,6 @@ def render(
 def stamp(when: datetime | None = None) -> str:
     """When a page was made, or what it shows: now, unless it is said."""
     return f"{when or datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def data_uri(image: Image.Image) -> str:
-    """The picture as an inline JPEG at its own size, reduced if a side exceeds MAX_SIDE."""
-    picture = image.convert("RGB")
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _percent(value: float | None) -> str:

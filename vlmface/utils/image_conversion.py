@@ -64,15 +64,14 @@ def as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         raise _unreadable("the picture", error) from error
 
 
-def listed(pictures: Any) -> tuple[list[Any], bool]:
+def as_inputs(pictures: Any) -> tuple[list[Any], bool]:
     """(the pictures as a list, whether it was one picture by itself). An array of four dimensions
     is several pictures. Raises UserError for what is neither a picture nor an iterable of them."""
     if is_array(pictures):
         return (list(pictures), False) if pictures.ndim == 4 else ([pictures], True)
-    if (
-        isinstance(pictures, Image.Image | str | os.PathLike | bytes | bytearray | memoryview)
-        or callable(getattr(pictures, "read", None))
-    ):  # fmt: skip
+    if isinstance(
+        pictures, Image.Image | str | os.PathLike | bytes | bytearray | memoryview
+    ) or callable(getattr(pictures, "read", None)):
         return [pictures], True
     if isinstance(pictures, Iterable) and not isinstance(pictures, Mapping | set | frozenset):
         return list(pictures), False

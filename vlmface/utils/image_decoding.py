@@ -1,4 +1,4 @@
-"""Decode any image file that a user may have to upright 8-bit RGB."""
+"""Decode image files to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def opened(
             image = closing.enter_context(Image.open(file, formats=_FORMATS))
         except Image.DecompressionBombError as error:
             # Pillow's own limit (about 179 MP) strikes before it hands over the size.
-            found = re.search(r"(\d+) pixels", str(error))
-            raise _too_large(name, int(found[1]) if found else 0, max_pixels) from None
+            match = re.search(r"(\d+) pixels", str(error))
+            raise _too_large(name, int(match[1]) if match else 0, max_pixels) from None
         except Image.UnidentifiedImageError:
             raise UserError(f"{name} {_what_is_it(source)}") from None
         except Exception as error:  # in a header as in the pixels

@@ -1,4 +1,4 @@
-"""Refuse pictures that cost far more to read than their pixels, by what their headers declare.
+"""Reject images that cost far more to read than their pixels, by their headers.
 
 A few kilobytes can claim gigabytes of tags, thousands of scans or a million chunks, on each of
 which an image library spends time and memory before any limit on pixels applies. `check` walks the
@@ -33,8 +33,22 @@ MAX_SLOW = 2_000_000  # pixels and bytes of formats that Pillow decodes in Pytho
 # Of TIFF: none, CCITT, LZW, JPEG, deflate (two codes), PackBits. Others, such as LZMA, may take
 # gigabytes for their dictionaries.
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
-               16: 8}  # fmt: skip
+_TIFF_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+}
 _WIDTH, _HEIGHT, _COMPRESSION, _ORIENTATION = 256, 257, 259, 274
 _STRIPS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = (273, 279), 322, 323, (324, 325)
 _SUBDIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
@@ -91,8 +105,8 @@ def _refuse(name: str, cause: str) -> NoReturn:
     )
 
 
-def _limit(name: str, what: str, found: int, limit: int) -> None:
-    if found > limit:
+def _limit(name: str, what: str, count: int, limit: int) -> None:
+    if count > limit:
         _refuse(name, f"it has more than {limit:,} {what}")
 
 
@@ -185,7 +199,7 @@ class _Directory:
 
     def read(self, start: int) -> None:
         """Add the tags of the directory that starts there, as far as they are in the file: Pillow
-        goes on with those before a damage. Raises UserError."""
+        continues with those before damaged ones. Raises UserError."""
         with contextlib.suppress(OverflowError, struct.error):
             self._read(start)
 
@@ -231,10 +245,10 @@ def orientation_of(exif: bytes) -> int | None:
     directory = _Directory(exif, "EXIF")
     try:
         directory.read(directory.first())
-        found = directory.value(_ORIENTATION)
+        orientation = directory.value(_ORIENTATION)
     except (IndexError, struct.error, KeyError, UserError):
         return None
-    return found if 1 <= found <= 8 else None
+    return orientation if 1 <= orientation <= 8 else None
 
 
 def _check_exif(exif: bytes, name: str) -> None:
@@ -258,8 +272,9 @@ def _tiff(data: Data, name: str) -> None:
     compression = directory.value(_COMPRESSION, 1)
     if compression not in _TIFF_COMPRESSIONS:
         _refuse(name, f"its TIFF compression, {compression}, is not one of those read here")
-    strips = max((directory.tags[tag][1] for tag in (*_STRIPS, *_TILES) if tag in directory.tags),
-                 default=0)  # fmt: skip
+    strips = max(
+        (directory.tags[tag][1] for tag in (*_STRIPS, *_TILES) if tag in directory.tags), default=0
+    )
     _limit(name, "strips or tiles", strips, MAX_STRIPS)
     pixels = directory.value(_WIDTH) * directory.value(_HEIGHT)
     tile = directory.value(_TILE_WIDTH) * directory.value(_TILE_HEIGHT)
@@ -420,6 +435,13 @@ def _limit_slow(name: str, what: str, pixels: int, size: int) -> None:
 
 
 _WALKS: dict[str, Callable[[Data, str], bytes | None]] = {
-    "JPEG": _jpeg, "PNG": _png, "GIF": _gif, "WEBP": _webp, "TIFF": _tiff, "AVIF": _avif,
-    "JPEG2000": _jpeg2000, "BMP": _bmp, "PPM": _ppm,
-}  # fmt: skip
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "GIF": _gif,
+    "WEBP": _webp,
+    "TIFF": _tiff,
+    "AVIF": _avif,
+    "JPEG2000": _jpeg2000,
+    "BMP": _bmp,
+    "PPM": _ppm,
+}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from PIL import Image
 
@@ -15,9 +17,28 @@ from vlmface.utils.image_decoding import MAX_PIXELS, UNNAMED, decode, opened
 
 # Names of image files, in any letter case: in folders, data sets and archives alike.
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp",
-    ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".jif",
+    ".pjpeg",
+    ".pjp",
+    ".png",
+    ".apng",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".j2k",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
 
 
 def open_image(source: str | Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
@@ -62,11 +83,11 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     A file that is named explicitly is kept whatever its suffix, `open_image` judges it. Raises
     UserError if a path does not exist, a folder holds no image, or nothing was given.
     """
-    found: list[Path] = []
+    image_paths: list[Path] = []
     for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
         if not path.is_dir():
             _check_is_file(path, f"'{path}'")
-            found.append(path)
+            image_paths.append(path)
             continue
         files = [
             file
@@ -87,10 +108,10 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
                 f"folder '{path}' holds no image (files of other kinds: {len(files)}): "
                 f"put images in it ({' '.join(SUFFIXES)}), or give another folder"
             )
-        found += images
-    if not found:
+        image_paths += images
+    if not image_paths:
         raise UserError("no images were given: name at least one image file or folder")
-    return found
+    return image_paths
 
 
 def _checked_name(source: str | Path | bytes) -> str:
@@ -113,14 +134,41 @@ def _check_is_file(path: Path, name: str) -> None:
 Size = tuple[int, int]  # width, height in pixels
 
 
-ImageOrImages: TypeAlias = "Image.Image | Sequence[Image.Image]"  # what a model is shown of a row
+ImageOrImages: TypeAlias = "Image.Image | Sequence[Image.Image]"  # the model's input of one row
 
 
-def as_list(shown: ImageOrImages) -> list[Image.Image]:
-    """The pictures of what a model is shown: of one, the list of it."""
-    return list(shown) if isinstance(shown, list | tuple) else [shown]  # type: ignore[list-item]
+def as_list(images: ImageOrImages) -> list[Image.Image]:
+    """One image or several as a list."""
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
 
 
-def sizes_of(shown: ImageOrImages) -> list[Size]:
-    """(width, height) of each picture."""
-    return [picture.size for picture in as_list(shown)]
+def sizes_of(images: ImageOrImages) -> list[Size]:
+    """(width, height) of each image."""
+    return [image.size for image in as_list(images)]
+
+
+def data_uri(
+    image: Image.Image,
+    *,
+    image_format: Literal["JPEG", "PNG"] = "JPEG",
+    max_side: int | None = None,
+    quality: int = 90,
+) -> str:
+    """Encode an image as a data URI.
+
+    Args:
+        image: Its pixels only are encoded, without metadata such as place and time.
+        image_format: PNG is lossless.
+        max_side: Larger images are reduced to it, in pixels.
+        quality: Of a JPEG.
+
+    Returns:
+        "data:image/...;base64,...".
+    """
+    rgb = image.convert("RGB")
+    if max_side is not None:
+        rgb.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    rgb.save(buffer, image_format, quality=quality)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{image_format.lower()};base64,{content}"

@@ -1,4 +1,4 @@
-"""Decode the pictures of strangers in processes of their own, with limits on memory and time.
+"""Decode untrusted images in worker processes, with limits on memory and time.
 
 A decoder cannot be interrupted in a thread, and some files make it run for minutes or take
 gigabytes. Here each of a few threads owns a worker process, which limits itself: it ends when a
@@ -39,7 +39,7 @@ _REQUEST = struct.Struct(">QIQ")  # limit on pixels, bytes of the name, bytes of
 _REPLY = struct.Struct(">?II")  # decoded; width, height, or 0 and the length of a message
 
 _threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="decoding")
-_own = threading.local()
+_thread_state = threading.local()
 _workers: set[Worker] = set()
 
 
@@ -66,12 +66,12 @@ def close() -> None:
 
 
 def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
-    worker: Worker | None = getattr(_own, "worker", None)
+    worker: Worker | None = getattr(_thread_state, "worker", None)
     if worker is not None and not worker.alive:
         worker.kill()
         worker = None
     if worker is None:
-        worker = _own.worker = Worker()
+        worker = _thread_state.worker = Worker()
     try:
         return worker.decode(content, name, max_pixels)
     except (EOFError, OSError):  # it ended, or did not answer
@@ -92,14 +92,18 @@ class Worker:
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c",
-                 f"from vlmface.utils.isolated import serve; serve({other.fileno()})"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    f"from vlmface.utils.isolated import serve; serve({other.fileno()})",
+                ],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # libtiff and others write there what files hold
                 env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
         _workers.add(self)
 
     @property
@@ -165,8 +169,8 @@ def _rows(width: int) -> int:
 
 def _strips(width: int, height: int) -> list[int]:
     """The rows of each strip."""
-    whole, rest = divmod(height, _rows(width))
-    return [_rows(width)] * whole + [rest] * (rest > 0)
+    full, remainder = divmod(height, _rows(width))
+    return [_rows(width)] * full + [remainder] * (remainder > 0)
 
 
 # --- the worker process ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A file of finished answers, one JSON object a line: what a killed build goes on from."""
+"""An append-only JSONL store used to resume interrupted jobs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from vlmface.utils import lock
 
 
 class Journal:
-    """`records` maps ids to what is finished. A record is in the file as soon as `add` returns; a
-    last line that a kill has cut off is dropped, so that its id counts as not done."""
+    """A file of finished records. A record is in the file as soon as `add` returns; an incomplete
+    last line is deleted, so that its job is repeated.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        records: {id: record}.
+
+    Raises:
+        UserError: Another process writes to the file, or it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError if another process writes to the file, or if it is damaged."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock.hold(path))
             self.file = stack.enter_context(path.open("a+", encoding="utf-8"))
@@ -26,23 +35,23 @@ class Journal:
     def _read(self, path: Path) -> dict[str, dict[str, Any]]:
         self.file.seek(0)
         text = self.file.read()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.file.truncate(len(whole.encode()))
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:
+            self.file.truncate(len(complete.encode()))
         records: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(complete.splitlines(), 1):
             try:
                 record = json.loads(line)
                 records[record["id"]] = record
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    f"{path} line {number} is damaged ({error}): take the line out, its face will "
-                    "be asked about again"
+                    f"{path} line {number} is damaged ({error}): delete the line, and its face is "
+                    "processed again"
                 ) from error
         return records
 
     def add(self, record: dict[str, Any]) -> None:
-        """Write a record, which has an `id`."""
+        """Append a record, which has an `id`."""
         self.file.write(json.dumps(record) + "\n")  # ASCII: a model may write lone surrogates
         self.file.flush()
         self.records[record["id"]] = record

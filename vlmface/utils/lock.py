@@ -41,7 +41,7 @@ def hold(folder: str | Path) -> Iterator[None]:
     """
     target = Path(folder).resolve()
     path = target.with_name(f".{target.name}.lock")
-    made = [parent for parent in path.parents if not parent.exists()]
+    created_folders = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(path, folder)
@@ -58,7 +58,7 @@ def hold(folder: str | Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
         _held.discard(descriptor)
         os.close(descriptor)
-        for parent in made:
+        for parent in created_folders:
             with contextlib.suppress(OSError):  # no longer empty
                 parent.rmdir()
 

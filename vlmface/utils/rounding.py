@@ -1,11 +1,11 @@
-"""How far apart two correct computations of one model are, measured on that model.
+"""Measure how much the outputs of a model depend on the order of floating-point sums.
 
 Floating-point sums depend on their order. How much that moves a log-probability depends on the
 model: its depth, width, the size of its logits, its precision. An absolute bound is therefore
-wrong for some of them: 1e-4 refuses correct merges of a language model of 135 million parameters,
-whose logits go up to 40, and lets a small model pass whose adapter has half its strength. So the
-model is run once more on the same inputs with its sums in another order, and what is compared may
-differ by a small multiple of what that changed. It costs one more pass, in any precision.
+wrong for some models: 1e-4 rejects correct merges of a language model of 135 million parameters,
+whose logits go up to 40, and accepts a small model whose adapter has half its strength. So the
+model is run a second time on the same inputs with its sums in another order, and the tolerance of a
+comparison is a small multiple of that change. This costs one more pass, in any precision.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from vlmface.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# What two computations may differ by, in units of what another order of summation changes. Merging
-# an adapter changes 0.8 to 1.1 of it (mean square) in a language model of 135 million parameters;
+# Tolerances as multiples of the change that another order of summation causes. Merging an adapter
+# changes 0.8 to 1.1 of it (mean square) in a language model of 135 million parameters;
 # the largest of many differences varies more.
 ALLOWED, ALLOWED_LARGEST = 3.0, 5.0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of log-probabilities, in nats: root mean square, and the largest."""
+    """The difference of log-probabilities in nats: root mean square, and the largest."""
 
     rms: float
     largest: float
 
     def within(self, level: Difference) -> bool:
-        """Whether rounding of this `level` explains the difference; NaN is never explained."""
+        """Whether rounding of this `level` explains the difference; never for NaN."""
         usual = self.rms <= ALLOWED * level.rms
         return usual and self.largest <= ALLOWED_LARGEST * level.largest
 
@@ -44,7 +44,7 @@ class Difference:
 
 
 def difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> Difference:
-    """Of the distributions that two lists of logits, (tokens, vocabulary) each, stand for."""
+    """The difference of the distributions of two lists of logits, (tokens, vocabulary) each."""
     total, count, largest = 0.0, 0, 0.0
     for x, y in zip(a, b, strict=True):
         gap = (x.log_softmax(-1) - y.log_softmax(-1)).abs()
@@ -57,16 +57,30 @@ def difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> Differen
 def level(
     logits: Sequence[torch.Tensor], reordered_logits: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> Difference:
-    """What another order of summation changes; at least the rounding of the largest logit."""
+    """The change by another order of summation; at least the rounding of the largest logit.
+
+    Args:
+        logits: Of the model.
+        reordered_logits: Computed under `reordered`.
+        dtype: Of the computation.
+    """
     import torch
 
-    found = difference(logits, reordered_logits)
+    change = difference(logits, reordered_logits)
     least = torch.finfo(dtype).eps * max(float(x.abs().max()) for x in logits)
-    return Difference(max(found.rms, least), max(found.largest, least))
+    return Difference(max(change.rms, least), max(change.largest, least))
 
 
 def check_finite(logits: Sequence[torch.Tensor], what: str) -> None:
-    """Raises UserError if a logit is NaN or infinite: nothing could be compared with it."""
+    """Check logits before a comparison.
+
+    Args:
+        logits: Of a model.
+        what: The model, for the message.
+
+    Raises:
+        UserError: A logit is NaN or infinite.
+    """
     bad = sum(int((~x.isfinite()).sum()) for x in logits)
     if bad:
         raise UserError(
@@ -78,8 +92,8 @@ def check_finite(logits: Sequence[torch.Tensor], what: str) -> None:
 
 @contextlib.contextmanager
 def reordered(model: Any) -> Iterator[None]:
-    """Meanwhile every linear layer adds up its inputs in two halves, and rounds its output to one
-    of the two nearest numbers by chance (from a fixed seed), as another implementation would."""
+    """Inside the block, every linear layer sums its inputs in two halves, and rounds its output to
+    one of the two nearest numbers at random (with a fixed seed), like another implementation."""
     import torch
 
     generator = torch.Generator(model.device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, however that one ends."""
+"""Child processes that end with their parent, even if that is killed."""
 
 from __future__ import annotations
 

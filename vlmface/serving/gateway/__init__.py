@@ -1,9 +1,9 @@
-"""`vlmface gateway`: a model that reads faces, behind HTTP. `pip install 'vlmface[gateway]'`.
+"""`vlmface gateway`: an HTTP server in front of a model. `pip install 'vlmface[gateway]'`.
 
-settings, refusals    what may be set; what is refused, with which status
-limits                keys, rates, how much is at work at once
-intake                a body becomes an `Asked`: bounded, in memory, checked
-analysis              a picture and what is asked of it become reports
-observe               request ids, logs, metrics; nothing of a picture or an answer in them
-app, command          the routes and their OpenAPI; the server and its end
+settings, http_errors   the limits; error reasons and their HTTP status codes
+limits                  API keys, rate limits, requests in flight
+request_parsing         a body becomes an `AnalyzeRequest`: limited, checked, in memory only
+inference               an `AnalyzeRequest` becomes reports
+observability           request ids, logs, metrics; they contain nothing of pictures or answers
+app, command            the routes and their OpenAPI; the server and its shutdown
 """

@@ -1,4 +1,4 @@
-"""What is not done, and the status it is answered with."""
+"""Error reasons and their HTTP status codes."""
 
 from __future__ import annotations
 
@@ -21,31 +21,38 @@ STATUS = {
     "model": 422,
     "rate": 429,
     "busy": 429,
-    "gone": 499,  # the client hung up: nobody reads this
+    "gone": 499,  # the client has disconnected: this is only logged
     "crash": 500,
     "upstream": 502,
     "no_answer": 503,
     "draining": 503,
     "timeout": 504,
 }
-MEANING = {
-    400: "The request is not what the schema says.",
+DESCRIPTIONS = {
+    400: "The request does not match the schema.",
     401: "The key is missing or wrong.",
-    403: "The Host or Origin header is not of this server.",
+    403: "The Host or Origin header does not belong to this server.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is neither multipart/form-data nor application/json.",
     422: "The picture, a box or a task cannot be used, for the reason given.",
-    429: "Too many requests, of this client or of all: come back after Retry-After seconds.",
-    500: "A fault of the gateway. Its log has more under the request's id.",
-    502: "The model's server does not answer as it should.",
-    503: "No answer now: the gateway stops, or the model's server gave none.",
+    429: "Too many requests, of this client or in total: retry after Retry-After seconds.",
+    500: "An internal error. The gateway's log has details under the request's id.",
+    502: "The model's server returned an unusable reply.",
+    503: "No answer now: the gateway is shutting down, or the model's server gave none.",
     504: "The model took too long.",
 }
 
 
-class Refusal(Exception):  # noqa: N818 (not always an error: a gateway may be busy)
-    """An answer that is no analysis. `reason` is one of STATUS, the message is for the client."""
+class RequestError(Exception):
+    """An error response.
+
+    Args:
+        reason: A key of STATUS.
+        message: Cause and fix, for the client.
+        retry_after_s: The Retry-After header.
+        close: Whether the connection is closed.
+    """
 
     def __init__(
         self, reason: str, message: str, *, retry_after_s: int | None = None, close: bool = False
@@ -56,11 +63,11 @@ class Refusal(Exception):  # noqa: N818 (not always an error: a gateway may be b
 
     @property
     def headers(self) -> Mapping[str, str]:
-        found = {}
+        headers = {}
         if self.retry_after_s is not None:
-            found["Retry-After"] = str(self.retry_after_s)
+            headers["Retry-After"] = str(self.retry_after_s)
         if self.status == 401:
-            found["WWW-Authenticate"] = "Bearer"
+            headers["WWW-Authenticate"] = "Bearer"
         if self.close:
-            found["Connection"] = "close"
-        return found
+            headers["Connection"] = "close"
+        return headers

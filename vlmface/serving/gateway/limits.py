@@ -1,4 +1,4 @@
-"""Who may ask, how often, and how much is at work at once."""
+"""API keys, rate limits, and limits on the requests in flight."""
 
 from __future__ import annotations
 
@@ -11,70 +11,84 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
-from vlmface.serving.gateway.http_errors import Refusal
+from vlmface.serving.gateway.http_errors import RequestError
 from vlmface.serving.gateway.settings import Settings
 
-MOST_CLIENTS = 10_000  # whose rates are remembered
-READING = 2  # bodies that may be arriving, times the requests that may be answered at once
-PICTURES = 8  # of the largest size that may be in memory, or more that are smaller
-BUSY_S = 1  # to come back after
+MAX_CLIENTS = 10_000  # whose rates are stored
+BODIES_PER_SLOT = 2  # bodies that may be arriving, for each request that may be answered at once
+PICTURES_IN_MEMORY = 8  # of the largest size, or more that are smaller
+RETRY_AFTER_S = 1
 
 
-class Keys:
-    """Which of the keys a request has; compared in a time that tells nothing about them."""
+class ApiKeys:
+    """Compares a request's key with the valid ones, in a time that does not depend on them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
     def check(self, authorization: str | None) -> int | None:
-        """The number of the key in an `Authorization: Bearer KEY` header; None if no keys are
-        needed. Raises Refusal."""
+        """Check an `Authorization: Bearer KEY` header.
+
+        Returns:
+            The index of the key; None if no keys are configured.
+
+        Raises:
+            RequestError: The header is missing or has another key.
+        """
         if not self._digests:
             return None
         scheme, _, key = (authorization or "").partition(" ")
-        given = _digest(key.strip())
-        same = [hmac.compare_digest(given, known) for known in self._digests]
-        if scheme.lower() != "bearer" or not any(same):
-            what = "there is none" if authorization is None else "it is not one of them"
-            raise Refusal(
+        digest = _digest(key.strip())
+        matches = [hmac.compare_digest(digest, valid) for valid in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            cause = "it is missing" if authorization is None else "this one is not valid"
+            raise RequestError(
                 "unauthorized",
-                f"a key is needed, {what}: send the header Authorization: Bearer KEY",
+                f"a key is required, and {cause}: send the header Authorization: Bearer KEY",
             )
-        return same.index(True)
+        return matches.index(True)
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-class Rate:
-    """`rate` requests a minute for each client, all at once or spread (a token bucket)."""
+class RateLimiter:
+    """A token bucket per client: `rate` requests a minute, at once or spread."""
 
     def __init__(
-        self, rate: float, most: int = MOST_CLIENTS, clock: Callable[[], float] = time.monotonic
+        self,
+        rate: float,
+        max_clients: int = MAX_CLIENTS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.rate, self.most, self._clock = rate, most, clock
-        self._known: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, when
+        self.rate, self.max_clients, self._clock = rate, max_clients, clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, time
 
     def check(self, client: str) -> None:
-        """Raises Refusal if the client has asked too often."""
+        """Count a request. Raises RequestError if the client has exceeded the rate."""
         now = self._clock()
-        tokens, when = self._known.pop(client, (self.rate, now))
-        tokens = min(self.rate, tokens + (now - when) * self.rate / 60)
-        served = tokens >= 1
-        self._known[client] = (tokens - served, now)
-        if len(self._known) > self.most:
-            self._known.popitem(last=False)
-        if not served:
-            raise Refusal(
+        tokens, updated = self._buckets.pop(client, (self.rate, now))
+        tokens = min(self.rate, tokens + (now - updated) * self.rate / 60)
+        is_allowed = tokens >= 1
+        self._buckets[client] = (tokens - is_allowed, now)
+        if len(self._buckets) > self.max_clients:
+            self._buckets.popitem(last=False)
+        if not is_allowed:
+            raise RequestError(
                 "rate",
-                f"you have asked more than {self.rate:g} times a minute: ask more slowly",
+                f"the limit is {self.rate:g} requests a minute: send them more slowly",
                 retry_after_s=math.ceil((1 - tokens) * 60 / self.rate),
             )
 
 
-def client_of(host: str | None, key: int | None) -> str:
-    """Whom a rate is counted for. An IPv6 client has a whole network of addresses."""
+def rate_limit_key(host: str | None, key: int | None) -> str:
+    """The client for which requests are counted.
+
+    Args:
+        host: The client's address. IPv6 addresses are grouped by /64.
+        key: The index of its API key, which takes precedence.
+    """
     if key is not None:
         return f"key {key}"
     try:
@@ -87,37 +101,55 @@ def client_of(host: str | None, key: int | None) -> str:
     return str(address)
 
 
-class Load:
-    """How much is at work. For one event loop."""
+class InFlightLimits:
+    """Counts what is in flight, on one event loop.
+
+    Attributes:
+        in_flight: {"reading": bodies that are arriving, "answering": requests that wait for their
+            answer, "pixels": of the pictures in memory}.
+        draining: Whether new requests are rejected, since the gateway is shutting down.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._most = {
-            "reading": READING * settings.max_in_flight,
+        self._limits = {
+            "reading": BODIES_PER_SLOT * settings.max_in_flight,
             "answering": settings.max_in_flight,
-            "pixels": PICTURES * settings.max_pixels,
+            "pixels": PICTURES_IN_MEMORY * settings.max_pixels,
         }
-        self.at_work = dict.fromkeys(self._most, 0)
+        self.in_flight = dict.fromkeys(self._limits, 0)
         self.draining = False
 
     @property
     def idle(self) -> bool:
-        return not any(self.at_work.values())
+        return not any(self.in_flight.values())
 
     @contextlib.contextmanager
-    def taking(self, what: str, much: int = 1) -> Iterator[None]:
-        """Raises Refusal at once instead of waiting for others to finish."""
-        if self.draining and what == "reading":
+    def acquire(self, resource: str, amount: int = 1) -> Iterator[None]:
+        """Use a part of a limit until the block ends.
+
+        Args:
+            resource: A key of `in_flight`.
+            amount: How much of it.
+
+        Raises:
+            RequestError: At once, if the limit is reached or the gateway is shutting down.
+        """
+        if self.draining and resource == "reading":
             # The connection stays open: closed before the body has arrived, it would be reset, and
-            # the client might not see this.
-            raise Refusal("draining", "the gateway stops: ask another one", retry_after_s=BUSY_S)
-        if self.at_work[what] + much > self._most[what]:
-            raise busy()
-        self.at_work[what] += much
+            # the client might not receive this response.
+            raise RequestError(
+                "draining", "the gateway is shutting down: retry", retry_after_s=RETRY_AFTER_S
+            )
+        if self.in_flight[resource] + amount > self._limits[resource]:
+            raise busy_error()
+        self.in_flight[resource] += amount
         try:
             yield
         finally:
-            self.at_work[what] -= much
+            self.in_flight[resource] -= amount
 
 
-def busy() -> Refusal:
-    return Refusal("busy", "too many requests are at work: come back", retry_after_s=BUSY_S)
+def busy_error() -> RequestError:
+    return RequestError(
+        "busy", "too many requests are in flight: retry later", retry_after_s=RETRY_AFTER_S
+    )

@@ -1,4 +1,5 @@
-"""Request ids, a log line a request, metrics: counts and times, nothing of pictures or answers."""
+"""Request ids, one log line per request, and metrics. They contain counts and times only, nothing
+of pictures or answers."""
 
 from __future__ import annotations
 
@@ -17,75 +18,78 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlmface.serving.gateway.http_errors import Refusal
-from vlmface.serving.gateway.limits import Load
+from vlmface.serving.gateway.http_errors import RequestError
+from vlmface.serving.gateway.limits import InFlightLimits
 from vlmface.utils.hosts import Hosts
 
 LOGGER = logging.getLogger("vlmface.serving.gateway")
-ID = "[A-Za-z0-9._-]{1,64}"
-BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # s
+REQUEST_ID_PATTERN = "[A-Za-z0-9._-]{1,64}"
+LATENCY_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # s
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE")
+_GAUGES = {
+    "reading": "Requests whose body is arriving",
+    "answering": "Requests that wait for their answer",
+    "pixels": "Pixels of the pictures in memory",
+}
 
 
 @dataclass
-class Record:
-    """What is known of a request while it is answered."""
+class RequestRecord:
+    """What is logged and counted for a request. `size`: bytes of its body that were read."""
 
     request_id: str
     route: str
     method: str
-    began: float = field(default_factory=time.perf_counter)
+    start_time: float = field(default_factory=time.perf_counter)
     reason: str | None = None
     faces: int = 0
-    size: int = 0  # bytes of its body that were read
+    size: int = 0
     status: int = 0
 
     @property
-    def seconds(self) -> float:
-        return round(time.perf_counter() - self.began, 4)
+    def latency_s(self) -> float:
+        return round(time.perf_counter() - self.start_time, 4)
 
 
-def record_of(scope: Scope) -> Record:
-    found = scope["vlmface"]
-    assert isinstance(found, Record)
-    return found
+def record_of(scope: Scope) -> RequestRecord:
+    """The record of the request with this ASGI scope."""
+    record = scope["vlmface"]
+    assert isinstance(record, RequestRecord)
+    return record
 
 
 class Metrics:
-    """Prometheus' counts of one gateway."""
+    """The Prometheus metrics of one gateway."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, limits: InFlightLimits) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._of(
+        self.requests = self._metric(
             Counter, "requests", "Requests by route and status", "route", "status"
         )
-        self.seconds = self._of(
-            Histogram, "request_seconds", "Time to answer", "route", buckets=BUCKETS
+        self.seconds = self._metric(
+            Histogram, "request_seconds", "Time to answer", "route", buckets=LATENCY_BUCKETS
         )
-        self.faces = self._of(Counter, "faces", "Faces that were reported on")
-        self.rejected = self._of(Counter, "rejected", "Requests without an answer", "reason")
-        for name in load.at_work:
-            gauge = self._of(Gauge, name, {
-                "reading": "Requests whose body is arriving",
-                "answering": "Requests that wait for their answer",
-                "pixels": "Pixels of the pictures in memory",
-            }[name])  # fmt: skip
-            gauge.set_function(lambda name=name: load.at_work[name])
+        self.faces = self._metric(Counter, "faces", "Faces that were reported on")
+        self.rejected = self._metric(Counter, "rejected", "Requests without an answer", "reason")
+        for name in limits.in_flight:
+            gauge = self._metric(Gauge, name, _GAUGES[name])
+            gauge.set_function(lambda name=name: limits.in_flight[name])
 
-    def _of(self, kind: Any, name: str, text: str, *labels: str, **how: Any) -> Any:
-        return kind(f"vlmface_gateway_{name}", text, labels, registry=self.registry, **how)
+    def _metric(self, kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
+        return kind(f"vlmface_gateway_{name}", text, labels, registry=self.registry, **options)
 
-    def count(self, record: Record) -> None:
+    def count(self, record: RequestRecord) -> None:
         self.requests.labels(record.route, str(record.status)).inc()
-        self.seconds.labels(record.route).observe(record.seconds)
+        self.seconds.labels(record.route).observe(record.latency_s)
         self.faces.inc(record.faces)
         if record.reason:
             self.rejected.labels(record.reason).inc()
 
 
-class Observed:
-    """Wraps an app: every request has an id, is logged and counted, and is answered whatever
-    happens."""
+class ObservabilityMiddleware:
+    """ASGI middleware: gives every request an id, logs and counts it, checks its Host and Origin
+    headers, and answers it even if the app raises."""
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], hosts: Hosts | None
@@ -97,98 +101,113 @@ class Observed:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        record = Record(uuid.uuid4().hex, path if path in self.routes else "other", scope["method"])
+        route = path if path in self.routes else "other"
+        record = RequestRecord(uuid.uuid4().hex, route, scope["method"])
         scope["vlmface"] = record
 
-        async def receiving() -> Message:
+        async def counting_receive() -> Message:
             message = await receive()
             record.size += len(message.get("body", b""))
             return message
 
-        async def sending(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                added = {**_HEADERS, "X-Request-ID": record.request_id}
+                headers = {**_HEADERS, "X-Request-ID": record.request_id}
                 message["headers"] = [
                     *message["headers"],
-                    *((name.encode(), value.encode()) for name, value in added.items()),
+                    *((name.encode(), value.encode()) for name, value in headers.items()),
                 ]
             await send(message)
 
         try:
-            try:
-                record.request_id = _own_id(scope) or record.request_id
-                if self.hosts is not None and (problem := self.hosts.problem(scope["headers"])):
-                    raise Refusal("host", problem)
-            except Refusal as refusal:
-                await failure(record, refusal)(scope, receiving, sending)
-            else:
-                await self.app(scope, receiving, sending)
-        except Exception as error:
-            log("crash", request_id=record.request_id, error=type(error).__name__,
-                at=_places(error))  # fmt: skip
-            if record.status:  # too late for another answer
-                raise
-            crash = Refusal("crash", "the gateway has a fault: tell whoever runs it this id")
-            await failure(record, crash)(scope, receiving, sending)
+            await self._respond(scope, counting_receive, send_with_headers)
         finally:
             self.metrics.count(record)
             log(
-                "request", request_id=record.request_id, method=_known(record.method),
-                route=record.route, status=record.status, reason=record.reason,
-                seconds=record.seconds, bytes=record.size, faces=record.faces,
-            )  # fmt: skip
+                "request",
+                request_id=record.request_id,
+                method=record.method if record.method in _METHODS else "other",
+                route=record.route,
+                status=record.status,
+                reason=record.reason,
+                seconds=record.latency_s,
+                bytes=record.size,
+                faces=record.faces,
+            )
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        try:
+            try:
+                record.request_id = _client_request_id(scope) or record.request_id
+                if self.hosts is not None and (problem := self.hosts.problem(scope["headers"])):
+                    raise RequestError("host", problem)
+            except RequestError as error:
+                await error_response(record, error)(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+        except Exception as error:
+            log(
+                "crash",
+                request_id=record.request_id,
+                error=type(error).__name__,
+                at=_traceback_lines(error),
+            )
+            if record.status:  # a response has already been started
+                raise
+            crash = RequestError(
+                "crash", "internal error: report this request id to the gateway's operator"
+            )
+            await error_response(record, crash)(scope, receive, send)
 
 
-def failure(record: Record, refusal: Refusal) -> JSONResponse:
-    """The answer to a request that is refused, which is noted."""
-    record.reason = refusal.reason
+def error_response(record: RequestRecord, error: RequestError) -> JSONResponse:
+    """The response for an error, whose reason is noted in the request's record."""
+    record.reason = error.reason
     return JSONResponse(
-        {"request_id": record.request_id, "reason": refusal.reason, "message": refusal.message},
-        refusal.status,
-        dict(refusal.headers),
+        {"request_id": record.request_id, "reason": error.reason, "message": error.message},
+        error.status,
+        dict(error.headers),
     )
 
 
-def _own_id(scope: Scope) -> str | None:
-    """The id that the client gives its request. Raises Refusal for one that could do harm in a log
-    or a header."""
-    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if not given:
+def _client_request_id(scope: Scope) -> str | None:
+    """The X-Request-ID header. Raises RequestError for one that is unsafe in a log or a header."""
+    values = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if not values:
         return None
-    text = given[0].decode("latin-1")
-    if len(given) > 1 or not re.fullmatch(ID, text):
-        raise Refusal(
-            "malformed", "X-Request-ID is not 1 to 64 letters, digits, dots, dashes or _: leave it "
-            "out, and one is made"
-        )  # fmt: skip
-    return text
+    request_id = values[0].decode("latin-1")
+    if len(values) > 1 or not re.fullmatch(REQUEST_ID_PATTERN, request_id):
+        raise RequestError(
+            "malformed",
+            "X-Request-ID is not 1 to 64 letters, digits, dots, dashes or _: leave it out, and one "
+            "is generated",
+        )
+    return request_id
 
 
-def _places(error: BaseException) -> list[str]:
-    """Where an error arose. Its text is left out, which may hold what a client sent."""
+def _traceback_lines(error: BaseException) -> list[str]:
+    """Where an error was raised. Its message is omitted: it may contain what a client sent."""
     frames = traceback.extract_tb(error.__traceback__)
-    return [f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in frames]
-
-
-def _known(method: str) -> str:
-    return method if method in {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"} else "other"
+    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 # --- the log --------------------------------------------------------------------------------------
 
 
 def log(event: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Log an event with fields for JSON."""
     LOGGER.log(level, event, extra={"fields": fields})
 
 
-class OneLine(logging.Formatter):
-    """A JSON object a line. Of errors only their kind: the texts of other libraries' may hold
-    anything."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line. Of exceptions only the type is logged: messages of other libraries
+    may contain anything."""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": when, "level": record.levelname.lower(), "event": record.getMessage()}
+        timestamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": timestamp, "level": record.levelname.lower(), "event": record.getMessage()}
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0]:
             line["error"] = record.exc_info[0].__name__
@@ -196,10 +215,9 @@ class OneLine(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """What the gateway says of its requests, and what libraries warn of. For a process of its
-    own."""
+    """Send the gateway's log and the warnings of libraries to stderr, for the whole process."""
     handler = logging.StreamHandler()
-    handler.setFormatter(OneLine())
+    handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     LOGGER.setLevel(logging.INFO)

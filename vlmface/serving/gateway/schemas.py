@@ -1,4 +1,4 @@
-"""What the gateway is asked and what it answers, as OpenAPI tells it."""
+"""Request and response bodies, as documented by OpenAPI."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from pydantic import BaseModel, ConfigDict, Field
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Box = Annotated[list[Number], Field(min_length=4, max_length=4)]
 Faces = Literal["all", "largest", "none"]
-TASKS = "What is asked about each face; everything if it is left out."
+TASKS = "The tasks to answer for each face; all by default."
 FACES = (
-    "Which faces are looked for; none: the picture is shown as a whole. Left out: largest for a "
+    "Which faces are detected; none: the model receives the whole picture. Default: largest for a "
     "model that was trained on faces, otherwise none."
 )
-_LEFT_OUT: Any = None  # which a client cannot send
+_OMITTED: Any = None  # a client cannot send it
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Form(_Strict):
+class FormBody(_Strict):
     """The text fields of a form."""
 
     tasks: list[str] | None = Field(None, description=TASKS, min_length=1)
-    faces: Faces = Field(_LEFT_OUT, description=FACES)
+    faces: Faces = Field(_OMITTED, description=FACES)
 
 
-class Sent(Form):
+class JsonBody(FormBody):
     """A body in JSON."""
 
     image: str = Field(
-        min_length=1, description="The picture's file in base64, bare or as a data URI: no link."
+        min_length=1,
+        description="The image file in base64, bare or as a data URI; links are rejected.",
     )
     boxes: list[Box] | None = Field(
         None,
         min_length=1,
-        description="Where the faces are, instead of `faces`: left, top, right, bottom in pixels "
-        "of the upright picture.",
+        description="The faces, instead of `faces`: left, top, right, bottom in pixels of the "
+        "upright picture.",
     )
 
 
@@ -49,41 +50,41 @@ class ActionUnit(BaseModel):
 
 
 class Answer(BaseModel):
-    prompt: str = Field(description="the id of what the model was asked")
+    prompt: str = Field(description="the prompt's id")
     label: str | None = Field(description="null: no valid answer")
-    probabilities: dict[str, float] | None = Field(description="null: the model does not tell")
-    status: str = Field(description="how the answer could be read")
-    complete: bool = Field(description="whether the model came to an end by itself")
-    text: str = Field(description="all that it wrote")
-    seconds: float
+    probabilities: dict[str, float] | None = Field(description="null: not available")
+    status: str = Field(description="how the answer was parsed")
+    complete: bool = Field(description="whether generation ended by itself")
+    text: str = Field(description="the generated text")
+    latency_s: float
 
 
 class Face(BaseModel):
-    """What is said of one face."""
+    """The report on one face."""
 
-    box: list[float] | None = Field(description="pixels; null: the picture was taken whole")
+    box: list[float] | None = Field(description="pixels; null: the whole picture was used")
     face_found: bool | None = Field(
-        description="null: none was looked for; false: there is none, so that every label is null "
+        description="null: detection was not run; false: no face was found, every label is null "
         "unless scene_only is true"
     )
     scene_only: bool = Field(
-        description="no face was found, and the model judged what is around it alone"
+        description="no face was detected, and the model judged its surroundings alone"
     )
-    sure: bool
+    is_confident: bool
     aus: list[ActionUnit]
     rationale: str
     answers: dict[str, Answer]
-    note: str | None = Field(description="what the model is not fit for")
+    limitations: str | None = Field(description="what the model must not be used for")
 
 
-class Analysis(BaseModel):
+class AnalyzeResponse(BaseModel):
     request_id: str
     width: int = Field(description="of the upright picture, in pixels")
     height: int
     faces: list[Face]
-    left_out: int = Field(description="smaller faces beyond the gateway's limit")
+    skipped: int = Field(description="smaller faces beyond the gateway's limit")
     model: str
-    seconds: float
+    latency_s: float
 
 
 class Health(BaseModel):
@@ -92,20 +93,25 @@ class Health(BaseModel):
     tasks: list[str]
 
 
-class Failure(BaseModel):
+class ErrorBody(BaseModel):
     request_id: str
-    reason: str = Field(description="a word for programs")
+    reason: str = Field(description="a code for programs")
     message: str = Field(description="cause and fix, for people")
 
 
 def request_body(tasks: list[str], max_faces: int) -> dict[str, Any]:
-    """OpenAPI's description of both bodies."""
-    sent, form = Sent.model_json_schema(), Form.model_json_schema()
-    for field in (sent["properties"]["tasks"], form["properties"]["tasks"]):
+    """OpenAPI's description of both bodies.
+
+    Args:
+        tasks: What the model answers.
+        max_faces: The gateway's limit.
+    """
+    json_schema, form = JsonBody.model_json_schema(), FormBody.model_json_schema()
+    for field in (json_schema["properties"]["tasks"], form["properties"]["tasks"]):
         _array(field)["items"] = {"type": "string", "enum": tasks}
-    _array(sent["properties"]["boxes"])["maxItems"] = max_faces
+    _array(json_schema["properties"]["boxes"])["maxItems"] = max_faces
     form["properties"]["tasks"] = _array(form["properties"]["tasks"]) | {"description": TASKS}
-    for schema in (sent, form):
+    for schema in (json_schema, form):
         del schema["properties"]["faces"]["default"]
     form["properties"]["image"] = {"type": "string", "format": "binary", "description": "a file"}
     form["required"] = ["image"]
@@ -113,11 +119,11 @@ def request_body(tasks: list[str], max_faces: int) -> dict[str, Any]:
         "required": True,
         "content": {
             "multipart/form-data": {"schema": form},
-            "application/json": {"schema": sent},
+            "application/json": {"schema": json_schema},
         },
     }
 
 
 def _array(field: dict[str, Any]) -> dict[str, Any]:
-    """Of a field that may also be null, which a form cannot say."""
-    return next(one for one in field["anyOf"] if one["type"] == "array")
+    """The array of a field that may also be null, which a form cannot express."""
+    return next(schema for schema in field["anyOf"] if schema["type"] == "array")

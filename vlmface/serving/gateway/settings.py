@@ -1,4 +1,4 @@
-"""What whoever runs the gateway may set."""
+"""The limits of a gateway."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from typing import Annotated
 from vlmface.errors import UserError
 from vlmface.utils.ranges import Checked, Count, Positive, Range
 
-SHORTEST_KEY = 16  # characters
+MIN_KEY_LENGTH = 16  # characters
 
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """`keys`: clients must send one of these; none: anybody may ask. `rate`: requests a minute and
-    key, or without keys and address; None: any number. `max_mb`: of a request's body.
-    `max_megapixels` and `max_faces`: of one picture. `max_in_flight`: requests that are answered at
-    once; others are told to come back. `body_timeout_s`: in which a body must have arrived,
-    `answer_timeout_s`: in which it must be answered, `drain_s`: in which all must be answered that
-    is at work when the gateway is told to stop."""
+    """What the operator of a gateway can configure.
+
+    Attributes:
+        keys: Clients must send one of these; without keys, requests are accepted from anyone.
+        rate: Requests a minute for each key, or without keys for each address; None: unlimited.
+        max_mb: Size of a request's body.
+        max_megapixels: Size of a picture.
+        max_faces: Faces of a picture.
+        max_in_flight: Requests that are answered at once; others are rejected.
+        body_timeout_s: Seconds for a body to arrive.
+        answer_timeout_s: Seconds for a request to be answered.
+        drain_s: Seconds for the requests in flight to finish at shutdown.
+    """
 
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: Annotated[float, Range(min=1)] | None = None
@@ -35,9 +42,9 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(len(key) < SHORTEST_KEY for key in self.keys):
+        if any(len(key) < MIN_KEY_LENGTH for key in self.keys):
             raise UserError(
-                f"a client's key is shorter than {SHORTEST_KEY} characters: make one with "
+                f"a client's key is shorter than {MIN_KEY_LENGTH} characters: make one with "
                 '`python -c "import secrets; print(secrets.token_urlsafe())"`'
             )
 
@@ -51,20 +58,29 @@ class Settings(Checked):
 
     @property
     def max_side(self) -> int:
-        """Pixels. A picture that is taken whole is laid on a square, so that a long strip of few
-        pixels would become a picture of very many."""
+        """Pixels. A whole picture is padded to a square, so a long strip of few pixels would
+        become a picture of very many."""
         return 2 * math.isqrt(self.max_pixels)
 
 
-def keys_of(name: str | None) -> tuple[str, ...]:
-    """The keys in the environment variable `name`, separated by commas or white space. Raises
-    UserError if there are none."""
+def keys_from_env(name: str | None) -> tuple[str, ...]:
+    """The keys in an environment variable, separated by commas or white space.
+
+    Args:
+        name: The variable; None: no keys are required.
+
+    Returns:
+        The keys without duplicates.
+
+    Raises:
+        UserError: The variable contains no key.
+    """
     if name is None:
         return ()
     keys = tuple(dict.fromkeys(re.findall(r"[^\s,]+", os.environ.get(name, ""))))
     if not keys:
         raise UserError(
             f"the environment variable {name} is not set: put the keys of your clients into it, "
-            "separated by commas, or leave out --client_keys_env to let anybody ask"
+            "separated by commas, or leave out --client_keys_env to accept requests from anyone"
         )
     return keys

@@ -20,7 +20,13 @@ from vlmface.train.clip import augment, losses
 from vlmface.train.clip.dataset import ImageDataset, collate, labelled
 from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
 from vlmface.train.clip.settings import Settings, Training
-from vlmface.train.trainer import JsonLines, LossBar, Resumable, count, trainable_sha
+from vlmface.train.trainer import (
+    JsonlLogger,
+    ProgressBarWithLoss,
+    Resumable,
+    num_weights,
+    trainable_sha,
+)
 from vlmface.utils import distributed
 from vlmface.utils.distributed import rank, world_size
 
@@ -98,7 +104,7 @@ class ClipTrainer(Resumable, Trainer):
         self.settings = settings
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
-        self.add_callback(LossBar)
+        self.add_callback(ProgressBarWithLoss)
         self.trainable_sha = trainable_sha(self.model)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -297,7 +303,7 @@ def fit(
         args=arguments,
         train_dataset=data,
         data_collator=collate,
-        callbacks=[JsonLines(run_dir / "log.jsonl"), *callbacks],
+        callbacks=[JsonlLogger(run_dir / "log.jsonl"), *callbacks],
         settings=settings,
     )
     trainer.train_to_end(run_dir)
@@ -309,9 +315,9 @@ def fit(
         "loss_last": lines[-1]["loss"] if lines else None,
         "wall_s": seconds,
         "samples_per_s": rows * settings.epochs / seconds if seconds else None,
-        "trainable": sum(count(p) for p in model.parameters() if p.requires_grad),
+        "trainable": sum(num_weights(p) for p in model.parameters() if p.requires_grad),
         "trainable_sha": trainer.trainable_sha,
-        "parameters": sum(count(p) for p in model.parameters()),
+        "parameters": sum(num_weights(p) for p in model.parameters()),
     }
 
 
