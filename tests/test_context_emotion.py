@@ -253,7 +253,7 @@ def test_a_photograph_is_shown_in_every_view(run_dir: Path) -> None:
         assert report.primary.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
         assert report.face_found is True and report.scene_only is False
         *_, streamed = predictor.stream(photograph, box=BOX)
-        assert not isinstance(streamed, str) and streamed.main.text == expected.text
+        assert not isinstance(streamed, str) and streamed.primary.text == expected.text
 
 
 @pytest.mark.parametrize("box", [None, (500.0, 500.0, 600.0, 600.0), (9.0, 9.0, 9.0, 9.0)])

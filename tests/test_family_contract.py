@@ -467,7 +467,7 @@ def test_features_instead_of_pixels_give_the_same_logits(
 def test_a_batch_answers_as_single_images_and_full_passes_do(
     predictor: LocalModel, prompt: str
 ) -> None:
-    predictor = predictor.asking(prompts.load(prompt))
+    predictor = predictor.with_prompt(prompts.load(prompt))
     images = [PICTURES[0], PICTURES[1], PICTURES[3], PICTURES[4]]
     together = predictor.predict(images, batch_size=len(images))
     apart = predictor.predict(images, batch_size=1)
@@ -483,7 +483,7 @@ def test_labels_are_scored_after_rationales_of_any_length(
 ) -> None:
     rationales = ["The brows are lowered (AU4).", "Rest.", "The jaw drops (AU26), as in surprise."]
     images = [PICTURES[0], PICTURES[3], PICTURES[4]]
-    predictor = predictor.asking(PROMPT)
+    predictor = predictor.with_prompt(PROMPT)
     texts = [PROMPT.wrap(rationale, "anger") for rationale in rationales]
     write_script(monkeypatch, predictor, texts)
     lengths: list[int] = []

@@ -102,7 +102,7 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
     assert all(0 < len(one.rounding) <= len(one.ids) and min(one.rounding) > 0 for one in found)
     # Nearly greedy draws of a rollout are the same tokens.
     model = LocalModel.load(run)
-    batch = encode.Collator(model.processor, model.family)(model._rows(PICTURES[:1]))
+    batch = encode.Collator(model.processor, model.family)(model.prompt_rows(PICTURES[:1]))
     drawn = sampling.sample(
         model.model, llava, encode.to_model(batch, model.model), group=2, max_new_tokens=24,
         stops=llava.stop_token_ids(model.processor), generator=torch.Generator(),

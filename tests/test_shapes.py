@@ -147,8 +147,8 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
         assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (asked,) = manifest.load(tmp_path / "run")
     assert [view.show for view in crops.parse_views(found.crop)] == ["face", "landmarks", "parsed"]
-    assert found.clip is not None and asked.negative
-    assert (found.clip["views"], found.clip["frames"], found.clip["image"]) == (3, 2, "adapters")
+    assert found.clip_classifier is not None and asked.negative
+    assert (found.clip_classifier["views"], found.clip_classifier["frames"], found.clip_classifier["image"]) == (3, 2, "adapters")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 2 and all(np.isfinite(line["loss"]) for line in log)
 

@@ -109,7 +109,7 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
         )  # fmt: skip
         clip = model.load_clip(folder)
         pairs = contrastive.ContrastivePairs(clip, [[i] for i in range(len(said))], said, settings)
-        data = trainer.Squares(rows, clip, settings.cache_gib)
+        data = trainer.ImageDataset(rows, clip, settings.cache_gib)
         plain, trainer.ClipTrainer = trainer.ClipTrainer, InOrder  # type: ignore[misc]
         try:
             trainer.fit(pairs, data, settings, rows=len(said))

@@ -120,7 +120,7 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         stops=[], top_p=1.0, max_drift=0.05, keep_features=True,
     )  # fmt: skip
     trainer.never = [processor.tokenizer.eos_token_id, processor.image_token_id]
-    trainer._cut = -(10**9)  # answers are cut on purpose
+    trainer._truncated_batches = -(10**9)  # answers are cut on purpose
     return trainer
 
 
