@@ -253,8 +253,8 @@ def encode_prompts(
     from tqdm import tqdm
 
     messages, space = start.prompt.messages(), start.prompt.space
-    nobody = Answer(None, (), "none", "")
-    compared = [one for one in used if one.name in rewards.COMPARED]
+    empty = Answer(None, (), "none", "")
+    compared = [reward for reward in used if reward.name in rewards.COMPARED]
     images = image_columns(rows)
     kept: list[int] = []
     samples: list[FaceSample] = []
@@ -265,7 +265,7 @@ def encode_prompts(
         tqdm(plain, "encoding", unit="face", disable=not distributed.is_main())
     ):
         sample = FaceSample.from_row(row)
-        if compared and all(one(nobody, sample, space) is None for one in compared):
+        if compared and all(reward(empty, sample, space) is None for reward in compared):
             left_out["no_truth"] += 1
             continue
         size = row_images.image_sizes(images[index], start.family)
