@@ -121,12 +121,14 @@ def main(argv: Sequence[str]) -> int:
         answers,
         SPACES["emotion8"],
         facs.SYNTH_AUS,
-        benchmark="synth",
-        model=name,
-        prompt={},
-        mode="free",
-        wall_s=time.time() - start,
-        peak_rss_gib=0.0,
+        {
+            "benchmark": "synth",
+            "model": name,
+            "prompt": {},
+            "mode": "free",
+            "wall_s": time.time() - start,
+            "peak_rss_gib": 0.0,
+        },
     )
     result = {
         "name": name,

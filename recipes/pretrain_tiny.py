@@ -30,8 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import encode
-from vlmface.families import llava, tiny
+from vlmface import encode, families
 from vlmface.label_spaces import SPACES
 from vlmface.prompts import load as load_prompt
 from vlmface.synth import dataset as synth
@@ -44,6 +43,7 @@ from vlmface.utils.ranges import Count, Seed
 
 STAGES = ("teacher", "geometry", "language", "words")
 PATCH, SIZE = 12, 96  # pixels
+LLAVA = families.get("llava")
 MODES = 24  # of skin movement; the next one moves the skin by less than a twentieth of a millimetre
 TEACHER_WIDTH = 160
 MUON_RATE, ADAM_RATE = 0.02, 1e-3  # peaks
@@ -257,7 +257,7 @@ def language_rows(
     which teach the head to write every piece of its vocabulary."""
 
     def row(content: list[dict], answer: str) -> dict[str, Any]:
-        return encode.encode_text(processor, llava, [{"role": "user", "content": content}], answer)
+        return encode.encode_text(processor, LLAVA, [{"role": "user", "content": content}], answer)
 
     rows = []
     for sample in samples:
@@ -418,7 +418,7 @@ class Pretraining:
     def train_language(self, name: str, first: int, steps: int, copies: int, rate: float) -> None:
         """Stages 3 and 4: questions on faces and `copies` requests to repeat tokens a step; the
         geometry losses stay on, lest the tower forgets."""
-        collate = encode.Collator(self.processor, llava)
+        collate = encode.Collator(self.processor, LLAVA)
 
         def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             index, generator = self.draw(first, step, 0, self.arguments.language_batch)
@@ -431,7 +431,7 @@ class Pretraining:
             ]
             text = collate(language_rows(self.processor, samples, copies, rng))
             labels = text.pop("labels")
-            seen = llava.features_input(self.model, list(patches))
+            seen = LLAVA.inputs_from_features(self.model, list(patches))
             logits = self.model(**text, **seen, use_cache=False).logits
             text_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             geometry, values = geometry_loss(self.heads(patches), batch)
@@ -498,7 +498,7 @@ def main(argv: Sequence[str]) -> int:
     ]
     # The prompts' own words, so that they are not spelt letter by letter.
     corpus += [str(load_prompt("face_cot").messages()[-1]["content"][-1]["text"])] * 3
-    model, processor = tiny.build_llava(
+    model, processor = LLAVA.build_tiny(
         arguments.output_dir / "checkpoint",
         corpus,
         image_size=SIZE,
@@ -507,6 +507,8 @@ def main(argv: Sequence[str]) -> int:
         vision_layers=arguments.vision_layers,
         hidden=arguments.width,
         layers=arguments.layers,
+        mlp=512,
+        vocab_size=1024,
         seed=arguments.seed,
     )
     heads = Geometry(arguments.width, len(landmark_vertices()[0]))
@@ -521,7 +523,7 @@ def main(argv: Sequence[str]) -> int:
     copies = arguments.language_batch // 2
     pretraining.train_language("words", 700_000_000, arguments.words_steps, copies, 0.7)
     reset_unwritten(model, processor)
-    llava.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
+    LLAVA.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
     count = sum(p.numel() for p in model.parameters())
     print(f"saved {arguments.output_dir / 'checkpoint'}: {count:,} parameters")
     return 0

@@ -32,8 +32,9 @@ hypothesis_settings.load_profile("vlmface")
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaVA of one layer a tower: 32 x 32 pixels, 16 image tokens."""
+    from checkpoints import llava
+
     from vlmface import prompts
-    from vlmface.families import tiny
     from vlmface.rationale import rules
 
     corpus = [
@@ -45,18 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("face_cot", "expllm", "expllm_label"):
         corpus += [str(prompts.load(name).messages()), "USER: ASSISTANT:"] * 20
     folder = tmp_path_factory.mktemp("base")
-    tiny.build_llava(
-        folder,
-        corpus,
-        image_size=32,
-        patch_size=8,
-        vision_width=32,
-        vision_layers=2,
-        hidden=64,
-        layers=2,
-        mlp=64,
-        vocab_size=700,
-    )
+    llava.build_tiny(folder, corpus)
     return folder
 
 
@@ -81,7 +71,7 @@ def clip_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def processor(base: Path) -> Any:
-    from vlmface.families import llava
+    from checkpoints import llava
 
     return llava.load_processor(base)
 

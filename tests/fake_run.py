@@ -63,8 +63,8 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_run(folder: Path, after: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
     """The files of a training run."""
     scores = {
-        "before": metrics.summarise(before, SPACE, AUS, **ABOUT),
-        "after": metrics.summarise(after, SPACE, AUS, **ABOUT),
+        "before": metrics.summarise(before, SPACE, AUS, about=ABOUT),
+        "after": metrics.summarise(after, SPACE, AUS, about=ABOUT),
         "train": {"steps": 300, "loss_first": 6.5, "loss_last": 0.4, "wall_s": 240.0,
                   "peak_rss_gib": 1.25, "samples_per_s": 20.0},
         "paired": metrics.compare(before, after, SPACE, AUS),

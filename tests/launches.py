@@ -58,16 +58,12 @@ def environment(**more: str) -> dict[str, str]:
 
 def build_base(folder: Path) -> Path:
     """A random LLaVA of one layer a tower."""
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
     from vlmface.rationale import rules
 
     corpus = [rules.write({6: 3, 12: 3}, "happiness", seed=s) for s in range(20)]
     corpus += [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(
-        folder, corpus, image_size=32, patch_size=8, vision_width=32, vision_layers=2, hidden=64,
-        layers=2, mlp=64, vocab_size=400,
-    )  # fmt: skip
+    families.get("llava").build_tiny(folder, corpus, vocab_size=400)
     return folder
 
 

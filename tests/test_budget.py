@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import llava, qwen_vl, smolvlm
 from conftest import Recipe
 from samples import FACES, picture, samples
 
 from vlmface import encode, manifest, prompts
-from vlmface.families import llava, qwen_vl, smolvlm, tiny_qwen_vl, tiny_smolvlm
 from vlmface.rationale import rules
 from vlmface.train import budget
 from vlmface.train.rows import encode_rows
@@ -25,7 +25,7 @@ CORPUS += [str(PROMPT.messages()), "helpful assistant user system"] * 20
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A token is 8 x 8 pixels; images may have 500 of them."""
     folder = tmp_path_factory.mktemp("qwen")
-    tiny_qwen_vl.build_qwen_vl(folder, CORPUS, max_pixels=500 * 64)
+    qwen_vl.build_tiny(folder, CORPUS, max_pixels=500 * 64)
     return folder
 
 
@@ -33,7 +33,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tile is 32 x 32 pixels and 4 tokens; images are enlarged to 4 x 4 tiles and the whole."""
     folder = tmp_path_factory.mktemp("smol")
-    tiny_smolvlm.build_smolvlm(folder, CORPUS, longest_edge=128)
+    smolvlm.build_tiny(folder, CORPUS, longest_edge=128)
     return folder
 
 

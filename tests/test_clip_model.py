@@ -51,8 +51,9 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> model.Clip:
 
 
 def test_the_tower_is_that_of_vlmface_tiny(clip: model.Clip) -> None:
+    from checkpoints import llava
+
     from vlmface import manifest
-    from vlmface.families import llava
 
     whole = llava.load_model(manifest.resolve(manifest.TINY), dtype=torch.float32, device="cpu")
     squares = torch.randint(256, (3, 3, 96, 96), dtype=torch.uint8)

@@ -19,7 +19,7 @@ from vlmface.metrics import metrics
 def run_folder(folder: Path, skill: float, seed: int, n: int = 120, **settings: Any) -> Path:
     folder.mkdir(parents=True)
     rows = random_rows(n, seed, skill=skill)
-    scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     (folder / "metrics.json").write_text(json.dumps({"after": scores, "train": {"steps": 5}}))
     write_lines(folder / "predictions.jsonl", rows)
     (folder / "settings.json").write_text(json.dumps({"seed": 0, "output_dir": "x"} | settings))
@@ -131,7 +131,7 @@ def test_runs_of_few_people_are_compared_without_intervals(tmp_path: Path) -> No
         folder = run_folder(tmp_path / name, 0.5, seed, n=40)
         rows = [row | {"subject": f"p{i % 4}"} for i, row in enumerate(random_rows(40, seed))]
         write_lines(folder / "predictions.jsonl", rows)
-        scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+        scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
         (folder / "metrics.json").write_text(json.dumps({"after": scores}))
         runs.append(compare.read(folder))
     result = compare.compare(runs)
@@ -156,7 +156,7 @@ def test_predictions_that_are_not_those_of_the_metrics(
     rows[0] |= {"label": rows[0]["truth"]["emotion"], "status": "strict", "aus": []}
     rows[0]["truth"]["emotion"] = "anger"
     write_lines(folders[0] / "predictions.jsonl", rows)
-    scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     (folders[0] / "metrics.json").write_text(json.dumps({"after": scores}))
     compare.read(folders[0])
     write_lines(folders[0] / "predictions.jsonl", change(rows))

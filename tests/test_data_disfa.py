@@ -95,7 +95,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     disfa.write(tmp_path, "LeftVideo{person}/{number}.png")
     face(tmp_path / "Images" / "RightVideoSN003" / "0.png", 0)
     assert len(data.load("disfa", tmp_path, "test")) == 27  # the left camera
-    with pytest.raises(UserError, match="fold is 1 to 3"):
+    with pytest.raises(UserError, match="DISFA has folds 1 to 3"):
         data.load("disfa", tmp_path, fold=0)
     with pytest.raises(UserError, match=r"frames is missing.*Images"):
         data.load("disfa", tmp_path, frames_dir="frames")

@@ -83,7 +83,7 @@ def test_files_that_are_no_pictures_are_listed(tmp_path):
     [
         ("7,{pixels},Training", "no emotion code 7"),
         ("3,{pixels} 9,Training", "line 2: 2305 pixels, expected 48 x 48"),
-        ("3,{pixels}9,Training", "no whole number from 0 to 255"),
+        ("3,{pixels}9,Training", "not a whole number from 0 to 255"),
         ("3,{pixels},Testing", "Usage 'Testing' is none of Training"),
         ("happy,{pixels},Training", "fer2013.csv.*happy"),
         ("3,{pixels}", "fer2013.csv.*columns"),

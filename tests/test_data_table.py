@@ -135,7 +135,7 @@ def test_a_file_that_does_not_say_its_split_is_not_trained_and_tested_on(tmp_pat
     with pytest.raises(UserError, match=r"which rows are split 'test'.*split_column="):
         data.load("table", path, "test")
     assert len(data.load("table", path, "test", file_split="test")) == 1
-    with pytest.raises(UserError, match="does not say which rows are split 'train'"):
+    with pytest.raises(UserError, match="does not state which rows are split 'train'"):
         data.load("table", path, "train", file_split="test")
 
 

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from checkpoints import llava
 from conftest import Recipe
 from samples import ROOT, picture, samples
 from trainers import contents
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.train import checks
 from vlmface.train.rows import encode_rows

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import picture, rows, samples
 
 from vlmface import encode, prompts
 from vlmface.data import row_images
 from vlmface.errors import UserError
-from vlmface.families import llava
 from vlmface.train.rows import encode_rows
 
 PROMPT = prompts.load("face_cot")

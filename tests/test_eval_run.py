@@ -180,7 +180,7 @@ def test_a_stopped_evaluation_goes_on(
         with pytest.raises(KeyboardInterrupt):
             evaluation.main([*argv, "--out", str(out)])
         assert not (out / "metrics.json").exists()
-        with pytest.raises(UserError, match="with n 8 was begun there, now it is 6"):
+        with pytest.raises(UserError, match="with n 8 was started there, now it is 6"):
             evaluation.main(["--benchmark", "synth", "--model", str(run_dir), "--n", "6",
                              "--out", str(out)])  # fmt: skip
         assert evaluation.main([*argv, "--out", str(out)]) == 0

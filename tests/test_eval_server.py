@@ -107,7 +107,7 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
         evaluation.main(["--benchmark", "synth", "--model", "http://", "--prompt", "face_cot",
                          "--out", str(tmp_path)])  # fmt: skip
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--run", str(run_dir), "--n", "4"]
-    with pytest.raises(UserError, match="is no server's URL: leave it out"):
+    with pytest.raises(UserError, match="is not a server's URL: leave it out"):
         evaluation.main(argv)
 
 
@@ -129,7 +129,7 @@ def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None
         assert json.loads((tmp_path / "metrics.json").read_text())["served_model"] == "a"
         before = {file: file.read_bytes() for file in tmp_path.iterdir()}
         server.models = ["b"]
-        with pytest.raises(UserError, match="served_model 'a' was begun there, now it is 'b'"):
+        with pytest.raises(UserError, match="served_model 'a' was started there, now it is 'b'"):
             evaluation.main(bare(server.url, tmp_path))
         assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
         server.models = ["a"]
@@ -146,7 +146,7 @@ def test_the_request_of_an_evaluation_can_be_changed(tmp_path: Path, run_dir: Pa
         body = server.asked[-1].body
         assert body["max_completion_tokens"] == 99 and not {"temperature", "max_tokens"} & set(body)
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--request", "temperature=1"]
-    with pytest.raises(UserError, match=r"request is .* is no server's URL: leave it out"):
+    with pytest.raises(UserError, match=r"request is .* is not a server's URL: leave it out"):
         evaluation.main(argv)
 
 

@@ -262,7 +262,7 @@ def test_weights_that_are_not_finite_are_refused(run_dir: Path, tmp_path: Path) 
 def test_wrongly_written_weights_are_refused(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmface.families import llava
+    from checkpoints import llava
 
     right = llava.save_checkpoint
 

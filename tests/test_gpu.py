@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from safetensors.torch import load_file
 from samples import ROOT, load_script, rows
 
 from vlmface import manifest, prompts
 from vlmface.evaluate import answering
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
 from vlmface.tools import estimate_memory

@@ -285,7 +285,7 @@ def test_answers_that_are_always_cut_stop_the_run(
 
 
 def test_a_reward_that_does_not_exist(recipe: Callable[..., int], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no reward 'emotoin': use some of format"):
+    with pytest.raises(UserError, match="there is no reward 'emotoin': did you mean 'emotion'"):
         recipe(tmp_path, rewards="{emotoin: 1}")
     assert not tmp_path.joinpath("settings.json").exists()
     assert vlmface(["plan", "--config", "nothing"]) == 2

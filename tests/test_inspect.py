@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import load_script, rows
 
 from vlmface import prompts
 from vlmface.cli import main
-from vlmface.families import llava
 from vlmface.pipelines import sft as pipeline
 from vlmface.pipelines import steps
 from vlmface.pipelines.sft import Task

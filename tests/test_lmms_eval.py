@@ -136,7 +136,7 @@ def flat(scores: dict[str, Any]) -> dict[str, float]:
     blocks = {"": scores.get("emotion", {}), "au_": scores.get("au", {})}
     blocks |= {f"{name}_": block for name, block in scores.get("attributes", {}).items()}
     blocks["labels_"] = scores.get("labels", {})
-    names = ("accuracy", "uar", "f1_macro", "f1_micro", "jaccard")
+    names = ("accuracy", "uar", "f1_macro", "f1_micro", "jaccard", "exact_match")
     found = {
         f"{before}{name}": block[name]
         for before, block in blocks.items()

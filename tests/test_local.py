@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import picture
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.tools import merge
 

@@ -17,7 +17,7 @@ from vlmface.metrics import metrics
 
 
 def summarise(rows: list[dict[str, Any]], space: Any = SPACE, au_set: Any = AUS) -> dict[str, Any]:
-    return metrics.summarise(rows, space, au_set, ci=False, **ABOUT)
+    return metrics.summarise(rows, space, au_set, ci=False, about=ABOUT)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -228,7 +228,7 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
 
 
 def test_shape_of_the_file() -> None:
-    got = metrics.summarise(random_rows(50, 0), SPACE, AUS, **ABOUT)
+    got = metrics.summarise(random_rows(50, 0), SPACE, AUS, about=ABOUT)
     assert got["schema"] == 1
     assert {k: got[k] for k in ABOUT} == ABOUT
     assert got["n"] == 50

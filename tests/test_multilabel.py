@@ -65,7 +65,7 @@ def random_rows(n: int, seed: int, space: LabelSpace = SPACE) -> list[dict[str, 
 
 
 def summarise(rows: list[dict[str, Any]], space: LabelSpace = SPACE, ci: bool = False) -> Any:
-    return metrics.summarise(rows, space, (), ci=ci, **ABOUT)
+    return metrics.summarise(rows, space, (), ci=ci, about=ABOUT)
 
 
 def flags(rows: list[dict[str, Any]], of: Any, space: LabelSpace = SPACE) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_people_are_drawn_where_rows_name_them() -> None:
     rng, drawn = np.random.default_rng(0), []
     for _ in range(statistics.RESAMPLES):
         people = np.bincount(rng.integers(10, size=10), minlength=10)
-        drawn.append(float(multilabel.map_of(values, true)(people[index][None])["map"][0]))
+        drawn.append(float(multilabel.map_of(values, true)(people[index][None])[0]))
     assert block["ci95"]["map"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist())
 
 
@@ -277,7 +277,7 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
 
 def run_of(folder: Path, rows: list[dict[str, Any]], mode: str = "free") -> Path:
     folder.mkdir()
-    scores = metrics.summarise(rows, EMOTIC, (), **(ABOUT | {"mode": mode}))
+    scores = metrics.summarise(rows, EMOTIC, (), about=(ABOUT | {"mode": mode}))
     (folder / "metrics.json").write_text(json.dumps(scores), encoding="utf-8")
     write_lines(folder / "predictions.jsonl", rows)
     return folder

@@ -102,9 +102,9 @@ def test_exact_where_the_order_does_not_fit() -> None:
 
 
 def test_one_person_cannot_be_divided() -> None:
-    with pytest.raises(UserError, match=r"the 4 rows show anna alone, of whom no part"):
+    with pytest.raises(UserError, match=r"the 4 rows show anna alone, so that no people"):
         data.hold_out(rows_of(["anna"] * 4), 0.5)
-    with pytest.raises(UserError, match="the 0 rows show nobody alone"):
+    with pytest.raises(UserError, match="the 0 rows show no person alone"):
         data.hold_out(rows_of([]), 0.5)
     for share in (0, 1, -0.5, float("nan")):
         with pytest.raises(UserError, match="hold_out takes a share"):

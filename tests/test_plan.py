@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from checkpoints import BUILDERS
+from checkpoints import BUILDERS, llava, qwen_vl, smolvlm
 from samples import ROOT, picture
 
 from vlmface import encode, families, prompts
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.families import llava, tiny, tiny_qwen_vl, tiny_smolvlm
 from vlmface.tools import estimate_memory, simulate_memory
 from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
@@ -290,8 +289,8 @@ def test_a_processor_is_enough_where_sizes_decide(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without the data, a photograph and rows of the full length are assumed."""
-    build = tiny_qwen_vl.build_qwen_vl if name == "qwen" else tiny_smolvlm.build_smolvlm
-    build(tmp_path, [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20)
+    family = qwen_vl if name == "qwen" else smolvlm
+    family.build_tiny(tmp_path, [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20)
     words = ["--config", f"sft_cot_{name}", "--base", str(tmp_path), "--max_pixels", "16384"]
     words += ["--gradient_checkpointing", "false", "--data_root", str(tmp_path / "no_data")]
     assert main(["plan", "--gpu", "24GB", *words]) == 0
@@ -321,8 +320,18 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaVA of 57 M weights: memory is the model's rather than Python's."""
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
     folder = tmp_path_factory.mktemp("larger")
-    tiny.build_llava(folder, corpus, vision_width=512, vision_layers=4, hidden=768, layers=6,
-                     mlp=2048, vocab_size=700, max_length=1024)  # fmt: skip
+    llava.build_tiny(
+        folder,
+        corpus,
+        image_size=96,
+        patch_size=12,
+        vision_width=512,
+        vision_layers=4,
+        hidden=768,
+        layers=6,
+        mlp=2048,
+        max_length=1024,
+    )
     return folder
 
 

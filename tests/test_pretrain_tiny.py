@@ -7,7 +7,7 @@ import json
 import pytest
 from samples import load_script
 
-from vlmface.utils.files import resource
+from vlmface.resources import resource
 
 
 def test_the_built_in_checkpoint_is_small_complete_and_documented():

@@ -12,9 +12,9 @@ import yaml
 from vlmface import answers, benchmarks, facs, label_spaces, prompts
 from vlmface.errors import UserError
 from vlmface.rationale import rules
+from vlmface.resources import resource
 from vlmface.schema import FaceSample
 from vlmface.utils import config
-from vlmface.utils.files import resource
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts"
 IDS = sorted(path.stem for path in resource("prompts").glob("*.yaml"))
@@ -175,9 +175,9 @@ def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_unknown_id() -> None:
-    with pytest.raises(UserError, match=r"no prompt 'face_cott' \(did you mean 'face_cot'\?\)"):
+    with pytest.raises(UserError, match=r"no prompt 'face_cott': did you mean 'face_cot'\?"):
         prompts.load("face_cott")
-    with pytest.raises(UserError, match="use one of context_both, context_both_masked"):
+    with pytest.raises(UserError, match="known: context_both, context_both_masked"):
         prompts.load("zzz")
 
 

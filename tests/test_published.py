@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava, qwen_vl
 from PIL import Image
 from samples import picture
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import llava, qwen_vl, tiny_qwen_vl
 from vlmface.infer import sampling
 from vlmface.infer import server as remote
 from vlmface.infer.local import LocalModel
@@ -180,7 +180,7 @@ OPENINGS = {
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("qwen")
     corpus = [str(PROMPT.messages()), TARGET] * 20
-    tiny_qwen_vl.build_qwen_vl(folder, corpus, model_type="qwen3_vl")
+    qwen_vl.build_tiny(folder, corpus, model_type="qwen3_vl")
     return qwen_vl.load_processor(folder)
 
 
@@ -346,7 +346,7 @@ def test_llava_pads_to_a_square_instead_of_cutting(cropping: Path, size: tuple[i
         "height": 32, "width": 32, "tokens": 16, "pad_to_square": 1
     }  # fmt: skip
     # A server that has the base's processor alone is sent squares.
-    sent = families.padded(image, families.padding(llava, processor))
+    sent = families.padded(image, llava.padding(processor))
     assert sent.size == (max(size), max(size))
     there = published.image_processor([sent], return_tensors="pt")["pixel_values"][0]
     assert torch.equal(there, pixels)
@@ -384,7 +384,7 @@ def test_a_run_keeps_the_padding_and_says_so(cropping: Path) -> None:
 
 def test_a_processor_that_squeezes_is_left_alone(base: Path) -> None:
     processor = llava.load_processor(base)
-    assert families.padding(llava, processor) is None
+    assert llava.padding(processor) is None
     assert type(processor.image_processor).__name__.startswith("CLIPImageProcessor")
     assert llava.describe_image(processor) == {"height": 32, "width": 32, "tokens": 16}
     wide = stripes(160, 40)
@@ -432,7 +432,7 @@ def test_a_processor_of_another_size_is_refused(copy: Path) -> None:
 def test_a_qwen_processor_of_another_model_is_refused(
     tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    tiny_qwen_vl.build_qwen_vl(tmp_path, [str(PROMPT.messages())] * 5)
+    qwen_vl.build_tiny(tmp_path, [str(PROMPT.messages())] * 5)
     change(tmp_path / "processor_config.json", lambda c: c["image_processor"].update(fields))
     with pytest.raises(UserError, match=message):
         qwen_vl.load_processor(tmp_path)

@@ -206,7 +206,8 @@ def test_a_build_is_not_resumed_on_other_data(tmp_path, capsys):
 
 
 def test_the_recipe_trains_on_it(built, processor):
-    from vlmface.families import llava
+    from checkpoints import llava
+
     from vlmface.train.rows import encode_rows
 
     rows = data.load("rationales", built)

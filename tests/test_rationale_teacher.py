@@ -17,7 +17,7 @@ from vlmface.infer.endpoint import PATIENCE, Endpoint
 from vlmface.rationale import teacher_prompts, verify
 from vlmface.rationale.ground_truth import Truth
 from vlmface.rationale.teacher import Job, Teacher
-from vlmface.utils.files import resource
+from vlmface.resources import resource
 from vlmface.utils.jsonl_journal import Journal
 
 SPACE = label_spaces.SPACES["emotion8"]

@@ -249,7 +249,7 @@ def test_a_pipe_is_no_table_and_no_picture(tmp_path):
 def test_no_data_set_decodes_text_on_its_own():
     """What it reads itself is binary: the npy files of AffectNet."""
     own = re.compile(r"\.read_text\(|splitlines\(|\bopen\((?!.*\"rb\")")
-    folder = Path(data.__file__).parent / "sets"
+    folder = Path(data.__file__).parent / "adapters"
     sources = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.py")}
     assert len(sources) > 30
     assert [name for name, source in sources.items() if own.search(source)] == []

@@ -265,6 +265,17 @@ def test_every_object_the_docs_name_exists():
                     found = getattr(found, part)
 
 
+def test_the_column_functions_of_adding_a_dataset_exist():
+    from vlmface.data import records, rows, text_files
+
+    page = (ROOT / "docs/adding-a-dataset.md").read_text(encoding="utf-8")
+    cells = " ".join(re.findall(r"^\| (.*?) \|", page, re.M))
+    names = re.findall(r"`(?:\w+\.)?(\w+)(?:\([^`]*\))?`", cells)
+    assert len(names) >= 12
+    for name in names:
+        assert any(hasattr(module, name) for module in (rows, records, text_files)), name
+
+
 def test_python_blocks_parse_and_their_imports_exist():
     for page in PAGES:
         blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)

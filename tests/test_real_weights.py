@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import picture
 
 from vlmface import manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
 from vlmface.serving import vllm
 from vlmface.tools import merge
 from vlmface.train import sft

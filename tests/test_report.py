@@ -173,7 +173,7 @@ def test_hostile_text_is_shown_and_not_obeyed(run: Any) -> None:
 
 def test_a_single_evaluation(tmp_path: Path) -> None:
     rows = random_rows(60, 0)
-    scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     write_lines(tmp_path / "predictions.jsonl", rows)
     page = Page(write_report(tmp_path, images=faces(rows)))
@@ -187,7 +187,7 @@ def test_a_single_evaluation(tmp_path: Path) -> None:
 def test_an_attribute_and_an_au_benchmark(tmp_path: Path) -> None:
     rows = [row(i, None, "female", truth={"attributes": {"gender": ["female", "male"][i % 2]}})
             for i in range(30)]  # fmt: skip
-    scores = metrics.summarise(rows, SPACES["gender"], (), **ABOUT)
+    scores = metrics.summarise(rows, SPACES["gender"], (), about=ABOUT)
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     write_lines(tmp_path / "predictions.jsonl", rows)
     page = Page(write_report(tmp_path, images=faces(rows)))
@@ -197,7 +197,7 @@ def test_an_attribute_and_an_au_benchmark(tmp_path: Path) -> None:
 
     rows = [row(i, None, "anger", aus=[4], truth={"aus": {"4": None} if i % 2 else {"12": 1.0}})
             for i in range(30)]  # fmt: skip
-    scores = metrics.summarise(rows, SPACE, (4, 12), ci=False, **ABOUT)
+    scores = metrics.summarise(rows, SPACE, (4, 12), ci=False, about=ABOUT)
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     write_lines(tmp_path / "predictions.jsonl", rows)
     page = Page(write_report(tmp_path, images=faces(rows)))
@@ -207,7 +207,7 @@ def test_an_attribute_and_an_au_benchmark(tmp_path: Path) -> None:
 
 
 def test_only_metrics_are_needed(tmp_path: Path) -> None:
-    scores = metrics.summarise(random_rows(20, 0), SPACE, AUS, **ABOUT | {"prompt": {}})
+    scores = metrics.summarise(random_rows(20, 0), SPACE, AUS, about=ABOUT | {"prompt": {}})
     assert "prompt" not in scores
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     page = Page(write_report(tmp_path, images={}))

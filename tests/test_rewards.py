@@ -37,7 +37,9 @@ def text(aus: Any, label: str) -> str:
 
 def earned(written: str, sample: FaceSample) -> dict[str, float | None]:
     answer = PROMPT.parse(written)
-    return {name: function(answer, sample, SPACE) for name, function in rewards.REWARDS.items()}
+    return {
+        name: function(answer, sample, SPACE) for name, function in rewards.REWARDS.built_in.items()
+    }
 
 
 RIGHT = text(FEAR, "fear")
@@ -264,7 +266,7 @@ def test_weights_and_options_are_read() -> None:
         ("au", 2.0, {"beta": 0.5}),
     ]
     for bad, message in [
-        ({"emotions": 1}, "no reward 'emotions': use some of format, emotion, jaccard"),
+        ({"emotions": 1}, "no reward 'emotions': did you mean 'emotion'"),
         ({"au": -1}, "weight is -1"),
         ({"au": True}, "weight is True"),
         ({"au": {"gamma": 1}}, "no option 'gamma': it has weight, beta"),

@@ -42,7 +42,7 @@ def rows_of(setup: Any, answers: list[list[int]] | None = None) -> list[dict[str
         if answers is not None:
             start = len(row["input_ids"])
             ids = [*row["input_ids"], *answers[i]]
-            row |= {"input_ids": ids, **family.token_inputs(processor, ids, start)}
+            row |= {"input_ids": ids, **family.per_token_inputs(processor, ids, start)}
         rows.append(row)
     return rows
 

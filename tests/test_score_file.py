@@ -347,7 +347,7 @@ def test_jsonl_with_labels_aus_and_another_space(tmp_path, capsys):
 
 def test_our_own_predictions_score_as_they_did_and_can_be_compared(tmp_path, capsys):
     rows = random_rows(80, seed=3)
-    before = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    before = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     rows[0]["text"] += "\u2028"  # a line separator that JSON lines do not break at
     path = write_lines(tmp_path / "predictions.jsonl", *rows)
     out = score(path, "jsonl")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import llava
 from datasets import concatenate_datasets
 from samples import load_script, rows
 
@@ -17,7 +18,6 @@ from vlmface.cli import main as vlmface
 from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.metrics import metrics
 from vlmface.train import task_sampling
@@ -178,7 +178,7 @@ def test_groups_gaps_and_abstention() -> None:
     ]
     about = {"benchmark": "b", "model": "m", "prompt": {"id": "p", "sha": "0"}, "mode": "free",
              "wall_s": 0.0, "peak_rss_gib": 0.0}  # fmt: skip
-    block = metrics.summarise(lines, space, (), **about)["attributes"]["gender"]
+    block = metrics.summarise(lines, space, (), about=about)["attributes"]["gender"]
     assert block["groups"]["race"]["asian"]["n"] == 2
     assert block["groups"]["race"]["african"]["accuracy"] == pytest.approx(2 / 3)
     assert block["gaps"] == {"race": pytest.approx(2 / 3 - 1 / 2)}

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from conftest import Recipe
 from samples import ROOT, picture, rows
 
 from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.run_dir import read_log, truncate_log
 from vlmface.train import sft
@@ -101,7 +101,7 @@ def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> No
 
 def test_every_part_moved_as_its_policy_says(run_dir: Path) -> None:
     found = adapter(run_dir)
-    for part, path in llava.PARTS.items():
+    for part, path in llava.MODULE_PATHS.items():
         names = [name for name in found if path in name]
         assert names, part
         whole = {name for name in names if "lora_" not in name}

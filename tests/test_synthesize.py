@@ -172,7 +172,8 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> None:
-    from vlmface.families import llava
+    from checkpoints import llava
+
     from vlmface.train.rows import encode_rows
 
     rows = data.load("rationales", built)

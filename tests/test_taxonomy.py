@@ -70,6 +70,25 @@ def test_canonical_takes_any_text(text: str) -> None:
         assert space.canonical(text) in (None, *space.labels)
 
 
+def test_the_shas_are_those_of_runs_and_golden_files() -> None:
+    assert {id: space.sha for id, space in label_spaces.SPACES.items()} == {
+        "emotion8": "5d89a76f9850",
+        "emotion7": "11ccfd49e4b3",
+        "rafdb_compound11": "b4b8d3033c72",
+        "mafw11": "5b4f67f0fdf5",
+        "raer5": "601a90cd5a0b",
+        "bah2": "0975a8837d2b",
+        "gender": "3f05b4ebed3e",
+        "age_group5": "f4f943f353fe",
+        "race7": "d1be579606bb",
+        "race6": "c8a9a28f159a",
+        "race3": "388f3bc21332",
+        "race5": "6b8b51e398fd",
+        "age_group9": "7bec3996b0d1",
+        "emotic26": "ee8bfc17cac3",
+    }
+
+
 def test_sha_changes_with_any_content() -> None:
     changed = [
         dataclasses.replace(SPACE, id="other"),
@@ -131,6 +150,6 @@ def test_codings_are_complete() -> None:
 def test_unknown_codes_and_spaces_are_errors() -> None:
     with pytest.raises(UserError, match=r"rafdb has no emotion code 0: .*1=surprise"):
         label_spaces.CODINGS["rafdb"].decode(0)
-    with pytest.raises(UserError, match=r"no label space 'emotion9': use one of emotion8"):
+    with pytest.raises(UserError, match=r"no label space 'emotion9': did you mean 'emotion8'"):
         label_spaces.space("emotion9")
     assert label_spaces.space("gender") is label_spaces.SPACES["gender"]

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
+from checkpoints import BUILDERS, llava
 from conftest import Recipe
 from datasets import concatenate_datasets
 from samples import picture, rows
 
 from vlmface import encode, families, prompts
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import llava
 from vlmface.train import text_only
 from vlmface.train.rows import encode_rows
 

@@ -130,7 +130,7 @@ def test_features_of_the_tower_give_the_loss_of_pixels(predictor: LocalModel) ->
     with torch.no_grad():
         expected = predictor.model(**batch).logits
         kept = {n: t for n, t in batch.items() if n not in ("pixel_values", "pixel_attention_mask")}
-        kept |= family.features_input(predictor.model, flat)
+        kept |= family.inputs_from_features(predictor.model, flat)
         found = predictor.model(**kept).logits
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=1e-4)

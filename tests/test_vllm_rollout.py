@@ -105,12 +105,12 @@ def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_p
 @pytest.fixture(scope="module")
 def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a small Qwen2.5-VL with a LoRA in the language model, of heads that vLLM knows."""
-    from vlmface.families import tiny_qwen_vl
+    from checkpoints import qwen_vl
 
     folder = tmp_path_factory.mktemp("qwen")
     corpus = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
     corpus += [str(PROMPT.messages())] * 20
-    tiny_qwen_vl.build_qwen_vl(folder / "base", corpus, head=32, vision_width=64)
+    qwen_vl.build_tiny(folder / "base", corpus, head=32, vision_width=64)
     words = {"base": folder / "base", "tower": "frozen", "projector": "frozen", "n_eval": 2,
              "train_embeddings": "false", "epochs": 10, "lora_dropout": 0.0}  # fmt: skip
     assert sft_cot(folder / "run", *(w for k, v in words.items() for w in (f"--{k}", str(v)))) == 0

@@ -45,14 +45,14 @@ def test_the_wheel_carries_what_it_needs(site: Path, tmp_path: Path) -> None:
     code = """
 import vlmface, sys
 from vlmface import prompts
-from vlmface.utils import files
+from vlmface import resources
 from vlmface.benchmarks import load_benchmark
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 from PIL import Image
 assert vlmface.__file__.startswith(sys.argv[1]), vlmface.__file__
-assert str(files.resource("recipes/configs")).startswith(sys.argv[1])
+assert str(resources.resource("recipes/configs")).startswith(sys.argv[1])
 assert load_benchmark("rafdb").published
 predictor = LocalModel.load("vlmface-tiny", prompt=prompts.load("face_cot"), max_new_tokens=8)
 face = Image.fromarray(render(dataset.draw(0, "test", 0).face).image)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,19 @@ from vlmface import data, label_spaces
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.metrics.groups import GROUPED
+from vlmface.metrics.metric import METRICS, Metric, load_metric, with_built_in
+from vlmface.resources import YAML, resource
 from vlmface.utils import config
-from vlmface.utils.files import resource
 
 if TYPE_CHECKING:
     import datasets
 
 ATTRIBUTES = GROUPED
-# What eval/published.yaml may give of a model: scores of the emotion (or of the one other label
-# space that is scored), mAP of several labels a face, the mean F1 of the AUs, the accuracy of an
-# attribute.
-PUBLISHED_SCORES = ("accuracy", "uar", "f1_macro", "map", "au_f1_macro", *ATTRIBUTES)
+# The names of scores in eval/published.yaml: those of metrics, and the accuracy of an attribute.
+PUBLISHED_SCORES = (
+    *dict.fromkeys(metric.published for metric in METRICS.built_in.values() if metric.published),
+    *ATTRIBUTES,
+)
 _FOLD = re.compile(r"(.+)_fold(\d+)")
 
 
@@ -32,12 +35,20 @@ _FOLD = re.compile(r"(.+)_fold(\d+)")
 class Benchmark:
     """A protocol file, eval/benchmarks/NAME.yaml.
 
-    `label_space` is what is scored, or a list of such; each is asked by the model's prompt with
-    that space. Without one the AUs alone are scored. `protocol` are the data set's own options (n,
-    seed, fold, ...), `folds` how many test parts it has of which `protocol` names one (papers give
-    the mean over all), `au_set` the AUs that are scored, `au_threshold` the intensity (0..5) from
-    which one counts as present (null: as annotated). `baseline` is a JSON file beside the protocol
-    with the scores of a plain model, shown next to ours.
+    Attributes:
+        label_space: What is scored, or a list of such; each is asked by the model's prompt with
+            that space. Without one the AUs alone are scored. A YAML file is relative to the
+            protocol file, and so is a Python file of `dataset`.
+        protocol: The data set's own options (n, seed, fold, ...).
+        folds: How many test parts it has of which `protocol` names one (papers give the mean over
+            all).
+        au_set: The AUs that are scored.
+        au_threshold: The intensity (0..5) from which an AU counts as present (null: as annotated).
+        metrics: Metrics that are computed in addition to the built-in ones, each a name,
+            `FILE.py:NAME` (a file beside the protocol) or `MODULE:NAME`. A built-in one that is
+            named is shown among the main scores.
+        baseline: A JSON file beside the protocol with the scores of a plain model, shown next to
+            ours.
     """
 
     id: str
@@ -53,10 +64,32 @@ class Benchmark:
     baseline: str | None = None
     notes: str | None = None
 
-    @property
+    @cached_property
     def spaces(self) -> list[label_spaces.LabelSpace]:
+        """The label spaces that are scored."""
         named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
         return [label_spaces.space(name) for name in named or ()]
+
+    @property
+    def extra_metrics(self) -> list[Metric]:
+        """The definitions of `metrics`. Files and modules are imported. Raises UserError."""
+        return [load_metric(name) for name in self.metrics]
+
+    @property
+    def all_metrics(self) -> list[Metric]:
+        """The built-in metrics, then the further ones of `metrics`. Raises UserError."""
+        return with_built_in(self.extra_metrics)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of blocks (`metrics.metric.Kind`) that it may score."""
+        kinds = {"affect", "rationale", "answers", "calibration"}
+        if self.au_set:
+            kinds.add("au")
+        for space in self.spaces:
+            one_label = "emotion" if space.field == "emotion" else "attributes"
+            kinds.add("labels" if space.several else one_label)
+        return kinds
 
     @property
     def needs_root(self) -> bool:
@@ -85,7 +118,7 @@ def load_benchmark(name_or_path: str) -> Benchmark:
         if name not in benchmark_names():
             raise UserError(f"there is no benchmark {name!r}{_did_you_mean(name)}")
         path = resource("eval/benchmarks") / f"{name}.yaml"
-    benchmark = config.build(Benchmark, config.read(path), where=str(path))
+    benchmark = config.build(Benchmark, _with_paths(path), where=str(path))
     fields = [space.field for space in benchmark.spaces]
     if not fields and not benchmark.au_set:
         raise UserError(f"{path} has neither label_space nor au_set: say what is scored")
@@ -96,7 +129,59 @@ def load_benchmark(name_or_path: str) -> Benchmark:
         )
     if benchmark.baseline is not None:  # a file beside the protocol
         benchmark = replace(benchmark, baseline=str(path.parent / benchmark.baseline))
+    benchmark = replace(
+        benchmark, metrics=[_from_folder(name, path.parent) for name in benchmark.metrics]
+    )
+    _check_metrics(benchmark, path)
     return benchmark if fold is None else _of_fold(benchmark, fold)
+
+
+def _with_paths(path: Path) -> dict[str, Any]:
+    """The content of a protocol file, in which the names of files are paths from here."""
+    content = config.read(path)
+    for key in ("label_space", "dataset"):
+        names = content.get(key)
+        if isinstance(names, list):
+            content[key] = [_beside(path, name) for name in names]
+        elif names is not None:
+            content[key] = _beside(path, names)
+    return content
+
+
+def _beside(path: Path, name: Any) -> Any:
+    """A file's name in `path` as a path from here; anything else as it is."""
+    if isinstance(name, str) and name.endswith((*YAML, ".py")):
+        return str(path.parent / Path(name).expanduser())
+    return name
+
+
+def _from_folder(reference: str, folder: Path) -> str:
+    """A reference to a metric, the file of one beside the protocol as its whole path."""
+    file, colon, name = reference.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return reference
+    return f"{(folder / Path(file).expanduser()).resolve()}:{name}"
+
+
+def _check_metrics(benchmark: Benchmark, path: Path) -> None:
+    """Raises UserError for metrics that do not exist, or are of what is not scored."""
+    try:
+        metrics = benchmark.extra_metrics
+        with_built_in(metrics)
+    except UserError as error:
+        raise UserError(f"{path}: metrics: {error}") from error
+    for metric in metrics:
+        if not benchmark.kinds.intersection(metric.applies_to):
+            raise UserError(
+                f"{path}: metrics: {metric.name} is of {' and '.join(metric.applies_to)}, which "
+                f"benchmark {benchmark.id} does not score: leave it out"
+            )
+        if len(benchmark.spaces) > 1 and set(metric.applies_to) <= {"rationale", "answers"}:
+            raise UserError(
+                f"{path}: metrics: {metric.name} is of {' and '.join(metric.applies_to)}, but "
+                f"benchmark {benchmark.id} has several prompts, one for each label space: name it "
+                "in benchmarks of one label space"
+            )
 
 
 def _of_fold(benchmark: Benchmark, fold: int) -> Benchmark:
@@ -146,10 +231,10 @@ def _check_result(entry: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where} has {key} {entry.get(key)!r}: give a text")
     scores = entry.keys() - {"model", "source", "notes"}
     if not scores or not scores <= set(PUBLISHED_SCORES):
-        found = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
+        unknown = ", ".join(sorted(map(str, scores - set(PUBLISHED_SCORES)))) or "none"
         raise UserError(
             f"{where} ({entry['model']}) should have scores named {', '.join(PUBLISHED_SCORES)}, "
-            f"found {found}"
+            f"found {unknown}"
         )
     for key in scores:
         if type(entry[key]) not in (int, float) or not 0 <= entry[key] <= 1:

@@ -21,9 +21,9 @@ from vlmface import __version__
 from vlmface.errors import UserError
 from vlmface.rationale import cli as rationales
 from vlmface.registry import load_file
+from vlmface.resources import resource
 from vlmface.utils import distributed
 from vlmface.utils.config import nearest, option
-from vlmface.utils.files import resource
 from vlmface.utils.ranges import Count, Natural, NotNegative, Port, Seed, kinds
 from vlmface.utils.terminal import printable
 
@@ -48,7 +48,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from vlmface import data
     from vlmface.data import check
 
-    output = arguments.output or Path("checks") / arguments.name
+    output = arguments.output or Path("checks") / data.short_name(arguments.name)
     report = check.check(
         arguments.name,
         arguments.root,
@@ -162,7 +162,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from vlmface.evaluate.compare import compare_command
 
-    return compare_command(arguments.runs, arguments.output_dir)
+    return compare_command(arguments.runs, arguments.output_dir, arguments.benchmark)
 
 
 def _score_file(arguments: argparse.Namespace) -> int:
@@ -272,6 +272,11 @@ def parser() -> argparse.ArgumentParser:
                          "the others are held against")  # fmt: skip
     compare.add_argument("--output_dir", default="compare",
                          help="folder to write (default compare)")  # fmt: skip
+    compare.add_argument(
+        "--benchmark",
+        metavar="NAME|FILE",
+        help="benchmark of the runs, to compare the metrics that its file names, too",
+    )
     compare.set_defaults(run=_compare)
 
     score = commands.add_parser("score-file", help="score the answers that another system wrote")

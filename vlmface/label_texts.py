@@ -7,12 +7,11 @@ where the label is true.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from typing import Any
 from vlmface import facs, label_spaces, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
+from vlmface.registry import Registry
+from vlmface.resources import definitions, read_yaml
 from vlmface.utils import config
-from vlmface.utils.files import resource
 
 FOLDER = "prompts/clip"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -31,14 +31,15 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 class LabelTexts:
     """The texts of a label space as their file holds them.
 
-    `templates` may hold {label}, {word} (of `words`, else the label in lower case) and {signs} (of
-    the label's core action units, see `facs.PROTOTYPES`). `descriptions` and `negatives` are
-    {label: texts}, written out; `negatives` may be left out for some labels.
+    `label_space` is the id of a built-in label space, or a label space. `templates` may hold
+    {label}, {word} (of `words`, else the label in lower case) and {signs} (of the label's core
+    action units, see `facs.PROTOTYPES`). `descriptions` and `negatives` are {label: texts}, written
+    out; `negatives` may be left out for some labels.
     """
 
     id: str
     version: int
-    label_space: str
+    label_space: str | label_spaces.LabelSpace
     source: str
     templates: list[str] = field(default_factory=list)
     words: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +61,9 @@ class LabelTexts:
 
     @cached_property
     def space(self) -> label_spaces.LabelSpace:
+        """The labels that the texts stand for."""
+        if isinstance(self.label_space, label_spaces.LabelSpace):
+            return self.label_space
         return label_spaces.space(self.label_space)
 
     @cached_property
@@ -104,6 +108,13 @@ class LabelTexts:
 
         return _PLACEHOLDER.sub(value, template)
 
+    def to_mapping(self) -> dict[str, Any]:
+        """The content of its YAML file; a label space that is not built in is part of it."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(self.label_space, label_spaces.LabelSpace):
+            content["label_space"] = self.label_space.to_mapping()
+        return {key: value for key, value in content.items() if value is not None}
+
     def answer(self, probabilities: Mapping[str, float]) -> Answer:
         """The likeliest label as the answer that a text model would have been read to give; where
         there may be several, all that are likelier than not, and the likeliest in any case."""
@@ -128,48 +139,78 @@ def signs(emotion: str) -> str:
     return ", ".join(facs.AUS[unit].cue for unit in units)
 
 
+TEXTS: Registry[Any] = Registry(
+    "set of label texts for CLIP",
+    "vlmface.prompts",
+    {**definitions(FOLDER)},
+    hint="or give the path of a YAML file",
+)
+
+
 def names() -> list[str]:
-    """The ids that `load` knows, sorted."""
-    return sorted(file.stem for file in resource(FOLDER).glob("*.yaml"))
+    """The ids of the built-in texts, sorted."""
+    return sorted(TEXTS.built_in)
 
 
 def load(id_or_path: str | Path) -> LabelTexts:
-    """Load texts by their id ("clip_emotion") or from a YAML file of your own. Raises UserError for
-    an unknown id, key or label, and for a label without a text."""
-    path = Path(id_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        known = names()
-        if str(id_or_path) not in known:
-            near = difflib.get_close_matches(str(id_or_path), known, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(
-                f"there are no texts {str(id_or_path)!r} for CLIP{hint}: use one of "
-                f"{', '.join(known)}, or the path of a .yaml file"
-            )
-        path = resource(FOLDER) / f"{id_or_path}.yaml"
-    texts = config.build(LabelTexts, config.read(path), where=str(path))
+    """The texts of a name, which is looked up as that of a prompt is (`prompts.find`).
+
+    Raises:
+        UserError: There are no such texts, their file has an unknown key or label, or a label has
+            no text.
+    """
+    source = prompts.find(id_or_path, TEXTS)
+    if isinstance(source, Path):
+        return read(source)
+    if not isinstance(source, LabelTexts):
+        raise UserError(
+            f"{str(id_or_path)!r} is a {type(source).__name__}, but CLIP needs texts of labels"
+        )
+    return source
+
+
+def read(path: Path, *, trusted: bool = True) -> LabelTexts:
+    """The texts of a YAML file.
+
+    Args:
+        path: The file.
+        trusted: Whether the user wrote it; see `label_spaces.of_definition`.
+
+    Raises:
+        UserError: A key or label is unknown, a value is wrong, or a label has no text.
+    """
+    content = read_yaml(path, "the texts")
+    if "label_space" in content:
+        content["label_space"] = label_spaces.of_definition(
+            content["label_space"], where=path, trusted=trusted
+        )
+    texts = config.build(LabelTexts, content, where=str(path))
     prompts.check_id(texts.id, path)
-    labels = texts.space.labels
     for name in ("words", "descriptions", "negatives"):
         for label, value in getattr(texts, name).items():
-            if label not in labels:
-                raise UserError(
-                    f"{path}: {name} has {label!r}, which is not in label space "
-                    f"{texts.label_space} ({', '.join(labels)})"
-                )
-            right = (
-                isinstance(value, str)
-                if name == "words"
-                else isinstance(value, list) and all(isinstance(text, str) for text in value)
-            )
-            if not right:
-                wanted = "a text" if name == "words" else "a list of texts"
-                raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {wanted}")
-    if bare := [label for label, found in texts.positive.items() if not found]:
+            _check_label(texts, name, label, value, path)
+    if bare := [label for label, filled in texts.positive.items() if not filled]:
         raise UserError(
             f"{path}: no text for {', '.join(bare)}: add templates, or descriptions of each label"
         )
     return texts
+
+
+def _check_label(texts: LabelTexts, name: str, label: str, value: Any, path: Path) -> None:
+    """Refuse a label that the space lacks, and a value of another type. Raises UserError."""
+    if label not in texts.space.labels:
+        raise UserError(
+            f"{path}: {name} has {label!r}, which is not in label space {texts.space.id} "
+            f"({', '.join(texts.space.labels)})"
+        )
+    is_right = (
+        isinstance(value, str)
+        if name == "words"
+        else isinstance(value, list) and all(isinstance(text, str) for text in value)
+    )
+    if not is_right:
+        wanted = "a text" if name == "words" else "a list of texts"
+        raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {wanted}")
 
 
 # --- how long they are ----------------------------------------------------------------------------

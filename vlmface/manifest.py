@@ -18,7 +18,8 @@ import yaml
 
 from vlmface import __version__, label_spaces, prompts
 from vlmface.errors import UserError
-from vlmface.utils.files import atomic_write, resource
+from vlmface.resources import resource
+from vlmface.utils.files import atomic_write
 
 NAME = "vlmface.json"
 PROMPTS = "prompts"  # folder of a run
@@ -111,8 +112,9 @@ def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
     _check_links(run_dir, files)
     loaded = [_prompt(manifest, run_dir, entry["id"]) for entry in manifest.prompts]
     for prompt, entry in zip(loaded, manifest.prompts, strict=True):
-        space = label_spaces.space(entry["label_space"])
-        name = f"label space {space.id} of this vlmface"
+        space = prompt.space
+        _same(run_dir, f"the label space of {prompt.id}", space.id, entry["label_space"])
+        name = f"label space {space.id}" + (" of this vlmface" if space.is_built_in else "")
         _same(run_dir, name, space.sha, entry["label_space_sha"])
         _same(run_dir, f"prompt {prompt.id} in {PROMPTS}/", prompt.sha, entry["sha"])
     found = processor_shas(run_dir)
@@ -224,7 +226,7 @@ def _plain(value: Any, depth: int = 10) -> bool:
     )
 
 
-_is_name = _matches(prompts.ID)
+_is_name = _matches(label_spaces.ID)
 _is_sha = _matches("[0-9a-f]{12}")
 _is_none: _Check = lambda value: value is None  # noqa: E731
 _is_bool: _Check = lambda value: isinstance(value, bool)  # noqa: E731
@@ -285,10 +287,10 @@ def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
     if path.is_file() and path.stat().st_size > _LARGEST:
         raise UserError(f"{path} has more than {_LARGEST:,} bytes: restore the file")
     if manifest.clip is None:
-        return prompts.load(path)
+        return prompts.read(path, trusted=False)
     from vlmface import label_texts
 
-    return label_texts.load(path)
+    return label_texts.read(path, trusted=False)
 
 
 def among(
@@ -338,8 +340,7 @@ def describe(prompt: prompts.Question) -> dict[str, str]:
 def save_prompts(asked: Sequence[Any], run_dir: str | Path) -> None:
     """Copy the prompts into the run, as prompts/ID.yaml: it stays readable when files change."""
     for prompt in asked:
-        content = {k: v for k, v in dataclasses.asdict(prompt).items() if v is not None}
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(prompt.to_mapping(), sort_keys=False, allow_unicode=True)
         atomic_write(Path(run_dir) / PROMPTS / f"{prompt.id}.yaml", text)
 
 

@@ -8,6 +8,7 @@ point of an installed package, a file (`rewards.py:kindness`), an object (`my_pa
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -30,12 +31,21 @@ class Registry(Generic[T]):
         kind: What messages call one of them, such as "reward".
         group: The entry point group of installed packages, such as "vlmface.rewards".
         built_in: {name: object}; `register` adds to it.
+        hint: How messages tell users to name one of their own.
     """
 
-    def __init__(self, kind: str, group: str, built_in: dict[str, T] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        built_in: dict[str, T] | None = None,
+        *,
+        hint: str = "name your own as FILE.py:NAME or MODULE:NAME",
+    ) -> None:
         self.kind = kind
         self.group = group
         self.built_in: dict[str, T] = {} if built_in is None else built_in
+        self.hint = hint
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that adds a built-in object. Raises ValueError if the name is taken."""
@@ -79,12 +89,13 @@ class Registry(Generic[T]):
             return self._load_entry_point(self.entry_points[name])
         if ":" in name:
             return load_object(name, self.kind)
+        raise self.unknown(name)
+
+    def unknown(self, name: str) -> UserError:
+        """The error for a name that nothing has, with the nearest name that something has."""
         near = difflib.get_close_matches(name, self.names(), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names())}"
-        raise UserError(
-            f"there is no {self.kind} {name!r}: {hint} "
-            "(name your own as FILE.py:NAME or MODULE:NAME)"
-        )
+        names = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names())}"
+        return UserError(f"there is no {self.kind} {name!r}: {names} ({self.hint})")
 
     def _load_entry_point(self, point: importlib.metadata.EntryPoint) -> T:
         try:
@@ -100,22 +111,40 @@ class Registry(Generic[T]):
 def load_object(reference: str, kind: str = "object") -> Any:
     """The object of `path/to/file.py:name` or `package.module:name`.
 
+    Args:
+        reference: The file or module, a colon, and the object's name.
+        kind: What messages call the object.
+
     Raises:
         UserError: The file or module is missing, cannot be imported, or lacks the name.
     """
     source, _, name = reference.rpartition(":")
-    try:
-        if source.endswith(".py"):
-            module = load_file(Path(source))
-        else:
-            module = importlib.import_module(source)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{kind} {reference!r}: {source} cannot be imported: {error!r}") from error
+    module = load_module(source, f"{kind} {reference!r}")
     if not hasattr(module, name):
-        raise UserError(f"{kind} {reference!r}: {source} has no {name!r}")
+        near = difflib.get_close_matches(name, vars(module), 1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{kind} {reference!r}: {source} has no {name!r}{hint}")
     return getattr(module, name)
+
+
+def load_module(source: str, what: str) -> ModuleType:
+    """The module of `path/to/file.py` or `package.module`.
+
+    Args:
+        source: The file or module.
+        what: What messages say that it is for.
+
+    Raises:
+        UserError: It is missing or cannot be imported.
+    """
+    try:
+        return (
+            load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        )
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{what}: {source} cannot be imported: {error!r}") from error
 
 
 def load_file(path: Path) -> ModuleType:
@@ -127,7 +156,8 @@ def load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the spelling of the path")
-    name = f"vlmface_extension_{path.stem}_{abs(hash(str(path)))}"
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]  # the same in every process
+    name = f"vlmface_extension_{path.stem}_{digest}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec and spec.loader

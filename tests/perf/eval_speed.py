@@ -34,13 +34,21 @@ ONE_BY_ONE = 8  # faces that are asked plainly: each takes as long as the others
 
 
 def build(folder: Path, image_size: int = 336) -> None:
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(folder, corpus, image_size=image_size, patch_size=14, vision_width=384,
-                     vision_layers=8, hidden=576, layers=10, mlp=1536, vocab_size=700,
-                     max_length=1024)  # fmt: skip
+    families.get("llava").build_tiny(
+        folder,
+        corpus,
+        image_size=image_size,
+        patch_size=14,
+        vision_width=384,
+        vision_layers=8,
+        hidden=576,
+        layers=10,
+        mlp=1536,
+        max_length=1024,
+    )
 
 
 def plain_inputs(model: Any, processor: Any, prompt: Any, image: Any, answer: str) -> Any:

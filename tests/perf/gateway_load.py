@@ -44,13 +44,19 @@ BOMBS = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp", "jpeg200
 
 
 def build(folder: Path) -> None:
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(folder, corpus, image_size=112, patch_size=14, vision_width=64,
-                     vision_layers=2, hidden=128, layers=2, mlp=256, vocab_size=700,
-                     max_length=1024)  # fmt: skip
+    families.get("llava").build_tiny(
+        folder,
+        corpus,
+        image_size=112,
+        patch_size=14,
+        vision_width=64,
+        hidden=128,
+        mlp=256,
+        max_length=1024,
+    )
 
 
 def one_by_one(model: str, how: dict[str, str], images: list[Any], seconds: float) -> float:

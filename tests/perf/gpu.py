@@ -44,12 +44,12 @@ def build(folder: Path, small: bool, device: str) -> Any:
     )
 
     from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface.families.tiny import TinyLlava, build_tokenizer
 
     size = 56 if small else 336  # pixels
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tokenizer = tiny.build_tokenizer(corpus, vocab_size=700, max_length=2048)
-    processor = tiny.build_processor(tokenizer, image_size=size, patch_size=14)
+    tokenizer = build_tokenizer(corpus, vocab_size=700, max_length=2048)
+    processor = TinyLlava(image_size=size, patch_size=14).processor(tokenizer)
     processor.save_pretrained(folder)
     special = {
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
@@ -126,9 +126,9 @@ def in_turn(
 
 def sft(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     import sft_vs_trl
+    from checkpoints import llava
     from transformers import set_seed
 
-    from vlmface.families import llava
     from vlmface.synth import dataset
 
     rows = dataset.load("train", n=FACES, size=336, progress=False)
@@ -178,10 +178,10 @@ def grpo(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str
 
 def evaluation(model: Any, folder: Path, gpu: bool) -> dict[str, dict[str, Callable[[], Any]]]:
     import eval_speed
+    from checkpoints import llava
 
     from vlmface import prompts
     from vlmface.evaluate import answering
-    from vlmface.families import llava
     from vlmface.infer.local import LocalModel
     from vlmface.synth import dataset
 

@@ -30,8 +30,7 @@ GROUP, FACES, TOKENS = 8, 1, 64
 
 
 def build(folder: Path, small: bool) -> None:
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
     size = {"image_size": 336, "vision_width": 384, "vision_layers": 8, "hidden": 576, "layers": 10,
@@ -39,13 +38,12 @@ def build(folder: Path, small: bool) -> None:
     if small:
         size = {"image_size": 56, "vision_width": 64, "vision_layers": 2, "hidden": 64, "layers": 2,
                 "mlp": 128}  # fmt: skip
-    tiny.build_llava(folder, corpus, patch_size=14, vocab_size=700, max_length=1024, **size)
+    families.get("llava").build_tiny(folder, corpus, patch_size=14, max_length=1024, **size)
 
 
 def model_of(folder: Path) -> Any:
     import torch
-
-    from vlmface.families import llava
+    from checkpoints import llava
 
     torch.manual_seed(0)
     return llava.load_model(folder, dtype=torch.float32)
@@ -71,12 +69,12 @@ def arguments(out: str, steps: int, gpu: bool) -> Any:
 
 def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any:
     """A trainer of the model, by the processor in `folder`, for so many steps."""
+    from checkpoints import llava
     from datasets import Dataset, Image, concatenate_datasets
     from peft import LoraConfig
     from samples import rows
 
     from vlmface import prompts
-    from vlmface.families import llava
 
     lora = LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM",

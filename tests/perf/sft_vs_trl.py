@@ -45,12 +45,12 @@ def build(folder: Path, small: bool) -> None:
         LlavaForConditionalGeneration,
     )
 
-    from vlmface import prompts
-    from vlmface.families import llava, tiny
+    from vlmface import families, prompts
+    from vlmface.families.tiny import TinyLlava, build_tokenizer
 
     texts = [text for _, text in answers(64)] + [str(prompts.load("face_cot").messages())] * 20
-    tokenizer = tiny.build_tokenizer(texts, vocab_size=4096, max_length=2048)
-    processor = tiny.build_processor(tokenizer, image_size=224, patch_size=16)
+    tokenizer = build_tokenizer(texts, vocab_size=4096, max_length=2048)
+    processor = TinyLlava(image_size=224, patch_size=16).processor(tokenizer)
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -73,7 +73,7 @@ def build(folder: Path, small: bool) -> None:
         tie_word_embeddings=True, **special,
     )  # fmt: skip
     torch.manual_seed(0)
-    llava.save_checkpoint(LlavaForConditionalGeneration(config), processor, folder)
+    families.get("llava").save_checkpoint(LlavaForConditionalGeneration(config), processor, folder)
 
 
 def answers(n: int) -> list[tuple[str, str]]:
@@ -103,10 +103,10 @@ def ours(model: Any, processor: Any, rows: Any, completions: list[str], argument
     from peft import LoraConfig
     from trl import SFTConfig
 
-    from vlmface import encode, prompts
-    from vlmface.families import llava
+    from vlmface import encode, families, prompts
     from vlmface.train.trainer import SupervisedTrainer, all_tower_features
 
+    llava = families.get("llava")
     messages = prompts.load("face_cot").messages()
     texts = [encode.encode_text(processor, llava, messages, text) for text in completions]
     columns = Dataset.from_dict({
@@ -170,10 +170,11 @@ def run(side: str, folder: Path, n: int, epochs: int) -> None:
     import torch
     from transformers import set_seed
 
-    from vlmface.families import llava
+    from vlmface import families
     from vlmface.synth import dataset
     from vlmface.utils import memory
 
+    llava = families.get("llava")
     torch.set_num_threads(os.cpu_count() or 1)
     arguments = {
         "output_dir": str(folder / "out"), "num_train_epochs": epochs, "learning_rate": 1e-4,

@@ -25,7 +25,7 @@ from PIL import Image
 from vlmface import manifest
 from vlmface.clip.fused import fuse
 from vlmface.errors import UserError
-from vlmface.utils.files import resource
+from vlmface.resources import resource
 
 TINY = "vlmface-clip-tiny"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"

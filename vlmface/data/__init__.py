@@ -1,6 +1,8 @@
 """Data sets as FaceSample rows: `load(name, root, split=...)`.
 
-Each data set is one module in `vlmface/data/adapters/`, named as `load` names it:
+Each data set is one module: built in (`vlmface/data/adapters/`), a file `my_set.py`, a
+`package.module`, or an entry point of the group `vlmface.datasets` in an installed package. Only
+SPLITS and `read` are required:
 
     TITLE, HOME, LICENCE    for display
     SPLITS                  the splits that the set defines
@@ -18,7 +20,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vlmface.data.catalog import dataset_module, is_mixture, names
+from vlmface.data.catalog import (
+    dataset_module,
+    describe,
+    is_built_in,
+    is_mixture,
+    names,
+    short_name,
+)
 from vlmface.data.fingerprints import fingerprint
 from vlmface.data.loading import OF_ALL, load_dataset, parse_options, read, splits_of
 from vlmface.data.people import hold_out
@@ -29,13 +38,16 @@ if TYPE_CHECKING:
 __all__ = [
     "OF_ALL",
     "dataset_module",
+    "describe",
     "fingerprint",
     "hold_out",
+    "is_built_in",
     "is_mixture",
     "load",
     "names",
     "parse_options",
     "read",
+    "short_name",
     "shows_faces",
     "splits_of",
 ]

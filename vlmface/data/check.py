@@ -96,7 +96,7 @@ def check(
         place = place.parent
     report: dict[str, Any] = {
         "name": name,
-        "title": module.TITLE,
+        "title": data.describe(name)["title"],
         "options": protocol,
         "splits": {p.split: _holds(p, looks, published.get(p.split, {})) for p in parts},
         "unreadable": {
@@ -119,7 +119,7 @@ def check(
 
 def _published(module: Any, options: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """The counts that the data set's owners published, under these options."""
-    published = module.PUBLISHED
+    published: dict[str, dict[str, int]] = getattr(module, "PUBLISHED", {})
     for (option, value), counts in getattr(module, "PUBLISHED_BY", {}).items():
         if options.get(option) == value:
             published = counts

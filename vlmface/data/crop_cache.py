@@ -473,8 +473,8 @@ def _select_rows(
         yield from index.execute(f"select * from {table} where {column} in ({marks})", part)
 
 
-def _key(digest: str, box: tuple[float, ...] | None) -> bytes:
-    return hashlib.blake2b(f"{content_digest} {box}".encode(), digest_size=16).digest()
+def _key(picture_digest: str, box: tuple[float, ...] | None) -> bytes:
+    return hashlib.blake2b(f"{picture_digest} {box}".encode(), digest_size=16).digest()
 
 
 def write_contact_sheet(rows: datasets.Dataset, path: Path, n: int = 64) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vlmface.data import options
-from vlmface.data.catalog import dataset_module
+from vlmface.data.catalog import dataset_module, describe, short_name
 from vlmface.data.decodable import decodable_rows
 from vlmface.data.rows import Rows, to_dataset
 from vlmface.errors import UserError
@@ -42,8 +42,13 @@ def load_dataset(
     if n is not None and "n" in inspect.signature(dataset_module(name).read).parameters:
         protocol["n"] = n
     found = read(name, root, split, **protocol)
+    if not isinstance(found, Rows) and not hasattr(found, "column_names"):
+        raise UserError(
+            f"data set {name!r}: its read(root, split) returned a {type(found).__name__}, but must "
+            "return vlmface.data.rows.Rows"
+        )
     if isinstance(found, Rows):
-        found = to_dataset(found, name, split, missing=missing)
+        found = to_dataset(found, short_name(name), split, missing=missing)
     if n is not None and n < len(found):
         found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
     if broken != "keep":
@@ -72,7 +77,7 @@ def _root(name: str, root: str | Path | None) -> Path | None:
     place = None if root is None else Path(root).expanduser()
     if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
         raise UserError(
-            f"{name} needs the root of your copy ({module.HOME}), "
+            f"{name} needs the root of your copy ({describe(name)['home']}), "
             + ("and none was given" if place is None else f"and {place} does not exist")
         )
     return place

@@ -40,8 +40,9 @@ FIELDS = ("emotion", "gender", "age_group", "race")
 class Source:
     """A data set of a mixture.
 
-    `data`, `root`, `split` and `options` are what `data.load` takes; a relative root starts from
-    the folder of the mixture's file, and a source without root or split takes those of the mixture.
+    `data`, `root`, `split` and `options` are what `data.load` takes. A relative root, or Python
+    file of a data set, starts from the folder of the mixture's file. A source without root or split
+    takes those of the mixture.
     `labels` turns one word into another, or into null, which leaves such rows out. `cap`: so many
     rows at most, chosen at random. `weight`: see `Mixture`.
     """
@@ -183,6 +184,9 @@ def read(path: Path) -> tuple[Mixture, list[Source]]:
         where = f"{path}, source {number}"
         source = _build(Source, values, where)
         _check_labels(where, mixture.field, source.labels)
+        if source.data.endswith(".py"):
+            file = path.parent / Path(source.data).expanduser()
+            source = dataclasses.replace(source, data=str(file))
         sources.append(source)
     weighted = [source.weight is not None for source in sources]
     if any(weighted) and not all(weighted):

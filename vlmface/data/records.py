@@ -73,11 +73,13 @@ class Record:
             self.refuse(name, "a list of texts")
         return value
 
-    def label(self, name: str, space: str = "emotion8") -> str:
-        """The label of a space of the taxonomy that the text is, up to case and aliases."""
+    def label(self, name: str, space: str | label_spaces.LabelSpace = "emotion8") -> str:
+        """The label of a label space that the text is, up to case and aliases."""
+        if isinstance(space, str):
+            space = label_spaces.space(space)
         label = canonical(space, self.text(name))
         if label is None:
-            self.refuse(name, f"one of {', '.join(label_spaces.space(space).labels)}")
+            self.refuse(name, f"one of {', '.join(space.labels)}")
         return label
 
     def units(self, name: str) -> set[int]:
@@ -112,9 +114,11 @@ class Record:
 
 
 @lru_cache(maxsize=10_000)
-def canonical(space: str, text: str) -> str | None:
+def canonical(space: str | label_spaces.LabelSpace, text: str) -> str | None:
     """`LabelSpace.canonical`, cached: rows have few different texts."""
-    return label_spaces.space(space).canonical(text)
+    if isinstance(space, str):
+        space = label_spaces.space(space)
+    return space.canonical(text)
 
 
 def short_repr(value: Any) -> str:

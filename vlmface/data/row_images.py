@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -50,11 +49,17 @@ def drop_image_columns(rows: Any) -> Any:
     return rows.remove_columns([name for name in IMAGE_COLUMNS if name in rows.column_names])
 
 
-def image_sizes(row: Mapping[str, Any], family: ModuleType | None = None) -> list[Any]:
-    """(width, height) of each picture that a model is shown of a row, without decoding them; None
-    for each if the `family` does not need to know."""
-    needed = family is None or family.NEEDS_SIZE
-    return [row_image_size(ref) if needed else None for ref in image_refs(row)]
+def image_sizes(row: Mapping[str, Any], *, needed: bool = True) -> list[Any]:
+    """The sizes of the images that a model is shown of a row, without decoding them.
+
+    Args:
+        row: The row.
+        needed: Whether the model's family needs them (`Family.NEEDS_SIZE`).
+
+    Returns:
+        (width, height) in pixels of each image, or None for each if they are not needed.
+    """
+    return [row_image_size(image) if needed else None for image in image_refs(row)]
 
 
 def row_image_size(image: Any) -> tuple[int, int]:

@@ -537,7 +537,11 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
     } | rows.columns
     schema = features().arrow_schema
     unknown = set(columns) - set(schema.names)
-    assert not unknown, f"the adapter {name} fills unknown fields {unknown}"
+    if unknown:
+        raise UserError(
+            f"data set {name} fills the columns {', '.join(sorted(unknown))}, which are not fields "
+            f"of FaceSample: use {', '.join(schema.names)}"
+        )
     try:
         arrays = [
             _arrow(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)

@@ -30,8 +30,16 @@ from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
 
 # How ExpLLM is asked for labels.
-EXPLLM_WORDS = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger",
-                "Contempt")  # fmt: skip
+EXPLLM_WORDS = (
+    "Neutral",
+    "Happiness",
+    "Sadness",
+    "Surprise",
+    "Fear",
+    "Disgust",
+    "Anger",
+    "Contempt",
+)
 _SAMPLE = 200  # answers from which the form of a jsonl file is found
 
 
@@ -138,7 +146,7 @@ def predictions(found: Answers) -> list[dict[str, Any]]:
 def _prediction(item: Item, found: Answers) -> dict[str, Any]:
     answer = answers.Answer(None, (), "none", "")
     if not item.empty:
-        answer = answers.parse(item.text, asked(found.space.id, item.words), found.form)
+        answer = answers.parse(item.text, asked(found.space, item.words), found.form)
     return {
         "id": item.id,
         "image": item.image,
@@ -153,15 +161,14 @@ def _prediction(item: Item, found: Answers) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1000)
-def asked(space: str, words: tuple[str, ...]) -> LabelSpace:
+def asked(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
     """The labels of a space that `words` name, in these words: what an answer may be, letter by
     letter, if they were given to the model. Other words for these labels remain aliases."""
-    whole = label_spaces.space(space)
     if not words:
-        return whole
-    own = {whole.canonical(word): word for word in words}
-    aliases = {alias: own[label] for alias, label in whole.index.items() if label in own}
-    return LabelSpace(whole.id, whole.field, words, aliases, whole.source)
+        return space
+    word_of = {space.canonical(word): word for word in words}
+    aliases = {alias: word_of[label] for alias, label in space.index.items() if label in word_of}
+    return LabelSpace(space.id, space.field, words, aliases, space.source)
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -171,7 +178,7 @@ def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Ite
     items = []
     for record in found:
         candidates = tuple(record.texts("candidate_labels"))
-        if lacking := [word for word in candidates if canonical(space.id, word) is None]:
+        if lacking := [word for word in candidates if canonical(space, word) is None]:
             record.refuse("candidate_labels", f"labels of {space.id}, which {lacking[0]!r} is not")
         label = record.text("true_label")
         if label not in candidates:
@@ -182,7 +189,7 @@ def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Ite
                 record.where,
                 f"ferbench-{_stem(record, 'image_path').lstrip('/')}",
                 path,
-                _truth(space, canonical(space.id, label)),
+                _truth(space, canonical(space, label)),
                 *_answer(record, "model_response"),
                 candidates,
             )
@@ -279,8 +286,11 @@ def _jsonl(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]
 
 Reader = Callable[[Sequence[Record], LabelSpace], tuple[str, list[Item]]]
 FORMATS: dict[str, Reader] = {
-    "ferbench": _ferbench, "facial-r1": _facial_r1, "expllm": _expllm, "jsonl": _jsonl,
-}  # fmt: skip
+    "ferbench": _ferbench,
+    "facial-r1": _facial_r1,
+    "expllm": _expllm,
+    "jsonl": _jsonl,
+}
 
 
 def _default_space(format: str, found: Iterable[Record]) -> str:
@@ -326,7 +336,7 @@ def _stem(record: Record, name: str) -> str:
 
 def _word(record: Record, name: str, space: LabelSpace) -> str:
     """The label of the space that a field names."""
-    label = canonical(space.id, record.text(name))
+    label = canonical(space, record.text(name))
     if label is None:
         record.refuse(
             name, f"one of {', '.join(space.labels)} ({space.id}; --label_space names another)"

@@ -43,10 +43,10 @@ def read(row: Row, name: str) -> Row | None:
 def summarise(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
     """{reading: {"accuracy", "uar", "f1_macro", "ci95", and where it has probabilities "top2",
     "nll", "brier", "ece"}} of the readings that all rows have."""
-    found = {}
+    blocks = {}
     written = any(row["text"] for row in rows)
     for name in NAMES if written else NAMES[2:]:
         as_read = [read(row, name) for row in rows]
-        if all(one is not None for one in as_read):
-            found[name] = metrics.label_block([one for one in as_read if one is not None], space)
-    return found
+        if all(row is not None for row in as_read):
+            blocks[name] = metrics.label_block([row for row in as_read if row is not None], space)
+    return blocks

@@ -512,7 +512,7 @@ class LocalModel:
             attention_mask=torch.cat([seen, mask], 1),
             cache=cache,
             use_cache=True,
-            **self.family.later_inputs(self.model, start + steps),
+            **self.family.decode_step_inputs(self.model, start + steps),
         ).logits
         return mask, logits
 

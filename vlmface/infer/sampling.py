@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from vlmface.families.base import Family
 
 if TYPE_CHECKING:
     import torch
@@ -70,22 +71,22 @@ def _repeated(model: Any, prefix: _Prefix, group: int) -> _Prefix:
     )
 
 
-def _later(model: Any, family: ModuleType, positions: torch.Tensor, group: int) -> dict[str, Any]:
+def _later(model: Any, family: Family, positions: torch.Tensor, group: int) -> dict[str, Any]:
     """What the forward takes for tokens behind the prefix, whose rows have been repeated."""
     core = core_of(model)
     deltas = getattr(getattr(core, "model", None), "rope_deltas", None)
     if deltas is None:
-        return family.later_inputs(model, positions)
+        return family.decode_step_inputs(model, positions)
     core.model.rope_deltas = deltas.repeat_interleave(group, 0)
     try:
-        return family.later_inputs(model, positions)
+        return family.decode_step_inputs(model, positions)
     finally:
         core.model.rope_deltas = deltas
 
 
 def sample(
     model: Any,
-    family: ModuleType,
+    family: Family,
     batch: Mapping[str, Any],
     *,
     group: int,
@@ -151,7 +152,7 @@ def _positions(lengths: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _columns(inputs: Mapping[str, Any], rows: torch.Tensor, columns: slice) -> dict[str, Any]:
-    """The part of `later_inputs` for some rows and tokens: (..., rows, tokens) tensors."""
+    """The part of `decode_step_inputs` for some rows and tokens: (..., rows, tokens) tensors."""
     return {name: tensor[..., rows, columns] for name, tensor in inputs.items()}
 
 
@@ -167,7 +168,7 @@ def _cut(chances: torch.Tensor, top_p: float) -> torch.Tensor:
 
 def score(
     model: Any,
-    family: ModuleType,
+    family: Family,
     batch: Mapping[str, Any],
     completions: torch.Tensor,
     mask: torch.Tensor,

@@ -39,7 +39,7 @@ class Server:
     """`endpoint` names the model there; it is asked greedily and may write `max_new_tokens`.
     `constrained`: it is held to the prompt's form and labels (vLLM's `structured_outputs`; a server
     that does not know them ignores them or refuses). `padding`: the colour that pictures are padded
-    to a square with before they are sent (`families.padding`), None to send them as they are."""
+    to a square with before they are sent (`Family.padding`), None to send them as they are."""
 
     endpoint: Endpoint
     prompts: Sequence[Prompt]
@@ -148,7 +148,7 @@ def padding_of(run: str | Path) -> tuple[int, ...] | None:
     """The colour that pictures are padded with before a server is shown them."""
     found, _ = manifest.load(run)
     family = families.get(found.family)
-    return families.padding(family, family.load_processor(run))
+    return family.padding(family.load_processor(run))
 
 
 def _messages(

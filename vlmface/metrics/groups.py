@@ -45,20 +45,21 @@ def by_group(
     annotated = counts.sum((1, 2)) > 0
     for name, words in attributes.items():
         inside = {
-            word: np.array([one == word for one in words]) & annotated
+            word: np.array([other == word for other in words]) & annotated
             for word in sorted({word for word in words if word is not None})
         }
         table = {word: _cell(rows, counts, interval) for word, rows in inside.items() if rows.any()}
         if len(table) < 2:
             continue
         groups[name] = table
-        found = equalised_odds({word: counts[inside[word]].sum(0) for word in table}, labels)
-        if found:
-            odds[name] = found
+        largest = equalised_odds({word: counts[inside[word]].sum(0) for word in table}, labels)
+        if largest:
+            odds[name] = largest
     if not groups:
         return {}
-    accuracies = {name: [cell["accuracy"] for cell in table.values()]
-                  for name, table in groups.items()}  # fmt: skip
+    accuracies = {
+        name: [cell["accuracy"] for cell in table.values()] for name, table in groups.items()
+    }
     return {
         "groups": groups,
         "gaps": {name: max(values) - min(values) for name, values in accuracies.items()},
@@ -73,15 +74,19 @@ def equalised_odds(confusions: Mapping[str, Array], labels: Sequence[str]) -> di
     known of FEW faces at least. `confusions` are (K, K + 1) for each group."""
     worst: dict[str, Any] | None = None
     rates = {group: _rates(confusion) for group, confusion in confusions.items()}
-    for one, other in combinations(rates, 2):
+    for group, other in combinations(rates, 2):
         for kind in ("true positives", "false positives"):
-            (first, few), (second, less) = rates[one][kind], rates[other][kind]
+            (first, few), (second, less) = rates[group][kind], rates[other][kind]
             for k in np.flatnonzero((few >= FEW) & (less >= FEW)).tolist():
                 difference = float(first[k] - second[k])
                 if worst is None or abs(difference) > worst["difference"]:
-                    named = [one, other] if difference >= 0 else [other, one]
-                    worst = {"difference": abs(difference), "label": labels[k], "rate": kind,
-                             "groups": named}  # fmt: skip
+                    named = [group, other] if difference >= 0 else [other, group]
+                    worst = {
+                        "difference": abs(difference),
+                        "label": labels[k],
+                        "rate": kind,
+                        "groups": named,
+                    }
     return worst
 
 
@@ -97,9 +102,11 @@ def _rates(confusion: Array) -> dict[str, tuple[Array, Array]]:
 
 
 def _crossed(
-    attributes: Mapping[str, Sequence[str | None]], counts: Array, annotated: Rows,
+    attributes: Mapping[str, Sequence[str | None]],
+    counts: Array,
+    annotated: Rows,
     interval: Interval | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The cells where the attributes meet, the least accurate first, those of few faces last."""
     if len(attributes) < 2:
         return {}

@@ -48,9 +48,9 @@ def top_k_accuracy(probabilities: ArrayLike, truth: ArrayLike, k: int) -> float:
     labels = table.shape[1]
     if not 1 <= k <= labels:
         raise UserError(f"top-k accuracy with k = {k} of {labels} labels: use 1 to {labels}")
-    own = table[np.arange(len(true)), true][:, None]
+    of_truth = table[np.arange(len(true)), true][:, None]
     earlier = np.arange(labels) < true[:, None]
-    rank = ((table > own) | ((table == own) & earlier)).sum(1)
+    rank = ((table > of_truth) | ((table == of_truth) & earlier)).sum(1)
     return float((rank < k).mean())
 
 
@@ -62,8 +62,8 @@ def negative_log_likelihood(probabilities: ArrayLike, truth: ArrayLike) -> float
     Good, J. R. Stat. Soc. B 1952.
     """
     table, true = _probabilities(probabilities, truth)
-    own = table[np.arange(len(true)), true]
-    return float(-np.log(np.clip(own, NLL_FLOOR, 1)).mean())
+    of_truth = table[np.arange(len(true)), true]
+    return float(-np.log(np.clip(of_truth, NLL_FLOOR, 1)).mean())
 
 
 def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
@@ -80,7 +80,7 @@ def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
 
 def top_label(probabilities: ArrayLike, truth: ArrayLike) -> tuple[Array, Flags]:
     """(confidence, right) of each row, (N,) both: the highest probability, and whether its label,
-    the first one of equals, is the true one. Calibration is measured on these."""
+    the first one of equal ones, is the true one. Calibration is measured on these."""
     table, true = _probabilities(probabilities, truth)
     best = table.argmax(1)
     return table[np.arange(len(true)), best], best == true
@@ -206,17 +206,17 @@ def group_accuracy(predicted: ArrayLike, true: ArrayLike, edges: Sequence[float]
 
 def multilabel_f1(predicted: ArrayLike, present: ArrayLike) -> dict[str, float]:
     """{"f1_macro", "f1_micro"} of (N, C) flags, 0..1: `multilabel_scores` of their tally."""
-    said, true = _flags("predicted", predicted, 2), _flags("present", present, 2)
-    _same_shape(predicted=said, present=true)
-    tally = np.stack([(said & true).sum(0), (said & ~true).sum(0), (~said & true).sum(0)], -1)
+    named, true = _flags("predicted", predicted, 2), _flags("present", present, 2)
+    _same_shape(predicted=named, present=true)
+    tally = np.stack([(named & true).sum(0), (named & ~true).sum(0), (~named & true).sum(0)], -1)
     return {name: float(value) for name, value in multilabel_scores(tally.astype(float)).items()}
 
 
-def jaccard(said: Collection[str], true: Collection[str]) -> float:
+def jaccard(predicted: Collection[str], true: Collection[str]) -> float:
     """Labels that are in both by labels that are in either, 0..1: 1 if and only if they are the
     same, 0 if nothing is right. Two empty sets are the same. Jaccard, 1912."""
-    either = set(said) | set(true)
-    return len(set(said) & set(true)) / len(either) if either else 1.0
+    either = set(predicted) | set(true)
+    return len(set(predicted) & set(true)) / len(either) if either else 1.0
 
 
 def multilabel_scores(tally: Array) -> dict[str, Array]:
@@ -285,8 +285,8 @@ def weighted_average_precision(scores: ArrayLike, present: ArrayLike, weights: A
     upto = order[: ends[threshold[-1]] + 1]
     gains = np.add.reduceat(weights[:, order[right]], first, axis=1)
     below = np.add.reduceat(weights[:, upto], begin, axis=1).cumsum(1)
-    found = np.nansum(gains * ratio(gains.cumsum(1), below), 1)
-    return ratio(found, gains.sum(1))
+    precisions = np.nansum(gains * ratio(gains.cumsum(1), below), 1)
+    return ratio(precisions, gains.sum(1))
 
 
 def mean_average_precision(
@@ -304,14 +304,14 @@ def mean_average_precision(
     known = np.any(true, axis=0)
     if not known.any():
         raise UserError(f"none of {', '.join(names)} is present in a row: there is no mAP of them")
-    found = {
+    per_class = {
         name: average_precision(values[:, i], true[:, i])
         for i, name in enumerate(names)
         if known[i]
     }
     return {
-        "map": float(np.mean(list(found.values()))),
-        "per_class": found,
+        "map": float(np.mean(list(per_class.values()))),
+        "per_class": per_class,
         "left_out": [name for i, name in enumerate(names) if not known[i]],
     }
 
@@ -344,14 +344,14 @@ def hit_rate(
     for words in answers:
         if isinstance(words, str):
             raise UserError(f"an answer is the text {words!r}: give a list of its words")
-    said = [{_plain(word) for word in words} for words in answers]
+    answered = [{_plain(word) for word in words} for words in answers]
     true = [_plain(word) for word in truth]
     rates = []
     for grouping in groupings:
         group = {_plain(word): _plain(name) for word, name in grouping.items()}
         hits = sum(
-            group.get(word, word) in {group.get(one, one) for one in words}
-            for words, word in zip(said, true, strict=True)
+            group.get(word, word) in {group.get(named, named) for named in words}
+            for words, word in zip(answered, true, strict=True)
         )
         rates.append(hits / len(true))
     return sum(rates) / len(rates)
@@ -365,14 +365,14 @@ def rouge_l(candidate: str, reference: str, beta: float = 1.0) -> dict[str, floa
     Words are runs of letters and digits in lower case, without stemming. A candidate without words
     scores 0.
     """
-    said, asked = _words(candidate), _words(reference)
-    if not asked:
+    candidate_words, reference_words = _words(candidate), _words(reference)
+    if not reference_words:
         raise UserError(f"the reference {reference!r} has no words: leave its row out")
     if not beta > 0:
         raise UserError(f"beta of ROUGE-L is {beta}: use 1, or more to weigh recall more")
-    common = longest_common_subsequence(said, asked)
-    precision = common / len(said) if said else 0.0
-    recall = common / len(asked)
+    common = longest_common_subsequence(candidate_words, reference_words)
+    precision = common / len(candidate_words) if candidate_words else 0.0
+    recall = common / len(reference_words)
     below = recall + beta**2 * precision
     f = (1 + beta**2) * precision * recall / below if below else 0.0
     return {"precision": precision, "recall": recall, "f": f}
@@ -428,9 +428,12 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
     alone has right; p, 0..1, is the two-sided binomial probability of a split at least as uneven if
     each such row were a toss of a fair coin, and 1 if there is none. McNemar, Psychometrika 1947.
     """
-    one, other = _flags("first", first), _flags("second", second)
-    _same_length(first=one, second=other)
-    only_first, only_second = int((one & ~other).sum()), int((~one & other).sum())
+    first_right, second_right = _flags("first", first), _flags("second", second)
+    _same_length(first=first_right, second=second_right)
+    only_first, only_second = (
+        int((first_right & ~second_right).sum()),
+        int((~first_right & second_right).sum()),
+    )
     n = only_first + only_second
     p = float(binomtest(only_first, n).pvalue) if n else 1.0
     return {"only_first": only_first, "only_second": only_second, "p": p}
@@ -472,23 +475,23 @@ def mean_where(values: Array, where: Flags) -> Array:
 
 def _array(name: str, values: ArrayLike, dimensions: int) -> NDArray[Any]:
     try:
-        found = np.asarray(values)
+        array = np.asarray(values)
     except ValueError as error:  # rows of several lengths
-        raise UserError(f"{name} is no array ({error}): give rows of one length") from error
-    if found.ndim != dimensions:
+        raise UserError(f"{name} is not an array ({error}): give rows of one length") from error
+    if array.ndim != dimensions:
         axes = "one number for each row" if dimensions == 1 else "a table of rows and columns"
-        raise UserError(f"{name} has the shape {found.shape}: give {axes}")
-    if not found.size:
+        raise UserError(f"{name} has the shape {array.shape}: give {axes}")
+    if not array.size:
         raise UserError(f"{name} has no rows: there is nothing to measure")
-    if found.dtype.kind not in "biuf":
-        raise UserError(f"{name} has values such as {found.flat[:1].tolist()[0]!r}: give numbers")
-    if not np.isfinite(found).all():
-        bad = found[~np.isfinite(found)]
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name} has values such as {array.flat[:1].tolist()[0]!r}: give numbers")
+    if not np.isfinite(array).all():
+        bad = array[~np.isfinite(array)]
         raise UserError(
             f"{name} has {len(bad)} values that are not finite, such as {bad[0]}: "
             "leave out the rows that have no value"
         )
-    return found
+    return array
 
 
 def _vector(name: str, values: ArrayLike) -> Array:
@@ -500,11 +503,11 @@ def _table(name: str, values: ArrayLike) -> Array:
 
 
 def _flags(name: str, values: ArrayLike, dimensions: int = 1) -> Flags:
-    found = _array(name, values, dimensions)
-    if found.dtype != bool and not ((found == 0) | (found == 1)).all():
-        bad = found[(found != 0) & (found != 1)]
+    flags = _array(name, values, dimensions)
+    if flags.dtype != bool and not ((flags == 0) | (flags == 1)).all():
+        bad = flags[(flags != 0) & (flags != 1)]
         raise UserError(f"{name} has the value {bad[0]}: give true or false")
-    return found.astype(bool)
+    return flags.astype(bool)
 
 
 def _pair(predicted: ArrayLike, true: ArrayLike) -> tuple[Array, Array]:
@@ -541,18 +544,19 @@ def _check_range(name: str, values: Array) -> None:
 
 
 def _same_length(**arrays: NDArray[Any]) -> None:
-    (one, first), (other, second) = arrays.items()
+    (name, first), (other, second) = arrays.items()
     if len(first) != len(second):
         raise UserError(
-            f"{one} has {len(first)} rows and {other} {len(second)}: give one of each for every row"
+            f"{name} has {len(first)} rows and {other} {len(second)}: "
+            "give one of each for every row"
         )
 
 
 def _same_shape(**arrays: NDArray[Any]) -> None:
-    (one, first), (other, second) = arrays.items()
+    (name, first), (other, second) = arrays.items()
     if first.shape != second.shape:
         raise UserError(
-            f"{one} has the shape {first.shape} and {other} {second.shape}: "
+            f"{name} has the shape {first.shape} and {other} {second.shape}: "
             "give one of each for every row and class"
         )
 

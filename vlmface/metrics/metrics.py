@@ -3,37 +3,29 @@
 One rule holds for every number: a row without a valid answer is wrong. It stays in every
 denominator, as a miss of its true class, and it is a prediction of no class.
 
-    accuracy   share of rows answered right (called WAR, weighted average recall, in FER papers)
-    uar        unweighted average recall: mean recall of the classes that occur in the truth
-               (Schuller et al., Interspeech 2009)
-    f1_macro   labels: mean F1 of the classes that occur in the truth;
-               AUs: mean binary F1 of the AUs that are present at least once in the truth
-    f1_micro   F1 of the hits, false alarms and misses pooled over all AUs of the set
-    labels     of a space with several labels a face: see `multilabel`
-    affect     valence and arousal, where rows have them: see `affect`
-    ece        expected calibration error, 15 equal-width bins (Guo et al., ICML 2017)
+    emotion, attributes   one label a face: see `labels`; with `groups` of people
+    labels                several labels a face: see `multilabel`
+    au                    action units, and `consistency`: see `action_units`
+    affect                valence and arousal, where rows have them: see `affect`
+    calibration           of label probabilities: see `calibration`
+    rationale             metrics of the user's about the texts; see `metric`
     ci95       95 % intervals, over people if every row names its subject (`clusters` {"unit",
                "n"} then holds their number): of a share, such as accuracy, the exact binomial one
                at the effective number of rows (`shares`), of other scores a bootstrap
     no_ci95    why scores have no interval, such as too few people
-    groups     accuracy of the labels among the faces of one gender, age group, race, with `gaps`,
-               `equalised_odds` and `intersections`: see `groups`
-    consistency  share of the answered rows whose own AUs support their own label (facs.supports)
 
 A row is a line of `predictions.jsonl`: `id`, `truth` {`emotion`, `aus` {"4": intensity} or null,
 `annotated_aus`, `attributes`}, `label`, `status`, `aus`, `probabilities` {label: p} or null, and
 `subject`, a name for the person in the picture, null or left out if it is not known; of several
-labels a face also `labels` and `truth.labels`. In
-`truth.aus` an intensity of 0 means absent and null means present but not graded; an AU that is
-not in `annotated_aus` says nothing and is not scored (null there: the whole AU set is annotated).
-The AUs that a text names are scored whether or not the text also gives a valid label.
+labels a face also `labels` and `truth.labels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +33,24 @@ from numpy.typing import NDArray
 from vlmface import facs
 from vlmface.answers import STATUSES
 from vlmface.errors import UserError
-from vlmface.label_spaces import EMOTIONS, LabelSpace
+from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import affect, groups, measures, multilabel
-from vlmface.metrics.measures import binary_scores, mean_where, ratio
+from vlmface.metrics.action_units import count_aus, true_aus
+from vlmface.metrics.calibration import calibration
+from vlmface.metrics.labels import (
+    answer,
+    class_scores,
+    count_labels,
+    right_and_known,
+    shift_confusion,
+    truth,
+)
+from vlmface.metrics.measures import binary_scores, ratio
 from vlmface.metrics.measures import multilabel_scores as au_scores
+from vlmface.metrics.metric import METRICS, Kind, Metric, Row, Scope, of_kind, with_built_in
 from vlmface.metrics.shares import paired_share, share_interval, too_few
 from vlmface.metrics.statistics import (
     Array,
-    Score,
     Shift,
     align,
     bootstrap,
@@ -57,134 +59,236 @@ from vlmface.metrics.statistics import (
 )
 from vlmface.schema import AFFECT
 
-Row = Mapping[str, Any]
+__all__ = [
+    "EQUAL",
+    "About",
+    "Row",
+    "answer",
+    "au_scores",
+    "block_of",
+    "compare",
+    "count_aus",
+    "count_labels",
+    "label_block",
+    "label_scores",
+    "merge",
+    "point_scores",
+    "right_and_known",
+    "summarise",
+    "true_aus",
+    "truth",
+    "valid_share",
+]
 
 EQUAL = "no interval: all resamples give the same value"
-BLOCKS = ("emotion", "attributes", "labels", "au", "affect")  # of metrics.json, those with scores
+# The blocks of metrics.json that have scores.
+BLOCKS = ("emotion", "attributes", "labels", "au", "affect", "rationale")
+
+
+class About(TypedDict):
+    """What metrics.json holds besides the scores; `prompt` is {"id", "sha"}, empty for a model
+    without one."""
+
+    benchmark: str
+    model: str
+    prompt: Mapping[str, str]
+    mode: str
+    wall_s: float
+    peak_rss_gib: float
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One kind of truth that rows have.
+    """Metrics that are functions of the same sums over rows.
 
     Attributes:
-        path: its place in metrics.json.
+        kind: The kind of block.
+        path: Its place in metrics.json.
+        functions: {key of a metric: sums (..., D1, D2) -> values (...)}.
         counts: (rows, D1, D2) what each row adds to the sums.
-        score: the scores of such sums.
-        shares: the scores that are shares of rows, {name: counts -> (hits, totals) of each row}.
-        shift: see `statistics.Shift`.
+        subjects: The person in each row; None if not all are known.
+        shares: {key: counts -> (hits, totals) of each row} of metrics that are shares of rows.
+        shift: See `statistics.Shift`.
+        has_tables: Whether the tables of the block are made from these counts.
     """
 
+    kind: Kind
     path: tuple[str, ...]
+    functions: Mapping[str, Callable[[Array], Array]]
     counts: Array
-    score: Score
+    subjects: Sequence[str] | None
     shares: Mapping[str, Callable[[Array], tuple[Array, Array]]] = field(default_factory=dict)
     shift: Shift | None = None
+    has_tables: bool = True
 
-    def intervals(self, subjects: Sequence[str] | None) -> dict[str, Any]:
-        """{"ci95": {score: [low, high]}} of the rows or, where they are named, the `subjects`, with
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self.functions)
+
+    def score(self, totals: Array) -> dict[str, Array]:
+        """{key: values} of sums (..., D1, D2)."""
+        return {key: function(totals) for key, function in self.functions.items()}
+
+    def values(self) -> dict[str, float]:
+        """{key: value} over all rows, without those that are undefined."""
+        return _finite(self.score(self.counts.sum(0)))
+
+    def intervals(self) -> dict[str, Any]:
+        """{"ci95": {key: [low, high]}} over the rows or, where they are named, the `subjects`, with
         "clusters" and, where scores have none, the reason as "no_ci95"."""
-        units = _units(self.counts, subjects)
-        reason = too_few(units, subjects is not None)
-        found: dict[str, list[float]] = {}
+        reason = too_few(_units(self.counts, self.subjects), self.subjects is not None)
+        intervals: dict[str, list[float]] = {}
         if reason is None:
-            found = bootstrap(self.counts, self.score, clusters=subjects, shift=self.shift)
-        for name, parts in self.shares.items():
-            interval = share_interval(*parts(self.counts), clusters=subjects)
+            intervals = bootstrap(self.counts, self.score, clusters=self.subjects, shift=self.shift)
+        for key, parts in self.shares.items():
+            interval = share_interval(*parts(self.counts), clusters=self.subjects)
             if interval is not None:
-                found[name] = interval
-        estimated = _finite(self.score(self.counts.sum(0))).keys() <= found.keys()
-        reason = reason or (None if estimated else EQUAL)
+                intervals[key] = interval
+        values = self.values()
+        reason = reason or (None if values.keys() <= intervals.keys() else EQUAL)
         return {
-            "ci95": found,
-            **_clusters(subjects),
+            "ci95": {key: interval for key, interval in intervals.items() if key in values},
+            **_clusters(self.subjects),
             **({"no_ci95": reason} if reason else {}),
         }
 
-    def changes(self, after: Array, subjects: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        """{score: {"difference", "ci95", and "p" of a share}} of another run's counts, `after`, on
-        the same rows. Of too few people "ci95" and "p" are missing, "no_ci95" says why."""
+    def changes(self, after: Part) -> dict[str, dict[str, Any]]:
+        """{key: {"difference", "ci95", and "p" of a share}} of another run on the same rows. Of too
+        few people "ci95" and "p" are missing, "no_ci95" says why."""
+        assert isinstance(after, Counted)
+        subjects = self.subjects or after.subjects
         reason = too_few(_units(self.counts, subjects), subjects is not None)
-        found = paired_bootstrap(
-            self.counts, after, self.score, clusters=subjects, shift=self.shift
+        changes = paired_bootstrap(
+            self.counts, after.counts, self.score, clusters=subjects, shift=self.shift
         )
-        for name, parts in self.shares.items():
-            (first, totals), (second, _) = parts(self.counts), parts(after)
-            if name in found:
-                found[name] = paired_share(first, second, totals, clusters=subjects)
+        tested = set()
+        for key in self.shares.keys() & after.shares.keys() & changes.keys():
+            first, totals = self.shares[key](self.counts)
+            second, others = after.shares[key](after.counts)
+            if np.array_equal(totals, others):  # a share of the same rows in both runs
+                changes[key] = paired_share(first, second, totals, clusters=subjects)
+                tested.add(key)
         if reason is not None:
-            found = {
-                name: {k: v for k, v in change.items() if k == "difference" or name in self.shares}
-                for name, change in found.items()
+            changes = {
+                key: {k: v for k, v in change.items() if k == "difference" or key in tested}
+                for key, change in changes.items()
             }
         return {
-            name: change
+            key: change
             | _clusters(subjects)
             | ({} if "ci95" in change else {"no_ci95": reason or EQUAL})
-            for name, change in found.items()
+            for key, change in changes.items()
         }
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """A metric that is a function of how often each row is drawn, such as that of a ranking.
+
+    Attributes:
+        kind, path, subjects: As in `Counted`.
+        metric: What is computed.
+        function: Weights (R, rows) to values (R,).
+        rows: How many rows there are.
+    """
+
+    kind: Kind
+    path: tuple[str, ...]
+    metric: Metric
+    function: Callable[[Array], Array]
+    rows: int
+    subjects: Sequence[str] | None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.metric.key,)
+
+    def values(self) -> dict[str, float]:
+        """As `Counted.values`."""
+        return _finite({self.metric.key: self.function(np.ones((1, self.rows)))[0]})
+
+    def intervals(self) -> dict[str, Any]:
+        """As `Counted.intervals`."""
+        reason = _too_few_rows(self.rows, self.subjects)
+        intervals = {} if reason else _reweighted(self, self.function, self.subjects)
+        reason = reason or (None if intervals else EQUAL)
+        return {
+            "ci95": intervals,
+            **_clusters(self.subjects),
+            **({"no_ci95": reason} if reason else {}),
+        }
+
+    def changes(self, after: Part) -> dict[str, dict[str, Any]]:
+        """As `Counted.changes`."""
+        assert isinstance(after, Reweighted)
+        others = after.function
+        subjects = self.subjects or after.subjects
+
+        def difference(weights: Array) -> Array:
+            return others(weights) - self.function(weights)
+
+        change: dict[str, Any] = {"difference": float(difference(np.ones((1, self.rows)))[0])}
+        if not math.isfinite(change["difference"]):
+            return {}
+        if reason := _too_few_rows(self.rows, subjects):
+            change["no_ci95"] = reason
+        else:
+            intervals = _reweighted(self, difference, subjects)
+            change |= {"ci95": intervals[self.metric.key]} if intervals else {"no_ci95": EQUAL}
+        return {self.metric.key: change | _clusters(subjects)}
+
+
+Part = Counted | Reweighted
 
 
 def summarise(
     rows: Sequence[Row],
     space: LabelSpace,
     au_set: Sequence[int],
+    about: About,
     *,
-    benchmark: str,
-    model: str,
-    prompt: Mapping[str, str],
-    mode: str,
-    wall_s: float,
-    peak_rss_gib: float,
     ci: bool = True,
+    extra: Sequence[Metric] = (),
 ) -> dict[str, Any]:
     """The content of `metrics.json` for one evaluation; blocks that do not apply are left out.
 
-    `au_set` lists the AUs to score, empty if the model was not asked for any. `prompt` is its
-    {"id", "sha"}, empty for a model without one. `ci` adds 95 % bootstrap intervals. Raises
-    UserError on no rows, on a truth outside `space`, and on an unknown status, naming the row.
+    Args:
+        rows: The predictions.
+        space: The label space that was asked for.
+        au_set: The AUs to score, empty if the model was not asked for any.
+        about: What metrics.json holds besides the scores.
+        ci: Whether to add 95 % intervals.
+        extra: Metrics in addition to the built-in ones.
+
+    Raises:
+        UserError: There are no rows, a truth is outside `space`, or a status is unknown; the
+            message names the row.
     """
     if not rows:
         raise UserError("there are no predictions to score: check the split and n")
+    scope, metrics = Scope(space, au_set), with_built_in(extra)
     blocks: dict[str, Any] = {}
-    for kind in _scored(rows, space, au_set):
-        total = kind.counts.sum(0)
-        block = _finite(kind.score(total))
+    for part in _parts(rows, scope, metrics):
+        block: dict[str, Any] = {**part.values()}
         if ci:
-            found = kind.intervals(_subjects(rows))
-            found["ci95"] = {k: v for k, v in found["ci95"].items() if k in block}
-            block |= found
-        if kind.score is au_scores:
-            details = _per_au(total, au_set)
-        elif kind.score is affect.scores:
-            details = {"n": int(total[0, 0])}
-        elif kind.score is multilabel.scores:
-            table = _table(multilabel.per_label(total), space.labels)
-            details = {"n": int(total[-1, -1]), "per_label": table}
-        else:
-            details = _per_class(total, space) | _by_group(rows, space, kind.counts, ci)
-        _place(blocks, kind.path, block | details)
-    if space.several and (ranked := _ranked(rows, space, ci)):
-        blocks["labels"] = _with_ranking(blocks.get("labels", {}), ranked)
-    if au_set and set(space.labels) <= set(EMOTIONS):
-        answered = [row for row in rows if answer(row) is not None]
-        if answered:
-            agree = [facs.supports(row["aus"] or (), row["label"]) for row in answered]
-            blocks["consistency"] = float(np.mean(agree))
-    if calibration := _calibration(rows, space):
-        blocks["calibration"] = calibration
+            block |= part.intervals()
+        _join(blocks, part.path, block | _details(part, rows, scope, ci))
+    blocks |= _of_answers(rows, scope, metrics)
+    if probabilities := calibration(rows, space, metrics):
+        blocks["calibration"] = probabilities
+    prompt = about["prompt"]
     return {
         "schema": 1,
-        "benchmark": benchmark,
-        "model": model,
+        "benchmark": about["benchmark"],
+        "model": about["model"],
         **({"prompt": {"id": prompt["id"], "sha": prompt["sha"]}} if prompt else {}),
         "label_space": space.id,
         "n": len(rows),
-        "mode": mode,
+        "mode": about["mode"],
         **blocks,
         "parse": _parse_shares(rows),
-        "wall_s": wall_s,
-        "peak_rss_gib": peak_rss_gib,
+        "wall_s": about["wall_s"],
+        "peak_rss_gib": about["peak_rss_gib"],
     }
 
 
@@ -213,48 +317,66 @@ def merge(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(
-    before: Sequence[Row], after: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
+    before: Sequence[Row],
+    after: Sequence[Row],
+    space: LabelSpace,
+    au_set: Sequence[int],
+    extra: Sequence[Metric] = (),
 ) -> dict[str, Any]:
-    """after - before of every score on the same images, with 95 % paired intervals: {"n",
-    "emotion": {"accuracy": {"difference", "ci95", "p"}, "uar": {"difference", "ci95"}, ...}, "au":
-    {...}}. See `Counted.changes`.
+    """after - before of every score on the same images, with 95 % paired intervals.
 
-    Rows are matched by id; their subjects may be named by either run. Raises UserError if the two
-    runs did not answer the same images, or what `summarise` raises.
+    Args:
+        before: The predictions of one run.
+        after: Those of the other, matched by id; the subjects may be named by either run.
+        space: The label space that was asked for.
+        au_set: The AUs to score.
+        extra: Metrics in addition to the built-in ones.
+
+    Returns:
+        {"n", "emotion": {"accuracy": {"difference", "ci95", "p"}, "uar": {"difference", "ci95"},
+        ...}, "au": {...}}. See `Counted.changes`.
+
+    Raises:
+        UserError: The two runs did not answer the same images, or what `summarise` raises.
     """
     after = align(before, after)
-    subjects = _subjects(before) or _subjects(after)
+    scope, metrics = Scope(space, au_set), with_built_in(extra)
     result: dict[str, Any] = {"n": len(before)}
-    known = {kind.path: kind.counts for kind in _scored(after, space, au_set)}
-    for kind in _scored(before, space, au_set):
-        if kind.path in known:  # valence, say, may be known of one of the two only
-            _place(result, kind.path, kind.changes(known[kind.path], subjects))
-    if space.several and (change := _ranked_change(before, after, space)):
-        result.setdefault("labels", {})["map"] = change | _clusters(subjects)
+    others = {(part.path, part.keys): part for part in _parts(after, scope, metrics)}
+    for part in _parts(before, scope, metrics):
+        other = others.get((part.path, part.keys))
+        if other is not None:  # valence, say, may be known of one of the two only
+            _join(result, part.path, part.changes(other))
     return result
 
 
 def point_scores(
-    rows: Sequence[Row], space: LabelSpace, au_set: Sequence[int]
+    rows: Sequence[Row],
+    space: LabelSpace,
+    au_set: Sequence[int],
+    extra: Sequence[Metric] = (),
 ) -> dict[tuple[str, ...], dict[str, float]]:
-    """{place in metrics.json: scores, without intervals} of what the rows hold."""
-    return {
-        kind.path: _finite(kind.score(kind.counts.sum(0))) for kind in _scored(rows, space, au_set)
-    }
+    """{place in metrics.json: scores, without intervals} of the rows."""
+    scores: dict[tuple[str, ...], dict[str, float]] = {}
+    for part in _parts(rows, Scope(space, au_set), with_built_in(extra)):
+        scores[part.path] = scores.get(part.path, {}) | part.values()
+    return scores
 
 
 def label_block(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any]:
     """{"n", "accuracy", "uar", "f1_macro", "ci95", and "calibration" where there are
     probabilities} of the labels alone."""
-    kind = _labels((), count_labels(rows, space))
-    block: dict[str, Any] = {
-        "n": int(kind.counts.sum()),
-        **_finite(label_scores(kind.counts.sum(0))),
-        **kind.intervals(_subjects(rows)),
-    }
-    if calibration := _calibration(rows, space):
-        block["calibration"] = calibration
+    part = _label_part(rows, Scope(space), METRICS.built_in.values())
+    block: dict[str, Any] = {"n": int(part.counts.sum()), **part.values(), **part.intervals()}
+    if probabilities := calibration(rows, space, list(METRICS.built_in.values())):
+        block["calibration"] = probabilities
     return block
+
+
+def label_scores(confusion: Array) -> dict[str, Array]:
+    """{key: values} of the built-in metrics of confusion matrices (..., K, K + 1)."""
+    metrics = of_kind(METRICS.built_in.values(), "emotion")
+    return {metric.key: metric.function(confusion) for metric in metrics}
 
 
 def block_of(scores: Mapping[str, Any], space: LabelSpace) -> dict[str, Any] | None:
@@ -264,198 +386,190 @@ def block_of(scores: Mapping[str, Any], space: LabelSpace) -> dict[str, Any] | N
     return scores.get("attributes", {}).get(space.field)
 
 
-def answer(row: Row) -> str | None:
-    """The label that counts: only a `strict` or `lenient` answer has one."""
-    return row["label"] if row["status"] in ("strict", "lenient") else None
+def valid_share(scores: Mapping[str, Any]) -> float:
+    """The share of answers that could be read, of a metrics.json."""
+    return scores["parse"]["strict"] + scores["parse"]["lenient"]
 
 
-def truth(row: Row, space: LabelSpace) -> str | None:
-    """The true label in `space`, or None if the row is not annotated for it."""
-    if space.field == "emotion":
-        return row["truth"].get("emotion")
-    return (row["truth"].get("attributes") or {}).get(space.field)
+# --- parts: metrics that are computed together ---------------------------------------------------
 
 
-def true_aus(row: Row, au_set: Sequence[int]) -> tuple[set[int], set[int]] | None:
-    """(present, annotated) AUs among `au_set`, or None if the row has no AU annotation."""
-    aus = row["truth"].get("aus")
-    if aus is None:
-        return None
-    annotated = row["truth"].get("annotated_aus")
-    present = {int(au) for au, intensity in aus.items() if intensity is None or intensity > 0}
-    known = set(au_set) if annotated is None else set(au_set) & set(annotated)
-    return present & known, known
+def _parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iterator[Part]:
+    """The metrics that the rows have a value of, those of the same sums together."""
+    for part in _all_parts(rows, scope, metrics):
+        if part.values():
+            yield part
 
 
-def count_labels(rows: Sequence[Row], space: LabelSpace) -> Array:
-    """What each row adds to the confusion matrix: (rows, K, K + 1), truth by answer, the last
-    column for no valid answer; all 0 for a row that is not annotated."""
-    index = {label: i for i, label in enumerate(space.labels)}
-    true = [truth(row, space) for row in rows]
-    for row, label in zip(rows, true, strict=True):
-        if label is not None and label not in index:
-            raise UserError(
-                f"row {row['id']!r} has the true {space.field} {label!r}, which label space "
-                f"{space.id} lacks ({', '.join(space.labels)}): choose the benchmark's own space"
-            )
-    said = [index.get(answer(row) or "", len(index)) for row in rows]
-    counts = np.zeros((len(rows), len(index), len(index) + 1))
-    found = [(i, index[t], s) for i, (t, s) in enumerate(zip(true, said, strict=True)) if t]
-    if found:
-        counts[tuple(np.array(found).T)] = 1
-    return counts
-
-
-def count_aus(rows: Sequence[Row], au_set: Sequence[int]) -> Array:
-    """(rows, AUs, 3): hit, false alarm, miss of each row and AU; all 0 where not annotated."""
-    place = {au: j for j, au in enumerate(au_set)}
-    found: list[tuple[int, int, int]] = []
-    for i, row in enumerate(rows):
-        if (labels := true_aus(row, au_set)) is None:
-            continue
-        present, known = labels
-        said = known.intersection(row["aus"] or ())
-        found += [(i, place[au], 0 if au in present else 1) for au in said]
-        found += [(i, place[au], 2) for au in present if au not in said]
-    counts = np.zeros((len(rows), len(au_set), 3))
-    if found:
-        counts[tuple(np.array(found).T)] = 1
-    return counts
-
-
-def label_scores(confusion: Array) -> dict[str, Array]:
-    """accuracy, uar, f1_macro of confusion matrices (..., K, K + 1); nan without any row."""
-    parts = class_scores(confusion)
-    hits = np.trace(confusion, axis1=-2, axis2=-1)
-    present = parts["support"] > 0
-    return {
-        "accuracy": ratio(hits, confusion.sum((-2, -1))),
-        "uar": mean_where(parts["recall"], present),
-        "f1_macro": mean_where(parts["f1"], present),
-    }
-
-
-def class_scores(confusion: Array) -> dict[str, Array]:
-    """f1, precision, recall, support of each class: (..., K); nan where undefined."""
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    support = confusion.sum(-1)
-    predicted = confusion[..., :-1].sum(-2)
-    return {
-        "f1": ratio(2 * hits, np.where(support > 0, support + predicted, 0)),
-        "precision": ratio(hits, predicted),
-        "recall": ratio(hits, support),
-        "support": support,
-    }
-
-
-def _scored(rows: Sequence[Row], space: LabelSpace, au_set: Sequence[int]) -> list[Counted]:
-    """Each kind of truth that the rows have."""
-    kinds: list[Counted] = []
-    if not space.several:
-        path = ("emotion",) if space.field == "emotion" else ("attributes", space.field)
-        kinds.append(_labels(path, count_labels(rows, space)))
-    elif multilabel.was_written(rows):
-        exact = {"exact_match": lambda counts: (counts[:, -1, 1], counts[:, -1, 2])}
-        counts = multilabel.counts(rows, space)
-        kinds.append(Counted(("labels",), counts, multilabel.scores, exact, multilabel.shift))
-    kinds.append(Counted(("au",), count_aus(rows, au_set), au_scores, shift=measures.shift_tally))
+def _all_parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iterator[Part]:
+    if not scope.space.several:
+        labels = _label_part(rows, scope, metrics)
+        yield labels
+        yield from _further_parts(rows, scope, metrics, labels.kind, labels.path)
+    else:
+        yield from _multilabel_parts(rows, scope, metrics)
+        yield from _further_parts(rows, scope, metrics, "labels", ("labels",))
+    if scope.au_set:
+        counts = count_aus(rows, scope.au_set)
+        yield _counted("au", ("au",), metrics, counts, rows, measures.shift_tally)
+        yield from _further_parts(rows, scope, metrics, "au", ("au",))
     for name in AFFECT:
-        signs = {"sagr": lambda counts: (counts[:, 0, -1], counts[:, 0, 0])}
-        kinds.append(Counted(("affect", name), affect.sums(rows, name), affect.scores, signs))
-    return [
-        kind
-        for kind in kinds
-        if any(np.isfinite(value) for value in kind.score(kind.counts.sum(0)).values())
-    ]
+        yield _counted("affect", ("affect", name), metrics, affect.sums(rows, name), rows)
+    yield from _further_parts(rows, scope, metrics, "rationale", ("rationale",))
 
 
-def _labels(path: tuple[str, ...], counts: Array) -> Counted:
-    return Counted(path, counts, label_scores, {"accuracy": right_and_known}, shift_confusion)
+def _label_part(rows: Sequence[Row], scope: Scope, metrics: Iterable[Metric]) -> Counted:
+    is_emotion = scope.space.field == "emotion"
+    kind: Kind = "emotion" if is_emotion else "attributes"
+    path = ("emotion",) if is_emotion else ("attributes", scope.space.field)
+    counts = count_labels(rows, scope.space)
+    return _counted(kind, path, metrics, counts, rows, shift_confusion)
 
 
-def right_and_known(counts: Array) -> tuple[Array, Array]:
-    """(rows,) whether each row of `count_labels` is right, and whether it is annotated."""
-    return np.trace(counts, axis1=1, axis2=2), counts.sum((1, 2))
+def _multilabel_parts(
+    rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]
+) -> Iterator[Part]:
+    if multilabel.was_written(rows):
+        counts = multilabel.counts(rows, scope.space)
+        yield _counted("labels", ("labels",), metrics, counts, rows, multilabel.shift)
 
 
-def shift_confusion(confusion: Array, share: float) -> Array:
-    """A confusion matrix (K, K + 1) with `share` of each class's errors made right or, below 0, of
-    its right answers spread over the other answers."""
-    moved = confusion.copy()
-    for k, line in enumerate(moved):
-        right = line[k]
-        if share >= 0:
-            line *= 1 - share
-            line[k] = right + share * (confusion[k].sum() - right)
-        else:
-            line += -share * right / (len(line) - 1)
-            line[k] = right * (1 + share)
-    return moved
+def _counted(
+    kind: Kind,
+    path: tuple[str, ...],
+    metrics: Iterable[Metric],
+    counts: Array,
+    rows: Sequence[Row],
+    shift: Shift | None = None,
+) -> Counted:
+    """The metrics of a kind that take sums of `counts`."""
+    chosen = [metric for metric in of_kind(metrics, kind) if metric.takes == "sums"]
+    functions = {metric.key: metric.function for metric in chosen}
+    shares = {metric.key: metric.share for metric in chosen if metric.share}
+    return Counted(kind, path, functions, counts, _subjects(rows), shares, shift)
+
+
+def _further_parts(
+    rows: Sequence[Row],
+    scope: Scope,
+    metrics: Sequence[Metric],
+    kind: Kind,
+    path: tuple[str, ...],
+) -> Iterator[Part]:
+    """The metrics of a kind that take rows or weights, each by itself."""
+    for metric in of_kind(metrics, kind):
+        if metric.takes == "row":
+            yield _mean_part(rows, scope, metric, kind, path)
+        elif metric.takes == "weights":
+            known = _annotated(rows) if kind == "labels" else rows
+            if known and (function := metric.function(known, scope)) is not None:
+                subjects = _subjects(known)
+                yield Reweighted(kind, path, metric, function, len(known), subjects)
+
+
+def _mean_part(
+    rows: Sequence[Row], scope: Scope, metric: Metric, kind: Kind, path: tuple[str, ...]
+) -> Counted:
+    """A metric that is the mean of one number a row: counts are (rows, 1, 2) of that number and 1,
+    0 and 0 where it is None."""
+    counts = np.zeros((len(rows), 1, 2))
+    for entry, row in zip(counts, rows, strict=True):
+        if (value := row_value(metric, row, scope)) is not None:
+            entry[0] = value, 1
+    shares = {metric.key: _hits_of_sums} if np.isin(counts, (0, 1)).all() else {}
+    functions = {metric.key: _mean_of_sums}
+    return Counted(kind, path, functions, counts, _subjects(rows), shares, has_tables=False)
+
+
+def row_value(metric: Metric, row: Row, scope: Scope) -> float | None:
+    """The value of a metric that takes rows. Raises UserError if it is not a number."""
+    value = metric.function(row, scope)
+    if value is None:
+        return None
+    if not isinstance(value, bool | int | float | np.number | np.bool_) or not np.isfinite(value):
+        raise UserError(
+            f"metric {metric.name} gives {value!r} for row {row['id']!r}: return a number, or None "
+            "where the row does not count"
+        )
+    return float(value)
+
+
+def _mean_of_sums(sums: Array) -> Array:
+    return ratio(sums[..., 0, 0], sums[..., 0, 1])
+
+
+def _hits_of_sums(counts: Array) -> tuple[Array, Array]:
+    return counts[:, 0, 0], counts[:, 0, 1]
+
+
+def _of_answers(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> dict[str, float]:
+    """The means over all answers, which are plain numbers in metrics.json."""
+    scores: dict[str, float] = {}
+    for metric in of_kind(metrics, "answers"):
+        values = [row_value(metric, row, scope) for row in rows]
+        known = [value for value in values if value is not None]
+        if known:
+            scores[metric.key] = float(np.mean(known))
+    return scores
+
+
+def _reweighted(
+    part: Reweighted, function: Callable[[Array], Array], subjects: Sequence[str] | None
+) -> dict[str, list[float]]:
+    key = part.metric.key
+    return reweighted(lambda weights: {key: function(weights)}, part.rows, clusters=subjects)
+
+
+# --- what blocks hold besides scores --------------------------------------------------------------
+
+
+def _details(part: Part, rows: Sequence[Row], scope: Scope, ci: bool) -> dict[str, Any]:
+    """The tables of a block: of each class, AU or label, and of groups of people."""
+    if isinstance(part, Reweighted):
+        return _ranking_details(rows, scope) if part.kind == "labels" else {"n": part.rows}
+    total = part.counts.sum(0)
+    if not part.has_tables:
+        return {"n": int(total[0, 1])} if part.kind == "rationale" else {}
+    if part.kind == "au":
+        return {"per_au": _table(binary_scores(total), [facs.name(au) for au in scope.au_set])}
+    if part.kind == "affect":
+        return {"n": int(total[0, 0])}
+    if part.kind == "labels":
+        table = _table(multilabel.per_label(total), scope.space.labels)
+        return {"n": int(total[-1, -1]), "per_label": table}
+    return _per_class(total, scope.space) | _by_group(rows, scope.space, part.counts, ci)
+
+
+def _ranking_details(rows: Sequence[Row], scope: Scope) -> dict[str, Any]:
+    """{"n", "per_label": {label: {"support", "ap"}}} of the annotated rows' ranking."""
+    known = _annotated(rows)
+    details: dict[str, Any] = {"n": len(known)}
+    values = multilabel.ranking(known, scope.space)
+    if values is not None:
+        flags = multilabel.present(known, scope.space)
+        (precisions,) = multilabel.average_precisions(values, flags, np.ones((1, len(known))))
+        columns = {"support": flags.sum(0), "ap": precisions}
+        details["per_label"] = _table(columns, scope.space.labels)
+    return details
+
+
+def _join(tree: dict[str, Any], path: tuple[str, ...], block: Mapping[str, Any]) -> None:
+    """Put a block at its place; of one that is there already, tables are joined."""
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    before = tree.get(path[-1], {})
+    joined = before | block
+    if "ci95" in before and "ci95" in block:
+        joined["ci95"] = before["ci95"] | block["ci95"]
+    if "per_label" in before and "per_label" in block:
+        joined["per_label"] = {
+            label: before["per_label"][label] | entry for label, entry in block["per_label"].items()
+        }
+    tree[path[-1]] = joined
 
 
 def _annotated(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if multilabel.true(row) is not None]
-
-
-def _ranked(rows: Sequence[Row], space: LabelSpace, ci: bool) -> dict[str, Any] | None:
-    """{"n", "map", "ci95", "per_label": {label: {"support", "ap"}}} of several labels a face; None
-    if the rows do not rank them, or none is annotated."""
-    known = _annotated(rows)
-    if not known or (values := multilabel.ranking(known, space)) is None:
-        return None
-    flags = multilabel.present(known, space)
-    if not flags.any():
-        return None
-    (found,) = multilabel.average_precisions(values, flags, np.ones((1, len(known))))
-    block: dict[str, Any] = {"n": len(known), "map": float(np.nanmean(found))}
-    if ci:
-        subjects = _subjects(known)
-        reason = too_few(len(set(subjects or range(len(known)))), subjects is not None)
-        score = multilabel.map_of(values, flags)
-        block["ci95"] = {} if reason else reweighted(score, len(known), clusters=subjects)
-        reason = reason or (None if block["ci95"] else EQUAL)
-        block |= _clusters(subjects) | ({"no_ci95": reason} if reason else {})
-    columns = {"support": flags.sum(0), "ap": found}
-    return block | {"per_label": _table(columns, space.labels)}
-
-
-def _with_ranking(block: dict[str, Any], ranked: dict[str, Any]) -> dict[str, Any]:
-    """The block of what was said and that of the ranking as one."""
-    both = block | ranked
-    for name in ("ci95", "per_label"):
-        if name in ranked:
-            both[name] = block.get(name, {}) | ranked[name]
-    if "per_label" in block:
-        said = block["per_label"]
-        both["per_label"] = {k: said[k] | ranked["per_label"][k] for k in said}
-    return both
-
-
-def _ranked_change(
-    before: Sequence[Row], after: Sequence[Row], space: LabelSpace
-) -> dict[str, Any] | None:
-    """{"difference", "ci95"} of mAP of the same annotated rows, or "no_ci95" for "ci95"; None
-    unless both rank them."""
-    known = [_annotated(before), _annotated(after)]
-    if not known[0]:
-        return None
-    ranks = [multilabel.ranking(rows, space) for rows in known]
-    if ranks[0] is None or ranks[1] is None:
-        return None
-    flags = multilabel.present(known[0], space)
-    if not flags.any():
-        return None
-    first, second = (multilabel.map_of(values, flags) for values in ranks if values is not None)
-
-    def change(weights: Array) -> dict[str, Array]:
-        return {"map": second(weights)["map"] - first(weights)["map"]}
-
-    subjects = _subjects(known[0]) or _subjects(known[1])
-    difference = {"difference": float(change(np.ones((1, len(known[0]))))["map"][0])}
-    if reason := too_few(len(set(subjects or range(len(known[0])))), subjects is not None):
-        return difference | {"no_ci95": reason}
-    intervals = reweighted(change, len(known[0]), clusters=subjects)
-    return difference | ({"ci95": intervals["map"]} if intervals else {"no_ci95": EQUAL})
 
 
 def _subjects(rows: Sequence[Row]) -> list[str] | None:
@@ -475,10 +589,8 @@ def _clusters(subjects: Sequence[str] | None) -> dict[str, Any]:
     return {"clusters": {"unit": "subject", "n": len(set(subjects))}} if subjects else {}
 
 
-def _place(tree: dict[str, Any], path: tuple[str, ...], block: Mapping[str, Any]) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = block
+def _too_few_rows(rows: int, subjects: Sequence[str] | None) -> str | None:
+    return too_few(len(set(subjects or range(rows))), subjects is not None)
 
 
 def _per_class(confusion: Array, space: LabelSpace) -> dict[str, Any]:
@@ -514,10 +626,6 @@ def _by_group(rows: Sequence[Row], space: LabelSpace, counts: Array, ci: bool) -
     return groups.by_group(attributes, counts, space.labels, interval if ci else None)
 
 
-def _per_au(tally: Array, au_set: Sequence[int]) -> dict[str, Any]:
-    return {"per_au": _table(binary_scores(tally), [facs.name(au) for au in au_set])}
-
-
 def _table(columns: Mapping[str, Array], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """{name: {column: value}}; an undefined value is null, and support is a whole number."""
     table: dict[str, dict[str, Any]] = {}
@@ -535,31 +643,6 @@ def _parse_shares(rows: Sequence[Row]) -> dict[str, float]:
                 f"row {row['id']!r} has status {row['status']!r}: use one of {', '.join(STATUSES)}"
             )
     return {s: sum(row["status"] == s for row in rows) / len(rows) for s in STATUSES}
-
-
-def _calibration(rows: Sequence[Row], space: LabelSpace) -> dict[str, Any] | None:
-    """What the probabilities of the labels are worth, over the annotated rows that have them: {"n",
-    "ece", "bins", "nll" in nats, "brier", "top2", "reliability": [{"count", "confidence",
-    "accuracy"}, ...] of each bin}; None if there are none."""
-    known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
-    if not known or space.several:
-        return None
-    table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
-    true = [space.labels.index(str(truth(row, space))) for row in known]
-    confidence, right = measures.top_label(table, true)
-    bins = measures.reliability(confidence, right)
-    return {
-        "n": len(known),
-        "ece": measures.expected_calibration_error(confidence, right),
-        "bins": measures.ECE_BINS,
-        "nll": measures.negative_log_likelihood(table, true),
-        "brier": measures.brier_score(table, true),
-        "top2": measures.top_k_accuracy(table, true, 2),
-        "reliability": [
-            {"count": int(count)} | _finite({"confidence": sure, "accuracy": accuracy})
-            for count, sure, accuracy in zip(*bins.values(), strict=True)
-        ],
-    }
 
 
 def _finite(scores: Mapping[str, Array]) -> dict[str, Any]:

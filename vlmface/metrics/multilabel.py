@@ -16,16 +16,14 @@ where it is not annotated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import measures
+from vlmface.metrics.metric import Row, Scope, built_in
 from vlmface.metrics.statistics import Array
-
-Row = Mapping[str, Any]
 
 
 def true(row: Row) -> tuple[str, ...] | None:
@@ -49,8 +47,8 @@ def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
     in the last line its Jaccard index, whether it is an exact match, and 1; all 0 where it is not
     annotated. Raises UserError for a true label outside the space."""
     place = {label: i for i, label in enumerate(space.labels)}
-    found = np.zeros((len(rows), len(place) + 1, 3))
-    for one, row in zip(found, rows, strict=True):
+    tallies = np.zeros((len(rows), len(place) + 1, 3))
+    for tally, row in zip(tallies, rows, strict=True):
         labels = true(row)
         if labels is None:
             continue
@@ -58,19 +56,9 @@ def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
         answer = said(row)
         for label in {*labels, *answer}:
             kind = 0 if label in labels and label in answer else 1 if label in answer else 2
-            one[place[label], kind] = 1
-        one[-1] = measures.jaccard(answer, labels), set(answer) == set(labels), 1
-    return found
-
-
-def scores(total: Array) -> dict[str, Array]:
-    """f1_macro, f1_micro, jaccard, exact_match of sums (..., K + 1, 3); nan without any row."""
-    shared, exact, n = np.moveaxis(total[..., -1, :], -1, 0)
-    return {
-        **measures.multilabel_scores(total[..., :-1, :]),
-        "jaccard": measures.ratio(shared, n),
-        "exact_match": measures.ratio(exact, n),
-    }
+            tally[place[label], kind] = 1
+        tally[-1] = measures.jaccard(answer, labels), set(answer) == set(labels), 1
+    return tallies
 
 
 def shift(total: Array, share: float) -> Array:
@@ -103,17 +91,23 @@ def ranking(rows: Sequence[Row], space: LabelSpace) -> Array | None:
     different sizes comparable. Of a model with a probability for each label (`probabilities`, which
     then need not sum to 1): these. Raises UserError if some rows have it and others not.
     """
-    found = [_strength(row) for row in rows]
-    if not any(found):
+    strengths = [_strength(row) for row in rows]
+    if not any(strengths):
         return None
-    for row, one in zip(rows, found, strict=True):
-        if one is None or not one.keys() >= set(space.labels):
-            lacking = "no likelihoods" if one is None else "likelihoods of some labels only"
+    for row, strength in zip(rows, strengths, strict=True):
+        if strength is None or not strength.keys() >= set(space.labels):
+            lacking = "no likelihoods" if strength is None else "likelihoods of some labels only"
             raise UserError(
                 f"row {row['id']!r} has {lacking} of {space.id}, while others have all: "
                 "evaluate the model again, all faces in one way"
             )
-    return np.array([[one[label] for label in space.labels] for one in found if one is not None])
+    return np.array(
+        [
+            [strength[label] for label in space.labels]
+            for strength in strengths
+            if strength is not None
+        ]
+    )
 
 
 def average_precisions(values: Array, flags: Array, weights: Array) -> Array:
@@ -128,12 +122,12 @@ def average_precisions(values: Array, flags: Array, weights: Array) -> Array:
     )
 
 
-def map_of(values: Array, flags: Array) -> Callable[[Array], Mapping[str, Array]]:
-    """{"map"} of how often each row is drawn, for `statistics.reweighted`."""
+def map_of(values: Array, flags: Array) -> Callable[[Array], Array]:
+    """mAP as a function of how often each row occurs, (R, rows) to (R,)."""
 
-    def score(weights: Array) -> Mapping[str, Array]:
-        found = average_precisions(values, flags, weights)
-        return {"map": measures.mean_where(found, np.isfinite(found))}
+    def score(weights: Array) -> Array:
+        precisions = average_precisions(values, flags, weights)
+        return measures.mean_where(precisions, np.isfinite(precisions))
 
     return score
 
@@ -151,3 +145,68 @@ def _check(row: Row, labels: Sequence[str], space: LabelSpace) -> None:
             f"row {row['id']!r} has the true label {unknown[0]!r}, which label space {space.id} "
             f"lacks ({', '.join(space.labels)}): choose the benchmark's own space"
         )
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+@built_in(
+    "macro F1",
+    name="labels_f1",
+    key="f1_macro",
+    applies_to="labels",
+    takes="sums",
+    published="f1_macro",
+    summary={"labels": "label F1 {value}{interval}"},
+)
+def labels_f1(total: Array) -> Array:
+    """Mean F1 of the labels that occur in the truth."""
+    return measures.multilabel_scores(total[..., :-1, :])["f1_macro"]
+
+
+@built_in("micro F1", name="labels_f1_micro", key="f1_micro", applies_to="labels", takes="sums")
+def labels_f1_micro(total: Array) -> Array:
+    """F1 of the hits, false alarms and misses pooled over all labels."""
+    return measures.multilabel_scores(total[..., :-1, :])["f1_micro"]
+
+
+@built_in(
+    "mAP",
+    name="map",
+    applies_to="labels",
+    takes="weights",
+    published="map",
+    main=True,
+    summary={"labels": "mAP {value}{interval}"},
+)
+def mean_average_precision(rows: Sequence[Row], scope: Scope) -> Callable[[Array], Array] | None:
+    """How well the faces that have a label are ranked before the others, as a function of how often
+    each row occurs; None if the rows do not rank them or none has a label."""
+    values, flags = ranking(rows, scope.space), present(rows, scope.space)
+    if values is None or not flags.any():
+        return None
+    return map_of(values, flags)
+
+
+@built_in(
+    "Jaccard index",
+    applies_to="labels",
+    takes="sums",
+    main=True,
+    headline=True,
+    summary={"labels": "Jaccard {value}{interval}"},
+)
+def jaccard(total: Array) -> Array:
+    """Mean over faces of the labels in both sets by those in either."""
+    return measures.ratio(total[..., -1, 0], total[..., -1, 2])
+
+
+@built_in(
+    "all labels right",
+    applies_to="labels",
+    takes="sums",
+    share=lambda counts: (counts[:, -1, 1], counts[:, -1, 2]),
+)
+def exact_match(total: Array) -> Array:
+    """Share of the faces whose labels are all right and complete."""
+    return measures.ratio(total[..., -1, 1], total[..., -1, 2])

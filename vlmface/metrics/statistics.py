@@ -105,7 +105,7 @@ def reweighted(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """As `bootstrap`, for scores that are no function of sums, such as those of a ranking.
+    """As `bootstrap`, for scores that are not a function of sums, such as those of a ranking.
 
     `score` takes how often each row is drawn, (some resamples, rows), and gives {score: (some
     resamples,)}. The rows, or clusters of rows, are drawn as in `bootstrap`. A score of which all
@@ -151,8 +151,7 @@ def mean(
     units = len(set(clusters)) if clusters is not None else len(array)
     if not signed and np.isin(array, (0, 1)).all():
         ones = np.ones_like(array)
-        return {"value": value,
-                "ci95": share_interval(array, ones, clusters=clusters, level=level)}  # fmt: skip
+        return {"value": value, "ci95": share_interval(array, ones, clusters=clusters, level=level)}
     if units < MIN_UNITS:
         return {"value": value, "ci95": None}
     counts = np.stack([array, np.ones_like(array)], 1)[:, None]
@@ -179,11 +178,11 @@ def align(
         if twice := [id for id, times in ids.items() if times > 1]:
             raise UserError(f"the {name} run has several predictions for id {twice[0]!r}: keep one")
         keyed.append({row["id"]: row for row in rows})
-    for name, one, other in (("first", keyed[0], keyed[1]), ("second", keyed[1], keyed[0])):
-        if lone := [id for id in one if id not in other]:
+    for name, keyed_rows, other in (("first", keyed[0], keyed[1]), ("second", keyed[1], keyed[0])):
+        if lone := [id for id in keyed_rows if id not in other]:
             raise UserError(
-                f"the two runs did not answer the same images: {len(lone)} of {len(one)} ids are "
-                f"only in the {name} run, for example {lone[0]!r}: "
+                f"the two runs did not answer the same images: {len(lone)} of "
+                f"{len(keyed_rows)} ids are only in the {name} run, for example {lone[0]!r}: "
                 "evaluate both on the same split and n"
             )
     for id, row in keyed[0].items():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import compare, report
+from vlmface.metrics.metric import METRICS, of_kind, scored_blocks
 from vlmface.metrics.shares import in_brackets
 from vlmface.pipelines import sft
 from vlmface.run_dir import begin, open_run
@@ -210,11 +211,12 @@ def table(result: Mapping[str, Any]) -> str:
     several labels), per cent with 95 % intervals, and the differences between them on the same
     rows, as markdown."""
     # The label that is asked for comes first; valence and arousal may follow.
-    title, first = next(iter(report.score_blocks(result["runs"][0]["scores"]).items()))
+    first = next(iter(scored_blocks(result["runs"][0]["scores"])))
+    title = first.title
     keys = {
-        key: report.SCORES[key]
-        for key in ("accuracy", "uar", "map", "jaccard")
-        if first.get(key) is not None
+        metric.key: metric.title
+        for metric in of_kind(METRICS.built_in.values(), first.kind)
+        if metric.main and first.get(metric) is not None
     }
     lines = ["| shown | " + " | ".join(keys.values()) + " |", "| --- |" + " --- |" * len(keys)]
     for run in result["runs"]:

@@ -41,7 +41,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def train_and_evaluate(settings: Settings, used: Sequence[rewards.Weighted]) -> None:
+def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward]) -> None:
     """What `run` does in an opened folder."""
     run_dir = Path(settings.output_dir)
     start = grpo.start_of(settings)

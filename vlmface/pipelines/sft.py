@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from vlmface import benchmarks, families, label_spaces, manifest, prompts
 from vlmface.data import crop_cache, crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
+from vlmface.families.base import Family
 from vlmface.pipelines import steps
 from vlmface.prompts import Prompt
 from vlmface.run_dir import begin, open_run
@@ -98,7 +98,7 @@ class Model:
     """
 
     base: Path
-    family: ModuleType
+    family: Family
     processor: Any
     prompts: Sequence[Prompt]
     views: crops.Views

@@ -32,7 +32,6 @@ def summarise(
 ) -> dict[str, Any]:
     """Figures and facts, ready for JSON. `twins` is the number of near duplicates; `teacher`
     or `model` is who wrote, both None for the rule writer."""
-    adapter = data.dataset_module(settings.data)
     kept = [w for w in written if w.verdict.kept]
     sent_back = [w for w in written if "first" in w.record]
     requests = [w.record for w in written if w.record]
@@ -57,9 +56,7 @@ def summarise(
         "vlmface": __version__,
         "source": {
             "name": settings.data,
-            "title": adapter.TITLE,
-            "home": adapter.HOME,
-            "licence": adapter.LICENCE,
+            **data.describe(settings.data),
             "split": settings.split,
             "options": settings.option,
             "fingerprint": data.fingerprint(rows),

@@ -19,8 +19,8 @@ from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.rationale.ground_truth import Truth
 from vlmface.rationale.verify import AU_REASONS, Limits, Verdict
+from vlmface.resources import resource
 from vlmface.utils import config
-from vlmface.utils.files import resource
 
 FORMS = ("think_answer", "three_part")
 _USER = ("aus", "label", "candidates", "max_words")

@@ -345,7 +345,7 @@ def _read_again(model: LocalModel, row: dict[str, Any], ids: list[int]) -> torch
     ids = ids[: ids.index(image) + 1] if image in ids else ids
     prompt = len(row["input_ids"])
     everything = [*row["input_ids"], *ids[:-1]]
-    more = model.family.token_inputs(model.processor, everything, prompt)
+    more = model.family.per_token_inputs(model.processor, everything, prompt)
     collate = encode.Collator(model.processor, model.family)
     batch = collate([{**row, "input_ids": everything, **more}])
     with torch.inference_mode(), rounding.reordered(model.model):

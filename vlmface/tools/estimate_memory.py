@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ import torch
 from vlmface import encode, families, manifest, prompts
 from vlmface.data import row_images
 from vlmface.errors import UserError
-from vlmface.families import parts
+from vlmface.families import modules
+from vlmface.families.base import Family
 from vlmface.run_dir import read_log
 from vlmface.tools import simulate_memory
 from vlmface.tools.recipe_setup import read_tasks, settings_from, show_parameters
@@ -59,7 +59,7 @@ def base_config(base: str) -> Any:
         raise UserError(f"cannot read {path / 'config.json'}: {error}") from error
 
 
-def build(config: Any, family: ModuleType, settings: SFTSettings, dtype: Any) -> Any:
+def build(config: Any, family: Family, settings: SFTSettings, dtype: Any) -> Any:
     """The model of a run as its trainer sees it, adapters and frozen parts included, on PyTorch's
     meta device: shapes without values."""
     from peft import get_peft_model
@@ -75,7 +75,7 @@ def build(config: Any, family: ModuleType, settings: SFTSettings, dtype: Any) ->
         lora = sft.lora_config(settings.lora, family, model, tokens)
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     else:
-        parts.freeze(family.PARTS, model, settings.policy)
+        modules.freeze(family.MODULE_PATHS, model, settings.policy)
     return model.train()
 
 
@@ -95,7 +95,7 @@ def processor_of(settings: SFTSettings) -> Any | None:
     return processor
 
 
-def parameters(model: Any, family: ModuleType) -> dict[str, dict[str, list[int]]]:
+def parameters(model: Any, family: Family) -> dict[str, dict[str, list[int]]]:
     """{part: {type of module: [weights that train, all weights]}}; parts are tower, projector, llm
     and embeddings (with the head). A tied weight counts once."""
     found: dict[str, dict[str, list[int]]] = {}
@@ -108,7 +108,7 @@ def parameters(model: Any, family: ModuleType) -> dict[str, dict[str, list[int]]
         ]  # fmt: skip
         adapter = next((word for word in words if word.startswith(("lora_", "trainable_"))), None)
         kind = [word for word in words if word != adapter and not word.isdigit()][-1]
-        part = parts.part_of(name, family.PARTS)
+        part = modules.part_of(name, family.MODULE_PATHS)
         if kind in ("embed_tokens", "lm_head"):
             part = "embeddings"
         if adapter is not None:
@@ -162,7 +162,7 @@ class Rows:
         return batch
 
 
-def rows_of(settings: SFTSettings, family: ModuleType, config: Any, processor: Any) -> Rows:
+def rows_of(settings: SFTSettings, family: Family, config: Any, processor: Any) -> Rows:
     """The run's own rows. Without its data, rows of max_length tokens are assumed; without its
     processor too, pictures of the size that the vision tower takes."""
     if processor is None:
@@ -192,9 +192,7 @@ def rows_of(settings: SFTSettings, family: ModuleType, config: Any, processor: A
     return Rows(len(kept), faces, longest, encode.Collator(processor, family))
 
 
-def _assumed(
-    settings: SFTSettings, family: ModuleType, config: Any, processor: Any, why: str
-) -> Rows:
+def _assumed(settings: SFTSettings, family: Family, config: Any, processor: Any, why: str) -> Rows:
     length = settings.max_length
     answer = min(_ANSWER, length // 2)
     images = max(prompts.load(name).images for name in settings.prompts)
@@ -233,7 +231,7 @@ def _assumed(
     ids = image + [0] * (length - len(image))
     row = {"input_ids": ids, **more}
     if processor is not None:
-        row |= family.token_inputs(processor, ids, length - answer)
+        row |= family.per_token_inputs(processor, ids, length - answer)
     row["labels"] = [encode.IGNORED] * (length - answer) + [0] * answer
     note = f"{why}; rows of max_length {length} tokens assumed, {answer} of them supervised"
     n = settings.n_train and settings.n_train * len(settings.prompts)
@@ -272,7 +270,7 @@ class Estimate:
 
 
 def estimate(
-    settings: SFTSettings, family: ModuleType, config: Any, rows: Rows, *, gpu: bool,
+    settings: SFTSettings, family: Family, config: Any, rows: Rows, *, gpu: bool,
     processes: int, sharded: bool = True,
 ) -> Estimate:  # fmt: skip
     """Memory of the run on a GPU (bfloat16, as the recipes train there) or on a CPU (float32)."""
@@ -328,7 +326,7 @@ def estimate(
     return Estimate(training, max(0, other - moving), evaluation, kept, events)
 
 
-def _weights(model: Any, family: ModuleType, settings: SFTSettings) -> float:
+def _weights(model: Any, family: Family, settings: SFTSettings) -> float:
     """Bytes of the weights; the language model's linear layers in 4 bits if they are quantised."""
     if not settings.quantize:
         return _bytes(model)
@@ -337,7 +335,7 @@ def _weights(model: Any, family: ModuleType, settings: SFTSettings) -> float:
         packed = (
             p.ndim == 2
             and not p.requires_grad
-            and parts.part_of(name, family.PARTS) == "llm"
+            and modules.part_of(name, family.MODULE_PATHS) == "llm"
             and not re.search(r"\b(embed_tokens|lm_head)\b", name)
         )
         total += p.numel() * (_NF4 if packed else p.element_size())
@@ -419,7 +417,7 @@ def changes(settings: SFTSettings) -> Iterator[tuple[str, SFTSettings]]:
         yield "quantize: nf4", settings
 
 
-def measure(settings: SFTSettings, processor: Any, family: ModuleType, count: int = 4) -> float:
+def measure(settings: SFTSettings, processor: Any, family: Family, count: int = 4) -> float:
     """Seconds a step, measured on this machine: the median of all but the first of `count` real
     steps, in a temporary folder. Needs the base's weights and the data."""
     tasks = read_tasks(settings, processor)
@@ -497,7 +495,7 @@ def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: 
 
 
 def _plan_cpu(
-    settings: SFTSettings, family: ModuleType, base: Any, rows: Rows, config: str,
+    settings: SFTSettings, family: Family, base: Any, rows: Rows, config: str,
     words: Sequence[str],
 ) -> int:  # fmt: skip
     found = estimate(settings, family, base, rows, gpu=False, processes=settings.num_processes or 1)
@@ -529,7 +527,7 @@ def _other(settings: SFTSettings, memory: Memory, found: Estimate) -> None:
           + f" = {sum(held.values()) / GIB:.2f}")  # fmt: skip
 
 
-def _plan_gpu(settings: SFTSettings, family: ModuleType, base: Any, rows: Rows, room: int) -> int:
+def _plan_gpu(settings: SFTSettings, family: Family, base: Any, rows: Rows, room: int) -> int:
     world = settings.num_processes or 1
     found = estimate(settings, family, base, rows, gpu=True, processes=world)
     name, memory = next(iter(found.training.items()))

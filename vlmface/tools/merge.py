@@ -13,11 +13,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import adapter, encode, families, manifest
 from vlmface.errors import UserError
+from vlmface.families.base import Family
 from vlmface.tools import model_card
 from vlmface.utils import lock, rounding
 from vlmface.utils.files import atomic_write
@@ -185,7 +185,7 @@ def _public(value: Any) -> Any:
 
 
 def _conversations(
-    processor: Any, family: ModuleType, prompts: Sequence[Prompt]
+    processor: Any, family: Family, prompts: Sequence[Prompt]
 ) -> list[dict[str, torch.Tensor]]:
     """Pictures, the prompts asked about them in turn, and answers in their forms."""
     made = []

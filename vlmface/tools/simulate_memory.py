@@ -15,7 +15,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vlmface import encode
+from vlmface.families.base import Family
 from vlmface.train.loss import summed_cross_entropy
 
 aten = torch.ops.aten
@@ -119,7 +119,7 @@ def _fake(model: Any) -> Iterator[None]:
 
 def step_bytes(
     model: Any,
-    family: ModuleType,
+    family: Family,
     batch: Mapping[str, torch.Tensor],
     *,
     checkpointing: bool = False,
@@ -147,7 +147,7 @@ def step_bytes(
 
         def passes() -> None:
             if cached:
-                inputs.update(family.features_input(core, [one.clone() for one in features]))
+                inputs.update(family.inputs_from_features(core, [one.clone() for one in features]))
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
                 logits = model(**inputs, use_cache=False, logits_to_keep=kept + 1).logits
             loss = summed_cross_entropy(
@@ -243,7 +243,7 @@ class _Checkpointing:
             self.core.disable_input_require_grads()
 
 
-def feature_bytes(model: Any, family: ModuleType, batch: Mapping[str, torch.Tensor]) -> float:
+def feature_bytes(model: Any, family: Family, batch: Mapping[str, torch.Tensor]) -> float:
     """Bytes of the tower's output for one row."""
     with _fake(model), torch.no_grad():
         features = family.tower_features(model, batch)

@@ -6,11 +6,11 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data import row_images
+from vlmface.families.base import Family
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 from vlmface.train.rows import image_columns, training_target
@@ -26,7 +26,7 @@ _PRECISION = 1.02  # the budget that is found is at most this much below the lar
 def fit_pixels(
     rows: datasets.Dataset,
     processor: Any,
-    family: ModuleType,
+    family: Family,
     prompts: Sequence[Prompt],
     *,
     max_length: int,
@@ -40,11 +40,12 @@ def fit_pixels(
     considered; `sft.encode_rows` leaves them out and counts them. Families that bring every image
     to one size have no budget.
     """
-    if not family.NEEDS_SIZE:
+    pixel_range = family.pixel_range(processor)
+    if pixel_range is None:
         return
+    low, high = pixel_range
     texts = _texts(rows, prompts, seed)
     long = [text for text in texts if not _fits(text, processor, family, max_length)]
-    low, high = family.pixel_range(processor)
 
     def fitting(pixels: int, texts: Sequence[_Text]) -> list[_Text]:
         trial = copy.deepcopy(processor)
@@ -83,7 +84,7 @@ def _texts(rows: datasets.Dataset, prompts: Sequence[Prompt], seed: int) -> Iter
                 yield messages, training_target(sample, prompt, seed), sizes
 
 
-def _fits(text: _Text, processor: Any, family: ModuleType, max_length: int) -> bool:
+def _fits(text: _Text, processor: Any, family: Family, max_length: int) -> bool:
     messages, target, sizes = text
     try:
         encode.encode_text(

@@ -8,11 +8,11 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.families import parts
+from vlmface.families import modules
+from vlmface.families.base import Family
 from vlmface.utils.distributed import sharding
 from vlmface.utils.ranges import Unused
 
@@ -139,11 +139,11 @@ def _tracker(name: str) -> None:
         )
 
 
-def check_policy(settings: Any, family: ModuleType) -> None:
+def check_policy(settings: Any, family: Family) -> None:
     """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
     if settings.uses_lora:
         family.lora_targets(settings.policy, settings.lora_modules)
-        parts.full_modules(family.PARTS, settings.policy)
+        modules.full_modules(family.MODULE_PATHS, settings.policy)
 
 
 def check_supported(settings: Any, gpu: bool) -> None:

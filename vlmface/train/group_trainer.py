@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from vlmface import encode
 from vlmface.answers import Answer
 from vlmface.data import row_images
 from vlmface.errors import UserError
+from vlmface.families.base import Family
 from vlmface.infer import sampling
 from vlmface.train.rewards import Judge
 from vlmface.train.trainer import Features, LossBar, Resumable
@@ -58,7 +58,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
     def __init__(
         self,
         *args: Any,
-        family: ModuleType,
+        family: Family,
         faces: Any,
         judge: Judge,
         stops: Sequence[int],
@@ -184,7 +184,8 @@ class GroupTrainer(Resumable, GRPOTrainer):
         features = inputs.pop("features", None)
         if features is not None:
             core = sampling.core_of(self.accelerator.unwrap_model(model))
-            inputs |= self.family.features_input(core, [one for row in features for one in row])
+            per_image = [image for row in features for image in row]
+            inputs |= self.family.inputs_from_features(core, per_image)
         return inputs
 
     def _answered(
@@ -316,7 +317,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
             strict=True,
         ):  # fmt: skip
             everything = [*row["input_ids"], *ids[:mask]]
-            more = self.family.token_inputs(
+            more = self.family.per_token_inputs(
                 self.processing_class, everything, len(row["input_ids"])
             )
             rows.append({**row, "input_ids": everything, **more})

@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import encode, families, manifest, prompts
@@ -18,7 +17,8 @@ from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import row_images
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import parts
+from vlmface.families import modules
+from vlmface.families.base import Family
 from vlmface.run_dir import read_log
 from vlmface.schema import FaceSample
 from vlmface.train import checks, rewards, sft
@@ -158,7 +158,7 @@ class Start:
 
     base: Path
     base_id: str
-    family: ModuleType
+    family: Family
     processor: Any
     prompt: prompts.Prompt
     policy: dict[str, str]
@@ -230,18 +230,23 @@ def identity(
     test_rows: datasets.Dataset,
     start: Start,
 ) -> dict[str, Any]:
-    """`sft.identity` of a run, and the adapter that it trains further."""
+    """`sft.identity` of a run, the adapter that it trains further, and the user's own rewards."""
     adapter = None if start.run is None else manifest.weights_sha(start.run)
-    return sft.identity(settings, loaded, rows, test_rows, [start.prompt], start.base) | {
-        "start_weights": adapter
-    }
+    identity = sft.identity(settings, loaded, rows, test_rows, [start.prompt], start.base)
+    identity |= {"start_weights": adapter}
+    if code := rewards.code_shas(rewards.parse(settings.rewards)):
+        identity["rewards"] = code
+    return identity
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
 def encode_prompts(
-    rows: datasets.Dataset, start: Start, used: Sequence[rewards.Weighted], max_new_tokens: int
+    rows: datasets.Dataset,
+    start: Start,
+    used: Sequence[rewards.WeightedReward],
+    max_new_tokens: int,
 ) -> tuple[datasets.Dataset, list[FaceSample], dict[str, int]]:
     """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, ... as the encoder asks
     about them; their samples; left out by reason).
@@ -254,7 +259,7 @@ def encode_prompts(
 
     messages, space = start.prompt.messages(), start.prompt.space
     empty = Answer(None, (), "none", "")
-    compared = [reward for reward in used if reward.name in rewards.COMPARED]
+    compared = [weighted for weighted in used if weighted.reward.needs_annotation]
     images = image_columns(rows)
     kept: list[int] = []
     samples: list[FaceSample] = []
@@ -268,7 +273,7 @@ def encode_prompts(
         if compared and all(reward(empty, sample, space) is None for reward in compared):
             left_out["no_truth"] += 1
             continue
-        size = row_images.image_sizes(images[index], start.family)
+        size = row_images.image_sizes(images[index], needed=start.family.NEEDS_SIZE)
         try:
             text = encode.encode_text(
                 start.processor, start.family, messages, None,
@@ -302,7 +307,7 @@ def check_start(settings: Settings, start: Start) -> None:
         _check_adapter(settings, start)
     elif "lora" in start.policy.values():
         start.family.lora_targets(start.policy, settings.lora_modules)
-        parts.full_modules(start.family.PARTS, start.policy)
+        modules.full_modules(start.family.MODULE_PATHS, start.policy)
     trained = {part: how for part, how in start.policy.items() if how != "frozen"}
     if settings.vllm is not None and trained != {"llm": "lora"}:
         raise UserError(
@@ -330,7 +335,7 @@ def train(
     start: Start,
     rows: datasets.Dataset,
     samples: Sequence[FaceSample],
-    used: Sequence[rewards.Weighted],
+    used: Sequence[rewards.WeightedReward],
     settings: Settings,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_prompts`; save the adapter (or whole model) and processor.
@@ -387,7 +392,7 @@ def train(
     }
 
 
-def _arguments(settings: Settings, used: Sequence[rewards.Weighted]) -> GRPOConfig:
+def _arguments(settings: Settings, used: Sequence[rewards.WeightedReward]) -> GRPOConfig:
     """TRL's arguments for a run."""
     from trl import GRPOConfig
 
@@ -470,7 +475,7 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     if start.run is not None:
         return attach(model, start.run, trainable=True), None
     if not lora:
-        parts.freeze(start.family.PARTS, model, start.policy)
+        modules.freeze(start.family.MODULE_PATHS, model, start.policy)
         return model, None
     return model, sft.lora_config(settings.lora, start.family, model, 0)
 
@@ -479,7 +484,6 @@ def _server(start: Start, settings: Settings) -> Any:
     """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
-    from vlmface import families
     from vlmface.infer.server import NEUTRAL
     from vlmface.train.vllm_rollout import Server
 
@@ -495,7 +499,7 @@ def _server(start: Start, settings: Settings) -> Any:
     )
     return Server(
         settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
-        sampling | flags["extra_body"], padding=families.padding(start.family, start.processor),
+        sampling | flags["extra_body"], padding=start.family.padding(start.processor),
     )  # fmt: skip
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data import row_images
 from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
+from vlmface.families.base import Family
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 from vlmface.utils.distributed import is_main
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def encode_rows(
     rows: datasets.Dataset,
     processor: Any,
-    family: ModuleType,
+    family: Family,
     prompt: Prompt,
     *,
     max_length: int,
@@ -50,7 +50,7 @@ def encode_rows(
         sample = FaceSample.from_row(row)
         try:
             target = training_target(sample, prompt, seed)
-            size = row_images.image_sizes(images[index], family)
+            size = row_images.image_sizes(images[index], needed=family.NEEDS_SIZE)
             text = encode.encode_text(
                 processor, family, messages, target, max_length=max_length, image_size=size
             )

@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import data, encode, manifest
 from vlmface.data import crops, row_images, shows_faces
 from vlmface.errors import UserError
-from vlmface.families import parts
+from vlmface.families import modules
+from vlmface.families.base import Family
 from vlmface.prompts import Prompt, Question
 from vlmface.run_dir import read_log
 from vlmface.train.checks import check_supported
@@ -72,7 +72,7 @@ def identity(
 # --- training -------------------------------------------------------------------------------------
 
 
-def lora_config(lora: Lora, family: ModuleType, model: Any, tokens: int) -> Any:
+def lora_config(lora: Lora, family: Family, model: Any, tokens: int) -> Any:
     """peft's LoraConfig.
 
     Args:
@@ -86,7 +86,7 @@ def lora_config(lora: Lora, family: ModuleType, model: Any, tokens: int) -> Any:
     """
     from peft import LoraConfig
 
-    parts.check_lora_modules(family.PARTS, model, lora.policy, lora.modules)
+    modules.check_lora_modules(family.MODULE_PATHS, model, lora.policy, lora.modules)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def lora_config(lora: Lora, family: ModuleType, model: Any, tokens: int) -> Any:
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
         target_modules=family.lora_targets(lora.policy, lora.modules),
-        modules_to_save=parts.full_modules(family.PARTS, lora.policy, model) or None,
+        modules_to_save=modules.full_modules(family.MODULE_PATHS, lora.policy, model) or None,
         # peft keeps the head tied to embeddings that are adapted this way.
         trainable_token_indices={"embed_tokens": list(range(tokens))}
         if lora.train_embeddings
@@ -106,7 +106,7 @@ def lora_config(lora: Lora, family: ModuleType, model: Any, tokens: int) -> Any:
 def train(
     base: str | Path,
     processor: Any,
-    family: ModuleType,
+    family: Family,
     rows: datasets.Dataset,
     settings: SFTSettings,
 ) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _arguments(settings: SFTSettings) -> SFTConfig:
 def _model(
     base: str | Path,
     processor: Any,
-    family: ModuleType,
+    family: Family,
     settings: SFTSettings,
     arguments: TrainingArguments,
 ) -> tuple[Any, Any]:
@@ -249,7 +249,7 @@ def _model(
         model._weight_conversions = None
     if settings.uses_lora:
         return model, lora_config(settings.lora, family, model, len(processor.tokenizer))
-    parts.freeze(family.PARTS, model, settings.policy)
+    modules.freeze(family.MODULE_PATHS, model, settings.policy)
     return model, None
 
 
@@ -258,7 +258,7 @@ def _trainer(
     arguments: SFTConfig,
     model: tuple[Any, Any],
     processor: Any,
-    family: ModuleType,
+    family: Family,
     rows: datasets.Dataset,
 ) -> Any:
     """The trainer of a `_model`, with the tower's features if they are cached. Raises UserError if
@@ -290,7 +290,7 @@ def _trainer(
 
 
 def save_trained(
-    trainer: Any, processor: Any, family: ModuleType, base: str, lora: bool, run_dir: Path
+    trainer: Any, processor: Any, family: Family, base: str, lora: bool, run_dir: Path
 ) -> None:
     """Save the adapter (under `lora`) or the whole model of a trainer, and the processor. All
     processes must call it."""
@@ -334,7 +334,7 @@ class TrainedModel:
 
     base: Path
     base_id: str
-    family: ModuleType
+    family: Family
     processor: Any
     prompts: Sequence[Prompt]
     policy: Mapping[str, str]

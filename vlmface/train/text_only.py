@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data.text_files import read_lines
 from vlmface.errors import RefusedError, UserError
+from vlmface.families.base import Family
 
 if TYPE_CHECKING:
     import datasets
@@ -55,7 +55,7 @@ def read(path: str | Path) -> list[tuple[str, str]]:
 
 
 def encode_row(
-    processor: Any, family: ModuleType, question: str, answer: str, *, max_length: int | None = None
+    processor: Any, family: Family, question: str, answer: str, *, max_length: int | None = None
 ) -> dict[str, list[int]]:
     """What `encode.encode_text` makes of a row, with the tokens of a blank picture of 32 x 32
     pixels at its end. Raises RefusedError("too_long" | "image_in_text" | "joined")."""
@@ -69,7 +69,7 @@ def encode_row(
     return {
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
-        **family.token_inputs(processor, ids, start),
+        **family.per_token_inputs(processor, ids, start),
         "labels": row["labels"] + [encode.IGNORED] * len(image["input_ids"]),
     }
 
@@ -77,7 +77,7 @@ def encode_row(
 def encode_file(
     path: str | Path,
     processor: Any,
-    family: ModuleType,
+    family: Family,
     max_length: int,
     *,
     features: datasets.Features,

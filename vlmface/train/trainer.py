@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +19,7 @@ from vlmface import run_dir as run_dirs
 from vlmface.data.row_images import image_refs, open_row_image
 from vlmface.encode import IGNORED, GroupedSampler, to_model
 from vlmface.errors import UserError
+from vlmface.families.base import Family
 from vlmface.train.loss import summed_cross_entropy
 
 
@@ -49,7 +49,7 @@ class Resumable:
         self._step_losses: list[torch.Tensor] = []
         super().__init__(*args, **kwargs)
 
-    def settle(self, family: ModuleType) -> None:
+    def settle(self, family: Family) -> None:
         """At the end of __init__."""
         trained = self.model
         # ZeRO-3 wants one type for all weights, and keeps a float32 copy of its own.
@@ -171,7 +171,7 @@ class SupervisedTrainer(Resumable, SFTTrainer):
       state, so a run resumed in the middle of an epoch would see other rows.
     """
 
-    def __init__(self, *args: Any, family: ModuleType, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, family: Family, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(LossBar)
@@ -201,7 +201,7 @@ class SupervisedTrainer(Resumable, SFTTrainer):
             core = core.get_base_model() if hasattr(core, "get_base_model") else core
             features = [one.to(core.device) for row in rows.tolist() for one in self.features[row]]
             with self.accelerator.autocast():  # the projector may be float32
-                inputs |= self.family.features_input(core, features)
+                inputs |= self.family.inputs_from_features(core, features)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
         # The last logits predict nothing; cutting them off would copy all others.
         targets = F.pad(labels[:, first:], (0, 1), value=IGNORED)
@@ -239,7 +239,7 @@ def trainable_sha(model: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def all_tower_features(model: Any, family: ModuleType, rows: Any, processor: Any) -> Features:
+def all_tower_features(model: Any, family: Family, rows: Any, processor: Any) -> Features:
     """Output of the frozen tower for what is shown of each number in column `row`, once: (tokens,
     width) of each picture, on the CPU."""
     from tqdm import tqdm

@@ -37,7 +37,7 @@ class Server:
 
     `folder`: where adapters are written, seen by the server under the same path. `sampling`: fields
     of each request. `attempts` tries with pauses that grow from a second, 60 s at most. `padding`:
-    the colour that pictures are padded to a square with (`families.padding`).
+    the colour that pictures are padded to a square with (`Family.padding`).
     """
 
     def __init__(

@@ -20,8 +20,9 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from vlmface.errors import UserError
+from vlmface.resources import resource
 from vlmface.utils import distributed
-from vlmface.utils.files import atomic_write, resource
+from vlmface.utils.files import atomic_write
 from vlmface.utils.ranges import (
     Checked,
     Describes,

@@ -1,4 +1,4 @@
-"""Where things lie: files that travel with the package, the cache folder, atomic writes."""
+"""The cache folder, atomic writes, and text that UTF-8 can hold."""
 
 from __future__ import annotations
 
@@ -7,27 +7,6 @@ import tempfile
 from pathlib import Path
 
 import platformdirs
-
-from vlmface.errors import UserError
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def resource(name: str) -> Path:
-    """Return the path of a file or folder that travels with vlmface.
-
-    `name` is relative: "prompts/face_cot.yaml", "eval/benchmarks", "recipes/configs", or "tiny" for
-    the built-in checkpoint. In a checkout the top-level folders are used, in an installed wheel
-    their copy inside the package. Raises UserError if there is no such file.
-    """
-    for root in (_PACKAGE / "assets", _PACKAGE / "_files", _PACKAGE.parent):
-        path = root / name
-        if path.exists():
-            return path
-    raise UserError(
-        f"{name!r} is not part of this vlmface installation ({_PACKAGE}): reinstall vlmface, "
-        "or give the path of your own file"
-    )
 
 
 def cache_dir() -> Path:

@@ -141,7 +141,7 @@ def _emotion(path: Path) -> str | None:
 
 
 def _action_units(codings: list[Path | None]) -> dict[str, Any]:
-    """The columns aus and meta; meta keeps the codes that are no AUs of the face (head, gaze)."""
+    """The columns aus and meta; meta keeps codes other than AUs of the face (head, gaze)."""
     grades_by_code = [
         {} if path is None else {int(code): grade for code, grade in _numbers(path, 2)}
         for path in codings
