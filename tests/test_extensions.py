@@ -376,7 +376,7 @@ def test_a_mixture_and_a_check_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
          "returned a NoneType, but must return vlmface.data.rows.Rows"),
         ("NEEDS_ROOT = False; SPLITS = ('train',)\nfrom vlmface.data.rows import Rows\n"
          "def read(root, split): return Rows({'id': ['x'], 'mood': ['y']})",
-         "fills the columns mood, which are no fields of FaceSample"),
+         "fills the columns mood, which are not fields of FaceSample"),
     ],
 )  # fmt: skip
 def test_a_wrong_data_set(tmp_path: Path, source: str, message: str) -> None:

@@ -505,10 +505,10 @@ def run(argv: Sequence[str]) -> int:
         return FORWARDED[argv[0]](argv[1:])
     grammar = parser()
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to their developers
-    arguments, rest = grammar.parse_known_args(argv)
-    if rest and not hasattr(arguments, "words"):
-        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.words = rest
+    arguments, further = grammar.parse_known_args(argv)
+    if further and not hasattr(arguments, "words"):
+        grammar.error(f"unrecognized arguments: {' '.join(further)}")
+    arguments.words = further
     distributed.check_alone("vlmface")
     return int(arguments.run(arguments))
 

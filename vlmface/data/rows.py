@@ -539,7 +539,7 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
     unknown = set(columns) - set(schema.names)
     if unknown:
         raise UserError(
-            f"data set {name} fills the columns {', '.join(sorted(unknown))}, which are no fields "
+            f"data set {name} fills the columns {', '.join(sorted(unknown))}, which are not fields "
             f"of FaceSample: use {', '.join(schema.names)}"
         )
     try:

@@ -258,7 +258,7 @@ def encode_prompts(
     from tqdm import tqdm
 
     messages, space = start.prompt.messages(), start.prompt.space
-    nobody = Answer(None, (), "none", "")
+    empty = Answer(None, (), "none", "")
     compared = [weighted for weighted in used if weighted.reward.needs_annotation]
     images = image_columns(rows)
     kept: list[int] = []
@@ -270,7 +270,7 @@ def encode_prompts(
         tqdm(plain, "encoding", unit="face", disable=not distributed.is_main())
     ):
         sample = FaceSample.from_row(row)
-        if compared and all(one(nobody, sample, space) is None for one in compared):
+        if compared and all(reward(empty, sample, space) is None for reward in compared):
             left_out["no_truth"] += 1
             continue
         size = row_images.image_sizes(images[index], needed=start.family.NEEDS_SIZE)
