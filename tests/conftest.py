@@ -86,9 +86,15 @@ def clip_run(clip_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         if (recipe, *words) not in made:
             folder = tmp_path_factory.mktemp("clip_run") / "run"
             fixed = {
-                "base": clip_base, "output_dir": folder, "n_train": 16, "n_eval": 8, "epochs": 1,
-                "batch_size": 8, "warmup_steps": 0, "select": "last",
-            }  # fmt: skip
+                "base": clip_base,
+                "output_dir": folder,
+                "n_train": 16,
+                "n_eval": 8,
+                "epochs": 1,
+                "batch_size": 8,
+                "warmup_steps": 0,
+                "select": "last",
+            }
             argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
             assert load_script(f"recipes/{recipe}.py").main([*words, *argv]) == 0
             made[recipe, *words] = folder
@@ -113,9 +119,16 @@ def clip_views(clip_run: Callable[..., Path]) -> Path:
 def clip_frames(clip_run: Callable[..., Path]) -> Path:
     """A run of recipes/clip_finetune.py that is shown four frames of a clip."""
     return clip_run(
-        "clip_finetune", "--config", "clip_temporal_tiny", "--frames", "4", "--time", "mean",
-        "--validation_split", "null",
-    )  # fmt: skip
+        "clip_finetune",
+        "--config",
+        "clip_temporal_tiny",
+        "--frames",
+        "4",
+        "--time",
+        "mean",
+        "--validation_split",
+        "null",
+    )
 
 
 Recipe = Callable[..., int]
@@ -163,9 +176,19 @@ def run_dir(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def memorised(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of vlmface-tiny that knows the first 8 faces of synth by heart."""
     folder = tmp_path_factory.mktemp("runs") / "memorised"
-    words = {"base": "vlmface-tiny", "n_train": 8, "n_eval": 4, "epochs": 100,
-             "learning_rate": 4e-3, "save_steps": 100, "tower": "frozen", "lora_rank": 32,
-             "lora_alpha": 64, "lora_dropout": 0.0, "cache_features": "true",
-             "max_new_tokens": 120}  # fmt: skip
+    words = {
+        "base": "vlmface-tiny",
+        "n_train": 8,
+        "n_eval": 4,
+        "epochs": 100,
+        "learning_rate": 4e-3,
+        "save_steps": 100,
+        "tower": "frozen",
+        "lora_rank": 32,
+        "lora_alpha": 64,
+        "lora_dropout": 0.0,
+        "cache_features": "true",
+        "max_new_tokens": 120,
+    }
     assert sft_cot(folder, *(x for k, v in words.items() for x in (f"--{k}", str(v)))) == 0
     return folder

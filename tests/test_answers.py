@@ -25,10 +25,32 @@ labels = st.sampled_from(SPACE.labels)
 aus = st.sets(st.sampled_from(facs.AU_NUMBERS), min_size=1)
 # Text that is likely to meet the parser's own vocabulary.
 PIECES = (
-    "<think>", "</think>", "<answer>", "</answer>", "**Key Observations:**", "**Conclusion:**",
-    "AU4", "AUs 4, 7", "AU1+2", "no", "not", "is absent", "angry", "happiness", "unhappy", ",", ".",
-    "\n", "(", ")", ": 0", "\ue000", "\ue0000\ue001", "\u200b", "\ud800",
-)  # fmt: skip
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "**Key Observations:**",
+    "**Conclusion:**",
+    "AU4",
+    "AUs 4, 7",
+    "AU1+2",
+    "no",
+    "not",
+    "is absent",
+    "angry",
+    "happiness",
+    "unhappy",
+    ",",
+    ".",
+    "\n",
+    "(",
+    ")",
+    ": 0",
+    "\ue000",
+    "\ue0000\ue001",
+    "\u200b",
+    "\ud800",
+)
 messy = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map(" ".join)
 
 
@@ -74,9 +96,18 @@ def test_sentences_that_deny_nothing_take_no_short_cut_to_another_reading(
 
 
 others = st.sampled_from(
-    ["There is no {}.", "{} is absent.", "{} isn't active.", "{}: 0.", "The face lacks {}.",
-     "{} can be ruled out.", "Absent: {}.", "I see {} without doubt.", "{} is active."]
-)  # fmt: skip
+    [
+        "There is no {}.",
+        "{} is absent.",
+        "{} isn't active.",
+        "{}: 0.",
+        "The face lacks {}.",
+        "{} can be ruled out.",
+        "Absent: {}.",
+        "I see {} without doubt.",
+        "{} is active.",
+    ]
+)
 
 
 @given(st.sampled_from(AU_TEXTS), others, st.booleans())
@@ -97,8 +128,11 @@ def test_a_sentence_about_another_au_changes_no_reading(text: str, more: str, li
 
 @given(
     st.dictionaries(st.sampled_from(facs.AU_NUMBERS), st.floats(0.5, 5), max_size=4),
-    st.booleans(), labels, st.integers(0, 9999), st.sampled_from(sorted(rules.STYLES)),
-)  # fmt: skip
+    st.booleans(),
+    labels,
+    st.integers(0, 9999),
+    st.sampled_from(sorted(rules.STYLES)),
+)
 def test_what_rules_write_names_exactly_its_aus(
     others: dict[int, float], typical: bool, label: str, seed: int, style: str
 ) -> None:

@@ -34,8 +34,15 @@ NAMES = benchmarks.benchmark_names()
 LABELS: dict[str, list[tuple[str, ...]]] = {
     "affectnet7": [("anger",), ("surprise",)],
     "affectnet8": [("anger",), ("contempt",), ("surprise",)],
-    "caers": [("anger",), ("disgust",), ("fear",), ("happiness",), ("neutral",), ("sadness",),
-              ("surprise",)],
+    "caers": [
+        ("anger",),
+        ("disgust",),
+        ("fear",),
+        ("happiness",),
+        ("neutral",),
+        ("sadness",),
+        ("surprise",),
+    ],
     "celeba": [("male",), ("male",)],
     "ckplus": [("disgust",), ("fear",), ("happiness",)],
     "dfew": [("anger",), ("fear",), ("neutral",)],
@@ -54,7 +61,7 @@ LABELS: dict[str, list[tuple[str, ...]]] = {
     "rafdb": [("anger",), ("neutral",)],
     "sfew": [("happiness",), ("neutral",), ("sadness",)],
     "utkface": [("male", "40-59", "Asian"), ("male", "0-9", "White")],
-}  # fmt: skip
+}
 # The AUs that are present in them, by the id of the row; in all other rows none is.
 AUS: dict[str, dict[str, set[int]]] = {
     # SN003's frame has AU1 of intensity 1, below the threshold, and AU5, which only twelve have.
@@ -102,10 +109,16 @@ def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
     """A prompt for each label space of the benchmark; its answers name AUs if those are scored."""
     form = "think_answer" if benchmark.au_set else "label"
     return [
-        Prompt(f"asks_{space.id}", 1, "labels" if space.several else form, space.id,
-               "{candidates}?", "test")
+        Prompt(
+            f"asks_{space.id}",
+            1,
+            "labels" if space.several else form,
+            space.id,
+            "{candidates}?",
+            "test",
+        )
         for space in benchmark.spaces or [label_spaces.space("emotion8")]
-    ]  # fmt: skip
+    ]
 
 
 class Scripted:
@@ -258,8 +271,9 @@ def test_the_folds_test_everybody_once(name: str, tmp_path: Path) -> None:
         benchmark = benchmarks.load_benchmark(f"{name}_fold{fold}")
         assert benchmark.id == f"{name}_fold{fold}" and benchmark.protocol["fold"] == fold
         protocol = options | benchmark.protocol
-        rows = benchmarks.load_rows(dataclasses.replace(benchmark, protocol=protocol),
-                                    str(tmp_path), None)  # fmt: skip
+        rows = benchmarks.load_rows(
+            dataclasses.replace(benchmark, protocol=protocol), str(tmp_path), None
+        )
         tested += sorted(set(rows["subject"]))
         assert benchmark.published == benchmarks.load_published().get(name, [])
     everybody = {person for part in data.dataset_module(benchmark.dataset).PARTS for person in part}
@@ -314,8 +328,15 @@ def test_without_labels_an_emotion_in_the_data_is_not_scored() -> None:
     assert sample.emotion == "contempt"
     benchmark = dataclasses.replace(benchmarks.load_benchmark("synth"), label_space=None)
     prompt = prompts.load("expllm")  # cannot say contempt
-    line = {"id": sample.id, "truth": answering.truth(sample, benchmark), "prompt": prompt.id,
-            "label": "disgust", "status": "strict", "aus": [14], "latency_s": 0.0}  # fmt: skip
+    line = {
+        "id": sample.id,
+        "truth": answering.truth(sample, benchmark),
+        "prompt": prompt.id,
+        "label": "disgust",
+        "status": "strict",
+        "aus": [14],
+        "latency_s": 0.0,
+    }
     scores = evaluation.score([line], benchmark, [prompt], model="x")
     assert "emotion" not in scores and scores["au"]["f1_macro"] == 1
     assert answering.truth(sample, benchmarks.load_benchmark("synth"))["emotion"] == "contempt"

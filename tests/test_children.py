@@ -81,8 +81,10 @@ STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {STAG
 def test_a_stage_ends_with_the_loop(end: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", STAGES.format(stage=STAGE)],
-        stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "loop\n"
     stage = psutil.Process(int(process.stdout.readline()))

@@ -103,9 +103,12 @@ def test_misspelt_names_are_one_line(words, message, capsys):
 def test_a_missing_extra_is_one_line_with_the_command(package, code, extra, tmp_path):
     block = f"import sys; sys.modules[{package!r}] = None; from vlmface.cli import main; "
     done = subprocess.run(
-        [sys.executable, "-c", f"{block}sys.exit({code})"], cwd=tmp_path, capture_output=True,
-        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [sys.executable, "-c", f"{block}sys.exit({code})"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 2
     assert f"pip install 'vlmface[{extra}]'" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

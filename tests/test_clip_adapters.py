@@ -79,15 +79,27 @@ def test_batches_and_single_rows_are_equal():
 
 def test_training_moves_them_and_a_run_keeps_them(tmp_path):
     colours = {"anger": (200, 60, 60), "fear": (60, 60, 200)}
-    rows = rows_of([
-        (name, [picture(colours[name], 10 * i + k) for k in range(2)])
-        for i, name in enumerate(["anger", "fear"] * 8)
-    ])  # fmt: skip
+    rows = rows_of(
+        [
+            (name, [picture(colours[name], 10 * i + k) for k in range(2)])
+            for i, name in enumerate(["anger", "fear"] * 8)
+        ]
+    )
     settings = Settings(
-        base="tiny", data="synth", benchmark="synth", prompt="clip_emotion", limits="",
-        output_dir=str(tmp_path), image="adapters", frames=2, time="mean", epochs=4, batch_size=8,
-        learning_rate=3e-3, logging_steps=1,
-    )  # fmt: skip
+        base="tiny",
+        data="synth",
+        benchmark="synth",
+        prompt="clip_emotion",
+        limits="",
+        output_dir=str(tmp_path),
+        image="adapters",
+        frames=2,
+        time="mean",
+        epochs=4,
+        batch_size=8,
+        learning_rate=3e-3,
+        logging_steps=1,
+    )
     asked = label_texts.load("clip_emotion")
     model = Classifier(tiny_clip.build(), asked, settings.shape(1))
     found = train(model, rows, settings)

@@ -26,8 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:no face boxed", "ignore:no perso
 def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("RAER")
     raer.write(folder)
-    for name, box in (("face", {f"{i}.jpg": [5, 5, 30, 30] for i in range(12)}),
-                      ("body", [2, 2, 40, 40])):  # fmt: skip
+    for name, box in (
+        ("face", {f"{i}.jpg": [5, 5, 30, 30] for i in range(12)}),
+        ("body", [2, 2, 40, 40]),
+    ):
         path = folder / "bounding_box" / f"{name}.json"
         more = {"train/Fatigue/002": box, "test/Distraction/007": box}
         path.write_text(json.dumps(json.loads(path.read_text()) | more))
@@ -40,11 +42,20 @@ def runs(root, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("caer") / "runs"
     main = load_script("recipes/context_emotion.py").main
     words = {
-        "config": "clip_caer_raer", "base": "vlmface-clip-tiny", "data_root": root, "frames": 4,
-        "data_options": "{frames: 4}", "epochs": 2, "milestones": "[1]", "batch_size": 2,
-        "dataloader_workers": 0, "logging_steps": 1, "save_steps": 1, "ablation": "true",
+        "config": "clip_caer_raer",
+        "base": "vlmface-clip-tiny",
+        "data_root": root,
+        "frames": 4,
+        "data_options": "{frames: 4}",
+        "epochs": 2,
+        "milestones": "[1]",
+        "batch_size": 2,
+        "dataloader_workers": 0,
+        "logging_steps": 1,
+        "save_steps": 1,
+        "ablation": "true",
         "output_dir": folder,
-    }  # fmt: skip
+    }
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     return folder
 
@@ -100,8 +111,19 @@ def test_ablation_compares_face_person_and_both(runs):
 def test_an_ablation_needs_a_view_of_each(root, tmp_path):
     main = load_script("recipes/context_emotion.py").main
     with pytest.raises(UserError, match="the ablation's run face has no view"):
-        main([
-            "--config", "clip_caer_raer", "--base", "vlmface-clip-tiny", "--data_root", str(root),
-            "--crop", "[{show: boxed}, {show: scene}]", "--ablation", "true",
-            "--output_dir", str(tmp_path / "run"),
-        ])  # fmt: skip
+        main(
+            [
+                "--config",
+                "clip_caer_raer",
+                "--base",
+                "vlmface-clip-tiny",
+                "--data_root",
+                str(root),
+                "--crop",
+                "[{show: boxed}, {show: scene}]",
+                "--ablation",
+                "true",
+                "--output_dir",
+                str(tmp_path / "run"),
+            ]
+        )

@@ -41,8 +41,15 @@ def _shaken(classifier: Classifier) -> Classifier:
 
 
 def _settings(**changes: object) -> Settings:
-    known: dict = {"base": "x", "data": "synth", "benchmark": "synth", "prompt": "clip_emotion",
-                   "limits": "", "output_dir": "x", "image": "lora"}  # fmt: skip
+    known: dict = {
+        "base": "x",
+        "data": "synth",
+        "benchmark": "synth",
+        "prompt": "clip_emotion",
+        "limits": "",
+        "output_dir": "x",
+        "image": "lora",
+    }
     return Settings(**(known | changes))
 
 
@@ -145,8 +152,9 @@ def test_lora_reaches_attention_and_mlp_and_leaves_the_base_as_it_is(clip_base: 
     _shaken(one).train()
     for _ in range(3):
         one(SQUARES)["logits"].sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0
-               for p in one.parameters() if p.requires_grad)  # fmt: skip
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0 for p in one.parameters() if p.requires_grad
+    )
     kept = {n.replace(".base_layer", ""): p for n, p in one.model.named_parameters()}
     for name, weight in model.load_clip(clip_base).model.named_parameters():
         assert torch.equal(kept[name], weight), name
@@ -275,8 +283,13 @@ def test_weights_of_another_model_are_refused(clip_base: Path) -> None:
 
 def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
     one = _classifier(clip_base, image="full", text="full", head="linear")
-    settings = _settings(image="full", learning_rate=1.0, layer_decay=0.5, weight_decay=0.1,
-                         learning_rates={"head": 4.0})  # fmt: skip
+    settings = _settings(
+        image="full",
+        learning_rate=1.0,
+        layer_decay=0.5,
+        weight_decay=0.1,
+        learning_rates={"head": 4.0},
+    )
     groups = parameter_groups(one, settings)
     known = {id(p): name for name, p in one.named_parameters()}
     rates = {known[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}

@@ -35,9 +35,16 @@ def finetune(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base, "output_dir": output_dir, "n_train": 48, "n_eval": 24, "epochs": 3,
-            "batch_size": 16, "logging_steps": 1, "save_steps": 4, "warmup_steps": 0,
-        } | changes  # fmt: skip
+            "base": clip_base,
+            "output_dir": output_dir,
+            "n_train": 48,
+            "n_eval": 24,
+            "epochs": 3,
+            "batch_size": 16,
+            "logging_steps": 1,
+            "save_steps": 4,
+            "warmup_steps": 0,
+        } | changes
         assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
         return output_dir
 
@@ -207,14 +214,21 @@ def test_a_video_is_answered_by_the_command(
     "changes",
     [
         {"text": "prompts", "image": "frozen"},
-        {"image": "full", "layer_decay": 0.7, "optimizer": "sgd", "learning_rate": 0.01,
-         "schedule": "steps", "milestones": "1", "epochs": 2},
+        {
+            "image": "full",
+            "layer_decay": 0.7,
+            "optimizer": "sgd",
+            "learning_rate": 0.01,
+            "schedule": "steps",
+            "milestones": "1",
+            "epochs": 2,
+        },
         {"head": "linear", "margins": "ldam", "class_weights": "effective"},
         {"affect": "graph", "label_smoothing": 0.0},
         {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text": "frozen"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_way_of_training_comes_back(
     changes: dict[str, object], finetune: Finetune, tmp_path: Path
 ) -> None:
@@ -236,11 +250,24 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
         "{id: seen, dataset: emotic, split: train, label_space: emotic26, source: test}"
     )
     run_dir = finetune(
-        tmp_path / "run", data="emotic", data_root=tmp_path / "data", prompt="clip_emotic",
-        benchmark=tmp_path / "seen.yaml", crop="{size: 32, margin: 0.0}", n_train="null",
-        n_eval="null", epochs=300, batch_size=3, learning_rate=0.1, label_smoothing=0.0,
-        augment="none", save_steps=500, image="frozen", text="frozen", head="linear",
-    )  # fmt: skip
+        tmp_path / "run",
+        data="emotic",
+        data_root=tmp_path / "data",
+        prompt="clip_emotic",
+        benchmark=tmp_path / "seen.yaml",
+        crop="{size: 32, margin: 0.0}",
+        n_train="null",
+        n_eval="null",
+        epochs=300,
+        batch_size=3,
+        learning_rate=0.1,
+        label_smoothing=0.0,
+        augment="none",
+        save_steps=500,
+        image="frozen",
+        text="frozen",
+        head="linear",
+    )
     scores = json.loads((run_dir / "metrics.json").read_text())
     assert scores["after"]["labels"]["map"] > scores["before"]["labels"]["map"]
     lines = answering.read_lines(run_dir / "predictions.jsonl")
@@ -313,10 +340,17 @@ def captions(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base, "output_dir": output_dir, "n_train": 32, "n_probe": 40, "epochs": 2,
-            "batch_size": 16, "logging_steps": 1, "save_steps": 1, "warmup_steps": 0,
+            "base": clip_base,
+            "output_dir": output_dir,
+            "n_train": 32,
+            "n_probe": 40,
+            "epochs": 2,
+            "batch_size": 16,
+            "logging_steps": 1,
+            "save_steps": 1,
+            "warmup_steps": 0,
             "data_options": "{}",
-        } | changes  # fmt: skip
+        } | changes
         assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
         return output_dir
 

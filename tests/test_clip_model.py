@@ -25,10 +25,16 @@ SIGLIP = {
     "custom_text": True,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
     "text_cfg": {
-        "context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2,
-        "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
+        "context_length": 20,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        "no_causal_mask": True,
+        "pool_type": "last",
+        "proj_bias": True,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +49,11 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> model.Clip:
     shape = {k: v for k, v in SIGLIP.items() if k != "custom_text"}
     built = open_clip.model.CustomTextCLIP(**shape)
     made = model.Clip(
-        built, None, {"model_cfg": SIGLIP, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}},
+        built,
+        None,
+        {"model_cfg": SIGLIP, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}},
         "siglip",
-    )  # fmt: skip
+    )
     model.save_clip(made, folder)
     return model.load_clip(folder)
 
@@ -198,11 +206,15 @@ def test_long_texts_are_counted_and_not_cut(clip: model.Clip) -> None:
 
 def _sample(**changes: object) -> FaceSample:
     known: dict = {
-        "id": "a", "dataset": "x", "gender": "female", "age": 35.0, "race": "asian",
+        "id": "a",
+        "dataset": "x",
+        "gender": "female",
+        "age": 35.0,
+        "race": "asian",
         "emotion": "anger",
         "aus": [AULabel(4, 3, True), AULabel(23, 2, True), AULabel(12, 0, False)],
         "meta": {"hair_style": "bob", "hair_colour": "black", "beard": False},
-    }  # fmt: skip
+    }
     return FaceSample(**(known | changes))
 
 

@@ -36,16 +36,22 @@ def part(n: int, seed: int, *, lasting: int) -> Part:
 def settings(folder, **changes) -> Settings:
     file = config.find("clip_temporal_tiny")
     values = config.read(file) | {
-        "output_dir": str(folder), "frames": FRAMES, "epochs": 6, "batch_size": 32,
-        "learning_rate": 2e-3, "warmup_steps": 0,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "frames": FRAMES,
+        "epochs": 6,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "warmup_steps": 0,
+    }
     return config.build(Settings, values | changes, where=file.name)
 
 
 def truths(test: Part):
     labels = label_texts.load("clip_emotion").space.labels
-    return [{"id": f"c{i}", "subject": None, "truth": {"emotion": labels[int(t)]}}
-            for i, t in enumerate(test.targets)]  # fmt: skip
+    return [
+        {"id": f"c{i}", "subject": None, "truth": {"emotion": labels[int(t)]}}
+        for i, t in enumerate(test.targets)
+    ]
 
 
 def test_what_lasts_needs_all_frames(tmp_path):

@@ -37,12 +37,24 @@ def clips(n: int, seed: int, frames: int):
 
 def chosen(folder, **changes) -> Settings:
     values = {
-        "base": "tiny", "data": "synth", "benchmark": "synth", "prompt": "clip_emotion",
-        "output_dir": str(folder), "frames": 3, "time": "transformer", "validation_share": 0.1,
-        "select": "best", "epochs": 5, "batch_size": 8, "optimizer": "adamw",
-        "learning_rate": 1e-3, "schedule": "constant", "logging_steps": 1, "save_steps": 1,
+        "base": "tiny",
+        "data": "synth",
+        "benchmark": "synth",
+        "prompt": "clip_emotion",
+        "output_dir": str(folder),
+        "frames": 3,
+        "time": "transformer",
+        "validation_share": 0.1,
+        "select": "best",
+        "epochs": 5,
+        "batch_size": 8,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "logging_steps": 1,
+        "save_steps": 1,
         "eval_batch_size": 7,
-    }  # fmt: skip
+    }
     settings = Settings(**(values | changes))
     settings.check()
     return settings

@@ -134,8 +134,10 @@ def test_clip_caer_trains_what_was_published_at_its_rates(caer):
         rates[group["lr"]] = rates.get(group["lr"], 0) + sum(p.numel() for p in group["params"])
         decays.add((group["weight_decay"], *{p.ndim >= 2 for p in group["params"]}))
     assert rates == {
-        1e-5: sizes["image"] + sizes["fusion"], 1e-2: sizes["time"], 1e-3: sizes["prompts"],
-    }  # fmt: skip
+        1e-5: sizes["image"] + sizes["fusion"],
+        1e-2: sizes["time"],
+        1e-3: sizes["prompts"],
+    }
     assert decays == {(1e-4, True), (0.0, False)}
     assert (chosen.frames, chosen.batch_size, chosen.epochs, chosen.seed) == (16, 8, 20, 42)
     assert (chosen.optimizer, chosen.schedule, chosen.milestones) == ("sgd", "steps", [10, 15])

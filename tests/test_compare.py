@@ -48,8 +48,9 @@ def test_pairs_are_what_the_metrics_say(folders: list[Path]) -> None:
     corrected = {pair: one["emotion"]["accuracy"].pop("p_holm") for pair, one in named.items()}
     assert ours == expected["emotion"]
     right = [[line["label"] == line["truth"]["emotion"] for line in run.lines] for run in runs]
-    lone = [sum(a > b for a, b in zip(*(right[i], right[j]), strict=True))
-            for i, j in ((0, 2), (2, 0))]  # fmt: skip
+    lone = [
+        sum(a > b for a, b in zip(*(right[i], right[j]), strict=True)) for i, j in ((0, 2), (2, 0))
+    ]
     exact = binomtest(lone[0], sum(lone)).pvalue
     assert p["plain", "better"] == pytest.approx(exact, abs=0.001)
     smallest, middle, largest = sorted(p, key=p.__getitem__)
@@ -64,8 +65,10 @@ def test_pairs_are_what_the_metrics_say(folders: list[Path]) -> None:
     assert compare.verdict(even) == "no difference that this test set can show"
     # Only what differs, and not where a run lies.
     assert [run["settings"] for run in result["runs"]] == [
-        {"learning_rate": 1}, {"learning_rate": 1}, {"learning_rate": 2},
-    ]  # fmt: skip
+        {"learning_rate": 1},
+        {"learning_rate": 1},
+        {"learning_rate": 2},
+    ]
 
 
 def test_the_command_writes_page_table_and_json(folders: list[Path], tmp_path, capsys) -> None:

@@ -154,8 +154,11 @@ def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> 
     settings = config.build(RECIPES[recipe], config.read(path), where=str(path))
     config.refuse_unused(settings, ())
     if recipe == "facial_r1_loop":  # each stage's own fields, over a configuration that is shipped
-        for stage, kind in (("sft", RECIPES["sft_cot"]), ("grpo", grpo.Settings),
-                            ("synthesize", RECIPES["synthesize"])):  # fmt: skip
+        for stage, kind in (
+            ("sft", RECIPES["sft_cot"]),
+            ("grpo", grpo.Settings),
+            ("synthesize", RECIPES["synthesize"]),
+        ):
             fields = dict(getattr(settings, stage))
             shipped = config.read(ROOT / f"recipes/configs/{fields.pop('config')}.yaml")
             config.build(kind, shipped | fields, where=str(path))

@@ -51,11 +51,20 @@ def recipe(base: Path, root: Path) -> Recipe:
 
     def run(output_dir: Path, **words: Any) -> int:
         fixed = {
-            "base": base, "output_dir": output_dir, "data": "raer", "data_root": root,
-            "data_options": "{frames: 4}", "benchmark": "raer", "crop": VIEWS, "epochs": 2,
-            "batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0, "logging_steps": 1,
+            "base": base,
+            "output_dir": output_dir,
+            "data": "raer",
+            "data_root": root,
+            "data_options": "{frames: 4}",
+            "benchmark": "raer",
+            "crop": VIEWS,
+            "epochs": 2,
+            "batch_size": 2,
+            "learning_rate": 3e-3,
+            "warmup_steps": 0,
+            "logging_steps": 1,
             "save_steps": 2,
-        }  # fmt: skip
+        }
         argv = [w for k, v in (fixed | words).items() for w in (f"--{k}", str(v))]
         return main(argv)
 
@@ -76,9 +85,9 @@ def run_dir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_leaves_behind(run_dir: Path) -> None:
     found, (prompt,) = manifest.load(run_dir)
     assert found.recipe == "context_emotion" and found.frames == 1
-    assert crops.parse_views(found.crop) == crops.parse_views([
-        {"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}
-    ])  # fmt: skip
+    assert crops.parse_views(found.crop) == crops.parse_views(
+        [{"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}]
+    )
     assert prompt.id == "context_both_masked" and prompt.images == 2
     scores = json.loads((run_dir / "metrics.json").read_text())
     assert scores["after"]["mode"] == "scored" and scores["train"]["n"] == 5
@@ -122,8 +131,10 @@ def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Pat
     ours, theirs = weights(tmp_path / "cached"), weights(tmp_path / "pixels")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
     both = weights(tmp_path / "cached")
-    assert recipe(tmp_path / "face", llm="lora", prompt="context_face",
-                  crop="{size: 32, margin: 0.1}") == 0  # fmt: skip
+    assert (
+        recipe(tmp_path / "face", llm="lora", prompt="context_face", crop="{size: 32, margin: 0.1}")
+        == 0
+    )
     one = weights(tmp_path / "face")
     assert any(not torch.allclose(one[name], both[name]) for name in both)  # the scene is seen
 
@@ -153,15 +164,17 @@ def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
         },
         r"context_face is about 1 picture\(s\), but 2 would be shown": {"prompt": "context_face"},
         r"context_emotion_both asks for emotion .* cannot ask for raer5": {
-            "prompt": "context_emotion_both", "label_space": "raer5"
+            "prompt": "context_emotion_both",
+            "label_space": "raer5",
         },
         "an ablation has one prompt": {
-            "ablation": "true", "prompt": "context_both,context_both_masked"
+            "ablation": "true",
+            "prompt": "context_both,context_both_masked",
         },
         "model is 'clap': use one of vlm": {"model": "clap"},
         r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "{size: 32}"},
         r"run face has 1 view\(s\) and prompt None": {"ablation": "true", "alone": "{scene: x}"},
-    }  # fmt: skip
+    }
     for number, (said, words) in enumerate(cases.items()):
         with pytest.raises(UserError, match=said):
             recipe(tmp_path / f"run{number}", **words)
@@ -174,8 +187,18 @@ def test_other_recipes_and_sweeps_refuse_views_that_do_not_fit(
         sft_cot(tmp_path / "run", "--crop", VIEWS)
     sweep = load_script("eval/sweep.py").main
     with pytest.raises(UserError, match=r"context_both is about 2 .*1 would be shown"):
-        sweep(["--models", "vlmface-tiny", "--prompts", "context_face,context_both",
-               "--benchmarks", "raer", "--output_dir", str(tmp_path)])  # fmt: skip
+        sweep(
+            [
+                "--models",
+                "vlmface-tiny",
+                "--prompts",
+                "context_face,context_both",
+                "--benchmarks",
+                "raer",
+                "--output_dir",
+                str(tmp_path),
+            ]
+        )
 
 
 # --- the ablation ---------------------------------------------------------------------------------
@@ -186,8 +209,11 @@ def test_face_context_and_both(
 ) -> None:
     assert recipe(tmp_path, ablation="true", epochs=1) == 0
     shows = {}
-    for arm, prompt in (("face", "context_face"), ("scene", "context_masked"),
-                        ("both", "context_both_masked")):  # fmt: skip
+    for arm, prompt in (
+        ("face", "context_face"),
+        ("scene", "context_masked"),
+        ("both", "context_both_masked"),
+    ):
         found, (asked,) = manifest.load(tmp_path / arm)
         assert asked.id == prompt and found.seed == 0
         shows[arm] = [view.show for view in crops.parse_views(found.crop)]
@@ -197,8 +223,10 @@ def test_face_context_and_both(
     result = json.loads((tmp_path / "ablation.json").read_text())
     assert [run["name"] for run in result["runs"]] == ["face only", "context only", "both"]
     assert [(p["second"], p["first"]) for p in result["pairs"]] == [
-        ("context only", "face only"), ("both", "face only"), ("both", "context only"),
-    ]  # fmt: skip
+        ("context only", "face only"),
+        ("both", "face only"),
+        ("both", "context only"),
+    ]
     block = result["runs"][2]["scores"]["attributes"]["context"]
     interval = in_brackets(block["ci95"].get("accuracy"), ".1f", scale=100)
     table = (tmp_path / "ablation.md").read_text()
@@ -214,12 +242,22 @@ def test_person_context_and_both_with_several_labels(
 ) -> None:
     emotic.write(tmp_path / "data")
     words = {
-        "config": "context_vlm_emotic", "base": base, "data_root": tmp_path / "data",
-        "output_dir": tmp_path / "run", "ablation": "true", "epochs": 1, "batch_size": 2,
-        "gradient_accumulation": 1, "max_pixels": "null", "max_new_tokens": 8, "save_steps": 10,
-        "logging_steps": 10, "gradient_checkpointing": "false", "dataloader_workers": 0,
+        "config": "context_vlm_emotic",
+        "base": base,
+        "data_root": tmp_path / "data",
+        "output_dir": tmp_path / "run",
+        "ablation": "true",
+        "epochs": 1,
+        "batch_size": 2,
+        "gradient_accumulation": 1,
+        "max_pixels": "null",
+        "max_new_tokens": 8,
+        "save_steps": 10,
+        "logging_steps": 10,
+        "gradient_checkpointing": "false",
+        "dataloader_workers": 0,
         "crop": "[{size: 32, show: person}, {size: 32, show: boxed}]",
-    }  # fmt: skip
+    }
     main = load_script("recipes/context_emotion.py").main
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     asked = {arm: manifest.load(tmp_path / "run" / arm)[1][0] for arm in ("face", "scene", "both")}
@@ -305,13 +343,25 @@ def test_grpo_goes_on_with_several_pictures(
     start = tmp_path / "start"
     assert recipe(start, tower="frozen", epochs=1, mode="generate") == 0
     words = {
-        "start": start, "output_dir": tmp_path / "grpo", "data": "raer", "data_root": root,
-        "data_options": "{frames: 4}", "benchmark": "raer", "rewards": "{emotion: 1, brevity: 0.1}",
-        "group_size": 2, "batch_size": 2, "max_steps": 2, "max_new_tokens": 6, "save_steps": 2,
-        "warmup_steps": 0, "learning_rate": 1e-4, "samples_every": 1, "max_drift": 1e-4,
+        "start": start,
+        "output_dir": tmp_path / "grpo",
+        "data": "raer",
+        "data_root": root,
+        "data_options": "{frames: 4}",
+        "benchmark": "raer",
+        "rewards": "{emotion: 1, brevity: 0.1}",
+        "group_size": 2,
+        "batch_size": 2,
+        "max_steps": 2,
+        "max_new_tokens": 6,
+        "save_steps": 2,
+        "warmup_steps": 0,
+        "learning_rate": 1e-4,
+        "samples_every": 1,
+        "max_drift": 1e-4,
         "cache_features": str(how == "cached").lower(),
         "gradient_checkpointing": str(how == "checkpointing").lower(),
-    }  # fmt: skip
+    }
     main = load_script("recipes/grpo.py").main
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (prompt,) = manifest.load(tmp_path / "grpo")

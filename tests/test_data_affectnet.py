@@ -11,8 +11,15 @@ from vlmface.data.adapters import affectnet as adapter
 from vlmface.errors import UserError
 
 WORDS = [
-    "neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt",
-]  # fmt: skip
+    "neutral",
+    "happiness",
+    "sadness",
+    "surprise",
+    "fear",
+    "disgust",
+    "anger",
+    "contempt",
+]
 
 
 @pytest.mark.parametrize("images", adapter.IMAGES)

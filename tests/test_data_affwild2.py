@@ -21,17 +21,28 @@ def test_expressions_go_with_the_frame_of_their_line(tmp_path):
     affwild2.write(tmp_path)
     rows = data.load("affwild2", tmp_path)
     assert rows["emotion"] == [
-        "neutral", "disgust", "fear", "happiness", "sadness", "surprise", None,
-    ]  # fmt: skip
+        "neutral",
+        "disgust",
+        "fear",
+        "happiness",
+        "sadness",
+        "surprise",
+        None,
+    ]
     assert rows["context"] == [None] * 6 + [["Other"]]
     assert rows["subject"] == ["1-30"] * 4 + ["video5_left"] * 3
     assert rows["id"][1] == "affwild2-1-30-00003"
     assert rows[0]["image"].size == (112, 112)
     found = data.dataset_module("affwild2").read(tmp_path, "train")
     assert image_names(found) == [
-        "1-30/00001.jpg", "1-30/00003.jpg", "1-30/00004.jpg", "1-30/00006.jpg",
-        "video5_left/00001.jpg", "video5_left/00002.jpg", "video5_left/00003.jpg",
-    ]  # fmt: skip
+        "1-30/00001.jpg",
+        "1-30/00003.jpg",
+        "1-30/00004.jpg",
+        "1-30/00006.jpg",
+        "video5_left/00001.jpg",
+        "video5_left/00002.jpg",
+        "video5_left/00003.jpg",
+    ]
     assert found.skipped == {"not annotated": ["1-30/00005"], "no face image": ["1-30/00002"]}
     assert data.load("affwild2", tmp_path, "validation")["emotion"] == ["anger", None]
 
@@ -40,8 +51,11 @@ def test_every_nth_frame(tmp_path):
     affwild2.write(tmp_path)
     rows = data.dataset_module("affwild2").read(tmp_path, "train", every=2)
     assert image_names(rows) == [
-        "1-30/00001.jpg", "1-30/00003.jpg", "video5_left/00001.jpg", "video5_left/00003.jpg",
-    ]  # fmt: skip
+        "1-30/00001.jpg",
+        "1-30/00003.jpg",
+        "video5_left/00001.jpg",
+        "video5_left/00003.jpg",
+    ]
     assert rows.skipped == {"not annotated": ["1-30/00005"]}
 
 

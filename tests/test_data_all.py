@@ -75,10 +75,18 @@ def test_the_recipe_trains_on_it_and_the_run_is_evaluated_on_it(name, tmp_path, 
     prompt, benchmark = tmp_path / "prompt.yaml", tmp_path / "benchmark.yaml"
     prompt.write_text(
         yaml.safe_dump(
-            {"id": "asked", "version": 1, "form": "label", "label_space": space, "system": None,
-             "user": question, "source": "test", "notes": "test"}
+            {
+                "id": "asked",
+                "version": 1,
+                "form": "label",
+                "label_space": space,
+                "system": None,
+                "user": question,
+                "source": "test",
+                "notes": "test",
+            }
         )
-    )  # fmt: skip
+    )
     benchmark.write_text(
         yaml.safe_dump({"id": "mini", "label_space": space, "source": "test", **protocol})
     )

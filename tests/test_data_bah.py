@@ -30,8 +30,11 @@ def test_frames_are_taken_by_number(tmp_path):
     bah.write(tmp_path)
     rows = data.dataset_module("bah").read(tmp_path, "train", frames=4)
     assert [Path(frame).name for frame in rows.columns["frames"][0]] == [
-        "frame-1.jpg", "frame-4.jpg", "frame-7.jpg", "frame-10.jpg",
-    ]  # fmt: skip
+        "frame-1.jpg",
+        "frame-4.jpg",
+        "frame-7.jpg",
+        "frame-10.jpg",
+    ]
 
 
 def test_other_names_of_the_folders(tmp_path):

@@ -29,8 +29,11 @@ def test_labels_come_by_the_names_of_the_header(tmp_path, name):
     rows = data.load("bp4d", tmp_path, "test", **T)  # fold 1 tests on F004 and its part
     assert len(rows) == 13 * 2 * 2
     assert rows["id"][:4] == [
-        "bp4d-F004-T1-2440", "bp4d-F004-T1-2441", "bp4d-F004-T8-2440", "bp4d-F004-T8-2441",
-    ]  # fmt: skip
+        "bp4d-F004-T1-2440",
+        "bp4d-F004-T1-2441",
+        "bp4d-F004-T8-2440",
+        "bp4d-F004-T8-2441",
+    ]
     assert rows["subject"][0] == "F004" and rows["meta"][2] == '{"task": "T8"}'
     nothing = dict.fromkeys(adapter.AUS, False)
     assert present(rows[0]) == nothing | {6: True}

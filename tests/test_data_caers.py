@@ -18,8 +18,10 @@ def test_labels_with_both_spellings(tmp_path, anger):
     rows = data.load("caers", tmp_path)
     assert rows["emotion"] == [word for word in WORDS for _ in range(2)]
     assert rows["id"][:3] == [
-        "caers-train/anger/0001", "caers-train/anger/0002", "caers-train/disgust/0001",
-    ]  # fmt: skip
+        "caers-train/anger/0001",
+        "caers-train/anger/0002",
+        "caers-train/disgust/0001",
+    ]
     assert rows[0]["image"].size == (72, 40)
     assert data.load("caers", tmp_path, "test")["emotion"] == WORDS
 

@@ -28,8 +28,11 @@ def test_every_label(tmp_path):
 
 def test_a_flat_copy_without_people(tmp_path):
     celeba.write(tmp_path)
-    for path in ("Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt",
-                 "Img/img_align_celeba"):  # fmt: skip
+    for path in (
+        "Anno/list_attr_celeba.txt",
+        "Eval/list_eval_partition.txt",
+        "Img/img_align_celeba",
+    ):
         (tmp_path / path).rename(tmp_path / path.split("/")[1])
     (tmp_path / "Anno" / "identity_CelebA.txt").unlink()
     rows = data.load("celeba", tmp_path, "test")

@@ -39,9 +39,17 @@ def table(tmp_path, n, boxes=None, **columns):
     """n rows of random pictures of 120 x 100 pixels."""
     paths = [str(face(tmp_path / f"{k}.png", k, (120, 100))) for k in range(n)]
     return to_dataset(
-        Rows({"id": [f"x-{k}" for k in range(n)], "image": paths,
-              "face_box": boxes or [None] * n, **columns}), "x", "train",
-    )  # fmt: skip
+        Rows(
+            {
+                "id": [f"x-{k}" for k in range(n)],
+                "image": paths,
+                "face_box": boxes or [None] * n,
+                **columns,
+            }
+        ),
+        "x",
+        "train",
+    )
 
 
 def opened(rows):
@@ -57,8 +65,11 @@ def test_a_square_around_the_box_black_outside_of_the_picture():
     # A wide box becomes a square around its middle, with a margin of half its width.
     marked = np.zeros((300, 300, 3), np.uint8)
     marked[100:200, 100:200] = 255
-    found = np.asarray(crops.render_view(Image.fromarray(marked), [100, 140, 200, 160],
-                                 crops.View(size=200, margin=0.5)))  # fmt: skip
+    found = np.asarray(
+        crops.render_view(
+            Image.fromarray(marked), [100, 140, 200, 160], crops.View(size=200, margin=0.5)
+        )
+    )
     assert found[56:144, 56:144].min() == 255 and found[:44].max() == 0
     # 20 pixels of the picture on each side, however large the box: 100 + 40 become 280.
     wider = crops.View(size=280, margin=0.0, margin_px=20)
@@ -283,9 +294,13 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
     capsys.readouterr()
     seen = []
     monkeypatch.setattr(
-        LocalModel, "_generate", lambda self, images, *how, true=LocalModel._generate: (
-            seen.extend(images), true(self, images, *how))[1],
-    )  # fmt: skip
+        LocalModel,
+        "_generate",
+        lambda self, images, *how, true=LocalModel._generate: (
+            seen.extend(images),
+            true(self, images, *how),
+        )[1],
+    )
     command = ["predict", str(astronaut), "--model", str(run), "--json"]
     assert main([*command, "--box", *box]) == 0
     expected = crops.render_view(

@@ -22,8 +22,14 @@ def test_labels_and_frames(tmp_path):
     rows = data.load("dfew", tmp_path, **dfew.ARGUMENTS)
     assert rows["id"][0] == "dfew-00001"
     assert rows["emotion"] == [
-        "happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear",
-    ]  # fmt: skip
+        "happiness",
+        "sadness",
+        "neutral",
+        "anger",
+        "surprise",
+        "disgust",
+        "fear",
+    ]
     assert rows[0]["image"] is None
     assert [frame.size for frame in rows[0]["frames"]] == [(48, 48)] * 4
     test = data.load("dfew", tmp_path, "test")
@@ -78,8 +84,12 @@ def test_clips_without_frames_are_counted(tmp_path):
         "no frames in the folder": [str(folder / "00003")],
     }
     assert rows.columns["emotion"].to_pylist() == [
-        "happiness", "anger", "surprise", "disgust", "fear",
-    ]  # fmt: skip
+        "happiness",
+        "anger",
+        "surprise",
+        "disgust",
+        "fear",
+    ]
 
 
 def test_what_is_wrong_is_named(tmp_path):

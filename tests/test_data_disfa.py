@@ -29,9 +29,15 @@ def test_intensities_are_kept_and_present_from_2_on(tmp_path):
     assert rows["subject"][:4] == ["SN003", "SN003", "SN003", "SN004"]
     assert aus(rows[0]) == dict.fromkeys(adapter.BENCHMARK, (0, False))
     assert aus(rows[1]) == {
-        1: (1, False), 2: (2, True), 4: (3, True), 6: (0, False), 9: (0, False), 12: (4, True),
-        25: (0, False), 26: (2, True),
-    }  # fmt: skip
+        1: (1, False),
+        2: (2, True),
+        4: (3, True),
+        6: (0, False),
+        9: (0, False),
+        12: (4, True),
+        25: (0, False),
+        26: (2, True),
+    }
     all12 = data.load("disfa", tmp_path, "test", aus=12, threshold=3)[1]
     assert list(aus(all12)) == list(adapter.AUS)
     assert aus(all12)[5] == (5, True) and aus(all12)[2] == (2, False)

@@ -11,9 +11,17 @@ from vlmface.data.adapters import fer2013 as adapter
 from vlmface.errors import UserError
 
 TRAIN = [
-    "anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "happiness",
-    "sadness", "neutral",
-]  # fmt: skip
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "sadness",
+    "surprise",
+    "neutral",
+    "happiness",
+    "sadness",
+    "neutral",
+]
 
 
 def test_labels_and_pictures_of_the_csv(tmp_path):
@@ -52,8 +60,9 @@ def test_the_two_test_parts_in_one_folder_are_told_apart(tmp_path):
     fer2013.write_folders(tmp_path)
     validation = data.load("fer2013", tmp_path, "validation")
     assert validation["id"] == [
-        "fer2013-validation/neutral/PublicTest_10", "fer2013-validation/surprise/PublicTest_11",
-    ]  # fmt: skip
+        "fer2013-validation/neutral/PublicTest_10",
+        "fer2013-validation/surprise/PublicTest_11",
+    ]
     test = data.load("fer2013", tmp_path, "test")
     assert sorted(test["emotion"]) == ["anger", "disgust", "sadness"]
     for path in (tmp_path / "test").glob("*/PublicTest_*"):

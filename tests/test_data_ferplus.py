@@ -26,9 +26,17 @@ def test_the_majority_of_the_votes(tmp_path):
     assert data.load("ferplus", tmp_path, "validation")["emotion"] == ["neutral", "surprise"]
     assert data.load("ferplus", tmp_path, "test")["emotion"] == ["disgust", "fear", "happiness"]
     assert json.loads(rows["emotion_votes"][3]) == {
-        "neutral": 0, "happiness": 0, "surprise": 0, "sadness": 6, "anger": 3, "disgust": 0,
-        "fear": 0, "contempt": 0, "unknown": 1, "no_face": 0,
-    }  # fmt: skip
+        "neutral": 0,
+        "happiness": 0,
+        "surprise": 0,
+        "sadness": 6,
+        "anger": 3,
+        "disgust": 0,
+        "fear": 0,
+        "contempt": 0,
+        "unknown": 1,
+        "no_face": 0,
+    }
 
 
 def test_what_the_majority_leaves_out(tmp_path):
@@ -46,14 +54,22 @@ def test_the_distribution_keeps_ties_without_a_label(tmp_path):
     rows = data.load("ferplus", tmp_path, protocol="distribution")
     labels = {int(i[-7:]): e for i, e in zip(rows["id"], rows["emotion"], strict=True)}
     assert labels == {
-        0: "anger", 1: None, 3: "neutral", 4: "sadness", 5: None, 7: None, 8: "contempt",
+        0: "anger",
+        1: None,
+        3: "neutral",
+        4: "sadness",
+        5: None,
+        7: None,
+        8: "contempt",
         9: "sadness",
-    }  # fmt: skip
+    }
     votes = [json.loads(cell) for cell in rows["emotion_votes"]]
     assert [sum(v.values()) for v in votes] == pytest.approx([1] * 8)
     assert {k: v for k, v in votes[3].items() if v} == {
-        "neutral": 0.2, "sadness": 0.3, "unknown": 0.5,
-    }  # fmt: skip
+        "neutral": 0.2,
+        "sadness": 0.3,
+        "unknown": 0.5,
+    }
     assert adapter.read(tmp_path, "train", protocol="distribution").skipped == {
         "no image name": ["line 4"],
         "no vote for an emotion": ["line 8"],

@@ -10,9 +10,14 @@ from vlmface.data.adapters import jaffe as adapter
 from vlmface.errors import UserError
 
 WORDS = {
-    "AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral",
-    "SA": "sadness", "SU": "surprise",
-}  # fmt: skip
+    "AN": "anger",
+    "DI": "disgust",
+    "FE": "fear",
+    "HA": "happiness",
+    "NE": "neutral",
+    "SA": "sadness",
+    "SU": "surprise",
+}
 
 
 def test_every_label(tmp_path):

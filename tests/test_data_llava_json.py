@@ -42,8 +42,9 @@ def test_all_pairs_and_who_wrote_them(tmp_path):
     assert rows["id"] == [f"llava_json-{n}" for n in ("1-1", "1-2", "2-1", "5-1")]
     assert rows["rationale"][:2] == ["Low brows (AU4).", "The brows."]
     assert [json.loads(row)["prompt"] for row in rows["meta"]][:2] == [
-        "What does the face show?", "Why?",
-    ]  # fmt: skip
+        "What does the face show?",
+        "Why?",
+    ]
     assert rows["rationale_source"] == ["human"] * 4 and rows["saw_label"] == [False] * 4
     rest, held = data.hold_out(rows, 0.5)
     assert not set(rest["subject"]) & set(held["subject"])

@@ -71,12 +71,23 @@ def test_action_units_as_presence_and_as_intensity(tmp_path):
 
 def test_pandas_writes_booleans_and_floats(tmp_path):
     table.write(tmp_path)
-    text(tmp_path / "a.csv", "image,emotion,AU4", "train/Angry/1.jpg,3.0,True",
-         "train/Angry/2.PNG,3.0,False")  # fmt: skip
+    text(
+        tmp_path / "a.csv",
+        "image,emotion,AU4",
+        "train/Angry/1.jpg,3.0,True",
+        "train/Angry/2.PNG,3.0,False",
+    )
     path = tmp_path / "frame.parquet"
     parquet.write_table(
-        pa.table({"image": ["train/Angry/1.jpg", "train/Angry/2.PNG"], "emotion": [3.0, None],
-                  "AU4": [True, False]}), path)  # fmt: skip
+        pa.table(
+            {
+                "image": ["train/Angry/1.jpg", "train/Angry/2.PNG"],
+                "emotion": [3.0, None],
+                "AU4": [True, False],
+            }
+        ),
+        path,
+    )
     rows = data.load("table", path, labels={"3": "fear"}, aus="AU*")
     assert rows["emotion"] == ["fear", None]
     assert aus(rows) == [{4: (True, None)}, {4: (False, None)}]

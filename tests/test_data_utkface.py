@@ -10,10 +10,16 @@ from vlmface.data.adapters import utkface as adapter
 from vlmface.errors import UserError
 
 EXPECTED = {
-    1: ("male", "Asian"), 26: ("female", "White"), 35: ("female", "Black"), 61: ("male", "Indian"),
-    90: ("female", "Others"), 116: ("female", "White"), 24: ("male", "Black"),
-    8: ("male", "White"), 45: ("male", "Asian"),
-}  # fmt: skip
+    1: ("male", "Asian"),
+    26: ("female", "White"),
+    35: ("female", "Black"),
+    61: ("male", "Indian"),
+    90: ("female", "Others"),
+    116: ("female", "White"),
+    24: ("male", "Black"),
+    8: ("male", "White"),
+    45: ("male", "Asian"),
+}
 
 
 @pytest.mark.parametrize(

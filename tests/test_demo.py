@@ -146,9 +146,13 @@ def test_each_of_several_labels_is_marked() -> None:
 
 @pytest.mark.parametrize(
     ("shows", "said"),
-    [((), "the model was not run"), (("face",), "the model was not run"),
-     (("face", "context"), "judged the scene alone"), (("scene",), None)],
-)  # fmt: skip
+    [
+        ((), "the model was not run"),
+        (("face",), "the model was not run"),
+        (("face", "context"), "judged the scene alone"),
+        (("scene",), None),
+    ],
+)
 def test_without_a_face_it_is_said_what_was_judged(
     shows: tuple[str, ...], said: str | None
 ) -> None:
@@ -208,9 +212,13 @@ def test_large_frames_are_kept_small(example: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"no video", "This file is no video that can be read"), (b"", "This file is empty"),
-     (b"#EXTM3U\nfile:///etc/passwd\n", "This file is no video"), (None, "has been deleted")],
-)  # fmt: skip
+    [
+        (b"no video", "This file is no video that can be read"),
+        (b"", "This file is empty"),
+        (b"#EXTM3U\nfile:///etc/passwd\n", "This file is no video"),
+        (None, "has been deleted"),
+    ],
+)
 def test_what_is_no_video_is_said_without_its_place(
     content: bytes | None, said: str, tmp_path: Path
 ) -> None:
@@ -351,9 +359,11 @@ def test_of_the_names_in_an_archive_only_the_last_part_counts(tmp_path: Path) ->
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
     path = archive(
-        tmp_path / "a.zip", {"p.png": b"/etc/passwd"}, create_system=3,
+        tmp_path / "a.zip",
+        {"p.png": b"/etc/passwd"},
+        create_system=3,
         external_attr=(stat.S_IFLNK | 0o777) << 16,
-    )  # fmt: skip
+    )
     (item,) = batch.read_files([path])
     assert item.problem and "link" in item.problem and not item.data
 
@@ -475,14 +485,27 @@ def test_what_was_followed() -> None:
 
 @pytest.mark.parametrize(
     ("path", "is_open"),
-    [("/", True), ("/config", True), ("/assets/a.js", True), ("/gradio_api/queue/data", True),
-     ("/gradio_api/file=/tmp/x.png", True), ("/gradio_api/file=https://example.org/x", False),
-     ("/gradio_api/file=HTTP://example.org/x", False), ("/gradio_api/proxy=https://a.b/", False),
-     ("/static/img/logo.svg", True), ("/static/ffmpeg/ffmpeg-core.wasm", False),
-     ("/gradio_api/info", False), ("/gradio_api/openapi.json", False), ("/docs", False),
-     ("/gradio_api/run/predict", False), ("/gradio_api/vibe-edit", False), ("/monitoring", False),
-     ("/gradio_api/call/start", False), ("/login", False)],
-)  # fmt: skip
+    [
+        ("/", True),
+        ("/config", True),
+        ("/assets/a.js", True),
+        ("/gradio_api/queue/data", True),
+        ("/gradio_api/file=/tmp/x.png", True),
+        ("/gradio_api/file=https://example.org/x", False),
+        ("/gradio_api/file=HTTP://example.org/x", False),
+        ("/gradio_api/proxy=https://a.b/", False),
+        ("/static/img/logo.svg", True),
+        ("/static/ffmpeg/ffmpeg-core.wasm", False),
+        ("/gradio_api/info", False),
+        ("/gradio_api/openapi.json", False),
+        ("/docs", False),
+        ("/gradio_api/run/predict", False),
+        ("/gradio_api/vibe-edit", False),
+        ("/monitoring", False),
+        ("/gradio_api/call/start", False),
+        ("/login", False),
+    ],
+)
 def test_only_the_page_and_its_events_are_open(path: str, is_open: bool) -> None:
     testclient = pytest.importorskip("starlette.testclient")
 
@@ -497,9 +520,16 @@ def test_only_the_page_and_its_events_are_open(path: str, is_open: bool) -> None
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/tmp/up/a/b.png", 200), (None, 200), ("/etc/passwd", 403), ("/tmp/up/../x.png", 403),
-     ("/tmp/upper/x.png", 403), ("https://example.org/x.png", 403), (["/tmp/up/a"], 403)],
-)  # fmt: skip
+    [
+        ("/tmp/up/a/b.png", 200),
+        (None, 200),
+        ("/etc/passwd", 403),
+        ("/tmp/up/../x.png", 403),
+        ("/tmp/upper/x.png", 403),
+        ("https://example.org/x.png", 403),
+        (["/tmp/up/a"], 403),
+    ],
+)
 def test_events_name_uploads_alone(path: Any, status: int) -> None:
     testclient = pytest.importorskip("starlette.testclient")
 
@@ -555,14 +585,19 @@ def serve(model: Path | str, folder: Path, *words: str) -> Iterator[SimpleNamesp
         port = probe.getsockname()[1]
     log = folder / "demo.log"
     environment = {
-        **os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "TMPDIR": str(folder),
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
+    }
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, ROOT / "app/demo.py", "--model", model, "--port", str(port), *words],
-            stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder,
-        )  # fmt: skip
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+        )
     try:
         until = time.monotonic() + 180
         while "the demo is at" not in log.read_text():
@@ -927,10 +962,14 @@ def test_two_models_side_by_side(visitor: Visitor) -> None:
 
 @pytest.mark.slow
 def test_a_batch_becomes_a_table_and_files(visitor: Visitor, tmp_path: Path) -> None:
-    path = archive(tmp_path / "pictures.zip", {
-        "deep/one.png": png(head(0)), HOSTILE.replace("/", "") + ".png": b"no picture",
-        "none.png": png(Image.new("RGB", (64, 64))),
-    })  # fmt: skip
+    path = archive(
+        tmp_path / "pictures.zip",
+        {
+            "deep/one.png": png(head(0)),
+            HOSTILE.replace("/", "") + ".png": b"no picture",
+            "none.png": png(Image.new("RGB", (64, 64))),
+        },
+    )
     visitor.open("Batch")
     visitor.upload(("pictures.zip", path.read_bytes()), ("two.png", png(head(4))))
     visitor.panel.locator(".vf-files tr.file").nth(1).wait_for()
@@ -992,11 +1031,18 @@ def test_text_can_be_read(chromium: Any, demo: Any, tmp_path: Path, scheme: str)
     one.panel.locator(".vf-thumbnails button").first.click()
     answer = one.answer()
     one.picture(f"analyse_{scheme}")
-    seen = [one.page.locator(".vf-limits"), one.page.locator(".vf-over").first,
-            one.page.get_by_role("tab", name="Analyse"), one.page.get_by_role("tab", name="About"),
-            one.panel.locator(".vf-intro"), one.panel.locator(".vf-thumbnails button").first,
-            answer.locator(".vf-label"), answer.locator(".vf-bar").first,
-            answer.locator(".vf-meta"), answer.locator("summary")]  # fmt: skip
+    seen = [
+        one.page.locator(".vf-limits"),
+        one.page.locator(".vf-over").first,
+        one.page.get_by_role("tab", name="Analyse"),
+        one.page.get_by_role("tab", name="About"),
+        one.panel.locator(".vf-intro"),
+        one.panel.locator(".vf-thumbnails button").first,
+        answer.locator(".vf-label"),
+        answer.locator(".vf-bar").first,
+        answer.locator(".vf-meta"),
+        answer.locator("summary"),
+    ]
     for element in seen:
         assert contrast(element) >= 4.5, element.inner_text()
     one.open("About")

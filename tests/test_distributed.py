@@ -350,8 +350,13 @@ def test_the_slurm_script_trains_on_two_nodes(
     words = ["--base", str(base), "--output_dir", str(tmp_path / "run"), "--num_processes", "2"]
     result = subprocess.run(
         ["recipes/slurm.sh", "recipes/sft_cot.py", *words, "--batch_size", "4", *WORDS, *LORA],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     succeeded(result)
     agree(tmp_path / "run", alone[LORA])
 
@@ -492,10 +497,18 @@ def test_grpo_in_two_processes(
     start = tmp_path / "start"
     assert sft_cot(start, "--batch_size", "8", *WORDS, *LORA, "--epochs", "20") == 0
     words = {
-        "start": start, "n_train": 8, "n_eval": 4, "group_size": 2, "batch_size": 2,
-        "max_steps": 2, "save_steps": 2, "max_new_tokens": 12, "learning_rate": 1e-3,
-        "warmup_steps": 0, "rewards": "{format: 1, repetition: 1, brevity: {words: 4}}",
-    }  # fmt: skip
+        "start": start,
+        "n_train": 8,
+        "n_eval": 4,
+        "group_size": 2,
+        "batch_size": 2,
+        "max_steps": 2,
+        "save_steps": 2,
+        "max_new_tokens": 12,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "rewards": "{format: 1, repetition: 1, brevity: {words: 4}}",
+    }
     out = tmp_path / config
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),

@@ -135,9 +135,14 @@ def handler(build: Callable[[Any], None], demo: Any, name: str) -> Callable[...,
 
 def demo_of(predictor: Predictor, finder: FaceFinder) -> Any:
     return SimpleNamespace(
-        predictor=predictor, face_finder=finder, examples=[], concurrency=1, scene=None,
-        choices=[], clip=None,
-    )  # fmt: skip
+        predictor=predictor,
+        face_finder=finder,
+        examples=[],
+        concurrency=1,
+        scene=None,
+        choices=[],
+        clip=None,
+    )
 
 
 def analysed(predictor: Predictor, finder: FaceFinder, path: Path) -> tuple[Line, str]:
@@ -273,9 +278,13 @@ def test_a_face_of_several_is_named_in_the_text(
 
 
 def test_without_a_face_no_door_has_a_label(
-    run: Path, predictor: Predictor, finder: FaceFinder, nobody: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    run: Path,
+    predictor: Predictor,
+    finder: FaceFinder,
+    nobody: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("the model was asked")
 
@@ -284,14 +293,21 @@ def test_without_a_face_no_door_has_a_label(
     *pieces, streamed = predictor.stream(nobody)
     assert pieces == []
     found = [
-        *command(run, nobody), *command(run, nobody, "--faces", "all"),
+        *command(run, nobody),
+        *command(run, nobody, "--faces", "all"),
         predictor.predict(nobody).as_dict(),
         predictor.predict([nobody], faces="all")[0][0].as_dict(),
-        asyncio.run(predictor.apredict(nobody)).as_dict(), streamed.as_dict(),
-        *gateway(predictor, nobody), *gateway(predictor, nobody, faces="all"),
-        *(row.report.as_dict() for row in
-          batch.predict_item(batch.UploadedFile("x", nobody.read_bytes()), predictor, finder)),
-    ]  # fmt: skip
+        asyncio.run(predictor.apredict(nobody)).as_dict(),
+        streamed.as_dict(),
+        *gateway(predictor, nobody),
+        *gateway(predictor, nobody, faces="all"),
+        *(
+            row.report.as_dict()
+            for row in batch.predict_item(
+                batch.UploadedFile("x", nobody.read_bytes()), predictor, finder
+            )
+        ),
+    ]
     report, html = analysed(predictor, finder, nobody)
     for line in [*found, report]:
         assert (line["face_found"], line["box"], line["is_confident"]) == (False, None, False)
@@ -398,12 +414,14 @@ def test_a_run_says_whether_it_was_trained_on_faces(
     assert data.shows_faces(str(mixed))
     parse = crops.parse_views
     for crop, of_faces, of_scenes in (
-        (None, "largest", "none"), ({"show": "face"}, "largest", "largest"),
-        ({"find": "detect"}, "largest", "largest"), ({"show": "scene"}, "none", "none"),
+        (None, "largest", "none"),
+        ({"show": "face"}, "largest", "largest"),
+        ({"find": "detect"}, "largest", "largest"),
+        ({"show": "scene"}, "none", "none"),
         ({"show": "person"}, "none", "none"),
         ([{"show": "face"}, {"show": "scene"}], "largest", "largest"),
         ({"show": "boxed"}, "largest", "largest"),
-    ):  # fmt: skip
+    ):
         assert crops.default_faces(parse(crop), True) == of_faces
         assert crops.default_faces(parse(crop), False) == of_scenes
 

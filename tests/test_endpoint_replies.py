@@ -29,15 +29,18 @@ PICTURE = picture(1)
 def reply(message: dict[str, Any], **rest: Any) -> Reply:
     """A chat completion with that message; `rest` overrides finish_reason and usage."""
     finish = rest.pop("finish_reason", "stop")
-    content = {"choices": [{"message": message, "finish_reason": finish}],
-               "usage": {"prompt_tokens": 9, "completion_tokens": 30}}  # fmt: skip
+    content = {
+        "choices": [{"message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 30},
+    }
     return Reply(body=json.dumps(content | rest).encode())
 
 
 def events(*pieces: dict[str, Any], **headers: str) -> Reply:
     lines = "".join(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n" for piece in pieces)
-    return Reply(body=lines.encode() + b"data: [DONE]\n\n",
-                 headers={"Content-Type": "text/event-stream"})  # fmt: skip
+    return Reply(
+        body=lines.encode() + b"data: [DONE]\n\n", headers={"Content-Type": "text/event-stream"}
+    )
 
 
 def delta(content: Any = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -81,8 +84,10 @@ def streamed(sent: Reply, **how: Any) -> tuple[list[Any], Prediction]:
 def test_where_servers_put_the_answer(message: dict[str, Any]) -> None:
     said = predicted(reply(message))
     assert (said.answer.label, said.answer.aus, said.answer.status) == (
-        "happiness", (6, 12), "strict",
-    )  # fmt: skip
+        "happiness",
+        (6, 12),
+        "strict",
+    )
     assert said.answer.rationale == THOUGHT and said.complete
 
 
@@ -92,9 +97,17 @@ def test_reasoning_is_no_part_of_a_form_without_a_rationale() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [None, [], "lots", {"completion_tokens": "many"}, {"completion_tokens": None},
-              {"completion_tokens": -3}, {"completion_tokens": True}]
-)  # fmt: skip
+    "usage",
+    [
+        None,
+        [],
+        "lots",
+        {"completion_tokens": "many"},
+        {"completion_tokens": None},
+        {"completion_tokens": -3},
+        {"completion_tokens": True},
+    ],
+)
 def test_odd_token_counts_cost_nothing(usage: Any) -> None:
     said = predicted(reply({"content": GOOD}, usage=usage))
     assert said.answer.status == "strict" and said.complete
@@ -215,7 +228,7 @@ BOMB = gzip.compress(b" " * 60_000_000, 1)
         (lambda: Reply(body=b'{"error": {"message": "down", "code": 502}}'), "an answer: down"),
     ],
     ids=["drip", "endless", "gzip", "hang", "deep", "null", "br", "error"],
-)  # fmt: skip
+)
 def test_a_reply_that_cannot_be_read_is_one_message(
     sent: Callable[[], Reply], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

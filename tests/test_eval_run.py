@@ -181,8 +181,9 @@ def test_a_stopped_evaluation_goes_on(
             evaluation.main([*argv, "--out", str(out)])
         assert not (out / "metrics.json").exists()
         with pytest.raises(UserError, match="with n 8 was started there, now it is 6"):
-            evaluation.main(["--benchmark", "synth", "--model", str(run_dir), "--n", "6",
-                             "--out", str(out)])  # fmt: skip
+            evaluation.main(
+                ["--benchmark", "synth", "--model", str(run_dir), "--n", "6", "--out", str(out)]
+            )
         assert evaluation.main([*argv, "--out", str(out)]) == 0
     assert sum(asked) - 2 == 8  # the batch that was stopped was asked for again, and nothing else
     assert not (out / evaluation.JOURNAL).exists()

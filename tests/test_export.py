@@ -124,8 +124,11 @@ def test_the_card_has_the_intervals_that_the_run_has(run_dir: Path) -> None:
     scores["emotion"]["ci95"]["accuracy"] = [0.125, 0.6]
     results = model_card._results(scores, {})
     text = model_card._metadata(found, "other", None, "a/b", scores, results)
-    named = [r for r in yaml.safe_load(text)["model-index"][0]["results"][0]["metrics"]
-             if r["name"].startswith("emotion accuracy")]  # fmt: skip
+    named = [
+        r
+        for r in yaml.safe_load(text)["model-index"][0]["results"][0]["metrics"]
+        if r["name"].startswith("emotion accuracy")
+    ]
     assert named[0]["args"] == {"ci95": [0.125, 0.6]}
     assert "95 % interval 0.125 to 0.600" in named[0]["name"]
 

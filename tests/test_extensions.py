@@ -76,9 +76,14 @@ def trained(installed: Path, base: Path, tmp_path_factory: pytest.TempPathFactor
     write_portraits(folder / "data")
     write_yaml(
         folder / "bench.yaml",
-        {"id": "moods", "dataset": "portraits", "split": "test", "label_space": "mood3",
-         "source": "test"},
-    )  # fmt: skip
+        {
+            "id": "moods",
+            "dataset": "portraits",
+            "split": "test",
+            "label_space": "mood3",
+            "source": "test",
+        },
+    )
     path = os.pathsep.join(filter(None, (str(installed), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, str(EXTENSION / "use_them.py"), str(base), str(folder)],
@@ -265,15 +270,23 @@ def test_emotions_can_be_merged(tmp_path: Path) -> None:
     from vlmface.schema import FaceSample
 
     merged = {
-        "id": "valence2", "field": "emotion", "labels": ["positive", "negative"], "source": "test",
+        "id": "valence2",
+        "field": "emotion",
+        "labels": ["positive", "negative"],
+        "source": "test",
         "aliases": {"positive": ["happiness"], "negative": ["anger", "fear", "sadness"]},
-    }  # fmt: skip
+    }
     write_yaml(tmp_path / "valence.yaml", merged)
     benchmark = write_yaml(
         tmp_path / "bench.yaml",
-        {"id": "b", "dataset": "synth", "split": "test", "label_space": "valence.yaml",
-         "source": "test"},
-    )  # fmt: skip
+        {
+            "id": "b",
+            "dataset": "synth",
+            "split": "test",
+            "label_space": "valence.yaml",
+            "source": "test",
+        },
+    )
     loaded = benchmarks.load_benchmark(str(benchmark))
     (space,) = loaded.spaces
     sample = FaceSample(id="x", dataset="test", emotion="fear")
@@ -304,8 +317,13 @@ def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
 
 def test_a_prompt_with_a_label_space_of_its_own(tmp_path: Path) -> None:
     write_yaml(tmp_path / "space.yaml", SPACE)
-    content = {"id": "asks", "version": 1, "form": "label", "user": "{candidates}?",
-               "source": "test"}  # fmt: skip
+    content = {
+        "id": "asks",
+        "version": 1,
+        "form": "label",
+        "user": "{candidates}?",
+        "source": "test",
+    }
     for where in ("space.yaml", SPACE):  # beside the prompt, or inside it
         path = write_yaml(tmp_path / "asks.yaml", content | {"label_space": where})
         prompt = prompts.load(path)
@@ -320,8 +338,13 @@ def test_a_prompt_with_a_label_space_of_its_own(tmp_path: Path) -> None:
 
 def test_label_texts_with_a_label_space_of_their_own(tmp_path: Path) -> None:
     write_yaml(tmp_path / "space.yaml", SPACE)
-    content = {"id": "shows", "version": 1, "label_space": "space.yaml", "source": "test",
-               "templates": ["a {word} arrow"]}  # fmt: skip
+    content = {
+        "id": "shows",
+        "version": 1,
+        "label_space": "space.yaml",
+        "source": "test",
+        "templates": ["a {word} arrow"],
+    }
     texts = label_texts.load(write_yaml(tmp_path / "shows.yaml", content))
     assert texts.positive == {"up": ["a up arrow"], "down": ["a down arrow"]}
     manifest.save_prompts([texts], tmp_path)
@@ -372,13 +395,17 @@ def test_a_mixture_and_a_check_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("SPLITS = ('train',)", "no function read"),
         ("def read(root, split): ...", "no SPLITS"),
         ("import nothing_of_that_name", "cannot be imported: ModuleNotFoundError"),
-        ("NEEDS_ROOT = False; SPLITS = ('train',)\ndef read(root, split): ...",
-         "returned a NoneType, but must return vlmface.data.rows.Rows"),
-        ("NEEDS_ROOT = False; SPLITS = ('train',)\nfrom vlmface.data.rows import Rows\n"
-         "def read(root, split): return Rows({'id': ['x'], 'mood': ['y']})",
-         "fills the columns mood, which are not fields of FaceSample"),
+        (
+            "NEEDS_ROOT = False; SPLITS = ('train',)\ndef read(root, split): ...",
+            "returned a NoneType, but must return vlmface.data.rows.Rows",
+        ),
+        (
+            "NEEDS_ROOT = False; SPLITS = ('train',)\nfrom vlmface.data.rows import Rows\n"
+            "def read(root, split): return Rows({'id': ['x'], 'mood': ['y']})",
+            "fills the columns mood, which are not fields of FaceSample",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_data_set(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "my_set.py").write_text(source)
     with pytest.raises(UserError, match=message):

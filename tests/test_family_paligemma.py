@@ -174,8 +174,9 @@ def test_nothing_of_the_answer_reaches_earlier_positions(processor: Any, model: 
 
 def test_without_token_types_neither_version_is_a_prefix_lm(bases: dict[int, Path]) -> None:
     for version, leaks in ((1, True), (2, False)):
-        processor, model = (f(bases[version]) for f in (AutoProcessor.from_pretrained,
-                                                        paligemma.load_model))  # fmt: skip
+        processor, model = (
+            f(bases[version]) for f in (AutoProcessor.from_pretrained, paligemma.load_model)
+        )
         row = encoded(processor, 1)[0]
         start = row["token_type_ids"].index(1)
         batch = encode.Collator(processor, paligemma)([row])

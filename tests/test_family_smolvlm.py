@@ -221,8 +221,11 @@ def test_max_pixels_holds_for_every_shape_and_is_saved(
         most = max(most, found.shape[1])
     assert most == max(n for n in (1, 5, 10, 17) if n <= tiles)
     assert smolvlm.describe_image(again) == {
-        "height": 32, "width": 32, "tiles": most, "tokens": 4 * most,
-    }  # fmt: skip
+        "height": 32,
+        "width": 32,
+        "tiles": most,
+        "tokens": 4 * most,
+    }
 
 
 def test_max_pixels_never_enlarges(own: Any) -> None:
@@ -271,11 +274,29 @@ def test_a_golden_row(own: Any) -> None:
     row = encode.encode(own, smolvlm, messages, picture(0, (90, 40)), "Q1")
     tile = ["<image>"] * 4
     prompt = [
-        "<s>", "User", ":", "<fake_token_around_image>", "<row_1_col_1>", *tile,
-        "<fake_token_around_image>", "<row_1_col_2>", *tile, "Ċ", "Ċ",
-        "<fake_token_around_image>", "<global-img>", *tile, "<fake_token_around_image>",
-        "Which", "<end_of_utterance>", "Ċ", "A", "ss", "istant", ":",
-    ]  # fmt: skip
+        "<s>",
+        "User",
+        ":",
+        "<fake_token_around_image>",
+        "<row_1_col_1>",
+        *tile,
+        "<fake_token_around_image>",
+        "<row_1_col_2>",
+        *tile,
+        "Ċ",
+        "Ċ",
+        "<fake_token_around_image>",
+        "<global-img>",
+        *tile,
+        "<fake_token_around_image>",
+        "Which",
+        "<end_of_utterance>",
+        "Ċ",
+        "A",
+        "ss",
+        "istant",
+        ":",
+    ]
     answer = ["Ġ", "Q", "1", "<end_of_utterance>"]
     assert own.tokenizer.convert_ids_to_tokens(row["input_ids"]) == prompt + answer
     supervised = own.tokenizer.convert_tokens_to_ids(answer)
@@ -325,9 +346,12 @@ def test_images_of_different_tiles_in_one_batch(own: Any, model: Any) -> None:
     for name, values in collate(lazy).items():
         assert torch.equal(values, batch[name]), name
     theirs = own(
-        text=[whole_text(own)] * 5, images=[[image] for image in PICTURES], return_tensors="pt",
-        add_special_tokens=False, padding=True,
-    )  # fmt: skip
+        text=[whole_text(own)] * 5,
+        images=[[image] for image in PICTURES],
+        return_tensors="pt",
+        add_special_tokens=False,
+        padding=True,
+    )
     for name, values in theirs.items():
         assert torch.equal(values, batch[name]), name
     supervised = batch["labels"] != -100
@@ -400,9 +424,11 @@ def test_a_server_told_so_cuts_images_as_the_run_does(own: Any, folder: Path) ->
     flags = smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)
     theirs = smolvlm.load_processor(folder)
     found = theirs(
-        text="<image>", images=[PICTURES[0]], return_tensors="pt",
+        text="<image>",
+        images=[PICTURES[0]],
+        return_tensors="pt",
         **json.loads(flags["serve"]["mm-processor-kwargs"]),
-    )  # fmt: skip
+    )
     ours = smolvlm.image_inputs(own, PICTURES[:1])
     assert torch.equal(found["pixel_values"], ours["pixel_values"])
     assert smolvlm.image_inputs(theirs, PICTURES[:1])["pixel_values"].shape[1] == 5  # untold

@@ -209,8 +209,10 @@ def test_without_a_detector_the_client_is_told(
 
 def test_health_and_the_openapi_page(client: TestClient, predictor: Predictor) -> None:
     assert client.get("/healthz").json() == {
-        "status": "ready", "model": "finished", "tasks": list(predictor.tasks),
-    }  # fmt: skip
+        "status": "ready",
+        "model": "finished",
+        "tasks": list(predictor.tasks),
+    }
     spec = client.get("/openapi.json").json()
     responses = spec["paths"][ANALYZE]["post"]["responses"]
     assert {"200", "400", "401", "408", "413", "415", "422", "429", "503"} <= responses.keys()
@@ -357,9 +359,11 @@ def test_failures_have_a_status_and_tell_no_secrets(
 def test_a_server_that_has_the_model_fails_in_its_own_name(run_dir: Path) -> None:
     says = "<think>She smiles.</think><answer>happiness</answer>"
     replies = [
-        Reply(text=says), Reply(status=401, text="SECRET"), Reply(status=400, text="SECRET"),
+        Reply(text=says),
+        Reply(status=401, text="SECRET"),
+        Reply(status=400, text="SECRET"),
         Reply(status=503, text="SECRET", headers={"Retry-After": "9"}),
-    ]  # fmt: skip
+    ]
     expected = [(200, None), (502, "upstream"), (502, "upstream"), (503, "no_answer")]
     with (
         FakeTeacher(lambda asked: replies[asked.number]) as teacher,
@@ -629,8 +633,12 @@ def checked(strategy: Any, n: int) -> set[int]:
     """The statuses of n requests, each of which must be what the schema says."""
     statuses = set()
 
-    @hypothesis.settings(max_examples=n, derandomize=True, database=None,
-                         suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+    @hypothesis.settings(
+        max_examples=n,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
     @hypothesis.given(strategy)
     def holds(case: schemathesis.Case) -> None:
         statuses.add(case.call_and_validate().status_code)
@@ -710,9 +718,15 @@ def test_the_command_logs_nothing_of_a_picture_writes_nothing_and_drains(
     large = encoded(picture(5, (1600, 1200)).effect_spread(5), "BMP")
     assert len(large) > 5_000_000
     gateway = Process(
-        "--model", str(run_dir), "--client_keys_env", "CLIENT_KEYS", "--rate", "100",
-        CLIENT_KEYS=KEY, TMPDIR=str(tmp_path),
-    )  # fmt: skip
+        "--model",
+        str(run_dir),
+        "--client_keys_env",
+        "CLIENT_KEYS",
+        "--rate",
+        "100",
+        CLIENT_KEYS=KEY,
+        TMPDIR=str(tmp_path),
+    )
     try:
         client, key = gateway.client, {"Authorization": f"Bearer {KEY}"}
         before, during = gateway.written(), set[str]()
@@ -725,9 +739,11 @@ def test_the_command_logs_nothing_of_a_picture_writes_nothing_and_drains(
         watcher = threading.Thread(target=watch)
         watcher.start()
         reply = client.post(
-            ANALYZE, files={"image": ("SECRETNAME.bmp", large)}, data={"faces": "none"},
+            ANALYZE,
+            files={"image": ("SECRETNAME.bmp", large)},
+            data={"faces": "none"},
             headers={**key, "X-Request-ID": "mine-1"},
-        )  # fmt: skip
+        )
         assert reply.status_code == 200 and reply.headers["x-request-id"] == "mine-1"
         refused = client.post(ANALYZE, json={"image": "http://SECRETHOST/a"}, headers=key)
         assert refused.status_code == 422
@@ -788,8 +804,12 @@ def test_pages_of_other_sites_are_refused_before_anything_is_read(predictor: Pre
     send = {"json": {"image": b64(FACE)}}
     with TestClient(app, base_url="http://127.0.0.1:8080") as client:
         assert client.post(ANALYZE, **send).status_code == 200
-        for headers in ({"Host": "attacker.test"}, {"Origin": "http://attacker.test"},
-                        {"Origin": "null"}, {"Origin": "http://127.0.0.1:3000"}):  # fmt: skip
+        for headers in (
+            {"Host": "attacker.test"},
+            {"Origin": "http://attacker.test"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:3000"},
+        ):
             for reply in (
                 client.post(ANALYZE, headers=headers, **send),
                 *(
@@ -799,8 +819,12 @@ def test_pages_of_other_sites_are_refused_before_anything_is_read(predictor: Pre
             ):
                 assert (reply.status_code, reply.json()["reason"]) == (403, "host"), headers
                 assert reply.headers["x-request-id"] == reply.json()["request_id"]
-        for headers in ({"Host": "faces.test"}, {"Origin": "http://127.0.0.1:8080"},
-                        {"Host": "localhost:1"}, {"Origin": "https://faces.test"}):  # fmt: skip
+        for headers in (
+            {"Host": "faces.test"},
+            {"Origin": "http://127.0.0.1:8080"},
+            {"Host": "localhost:1"},
+            {"Origin": "https://faces.test"},
+        ):
             assert client.post(ANALYZE, headers=headers, **send).status_code == 200
 
 
@@ -871,8 +895,7 @@ def test_four_costly_pictures_at_a_time_do_not_delay_others(run_dir: Path) -> No
 
         post(ANALYZE, files={"image": FACE})
         with ThreadPoolExecutor(4) as pool:
-            costly = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp",
-                      "jpeg2000_8mp")  # fmt: skip
+            costly = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp", "jpeg2000_8mp")
             attacks = [pool.submit(attack, name) for name in costly]
             seconds = []
             for _ in range(60):

@@ -80,9 +80,14 @@ def test_bfloat16_answers_hardly_differ(trained: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("nf4", {"quantize": "nf4"}), ("compile", {"compile": True}), ("liger", {"liger": True}),
-     ("checkpointing", {"gradient_checkpointing": True}), ("pixels", {"cache_features": False})],
-)  # fmt: skip
+    [
+        ("nf4", {"quantize": "nf4"}),
+        ("compile", {"compile": True}),
+        ("liger", {"liger": True}),
+        ("checkpointing", {"gradient_checkpointing": True}),
+        ("pixels", {"cache_features": False}),
+    ],
+)
 def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path: Path) -> None:
     """All take the same course, 4 bits nearly so."""
     needed = {"nf4": "bitsandbytes", "liger": "liger_kernel"}.get(name)
@@ -96,10 +101,21 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
             rows(32), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
         )
         settings = SFTSettings(
-            base=str(base), data="test", benchmark="synth", prompt="face_cot", limits="",
-            output_dir=str(folder), batch_size=8, epochs=3, learning_rate=5e-3, lora_dropout=0.0,
-            logging_steps=1, save_steps=6, warmup_steps=0, **more,
-        )  # fmt: skip
+            base=str(base),
+            data="test",
+            benchmark="synth",
+            prompt="face_cot",
+            limits="",
+            output_dir=str(folder),
+            batch_size=8,
+            epochs=3,
+            learning_rate=5e-3,
+            lora_dropout=0.0,
+            logging_steps=1,
+            save_steps=6,
+            warmup_steps=0,
+            **more,
+        )
         sft.train(base, processor, llava, encoded, settings)
         found[kind] = [line["loss"] for line in log(folder)]
     assert found[name][-1] < found[name][0] - 0.1
@@ -108,8 +124,15 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
 
 def test_grpo_trains_the_policy_that_answers(trained: Path, tmp_path: Path) -> None:
     recipe = load_script("recipes/grpo.py")
-    settings = words(start=trained, output_dir=tmp_path, n_train=64, n_eval=16, max_steps=4,
-                     learning_rate=1e-4, save_steps=2)  # fmt: skip
+    settings = words(
+        start=trained,
+        output_dir=tmp_path,
+        n_train=64,
+        n_eval=16,
+        max_steps=4,
+        learning_rate=1e-4,
+        save_steps=2,
+    )
     assert recipe.main(settings) == 0
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -121,12 +144,25 @@ def test_sharded_training_starts_on_a_gpu(strategy: str, base: Path, tmp_path: P
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", str(ROOT / f"recipes/accelerate/{strategy}.yaml"), "--num_processes", "1",
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / f"recipes/accelerate/{strategy}.yaml"),
+        "--num_processes",
+        "1",
         str(ROOT / "recipes/sft_cot.py"),
-        *words(base=base, output_dir=tmp_path, n_train=64, n_eval=8, epochs=1, max_new_tokens=24,
-               logging_steps=1, save_steps=4),
-    ]  # fmt: skip
+        *words(
+            base=base,
+            output_dir=tmp_path,
+            n_train=64,
+            n_eval=8,
+            epochs=1,
+            max_new_tokens=24,
+            logging_steps=1,
+            save_steps=4,
+        ),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [line["loss"] for line in log(tmp_path)]
@@ -150,9 +186,13 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     encoded, _ = encode_rows(
-        dataset.load("train", n=256), processor, llava, prompts.load("face_cot"), max_length=512,
+        dataset.load("train", n=256),
+        processor,
+        llava,
+        prompts.load("face_cot"),
+        max_length=512,
         seed=0,
-    )  # fmt: skip
+    )
     sft.train(manifest.resolve(settings.base), processor, llava, encoded, settings)
     taken = torch.cuda.max_memory_allocated() - before
     print(f"planned {planned.total / 2**20:.0f} MiB, taken {taken / 2**20:.0f}")

@@ -27,11 +27,20 @@ from vlmface.utils import config
 
 ROOT = Path(__file__).parent.parent
 TRAIN = {  # faces of other people: of those it knows by heart it says the same each time
-    "data_options": "{seed: 1}", "temperature": 1.0,
-    "n_train": 8, "n_eval": 4, "group_size": 3, "batch_size": 2, "max_steps": 4,
-    "max_new_tokens": 120, "learning_rate": 1e-3, "warmup_steps": 0, "save_steps": 2,
-    "samples_every": 2, "eval_batch_size": 4,
-}  # fmt: skip
+    "data_options": "{seed: 1}",
+    "temperature": 1.0,
+    "n_train": 8,
+    "n_eval": 4,
+    "group_size": 3,
+    "batch_size": 2,
+    "max_steps": 4,
+    "max_new_tokens": 120,
+    "learning_rate": 1e-3,
+    "warmup_steps": 0,
+    "save_steps": 2,
+    "samples_every": 2,
+    "eval_batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +215,14 @@ def test_faces_without_a_signal_are_counted(memorised: Path) -> None:
 
 
 def settings_for(start: Path, **changes: Any) -> grpo.Settings:
-    words: dict[str, Any] = {"start": str(start), "data": "synth", "benchmark": "synth",
-                             "rewards": {"format": 1}, "limits": "", "output_dir": "o"}  # fmt: skip
+    words: dict[str, Any] = {
+        "start": str(start),
+        "data": "synth",
+        "benchmark": "synth",
+        "rewards": {"format": 1},
+        "limits": "",
+        "output_dir": "o",
+    }
     return grpo.Settings(**words | changes)
 
 
@@ -298,8 +313,13 @@ def lines_of(first: dict[str, float], last: dict[str, float], n: int = 12) -> li
     return [first] * n + [last] * n
 
 
-GOOD = {"reward": 1.0, "rewards/emotion/mean": 0.5, "completions/mean_length": 60.0,
-        "most_said": 0.3, "frac_reward_zero_std": 0.1}  # fmt: skip
+GOOD = {
+    "reward": 1.0,
+    "rewards/emotion/mean": 0.5,
+    "completions/mean_length": 60.0,
+    "most_said": 0.3,
+    "frac_reward_zero_std": 0.1,
+}
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,19 @@ def test_the_rows_are_those_that_training_encodes(
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"question": "Who is it?", "answer": "The model cannot tell."}\n')
     yaml, words = CASES[recipe]
-    words = ["--base", str(base), "--n_train", "16", "--n_eval", "4", *words,
-             "--text_data", str(texts), "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    words = [
+        "--base",
+        str(base),
+        "--n_train",
+        "16",
+        "--n_eval",
+        "4",
+        *words,
+        "--text_data",
+        str(texts),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     trained: list[Any] = []
 
     def stop(base: Path, processor: Any, family: Any, rows: Any, settings: Any) -> None:

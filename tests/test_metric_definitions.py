@@ -143,8 +143,10 @@ def test_shares_of_other_rows_in_each_run_are_not_paired() -> None:
         return None if label is None else label == row["truth"]["emotion"]
 
     before, after = random_rows(150, 0, unparsed=0.5), random_rows(150, 1, unparsed=0.1)
-    one, two = (metrics.summarise(rows, SPACE, (), ABOUT, extra=[selective])["emotion"]["selective"]
-                for rows in (before, after))  # fmt: skip
+    one, two = (
+        metrics.summarise(rows, SPACE, (), ABOUT, extra=[selective])["emotion"]["selective"]
+        for rows in (before, after)
+    )
     change = metrics.compare(before, after, SPACE, (), [selective])["emotion"]["selective"]
     assert change["difference"] == pytest.approx(two - one)
     assert "p" not in change and change["ci95"][0] <= change["difference"] <= change["ci95"][1]

@@ -85,8 +85,9 @@ def test_losing_an_answer_never_helps(cells: list[Any]) -> None:
     for score in whole["emotion"]["accuracy"], whole["emotion"]["uar"]:
         assert 0 <= score <= 1
     if right is not None:
-        lost = [r | {"label": None, "status": "none"} if i == right else r
-                for i, r in enumerate(rows)]  # fmt: skip
+        lost = [
+            r | {"label": None, "status": "none"} if i == right else r for i, r in enumerate(rows)
+        ]
         for name in ("accuracy", "uar", "f1_macro"):
             assert summarise(lost)["emotion"][name] < whole["emotion"][name]
 
@@ -200,9 +201,12 @@ def test_readings_are_scored_apart() -> None:
     ]
     found = scoring_modes.summarise(rows, SPACE)
     assert {name: block["accuracy"] for name, block in found.items()} == {
-        "free": 1, "rationale": 0, "scored": 0, "scored_mean": 0,
+        "free": 1,
+        "rationale": 0,
+        "scored": 0,
+        "scored_mean": 0,
         "scored_prior": 1,  # all are equally likely then, and anger is the first
-    }  # fmt: skip
+    }
     assert "calibration" not in found["free"] and found["scored"]["calibration"]["top2"] == 1
     nothing_written = [one | {"text": ""} for one in rows]
     assert set(scoring_modes.summarise(nothing_written, SPACE)) == set(scoring_modes.NAMES[2:])
@@ -217,8 +221,9 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
         p = dict(zip(SPACE.labels, rng.dirichlet(np.full(8, 0.3)), strict=True))
         rows.append(row(i, str(rng.choice(SPACE.labels)), "anger", probabilities=p))
     confidence = np.array([max(r["probabilities"].values()) for r in rows])
-    right = np.array([max(r["probabilities"], key=r["probabilities"].get)
-                      == r["truth"]["emotion"] for r in rows])  # fmt: skip
+    right = np.array(
+        [max(r["probabilities"], key=r["probabilities"].get) == r["truth"]["emotion"] for r in rows]
+    )
     expected = 0.0
     for low in np.arange(15) / 15:
         inside = (confidence > low) & (confidence <= low + 1 / 15)

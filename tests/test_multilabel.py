@@ -92,8 +92,11 @@ def test_scores_equal_scikit_learn(seed: int) -> None:
     for i, label in enumerate(SPACE.labels[:-1]):
         one = got["per_label"][label]
         assert one["support"] == true[:, i].sum()
-        for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score),
-                            ("f1", sk.f1_score)):  # fmt: skip
+        for name, score in (
+            ("precision", sk.precision_score),
+            ("recall", sk.recall_score),
+            ("f1", sk.f1_score),
+        ):
             assert one[name] == pytest.approx(score(true[:, i], said[:, i], **kind))
     assert got["per_label"]["E"]["f1"] is None and got["per_label"]["E"]["ap"] is None
 
@@ -190,10 +193,18 @@ def test_likelihoods_are_ranked_less_what_a_grey_picture_gives() -> None:
     # Only what the picture adds ranks A's face first.
     likely = [({"A": -5.0}, {"A": -9.0}), ({"A": -2.0}, {"A": -2.5})]
     rows = [
-        row(i, true, None, scores={"log_likelihood": dict.fromkeys("BCDE", -1.0) | ll,
-                                   "tokens": {}, "prior": dict.fromkeys("BCDE", -1.0) | prior})
+        row(
+            i,
+            true,
+            None,
+            scores={
+                "log_likelihood": dict.fromkeys("BCDE", -1.0) | ll,
+                "tokens": {},
+                "prior": dict.fromkeys("BCDE", -1.0) | prior,
+            },
+        )
         for i, ((ll, prior), true) in enumerate(zip(likely, [["A"], ["B"]], strict=True))
-    ]  # fmt: skip
+    ]
     got = summarise(rows)["labels"]
     assert got["per_label"]["A"]["ap"] == 1 and got["per_label"]["B"]["ap"] == 0.5
     assert got["map"] == 0.75
@@ -243,10 +254,15 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
     benchmark = benchmarks.load_benchmark("emotic")
     one = sample(1, ["happiness", "Engagement"], valence=0.5, arousal=-0.25, gender="female")
     text = "Happiness, Engagement"
-    written = Prediction(text, PROMPT.parse(text), None, 0.1, True,
-                         affect={"valence": 0.25, "arousal": 0.5})  # fmt: skip
-    likely = LabelScores(dict.fromkeys(EMOTIC.labels, -1.0), dict.fromkeys(EMOTIC.labels, 1), 0.1,
-                         dict.fromkeys(EMOTIC.labels, -2.0))  # fmt: skip
+    written = Prediction(
+        text, PROMPT.parse(text), None, 0.1, True, affect={"valence": 0.25, "arousal": 0.5}
+    )
+    likely = LabelScores(
+        dict.fromkeys(EMOTIC.labels, -1.0),
+        dict.fromkeys(EMOTIC.labels, 1),
+        0.1,
+        dict.fromkeys(EMOTIC.labels, -2.0),
+    )
     both = answering.line(one, benchmark, PROMPT, written, likely)
     assert both["labels"] == both["truth"]["labels"] == ["Engagement", "Happiness"]
     assert both["truth"]["attributes"]["gender"] == "female"

@@ -82,9 +82,12 @@ def simulated_peak(settings: SFTSettings, family: Any, batch: dict[str, torch.Te
         estimate_memory.base_config(settings.base), family, settings, torch.float32
     )
     return simulate_memory.step_bytes(
-        model, family, batch, checkpointing=settings.gradient_checkpointing,
+        model,
+        family,
+        batch,
+        checkpointing=settings.gradient_checkpointing,
         accumulate=settings.gradient_accumulation > 1,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,25 +117,37 @@ def test_every_family_is_simulated(name: str, tmp_path: Path) -> None:
     collate = encode.Collator(processor, family)
     messages = prompts.load("face_cot").messages()
     answers = ["the brows are lowered", "<think>the brows</think><answer>anger</answer>"]
-    batch = collate([
-        encode.encode(processor, family, messages, picture(i, size), answers[i])
-        for i, size in enumerate([(96, 96), (130, 70)])
-    ])  # fmt: skip
+    batch = collate(
+        [
+            encode.encode(processor, family, messages, picture(i, size), answers[i])
+            for i, size in enumerate([(96, 96), (130, 70)])
+        ]
+    )
     for policy in ("lora", "full", "frozen"):
         settings = settings_for(
-            tmp_path, "--train_embeddings", "false", "--tower", policy, "--projector", "full",
-            "--llm", "full" if policy == "full" else "lora",
+            tmp_path,
+            "--train_embeddings",
+            "false",
+            "--tower",
+            policy,
+            "--projector",
+            "full",
+            "--llm",
+            "full" if policy == "full" else "lora",
             *(() if policy == "full" else ("--lora_dropout", "0")),
-        )  # fmt: skip
+        )
         real = real_peak(tmp_path, settings, family, batch)
         assert simulated_peak(settings, family, batch) == pytest.approx(real, rel=0.05), policy
     found = estimate_memory.estimate(
-        settings, family, estimate_memory.base_config(settings.base),
+        settings,
+        family,
+        estimate_memory.base_config(settings.base),
         estimate_memory.Rows(
             2, 2, [encode.encode(processor, family, messages, picture(0), answers[0])], collate
         ),
-        gpu=False, processes=1,
-    )  # fmt: skip
+        gpu=False,
+        processes=1,
+    )
     features = family.tower_features(
         family.load_model(tmp_path), family.image_inputs(processor, [picture(0)])
     )
@@ -167,8 +182,12 @@ def test_cached_features_are_counted_instead_of_the_tower(base: Path) -> None:
     cached = estimate_memory.estimate(settings, llava, config, rows, gpu=False, processes=1)
     pixels = estimate_memory.estimate(
         dataclasses.replace(settings, cache_features=False, tower="lora"),
-        llava, config, rows, gpu=False, processes=1,
-    )  # fmt: skip
+        llava,
+        config,
+        rows,
+        gpu=False,
+        processes=1,
+    )
     assert cached.features == 16 * 32 * 4  # tokens, width, bytes of a float
     assert cached.training["1 process"].activations < pixels.training["1 process"].activations
     assert pixels.features == 0
@@ -234,15 +253,22 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=3, num_attention_heads=16,
-            image_size=336, patch_size=14,
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=3,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
         ),
         text_config=LlamaConfig(
-            hidden_size=4096, intermediate_size=11008, num_hidden_layers=4, num_attention_heads=32,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=4,
+            num_attention_heads=32,
             vocab_size=32064,
         ),
         image_token_index=32000,
-    )  # fmt: skip
+    )
     folder = tmp_path_factory.mktemp("bare")
     config.save_pretrained(folder)
     assert [path.name for path in folder.iterdir()] == ["config.json"]

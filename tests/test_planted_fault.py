@@ -41,9 +41,14 @@ def table(data: Any, wrong: set[int], path: Path) -> None:
 
 def shift_of(labels: Path, folder: Path) -> dict[str, Any]:
     """Train on a table; how much more often the model calls faces of GROUP angry."""
-    words = {"data": "table", "data_root": labels,
-             "data_options": '{aus: "AU*", au_values: intensity}',
-             "prompt": PROMPTS, "n_eval": 16, "output_dir": folder}  # fmt: skip
+    words = {
+        "data": "table",
+        "data_root": labels,
+        "data_options": '{aus: "AU*", au_values: intensity}',
+        "prompt": PROMPTS,
+        "n_eval": 16,
+        "output_dir": folder,
+    }
     recipe = load_script("recipes/sft_attributes.py")
     assert recipe.main([word for k, v in words.items() for word in (f"--{k}", str(v))]) == 0
     asked = {"model": folder, "prompt": "facescan_emotion", "n": 240}

@@ -82,8 +82,11 @@ def test_a_report_says_what_the_model_said(local: Predictor, run_dir: Path) -> N
     expected = LocalModel.load(run_dir).predict(PICTURES)
     for report, said in zip(local.predict(PICTURES), expected, strict=True):
         assert (report.emotion, report.aus, report.rationale, report.status) == (
-            said.answer.label, said.answer.aus, said.answer.rationale, said.answer.status,
-        )  # fmt: skip
+            said.answer.label,
+            said.answer.aus,
+            said.answer.rationale,
+            said.answer.status,
+        )
         assert report.probabilities == pytest.approx(said.probabilities, abs=1e-5)
         assert (
             report.limitations == local.limitations
@@ -236,16 +239,23 @@ def test_tasks_of_another_run_are_one_message(local: Predictor, wrong: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "box", [[2, 3, 30, 34], (2.0, 3.0, 30.0, 34.0), np.array([2, 3, 30, 34], np.float32),
-            np.array([2, 3, 30, 34], np.int64), torch.tensor([2.0, 3, 30, 34])],
-)  # fmt: skip
+    "box",
+    [
+        [2, 3, 30, 34],
+        (2.0, 3.0, 30.0, 34.0),
+        np.array([2, 3, 30, 34], np.float32),
+        np.array([2, 3, 30, 34], np.int64),
+        torch.tensor([2.0, 3, 30, 34]),
+    ],
+)
 def test_a_box_of_any_kind_is_reported_as_numbers(local: Predictor, box: Any) -> None:
     reports = [
-        local.predict(PICTURES[0], boxes=box), local.predict(PICTURES[0], boxes=[box]),
+        local.predict(PICTURES[0], boxes=box),
+        local.predict(PICTURES[0], boxes=[box]),
         *local.predict(PICTURES[:2], boxes=[box, None])[:1],
         asyncio.run(local.apredict(PICTURES[0], box=box)),
         list(local.stream(PICTURES[0], box=box))[-1],
-    ]  # fmt: skip
+    ]
     for report in reports:
         line = json.loads(json.dumps(report.as_dict()))
         assert line["box"] == [2.0, 3.0, 30.0, 34.0] and line["face_found"] is True
@@ -256,10 +266,15 @@ def test_a_box_of_any_kind_is_reported_as_numbers(local: Predictor, box: Any) ->
 
 @pytest.mark.parametrize(
     ("boxes", "said"),
-    [([[1, 2, 3], None], "box 1 is"), ([(1, 2, 30, 30)], "1 boxes for 2"), (7, "boxes is 7"),
-     ([None, "face"], "box 2 is 'face'"), ([[1, 2, 30, 30]] * 3, "3 boxes for 2"),
-     ([np.zeros((3, 3)), None], "box 1 is array")],
-)  # fmt: skip
+    [
+        ([[1, 2, 3], None], "box 1 is"),
+        ([(1, 2, 30, 30)], "1 boxes for 2"),
+        (7, "boxes is 7"),
+        ([None, "face"], "box 2 is 'face'"),
+        ([[1, 2, 30, 30]] * 3, "3 boxes for 2"),
+        ([np.zeros((3, 3)), None], "box 1 is array"),
+    ],
+)
 def test_boxes_that_are_none_are_one_message(local: Predictor, boxes: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         local.predict(PICTURES[:2], boxes=boxes)
@@ -331,12 +346,14 @@ def test_closing_twice_is_nothing_and_use_after_it_is_one_message(
         predictor.close()
     predictor.close()
     uses: list[Any] = [
-        lambda: predictor.predict(PICTURES), lambda: predictor.predict([]),
-        lambda: list(predictor.stream(PICTURES[0])), lambda: predictor.faces(PICTURES[0]),
+        lambda: predictor.predict(PICTURES),
+        lambda: predictor.predict([]),
+        lambda: list(predictor.stream(PICTURES[0])),
+        lambda: predictor.faces(PICTURES[0]),
         lambda: asyncio.run(predictor.apredict(PICTURES[0])),
         lambda: predictor.predict_clip(PICTURES, [None] * 5),
         lambda: predictor.__enter__(),
-    ]  # fmt: skip
+    ]
     for use in uses:
         with pytest.raises(UserError, match=r"the predictor of .* is closed: load it again"):
             use()
@@ -487,9 +504,12 @@ def test_people_get_text_and_the_note(files: list[str], capsys: pytest.CaptureFi
 
 
 def test_a_server_is_asked_by_the_command(
-    behind: FakeTeacher, run_dir: Path, files: list[str], local: Predictor,
+    behind: FakeTeacher,
+    run_dir: Path,
+    files: list[str],
+    local: Predictor,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     words = ["--model", behind.url, "--run", str(run_dir), "--json", "--faces", "none"]
     assert main(["predict", files[0], *words]) == 0
     said = json.loads(capsys.readouterr().out)["answers"]["emotion"]["text"]

@@ -18,16 +18,37 @@ from vlmface.synth.expressions import compatible
 # Kind -> the fields of (identity, look, view) and of the labels that may differ.
 MAY_DIFFER = {
     "au": set(),
-    "age": {"identity.age", "look.age", "look.hair_colour", "look.hair_style", "look.stubble",
-            "look.beard", "age"},
-    "gender": {"identity.female", "look.hair_style", "look.brow_thickness", "look.brow_arch",
-               "look.lip_tint", "look.stubble", "look.beard", "gender"},
-    "ancestry": {"identity.ancestry", "look.tone", "look.hair_colour", "look.hair_style",
-                 "look.eye_colour", "race"},
+    "age": {
+        "identity.age",
+        "look.age",
+        "look.hair_colour",
+        "look.hair_style",
+        "look.stubble",
+        "look.beard",
+        "age",
+    },
+    "gender": {
+        "identity.female",
+        "look.hair_style",
+        "look.brow_thickness",
+        "look.brow_arch",
+        "look.lip_tint",
+        "look.stubble",
+        "look.beard",
+        "gender",
+    },
+    "ancestry": {
+        "identity.ancestry",
+        "look.tone",
+        "look.hair_colour",
+        "look.hair_style",
+        "look.eye_colour",
+        "race",
+    },
     "light": {"view.light", "view.key", "view.key_colour", "view.fill", "view.ambient"},
     "background": {"view.background", "view.background_seed", "view.noise_seed"},
     "pose": {"view.yaw", "view.pitch", "view.roll"},
-}  # fmt: skip
+}
 ALWAYS_DIFFERS = {
     "au": set(),
     "age": {"identity.age", "look.age", "age"},
@@ -161,8 +182,12 @@ def test_records_are_valid_and_their_pictures_differ(kind):
         units = {au for au in before if before[au] != after[au]}
         assert units == ({pair.detail["au"]} if kind == "au" else set())
         affect = {"valence", "arousal"}  # follow from the units and the emotion
-        same = {"au": {"aus", "emotion", *affect}, "age": {"age", "age_group"},
-                "gender": {"gender"}, "ancestry": {"race"}}.get(kind, set())  # fmt: skip
+        same = {
+            "au": {"aus", "emotion", *affect},
+            "age": {"age", "age_group"},
+            "gender": {"gender"},
+            "ancestry": {"race"},
+        }.get(kind, set())
         for field in dataclasses.fields(base):
             if field.name not in {"id", "image", "meta", *same}:
                 assert getattr(base, field.name) == getattr(changed, field.name), field.name

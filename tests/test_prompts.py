@@ -42,15 +42,36 @@ def test_golden(id: str) -> None:
 
 def test_prompts_that_exist() -> None:
     assert IDS == [
-        "context_both", "context_both_masked", "context_emotion_both", "context_emotion_face",
-        "context_emotion_scene", "context_face", "context_masked", "context_scene", "emotic",
-        "emotic_both", "emotic_person", "emotic_scene",
-        "expllm", "expllm_label", "expllm_words", "face_cot", "face_gender_or_pass", "facescan_age",
-        "facescan_boxed_age", "facescan_boxed_emotion", "facescan_boxed_gender",
-        "facescan_boxed_race", "facescan_emotion", "facescan_gender", "facescan_race",
+        "context_both",
+        "context_both_masked",
+        "context_emotion_both",
+        "context_emotion_face",
+        "context_emotion_scene",
+        "context_face",
+        "context_masked",
+        "context_scene",
+        "emotic",
+        "emotic_both",
+        "emotic_person",
+        "emotic_scene",
+        "expllm",
+        "expllm_label",
+        "expllm_words",
+        "face_cot",
+        "face_gender_or_pass",
+        "facescan_age",
+        "facescan_boxed_age",
+        "facescan_boxed_emotion",
+        "facescan_boxed_gender",
+        "facescan_boxed_race",
+        "facescan_emotion",
+        "facescan_gender",
+        "facescan_race",
         "facescan_race_merged",
-        "facial_r1", "r1_omni", "synth_ancestry",
-    ]  # fmt: skip
+        "facial_r1",
+        "r1_omni",
+        "synth_ancestry",
+    ]
     for id in IDS:
         prompt = prompts.load(id)
         assert prompt.id == id
@@ -221,8 +242,14 @@ def test_forms_are_the_parsers() -> None:
 
 
 def _write(folder: Path, **changes: object) -> Path:
-    content = {"id": "mine", "version": 1, "form": "think_answer", "label_space": "emotion8",
-               "user": "One of {candidates}?", "source": "test"}  # fmt: skip
+    content = {
+        "id": "mine",
+        "version": 1,
+        "form": "think_answer",
+        "label_space": "emotion8",
+        "user": "One of {candidates}?",
+        "source": "test",
+    }
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}), encoding="utf-8")
     return path

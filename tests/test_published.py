@@ -43,17 +43,32 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
     settings = SFTSettings(
-        base=str(folder), data="synth", benchmark="synth", prompt="face_cot", limits="none",
-        output_dir=str(folder), tower="full", projector="full", llm="full", max_new_tokens=24,
-    )  # fmt: skip
+        base=str(folder),
+        data="synth",
+        benchmark="synth",
+        prompt="face_cot",
+        limits="none",
+        output_dir=str(folder),
+        tower="full",
+        projector="full",
+        llm="full",
+        max_new_tokens=24,
+    )
     family = families.get(families.family_of(folder))
     processor = family.load_processor(folder)
     processor.save_pretrained(folder)
     data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
     model = sft.TrainedModel(
-        base=folder, base_id=str(folder), family=family, processor=processor, prompts=[PROMPT],
-        policy=settings.policy, crop=None, frames=1, max_length=settings.max_length,
-    )  # fmt: skip
+        base=folder,
+        base_id=str(folder),
+        family=family,
+        processor=processor,
+        prompts=[PROMPT],
+        policy=settings.policy,
+        crop=None,
+        frames=1,
+        max_length=settings.max_length,
+    )
     sft.write_manifest("test", settings, model, [12], data)
     return folder
 
@@ -104,10 +119,15 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
     model = LocalModel.load(run)
     batch = encode.Collator(model.processor, model.family)(model.prompt_rows(PICTURES[:1]))
     drawn = sampling.sample(
-        model.model, llava, encode.to_model(batch, model.model), group=2, max_new_tokens=24,
-        stops=llava.stop_token_ids(model.processor), generator=torch.Generator(),
+        model.model,
+        llava,
+        encode.to_model(batch, model.model),
+        group=2,
+        max_new_tokens=24,
+        stops=llava.stop_token_ids(model.processor),
+        generator=torch.Generator(),
         temperature=1e-5,
-    )  # fmt: skip
+    )
     assert drawn.ids == [expected[0].ids] * 2
 
 
@@ -119,8 +139,11 @@ def test_a_server_is_told_to_ignore_the_generation_config(copy: Path) -> None:
     # Also one that somebody else started without that.
     request = remote.request_fields(run)
     assert {k: request[k] for k in remote.NEUTRAL_SAMPLING} == {
-        "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0
-    }  # fmt: skip
+        "repetition_penalty": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+    }
 
 
 def test_what_is_saved_carries_no_penalty(copy: Path, tmp_path: Path) -> None:
@@ -195,8 +218,16 @@ def learnt(processor: Any, family: Any, prompt: prompts.Prompt, target: str) -> 
 @pytest.mark.parametrize("opening", OPENINGS)
 def test_a_thinking_template_rewrites_no_answer(qwen: Any, opening: str) -> None:
     qwen.chat_template = f"{{%- set OPEN = '{OPENINGS[opening]}' -%}}\n" + THINKING
-    ids = ("face_cot", "expllm", "expllm_label", "facescan_gender", "facial_r1", "r1_omni",
-           "context_both", "emotic")  # fmt: skip
+    ids = (
+        "face_cot",
+        "expllm",
+        "expllm_label",
+        "facescan_gender",
+        "facial_r1",
+        "r1_omni",
+        "context_both",
+        "emotic",
+    )
     for prompt in map(prompts.load, ids):
         for label in prompt.space.labels:
             target = prompt.wrap("The lip corners are pulled up (AU12).", label)
@@ -237,12 +268,16 @@ DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}"
         (lambda t: t.replace("<image>", ""), "does not write a picture given as a list of blocks"),
         (lambda t: t.replace("{{- text -}}", ""), "does not write a question given"),
         (lambda t: DATED + t, "writes today's date"),
-        (lambda t: t.replace("'assistant'", "'model'").replace("{{- text -}}", "{{- text if "
-                   "message['role'] != 'assistant' -}}"), "does not write an answer"),
+        (
+            lambda t: t.replace("'assistant'", "'model'").replace(
+                "{{- text -}}", "{{- text if message['role'] != 'assistant' -}}"
+            ),
+            "does not write an answer",
+        ),
         (lambda t: "{{ raise_exception('no pictures') }}" + t, "no pictures"),
         (lambda t: "{% if %}", "cannot write a conversation of user"),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_cannot_be_used_is_refused_at_load(
     copy: Path, template: Callable[[str], str], message: str
 ) -> None:
@@ -323,9 +358,10 @@ def cropping(copy: Path) -> Path:
 
     def crop(content: dict[str, Any]) -> None:
         content["image_processor"] |= {
-            "size": {"shortest_edge": 32}, "do_center_crop": True,
+            "size": {"shortest_edge": 32},
+            "do_center_crop": True,
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        }  # fmt: skip
+        }
 
     change(copy / "processor_config.json", crop)
     return copy
@@ -342,8 +378,11 @@ def test_llava_pads_to_a_square_instead_of_cutting(cropping: Path, size: tuple[i
     (pixels,) = llava.image_inputs(processor, [image])["pixel_values"]
     assert pixels.max() > 1 and cut.max() < pixels.max()  # the ends are there, and were not
     assert llava.describe_image(processor) == {
-        "height": 32, "width": 32, "tokens": 16, "pad_to_square": 1
-    }  # fmt: skip
+        "height": 32,
+        "width": 32,
+        "tokens": 16,
+        "pad_to_square": 1,
+    }
     # A server that has the base's processor alone is sent squares.
     sent = families.padded(image, llava.padding(processor))
     assert sent.size == (max(size), max(size))

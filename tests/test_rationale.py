@@ -107,13 +107,22 @@ def test_honest_about_the_evidence(seed: int) -> None:
     assert "weak" in closing({}, "anger")
     assert "weak" in closing({18: 4}, "anger")
     # Accessory signs and a lesser one do not point to an emotion without any of its main signs.
-    for aus, emotion in (({7: 4, 16: 3}, "disgust"), ({16: 5}, "disgust"), ({15: 3}, "disgust"),
-                         ({7: 3}, "anger"), ({6: 4}, "happiness")):  # fmt: skip
+    for aus, emotion in (
+        ({7: 4, 16: 3}, "disgust"),
+        ({16: 5}, "disgust"),
+        ({15: 3}, "disgust"),
+        ({7: 3}, "anger"),
+        ({6: 4}, "happiness"),
+    ):
         for style in ("plain", "varied"):
             text = rules.write(aus, emotion, seed=seed, body_only=True, style=style)
             assert "weak" in text, text
-    for aus, emotion in (({9: 3}, "disgust"), ({10: 3, 16: 2}, "disgust"), ({4: 3}, "anger"),
-                         ({12: 3}, "happiness")):  # fmt: skip
+    for aus, emotion in (
+        ({9: 3}, "disgust"),
+        ({10: 3, 16: 2}, "disgust"),
+        ({4: 3}, "anger"),
+        ({12: 3}, "happiness"),
+    ):
         assert not re.search("weak|against|faint", closing(aus, emotion))
 
 

@@ -64,19 +64,27 @@ def test_the_folder_is_a_data_set_of_face_samples(built):
     assert rows.features == load_from_disk(built).features == features()
     kept = [i for i, id in enumerate(source["id"]) if id in set(rows["id"])]
     assert 0 < len(kept) < N  # some are longer than 55 words
-    unchanged = [c for c in source.column_names if c not in
-                 ("rationale", "rationale_source", "saw_label", "meta", "image")]  # fmt: skip
+    unchanged = [
+        c
+        for c in source.column_names
+        if c not in ("rationale", "rationale_source", "saw_label", "meta", "image")
+    ]
     assert rows.select_columns(unchanged)[:] == source.select(kept).select_columns(unchanged)[:]
     for row, before in zip(rows, source.select(kept), strict=True):
         sample = FaceSample.from_row(row).validate()
         seed = rules.sample_seed(0, sample.id)
-        text = rules.write(sample.intensities(), sample.emotion, seed=seed, style="varied",
-                           body_only=True)  # fmt: skip
+        text = rules.write(
+            sample.intensities(), sample.emotion, seed=seed, style="varied", body_only=True
+        )
         assert sample.rationale == text and sample.rationale_source == "rules"
         assert sample.saw_label is True
         assert sample.meta.pop("rationale") == {
-            "writer": "rules", "style": "varied", "seed": 0, "aus": "annotated", "repaired": False,
-        }  # fmt: skip
+            "writer": "rules",
+            "style": "varied",
+            "seed": 0,
+            "aus": "annotated",
+            "repaired": False,
+        }
         assert sample.meta == json.loads(before["meta"])
         assert row["image"].tobytes() == before["image"].tobytes()
 
@@ -96,10 +104,15 @@ def test_the_card_says_what_it_is(built):
     card, found = (built / "README.md").read_text(), summary(built)
     assert card.startswith("---\npretty_name: ")
     for words in (
-        "CC0", "docs/synth.md", "`saw_label` is **true**", "style `varied`",
-        found["source"]["fingerprint"], f"| **kept** | **{found['counts']['kept']}** |",
-        "because the text has too many words (`too_long`)", 'data.load("rationales"',
-    ):  # fmt: skip
+        "CC0",
+        "docs/synth.md",
+        "`saw_label` is **true**",
+        "style `varied`",
+        found["source"]["fingerprint"],
+        f"| **kept** | **{found['counts']['kept']}** |",
+        "because the text has too many words (`too_long`)",
+        'data.load("rationales"',
+    ):
         assert words in card, words
     assert str(built) not in card and "None" not in card and "{{" not in card
 
@@ -117,9 +130,16 @@ def test_the_page_shows_kept_and_rejected_beside_the_faces(built):
 def test_only_the_finished_folder_is_left(built):
     assert [path.name for path in built.parent.iterdir()] == ["rules"]
     assert {path.name for path in built.iterdir()} == {
-        "README.md", "data-00000-of-00001.arrow", "dataset_info.json", "rationale.html",
-        "rejected.jsonl", "run.json", "settings.json", "state.json", "summary.json",
-    }  # fmt: skip
+        "README.md",
+        "data-00000-of-00001.arrow",
+        "dataset_info.json",
+        "rationale.html",
+        "rejected.jsonl",
+        "run.json",
+        "settings.json",
+        "state.json",
+        "summary.json",
+    }
 
 
 def test_the_same_command_again_changes_nothing(built, capsys):
@@ -327,8 +347,19 @@ def trouble():
 
 def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     with FakeTeacher(trouble()) as server:
-        words = teacher(server, "--timeout", "1.5", "--concurrency", "1", "--price_in", "2.5",
-                        "--price_out", "10", "--image_side", "64")  # fmt: skip
+        words = teacher(
+            server,
+            "--timeout",
+            "1.5",
+            "--concurrency",
+            "1",
+            "--price_in",
+            "2.5",
+            "--price_out",
+            "10",
+            "--image_side",
+            "64",
+        )
         assert build(tmp_path / "out", *words) == 0
         out = capsys.readouterr().out
     told = f"{N} pictures of faces, with their action units and with their emotion labels"
@@ -340,10 +371,13 @@ def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     assert counts["retried_by"]["hallucinated_au"] == counts["retried_by"]["too_long"] == 1
     requests = N + 3  # those that were answered: each face, and the three sent back
     assert found["cost"] == {
-        "requests": requests, "prompt_tokens": 1000 * requests,
-        "completion_tokens": 100 * requests, "requests_without_usage": 0,
-        "price": pytest.approx(requests * (2500 + 1000) / 1e6), "prices_per_million": [2.5, 10.0],
-    }  # fmt: skip
+        "requests": requests,
+        "prompt_tokens": 1000 * requests,
+        "completion_tokens": 100 * requests,
+        "requests_without_usage": 0,
+        "price": pytest.approx(requests * (2500 + 1000) / 1e6),
+        "prices_per_million": [2.5, 10.0],
+    }
     assert f"cost {requests * 0.0035:g}" in out
     rows = data.load("rationales", tmp_path / "out")
     assert set(rows["rationale_source"]) == {"teacher"} and set(rows["saw_label"]) == {True}
@@ -419,8 +453,17 @@ def test_a_killed_build_goes_on_with_nothing_twice_and_nothing_lost(tmp_path, ca
     answers = tmp_path / "out.building" / "answers.jsonl"
     data.load("synth", split="train", n=48, progress=False)  # rendered before the clock starts
     with FakeTeacher(slowly) as server:
-        words = ["rationale", "build", "--data", "synth", "--n", "48", "--output", str(output),
-                 *teacher(server, "--concurrency", "3")]  # fmt: skip
+        words = [
+            "rationale",
+            "build",
+            "--data",
+            "synth",
+            "--n",
+            "48",
+            "--output",
+            str(output),
+            *teacher(server, "--concurrency", "3"),
+        ]
         kills = 0
         for goal in (8, 20):
             process = subprocess.Popen(

@@ -422,8 +422,11 @@ def test_a_name_that_looks_like_a_null_word_stays(tmp_path):
 @pytest.mark.parametrize("three", ["3", "3.0", "3.", " 3 ", "3e0", "+3", "03", "3.00"])
 def test_numbers_as_text_are_numbers(tmp_path, three):
     path = table(tmp_path, f"image,emotion\n0.png,{three}\n1.png,\n2.png,6.0\n")
-    for labels in ({0: "anger", 3: "happiness", 6: "neutral"}, {"3": "happiness", "6": "neutral"},
-                   {3.0: "happiness", 6.0: "neutral"}):  # fmt: skip
+    for labels in (
+        {0: "anger", 3: "happiness", 6: "neutral"},
+        {"3": "happiness", "6": "neutral"},
+        {3.0: "happiness", 6.0: "neutral"},
+    ):
         assert emotions(path, labels=labels) == ["happiness", None, "neutral"]
 
 
@@ -672,8 +675,11 @@ def test_a_mixture_of_tables_whose_pictures_have_the_same_names(tmp_path):
     path.write_text("sources: [{data: table, root: own/t.csv}, {data: table, root: other/t.csv}]")
     rows = data.load(path)
     assert sorted(rows["id"]) == [
-        "table-imgs/0.png", "table-imgs/0.png@2", "table-imgs/1.png", "table-imgs/1.png@2",
-    ]  # fmt: skip
+        "table-imgs/0.png",
+        "table-imgs/0.png@2",
+        "table-imgs/1.png",
+        "table-imgs/1.png@2",
+    ]
     assert data.fingerprint(rows) == data.fingerprint(data.load(path))
     (tmp_path / "link").symlink_to(tmp_path / "own")
     for again in ("own/t.csv", "link/t.csv"):
@@ -812,8 +818,12 @@ def deep_colour(top: int) -> bytes:
     pixels = np.repeat((RAMP * top)[..., None], 3, 2).astype(">u2")
     lines = b"".join(b"\0" + line.tobytes() for line in pixels)
     size = struct.pack(">IIBBBBB", 64, 32, 16, 2, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(lines))
-            + chunk(b"IEND", b""))  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_deep_colour_that_turns_black_says_so():

@@ -34,9 +34,12 @@ def naive(predictor: LocalModel, image: Any, rationale: str) -> tuple[list[float
     sums, counts = [], []
     for label in predictor.prompt.space.labels:
         row = encode.encode_text(
-            predictor.processor, predictor.family, predictor.messages,
-            predictor.prompt.wrap(rationale, label), image_size=image.size,
-        )  # fmt: skip
+            predictor.processor,
+            predictor.family,
+            predictor.messages,
+            predictor.prompt.wrap(rationale, label),
+            image_size=image.size,
+        )
         row.pop("labels")
         ids = torch.tensor([row.pop("input_ids")])
         extra = {name: torch.tensor([values]) for name, values in row.items()}

@@ -76,14 +76,23 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text.pop("quantization_config")
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     vision = hf.CLIPVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        image_size=56, patch_size=14, projection_dim=64,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        projection_dim=64,
+    )
     config = hf.LlavaConfig(
-        vision_config=vision, text_config=hf.LlamaConfig(**text | {"vocab_size": image + 1}),
-        image_token_index=image, image_seq_length=16, vision_feature_layer=-1,
-        tie_word_embeddings=True, **special,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=hf.LlamaConfig(**text | {"vocab_size": image + 1}),
+        image_token_index=image,
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+        **special,
+    )
     torch.manual_seed(0)
     model = hf.LlavaForConditionalGeneration(config)
     weights = language.model.state_dict()
@@ -93,9 +102,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     square = {"height": 56, "width": 56}
     processor = hf.LlavaProcessor(
         image_processor=hf.CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False),
-        tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATE, image_token="<image>",
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+        image_token="<image>",
+    )
     folder = tmp_path_factory.mktemp("real")
     llava.save_checkpoint(model.eval(), processor, folder)
     return folder
@@ -106,10 +119,17 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     from peft import get_peft_model
 
     settings = SFTSettings(
-        base=str(base), data="synth", benchmark="synth", prompt=PROMPT.id, limits="none",
-        output_dir=str(folder), projector="frozen", lora_rank=rank, lora_alpha=alpha,
+        base=str(base),
+        data="synth",
+        benchmark="synth",
+        prompt=PROMPT.id,
+        limits="none",
+        output_dir=str(folder),
+        projector="frozen",
+        lora_rank=rank,
+        lora_alpha=alpha,
         max_new_tokens=12,
-    )  # fmt: skip
+    )
     processor = llava.load_processor(base)
     model = llava.load_model(base, dtype=torch.float32)
     model = get_peft_model(model, sft.lora_config(settings.lora, llava, model, 0))
@@ -121,9 +141,16 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     processor.save_pretrained(folder)
     data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
     trained = sft.TrainedModel(
-        base=base, base_id=str(base), family=llava, processor=processor, prompts=[PROMPT],
-        policy=settings.policy, crop=None, frames=1, max_length=settings.max_length,
-    )  # fmt: skip
+        base=base,
+        base_id=str(base),
+        family=llava,
+        processor=processor,
+        prompts=[PROMPT],
+        policy=settings.policy,
+        crop=None,
+        frames=1,
+        max_length=settings.max_length,
+    )
     sft.write_manifest("test", settings, trained, [12], data)
     return folder
 

@@ -85,8 +85,15 @@ def test_other_runs_are_not_resumed(
     shutil.copytree(run.folder, folder)
     record = json.loads((folder / run_dir.RUN_FILE).read_text())
     assert record["trained"] and record["identity"]["processes"] == 1
-    changes = {"data": "0", "rows": 3, "base_weights": "0", "processes": 2, "global_batch": 5,
-               "sharding": "FSDP", "precision": "float16"}  # fmt: skip
+    changes = {
+        "data": "0",
+        "rows": 3,
+        "base_weights": "0",
+        "processes": 2,
+        "global_batch": 5,
+        "sharding": "FSDP",
+        "precision": "float16",
+    }
     if name != "sft":  # what is compared is the same in all
         changes = {"data": "0", "processes": 2}
     for key, value in changes.items():

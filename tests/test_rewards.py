@@ -43,8 +43,17 @@ def earned(written: str, sample: FaceSample) -> dict[str, float | None]:
 
 
 RIGHT = text(FEAR, "fear")
-TRUE = {"format": 1.0, "emotion": 1.0, "jaccard": 1.0, "au": 1.0, "au_intensity": 1.0,
-        "consistency": 1.0, "wording": 0.0, "brevity": 0.0, "repetition": 0.0}  # fmt: skip
+TRUE = {
+    "format": 1.0,
+    "emotion": 1.0,
+    "jaccard": 1.0,
+    "au": 1.0,
+    "au_intensity": 1.0,
+    "consistency": 1.0,
+    "wording": 0.0,
+    "brevity": 0.0,
+    "repetition": 0.0,
+}
 
 
 def test_the_right_answer_earns_the_most() -> None:
@@ -68,7 +77,7 @@ def test_the_right_answer_earns_the_most() -> None:
         (text(FEAR, "anger"), {"format": 1, "emotion": 0, "au": 1, "consistency": 0}),
         (text((), "neutral"), {"format": 1, "emotion": 0, "au": -1, "consistency": 1}),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_right_earns_less(written: str, expected: dict[str, float]) -> None:
     found = earned(written, face(dict(FEAR)))
     assert {name: found[name] for name in expected} == expected
@@ -90,8 +99,12 @@ def test_jaccard_is_the_metric_of_one_face(said: set[str], true: set[str]) -> No
     found = jaccard(", ".join(said), true)
     assert found is not None and 0 <= found <= 1
     assert (found == 1) == (said == true) and (found == 0) == (not said & true)
-    line = {"id": "x", "truth": {"labels": sorted(true)}, "labels": sorted(said),
-            "status": "strict"}  # fmt: skip
+    line = {
+        "id": "x",
+        "truth": {"labels": sorted(true)},
+        "labels": sorted(said),
+        "status": "strict",
+    }
     counts = multilabel.counts([line], EMOTIC.space)
     assert multilabel.jaccard(counts[0]) == found
 
@@ -202,16 +215,48 @@ def test_numbers_that_their_words_do_not_describe() -> None:
     assert wording("The face is still.") == 0
 
 
-RANGES = {"format": (0, 1), "emotion": (0, 1), "jaccard": (0, 1), "au": (-1, 1),
-          "au_intensity": (-1, 1),
-          "consistency": (0, 1), "wording": (-1, 0), "brevity": (-1, 0),
-          "repetition": (-1, 0)}  # fmt: skip
+RANGES = {
+    "format": (0, 1),
+    "emotion": (0, 1),
+    "jaccard": (0, 1),
+    "au": (-1, 1),
+    "au_intensity": (-1, 1),
+    "consistency": (0, 1),
+    "wording": (-1, 0),
+    "brevity": (-1, 0),
+    "repetition": (-1, 0),
+}
 PIECES = [
-    "<think>", "</think>", "<answer>", "</answer>", "fear", "Fear", "anger", "happy", "unhappy",
-    "AU1", "AU4", "lips parted", "not AU5", "no AU1", "AU20", "AU999", "AU", "**Conclusion:**",
-    "\n", " ", ".",
-    "I see", "are absent", "or", "and", "\u200b", "\u2019", "<", "neutral",
-]  # fmt: skip
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "fear",
+    "Fear",
+    "anger",
+    "happy",
+    "unhappy",
+    "AU1",
+    "AU4",
+    "lips parted",
+    "not AU5",
+    "no AU1",
+    "AU20",
+    "AU999",
+    "AU",
+    "**Conclusion:**",
+    "\n",
+    " ",
+    ".",
+    "I see",
+    "are absent",
+    "or",
+    "and",
+    "\u200b",
+    "\u2019",
+    "<",
+    "neutral",
+]
 
 
 @settings(max_examples=1000, deadline=None)

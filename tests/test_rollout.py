@@ -82,9 +82,14 @@ def test_log_probabilities_are_those_of_full_passes(setup: Any) -> None:
     for temperature in (1.0, 0.7):
         expected, _ = whole(setup, temperature)
         found, entropy = sampling.score(
-            model, family, collated(setup, rows_of(setup)), ids, mask,
-            group=GROUP, temperature=temperature,
-        )  # fmt: skip
+            model,
+            family,
+            collated(setup, rows_of(setup)),
+            ids,
+            mask,
+            group=GROUP,
+            temperature=temperature,
+        )
         assert torch.allclose(found * mask, expected, atol=2e-5)
         assert (entropy >= 0).all()
         again, _ = sampling.score_without_cache(
@@ -138,9 +143,12 @@ def test_samples_are_drawn_from_the_models_own_distribution(setup: Any) -> None:
     left = encode.Collator(processor, family, padding="left")(rows_of(setup))
     with torch.no_grad():
         greedy = model.generate(
-            **left, max_new_tokens=9, do_sample=False, eos_token_id=stops,
+            **left,
+            max_new_tokens=9,
+            do_sample=False,
+            eos_token_id=stops,
             pad_token_id=processor.tokenizer.pad_token_id,
-        )[:, left["input_ids"].shape[1] :].tolist()  # fmt: skip
+        )[:, left["input_ids"].shape[1] :].tolist()
     for i, row in enumerate(greedy):
         end = next((k + 1 for k, token in enumerate(row) if token in stops), len(row))
         assert cold.ids[i * GROUP] == row[:end]
@@ -152,9 +160,14 @@ def test_no_image_token_is_drawn(setup: Any) -> None:
     batch = collated(setup, rows_of(setup))
     words: dict[str, Any] = {"group": GROUP, "temperature": 3.0, "never": list(range(60, 70))}
     drawn = sampling.sample(
-        model, family, batch, max_new_tokens=9, stops=[],
-        generator=torch.Generator().manual_seed(0), **words,
-    )  # fmt: skip
+        model,
+        family,
+        batch,
+        max_new_tokens=9,
+        stops=[],
+        generator=torch.Generator().manual_seed(0),
+        **words,
+    )
     assert not {token for row in drawn.ids for token in row} & set(range(60, 70))
     ids, mask = padded(drawn.ids)
     with torch.no_grad():

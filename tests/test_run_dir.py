@@ -38,8 +38,10 @@ def holder(folder: Path, then: str = "time.sleep(600)") -> Iterator[subprocess.P
     """Another process that holds the lock of a folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(then=then), str(folder)],
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
@@ -241,13 +243,15 @@ def test_a_run_behind_a_link_is_replaced(until: str, settings: Settings, tmp_pat
 FOREIGN = {
     "another program's": {"settings.json": '{"editor.tabSize": 4}', "thesis.tex": "years of work"},
     "empty": {"settings.json": ""},
-    "like a run's": {"settings.json": '{"output_dir": "run", "rate": 1.0, "overwrite": false}',
-                     "thesis.tex": "years of work"},
+    "like a run's": {
+        "settings.json": '{"output_dir": "run", "rate": 1.0, "overwrite": false}',
+        "thesis.tex": "years of work",
+    },
     "another run.json": {"run.json": '{"format": 1}', "settings.json": "{}"},
     "a list": {"run.json": "[1]", "thesis.tex": "years of work"},
     "no settings": {"thesis.tex": "years of work"},
     "a folder": {"data/thesis.tex": "years of work"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)

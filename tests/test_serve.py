@@ -38,8 +38,20 @@ REAL = pytest.mark.skipif(
     VLLM is None, reason="no vLLM here: install it, or name its executable in VLLM"
 )
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(32)]
-LLM_ONLY = ("--tower", "frozen", "--projector", "frozen", "--train_embeddings", "false",
-            "--lora_dropout", "0", "--learning_rate", "2e-2", "--epochs", "8")  # fmt: skip
+LLM_ONLY = (
+    "--tower",
+    "frozen",
+    "--projector",
+    "frozen",
+    "--train_embeddings",
+    "false",
+    "--lora_dropout",
+    "0",
+    "--learning_rate",
+    "2e-2",
+    "--epochs",
+    "8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +105,11 @@ def test_adapters_share_their_base(adapters: list[Path]) -> None:
 
 
 def test_a_dry_run_prints_and_starts_nothing(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
     assert main(["serve", str(run_dir), "--dry-run", "--port", "9", "--max-num-seqs", "3"]) == 0
     line = capsys.readouterr().out.strip().splitlines()[-1]
@@ -245,8 +259,19 @@ class Served:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = port or probe.getsockname()[1]
-        words = [sys.executable, "-m", "vlmface.cli", "serve", *runs, "--port", str(self.port),
-                 "--vllm", str(VLLM), "--max_num_seqs", "16"]  # fmt: skip
+        words = [
+            sys.executable,
+            "-m",
+            "vlmface.cli",
+            "serve",
+            *runs,
+            "--port",
+            str(self.port),
+            "--vllm",
+            str(VLLM),
+            "--max_num_seqs",
+            "16",
+        ]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -300,8 +325,17 @@ def test_figures_behind_the_server_are_the_local_ones(
 ) -> None:
     words = ["--benchmark", "synth", "--n", "32"]
     local = [*words, "--model", str(adapters[0]), "--output_dir", str(tmp_path / "here")]
-    there = [*words, "--model", server.url, "--run", str(adapters[0]), "--served", "one",
-             "--output_dir", str(tmp_path / "there")]  # fmt: skip
+    there = [
+        *words,
+        "--model",
+        server.url,
+        "--run",
+        str(adapters[0]),
+        "--served",
+        "one",
+        "--output_dir",
+        str(tmp_path / "there"),
+    ]
     assert evaluation.main(local) == 0 and evaluation.main(there) == 0
     here, served = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("here", "there")
@@ -363,8 +397,11 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
             report.primary.text for report in predictor.predict(PICTURES, faces="none")
         ]
     for body in (b"{", b"[]", b'{"model": "one"}', b'{"model": "none", "messages": []}'):
-        reply = httpx2.post(f"{server.url}/chat/completions", content=body,
-                            headers={"Content-Type": "application/json"})  # fmt: skip
+        reply = httpx2.post(
+            f"{server.url}/chat/completions",
+            content=body,
+            headers={"Content-Type": "application/json"},
+        )
         assert 400 <= reply.status_code < 500
     bad = {
         "role": "user",

@@ -102,8 +102,11 @@ def test_a_run_answers_every_question_it_was_trained_on(run_dir: Path) -> None:
     assert found.recipe == "sft_attributes"
     assert [prompt.id for prompt in asked] == list(ASKED)
     assert [entry["label_space"] for entry in found.prompts] == [
-        "gender", "age_group5", "race3", "emotion8",
-    ]  # fmt: skip
+        "gender",
+        "age_group5",
+        "race3",
+        "emotion8",
+    ]
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["prompt"] for line in lines] == list(ASKED) * 12
     scores = json.loads((run_dir / "metrics.json").read_text())
@@ -145,8 +148,9 @@ def test_what_cannot_be_scored_is_refused(attributes: Any, tmp_path: Path) -> No
     with pytest.raises(UserError, match="synth_attributes does not score facescan_race"):
         attributes(tmp_path / "a", "--prompt", "facescan_race,facescan_gender")
     benchmark = tmp_path / "two.yaml"
-    benchmark.write_text("id: two\ndataset: synth\nsplit: test\nsource: x\n"
-                         "label_space: [race3, race7]\n")  # fmt: skip
+    benchmark.write_text(
+        "id: two\ndataset: synth\nsplit: test\nsource: x\nlabel_space: [race3, race7]\n"
+    )
     with pytest.raises(UserError, match=r"no two speak of the same \(race, race\)"):
         benchmarks.load_benchmark(str(benchmark))
 
@@ -163,8 +167,15 @@ def test_one_question_gives_the_shape_of_one(attributes: Any, tmp_path: Path) ->
 
 
 def line(number: int, label: str | None, status: str = "strict", **attributes: str) -> Any:
-    return {"id": str(number), "prompt": "p", "truth": {"attributes": attributes}, "label": label,
-            "status": status, "aus": [], "probabilities": None}  # fmt: skip
+    return {
+        "id": str(number),
+        "prompt": "p",
+        "truth": {"attributes": attributes},
+        "label": label,
+        "status": status,
+        "aus": [],
+        "probabilities": None,
+    }
 
 
 def test_groups_gaps_and_abstention() -> None:
@@ -177,8 +188,14 @@ def test_groups_gaps_and_abstention() -> None:
         line(4, "male", gender="male", race="african"),
         line(5, "male", gender="male"),
     ]
-    about = {"benchmark": "b", "model": "m", "prompt": {"id": "p", "sha": "0"}, "mode": "free",
-             "wall_s": 0.0, "peak_rss_gib": 0.0}  # fmt: skip
+    about = {
+        "benchmark": "b",
+        "model": "m",
+        "prompt": {"id": "p", "sha": "0"},
+        "mode": "free",
+        "wall_s": 0.0,
+        "peak_rss_gib": 0.0,
+    }
     block = metrics.summarise(lines, space, (), about=about)["attributes"]["gender"]
     assert block["groups"]["race"]["asian"]["n"] == 2
     assert block["groups"]["race"]["african"]["accuracy"] == pytest.approx(2 / 3)

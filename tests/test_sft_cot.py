@@ -89,9 +89,18 @@ def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> No
     assert [line["id"] for line in before] == [line["id"] for line in after]
     assert len(after) == 8
     assert set(after[0]) == {
-        "id", "image", "subject", "truth", "prompt", "text", "label", "status", "aus",
-            "probabilities", "latency_s",
-    }  # fmt: skip
+        "id",
+        "image",
+        "subject",
+        "truth",
+        "prompt",
+        "text",
+        "label",
+        "status",
+        "aus",
+        "probabilities",
+        "latency_s",
+    }
     truth = after[0]["truth"]
     assert set(map(int, truth["aus"])) <= set(truth["annotated_aus"])
     assert sum(after[0]["probabilities"].values()) == pytest.approx(1)

@@ -31,11 +31,13 @@ from vlmface.synth import dataset as synth
 from vlmface.synth import faces as synth_faces
 from vlmface.synth.render import Face, render
 
-VIEWS = crops.parse_views([
-    {"size": 96, "show": "face", "find": "detect"},
-    {"size": 96, "show": "landmarks", "find": "detect"},
-    {"size": 96, "show": "parsed", "find": "detect"},
-])  # fmt: skip
+VIEWS = crops.parse_views(
+    [
+        {"size": 96, "show": "face", "find": "detect"},
+        {"size": 96, "show": "landmarks", "find": "detect"},
+        {"size": 96, "show": "parsed", "find": "detect"},
+    ]
+)
 
 
 @given(st.integers(3, 12), st.integers(2, 12), st.randoms(use_true_random=False))
@@ -136,19 +138,29 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
         for frame in folder.iterdir():
             rows[number]["image"].save(frame)
     words = {
-        "config": "clip_finecliper_dfew", "base": "vlmface-clip-tiny",
-        "data_root": tmp_path / "data", "data_options": "{fold: 1, frames: 4}", "frames": 2,
+        "config": "clip_finecliper_dfew",
+        "base": "vlmface-clip-tiny",
+        "data_root": tmp_path / "data",
+        "data_options": "{fold: 1, frames: 4}",
+        "frames": 2,
         "crop": "[{size: 96}, {size: 96, show: landmarks}, {size: 96, show: parsed}]",
-        "epochs": 1, "batch_size": 4, "dataloader_workers": 0, "logging_steps": 1,
+        "epochs": 1,
+        "batch_size": 4,
+        "dataloader_workers": 0,
+        "logging_steps": 1,
         "output_dir": tmp_path / "run",
-    }  # fmt: skip
+    }
     main = load_script("recipes/clip_finetune.py").main
     with pytest.warns(UserWarning, match="no face boxed"):  # DFEW's frames are faces
         assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (asked,) = manifest.load(tmp_path / "run")
     assert [view.show for view in crops.parse_views(found.crop)] == ["face", "landmarks", "parsed"]
     assert found.clip_classifier is not None and asked.negative
-    assert (found.clip_classifier["views"], found.clip_classifier["frames"], found.clip_classifier["image"]) == (3, 2, "adapters")
+    assert (
+        found.clip_classifier["views"],
+        found.clip_classifier["frames"],
+        found.clip_classifier["image"],
+    ) == (3, 2, "adapters")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 2 and all(np.isfinite(line["loss"]) for line in log)
 

@@ -101,10 +101,14 @@ def test_all_right_and_all_wrong_are_not_certain(people: int | None) -> None:
 def test_people_who_are_all_alike_have_an_interval_with_width() -> None:
     """12 people, each right on 3 of 4 faces: every resample gives 0.75."""
     rows = [
-        row(i, SPACE.labels[i % 4], "contempt" if i % 4 == 0 else SPACE.labels[i % 4],
-            subject=f"p{i // 4}")
+        row(
+            i,
+            SPACE.labels[i % 4],
+            "contempt" if i % 4 == 0 else SPACE.labels[i % 4],
+            subject=f"p{i // 4}",
+        )
         for i in range(48)
-    ]  # fmt: skip
+    ]
     block = metrics.summarise(rows, SPACE, (), about=ABOUT)["emotion"]
     assert block["accuracy"] == 0.75
     for score, (low, high) in block["ci95"].items():

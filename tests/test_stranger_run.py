@@ -131,8 +131,10 @@ def test_pickled_weights_are_not_loaded(copied: Path) -> None:
 def test_an_adapter_names_no_module_to_import(copied: Path) -> None:
     path = copied / "adapter_config.json"
     config = json.loads(path.read_text())
-    for changes in ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
-                    {"peft_type": "PREFIX_TUNING"}):  # fmt: skip
+    for changes in (
+        {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+        {"peft_type": "PREFIX_TUNING"},
+    ):
         path.write_text(json.dumps(config | changes))
         vouch(copied)
         assert "adapter_config.json" in failure(lambda: Predictor.load(copied))
@@ -147,10 +149,15 @@ def test_no_code_of_a_checkpoint_is_run(base: Path, tmp_path: Path) -> None:
         for file in ("config.json", "tokenizer_config.json", "processor_config.json"):
             content = json.loads((folder / file).read_text())
             content["auto_map"] = {
-                auto: "code.Stranger" for auto in (
-                    "AutoConfig", "AutoModelForImageTextToText", "AutoProcessor",
-                    "AutoImageProcessor", "AutoTokenizer")
-            } | {"AutoTokenizer": ["code.Stranger", None]}  # fmt: skip
+                auto: "code.Stranger"
+                for auto in (
+                    "AutoConfig",
+                    "AutoModelForImageTextToText",
+                    "AutoProcessor",
+                    "AutoImageProcessor",
+                    "AutoTokenizer",
+                )
+            } | {"AutoTokenizer": ["code.Stranger", None]}
             if file == "config.json":
                 content["model_type"] = kind
             (folder / file).write_text(json.dumps(content))
@@ -167,8 +174,13 @@ def test_every_load_of_transformers_refuses_code(
     import transformers
 
     given: list[tuple[str, Any]] = []
-    for name in ("AutoConfig", "AutoProcessor", "AutoTokenizer", "AutoModelForImageTextToText",
-                 "LlavaForConditionalGeneration"):  # fmt: skip
+    for name in (
+        "AutoConfig",
+        "AutoProcessor",
+        "AutoTokenizer",
+        "AutoModelForImageTextToText",
+        "LlavaForConditionalGeneration",
+    ):
         cls = getattr(transformers, name)
 
         def spy(*args: Any, _name: str = name, _real: Any = cls.from_pretrained, **how: Any) -> Any:
@@ -265,8 +277,15 @@ def test_weights_that_were_not_there_are_noticed(copied: Path) -> None:
 WRONG: dict[str, list[Any]] = {
     "recipe": [1, "", "../x", "a" * 1000],
     "family": [None, [], "no-family"],
-    "base": [{}, {"id": "x"}, {"id": "a\x1b[2J", "sha": "0" * 12}, {"id": "x", "sha": "zz"}, "x",
-             {"id": "x", "sha": "0" * 12, "more": 1}, {"id": {}, "sha": "0" * 12}],
+    "base": [
+        {},
+        {"id": "x"},
+        {"id": "a\x1b[2J", "sha": "0" * 12},
+        {"id": "x", "sha": "zz"},
+        "x",
+        {"id": "x", "sha": "0" * 12, "more": 1},
+        {"id": {}, "sha": "0" * 12},
+    ],
     "adapter": ["yes", None, 1],
     "trainable": [[], {"tower": 1}, "lora"],
     "prompts": [[], {}, "face_cot", [{}], [1], [{"id": "face_cot"}]],
@@ -286,7 +305,7 @@ WRONG: dict[str, list[Any]] = {
     "created": [1, "x" * 1000],
     "schema": [1, "2", None, [], 99],
     "vlmface": [1, None],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -334,9 +353,16 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "deep_object": lambda path: path.write_text('{"a":' * 5_000 + "1" + "}" * 5_000),
     "text": lambda path: path.write_text("one: two\nthree: [\n"),
 }
-READ = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
-        "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vlmface.json",
-        "prompts/face_cot.yaml")  # fmt: skip
+READ = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vlmface.json",
+    "prompts/face_cot.yaml",
+)
 
 
 def _only_user_errors(action: Callable[[], Any]) -> str | None:
@@ -372,9 +398,16 @@ def test_so_is_one_that_the_manifest_vouches_for(copied: Path, name: str, damage
 
 @pytest.mark.parametrize(
     "after",
-    [[], {}, {"emotion": []}, {"emotion": {"accuracy": "much"}}, {"benchmark": "synth", "n": "8"},
-     {"emotion": {"accuracy": 0.5, "ci95": {"accuracy": 1}}}, {"attributes": {"gender": 1}}],
-)  # fmt: skip
+    [
+        [],
+        {},
+        {"emotion": []},
+        {"emotion": {"accuracy": "much"}},
+        {"benchmark": "synth", "n": "8"},
+        {"emotion": {"accuracy": 0.5, "ci95": {"accuracy": 1}}},
+        {"attributes": {"gender": 1}},
+    ],
+)
 def test_so_do_metrics_of_wrong_types(copied: Path, after: Any) -> None:
     (copied / "metrics.json").write_text(json.dumps({"after": after, "before": {}}))
     message = failure(lambda: merge.merge(copied, copied.parent / "out"))

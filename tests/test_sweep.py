@@ -24,9 +24,24 @@ SIX = "face_cot,expllm,expllm_label,r1_omni,facescan_emotion,facescan_boxed_emot
 
 
 def words(run_dir: Path, out: Path) -> list[str]:
-    return ["--models", str(run_dir), "--prompts", SIX, "--n_validation", "16", "--n_test", "12",
-            "--n_orders", "6", "--orders", "2", "--max_new_tokens", "24", "--output_dir",
-            str(out)]  # fmt: skip
+    return [
+        "--models",
+        str(run_dir),
+        "--prompts",
+        SIX,
+        "--n_validation",
+        "16",
+        "--n_test",
+        "12",
+        "--n_orders",
+        "6",
+        "--orders",
+        "2",
+        "--max_new_tokens",
+        "24",
+        "--output_dir",
+        str(out),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +119,22 @@ def test_planted_differences_are_found_and_chance_is_not() -> None:
 
     def lines(wrong: set[int]) -> list[dict[str, Any]]:
         return [
-            {"id": str(i), "status": "strict", "aus": [], "probabilities": None,
-             "label": "fear" if i in wrong else "anger",
-             "truth": {"emotion": "anger", "aus": None, "attributes": {}}}
+            {
+                "id": str(i),
+                "status": "strict",
+                "aus": [],
+                "probabilities": None,
+                "label": "fear" if i in wrong else "anger",
+                "truth": {"emotion": "anger", "aus": None, "attributes": {}},
+            }
             for i in range(200)
-        ]  # fmt: skip
+        ]
 
-    tested = {"good": lines(set(range(20))), "same": lines(set(range(2, 23))),
-              "bad": lines(set(range(80)))}  # fmt: skip
+    tested = {
+        "good": lines(set(range(20))),
+        "same": lines(set(range(2, 23))),
+        "bad": lines(set(range(80))),
+    }
     pairs = {(p["first"], p["second"]): p for p in sweep.compare(arms, tested, benchmark, accuracy)}
     assert pairs["good", "bad"]["difference"] == pytest.approx(0.3)
     assert pairs["good", "bad"]["differ"] and pairs["same", "bad"]["differ"]

@@ -65,12 +65,16 @@ def test_bounds_by_hand():
     # Object: at study one of three labels; with a distracting one Distraction.
     context = 0.16 + (0.12 + 0.12 + 0.12)
     assert scenes.bounds() == {
-        "face_only": pytest.approx(face), "context_only": pytest.approx(context), "both": 1.0,
-    }  # fmt: skip
+        "face_only": pytest.approx(face),
+        "context_only": pytest.approx(context),
+        "both": 1.0,
+    }
     assert max(face, context) <= 0.65
     assert scenes.bounds("uar") == {
-        "face_only": pytest.approx(0.8), "context_only": pytest.approx(0.4), "both": 1.0,
-    }  # fmt: skip
+        "face_only": pytest.approx(0.8),
+        "context_only": pytest.approx(0.4),
+        "both": 1.0,
+    }
 
 
 def test_what_is_drawn_has_the_bounds(drawn):
@@ -125,8 +129,12 @@ def test_drawing_is_deterministic_and_seeds_differ():
 
 def test_this_version_still_draws_what_it_drew():
     """If this fails and the change is wanted, raise scenes.VERSION and renew what is pinned."""
-    said = repr([(s.state, s.scene.object, dict(s.aus)) for s in
-                 (scenes.draw(0, "test", i) for i in range(50))])  # fmt: skip
+    said = repr(
+        [
+            (s.state, s.scene.object, dict(s.aus))
+            for s in (scenes.draw(0, "test", i) for i in range(50))
+        ]
+    )
     digest = hashlib.sha256(said.encode()).hexdigest()[:12]
     image = render_scene(scenes.draw(0, "test", 3).scene, 96).image.astype(float)
     means = image.reshape(4, 24, 4, 24, 3).mean((1, 3, 4)).round(0).astype(int).tolist()

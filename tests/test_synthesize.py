@@ -158,8 +158,15 @@ def recipe() -> Recipe:
     main = load_script("recipes/synthesize.py").main
 
     def run(output: Path, **fields: Any) -> int:
-        fixed = {"output_dir": output, "data_options": "{}", "n": 8, "samples": 3, "batch_size": 3,
-                 "temperature": 0.7, "balance": "null"}  # fmt: skip
+        fixed = {
+            "output_dir": output,
+            "data_options": "{}",
+            "n": 8,
+            "samples": 3,
+            "batch_size": 3,
+            "temperature": 0.7,
+            "balance": "null",
+        }
         return main([w for k, v in (fixed | fields).items() for w in (f"--{k}", str(v))])
 
     return run
@@ -194,9 +201,7 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
         assert row["aus"] == own[sample.id]["aus"]
         answer = PROMPT.parse(PROMPT.target(sample))
         assert answer.label == sample.emotion and set(answer.aus) == set(sample.present_aus())
-    encoded, left_out = encode_rows(
-        rows, processor, llava, PROMPT, max_length=512, seed=0
-    )  # fmt: skip
+    encoded, left_out = encode_rows(rows, processor, llava, PROMPT, max_length=512, seed=0)
     assert len(encoded) == len(rows) and not left_out
 
 
@@ -288,8 +293,7 @@ def test_a_server_is_asked_for_several_answers(recipe: Recipe, tmp_path: Path, c
         return choices(right[asked.number], right[asked.number], OTHER)
 
     with FakeTeacher(behave) as server:
-        words = {"endpoint": server.url, "model": "sft", "concurrency": 1, "n": 4,
-                 "batch_size": 16}  # fmt: skip
+        words = {"endpoint": server.url, "model": "sft", "concurrency": 1, "n": 4, "batch_size": 16}
         with pytest.raises(UserError, match="give --prompt"):
             recipe(tmp_path / "out", **words)
         assert recipe(tmp_path / "out", prompt="face_cot", **words) == 0
@@ -322,8 +326,13 @@ def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
         return choices(right, right, right) if asked.number == 0 else refused
 
     with FakeTeacher(behave) as server:
-        words = {"endpoint": server.url, "model": "m", "prompt": "face_cot", "concurrency": 1,
-                 "batch_size": 16}  # fmt: skip
+        words = {
+            "endpoint": server.url,
+            "model": "m",
+            "prompt": "face_cot",
+            "concurrency": 1,
+            "batch_size": 16,
+        }
         assert recipe(tmp_path / "out", n=3, **words) == 2
     counts = summary(tmp_path / "out")["counts"]
     assert counts["kept"] == 1 and counts["rejected_by"] == {"no_answer": 2}
@@ -352,8 +361,14 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     shared = {"n_eval": 4, "save_steps": 100, "max_new_tokens": 120}
     sft = {"config": "sft_cot_tiny", "n_train": 8, "epochs": 100, "batch_size": 8, **shared}
     grpo = {"config": "grpo_tiny", "n_train": 8, "max_steps": 2, "batch_size": 2, **shared}
-    synthesize = {"config": "synthesize_tiny", "n": 8, "samples": 2, "data_options": {},
-                  "temperature": 0.5, "balance": None}  # fmt: skip
+    synthesize = {
+        "config": "synthesize_tiny",
+        "n": 8,
+        "samples": 2,
+        "data_options": {},
+        "temperature": 0.5,
+        "balance": None,
+    }
     words = ["--output_dir", str(out)]
     for name, value in (("sft", sft), ("grpo", grpo), ("synthesize", synthesize)):
         words += [f"--{name}", json.dumps(value)]
@@ -368,8 +383,11 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert trained["n"] == 8 + kept
     result = json.loads((out / "compare.json").read_text())
     assert [run["name"] for run in result["runs"]] == [
-        "round 1", "round 2", "round 1, before GRPO", "round 2, before GRPO",
-    ]  # fmt: skip
+        "round 1",
+        "round 2",
+        "round 1, before GRPO",
+        "round 2, before GRPO",
+    ]
     page = (out / "compare.html").read_text()
     assert "Facial-R1 loop, 2 rounds" in page and "Written after round 1" in page
     with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):

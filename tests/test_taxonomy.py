@@ -16,10 +16,21 @@ SPACE = label_spaces.SPACES["emotion8"]
 
 def test_spaces() -> None:
     assert set(label_spaces.SPACES) == {
-        "emotion8", "emotion7", "rafdb_compound11", "mafw11", "raer5", "bah2", "gender",
-        "age_group5", "age_group9",
-        "race3", "race5", "race6", "race7", "emotic26",
-    }  # fmt: skip
+        "emotion8",
+        "emotion7",
+        "rafdb_compound11",
+        "mafw11",
+        "raer5",
+        "bah2",
+        "gender",
+        "age_group5",
+        "age_group9",
+        "race3",
+        "race5",
+        "race6",
+        "race7",
+        "emotic26",
+    }
     fields = {field.name for field in dataclasses.fields(schema.FaceSample)}
     for id, space in label_spaces.SPACES.items():
         assert space.id == id
@@ -142,9 +153,16 @@ def test_codings_are_complete() -> None:
         for id, coding in label_spaces.CODINGS.items()
     }
     assert sizes == {
-        "rafdb": 7, "affectnet": 8, "affectnet_sample": 8, "fer2013": 7, "ferplus": 8, "ckplus": 8,
-        "dfew": 7, "affwild2": 7, "faba": 7,
-    }  # fmt: skip
+        "rafdb": 7,
+        "affectnet": 8,
+        "affectnet_sample": 8,
+        "fer2013": 7,
+        "ferplus": 8,
+        "ckplus": 8,
+        "dfew": 7,
+        "affwild2": 7,
+        "faba": 7,
+    }
 
 
 def test_unknown_codes_and_spaces_are_errors() -> None:

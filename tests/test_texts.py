@@ -80,8 +80,12 @@ def test_every_part_gets_a_gradient_of_zero_from_text(base: Path, processor: Any
 
 
 def test_what_the_file_may_hold(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", {"question": "a", "answer": "b"}, "", '{"question": "c", '
-                 '"answer": "d", "more": 1}')  # fmt: skip
+    path = write(
+        tmp_path / "t.jsonl",
+        {"question": "a", "answer": "b"},
+        "",
+        '{"question": "c", "answer": "d", "more": 1}',
+    )
     assert text_only.read_questions(path) == [("a", "b"), ("c", "d")]
     for line, message in [
         ("not json", "line 2: expected"),

@@ -36,8 +36,12 @@ _CHECKS = (
 def recorded(cls: type) -> Iterator[set[str]]:
     """The fields of `cls` that are read by code that acts on them."""
     names = {field.name for field in dataclasses.fields(cls)}
-    own = {name for base in cls.__mro__ for name, value in vars(base).items()
-           if isinstance(value, property)} | {"shape"}  # fmt: skip
+    own = {
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, property)
+    } | {"shape"}
     read: set[str] = set()
     plain = object.__getattribute__
 
@@ -75,8 +79,16 @@ def unread(cls: type, words: dict[str, Any], main: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)} - read - reported
 
 
-SHORT = {"n_train": 8, "n_eval": 4, "epochs": 1, "batch_size": 8, "logging_steps": 1,
-         "save_steps": 1, "max_new_tokens": 4, "eval_batch_size": 8}  # fmt: skip
+SHORT = {
+    "n_train": 8,
+    "n_eval": 4,
+    "epochs": 1,
+    "batch_size": 8,
+    "logging_steps": 1,
+    "save_steps": 1,
+    "max_new_tokens": 4,
+    "eval_batch_size": 8,
+}
 
 
 @pytest.mark.parametrize("recipe", ["sft_cot", "sft_attributes"])
@@ -96,9 +108,15 @@ def test_every_field_of_context_is_read(base: Path, tmp_path: Path) -> None:
 def test_every_field_of_grpo_is_read(base: Path, tmp_path: Path) -> None:
     script = load_script("recipes/grpo.py")
     words = {name: value for name, value in SHORT.items() if name != "epochs"} | {
-        "start": base, "prompt": "face_cot", "output_dir": tmp_path / "run", "max_steps": 1,
-        "group_size": 2, "batch_size": 2, "max_drift": 1, "beta": 0.01,
-    }  # fmt: skip
+        "start": base,
+        "prompt": "face_cot",
+        "output_dir": tmp_path / "run",
+        "max_steps": 1,
+        "group_size": 2,
+        "batch_size": 2,
+        "max_drift": 1,
+        "beta": 0.01,
+    }
     assert unread(SETTINGS["grpo"], words, script.main) == set()
 
 
@@ -114,8 +132,10 @@ def test_every_field_of_clip_recipes_is_read(
     recipe: str, name: str, changes: dict[str, Any], clip_base: Path, tmp_path: Path
 ) -> None:
     words = {k: v for k, v in SHORT.items() if k not in ("max_new_tokens", "n_eval")} | {
-        "base": clip_base, "output_dir": tmp_path / "run", "n_train": 32,
-    }  # fmt: skip
+        "base": clip_base,
+        "output_dir": tmp_path / "run",
+        "n_train": 32,
+    }
     words |= changes | ({} if name == "clip_captions" else {"n_eval": 8})
     found = unread(SETTINGS[name], words, load_script(f"recipes/{recipe}.py").main)
     assert found <= ({"model"} if name == "clip_caer" else set())
@@ -124,17 +144,42 @@ def test_every_field_of_clip_recipes_is_read(
 # --- fields that other fields switch off ----------------------------------------------------------
 
 LORA = ("lora_rank", "lora_alpha")
-RULES = {"endpoint": "http://x/v1", "model": "m", "saw_label": True, "prompt": "p", "samples": 2,
-         "api_key_env": "KEY", "concurrency": 2, "timeout": 5, "attempts": 2, "repairs": 2,
-         "request": {"seed": 1}, "image_side": 64, "price_in": 1, "price_out": 1, "temperature": 2,
-         "top_p": 0.5, "labels": "vote", "min_agreement": 0.7, "batch_size": 2,
-         "au_threshold": 2}  # fmt: skip
+RULES = {
+    "endpoint": "http://x/v1",
+    "model": "m",
+    "saw_label": True,
+    "prompt": "p",
+    "samples": 2,
+    "api_key_env": "KEY",
+    "concurrency": 2,
+    "timeout": 5,
+    "attempts": 2,
+    "repairs": 2,
+    "request": {"seed": 1},
+    "image_side": 64,
+    "price_in": 1,
+    "price_out": 1,
+    "temperature": 2,
+    "top_p": 0.5,
+    "labels": "vote",
+    "min_agreement": 0.7,
+    "batch_size": 2,
+    "au_threshold": 2,
+}
 FULL = {"llm": "full"}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # (settings, what switches the field off, the field with a value)
-    *[("sft_cot", FULL, {name: value}) for name, value in {
-        "lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0.1, "lora_variant": "dora",
-        "lora_modules": ["q_proj"], "train_embeddings": True}.items()],
+    *[
+        ("sft_cot", FULL, {name: value})
+        for name, value in {
+            "lora_rank": 4,
+            "lora_alpha": 4,
+            "lora_dropout": 0.1,
+            "lora_variant": "dora",
+            "lora_modules": ["q_proj"],
+            "train_embeddings": True,
+        }.items()
+    ],
     ("sft_cot", {"tower": "lora"}, {"cache_features": True}),
     ("sft_cot", {"schedule": "constant"}, {"warmup_steps": 5}),
     ("sft_cot", {}, {"data_root": "/data"}),
@@ -180,7 +225,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("robustness", {}, {"data_root": "/data"}),
     ("sweep", {"orders": 0}, {"n_orders": 5}),
     ("sweep", {}, {"data_root": "/data"}),
-]  # fmt: skip
+]
 
 
 def named(case: Any) -> str:
@@ -275,7 +320,9 @@ def test_a_run_on_other_data_does_not_inherit_limits(
 def test_shipped_files_have_no_contradictions() -> None:
     for path in sorted((ROOT / "recipes/configs").glob("*.yaml")):
         stored = config.read(path)
-        assert "limits" in stored or path.stem in ("clip_captions_tiny", "facial_r1_loop") or (
-            path.stem.startswith("synthesize")
-        ), path  # fmt: skip
+        assert (
+            "limits" in stored
+            or path.stem in ("clip_captions_tiny", "facial_r1_loop")
+            or (path.stem.startswith("synthesize"))
+        ), path
     assert issubclass(SFTSettings, Checked)

@@ -227,8 +227,10 @@ def test_videos_beside_folders(tmp_path, cache):
     rows = with_frames({"id": list("abcdnm")}, places, 4)
     assert rows.columns["id"] == ["a", "b", "c"]
     assert {reason: len(what) for reason, what in rows.skipped.items()} == {
-        "a video that cannot be decoded": 1, "no folder of frames": 1, "no frames in the folder": 1,
-    }  # fmt: skip
+        "a video that cannot be decoded": 1,
+        "no folder of frames": 1,
+        "no frames in the folder": 1,
+    }
     assert "d.webm' is not a video" in rows.skipped["a video that cannot be decoded"][0]
     own, first, second = rows.columns["frames"]
     assert [Path(one).name for one in own] == ["1.jpg", "2.jpg", "2.jpg", "3.jpg"]

@@ -77,8 +77,10 @@ def test_null_one_view_or_several():
     two = [one, one | {"show": "scene"}]
     assert crops.views_as_dict(crops.parse_views(two)) == two
     assert crops.views_as_dict(crops.parse_views([one])) == one
-    folders = {crops.parse_views(one | {"show": show})[0].folder
-               for show in ("face", "boxed", "context", "scene", "person")}  # fmt: skip
+    folders = {
+        crops.parse_views(one | {"show": show})[0].folder
+        for show in ("face", "boxed", "context", "scene", "person")
+    }
     assert len(folders) == 5
     wider = one | {"margin_px": 20}
     assert crops.views_as_dict(crops.parse_views(wider)) == wider

@@ -40,8 +40,9 @@ def of_processor(predictor: LocalModel, images: list[Image.Image], prompt: Any) 
     family, processor = predictor.family, predictor.processor
     if family.NAME == "paligemma":
         text = prompt.messages()[-1]["content"][-1]["text"]
-        return processor(text=["<image>" * len(images) + text], images=[images],
-                         return_tensors="pt")  # fmt: skip
+        return processor(
+            text=["<image>" * len(images) + text], images=[images], return_tensors="pt"
+        )
     text = family.prompt_text(processor, prompt.messages())
     special = not text.startswith(processor.tokenizer.bos_token or "\0")
     return processor(text=[text], images=[images], return_tensors="pt", add_special_tokens=special)
@@ -122,8 +123,9 @@ def test_features_of_the_tower_give_the_loss_of_pixels(predictor: LocalModel) ->
     batch = encode.Collator(processor, family)(encoded)
     batch.pop("labels")
     stored = [[{"bytes": png(one), "path": None} for one in row] for row in ROWS]
-    rows = Dataset.from_dict({"images": stored, "image": [row[0] for row in stored],
-                              "row": [4, 7, 5]})  # fmt: skip
+    rows = Dataset.from_dict(
+        {"images": stored, "image": [row[0] for row in stored], "row": [4, 7, 5]}
+    )
     features = all_tower_features(predictor.model, family, rows, processor)
     assert {number: len(own) for number, own in features.items()} == {4: 2, 7: 2, 5: 2}
     flat = [one for number in (4, 7, 5) for one in features[number]]

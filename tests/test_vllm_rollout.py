@@ -95,8 +95,20 @@ def test_a_server_that_is_gone_is_tried_again(tmp_path: Path) -> None:
 def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_path: Path) -> None:
     main = load_script("recipes/grpo.py").main  # memorised trains the projector, too
     with pytest.raises(UserError, match="projector: full"):
-        main(["--start", str(memorised), "--vllm", "http://127.0.0.1:1/v1", "--n_train", "4",
-              "--n_eval", "2", "--output_dir", str(tmp_path)])  # fmt: skip
+        main(
+            [
+                "--start",
+                str(memorised),
+                "--vllm",
+                "http://127.0.0.1:1/v1",
+                "--n_train",
+                "4",
+                "--n_eval",
+                "2",
+                "--output_dir",
+                str(tmp_path),
+            ]
+        )
 
 
 # --- the real one ---------------------------------------------------------------------------------
@@ -111,8 +123,15 @@ def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
     corpus += [str(PROMPT.messages())] * 20
     qwen_vl.build_tiny(folder / "base", corpus, head=32, vision_width=64)
-    words = {"base": folder / "base", "tower": "frozen", "projector": "frozen", "n_eval": 2,
-             "train_embeddings": "false", "epochs": 10, "lora_dropout": 0.0}  # fmt: skip
+    words = {
+        "base": folder / "base",
+        "tower": "frozen",
+        "projector": "frozen",
+        "n_eval": 2,
+        "train_embeddings": "false",
+        "epochs": 10,
+        "lora_dropout": 0.0,
+    }
     assert sft_cot(folder / "run", *(w for k, v in words.items() for w in (f"--{k}", str(v)))) == 0
     return folder / "run"
 
@@ -129,19 +148,41 @@ class Vllm:
 
     def __enter__(self) -> Vllm:
         environment = os.environ | {
-            "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        }  # fmt: skip
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        }
         environment.pop("OMP_NUM_THREADS", None)
         environment["PATH"] = f"{Path(str(VLLM)).parent}:{environment['PATH']}"
-        words = ["serve", str(self.base), "--dtype", "float32", "--enforce-eager", "--port",
-                 str(self.port), "--max-model-len", "512", "--max-num-seqs", "16",
-                 "--limit-mm-per-prompt", '{"image":1,"video":0}', "--enable-lora",
-                 "--max-lora-rank", "32", "--logprobs-mode", "processed_logprobs"]  # fmt: skip
+        words = [
+            "serve",
+            str(self.base),
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--port",
+            str(self.port),
+            "--max-model-len",
+            "512",
+            "--max-num-seqs",
+            "16",
+            "--limit-mm-per-prompt",
+            '{"image":1,"video":0}',
+            "--enable-lora",
+            "--max-lora-rank",
+            "32",
+            "--logprobs-mode",
+            "processed_logprobs",
+        ]
         self.process = subprocess.Popen(
-            [str(VLLM), *words], env=environment, start_new_session=True,
-            stdout=self.log.open("ab"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [str(VLLM), *words],
+            env=environment,
+            start_new_session=True,
+            stdout=self.log.open("ab"),
+            stderr=subprocess.STDOUT,
+        )
         deadline = time.monotonic() + 400
         while True:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -165,10 +206,23 @@ def vllm(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm
 
 
 def words(start: Path, url: str, output: Path, **changes: Any) -> list[str]:
-    fixed = {"start": start, "vllm": url, "output_dir": output, "n_train": 8, "n_eval": 2,
-             "group_size": 4, "batch_size": 2, "max_steps": 4, "save_steps": 2, "warmup_steps": 0,
-             "max_new_tokens": 40, "learning_rate": 1e-2, "schedule": "constant", "max_drift": 1e-4,
-             "rewards": "{repetition: 1, brevity: {words: 5}}"}  # fmt: skip
+    fixed = {
+        "start": start,
+        "vllm": url,
+        "output_dir": output,
+        "n_train": 8,
+        "n_eval": 2,
+        "group_size": 4,
+        "batch_size": 2,
+        "max_steps": 4,
+        "save_steps": 2,
+        "warmup_steps": 0,
+        "max_new_tokens": 40,
+        "learning_rate": 1e-2,
+        "schedule": "constant",
+        "max_drift": 1e-4,
+        "rewards": "{repetition: 1, brevity: {words: 5}}",
+    }
     return [w for k, v in (fixed | changes).items() for w in (f"--{k}", str(v))]
 
 
@@ -182,9 +236,12 @@ def log(folder: Path) -> list[dict[str, Any]]:
 def test_the_server_draws_from_the_policy_that_is_trained(
     start: Path, vllm: Vllm, tmp_path: Path, temperature: float
 ) -> None:
-    assert load_script("recipes/grpo.py").main(
-        words(start, vllm.url, tmp_path, temperature=temperature)
-    ) == 0  # fmt: skip
+    assert (
+        load_script("recipes/grpo.py").main(
+            words(start, vllm.url, tmp_path, temperature=temperature)
+        )
+        == 0
+    )
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     # The weights move, and the server with them: a stale adapter would be off by far more.

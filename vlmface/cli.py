@@ -218,13 +218,21 @@ def parser() -> argparse.ArgumentParser:
     crop = tools.add_parser("crop", help="cut the faces out once, into the cache of the recipes")
     _add_copy(crop)
     option(crop, "--size", Count, default=224, help="pixels a side")
-    option(crop, "--margin", NotNegative, default=0.2,
-           help="on each side, times the box's longer side")  # fmt: skip
-    crop.add_argument("--find", choices=("given", "detect"), default="given",
-                      help="the data set's own boxes (default), or a face detector")  # fmt: skip
-    crop.add_argument("--show", default="face",
-                      choices=("face", "boxed", "context", "scene", "person"),
-                      help="which view of the picture, see docs/context.md")  # fmt: skip
+    option(
+        crop, "--margin", NotNegative, default=0.2, help="on each side, times the box's longer side"
+    )
+    crop.add_argument(
+        "--find",
+        choices=("given", "detect"),
+        default="given",
+        help="the data set's own boxes (default), or a face detector",
+    )
+    crop.add_argument(
+        "--show",
+        default="face",
+        choices=("face", "boxed", "context", "scene", "person"),
+        help="which view of the picture, see docs/context.md",
+    )
     crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
     crop.set_defaults(run=_data_crop)
 
@@ -232,24 +240,40 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", help="image files, folders or videos")
     _add_model(predict)
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
-    predict.add_argument("--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-                         help="which face of the one image, in pixels")  # fmt: skip
-    predict.add_argument("--faces", choices=("none", "largest", "all"),
-                         help="the faces to look for in each image; none: each image is shown as a "
-                         "whole (default: largest for a run that was trained on faces and where "
-                         "vlmface[detect] is installed, otherwise none)")  # fmt: skip
+    predict.add_argument(
+        "--box",
+        nargs=4,
+        type=float,
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="which face of the one image, in pixels",
+    )
+    predict.add_argument(
+        "--faces",
+        choices=("none", "largest", "all"),
+        help="the faces to look for in each image; none: each image is shown as a "
+        "whole (default: largest for a run that was trained on faces and where "
+        "vlmface[detect] is installed, otherwise none)",
+    )
     option(predict, "--batch_size", Count, default=16)
     predict.set_defaults(run=_predict)
 
-    serve = commands.add_parser("serve", help="vLLM as a run needs it, checked against the run",
-                                allow_abbrev=False)  # fmt: skip
-    serve.add_argument("runs", nargs="+", metavar="RUN",
-                       help="run folder, or NAME=FOLDER; several adapters of one base")  # fmt: skip
+    serve = commands.add_parser(
+        "serve", help="vLLM as a run needs it, checked against the run", allow_abbrev=False
+    )
+    serve.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, or NAME=FOLDER; several adapters of one base",
+    )
     serve.add_argument("--vllm", help="its executable (default: $VLLM, or vllm on the path)")
     serve.add_argument("--host", default="127.0.0.1")
     option(serve, "--port", Port, default=8000)
-    serve.add_argument("--dtype", choices=("float32", "bfloat16"),
-                       help="(default: bfloat16 on a GPU, float32 on a CPU)")  # fmt: skip
+    serve.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="(default: bfloat16 on a GPU, float32 on a CPU)",
+    )
     option(serve, "--max_num_seqs", Count, default=64, help="answers at a time")
     serve.add_argument("--dry-run", action="store_true", help="print vLLM's command only")
     serve.set_defaults(run=_serve, words=[])
@@ -259,18 +283,27 @@ def parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="fold a run's adapter into its base, as a checkpoint")
     merge.add_argument("run_dir", metavar="RUN", type=Path, help="run folder of a recipe")
     merge.add_argument("out", metavar="OUT", type=Path, help="folder to make")
-    merge.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-                       help="of the stored weights (default float32: not rounded)")  # fmt: skip
+    merge.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the stored weights (default float32: not rounded)",
+    )
     merge.add_argument("--license", metavar="ID", help="licence id of the model card")
     merge.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the model hub")
     merge.set_defaults(run=_merge)
 
     compare = commands.add_parser("compare", help="several runs on the same faces, in one table")
-    compare.add_argument("runs", nargs="+", metavar="RUN",
-                         help="folder of a run or evaluation, or NAME=FOLDER; the first is what "
-                         "the others are held against")  # fmt: skip
-    compare.add_argument("--output_dir", default="compare",
-                         help="folder to write (default compare)")  # fmt: skip
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run or evaluation, or NAME=FOLDER; the first is what "
+        "the others are held against",
+    )
+    compare.add_argument(
+        "--output_dir", default="compare", help="folder to write (default compare)"
+    )
     compare.add_argument(
         "--benchmark",
         metavar="NAME|FILE",
@@ -280,26 +313,35 @@ def parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser("score-file", help="score the answers that another system wrote")
     score.add_argument("file", metavar="FILE", type=Path, help="its answers, with the truth")
-    score.add_argument("--format", required=True,
-                       choices=("ferbench", "facial-r1", "expllm", "jsonl"))  # fmt: skip
-    score.add_argument("--label_space", metavar="NAME",
-                       help="what may be answered (default emotion8, or as asked)")  # fmt: skip
-    score.add_argument("--au_set", nargs="+", default=[], metavar="AU",
-                       help="AUs to score, or the benchmark whose set it is (default: those that "
-                       "the truth lists and, where it does not say what was coded, those that an "
-                       "answer names)")  # fmt: skip
+    score.add_argument(
+        "--format", required=True, choices=("ferbench", "facial-r1", "expllm", "jsonl")
+    )
+    score.add_argument(
+        "--label_space", metavar="NAME", help="what may be answered (default emotion8, or as asked)"
+    )
+    score.add_argument(
+        "--au_set",
+        nargs="+",
+        default=[],
+        metavar="AU",
+        help="AUs to score, or the benchmark whose set it is (default: those that "
+        "the truth lists and, where it does not say what was coded, those that an "
+        "answer names)",
+    )
     score.add_argument("--output_dir", type=Path, help="folder to write (default scores/FILE)")
     score.set_defaults(run=_score_file)
 
-    inspect = commands.add_parser("inspect", help="a run's training rows token by token",
-                                  allow_abbrev=False)  # fmt: skip
+    inspect = commands.add_parser(
+        "inspect", help="a run's training rows token by token", allow_abbrev=False
+    )
     _add_settings(inspect)
     option(inspect, "--n", Natural, default=3, help="rows to print")
     inspect.add_argument("--color", action="store_true", help="colours, also into a file")
     inspect.set_defaults(run=_inspect)
 
-    plan = commands.add_parser("plan", help="memory and steps of a run, before it is started",
-                               allow_abbrev=False)  # fmt: skip
+    plan = commands.add_parser(
+        "plan", help="memory and steps of a run, before it is started", allow_abbrev=False
+    )
     _add_settings(plan)
     plan.add_argument("--gpu", metavar="SIZE", help="such as 24GB (default: this machine's CPU)")
     plan.add_argument("--measure", action="store_true", help="take four real steps, for the time")
@@ -310,24 +352,36 @@ def parser() -> argparse.ArgumentParser:
 def _add_settings(command: argparse.ArgumentParser) -> None:
     """The arguments of a recipe: `main` hands on what is unknown here as `words`."""
     command.usage = f"{command.prog} [--config FILE] [options] [--field value ...]"
-    command.add_argument("--config", default="sft_cot_tiny",
-                         help="settings: a YAML file, or a name in recipes/configs")  # fmt: skip
+    command.add_argument(
+        "--config",
+        default="sft_cot_tiny",
+        help="settings: a YAML file, or a name in recipes/configs",
+    )
     command.set_defaults(words=[])
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     """The arguments that say who answers."""
-    command.add_argument("--model", required=True,
-                         help="run folder of a recipe, or the URL of a server")  # fmt: skip
+    command.add_argument(
+        "--model", required=True, help="run folder of a recipe, or the URL of a server"
+    )
     command.add_argument("--prompt", help="ask this one of the run's prompts (default: all)")
-    command.add_argument("--run", metavar="RUN", dest="run_dir",
-                         help="of a server: the run folder that it serves")  # fmt: skip
+    command.add_argument(
+        "--run", metavar="RUN", dest="run_dir", help="of a server: the run folder that it serves"
+    )
     command.add_argument("--served", metavar="NAME", help="of a server: its name for the model")
-    command.add_argument("--api_key_env", metavar="NAME",
-                         help="of a server: environment variable that holds its key")  # fmt: skip
-    command.add_argument("--request", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-                         help="of a server: fields of each request, such as temperature=null "
-                         "max_completion_tokens=256; null removes a field")  # fmt: skip
+    command.add_argument(
+        "--api_key_env", metavar="NAME", help="of a server: environment variable that holds its key"
+    )
+    command.add_argument(
+        "--request",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of a server: fields of each request, such as temperature=null "
+        "max_completion_tokens=256; null removes a field",
+    )
 
 
 def _add_gateway(command: argparse.ArgumentParser) -> None:
@@ -337,28 +391,64 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     command.add_argument("--host", default="127.0.0.1", help="to listen at (default 127.0.0.1)")
     option(command, "--port", Port, default=8080, help="to listen at; 0: any free one")
-    command.add_argument("--client_keys_env", metavar="NAME",
-                         help="environment variable with the keys, one of which clients must send "
-                         "(default: anyone may send requests)")  # fmt: skip
-    option(command, "--rate", limits["rate"], metavar="N",
-           help="requests a minute of one client (default: any number)")  # fmt: skip
+    command.add_argument(
+        "--client_keys_env",
+        metavar="NAME",
+        help="environment variable with the keys, one of which clients must send "
+        "(default: anyone may send requests)",
+    )
+    option(
+        command,
+        "--rate",
+        limits["rate"],
+        metavar="N",
+        help="requests a minute of one client (default: any number)",
+    )
     option(command, "--max_mb", limits["max_mb"], default=10, help="of a request")
-    option(command, "--max_megapixels", limits["max_megapixels"], default=24,
-           help="of a picture")  # fmt: skip
+    option(command, "--max_megapixels", limits["max_megapixels"], default=24, help="of a picture")
     option(command, "--max_faces", limits["max_faces"], default=10, help="of a picture")
-    option(command, "--max_in_flight", limits["max_in_flight"], default=64,
-           help="requests answered at once")  # fmt: skip
-    option(command, "--body_timeout", limits["body_timeout_s"], default=10, metavar="S",
-           help="seconds for a request to arrive")  # fmt: skip
-    option(command, "--answer_timeout", limits["answer_timeout_s"], default=120, metavar="S",
-           help="seconds to answer it")  # fmt: skip
-    option(command, "--drain", limits["drain_s"], default=30, metavar="S",
-           help="seconds to finish requests that have arrived")  # fmt: skip
-    command.add_argument("--trusted_proxy", metavar="ADDRESS",
-                         help="of a proxy whose X-Forwarded-For is believed")  # fmt: skip
-    command.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME",
-                         help="more names that clients may call it by, such as that of a proxy "
-                         "(default: --host and the names of this machine)")  # fmt: skip
+    option(
+        command,
+        "--max_in_flight",
+        limits["max_in_flight"],
+        default=64,
+        help="requests answered at once",
+    )
+    option(
+        command,
+        "--body_timeout",
+        limits["body_timeout_s"],
+        default=10,
+        metavar="S",
+        help="seconds for a request to arrive",
+    )
+    option(
+        command,
+        "--answer_timeout",
+        limits["answer_timeout_s"],
+        default=120,
+        metavar="S",
+        help="seconds to answer it",
+    )
+    option(
+        command,
+        "--drain",
+        limits["drain_s"],
+        default=30,
+        metavar="S",
+        help="seconds to finish requests that have arrived",
+    )
+    command.add_argument(
+        "--trusted_proxy", metavar="ADDRESS", help="of a proxy whose X-Forwarded-For is believed"
+    )
+    command.add_argument(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="more names that clients may call it by, such as that of a proxy "
+        "(default: --host and the names of this machine)",
+    )
     command.set_defaults(run=_gateway)
 
 
@@ -380,8 +470,14 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help="the data set's name in vlmface")
     command.add_argument("root", metavar="ROOT", nargs="?", help="folder of your copy")
     command.add_argument("--split", nargs="+", action="extend", default=[], help="default: all")
-    command.add_argument("--option", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-                         help="the data set's own options, such as fold=2")  # fmt: skip
+    command.add_argument(
+        "--option",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the data set's own options, such as fold=2",
+    )
     option(command, "--workers", Count, help="threads (default: all cores)")
 
 
@@ -466,8 +562,11 @@ def _list_recipes() -> None:
         text = resource(f"recipes/{name}.py").read_text(encoding="utf-8")
         summary = ast.get_docstring(ast.parse(text)) or ""
         sentence = " ".join(summary.partition("\n\n")[0].split())
-        print(textwrap.fill(f"{name:17}{sentence}", 100, initial_indent="  ",
-                            subsequent_indent=" " * 19))  # fmt: skip
+        print(
+            textwrap.fill(
+                f"{name:17}{sentence}", 100, initial_indent="  ", subsequent_indent=" " * 19
+            )
+        )
     print("\nconfigurations (--config NAME, or your own YAML file):")
     names = sorted(path.stem for path in resource("recipes/configs").glob("*.yaml"))
     print(textwrap.fill(", ".join(names), 100, initial_indent="  ", subsequent_indent="  "))

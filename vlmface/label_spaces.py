@@ -322,10 +322,16 @@ EMOTIC = SPACES["emotic26"].labels
 MAFW_ORDERS = {
     "anger": SPACES["mafw11"].labels,
     "happiness": (
-        "happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear",
+        "happiness",
+        "sadness",
+        "neutral",
+        "anger",
+        "surprise",
+        "disgust",
+        "fear",
         *SPACES["mafw11"].labels[7:],
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -354,25 +360,52 @@ _AFFECTNET = "neutral happiness sadness surprise fear disgust anger contempt"
 CODINGS: dict[str, Coding] = {
     coding.id: coding
     for coding in (
-        Coding("rafdb", _codes("surprise fear disgust happiness sadness anger neutral", 1),
-               "RAF-DB basic, EmoLabel/list_patition_label.txt, second column"),
-        Coding("affectnet", _codes(f"{_AFFECTNET} none uncertain non-face"),
-               "AffectNet, column `expression` and annotations/*_exp.npy"),
-        Coding("affectnet_sample", _codes(_AFFECTNET, 1),
-               "AffectNet sample with a csv `image,emotion`: the same order, counted from 1"),
-        Coding("fer2013", _codes("anger disgust fear happiness sadness surprise neutral"),
-               "FER2013, fer2013.csv column `emotion`; folder copies sort by name instead"),
-        Coding("ferplus", _codes("neutral happiness surprise sadness anger disgust fear contempt "
-                                 "unknown no_face"),
-               "FERPlus, fer2013new.csv vote columns in their order; the last is `NF`"),
-        Coding("ckplus", _codes("neutral anger contempt disgust fear happiness sadness surprise"),
-               "CK+, Emotion/*/*_emotion.txt, a float in the file"),
-        Coding("dfew", _codes("happiness sadness neutral anger surprise disgust fear", 1),
-               "DFEW, EmoLabel_DataSplit/*(single-labeled)/set_*.csv column `label`"),
-        Coding("faba", _codes("happiness sadness surprise anger neutral disgust fear"),
-               "FABA-Instruct, eval_emotion_anno.json `label`; emotions2num of EmoLA's scorer"),
-        Coding("affwild2", _codes("invalid neutral anger disgust fear happiness sadness surprise "
-                                  "other", -1),
-               "Aff-Wild2, expression track; -1 marks a frame that is not annotated"),
+        Coding(
+            "rafdb",
+            _codes("surprise fear disgust happiness sadness anger neutral", 1),
+            "RAF-DB basic, EmoLabel/list_patition_label.txt, second column",
+        ),
+        Coding(
+            "affectnet",
+            _codes(f"{_AFFECTNET} none uncertain non-face"),
+            "AffectNet, column `expression` and annotations/*_exp.npy",
+        ),
+        Coding(
+            "affectnet_sample",
+            _codes(_AFFECTNET, 1),
+            "AffectNet sample with a csv `image,emotion`: the same order, counted from 1",
+        ),
+        Coding(
+            "fer2013",
+            _codes("anger disgust fear happiness sadness surprise neutral"),
+            "FER2013, fer2013.csv column `emotion`; folder copies sort by name instead",
+        ),
+        Coding(
+            "ferplus",
+            _codes(
+                "neutral happiness surprise sadness anger disgust fear contempt unknown no_face"
+            ),
+            "FERPlus, fer2013new.csv vote columns in their order; the last is `NF`",
+        ),
+        Coding(
+            "ckplus",
+            _codes("neutral anger contempt disgust fear happiness sadness surprise"),
+            "CK+, Emotion/*/*_emotion.txt, a float in the file",
+        ),
+        Coding(
+            "dfew",
+            _codes("happiness sadness neutral anger surprise disgust fear", 1),
+            "DFEW, EmoLabel_DataSplit/*(single-labeled)/set_*.csv column `label`",
+        ),
+        Coding(
+            "faba",
+            _codes("happiness sadness surprise anger neutral disgust fear"),
+            "FABA-Instruct, eval_emotion_anno.json `label`; emotions2num of EmoLA's scorer",
+        ),
+        Coding(
+            "affwild2",
+            _codes("invalid neutral anger disgust fear happiness sadness surprise other", -1),
+            "Aff-Wild2, expression track; -1 marks a frame that is not annotated",
+        ),
     )
-}  # fmt: skip
+}

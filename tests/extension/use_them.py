@@ -25,9 +25,12 @@ assert "portraits" in data.names() and data.shows_faces("portraits")
 assert [item.weight for item in rewards.parse({"mood": {"wrong": -1.0}})] == [0.5]
 
 common = {
-    "data": "portraits", "data_root": folder / "data", "benchmark": folder / "bench.yaml",
-    "warmup_steps": 0, "max_new_tokens": 8,
-}  # fmt: skip
+    "data": "portraits",
+    "data_root": folder / "data",
+    "benchmark": folder / "bench.yaml",
+    "warmup_steps": 0,
+    "max_new_tokens": 8,
+}
 
 
 def main(script: str, **settings: object) -> None:
@@ -37,18 +40,38 @@ def main(script: str, **settings: object) -> None:
 
 
 main(
-    "recipes/sft_attributes.py", **common, base=base, output_dir=folder / "sft",
-    prompt="asks_mood", batch_size=4, epochs=40, learning_rate=5e-3, tower="frozen", lora_rank=16,
-    lora_alpha=32, lora_dropout=0.0, train_embeddings=True, save_steps=500,
-)  # fmt: skip
+    "recipes/sft_attributes.py",
+    **common,
+    base=base,
+    output_dir=folder / "sft",
+    prompt="asks_mood",
+    batch_size=4,
+    epochs=40,
+    learning_rate=5e-3,
+    tower="frozen",
+    lora_rank=16,
+    lora_alpha=32,
+    lora_dropout=0.0,
+    train_embeddings=True,
+    save_steps=500,
+)
 main(
-    "recipes/grpo.py", **common, start=folder / "sft", output_dir=folder / "grpo",
-    rewards="{format: 1, mood: {weight: 2, wrong: -1}}", group_size=2, batch_size=2, max_steps=1,
+    "recipes/grpo.py",
+    **common,
+    start=folder / "sft",
+    output_dir=folder / "grpo",
+    rewards="{format: 1, mood: {weight: 2, wrong: -1}}",
+    group_size=2,
+    batch_size=2,
+    max_steps=1,
     save_steps=1,
-)  # fmt: skip
+)
 main(
-    "eval/run.py", benchmark=folder / "bench.yaml", data_root=folder / "data",
-    model=folder / "grpo", output_dir=folder / "again",
-)  # fmt: skip
+    "eval/run.py",
+    benchmark=folder / "bench.yaml",
+    data_root=folder / "data",
+    model=folder / "grpo",
+    output_dir=folder / "again",
+)
 runs = [str(folder / "sft"), str(folder / "again")]
 assert cli.main(["compare", *runs, "--output_dir", str(folder / "compared")]) == 0

@@ -79,10 +79,21 @@ def theirs_trains(folder: Path, files: list[str], said: list[str]) -> float:
             return found
 
     settings = argparse.Namespace(
-        device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=True,
-        grad_clip_norm=1.0, horovod=False, rank=0, local_rank=0, log_every_n_steps=1000,
-        log_local=False, world_size=1, batch_size=BATCH, wandb=False,
-    )  # fmt: skip
+        device="cpu",
+        precision="fp32",
+        distill=False,
+        accum_freq=1,
+        skip_scheduler=True,
+        grad_clip_norm=1.0,
+        horovod=False,
+        rank=0,
+        local_rank=0,
+        log_every_n_steps=1000,
+        log_local=False,
+        world_size=1,
+        batch_size=BATCH,
+        wandb=False,
+    )
     for epoch in range(EPOCHS):
         upstream.train_one_epoch(
             model, {"train": DataInfo(loader)}, Kept(), epoch, optimizer, None, None, None, settings
@@ -103,10 +114,17 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
 
     with tempfile.TemporaryDirectory() as out:
         settings = contrastive.Settings(
-            base=str(folder), data="", probe_data="", output_dir=out, batch_size=BATCH,
-            epochs=EPOCHS, learning_rate=RATE, schedule="constant", logging_steps=1,
+            base=str(folder),
+            data="",
+            probe_data="",
+            output_dir=out,
+            batch_size=BATCH,
+            epochs=EPOCHS,
+            learning_rate=RATE,
+            schedule="constant",
+            logging_steps=1,
             save_steps=10_000,
-        )  # fmt: skip
+        )
         clip = model.load_clip(folder)
         pairs = contrastive.ContrastivePairs(clip, [[i] for i in range(len(said))], said, settings)
         data = trainer.ImageDataset(rows, clip, settings.cache_gib)
@@ -214,8 +232,10 @@ def main() -> None:
                         f"open_clip {pair[1][0]:.2f} s ({pair[1][1]:.4f})",
                         flush=True,
                     )
-    print(f"largest difference of mean losses {equal['training']:.1e}, of accuracies "
-          f"{equal['zero_shot']:.1e}")  # fmt: skip
+    print(
+        f"largest difference of mean losses {equal['training']:.1e}, of accuracies "
+        f"{equal['zero_shot']:.1e}"
+    )
     assert equal["training"] < 1e-3 and equal["zero_shot"] < 1e-9
     ratios = {
         task: statistics.median(theirs / ours for ours, theirs in runs)

@@ -64,8 +64,9 @@ def main() -> None:
         n = len(paths)
         rows = to_dataset(
             Rows({"id": [f"x-{k}" for k in range(n)], "image": paths, "face_box": [BOX] * n}),
-            "x", "train",
-        )  # fmt: skip
+            "x",
+            "train",
+        )
         faces = crop_cache.cache_view(rows, crop, progress=False)["image"][:]
         fast = [np.asarray(open_row_image(face)) for face in faces]
         slow = [np.asarray(crops.render_view(open_image(path), BOX, crop)) for path in paths]

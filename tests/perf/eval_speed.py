@@ -101,8 +101,9 @@ def is_tie(model: Any, processor: Any, prompt: Any, image: Any, expected: Any, t
     random, are equally likely to rounding."""
     import torch
 
-    same = max(k for k in range(len(expected) + 1)
-               if text.startswith(text_of(processor, expected[:k])))  # fmt: skip
+    same = max(
+        k for k in range(len(expected) + 1) if text.startswith(text_of(processor, expected[:k]))
+    )
     inputs = plain_inputs(model, processor, prompt, image, "")
     ids = torch.cat([inputs.pop("input_ids"), expected[None, :same]], 1)
     inputs["attention_mask"] = torch.ones_like(ids)
@@ -172,8 +173,10 @@ def main() -> None:
                         for one, ids, image in zip(found, expected, images, strict=False)
                     )
                     equal[task] = max(equal[task], different)
-    print(f"largest difference of log-likelihoods {equal['scoring']:.1e}, texts that differ "
-          f"{equal['generation']:.0f}")  # fmt: skip
+    print(
+        f"largest difference of log-likelihoods {equal['scoring']:.1e}, texts that differ "
+        f"{equal['generation']:.0f}"
+    )
     assert equal["scoring"] < 1e-4 and equal["generation"] == 0
     ratios = {
         task: statistics.median(theirs / ours for ours, theirs in runs)

@@ -222,18 +222,30 @@ def main() -> None:
     odd = sum(n for status, n in statuses.items() if status[:3] not in ("200", "429"))
     growth, latencies = growth_of(memory), sorted(latencies) or [0.0]
     ratio = together / alone
-    print(f"{words.clients} clients: {together:.2f} pictures a second, {ratio:.2f} times as many "
-          f"(bar {RATIO}); statuses {statuses}, lost {lost}, exit code {code}")  # fmt: skip
+    print(
+        f"{words.clients} clients: {together:.2f} pictures a second, {ratio:.2f} times as many "
+        f"(bar {RATIO}); statuses {statuses}, lost {lost}, exit code {code}"
+    )
     middle, late, last = (latencies[int(len(latencies) * share)] for share in (0.5, 0.95, 0.99))
-    print(f"time to answer: median {middle:.2f} s, 95 % within {late:.2f} s, 99 % within "
-          f"{last:.2f} s")  # fmt: skip
-    print(f"memory {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB, "
-          f"growth after {WARM_S:g} s {growth:.1%} (bar {GROWTH:.0%})")  # fmt: skip
+    print(
+        f"time to answer: median {middle:.2f} s, 95 % within {late:.2f} s, 99 % within {last:.2f} s"
+    )
+    print(
+        f"memory {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB, "
+        f"growth after {WARM_S:g} s {growth:.1%} (bar {GROWTH:.0%})"
+    )
     run = {
-        "alone_per_s": alone, "together_per_s": together, "clients": words.clients,
-        "seconds": words.seconds, "bombs": words.bombs, "p95_s": late, "statuses": statuses,
-        "rss_mb": memory, "rss_growth": growth, "exit_code": code,
-    }  # fmt: skip
+        "alone_per_s": alone,
+        "together_per_s": together,
+        "clients": words.clients,
+        "seconds": words.seconds,
+        "bombs": words.bombs,
+        "p95_s": late,
+        "statuses": statuses,
+        "rss_mb": memory,
+        "rss_growth": growth,
+        "exit_code": code,
+    }
     harness.write(
         words.json,
         "gateway_load",

@@ -66,9 +66,12 @@ def read(
     if split not in module.SPLITS:
         raise UserError(
             f"{name} has no split {split!r}: it has {', '.join(module.SPLITS)}"
-            + ("" if "validation" in module.SPLITS else
-               "; data.hold_out takes a validation part of its training people")
-        )  # fmt: skip
+            + (
+                ""
+                if "validation" in module.SPLITS
+                else "; data.hold_out takes a validation part of its training people"
+            )
+        )
     return module.read(_root(name, root), split, **protocol)
 
 

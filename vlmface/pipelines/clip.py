@@ -295,10 +295,13 @@ def export(run_dir: str | Path, out: str | Path) -> None:
     shape = clip_run.classifier.shape
     beyond = {
         "image: adapters": shape.image == "adapters",
-        "head: linear": shape.head == "linear", "text: prompts": shape.text == "prompts",
-        "several views": shape.views > 1, "frames": shape.frames > 1,
-        "affect": shape.affect != "none", "several labels": clip_run.prompt.several,
-    }  # fmt: skip
+        "head: linear": shape.head == "linear",
+        "text: prompts": shape.text == "prompts",
+        "several views": shape.views > 1,
+        "frames": shape.frames > 1,
+        "affect": shape.affect != "none",
+        "several labels": clip_run.prompt.several,
+    }
     if more := [name for name, is_used in beyond.items() if is_used]:
         raise UserError(
             f"{run_dir} answers with more than the towers ({', '.join(more)}), which open_clip has "

@@ -220,8 +220,11 @@ def write_page(folder: Path, rounds: int) -> None:
     numbers = range(1, rounds + 1)
     runs = [compare.read(folder / f"round{n}" / "grpo", f"round {n}") for n in numbers]
     runs += [compare.read(folder / f"round{n}" / "sft", f"round {n}, before GRPO") for n in numbers]
-    notes = [{"title": f"Written after round {n}", **_written(path)} for n in numbers
-             if (path := folder / f"round{n}" / "synthetic" / "summary.json").exists()]  # fmt: skip
+    notes = [
+        {"title": f"Written after round {n}", **_written(path)}
+        for n in numbers
+        if (path := folder / f"round{n}" / "synthetic" / "summary.json").exists()
+    ]
     result = compare.compare(runs)
     page = compare.write(result, folder, title=f"Facial-R1 loop, {rounds} rounds", notes=notes)
     print(compare.markdown(result))

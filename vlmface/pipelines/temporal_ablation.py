@@ -146,14 +146,16 @@ def compare(
     middle = frames // 2
     still = _still(settings, parts[2], middle, said[f"frame {middle}"])
     return {
-        "n": {name: len(part.targets) for name, part in
-              zip(("train", "validation", "test"), parts, strict=True)},
+        "n": {
+            name: len(part.targets)
+            for name, part in zip(("train", "validation", "test"), parts, strict=True)
+        },
         "frames": frames,
         "models": models,
         "best_frame": best,
         "differences": differences,
         "still": still,
-    }  # fmt: skip
+    }
 
 
 @dataclasses.dataclass
@@ -216,9 +218,11 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
     """An untrained classifier, and its own settings."""
     set_seed(settings.seed)
     own = dataclasses.replace(
-        settings, output_dir=str(_folder(settings, name)), select="best",
+        settings,
+        output_dir=str(_folder(settings, name)),
+        select="best",
         frames=settings.frames if name == CLIP else 1,
-    )  # fmt: skip
+    )
     clip = model.load_clip(settings.base, device=distributed.device())
     return Classifier(clip, label_texts.load(settings.prompt), own.shape(1)), own
 
@@ -244,18 +248,24 @@ def _still(
 def _truths(rows: datasets.Dataset, benchmark: Any) -> list[dict[str, Any]]:
     hidden = [c for c in ("image", "frames", "images") if c in rows.column_names]
     samples = [FaceSample.from_row(row) for row in rows.remove_columns(hidden)]
-    return [{"id": s.id, "subject": s.subject, "truth": answering.truth(s, benchmark)}
-            for s in samples]  # fmt: skip
+    return [
+        {"id": s.id, "subject": s.subject, "truth": answering.truth(s, benchmark)} for s in samples
+    ]
 
 
 def _rows(
     shares: torch.Tensor, truths: Sequence[Mapping[str, Any]], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     return [
-        {**true, "label": labels[int(row.argmax())], "status": "strict", "aus": None,
-         "probabilities": None}
+        {
+            **true,
+            "label": labels[int(row.argmax())],
+            "status": "strict",
+            "aus": None,
+            "probabilities": None,
+        }
         for true, row in zip(truths, shares, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -276,9 +276,13 @@ def encode_prompts(
         size = row_images.image_sizes(images[index], needed=start.family.NEEDS_SIZE)
         try:
             text = encode.encode_text(
-                start.processor, start.family, messages, None,
-                max_length=start.max_length - max_new_tokens, image_size=size,
-            )  # fmt: skip
+                start.processor,
+                start.family,
+                messages,
+                None,
+                max_length=start.max_length - max_new_tokens,
+                image_size=size,
+            )
         except RefusedError as error:
             left_out[error.reason] += 1
             continue
@@ -490,17 +494,23 @@ def _server(start: Start, settings: Settings) -> Any:
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
     sampling = NEUTRAL_SAMPLING | {
-        "temperature": settings.temperature, "top_p": settings.top_p,
-        "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
-        "logit_bias": {str(image): -100}, "skip_special_tokens": False,
-    }  # fmt: skip
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_new_tokens,
+        "stop_token_ids": list(stops),
+        "logit_bias": {str(image): -100},
+        "skip_special_tokens": False,
+    }
     flags = start.family.vllm_flags(
         start.processor, max_length=start.max_length, policy=start.policy
     )
     return VLLMRolloutServer(
-        settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
-        sampling | flags["extra_body"], padding=start.family.padding(start.processor),
-    )  # fmt: skip
+        settings.vllm,
+        start.prompt,
+        Path(settings.output_dir) / "rollout",
+        sampling | flags["extra_body"],
+        padding=start.family.padding(start.processor),
+    )
 
 
 def write_manifest(

@@ -304,9 +304,11 @@ def save_trained(
             # request from the hub whether the base's vocabulary has grown.
             final.peft_config["default"].base_model_name_or_path = base
             final.save_pretrained(
-                run_dir, selected_adapters=["default"], save_embedding_layers=False,
+                run_dir,
+                selected_adapters=["default"],
+                save_embedding_layers=False,
                 state_dict=state,
-            )  # fmt: skip
+            )
             (run_dir / "README.md").unlink(missing_ok=True)
             processor.save_pretrained(run_dir)
         else:
