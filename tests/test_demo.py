@@ -213,9 +213,9 @@ def test_large_frames_are_kept_small(example: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"no video", "This file is no video that can be read"),
+        (b"no video", "This file is not a video that can be read"),
         (b"", "This file is empty"),
-        (b"#EXTM3U\nfile:///etc/passwd\n", "This file is no video"),
+        (b"#EXTM3U\nfile:///etc/passwd\n", "This file is not a video"),
         (None, "has been deleted"),
     ],
 )
@@ -739,7 +739,7 @@ def test_a_video_is_answered_by_its_middle_frame_and_frame_by_frame(
     one.upload(("broken.mp4", b"no video"))
     problem = one.panel.locator(".vf-problem")
     problem.wait_for()
-    assert "is no video that can be read" in problem.inner_text()
+    assert "is not a video that can be read" in problem.inner_text()
     assert "vlmface-demo" not in problem.inner_text()  # the folder that it lies in
     assert one.panel.locator("button[aria-label^='Trim video']:visible").count() == 0
     assert one.panel.get_by_label("Clear").is_visible()

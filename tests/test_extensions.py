@@ -81,6 +81,7 @@ def trained(installed: Path, base: Path, tmp_path_factory: pytest.TempPathFactor
             "dataset": "portraits",
             "split": "test",
             "label_space": "mood3",
+            "metrics": ["dark_missed"],
             "source": "test",
         },
     )
@@ -109,6 +110,10 @@ def test_a_package_trains_evaluates_and_compares(trained: Path) -> None:
     found = json.loads((trained / "grpo" / "vlmface.json").read_text(encoding="utf-8"))
     assert found["data"]["rewards"] == {"format": 1, "mood": {"weight": 2, "wrong": -1}}
     assert found["data"]["name"] == "portraits"
+    after = scores["sft"]["after"]["attributes"]["context"]
+    assert (after["dark_missed"], after["ci95"]["dark_missed"][0]) == (0, 0)
+    family = json.loads((trained / "family" / "vlmface.json").read_text(encoding="utf-8"))
+    assert family["family"] == "face_llava"
 
 
 def test_a_run_needs_the_package_no_longer(

@@ -271,7 +271,10 @@ def test_a_background_changes_the_background_and_not_the_head():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"kind": "hair"}, "no pairs of kind 'hair'.*au, age, gender, ancestry, light, background"),
+        (
+            {"kind": "hair"},
+            "unknown kind of pairs 'hair'.*au, age, gender, ancestry, light, background",
+        ),
         ({"n": 0}, "1 to 10,000,000 faces, not 0"),
         ({"n": -3}, "not -3"),
         ({"split": "tests"}, "no split 'tests'"),

@@ -508,5 +508,5 @@ def test_the_adapter_says_what_is_wrong_with_a_folder(tmp_path):
         data.load("rationales")
     with pytest.raises(UserError, match=r"built from split 'train', not 'test'"):
         data.load("rationales", tmp_path / "mini", "test")
-    with pytest.raises(UserError, match="no folder of `vlmface rationale build`"):
+    with pytest.raises(UserError, match="is not a folder of `vlmface rationale build`"):
         data.load("rationales", tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from samples import load_script
 
-from vlmface import cli, data, label_spaces, label_texts, prompts
+from vlmface import cli, data, families, label_spaces, label_texts, prompts
 from vlmface.train import rewards
 
 base, folder = sys.argv[1], Path(sys.argv[2])
@@ -72,6 +72,20 @@ main(
     data_root=folder / "data",
     model=folder / "grpo",
     output_dir=folder / "again",
+)
+
+# A checkpoint of the package's own family.
+corpus = [str(prompts.load("asks_mood").messages()), "USER: ASSISTANT:", *space.labels] * 20
+families.get("face_llava").build_tiny(folder / "face_llava", corpus)
+main(
+    "recipes/sft_attributes.py",
+    **common,
+    base=folder / "face_llava",
+    output_dir=folder / "family",
+    prompt="asks_mood",
+    batch_size=4,
+    epochs=1,
+    save_steps=500,
 )
 runs = [str(folder / "sft"), str(folder / "again")]
 assert cli.main(["compare", *runs, "--output_dir", str(folder / "compared")]) == 0

@@ -264,13 +264,12 @@ def join_tasks(tasks: Sequence[Task]) -> datasets.Dataset:
 
 
 def describe_rows(tasks: Sequence[Task], n: int) -> dict[str, Any]:
-    """For metrics.json: how many rows were trained on, and how many skipped, by prompt if there are
-    several."""
+    """For metrics.json: how many rows were trained on, by prompt, and how many were skipped."""
     of_prompts = [task for task in tasks if task.prompt is not None]
     several = len(of_prompts) > 1
     skipped = Counter[str]()
     for task in tasks:
         prefix = f"{task.name}: " if several or task.prompt is None else ""
         skipped.update({f"{prefix}{reason}": count for reason, count in task.skipped.items()})
-    by_prompt = {"n_by_prompt": {task.name: len(task.rows) for task in of_prompts}}
-    return {"n": n, **(by_prompt if several else {}), "left_out": dict(skipped)}
+    by_prompt = {task.name: len(task.rows) for task in of_prompts}
+    return {"n": n, "n_by_prompt": by_prompt, "left_out": dict(skipped)}

@@ -22,12 +22,12 @@ from vlmface.prompts import Prompt, Question
 from vlmface.run_dir import read_log
 from vlmface.train.checks import check_supported
 from vlmface.train.settings import Lora, SFTSettings
+from vlmface.utils import distributed
 from vlmface.utils.distributed import (
     PROCESS_TIMEOUT,
     check_sharding,
     disable_deepspeed_shm,
     is_main,
-    mixed_precision,
     sharding,
 )
 
@@ -187,7 +187,7 @@ def shared_arguments(settings: Any) -> dict[str, Any]:
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
-        "bf16": mixed_precision(),
+        "bf16": distributed.mixed_precision(),
         "use_cpu": not gpu,
         "remove_unused_columns": False,
         "dataloader_pin_memory": gpu,
@@ -237,7 +237,7 @@ def _model(
     import torch
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    half = mixed_precision() and settings.uses_lora
+    half = distributed.mixed_precision() and settings.uses_lora
     model = family.load_model(
         base,
         dtype=torch.bfloat16 if half else torch.float32,
