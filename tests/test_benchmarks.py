@@ -132,7 +132,7 @@ class Scripted:
         self.texts, self.prompts, self.prompt = texts, asked, asked[0]
         self.left: Iterator[str] = iter(())
 
-    def asking(self, prompt: Prompt) -> Scripted:
+    def with_prompt(self, prompt: Prompt) -> Scripted:
         other = copy.copy(self)
         other.prompt, other.left = prompt, iter(self.texts[prompt.id])
         return other

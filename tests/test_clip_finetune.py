@@ -308,7 +308,7 @@ def test_an_exported_run_is_a_clip_of_open_clip(done: Path, tmp_path: Path) -> N
 def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rationales"):
         ClipModel.load(done).score([], ["because"])
-    with pytest.raises(UserError, match="shown 1 view"):
+    with pytest.raises(UserError, match="takes 1 view"):
         ClipModel.load(done).predict([[None, None]], preprocessed=True)
     with pytest.raises(UserError, match="was trained with prompt clip_emotion"):
         ClipModel.load(done, prompt="face_cot")

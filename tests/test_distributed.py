@@ -426,7 +426,7 @@ def test_sharding_that_did_not_happen_is_refused(
     plain = SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=False)
     distributed.check_sharding(plain)
     launched_with(kind.upper())
-    with pytest.raises(UserError, match=f"asked for {kind}, but would train without it"):
+    with pytest.raises(UserError, match=f"launched with {kind}, but would train without it"):
         distributed.check_sharding(plain)
     distributed.check_sharding(SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=True))
 

@@ -54,7 +54,7 @@ def test_a_run_whose_base_is_gone_or_whose_prompt_changed(
     found, _ = manifest.load(copy)
     argv = ["--benchmark", "synth", "--model", str(copy)]
     dataclasses.replace(found, base={"id": str(tmp_path / "gone"), "sha": "0" * 12}).save(copy)
-    with pytest.raises(UserError, match=r"needs its base model '.*gone', which is gone"):
+    with pytest.raises(UserError, match=r"needs its base model '.*gone', which is missing"):
         evaluation.main(argv)
     found.save(copy)
     sha = found.prompts[0]["sha"]

@@ -115,7 +115,7 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
         server.models = ["base", "lora"]
         with pytest.raises(UserError, match="serves base, lora: choose one with --served"):
             evaluation.main([*argv, "--prompt", "face_cot"])
-    with pytest.raises(UserError, match="is no URL"):
+    with pytest.raises(UserError, match="is not a URL"):
         evaluation.main(
             [
                 "--benchmark",

@@ -284,7 +284,7 @@ def test_wrongly_written_weights_are_refused(
 def test_an_interruption_leaves_nothing(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> str:
+    def interrupted(*_: Any, **__: Any) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model_card, "render", interrupted)

@@ -190,7 +190,7 @@ def test_other_names_in_a_run_import_nothing(
 ) -> None:
     copied = tmp_path / "run"
     shutil.copytree(run_dir, copied, ignore=shutil.ignore_patterns("checkpoints"))
-    path = copied / manifest.NAME
+    path = copied / manifest.FILENAME
     content = json.loads(path.read_text(encoding="utf-8"))
     named = {"rewards": {"trap:reward": 1, f"{tmp_path}/trap.py:reward": 1}}
     for name in ("trap", "trap.py", f"{tmp_path}/trap.py"):

@@ -164,7 +164,7 @@ def test_a_manifest_of_another_family_is_refused(run_dir: Path, tmp_path: Path) 
 
 
 def test_a_base_model_needs_a_prompt(base: Path) -> None:
-    with pytest.raises(UserError, match=r"is no vlmface run .*say which prompt"):
+    with pytest.raises(UserError, match=r"is not a vlmface run .*choose a prompt"):
         LocalModel.load(base)
 
 

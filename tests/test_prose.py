@@ -43,47 +43,6 @@ BANNED = re.compile(
     re.I,
 )
 
-# Python files that still have such phrases. The list may only shrink: a file without any must be
-# taken out.
-UNFINISHED: tuple[str, ...] = (
-    "vlmface/data/loading.py",
-    "vlmface/demo/app.py",
-    "vlmface/demo/batch.py",
-    "vlmface/demo/example_media.py",
-    "vlmface/demo/model_choices.py",
-    "vlmface/demo/tabs.py",
-    "vlmface/demo/views.py",
-    "vlmface/infer/batcher.py",
-    "vlmface/infer/clip.py",
-    "vlmface/infer/endpoint.py",
-    "vlmface/infer/face_report.py",
-    "vlmface/infer/local.py",
-    "vlmface/infer/predictor.py",
-    "vlmface/label_spaces.py",
-    "vlmface/manifest.py",
-    "vlmface/rationale/build.py",
-    "vlmface/rationale/ground_truth.py",
-    "vlmface/rationale/rules.py",
-    "vlmface/rationale/self_training.py",
-    "vlmface/schema.py",
-    "vlmface/serving/gateway/command.py",
-    "vlmface/serving/gateway/http_errors.py",
-    "vlmface/serving/gateway/inference.py",
-    "vlmface/serving/gateway/observability.py",
-    "vlmface/serving/gateway/request_parsing.py",
-    "vlmface/serving/gateway/settings.py",
-    "vlmface/serving/vllm.py",
-    "vlmface/tools/estimate_memory.py",
-    "vlmface/tools/model_card.py",
-    "vlmface/train/group_trainer.py",
-    "vlmface/train/loss.py",
-    "vlmface/train/rewards.py",
-    "vlmface/train/trainer.py",
-    "vlmface/utils/image_headers.py",
-    "vlmface/utils/jsonl_journal.py",
-    "vlmface/utils/rounding.py",
-)
-
 
 def hits(text: str) -> list[str]:
     """The banned phrases of a text, each with what surrounds it."""
@@ -156,10 +115,7 @@ def test_docs_and_comments_of_settings_are_plain_english(path):
 
 def test_python_texts_are_plain_english():
     found = {str(path.relative_to(ROOT)): python_hits(path) for path in PYTHON}
-    wrong = {name: texts for name, texts in found.items() if texts and name not in UNFINISHED}
-    assert wrong == {}
-    done = [name for name in UNFINISHED if not found.get(name)]
-    assert done == [], "take these files out of UNFINISHED"
+    assert {name: texts for name, texts in found.items() if texts} == {}
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))

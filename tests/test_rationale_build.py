@@ -420,7 +420,7 @@ def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, cap
             (teacher(server, "--api_key_env", "NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
             (teacher(server, "--request", "seed"), "is not NAME=VALUE"),
             (["--label_space", "gender"], "rationales explain emotions"),
-            (["--style", "rich"], "no style 'rich'"),
+            (["--style", "rich"], "unknown style 'rich'"),
             (["--min_recall", "2"], "min_recall is 2"),
             (["--option", "colour=red"], "no option 'colour'"),
         ):

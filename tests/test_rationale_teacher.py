@@ -308,5 +308,5 @@ def test_prompts_of_ones_own(tmp_path):
         path.write_text(good.replace(*change))
         with pytest.raises(UserError, match=message):
             teacher_prompts.load(path)
-    with pytest.raises(UserError, match="no teacher prompt 'best': use one of with_label"):
+    with pytest.raises(UserError, match="unknown teacher prompt 'best': use one of with_label"):
         teacher_prompts.load("best")

@@ -143,5 +143,5 @@ def test_speed(style: str) -> None:
 
 
 def test_unknown_style() -> None:
-    with pytest.raises(UserError, match="no style 'rich': use one of plain, varied"):
+    with pytest.raises(UserError, match="unknown style 'rich': use one of plain, varied"):
         rules.write({4: 3}, "anger", style="rich")

@@ -617,7 +617,7 @@ def test_archives_take_images_of_every_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         for name in names:
             archive.write(face(tmp_path / "x.png", 1), name)
-    items = batch.unpack([tmp_path / "faces.zip"])
+    items = batch.read_files([tmp_path / "faces.zip"])
     assert [item.name for item in items] == names
     assert {open_image(item.data).size for item in items} == {(48, 48)}
 

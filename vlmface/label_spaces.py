@@ -80,7 +80,7 @@ class LabelSpace:
 
     def canonical(self, text: str) -> str | None:
         """The label that `text` is, up to case, spaces, punctuation and aliases; else None.
-        The whole text must match: "unhappy" and "not happy" are no labels."""
+        The whole text must match: "unhappy" and "not happy" are not labels."""
         return self.index.get(normalise(text))
 
     def of_age(self, years: float) -> str:

@@ -37,7 +37,7 @@ class FaceSample:
     """A labelled face. `face_box` is [x0, y0, x1, y1] in pixels, `valence` and `arousal` are -1..1,
     `aus` lists the annotated AUs only (None: no AU was annotated). `age_group`, `gender`, `race`
     and `context` keep the data set's own words. `saw_label`: the writer of the rationale was told
-    the labels, so that it is no evidence of what the face alone shows."""
+    the labels, so it is not evidence of what the face alone shows."""
 
     id: str
     dataset: str

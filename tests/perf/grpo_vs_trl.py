@@ -221,7 +221,7 @@ def equal_loss(folder: Path) -> dict[str, float]:
             if side == "ours":
                 shared = trainer._prompts([row["index"] for row in batch][::GROUP])
                 prompt_ids = shared["input_ids"].repeat_interleave(GROUP, 0)
-                inputs: dict[str, Any] = {"shared": shared, "drawn": torch.zeros(ids.shape)}
+                inputs: dict[str, Any] = {"shared": shared, "rollout_logps": torch.zeros(ids.shape)}
                 trainer.max_drift = float("inf")
                 trainer.never = []
             else:

@@ -111,7 +111,7 @@ def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     """The options of a data set, or those of OF_ALL, from words of the command line such as
     "fold=2". Values are read as YAML, except where the option is a text. Raises UserError for a
-    word that is no such pair, and for an option that the data set does not have."""
+    word that is not a pair, and for an option that the data set does not have."""
     kinds = inspect.signature(dataset_module(name).read).parameters
     found = {}
     for word in words:

@@ -146,7 +146,7 @@ def au(
 ) -> float | None:
     """2 F_beta - 1 of the AUs that the answer names, over the annotated ones; in [-1, 1].
 
-    An AU that nobody annotated is neither right nor wrong. A face without any present AU gets 1 if
+    An AU without annotation is neither right nor wrong. A face without any present AU gets 1 if
     none is named, else -1. None without AU annotation.
     """
     if sample.aus is None:
