@@ -22,12 +22,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import data, distributed, facs, files
-from vlmface.config import command, option
-from vlmface.evaluate import metrics
-from vlmface.ranges import Count, Seed
+from vlmface import data, facs
+from vlmface.label_spaces import EMOTIONS, SPACES
+from vlmface.metrics import metrics
 from vlmface.synth.dataset import DEFAULT_N, VERSION
-from vlmface.taxonomy import EMOTIONS, SPACES
+from vlmface.utils import distributed, files
+from vlmface.utils.config import command, option
+from vlmface.utils.ranges import Count, Seed
 
 
 def tensors(
@@ -120,12 +121,14 @@ def main(argv: Sequence[str]) -> int:
         answers,
         SPACES["emotion8"],
         facs.SYNTH_AUS,
-        benchmark="synth",
-        model=name,
-        prompt={},
-        mode="free",
-        wall_s=time.time() - start,
-        peak_rss_gib=0.0,
+        {
+            "benchmark": "synth",
+            "model": name,
+            "prompt": {},
+            "mode": "free",
+            "wall_s": time.time() - start,
+            "peak_rss_gib": 0.0,
+        },
     )
     result = {
         "name": name,

@@ -5,8 +5,8 @@ python eval/clips.py --config clip_temporal_tiny --output_dir runs/clip_time
 
 from __future__ import annotations
 
-from vlmface.clip.needs_time import main
-from vlmface.config import command
+from vlmface.pipelines.temporal_ablation import main
+from vlmface.utils.config import command
 
 if __name__ == "__main__":
     command(main)

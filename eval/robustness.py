@@ -5,8 +5,8 @@ python eval/robustness.py --model runs/sft_cot
 
 from __future__ import annotations
 
-from vlmface.config import command
 from vlmface.evaluate.robustness import main
+from vlmface.utils.config import command
 
 if __name__ == "__main__":
     command(main)

@@ -5,8 +5,8 @@ python eval/run.py --benchmark synth --model runs/sft_cot
 
 from __future__ import annotations
 
-from vlmface.config import command
 from vlmface.evaluate.run import main
+from vlmface.utils.config import command
 
 if __name__ == "__main__":
     command(main)

@@ -5,8 +5,8 @@ python eval/sweep.py --models runs/sft_cot --prompts face_cot,expllm,r1_omni --o
 
 from __future__ import annotations
 
-from vlmface.config import command
 from vlmface.evaluate.sweep import main
+from vlmface.utils.config import command
 
 if __name__ == "__main__":
     command(main)

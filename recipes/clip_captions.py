@@ -1,85 +1,26 @@
 """Train a CLIP on captions of faces that are written from annotated attributes and action units
-(FLIP's way), and measure with linear probes what its features tell.
+(as in FLIP), and measure its features with linear probes before and after.
 
     python recipes/clip_captions.py                             # a small CLIP on rendered faces
     accelerate launch --num_processes 8 recipes/clip_captions.py --base ViT-B-32/openai ...
 
 The output folder opens in open_clip ("local-dir:FOLDER") and is a `base` for clip_finetune.py.
-Stopped at any moment, the same command goes on where it was.
+Training can be interrupted at any time; run the same command again to resume.
+The steps are in vlmface/pipelines/captions.py: prepare, probe, train, probe, report.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
-from vlmface import config, data
-from vlmface.clip import contrast, model, tiny
-from vlmface.data import crop_cache, crops
-from vlmface.files import atomic_write
-from vlmface.run_dir import begin, open_run
-from vlmface.train import checks, sft
-
-UNTRAINED = "untrained"  # a base: vlmface-tiny's image tower, and a text tower that knows no word
+from vlmface.pipelines import captions
+from vlmface.train.clip.contrastive import Settings
+from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = config.parse(
-        contrast.Settings, argv, default="clip_captions_tiny", usage=__doc__ or ""
-    )
-    sft.check_processes(settings.num_processes)
-    checks.machine(settings)
-    sft.use_all_cores()
-    with open_run(settings, last="metrics.json") as is_open:
-        if is_open:
-            train(settings)
-    return 0
-
-
-def train(settings: contrast.Settings) -> None:
-    """What the recipe does in its folder. Raises UserError."""
-    run_dir = Path(settings.output_dir)
-
-    device = sft.device()
-    if settings.base == UNTRAINED:
-        clip = tiny.build(settings.seed)
-        clip.model.to(device)
-    else:
-        clip = model.load(settings.base, device=device)
-    views = crops.parse(settings.crop)
-    with sft.main_first():
-        loaded = data.load(
-            settings.data, settings.data_root, settings.data_split, n=settings.n_train,
-            **settings.data_options,
-        )  # fmt: skip
-        probed = [
-            data.load(settings.probe_data, settings.probe_root, split, n=settings.n_probe)
-            for split in settings.probe_splits
-        ]
-        rows, *probed = [crop_cache.shown(part, views) for part in (loaded, *probed)]
-    parts = {"test": (probed[1], settings.probe_root)}
-    shared = checks.shared_people(rows, settings.data_root, parts)
-    checks.warmup(settings, checks.steps(settings, len(rows)))
-    begin(settings, partial(contrast.identity, clip, loaded, probed))
-    before = contrast.probe(clip, *probed, settings.eval_batch_size)
-    of_probes = checks.shared_people(probed[0], settings.probe_root, parts)
-    trained = contrast.train(clip, rows, settings) | shared
-    if sft.is_main():
-        model.save(clip, run_dir, settings.saved_as)
-    sft.wait_for_everyone()
-    after = contrast.probe(model.load(run_dir, device=device), *probed, settings.eval_batch_size)
-    if not sft.is_main():
-        return
-    scores = {"probes": {"before": before, "after": after, **of_probes}, "train": trained}
-    atomic_write(run_dir / "metrics.json", json.dumps(scores, indent=2) + "\n")
-    for name, found in after.items():
-        key = "f1_macro" if name == "au" else "accuracy"
-        print(
-            f"a linear probe reads {name}: {key} {found[key]:.3f} (before: {before[name][key]:.3f})"
-        )
-    print(f"next: python recipes/clip_finetune.py --base {run_dir}")
+    settings = config.parse(Settings, argv, default="clip_captions_tiny", usage=__doc__ or "")
+    return captions.run(settings)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,26 @@
-"""Fine-tune a CLIP of open_clip as a fast classifier of faces: linear probe, LoRA, learnt prompts
-or all of it, with labels as the loss, and measure it before (zero-shot) and after.
+"""Fine-tune a CLIP of open_clip as a fast classifier of faces: a linear probe, LoRA, learnt prompts
+or all weights, evaluated before (zero-shot) and after.
 
     python recipes/clip_finetune.py                            # the built-in CLIP on rendered faces
     python recipes/clip_finetune.py --image frozen --head linear --output_dir runs/clip_probe
     accelerate launch --num_processes 8 recipes/clip_finetune.py --config clip_finetune_vitl14
 
-Stopped at any moment, the same command goes on where it was.
+Training can be interrupted at any time; run the same command again to resume.
+The steps are in vlmface/pipelines/clip.py: prepare, evaluate, train, choose, evaluate, report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmface import config
-from vlmface.clip import run
-from vlmface.clip.settings import Settings
-from vlmface.run_dir import open_run
-from vlmface.train import checks, sft
+from vlmface.pipelines import clip
+from vlmface.train.clip.settings import Settings
+from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
     settings = config.parse(Settings, argv, default="clip_finetune_tiny", usage=__doc__ or "")
-    sft.check_processes(settings.num_processes)
-    checks.machine(settings)
-    sft.use_all_cores()
-    with open_run(settings) as is_open:
-        if is_open:
-            run.run("clip_finetune", settings)
-    return 0
+    return clip.run("clip_finetune", settings)
 
 
 if __name__ == "__main__":

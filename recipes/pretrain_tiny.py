@@ -8,7 +8,7 @@
    transformer from scratch learns nothing under a language loss alone, and slowly on its own.
 3. Language: tower, projector and Llama learn to answer plain questions on what is visible.
 4. Words: the same, and requests to repeat random tokens, so that every token can be written.
-Neither an action unit number nor an emotion word occurs. Every stage goes on from its last file.
+Neither an action unit number nor an emotion word occurs. Every stage resumes from its last file.
 About an hour and a half on two cores; the model card lies beside the weights.
 """
 
@@ -30,19 +30,20 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from tqdm import tqdm
 
-from vlmface import distributed, encode
-from vlmface.config import command, option
-from vlmface.families import llava, tiny
+from vlmface import encode, families
+from vlmface.label_spaces import SPACES
 from vlmface.prompts import load as load_prompt
-from vlmface.ranges import Count, Seed
 from vlmface.synth import dataset as synth
-from vlmface.synth import describe
+from vlmface.synth import face_descriptions
 from vlmface.synth.faces import Sample
 from vlmface.synth.geometry import PART_CLASSES, landmark_vertices, load_geometry
-from vlmface.taxonomy import SPACES
+from vlmface.utils import distributed
+from vlmface.utils.config import command, option
+from vlmface.utils.ranges import Count, Seed
 
 STAGES = ("teacher", "geometry", "language", "words")
 PATCH, SIZE = 12, 96  # pixels
+LLAVA = families.get("llava")
 MODES = 24  # of skin movement; the next one moves the skin by less than a twentieth of a millimetre
 TEACHER_WIDTH = 160
 MUON_RATE, ADAM_RATE = 0.02, 1e-3  # peaks
@@ -195,7 +196,8 @@ def geometry_loss(
         "pose": F.mse_loss(pose, batch["pose"]),
         "parts": F.cross_entropy(parts.transpose(1, 2), batch["parts"].flatten(2)),
     }
-    total = sum(WEIGHTS[name] * loss for name, loss in losses.items())
+    weighted = (WEIGHTS[name] * loss for name, loss in losses.items())
+    total = sum(weighted, start=torch.zeros(()))
     return total, {name: loss.item() for name, loss in losses.items()}
 
 
@@ -211,7 +213,8 @@ class Log:
     """log.jsonl: one line every `every` steps, and the progress bar's text."""
 
     def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every, self.sums, self.count, self.start = path, every, {}, 0, time.time()
+        self.path, self.every, self.count, self.start = path, every, 0, time.time()
+        self.sums: dict[str, float] = {}
 
     def __call__(self, stage: str, step: int, values: dict, bar: tqdm) -> None:
         for name, value in values.items():
@@ -254,11 +257,11 @@ def language_rows(
     which teach the head to write every piece of its vocabulary."""
 
     def row(content: list[dict], answer: str) -> dict[str, Any]:
-        return encode.encode_text(processor, llava, [{"role": "user", "content": content}], answer)
+        return encode.encode_text(processor, LLAVA, [{"role": "user", "content": content}], answer)
 
     rows = []
     for sample in samples:
-        question, answer = describe.question_and_answer(sample, rng)
+        question, answer = face_descriptions.question_and_answer(sample, rng)
         rows.append(row([{"type": "image"}, {"type": "text", "text": question}], answer))
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_tokens)
@@ -297,7 +300,7 @@ def run_stage(
     log: Log,
 ) -> None:
     """Minimise `loss_at(step)`, which also returns what to log, over `groups` of (module, scale of
-    its learning rates). Goes on from the last state of `modules` in folder/NAME.pt."""
+    its learning rates). Resumes from the last state of `modules` in folder/NAME.pt."""
     path = folder / f"{name}.pt"
     steppers = optimisers(groups)
     keep = modules | {f"optimiser {i}": stepper for i, stepper in enumerate(steppers)}
@@ -415,7 +418,7 @@ class Pretraining:
     def train_language(self, name: str, first: int, steps: int, copies: int, rate: float) -> None:
         """Stages 3 and 4: questions on faces and `copies` requests to repeat tokens a step; the
         geometry losses stay on, lest the tower forgets."""
-        collate = encode.Collator(self.processor, llava)
+        collate = encode.Collator(self.processor, LLAVA)
 
         def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
             index, generator = self.draw(first, step, 0, self.arguments.language_batch)
@@ -428,7 +431,7 @@ class Pretraining:
             ]
             text = collate(language_rows(self.processor, samples, copies, rng))
             labels = text.pop("labels")
-            seen = llava.features_input(self.model, patches)
+            seen = LLAVA.inputs_from_features(self.model, list(patches))
             logits = self.model(**text, **seen, use_cache=False).logits
             text_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             geometry, values = geometry_loss(self.heads(patches), batch)
@@ -489,11 +492,13 @@ def main(argv: Sequence[str]) -> int:
     samples = [synth.draw(0, "pretrain", i) for i in tqdm(range(arguments.faces), "sampling")]
     rng = np.random.default_rng(arguments.seed)
     corpus = [
-        part for sample in samples[:8000] for part in describe.question_and_answer(sample, rng)
+        part
+        for sample in samples[:8000]
+        for part in face_descriptions.question_and_answer(sample, rng)
     ]
     # The prompts' own words, so that they are not spelt letter by letter.
     corpus += [str(load_prompt("face_cot").messages()[-1]["content"][-1]["text"])] * 3
-    model, processor = tiny.build_llava(
+    model, processor = LLAVA.build_tiny(
         arguments.output_dir / "checkpoint",
         corpus,
         image_size=SIZE,
@@ -502,6 +507,8 @@ def main(argv: Sequence[str]) -> int:
         vision_layers=arguments.vision_layers,
         hidden=arguments.width,
         layers=arguments.layers,
+        mlp=512,
+        vocab_size=1024,
         seed=arguments.seed,
     )
     heads = Geometry(arguments.width, len(landmark_vertices()[0]))
@@ -516,7 +523,7 @@ def main(argv: Sequence[str]) -> int:
     copies = arguments.language_batch // 2
     pretraining.train_language("words", 700_000_000, arguments.words_steps, copies, 0.7)
     reset_unwritten(model, processor)
-    llava.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
+    LLAVA.save_checkpoint(model.half().eval(), processor, arguments.output_dir / "checkpoint")
     count = sum(p.numel() for p in model.parameters())
     print(f"saved {arguments.output_dir / 'checkpoint'}: {count:,} parameters")
     return 0

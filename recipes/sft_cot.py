@@ -1,107 +1,26 @@
-"""Teach a vision-language model to name the muscles that moved, explain them and conclude the
-emotion: supervised fine-tuning on rationales that rules write from action units.
+"""Teach a vision-language model to describe which facial muscles moved, explain them and conclude
+the emotion: supervised fine-tuning on rationales that rules write from action units.
 
     python recipes/sft_cot.py                                   # vlmface-tiny on rendered faces
     python recipes/sft_cot.py --n_train 1000 --output_dir runs/small
     accelerate launch --num_processes 8 recipes/sft_cot.py --config sft_cot_llava
 
-Stopped at any moment, the same command goes on where it was.
+Training can be interrupted at any time; run the same command again to resume.
+The steps are in vlmface/pipelines/sft.py: prepare, evaluate, train, evaluate, report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
-from vlmface import config, data, families, manifest, prompts
-from vlmface.data import crop_cache, crops
-from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
-from vlmface.evaluate import run as evaluation
-from vlmface.run_dir import begin, open_run
-from vlmface.train import budget, checks, sft, texts
+from vlmface.pipelines import sft
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import config
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = config.parse(sft.Settings, argv, default="sft_cot_tiny", usage=__doc__ or "")
-    sft.check_processes(settings.num_processes)
-    sft.check_machine(settings)
-    sft.use_all_cores()
-    with open_run(settings) as is_open:
-        if is_open:
-            train(settings)
-    return 0
-
-
-def train(settings: sft.Settings) -> None:
-    """What the recipe does in its folder. Raises UserError."""
-    run_dir = Path(settings.output_dir)
-
-    # What is asked, of which model, about which faces.
-    if len(settings.prompts) != 1:
-        raise UserError(f"prompt is {settings.prompt}: for several use recipes/sft_attributes.py")
-    prompt = prompts.load(settings.prompts[0])
-    benchmark = benchmarks.load_benchmark(settings.benchmark)
-    answering.scored_prompts(benchmark, [prompt])
-    baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse(settings.crop)
-    prompts.check_images([prompt], len(views), settings.frames)
-    base = manifest.resolve(settings.base)
-    family = families.get(families.family_of(base))
-    sft.check_policy(settings, family)
-    processor = family.load_processor(base)
-    families.set_max_pixels(family, processor, settings.max_pixels)
-    with sft.main_first():
-        loaded = data.load(
-            settings.data,
-            settings.data_root,
-            settings.data_split,
-            n=settings.n_train,
-            **settings.data_options,
-        )
-        samples = crop_cache.shown(loaded, views, settings.frames)
-        benchmark_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
-        faces = benchmarks.load_rows(
-            benchmark, benchmark_root, settings.n_eval, views, settings.frames
-        )
-    shared = checks.shared_people(samples, settings.data_root, {"test": (faces, benchmark_root)})
-    length = {"max_length": settings.max_length, "seed": settings.seed}
-    budget.fit_pixels(samples, processor, family, [prompt], **length)
-    rows, left_out = sft.encode_rows(samples, processor, family, prompt, **length)
-    if settings.text_data:
-        rows, lost = texts.add(rows, settings.text_data, processor, family, settings.max_length)
-        left_out |= lost
-    checks.warmup(settings, checks.steps(settings, len(rows)))
-
-    same = begin(settings, partial(sft.identity, settings, loaded, rows, faces, [prompt], base))
-    ask = partial(
-        answering.answer_once,
-        rows=faces,
-        benchmark=benchmark,
-        prompts=[prompt],
-        processor=processor,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.eval_batch_size,
-    )
-    before = ask(settings.base, run_dir / "predictions_before.jsonl")
-    trained = sft.train(base, processor, family, rows, settings)
-    trained |= {"n": len(rows), "left_out": left_out, **shared}
-    if sft.is_main():
-        about = {"name": settings.data, "split": settings.data_split, "n": len(rows),
-                 "options": settings.data_options, "fingerprint": same["data"]}  # fmt: skip
-        aus = answering.au_set(benchmark, prompt)
-        sft.write_manifest("sft_cot", settings, base, family, processor, [prompt], aus, about)
-    sft.wait_for_everyone()
-    after = ask(settings.output_dir, run_dir / "predictions.jsonl")
-    if not sft.is_main():
-        return
-
-    trained["peak_rss_gib"] = round(sft.peak_rss_gib(), 3)
-    models = (settings.base, settings.output_dir)
-    evaluation.conclude(
-        run_dir, models, before, after, benchmark, [prompt], faces, trained, baseline
-    )
+    settings = config.parse(SFTSettings, argv, default="sft_cot_tiny", usage=__doc__ or "")
+    return sft.run("sft_cot", settings)
 
 
 if __name__ == "__main__":

@@ -19,23 +19,40 @@ def tags(count: int, size: int, *, kind: int = 1, entries: bytes = b"") -> bytes
     claimed = b"".join(struct.pack("<HHII", 40_000 + i, kind, size, 8) for i in range(count))
     total = count + len(entries) // 12
     return (
-        b"II*\0" + struct.pack("<I", 8 + size) + bytes(size)
-        + struct.pack("<H", total) + entries + claimed + bytes(4)
-    )  # fmt: skip
+        b"II*\0"
+        + struct.pack("<I", 8 + size)
+        + bytes(size)
+        + struct.pack("<H", total)
+        + entries
+        + claimed
+        + bytes(4)
+    )
 
 
 def tiff(*more: tuple[int, int, int, int], width: int = 64, height: int = 64) -> bytes:
     """An uncompressed grey TIFF; `more` are tags (tag, type, count, value) added or replaced."""
-    kept = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1),
-            262: (3, 1, 1), 273: (4, 1, 8), 277: (3, 1, 1), 278: (4, 1, height),
-            279: (4, 1, width * height)}  # fmt: skip
+    kept = {
+        256: (4, 1, width),
+        257: (4, 1, height),
+        258: (3, 1, 8),
+        259: (3, 1, 1),
+        262: (3, 1, 1),
+        273: (4, 1, 8),
+        277: (3, 1, 1),
+        278: (4, 1, height),
+        279: (4, 1, width * height),
+    }
     kept |= {tag: rest for tag, *rest in more}  # type: ignore[misc]
     directory = b"".join(struct.pack("<HHII", tag, *rest) for tag, rest in sorted(kept.items()))
     body = bytes(4096)
     return (
-        b"II*\0" + struct.pack("<I", 8 + len(body)) + body
-        + struct.pack("<H", len(kept)) + directory + bytes(4)
-    )  # fmt: skip
+        b"II*\0"
+        + struct.pack("<I", 8 + len(body))
+        + body
+        + struct.pack("<H", len(kept))
+        + directory
+        + bytes(4)
+    )
 
 
 def directories(count: int) -> bytes:
@@ -85,9 +102,11 @@ def empty_scans(count: int, size: tuple[int, int], first: int = 0) -> bytes:
     table = bytes([1, *[0] * 15])
     out += segment(0xC4, b"\x00" + table + b"\0") + segment(0xC4, b"\x10" + table + b"\0")
     out += segment(0xDA, bytes([3, 1, 0, 2, 0, 3, 0, 0, 0, first]))
-    return out + b"".join(
-        segment(0xDA, bytes([1, 1 + i % 3, 0, 1, 63, first])) for i in range(count)
-    ) + b"\xff\xd9"  # fmt: skip
+    return (
+        out
+        + b"".join(segment(0xDA, bytes([1, 1 + i % 3, 0, 1, 63, first])) for i in range(count))
+        + b"\xff\xd9"
+    )
 
 
 def gif(*blocks: bytes, frames: int = 1) -> bytes:
@@ -98,9 +117,14 @@ def gif(*blocks: bytes, frames: int = 1) -> bytes:
 
 def webp_chunks(count: int) -> bytes:
     plain = encoded(picture(1, (64, 48)), "WEBP", lossless=True)
-    body = b"WEBP" + struct.pack("<4sII", b"VP8X", 10, 0x08) + struct.pack("<I", 63)[:3] + (
-        struct.pack("<I", 47)[:3]
-    ) + plain[12:] + struct.pack("<4sI", b"JUNK", 0) * count  # fmt: skip
+    body = (
+        b"WEBP"
+        + struct.pack("<4sII", b"VP8X", 10, 0x08)
+        + struct.pack("<I", 63)[:3]
+        + (struct.pack("<I", 47)[:3])
+        + plain[12:]
+        + struct.pack("<4sI", b"JUNK", 0) * count
+    )
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -141,9 +165,13 @@ def _overlapping(strips: int, size: int) -> bytes:
     start = 8 + 4096 + 2 + 10 * 12 + 4
     arrays = struct.pack("<I", start + 8 * strips) * strips + struct.pack("<I", size) * strips
     file = tiff(
-        (259, 3, 1, 8), (278, 4, 1, 1), (273, 4, strips, start),
-        (279, 4, strips, start + 4 * strips), width=4_000, height=strips,
-    )  # fmt: skip
+        (259, 3, 1, 8),
+        (278, 4, 1, 1),
+        (273, 4, strips, start),
+        (279, 4, strips, start + 4 * strips),
+        width=4_000,
+        height=strips,
+    )
     return file + bytes(start - len(file)) + arrays + bytes(size)
 
 
@@ -171,7 +199,8 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "jpeg_scans": lambda: scans(2_000, (4800, 4800)),
     "jpeg_scans_without_data": lambda: empty_scans(5_000, BIG),
     "jpeg_scans_hidden": lambda: scans(2_000, (4800, 4800)).replace(
-        b"\xff\xda\0\x08\x01\x01\0\x01", b"\xff\x01\xff\xda\0\x08\x01\x01\0\x01"),
+        b"\xff\xda\0\x08\x01\x01\0\x01", b"\xff\x01\xff\xda\0\x08\x01\x01\0\x01"
+    ),
     "jpeg_segments": lambda: jpeg(*[segment(0xE5, b"")] * 500_000),
     "jpeg_fill": lambda: jpeg(b"\xff" * 3_000_000),
     "jpeg_junk": lambda: jpeg(segment(0xE5, b"") + bytes(3_000_000)),
@@ -180,10 +209,12 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "jpeg_exif_long": lambda: jpeg(*[segment(0xE1, b"Exif\0\0" + bytes(60_000))] * 50),
     "jpeg_frames": lambda: jpeg(segment(0xE2, b"MPF\0" + tags(1_500, 40_000))),
     "jpeg_resources": lambda: jpeg(
-        *[segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5_000)] * 20),
+        *[segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5_000)] * 20
+    ),
     "jpeg_arithmetic": lambda: scans(1, BIG).replace(b"\xff\xc2", b"\xff\xca", 1),
     "jpeg_resources_apart": lambda: jpeg(
-        *[segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 500)] * 200),
+        *[segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 500)] * 200
+    ),
     "png_chunks": lambda: png(64, 64, chunk(b"vpAg", b"") * 300_000),
     "png_frames": lambda: png(64, 64, chunk(b"fcTL", bytes(26)) * 30_000),
     "png_empty_pixels": lambda: png(64, 64, chunk(b"IDAT", b"") * 300_000),
@@ -202,12 +233,15 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "tiff_tags": lambda: tags(200, 5_000_000, entries=tiff()[8 + 4096 + 2 : -4]),
     "tiff_many_tags": lambda: tags(20_000, 100_000),
     "tiff_inner_tags": _inner_tags,
-    "tiff_tags_and_a_damage": lambda: tags(
-        200, 5_000_000, entries=tiff()[8 + 4096 + 2 : -4])[:-4 - 12]
-    + struct.pack("<HHII", 34665, 4, 9, 4_000_000_000) + bytes(4),
+    "tiff_tags_and_a_damage": lambda: (
+        tags(200, 5_000_000, entries=tiff()[8 + 4096 + 2 : -4])[: -4 - 12]
+        + struct.pack("<HHII", 34665, 4, 9, 4_000_000_000)
+        + bytes(4)
+    ),
     "tiff_strips": lambda: tiff((273, 4, 900_000, 8), (279, 4, 900_000, 8)) + bytes(3_700_000),
     "tiff_tile": lambda: tiff(
-        (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 64)),
+        (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 64)
+    ),
     "tiff_strips_over_each_other": lambda: _overlapping(5_000, 500_000),
     "tiff_scans": lambda: tiff((259, 3, 1, 7)) + b"\xff\xda" * 300_000,
     "tiff_lzma": lambda: tiff((259, 3, 1, 34_925)),
@@ -216,7 +250,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "ppm_comments": lambda: b"P2 1000 1000 255\n" + b"#\n" * 300_000 + b"1 " * 1000,
     "ppm_header": lambda: b"P6 #" + b"a" * 3_000_000 + b"\n64 64 255\n" + bytes(64 * 64 * 3),
     "ppm_levels": lambda: b"P6 6000 4000 100\n" + bytes(1000),
-}  # fmt: skip
+}
 
 
 # Within all limits of headers: done, or ended by the limits on memory and time.

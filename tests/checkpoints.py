@@ -1,18 +1,105 @@
-"""A random checkpoint of each model type, in a folder, with a tokenizer trained on a corpus."""
+"""Random checkpoints of every registered family, and what plain transformers makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from vlmface.families import tiny, tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
+import torch
 
+from vlmface import encode, families
+
+llava = families.get("llava")
+paligemma = families.get("paligemma")
+qwen_vl = families.get("qwen_vl")
+smolvlm = families.get("smolvlm")
+
+# {model type: (folder, corpus, **sizes) -> (model, processor)}
 BUILDERS: dict[str, Callable[..., Any]] = {
-    "llava": tiny.build_llava,
-    "paligemma": tiny_paligemma.build,
-    "qwen2_5_vl": tiny_qwen_vl.build_qwen_vl,
-    "qwen3_vl": partial(tiny_qwen_vl.build_qwen_vl, model_type="qwen3_vl"),
-    "smolvlm": tiny_smolvlm.build_smolvlm,
-    "idefics3": partial(tiny_smolvlm.build_smolvlm, model_type="idefics3"),
+    model_type: partial(families.get(name).build_tiny, model_type=model_type)
+    for name in families.FAMILIES
+    for model_type in families.get(name).MODEL_TYPES
 }
+
+
+def corpus() -> list[str]:
+    """Texts for the tokenizers: rationales, prompts and the words of the chat templates."""
+    from samples import FACES
+
+    from vlmface import prompts
+    from vlmface.rationale import rules
+
+    texts = [
+        rules.write(aus, emotion, form=form, seed=seed)
+        for aus, emotion in FACES
+        for form in ("think_answer", "three_part")
+        for seed in range(20)
+    ]
+    for name in ("face_cot", "expllm", "expllm_label"):
+        texts += [str(prompts.load(name).messages()), "USER: User: Assistant: system user"] * 20
+    return texts
+
+
+def processed(
+    processor: Any, messages: Sequence[Any], images: Sequence[Any], target: str | None = None
+) -> Any:
+    """The processor's own batch of one conversation, answered if there is a target."""
+    if not processor.chat_template:  # PaliGemma, whose processor writes the conversation itself
+        question = messages[-1]["content"][-1]["text"]
+        return processor(
+            text=[processor.image_token * len(images) + question],
+            images=[list(images)],
+            suffix=None if target is None else [target],
+            return_tensors="pt",
+        )
+    turns = list(messages)
+    if target is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": target}]})
+    text = processor.apply_chat_template(turns, add_generation_prompt=target is None)
+    special = not text.startswith(processor.tokenizer.bos_token or "\0")
+    return processor(
+        text=[text], images=[list(images)], return_tensors="pt", add_special_tokens=special
+    )
+
+
+def log_likelihoods(predictor: Any, images: Any, rationale: str = "") -> dict[str, float]:
+    """Log-likelihoods of the labels by one full forward pass for each."""
+    scores = {}
+    for label in predictor.prompt.space.labels:
+        text = predictor.prompt.wrap(rationale, label)
+        row = encode.encode(predictor.processor, predictor.family, predictor.messages, images, text)
+        batch = encode.Collator(predictor.processor, predictor.family)([row])
+        labels = batch.pop("labels")[0, 1:]
+        with torch.no_grad():
+            log_p = predictor.model(**batch, use_cache=False).logits[0, :-1].log_softmax(-1)
+        supervised = labels != encode.IGNORED
+        scores[label] = float(log_p[supervised].gather(-1, labels[supervised, None]).sum())
+    return scores
+
+
+def probabilities(scores: dict[str, float]) -> dict[str, float]:
+    """The label probabilities of log-likelihoods."""
+    values = torch.tensor(list(scores.values())).softmax(0).tolist()
+    return dict(zip(scores, values, strict=True))
+
+
+def write_script(monkeypatch: Any, predictor: Any, texts: Sequence[str]) -> None:
+    """Let generation write the given answers, a row each, through the real cache."""
+    tokenizer, generate = predictor.processor.tokenizer, predictor.model.generate
+    stop = predictor.family.stop_token_ids(predictor.processor)[0]
+    script = [[*tokenizer(t, add_special_tokens=False)["input_ids"], stop] for t in texts]
+
+    def scripted(**inputs: Any) -> Any:
+        start = inputs["input_ids"].shape[1]
+
+        def only_the_script(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores = torch.full_like(scores, -1e9)
+            for row, answer in enumerate(script):
+                scores[row, answer[min(ids.shape[1] - start, len(answer) - 1)]] = 0
+            return scores
+
+        return generate(**inputs, logits_processor=[only_the_script])
+
+    monkeypatch.setattr(predictor.model, "generate", scripted)
+    predictor.max_new_tokens = max(map(len, script))

@@ -22,15 +22,15 @@ def picture(colour: Sequence[int], number: int, side: int = 32) -> dict[str, obj
 
 
 def rows_of(clips: Sequence[tuple[str, list[dict[str, object]]]]) -> datasets.Dataset:
-    """(emotion, the pictures that are shown of it) -> rows with the column `shown`, or, where one
+    """(emotion, the pictures that are shown of it) -> rows with the column `images`, or, where one
     picture is shown, with it as their image."""
     several = len(clips[0][1]) > 1
     stored = [
         FaceSample(id=f"c{i}", dataset="test", image=pictures[0], emotion=emotion).to_row()
-        | ({"shown": pictures} if several else {})
+        | ({"images": pictures} if several else {})
         for i, (emotion, pictures) in enumerate(clips)
     ]
     kinds = features() | {"image": datasets.Image(decode=False)}
     if several:
-        kinds["shown"] = [datasets.Image(decode=False)]
+        kinds["images"] = [datasets.Image(decode=False)]
     return datasets.Dataset.from_list(stored, features=datasets.Features(kinds))

@@ -32,8 +32,9 @@ hypothesis_settings.load_profile("vlmface")
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaVA of one layer a tower: 32 x 32 pixels, 16 image tokens."""
+    from checkpoints import llava
+
     from vlmface import prompts
-    from vlmface.families import tiny
     from vlmface.rationale import rules
 
     corpus = [
@@ -45,18 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("face_cot", "expllm", "expllm_label"):
         corpus += [str(prompts.load(name).messages()), "USER: ASSISTANT:"] * 20
     folder = tmp_path_factory.mktemp("base")
-    tiny.build_llava(
-        folder,
-        corpus,
-        image_size=32,
-        patch_size=8,
-        vision_width=32,
-        vision_layers=2,
-        hidden=64,
-        layers=2,
-        mlp=64,
-        vocab_size=700,
-    )
+    llava.build_tiny(folder, corpus)
     return folder
 
 
@@ -75,13 +65,13 @@ def clip_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = open_clip.CLIP(**shape)
     config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
     folder = tmp_path_factory.mktemp("clip_base")
-    model.save(model.Clip(built, open_clip.SimpleTokenizer(), config, "small"), folder)
+    model.save_clip(model.Clip(built, open_clip.SimpleTokenizer(), config, "small"), folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def processor(base: Path) -> Any:
-    from vlmface.families import llava
+    from checkpoints import llava
 
     return llava.load_processor(base)
 
@@ -96,9 +86,15 @@ def clip_run(clip_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         if (recipe, *words) not in made:
             folder = tmp_path_factory.mktemp("clip_run") / "run"
             fixed = {
-                "base": clip_base, "output_dir": folder, "n_train": 16, "n_eval": 8, "epochs": 1,
-                "batch_size": 8, "warmup_steps": 0, "select": "last",
-            }  # fmt: skip
+                "base": clip_base,
+                "output_dir": folder,
+                "n_train": 16,
+                "n_eval": 8,
+                "epochs": 1,
+                "batch_size": 8,
+                "warmup_steps": 0,
+                "select": "last",
+            }
             argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
             assert load_script(f"recipes/{recipe}.py").main([*words, *argv]) == 0
             made[recipe, *words] = folder
@@ -123,9 +119,16 @@ def clip_views(clip_run: Callable[..., Path]) -> Path:
 def clip_frames(clip_run: Callable[..., Path]) -> Path:
     """A run of recipes/clip_finetune.py that is shown four frames of a clip."""
     return clip_run(
-        "clip_finetune", "--config", "clip_temporal_tiny", "--frames", "4", "--time", "mean",
-        "--validation_split", "null",
-    )  # fmt: skip
+        "clip_finetune",
+        "--config",
+        "clip_temporal_tiny",
+        "--frames",
+        "4",
+        "--time",
+        "mean",
+        "--validation_split",
+        "null",
+    )
 
 
 Recipe = Callable[..., int]
@@ -173,9 +176,19 @@ def run_dir(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def memorised(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of vlmface-tiny that knows the first 8 faces of synth by heart."""
     folder = tmp_path_factory.mktemp("runs") / "memorised"
-    words = {"base": "vlmface-tiny", "n_train": 8, "n_eval": 4, "epochs": 100,
-             "learning_rate": 4e-3, "save_steps": 100, "tower": "frozen", "lora_rank": 32,
-             "lora_alpha": 64, "lora_dropout": 0.0, "cache_features": "true",
-             "max_new_tokens": 120}  # fmt: skip
+    words = {
+        "base": "vlmface-tiny",
+        "n_train": 8,
+        "n_eval": 4,
+        "epochs": 100,
+        "learning_rate": 4e-3,
+        "save_steps": 100,
+        "tower": "frozen",
+        "lora_rank": 32,
+        "lora_alpha": 64,
+        "lora_dropout": 0.0,
+        "cache_features": "true",
+        "max_new_tokens": 120,
+    }
     assert sft_cot(folder, *(x for k, v in words.items() for x in (f"--{k}", str(v)))) == 0
     return folder

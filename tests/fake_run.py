@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmface.evaluate import metrics
-from vlmface.taxonomy import SPACES
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
 
 SPACE = SPACES["emotion8"]
 AUS = (1, 2, 4, 6, 12, 15, 26)  # 26 is annotated and never present
 ABOUT: dict[str, Any] = {
-    "benchmark": "synth", "model": "tiny", "prompt": {"id": "face_cot", "sha": "0123456789ab"},
-    "mode": "free", "wall_s": 1.5, "peak_rss_gib": 0.5,
-}  # fmt: skip
+    "benchmark": "synth",
+    "model": "tiny",
+    "prompt": {"id": "face_cot", "sha": "0123456789ab"},
+    "mode": "free",
+    "wall_s": 1.5,
+    "peak_rss_gib": 0.5,
+}
 
 
 def row(i: int, true: str | None, label: str | None, **fields: Any) -> dict[str, Any]:
@@ -39,8 +43,11 @@ def random_rows(
         true = str(world.choice(SPACE.labels[:classes]))
         present = {str(au): float(world.integers(1, 6)) for au in AUS[:-1] if world.random() < 0.3}
         label = true if model.random() < skill else str(model.choice(SPACE.labels))
-        said = [au for au in AUS if model.random() < (0.8 * skill + 0.4 if str(au) in present
-                                                      else 0.4 * (1 - skill))]  # fmt: skip
+        said = [
+            au
+            for au in AUS
+            if model.random() < (0.8 * skill + 0.4 if str(au) in present else 0.4 * (1 - skill))
+        ]
         valid = bool(model.random() >= unparsed)
         names = " ".join(f"(AU{au})" for au in said)
         rows.append(
@@ -63,16 +70,22 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_run(folder: Path, after: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
     """The files of a training run."""
     scores = {
-        "before": metrics.summarise(before, SPACE, AUS, **ABOUT),
-        "after": metrics.summarise(after, SPACE, AUS, **ABOUT),
-        "train": {"steps": 300, "loss_first": 6.5, "loss_last": 0.4, "wall_s": 240.0,
-                  "peak_rss_gib": 1.25, "samples_per_s": 20.0},
+        "before": metrics.summarise(before, SPACE, AUS, about=ABOUT),
+        "after": metrics.summarise(after, SPACE, AUS, about=ABOUT),
+        "train": {
+            "steps": 300,
+            "loss_first": 6.5,
+            "loss_last": 0.4,
+            "wall_s": 240.0,
+            "peak_rss_gib": 1.25,
+            "samples_per_s": 20.0,
+        },
         "paired": metrics.compare(before, after, SPACE, AUS),
-    }  # fmt: skip
+    }
     (folder / "metrics.json").write_text(json.dumps(scores), encoding="utf-8")
     manifest = {
         "base": {"id": "vlmface-tiny", "sha": "ba5eba5eba5e"},
-        "policy": {"tower": "lora", "projector": "full", "llm": "lora"},
+        "trainable": {"tower": "lora", "projector": "full", "llm": "lora"},
         "data": {"name": "synth", "split": "train", "seed": 0, "n": 4000, "fingerprint": "f00d"},
         "note": "Synthetic faces only.",
     }

@@ -28,8 +28,15 @@ from launches import ROOT, build_base, launched_environments
 from PIL import Image
 
 EACH = 4  # rows of each of two processes
-SHARED = {"n_train": 2 * EACH, "n_eval": 2, "epochs": 1, "warmup_steps": 0, "logging_steps": 1,
-          "save_steps": 100, "max_grad_norm": 1e9}  # fmt: skip
+SHARED = {
+    "n_train": 2 * EACH,
+    "n_eval": 2,
+    "epochs": 1,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "save_steps": 100,
+    "max_grad_norm": 1e9,
+}
 SFT = {"train_embeddings": "false", "cache_features": "false", "max_new_tokens": 1}
 LORA = SFT | {"tower": "lora", "projector": "full", "llm": "lora", "lora_dropout": 0}
 FULL = SFT | {"tower": "full", "projector": "full", "llm": "full"}
@@ -38,10 +45,18 @@ CLIP = {"augment": "none"}
 CAER = CLIP | {"model": "clip-caer", "select": "last", "validation_split": None}
 TABLE = CLIP | {"data": "table", "data_root": "TABLE"}
 GRPO = {
-    "start": "BASE", "prompt": "face_cot", "group_size": 4, "max_steps": 1, "max_new_tokens": 12,
-    "epochs": None, "rewards": "{repetition: 1, brevity: {words: 4}}", "llm": "full",
-    "projector": "full", "cache_features": "false", "max_drift": 1,
-}  # fmt: skip
+    "start": "BASE",
+    "prompt": "face_cot",
+    "group_size": 4,
+    "max_steps": 1,
+    "max_new_tokens": 12,
+    "epochs": None,
+    "rewards": "{repetition: 1, brevity: {words: 4}}",
+    "llm": "full",
+    "projector": "full",
+    "cache_features": "false",
+    "max_drift": 1,
+}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_cot full": ("sft_cot", FULL),
@@ -60,41 +75,54 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip adapters": ("clip_finetune", CLIP | {"image": "adapters"}),
     "clip time": (
         "clip_finetune",
-        CLIP | {"config": "clip_temporal_tiny", "frames": 4, "validation_split": None,
-                "select": "last"},
+        CLIP
+        | {"config": "clip_temporal_tiny", "frames": 4, "validation_split": None, "select": "last"},
     ),
     "clip balanced": ("clip_finetune", TABLE | {"class_weights": "balanced"}),
     "clip effective ldam": (
         "clip_finetune",
-        TABLE | {"class_weights": "effective", "margins": "ldam", "head": "linear",
-                 "label_smoothing": 0},
+        TABLE
+        | {"class_weights": "effective", "margins": "ldam", "head": "linear", "label_smoothing": 0},
     ),
     "clip affect": ("clip_finetune", TABLE | {"affect": "linear"}),
     "clip affect graph": (
-        "clip_finetune", TABLE | {"affect": "graph", "class_weights": "balanced"},
+        "clip_finetune",
+        TABLE | {"affect": "graph", "class_weights": "balanced"},
     ),
     "clip several labels": (
         "clip_finetune",
-        CLIP | {"data": "emotic", "data_root": "EMOTIC", "benchmark": "emotic",
-                "prompt": "clip_emotic", "crop": "{size: 32, show: person}",
-                "class_weights": "balanced", "each": 1, "n_train": 2},
+        CLIP
+        | {
+            "data": "emotic",
+            "data_root": "EMOTIC",
+            "benchmark": "emotic",
+            "prompt": "clip_emotic",
+            "crop": "{size: 32, show: person}",
+            "class_weights": "balanced",
+            "each": 1,
+            "n_train": 2,
+        },
     ),
     "clip negatives": (
-        "clip_finetune", CLIP | {"prompt": "clip_signs_contrast", "negative_weight": 0.3},
+        "clip_finetune",
+        CLIP | {"prompt": "clip_signs_contrast", "negative_weight": 0.3},
     ),
     "clip_captions full": ("clip_captions", CLIP | {"n_eval": None, "n_probe": 8}),
     "clip_captions lora": (
-        "clip_captions", CLIP | {"n_eval": None, "n_probe": 8, "image": "lora", "text": "lora"},
+        "clip_captions",
+        CLIP | {"n_eval": None, "n_probe": 8, "image": "lora", "text": "lora"},
     ),
     "clip_captions frozen image": (
         "clip_captions",
-        CLIP | {"n_eval": None, "n_probe": 8, "image": "frozen",
-                "learning_rates": "{scale: 0.0005}"},
+        CLIP
+        | {"n_eval": None, "n_probe": 8, "image": "frozen", "learning_rates": "{scale: 0.0005}"},
     ),
-    **{f"grpo {kind}": ("grpo", GRPO | {"loss_type": kind})
-       for kind in ("dapo", "grpo", "dr_grpo", "bnpo")},
+    **{
+        f"grpo {kind}": ("grpo", GRPO | {"loss_type": kind})
+        for kind in ("dapo", "grpo", "dr_grpo", "bnpo")
+    },
     "grpo batch": ("grpo", GRPO | {"scale_rewards": "batch", "beta": 0.1}),
-}  # fmt: skip
+}
 
 
 class WriteDown(transformers.TrainerCallback):
@@ -116,7 +144,7 @@ def install() -> None:
     """Let every trainer write its gradients down. Completions depend on the face alone, since which
     process draws them must not matter here, and their rewards on their letters: by the real ones a
     random model's completions are all worth the same."""
-    from vlmface.train import rollout
+    from vlmface.infer import sampling
     from vlmface.train.group_trainer import GroupTrainer
     from vlmface.train.rewards import Judge
 
@@ -138,7 +166,7 @@ def install() -> None:
                 drawn.append(one)
             names = ("ids", "log_probs", "complete")
             found.append(
-                rollout.Rollout(*([x for one in drawn for x in getattr(one, n)] for n in names))
+                sampling.Rollout(*([x for one in drawn for x in getattr(one, n)] for n in names))
             )
         return found
 
@@ -150,7 +178,7 @@ def install() -> None:
 
     transformers.Trainer.__init__ = init  # type: ignore[method-assign]
     Judge.functions = functions  # type: ignore[method-assign]
-    GroupTrainer._answered = answered  # type: ignore[method-assign]
+    GroupTrainer._rollouts = answered  # type: ignore[method-assign]
 
 
 def write_table(folder: Path) -> Path:
@@ -174,8 +202,12 @@ def prepare(folder: Path) -> dict[str, Path]:
 
     (folder / "table").mkdir()
     emotic.write(folder / "emotic")
-    return {"BASE": build_base(folder / "base"), "CLIP": clip_base(folder / "clip"),
-            "TABLE": write_table(folder / "table"), "EMOTIC": folder / "emotic"}  # fmt: skip
+    return {
+        "BASE": build_base(folder / "base"),
+        "CLIP": clip_base(folder / "clip"),
+        "TABLE": write_table(folder / "table"),
+        "EMOTIC": folder / "emotic",
+    }
 
 
 def clip_base(folder: Path) -> Path:
@@ -190,7 +222,7 @@ def clip_base(folder: Path) -> Path:
     shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
     config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
     built = model.Clip(open_clip.CLIP(**shape), open_clip.SimpleTokenizer(), config, "small")
-    model.save(built, folder)
+    model.save_clip(built, folder)
     return folder
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from samples import load_script
 
-from vlmface import config
 from vlmface.train.trainer import SupervisedTrainer
+from vlmface.utils import config
 
 
 def stop_at(step: int) -> None:

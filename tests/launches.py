@@ -34,10 +34,17 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "sft_cot.py"
 LONGEST = 600  # seconds that a run may take
 SETTINGS: dict[str, Any] = {
-    "n_train": 2, "n_eval": 1, "epochs": 1, "batch_size": 1, "warmup_steps": 0,
-    "train_embeddings": "false", "cache_features": "false", "logging_steps": 1, "save_steps": 100,
+    "n_train": 2,
+    "n_eval": 1,
+    "epochs": 1,
+    "batch_size": 1,
+    "warmup_steps": 0,
+    "train_embeddings": "false",
+    "cache_features": "false",
+    "logging_steps": 1,
+    "save_steps": 100,
     "max_new_tokens": 1,
-}  # fmt: skip
+}
 
 
 def launcher(config: str) -> list[str]:
@@ -58,16 +65,12 @@ def environment(**more: str) -> dict[str, str]:
 
 def build_base(folder: Path) -> Path:
     """A random LLaVA of one layer a tower."""
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
     from vlmface.rationale import rules
 
     corpus = [rules.write({6: 3, 12: 3}, "happiness", seed=s) for s in range(20)]
     corpus += [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(
-        folder, corpus, image_size=32, patch_size=8, vision_width=32, vision_layers=2, hidden=64,
-        layers=2, mlp=64, vocab_size=400,
-    )  # fmt: skip
+    families.get("llava").build_tiny(folder, corpus, vocab_size=400)
     return folder
 
 
@@ -98,9 +101,12 @@ def launched_environments(config: str, folder: Path) -> list[dict[str, str]]:
         "(pathlib.Path(sys.argv[1]) / name).write_text(json.dumps(dict(os.environ)))\n"
     )
     subprocess.run(
-        [*launcher(config), str(script), str(folder)], env=environment(), check=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [*launcher(config), str(script), str(folder)],
+        env=environment(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     return [json.loads((folder / f"environment{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -188,13 +194,20 @@ def count(config: str, n: int, folder: Path, *, is_fresh: bool = False) -> dict[
         well += good
         if not good and len(failures) < 5:
             failures.append({"run": number, "codes": codes, "log": log.read_text()[-4000:]})
-        print(f"{config} {number + 1}/{n}: {codes}, {well} well, "
-              f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"{config} {number + 1}/{n}: {codes}, {well} well, {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
         shutil.rmtree(out, ignore_errors=True)
         log.unlink()
     seconds = round(time.monotonic() - began, 1)
-    return {"config": config, "runs": n, "ended_well": well, "wall_s": seconds,
-            "failures": failures}  # fmt: skip
+    return {
+        "config": config,
+        "runs": n,
+        "ended_well": well,
+        "wall_s": seconds,
+        "failures": failures,
+    }
 
 
 def main() -> int:

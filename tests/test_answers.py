@@ -12,33 +12,56 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface import answers, au_mentions, facs, taxonomy
+from vlmface import answers, facs, label_spaces
+from vlmface.answers import au_vocabulary
 from vlmface.errors import UserError
 from vlmface.rationale import rules
 
 CASES = yaml.safe_load((Path(__file__).parent / "answers_cases.yaml").read_text(encoding="utf-8"))
 KINDS = yaml.safe_load((Path(__file__).parent / "answers_by_kind.yaml").read_text(encoding="utf-8"))
-SPACE = taxonomy.SPACES["emotion8"]
-forms = st.sampled_from(answers.FORMS)
+SPACE = label_spaces.SPACES["emotion8"]
+forms = st.sampled_from(answers.FORMATS)
 labels = st.sampled_from(SPACE.labels)
 aus = st.sets(st.sampled_from(facs.AU_NUMBERS), min_size=1)
 # Text that is likely to meet the parser's own vocabulary.
 PIECES = (
-    "<think>", "</think>", "<answer>", "</answer>", "**Key Observations:**", "**Conclusion:**",
-    "AU4", "AUs 4, 7", "AU1+2", "no", "not", "is absent", "angry", "happiness", "unhappy", ",", ".",
-    "\n", "(", ")", ": 0", "\ue000", "\ue0000\ue001", "\u200b", "\ud800",
-)  # fmt: skip
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "**Key Observations:**",
+    "**Conclusion:**",
+    "AU4",
+    "AUs 4, 7",
+    "AU1+2",
+    "no",
+    "not",
+    "is absent",
+    "angry",
+    "happiness",
+    "unhappy",
+    ",",
+    ".",
+    "\n",
+    "(",
+    ")",
+    ": 0",
+    "\ue000",
+    "\ue0000\ue001",
+    "\u200b",
+    "\ud800",
+)
 messy = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map(" ".join)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["text"])[:60])
 def test_case(case: dict) -> None:
-    space = taxonomy.SPACES[case.get("space", "emotion8")]
+    space = label_spaces.SPACES[case.get("space", "emotion8")]
     answer = answers.parse(case["text"], space, case.get("form", "think_answer"))
     found = {"status": answer.status, "label": answer.label}
     found |= {"aus": list(answer.aus), "negated": list(answer.negated_aus)}
     expected = {"status": case["status"], "label": case.get("label")}
-    if case.get("form") in answers.SEVERAL:
+    if case.get("form") in answers.MULTI_LABEL_FORMATS:
         found["label"] = list(answer.labels)
         expected["label"] = case.get("labels", [])
     expected |= {"aus": case.get("aus", []), "negated": case.get("negated", [])}
@@ -68,14 +91,23 @@ def test_sentences_that_deny_nothing_take_no_short_cut_to_another_reading(
 ) -> None:
     texts = AU_TEXTS + [case["text"] for case in CASES]
     found = [answers.mentioned_aus(text) for text in texts]
-    monkeypatch.setattr(au_mentions, "_TRIGGER", re.compile(""))
+    monkeypatch.setattr(au_vocabulary, "_DENIAL_STEM", re.compile(""))
     assert [answers.mentioned_aus(text) for text in texts] == found
 
 
 others = st.sampled_from(
-    ["There is no {}.", "{} is absent.", "{} isn't active.", "{}: 0.", "The face lacks {}.",
-     "{} can be ruled out.", "Absent: {}.", "I see {} without doubt.", "{} is active."]
-)  # fmt: skip
+    [
+        "There is no {}.",
+        "{} is absent.",
+        "{} isn't active.",
+        "{}: 0.",
+        "The face lacks {}.",
+        "{} can be ruled out.",
+        "Absent: {}.",
+        "I see {} without doubt.",
+        "{} is active.",
+    ]
+)
 
 
 @given(st.sampled_from(AU_TEXTS), others, st.booleans())
@@ -96,8 +128,11 @@ def test_a_sentence_about_another_au_changes_no_reading(text: str, more: str, li
 
 @given(
     st.dictionaries(st.sampled_from(facs.AU_NUMBERS), st.floats(0.5, 5), max_size=4),
-    st.booleans(), labels, st.integers(0, 9999), st.sampled_from(sorted(rules.STYLES)),
-)  # fmt: skip
+    st.booleans(),
+    labels,
+    st.integers(0, 9999),
+    st.sampled_from(sorted(rules.STYLES)),
+)
 def test_what_rules_write_names_exactly_its_aus(
     others: dict[int, float], typical: bool, label: str, seed: int, style: str
 ) -> None:
@@ -118,7 +153,7 @@ def test_a_rule_written_text_that_names_a_denial() -> None:
 def test_table_is_large_and_covers_every_status() -> None:
     assert len(CASES) >= 80
     assert {case["status"] for case in CASES} == set(answers.STATUSES)
-    assert {case.get("form", "think_answer") for case in CASES} == set(answers.FORMS)
+    assert {case.get("form", "think_answer") for case in CASES} == set(answers.FORMATS)
 
 
 @given(st.text() | messy, forms)
@@ -128,7 +163,7 @@ def test_any_text_gives_a_consistent_answer(text: str, form: str) -> None:
     assert bool(answer.labels) == (answer.status in ("strict", "lenient"))
     assert list(answer.labels) == [one for one in SPACE.labels if one in answer.labels]
     assert answer.label == (answer.labels[0] if len(answer.labels) == 1 else None)
-    assert len(answer.labels) <= 1 or form in answers.SEVERAL
+    assert len(answer.labels) <= 1 or form in answers.MULTI_LABEL_FORMATS
     assert not set(answer.aus) & set(answer.negated_aus)
     assert set(answer.aus + answer.negated_aus) <= set(facs.AU_NUMBERS)
     assert list(answer.aus) == sorted(answer.aus)
@@ -137,12 +172,12 @@ def test_any_text_gives_a_consistent_answer(text: str, form: str) -> None:
 
 @given(labels, forms, st.sampled_from(["The lips are parted (AU25). This is a sentence.", "One."]))
 def test_what_is_written_is_read_strictly(label: str, form: str, rationale: str) -> None:
-    text = answers.prefix(rationale, form) + label + answers.SUFFIX[form]
+    text = answers.completion_prefix(rationale, form) + label + answers.SUFFIX[form]
     answer = answers.parse(text, SPACE, form)
     assert (answer.status, answer.label) == ("strict", label)
     assert (
         rationale.split(". ")[0] in answer.rationale
-        if answers.reasons(form)
+        if answers.has_rationale(form)
         else answer.rationale == ""
     )
 
@@ -162,19 +197,23 @@ def test_several_labels_are_ambiguous(several: list[str], separator: str) -> Non
         assert answers.parse(text_in_form, SPACE, "think_answer").status == "ambiguous"
 
 
-several = st.lists(st.sampled_from(taxonomy.EMOTIC), min_size=1, unique=True)
-EMOTIC = taxonomy.SPACES["emotic26"]
+several = st.lists(st.sampled_from(label_spaces.EMOTIC), min_size=1, unique=True)
+EMOTIC = label_spaces.SPACES["emotic26"]
 
 
-@given(several, st.sampled_from(answers.SEVERAL))
+@given(several, st.sampled_from(answers.MULTI_LABEL_FORMATS))
 def test_several_labels_in_any_order_are_read_in_that_of_the_space(
     labels: list[str], form: str
 ) -> None:
-    text = answers.prefix("Seen.", form) + answers.listed(labels) + answers.SUFFIX[form]
+    text = (
+        answers.completion_prefix("Seen.", form)
+        + answers.join_labels(labels)
+        + answers.SUFFIX[form]
+    )
     answer = answers.parse(text, EMOTIC, form)
     assert answer.status == "strict"
     assert answer.labels == tuple(one for one in EMOTIC.labels if one in labels)
-    assert answer.said == ", ".join(answer.labels)
+    assert answer.text_labels == ", ".join(answer.labels)
 
 
 @given(several, st.sampled_from([", ", ",", " and ", "; ", "\n", "\n- ", " & "]), st.booleans())
@@ -197,7 +236,7 @@ def test_one_word_that_is_no_label_and_nothing_of_the_list_counts(
     assert (answer.labels, answer.status) == ((), "ambiguous")
 
 
-@given(st.lists(st.sampled_from(taxonomy.EMOTIC), min_size=2, max_size=4, unique=True))
+@given(st.lists(st.sampled_from(label_spaces.EMOTIC), min_size=2, max_size=4, unique=True))
 def test_alternatives_are_no_list(labels: list[str]) -> None:
     for divider in (" or ", "/", " ", " nor ", " rather than "):
         answer = answers.parse(divider.join(labels), EMOTIC, "labels")
@@ -278,7 +317,7 @@ def test_denied_aus(numbers: set[int]) -> None:
 )
 def test_long_degenerate_texts_are_read_fast(text: str) -> None:
     start = time.process_time()
-    for form in answers.FORMS:
+    for form in answers.FORMATS:
         assert answers.parse(text, SPACE, form).label is None
     assert time.process_time() - start < 2
 
@@ -287,7 +326,7 @@ def test_unknown_form_is_an_error() -> None:
     with pytest.raises(UserError, match=r"think_anser.*think_answer, three_part, label"):
         answers.parse("anger", SPACE, "think_anser")
     with pytest.raises(UserError, match="xml"):
-        answers.prefix("One.", "xml")
+        answers.completion_prefix("One.", "xml")
 
 
 def test_answers_are_frozen() -> None:
@@ -296,11 +335,11 @@ def test_answers_are_frozen() -> None:
         answer.label = "fear"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("form", answers.FORMS)
+@pytest.mark.parametrize("form", answers.FORMATS)
 @given(st.data())
 def test_what_a_server_is_held_to_is_strict(form: str, data: st.DataObject) -> None:
-    space = taxonomy.space("emotion8")
-    text = data.draw(st.from_regex(answers.pattern(space, form), fullmatch=True))
+    space = label_spaces.space("emotion8")
+    text = data.draw(st.from_regex(answers.constraint_regex(space, form), fullmatch=True))
     answer = answers.parse(text, space, form)
     assert answer.status == "strict" and set(answer.labels) <= set(space.labels)
-    assert answers.listed(answer.labels) in text  # in the order of the space, as targets are
+    assert answers.join_labels(answer.labels) in text  # in the order of the space, as targets are

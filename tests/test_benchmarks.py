@@ -20,9 +20,9 @@ from miniatures import face, fea20k
 from miniatures.records import write_lines
 from samples import ROOT, samples
 
-from vlmface import data, facs, prompts, taxonomy
+from vlmface import benchmarks, data, facs, label_spaces, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LocalModel, Prediction
 from vlmface.prompts import Prompt
@@ -34,8 +34,15 @@ NAMES = benchmarks.benchmark_names()
 LABELS: dict[str, list[tuple[str, ...]]] = {
     "affectnet7": [("anger",), ("surprise",)],
     "affectnet8": [("anger",), ("contempt",), ("surprise",)],
-    "caers": [("anger",), ("disgust",), ("fear",), ("happiness",), ("neutral",), ("sadness",),
-              ("surprise",)],
+    "caers": [
+        ("anger",),
+        ("disgust",),
+        ("fear",),
+        ("happiness",),
+        ("neutral",),
+        ("sadness",),
+        ("surprise",),
+    ],
     "celeba": [("male",), ("male",)],
     "ckplus": [("disgust",), ("fear",), ("happiness",)],
     "dfew": [("anger",), ("fear",), ("neutral",)],
@@ -54,7 +61,7 @@ LABELS: dict[str, list[tuple[str, ...]]] = {
     "rafdb": [("anger",), ("neutral",)],
     "sfew": [("happiness",), ("neutral",), ("sadness",)],
     "utkface": [("male", "40-59", "Asian"), ("male", "0-9", "White")],
-}  # fmt: skip
+}
 # The AUs that are present in them, by the id of the row; in all other rows none is.
 AUS: dict[str, dict[str, set[int]]] = {
     # SN003's frame has AU1 of intensity 1, below the threshold, and AU5, which only twelve have.
@@ -62,7 +69,7 @@ AUS: dict[str, dict[str, set[int]]] = {
     "disfa12": {"disfa-SN003-00002": {2, 4, 5, 12, 26}},
     "bp4d": {
         f"bp4d-{person}-{task}-{frame}": {6} | ({24} if task == "T8" else set()) | odd
-        for person in data.adapter("bp4d").PARTS[2]
+        for person in data.dataset_module("bp4d").PARTS[2]
         for task in ("T1", "T8")
         for frame, odd in ((2440, set()), (2441, {12}))
     },
@@ -102,10 +109,16 @@ def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
     """A prompt for each label space of the benchmark; its answers name AUs if those are scored."""
     form = "think_answer" if benchmark.au_set else "label"
     return [
-        Prompt(f"asks_{space.id}", 1, "labels" if space.several else form, space.id,
-               "{candidates}?", "test")
-        for space in benchmark.spaces or [taxonomy.space("emotion8")]
-    ]  # fmt: skip
+        Prompt(
+            f"asks_{space.id}",
+            1,
+            "labels" if space.several else form,
+            space.id,
+            "{candidates}?",
+            "test",
+        )
+        for space in benchmark.spaces or [label_spaces.space("emotion8")]
+    ]
 
 
 class Scripted:
@@ -119,7 +132,7 @@ class Scripted:
         self.texts, self.prompts, self.prompt = texts, asked, asked[0]
         self.left: Iterator[str] = iter(())
 
-    def asking(self, prompt: Prompt) -> Scripted:
+    def with_prompt(self, prompt: Prompt) -> Scripted:
         other = copy.copy(self)
         other.prompt, other.left = prompt, iter(self.texts[prompt.id])
         return other
@@ -163,18 +176,22 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
     benchmark = benchmarks.load_benchmark(name)
     assert benchmark.id == name
     assert benchmark == benchmarks.load_benchmark(str(ROOT / "eval/benchmarks" / f"{name}.yaml"))
-    module = data.adapter(benchmark.dataset)
+    module = data.dataset_module(benchmark.dataset)
     assert benchmark.split in module.SPLITS and benchmark.split != "train"
     options = {*list(inspect.signature(module.read).parameters)[2:], "missing"}
     assert set(benchmark.protocol) <= options
     assert benchmark.folds is None or benchmark.protocol["fold"] == 1
     assert set(benchmark.au_set) <= set(facs.AUS)
     assert len(set(benchmark.au_set)) == len(benchmark.au_set)
-    assert benchmark.metrics and benchmark.source.strip()
-    about = "\n".join(benchmark.metrics)
-    assert bool(benchmark.au_set) == ("action units" in about)
-    assert any(space.several for space in benchmark.spaces) == ("mAP" in about)
-    assert any(not space.several for space in benchmark.spaces) == ("accuracy" in about)
+    assert benchmark.source.strip()
+    scored = {
+        metric.name
+        for metric in benchmark.all_metrics
+        if benchmark.kinds.intersection(metric.applies_to)
+    }
+    assert bool(benchmark.au_set) == ("au_f1" in scored)
+    assert any(space.several for space in benchmark.spaces) == ("map" in scored)
+    assert any(not space.several for space in benchmark.spaces) == ("accuracy" in scored)
 
 
 def test_every_data_set_with_a_miniature_has_its_truth_here() -> None:
@@ -185,7 +202,7 @@ def test_every_data_set_with_a_miniature_has_its_truth_here() -> None:
 def test_label_spaces_cover_the_labels_of_all_splits(name: str, tmp_path: Path) -> None:
     benchmark = miniature(name, tmp_path)
     labelled = set()
-    for split in data.adapter(benchmark.dataset).SPLITS:
+    for split in data.dataset_module(benchmark.dataset).SPLITS:
         for row in data.load(benchmark.dataset, tmp_path, split, **benchmark.protocol):
             sample = FaceSample.from_row(row)
             for space in benchmark.spaces:
@@ -230,11 +247,11 @@ def test_right_answers_score_one_and_wrong_ones_nothing(
 
 
 def test_au_sets_and_thresholds_are_those_of_the_adapters() -> None:
-    disfa, load = data.adapter("disfa"), benchmarks.load_benchmark
+    disfa, load = data.dataset_module("disfa"), benchmarks.load_benchmark
     assert load("disfa8").au_set == list(disfa.BENCHMARK)
     assert load("disfa12").au_set == list(disfa.AUS)
-    assert load("bp4d").au_set == list(data.adapter("bp4d").AUS)
-    assert load("emotionet").au_set == list(data.adapter("emotionet").AUS)
+    assert load("bp4d").au_set == list(data.dataset_module("bp4d").AUS)
+    assert load("emotionet").au_set == list(data.dataset_module("emotionet").AUS)
     threshold = inspect.signature(disfa.read).parameters["threshold"].default
     assert load("disfa8").au_threshold == load("disfa12").au_threshold == threshold
     fea20k = load("fea20k")
@@ -254,11 +271,12 @@ def test_the_folds_test_everybody_once(name: str, tmp_path: Path) -> None:
         benchmark = benchmarks.load_benchmark(f"{name}_fold{fold}")
         assert benchmark.id == f"{name}_fold{fold}" and benchmark.protocol["fold"] == fold
         protocol = options | benchmark.protocol
-        rows = benchmarks.load_rows(dataclasses.replace(benchmark, protocol=protocol),
-                                    str(tmp_path), None)  # fmt: skip
+        rows = benchmarks.load_rows(
+            dataclasses.replace(benchmark, protocol=protocol), str(tmp_path), None
+        )
         tested += sorted(set(rows["subject"]))
         assert benchmark.published == benchmarks.load_published().get(name, [])
-    everybody = {person for part in data.adapter(benchmark.dataset).PARTS for person in part}
+    everybody = {person for part in data.dataset_module(benchmark.dataset).PARTS for person in part}
     assert sorted(tested) == sorted(everybody)
 
 
@@ -275,7 +293,7 @@ def test_there_are_as_many_folds_as_the_data_set_has(name: str, tmp_path: Path) 
         protocol = last.protocol | {"fold": folds + 1}
         benchmarks.load_rows(dataclasses.replace(last, protocol=protocol), str(tmp_path), None)
     if name == "ckplus":  # fewer people than folds: its own option says how many
-        read = data.adapter("ckplus").read
+        read = data.dataset_module("ckplus").read
         assert inspect.signature(read).parameters["folds"].default == folds
 
 
@@ -310,8 +328,15 @@ def test_without_labels_an_emotion_in_the_data_is_not_scored() -> None:
     assert sample.emotion == "contempt"
     benchmark = dataclasses.replace(benchmarks.load_benchmark("synth"), label_space=None)
     prompt = prompts.load("expllm")  # cannot say contempt
-    line = {"id": sample.id, "truth": answering.truth(sample, benchmark), "prompt": prompt.id,
-            "label": "disgust", "status": "strict", "aus": [14], "latency_s": 0.0}  # fmt: skip
+    line = {
+        "id": sample.id,
+        "truth": answering.truth(sample, benchmark),
+        "prompt": prompt.id,
+        "label": "disgust",
+        "status": "strict",
+        "aus": [14],
+        "latency_s": 0.0,
+    }
     scores = evaluation.score([line], benchmark, [prompt], model="x")
     assert "emotion" not in scores and scores["au"]["f1_macro"] == 1
     assert answering.truth(sample, benchmarks.load_benchmark("synth"))["emotion"] == "contempt"
@@ -382,7 +407,7 @@ def test_the_table_of_the_docs_says_what_the_files_say() -> None:
     for name, (origin, faces, labels, aus, metrics, source) in table.items():
         benchmark = benchmarks.load_benchmark(name)
         assert origin.split(", ")[:2] == [f"`{benchmark.dataset}`", benchmark.split]
-        published = getattr(data.adapter(benchmark.dataset), "PUBLISHED", {})
+        published = getattr(data.dataset_module(benchmark.dataset), "PUBLISHED", {})
         whole = not benchmark.protocol.keys() & {"part", "classes"}
         if whole and "rows" in published.get(benchmark.split, {}):
             assert faces.startswith(f"{published[benchmark.split]['rows']:,}"), name

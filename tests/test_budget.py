@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import llava, qwen_vl, smolvlm
 from conftest import Recipe
 from samples import FACES, picture, samples
 
 from vlmface import encode, manifest, prompts
-from vlmface.families import llava, qwen_vl, smolvlm, tiny_qwen_vl, tiny_smolvlm
 from vlmface.rationale import rules
-from vlmface.train import budget, sft
+from vlmface.train import budget
+from vlmface.train.rows import encode_rows
 
 PROMPT = prompts.load("face_cot")
 CORPUS = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
@@ -24,7 +25,7 @@ CORPUS += [str(PROMPT.messages()), "helpful assistant user system"] * 20
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A token is 8 x 8 pixels; images may have 500 of them."""
     folder = tmp_path_factory.mktemp("qwen")
-    tiny_qwen_vl.build_qwen_vl(folder, CORPUS, max_pixels=500 * 64)
+    qwen_vl.build_tiny(folder, CORPUS, max_pixels=500 * 64)
     return folder
 
 
@@ -32,7 +33,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tile is 32 x 32 pixels and 4 tokens; images are enlarged to 4 x 4 tiles and the whole."""
     folder = tmp_path_factory.mktemp("smol")
-    tiny_smolvlm.build_smolvlm(folder, CORPUS, longest_edge=128)
+    smolvlm.build_tiny(folder, CORPUS, longest_edge=128)
     return folder
 
 
@@ -53,7 +54,7 @@ def rows(*sizes: tuple[int, int], rationale: str | None = None) -> Any:
 
 
 def encoded(data: Any, processor: Any, family: Any, max_length: int) -> tuple[Any, dict[str, int]]:
-    return sft.encode_rows(data, processor, family, PROMPT, max_length=max_length, seed=0)
+    return encode_rows(data, processor, family, PROMPT, max_length=max_length, seed=0)
 
 
 def fit(data: Any, processor: Any, family: Any, max_length: int) -> None:
@@ -71,7 +72,7 @@ def test_images_shrink_as_far_as_needed_and_no_row_is_lost(
     assert images[1] == 400 and sum(length > limit for length in whole["length"]) == 2
     fit(data, processor, qwen_vl, limit)
     said = capsys.readouterr().out
-    assert "or 2 of 4 rows would not fit max_length" in said
+    assert "otherwise 2 of 4 rows would not fit max_length" in said
     found, left_out = encoded(data, processor, qwen_vl, limit)
     assert len(found) == 4 and not left_out
     # Answers are whole, small images as they were, large ones as large as they may be.
@@ -83,7 +84,7 @@ def test_images_shrink_as_far_as_needed_and_no_row_is_lost(
     assert (now[0], now[3]) == (images[0], images[3])
     assert max(found["length"]) > limit - 25
     pixels = qwen_vl.describe_image(processor)["max_pixels"]
-    assert f"max_pixels: {pixels:,}," in said
+    assert f"max_pixels: lowered to {pixels:,}," in said
     row = encode.encode(processor, qwen_vl, PROMPT.messages(), picture(1, (160, 160)))
     assert len(row["pixel_values"]) / 4 == now[1] * 64 / qwen_vl.token_side(processor) ** 2
 

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig
 
 from vlmface.infer import cache as module
-from vlmface.infer.cache import GrowingLayer, growing
+from vlmface.infer.cache import GrowingLayer, growing_cache
 
 CONFIG = LlamaConfig(num_hidden_layers=2)
 
@@ -23,8 +23,8 @@ def states(rows: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("spare", [1, 3, 128])
 def test_equal_to_the_upstream_cache(spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SPARE", spare)
-    ours, theirs = growing(CONFIG), DynamicCache(config=CONFIG)
+    monkeypatch.setattr(module, "HEADROOM", spare)
+    ours, theirs = growing_cache(CONFIG), DynamicCache(config=CONFIG)
     assert [type(layer) for layer in ours.layers] == [GrowingLayer] * 2
     rows = 2
 
@@ -61,7 +61,7 @@ def test_equal_to_the_upstream_cache(spare: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_token_moves_nothing() -> None:
-    cache = growing(CONFIG)
+    cache = growing_cache(CONFIG)
     cache.update(*states(2, 5, 0), 0)
     before = cache.layers[0].keys.data_ptr()
     for seed in range(10):
@@ -76,9 +76,9 @@ def test_a_token_moves_nothing() -> None:
 
 def test_windows_stay_as_they_are() -> None:
     config = SimpleNamespace(get_text_config=lambda decoder: LlamaConfig(num_hidden_layers=2))
-    assert len(growing(config).layers) == 2
+    assert len(growing_cache(config).layers) == 2
     from transformers import Gemma2Config
 
-    mixed = growing(Gemma2Config(num_hidden_layers=4, sliding_window=8))
+    mixed = growing_cache(Gemma2Config(num_hidden_layers=4, sliding_window=8))
     kinds = [isinstance(layer, GrowingLayer) for layer in mixed.layers]
     assert any(kinds) and not all(kinds)

@@ -13,16 +13,16 @@ import psutil
 import pytest
 from samples import ROOT
 
-from vlmface import children
+from vlmface.utils import subprocesses
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 WORKERS = """
 import time
 from joblib import Parallel, delayed
-from vlmface import children
+from vlmface.utils import subprocesses
 
-for _ in Parallel(2, return_as="generator_unordered", **children.joblib_arguments())(
+for _ in Parallel(2, return_as="generator_unordered", **subprocesses.joblib_arguments())(
     delayed(time.sleep)(seconds) for seconds in (0.01, 0.01, 600, 600)
 ):
     print("working", flush=True)
@@ -55,17 +55,17 @@ def test_results_are_those_of_joblib() -> None:
     from joblib import Parallel, delayed
 
     for jobs in (1, 2):
-        parallel = Parallel(jobs, **children.joblib_arguments())
+        parallel = Parallel(jobs, **subprocesses.joblib_arguments())
         assert parallel(delayed(abs)(-i) for i in range(5)) == list(range(5))
 
 
 STAGES = """
 import sys
-from vlmface import children, config
+from vlmface.utils import config, subprocesses
 
 def main(argv):
     print("loop", flush=True)
-    return children.run([sys.executable, "-c", {stage!r}])
+    return subprocesses.run([sys.executable, "-c", {stage!r}])
 
 config.command(main)
 """
@@ -81,8 +81,10 @@ STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {STAG
 def test_a_stage_ends_with_the_loop(end: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", STAGES.format(stage=STAGE)],
-        stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "loop\n"
     stage = psutil.Process(int(process.stdout.readline()))
@@ -92,7 +94,7 @@ def test_a_stage_ends_with_the_loop(end: signal.Signals, code: int) -> None:
 
 
 def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(subprocesses, "_PATIENCE_S", 0.5)
     caught: list[int] = []
 
     def interrupt(*_: object) -> None:
@@ -104,7 +106,7 @@ def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) ->
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            children.run([sys.executable, "-c", STUBBORN])
+            subprocesses.run([sys.executable, "-c", STUBBORN])
     finally:
         signal.signal(signal.SIGALRM, before)
     assert caught and time.monotonic() - started < 30
@@ -112,6 +114,6 @@ def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_exit_code_is_the_childs(tmp_path: Path) -> None:
-    assert children.run([sys.executable, "-c", "raise SystemExit(7)"]) == 7
-    assert children.run([sys.executable, "-c", ""]) == 0
+    assert subprocesses.run([sys.executable, "-c", "raise SystemExit(7)"]) == 7
+    assert subprocesses.run([sys.executable, "-c", ""]) == 0
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

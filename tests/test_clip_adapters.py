@@ -6,12 +6,13 @@ import pytest
 import torch
 from clip_rows import picture, rows_of
 
-from vlmface.clip import texts, tiny, trained
+from vlmface import label_texts
+from vlmface.clip import checkpoint, tiny_clip
 from vlmface.clip.adapters import Adapted, add_adapters
-from vlmface.clip.classifier import Classifier, Shape
-from vlmface.clip.settings import Settings
-from vlmface.clip.train import part_of, train
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.errors import UserError
+from vlmface.train.clip.settings import Settings
+from vlmface.train.clip.trainer import part_of, train
 
 
 def squares(clip, rows: int, pictures: int, seed: int = 0) -> torch.Tensor:
@@ -31,11 +32,11 @@ def wake(model: Classifier) -> None:
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_untrained_adapters_change_nothing(frames):
-    clip = tiny.build()
+    clip = tiny_clip.build()
     shown = squares(clip, 2, 2 * frames)
     before = clip.image_features(shown.flatten(0, 1))
-    shape = Shape(image="adapters", views=2, frames=frames, time="mean")
-    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    shape = ClassifierConfig(image="adapters", views=2, frames=frames, time="mean")
+    model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     # Up to rounding: on some processors a layer with an adapter adds its sums in another order.
     torch.testing.assert_close(clip.image_features(shown.flatten(0, 1)), before, atol=1e-6, rtol=0)
     wake(model)
@@ -43,17 +44,19 @@ def test_untrained_adapters_change_nothing(frames):
 
 
 def test_only_adapters_are_trained_of_the_tower():
-    model = Classifier(tiny.build(), texts.load("clip_emotion"), Shape(image="adapters"))
-    names = trained.names(model)
+    model = Classifier(
+        tiny_clip.build(), label_texts.load("clip_emotion"), ClassifierConfig(image="adapters")
+    )
+    names = checkpoint.names(model)
     blocks = len(model.model.visual.transformer.resblocks)
     assert len(names) == blocks * 2 * 4
     assert all(".adapters." in name and part_of(name) == "image" for name in names)
 
 
 def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
-    clip = tiny.build()
-    shape = Shape(image="adapters", views=2, frames=3, time="mean")
-    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    clip = tiny_clip.build()
+    shape = ClassifierConfig(image="adapters", views=2, frames=3, time="mean")
+    model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 2, 6)
     before = model.image_features(shown)
@@ -64,9 +67,9 @@ def test_frames_of_a_clip_see_each_other_and_other_clips_do_not():
 
 
 def test_batches_and_single_rows_are_equal():
-    clip = tiny.build()
-    shape = Shape(image="adapters", frames=3, time="transformer")
-    model = Classifier(clip, texts.load("clip_emotion"), shape).eval()
+    clip = tiny_clip.build()
+    shape = ClassifierConfig(image="adapters", frames=3, time="transformer")
+    model = Classifier(clip, label_texts.load("clip_emotion"), shape).eval()
     wake(model)
     shown = squares(clip, 3, 3)
     together, _ = model.answer(shown)
@@ -76,30 +79,42 @@ def test_batches_and_single_rows_are_equal():
 
 def test_training_moves_them_and_a_run_keeps_them(tmp_path):
     colours = {"anger": (200, 60, 60), "fear": (60, 60, 200)}
-    rows = rows_of([
-        (name, [picture(colours[name], 10 * i + k) for k in range(2)])
-        for i, name in enumerate(["anger", "fear"] * 8)
-    ])  # fmt: skip
+    rows = rows_of(
+        [
+            (name, [picture(colours[name], 10 * i + k) for k in range(2)])
+            for i, name in enumerate(["anger", "fear"] * 8)
+        ]
+    )
     settings = Settings(
-        base="tiny", data="synth", benchmark="synth", prompt="clip_emotion", limits="",
-        output_dir=str(tmp_path), image="adapters", frames=2, time="mean", epochs=4, batch_size=8,
-        learning_rate=3e-3, logging_steps=1,
-    )  # fmt: skip
-    asked = texts.load("clip_emotion")
-    model = Classifier(tiny.build(), asked, settings.shape(1))
+        base="tiny",
+        data="synth",
+        benchmark="synth",
+        prompt="clip_emotion",
+        limits="",
+        output_dir=str(tmp_path),
+        image="adapters",
+        frames=2,
+        time="mean",
+        epochs=4,
+        batch_size=8,
+        learning_rate=3e-3,
+        logging_steps=1,
+    )
+    asked = label_texts.load("clip_emotion")
+    model = Classifier(tiny_clip.build(), asked, settings.shape(1))
     found = train(model, rows, settings)
     assert found["loss_last"] < found["loss_first"] - 0.2
     shown = squares(model.clip, 2, 2)
     expected, _ = model.eval().answer(shown)
-    again = Classifier(tiny.build(), asked, settings.shape(1)).eval()
+    again = Classifier(tiny_clip.build(), asked, settings.shape(1)).eval()
     assert not torch.allclose(again.answer(shown)[0], expected, atol=1e-3)
-    trained.load(again, trained.state(model), "memory")
-    again.forget()
+    checkpoint.load_trained(again, checkpoint.trained_state(model), "memory")
+    again.reset_cache()
     torch.testing.assert_close(again.answer(shown)[0], expected)
 
 
 def test_towers_of_other_make_are_refused():
-    clip = tiny.build()
+    clip = tiny_clip.build()
     clip.model.visual.transformer = torch.nn.Identity()
     with pytest.raises(UserError, match="image is adapters, but the image tower"):
         add_adapters(clip, 1)

@@ -11,13 +11,13 @@ import pytest
 from miniatures import raer
 from samples import load_script
 
-from vlmface import manifest
-from vlmface.clip.select import LOG
+from vlmface import benchmarks, manifest
 from vlmface.data import crops
-from vlmface.encode import open_shown
+from vlmface.data.row_images import open_images
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.infer.clip import ClipModel
+from vlmface.train.clip.model_selection import LOG
 
 pytestmark = pytest.mark.filterwarnings("ignore:no face boxed", "ignore:no person boxed")
 
@@ -26,8 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:no face boxed", "ignore:no perso
 def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("RAER")
     raer.write(folder)
-    for name, box in (("face", {f"{i}.jpg": [5, 5, 30, 30] for i in range(12)}),
-                      ("body", [2, 2, 40, 40])):  # fmt: skip
+    for name, box in (
+        ("face", {f"{i}.jpg": [5, 5, 30, 30] for i in range(12)}),
+        ("body", [2, 2, 40, 40]),
+    ):
         path = folder / "bounding_box" / f"{name}.json"
         more = {"train/Fatigue/002": box, "test/Distraction/007": box}
         path.write_text(json.dumps(json.loads(path.read_text()) | more))
@@ -40,11 +42,20 @@ def runs(root, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("caer") / "runs"
     main = load_script("recipes/context_emotion.py").main
     words = {
-        "config": "clip_caer_raer", "base": "vlmface-clip-tiny", "data_root": root, "frames": 4,
-        "data_options": "{frames: 4}", "epochs": 2, "milestones": "[1]", "batch_size": 2,
-        "dataloader_workers": 0, "logging_steps": 1, "save_steps": 1, "ablation": "true",
+        "config": "clip_caer_raer",
+        "base": "vlmface-clip-tiny",
+        "data_root": root,
+        "frames": 4,
+        "data_options": "{frames: 4}",
+        "epochs": 2,
+        "milestones": "[1]",
+        "batch_size": 2,
+        "dataloader_workers": 0,
+        "logging_steps": 1,
+        "save_steps": 1,
+        "ablation": "true",
         "output_dir": folder,
-    }  # fmt: skip
+    }
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     return folder
 
@@ -52,8 +63,8 @@ def runs(root, tmp_path_factory) -> Path:
 def test_what_a_run_leaves_behind(runs):
     found, (texts,) = manifest.load(runs / "both")
     assert (found.recipe, found.frames, texts.id) == ("context_emotion", 4, "clip_raer")
-    assert [view.show for view in crops.parse(found.crop)] == ["face", "person"]
-    shape = found.clip
+    assert [view.show for view in crops.parse_views(found.crop)] == ["face", "person"]
+    shape = found.clip_classifier
     assert (shape["views"], shape["frames"], shape["time"]) == (2, 4, "transformer")
     assert (shape["text"], shape["class_specific"]) == ("prompts", True)
     scores = json.loads((runs / "both" / "metrics.json").read_text())
@@ -70,26 +81,26 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
     answers = answering.read_lines(runs / "both" / "predictions.jsonl")
     found, _ = manifest.load(runs / "both")
     benchmark = benchmarks.load_benchmark("raer")
-    rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse(found.crop), 4)
-    assert [len(row["shown"]) for row in rows] == [8, 8]
-    pictures = [open_shown(row) for row in rows]
+    rows = benchmarks.load_rows(benchmark, str(root), None, crops.parse_views(found.crop), 4)
+    assert [len(row["images"]) for row in rows] == [8, 8]
+    pictures = [open_images(row) for row in rows]
     model = ClipModel.load(runs / "both")
-    again = model.predict(pictures, cut_out=True)
+    again = model.predict(pictures, preprocessed=True)
     assert [one.text for one in again] == [line["text"] for line in answers]
     for one, line in zip(again, answers, strict=True):
         np.testing.assert_allclose(
             list(one.probabilities.values()), list(line["probabilities"].values()), atol=1e-5
         )
     # The order of the views is told apart, and so is that of the frames.
-    turned = model.predict([[*one[4:], *one[:4]] for one in pictures], cut_out=True)
+    turned = model.predict([[*one[4:], *one[:4]] for one in pictures], preprocessed=True)
     assert any(a.probabilities != b.probabilities for a, b in zip(again, turned, strict=True))
     with pytest.raises(UserError, match="8 picture"):
-        model.predict([pictures[0][:4]], cut_out=True)
+        model.predict([pictures[0][:4]], preprocessed=True)
 
 
 def test_ablation_compares_face_person_and_both(runs):
-    assert manifest.load(runs / "face")[0].clip["views"] == 1
-    assert manifest.load(runs / "scene")[0].clip["views"] == 1
+    assert manifest.load(runs / "face")[0].clip_classifier["views"] == 1
+    assert manifest.load(runs / "scene")[0].clip_classifier["views"] == 1
     table = (runs / "ablation.md").read_text()
     for name in ("face only", "context only", "both"):
         assert f"| {name} |" in table
@@ -100,8 +111,19 @@ def test_ablation_compares_face_person_and_both(runs):
 def test_an_ablation_needs_a_view_of_each(root, tmp_path):
     main = load_script("recipes/context_emotion.py").main
     with pytest.raises(UserError, match="the ablation's run face has no view"):
-        main([
-            "--config", "clip_caer_raer", "--base", "vlmface-clip-tiny", "--data_root", str(root),
-            "--crop", "[{show: boxed}, {show: scene}]", "--ablation", "true",
-            "--output_dir", str(tmp_path / "run"),
-        ])  # fmt: skip
+        main(
+            [
+                "--config",
+                "clip_caer_raer",
+                "--base",
+                "vlmface-clip-tiny",
+                "--data_root",
+                str(root),
+                "--crop",
+                "[{show: boxed}, {show: scene}]",
+                "--ablation",
+                "true",
+                "--output_dir",
+                str(tmp_path / "run"),
+            ]
+        )

@@ -9,12 +9,13 @@ import open_clip
 import pytest
 import torch
 
-from vlmface.clip import model, texts, trained
+from vlmface import label_texts
+from vlmface.clip import checkpoint, model
 from vlmface.clip.affect import AFFECT_HEADS
-from vlmface.clip.classifier import Classifier, Shape
-from vlmface.clip.settings import Settings
-from vlmface.clip.train import depth_of, parameter_groups, part_of
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.errors import UserError
+from vlmface.train.clip.settings import Settings
+from vlmface.train.clip.trainer import depth_of, parameter_groups, part_of
 
 SQUARES = torch.randint(
     256, (5, 1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -23,7 +24,9 @@ SQUARES = torch.randint(
 
 def _classifier(base: Path, prompt: str = "clip_emotion", **shape: object) -> Classifier:
     torch.manual_seed(1)
-    return Classifier(model.load(base), texts.load(prompt), Shape(**shape)).eval()  # type: ignore[arg-type]
+    return Classifier(
+        model.load_clip(base), label_texts.load(prompt), ClassifierConfig(**shape)
+    ).eval()  # type: ignore[arg-type]
 
 
 def _shaken(classifier: Classifier) -> Classifier:
@@ -33,13 +36,20 @@ def _shaken(classifier: Classifier) -> Classifier:
         for parameter in classifier.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    classifier.forget()
+    classifier.reset_cache()
     return classifier
 
 
 def _settings(**changes: object) -> Settings:
-    known: dict = {"base": "x", "data": "synth", "benchmark": "synth", "prompt": "clip_emotion",
-                   "limits": "", "output_dir": "x", "image": "lora"}  # fmt: skip
+    known: dict = {
+        "base": "x",
+        "data": "synth",
+        "benchmark": "synth",
+        "prompt": "clip_emotion",
+        "limits": "",
+        "output_dir": "x",
+        "image": "lora",
+    }
     return Settings(**(known | changes))
 
 
@@ -73,7 +83,7 @@ POLICIES = [
 @pytest.mark.parametrize("shape", POLICIES, ids=str)
 def test_only_what_the_policy_says_is_trained(shape: dict, clip_base: Path) -> None:
     one = _classifier(clip_base, **shape)
-    parts = {part_of(name) for name in trained.names(one)}
+    parts = {part_of(name) for name in checkpoint.names(one)}
     expected = set()
     if shape.get("image") in ("lora", "full"):
         expected.add("image")
@@ -97,8 +107,8 @@ def test_trained_weights_are_the_whole_difference(shape: dict, clip_base: Path) 
     tuned = _shaken(_classifier(clip_base, **shape))
     fresh = _classifier(clip_base, **shape)
     assert not torch.allclose(fresh.answer(squares)[0], tuned.answer(squares)[0], atol=1e-4)
-    trained.load(fresh, trained.state(tuned), "here")
-    fresh.forget()
+    checkpoint.load_trained(fresh, checkpoint.trained_state(tuned), "here")
+    fresh.reset_cache()
     for mine, other in zip(fresh.answer(squares), tuned.answer(squares), strict=True):
         assert (mine is None) == (other is None)
         assert mine is None or torch.equal(mine, other)  # type: ignore[arg-type]
@@ -108,15 +118,15 @@ def test_trained_weights_are_the_whole_difference(shape: dict, clip_base: Path) 
 def test_wise_ends_are_the_base_and_the_tuned_model(shape: dict, clip_base: Path) -> None:
     squares = SQUARES.repeat(1, shape.get("views", 1) * shape.get("frames", 1), 1, 1, 1)
     one = _classifier(clip_base, **shape)
-    start, base = trained.state(one), one.answer(squares)[0]
+    start, base = checkpoint.trained_state(one), one.answer(squares)[0]
     tuned = _shaken(one).answer(squares)[0]
-    state = trained.state(one)
+    state = checkpoint.trained_state(one)
     one.interpolate(start, 1.0)
     assert torch.equal(one.answer(squares)[0], tuned)
     one.interpolate(start, 0.5)
     half = one.answer(squares)[0]
     assert not torch.allclose(half, base) and not torch.allclose(half, tuned)
-    trained.load(one, state, "here")
+    checkpoint.load_trained(one, state, "here")
     one.interpolate(start, 0.0)
     assert torch.equal(one.answer(squares)[0], base)
 
@@ -133,7 +143,7 @@ def test_merged_lora_is_the_adapter(clip_base: Path) -> None:
 
 def test_lora_reaches_attention_and_mlp_and_leaves_the_base_as_it_is(clip_base: Path) -> None:
     one = _classifier(clip_base, image="lora")
-    adapted = {name.split(".lora_")[0] for name in trained.names(one)}
+    adapted = {name.split(".lora_")[0] for name in checkpoint.names(one)}
     assert adapted == {
         f"model.visual.transformer.resblocks.{block}.{part}"
         for block in range(2)
@@ -142,10 +152,11 @@ def test_lora_reaches_attention_and_mlp_and_leaves_the_base_as_it_is(clip_base: 
     _shaken(one).train()
     for _ in range(3):
         one(SQUARES)["logits"].sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0
-               for p in one.parameters() if p.requires_grad)  # fmt: skip
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0 for p in one.parameters() if p.requires_grad
+    )
     kept = {n.replace(".base_layer", ""): p for n, p in one.model.named_parameters()}
-    for name, weight in model.load(clip_base).model.named_parameters():
+    for name, weight in model.load_clip(clip_base).model.named_parameters():
         assert torch.equal(kept[name], weight), name
 
 
@@ -153,7 +164,7 @@ def test_pefts_own_layer_for_attention_is_still_wrong(clip_base: Path) -> None:
     """Once this fails, add_lora can target the whole attention (peft#3774)."""
     from peft import LoraConfig, get_peft_model
 
-    clip = model.load(clip_base)
+    clip = model.load_clip(clip_base)
     adapter = get_peft_model(clip.model, LoraConfig(r=4, target_modules=r"visual\..*\.attn"))
     named = dict(clip.model.named_parameters())
     out = "visual.transformer.resblocks.0.attn.base_layer.out_proj"
@@ -260,11 +271,11 @@ def test_affect_is_read_within_its_range(kind: str, clip_base: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused(clip_base: Path) -> None:
-    state = trained.state(_classifier(clip_base, image="lora"))
+    state = checkpoint.trained_state(_classifier(clip_base, image="lora"))
     with pytest.raises(UserError, match="do not fit the model: missing"):
-        trained.load(_classifier(clip_base, image="full"), state, "here")
+        checkpoint.load_trained(_classifier(clip_base, image="full"), state, "here")
     with pytest.raises(UserError, match="expected"):
-        trained.load(_classifier(clip_base, image="lora", lora_rank=4), state, "here")
+        checkpoint.load_trained(_classifier(clip_base, image="lora", lora_rank=4), state, "here")
 
 
 # --- rates ----------------------------------------------------------------------------------------
@@ -272,12 +283,17 @@ def test_weights_of_another_model_are_refused(clip_base: Path) -> None:
 
 def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
     one = _classifier(clip_base, image="full", text="full", head="linear")
-    settings = _settings(image="full", learning_rate=1.0, layer_decay=0.5, weight_decay=0.1,
-                         learning_rates={"head": 4.0})  # fmt: skip
+    settings = _settings(
+        image="full",
+        learning_rate=1.0,
+        layer_decay=0.5,
+        weight_decay=0.1,
+        learning_rates={"head": 4.0},
+    )
     groups = parameter_groups(one, settings)
     known = {id(p): name for name, p in one.named_parameters()}
     rates = {known[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert set(rates) == set(trained.names(one))
+    assert set(rates) == set(checkpoint.names(one))
     assert rates["linear.weight"] == (4.0, 0.1) and rates["linear.bias"] == (4.0, 0.0)
     assert rates["model.visual.proj"][0] == 1.0 and rates["model.visual.ln_post.weight"][0] == 1.0
     assert rates["model.visual.transformer.resblocks.1.mlp.c_fc.weight"][0] == 0.5

@@ -13,17 +13,17 @@ import pytest
 import torch
 from samples import load_script
 
-from vlmface import data, manifest
+from vlmface import data, label_texts, manifest
 from vlmface.cli import main as vlmface
-from vlmface.clip import model, texts
-from vlmface.clip import run as clip_run
-from vlmface.clip.contrast import logistic
+from vlmface.clip import model
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate.run import main as evaluate
-from vlmface.infer import models
+from vlmface.infer import loading
 from vlmface.infer.clip import WEIGHTS, ClipModel
 from vlmface.infer.predictor import Predictor
+from vlmface.pipelines import clip as clip_run
+from vlmface.train.clip.contrastive import logistic_regression
 
 Finetune = Callable[..., Path]
 
@@ -35,9 +35,16 @@ def finetune(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base, "output_dir": output_dir, "n_train": 48, "n_eval": 24, "epochs": 3,
-            "batch_size": 16, "logging_steps": 1, "save_steps": 4, "warmup_steps": 0,
-        } | changes  # fmt: skip
+            "base": clip_base,
+            "output_dir": output_dir,
+            "n_train": 48,
+            "n_eval": 24,
+            "epochs": 3,
+            "batch_size": 16,
+            "logging_steps": 1,
+            "save_steps": 4,
+            "warmup_steps": 0,
+        } | changes
         assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
         return output_dir
 
@@ -63,7 +70,7 @@ def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
     assert scores["after"]["parse"]["strict"] == 1
     found, (asked,) = manifest.load(done)
     assert found.family == manifest.CLIP and found.base["id"] == str(clip_base)
-    assert asked.sha == texts.load("clip_emotion").sha
+    assert asked.sha == label_texts.load("clip_emotion").sha
     lines = answering.read_lines(done / "predictions.jsonl")
     for line in lines:
         shares = line["probabilities"]
@@ -85,7 +92,7 @@ def test_resumed_is_uninterrupted(augment: str, finetune: Finetune, tmp_path: Pa
     broken = tmp_path / "broken"
     finetune(broken, augment=augment)
     # As if killed after the second checkpoint of three.
-    for name in ("report.html", "metrics.json", "predictions.jsonl", WEIGHTS, manifest.NAME):
+    for name in ("report.html", "metrics.json", "predictions.jsonl", WEIGHTS, manifest.FILENAME):
         (broken / name).unlink()
     folders = sorted((broken / "checkpoints").iterdir(), key=lambda f: int(f.name.split("-")[1]))
     assert [folder.name for folder in folders] == ["checkpoint-8", "checkpoint-9"]
@@ -106,10 +113,10 @@ def test_cached_features_are_uncached_ones(
 ) -> None:
     words = {"image": "frozen", "text": "frozen", "head": "linear", "augment": "none"}
     cached = finetune(tmp_path / "cached", **words)
-    from vlmface.clip import train as clip_train
+    from vlmface.train.clip import trainer as clip_train
 
     # Half of nothing is mirrored: the tower is asked anew at each step, for the same pictures.
-    monkeypatch.setattr(clip_train.augment, "apply", lambda squares, kind: squares)
+    monkeypatch.setattr(clip_train.augment, "augment_squares", lambda squares, kind: squares)
     uncached = finetune(tmp_path / "uncached", **(words | {"augment": "flip"}))
     ours, theirs = _weights(cached), _weights(uncached)
     assert set(ours) == {"linear.weight", "linear.bias"}
@@ -123,7 +130,7 @@ def test_a_run_answers_as_it_did_when_it_was_trained(done: Path) -> None:
     for merge in (True, False):
         clip = ClipModel.load(done, merge=merge)
         for batch_size in (24, 1):
-            found = clip.predict(list(rows["image"]), batch_size=batch_size, cut_out=True)
+            found = clip.predict(list(rows["image"]), batch_size=batch_size, preprocessed=True)
             for one, line in zip(found, lines, strict=True):
                 assert one.answer.label == line["label"]
                 for label, share in line["probabilities"].items():
@@ -147,7 +154,7 @@ def test_zero_shot_is_an_evaluation_too(clip_base: Path, tmp_path: Path) -> None
     words = ["--benchmark", "synth", "--model", str(clip_base), "--n", "8"]
     assert evaluate([*words, "--prompt", "clip_signs", "--output_dir", str(tmp_path / "x")]) == 0
     assert json.loads((tmp_path / "x/metrics.json").read_text())["prompt"]["id"] == "clip_signs"
-    with pytest.raises(UserError, match="which texts"):
+    with pytest.raises(UserError, match="label texts"):
         evaluate([*words, "--output_dir", str(tmp_path / "y")])
     with pytest.raises(UserError, match="benchmark synth scores"):
         evaluate([*words, "--prompt", "clip_raer", "--output_dir", str(tmp_path / "z")])
@@ -160,7 +167,7 @@ def test_the_predictor_takes_it(done: Path) -> None:
         streamed = list(predictor.stream(image))
     assert report.emotion == streamed[0] == streamed[-1].emotion  # type: ignore[union-attr]
     assert report.status == "strict" and report.probabilities is not None
-    assert report.note and "rendered faces" in report.note
+    assert report.limitations and "rendered faces" in report.limitations
 
 
 @pytest.fixture(scope="module")
@@ -207,21 +214,28 @@ def test_a_video_is_answered_by_the_command(
     "changes",
     [
         {"text": "prompts", "image": "frozen"},
-        {"image": "full", "layer_decay": 0.7, "optimizer": "sgd", "learning_rate": 0.01,
-         "schedule": "steps", "milestones": "1", "epochs": 2},
+        {
+            "image": "full",
+            "layer_decay": 0.7,
+            "optimizer": "sgd",
+            "learning_rate": 0.01,
+            "schedule": "steps",
+            "milestones": "1",
+            "epochs": 2,
+        },
         {"head": "linear", "margins": "ldam", "class_weights": "effective"},
         {"affect": "graph", "label_smoothing": 0.0},
         {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text": "frozen"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_way_of_training_comes_back(
     changes: dict[str, object], finetune: Finetune, tmp_path: Path
 ) -> None:
     run_dir = finetune(tmp_path / "run", **{"n_eval": 8, "epochs": 1, **changes})
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     rows = data.load("synth", split="test", n=8)
-    again = models.load(run_dir).predict(list(rows["image"]), cut_out=True)
+    again = loading.load(run_dir).predict(list(rows["image"]), preprocessed=True)
     assert [one.answer.label for one in again] == [line["label"] for line in lines]
     if "affect" in changes:
         assert all(-1 <= line["affect"]["valence"] <= 1 for line in lines)
@@ -236,11 +250,24 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
         "{id: seen, dataset: emotic, split: train, label_space: emotic26, source: test}"
     )
     run_dir = finetune(
-        tmp_path / "run", data="emotic", data_root=tmp_path / "data", prompt="clip_emotic",
-        benchmark=tmp_path / "seen.yaml", crop="{size: 32, margin: 0.0}", n_train="null",
-        n_eval="null", epochs=300, batch_size=3, learning_rate=0.1, label_smoothing=0.0,
-        augment="none", save_steps=500, image="frozen", text="frozen", head="linear",
-    )  # fmt: skip
+        tmp_path / "run",
+        data="emotic",
+        data_root=tmp_path / "data",
+        prompt="clip_emotic",
+        benchmark=tmp_path / "seen.yaml",
+        crop="{size: 32, margin: 0.0}",
+        n_train="null",
+        n_eval="null",
+        epochs=300,
+        batch_size=3,
+        learning_rate=0.1,
+        label_smoothing=0.0,
+        augment="none",
+        save_steps=500,
+        image="frozen",
+        text="frozen",
+        head="linear",
+    )
     scores = json.loads((run_dir / "metrics.json").read_text())
     assert scores["after"]["labels"]["map"] > scores["before"]["labels"]["map"]
     lines = answering.read_lines(run_dir / "predictions.jsonl")
@@ -281,8 +308,8 @@ def test_an_exported_run_is_a_clip_of_open_clip(done: Path, tmp_path: Path) -> N
 def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rationales"):
         ClipModel.load(done).score([], ["because"])
-    with pytest.raises(UserError, match="shown 1 view"):
-        ClipModel.load(done).predict([[None, None]], cut_out=True)
+    with pytest.raises(UserError, match="takes 1 view"):
+        ClipModel.load(done).predict([[None, None]], preprocessed=True)
     with pytest.raises(UserError, match="was trained with prompt clip_emotion"):
         ClipModel.load(done, prompt="face_cot")
     prompts_run = finetune(tmp_path / "p", text="prompts", image="frozen", n_eval=8, epochs=1)
@@ -313,10 +340,17 @@ def captions(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base, "output_dir": output_dir, "n_train": 32, "n_probe": 40, "epochs": 2,
-            "batch_size": 16, "logging_steps": 1, "save_steps": 1, "warmup_steps": 0,
+            "base": clip_base,
+            "output_dir": output_dir,
+            "n_train": 32,
+            "n_probe": 40,
+            "epochs": 2,
+            "batch_size": 16,
+            "logging_steps": 1,
+            "save_steps": 1,
+            "warmup_steps": 0,
             "data_options": "{}",
-        } | changes  # fmt: skip
+        } | changes
         assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
         return output_dir
 
@@ -331,8 +365,8 @@ def test_captions_train_both_towers_and_resume(
     scores = json.loads((whole / "metrics.json").read_text())
     assert scores["train"]["steps"] == 4 and scores["train"]["captions"] > 32
     assert set(scores["probes"]["after"]) == {"gender", "age_group", "race", "emotion", "au"}
-    ours = model.load(whole).model.state_dict()
-    base = model.load(clip_base).model.state_dict()
+    ours = model.load_clip(whole).model.state_dict()
+    base = model.load_clip(clip_base).model.state_dict()
     assert set(ours) == set(base)
     for tower in ("visual.", "transformer."):
         changed = [n for n in ours if n.startswith(tower) and not torch.equal(ours[n], base[n])]
@@ -341,7 +375,7 @@ def test_captions_train_both_towers_and_resume(
     for name in ("metrics.json", model.WEIGHTS, model.CONFIG, "checkpoints/checkpoint-4/complete"):
         (broken / name).unlink()
     captions(broken, image=policy, text=policy)
-    again = model.load(broken).model.state_dict()
+    again = model.load_clip(broken).model.state_dict()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
@@ -352,8 +386,9 @@ def test_the_probe_is_logistic_regression() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 5)) * [1, 2, 3, 4, 5]
     y = (x @ rng.normal(size=(5, 3)) + rng.normal(size=(120, 3))).argmax(1)
-    ours = logistic(torch.tensor(x), torch.nn.functional.one_hot(torch.tensor(y)), torch.tensor(x),
-                    penalty=0.01)  # fmt: skip
+    features = torch.tensor(x)
+    labels = torch.nn.functional.one_hot(torch.tensor(y))
+    ours = logistic_regression(features, labels, features, penalty=0.01)
     # sklearn scales features with 1/n, we with 1/(n - 1); its C is that of the summed loss.
     scaled = StandardScaler().fit_transform(x) * np.sqrt(119 / 120)
     theirs = LogisticRegression(C=1 / (0.01 * 120), tol=1e-8, max_iter=5000).fit(scaled, y)

@@ -89,13 +89,16 @@ def test_attention_that_is_asked_for_something_else(words: dict[str, Any]) -> No
 
 
 def test_layers_of_another_shape_stay() -> None:
-    for layer in (nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, add_bias_kv=True),
-                  nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)):  # fmt: skip
+    for layer in (
+        nn.MultiheadAttention(8, 2),
+        nn.MultiheadAttention(8, 2, add_bias_kv=True),
+        nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True),
+    ):
         fused.fuse(layer)
         assert type(layer) is nn.MultiheadAttention
 
 
 def test_the_built_in_clip_is_fused() -> None:
-    kinds = {type(module) for module in model.load(model.TINY).model.modules()}
+    kinds = {type(module) for module in model.load_clip(model.TINY).model.modules()}
     assert {fused.SelfAttention, fused.QuickGELU} <= kinds
     assert nn.MultiheadAttention not in kinds

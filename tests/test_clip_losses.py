@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
 
-from vlmface.clip import augment, losses
+from vlmface.train.clip import augment, losses
 
 
 def _features(n: int, seed: int) -> torch.Tensor:
@@ -97,16 +97,16 @@ def test_class_weights_favour_the_rare(kind: str) -> None:
 
 def test_changed_pictures_stay_pictures_and_follow_the_seed() -> None:
     squares = torch.randint(256, (6, 2, 3, 20, 20), dtype=torch.uint8)
-    assert augment.apply(squares, "none") is squares
+    assert augment.augment_squares(squares, "none") is squares
     for kind in ("flip", "face"):
         torch.manual_seed(3)
-        first = augment.apply(squares, kind)
+        first = augment.augment_squares(squares, kind)
         torch.manual_seed(3)
-        assert torch.equal(first, augment.apply(squares, kind))
+        assert torch.equal(first, augment.augment_squares(squares, kind))
         assert first.shape == squares.shape and first.dtype == torch.uint8
         assert not torch.equal(first, squares)
     torch.manual_seed(0)
-    flipped = augment.apply(squares, "flip")
+    flipped = augment.augment_squares(squares, "flip")
     same = [torch.equal(a, b) for a, b in zip(flipped, squares, strict=True)]
     turned = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, squares, strict=True)]
     assert all(a != b for a, b in zip(same, turned, strict=True)) and any(same) and any(turned)
@@ -115,7 +115,7 @@ def test_changed_pictures_stay_pictures_and_follow_the_seed() -> None:
 def test_pictures_of_a_row_change_together() -> None:
     one = torch.randint(256, (4, 1, 3, 16, 16), dtype=torch.uint8)
     torch.manual_seed(1)
-    both = augment.apply(one.repeat(1, 2, 1, 1, 1), "face")
+    both = augment.augment_squares(one.repeat(1, 2, 1, 1, 1), "face")
     assert torch.equal(both[:, 0], both[:, 1])
 
 

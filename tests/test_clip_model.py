@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from samples import rows as face_rows
 
-from vlmface import facs, taxonomy
-from vlmface.clip import captions, model, texts, tiny
+from vlmface import facs, label_spaces, label_texts
+from vlmface.clip import model, tiny_clip
 from vlmface.errors import UserError
 from vlmface.schema import AULabel, FaceSample
+from vlmface.train.clip import captions
 
 # In the shape of SigLIP: a text tower of its own that sees the whole text at once.
 SIGLIP = {
@@ -24,15 +25,21 @@ SIGLIP = {
     "custom_text": True,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
     "text_cfg": {
-        "context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2,
-        "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
+        "context_length": 20,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        "no_causal_mask": True,
+        "pool_type": "last",
+        "proj_bias": True,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def clip() -> model.Clip:
-    return tiny.build(0)
+    return tiny_clip.build(0)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +49,23 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> model.Clip:
     shape = {k: v for k, v in SIGLIP.items() if k != "custom_text"}
     built = open_clip.model.CustomTextCLIP(**shape)
     made = model.Clip(
-        built, None, {"model_cfg": SIGLIP, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}},
+        built,
+        None,
+        {"model_cfg": SIGLIP, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}},
         "siglip",
-    )  # fmt: skip
-    model.save(made, folder)
-    return model.load(folder)
+    )
+    model.save_clip(made, folder)
+    return model.load_clip(folder)
 
 
 def test_the_tower_is_that_of_vlmface_tiny(clip: model.Clip) -> None:
-    from vlmface import manifest
-    from vlmface.families import llava
+    from checkpoints import llava
 
-    whole = llava.load_model(manifest.resolve(manifest.TINY), dtype=torch.float32, device="cpu")
+    from vlmface import manifest
+
+    whole = llava.load_model(
+        manifest.resolve(manifest.TINY_MODEL), dtype=torch.float32, device="cpu"
+    )
     squares = torch.randint(256, (3, 3, 96, 96), dtype=torch.uint8)
     with torch.no_grad():
         seen = clip.model.visual
@@ -67,7 +79,7 @@ def test_the_tower_is_that_of_vlmface_tiny(clip: model.Clip) -> None:
 @pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
 @pytest.mark.parametrize("size", [(96, 96), (200, 90), (40, 130)])
 def test_squares_and_pixels_are_open_clips_transform(mode: str, size: tuple[int, int]) -> None:
-    clip = tiny.build(0)
+    clip = tiny_clip.build(0)
     config = clip.config | {"preprocess_cfg": clip.config["preprocess_cfg"] | {"resize_mode": mode}}
     clip = model.Clip(clip.model, clip.tokenizer, config, "x")
     whole = open_clip.transform.image_transform_v2(
@@ -91,8 +103,8 @@ def test_texts_are_read_as_by_open_clip(clip: model.Clip, siglip: model.Clip) ->
 
 
 def test_a_folder_opens_in_open_clip_too(clip: model.Clip, tmp_path: Path) -> None:
-    model.save(clip, tmp_path)
-    again = model.load(tmp_path)
+    model.save_clip(clip, tmp_path)
+    again = model.load_clip(tmp_path)
     assert model.weights_sha(again) == model.weights_sha(clip)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     image = face_rows(1)[0]["image"]
@@ -117,51 +129,51 @@ def test_a_folder_opens_in_open_clip_too(clip: model.Clip, tmp_path: Path) -> No
 )
 def test_unknown_names_are_told_the_nearest(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        model.load(name)
+        model.load_clip(name)
 
 
 def test_broken_folders_are_named(clip: model.Clip, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no open_clip_config"):
-        model.load(tmp_path)
+        model.load_clip(tmp_path)
     (tmp_path / model.CONFIG).write_text(json.dumps(clip.config))
     with pytest.raises(UserError, match="no weights"):
-        model.load(tmp_path)
+        model.load_clip(tmp_path)
     (tmp_path / model.WEIGHTS).write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot open the CLIP"):
-        model.load(tmp_path)
+        model.load_clip(tmp_path)
 
 
 # --- texts of labels ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", texts.names())
+@pytest.mark.parametrize("name", label_texts.names())
 def test_every_label_has_texts_that_fit(name: str, clip: model.Clip) -> None:
-    found = texts.load(name)
+    found = label_texts.load(name)
     assert found.id == name and list(found.positive) == list(found.space.labels)
     every = [text for side in (found.positive, found.negative) for v in side.values() for text in v]
     assert len(every) == len(set(every)) or found.negatives
-    texts.check_lengths(clip.tokenizer, every, name)
+    label_texts.check_lengths(clip.tokenizer, every, name)
     assert not any("{" in text for text in every)
 
 
 def test_signs_are_those_of_the_prototypes() -> None:
-    assert texts.signs("happiness") == f"{facs.AUS[6].cue}, {facs.AUS[12].cue}"
-    assert texts.signs("neutral") == "no facial muscle is moved"
+    assert label_texts.signs("happiness") == f"{facs.AUS[6].cue}, {facs.AUS[12].cue}"
+    assert label_texts.signs("neutral") == "no facial muscle is moved"
     with pytest.raises(UserError, match="write descriptions"):
-        texts.signs("Fatigue")
+        label_texts.signs("Fatigue")
 
 
 def test_the_sha_follows_what_the_model_reads(tmp_path: Path) -> None:
     path = Path("prompts/clip/clip_emotion.yaml")
-    plain = texts.load(path)
-    assert plain.sha == texts.load("clip_emotion").sha
+    plain = label_texts.load(path)
+    assert plain.sha == label_texts.load("clip_emotion").sha
     for before, after, same in (
         ("happiness: happy", "happiness: joyful", False),
         ("source: ", "notes: nothing\nsource: ", True),
     ):
         changed = tmp_path / "clip_emotion.yaml"
         changed.write_text(path.read_text().replace(before, after))
-        assert (texts.load(changed).sha == plain.sha) is same
+        assert (label_texts.load(changed).sha == plain.sha) is same
 
 
 @pytest.mark.parametrize(
@@ -178,15 +190,15 @@ def test_wrong_files_are_refused(lines: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(f"id: own\nversion: 1\nlabel_space: emotion8\nsource: me\n{lines}\n")
     with pytest.raises(UserError, match=said):
-        texts.load(path)
+        label_texts.load(path)
 
 
 def test_long_texts_are_counted_and_not_cut(clip: model.Clip) -> None:
     fits, long = "a " * 75, "a " * 76
-    assert texts.lengths(clip.tokenizer, [fits, long]) == [77, 78]
-    texts.check_lengths(clip.tokenizer, [fits], "x")
+    assert label_texts.lengths(clip.tokenizer, [fits, long]) == [77, 78]
+    label_texts.check_lengths(clip.tokenizer, [fits], "x")
     with pytest.raises(UserError, match=r"1 of 2 texts of x have more than the 77 tokens .* 78"):
-        texts.check_lengths(clip.tokenizer, [fits, long], "x")
+        label_texts.check_lengths(clip.tokenizer, [fits, long], "x")
 
 
 # --- captions -------------------------------------------------------------------------------------
@@ -194,32 +206,36 @@ def test_long_texts_are_counted_and_not_cut(clip: model.Clip) -> None:
 
 def _sample(**changes: object) -> FaceSample:
     known: dict = {
-        "id": "a", "dataset": "x", "gender": "female", "age": 35.0, "race": "asian",
+        "id": "a",
+        "dataset": "x",
+        "gender": "female",
+        "age": 35.0,
+        "race": "asian",
         "emotion": "anger",
         "aus": [AULabel(4, 3, True), AULabel(23, 2, True), AULabel(12, 0, False)],
         "meta": {"hair_style": "bob", "hair_colour": "black", "beard": False},
-    }  # fmt: skip
+    }
     return FaceSample(**(known | changes))
 
 
 def test_captions_say_what_is_asked_for() -> None:
-    one = captions.write(_sample(), ["attributes", "aus"], 0)
+    one = captions.write_caption(_sample(), ["attributes", "aus"], 0)
     assert one and "young woman" in one and "asian" in one and "black hair, bob" in one
     assert facs.AUS[4].cue in one and facs.AUS[23].cue in one and facs.AUS[12].cue not in one
-    assert not any(word in one.lower() for word in (*taxonomy.EMOTIONS, "angry"))
-    assert captions.write(_sample(), ["attributes", "aus"], 0) == one
-    several = {captions.write(_sample(), ["attributes", "aus"], seed) for seed in range(8)}
+    assert not any(word in one.lower() for word in (*label_spaces.EMOTIONS, "angry"))
+    assert captions.write_caption(_sample(), ["attributes", "aus"], 0) == one
+    several = {captions.write_caption(_sample(), ["attributes", "aus"], seed) for seed in range(8)}
     assert len(several) > 3
-    feeling = captions.write(_sample(), ["emotion"], 1)
+    feeling = captions.write_caption(_sample(), ["emotion"], 1)
     assert feeling and "expression of anger" in feeling and "woman" not in feeling
-    calm = captions.write(_sample(aus=[AULabel(4, 0, False)]), ["aus"], 0)
+    calm = captions.write_caption(_sample(aus=[AULabel(4, 0, False)]), ["aus"], 0)
     assert calm and any(word in calm for word in ("moved", "rest", "relaxed"))
 
 
 def test_captions_need_annotations() -> None:
     bare = FaceSample(id="a", dataset="x")
-    assert captions.write(bare, ["attributes", "aus", "emotion"], 0) is None
-    assert captions.write(_sample(aus=None), ["aus"], 0) is None
+    assert captions.write_caption(bare, ["attributes", "aus", "emotion"], 0) is None
+    assert captions.write_caption(_sample(aus=None), ["aus"], 0) is None
     for wrong in ([], ["moods"]):
         with pytest.raises(UserError, match="use some of attributes, aus, emotion"):
-            captions.write(_sample(), wrong, 0)
+            captions.write_caption(_sample(), wrong, 0)

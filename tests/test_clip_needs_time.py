@@ -10,11 +10,12 @@ import shutil
 import pytest
 import torch
 
-from vlmface import config
-from vlmface.clip import needs_time, texts
-from vlmface.clip.needs_time import Part, compare
-from vlmface.clip.settings import Settings
+from vlmface import label_texts
 from vlmface.errors import UserError
+from vlmface.pipelines import temporal_ablation
+from vlmface.pipelines.temporal_ablation import Part, compare
+from vlmface.train.clip.settings import Settings
+from vlmface.utils import config
 
 FRAMES, WIDTH, LABELS = 3, 128, 8
 
@@ -35,16 +36,22 @@ def part(n: int, seed: int, *, lasting: int) -> Part:
 def settings(folder, **changes) -> Settings:
     file = config.find("clip_temporal_tiny")
     values = config.read(file) | {
-        "output_dir": str(folder), "frames": FRAMES, "epochs": 6, "batch_size": 32,
-        "learning_rate": 2e-3, "warmup_steps": 0,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "frames": FRAMES,
+        "epochs": 6,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "warmup_steps": 0,
+    }
     return config.build(Settings, values | changes, where=file.name)
 
 
 def truths(test: Part):
-    labels = texts.load("clip_emotion").space.labels
-    return [{"id": f"c{i}", "subject": None, "truth": {"emotion": labels[int(t)]}}
-            for i, t in enumerate(test.targets)]  # fmt: skip
+    labels = label_texts.load("clip_emotion").space.labels
+    return [
+        {"id": f"c{i}", "subject": None, "truth": {"emotion": labels[int(t)]}}
+        for i, t in enumerate(test.targets)
+    ]
 
 
 def test_what_lasts_needs_all_frames(tmp_path):
@@ -69,7 +76,7 @@ def test_what_lasts_needs_all_frames(tmp_path):
     shutil.rmtree(tmp_path / "models" / "mean")
     assert compare(chosen, parts, truths(parts[2])) == found
 
-    text = needs_time.table(found)
+    text = temporal_ablation.table(found)
     assert f"| frame {best} (best) |" in text
     assert f"| clip - frame {best} |" in text and "| clip - mean |" in text
 
@@ -98,16 +105,16 @@ def test_where_a_frame_says_all_there_is_no_difference(tmp_path):
 def test_other_settings_are_refused(tmp_path, changes, message):
     chosen = dataclasses.replace(settings(tmp_path), **changes)
     with pytest.raises(UserError, match=message):
-        needs_time._check(chosen)
+        temporal_ablation._check(chosen)
 
 
 @pytest.mark.slow
 def test_rendered_clips_need_time(tmp_path):
     folder = tmp_path / "run"
     words = ["--n_train", "320", "--output_dir", str(folder)]
-    assert needs_time.main(["--config", "clip_temporal_tiny", *words]) == 0
-    found = json.loads((folder / needs_time.RESULT).read_text())
+    assert temporal_ablation.main(["--config", "clip_temporal_tiny", *words]) == 0
+    found = json.loads((folder / temporal_ablation.RESULT).read_text())
     assert found["n"] == {"train": 320, "validation": 100, "test": 300}
     assert found["differences"][f"clip - frame {found['best_frame']}"]["uar"]["ci95"][0] > 0.2
     assert found["differences"]["clip - mean"]["uar"]["difference"] > 0
-    assert (folder / needs_time.TABLE).read_text() == needs_time.table(found)
+    assert (folder / temporal_ablation.TABLE).read_text() == temporal_ablation.table(found)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from clip_rows import picture, rows_of
 
-from vlmface.clip import texts, tiny, trained
+from vlmface import label_texts
+from vlmface.clip import checkpoint, tiny_clip
 from vlmface.clip.classifier import Classifier
-from vlmface.clip.select import BEST, LOG, Held, uar_of
-from vlmface.clip.settings import Settings
-from vlmface.clip.train import train
 from vlmface.errors import UserError
-from vlmface.train.sft import read_log
+from vlmface.run_dir import read_log
+from vlmface.train.clip.model_selection import BEST, LOG, HeldOutSet, uar_of
+from vlmface.train.clip.settings import Settings
+from vlmface.train.clip.trainer import train
 
 LABELS = ("anger", "fear", "happiness", "sadness")
 
@@ -36,12 +37,24 @@ def clips(n: int, seed: int, frames: int):
 
 def chosen(folder, **changes) -> Settings:
     values = {
-        "base": "tiny", "data": "synth", "benchmark": "synth", "prompt": "clip_emotion",
-        "output_dir": str(folder), "frames": 3, "time": "transformer", "validation_share": 0.1,
-        "select": "best", "epochs": 5, "batch_size": 8, "optimizer": "adamw",
-        "learning_rate": 1e-3, "schedule": "constant", "logging_steps": 1, "save_steps": 1,
+        "base": "tiny",
+        "data": "synth",
+        "benchmark": "synth",
+        "prompt": "clip_emotion",
+        "output_dir": str(folder),
+        "frames": 3,
+        "time": "transformer",
+        "validation_share": 0.1,
+        "select": "best",
+        "epochs": 5,
+        "batch_size": 8,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "logging_steps": 1,
+        "save_steps": 1,
         "eval_batch_size": 7,
-    }  # fmt: skip
+    }
     settings = Settings(**(values | changes))
     settings.check()
     return settings
@@ -49,7 +62,7 @@ def chosen(folder, **changes) -> Settings:
 
 def trained_run(settings, rows, held=None):
     torch.manual_seed(0)
-    model = Classifier(tiny.build(), texts.load("clip_emotion"), settings.shape(1))
+    model = Classifier(tiny_clip.build(), label_texts.load("clip_emotion"), settings.shape(1))
     found = train(model, rows, settings, held)
     return model, found
 
@@ -65,12 +78,12 @@ def whole(tmp_path_factory, rows):
     checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmface.clip.train.KEPT", None)
+        patch.setattr("vlmface.train.clip.trainer.KEPT", None)
         return folder, *trained_run(chosen(folder), *rows)
 
 
 def equal(one, other) -> bool:
-    one, other = trained.state(one), trained.state(other)
+    one, other = checkpoint.trained_state(one), checkpoint.trained_state(other)
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -84,7 +97,7 @@ def test_best_epoch_is_kept(tmp_path, rows, whole):
     best = scores.index(max(scores))
     assert best < 4, "the test shows nothing if the last epoch is the best"
     assert found["selected"] == lines[best]
-    held = Held.of(model, rows[1], 100, 0)
+    held = HeldOutSet.of(model, rows[1], 100, 0)
     assert held.uar() == pytest.approx(max(scores))
     assert held.features is not None  # the second time they are at hand
     assert held.uar() == pytest.approx(max(scores))

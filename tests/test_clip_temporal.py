@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from vlmface import config
-from vlmface.clip import texts, tiny
-from vlmface.clip.classifier import Classifier, Shape
+from vlmface import label_texts
+from vlmface.clip import tiny_clip
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.clip.model import Clip
-from vlmface.clip.settings import ContextSettings, Settings
 from vlmface.clip.temporal import Fusion, OverTime, Temporal
-from vlmface.clip.train import ClipTrainer, parameter_groups, part_of
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.train.clip.settings import ContextSettings, Settings
+from vlmface.train.clip.trainer import ClipTrainer, parameter_groups, part_of
+from vlmface.utils import config
 
 # --- the published forward pass, from its description --------------------------------------------
 
@@ -93,8 +94,8 @@ def caer() -> tuple[Classifier, Settings]:
         },
         chosen.base,
     )
-    shape = chosen.shape(len(crops.parse(chosen.crop)))
-    return Classifier(clip, texts.load(chosen.prompt), shape), chosen
+    shape = chosen.shape(len(crops.parse_views(chosen.crop)))
+    return Classifier(clip, label_texts.load(chosen.prompt), shape), chosen
 
 
 def test_clip_caer_is_what_was_published(caer):
@@ -133,12 +134,14 @@ def test_clip_caer_trains_what_was_published_at_its_rates(caer):
         rates[group["lr"]] = rates.get(group["lr"], 0) + sum(p.numel() for p in group["params"])
         decays.add((group["weight_decay"], *{p.ndim >= 2 for p in group["params"]}))
     assert rates == {
-        1e-5: sizes["image"] + sizes["fusion"], 1e-2: sizes["time"], 1e-3: sizes["prompts"],
-    }  # fmt: skip
+        1e-5: sizes["image"] + sizes["fusion"],
+        1e-2: sizes["time"],
+        1e-3: sizes["prompts"],
+    }
     assert decays == {(1e-4, True), (0.0, False)}
     assert (chosen.frames, chosen.batch_size, chosen.epochs, chosen.seed) == (16, 8, 20, 42)
     assert (chosen.optimizer, chosen.schedule, chosen.milestones) == ("sgd", "steps", [10, 15])
-    face, person = crops.parse(chosen.crop)
+    face, person = crops.parse_views(chosen.crop)
     assert (face.show, face.margin, face.margin_px, face.size) == ("face", 0.0, 20, 224)
     assert (person.show, person.margin, person.margin_px, person.size) == ("person", 0.0, 0, 224)
     assert chosen.select == "best"
@@ -176,11 +179,11 @@ def test_temporal_transformer_knows_order_and_every_frame():
 
 
 def test_mean_of_a_still_clip_is_its_frame():
-    clip = tiny.build()
+    clip = tiny_clip.build()
     still = torch.randint(0, 256, (2, 1, 3, clip.side, clip.side), dtype=torch.uint8)
-    asked = texts.load("clip_emotion")
-    one = Classifier(clip, asked, Shape()).eval()
-    mean = Classifier(clip, asked, Shape(frames=16, time="mean")).eval()
+    asked = label_texts.load("clip_emotion")
+    one = Classifier(clip, asked, ClassifierConfig()).eval()
+    mean = Classifier(clip, asked, ClassifierConfig(frames=16, time="mean")).eval()
     alone, _ = one.answer(still)
     repeated, _ = mean.answer(still.repeat(1, 16, 1, 1, 1))
     torch.testing.assert_close(repeated, alone, rtol=0, atol=1e-6)
@@ -204,17 +207,19 @@ def test_fusion_starts_as_the_mean():
 
 def test_frames_without_a_way_to_join_them_are_refused():
     with pytest.raises(UserError, match=r"frames is 16, but time is none"):
-        Classifier(tiny.build(), texts.load("clip_emotion"), Shape(frames=16))
+        Classifier(tiny_clip.build(), label_texts.load("clip_emotion"), ClassifierConfig(frames=16))
 
 
 def test_contexts_of_one_text_start_at_random_and_shared_ones_from_words():
-    asked = texts.load("clip_raer")
-    clip = tiny.build()
-    own = Classifier(clip, asked, Shape(text="prompts", class_specific=True)).contexts.vectors
+    asked = label_texts.load("clip_raer")
+    clip = tiny_clip.build()
+    own = Classifier(
+        clip, asked, ClassifierConfig(text="prompts", class_specific=True)
+    ).contexts.vectors
     assert own.shape == (5, 8, 64)
     assert not torch.allclose(own[0], own[1])
     assert own.std().item() == pytest.approx(0.02, rel=0.1)
-    shared = Classifier(clip, asked, Shape(text="prompts")).contexts.vectors
+    shared = Classifier(clip, asked, ClassifierConfig(text="prompts")).contexts.vectors
     words = clip.text_tower.token_embedding(clip.tokens(["a photo of a face that shows"])[0, 1:8])
     assert shared.shape == (1, 8, 64)
     torch.testing.assert_close(shared[0, :7], words)
@@ -222,13 +227,13 @@ def test_contexts_of_one_text_start_at_random_and_shared_ones_from_words():
 
 def test_features_of_scale_do_not_change_mean_or_single():
     """Only a temporal transformer sees how long the tower's features are."""
-    clip = tiny.build()
-    asked = texts.load("clip_emotion")
+    clip = tiny_clip.build()
+    asked = label_texts.load("clip_emotion")
     features = torch.randn(2, 4, clip.width)
     for shape in (
-        Shape(frames=4, time="mean"),
-        Shape(views=4),
-        Shape(frames=4, time="transformer"),
+        ClassifierConfig(frames=4, time="mean"),
+        ClassifierConfig(views=4),
+        ClassifierConfig(frames=4, time="transformer"),
     ):
         model = Classifier(clip, asked, shape).eval()
         plain, scaled = (model(features=f)["logits"] for f in (features, 5 * features))
@@ -237,7 +242,7 @@ def test_features_of_scale_do_not_change_mean_or_single():
 
 
 def test_normalised_and_raw_features_are_one_direction():
-    clip = tiny.build()
+    clip = tiny_clip.build()
     squares = torch.randint(0, 256, (2, 3, clip.side, clip.side), dtype=torch.uint8)
     raw = clip.image_features(squares, normalize=False)
     torch.testing.assert_close(F.normalize(raw, dim=-1), clip.image_features(squares))

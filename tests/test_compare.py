@@ -12,13 +12,14 @@ from scipy.stats import binomtest
 
 from vlmface.cli import main
 from vlmface.errors import UserError
-from vlmface.evaluate import compare, metrics
+from vlmface.evaluate import compare
+from vlmface.metrics import metrics
 
 
 def run_folder(folder: Path, skill: float, seed: int, n: int = 120, **settings: Any) -> Path:
     folder.mkdir(parents=True)
     rows = random_rows(n, seed, skill=skill)
-    scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     (folder / "metrics.json").write_text(json.dumps({"after": scores, "train": {"steps": 5}}))
     write_lines(folder / "predictions.jsonl", rows)
     (folder / "settings.json").write_text(json.dumps({"seed": 0, "output_dir": "x"} | settings))
@@ -47,8 +48,9 @@ def test_pairs_are_what_the_metrics_say(folders: list[Path]) -> None:
     corrected = {pair: one["emotion"]["accuracy"].pop("p_holm") for pair, one in named.items()}
     assert ours == expected["emotion"]
     right = [[line["label"] == line["truth"]["emotion"] for line in run.lines] for run in runs]
-    lone = [sum(a > b for a, b in zip(*(right[i], right[j]), strict=True))
-            for i, j in ((0, 2), (2, 0))]  # fmt: skip
+    lone = [
+        sum(a > b for a, b in zip(*(right[i], right[j]), strict=True)) for i, j in ((0, 2), (2, 0))
+    ]
     exact = binomtest(lone[0], sum(lone)).pvalue
     assert p["plain", "better"] == pytest.approx(exact, abs=0.001)
     smallest, middle, largest = sorted(p, key=p.__getitem__)
@@ -63,8 +65,10 @@ def test_pairs_are_what_the_metrics_say(folders: list[Path]) -> None:
     assert compare.verdict(even) == "no difference that this test set can show"
     # Only what differs, and not where a run lies.
     assert [run["settings"] for run in result["runs"]] == [
-        {"learning_rate": 1}, {"learning_rate": 1}, {"learning_rate": 2},
-    ]  # fmt: skip
+        {"learning_rate": 1},
+        {"learning_rate": 1},
+        {"learning_rate": 2},
+    ]
 
 
 def test_the_command_writes_page_table_and_json(folders: list[Path], tmp_path, capsys) -> None:
@@ -130,7 +134,7 @@ def test_runs_of_few_people_are_compared_without_intervals(tmp_path: Path) -> No
         folder = run_folder(tmp_path / name, 0.5, seed, n=40)
         rows = [row | {"subject": f"p{i % 4}"} for i, row in enumerate(random_rows(40, seed))]
         write_lines(folder / "predictions.jsonl", rows)
-        scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+        scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
         (folder / "metrics.json").write_text(json.dumps({"after": scores}))
         runs.append(compare.read(folder))
     result = compare.compare(runs)
@@ -155,7 +159,7 @@ def test_predictions_that_are_not_those_of_the_metrics(
     rows[0] |= {"label": rows[0]["truth"]["emotion"], "status": "strict", "aus": []}
     rows[0]["truth"]["emotion"] = "anger"
     write_lines(folders[0] / "predictions.jsonl", rows)
-    scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     (folders[0] / "metrics.json").write_text(json.dumps({"after": scores}))
     compare.read(folders[0])
     write_lines(folders[0] / "predictions.jsonl", change(rows))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from samples import ROOT, load_script
+from test_ranges import SETTINGS as ALL_SETTINGS
 
-from vlmface import config
-from vlmface.clip import contrast
-from vlmface.clip import settings as clip_settings
 from vlmface.errors import UserError
-from vlmface.train import context, grpo
-from vlmface.train.sft import AttributeSettings, Settings
+from vlmface.pipelines import context_ablation, loop, synthesize
+from vlmface.train import grpo
+from vlmface.train.clip import contrastive
+from vlmface.train.clip import settings as clip_settings
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import config
+from vlmface.utils.ranges import describe, help_texts, kinds
 
 
 @dataclass(frozen=True)
@@ -121,18 +125,18 @@ def test_help_shows_the_values_that_would_be_used(
 
 
 RECIPES: dict[str, type] = {
-    "sft_cot": Settings,
-    "sft_attributes": AttributeSettings,
+    "sft_cot": SFTSettings,
+    "sft_attributes": SFTSettings,
     "grpo": grpo.Settings,
-    "context_vlm": context.Settings,
+    "context_vlm": context_ablation.Settings,
     "clip_caer": clip_settings.ContextSettings,
-    "clip_captions": contrast.Settings,
+    "clip_captions": contrastive.Settings,
     "clip_dfer": clip_settings.Settings,
     "clip_finecliper": clip_settings.Settings,
     "clip_finetune": clip_settings.Settings,
     "clip_temporal": clip_settings.Settings,
-    "synthesize": load_script("recipes/synthesize.py").Settings,
-    "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
+    "synthesize": synthesize.Settings,
+    "facial_r1_loop": loop.Settings,
 }
 SCRIPTS = {
     "context_vlm": "context_emotion",
@@ -150,8 +154,11 @@ def test_shipped_settings_are_valid_and_begin_with_their_command(path: Path) -> 
     settings = config.build(RECIPES[recipe], config.read(path), where=str(path))
     config.refuse_unused(settings, ())
     if recipe == "facial_r1_loop":  # each stage's own fields, over a configuration that is shipped
-        for stage, kind in (("sft", RECIPES["sft_cot"]), ("grpo", grpo.Settings),
-                            ("synthesize", RECIPES["synthesize"])):  # fmt: skip
+        for stage, kind in (
+            ("sft", RECIPES["sft_cot"]),
+            ("grpo", grpo.Settings),
+            ("synthesize", RECIPES["synthesize"]),
+        ):
             fields = dict(getattr(settings, stage))
             shipped = config.read(ROOT / f"recipes/configs/{fields.pop('config')}.yaml")
             config.build(kind, shipped | fields, where=str(path))
@@ -183,7 +190,7 @@ def test_facial_r1_runs_as_published() -> None:
 
 def test_llava_runs_as_published() -> None:
     path = ROOT / "recipes/configs/sft_cot_llava.yaml"
-    settings = config.build(Settings, config.read(path), where="")
+    settings = config.build(SFTSettings, config.read(path), where="")
     assert settings.num_processes is not None
     assert (
         settings.batch_size * settings.gradient_accumulation * settings.num_processes,
@@ -211,3 +218,55 @@ def test_damaged_settings_are_one_message(text: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(UserError, match=r"cannot read .*settings\.json"):
         config.compare(build(), tmp_path)
+
+
+# --- the meaning of every field -------------------------------------------------------------------
+
+
+def recipe_of(path: Path) -> type:
+    """The settings of a shipped YAML file."""
+    return RECIPES[next(name for name in RECIPES if name in path.stem)]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_comments_are_the_help_texts(path: Path) -> None:
+    """A comment behind a value is the meaning of its field, as --help prints it; why it has that
+    value stands on the line above."""
+    cls, commented = recipe_of(path), set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        setting = re.match(r"(\w+):[^#]*?(?: # (.*))?$", line)
+        if setting and setting[2] is not None:
+            assert setting[2] == config.comment(cls, setting[1])
+            commented.add(setting[1])
+    if path.stem.endswith("_tiny"):
+        assert commented >= set(config.read(path)) - {"limits"}
+
+
+# Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli.py.
+SETTINGS = {k: v for k, v in ALL_SETTINGS.items() if k not in ("rationale", "gateway", "lmms_eval")}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_field_has_a_help_text(name: str) -> None:
+    cls = SETTINGS[name]
+    texts = help_texts(cls)
+    assert not [setting for setting, text in texts.items() if not text]
+    for base in cls.__mro__:
+        documented = re.findall(r"^        (\w+):", vars(base).get("__doc__") or "", re.M)
+        assert set(documented) <= set(texts), base
+    page = config.describe_fields(cls, {})
+    for setting, kind in kinds(cls).items():
+        assert f"--{setting}" in page and f"{texts[setting]} ({describe(kind)})" in page
+
+
+def test_help_shows_meaning_type_default_and_range(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        load_script("recipes/sft_cot.py").main(["--help"])
+    page = capsys.readouterr().out
+    assert "--lora_rank 32\n      rank of the adapters (a whole number at least 1)" in page
+    with pytest.raises(SystemExit):
+        load_script("eval/robustness.py").main(["--help"])
+    page = capsys.readouterr().out
+    assert "--n 200\n      rows of the benchmark" in page and "--model  (required)" in page

@@ -15,13 +15,14 @@ from miniatures import emotic, raer
 from safetensors.torch import load_file
 from samples import load_script, picture
 
-from vlmface import encode, manifest
-from vlmface.data import crops
+from vlmface import benchmarks, manifest
+from vlmface.data import crops, row_images
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
-from vlmface.evaluate.shares import in_brackets
+from vlmface.evaluate import answering
 from vlmface.infer import Predictor
 from vlmface.infer.local import LocalModel
+from vlmface.metrics.shares import in_brackets
+from vlmface.utils.images import as_list
 
 Recipe = Callable[..., int]
 VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: boxed}]"
@@ -50,11 +51,20 @@ def recipe(base: Path, root: Path) -> Recipe:
 
     def run(output_dir: Path, **words: Any) -> int:
         fixed = {
-            "base": base, "output_dir": output_dir, "data": "raer", "data_root": root,
-            "data_options": "{frames: 4}", "benchmark": "raer", "crop": VIEWS, "epochs": 2,
-            "batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 0, "logging_steps": 1,
+            "base": base,
+            "output_dir": output_dir,
+            "data": "raer",
+            "data_root": root,
+            "data_options": "{frames: 4}",
+            "benchmark": "raer",
+            "crop": VIEWS,
+            "epochs": 2,
+            "batch_size": 2,
+            "learning_rate": 3e-3,
+            "warmup_steps": 0,
+            "logging_steps": 1,
             "save_steps": 2,
-        }  # fmt: skip
+        }
         argv = [w for k, v in (fixed | words).items() for w in (f"--{k}", str(v))]
         return main(argv)
 
@@ -75,9 +85,9 @@ def run_dir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_leaves_behind(run_dir: Path) -> None:
     found, (prompt,) = manifest.load(run_dir)
     assert found.recipe == "context_emotion" and found.frames == 1
-    assert crops.parse(found.crop) == crops.parse([
-        {"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}
-    ])  # fmt: skip
+    assert crops.parse_views(found.crop) == crops.parse_views(
+        [{"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "show": "boxed"}]
+    )
     assert prompt.id == "context_both_masked" and prompt.images == 2
     scores = json.loads((run_dir / "metrics.json").read_text())
     assert scores["after"]["mode"] == "scored" and scores["train"]["n"] == 5
@@ -121,8 +131,10 @@ def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Pat
     ours, theirs = weights(tmp_path / "cached"), weights(tmp_path / "pixels")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
     both = weights(tmp_path / "cached")
-    assert recipe(tmp_path / "face", llm="lora", prompt="context_face",
-                  crop="{size: 32, margin: 0.1}") == 0  # fmt: skip
+    assert (
+        recipe(tmp_path / "face", llm="lora", prompt="context_face", crop="{size: 32, margin: 0.1}")
+        == 0
+    )
     one = weights(tmp_path / "face")
     assert any(not torch.allclose(one[name], both[name]) for name in both)  # the scene is seen
 
@@ -132,15 +144,15 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
     found, _ = manifest.load(tmp_path)
     assert found.frames == 2 and isinstance(found.crop, dict)
     rows = benchmarks.load_rows(
-        benchmarks.load_benchmark("raer"), str(root), None, crops.parse(found.crop), 2
+        benchmarks.load_benchmark("raer"), str(root), None, crops.parse_views(found.crop), 2
     )
     model = LocalModel.load(tmp_path)
-    shown = [encode.open_shown(row) for row in rows]
+    shown = [row_images.open_images(row) for row in rows]
     expected = answering.read_lines(tmp_path / "predictions.jsonl")
-    for line, scores in zip(expected, model.score(shown, cut_out=True), strict=True):
+    for line, scores in zip(expected, model.score(shown, preprocessed=True), strict=True):
         assert line["scores"]["log_likelihood"] == pytest.approx(scores.log_likelihood, abs=1e-4)
-    still = encode.listed(shown[0])[0]
-    whole = crops.cut(still, None, model.views[0])
+    still = as_list(shown[0])[0]
+    whole = crops.render_view(still, None, model.views[0])
     (stands,), (twice,) = model.score([still]), model.score([[whole, whole]])
     assert stands.log_likelihood == twice.log_likelihood  # a photograph: a clip that stands still
 
@@ -152,13 +164,17 @@ def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
         },
         r"context_face is about 1 picture\(s\), but 2 would be shown": {"prompt": "context_face"},
         r"context_emotion_both asks for emotion .* cannot ask for raer5": {
-            "prompt": "context_emotion_both", "label_space": "raer5"
+            "prompt": "context_emotion_both",
+            "label_space": "raer5",
         },
-        "a run has one prompt here": {"prompt": "context_both,context_face"},
+        "an ablation has one prompt": {
+            "ablation": "true",
+            "prompt": "context_both,context_both_masked",
+        },
         "model is 'clap': use one of vlm": {"model": "clap"},
         r"run scene has 0 view\(s\)": {"ablation": "true", "crop": "{size: 32}"},
         r"run face has 1 view\(s\) and prompt None": {"ablation": "true", "alone": "{scene: x}"},
-    }  # fmt: skip
+    }
     for number, (said, words) in enumerate(cases.items()):
         with pytest.raises(UserError, match=said):
             recipe(tmp_path / f"run{number}", **words)
@@ -171,8 +187,18 @@ def test_other_recipes_and_sweeps_refuse_views_that_do_not_fit(
         sft_cot(tmp_path / "run", "--crop", VIEWS)
     sweep = load_script("eval/sweep.py").main
     with pytest.raises(UserError, match=r"context_both is about 2 .*1 would be shown"):
-        sweep(["--models", "vlmface-tiny", "--prompts", "context_face,context_both",
-               "--benchmarks", "raer", "--output_dir", str(tmp_path)])  # fmt: skip
+        sweep(
+            [
+                "--models",
+                "vlmface-tiny",
+                "--prompts",
+                "context_face,context_both",
+                "--benchmarks",
+                "raer",
+                "--output_dir",
+                str(tmp_path),
+            ]
+        )
 
 
 # --- the ablation ---------------------------------------------------------------------------------
@@ -183,19 +209,24 @@ def test_face_context_and_both(
 ) -> None:
     assert recipe(tmp_path, ablation="true", epochs=1) == 0
     shows = {}
-    for arm, prompt in (("face", "context_face"), ("scene", "context_masked"),
-                        ("both", "context_both_masked")):  # fmt: skip
+    for arm, prompt in (
+        ("face", "context_face"),
+        ("scene", "context_masked"),
+        ("both", "context_both_masked"),
+    ):
         found, (asked,) = manifest.load(tmp_path / arm)
         assert asked.id == prompt and found.seed == 0
-        shows[arm] = [view.show for view in crops.parse(found.crop)]
+        shows[arm] = [view.show for view in crops.parse_views(found.crop)]
         prints = found.data["fingerprint"], found.data["n"]
         assert prints == (manifest.load(tmp_path / "face")[0].data["fingerprint"], 5)
     assert shows == {"face": ["face"], "scene": ["boxed"], "both": ["face", "boxed"]}
     result = json.loads((tmp_path / "ablation.json").read_text())
     assert [run["name"] for run in result["runs"]] == ["face only", "context only", "both"]
     assert [(p["second"], p["first"]) for p in result["pairs"]] == [
-        ("context only", "face only"), ("both", "face only"), ("both", "context only"),
-    ]  # fmt: skip
+        ("context only", "face only"),
+        ("both", "face only"),
+        ("both", "context only"),
+    ]
     block = result["runs"][2]["scores"]["attributes"]["context"]
     interval = in_brackets(block["ci95"].get("accuracy"), ".1f", scale=100)
     table = (tmp_path / "ablation.md").read_text()
@@ -211,12 +242,22 @@ def test_person_context_and_both_with_several_labels(
 ) -> None:
     emotic.write(tmp_path / "data")
     words = {
-        "config": "context_vlm_emotic", "base": base, "data_root": tmp_path / "data",
-        "output_dir": tmp_path / "run", "ablation": "true", "epochs": 1, "batch_size": 2,
-        "gradient_accumulation": 1, "max_pixels": "null", "max_new_tokens": 8, "save_steps": 10,
-        "logging_steps": 10, "gradient_checkpointing": "false", "dataloader_workers": 0,
+        "config": "context_vlm_emotic",
+        "base": base,
+        "data_root": tmp_path / "data",
+        "output_dir": tmp_path / "run",
+        "ablation": "true",
+        "epochs": 1,
+        "batch_size": 2,
+        "gradient_accumulation": 1,
+        "max_pixels": "null",
+        "max_new_tokens": 8,
+        "save_steps": 10,
+        "logging_steps": 10,
+        "gradient_checkpointing": "false",
+        "dataloader_workers": 0,
         "crop": "[{size: 32, show: person}, {size: 32, show: boxed}]",
-    }  # fmt: skip
+    }
     main = load_script("recipes/context_emotion.py").main
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     asked = {arm: manifest.load(tmp_path / "run" / arm)[1][0] for arm in ("face", "scene", "both")}
@@ -237,20 +278,20 @@ def test_person_context_and_both_with_several_labels(
 
 def test_a_photograph_is_shown_in_every_view(run_dir: Path) -> None:
     photograph = picture(3, (120, 80))
-    views = crops.parse(manifest.load(run_dir)[0].crop)
+    views = crops.parse_views(manifest.load(run_dir)[0].crop)
     local = LocalModel.load(run_dir)
-    expected = local.predict([crops.views_of(photograph, BOX, views)])[0]
+    expected = local.predict([crops.image_views(photograph, BOX, views)])[0]
     (own,) = local.predict([photograph], boxes=[BOX])
     assert (own.text, own.face_found) == (expected.text, True)
     (nobody,) = local.predict([photograph])
     assert nobody.face_found is False
     with Predictor.load(run_dir) as predictor:
         (report,) = predictor.predict([photograph], boxes=[BOX])
-        assert report.main.text == expected.text
-        assert report.main.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        assert report.primary.text == expected.text
+        assert report.primary.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
         assert report.face_found is True and report.scene_only is False
         *_, streamed = predictor.stream(photograph, box=BOX)
-        assert not isinstance(streamed, str) and streamed.main.text == expected.text
+        assert not isinstance(streamed, str) and streamed.primary.text == expected.text
 
 
 @pytest.mark.parametrize("box", [None, (500.0, 500.0, 600.0, 600.0), (9.0, 9.0, 9.0, 9.0)])
@@ -259,11 +300,11 @@ def test_without_a_face_the_scene_alone_is_judged(
 ) -> None:
     nobody = picture(5, (120, 80))
     with Predictor.load(run_dir) as predictor:
-        assert predictor.faces_by_default == "largest"
+        assert predictor.default_faces == "largest"
         (report,) = predictor.predict([nobody], boxes=[box])
         views = predictor.views
-    expected = LocalModel.load(run_dir).predict([crops.views_of(nobody, None, views)])[0]
-    assert report.main.text == expected.text
+    expected = LocalModel.load(run_dir).predict([crops.image_views(nobody, None, views)])[0]
+    assert report.primary.text == expected.text
     assert report.face_found is False and report.scene_only is True
     assert report.as_dict()["scene_only"] is True
 
@@ -302,16 +343,28 @@ def test_grpo_goes_on_with_several_pictures(
     start = tmp_path / "start"
     assert recipe(start, tower="frozen", epochs=1, mode="generate") == 0
     words = {
-        "start": start, "output_dir": tmp_path / "grpo", "data": "raer", "data_root": root,
-        "data_options": "{frames: 4}", "benchmark": "raer", "rewards": "{emotion: 1, brevity: 0.1}",
-        "group_size": 2, "batch_size": 2, "max_steps": 2, "max_new_tokens": 6, "save_steps": 2,
-        "warmup_steps": 0, "learning_rate": 1e-4, "samples_every": 1, "max_drift": 1e-4,
+        "start": start,
+        "output_dir": tmp_path / "grpo",
+        "data": "raer",
+        "data_root": root,
+        "data_options": "{frames: 4}",
+        "benchmark": "raer",
+        "rewards": "{emotion: 1, brevity: 0.1}",
+        "group_size": 2,
+        "batch_size": 2,
+        "max_steps": 2,
+        "max_new_tokens": 6,
+        "save_steps": 2,
+        "warmup_steps": 0,
+        "learning_rate": 1e-4,
+        "samples_every": 1,
+        "max_drift": 1e-4,
         "cache_features": str(how == "cached").lower(),
         "gradient_checkpointing": str(how == "checkpointing").lower(),
-    }  # fmt: skip
+    }
     main = load_script("recipes/grpo.py").main
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (prompt,) = manifest.load(tmp_path / "grpo")
-    assert prompt.images == 2 and len(crops.parse(found.crop)) == 2
+    assert prompt.images == 2 and len(crops.parse_views(found.crop)) == 2
     for line in (tmp_path / "grpo" / "log.jsonl").read_text().splitlines():
         assert json.loads(line)["rollout_drift"] < 1e-4

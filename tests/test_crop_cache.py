@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from vlmface.data import crop_cache, crops, sources
+from vlmface.data.row_images import open_row_image
 from vlmface.data.rows import Rows, to_dataset
-from vlmface.encode import open_row_image
 from vlmface.errors import UserError
 
-CROP = crops.Crop(size=16)
+CROP = crops.View(size=16)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def rows_of(n: int) -> Any:
 
 def cached(n: int) -> Any:
     with pytest.warns(UserWarning, match="no face boxed"):
-        return crop_cache.cached(rows_of(n), CROP, progress=False)
+        return crop_cache.cache_view(rows_of(n), CROP, progress=False)
 
 
 def open_files() -> int:
@@ -65,7 +65,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The stored pictures of 1,100 rows, each in a pack of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLMFACE_CACHE", str(tmp_path_factory.mktemp("packs")))
-        patch.setattr(crop_cache, "PACK", 1)
+        patch.setattr(crop_cache, "IMAGES_PER_PACK", 1)
         faces = cached(1100)["image"][:]
     assert len({face["path"].partition("#")[0] for face in faces}) == 1100
     return faces
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_says_what_helps(tmp_path: Path) -> None:
     for content in (b"", whole[:40], whole[:-1], b"not numpy" + whole, pickle.dumps([1])):
         pack.write_bytes(content)
         crop_cache._pack.cache_clear()
-        with pytest.raises(UserError, match="delete that folder, the faces will be cut again"):
+        with pytest.raises(UserError, match="delete that folder, the faces will be rendered again"):
             open_row_image(stored)
     pack.unlink()
     with pytest.raises(UserError, match="delete that folder"):
@@ -158,7 +158,7 @@ def test_too_few_files_are_no_reason_to_delete_the_cache(many: list[Any]) -> Non
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         with pytest.raises(UserError, match="raise the limit of open files"):
-            crop_cache.open_crop(many[0]["path"])
+            crop_cache.open_view(many[0]["path"])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -175,7 +175,7 @@ def test_work_waits_for_whoever_takes_the_results() -> None:
         return item * 2
 
     threads, taken = 3, 0
-    for result in sources.in_threads(work, range(600), "x", workers=threads, progress=False):
+    for result in sources.map_in_threads(work, range(600), "x", workers=threads, progress=False):
         assert result == taken * 2  # in order
         if taken % 50 == 0:
             time.sleep(0.02)
@@ -195,38 +195,38 @@ def test_work_that_fails_or_is_given_up_ends() -> None:
 
     found = []
     with pytest.raises(UserError, match="no picture"):
-        for item in sources.in_threads(work, range(10_000), "x", workers=2, progress=False):
+        for item in sources.map_in_threads(work, range(10_000), "x", workers=2, progress=False):
             found.append(item)
     assert found == list(range(100)) and len(done) < 200
     done.clear()
-    results = sources.in_threads(work, range(50), "x", workers=2, progress=False)
+    results = sources.map_in_threads(work, range(50), "x", workers=2, progress=False)
     assert next(results) == 0
     results.close()
     assert len(done) < 50 and threading.active_count() < 20
-    assert list(sources.in_threads(work, [], "x", progress=False)) == []
+    assert list(sources.map_in_threads(work, [], "x", progress=False)) == []
 
 
 def test_faces_do_not_pile_up_before_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any time, a pack that is being written and a few faces more are in memory."""
-    monkeypatch.setattr(crop_cache, "PACK", 16)
-    rows, cut = rows_of(320), crop_cache.cut
+    monkeypatch.setattr(crop_cache, "IMAGES_PER_PACK", 16)
+    rows, render = rows_of(320), crop_cache.render_view
     write: Callable[..., None] = crop_cache.files.atomic_write
     made, written, most = [0], [0], [0]
 
     def counted(*arguments: Any) -> Any:
         made[0] += 1
         most[0] = max(most[0], made[0] - written[0])
-        return cut(*arguments)
+        return render(*arguments)
 
     def slow(path: Path, content: Any) -> None:
         time.sleep(0.03)
         write(path, content)
         written[0] += 16
 
-    monkeypatch.setattr(crop_cache, "cut", counted)
+    monkeypatch.setattr(crop_cache, "render_view", counted)
     monkeypatch.setattr(crop_cache.files, "atomic_write", slow)
     with pytest.warns(UserWarning, match="no face boxed"):
-        crop_cache.cached(rows, CROP, workers=4, progress=False)
+        crop_cache.cache_view(rows, CROP, workers=4, progress=False)
     assert made[0] == written[0] == 320
     assert most[0] <= 16 + (4 * sources.AHEAD + 1) * sources.CHUNK
 
@@ -242,7 +242,7 @@ def test_a_few_rows_do_not_read_the_whole_index(tmp_path: Path) -> None:
     rows = to_dataset(
         Rows({"id": paths, "image": paths, "face_box": [[0, 0, 9, 9]] * 3}), "x", "train"
     )
-    first = crop_cache.cached(rows, CROP, progress=False)["image"][:]
+    first = crop_cache.cache_view(rows, CROP, progress=False)["image"][:]
     others = 50_000
     with sqlite3.connect(CROP.folder / "index.sqlite") as index:
         index.executemany(
@@ -254,7 +254,7 @@ def test_a_few_rows_do_not_read_the_whole_index(tmp_path: Path) -> None:
             ((f"/other/{number}",) for number in range(others)),
         )
     tracemalloc.start()
-    again = crop_cache.cached(rows, CROP, progress=False)["image"][:]
+    again = crop_cache.cache_view(rows, CROP, progress=False)["image"][:]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert again == first
@@ -262,6 +262,6 @@ def test_a_few_rows_do_not_read_the_whole_index(tmp_path: Path) -> None:
 
 
 def test_more_keys_than_a_statement_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crop_cache, "KEYS", 3)
+    monkeypatch.setattr(crop_cache, "KEYS_PER_QUERY", 3)
     first, again = cached(10)["image"][:], cached(10)["image"][:]
     assert first == again

@@ -7,12 +7,19 @@ import pytest
 from miniatures import affectnet, text
 
 from vlmface import data
-from vlmface.data.sets import affectnet as adapter
+from vlmface.data.adapters import affectnet as adapter
 from vlmface.errors import UserError
 
 WORDS = [
-    "neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt",
-]  # fmt: skip
+    "neutral",
+    "happiness",
+    "sadness",
+    "surprise",
+    "fear",
+    "disgust",
+    "anger",
+    "contempt",
+]
 
 
 @pytest.mark.parametrize("images", adapter.IMAGES)
@@ -33,14 +40,14 @@ def test_a_list_without_a_header_keeps_its_first_row(tmp_path):
     assert rows["emotion"] == ["anger", "contempt", "surprise"]
 
 
-def test_what_is_left_out_is_listed(tmp_path):
+def test_what_is_skipped_is_listed(tmp_path):
     affectnet.write(tmp_path)
-    eight = adapter.read(tmp_path, "train").left_out
+    eight = adapter.read(tmp_path, "train").skipped
     assert [len(v) for v in eight.values()] == [1, 1, 1]
     assert eight["expression 10, not among the 8 classes"] == [f"affectnet-1/{10:056x}.jpg"]
     seven = adapter.read(tmp_path, "train", classes=7)
-    assert seven.left_out["expression 7, not among the 7 classes"] == [f"affectnet-1/{7:056x}.jpg"]
-    assert list(seven.left_out)[1:] == [
+    assert seven.skipped["expression 7, not among the 7 classes"] == [f"affectnet-1/{7:056x}.jpg"]
+    assert list(seven.skipped)[1:] == [
         f"expression {i}, not among the 7 classes" for i in (8, 9, 10)
     ]
     assert data.load("affectnet", tmp_path, classes=7)["emotion"] == WORDS[:7]
@@ -64,7 +71,7 @@ def test_the_npy_layout_in_the_order_of_its_numbers(tmp_path):
     assert rows["emotion"] == ["happiness", "contempt", "sadness"]
     assert rows["valence"] == [None, pytest.approx(0.7), pytest.approx(0.2)]
     assert rows["arousal"] == [0.25, 0.25, None]
-    assert adapter.read(tmp_path, "train").left_out == {"no _exp.npy": ["10"]}
+    assert adapter.read(tmp_path, "train").skipped == {"no _exp.npy": ["10"]}
     assert data.load("affectnet", tmp_path, "validation")["emotion"] == ["neutral", "fear"]
 
 

@@ -12,8 +12,8 @@ import yaml
 from samples import load_script
 
 from vlmface import data
-from vlmface.data.rows import pictures
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
+from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample, features
 
@@ -32,7 +32,7 @@ def load(name: str, root: Path) -> tuple[datasets.Dataset, dict[str, Any]]:
     """The miniature's first split, and the protocol of a benchmark on it."""
     module = importlib.import_module(f"miniatures.{name}")
     module.write(root)
-    split = getattr(module, "SPLIT", data.adapter(name).SPLITS[0])
+    split = getattr(module, "SPLIT", data.dataset_module(name).SPLITS[0])
     rows = data.load(name, root, split, **module.ARGUMENTS)
     return rows, {"dataset": name, "split": split, "protocol": module.ARGUMENTS}
 
@@ -43,7 +43,7 @@ def test_rows_are_valid_samples_with_pictures(name, tmp_path):
     assert rows.features == features()
     origin = getattr(importlib.import_module(f"miniatures.{name}"), "ORIGIN", name)
     assert len(rows) >= 2 and set(rows["dataset"]) == {origin}
-    with_pictures = pictures(rows)
+    with_pictures = with_still_images(rows)
     for row, stored in zip(rows, with_pictures, strict=True):
         FaceSample.from_row(row).validate()
         assert open_row_image(stored["image"]).mode == "RGB"
@@ -57,7 +57,7 @@ def test_rows_are_valid_samples_with_pictures(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_that_is_something_else_is_refused_with_its_name(name, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
-    split = data.adapter(name).SPLITS[0]
+    split = data.dataset_module(name).SPLITS[0]
     with pytest.raises(UserError) as error:
         data.load(name, tmp_path, split)
     assert str(tmp_path) in str(error.value)
@@ -75,10 +75,18 @@ def test_the_recipe_trains_on_it_and_the_run_is_evaluated_on_it(name, tmp_path, 
     prompt, benchmark = tmp_path / "prompt.yaml", tmp_path / "benchmark.yaml"
     prompt.write_text(
         yaml.safe_dump(
-            {"id": "asked", "version": 1, "form": "label", "label_space": space, "system": None,
-             "user": question, "source": "test", "notes": "test"}
+            {
+                "id": "asked",
+                "version": 1,
+                "form": "label",
+                "label_space": space,
+                "system": None,
+                "user": question,
+                "source": "test",
+                "notes": "test",
+            }
         )
-    )  # fmt: skip
+    )
     benchmark.write_text(
         yaml.safe_dump({"id": "mini", "label_space": space, "source": "test", **protocol})
     )

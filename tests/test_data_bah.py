@@ -28,10 +28,13 @@ def test_labels_transcripts_and_people(tmp_path):
 
 def test_frames_are_taken_by_number(tmp_path):
     bah.write(tmp_path)
-    rows = data.adapter("bah").read(tmp_path, "train", frames=4)
+    rows = data.dataset_module("bah").read(tmp_path, "train", frames=4)
     assert [Path(frame).name for frame in rows.columns["frames"][0]] == [
-        "frame-1.jpg", "frame-4.jpg", "frame-7.jpg", "frame-10.jpg",
-    ]  # fmt: skip
+        "frame-1.jpg",
+        "frame-4.jpg",
+        "frame-7.jpg",
+        "frame-10.jpg",
+    ]
 
 
 def test_other_names_of_the_folders(tmp_path):
@@ -49,8 +52,8 @@ def test_what_is_wrong_is_named(tmp_path):
     bah.write(tmp_path)
     listing = tmp_path / "split" / "train.txt"
     text(listing, *bah.TRAIN, "Videos/1/Visite_1/without.mp4")
-    rows = data.adapter("bah").read(tmp_path, "train")
-    assert rows.left_out == {"malformed line": ["train.txt:4: Videos/1/Visite_1/without.mp4"]}
+    rows = data.dataset_module("bah").read(tmp_path, "train")
+    assert rows.skipped == {"malformed line": ["train.txt:4: Videos/1/Visite_1/without.mp4"]}
     text(listing, "Videos/82711/Visite_1/a.mp4,2,what")
     with pytest.raises(UserError, match=r"label '2', expected 0 \(No A-H\) or 1 \(With A-H\)"):
         data.load("bah", tmp_path)

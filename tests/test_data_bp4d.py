@@ -6,7 +6,7 @@ import pytest
 from miniatures import bp4d, text
 
 from vlmface import data
-from vlmface.data.sets import bp4d as adapter
+from vlmface.data.adapters import bp4d as adapter
 from vlmface.errors import UserError
 
 T = bp4d.ARGUMENTS
@@ -29,8 +29,11 @@ def test_labels_come_by_the_names_of_the_header(tmp_path, name):
     rows = data.load("bp4d", tmp_path, "test", **T)  # fold 1 tests on F004 and its part
     assert len(rows) == 13 * 2 * 2
     assert rows["id"][:4] == [
-        "bp4d-F004-T1-2440", "bp4d-F004-T1-2441", "bp4d-F004-T8-2440", "bp4d-F004-T8-2441",
-    ]  # fmt: skip
+        "bp4d-F004-T1-2440",
+        "bp4d-F004-T1-2441",
+        "bp4d-F004-T8-2440",
+        "bp4d-F004-T8-2441",
+    ]
     assert rows["subject"][0] == "F004" and rows["meta"][2] == '{"task": "T8"}'
     nothing = dict.fromkeys(adapter.AUS, False)
     assert present(rows[0]) == nothing | {6: True}
@@ -64,7 +67,7 @@ def test_coded_frames_without_an_image_are_counted(tmp_path):
     bp4d.write(tmp_path)
     (tmp_path / "Sequences(2D+3D)" / "F004" / "T8" / "2441.jpg").unlink()
     rows = adapter.read(tmp_path, "test", **T)
-    assert rows.left_out == {"coded frame without an image": ["F004 T8 frame 2441"]}
+    assert rows.skipped == {"coded frame without an image": ["F004 T8 frame 2441"]}
     assert len(rows) == 13 * 2 * 2 - 1
     shifted = adapter.read(tmp_path, "test", offset=1, **T)  # images counted from one more
     assert shifted.columns["id"][0] == "bp4d-F004-T1-2440"

@@ -6,7 +6,7 @@ import pytest
 from miniatures import caers, text
 
 from vlmface import data
-from vlmface.data.sets import caers as adapter
+from vlmface.data.adapters import caers as adapter
 from vlmface.errors import UserError
 
 WORDS = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]
@@ -18,8 +18,10 @@ def test_labels_with_both_spellings(tmp_path, anger):
     rows = data.load("caers", tmp_path)
     assert rows["emotion"] == [word for word in WORDS for _ in range(2)]
     assert rows["id"][:3] == [
-        "caers-train/anger/0001", "caers-train/anger/0002", "caers-train/disgust/0001",
-    ]  # fmt: skip
+        "caers-train/anger/0001",
+        "caers-train/anger/0002",
+        "caers-train/disgust/0001",
+    ]
     assert rows[0]["image"].size == (72, 40)
     assert data.load("caers", tmp_path, "test")["emotion"] == WORDS
 
@@ -31,9 +33,9 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no split 'validation'.*hold_out"):
         data.load("caers", tmp_path, "validation")
     text(tmp_path / "test" / "Sad" / ".DS_Store")
-    assert adapter.read(tmp_path, "test").left_out == {"no image file": ["Sad/.DS_Store"]}
+    assert adapter.read(tmp_path, "test").skipped == {"no image file": ["Sad/.DS_Store"]}
     (tmp_path / "test" / "Contempt").mkdir()
-    with pytest.raises(UserError, match="'Contempt' is no label of emotion7"):
+    with pytest.raises(UserError, match="'Contempt' is not a label of emotion7"):
         data.load("caers", tmp_path, "test")
 
 

@@ -8,7 +8,7 @@ import pytest
 from miniatures import celeba, text
 
 from vlmface import data
-from vlmface.data.sets import celeba as adapter
+from vlmface.data.adapters import celeba as adapter
 from vlmface.errors import UserError
 
 
@@ -28,8 +28,11 @@ def test_every_label(tmp_path):
 
 def test_a_flat_copy_without_people(tmp_path):
     celeba.write(tmp_path)
-    for path in ("Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt",
-                 "Img/img_align_celeba"):  # fmt: skip
+    for path in (
+        "Anno/list_attr_celeba.txt",
+        "Eval/list_eval_partition.txt",
+        "Img/img_align_celeba",
+    ):
         (tmp_path / path).rename(tmp_path / path.split("/")[1])
     (tmp_path / "Anno" / "identity_CelebA.txt").unlink()
     rows = data.load("celeba", tmp_path, "test")
@@ -42,7 +45,7 @@ def test_an_image_that_is_in_no_split_is_counted(tmp_path):
     path = tmp_path / "Eval" / "list_eval_partition.txt"
     text(path, *path.read_text().splitlines()[1:])
     rows = adapter.read(tmp_path, "train")
-    assert rows.left_out == {"image in no split": ["000001.jpg"]}
+    assert rows.skipped == {"image in no split": ["000001.jpg"]}
     assert rows.columns["id"] == ["celeba-000002", "celeba-000003", "celeba-000004"]
     assert rows.columns["subject"].to_pylist() == ["2937", "8692", "2880"]
 

@@ -9,10 +9,11 @@ import pytest
 from miniatures import ckplus, dfew, face, rafdb, text
 from PIL import Image
 
-from vlmface import data, sheet
+from vlmface import data
 from vlmface.cli import main
 from vlmface.data import check
 from vlmface.errors import UserError
+from vlmface.utils import contact_sheet
 
 
 def aligned(root, name):
@@ -40,7 +41,7 @@ def test_a_whole_copy_passes_and_other_counts_are_marked(tmp_path, capsys):
     )
     assert train["sizes"] == {k: [100, 100] for k in ("usual", "smallest", "largest")}
     with Image.open(out / "sheet.png") as drawn:  # seven classes, at most two faces of one
-        assert drawn.size == (2 * sheet.TILE, 7 * (sheet.TILE + 44))
+        assert drawn.size == (2 * contact_sheet.TILE, 7 * (contact_sheet.TILE + 44))
 
 
 def test_broken_and_leaking_copies_fail_with_names(tmp_path, capsys):
@@ -143,18 +144,18 @@ def test_options_of_the_command_line_get_the_type_that_the_data_set_asks_for():
 
 
 def test_a_sheet_keeps_shapes_leaves_gaps_and_shortens_captions(tmp_path):
-    wide = sheet.Tile(Image.new("RGB", (40, 20), "red"), "t" * 99, ("a", "b" * 99))
-    drawn = sheet.draw([wide, None, wide], columns=2)
-    height = sheet.TILE + 60
-    assert drawn.size == (2 * sheet.TILE, 2 * height)
-    red = [drawn.getpixel((80, y)) == (255, 0, 0) for y in range(sheet.TILE)]
+    wide = contact_sheet.Tile(Image.new("RGB", (40, 20), "red"), "t" * 99, ("a", "b" * 99))
+    drawn = contact_sheet.draw([wide, None, wide], columns=2)
+    height = contact_sheet.TILE + 60
+    assert drawn.size == (2 * contact_sheet.TILE, 2 * height)
+    red = [drawn.getpixel((80, y)) == (255, 0, 0) for y in range(contact_sheet.TILE)]
     assert sum(red) == 80 and red[80]
     assert (
-        not drawn.crop((sheet.TILE, 0, 2 * sheet.TILE, height))
+        not drawn.crop((contact_sheet.TILE, 0, 2 * contact_sheet.TILE, height))
         .convert("L")
         .point(lambda v: v < 255)
         .getbbox()
     )
-    sheet.write(tmp_path / "s.jpg", drawn)
+    contact_sheet.write(tmp_path / "s.jpg", drawn)
     with pytest.raises(UserError, match=r"\.png or \.jpg"):
-        sheet.write(tmp_path / "s.txt", drawn)
+        contact_sheet.write(tmp_path / "s.txt", drawn)

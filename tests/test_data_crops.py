@@ -11,13 +11,13 @@ import skimage.data
 from miniatures import face
 from PIL import Image
 
-from vlmface import data, manifest
+from vlmface import benchmarks, data, manifest
 from vlmface.cli import main
 from vlmface.data import crop_cache, crops, detect
+from vlmface.data.row_images import open_row_image
 from vlmface.data.rows import Rows, to_dataset
-from vlmface.encode import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
 
 BOX = [20.0, 30.0, 60.0, 80.0]
@@ -39,9 +39,17 @@ def table(tmp_path, n, boxes=None, **columns):
     """n rows of random pictures of 120 x 100 pixels."""
     paths = [str(face(tmp_path / f"{k}.png", k, (120, 100))) for k in range(n)]
     return to_dataset(
-        Rows({"id": [f"x-{k}" for k in range(n)], "image": paths,
-              "face_box": boxes or [None] * n, **columns}), "x", "train",
-    )  # fmt: skip
+        Rows(
+            {
+                "id": [f"x-{k}" for k in range(n)],
+                "image": paths,
+                "face_box": boxes or [None] * n,
+                **columns,
+            }
+        ),
+        "x",
+        "train",
+    )
 
 
 def opened(rows):
@@ -50,42 +58,45 @@ def opened(rows):
 
 def test_a_square_around_the_box_black_outside_of_the_picture():
     picture = Image.fromarray(np.full((100, 120, 3), 200, np.uint8))
-    crop = crops.Crop(size=100, margin=0.0)
-    assert np.asarray(crops.cut(picture, [10, 20, 60, 70], crop)).min() == 200
-    left = np.asarray(crops.cut(picture, [-25, 20, 25, 70], crop))  # half of it outside
+    crop = crops.View(size=100, margin=0.0)
+    assert np.asarray(crops.render_view(picture, [10, 20, 60, 70], crop)).min() == 200
+    left = np.asarray(crops.render_view(picture, [-25, 20, 25, 70], crop))  # half of it outside
     assert left[:, :44].max() == 0 and left[:, 56:].min() == 200
     # A wide box becomes a square around its middle, with a margin of half its width.
     marked = np.zeros((300, 300, 3), np.uint8)
     marked[100:200, 100:200] = 255
-    found = np.asarray(crops.cut(Image.fromarray(marked), [100, 140, 200, 160],
-                                 crops.Crop(size=200, margin=0.5)))  # fmt: skip
+    found = np.asarray(
+        crops.render_view(
+            Image.fromarray(marked), [100, 140, 200, 160], crops.View(size=200, margin=0.5)
+        )
+    )
     assert found[56:144, 56:144].min() == 255 and found[:44].max() == 0
     # 20 pixels of the picture on each side, however large the box: 100 + 40 become 280.
-    wider = crops.Crop(size=280, margin=0.0, margin_px=20)
+    wider = crops.View(size=280, margin=0.0, margin_px=20)
     square = np.zeros((300, 300, 3), np.uint8)
     square[100:200, 100:200] = 255
-    found = np.asarray(crops.cut(Image.fromarray(square), [100, 140, 200, 160], wider))
+    found = np.asarray(crops.render_view(Image.fromarray(square), [100, 140, 200, 160], wider))
     assert found[48:232, 48:232].min() == 255 and found[:32].max() == 0
-    assert wider.folder != crops.Crop(size=280, margin=0.0).folder
-    whole = np.asarray(crops.cut(picture, None, crops.Crop(size=120, margin=0.5)))
+    assert wider.folder != crops.View(size=280, margin=0.0).folder
+    whole = np.asarray(crops.render_view(picture, None, crops.View(size=120, margin=0.5)))
     assert whole[:10].max() == 0 and whole[10:110].min() == 200 and whole[110:].max() == 0
 
 
 def test_a_frame_around_the_box_in_the_whole_picture():
     picture = Image.fromarray(np.full((100, 200, 3), 200, np.uint8))
-    crop = crops.Crop(size=400, margin=0.1, show="boxed")
-    boxed = np.asarray(crops.cut(picture, [50, 20, 100, 70], crop))
-    red = (boxed == crops.FRAME).all(-1)
+    crop = crops.View(size=400, margin=0.1, show="boxed")
+    boxed = np.asarray(crops.render_view(picture, [50, 20, 100, 70], crop))
+    red = (boxed == crops.BOX_COLOUR).all(-1)
     rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
     # Twice as large, with 5 pixels of margin, below 100 black rows.
     assert (columns[0], columns[-1]) == (90, 210) and (rows[0], rows[-1]) == (130, 250)
     assert red.sum() == 121**2 - 113**2  # 4 pixels wide
     assert (boxed[~red][:, 0] < 100).sum() == 200 * 400  # the bars, nothing else
-    beyond = np.asarray(crops.cut(picture, [-20, -20, 20, 20], crop))
-    assert (beyond == crops.FRAME).all(-1).any()
-    plain = np.asarray(crops.cut(picture, None, crop))
-    assert not (plain == crops.FRAME).all(-1).any()
-    assert crop.folder != crops.Crop(size=400, margin=0.1).folder
+    beyond = np.asarray(crops.render_view(picture, [-20, -20, 20, 20], crop))
+    assert (beyond == crops.BOX_COLOUR).all(-1).any()
+    plain = np.asarray(crops.render_view(picture, None, crop))
+    assert not (plain == crops.BOX_COLOUR).all(-1).any()
+    assert crop.folder != crops.View(size=400, margin=0.1).folder
 
 
 def test_two_people_in_one_picture_are_two_rows(tmp_path):
@@ -95,23 +106,23 @@ def test_two_people_in_one_picture_are_two_rows(tmp_path):
         Rows({"id": ["left", "right"], "image": [path] * 2, "face_box": boxes}), "x", "train"
     )
     left, right = opened(
-        crop_cache.cached(rows, crops.Crop(size=120, show="boxed"), progress=False)
+        crop_cache.cache_view(rows, crops.View(size=120, show="boxed"), progress=False)
     )
     for found, other in ((left, right), (right, left)):
-        assert (found == crops.FRAME).all(-1).any()
+        assert (found == crops.BOX_COLOUR).all(-1).any()
         assert (found != other).any()
-    both = np.asarray(crops.cut(Image.open(path), None, crops.Crop(size=120)))
-    unmarked = ~((left == crops.FRAME).all(-1) | (right == crops.FRAME).all(-1))
+    both = np.asarray(crops.render_view(Image.open(path), None, crops.View(size=120)))
+    unmarked = ~((left == crops.BOX_COLOUR).all(-1) | (right == crops.BOX_COLOUR).all(-1))
     np.testing.assert_array_equal(left[unmarked], both[unmarked])
 
 
 def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
     rows = table(tmp_path, 5, [BOX, None, BOX, [-5.0, 0.0, 30.0, 30.0], BOX])
-    crop = crops.Crop(size=64)
-    monkeypatch.setattr(crop_cache, "PACK", 2)
-    found = crop_cache.cached(rows, crop, progress=False)
+    crop = crops.View(size=64)
+    monkeypatch.setattr(crop_cache, "IMAGES_PER_PACK", 2)
+    found = crop_cache.cache_view(rows, crop, progress=False)
     expected = [
-        np.asarray(crops.cut(open_row_image({"path": path}), box, crop))
+        np.asarray(crops.render_view(open_row_image({"path": path}), box, crop))
         for path, box in zip(
             [f"{tmp_path}/{k}.png" for k in range(5)], rows["face_box"], strict=True
         )
@@ -123,12 +134,12 @@ def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
     def forbidden(*_):
         raise AssertionError("cut again")
 
-    monkeypatch.setattr(crops, "cut", forbidden)
+    monkeypatch.setattr(crops, "render_view", forbidden)
     # The same content elsewhere, another order, some of them: all is there.
     (tmp_path / "copy").mkdir()
     for k in range(5):
         (tmp_path / "copy" / f"{k}.png").write_bytes((tmp_path / f"{k}.png").read_bytes())
-    again = crop_cache.cached(
+    again = crop_cache.cache_view(
         table(tmp_path / "copy", 5, rows["face_box"]).select([4, 1]), crop, progress=False
     )
     np.testing.assert_array_equal(opened(again), [expected[4], expected[1]])
@@ -136,39 +147,41 @@ def test_cached_equals_uncached_and_nothing_is_cut_twice(tmp_path, monkeypatch):
 
 def test_other_content_boxes_and_ways_of_cutting_are_told_apart(tmp_path):
     rows = table(tmp_path, 1, [BOX])
-    first = opened(crop_cache.cached(rows, crops.Crop(size=64), progress=False))[0]
+    first = opened(crop_cache.cache_view(rows, crops.View(size=64), progress=False))[0]
     face(tmp_path / "0.png", 99, (120, 100))  # the file under that name has changed
-    assert (opened(crop_cache.cached(rows, crops.Crop(size=64), progress=False))[0] != first).any()
-    wider = crop_cache.cached(rows, crops.Crop(size=64, margin=0.5), progress=False)
-    other = crop_cache.cached(table(tmp_path, 1, [[0.0, 0.0, 50.0, 50.0]]), crops.Crop(size=64))
+    assert (
+        opened(crop_cache.cache_view(rows, crops.View(size=64), progress=False))[0] != first
+    ).any()
+    wider = crop_cache.cache_view(rows, crops.View(size=64, margin=0.5), progress=False)
+    other = crop_cache.cache_view(table(tmp_path, 1, [[0.0, 0.0, 50.0, 50.0]]), crops.View(size=64))
     assert (opened(wider)[0] != opened(other)[0]).any()
     assert len(list((tmp_path / "cache" / "crops").iterdir())) == 2
 
 
 def test_what_was_cut_before_a_broken_picture_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(crop_cache, "PACK", 2)
+    monkeypatch.setattr(crop_cache, "IMAGES_PER_PACK", 2)
     rows = table(tmp_path, 20)
     whole = (tmp_path / "19.png").read_bytes()
     (tmp_path / "19.png").write_bytes(whole[:200])
-    crop = crops.Crop(size=32)
+    crop = crops.View(size=32)
     with pytest.raises(UserError, match=r"19\.png.* is damaged"):
-        crop_cache.cached(rows, crop, progress=False)
+        crop_cache.cache_view(rows, crop, progress=False)
     kept = set(crop.folder.glob("*.npy"))
     assert len(kept) == 8  # threads take eight pictures at a time
     (tmp_path / "19.png").write_bytes(whole)
-    assert len(opened(crop_cache.cached(rows, crop, progress=False))) == 20
+    assert len(opened(crop_cache.cache_view(rows, crop, progress=False))) == 20
     assert kept < set(crop.folder.glob("*.npy"))
     with pytest.raises(UserError, match=r"cannot read .*3\.png"):
         (tmp_path / "3.png").unlink()
-        crop_cache.cached(rows, crop, progress=False)
+        crop_cache.cache_view(rows, crop, progress=False)
 
 
 def test_two_processes_may_cut_the_same_faces(tmp_path):
     rows = table(tmp_path, 40)
-    crop, found = crops.Crop(size=32), {}
+    crop, found = crops.View(size=32), {}
 
     def work(name):
-        found[name] = opened(crop_cache.cached(rows, crop, workers=1, progress=False))
+        found[name] = opened(crop_cache.cache_view(rows, crop, workers=1, progress=False))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
     for thread in threads:
@@ -181,21 +194,21 @@ def test_two_processes_may_cut_the_same_faces(tmp_path):
 def test_persons_frames_and_encoded_pictures(tmp_path):
     person = json.dumps({"person_box": BOX})
     rows = table(tmp_path, 2, meta=[person, "{}"])
-    first, second = opened(crop_cache.cached(rows, crops.Crop(size=64), progress=False))
-    crop = crops.Crop(size=64)
+    first, second = opened(crop_cache.cache_view(rows, crops.View(size=64), progress=False))
+    crop = crops.View(size=64)
     pictures = [open_row_image({"path": f"{tmp_path}/{k}.png"}) for k in range(2)]
-    np.testing.assert_array_equal(first, np.asarray(crops.cut(pictures[0], BOX, crop)))
-    np.testing.assert_array_equal(second, np.asarray(crops.cut(pictures[1], None, crop)))
+    np.testing.assert_array_equal(first, np.asarray(crops.render_view(pictures[0], BOX, crop)))
+    np.testing.assert_array_equal(second, np.asarray(crops.render_view(pictures[1], None, crop)))
     paths = [str(tmp_path / f"{k}.png") for k in range(2)]
     clip = to_dataset(Rows({"id": ["c"], "frames": [paths]}), "x", "train")
-    frames = crop_cache.cached(clip, crop, progress=False)[0]["frames"]
+    frames = crop_cache.cache_view(clip, crop, progress=False)[0]["frames"]
     assert len(frames) == 2
     np.testing.assert_array_equal(np.asarray(open_row_image(frames[1])), second)
     stored = to_dataset(
         Rows({"id": ["b"], "image": [(tmp_path / "1.png").read_bytes()]}), "x", "train"
     )
     np.testing.assert_array_equal(
-        opened(crop_cache.cached(stored, crop, progress=False))[0], second
+        opened(crop_cache.cache_view(stored, crop, progress=False))[0], second
     )
 
 
@@ -209,9 +222,9 @@ def test_wrong_settings_and_a_deleted_cache(tmp_path):
     }
     for said, values in wrong.items():
         with pytest.raises(UserError, match=said):
-            crops.parse(values)
-    rows = crop_cache.cached(table(tmp_path, 1), crops.Crop(size=32), progress=False)
-    for file in crops.Crop(size=32).folder.glob("*.npy"):
+            crops.parse_views(values)
+    rows = crop_cache.cache_view(table(tmp_path, 1), crops.View(size=32), progress=False)
+    for file in crops.View(size=32).folder.glob("*.npy"):
         file.unlink()
     with pytest.raises(UserError, match="delete that folder"):
         opened(rows)
@@ -238,14 +251,14 @@ def test_the_detector_finds_the_face_of_a_photograph(astronaut):
 def test_pictures_without_a_face_are_taken_whole_and_counted(tmp_path, astronaut):
     noise = str(face(tmp_path / "noise.png", 1, (120, 100)))
     rows = to_dataset(Rows({"id": ["a", "b"], "image": [str(astronaut), noise]}), "x", "train")
-    crop = crops.Crop(size=96, find="detect")
+    crop = crops.View(size=96, find="detect")
     with pytest.warns(UserWarning, match=r"no face found in 1 of 2 pictures.*noise\.png"):
-        found = opened(crop_cache.cached(rows, crop, progress=False))
+        found = opened(crop_cache.cache_view(rows, crop, progress=False))
     with detect.Detector() as detector, Image.open(astronaut) as picture:
-        expected = crops.cut(picture, detector.face(picture), crop)
+        expected = crops.render_view(picture, detector.face(picture), crop)
     np.testing.assert_array_equal(found[0], np.asarray(expected))
     with pytest.warns(UserWarning, match="no face found in 1 of 2"):  # from the cache, too
-        crop_cache.cached(rows, crop, progress=False)
+        crop_cache.cache_view(rows, crop, progress=False)
 
 
 # --- everybody sees the same ----------------------------------------------------------------------
@@ -264,8 +277,8 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
     predictor = LocalModel.load(run)
     answers = predictor.predict(answering.images_of(raw))  # cuts them itself
     assert [answer.text for answer in answers] == [line["text"] for line in lines]
-    faces = benchmarks.load_rows(benchmark, None, 8, crops.parse(crop))
-    again = predictor.predict(answering.images_of(faces), cut_out=True)
+    faces = benchmarks.load_rows(benchmark, None, 8, crops.parse_views(crop))
+    again = predictor.predict(answering.images_of(faces), preprocessed=True)
     assert [answer.text for answer in again] == [line["text"] for line in lines]
     capsys.readouterr()
     nobody = face(tmp_path / "nobody.png", 3, (64, 64))
@@ -281,14 +294,20 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
     capsys.readouterr()
     seen = []
     monkeypatch.setattr(
-        LocalModel, "_batch", lambda self, images, *how, true=LocalModel._batch: (
-            seen.extend(images), true(self, images, *how))[1],
-    )  # fmt: skip
+        LocalModel,
+        "_generate",
+        lambda self, images, *how, true=LocalModel._generate: (
+            seen.extend(images),
+            true(self, images, *how),
+        )[1],
+    )
     command = ["predict", str(astronaut), "--model", str(run), "--json"]
     assert main([*command, "--box", *box]) == 0
-    expected = crops.cut(Image.open(astronaut), [*map(float, box)], crops.Crop(64, show="boxed"))
+    expected = crops.render_view(
+        Image.open(astronaut), [*map(float, box)], crops.View(64, show="boxed")
+    )
     np.testing.assert_array_equal(np.asarray(seen[0]), np.asarray(expected))
-    assert (np.asarray(expected) == crops.FRAME).all(-1).any()
+    assert (np.asarray(expected) == crops.BOX_COLOUR).all(-1).any()
     (said,) = capsys.readouterr().out.splitlines()
     assert json.loads(said)["answers"]["emotion"]["prompt"] == "facescan_boxed_emotion"
     assert main([*command, "--box", *box[::-1]]) == 2
@@ -298,7 +317,7 @@ def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, caps
 
 
 def test_a_model_of_whole_pictures_knows_no_box(run_dir):
-    with pytest.raises(UserError, match="trained on whole pictures and knows no box"):
+    with pytest.raises(UserError, match="trained on full images"):
         LocalModel.load(run_dir).predict([Image.new("RGB", (50, 50))], boxes=[BOX])
 
 
@@ -313,7 +332,7 @@ def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
     assert """--crop '{"size": 64, "margin": 0.1, "find": "given", "show": "face"}'""" in said
     assert (tmp_path / "faces-train.png").exists() and (tmp_path / "faces-test.png").exists()
     rows = data.load("rafdb", tmp_path / "data")
-    assert opened(crop_cache.cached(rows, crops.Crop(64, 0.1), progress=False))[0].shape == (
+    assert opened(crop_cache.cache_view(rows, crops.View(64, 0.1), progress=False))[0].shape == (
         64,
         64,
         3,
@@ -323,7 +342,7 @@ def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
 def test_a_long_strip_is_no_large_square():
     """A square around it would have 10 gigapixels."""
     strip = Image.new("RGB", (100_000, 20), "white")
-    face = np.asarray(crops.cut(strip, None, crops.Crop(64)).convert("L"))
+    face = np.asarray(crops.render_view(strip, None, crops.View(64)).convert("L"))
     assert face.shape == (64, 64) and face.max() < 64 and face.min() == 0
-    end = crops.cut(strip, (99_900, 0, 99_920, 20), crops.Crop(64, margin=0))
+    end = crops.render_view(strip, (99_900, 0, 99_920, 20), crops.View(64, margin=0))
     assert (np.asarray(end) == 255).all()

@@ -8,7 +8,8 @@ import pytest
 from miniatures import dfew, face, text
 
 from vlmface import data
-from vlmface.data.clips import in_order, middles
+from vlmface.data.clips import images_in_order
+from vlmface.data.video import segment_midpoints
 from vlmface.errors import UserError
 
 
@@ -21,8 +22,14 @@ def test_labels_and_frames(tmp_path):
     rows = data.load("dfew", tmp_path, **dfew.ARGUMENTS)
     assert rows["id"][0] == "dfew-00001"
     assert rows["emotion"] == [
-        "happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear",
-    ]  # fmt: skip
+        "happiness",
+        "sadness",
+        "neutral",
+        "anger",
+        "surprise",
+        "disgust",
+        "fear",
+    ]
     assert rows[0]["image"] is None
     assert [frame.size for frame in rows[0]["frames"]] == [(48, 48)] * 4
     test = data.load("dfew", tmp_path, "test")
@@ -33,7 +40,7 @@ def test_labels_and_frames(tmp_path):
 
 def test_frames_are_taken_by_number_and_not_by_text(tmp_path):
     dfew.write(tmp_path)
-    read = data.adapter("dfew").read
+    read = data.dataset_module("dfew").read
     assert frame_names(read(tmp_path, "train", frames=12)) == [f"{i}.jpg" for i in range(1, 13)]
     assert frame_names(read(tmp_path, "train", frames=4)) == ["2.jpg", "5.jpg", "8.jpg", "11.jpg"]
     assert frame_names(read(tmp_path, "train", frames=1)) == ["7.jpg"]
@@ -46,23 +53,23 @@ def test_frames_are_taken_by_number_and_not_by_text(tmp_path):
 def test_the_order_of_names(tmp_path):
     for name in ("frame-10.jpg", "frame-9.JPG", "frame-0.png", "._frame-1.jpg", "notes.txt"):
         face(tmp_path / name, 0) if name[-3:] != "txt" else text(tmp_path / name)
-    assert in_order(tmp_path) == ["frame-0.png", "frame-9.JPG", "frame-10.jpg"]
-    assert in_order(tmp_path / "none") is None
-    assert middles(16, 16) == list(range(16))
-    assert middles(33, 16)[0] == 1
-    assert middles(33, 16)[-1] == 31
-    assert middles(1, 3) == [0, 0, 0]
+    assert images_in_order(tmp_path) == ["frame-0.png", "frame-9.JPG", "frame-10.jpg"]
+    assert images_in_order(tmp_path / "none") is None
+    assert segment_midpoints(16, 16) == list(range(16))
+    assert segment_midpoints(33, 16)[0] == 1
+    assert segment_midpoints(33, 16)[-1] == 31
+    assert segment_midpoints(1, 3) == [0, 0, 0]
 
 
 def test_face_crops_are_preferred_and_another_copy_can_be_named(tmp_path):
     dfew.write(tmp_path)
     dfew.clip(tmp_path / "Clip" / "jpg_256" / "00011", ["00001.jpg"])
-    read = data.adapter("dfew").read
+    read = data.dataset_module("dfew").read
     assert frame_names(read(tmp_path, "test", frames=1)) == ["7.jpg"]
     rows = read(tmp_path, "test", frames=1, clips="Clip/jpg_256")
     assert rows.columns["id"] == ["dfew-00011"]
     assert frame_names(rows) == ["00001.jpg"]
-    assert [Path(p).name for p in rows.left_out["no folder of frames"]] == ["00012", "10013"]
+    assert [Path(p).name for p in rows.skipped["no folder of frames"]] == ["00012", "10013"]
 
 
 def test_clips_without_frames_are_counted(tmp_path):
@@ -71,14 +78,18 @@ def test_clips_without_frames_are_counted(tmp_path):
     (folder / "00002").rename(tmp_path / "moved")
     for frame in (folder / "00003").iterdir():
         frame.unlink()
-    rows = data.adapter("dfew").read(tmp_path, "train", frames=2)
-    assert rows.left_out == {
+    rows = data.dataset_module("dfew").read(tmp_path, "train", frames=2)
+    assert rows.skipped == {
         "no folder of frames": [str(folder / "00002")],
         "no frames in the folder": [str(folder / "00003")],
     }
     assert rows.columns["emotion"].to_pylist() == [
-        "happiness", "anger", "surprise", "disgust", "fear",
-    ]  # fmt: skip
+        "happiness",
+        "anger",
+        "surprise",
+        "disgust",
+        "fear",
+    ]
 
 
 def test_what_is_wrong_is_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from miniatures import disfa, face, text
 
 from vlmface import data
-from vlmface.data.sets import disfa as adapter
+from vlmface.data.adapters import disfa as adapter
 from vlmface.errors import UserError
 
 
@@ -29,9 +29,15 @@ def test_intensities_are_kept_and_present_from_2_on(tmp_path):
     assert rows["subject"][:4] == ["SN003", "SN003", "SN003", "SN004"]
     assert aus(rows[0]) == dict.fromkeys(adapter.BENCHMARK, (0, False))
     assert aus(rows[1]) == {
-        1: (1, False), 2: (2, True), 4: (3, True), 6: (0, False), 9: (0, False), 12: (4, True),
-        25: (0, False), 26: (2, True),
-    }  # fmt: skip
+        1: (1, False),
+        2: (2, True),
+        4: (3, True),
+        6: (0, False),
+        9: (0, False),
+        12: (4, True),
+        25: (0, False),
+        26: (2, True),
+    }
     all12 = data.load("disfa", tmp_path, "test", aus=12, threshold=3)[1]
     assert list(aus(all12)) == list(adapter.AUS)
     assert aus(all12)[5] == (5, True) and aus(all12)[2] == (2, False)
@@ -75,12 +81,12 @@ def test_frames_that_lack_are_counted(tmp_path):
     face(tmp_path / "Images" / "SN002" / "3.png", 0)  # the labels end with frame 3, here 2.png
     rows = adapter.read(tmp_path, "train")
     assert len(rows) == 18 * 3 - 1
-    assert rows.left_out["frame that was not extracted"] == ["SN001 frame 2"]
-    assert [path[-11:] for path in rows.left_out["frame without a label"]] == ["SN002/3.png"]
+    assert rows.skipped["frame that was not extracted"] == ["SN001 frame 2"]
+    assert [path[-11:] for path in rows.skipped["frame without a label"]] == ["SN002/3.png"]
     assert "disfa-SN001-00002" not in rows.columns["id"]
     from_one = adapter.read(tmp_path, "train", first_frame=1)  # 0.png would be before the first
-    assert "SN002 frame 3" not in from_one.left_out["frame that was not extracted"]
-    assert "SN006 frame 3" in from_one.left_out["frame that was not extracted"]
+    assert "SN002 frame 3" not in from_one.skipped["frame that was not extracted"]
+    assert "SN006 frame 3" in from_one.skipped["frame that was not extracted"]
 
 
 def test_an_au_file_that_ends_early_is_not_annotated_there(tmp_path):
@@ -95,7 +101,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     disfa.write(tmp_path, "LeftVideo{person}/{number}.png")
     face(tmp_path / "Images" / "RightVideoSN003" / "0.png", 0)
     assert len(data.load("disfa", tmp_path, "test")) == 27  # the left camera
-    with pytest.raises(UserError, match="fold is 1 to 3"):
+    with pytest.raises(UserError, match="DISFA has folds 1 to 3"):
         data.load("disfa", tmp_path, fold=0)
     with pytest.raises(UserError, match=r"frames is missing.*Images"):
         data.load("disfa", tmp_path, frames_dir="frames")

@@ -7,8 +7,8 @@ import json
 import pytest
 from miniatures import emotic
 
-from vlmface import data, taxonomy
-from vlmface.data.sets import emotic as adapter
+from vlmface import data, label_spaces
+from vlmface.data.adapters import emotic as adapter
 from vlmface.errors import UserError
 
 
@@ -58,7 +58,7 @@ def test_labels_beyond_the_scale_are_counted(tmp_path):
     path = tmp_path / "emotic_pre" / "train.csv"
     path.write_text(path.read_text().replace("[10.0, 1.0, 4.0]", "[11.0, 1.0, 4.0]"))
     rows = adapter.read(tmp_path, "train")
-    assert rows.left_out == {
+    assert rows.skipped == {
         "valence, arousal or dominance beyond 1..10": [
             "framesdb/images/frame_tm7bg50wghz2wg2k.jpg, person 1"
         ]
@@ -67,7 +67,7 @@ def test_labels_beyond_the_scale_are_counted(tmp_path):
 
 
 def test_the_26_categories():
-    space = taxonomy.SPACES["emotic26"]
+    space = label_spaces.SPACES["emotic26"]
     assert len(space.labels) == 26 and space.field == "context"
     assert space.canonical("doubt / confusion") == "Doubt/Confusion"
 
@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     path = tmp_path / "emotic_pre" / "train.csv"
     original = path.read_text()
     path.write_text(original.replace("Disconnection", "Boredom"))
-    with pytest.raises(UserError, match="'Boredom' is no label of emotic26"):
+    with pytest.raises(UserError, match="'Boredom' is not a label of emotic26"):
         data.load("emotic", tmp_path)
     path.write_text(original.replace("[86, 8, 150, 110]", "[86, 8"))
     with pytest.raises(UserError, match=r"train.csv:2: BBox.*\[86, 8,"):

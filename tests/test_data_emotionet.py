@@ -6,7 +6,7 @@ import pytest
 from miniatures import emotionet, text
 
 from vlmface import data
-from vlmface.data.sets import emotionet as adapter
+from vlmface.data.adapters import emotionet as adapter
 from vlmface.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_other_aus_and_other_headers(tmp_path):
     rows = adapter.read(tmp_path, "train", labels="other.csv", aus=[3, 12])
     more = adapter.read(tmp_path, "test", labels="other.csv", aus=[3, 12])
     assert len(rows) + len(more) == 2
-    assert rows.left_out == {"line without a URL": ["line 4"]}
+    assert rows.skipped == {"line without a URL": ["line 4"]}
 
 
 def test_images_that_were_not_downloaded(tmp_path):
@@ -67,7 +67,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
         data.load("emotionet", tmp_path, images="imgs")
     path = tmp_path / "EmotioNet_FACS_aws_2020_24600.csv"
     path.write_text(path.read_text().replace(",999", ",?"))
-    with pytest.raises(UserError, match=r"column of AU1 .* is no number"):
+    with pytest.raises(UserError, match=r"column of AU1 .* is not a number"):
         data.load("emotionet", tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"found: none.*save an xlsx list as csv"):

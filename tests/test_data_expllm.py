@@ -13,8 +13,10 @@ from vlmface import data, prompts
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample
 
-PARTS = "**Key Observations:** The brows are low.\n**Overall Emotional Interpretation:** " \
-        "This points to pain."  # fmt: skip
+PARTS = (
+    "**Key Observations:** The brows are low.\n**Overall Emotional Interpretation:** "
+    "This points to pain."
+)
 
 
 def present(row):
@@ -27,8 +29,11 @@ def test_each_value_becomes_the_facs_unit_that_it_means(tmp_path):
     assert rows["id"][0] == "expllm-train_00001_aligned"
     assert rows["emotion"] == ["sadness", "happiness", "fear", "anger"]
     assert [present(row) for row in rows["aus"]] == [
-        {4: 3.5, 28: 1.5, 16: 1.25}, {12: 5.0}, {1: 2.5, 2: 2.5}, {},
-    ]  # fmt: skip
+        {4: 3.5, 28: 1.5, 16: 1.25},
+        {12: 5.0},
+        {1: 2.5, 2: 2.5},
+        {},
+    ]
     # Lids that are closed by 0.19 have an intensity, but are below grade A.
     closed = next(unit for unit in rows["aus"][1] if unit["au"] == 43)
     assert (round(closed["intensity"], 3), closed["present"]) == (0.95, False)
@@ -38,7 +43,7 @@ def test_each_value_becomes_the_facs_unit_that_it_means(tmp_path):
 
 
 def test_every_position_has_one_meaning():
-    units = data.adapter("expllm").UNITS
+    units = data.dataset_module("expllm").UNITS
     used = sorted(at for au, places in units.items() if au != 2 for at in places)
     assert used == list(range(24)) and units[1] == units[2]
 

@@ -27,8 +27,9 @@ def test_training_texts_are_rationales_and_no_labels(tmp_path):
     assert rows["emotion"] == [None, None] and rows["aus"] == [None, None]
     assert rows["rationale"] == [faba.GENTLE, "Happy."]
     assert [json.loads(row) for row in rows["meta"]] == [
-        {"prompt": "What is the emotion of this face?"}, {"prompt": "Describe the emotion."},
-    ]  # fmt: skip
+        {"prompt": "What is the emotion of this face?"},
+        {"prompt": "Describe the emotion."},
+    ]
     assert rows["rationale_source"] == ["teacher"] * 2 and rows["saw_label"] == [True] * 2
     assert rows[0]["image"].size == (48, 48)
     units = data.load("faba", tmp_path, task="au", au_set=["AU4", "AU12"])
@@ -50,9 +51,10 @@ def test_aus_are_those_listed_and_the_rest_is_unknown_or_absent(tmp_path):
     assert aus(rows) == [{4: True, 9: True, 15: True}, None, {43: True}]
     rows = data.load("faba", tmp_path, "test", task="au", au_set=[4, 12])
     assert aus(rows) == [
-        {4: True, 9: True, 12: False, 15: True}, {4: False, 12: False},
+        {4: True, 9: True, 12: False, 15: True},
+        {4: False, 12: False},
         {4: False, 12: False, 43: True},
-    ]  # fmt: skip
+    ]
 
 
 def test_images_may_lie_elsewhere(tmp_path):

@@ -7,7 +7,7 @@ import json
 import pytest
 from miniatures import fairface, text
 
-from vlmface import data, taxonomy
+from vlmface import data, label_spaces
 from vlmface.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_every_label(tmp_path):
             assert row["gender"] == gender.lower()
             assert json.loads(row["meta"]) == {"service_test": service == "True"}
             assert row["age"] is None
-    assert set(data.load("fairface", tmp_path)["race"]) == set(taxonomy.SPACES["race7"].labels)
+    assert set(data.load("fairface", tmp_path)["race"]) == set(label_spaces.SPACES["race7"].labels)
 
 
 def test_margins(tmp_path):
@@ -51,7 +51,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
         data.load("fairface", tmp_path)
     listing = tmp_path / "fairface_label_train.csv"
     text(listing, fairface.HEADER, "train/1.jpg,9-Mar,Male,White,True")  # saved by a spreadsheet
-    with pytest.raises(UserError, match="'9-Mar' is no label of age_group9"):
+    with pytest.raises(UserError, match="'9-Mar' is not a label of age_group9"):
         data.load("fairface", tmp_path)
     text(listing, "file,age,gender,race", "train/1.jpg,3-9,Male,White")
     with pytest.raises(UserError, match=r"fairface_label_train.csv is not.*service_test"):

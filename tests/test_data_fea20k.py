@@ -30,29 +30,39 @@ def test_stage_1_alone_is_the_training_set_and_only_what_is_said_is_annotated(tm
     assert rows["emotion"] == ["anger", "happiness", None, None, "surprise", "happiness"]
     assert aus(rows) == [{4: True, 23: True}, {12: True}, None, {6: True}, None, None]
     assert rows["rationale"] == [
-        "The brows are drawn together (AU4).", "The lip corners are pulled up.",
-        *["The brows are drawn together (AU4)."] * 3, None,
-    ]  # fmt: skip
+        "The brows are drawn together (AU4).",
+        "The lip corners are pulled up.",
+        *["The brows are drawn together (AU4)."] * 3,
+        None,
+    ]
     assert rows["rationale_source"] == ["teacher"] * 5 + ["none"]
     assert rows["saw_label"] == [True] * 5 + [False]
     meta = [json.loads(row) for row in rows["meta"]]
     assert [m["labels"] for m in meta] == [
-        ["anger"], ["happiness"], ["anger", "disgust"], ["Confusion"], ["surprise"], ["Happy"],
-    ]  # fmt: skip
+        ["anger"],
+        ["happiness"],
+        ["anger", "disgust"],
+        ["Confusion"],
+        ["surprise"],
+        ["Happy"],
+    ]
     assert [m["answer"] for m in meta] == ["anger", None, "anger", "anger", "anger", None]
     assert meta[0] == {
-        "answer": "anger", "labels": ["anger"], "prompt": "What is the emotion of this face?",
-        "source": "FABA", "source_info": {"number": 1},
-    }  # fmt: skip
+        "answer": "anger",
+        "labels": ["anger"],
+        "prompt": "What is the emotion of this face?",
+        "source": "FABA",
+        "source_info": {"number": 1},
+    }
     assert meta[5]["prompt"] == ""
     test = data.load("fea20k", tmp_path, "test")
     assert (test["emotion"], aus(test)) == (["neutral"], [{43: True}])
 
 
-def test_what_is_left_out_is_listed(tmp_path):
+def test_what_is_skipped_is_listed(tmp_path):
     fea20k.write(tmp_path)
-    rows = data.adapter("fea20k").read(tmp_path, "train")
-    assert rows.left_out == {
+    rows = data.dataset_module("fea20k").read(tmp_path, "train")
+    assert rows.skipped == {
         "marked as not valid": [f"{tmp_path / 'FABA-Train-stage1.jsonl'}, line 3"],
         "not one image": [f"{tmp_path / 'FER2013-Train-stage1.jsonl'}, line 3"],
     }
@@ -62,9 +72,13 @@ def test_an_au_set_makes_the_rest_absent_only_where_aus_were_coded(tmp_path):
     fea20k.write(tmp_path)
     rows = data.load("fea20k", tmp_path, au_set=["AU4", 12])
     assert aus(rows) == [
-        {4: True, 12: False, 23: True}, {4: False, 12: True}, {4: False, 12: False},
-        {4: False, 6: True, 12: False}, None, None,
-    ]  # fmt: skip
+        {4: True, 12: False, 23: True},
+        {4: False, 12: True},
+        {4: False, 12: False},
+        {4: False, 6: True, 12: False},
+        None,
+        None,
+    ]
     with pytest.raises(UserError, match="'AU99' is not a known action unit"):
         data.load("fea20k", tmp_path, au_set="AU99")
 

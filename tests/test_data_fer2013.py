@@ -7,13 +7,21 @@ import pytest
 from miniatures import fer2013, text
 
 from vlmface import data
-from vlmface.data.sets import fer2013 as adapter
+from vlmface.data.adapters import fer2013 as adapter
 from vlmface.errors import UserError
 
 TRAIN = [
-    "anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "happiness",
-    "sadness", "neutral",
-]  # fmt: skip
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "sadness",
+    "surprise",
+    "neutral",
+    "happiness",
+    "sadness",
+    "neutral",
+]
 
 
 def test_labels_and_pictures_of_the_csv(tmp_path):
@@ -52,8 +60,9 @@ def test_the_two_test_parts_in_one_folder_are_told_apart(tmp_path):
     fer2013.write_folders(tmp_path)
     validation = data.load("fer2013", tmp_path, "validation")
     assert validation["id"] == [
-        "fer2013-validation/neutral/PublicTest_10", "fer2013-validation/surprise/PublicTest_11",
-    ]  # fmt: skip
+        "fer2013-validation/neutral/PublicTest_10",
+        "fer2013-validation/surprise/PublicTest_11",
+    ]
     test = data.load("fer2013", tmp_path, "test")
     assert sorted(test["emotion"]) == ["anger", "disgust", "sadness"]
     for path in (tmp_path / "test").glob("*/PublicTest_*"):
@@ -65,7 +74,7 @@ def test_the_two_test_parts_in_one_folder_are_told_apart(tmp_path):
 def test_numbered_folders_are_refused(tmp_path):
     fer2013.write_folders(tmp_path)
     (tmp_path / "train" / "neutral").rename(tmp_path / "train" / "4")
-    with pytest.raises(UserError, match="'4' is no label of emotion7"):
+    with pytest.raises(UserError, match="'4' is not a label of emotion7"):
         data.load("fer2013", tmp_path)
 
 
@@ -73,7 +82,7 @@ def test_files_that_are_no_pictures_are_listed(tmp_path):
     fer2013.write_folders(tmp_path)
     text(tmp_path / "train" / "angry" / "Thumbs.db")
     text(tmp_path / "train" / "sad" / "._Training_4.jpg")
-    assert adapter.read(tmp_path, "train").left_out == {
+    assert adapter.read(tmp_path, "train").skipped == {
         "no image file": ["angry/Thumbs.db", "sad/._Training_4.jpg"]
     }
 
@@ -83,7 +92,7 @@ def test_files_that_are_no_pictures_are_listed(tmp_path):
     [
         ("7,{pixels},Training", "no emotion code 7"),
         ("3,{pixels} 9,Training", "line 2: 2305 pixels, expected 48 x 48"),
-        ("3,{pixels}9,Training", "no whole number from 0 to 255"),
+        ("3,{pixels}9,Training", "not a whole number from 0 to 255"),
         ("3,{pixels},Testing", "Usage 'Testing' is none of Training"),
         ("happy,{pixels},Training", "fer2013.csv.*happy"),
         ("3,{pixels}", "fer2013.csv.*columns"),

@@ -26,13 +26,21 @@ def test_every_label_is_the_canonical_noun_and_every_question_is_intact(tmp_path
     parts = list(EMOTIONS) if part == "all" else [part]
     assert rows["emotion"] == [emotion for name in parts for emotion in EMOTIONS[name]]
     asked = [json.loads(row) for row in rows["meta"]]
-    items = [(name, c, word) for name in parts for _, c, found in [ferbench.ITEMS[name]]
-             for _, word in found]  # fmt: skip
+    items = [
+        (name, c, word)
+        for name in parts
+        for _, c, found in [ferbench.ITEMS[name]]
+        for _, word in found
+    ]
     assert asked == [
-        {"part": name, "candidate_labels": candidates, "label_word": word,
-         "prompt": ferbench.question(candidates)}
+        {
+            "part": name,
+            "candidate_labels": candidates,
+            "label_word": word,
+            "prompt": ferbench.question(candidates),
+        }
         for name, candidates, word in items
-    ]  # fmt: skip
+    ]
     assert rows[0]["image"].size == (48, 48)
     assert set(rows["rationale"]) == {None}
 
@@ -42,15 +50,16 @@ def test_ids_are_the_paths_and_published_counts_add_up(tmp_path):
     ids = data.load("ferbench", tmp_path, "test")["id"]
     assert ids[0] == "ferbench-RAF-DB/aligned/test_3068_aligned"
     assert ids[2] == "ferbench-FERPlus/test/angry/fer0032225"
-    counts = dict(data.adapter("ferbench").PUBLISHED["test"])
+    counts = dict(data.dataset_module("ferbench").PUBLISHED["test"])
     assert counts.pop("rows") == sum(counts.values()) == 3068 + 3573 + 4000 + 431
 
 
 def test_the_images_may_lie_elsewhere_and_a_missing_one_is_named(tmp_path):
     ferbench.write(tmp_path / "questions")
     (tmp_path / "questions" / "RAF-DB").rename(tmp_path / "RAF-DB")
-    loaded = data.load("ferbench", tmp_path / "questions", "test", part="rafdb",
-                       images=str(tmp_path))  # fmt: skip
+    loaded = data.load(
+        "ferbench", tmp_path / "questions", "test", part="rafdb", images=str(tmp_path)
+    )
     assert len(loaded) == 2
     with pytest.raises(UserError, match=r"2 of 9 images.*RAF-DB/aligned/test_3068_aligned\.jpg"):
         data.load("ferbench", tmp_path / "questions", "test")
@@ -109,7 +118,7 @@ def test_options_and_splits_that_do_not_exist(tmp_path):
         data.load("ferbench", tmp_path, "test", part="ck")
     with pytest.raises(UserError, match="no split 'train'"):
         data.load("ferbench", tmp_path, "train")
-    with pytest.raises(UserError, match="images='/nowhere' is no folder"):
+    with pytest.raises(UserError, match="images='/nowhere' is not a folder"):
         data.load("ferbench", tmp_path, "test", images="/nowhere")
     (tmp_path / ferbench.ITEMS["sfew"][0]).unlink()
     with pytest.raises(UserError, match=r"sfew_2\.0_qa\.json is missing: expected FERBench's"):

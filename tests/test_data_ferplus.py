@@ -9,7 +9,7 @@ import pytest
 from miniatures import ferplus, text
 
 from vlmface import data
-from vlmface.data.sets import ferplus as adapter
+from vlmface.data.adapters import ferplus as adapter
 from vlmface.errors import UserError
 
 
@@ -26,19 +26,27 @@ def test_the_majority_of_the_votes(tmp_path):
     assert data.load("ferplus", tmp_path, "validation")["emotion"] == ["neutral", "surprise"]
     assert data.load("ferplus", tmp_path, "test")["emotion"] == ["disgust", "fear", "happiness"]
     assert json.loads(rows["emotion_votes"][3]) == {
-        "neutral": 0, "happiness": 0, "surprise": 0, "sadness": 6, "anger": 3, "disgust": 0,
-        "fear": 0, "contempt": 0, "unknown": 1, "no_face": 0,
-    }  # fmt: skip
+        "neutral": 0,
+        "happiness": 0,
+        "surprise": 0,
+        "sadness": 6,
+        "anger": 3,
+        "disgust": 0,
+        "fear": 0,
+        "contempt": 0,
+        "unknown": 1,
+        "no_face": 0,
+    }
 
 
 def test_what_the_majority_leaves_out(tmp_path):
     ferplus.write(tmp_path)
-    assert adapter.read(tmp_path, "train").left_out == {
+    assert adapter.read(tmp_path, "train").skipped == {
         "no image name": ["line 4"],
         "no majority": ["line 3", "line 6", "line 9"],
         "majority for unknown or no face": ["line 7", "line 8"],
     }
-    assert adapter.read(tmp_path, "test").left_out == {}
+    assert adapter.read(tmp_path, "test").skipped == {}
 
 
 def test_the_distribution_keeps_ties_without_a_label(tmp_path):
@@ -46,15 +54,23 @@ def test_the_distribution_keeps_ties_without_a_label(tmp_path):
     rows = data.load("ferplus", tmp_path, protocol="distribution")
     labels = {int(i[-7:]): e for i, e in zip(rows["id"], rows["emotion"], strict=True)}
     assert labels == {
-        0: "anger", 1: None, 3: "neutral", 4: "sadness", 5: None, 7: None, 8: "contempt",
+        0: "anger",
+        1: None,
+        3: "neutral",
+        4: "sadness",
+        5: None,
+        7: None,
+        8: "contempt",
         9: "sadness",
-    }  # fmt: skip
+    }
     votes = [json.loads(cell) for cell in rows["emotion_votes"]]
     assert [sum(v.values()) for v in votes] == pytest.approx([1] * 8)
     assert {k: v for k, v in votes[3].items() if v} == {
-        "neutral": 0.2, "sadness": 0.3, "unknown": 0.5,
-    }  # fmt: skip
-    assert adapter.read(tmp_path, "train", protocol="distribution").left_out == {
+        "neutral": 0.2,
+        "sadness": 0.3,
+        "unknown": 0.5,
+    }
+    assert adapter.read(tmp_path, "train", protocol="distribution").skipped == {
         "no image name": ["line 4"],
         "no vote for an emotion": ["line 8"],
     }
@@ -77,8 +93,8 @@ def test_pictures_in_folders_lack_a_face_whose_name_was_used_again(tmp_path, bas
     assert rows["id"] == ["ferplus-0000000", "ferplus-0000008", "ferplus-0000009"]
     assert rows["emotion"] == ["anger", "contempt", "sadness"]
     assert rows[0]["image"].size == (48, 48)
-    left_out = adapter.read(tmp_path, "train").left_out
-    assert left_out["its picture is that of a later row of the same name"] == ["line 5"]
+    skipped = adapter.read(tmp_path, "train").skipped
+    assert skipped["its picture is that of a later row of the same name"] == ["line 5"]
     assert data.load("ferplus", tmp_path, "test")["emotion"] == ["disgust", "fear", "happiness"]
 
 

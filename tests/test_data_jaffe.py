@@ -6,13 +6,18 @@ import pytest
 from miniatures import face, jaffe
 
 from vlmface import data
-from vlmface.data.sets import jaffe as adapter
+from vlmface.data.adapters import jaffe as adapter
 from vlmface.errors import UserError
 
 WORDS = {
-    "AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral",
-    "SA": "sadness", "SU": "surprise",
-}  # fmt: skip
+    "AN": "anger",
+    "DI": "disgust",
+    "FE": "fear",
+    "HA": "happiness",
+    "NE": "neutral",
+    "SA": "sadness",
+    "SU": "surprise",
+}
 
 
 def test_every_label(tmp_path):
@@ -44,7 +49,7 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     with pytest.raises(UserError, match="fold=0 of folds=3"):
         data.load("jaffe", tmp_path, fold=0, folds=3)
     face(tmp_path / "jaffe" / "KA_angry.png", 1)
-    assert adapter.read(tmp_path, "all").left_out == {
+    assert adapter.read(tmp_path, "all").skipped == {
         "name unlike KA.AN1.39.tiff": ["jaffe/KA_angry.png"]
     }
     face(tmp_path / "jaffe" / "KA.XX1.50.tiff", 1)

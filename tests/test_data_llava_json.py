@@ -9,7 +9,7 @@ from miniatures import llava_json
 from miniatures.records import write_json
 
 from vlmface import data
-from vlmface.data.records import thought
+from vlmface.data.records import split_thought
 from vlmface.errors import UserError
 
 
@@ -26,9 +26,9 @@ def test_the_first_pair_of_each_record_is_a_row(tmp_path):
         {"answer": None, "prompt": "Is she happy?", "source_id": "000000033471"},
         {"answer": None, "prompt": "", "source_id": None},
     ]
-    found = data.adapter("llava_json").read(tmp_path, "train")
+    found = data.dataset_module("llava_json").read(tmp_path, "train")
     path = tmp_path / "train.json"
-    assert found.left_out == {
+    assert found.skipped == {
         "no image": [f"{path}, record 3"],
         "several images": [f"{path}, record 4"],
         "later turns": [f"{path}, record 1: 1"],
@@ -42,8 +42,9 @@ def test_all_pairs_and_who_wrote_them(tmp_path):
     assert rows["id"] == [f"llava_json-{n}" for n in ("1-1", "1-2", "2-1", "5-1")]
     assert rows["rationale"][:2] == ["Low brows (AU4).", "The brows."]
     assert [json.loads(row)["prompt"] for row in rows["meta"]][:2] == [
-        "What does the face show?", "Why?",
-    ]  # fmt: skip
+        "What does the face show?",
+        "Why?",
+    ]
     assert rows["rationale_source"] == ["human"] * 4 and rows["saw_label"] == [False] * 4
     rest, held = data.hold_out(rows, 0.5)
     assert not set(rest["subject"]) & set(held["subject"])
@@ -111,4 +112,4 @@ def test_options_are_checked(tmp_path):
     ],
 )
 def test_no_tag_is_left_in_a_rationale(text, expected):
-    assert thought(text) == expected
+    assert split_thought(text) == expected

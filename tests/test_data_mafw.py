@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from miniatures import mafw
 
-from vlmface import data, taxonomy
+from vlmface import data, label_spaces
 from vlmface.errors import UserError
 
 EMOTIONS = [*mafw.WORDS[:8], None, None, None]
@@ -17,7 +17,7 @@ def test_words(tmp_path):
     assert rows["id"][0] == "mafw-00001"
     assert rows["emotion"] == EMOTIONS
     assert rows["context"] == [[word] for word in mafw.WORDS]
-    assert set(mafw.WORDS) == set(taxonomy.space("mafw11").labels)
+    assert set(mafw.WORDS) == set(label_spaces.space("mafw11").labels)
     assert len(rows[0]["frames"]) == 4
     test = data.load("mafw", tmp_path, "test", frames=2)
     assert test["emotion"] == [None, "happiness"]
@@ -44,9 +44,9 @@ def test_numbers_mean_what_their_order_says(tmp_path, order, first, three):
 def test_face_crops_are_preferred(tmp_path):
     mafw.write(tmp_path)
     mafw.clip(tmp_path / "data" / "faces" / "00101", ["1.jpg"])
-    rows = data.adapter("mafw").read(tmp_path, "test", frames=1)
+    rows = data.dataset_module("mafw").read(tmp_path, "test", frames=1)
     assert rows.columns["frames"] == [[str(tmp_path / "data" / "faces" / "00101" / "1.jpg")]]
-    assert len(rows.left_out["no folder of frames"]) == 1
+    assert len(rows.skipped["no folder of frames"]) == 1
 
 
 def test_what_is_wrong_is_named(tmp_path):
@@ -61,7 +61,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no folder of extracted frames or videos.*ffmpeg"):
         data.load("mafw", tmp_path, first=1)
     mafw.write(tmp_path, ("joyful", "angry", "boredom"))
-    with pytest.raises(UserError, match="'boredom' is no label of mafw11"):
+    with pytest.raises(UserError, match="'boredom' is not a label of mafw11"):
         data.load("mafw", tmp_path)
     (tmp_path / "Train & Test Set").rename(tmp_path / "lists")
     with pytest.raises(UserError, match="MAFW's lists of single labels not found"):

@@ -78,9 +78,12 @@ def test_balance_draws_every_label_equally_often_over_all_sources(mix):
     rows = mix(RAFDB, AFFECTNET, balanced=True, labels={"contempt": None})
     assert set(Counter(rows["emotion"]).values()) == {2} and len(rows) == 14
     rows = mix(
-        {**RAFDB, "weight": 1}, {**AFFECTNET, "weight": 3}, balanced=True, size=32,
+        {**RAFDB, "weight": 1},
+        {**AFFECTNET, "weight": 3},
+        balanced=True,
+        size=32,
         labels={"contempt": "anger"},
-    )  # fmt: skip
+    )
     assert set(Counter(rows["emotion"]).values()) == {4, 5}
     fear = [row["dataset"] for row in rows if row["emotion"] == "fear"]
     assert Counter(fear)["affectnet"] > Counter(fear)["rafdb"] >= 1
@@ -88,15 +91,17 @@ def test_balance_draws_every_label_equally_often_over_all_sources(mix):
 
 def test_labels_are_renamed_and_left_out_the_source_before_the_mixture(mix):
     rows = mix(
-        {**RAFDB, "labels": {"fear": "surprise"}}, AFFECTNET,
+        {**RAFDB, "labels": {"fear": "surprise"}},
+        AFFECTNET,
         labels={"fear": None, "contempt": None},
-    )  # fmt: skip
+    )
     words = Counter((row["dataset"], row["emotion"]) for row in rows)
     assert words["rafdb", "surprise"] == 2 and words["rafdb", "fear"] == 0
     assert words["affectnet", "surprise"] == 1 and words["affectnet", "fear"] == 0
     assert not {w for _, w in words} & {"contempt"} and rows.features == features()
-    rows = mix({**RAFDB, "options": {"attributes": True}, "labels": {"male": "man"}},
-               field="gender")  # fmt: skip
+    rows = mix(
+        {**RAFDB, "options": {"attributes": True}, "labels": {"male": "man"}}, field="gender"
+    )
     assert Counter(rows["gender"]) == {"man": 3, "female": 2, None: 2}
 
 
@@ -130,14 +135,20 @@ def test_a_cap_is_a_random_part_that_the_seed_decides(mix):
         ("{sources: [{data: synth}], labels: {fear: afraid}}", "'afraid', but emotion is one of"),
         ("{sources: [{data: synth}], labels: {fear: no}}", "'fear': False, expected a word"),
         ("{sources: [{data: synth}], field: emotions}", "`field` is 'emotions', expected emotion"),
-        ("{sources: [{data: rafdb, root: rafdb, labels: {male: x}}], field: gender}",
-         "source 1: `labels` has 'male', but gender is one of: empty"),
-        ("{sources: [{data: rafdb, root: rafdb}], field: gender, balanced: true}",
-         "`balanced` needs rows with a label in the field 'gender'"),
-        ("sources: [{data: rafdb, root: rafdb}, {data: rafdb, root: rafdb}]",
-         "7 rows come from two of its sources"),
+        (
+            "{sources: [{data: rafdb, root: rafdb, labels: {male: x}}], field: gender}",
+            "source 1: `labels` has 'male', but gender is one of: empty",
+        ),
+        (
+            "{sources: [{data: rafdb, root: rafdb}], field: gender, balanced: true}",
+            "`balanced` needs rows with a label in the field 'gender'",
+        ),
+        (
+            "sources: [{data: rafdb, root: rafdb}, {data: rafdb, root: rafdb}]",
+            "7 rows come from two of its sources",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_in_the_file_is_named_with_the_file(folder, content, said):
     path = folder / "mixture.yaml"
     path.write_text(content)

@@ -8,7 +8,7 @@ import pytest
 from miniatures import rafau, text
 
 from vlmface import data
-from vlmface.data.sets import rafau as adapter
+from vlmface.data.adapters import rafau as adapter
 from vlmface.errors import UserError
 
 
@@ -47,8 +47,9 @@ def test_options_for_what_the_format_leaves_open(tmp_path):
     assert chosen["0003"] is None
     assert chosen["0006"] == {4: False, 14: False}
     assert chosen["0007"] == {4: False, 12: True}
-    rows = data.load("rafau", tmp_path, "test", test_list=str(tmp_path / "test.txt"),
-                     images="original")  # fmt: skip
+    rows = data.load(
+        "rafau", tmp_path, "test", test_list=str(tmp_path / "test.txt"), images="original"
+    )
     assert rows[0]["image"].size == (120, 90)
     assert json.loads(rows[0]["meta"]) == {"codes": "L12+R12+26+26"}
 
@@ -70,10 +71,13 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
     text(
         tmp_path / "RAFAU_label.txt", "0001.jpg 1+4", "0002.jpg 1+X4", "0003.jpg", "0004.jpg 99", ""
     )
-    assert adapter.read(tmp_path, "train").left_out == {
-        "malformed line": ["RAFAU_label.txt:2: 0002.jpg 1+X4", "RAFAU_label.txt:3: 0003.jpg",
-                           "RAFAU_label.txt:4: 0004.jpg 99"],
-    }  # fmt: skip
+    assert adapter.read(tmp_path, "train").skipped == {
+        "malformed line": [
+            "RAFAU_label.txt:2: 0002.jpg 1+X4",
+            "RAFAU_label.txt:3: 0003.jpg",
+            "RAFAU_label.txt:4: 0004.jpg 99",
+        ],
+    }
     with pytest.raises(UserError, match=r"names 2 test images.*first: 0006"):
         data.load("rafau", tmp_path, test_list=str(tmp_path / "test.txt"))
     with pytest.raises(UserError, match="'aligned' and 'original'"):

@@ -16,8 +16,14 @@ def test_labels_and_images_with_and_without_the_suffix(tmp_path, suffix):
     rows = data.load("rafdb", tmp_path)
     assert rows["id"][0] == "rafdb-train_00001"
     assert rows["emotion"] == [
-        "sadness", "surprise", "fear", "disgust", "happiness", "anger", "neutral",
-    ]  # fmt: skip
+        "sadness",
+        "surprise",
+        "fear",
+        "disgust",
+        "happiness",
+        "anger",
+        "neutral",
+    ]
     assert rows[0]["image"].size == (100, 100)
     assert data.load("rafdb", tmp_path, "test")["emotion"] == ["anger", "neutral"]
 
@@ -28,8 +34,10 @@ def test_compound_expressions_in_their_own_folder_or_beside_the_basic_ones(tmp_p
     for root in (tmp_path, tmp_path / "compound"):
         rows = data.load("rafdb", root, part="compound")
         assert rows["context"] == [
-            ["Disgustedly Surprised"], ["Happily Surprised"], ["Angrily Disgusted"]
-        ]  # fmt: skip
+            ["Disgustedly Surprised"],
+            ["Happily Surprised"],
+            ["Angrily Disgusted"],
+        ]
         assert rows["id"][0] == "rafdb-compound-train_00001" and rows["emotion"] == [None] * 3
         assert rows[0]["image"].size == (100, 100)
     assert len(data.load("rafdb", tmp_path)) == 7

@@ -6,7 +6,7 @@ import pytest
 from miniatures import face, sfew, text
 
 from vlmface import data
-from vlmface.data.sets import sfew as adapter
+from vlmface.data.adapters import sfew as adapter
 from vlmface.errors import UserError
 
 WORDS = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]
@@ -39,8 +39,8 @@ def test_what_is_wrong_with_a_copy_is_named(tmp_path):
         data.load("sfew", tmp_path)
     sfew.write(tmp_path)
     text(tmp_path / "Test" / "Test_Aligned_Faces" / "Thumbs.db")
-    assert adapter.read(tmp_path, "test").left_out == {"no image file": ["Thumbs.db"]}
+    assert adapter.read(tmp_path, "test").skipped == {"no image file": ["Thumbs.db"]}
     place = tmp_path / "Train" / "Train_Aligned_Faces"
     (place / "Sad").rename(place / "Bored")
-    with pytest.raises(UserError, match="'Bored' is no label of emotion7"):
+    with pytest.raises(UserError, match="'Bored' is not a label of emotion7"):
         data.load("sfew", tmp_path)

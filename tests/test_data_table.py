@@ -71,12 +71,23 @@ def test_action_units_as_presence_and_as_intensity(tmp_path):
 
 def test_pandas_writes_booleans_and_floats(tmp_path):
     table.write(tmp_path)
-    text(tmp_path / "a.csv", "image,emotion,AU4", "train/Angry/1.jpg,3.0,True",
-         "train/Angry/2.PNG,3.0,False")  # fmt: skip
+    text(
+        tmp_path / "a.csv",
+        "image,emotion,AU4",
+        "train/Angry/1.jpg,3.0,True",
+        "train/Angry/2.PNG,3.0,False",
+    )
     path = tmp_path / "frame.parquet"
     parquet.write_table(
-        pa.table({"image": ["train/Angry/1.jpg", "train/Angry/2.PNG"], "emotion": [3.0, None],
-                  "AU4": [True, False]}), path)  # fmt: skip
+        pa.table(
+            {
+                "image": ["train/Angry/1.jpg", "train/Angry/2.PNG"],
+                "emotion": [3.0, None],
+                "AU4": [True, False],
+            }
+        ),
+        path,
+    )
     rows = data.load("table", path, labels={"3": "fear"}, aus="AU*")
     assert rows["emotion"] == ["fear", None]
     assert aus(rows) == [{4: (True, None)}, {4: (False, None)}]
@@ -98,8 +109,8 @@ def test_json_lines_with_rationales_and_ids(tmp_path):
     assert rows["race"] == [None, "Black"]
     assert rows["rationale"] == ["Low brows.", None]
     assert rows["rationale_source"] == ["human", "none"] and rows["saw_label"] == [True, False]
-    found = data.adapter("table").read(tmp_path / "a.jsonl", "train", images=str(tmp_path))
-    assert found.left_out == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
+    found = data.dataset_module("table").read(tmp_path / "a.jsonl", "train", images=str(tmp_path))
+    assert found.skipped == {"no image": [f"{tmp_path / 'a.jsonl'}, line 3"]}
 
 
 def test_parquet_with_pictures_inside(tmp_path):
@@ -135,7 +146,7 @@ def test_a_file_that_does_not_say_its_split_is_not_trained_and_tested_on(tmp_pat
     with pytest.raises(UserError, match=r"which rows are split 'test'.*split_column="):
         data.load("table", path, "test")
     assert len(data.load("table", path, "test", file_split="test")) == 1
-    with pytest.raises(UserError, match="does not say which rows are split 'train'"):
+    with pytest.raises(UserError, match="does not state which rows are split 'train'"):
         data.load("table", path, "train", file_split="test")
 
 
@@ -176,7 +187,7 @@ def test_a_wrong_cell_is_named_with_its_line_and_value(tmp_path, line, options, 
         ({"au_values": "0/1"}, "au_values='0/1'"),
         ({"rationale_source": "me"}, "rationale_source='me'"),
         ({"au_threshold": 0}, "au_threshold=0: give an intensity above 0"),
-        ({"images": "/nowhere"}, "images='/nowhere' is no folder"),
+        ({"images": "/nowhere"}, "images='/nowhere' is not a folder"),
     ],
 )
 def test_options_are_checked(tmp_path, options, message):
@@ -193,8 +204,8 @@ def test_options_are_checked(tmp_path, options, message):
         ("a.csv", b"", "needs a header"),
         ("a.csv", b"image,image\na,b\n", "needs a header of different column names"),
         ("a.csv", b"image,emotion\n", "has no rows"),
-        ("a.parquet", b"no parquet", "is no Parquet file"),
-        ("a.xlsx", b"PK", r"is no table that can be read: use one of \.csv, \.tsv"),
+        ("a.parquet", b"no parquet", "is not a Parquet file"),
+        ("a.xlsx", b"PK", r"is not a table that can be read: use one of \.csv, \.tsv"),
         ("a.jsonl", b'{"image": ["a.jpg"]}\n', r"line 1: 'image' is \['a\.jpg'\], expected a text"),
         ("a.jsonl", b'{"image": ' + b"9" * 5000 + b"}\n", "line 1: not JSON"),
         ("a.jsonl", b'{"image": "a.jpg", "age": ' + b"9" * 4000 + b"}\n", "a finite number"),
@@ -230,8 +241,8 @@ def test_folders_named_by_label_below_splits(tmp_path):
     assert data.load("table", tmp_path, "test")["emotion"] == ["fear", "fear"]
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "train" / ".cache").mkdir()
-    found = data.adapter("table").read(tmp_path, "train", labels={"bored": None})
-    assert found.left_out == {
+    found = data.dataset_module("table").read(tmp_path, "train", labels={"bored": None})
+    assert found.skipped == {
         "not in a label folder": ["notes.txt", "train/.cache"],
         "not a picture": ["train/Angry/Thumbs.db"],
     }

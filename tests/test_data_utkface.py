@@ -6,14 +6,20 @@ import pytest
 from miniatures import face, utkface
 
 from vlmface import data
-from vlmface.data.sets import utkface as adapter
+from vlmface.data.adapters import utkface as adapter
 from vlmface.errors import UserError
 
 EXPECTED = {
-    1: ("male", "Asian"), 26: ("female", "White"), 35: ("female", "Black"), 61: ("male", "Indian"),
-    90: ("female", "Others"), 116: ("female", "White"), 24: ("male", "Black"),
-    8: ("male", "White"), 45: ("male", "Asian"),
-}  # fmt: skip
+    1: ("male", "Asian"),
+    26: ("female", "White"),
+    35: ("female", "Black"),
+    61: ("male", "Indian"),
+    90: ("female", "Others"),
+    116: ("female", "White"),
+    24: ("male", "Black"),
+    8: ("male", "White"),
+    45: ("male", "Asian"),
+}
 
 
 @pytest.mark.parametrize(
@@ -45,11 +51,11 @@ def test_malformed_names_are_listed(tmp_path):
     face(tmp_path / "UTKFace" / "30_2_0_20170116184028385.jpg.chip.jpg", 0)
     face(tmp_path / "UTKFace" / "24_0_1_20170116220224658 .jpg.chip.jpg", 0)  # read all the same
     rows = adapter.read(tmp_path, "train")
-    assert rows.left_out == {
+    assert rows.skipped == {
         "name that is not age_gender_race_time": sorted(
             f"{stem}.jpg.chip.jpg" for stem in utkface.BAD
         ),
-        "name with a gender or race that is no code": ["30_2_0_20170116184028385.jpg.chip.jpg"],
+        "name with a unknown code of gender or race": ["30_2_0_20170116184028385.jpg.chip.jpg"],
     }
     both = rows.columns["id"] + adapter.read(tmp_path, "test").columns["id"]
     assert len(both) == 10 and "utkface-24_0_1_20170116220224658" in both

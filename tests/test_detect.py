@@ -19,7 +19,7 @@ from vlmface.data import detect
 from vlmface.errors import UserError
 
 needs_detector = pytest.mark.skipif(
-    detect.missing() is not None, reason="vlmface[detect] is missing"
+    detect.unavailable_reason() is not None, reason="vlmface[detect] is missing"
 )
 PIXELS = skimage.data.astronaut()
 ASTRONAUT = Image.fromarray(PIXELS)
@@ -131,8 +131,9 @@ def test_the_same_boxes_from_every_thread(detector: detect.Detector) -> None:
 
 
 @needs_detector
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr",
-                                  "HSV", "LAB", "F"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode", ["L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "F"]
+)
 def test_a_picture_of_any_mode(detector: detect.Detector, mode: str) -> None:
     image = ASTRONAUT.convert("RGBA").convert(mode) if mode == "RGBa" else ASTRONAUT.convert(mode)
     near(detector.faces(image), detector.faces(ASTRONAUT))
@@ -140,10 +141,18 @@ def test_a_picture_of_any_mode(detector: detect.Detector, mode: str) -> None:
 
 @needs_detector
 @pytest.mark.parametrize(
-    "pixels", [PIXELS, PIXELS / 255, PIXELS.astype(np.float32), PIXELS.astype(np.int64),
-               PIXELS.transpose(2, 0, 1), PIXELS.astype(np.uint16) * 257, PIXELS[..., 0],
-               torch.from_numpy(PIXELS.copy()).permute(2, 0, 1)],
-)  # fmt: skip
+    "pixels",
+    [
+        PIXELS,
+        PIXELS / 255,
+        PIXELS.astype(np.float32),
+        PIXELS.astype(np.int64),
+        PIXELS.transpose(2, 0, 1),
+        PIXELS.astype(np.uint16) * 257,
+        PIXELS[..., 0],
+        torch.from_numpy(PIXELS.copy()).permute(2, 0, 1),
+    ],
+)
 def test_an_array_of_any_kind(detector: detect.Detector, pixels: Any) -> None:
     near(detector.faces(pixels), detector.faces(ASTRONAUT))
 

@@ -19,15 +19,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from checkpoints import llava
 from conftest import Recipe
 from samples import ROOT, picture, samples
 from trainers import contents
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
-from vlmface.train import sft
+from vlmface.train import checks
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import distributed
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--tower", "full", "--projector", "full", "--llm", "full")
@@ -222,7 +225,7 @@ def test_resumed_equals_uninterrupted(
     """Stopped in step 4, after 3; the last checkpoint is of step 2."""
     env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     stopped = launch(config, tmp_path, *words, **env, STOP_AT="4")
-    assert stopped.returncode != 0 and "interrupted; the same command goes on" in stopped.stderr
+    assert stopped.returncode != 0 and "interrupted; run the same command again" in stopped.stderr
     assert log(tmp_path, "step") == [1, 2, 3]
     assert not (tmp_path / "metrics.json").exists()
     went_on = launch(config, tmp_path, *words, **env)
@@ -290,7 +293,7 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
 
 @pytest.mark.slow
 def test_two_launches_in_one_folder(launch: Launch, tmp_path: Path) -> None:
-    from vlmface import lock
+    from vlmface.utils import lock
 
     with lock.hold(tmp_path / "run"):
         refused = launch("ddp", tmp_path / "run", *FULL)
@@ -347,8 +350,13 @@ def test_the_slurm_script_trains_on_two_nodes(
     words = ["--base", str(base), "--output_dir", str(tmp_path / "run"), "--num_processes", "2"]
     result = subprocess.run(
         ["recipes/slurm.sh", "recipes/sft_cot.py", *words, "--batch_size", "4", *WORDS, *LORA],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     succeeded(result)
     agree(tmp_path / "run", alone[LORA])
 
@@ -392,7 +400,7 @@ def test_every_row_has_an_image(processor: Any) -> None:
     found[1]["image"] = None
     rows = Dataset.from_list(found, features=features())
     with pytest.raises(UserError, match="face-1 has neither an image nor frames"):
-        sft.encode_rows(rows, processor, llava, prompts.load("face_cot"), max_length=512, seed=0)
+        encode_rows(rows, processor, llava, prompts.load("face_cot"), max_length=512, seed=0)
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -416,23 +424,23 @@ def test_sharding_that_did_not_happen_is_refused(
     kind: str, launched_with: Callable[..., None]
 ) -> None:
     plain = SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=False)
-    sft.check_sharding(plain)
+    distributed.check_sharding(plain)
     launched_with(kind.upper())
-    with pytest.raises(UserError, match=f"asked for {kind}, but would train without it"):
-        sft.check_sharding(plain)
-    sft.check_sharding(SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=True))
+    with pytest.raises(UserError, match=f"launched with {kind}, but would train without it"):
+        distributed.check_sharding(plain)
+    distributed.check_sharding(SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=True))
 
 
 @pytest.mark.slow
 def test_fsdp_on_a_cpu_is_refused(launch: Launch, tmp_path: Path) -> None:
     result = launch("fsdp2", tmp_path, *FULL)
     assert result.returncode != 0
-    assert "error: accelerate was asked for FSDP, but would train without it" in result.stderr
+    assert "error: accelerate was launched with FSDP, but would train without it" in result.stderr
 
 
-def settings_with(**changes: Any) -> sft.Settings:
+def settings_with(**changes: Any) -> SFTSettings:
     words: dict[str, Any] = {"base": "b", "data": "d", "benchmark": "synth", "prompt": "face_cot"}
-    return sft.Settings(**{**words, "limits": "", "output_dir": "o", **changes})
+    return SFTSettings(**{**words, "limits": "", "output_dir": "o", **changes})
 
 
 @pytest.mark.parametrize(
@@ -452,11 +460,11 @@ def test_what_a_launch_cannot_do_is_refused(
     message: str,
     launched_with: Callable[..., None],
 ) -> None:
-    sft.check_supported(settings_with(**changes), gpu)
+    checks.check_supported(settings_with(**changes), gpu)
     launched_with(kind, stage)
-    sft.check_supported(settings_with(), gpu)
+    checks.check_supported(settings_with(), gpu)
     with pytest.raises(UserError, match=message):
-        sft.check_supported(settings_with(**changes), gpu)
+        checks.check_supported(settings_with(**changes), gpu)
 
 
 # --- rows without a picture -----------------------------------------------------------------------
@@ -489,10 +497,18 @@ def test_grpo_in_two_processes(
     start = tmp_path / "start"
     assert sft_cot(start, "--batch_size", "8", *WORDS, *LORA, "--epochs", "20") == 0
     words = {
-        "start": start, "n_train": 8, "n_eval": 4, "group_size": 2, "batch_size": 2,
-        "max_steps": 2, "save_steps": 2, "max_new_tokens": 12, "learning_rate": 1e-3,
-        "warmup_steps": 0, "rewards": "{format: 1, repetition: 1, brevity: {words: 4}}",
-    }  # fmt: skip
+        "start": start,
+        "n_train": 8,
+        "n_eval": 4,
+        "group_size": 2,
+        "batch_size": 2,
+        "max_steps": 2,
+        "save_steps": 2,
+        "max_new_tokens": 12,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "rewards": "{format: 1, repetition: 1, brevity: {words: 4}}",
+    }
     out = tmp_path / config
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),

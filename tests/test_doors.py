@@ -26,16 +26,18 @@ from vlmface import data, manifest
 from vlmface.cli import main
 from vlmface.data import crops, detect
 from vlmface.demo import batch, tabs, views
-from vlmface.demo.faces import Finder
+from vlmface.demo.face_detection import FaceFinder
 from vlmface.errors import UserError
-from vlmface.gateway.app import create_app
-from vlmface.gateway.settings import Settings
 from vlmface.infer import FaceReport, Predictor
-from vlmface.infer.face_views import PORTRAIT, Viewpoint
+from vlmface.infer.face_views import PORTRAIT, ViewSettings
+from vlmface.serving.gateway.app import create_app
+from vlmface.serving.gateway.settings import Settings
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 
-pytestmark = pytest.mark.skipif(detect.missing() is not None, reason="vlmface[detect] is missing")
+pytestmark = pytest.mark.skipif(
+    detect.unavailable_reason() is not None, reason="vlmface[detect] is missing"
+)
 ASTRONAUT = Image.fromarray(skimage.data.astronaut())
 
 
@@ -97,8 +99,8 @@ def predictor(run: Path) -> Iterator[Predictor]:
 
 
 @pytest.fixture(scope="module")
-def finder() -> Iterator[Finder]:
-    found = Finder()
+def finder() -> Iterator[FaceFinder]:
+    found = FaceFinder()
     yield found
     found.close()
 
@@ -131,14 +133,19 @@ def handler(build: Callable[[Any], None], demo: Any, name: str) -> Callable[...,
     return next(event.fn for event in page.fns.values() if event.fn.__name__ == name)
 
 
-def demo_of(predictor: Predictor, finder: Finder) -> Any:
+def demo_of(predictor: Predictor, finder: FaceFinder) -> Any:
     return SimpleNamespace(
-        predictor=predictor, finder=finder, examples=[], at_once=1, scene=None,
-        voices=[], clip=None,
-    )  # fmt: skip
+        predictor=predictor,
+        face_finder=finder,
+        examples=[],
+        concurrency=1,
+        scene=None,
+        choices=[],
+        clip=None,
+    )
 
 
-def analysed(predictor: Predictor, finder: Finder, path: Path) -> tuple[Line, str]:
+def analysed(predictor: Predictor, finder: FaceFinder, path: Path) -> tuple[Line, str]:
     """(the report behind the page, the page) of the demo's first tab."""
     reports: list[FaceReport] = []
 
@@ -148,7 +155,7 @@ def analysed(predictor: Predictor, finder: Finder, path: Path) -> tuple[Line, st
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(views, "answer", answer)
-        *_, (_, _, html) = handler(tabs.analyse, demo_of(predictor, finder), "start")(str(path))
+        *_, (_, _, html) = handler(tabs.analyse_tab, demo_of(predictor, finder), "start")(str(path))
     return reports[-1].as_dict(), html
 
 
@@ -166,7 +173,7 @@ def same(found: Line, expected: Line) -> None:
 
 
 def test_a_photograph_is_the_same_through_every_door(
-    run: Path, predictor: Predictor, finder: Finder, photographs: dict[str, Path]
+    run: Path, predictor: Predictor, finder: FaceFinder, photographs: dict[str, Path]
 ) -> None:
     lines = dict(zip(photographs, command(run, *photographs.values()), strict=True))
     for name, path in photographs.items():
@@ -186,7 +193,7 @@ def test_a_photograph_is_the_same_through_every_door(
         report, html = analysed(predictor, finder, path)
         same(report, expected)
         assert "The face" in html or "Face 1 of 2" in html
-        rows = batch.answer(batch.Item(name, path.read_bytes()), predictor, finder)
+        rows = batch.predict_item(batch.UploadedFile(name, path.read_bytes()), predictor, finder)
         assert [row.face for row in rows] == list(range(1, 3 if name == "two.webp" else 2))
         same(rows[0].report.as_dict(), expected)
     # What differs in its file alone has one answer.
@@ -210,7 +217,7 @@ def test_a_server_is_sent_what_the_model_here_is_shown(
             assert main(["predict", str(path), "--model", one.url, "--run", str(run_dir)]) == 0
             (view,) = here.face_views(path)
             sent = Image.open(io.BytesIO(base64.b64decode(one.asked[-1].face.partition(",")[2])))
-            assert (np.asarray(sent) == np.asarray(view.pictures)).all(), name
+            assert (np.asarray(sent) == np.asarray(view.images)).all(), name
             first = one.asked[: len(names)]
             assert one.asked[-1].face in {asked.face for asked in first}, name
     assert "happiness" in capsys.readouterr().out
@@ -271,43 +278,54 @@ def test_a_face_of_several_is_named_in_the_text(
 
 
 def test_without_a_face_no_door_has_a_label(
-    run: Path, predictor: Predictor, finder: Finder, nobody: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    run: Path,
+    predictor: Predictor,
+    finder: FaceFinder,
+    nobody: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("the model was asked")
 
-    for name in ("answer", "answer_one", "stream"):
+    for name in ("predict", "apredict", "stream"):
         monkeypatch.setattr(predictor.backend, name, refuse)
     *pieces, streamed = predictor.stream(nobody)
     assert pieces == []
     found = [
-        *command(run, nobody), *command(run, nobody, "--faces", "all"),
+        *command(run, nobody),
+        *command(run, nobody, "--faces", "all"),
         predictor.predict(nobody).as_dict(),
         predictor.predict([nobody], faces="all")[0][0].as_dict(),
-        asyncio.run(predictor.apredict(nobody)).as_dict(), streamed.as_dict(),
-        *gateway(predictor, nobody), *gateway(predictor, nobody, faces="all"),
-        *(row.report.as_dict() for row in
-          batch.answer(batch.Item("x", nobody.read_bytes()), predictor, finder)),
-    ]  # fmt: skip
+        asyncio.run(predictor.apredict(nobody)).as_dict(),
+        streamed.as_dict(),
+        *gateway(predictor, nobody),
+        *gateway(predictor, nobody, faces="all"),
+        *(
+            row.report.as_dict()
+            for row in batch.predict_item(
+                batch.UploadedFile("x", nobody.read_bytes()), predictor, finder
+            )
+        ),
+    ]
     report, html = analysed(predictor, finder, nobody)
     for line in [*found, report]:
-        assert (line["face_found"], line["box"], line["sure"]) == (False, None, False)
+        assert (line["face_found"], line["box"], line["is_confident"]) == (False, None, False)
         assert line["aus"] == [] and line["rationale"] == "" and not line["scene_only"]
         for said in line["answers"].values():
             assert said["label"] is None and said["probabilities"] is None
-    assert "no face found" in html and "No face was found, so the model was not asked" in html
-    assert " %" not in html and "does not tell" not in html
+    assert "no face found" in html and "No face was found, so the model was not run" in html
+    assert " %" not in html and "not available" not in html
     row = batch.Row("x.png", 0, predictor.predict(nobody))
     assert "no face found" in views.batch([row], 1, predictor.tasks, {})
     assert main(["predict", str(nobody), "--model", str(run)]) == 0
-    assert "nobody.png: no face found, so nothing was asked" in capsys.readouterr().out
+    assert "nobody.png: no face found" in capsys.readouterr().out
 
 
 def test_a_box_that_holds_nothing_has_no_label(predictor: Predictor) -> None:
     for box in ((600.0, 600.0, 700.0, 700.0), (9.0, 9.0, 9.0, 9.0), (float("nan"),) * 4):
         report = predictor.predict(ASTRONAUT, boxes=box)
-        assert report.face_found is False and report.main.answer.label is None
+        assert report.face_found is False and report.primary.answer.label is None
         json.loads(json.dumps(report.as_dict()), parse_constant=pytest.fail)
 
 
@@ -343,17 +361,17 @@ def test_without_a_detector_a_sentence_says_so(
     told = capsys.readouterr()
     line = json.loads(told.out)
     assert line["face_found"] is None and line["box"] is None
-    assert told.err.startswith("note: faces are not looked for (to find faces, pip install")
+    assert told.err.startswith("note: faces are not detected (to find faces, pip install")
     assert len(told.err.splitlines()) == 1
     with Predictor.load(run_dir) as predictor:
-        with pytest.warns(UserWarning, match="shown each picture as a whole") as warned:
+        with pytest.warns(UserWarning, match="receives each picture as a whole") as warned:
             same(predictor.predict(path).as_dict(), line)
         assert warned[0].filename == __file__
         same(gateway(predictor, path)[0], line)
-        finder = Finder()
+        finder = FaceFinder()
         report, html = analysed(predictor, finder, path)
         same(report, line)
-        assert "Faces are not looked for here" in html
+        assert "The face detector is not installed" in html
         with pytest.raises(UserError, match="pip install"):
             predictor.predict(path, faces="largest")
         with warnings.catch_warnings():
@@ -372,15 +390,15 @@ def test_a_rendered_head_is_shown_as_it_was_in_training(run: Path, predictor: Pr
         head = Image.fromarray(render(dataset.draw(0, "test", index).face, 96).image)
         (view,) = predictor.face_views(head)
         assert view.face_found is True and view.box is not None
-        pictures = view.pictures
+        pictures = view.images
         assert not isinstance(pictures, list)
         assert (np.asarray(pictures) == np.asarray(head)).all()
 
 
 def test_a_face_in_a_photograph_is_cut_out(predictor: Predictor) -> None:
     (view,) = predictor.face_views(ASTRONAUT)
-    expected = crops.cut(ASTRONAUT, view.box, PORTRAIT)
-    assert (np.asarray(view.pictures) == np.asarray(expected)).all()
+    expected = crops.render_view(ASTRONAUT, view.box, PORTRAIT)
+    assert (np.asarray(view.images) == np.asarray(expected)).all()
 
 
 def test_a_run_says_whether_it_was_trained_on_faces(
@@ -394,31 +412,33 @@ def test_a_run_says_whether_it_was_trained_on_faces(
     assert not data.shows_faces(str(mixed))
     mixed.write_text("sources: [{data: synth}, {data: rafdb}]")
     assert data.shows_faces(str(mixed))
-    parse = crops.parse
+    parse = crops.parse_views
     for crop, of_faces, of_scenes in (
-        (None, "largest", "none"), ({"show": "face"}, "largest", "largest"),
-        ({"find": "detect"}, "largest", "largest"), ({"show": "scene"}, "none", "none"),
+        (None, "largest", "none"),
+        ({"show": "face"}, "largest", "largest"),
+        ({"find": "detect"}, "largest", "largest"),
+        ({"show": "scene"}, "none", "none"),
         ({"show": "person"}, "none", "none"),
         ([{"show": "face"}, {"show": "scene"}], "largest", "largest"),
         ({"show": "boxed"}, "largest", "largest"),
-    ):  # fmt: skip
+    ):
         assert crops.default_faces(parse(crop), True) == of_faces
         assert crops.default_faces(parse(crop), False) == of_scenes
 
 
 def test_a_manifest_that_says_something_else_is_refused(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, tmp_path / "run")
-    path = tmp_path / "run" / manifest.NAME
+    path = tmp_path / "run" / manifest.FILENAME
     path.write_text(json.dumps({**json.loads(path.read_text()), "faces": "both"}))
     with pytest.raises(UserError, match="faces is 'both', expected none or largest"):
         manifest.load(tmp_path / "run")
-    assert Viewpoint.of(None) == Viewpoint((), 1, "none")
+    assert ViewSettings.from_manifest(None) == ViewSettings((), 1, "none")
 
 
 def test_a_model_without_a_run_is_shown_pictures_as_they_are(base: Path) -> None:
     with Predictor.load(base, prompt="face_cot", max_new_tokens=4) as predictor:
         (view,) = predictor.face_views(ASTRONAUT)
-        assert view.face_found is None and view.pictures is ASTRONAUT
+        assert view.face_found is None and view.images is ASTRONAUT
         assert predictor.face_views(ASTRONAUT, faces="largest")[0].face_found is True
 
 
@@ -433,7 +453,7 @@ def test_the_face_of_a_clip_is_looked_for(
         boxes = [next(iter(predictor.faces(frame)), None) for frame in frames]
         given = predictor.clip_view(frames, boxes)
         for own, other in zip(
-            *(v.pictures if several else [v.pictures] for v in (view, given)), strict=True
+            *(v.images if several else [v.images] for v in (view, given)), strict=True
         ):
             assert (np.asarray(own) == np.asarray(other)).all()
         assert predictor.predict([[nobody] * 4])[0].face_found is False
@@ -450,7 +470,7 @@ def test_a_photograph_of_a_face_alone_is_not_cut(predictor: Predictor) -> None:
     side = max(right - left, bottom - top)
     tight = ASTRONAUT.crop((int(left), int(top), int(left + side), int(top + side)))
     (view,) = predictor.face_views(tight, box=(0, 0, *tight.size))
-    assert view.pictures is not None and np.asarray(view.pictures).shape == (*tight.size[::-1], 3)
+    assert view.images is not None and np.asarray(view.images).shape == (*tight.size[::-1], 3)
 
 
 def test_a_picture_that_cannot_be_used_is_named(predictor: Predictor) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import picture, rows, samples
 
 from vlmface import encode, prompts
+from vlmface.data import row_images
 from vlmface.errors import UserError
-from vlmface.families import llava
-from vlmface.train import sft
+from vlmface.train.rows import encode_rows
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
@@ -157,7 +158,7 @@ def test_images_are_preprocessed_in_the_collator_as_in_encode(processor: Any) ->
     sample = samples(1)[0]
     text = encode.encode_text(processor, llava, PROMPT.messages(), TARGET)
     batch = encode.Collator(processor, llava)([{**text, "image": sample.image, "row": 7}])
-    alone = llava.image_inputs(processor, [encode.open_row_image(sample.image)])["pixel_values"]
+    alone = llava.image_inputs(processor, [row_images.open_row_image(sample.image)])["pixel_values"]
     assert torch.equal(batch["pixel_values"], alone)
     assert batch["row"].tolist() == [7]
 
@@ -190,7 +191,7 @@ def test_rows_are_encoded_counted_and_left_out_by_reason(processor: Any) -> None
     found[3].rationale, found[3].rationale_source = "The brows are low (AU4). " * 60, "human"
     found[4].rationale, found[4].rationale_source = "The nose is wrinkled (AU9).", "human"
     data = Dataset.from_list([sample.to_row() for sample in found], features=features())
-    encoded, left_out = sft.encode_rows(data, processor, llava, PROMPT, max_length=400, seed=0)
+    encoded, left_out = encode_rows(data, processor, llava, PROMPT, max_length=400, seed=0)
     assert left_out == {"no_label": 1, "no_aus": 1, "too_long": 1}
     assert encoded["row"] == [0, 4, 5, 6, 7]
     assert encoded["length"] == [len(ids) for ids in encoded["input_ids"]]
@@ -205,15 +206,15 @@ def test_rows_are_encoded_counted_and_left_out_by_reason(processor: Any) -> None
 
 def test_the_text_of_a_row_does_not_depend_on_its_place(processor: Any) -> None:
     data = rows(8)
-    encoded, _ = sft.encode_rows(data, processor, llava, PROMPT, max_length=512, seed=0)
-    turned, _ = sft.encode_rows(
+    encoded, _ = encode_rows(data, processor, llava, PROMPT, max_length=512, seed=0)
+    turned, _ = encode_rows(
         data.select(range(7, -1, -1)), processor, llava, PROMPT, max_length=512, seed=0
     )
     assert encoded["input_ids"] == turned["input_ids"][::-1]
-    other, _ = sft.encode_rows(data, processor, llava, PROMPT, max_length=512, seed=1)
+    other, _ = encode_rows(data, processor, llava, PROMPT, max_length=512, seed=1)
     assert encoded["input_ids"] != other["input_ids"]
 
 
 def test_nothing_left_is_an_error(processor: Any) -> None:
     with pytest.raises(UserError, match=r"none of the 2 rows .*too_long"):
-        sft.encode_rows(rows(2), processor, llava, PROMPT, max_length=20, seed=0)
+        encode_rows(rows(2), processor, llava, PROMPT, max_length=20, seed=0)

@@ -15,10 +15,11 @@ import pytest
 from launches import environment, launcher
 from samples import ROOT, load_script
 
-from vlmface import cli, distributed
-from vlmface.clip import needs_time
+from vlmface import cli
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, run, sweep
+from vlmface.pipelines import temporal_ablation
+from vlmface.utils import distributed
 
 # --- what works in one process --------------------------------------------------------------------
 
@@ -27,13 +28,17 @@ COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {
     "eval/sweep.py": lambda: sweep.main,
     "eval/faithfulness.py": lambda: faithfulness.main,
     "eval/robustness.py": lambda: robustness.main,
-    "eval/clips.py": lambda: needs_time.main,
+    "eval/clips.py": lambda: temporal_ablation.main,
     **{
         name: lambda name=name: load_script(name).main  # type: ignore[misc]
-        for name in ("eval/baseline_cnn.py", "recipes/synthesize.py",
-                     "recipes/facial_r1_loop.py", "recipes/pretrain_tiny.py")
+        for name in (
+            "eval/baseline_cnn.py",
+            "recipes/synthesize.py",
+            "recipes/facial_r1_loop.py",
+            "recipes/pretrain_tiny.py",
+        )
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -53,8 +58,16 @@ def test_so_are_the_commands_of_vlmface(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    words = ["rationale", "build", "--data", "synth", "--output", str(tmp_path / "out"),
-             "--writer", "rules"]  # fmt: skip
+    words = [
+        "rationale",
+        "build",
+        "--data",
+        "synth",
+        "--output",
+        str(tmp_path / "out"),
+        "--writer",
+        "rules",
+    ]
     assert cli.main(words) == 2
     assert capsys.readouterr().err.startswith("error: vlmface works in one process")
     assert not any(tmp_path.iterdir())
@@ -71,9 +84,13 @@ def test_one_process_of_a_launcher_is_allowed(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_under_the_launcher_it_is_one_line(script: str, tmp_path: Path) -> None:
     result = subprocess.run(
-        [*launcher("ddp"), str(ROOT / script)], env=environment(), cwd=tmp_path,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [*launcher("ddp"), str(ROOT / script)],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode != 0
     assert result.stderr.count("error: ") == 1 and "exitcode  : 2" in result.stderr
     assert f"error: {script} works in one process, but WORLD_SIZE is 2" in result.stderr
@@ -84,8 +101,8 @@ def test_under_the_launcher_it_is_one_line(script: str, tmp_path: Path) -> None:
 
 FAILING = """
 import atexit, os, sys
-from vlmface import config, distributed
 from vlmface.errors import UserError
+from vlmface.utils import config, distributed
 distributed.HEAD_START = float(sys.argv[2])
 atexit.register(print, "cleaned up")
 def main(argv):
@@ -99,9 +116,12 @@ config.command(main)
 def start(rank: int, failing: str, head_start: float) -> subprocess.Popen[str]:
     """A process whose main raises UserError if its rank is in `failing`."""
     return subprocess.Popen(
-        [sys.executable, "-c", FAILING, failing, str(head_start)], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=environment(RANK=str(rank), WORLD_SIZE="2"), text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", FAILING, failing, str(head_start)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(RANK=str(rank), WORLD_SIZE="2"),
+        text=True,
+    )
 
 
 def test_an_error_of_all_processes_is_printed_once() -> None:
@@ -124,12 +144,11 @@ def test_an_error_of_one_process_is_printed_too() -> None:
 
 ENDING = """
 import os, sys, time
-from vlmface import config, distributed
 from vlmface.errors import UserError
-from vlmface.train import sft
+from vlmface.utils import config, distributed
 def main(argv):
     import torch
-    sft.wait_for_everyone()
+    distributed.wait_for_everyone()
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
     model.itself = [model]  # a cycle, as trainers are
     model(torch.ones(2, 3)).sum().backward()
@@ -139,7 +158,7 @@ def main(argv):
     if argv[0] == "fail" and not distributed.is_main():
         raise UserError("only here")
     if argv[0] == "fail":
-        sft.wait_for_everyone()  # for ever
+        distributed.wait_for_everyone()  # for ever
     return 0
 close = distributed._close_process_group
 def closed():
@@ -167,9 +186,12 @@ def test_nobody_waits_for_a_process_that_failed(tmp_path: Path) -> None:
     script.write_text(ENDING)
     began = time.monotonic()
     result = subprocess.run(
-        [*launcher("ddp"), str(script), "fail", "-"], env=environment(), capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
+        [*launcher("ddp"), str(script), "fail", "-"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode != 0 and time.monotonic() - began < 240
     assert result.stderr.count("error: only here") == 1 and "exitcode  : 2" in result.stderr
 

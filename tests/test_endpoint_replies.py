@@ -29,15 +29,18 @@ PICTURE = picture(1)
 def reply(message: dict[str, Any], **rest: Any) -> Reply:
     """A chat completion with that message; `rest` overrides finish_reason and usage."""
     finish = rest.pop("finish_reason", "stop")
-    content = {"choices": [{"message": message, "finish_reason": finish}],
-               "usage": {"prompt_tokens": 9, "completion_tokens": 30}}  # fmt: skip
+    content = {
+        "choices": [{"message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 30},
+    }
     return Reply(body=json.dumps(content | rest).encode())
 
 
 def events(*pieces: dict[str, Any], **headers: str) -> Reply:
     lines = "".join(f"data: {json.dumps(piece, ensure_ascii=False)}\n\n" for piece in pieces)
-    return Reply(body=lines.encode() + b"data: [DONE]\n\n",
-                 headers={"Content-Type": "text/event-stream"})  # fmt: skip
+    return Reply(
+        body=lines.encode() + b"data: [DONE]\n\n", headers={"Content-Type": "text/event-stream"}
+    )
 
 
 def delta(content: Any = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -52,14 +55,14 @@ def predicted(sent: Reply | Callable[[Asked], Reply | None], **how: Any) -> Pred
     behave = sent if callable(sent) else lambda asked: sent
     with FakeTeacher(behave) as server, predictor(server, **how) as asked:
         (report,) = asked.predict([PICTURE])
-        return report.main
+        return report.primary
 
 
 def streamed(sent: Reply, **how: Any) -> tuple[list[Any], Prediction]:
     with FakeTeacher(lambda asked: sent) as server, predictor(server, **how) as asked:
         *pieces, report = asked.stream(PICTURE)
         assert not isinstance(report, str)
-        return pieces, report.main
+        return pieces, report.primary
 
 
 # --- the right answer -----------------------------------------------------------------------------
@@ -81,8 +84,10 @@ def streamed(sent: Reply, **how: Any) -> tuple[list[Any], Prediction]:
 def test_where_servers_put_the_answer(message: dict[str, Any]) -> None:
     said = predicted(reply(message))
     assert (said.answer.label, said.answer.aus, said.answer.status) == (
-        "happiness", (6, 12), "strict",
-    )  # fmt: skip
+        "happiness",
+        (6, 12),
+        "strict",
+    )
     assert said.answer.rationale == THOUGHT and said.complete
 
 
@@ -92,9 +97,17 @@ def test_reasoning_is_no_part_of_a_form_without_a_rationale() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [None, [], "lots", {"completion_tokens": "many"}, {"completion_tokens": None},
-              {"completion_tokens": -3}, {"completion_tokens": True}]
-)  # fmt: skip
+    "usage",
+    [
+        None,
+        [],
+        "lots",
+        {"completion_tokens": "many"},
+        {"completion_tokens": None},
+        {"completion_tokens": -3},
+        {"completion_tokens": True},
+    ],
+)
 def test_odd_token_counts_cost_nothing(usage: Any) -> None:
     said = predicted(reply({"content": GOOD}, usage=usage))
     assert said.answer.status == "strict" and said.complete
@@ -215,11 +228,11 @@ BOMB = gzip.compress(b" " * 60_000_000, 1)
         (lambda: Reply(body=b'{"error": {"message": "down", "code": 502}}'), "an answer: down"),
     ],
     ids=["drip", "endless", "gzip", "hang", "deep", "null", "br", "error"],
-)  # fmt: skip
+)
 def test_a_reply_that_cannot_be_read_is_one_message(
     sent: Callable[[], Reply], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(endpoint, "MAX_REPLY_BYTES", 2**20)
     start = time.monotonic()
     for ask in (predicted, streamed):
         if ask is streamed and message == "nested too deep":
@@ -247,7 +260,7 @@ def test_retries_end_whatever_the_server_asks_to_wait(after: str) -> None:
 
 
 def test_all_pauses_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 1.5)
+    monkeypatch.setattr(endpoint, "MAX_RETRY_WAIT_S", 1.5)
     with FakeTeacher(lambda asked: Reply(status=503, headers={"Retry-After": "1"})) as server:
         with predictor(server, attempts=9) as asked, pytest.raises(NoAnswerError):
             asked.predict([PICTURE])
@@ -311,7 +324,7 @@ def test_fields_of_the_request_can_be_changed(
         argv = ["predict", face, "--model", server.url, "--prompt", "face_cot"]
         assert main(argv) == 2
         error = capsys.readouterr().err
-        assert "does not take the field 'max_tokens'" in error and error.count("\n") == 1
+        assert "does not accept the field 'max_tokens'" in error and error.count("\n") == 1
         assert "--request max_tokens=null" in error
         words = ["temperature=null", "max_tokens=null", "max_completion_tokens=256"]
         assert main([*argv, "--request", *words]) == 0

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from samples import ROOT, samples
 
-from vlmface import facs, manifest, prompts
-from vlmface.encode import open_row_image
+from vlmface import benchmarks, facs, manifest, prompts
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LocalModel
 
@@ -54,7 +54,7 @@ def test_a_run_whose_base_is_gone_or_whose_prompt_changed(
     found, _ = manifest.load(copy)
     argv = ["--benchmark", "synth", "--model", str(copy)]
     dataclasses.replace(found, base={"id": str(tmp_path / "gone"), "sha": "0" * 12}).save(copy)
-    with pytest.raises(UserError, match=r"needs its base model '.*gone', which is gone"):
+    with pytest.raises(UserError, match=r"needs its base model '.*gone', which is missing"):
         evaluation.main(argv)
     found.save(copy)
     sha = found.prompts[0]["sha"]
@@ -180,9 +180,10 @@ def test_a_stopped_evaluation_goes_on(
         with pytest.raises(KeyboardInterrupt):
             evaluation.main([*argv, "--out", str(out)])
         assert not (out / "metrics.json").exists()
-        with pytest.raises(UserError, match="with n 8 was begun there, now it is 6"):
-            evaluation.main(["--benchmark", "synth", "--model", str(run_dir), "--n", "6",
-                             "--out", str(out)])  # fmt: skip
+        with pytest.raises(UserError, match="with n 8 was started there, now it is 6"):
+            evaluation.main(
+                ["--benchmark", "synth", "--model", str(run_dir), "--n", "6", "--out", str(out)]
+            )
         assert evaluation.main([*argv, "--out", str(out)]) == 0
     assert sum(asked) - 2 == 8  # the batch that was stopped was asked for again, and nothing else
     assert not (out / evaluation.JOURNAL).exists()

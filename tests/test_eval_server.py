@@ -37,8 +37,18 @@ def answers(run_dir: Path) -> Iterator[FakeTeacher]:
 
 
 def words(url: str, run_dir: Path, out: Path) -> list[str]:
-    return ["--benchmark", "synth", "--model", url, "--run", str(run_dir), "--n", "8",
-            "--out", str(out)]  # fmt: skip
+    return [
+        "--benchmark",
+        "synth",
+        "--model",
+        url,
+        "--run",
+        str(run_dir),
+        "--n",
+        "8",
+        "--out",
+        str(out),
+    ]
 
 
 def test_a_served_run_has_the_figures_of_the_local_one(
@@ -51,8 +61,10 @@ def test_a_served_run_has_the_figures_of_the_local_one(
     found = json.loads((tmp_path / "metrics.json").read_text())
     local = json.loads((run_dir / "metrics.json").read_text())["after"]
     assert (found["emotion"], found["au"], found["parse"]) == (
-        local["emotion"], local["au"], local["parse"],
-    )  # fmt: skip
+        local["emotion"],
+        local["au"],
+        local["parse"],
+    )
     ours = answering.read_lines(tmp_path / "predictions.jsonl")
     theirs = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["text"] for line in ours] == [line["text"] for line in theirs]
@@ -101,13 +113,23 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be asked in mode 'both'"):
             evaluation.main([*argv, "--mode", "both"])
         server.models = ["base", "lora"]
-        with pytest.raises(UserError, match="serves base, lora: say which with --served"):
+        with pytest.raises(UserError, match="serves base, lora: choose one with --served"):
             evaluation.main([*argv, "--prompt", "face_cot"])
-    with pytest.raises(UserError, match="is no URL"):
-        evaluation.main(["--benchmark", "synth", "--model", "http://", "--prompt", "face_cot",
-                         "--out", str(tmp_path)])  # fmt: skip
+    with pytest.raises(UserError, match="is not a URL"):
+        evaluation.main(
+            [
+                "--benchmark",
+                "synth",
+                "--model",
+                "http://",
+                "--prompt",
+                "face_cot",
+                "--out",
+                str(tmp_path),
+            ]
+        )
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--run", str(run_dir), "--n", "4"]
-    with pytest.raises(UserError, match="is no server's URL: leave it out"):
+    with pytest.raises(UserError, match="is not a server's URL: leave it out"):
         evaluation.main(argv)
 
 
@@ -115,8 +137,21 @@ GOOD = "<think>The lip corners are pulled up (AU12).</think>\n<answer>happiness<
 
 
 def bare(url: str, out: Path, *more: str) -> list[str]:
-    return ["--benchmark", "synth", "--model", url, "--prompt", "face_cot", "--n", "3",
-            "--concurrency", "1", "--output_dir", str(out), *more]  # fmt: skip
+    return [
+        "--benchmark",
+        "synth",
+        "--model",
+        url,
+        "--prompt",
+        "face_cot",
+        "--n",
+        "3",
+        "--concurrency",
+        "1",
+        "--output_dir",
+        str(out),
+        *more,
+    ]
 
 
 def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None:
@@ -129,7 +164,7 @@ def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None
         assert json.loads((tmp_path / "metrics.json").read_text())["served_model"] == "a"
         before = {file: file.read_bytes() for file in tmp_path.iterdir()}
         server.models = ["b"]
-        with pytest.raises(UserError, match="served_model 'a' was begun there, now it is 'b'"):
+        with pytest.raises(UserError, match="served_model 'a' was started there, now it is 'b'"):
             evaluation.main(bare(server.url, tmp_path))
         assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
         server.models = ["a"]
@@ -146,7 +181,7 @@ def test_the_request_of_an_evaluation_can_be_changed(tmp_path: Path, run_dir: Pa
         body = server.asked[-1].body
         assert body["max_completion_tokens"] == 99 and not {"temperature", "max_tokens"} & set(body)
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--request", "temperature=1"]
-    with pytest.raises(UserError, match=r"request is .* is no server's URL: leave it out"):
+    with pytest.raises(UserError, match=r"request is .* is not a server's URL: leave it out"):
         evaluation.main(argv)
 
 

@@ -23,10 +23,11 @@ from conftest import Recipe
 from safetensors.torch import load_file, save_file
 from samples import ROOT, load_script, picture
 
-from vlmface import export, manifest
+from vlmface import manifest
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
+from vlmface.tools import merge, model_card
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_the_manifest_is_the_runs_without_adapter_and_folders(run_dir: Path, mer
 
 
 def test_half_precision_is_rounded_once_and_says_by_how_much(run_dir: Path, tmp_path: Path) -> None:
-    check = export.merge(run_dir, tmp_path / "half", dtype="bfloat16")
+    check = merge.merge(run_dir, tmp_path / "half", dtype="bfloat16")
     weights = load_file(tmp_path / "half" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert check["merged"] <= 3 * check["rounding"] < 1e-4 < check["rounded"] < 1
@@ -121,10 +122,13 @@ def test_the_card_has_the_intervals_that_the_run_has(run_dir: Path) -> None:
     found = manifest.load(run_dir)[0]
     scores = json.loads((run_dir / "metrics.json").read_text())["after"]
     scores["emotion"]["ci95"]["accuracy"] = [0.125, 0.6]
-    results = export._results(scores, {})
-    text = export._metadata(found, "other", None, "a/b", scores, results)
-    named = [r for r in yaml.safe_load(text)["model-index"][0]["results"][0]["metrics"]
-             if r["name"].startswith("emotion accuracy")]  # fmt: skip
+    results = model_card._results(scores, {})
+    text = model_card._metadata(found, "other", None, "a/b", scores, results)
+    named = [
+        r
+        for r in yaml.safe_load(text)["model-index"][0]["results"][0]["metrics"]
+        if r["name"].startswith("emotion accuracy")
+    ]
     assert named[0]["args"] == {"ci95": [0.125, 0.6]}
     assert "95 % interval 0.125 to 0.600" in named[0]["name"]
 
@@ -137,20 +141,19 @@ def test_the_card_tells_data_limits_and_hashes(merged: Path) -> None:
         found.limits,
         found.prompts[0]["sha"],
         "AU12",
-        f"| `model.safetensors` | `{export._sha256(merged / 'model.safetensors')}` |",
+        f"| `model.safetensors` | `{merge._sha256(merged / 'model.safetensors')}` |",
     ):
         assert expected in text
     assert "{{" not in text and "{%" not in text and "None" not in text
 
 
 def test_a_licence_is_the_bases_only_where_the_data_are_our_own(run_dir: Path) -> None:
-    found, _ = manifest.load(run_dir)
-    tiny = manifest.resolve(manifest.TINY)
+    tiny = manifest.resolve(manifest.TINY_MODEL)
     own, foreign = {"licence": "CC0", "own": True}, {"licence": "research only", "own": False}
-    assert export._licence(found, tiny, own, None)[0] == "apache-2.0"
-    assert export._licence(found, tiny, foreign, None)[0] == "other"
-    assert "research only" in export._licence(found, tiny, foreign, None)[1]
-    assert export._licence(found, tiny, foreign, "mit")[0] == "mit"
+    assert model_card._licence(tiny, own, None)[0] == "apache-2.0"
+    assert model_card._licence(tiny, foreign, None)[0] == "other"
+    assert "research only" in model_card._licence(tiny, foreign, None)[1]
+    assert model_card._licence(tiny, foreign, "mit")[0] == "mit"
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -159,7 +162,7 @@ def test_a_licence_is_the_bases_only_where_the_data_are_our_own(run_dir: Path) -
 def refused(run: Path, out: Path, match: str) -> None:
     before = sorted(out.parent.iterdir()) if out.parent.exists() else None
     with pytest.raises(UserError, match=match):
-        export.merge(run, out)
+        merge.merge(run, out)
     assert (sorted(out.parent.iterdir()) if out.parent.exists() else None) == before
 
 
@@ -184,7 +187,7 @@ def test_a_base_that_is_not_the_trained_one_is_refused(
     content = json.loads((run / "vlmface.json").read_text())
     content["base"]["id"] = str(other)
     (run / "vlmface.json").write_text(json.dumps(content))
-    match = "which is gone"
+    match = "which is missing"
     if fault != "gone":
         shutil.copytree(base, other)
     if fault == "changed":
@@ -261,7 +264,7 @@ def test_weights_that_are_not_finite_are_refused(run_dir: Path, tmp_path: Path) 
 def test_wrongly_written_weights_are_refused(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmface.families import llava
+    from checkpoints import llava
 
     right = llava.save_checkpoint
 
@@ -281,27 +284,27 @@ def test_wrongly_written_weights_are_refused(
 def test_an_interruption_leaves_nothing(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> str:
+    def interrupted(*_: Any, **__: Any) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "_card", interrupted)
+    monkeypatch.setattr(model_card, "render", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export.merge(run_dir, tmp_path / "new" / "out")
+        merge.merge(run_dir, tmp_path / "new" / "out")
     assert not list(tmp_path.iterdir())
 
 
 KILLED = """
 import os, signal, sys
-from vlmface import export
-export._card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-export.merge(*sys.argv[1:])
+from vlmface.tools import merge, model_card
+model_card.render = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+merge.merge(*sys.argv[1:])
 """
 
 
 def test_a_merge_removes_an_unfinished_one(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / ".out.merging").mkdir()
     (tmp_path / ".out.merging" / "model.safetensors").write_bytes(b"half")
-    export.merge(run_dir, tmp_path / "out")
+    merge.merge(run_dir, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -313,16 +316,16 @@ def test_a_merge_removes_what_a_killed_one_left(run_dir: Path, tmp_path: Path) -
     assert done.returncode == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()}
     assert ".out.merging" in left and "out" not in left
-    export.merge(run_dir, tmp_path / "out")
+    merge.merge(run_dir, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_two_merges_into_one_folder(run_dir: Path, tmp_path: Path) -> None:
-    from vlmface import lock
+    from vlmface.utils import lock
 
     with lock.hold(tmp_path / "out"):
         refused(run_dir, tmp_path / "out", r"out is in use by process \d+ on ")
-        export.merge(run_dir, tmp_path / "other")
+        merge.merge(run_dir, tmp_path / "other")
 
 
 # --- sending --------------------------------------------------------------------------------------
@@ -335,7 +338,7 @@ def test_nothing_is_sent_unless_it_is_asked_for(
         raise AssertionError(f"connects to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(export, "push", lambda *_: pytest.fail("pushes"))
+    monkeypatch.setattr(merge, "push", lambda *_: pytest.fail("pushes"))
     assert main(["merge", str(run_dir), str(tmp_path / "out")]) == 0
 
 
@@ -398,7 +401,7 @@ def test_a_push_says_what_goes_where_and_sends_that(
     merged: Path, hub: tuple[str, list[tuple[str, bytes]]]
 ) -> None:
     address, requests = hub
-    code = f"from vlmface import export; export.push({str(merged)!r}, 'me/faces')"
+    code = f"from vlmface.tools import merge; merge.push({str(merged)!r}, 'me/faces')"
     hub_settings = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"}
     environment = os.environ | hub_settings | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
@@ -425,5 +428,5 @@ def test_a_push_that_fails_keeps_the_model(merged: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(HfApi, "create_repo", offline)
     with pytest.raises(UserError, match=r"is complete, but could not be sent.*hf upload me/faces"):
-        export.push(merged, "me/faces")
+        merge.push(merged, "me/faces")
     assert (merged / "model.safetensors").exists()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.errors import UserError
 
 au_sets = st.dictionaries(
@@ -104,7 +104,7 @@ def test_some_evidence_is_no_support() -> None:
 @given(au_sets)
 def test_evidence_is_a_distribution(aus: dict[int, float | None]) -> None:
     scores = facs.evidence(aus)
-    assert tuple(scores) == taxonomy.EMOTIONS
+    assert tuple(scores) == label_spaces.EMOTIONS
     assert all(score >= 0 for score in scores.values())
     assert sum(scores.values()) == pytest.approx(1)
     assert any(facs.supports(aus, emotion) for emotion in scores)
@@ -135,7 +135,7 @@ def test_top_down() -> None:
 
 
 def test_prototypes_name_known_units_once() -> None:
-    assert tuple(facs.PROTOTYPES) == taxonomy.EMOTIONS
+    assert tuple(facs.PROTOTYPES) == label_spaces.EMOTIONS
     for prototype in facs.PROTOTYPES.values():
         assert len(set(prototype.aus)) == len(prototype.aus)
         assert set(prototype.aus) <= set(facs.COMMON_AUS)

@@ -15,8 +15,8 @@ from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness
 from vlmface.evaluate.faithfulness import Asked
 from vlmface.infer.local import Prediction
-from vlmface.synth import probes
-from vlmface.taxonomy import EMOTIONS
+from vlmface.label_spaces import EMOTIONS
+from vlmface.synth import counterfactual_pairs
 
 PROMPT = prompts.load("face_cot")
 Says = Callable[[Any], tuple[str, Sequence[int]]]
@@ -31,7 +31,8 @@ def asked(kind: str, says: Says, n: int = 160) -> list[Asked]:
         return Prediction(text, PROMPT.parse(text), None, 0.0, True)
 
     return [
-        Asked(pair, said(pair.base), said(pair.changed)) for pair in probes.make(kind, n, size=32)
+        Asked(pair, said(pair.base), said(pair.changed))
+        for pair in counterfactual_pairs.make(kind, n, size=32)
     ]
 
 
@@ -115,7 +116,7 @@ def test_the_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert faithfulness.main([*argv, "--output_dir", str(tmp_path)]) == 0
     assert "an action unit is named of" in capsys.readouterr().out
     found = json.loads((tmp_path / "faithfulness.json").read_text())
-    assert set(found["stays"]) == set(probes.KINDS) - {"au"}
+    assert set(found["stays"]) == set(counterfactual_pairs.KINDS) - {"au"}
     assert found["prompt"]["id"] == "face_cot" and found["n"] == 8
     page = (tmp_path / "faithfulness.html").read_text()
     assert "Does it follow the action units?" in page
@@ -161,5 +162,5 @@ def test_whether_the_rationale_is_used(base: Path, monkeypatch: pytest.MonkeyPat
     assert found["takes_foreign"]["value"] == 1 and found["own"]["keeps"]["value"] == 1
     agree = [facs.supports(one.before.answer.aus, one.before.answer.label) for one in unique]
     assert found["consistent"]["value"] == pytest.approx(sum(agree) / len(agree))
-    label_only = predictor.asking(prompts.load("facescan_emotion"))
+    label_only = predictor.with_prompt(prompts.load("facescan_emotion"))
     assert faithfulness.rests(label_only, pairs, 8) == {}

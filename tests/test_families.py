@@ -1,60 +1,157 @@
-"""What a family's module says is what the real processor and model do."""
+"""The registry of families, and what only LLaVA has."""
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import llava
 from PIL import Image
 from safetensors import safe_open
-from samples import picture
-from transformers import LlavaForConditionalGeneration
 
-from vlmface import families, prompts
+from vlmface import families
 from vlmface.errors import UserError
-from vlmface.families import llava, parts
+from vlmface.families.base import Family
+from vlmface.families.llava import Llava
 
-ALL_LORA = {"tower": "lora", "projector": "lora", "llm": "lora"}
+# --- the registry ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(base: Path) -> Any:
-    return llava.load_model(base)
+class OtherLlava(Llava):
+    """A family as an installed package adds it."""
+
+    NAME = "other_llava"
+    MODEL_TYPES = ("other_llava",)
+
+
+class Incomplete(Family):
+    NAME = "incomplete"
+    MODEL_TYPES = ("incomplete",)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make entry points of an installed package: {name: "module:object"}."""
+
+    def install(**points: str) -> None:
+        group = {
+            name: EntryPoint(name, value, families.FAMILIES.group) for name, value in points.items()
+        }
+        monkeypatch.setattr(families.FAMILIES, "entry_points", group)
+
+    monkeypatch.setattr(families, "_INSTANCES", dict(families._INSTANCES))
+    return install
+
+
+def config_of(model_type: str) -> Any:
+    return type("Config", (), {"model_type": model_type})()
 
 
 def test_the_family_is_found_and_an_unknown_one_refused(base: Path) -> None:
     assert families.family_of(base) == "llava"
     assert families.family_of(str(base)) == "llava"
-    assert families.get("llava") is llava
+    assert type(families.get("llava")) is Llava
     with pytest.raises(UserError, match="unknown model family 'clap'; known: llava"):
         families.get("clap")
     with pytest.raises(UserError, match="this run is a CLIP"):
         families.get("clip")
     with pytest.raises(UserError, match="model type 'gpt2' belongs to no known family"):
-        families.family_of(type("Config", (), {"model_type": "gpt2"})())
+        families.family_of(config_of("gpt2"))
     with pytest.raises(UserError, match="cannot read a model configuration"):
         families.family_of(base / "nothing")
 
 
-def test_the_checkpoint_is_complete_and_reloads_equal(base: Path, model: Any) -> None:
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"model_type": "llava", "vision_config": 3}']
+)
+def test_a_damaged_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="cannot read a model configuration"):
+        families.family_of(tmp_path)
+
+
+def test_a_family_of_an_installed_package(installed: Any) -> None:
+    with pytest.raises(UserError, match="belongs to no known family"):
+        families.family_of(config_of("other_llava"))
+    installed(other_llava=f"{__name__}:OtherLlava")
+    assert families.family_of(config_of("other_llava")) == "other_llava"
+    assert families.family_of(config_of("llava")) == "llava"
+    assert isinstance(families.get("other_llava"), OtherLlava)
+    assert families.get("other_llava") is families.get("other_llava")
+    assert "other_llava" in families.FAMILIES
+
+
+def test_built_in_families_are_asked_first(installed: Any, base: Path) -> None:
+    """A package that cannot be imported harms the checkpoints of no other family."""
+    installed(aaa="no_such_module:Family")
+    assert families.family_of(base) == "llava"
+    with pytest.raises(UserError, match="'aaa' of an installed package cannot be imported"):
+        families.family_of(config_of("other"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("incomplete", "Incomplete", "does not define image_tokens, inputs_from_features, tower"),
+        ("config_of", "config_of", "must be a subclass of"),
+        ("another", "OtherLlava", "has the NAME 'other_llava': use the same name"),
+    ],
+)
+def test_an_unusable_family_of_a_package_is_refused(
+    installed: Any, name: str, value: str, message: str
+) -> None:
+    installed(**{name: f"{__name__}:{value}"})
+    with pytest.raises(UserError, match=message):
+        families.get(name)
+
+
+def test_the_name_in_a_manifest_never_imports_anything(tmp_path: Path) -> None:
+    """Other extensions may be named as FILE.py:NAME or MODULE:NAME, but a run is not trusted."""
+    file = tmp_path / "evil.py"
+    file.write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nFamily = None\n")
+    for name in (f"{file}:Family", "antigravity:geohash", "os:system", f"{file}"):
+        with pytest.raises(UserError, match="unknown model family"):
+            families.get(name)
+    assert not (tmp_path / "imported").exists()
+
+
+# --- LLaVA ----------------------------------------------------------------------------------------
+
+
+def test_the_towers_weights_have_their_published_names(base: Path) -> None:
     with safe_open(base / "model.safetensors", "pt") as file:
         tower = [name for name in file.keys() if "vision_tower" in name]  # noqa: SIM118
     assert tower
     assert all("vision_tower.vision_model." in name for name in tower)  # as vLLM reads them
-    again = LlavaForConditionalGeneration.from_pretrained(base)
-    theirs = dict(again.named_parameters())
-    assert set(theirs) == {name for name, _ in model.named_parameters()}
-    assert all(torch.equal(p, theirs[name]) for name, p in model.named_parameters())
-    assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
-    assert {f.name for f in base.iterdir()} >= {
-        "config.json",
-        "tokenizer.json",
-        "processor_config.json",
-        "chat_template.jinja",
-    }
+
+
+def test_the_weights_of_several_files_have_their_published_names(
+    base: Path, processor: Any, tmp_path: Path
+) -> None:
+    model = llava.load_model(base)
+    save = model.save_pretrained
+    model.save_pretrained = lambda folder, **options: save(
+        folder, max_shard_size="100KB", **options
+    )
+    llava.save_checkpoint(model, processor, tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(index.values())) > 1
+    for name, shard in index.items():
+        with safe_open(tmp_path / shard, "pt") as file:
+            assert name in file.keys()  # noqa: SIM118
+    assert any("vision_tower.vision_model." in name for name in index)
+    again = dict(llava.load_model(tmp_path).named_parameters())
+    assert all(torch.equal(p, again[name]) for name, p in model.named_parameters())
+
+
+def test_head_and_embeddings_are_one_matrix(base: Path) -> None:
+    model = llava.load_model(base)
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
 
 def test_the_tokenizer(processor: Any) -> None:
@@ -75,27 +172,7 @@ def test_images_keep_their_border(processor: Any) -> None:
     assert values.shape == (1, 3, 32, 32)
     assert values[..., 0].min() > 0.9 and values[..., -1].min() > 0.9
     assert values[..., 16].max() < -0.9
-
-
-def test_image_tokens_are_counted_as_processor_and_model_do(processor: Any, model: Any) -> None:
-    count = llava.image_tokens(processor)
-    text = llava.prompt_text(processor, prompts.load("face_cot").messages())
-    batch = processor(text=text, images=picture(0), return_tensors="pt", add_special_tokens=False)
-    assert (batch["input_ids"] == processor.image_token_id).sum() == count == 16
-    (features,) = llava.tower_features(model, batch)
-    assert len(features) == count
-    assert llava.image_text(processor) == "<image>" * count
-
-
-def test_features_instead_of_pixels_give_the_same_logits(processor: Any, model: Any) -> None:
-    text = llava.prompt_text(processor, prompts.load("face_cot").messages())
-    batch = processor(text=text, images=picture(1), return_tensors="pt", add_special_tokens=False)
-    with torch.no_grad():
-        expected = model(**batch).logits
-        features = llava.tower_features(model, batch)
-        del batch["pixel_values"]
-        found = model(**batch, **llava.features_input(model, features)).logits
-    assert torch.equal(found, expected)
+    assert llava.describe_image(processor) == {"height": 32, "width": 32, "tokens": 16}
 
 
 def test_the_template_reads_blocks_and_strings(processor: Any) -> None:
@@ -112,57 +189,18 @@ def test_the_template_reads_blocks_and_strings(processor: Any) -> None:
     assert llava.prompt_text(processor, strings) == expected
 
 
-def matching(model: Any, pattern: str) -> set[str]:
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    config = type("Config", (), {"target_modules": pattern, "exclude_modules": None})()
-    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return {name for name in linear if check_target_module_exists(config, name)}
-
-
-@pytest.mark.parametrize("part", ["tower", "projector", "llm"])
-def test_lora_meets_every_linear_layer_of_its_part_and_no_other(model: Any, part: str) -> None:
-    policy = {name: "lora" if name == part else "frozen" for name in llava.PARTS}
-    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    expected = {name for name in linear if llava.PARTS[part] in name}
-    assert expected
-    assert matching(model, llava.lora_targets(policy, ["all"])) == expected
-
-
-def test_lora_modules_are_looked_up_in_their_part(model: Any) -> None:
+def test_lora_layers_are_looked_up_in_their_part() -> None:
     policy = {"tower": "lora", "projector": "frozen", "llm": "lora"}
-    found = matching(model, llava.lora_targets(policy, ["q_proj", "v_proj"]))
-    assert len(found) == 2 * 2 + 2 * 2  # two layers in each tower
-    assert all(name.endswith(("q_proj", "v_proj")) for name in found)
     with pytest.raises(UserError, match="gate_prj is not a linear layer of tower, llm"):
         llava.lora_targets(policy, ["q_proj", "gate_prj"])
     with pytest.raises(UserError, match="gate_proj is not a linear layer of tower;"):
         llava.lora_targets({**policy, "llm": "frozen"}, ["gate_proj"])
 
 
-def test_only_the_projector_may_be_full_beside_lora() -> None:
-    assert parts.full_modules(llava.PARTS, {**ALL_LORA, "projector": "full"}) == [
-        "multi_modal_projector"
-    ]
-    assert parts.full_modules(llava.PARTS, ALL_LORA) == []
-    with pytest.raises(UserError, match="tower: full beside a LoRA part"):
-        parts.full_modules(llava.PARTS, {**ALL_LORA, "tower": "full"})
-
-
-def test_freeze_trains_what_it_is_told(base: Path) -> None:
-    model = llava.load_model(base)
-    parts.freeze(llava.PARTS, model, {"tower": "frozen", "projector": "full", "llm": "frozen"})
-    moving = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert moving
-    assert all("multi_modal_projector" in name for name in moving)
-    parts.freeze(llava.PARTS, model, {"tower": "frozen", "projector": "frozen", "llm": "full"})
-    assert model.lm_head.weight.requires_grad
-    assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
-
-
-def test_vllm_is_told_what_it_needs(processor: Any) -> None:
-    frozen = {"tower": "frozen", "projector": "frozen", "llm": "lora"}
-    flags = llava.vllm_flags(processor, max_length=512, policy=frozen)
-    assert flags["serve"]["max-model-len"] == 512
-    assert (flags["merge"], flags["extra_body"]) == (False, {})
-    assert llava.vllm_flags(processor, max_length=512, policy=ALL_LORA)["merge"] is True
+def test_a_server_adds_the_bos_only_if_the_template_does_not(processor: Any, base: Path) -> None:
+    policy = dict.fromkeys(("tower", "projector", "llm"), "frozen")
+    assert llava.vllm_flags(processor, max_length=512, policy=policy)["extra_body"] == {}
+    bare = llava.load_processor(base)
+    bare.chat_template = bare.chat_template.replace("{{- bos_token -}}", "")
+    flags = llava.vllm_flags(bare, max_length=512, policy=policy)
+    assert flags["extra_body"] == {"add_special_tokens": True}

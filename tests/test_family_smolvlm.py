@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import smolvlm
 from conftest import Recipe
 from PIL import Image
 from safetensors import safe_open
-from samples import FACES, picture, rows
+from samples import FACES, picture
 
-from vlmface import encode, families, manifest, prompts
+from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import run as evaluation
-from vlmface.families import parts, smolvlm, tiny_smolvlm
+from vlmface.families import tiny
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
-from vlmface.schema import FaceSample
-from vlmface.train import sft
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
@@ -58,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random checkpoint of each type: tiles of 32 pixels, 4 tokens each; images of 64."""
     found = {name: tmp_path_factory.mktemp(name) for name in TYPES}
     for name, folder in found.items():
-        tiny_smolvlm.build_smolvlm(folder, corpus(), model_type=name)  # type: ignore[arg-type]
+        smolvlm.build_tiny(folder, corpus(), model_type=name)
     return found
 
 
@@ -89,10 +86,6 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def whole_text(processor: Any) -> str:
     turn = {"role": "assistant", "content": [{"type": "text", "text": TARGET}]}
     return processor.apply_chat_template([*PROMPT.messages(), turn]).removesuffix("\n")
@@ -101,21 +94,11 @@ def whole_text(processor: Any) -> str:
 # --- the checkpoint -------------------------------------------------------------------------------
 
 
-def test_the_checkpoint_reloads_equal(kind: Path) -> None:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    assert families.family_of(kind) == "smolvlm"
-    assert sum(file.stat().st_size for file in kind.iterdir()) < 2**20
-    ours = smolvlm.load_model(kind)
-    theirs = dict(AutoModelForImageTextToText.from_pretrained(kind).named_parameters())
-    assert set(theirs) == {name for name, _ in ours.named_parameters()}
-    assert all(torch.equal(p, theirs[name]) for name, p in ours.named_parameters())
-    with safe_open(kind / "model.safetensors", "pt") as file:  # vLLM reads these names
-        assert set(file.keys()) == set(theirs)
-    again = AutoProcessor.from_pretrained(kind)
-    assert type(again) is type(smolvlm.load_processor(kind))
-    assert again.tokenizer.get_vocab() == smolvlm.load_processor(kind).tokenizer.get_vocab()
-    assert (kind / "chat_template.jinja").read_text() == tiny_smolvlm.CHAT_TEMPLATE
+def test_the_weights_have_their_published_names(kind: Path) -> None:
+    names = {name for name, _ in smolvlm.load_model(kind).named_parameters()}
+    with safe_open(kind / "model.safetensors", "pt") as file:  # vLLM reads these
+        assert set(file.keys()) == names
+    assert (kind / "chat_template.jinja").read_text() == tiny.SMOLVLM_TEMPLATE
 
 
 # --- tiles and tokens -----------------------------------------------------------------------------
@@ -161,8 +144,8 @@ def test_tiles_are_counted_as_the_processor_cuts_them(
 @pytest.mark.parametrize(("edge", "tile"), [(2048, 512), (1536, 384), (1456, 364)])
 def test_published_sizes(folder: Path, edge: int, tile: int) -> None:
     """SmolVLM-256M and SmolVLM2-256M, SmolVLM2-2.2B, Idefics3-8B: no picture is needed to count."""
-    processor = tiny_smolvlm.build_processor(
-        smolvlm.load_processor(folder).tokenizer, tile_size=tile, longest_edge=edge
+    processor = tiny.TinySmolVLM(tile_size=tile, longest_edge=edge).processor(
+        smolvlm.load_processor(folder).tokenizer
     )
     for shape, expected in [((224, 224), (4, 4)), ((640, 360), (3, 4)), ((100, 300), (4, 2))]:
         assert smolvlm.tile_grid(processor, shape) == expected
@@ -174,8 +157,8 @@ def test_published_sizes(folder: Path, edge: int, tile: int) -> None:
 
 
 def test_no_image_is_made_larger_than_the_processor_allows(folder: Path) -> None:
-    processor = tiny_smolvlm.build_processor(
-        smolvlm.load_processor(folder).tokenizer, tile_size=512, longest_edge=5120
+    processor = tiny.TinySmolVLM(tile_size=512, longest_edge=5120).processor(
+        smolvlm.load_processor(folder).tokenizer
     )
     for shape, expected in [((400, 20), (1, 8)), ((20, 400), (8, 1))]:
         found = processor.image_processor(
@@ -218,15 +201,6 @@ def test_the_text_of_tiles(own: Any) -> None:
     assert error.value.reason == "image_shape"
 
 
-def test_the_model_fills_as_many_tokens(kind: Path) -> None:
-    processor, model = smolvlm.load_processor(kind), smolvlm.load_model(kind)
-    with torch.no_grad():
-        output = model.get_image_features(**smolvlm.image_inputs(processor, PICTURES))
-    found = [len(one) for one in output.pooler_output]
-    assert found == [smolvlm.image_tokens(processor, image.size) for image in PICTURES]
-    assert len(set(found)) > 1
-
-
 # --- the limit ------------------------------------------------------------------------------------
 
 
@@ -234,8 +208,8 @@ def test_the_model_fills_as_many_tokens(kind: Path) -> None:
 def test_max_pixels_holds_for_every_shape_and_is_saved(
     folder: Path, tmp_path: Path, tiles: int
 ) -> None:
-    processor = tiny_smolvlm.build_processor(
-        smolvlm.load_processor(folder).tokenizer, longest_edge=128
+    processor = tiny.TinySmolVLM(longest_edge=128).processor(
+        smolvlm.load_processor(folder).tokenizer
     )
     smolvlm.set_max_pixels(processor, tiles * 32 * 32 + 5)
     processor.save_pretrained(tmp_path)
@@ -247,8 +221,11 @@ def test_max_pixels_holds_for_every_shape_and_is_saved(
         most = max(most, found.shape[1])
     assert most == max(n for n in (1, 5, 10, 17) if n <= tiles)
     assert smolvlm.describe_image(again) == {
-        "height": 32, "width": 32, "tiles": most, "tokens": 4 * most,
-    }  # fmt: skip
+        "height": 32,
+        "width": 32,
+        "tiles": most,
+        "tokens": 4 * most,
+    }
 
 
 def test_max_pixels_never_enlarges(own: Any) -> None:
@@ -297,11 +274,29 @@ def test_a_golden_row(own: Any) -> None:
     row = encode.encode(own, smolvlm, messages, picture(0, (90, 40)), "Q1")
     tile = ["<image>"] * 4
     prompt = [
-        "<s>", "User", ":", "<fake_token_around_image>", "<row_1_col_1>", *tile,
-        "<fake_token_around_image>", "<row_1_col_2>", *tile, "Ċ", "Ċ",
-        "<fake_token_around_image>", "<global-img>", *tile, "<fake_token_around_image>",
-        "Which", "<end_of_utterance>", "Ċ", "A", "ss", "istant", ":",
-    ]  # fmt: skip
+        "<s>",
+        "User",
+        ":",
+        "<fake_token_around_image>",
+        "<row_1_col_1>",
+        *tile,
+        "<fake_token_around_image>",
+        "<row_1_col_2>",
+        *tile,
+        "Ċ",
+        "Ċ",
+        "<fake_token_around_image>",
+        "<global-img>",
+        *tile,
+        "<fake_token_around_image>",
+        "Which",
+        "<end_of_utterance>",
+        "Ċ",
+        "A",
+        "ss",
+        "istant",
+        ":",
+    ]
     answer = ["Ġ", "Q", "1", "<end_of_utterance>"]
     assert own.tokenizer.convert_ids_to_tokens(row["input_ids"]) == prompt + answer
     supervised = own.tokenizer.convert_tokens_to_ids(answer)
@@ -310,13 +305,6 @@ def test_a_golden_row(own: Any) -> None:
     assert smolvlm.stop_token_ids(own) == supervised[-1:]
     assert row["pixel_values"].shape == (1, 3, 3, 32, 32)
     assert row["pixel_attention_mask"].shape == (1, 3, 32, 32)
-
-
-def test_serving_sees_the_prompt_that_training_saw(own: Any) -> None:
-    asked = encode.encode(own, smolvlm, PROMPT.messages(), picture(5))
-    learnt = encode.encode(own, smolvlm, PROMPT.messages(), picture(5), TARGET)
-    assert "labels" not in asked
-    assert learnt["input_ids"][: len(asked["input_ids"])] == asked["input_ids"]
 
 
 def test_the_published_template_and_another_eos(own: Any) -> None:
@@ -358,22 +346,19 @@ def test_images_of_different_tiles_in_one_batch(own: Any, model: Any) -> None:
     for name, values in collate(lazy).items():
         assert torch.equal(values, batch[name]), name
     theirs = own(
-        text=[whole_text(own)] * 5, images=[[image] for image in PICTURES], return_tensors="pt",
-        add_special_tokens=False, padding=True,
-    )  # fmt: skip
+        text=[whole_text(own)] * 5,
+        images=[[image] for image in PICTURES],
+        return_tensors="pt",
+        add_special_tokens=False,
+        padding=True,
+    )
     for name, values in theirs.items():
         assert torch.equal(values, batch[name]), name
     supervised = batch["labels"] != -100
     assert not supervised[batch["attention_mask"] == 0].any()
     assert not supervised[batch["input_ids"] == own.image_token_id].any()
-    batch.pop("labels")
-    with torch.no_grad():
-        together = model(**batch).logits
-        for i, row in enumerate(encoded):
-            alone = collate([row])
-            alone.pop("labels")
-            found = together[i, : len(row["input_ids"])]
-            assert torch.allclose(model(**alone).logits[0], found, atol=1e-4)
+    features = smolvlm.tower_features(model, batch)
+    assert [image.shape for image in features] == [(n, 16, 32) for n in (5, 3, 3, 3, 3)]
 
 
 def test_a_row_too_long_is_refused_before_its_image_is_decoded(own: Any) -> None:
@@ -388,209 +373,7 @@ def test_a_row_too_long_is_refused_before_its_image_is_decoded(own: Any) -> None
         )
 
 
-# --- what is trained ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("part", ["tower", "projector", "llm"])
-def test_lora_meets_every_linear_layer_of_its_part_and_no_other(kind: Path, part: str) -> None:
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    model = smolvlm.load_model(kind)
-    policy = {name: "lora" if name == part else "frozen" for name in smolvlm.PARTS}
-    pattern = smolvlm.lora_targets(policy, ["all"])
-    config = type("Config", (), {"target_modules": pattern, "exclude_modules": None})()
-    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    expected = {name for name in linear if f".{smolvlm.PARTS[part]}." in name}
-    assert len(expected) == {"tower": 12, "projector": 1, "llm": 14}[part]
-    assert {n for n in linear if check_target_module_exists(config, n)} == expected
-    parts.freeze(smolvlm.PARTS, model, {n: "full" if n == part else "frozen" for n in policy})
-    moving = {name for name, p in model.named_parameters() if p.requires_grad}
-    inside = {n for n, _ in model.named_parameters() if f".{smolvlm.PARTS[part]}." in n}
-    assert moving == inside | ({"lm_head.weight"} if part == "llm" else set())
-
-
-def test_a_lora_module_that_no_part_has_is_refused() -> None:
-    with pytest.raises(UserError, match=r"o_prj is not a linear layer of tower, projector, llm"):
-        smolvlm.lora_targets(ALL_LORA, ["q_proj", "o_prj"])
-
-
-def test_features_instead_of_pixels_give_the_same_logits(kind: Path) -> None:
-    processor, model = smolvlm.load_processor(kind), smolvlm.load_model(kind)
-    rows = [encode.encode(processor, smolvlm, PROMPT.messages(), image) for image in PICTURES]
-    batch = encode.Collator(processor, smolvlm)(rows)
-    with torch.no_grad():
-        expected = model(**batch).logits
-        features = smolvlm.tower_features(model, batch)
-        for name in ("pixel_values", "pixel_attention_mask"):
-            del batch[name]
-        found = model(**batch, **smolvlm.features_input(model, features)).logits
-    assert [one.shape for one in features] == [(n, 16, 32) for n in (5, 3, 3, 3, 3)]
-    assert torch.allclose(found, expected, atol=1e-5)
-
-
-# --- answers --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=TYPES)
-def predictor(folders: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[LocalModel]:
-    yield LocalModel.load(folders[request.param], prompt="face_cot", max_new_tokens=12)
-
-
-def naive(predictor: LocalModel, image: Any, rationale: str) -> dict[str, float]:
-    """Label probabilities by one full forward pass a label."""
-    asked = encode.encode(predictor.processor, smolvlm, predictor.messages, image)
-    start = len(asked["input_ids"])
-    scores = []
-    for ids in predictor.label_ids(rationale, image.size):
-        row = torch.tensor([ids])
-        with torch.no_grad():
-            logits = predictor.model(
-                input_ids=row,
-                attention_mask=torch.ones_like(row),
-                **smolvlm.image_inputs(predictor.processor, [image]),
-            ).logits
-        log_p = logits[0, start - 1 : -1].log_softmax(-1)
-        scores.append(log_p.gather(-1, row[0, start:, None]).sum())
-    values = torch.stack(scores).softmax(0).tolist()
-    return dict(zip(predictor.prompt.space.labels, values, strict=True))
-
-
-def test_a_batch_answers_as_single_images_do(predictor: LocalModel) -> None:
-    together = predictor.predict(PICTURES, batch_size=5)
-    apart = predictor.predict(PICTURES, batch_size=1)
-    assert [p.text for p in together] == [p.text for p in apart]
-    for image, one, other in zip(PICTURES, together, apart, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
-        expected = naive(predictor, image, one.answer.rationale)
-        assert one.probabilities == pytest.approx(expected, abs=1e-4)
-
-
-def test_labels_follow_rationales_of_different_length(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predictor = LocalModel.load(folder, prompt="face_cot")
-    rationales = ["The brows are lowered (AU4).", "The lips part (AU25), the jaw drops.", "Rest."]
-    tokenizer = predictor.processor.tokenizer
-    texts = [" " + predictor.prompt.wrap(text, "anger") for text in rationales]
-    script = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
-    generate = predictor.model.generate
-
-    def scripted_generate(**inputs: Any) -> Any:
-        """Generation that can only write the script."""
-        length = inputs["input_ids"].shape[1]
-
-        def rule(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            scores = torch.full_like(scores, -1e9)
-            for row, ids in enumerate(script):
-                scores[row, ids[min(input_ids.shape[1] - length, len(ids) - 1)]] = 0
-            return scores
-
-        return generate(**inputs, logits_processor=[rule])
-
-    monkeypatch.setattr(predictor.model, "generate", scripted_generate)
-    predictor.max_new_tokens = max(map(len, script))
-    images = PICTURES[:3]  # of 5, 3 and 3 tiles
-    for image, rationale, found in zip(images, rationales, predictor.predict(images), strict=True):
-        assert (found.answer.rationale, found.complete) == (rationale, True)
-        expected = naive(predictor, image, rationale)
-        assert found.probabilities == pytest.approx(expected, abs=1e-4)
-
-
 # --- training -------------------------------------------------------------------------------------
-
-
-def test_cached_features_train_as_pixels_do(folder: Path, tmp_path: Path) -> None:
-    data = mixed(6)
-    for name, cached in (("pixels", False), ("cached", True)):
-        train(folder, tmp_path / name, data, cache_features=cached, epochs=2, batch_size=3)
-    found = [sft.read_log(tmp_path / name) for name in ("pixels", "cached")]
-    losses = [[line["loss"] for line in lines] for lines in found]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    assert len(losses[0]) == 4
-
-
-def mixed(n: int) -> Any:
-    """`samples.rows(n)` with pictures of different shapes."""
-    import io
-
-    def reshape(row: dict[str, Any], index: int) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        picture(index, SHAPES[index % 3]).save(buffer, "PNG")
-        return {"image": {"bytes": buffer.getvalue(), "path": None}}
-
-    return rows(n).map(reshape, with_indices=True)
-
-
-def train(folder: Path, out: Path, data: Any, **changes: Any) -> dict[str, Any]:
-    processor = smolvlm.load_processor(folder)
-    encoded, left_out = sft.encode_rows(data, processor, smolvlm, PROMPT, max_length=512, seed=0)
-    assert left_out == {}
-    fixed: dict[str, Any] = {
-        "base": str(folder), "data": "test", "benchmark": "synth", "prompt": "face_cot",
-        "limits": "", "output_dir": str(out), "batch_size": 4, "learning_rate": 1e-3,
-        "logging_steps": 1, "save_steps": 1000, "lora_dropout": 0.0, "projector": "frozen",
-    }  # fmt: skip
-    return sft.train(folder, processor, smolvlm, encoded, sft.Settings(**fixed | changes))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"llm": "lora", "lora_rank": 32, "lora_alpha": 64, "train_embeddings": True},
-        {**ALL_LORA, "lora_rank": 32, "lora_alpha": 64, "train_embeddings": True},
-        {"llm": "full", "projector": "full", "tower": "full"},
-    ],
-    ids=["lora on llm", "lora on all", "full"],
-)
-def test_a_handful_of_rows_is_memorised(
-    folder: Path, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    found = train(folder, tmp_path, mixed(4), epochs=100, learning_rate=5e-3, **changes)
-    # An answer has some 30 tokens: without looking at the images, ln(4) / 30 = 0.046 would be left.
-    assert found["loss_last"] < 0.02
-    for row in mixed(4).select([0, 1]):
-        assert plain_answer(folder, tmp_path, encode.open_row_image(row["image"])) == target(row)
-
-
-def target(row: dict[str, Any]) -> str:
-    sample = FaceSample.from_row(row)
-    seed = rules.seed_of(0, sample.id)
-    sample.rationale = rules.write(sample.intensities(), sample.emotion, seed=seed, body_only=True)
-    return PROMPT.target(sample)
-
-
-def plain_answer(base: Path, run: Path, image: Image.Image) -> str:
-    """What transformers and peft alone make a saved model answer."""
-    from peft import PeftModel
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    whole = (run / "config.json").exists()
-    model: Any = AutoModelForImageTextToText.from_pretrained(run if whole else base)
-    if not whole:
-        model = PeftModel.from_pretrained(model, str(run))
-    processor = AutoProcessor.from_pretrained(run)
-    text = processor.apply_chat_template(PROMPT.messages(), add_generation_prompt=True)
-    batch = processor(text=text, images=[image], return_tensors="pt", add_special_tokens=False)
-    ids = model.eval().generate(**batch, max_new_tokens=100, do_sample=False)[0]
-    assert ids[-1] == processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
-    return processor.decode(ids[batch["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-
-@pytest.fixture(scope="module")
-def run_dir(sft_cot: Recipe, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the real recipe: LoRA on tower and language model, the projector whole."""
-    out = tmp_path_factory.mktemp("runs") / "smolvlm"
-    assert sft_cot(out, "--base", str(folder), "--n_train", "32", "--n_eval", "4") == 0
-    return out
-
-
-def test_the_recipe_learns_and_says_what_it_made(run_dir: Path) -> None:
-    losses = [line["loss"] for line in sft.read_log(run_dir)]
-    assert losses[-1] < losses[0] - 0.2
-    found, _ = manifest.load(run_dir)
-    assert (found.family, found.adapter) == ("smolvlm", True)
-    assert found.image == {"height": 32, "width": 32, "tiles": 5, "tokens": 20}
 
 
 def test_the_gpu_settings_run_on_miniatures_of_their_data(
@@ -610,39 +393,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
     assert found.image == {"height": 32, "width": 32, "tiles": 1, "tokens": 4}
     own = LocalModel.load(tmp_path / "run").processor  # what was learnt is what is served
     assert smolvlm.image_tokens(own, (100, 100)) == 4
-    assert found.policy == {"tower": "frozen", "projector": "frozen", "llm": "lora"}
-
-
-def test_a_run_is_read_without_vlmface(run_dir: Path, folder: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    base = AutoModelForImageTextToText.from_pretrained(folder)
-    theirs = PeftModel.from_pretrained(base, str(run_dir)).eval()
-    processor = AutoProcessor.from_pretrained(run_dir)
-    batch = processor(
-        text=whole_text(processor), images=[PICTURES[1]], return_tensors="pt",
-        add_special_tokens=False,
-    )  # fmt: skip
-    ours = LocalModel.load(run_dir, merge=False)
-    row = encode.encode(ours.processor, smolvlm, ours.messages, PICTURES[1], TARGET)
-    own = encode.Collator(ours.processor, smolvlm)([row])
-    own.pop("labels")
-    with torch.no_grad():
-        found, expected = theirs(**batch).logits, ours.model(**own).logits
-        untrained = smolvlm.load_model(folder)(**own).logits
-    assert torch.equal(found, expected)
-    assert (found - untrained).abs().max() > 0.1
-
-
-def test_a_later_evaluation_gives_the_numbers_of_the_recipe(run_dir: Path, tmp_path: Path) -> None:
-    argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "4"]
-    assert evaluation.main([*argv, "--output_dir", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    expected = json.loads((run_dir / "metrics.json").read_text())["after"]
-    for name in ("wall_s", "peak_rss_gib"):
-        found.pop(name), expected.pop(name)
-    assert found == expected
+    assert found.trainable == {"tower": "frozen", "projector": "frozen", "llm": "lora"}
 
 
 # --- serving --------------------------------------------------------------------------------------
@@ -673,9 +424,11 @@ def test_a_server_told_so_cuts_images_as_the_run_does(own: Any, folder: Path) ->
     flags = smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)
     theirs = smolvlm.load_processor(folder)
     found = theirs(
-        text="<image>", images=[PICTURES[0]], return_tensors="pt",
+        text="<image>",
+        images=[PICTURES[0]],
+        return_tensors="pt",
         **json.loads(flags["serve"]["mm-processor-kwargs"]),
-    )  # fmt: skip
+    )
     ours = smolvlm.image_inputs(own, PICTURES[:1])
     assert torch.equal(found["pixel_values"], ours["pixel_values"])
     assert smolvlm.image_inputs(theirs, PICTURES[:1])["pixel_values"].shape[1] == 5  # untold
@@ -684,35 +437,9 @@ def test_a_server_told_so_cuts_images_as_the_run_does(own: Any, folder: Path) ->
 # --- refusals -------------------------------------------------------------------------------------
 
 
-def test_a_missing_chat_template(copy: Path) -> None:
-    (copy / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"has no chat template.*add its chat_template\.jinja"):
-        smolvlm.load_processor(copy)
-
-
-def test_the_tokenizer_of_another_model(copy: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    config = json.loads((copy / "config.json").read_text())
-    edit(copy / "config.json", image_token_id=7)
-    with pytest.raises(UserError, match=r"<image> is id 3 to the tokenizer, but 7 to the model"):
-        smolvlm.load_processor(copy)
-    edit(copy / "config.json", **config)
-    tokenizer = AutoTokenizer.from_pretrained(copy)
-    tokenizer.add_tokens(["<more>"])
-    tokenizer.save_pretrained(copy)
-    size = config["text_config"]["vocab_size"]
-    with pytest.raises(UserError, match=rf"has ids up to {size}, but the model has {size} embed"):
-        smolvlm.load_processor(copy)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        text = (copy / file).read_text()
-        (copy / file).write_text(text.replace("<end_of_utterance>", "<end>"))
-    with pytest.raises(UserError, match="does not know <end_of_utterance>"):
-        smolvlm.load_processor(copy)
-
-
 def test_a_processor_that_counts_other_tokens_than_the_model(copy: Path) -> None:
-    edit(copy / "processor_config.json", image_seq_len=9)
+    file = copy / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_seq_len": 9}))
     with pytest.raises(UserError, match=r"reserves 9 tokens for a tile, but the model makes 4"):
         smolvlm.load_processor(copy)
 

@@ -15,8 +15,15 @@ from vlmface.errors import UserError
 
 INF = float("inf")
 # What a finished run would have: weights, manifest, report.
-RESULTS = ("adapter_model.safetensors", "trained.safetensors", "open_clip_model.safetensors",
-           "vlmface.json", "metrics.json", "report.html", "predictions.jsonl")  # fmt: skip
+RESULTS = (
+    "adapter_model.safetensors",
+    "trained.safetensors",
+    "open_clip_model.safetensors",
+    "vlmface.json",
+    "metrics.json",
+    "report.html",
+    "predictions.jsonl",
+)
 
 
 class Overflow(torch.autograd.Function):
@@ -64,7 +71,7 @@ def stopped_at(folder: Path, step: int) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [("nan", "the loss is nan at step 3"), ("gradient", r"gradient norm is (inf|nan) at step 3")],
-)  # fmt: skip
+)
 def test_a_step_that_is_not_finite_ends_the_run(
     name: str, fault: str, message: str, base: Path, clip_base: Path, tmp_path: Path
 ) -> None:

@@ -32,18 +32,18 @@ from samples import picture
 from schemathesis import GenerationMode
 
 from vlmface.errors import UserError
-from vlmface.gateway import command
-from vlmface.gateway.analysis import _outward
-from vlmface.gateway.app import create_app
-from vlmface.gateway.command import Draining
-from vlmface.gateway.limits import Keys, Load, Rate, client_of
-from vlmface.gateway.refusals import Refusal
-from vlmface.gateway.settings import Settings, keys_of
-from vlmface.hosts import Hosts
-from vlmface.infer.batcher import BusyError
+from vlmface.infer.batcher import QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
-from vlmface.infer.face_views import FaceView, Viewpoint
+from vlmface.infer.face_views import FaceView, ViewSettings
 from vlmface.infer.predictor import Predictor
+from vlmface.serving.gateway import command
+from vlmface.serving.gateway.app import create_app
+from vlmface.serving.gateway.command import GracefulServer
+from vlmface.serving.gateway.http_errors import RequestError
+from vlmface.serving.gateway.inference import _redacted
+from vlmface.serving.gateway.limits import ApiKeys, InFlightLimits, RateLimiter, rate_limit_key
+from vlmface.serving.gateway.settings import Settings, keys_from_env
+from vlmface.utils.hosts import Hosts
 
 KEY = "a-key-of-enough-characters"
 
@@ -51,7 +51,7 @@ KEY = "a-key-of-enough-characters"
 @pytest.fixture(scope="module")
 def predictor(run_dir: Path) -> Iterator[Predictor]:
     with Predictor.load(run_dir, max_new_tokens=8) as found:
-        found.viewpoint = Viewpoint()  # the pictures here show no faces
+        found.view_settings = ViewSettings()  # the pictures here show no faces
         yield found
 
 
@@ -70,7 +70,7 @@ def client(predictor: Predictor) -> Iterator[TestClient]:
 
 def timeless(face: dict[str, Any]) -> dict[str, Any]:
     answers = {
-        task: {k: v for k, v in said.items() if k != "seconds"}
+        task: {k: v for k, v in said.items() if k != "latency_s"}
         for task, said in face["answers"].items()
     }
     return {**face, "answers": answers}
@@ -92,8 +92,8 @@ def test_a_form_is_answered_as_the_predictor_does(client: TestClient, predictor:
     reply = client.post(ANALYZE, files={"image": ("face.png", FACE)}, data={"tasks": "emotion"})
     assert reply.status_code == 200, reply.text
     found = reply.json()
-    assert (found["width"], found["height"], found["left_out"]) == (64, 48, 0)
-    assert found["model"] == "finished" and found["seconds"] > 0
+    assert (found["width"], found["height"], found["skipped"]) == (64, 48, 0)
+    assert found["model"] == "finished" and found["latency_s"] > 0
     assert reply.headers["x-request-id"] == found["request_id"]
     assert reply.headers["cache-control"] == "no-store"
     (expected,) = predictor.predict([picture(1, (64, 48))])
@@ -145,7 +145,7 @@ def test_a_clip_with_several_views_says_that_it_judged_the_scene_alone(clip_view
             assert reply.status_code == 200, reply.text
             (found,) = reply.json()["faces"]
             assert (found["face_found"], found["scene_only"]) == (False, True), faces
-            assert not found["sure"] and found["answers"]["context"]["label"]
+            assert not found["is_confident"] and found["answers"]["context"]["label"]
         reply = client.post(ANALYZE, json={"image": b64(encoded(field, "PNG")), "faces": "none"})
         assert reply.json()["faces"][0]["face_found"] is None
         reply = client.post(ANALYZE, json={"image": b64(FACE), "boxes": [[0, 0, 30, 30]]})
@@ -177,10 +177,10 @@ def test_faces_are_looked_for_if_asked(
     monkeypatch.setattr(predictor, "faces", lambda image: boxes)
     found = client.post(ANALYZE, json={"image": b64(FACE), "faces": "all"}).json()
     assert [face["box"] for face in found["faces"]] == [list(box) for box in boxes[:10]]
-    assert found["left_out"] == 2
+    assert found["skipped"] == 2
     found = client.post(ANALYZE, json={"image": b64(FACE), "faces": "largest"}).json()
     assert [face["box"] for face in found["faces"]] == [list(boxes[0])]
-    assert found["faces"][0]["face_found"] is True and found["left_out"] == 0
+    assert found["faces"][0]["face_found"] is True and found["skipped"] == 0
 
 
 def test_about_a_picture_without_a_face_nothing_is_asked(
@@ -192,7 +192,7 @@ def test_about_a_picture_without_a_face_nothing_is_asked(
     found = client.post(ANALYZE, files={"image": FACE}, data={"faces": "all"}).json()["faces"]
     assert len(found) == 1 and found[0]["face_found"] is False and found[0]["box"] is None
     assert whole["answers"]["emotion"]["text"] and not found[0]["answers"]["emotion"]["text"]
-    assert found[0]["answers"]["emotion"]["label"] is None and not found[0]["sure"]
+    assert found[0]["answers"]["emotion"]["label"] is None and not found[0]["is_confident"]
 
 
 def test_without_a_detector_the_client_is_told(
@@ -209,8 +209,10 @@ def test_without_a_detector_the_client_is_told(
 
 def test_health_and_the_openapi_page(client: TestClient, predictor: Predictor) -> None:
     assert client.get("/healthz").json() == {
-        "status": "ready", "model": "finished", "tasks": list(predictor.tasks),
-    }  # fmt: skip
+        "status": "ready",
+        "model": "finished",
+        "tasks": list(predictor.tasks),
+    }
     spec = client.get("/openapi.json").json()
     responses = spec["paths"][ANALYZE]["post"]["responses"]
     assert {"200", "400", "401", "408", "413", "415", "422", "429", "503"} <= responses.keys()
@@ -246,12 +248,14 @@ def test_a_key_is_needed_where_keys_are(predictor: Predictor) -> None:
 
 def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIENT_KEYS", f" {KEY},\n{KEY} another-key-of-characters,")
-    assert keys_of("CLIENT_KEYS") == (KEY, "another-key-of-characters")
-    assert keys_of(None) == () and KEY not in repr(Settings(keys=(KEY,)))
-    assert Keys([KEY, "another-key-of-characters"]).check("bearer another-key-of-characters") == 1
+    assert keys_from_env("CLIENT_KEYS") == (KEY, "another-key-of-characters")
+    assert keys_from_env(None) == () and KEY not in repr(Settings(keys=(KEY,)))
+    assert (
+        ApiKeys([KEY, "another-key-of-characters"]).check("bearer another-key-of-characters") == 1
+    )
     monkeypatch.setenv("CLIENT_KEYS", " ,")
     with pytest.raises(UserError, match="CLIENT_KEYS is not set"):
-        keys_of("CLIENT_KEYS")
+        keys_from_env("CLIENT_KEYS")
     with pytest.raises(UserError, match="shorter than 16"):
         Settings(keys=("short",))
     with pytest.raises(UserError, match="max_mb is -1"):
@@ -269,10 +273,10 @@ def test_who_asks_too_often_is_told_when_to_come_back(predictor: Predictor) -> N
 
 def test_rates_are_counted_by_client_and_remembered_for_a_bounded_number() -> None:
     now = 0.0
-    rate = Rate(60, most=3, clock=lambda: now)
+    rate = RateLimiter(60, max_clients=3, clock=lambda: now)
     for _ in range(60):
         rate.check("a")
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(RequestError) as refused:
         rate.check("a")
     assert refused.value.retry_after_s == 1
     rate.check("b")
@@ -280,33 +284,35 @@ def test_rates_are_counted_by_client_and_remembered_for_a_bounded_number() -> No
     rate.check("a")
     for i in range(1000):
         rate.check(f"client {i}")
-    assert len(rate._known) == 3
-    assert client_of("2001:db8::1", None) == client_of("2001:db8::ffff", None)
-    assert client_of("192.0.2.1", None) != client_of("192.0.2.2", None)
-    assert client_of("::ffff:192.0.2.1", None) == client_of("192.0.2.1", None) == "192.0.2.1"
-    assert client_of("fe80::1%eth0", None) == "fe80::/64"
-    assert client_of("192.0.2.1", 0) != client_of("192.0.2.1", 1)
+    assert len(rate._buckets) == 3
+    assert rate_limit_key("2001:db8::1", None) == rate_limit_key("2001:db8::ffff", None)
+    assert rate_limit_key("192.0.2.1", None) != rate_limit_key("192.0.2.2", None)
+    assert (
+        rate_limit_key("::ffff:192.0.2.1", None) == rate_limit_key("192.0.2.1", None) == "192.0.2.1"
+    )
+    assert rate_limit_key("fe80::1%eth0", None) == "fe80::/64"
+    assert rate_limit_key("192.0.2.1", 0) != rate_limit_key("192.0.2.1", 1)
 
 
 def test_too_much_at_work_is_refused_at_once() -> None:
-    load = Load(Settings(max_in_flight=1))
+    limits = InFlightLimits(Settings(max_in_flight=1))
     with (
-        load.taking("answering"),
-        pytest.raises(Refusal, match="too many"),
-        load.taking("answering"),
+        limits.acquire("answering"),
+        pytest.raises(RequestError, match="too many"),
+        limits.acquire("answering"),
     ):
         pass
-    assert load.idle
-    with load.taking("answering"):
-        load.draining = True
-    with pytest.raises(Refusal, match="stops"), load.taking("reading"):
+    assert limits.idle
+    with limits.acquire("answering"):
+        limits.draining = True
+    with pytest.raises(RequestError, match="shutting down"), limits.acquire("reading"):
         pass
 
 
 class Failing:
     """A predictor that fails in one way."""
 
-    name, tasks, backend, faces_by_default = "failing", ("emotion",), None, "none"
+    name, tasks, backend, default_faces = "failing", ("emotion",), None, "none"
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -314,19 +320,19 @@ class Failing:
     def face_views(self, image: Any, **_: Any) -> list[FaceView]:
         return [FaceView(image, None, None)]
 
-    def questions_of(self, tasks: Any) -> dict[str, Any]:
+    def select_prompts(self, tasks: Any) -> dict[str, Any]:
         return {}
 
-    async def aanswer(self, *_: Any, **__: Any) -> Any:
+    async def apredict_view(self, *_: Any, **__: Any) -> Any:
         raise self.error
 
 
 @pytest.mark.parametrize(
     "error, status, reason",
     [
-        (BusyError("64 wait already"), 429, "busy"),
-        (NoAnswerError("HTTP 503 SECRET", passing=True, wait_s=7), 503, "no_answer"),
-        (NoAnswerError("HTTP 400 SECRET", passing=False), 502, "upstream"),
+        (QueueFullError("64 wait already"), 429, "busy"),
+        (NoAnswerError("HTTP 503 SECRET", retryable=True, wait_s=7), 503, "no_answer"),
+        (NoAnswerError("HTTP 400 SECRET", retryable=False), 502, "upstream"),
         (
             UserError("the picture is odd, see /srv/SECRET/file or http://SECRET:8000/v1"),
             422,
@@ -353,9 +359,11 @@ def test_failures_have_a_status_and_tell_no_secrets(
 def test_a_server_that_has_the_model_fails_in_its_own_name(run_dir: Path) -> None:
     says = "<think>She smiles.</think><answer>happiness</answer>"
     replies = [
-        Reply(text=says), Reply(status=401, text="SECRET"), Reply(status=400, text="SECRET"),
+        Reply(text=says),
+        Reply(status=401, text="SECRET"),
+        Reply(status=400, text="SECRET"),
         Reply(status=503, text="SECRET", headers={"Retry-After": "9"}),
-    ]  # fmt: skip
+    ]
     expected = [(200, None), (502, "upstream"), (502, "upstream"), (503, "no_answer")]
     with (
         FakeTeacher(lambda asked: replies[asked.number]) as teacher,
@@ -372,16 +380,16 @@ def test_a_server_that_has_the_model_fails_in_its_own_name(run_dir: Path) -> Non
 
 
 def test_messages_keep_what_helps_and_drop_where_it_was() -> None:
-    assert _outward(UserError("'/data/x/y.png' is cut off (<_io.BytesIO object at 0x7f00aa>)")) == (
-        "... is cut off (<_io.BytesIO object at ..."
-    )
+    assert _redacted(
+        UserError("'/data/x/y.png' is cut off (<_io.BytesIO object at 0x7f00aa>)")
+    ) == ("... is cut off (<_io.BytesIO object at ...")
     kept = "the image bytes holds text (16 x 16, 24.0 megapixels, and/or so)"
-    assert _outward(UserError(kept)) == kept
+    assert _redacted(UserError(kept)) == kept
 
 
 def test_a_model_that_hangs_is_given_up(predictor: Predictor) -> None:
     class Hanging(Failing):
-        async def aanswer(self, *_: Any, **__: Any) -> Any:
+        async def apredict_view(self, *_: Any, **__: Any) -> Any:
             await asyncio.sleep(60)
 
     with gateway(Hanging(Exception()), answer_timeout_s=0.2) as client:
@@ -409,7 +417,7 @@ class Live:
     """A gateway in a thread of this process, at a real port."""
 
     def __init__(self, predictor: Predictor, **settings: Any) -> None:
-        self.server = Draining(predictor, Settings(**settings))
+        self.server = GracefulServer(predictor, Settings(**settings))
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self.thread = threading.Thread(target=self.server.run, args=[[self.listener]])
@@ -501,16 +509,16 @@ def test_many_drips_do_not_keep_others_out(predictor: Predictor) -> None:
         drips = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(7)]
         for drip in drips:
             drip.sendall(HEAD + b"Content-Length: 1000\r\n\r\n[")
-        wait_for(lambda: live.server.load.at_work["reading"] == 7)
+        wait_for(lambda: live.server.limits.in_flight["reading"] == 7)
         live.honest()
         drips.append(socket.create_connection(("127.0.0.1", live.port)))
         drips[-1].sendall(HEAD + b"Content-Length: 1000\r\n\r\n[")
-        wait_for(lambda: live.server.load.at_work["reading"] == 8)
+        wait_for(lambda: live.server.limits.in_flight["reading"] == 8)
         reply = live.client.post(ANALYZE, files={"image": FACE})
         assert reply.status_code == 429 and reply.headers["retry-after"] == "1"
         for drip in drips:
             drip.close()
-        wait_for(lambda: live.server.load.idle)
+        wait_for(lambda: live.server.limits.idle)
         live.honest()
 
 
@@ -528,9 +536,9 @@ def test_an_address_that_a_client_makes_up_is_not_believed(predictor: Predictor)
 def test_connections_without_a_request_are_closed(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmface.gateway import command
+    from vlmface.serving.gateway import command
 
-    monkeypatch.setattr(command, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(command, "IDLE_TIMEOUT_S", 0.3)
     with Live(predictor, max_mb=0.001) as live:
         for sent in (b"", b"POST /v1/ana", b"GET / HTTP/1.1\r\nHost"):
             began = time.monotonic()
@@ -566,7 +574,7 @@ def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
     begun, ended = threading.Event(), threading.Event()
 
     class Slow(Failing):
-        async def aanswer(self, *_: Any, **__: Any) -> Any:
+        async def apredict_view(self, *_: Any, **__: Any) -> Any:
             begun.set()
             try:
                 await asyncio.sleep(30)
@@ -577,7 +585,7 @@ def test_what_a_client_that_hung_up_asked_is_not_answered() -> None:
         content = json.dumps({"image": GOOD}).encode()
         with socket.create_connection(("127.0.0.1", live.port)) as connection:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
-            assert begun.wait(10) and live.server.load.at_work["answering"] == 1
+            assert begun.wait(10) and live.server.limits.in_flight["answering"] == 1
         assert ended.wait(5)
 
 
@@ -585,14 +593,14 @@ def test_told_to_stop_it_finishes_what_is_at_work(predictor: Predictor) -> None:
     go, report = threading.Event(), predictor.predict([picture(1, (64, 48))])[0]
 
     class Slow(Failing):
-        async def aanswer(self, *_: Any, **__: Any) -> Any:
+        async def apredict_view(self, *_: Any, **__: Any) -> Any:
             await asyncio.to_thread(go.wait, 20)
             return report
 
     live = Live(Slow(Exception()))  # type: ignore[arg-type]
     with live, ThreadPoolExecutor(3) as pool:
         begun = [pool.submit(live.client.post, ANALYZE, json={"image": GOOD}) for _ in range(3)]
-        wait_for(lambda: live.server.load.at_work["answering"] == 3)
+        wait_for(lambda: live.server.limits.in_flight["answering"] == 3)
         live.server.handle_exit(signal.SIGTERM, None)
         health = live.client.get("/healthz")
         assert (health.status_code, health.json()["status"]) == (503, "draining")
@@ -625,8 +633,12 @@ def checked(strategy: Any, n: int) -> set[int]:
     """The statuses of n requests, each of which must be what the schema says."""
     statuses = set()
 
-    @hypothesis.settings(max_examples=n, derandomize=True, database=None,
-                         suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+    @hypothesis.settings(
+        max_examples=n,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
     @hypothesis.given(strategy)
     def holds(case: schemathesis.Case) -> None:
         statuses.add(case.call_and_validate().status_code)
@@ -706,9 +718,15 @@ def test_the_command_logs_nothing_of_a_picture_writes_nothing_and_drains(
     large = encoded(picture(5, (1600, 1200)).effect_spread(5), "BMP")
     assert len(large) > 5_000_000
     gateway = Process(
-        "--model", str(run_dir), "--client_keys_env", "CLIENT_KEYS", "--rate", "100",
-        CLIENT_KEYS=KEY, TMPDIR=str(tmp_path),
-    )  # fmt: skip
+        "--model",
+        str(run_dir),
+        "--client_keys_env",
+        "CLIENT_KEYS",
+        "--rate",
+        "100",
+        CLIENT_KEYS=KEY,
+        TMPDIR=str(tmp_path),
+    )
     try:
         client, key = gateway.client, {"Authorization": f"Bearer {KEY}"}
         before, during = gateway.written(), set[str]()
@@ -721,9 +739,11 @@ def test_the_command_logs_nothing_of_a_picture_writes_nothing_and_drains(
         watcher = threading.Thread(target=watch)
         watcher.start()
         reply = client.post(
-            ANALYZE, files={"image": ("SECRETNAME.bmp", large)}, data={"faces": "none"},
+            ANALYZE,
+            files={"image": ("SECRETNAME.bmp", large)},
+            data={"faces": "none"},
             headers={**key, "X-Request-ID": "mine-1"},
-        )  # fmt: skip
+        )
         assert reply.status_code == 200 and reply.headers["x-request-id"] == "mine-1"
         refused = client.post(ANALYZE, json={"image": "http://SECRETHOST/a"}, headers=key)
         assert refused.status_code == 422
@@ -784,8 +804,12 @@ def test_pages_of_other_sites_are_refused_before_anything_is_read(predictor: Pre
     send = {"json": {"image": b64(FACE)}}
     with TestClient(app, base_url="http://127.0.0.1:8080") as client:
         assert client.post(ANALYZE, **send).status_code == 200
-        for headers in ({"Host": "attacker.test"}, {"Origin": "http://attacker.test"},
-                        {"Origin": "null"}, {"Origin": "http://127.0.0.1:3000"}):  # fmt: skip
+        for headers in (
+            {"Host": "attacker.test"},
+            {"Origin": "http://attacker.test"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:3000"},
+        ):
             for reply in (
                 client.post(ANALYZE, headers=headers, **send),
                 *(
@@ -795,8 +819,12 @@ def test_pages_of_other_sites_are_refused_before_anything_is_read(predictor: Pre
             ):
                 assert (reply.status_code, reply.json()["reason"]) == (403, "host"), headers
                 assert reply.headers["x-request-id"] == reply.json()["request_id"]
-        for headers in ({"Host": "faces.test"}, {"Origin": "http://127.0.0.1:8080"},
-                        {"Host": "localhost:1"}, {"Origin": "https://faces.test"}):  # fmt: skip
+        for headers in (
+            {"Host": "faces.test"},
+            {"Origin": "http://127.0.0.1:8080"},
+            {"Host": "localhost:1"},
+            {"Origin": "https://faces.test"},
+        ):
             assert client.post(ANALYZE, headers=headers, **send).status_code == 200
 
 
@@ -808,8 +836,8 @@ def test_no_path_is_redirected(client: TestClient) -> None:
 def test_a_client_that_does_not_read_its_answers_is_cut_off(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(command, "LONGEST_READING_S", 0.3)
+    monkeypatch.setattr(command, "IDLE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(command, "CLIENT_READ_TIMEOUT_S", 0.3)
     asked = b"GET /openapi.json HTTP/1.1\r\nHost: gateway\r\n\r\n"
     with Live(predictor) as live, socket.socket() as lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -867,8 +895,7 @@ def test_four_costly_pictures_at_a_time_do_not_delay_others(run_dir: Path) -> No
 
         post(ANALYZE, files={"image": FACE})
         with ThreadPoolExecutor(4) as pool:
-            costly = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp",
-                      "jpeg2000_8mp")  # fmt: skip
+            costly = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp", "jpeg2000_8mp")
             attacks = [pool.submit(attack, name) for name in costly]
             seconds = []
             for _ in range(60):

@@ -16,15 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from safetensors.torch import load_file
 from samples import ROOT, load_script, rows
 
-from vlmface import inspect_rows, manifest, plan, prompts
+from vlmface import manifest, prompts
 from vlmface.evaluate import answering
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
+from vlmface.tools import estimate_memory
+from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
 
@@ -76,9 +80,14 @@ def test_bfloat16_answers_hardly_differ(trained: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("nf4", {"quantize": "nf4"}), ("compile", {"compile": True}), ("liger", {"liger": True}),
-     ("checkpointing", {"gradient_checkpointing": True}), ("pixels", {"cache_features": False})],
-)  # fmt: skip
+    [
+        ("nf4", {"quantize": "nf4"}),
+        ("compile", {"compile": True}),
+        ("liger", {"liger": True}),
+        ("checkpointing", {"gradient_checkpointing": True}),
+        ("pixels", {"cache_features": False}),
+    ],
+)
 def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path: Path) -> None:
     """All take the same course, 4 bits nearly so."""
     needed = {"nf4": "bitsandbytes", "liger": "liger_kernel"}.get(name)
@@ -88,14 +97,25 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
     for kind, more in (("plain", {}), (name, changes)):
         folder = tmp_path / kind
         processor = llava.load_processor(base)
-        encoded, _ = sft.encode_rows(
+        encoded, _ = encode_rows(
             rows(32), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
         )
-        settings = sft.Settings(
-            base=str(base), data="test", benchmark="synth", prompt="face_cot", limits="",
-            output_dir=str(folder), batch_size=8, epochs=3, learning_rate=5e-3, lora_dropout=0.0,
-            logging_steps=1, save_steps=6, warmup_steps=0, **more,
-        )  # fmt: skip
+        settings = SFTSettings(
+            base=str(base),
+            data="test",
+            benchmark="synth",
+            prompt="face_cot",
+            limits="",
+            output_dir=str(folder),
+            batch_size=8,
+            epochs=3,
+            learning_rate=5e-3,
+            lora_dropout=0.0,
+            logging_steps=1,
+            save_steps=6,
+            warmup_steps=0,
+            **more,
+        )
         sft.train(base, processor, llava, encoded, settings)
         found[kind] = [line["loss"] for line in log(folder)]
     assert found[name][-1] < found[name][0] - 0.1
@@ -104,8 +124,15 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
 
 def test_grpo_trains_the_policy_that_answers(trained: Path, tmp_path: Path) -> None:
     recipe = load_script("recipes/grpo.py")
-    settings = words(start=trained, output_dir=tmp_path, n_train=64, n_eval=16, max_steps=4,
-                     learning_rate=1e-4, save_steps=2)  # fmt: skip
+    settings = words(
+        start=trained,
+        output_dir=tmp_path,
+        n_train=64,
+        n_eval=16,
+        max_steps=4,
+        learning_rate=1e-4,
+        save_steps=2,
+    )
     assert recipe.main(settings) == 0
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -117,12 +144,25 @@ def test_sharded_training_starts_on_a_gpu(strategy: str, base: Path, tmp_path: P
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", str(ROOT / f"recipes/accelerate/{strategy}.yaml"), "--num_processes", "1",
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / f"recipes/accelerate/{strategy}.yaml"),
+        "--num_processes",
+        "1",
         str(ROOT / "recipes/sft_cot.py"),
-        *words(base=base, output_dir=tmp_path, n_train=64, n_eval=8, epochs=1, max_new_tokens=24,
-               logging_steps=1, save_steps=4),
-    ]  # fmt: skip
+        *words(
+            base=base,
+            output_dir=tmp_path,
+            n_train=64,
+            n_eval=8,
+            epochs=1,
+            max_new_tokens=24,
+            logging_steps=1,
+            save_steps=4,
+        ),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [line["loss"] for line in log(tmp_path)]
@@ -131,22 +171,28 @@ def test_sharded_training_starts_on_a_gpu(strategy: str, base: Path, tmp_path: P
 
 def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
     """Of a batch so large that what CUDA's libraries hold themselves does not matter."""
-    settings = inspect_rows.settings_from(
+    settings = settings_from(
         "sft_cot_tiny",
         words(n_train=256, batch_size=128, epochs=1, output_dir=tmp_path, cache_features="false"),
     )
-    base = plan.base_config(settings.base)
-    processor = plan.processor_of(settings)
-    seen = plan.rows_of(settings, llava, base, processor)
-    (planned,) = plan.estimate(settings, llava, base, seen, gpu=True, processes=1).training.values()
+    base = estimate_memory.base_config(settings.base)
+    processor = estimate_memory.processor_of(settings)
+    seen = estimate_memory.rows_of(settings, llava, base, processor)
+    (planned,) = estimate_memory.estimate(
+        settings, llava, base, seen, gpu=True, processes=1
+    ).training.values()
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    encoded, _ = sft.encode_rows(
-        dataset.load("train", n=256), processor, llava, prompts.load("face_cot"), max_length=512,
+    encoded, _ = encode_rows(
+        dataset.load("train", n=256),
+        processor,
+        llava,
+        prompts.load("face_cot"),
+        max_length=512,
         seed=0,
-    )  # fmt: skip
+    )
     sft.train(manifest.resolve(settings.base), processor, llava, encoded, settings)
     taken = torch.cuda.max_memory_allocated() - before
     print(f"planned {planned.total / 2**20:.0f} MiB, taken {taken / 2**20:.0f}")

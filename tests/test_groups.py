@@ -11,7 +11,7 @@ from fake_run import SPACE, random_rows, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface.evaluate import groups, metrics
+from vlmface.metrics import groups, metrics
 
 LABELS = SPACE.labels
 
@@ -46,10 +46,12 @@ def test_equalised_odds_by_counting(seed: int) -> None:
                     rates = []
                     for word in (one, other):
                         part = [
-                            r for r, here in zip(rows, inside[word], strict=True)
-                            if here and r["truth"]["emotion"] is not None
+                            r
+                            for r, here in zip(rows, inside[word], strict=True)
+                            if here
+                            and r["truth"]["emotion"] is not None
                             and (r["truth"]["emotion"] == label) == true
-                        ]  # fmt: skip
+                        ]
                         said = [metrics.answer(r) == label for r in part]
                         rates.append(np.mean(said) if len(said) >= groups.FEW else None)
                     if None not in rates:
@@ -72,9 +74,11 @@ def test_a_group_that_is_worse_off() -> None:
     assert found["gaps"]["gender"] == pytest.approx(0.25)
     # Of angry women half are found, of angry men all.
     assert found["equalised_odds"]["gender"] == {
-        "difference": pytest.approx(0.5), "label": "anger", "rate": "true positives",
+        "difference": pytest.approx(0.5),
+        "label": "anger",
+        "rate": "true positives",
         "groups": ["male", "female"],
-    }  # fmt: skip
+    }
     # Ten faces are too few to compare rates of, and stand at the end of the table.
     assert "race" not in found["equalised_odds"]
     cells = found["intersections"]
@@ -87,8 +91,11 @@ def test_a_group_that_is_worse_off() -> None:
 def test_cells_hold_every_annotated_row_once() -> None:
     rows = people(600, 3)
     found = blocks(rows, ci=False)
-    crossed = [r for r in rows if r["truth"]["attributes"]["race"] is not None
-               and r["truth"]["emotion"] is not None]  # fmt: skip
+    crossed = [
+        r
+        for r in rows
+        if r["truth"]["attributes"]["race"] is not None and r["truth"]["emotion"] is not None
+    ]
     assert sum(cell["n"] for cell in found["intersections"]) == len(crossed)
     assert all("ci95" not in cell for cell in found["intersections"])
     for name, table in found["groups"].items():

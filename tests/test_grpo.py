@@ -18,19 +18,29 @@ import pytest
 import torch
 from samples import load_script, rows
 
-from vlmface import config, prompts
+from vlmface import prompts
 from vlmface.cli import main as vlmface
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.train import grpo, rewards, watch
+from vlmface.train import completion_log, grpo, rewards
+from vlmface.utils import config
 
 ROOT = Path(__file__).parent.parent
 TRAIN = {  # faces of other people: of those it knows by heart it says the same each time
-    "data_options": "{seed: 1}", "temperature": 1.0,
-    "n_train": 8, "n_eval": 4, "group_size": 3, "batch_size": 2, "max_steps": 4,
-    "max_new_tokens": 120, "learning_rate": 1e-3, "warmup_steps": 0, "save_steps": 2,
-    "samples_every": 2, "eval_batch_size": 4,
-}  # fmt: skip
+    "data_options": "{seed: 1}",
+    "temperature": 1.0,
+    "n_train": 8,
+    "n_eval": 4,
+    "group_size": 3,
+    "batch_size": 2,
+    "max_steps": 4,
+    "max_new_tokens": 120,
+    "learning_rate": 1e-3,
+    "warmup_steps": 0,
+    "save_steps": 2,
+    "samples_every": 2,
+    "eval_batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +215,14 @@ def test_faces_without_a_signal_are_counted(memorised: Path) -> None:
 
 
 def settings_for(start: Path, **changes: Any) -> grpo.Settings:
-    words: dict[str, Any] = {"start": str(start), "data": "synth", "benchmark": "synth",
-                             "rewards": {"format": 1}, "limits": "", "output_dir": "o"}  # fmt: skip
+    words: dict[str, Any] = {
+        "start": str(start),
+        "data": "synth",
+        "benchmark": "synth",
+        "rewards": {"format": 1},
+        "limits": "",
+        "output_dir": "o",
+    }
     return grpo.Settings(**words | changes)
 
 
@@ -230,7 +246,7 @@ def test_where_it_may_start(memorised: Path, base: Path) -> None:
     assert found.run == memorised and found.prompt.id == "face_cot"
     bare = grpo.start_of(settings_for(base, prompt="face_cot"))
     assert bare.run is None and bare.policy["llm"] == "lora"
-    with pytest.raises(UserError, match="is no vlmface run"):
+    with pytest.raises(UserError, match="is not a vlmface run"):
         grpo.start_of(settings_for(base))
     with pytest.raises(UserError, match="was trained with face_cot, not with prompt expllm"):
         grpo.start_of(settings_for(memorised, prompt="expllm"))
@@ -239,16 +255,16 @@ def test_where_it_may_start(memorised: Path, base: Path) -> None:
 def test_errors_stop_the_run_and_the_checkpoint_remains(
     recipe: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmface.train import rollout
+    from vlmface.infer import sampling
 
-    original = rollout.score
+    original = sampling.score
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         found, entropy = original(*args, **kwargs)
         return found + broken.by, entropy  # type: ignore[attr-defined]
 
     with monkeypatch.context() as patch:
-        patch.setattr(rollout, "score", broken)
+        patch.setattr(sampling, "score", broken)
         broken.by = 1.0  # type: ignore[attr-defined]
         with pytest.raises(UserError, match=r"differ from the rollout's by 1\.0\d+ a token"):
             recipe(tmp_path / "drift")
@@ -279,12 +295,12 @@ def test_errors_stop_the_run_and_the_checkpoint_remains(
 def test_answers_that_are_always_cut_stop_the_run(
     recipe: Callable[..., int], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="were cut at max_new_tokens 3: raise it"):
+    with pytest.raises(UserError, match="were truncated at max_new_tokens 3: raise it"):
         recipe(tmp_path, max_new_tokens=3, max_steps=8)
 
 
 def test_a_reward_that_does_not_exist(recipe: Callable[..., int], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no reward 'emotoin': use some of format"):
+    with pytest.raises(UserError, match="there is no reward 'emotoin': did you mean 'emotion'"):
         recipe(tmp_path, rewards="{emotoin: 1}")
     assert not tmp_path.joinpath("settings.json").exists()
     assert vlmface(["plan", "--config", "nothing"]) == 2
@@ -297,36 +313,43 @@ def lines_of(first: dict[str, float], last: dict[str, float], n: int = 12) -> li
     return [first] * n + [last] * n
 
 
-GOOD = {"reward": 1.0, "rewards/emotion/mean": 0.5, "completions/mean_length": 60.0,
-        "most_said": 0.3, "frac_reward_zero_std": 0.1}  # fmt: skip
+GOOD = {
+    "reward": 1.0,
+    "rewards/emotion/mean": 0.5,
+    "completions/mean_length": 60.0,
+    "most_said": 0.3,
+    "frac_reward_zero_std": 0.1,
+}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reward": 1.5, "rewards/emotion/mean": 0.3}, "answers became worse"),
+        ({"reward": 1.5, "rewards/emotion/mean": 0.3}, "the emotion reward fell"),
         ({"completions/mean_length": 20.0}, "shrank from 60 to 20"),
-        ({"most_said": 0.95}, "95% of the answers say the same label"),
-        ({"frac_reward_zero_std": 0.9}, "90% of the groups are dead"),
+        ({"most_said": 0.95}, "95% of the answers have the same label"),
+        ({"frac_reward_zero_std": 0.9}, "90% of the groups have equal rewards"),
     ],
 )
 def test_alarms(change: dict[str, float], message: str) -> None:
-    assert watch.alarms(lines_of(GOOD, GOOD)) == []
-    assert watch.alarms(lines_of(GOOD, GOOD | {"reward": 2.0, "rewards/emotion/mean": 0.7})) == []
-    (found,) = watch.alarms(lines_of(GOOD, GOOD | change))
-    assert message in found
-    assert watch.alarms(lines_of(GOOD, GOOD | change, n=5)) == []  # too early to tell
+    assert completion_log.training_warnings(lines_of(GOOD, GOOD)) == []
+    better = GOOD | {"reward": 2.0, "rewards/emotion/mean": 0.7}
+    assert completion_log.training_warnings(lines_of(GOOD, better)) == []
+    (warning,) = completion_log.training_warnings(lines_of(GOOD, GOOD | change))
+    assert message in warning
+    too_early = lines_of(GOOD, GOOD | change, n=5)
+    assert completion_log.training_warnings(too_early) == []
 
 
 def test_an_alarm_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
-    seen = watch.Watcher(tmp_path, None, 10)
+    seen = completion_log.CompletionLogger(tmp_path, None, 10)
     state = SimpleNamespace(is_world_process_zero=True, global_step=24)
-    for share in (0.9, 0.95):  # the figure changes, the alarm does not
+    for share in (0.9, 0.95):  # the figure changes, the cause does not
         lines = lines_of(GOOD, GOOD | {"most_said": share})
         path.write_text("\n".join(map(json.dumps, lines)))
         seen.on_log(None, state, None)
-    assert capsys.readouterr().out.count("alarm at step 24") == 1
+    assert capsys.readouterr().out.count("warning at step 24") == 1
 
 
 # --- why the overrides are there ------------------------------------------------------------------

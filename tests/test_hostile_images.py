@@ -20,9 +20,9 @@ from hostile import chunk, encoded, png
 from PIL import Image
 from samples import picture
 
-from vlmface import image_headers, isolated
 from vlmface.errors import UserError
-from vlmface.images import open_image, size_of
+from vlmface.utils import image_headers, isolated
+from vlmface.utils.images import open_image, size_of
 
 LIMIT = 24_000_000
 FACE = encoded(picture(1, (64, 48)), "JPEG")
@@ -74,9 +74,11 @@ def _many_frames(kind: str) -> bytes:
 HONEST: dict[str, Callable[[], bytes]] = {
     "progressive": _progressive,
     "thumbnail": lambda: jpeg(
-        segment(0xE1, b"Exif\0\0" + tags(1, 20_000)), segment(0xFE, b"a" * 60_000)),
-    "profile": lambda: jpeg(*[
-        segment(0xE2, b"ICC_PROFILE\0" + bytes([i, 50]) + bytes(60_000)) for i in range(1, 51)]),
+        segment(0xE1, b"Exif\0\0" + tags(1, 20_000)), segment(0xFE, b"a" * 60_000)
+    ),
+    "profile": lambda: jpeg(
+        *[segment(0xE2, b"ICC_PROFILE\0" + bytes([i, 50]) + bytes(60_000)) for i in range(1, 51)]
+    ),
     "appended video": lambda: _progressive() + b"\xff\xda\0\0" * 1_000,
     "gallery": lambda: _progressive() * 20,
     "padding": lambda: jpeg(b"\xff" * 100, segment(0xFE, b"comment")),
@@ -87,14 +89,15 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "webp frames": lambda: _many_frames("WEBP"),
     "tiff pages": lambda: _many_frames("TIFF"),
     "tiff strips": lambda: encoded(
-        picture(1, (64, 4000)), "TIFF", compression="tiff_lzw", tiffinfo={278: 1}),
+        picture(1, (64, 4000)), "TIFF", compression="tiff_lzw", tiffinfo={278: 1}
+    ),
     "tiff jpeg": lambda: encoded(picture(1, (400, 3000)), "TIFF", compression="jpeg"),
     "avif exif": lambda: encoded(picture(1, (64, 48)), "AVIF", exif=tags(3, 4_000)),
     "jpeg2000": lambda: encoded(picture(1, (64, 48)), "JPEG2000"),
     "bmp": lambda: encoded(picture(1, (64, 48)), "BMP"),
     "ppm": lambda: b"P6 # a comment\n64 48\n255\n" + picture(1, (64, 48)).tobytes(),
     "pgm text": lambda: b"P2\n20 20 15\n" + b"7 " * 400,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -131,9 +134,12 @@ def test_orientation_is_read_as_pillow_does() -> None:
             exif = head + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x112, 3, 1, turn, 0, 0)
             assert image_headers.orientation_of(exif) == turn
             late = png(40, 20)[:-12] + chunk(b"eXIf", exif) + chunk(b"IEND", b"")
-            for content in (png(40, 20, chunk(b"eXIf", exif)), late,
-                            encoded(picture(1, (40, 20)), "WEBP", exif=exif),
-                            encoded(picture(1, (40, 20)), "TIFF", exif=exif)):  # fmt: skip
+            for content in (
+                png(40, 20, chunk(b"eXIf", exif)),
+                late,
+                encoded(picture(1, (40, 20)), "WEBP", exif=exif),
+                encoded(picture(1, (40, 20)), "TIFF", exif=exif),
+            ):
                 expected = (20, 40) if turn >= 5 else (40, 20)
                 assert open_image(content).size == size_of(content) == expected
     assert image_headers.orientation_of(b"II*\0\x08\0\0\0\x01\0") is None
@@ -143,10 +149,12 @@ def test_orientation_is_read_as_pillow_does() -> None:
 
 
 def test_a_worker_decodes_as_this_process_does(tmp_path: Path) -> None:
-    for name, image in {"a.png": picture(1, (300, 200)).convert("RGBA"),
-                        "b.jpg": picture(2, (1300, 1100)), "c.gif": picture(3, (31, 17)),
-                        "d.tif": Image.fromarray(np.arange(4000, dtype=np.uint16).reshape(50, 80)),
-                        }.items():  # fmt: skip
+    for name, image in {
+        "a.png": picture(1, (300, 200)).convert("RGBA"),
+        "b.jpg": picture(2, (1300, 1100)),
+        "c.gif": picture(3, (31, 17)),
+        "d.tif": Image.fromarray(np.arange(4000, dtype=np.uint16).reshape(50, 80)),
+    }.items():
         path = tmp_path / name
         image.save(path)
         expected = open_image(path)
@@ -177,8 +185,8 @@ def test_time_and_memory_of_a_worker_are_limited(monkeypatch: pytest.MonkeyPatch
     """Without the checks of headers: what they do not know is stopped here."""
     monkeypatch.setattr(image_headers, "check", lambda *_: None)
     code = (
-        "import signal, vlmface.image_headers as h; h.check = lambda *_: None\n"
-        "from vlmface.isolated import serve; serve({})"
+        "import signal, vlmface.utils.image_headers as h; h.check = lambda *_: None\n"
+        "from vlmface.utils.isolated import serve; serve({})"
     )
     real = subprocess.Popen
 
@@ -208,7 +216,8 @@ def test_time_and_memory_of_a_worker_are_limited(monkeypatch: pytest.MonkeyPatch
 
 def test_workers_end_with_their_parent() -> None:
     code = (
-        "import sys, time\nfrom vlmface import isolated\nfrom vlmface.images import open_image\n"
+        "import sys, time\nfrom vlmface.utils import isolated\n"
+        "from vlmface.utils.images import open_image\n"
         "open_image(bytes.fromhex(sys.argv[1]), max_pixels=10**6)\n"
         "print(next(iter(isolated._workers)).pid, flush=True)\ntime.sleep(60)"
     )

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from vlmface.demo import uploads
-from vlmface.demo.door import Door
+from vlmface.demo.security_middleware import RouteAllowlist
 from vlmface.demo.uploads import Uploads
 from vlmface.errors import UserError
-from vlmface.hosts import Hosts
-from vlmface.terminal import json_line, one_line, printable
+from vlmface.utils.hosts import Hosts
+from vlmface.utils.terminal import json_line, one_line, printable
 
 
 def headers(**values: str) -> list[tuple[bytes, bytes]]:
@@ -25,20 +25,46 @@ def headers(**values: str) -> list[tuple[bytes, bytes]]:
 @pytest.mark.parametrize(
     ("listening", "host", "good"),
     [
-        *(("127.0.0.1", host, True) for host in (
-            "127.0.0.1:8080", "localhost", "LocalHost:1", "[::1]:8080", "localhost.", "faces.test",
-            "FACES.test:443")),
-        *(("127.0.0.1", host, False) for host in (
-            "attacker.test", "127.0.0.1.attacker.test", "localhost.attacker.test", "localhost@a.b",
-            "192.168.0.7", "[fe80::1]", "", "localhost:8080:1", "localhost/", "a b", "0.0.0.0",
-            "127.0.0.1, attacker.test", "faces.test.attacker.test", "xfaces.test")),
-        *(("0.0.0.0", host, True) for host in (
-            "192.168.0.7:8080", "[fe80::1]:80", socket.gethostname(), "localhost")),
+        *(
+            ("127.0.0.1", host, True)
+            for host in (
+                "127.0.0.1:8080",
+                "localhost",
+                "LocalHost:1",
+                "[::1]:8080",
+                "localhost.",
+                "faces.test",
+                "FACES.test:443",
+            )
+        ),
+        *(
+            ("127.0.0.1", host, False)
+            for host in (
+                "attacker.test",
+                "127.0.0.1.attacker.test",
+                "localhost.attacker.test",
+                "localhost@a.b",
+                "192.168.0.7",
+                "[fe80::1]",
+                "",
+                "localhost:8080:1",
+                "localhost/",
+                "a b",
+                "0.0.0.0",
+                "127.0.0.1, attacker.test",
+                "faces.test.attacker.test",
+                "xfaces.test",
+            )
+        ),
+        *(
+            ("0.0.0.0", host, True)
+            for host in ("192.168.0.7:8080", "[fe80::1]:80", socket.gethostname(), "localhost")
+        ),
         *(("0.0.0.0", host, False) for host in ("attacker.test", "1.2.3.4.attacker.test", "1.2.3")),
         ("192.168.0.7", "192.168.0.7:80", True),
         ("192.168.0.7", "192.168.0.8:80", False),
     ],
-)  # fmt: skip
+)
 def test_a_server_answers_to_its_names(listening: str, host: str, good: bool) -> None:
     hosts = Hosts.of(listening, ["faces.test"])
     assert (hosts.problem(headers(host=host)) is None) == good
@@ -46,12 +72,22 @@ def test_a_server_answers_to_its_names(listening: str, host: str, good: bool) ->
 
 @pytest.mark.parametrize(
     ("origin", "good"),
-    [("http://localhost:7860", True), ("https://localhost:7860", True), ("null", False),
-     ("http://localhost:3000", False), ("http://localhost", False), ("http://attacker.test", False),
-     ("http://localhost:7860.attacker.test", False), ("file://", False), ("", False),
-     ("http://localhost:7860/", False), ("http://faces.test", True), ("https://faces.test:1", True),
-     ("http://127.0.0.1:7860", False)],
-)  # fmt: skip
+    [
+        ("http://localhost:7860", True),
+        ("https://localhost:7860", True),
+        ("null", False),
+        ("http://localhost:3000", False),
+        ("http://localhost", False),
+        ("http://attacker.test", False),
+        ("http://localhost:7860.attacker.test", False),
+        ("file://", False),
+        ("", False),
+        ("http://localhost:7860/", False),
+        ("http://faces.test", True),
+        ("https://faces.test:1", True),
+        ("http://127.0.0.1:7860", False),
+    ],
+)
 def test_pages_of_other_sites_send_no_requests(origin: str, good: bool) -> None:
     """Another port of this machine is another site, too."""
     hosts = Hosts.of("127.0.0.1", ["faces.test"])
@@ -87,7 +123,7 @@ async def _inside(scope: Any, receive: Any, send: Any) -> None:
 
 def demo(folder: Path) -> Any:
     testclient = pytest.importorskip("starlette.testclient")
-    door = Door(_inside, folder, Hosts.of("127.0.0.1"), Uploads(folder))
+    door = RouteAllowlist(_inside, folder, Hosts.of("127.0.0.1"), Uploads(folder))
     return testclient.TestClient(door, base_url="http://127.0.0.1:7860")
 
 
@@ -127,7 +163,7 @@ def test_uploads_are_bounded_in_size_and_number(
     assert client.post(path, content=bytes(4_000)).status_code == 413
     (tmp_path / "broken-off").write_bytes(bytes(2_000))
     reply = client.post(path, content=bytes(10))
-    assert reply.status_code == 503 and "no room" in reply.text
+    assert reply.status_code == 503 and "No room" in reply.text
 
 
 def test_a_slow_upload_is_ended_and_gives_its_place_back(
@@ -136,7 +172,7 @@ def test_a_slow_upload_is_ended_and_gives_its_place_back(
     monkeypatch.setattr(uploads, "UPLOAD_S", 0.1)
     monkeypatch.setattr(uploads, "MAX_AT_ONCE", 1)
     store = Uploads(tmp_path)
-    door = Door(_inside, tmp_path, None, store)
+    door = RouteAllowlist(_inside, tmp_path, None, store)
     scope = {"type": "http", "path": "/gradio_api/upload", "headers": []}
 
     async def upload(wait_s: float) -> int:
@@ -183,17 +219,38 @@ def test_old_uploads_are_deleted_and_those_that_were_broken_off(tmp_path: Path) 
 
 # --- text for a terminal --------------------------------------------------------------------------
 
-ATTACKS = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\x07", "a\rb", "\x08", "\u202egnp.exe",
-           "\u2066x\u2069", "\u200f", "\u2028", "\x7f", "\ud800", "\x1b]52;c;aGk=\x1b\\", "\x00",
-           "\x85", "\u061c", "\x0b", "\ufeff"]  # fmt: skip
+ATTACKS = [
+    "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "\x07",
+    "a\rb",
+    "\x08",
+    "\u202egnp.exe",
+    "\u2066x\u2069",
+    "\u200f",
+    "\u2028",
+    "\x7f",
+    "\ud800",
+    "\x1b]52;c;aGk=\x1b\\",
+    "\x00",
+    "\x85",
+    "\u061c",
+    "\x0b",
+    "\ufeff",
+]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_a_terminal_would_obey_is_written_out(attack: str) -> None:
     import json
 
-    for text in (printable(f"a{attack}b"), printable(f"a{attack}b", lines=True),
-                 one_line(f"a{attack}b"), json_line({"a": f"a{attack}b"})):  # fmt: skip
+    for text in (
+        printable(f"a{attack}b"),
+        printable(f"a{attack}b", lines=True),
+        one_line(f"a{attack}b"),
+        json_line({"a": f"a{attack}b"}),
+    ):
         assert all(mark.isprintable() for mark in text), ascii(text)
         text.encode("utf-8")
     assert json.loads(json_line([attack, "ü"])) == [attack, "ü"]
@@ -230,16 +287,35 @@ def test_a_cell_of_a_markdown_table_is_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\u00a0=1", "＝1",
-              "＋1", "'=1", '"=1', "\ufeff=1"]
-)  # fmt: skip
+    "value",
+    [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        " =1",
+        "\u00a0=1",
+        "＝1",
+        "＋1",
+        "'=1",
+        '"=1',
+        "\ufeff=1",
+    ],
+)
 def test_a_cell_of_a_table_is_no_formula(value: str) -> None:
-    from vlmface.demo.batch import _cell
+    from vlmface.demo.batch import _safe_cell
 
-    assert str(_cell(value)).startswith("'")
-    assert [_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
-        "a=1", "", "face.png", None, 3,
-    ]  # fmt: skip
+    assert str(_safe_cell(value)).startswith("'")
+    assert [_safe_cell(plain) for plain in ("a=1", "", "face.png", None, 3)] == [
+        "a=1",
+        "",
+        "face.png",
+        None,
+        3,
+    ]
 
 
 def test_gradio_itself_runs_behind_the_door(
@@ -256,11 +332,15 @@ def test_gradio_itself_runs_behind_the_door(
     with gradio.Blocks(analytics_enabled=False) as page:
         field = gradio.File()
         field.upload(lambda path: path, field, field)
-    guard = Middleware(Door, tmp_path, Hosts.of("127.0.0.1"), store)
+    guard = Middleware(RouteAllowlist, tmp_path, Hosts.of("127.0.0.1"), store)
     _, url, _ = page.launch(
-        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True,
-        ssr_mode=False, app_kwargs={"middleware": [guard], "redirect_slashes": False},
-    )  # fmt: skip
+        server_name="127.0.0.1",
+        share=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        app_kwargs={"middleware": [guard], "redirect_slashes": False},
+    )
     try:
         origin = url.rstrip("/")
         with httpx2.Client(base_url=origin, headers={"Origin": origin}, timeout=30) as client:
@@ -268,8 +348,11 @@ def test_gradio_itself_runs_behind_the_door(
             sent = {"files": ("face.png", b"a" * 5_000)}
             (path,) = client.post("/gradio_api/upload", files=sent).json()
             assert client.get(f"/gradio_api/file={path}").content == b"a" * 5_000
-            event = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}],
-                     "fn_index": 0, "session_hash": "s"}  # fmt: skip
+            event = {
+                "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}],
+                "fn_index": 0,
+                "session_hash": "s",
+            }
             assert client.post("/gradio_api/queue/join", json=event).status_code == 200
             other = {"Origin": "http://attacker.test"}
             assert client.post("/gradio_api/upload", files=sent, headers=other).status_code == 403

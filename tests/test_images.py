@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlmface.errors import UserError
-from vlmface.images import find_images, open_image, size_of
+from vlmface.utils.images import find_images, open_image, size_of
 
 
 @pytest.fixture(autouse=True)

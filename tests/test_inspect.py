@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from samples import rows
+from checkpoints import llava
+from samples import load_script, rows
 
-from vlmface import inspect_rows, plan, prompts
+from vlmface import prompts
 from vlmface.cli import main
-from vlmface.families import llava
+from vlmface.pipelines import sft as pipeline
+from vlmface.pipelines import steps
+from vlmface.pipelines.sft import Task
+from vlmface.tools import estimate_memory, inspect_rows, recipe_setup
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 
 @pytest.fixture(scope="module")
-def task(processor: Any) -> inspect_rows.Task:
+def task(processor: Any) -> Task:
     prompt = prompts.load("face_cot")
-    found, left_out = sft.encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
-    return inspect_rows.Task(prompt, found, left_out)
+    found, left_out = encode_rows(rows(16), processor, llava, prompt, max_length=10**6, seed=0)
+    return Task(prompt, found, left_out)
 
 
 def test_the_tokens_are_the_rows_and_the_marked_ones_the_supervised(
-    processor: Any, task: inspect_rows.Task
+    processor: Any, task: Task
 ) -> None:
     decode = processor.tokenizer.decode
     for row in task.rows:
@@ -49,7 +56,7 @@ def test_characters_of_several_tokens_are_shown_whole(processor: Any) -> None:
 
 
 def test_colours_are_green_for_supervised_tokens_and_for_no_others(
-    processor: Any, task: inspect_rows.Task
+    processor: Any, task: Task
 ) -> None:
     row = task.rows[0]
     text = inspect_rows.show_tokens(processor, row["input_ids"], row["labels"], colour=True)
@@ -59,10 +66,10 @@ def test_colours_are_green_for_supervised_tokens_and_for_no_others(
     assert "".join(green).replace("\\n\n", "\n") == processor.tokenizer.decode(learnt)
 
 
-def test_the_table_says_what_the_recipe_leaves_out(processor: Any, task: inspect_rows.Task) -> None:
+def test_the_table_says_what_the_recipe_leaves_out(processor: Any, task: Task) -> None:
     lengths = sorted(task.rows["length"])
     for limit in (lengths[3], lengths[10]):
-        kept, left_out = sft.encode_rows(
+        kept, left_out = encode_rows(
             rows(16), processor, llava, task.prompt, max_length=limit, seed=0
         )
         assert task.too_long(limit) == left_out["too_long"] == 16 - len(kept)
@@ -83,8 +90,8 @@ def test_reasons_are_counted(processor: Any) -> None:
 
     prompt = prompts.load("face_cot")
     spoilt = rows(16).map(spoil, with_indices=True)
-    found, left_out = sft.encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
-    task = inspect_rows.Task(prompt, found, left_out)
+    found, left_out = encode_rows(spoilt, processor, llava, prompt, max_length=10**6, seed=0)
+    task = Task(prompt, found, left_out)
     shown = inspect_rows.show_lengths(task, min(found["length"]))
     too_long = sum(length > min(found["length"]) for length in found["length"])
     assert f"left out: {5 + too_long} of 16 rows" in shown
@@ -92,11 +99,73 @@ def test_reasons_are_counted(processor: Any) -> None:
         assert line in shown.splitlines()
 
 
+def without_long_rows(task: Task, limit: int) -> Task:
+    lengths = enumerate(task.rows["length"])
+    return dataclasses.replace(
+        task, rows=task.rows.select([i for i, length in lengths if length <= limit])
+    )
+
+
+CASES: dict[str, tuple[str, list[str]]] = {
+    "sft_cot": ("sft_cot_tiny", []),
+    "sft_attributes": ("sft_attributes_tiny", ["--balance", "labels"]),
+    "context_emotion": ("context_vlm_tiny", ["--label_space", "null"]),
+}
+
+
+@pytest.mark.parametrize("recipe", CASES)
+def test_the_rows_are_those_that_training_encodes(
+    recipe: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What inspect and the memory estimate read, without what is too long, is the data set that
+    the recipe hands to the trainer."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"question": "Who is it?", "answer": "The model cannot tell."}\n')
+    yaml, words = CASES[recipe]
+    words = [
+        "--base",
+        str(base),
+        "--n_train",
+        "16",
+        "--n_eval",
+        "4",
+        *words,
+        "--text_data",
+        str(texts),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    trained: list[Any] = []
+
+    def stop(base: Path, processor: Any, family: Any, rows: Any, settings: Any) -> None:
+        trained.append(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "train", stop)
+    monkeypatch.setattr(steps.Evaluation, "predict", lambda *_, **__: [])
+    longest: int | None = None
+    for _ in range(2):  # the second time, about half of the rows are too long
+        limit = [] if longest is None else ["--max_length", str(longest)]
+        with pytest.raises(KeyboardInterrupt):
+            load_script(f"recipes/{recipe}.py").main([*words, *limit])
+        settings = recipe_setup.settings_from(yaml, [*words, *limit])
+        tasks = recipe_setup.read_tasks(settings, llava.load_processor(base))
+        fitting = [without_long_rows(task, settings.max_length) for task in tasks]
+        expected, rows = pipeline.join_tasks(fitting), trained.pop()
+        for column in ("row", "input_ids", "labels", "length"):
+            assert rows[column][:] == expected[column][:]
+        n = len(rows) - 1
+        assert n == sum(len(task.rows) for task in fitting if task.prompt is not None)
+        longest = max(sorted(task.rows["length"])[len(task.rows) // 2] for task in tasks)
+
+
 def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
     content = json.loads((run_dir / "settings.json").read_text())
-    settings = sft.Settings(**content)
-    model = plan.build(plan.base_config(settings.base), llava, settings, torch.float32)
-    found = plan.parameters(model, llava)
+    settings = SFTSettings(**content)
+    model = estimate_memory.build(
+        estimate_memory.base_config(settings.base), llava, settings, torch.float32
+    )
+    found = estimate_memory.parameters(model, llava)
     train = json.loads((run_dir / "metrics.json").read_text())["train"]
     entries = [entry for kinds in found.values() for entry in kinds.values()]
     assert sum(entry[0] for entry in entries) == train["trainable"]

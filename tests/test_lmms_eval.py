@@ -21,10 +21,10 @@ import yaml
 from samples import ROOT, load_script
 from test_benchmarks import miniature, questions
 
-from vlmface import facs, prompts
-from vlmface.answers import listed
+from vlmface import benchmarks, facs, prompts
+from vlmface.answers import join_labels
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
+from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
@@ -106,7 +106,7 @@ def few(tmp_path: Path, rest: str = "label_space: emotion8}") -> Path:
 def text_of(sample: FaceSample, prompt: Prompt, turn: int) -> str:
     """What is said about a face in one of many turns: one of TEXTS."""
     true = prompt.truth(sample) or prompt.space.labels[:1]
-    label, other = listed(true), next(word for word in prompt.space.labels if word not in true)
+    label, other = join_labels(true), next(word for word in prompt.space.labels if word not in true)
     aus = ", ".join(map(facs.name, sample.present_aus())) or "Nothing"
     drawn = zlib.crc32(f"{prompt.id} {sample.id}".encode())
     return TEXTS[(drawn + turn) % len(TEXTS)].format(label=label, other=other, aus=aus)
@@ -123,11 +123,18 @@ def answered(
             text = text_of(sample, prompt, turn)
             answer = prompt.parse(text.strip())
             lines.append(
-                {"id": sample.id, "truth": answering.truth(sample, benchmark),
-                 "prompt": prompt.id, "text": text, "label": answer.label,
-                 "status": answer.status, "aus": list(answer.aus), "latency_s": 0.0,
-                 "labels": list(answer.labels)}
-            )  # fmt: skip
+                {
+                    "id": sample.id,
+                    "truth": answering.truth(sample, benchmark),
+                    "prompt": prompt.id,
+                    "text": text,
+                    "label": answer.label,
+                    "status": answer.status,
+                    "aus": list(answer.aus),
+                    "latency_s": 0.0,
+                    "labels": list(answer.labels),
+                }
+            )
     return lines
 
 
@@ -136,7 +143,7 @@ def flat(scores: dict[str, Any]) -> dict[str, float]:
     blocks = {"": scores.get("emotion", {}), "au_": scores.get("au", {})}
     blocks |= {f"{name}_": block for name, block in scores.get("attributes", {}).items()}
     blocks["labels_"] = scores.get("labels", {})
-    names = ("accuracy", "uar", "f1_macro", "f1_micro", "jaccard")
+    names = ("accuracy", "uar", "f1_macro", "f1_micro", "jaccard", "exact_match")
     found = {
         f"{before}{name}": block[name]
         for before, block in blocks.items()
@@ -200,8 +207,10 @@ def test_an_answer_that_cannot_be_read_is_wrong(
     assert scored(task, docs, right) == {"accuracy": 1, "uar": 1, "f1_macro": 1, "valid": 1}
     half = scored(task, docs, right[:4] + ["I cannot tell."] * 4)
     assert (half["accuracy"], half["valid"]) == (0.5, 0.5)
-    items = [task["process_results"](doc, [text])["accuracy"]["score"]
-             for doc, text in zip(docs, right[:4] + [""] * 4, strict=True)]  # fmt: skip
+    items = [
+        task["process_results"](doc, [text])["accuracy"]["score"]
+        for doc, text in zip(docs, right[:4] + [""] * 4, strict=True)
+    ]
     assert items == [1.0] * 4 + [0.0] * 4
 
 
@@ -337,8 +346,12 @@ def test_a_prompt_that_has_changed_is_not_asked(
 
 def ask(prompt: Prompt, kind: str) -> str:
     """The question as the models of lmms_eval_table.py are asked it."""
-    texts = [(message["role"], block["text"]) for message in prompt.messages()
-             for block in message["content"] if block["type"] == "text"]  # fmt: skip
+    texts = [
+        (message["role"], block["text"])
+        for message in prompt.messages()
+        for block in message["content"]
+        if block["type"] == "text"
+    ]
     return "\n\n".join(text if kind == "simple" else f"{role}: {text}" for role, text in texts)
 
 
@@ -365,18 +378,33 @@ def test_lmms_eval_reports_our_figures(
         benchmark, asked = benchmarks.load_benchmark(name), [prompts.load(id) for id in ids]
         rows = benchmarks.load_rows(benchmark, None, None).select(range(8 // len(asked)))
         lines = answered(benchmark, rows, asked, turn=3)
-        expected[f"vlmface_{benchmark.id}"] = (lines, evaluation.score(
-            lines, benchmark, asked, model="x"))  # fmt: skip
+        expected[f"vlmface_{benchmark.id}"] = (
+            lines,
+            evaluation.score(lines, benchmark, asked, model="x"),
+        )
         for i, line in enumerate(lines):
             picture = answering.images_of(rows.select([i // len(asked)]))[0]
             answers = table.setdefault(ask(asked[i % len(asked)], kind), {})
             answers[hashlib.sha256(picture.tobytes()).hexdigest()] = line["text"]
     (tmp_path / "table.json").write_text(json.dumps(table), encoding="utf-8")
     out, home = tmp_path / "out", tmp_path / "home"
-    command = [os.environ["LMMS_EVAL"], ROOT / "tests/lmms_eval_table.py", "--model", "table",
-               "--model_args", f"answers={tmp_path / 'table.json'}", "--limit", "8",
-               "--include_path", tmp_path / "tasks", "--tasks", "vlmface-all",
-               "--output_path", out, "--log_samples"]  # fmt: skip
+    command = [
+        os.environ["LMMS_EVAL"],
+        ROOT / "tests/lmms_eval_table.py",
+        "--model",
+        "table",
+        "--model_args",
+        f"answers={tmp_path / 'table.json'}",
+        "--limit",
+        "8",
+        "--include_path",
+        tmp_path / "tasks",
+        "--tasks",
+        "vlmface-all",
+        "--output_path",
+        out,
+        "--log_samples",
+    ]
     command += ["--force_simple"] if kind == "simple" else []
     place = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True)
@@ -385,8 +413,11 @@ def test_lmms_eval_reports_our_figures(
     results = json.loads(reports[0].read_text(encoding="utf-8"))["results"]
     for task, (lines, scores) in expected.items():
         ours = flat(scores)
-        theirs = {name.removesuffix(",none"): value for name, value in results[task].items()
-                  if name.endswith(",none") and "_stderr" not in name}  # fmt: skip
+        theirs = {
+            name.removesuffix(",none"): value
+            for name, value in results[task].items()
+            if name.endswith(",none") and "_stderr" not in name
+        }
         assert {name: value for name, value in theirs.items() if value is not None} == ours, task
         (log,) = out.rglob(f"*_samples_{task}.jsonl")
         said = [json.loads(line) for line in log.read_text(encoding="utf-8").split("\n") if line]

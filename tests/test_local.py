@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import picture
 
-from vlmface import encode, export, prompts
+from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
+from vlmface.tools import merge
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 
@@ -157,13 +158,13 @@ def test_a_manifest_of_another_family_is_refused(run_dir: Path, tmp_path: Path) 
     copy = shutil.copytree(run_dir, tmp_path / "copy")
     written = json.loads((copy / "vlmface.json").read_text())
     (copy / "vlmface.json").write_text(json.dumps(written | {"family": "qwen_vl"}))
-    for use in (LocalModel.load, lambda run: export.merge(run, tmp_path / "merged")):
+    for use in (LocalModel.load, lambda run: merge.merge(run, tmp_path / "merged")):
         with pytest.raises(UserError, match=r"says family qwen_vl, but .* are llava"):
             use(copy)
 
 
 def test_a_base_model_needs_a_prompt(base: Path) -> None:
-    with pytest.raises(UserError, match=r"is no vlmface run .*say which prompt"):
+    with pytest.raises(UserError, match=r"is not a vlmface run .*choose a prompt"):
         LocalModel.load(base)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from vlmface import simulate
+from vlmface.tools import simulate_memory
 from vlmface.train.loss import summed_cross_entropy
 
 IGNORED = -100
@@ -65,7 +65,7 @@ def test_the_logits_memory_is_needed_once() -> None:
     def most(loss_of: Callable[[torch.Tensor], torch.Tensor]) -> float:
         """Most memory at a time beside `leaf`, in sizes of the logits."""
         leaf = logits.clone().requires_grad_()
-        with simulate.Live([leaf, targets]) as live:
+        with simulate_memory.LiveTensorTracker([leaf, targets]) as live:
             loss_of(leaf * 1).backward()
         return live.peak / logits.nbytes
 

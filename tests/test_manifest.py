@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vlmface import manifest, prompts, taxonomy
+from vlmface import label_spaces, manifest, prompts
 from vlmface.errors import UserError
 
 PROMPT = prompts.load("face_cot")
@@ -26,8 +26,8 @@ def run(tmp_path: Path, base: Path, processor: Any) -> Path:
         family="llava",
         base={"id": str(base), "sha": manifest.weights_sha(base)},
         adapter=True,
-        policy={"tower": "frozen", "projector": "full", "llm": "lora"},
-        prompts=[manifest.describe(PROMPT)],
+        trainable={"tower": "frozen", "projector": "full", "llm": "lora"},
+        prompts=[manifest.prompt_entry(PROMPT)],
         au_set=[1, 12],
         image={"height": 32, "width": 32, "tokens": 16},
         processor=manifest.processor_shas(folder),
@@ -66,9 +66,9 @@ def test_a_changed_prompt(run: Path) -> None:
 
 
 def test_a_changed_label_space(run: Path) -> None:
-    entry = manifest.describe(PROMPT) | {"label_space_sha": "0123456789ab"}
-    edit(run / manifest.NAME, prompts=[entry])
-    sha = taxonomy.space("emotion8").sha
+    entry = manifest.prompt_entry(PROMPT) | {"label_space_sha": "0123456789ab"}
+    edit(run / manifest.FILENAME, prompts=[entry])
+    sha = label_spaces.space("emotion8").sha
     with pytest.raises(UserError, match=rf"label space emotion8 .* is {sha}.*0123456789ab"):
         manifest.load(run)
 
@@ -86,15 +86,15 @@ def test_a_changed_or_lost_processor(run: Path, name: str) -> None:
 
 
 def test_a_foreign_or_broken_file(run: Path, base: Path) -> None:
-    with pytest.raises(UserError, match=r"has no vlmface\.json: it is no finished vlmface run"):
+    with pytest.raises(UserError, match=r"has no vlmface\.json: it is not a finished vlmface run"):
         manifest.load(base)
-    edit(run / manifest.NAME, schema=99)
+    edit(run / manifest.FILENAME, schema=99)
     with pytest.raises(UserError, match="has schema 99, but this vlmface"):
         manifest.load(run)
-    edit(run / manifest.NAME, schema=manifest.SCHEMA, surprise=True)
+    edit(run / manifest.FILENAME, schema=manifest.SCHEMA, surprise=True)
     with pytest.raises(UserError, match="surprise is missing or unknown"):
         manifest.load(run)
-    (run / manifest.NAME).write_text("{")
+    (run / manifest.FILENAME).write_text("{")
     with pytest.raises(UserError, match="cannot read"):
         manifest.load(run)
 
@@ -116,7 +116,7 @@ def test_resolving_a_base(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         manifest.resolve(str(tmp_path))
     for name in ("vlmface-tinny", "/no/such/folder", "./runs/x", "a/b/c"):
-        with pytest.raises(UserError, match="there is no base model"):
+        with pytest.raises(UserError, match="unknown base model"):
             manifest.resolve(name)
 
 

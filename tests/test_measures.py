@@ -16,7 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from vlmface.errors import UserError
-from vlmface.evaluate import measures
+from vlmface.metrics import measures
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 
@@ -441,18 +441,26 @@ def test_holm_rejects_what_the_steps_reject(p: list[float], alpha: float) -> Non
 
 FINE = ([[0.8, 0.2], [0.4, 0.6]], [0, 1])
 OF_TABLES: list[Callable[..., Any]] = [
-    measures.negative_log_likelihood, measures.brier_score, measures.top_label,
+    measures.negative_log_likelihood,
+    measures.brier_score,
+    measures.top_label,
     lambda p, truth: measures.top_k_accuracy(p, truth, 1),
-]  # fmt: skip
+]
 OF_PAIRS: list[Callable[..., Any]] = [
-    measures.mean_absolute_error, measures.mean_squared_error, measures.root_mean_squared_error,
-    measures.pearson_correlation, measures.concordance_correlation, measures.sign_agreement,
+    measures.mean_absolute_error,
+    measures.mean_squared_error,
+    measures.root_mean_squared_error,
+    measures.pearson_correlation,
+    measures.concordance_correlation,
+    measures.sign_agreement,
     lambda x, y: measures.group_accuracy(x, y, (3,)),
-]  # fmt: skip
+]
 OF_FLAGS: list[Callable[..., Any]] = [
-    measures.mcnemar_exact, measures.reliability, measures.expected_calibration_error,
+    measures.mcnemar_exact,
+    measures.reliability,
+    measures.expected_calibration_error,
     measures.average_precision,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("measure", OF_TABLES)

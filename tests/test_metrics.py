@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics, readings
-from vlmface.taxonomy import SPACES
+from vlmface.evaluate import scoring_modes
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
 
 
 def summarise(rows: list[dict[str, Any]], space: Any = SPACE, au_set: Any = AUS) -> dict[str, Any]:
-    return metrics.summarise(rows, space, au_set, ci=False, **ABOUT)
+    return metrics.summarise(rows, space, au_set, ci=False, about=ABOUT)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -84,8 +85,9 @@ def test_losing_an_answer_never_helps(cells: list[Any]) -> None:
     for score in whole["emotion"]["accuracy"], whole["emotion"]["uar"]:
         assert 0 <= score <= 1
     if right is not None:
-        lost = [r | {"label": None, "status": "none"} if i == right else r
-                for i, r in enumerate(rows)]  # fmt: skip
+        lost = [
+            r | {"label": None, "status": "none"} if i == right else r for i, r in enumerate(rows)
+        ]
         for name in ("accuracy", "uar", "f1_macro"):
             assert summarise(lost)["emotion"][name] < whole["emotion"][name]
 
@@ -197,16 +199,19 @@ def test_readings_are_scored_apart() -> None:
         row(i, "anger", "anger", probabilities=likely) | {"text": "anger", "scores": scores}
         for i in range(4)
     ]
-    found = readings.summarise(rows, SPACE)
+    found = scoring_modes.summarise(rows, SPACE)
     assert {name: block["accuracy"] for name, block in found.items()} == {
-        "free": 1, "rationale": 0, "scored": 0, "scored_mean": 0,
+        "free": 1,
+        "rationale": 0,
+        "scored": 0,
+        "scored_mean": 0,
         "scored_prior": 1,  # all are equally likely then, and anger is the first
-    }  # fmt: skip
+    }
     assert "calibration" not in found["free"] and found["scored"]["calibration"]["top2"] == 1
     nothing_written = [one | {"text": ""} for one in rows]
-    assert set(readings.summarise(nothing_written, SPACE)) == set(readings.NAMES[2:])
+    assert set(scoring_modes.summarise(nothing_written, SPACE)) == set(scoring_modes.NAMES[2:])
     without = [{**one, "probabilities": None, "scores": None} for one in rows]
-    assert set(readings.summarise(without, SPACE)) == {"free"}
+    assert set(scoring_modes.summarise(without, SPACE)) == {"free"}
 
 
 def test_calibration_error_equals_a_loop_over_bins() -> None:
@@ -216,8 +221,9 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
         p = dict(zip(SPACE.labels, rng.dirichlet(np.full(8, 0.3)), strict=True))
         rows.append(row(i, str(rng.choice(SPACE.labels)), "anger", probabilities=p))
     confidence = np.array([max(r["probabilities"].values()) for r in rows])
-    right = np.array([max(r["probabilities"], key=r["probabilities"].get)
-                      == r["truth"]["emotion"] for r in rows])  # fmt: skip
+    right = np.array(
+        [max(r["probabilities"], key=r["probabilities"].get) == r["truth"]["emotion"] for r in rows]
+    )
     expected = 0.0
     for low in np.arange(15) / 15:
         inside = (confidence > low) & (confidence <= low + 1 / 15)
@@ -227,7 +233,7 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
 
 
 def test_shape_of_the_file() -> None:
-    got = metrics.summarise(random_rows(50, 0), SPACE, AUS, **ABOUT)
+    got = metrics.summarise(random_rows(50, 0), SPACE, AUS, about=ABOUT)
     assert got["schema"] == 1
     assert {k: got[k] for k in ABOUT} == ABOUT
     assert got["n"] == 50

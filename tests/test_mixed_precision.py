@@ -16,13 +16,16 @@ from samples import load_script, rows
 
 from vlmface import families, prompts
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import distributed
 
 CORPUS = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft, "mixed_precision", lambda: True)
+    monkeypatch.setattr(distributed, "mixed_precision", lambda: True)
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
@@ -38,16 +41,26 @@ def losses(folder: Path) -> list[float]:
 
 def train(base: Path, folder: Path, **changes: Any) -> list[float]:
     fixed: dict[str, Any] = {
-        "base": str(base), "data": "test", "benchmark": "synth", "prompt": "face_cot", "limits": "",
-        "output_dir": str(folder), "batch_size": 4, "epochs": 2, "learning_rate": 1e-3,
-        "logging_steps": 1, "save_steps": 10, "lora_dropout": 0.0, "warmup_steps": 0,
-    }  # fmt: skip
+        "base": str(base),
+        "data": "test",
+        "benchmark": "synth",
+        "prompt": "face_cot",
+        "limits": "",
+        "output_dir": str(folder),
+        "batch_size": 4,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 10,
+        "lora_dropout": 0.0,
+        "warmup_steps": 0,
+    }
     family = families.get(families.family_of(base))
     processor = family.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(8), processor, family, prompts.load("face_cot"), max_length=4096, seed=0
     )
-    sft.train(base, processor, family, encoded, sft.Settings(**fixed | changes))
+    sft.train(base, processor, family, encoded, SFTSettings(**fixed | changes))
     return losses(folder)
 
 
@@ -71,9 +84,19 @@ def test_every_family_trains_a_tower(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_rollouts_are_rounded_as_the_loss_is(memorised: Path, tmp_path: Path) -> None:
     recipe = load_script("recipes/grpo.py")
-    words = {"start": memorised, "output_dir": tmp_path, "data_options": "{seed: 1}", "n_train": 8,
-             "n_eval": 4, "group_size": 3, "batch_size": 2, "max_steps": 2, "max_new_tokens": 60,
-             "learning_rate": 1e-4, "save_steps": 2}  # fmt: skip
+    words = {
+        "start": memorised,
+        "output_dir": tmp_path,
+        "data_options": "{seed: 1}",
+        "n_train": 8,
+        "n_eval": 4,
+        "group_size": 3,
+        "batch_size": 2,
+        "max_steps": 2,
+        "max_new_tokens": 60,
+        "learning_rate": 1e-4,
+        "save_steps": 2,
+    }
     assert recipe.main([x for k, v in words.items() for x in (f"--{k}", str(v))]) == 0
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(0 < line["rollout_drift"] < 0.02 for line in lines)

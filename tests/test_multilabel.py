@@ -15,22 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from vlmface import prompts
+from vlmface import benchmarks, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import (
-    answering,
-    benchmarks,
-    compare,
-    measures,
-    metrics,
-    multilabel,
-    report,
-    statistics,
-)
+from vlmface.evaluate import answering, compare, report
 from vlmface.evaluate import run as evaluation
 from vlmface.infer.local import LabelScores, Prediction
+from vlmface.label_spaces import SPACES, LabelSpace
+from vlmface.metrics import measures, metrics, multilabel, statistics
 from vlmface.schema import AFFECT, FaceSample
-from vlmface.taxonomy import SPACES, LabelSpace
 
 SPACE = LabelSpace("five", "context", ("A", "B", "C", "D", "E"), {}, "test", several=True)
 EMOTIC = SPACES["emotic26"]
@@ -73,7 +65,7 @@ def random_rows(n: int, seed: int, space: LabelSpace = SPACE) -> list[dict[str, 
 
 
 def summarise(rows: list[dict[str, Any]], space: LabelSpace = SPACE, ci: bool = False) -> Any:
-    return metrics.summarise(rows, space, (), ci=ci, **ABOUT)
+    return metrics.summarise(rows, space, (), ci=ci, about=ABOUT)
 
 
 def flags(rows: list[dict[str, Any]], of: Any, space: LabelSpace = SPACE) -> np.ndarray:
@@ -100,8 +92,11 @@ def test_scores_equal_scikit_learn(seed: int) -> None:
     for i, label in enumerate(SPACE.labels[:-1]):
         one = got["per_label"][label]
         assert one["support"] == true[:, i].sum()
-        for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score),
-                            ("f1", sk.f1_score)):  # fmt: skip
+        for name, score in (
+            ("precision", sk.precision_score),
+            ("recall", sk.recall_score),
+            ("f1", sk.f1_score),
+        ):
             assert one[name] == pytest.approx(score(true[:, i], said[:, i], **kind))
     assert got["per_label"]["E"]["f1"] is None and got["per_label"]["E"]["ap"] is None
 
@@ -190,7 +185,7 @@ def test_people_are_drawn_where_rows_name_them() -> None:
     rng, drawn = np.random.default_rng(0), []
     for _ in range(statistics.RESAMPLES):
         people = np.bincount(rng.integers(10, size=10), minlength=10)
-        drawn.append(float(multilabel.map_of(values, true)(people[index][None])["map"][0]))
+        drawn.append(float(multilabel.map_of(values, true)(people[index][None])[0]))
     assert block["ci95"]["map"] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist())
 
 
@@ -198,10 +193,18 @@ def test_likelihoods_are_ranked_less_what_a_grey_picture_gives() -> None:
     # Only what the picture adds ranks A's face first.
     likely = [({"A": -5.0}, {"A": -9.0}), ({"A": -2.0}, {"A": -2.5})]
     rows = [
-        row(i, true, None, scores={"log_likelihood": dict.fromkeys("BCDE", -1.0) | ll,
-                                   "tokens": {}, "prior": dict.fromkeys("BCDE", -1.0) | prior})
+        row(
+            i,
+            true,
+            None,
+            scores={
+                "log_likelihood": dict.fromkeys("BCDE", -1.0) | ll,
+                "tokens": {},
+                "prior": dict.fromkeys("BCDE", -1.0) | prior,
+            },
+        )
         for i, ((ll, prior), true) in enumerate(zip(likely, [["A"], ["B"]], strict=True))
-    ]  # fmt: skip
+    ]
     got = summarise(rows)["labels"]
     assert got["per_label"]["A"]["ap"] == 1 and got["per_label"]["B"]["ap"] == 0.5
     assert got["map"] == 0.75
@@ -251,10 +254,15 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
     benchmark = benchmarks.load_benchmark("emotic")
     one = sample(1, ["happiness", "Engagement"], valence=0.5, arousal=-0.25, gender="female")
     text = "Happiness, Engagement"
-    written = Prediction(text, PROMPT.parse(text), None, 0.1, True,
-                         affect={"valence": 0.25, "arousal": 0.5})  # fmt: skip
-    likely = LabelScores(dict.fromkeys(EMOTIC.labels, -1.0), dict.fromkeys(EMOTIC.labels, 1), 0.1,
-                         dict.fromkeys(EMOTIC.labels, -2.0))  # fmt: skip
+    written = Prediction(
+        text, PROMPT.parse(text), None, 0.1, True, affect={"valence": 0.25, "arousal": 0.5}
+    )
+    likely = LabelScores(
+        dict.fromkeys(EMOTIC.labels, -1.0),
+        dict.fromkeys(EMOTIC.labels, 1),
+        0.1,
+        dict.fromkeys(EMOTIC.labels, -2.0),
+    )
     both = answering.line(one, benchmark, PROMPT, written, likely)
     assert both["labels"] == both["truth"]["labels"] == ["Engagement", "Happiness"]
     assert both["truth"]["attributes"]["gender"] == "female"
@@ -285,7 +293,7 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
 
 def run_of(folder: Path, rows: list[dict[str, Any]], mode: str = "free") -> Path:
     folder.mkdir()
-    scores = metrics.summarise(rows, EMOTIC, (), **(ABOUT | {"mode": mode}))
+    scores = metrics.summarise(rows, EMOTIC, (), about=(ABOUT | {"mode": mode}))
     (folder / "metrics.json").write_text(json.dumps(scores), encoding="utf-8")
     write_lines(folder / "predictions.jsonl", rows)
     return folder

@@ -67,7 +67,7 @@ def test_no_other_choice_of_people_is_nearer(sizes: list[int], share: float, see
 
 @given(st.integers(2, 400), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_rows_without_people_are_divided_exactly(n: int, share: float, seed: int) -> None:
-    held = people.choose([("", f"row-{i}") for i in range(n)], share, seed)
+    held = people.choose_people([("", f"row-{i}") for i in range(n)], share, seed)
     assert len(held) == min(max(round(share * n), 1), n - 1)
 
 
@@ -85,7 +85,7 @@ def test_large_parts_are_chosen_quickly() -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(2, 60, 5000).tolist()
     who = [("set", f"p{i}") for i, size in enumerate(sizes) for _ in range(size)]
-    held = people.choose(who, 0.1, 0)
+    held = people.choose_people(who, 0.1, 0)
     rows = sum(one in held for one in who)
     assert abs(rows - 0.1 * len(who)) <= 0.5
     # people of all sizes, not the small ones alone
@@ -102,9 +102,9 @@ def test_exact_where_the_order_does_not_fit() -> None:
 
 
 def test_one_person_cannot_be_divided() -> None:
-    with pytest.raises(UserError, match=r"the 4 rows show anna alone, of whom no part"):
+    with pytest.raises(UserError, match=r"the 4 rows show anna alone, so that no people"):
         data.hold_out(rows_of(["anna"] * 4), 0.5)
-    with pytest.raises(UserError, match="the 0 rows show nobody alone"):
+    with pytest.raises(UserError, match="the 0 rows show no person alone"):
         data.hold_out(rows_of([]), 0.5)
     for share in (0, 1, -0.5, float("nan")):
         with pytest.raises(UserError, match="hold_out takes a share"):
@@ -122,23 +122,23 @@ def test_one_name_in_two_data_sets_is_two_people() -> None:
 
 def test_people_in_both_parts_are_counted() -> None:
     train, test = rows_of(["a", "b", "c", None]), rows_of(["b", "c", "c", "d", None])
-    found = people.shared(train, test)
+    found = people.shared_people(train, test)
     assert found == {"people": 2, "rows": 3, "examples": ["b", "c"]}
-    assert people.warning(found) == (
+    assert people.overlap_warning(found) == (
         "2 people are in the training and the test rows (b, c); they are on 3 test rows, whose "
         "scores say little about other people"
     )
     many = rows_of([f"p{i}" for i in range(2000)])
     assert "2,000 people are in the training and the validation rows (p0, p1, p10, ...)" in (
-        people.warning(people.shared(many, many) or {}, "validation")
+        people.overlap_warning(people.shared_people(many, many) or {}, "validation")
     )
-    assert people.shared(train, rows_of(["d", None])) is None
-    assert people.shared(rows_of([None]), rows_of([None])) is None
+    assert people.shared_people(train, rows_of(["d", None])) is None
+    assert people.shared_people(rows_of([None]), rows_of([None])) is None
 
 
 def test_names_are_compared_within_a_data_set_alone() -> None:
-    assert people.shared(rows_of(["1"], "disfa"), rows_of(["1"], "bp4d")) is None
-    assert people.shared(rows_of(["1"], "disfa"), rows_of(["1"], "disfa")) is not None
+    assert people.shared_people(rows_of(["1"], "disfa"), rows_of(["1"], "bp4d")) is None
+    assert people.shared_people(rows_of(["1"], "disfa"), rows_of(["1"], "disfa")) is not None
     # two tables may both begin to count at 1
     one, two = rows_of(["1"], "table"), rows_of(["1"], "table")
     assert checks.shared_people(one, "/a/t.csv", {"test": (two, "/b/t.csv")}) == {}
@@ -161,7 +161,7 @@ def test_a_run_says_that_it_is_tested_on_its_own_people(
     said = capsys.readouterr().out
     found = json.loads((out / "metrics.json").read_text())["train"]["shared_people"]["test"]
     assert found["rows"] == 8 and found["people"] >= 1 and found["examples"]
-    line = people.warning(found)
+    line = people.overlap_warning(found)
     assert f"warning: {line}" in said and line in (out / "report.html").read_text()
 
 

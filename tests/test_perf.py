@@ -28,9 +28,11 @@ def test_a_script_runs_and_its_sides_agree(name: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, f"tests/perf/{name}.py", "--small", "--json", str(path)],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(path.read_text())
     assert set(result) == {"name", "ratio", "runs", "equal", "machine"}

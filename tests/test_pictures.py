@@ -13,10 +13,10 @@ import torch
 from PIL import ExifTags, Image
 from samples import picture
 
-from vlmface import pictures
 from vlmface.errors import UserError
-from vlmface.images import open_image
-from vlmface.pictures import as_picture, listed
+from vlmface.utils import image_conversion
+from vlmface.utils.image_conversion import as_inputs, as_picture
+from vlmface.utils.images import open_image
 
 RGB = np.asarray(picture(1, (40, 30)))
 RGBA = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
@@ -80,10 +80,18 @@ def test_a_colour_picture_of_any_kind(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "grey",
-    [GREY, GREY[..., None], GREY[None], GREY / 255, GREY.astype(np.uint16) * 257,
-     torch.from_numpy(GREY.copy()), torch.from_numpy(GREY.copy())[None], Image.fromarray(GREY),
-     torch.from_numpy(GREY.copy())[..., None]],
-)  # fmt: skip
+    [
+        GREY,
+        GREY[..., None],
+        GREY[None],
+        GREY / 255,
+        GREY.astype(np.uint16) * 257,
+        torch.from_numpy(GREY.copy()),
+        torch.from_numpy(GREY.copy())[None],
+        Image.fromarray(GREY),
+        torch.from_numpy(GREY.copy())[..., None],
+    ],
+)
 def test_a_grey_picture_of_any_kind(grey: Any) -> None:
     assert (np.asarray(as_picture(grey)) == GREY[..., None]).all()
 
@@ -98,8 +106,9 @@ def test_a_path_of_any_kind(tmp_path: Path) -> None:
         as_picture(str(path).encode())
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "F",
-                                  "I", "RGBX", "RGBa"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "F", "I", "RGBX", "RGBa"]
+)
 def test_every_mode_becomes_what_a_file_would(mode: str) -> None:
     image = Image.fromarray(RGB).convert("RGBA" if mode == "RGBa" else "RGB").convert(mode)
     found = as_picture(image)
@@ -125,23 +134,34 @@ def test_a_tag_turns_a_picture_once(orientation: int, kind: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (None, "is of type NoneType: give a path"), (7, "is of type int"), ({}, "is of type dict"),
-        ([1, 2], "is of type list"), (np.float32(3), "of type float32"),
+        (None, "is of type NoneType: give a path"),
+        (7, "is of type int"),
+        ({}, "is of type dict"),
+        ([1, 2], "is of type list"),
+        (np.float32(3), "of type float32"),
         (np.zeros((30, 40), complex), "array of complex128"),
-        (np.full((30, 40), "x"), "array of <U1"), (np.zeros((30, 40), object), "array of object"),
-        (np.zeros((2, 3, 30, 40)), r"shape \(2, 3, 30, 40\)"), (np.zeros((30, 40, 5)), "shape"),
-        (np.zeros(30), "shape"), (np.zeros((0, 0, 3)), "0 x 0 pixels, too small"),
-        (np.full((30, 40), np.nan), "floats from nan"), (np.full((30, 40), -1), "from -1 to -1"),
+        (np.full((30, 40), "x"), "array of <U1"),
+        (np.zeros((30, 40), object), "array of object"),
+        (np.zeros((2, 3, 30, 40)), r"shape \(2, 3, 30, 40\)"),
+        (np.zeros((30, 40, 5)), "shape"),
+        (np.zeros(30), "shape"),
+        (np.zeros((0, 0, 3)), "0 x 0 pixels, too small"),
+        (np.full((30, 40), np.nan), "floats from nan"),
+        (np.full((30, 40), -1), "from -1 to -1"),
         ((RGB / 255 - 0.5) / 0.25, "before any normalisation"),
         (torch.zeros(3, 30, 40) - 2.1, "before any normalisation"),
-        (np.full((30, 40), 70000), "0 to 65535"), (np.zeros((8, 40), np.uint8), "too small"),
+        (np.full((30, 40), 70000), "0 to 65535"),
+        (np.zeros((8, 40), np.uint8), "too small"),
         (np.zeros((9000, 9000), np.uint8), "the limit is 64 megapixels"),
-        (io.StringIO("text"), "gives str instead of bytes"), (b"", "empty"),
-        ("no/such/file.png", "does not exist"), ("x" * 5000, "not the path of a file"),
-        ("a\0b", "does not exist|not the path"), (".", "is a folder"),
+        (io.StringIO("text"), "gives str instead of bytes"),
+        (b"", "empty"),
+        ("no/such/file.png", "does not exist"),
+        ("x" * 5000, "not the path of a file"),
+        ("a\0b", "does not exist|not the path"),
+        (".", "is a folder"),
         (Image.new("RGB", (5, 40)), "too small"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_picture_is_one_message(wrong: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         as_picture(wrong)
@@ -168,26 +188,32 @@ def test_one_picture_or_many() -> None:
     one = Image.fromarray(RGB)
     singles = ["a.png", Path("a.png"), b"", io.BytesIO(), one, RGB, GREY, torch.zeros(3, 30, 40)]
     for single in singles:
-        found, alone = listed(single)
+        found, alone = as_inputs(single)
         assert found == [single] or found[0] is single
         assert alone
-    several = [[one, one], (one, one), iter([one, one]), (x for x in (one, one)),
-               np.stack([RGB] * 2), torch.zeros(2, 3, 30, 40),
-               {1: one, 2: one}.values()]  # fmt: skip
+    several = [
+        [one, one],
+        (one, one),
+        iter([one, one]),
+        (x for x in (one, one)),
+        np.stack([RGB] * 2),
+        torch.zeros(2, 3, 30, 40),
+        {1: one, 2: one}.values(),
+    ]
     for many in several:
-        found, alone = listed(many)
+        found, alone = as_inputs(many)
         assert len(found) == 2 and not alone
-    assert listed([]) == ([], False)
+    assert as_inputs([]) == ([], False)
     for wrong in (None, 3, {"a": one}, {1, 2}):
         with pytest.raises(UserError, match=f"pictures are of type {type(wrong).__name__}"):
-            listed(wrong)
+            as_inputs(wrong)
 
 
 def test_nothing_is_copied_or_turned_for_the_detector() -> None:
     image = Image.fromarray(RGB)
-    assert pictures.as_rgb(image) is image and as_picture(image) is image
+    assert image_conversion.as_rgb(image) is image and as_picture(image) is image
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     turned = Image.fromarray(RGB)
     turned.info["exif"] = exif.tobytes()
-    assert pictures.as_rgb(turned).size == (40, 30) and as_picture(turned).size == (30, 40)
+    assert image_conversion.as_rgb(turned).size == (40, 30) and as_picture(turned).size == (30, 40)

@@ -13,7 +13,7 @@ import pytest
 from samples import load_script
 
 from vlmface import facs
-from vlmface.data.rows import pictures
+from vlmface.data.rows import with_still_images
 from vlmface.evaluate import faithfulness
 from vlmface.schema import FaceSample
 from vlmface.synth import dataset
@@ -41,9 +41,14 @@ def table(data: Any, wrong: set[int], path: Path) -> None:
 
 def shift_of(labels: Path, folder: Path) -> dict[str, Any]:
     """Train on a table; how much more often the model calls faces of GROUP angry."""
-    words = {"data": "table", "data_root": labels,
-             "data_options": '{aus: "AU*", au_values: intensity}',
-             "prompt": PROMPTS, "n_eval": 16, "output_dir": folder}  # fmt: skip
+    words = {
+        "data": "table",
+        "data_root": labels,
+        "data_options": '{aus: "AU*", au_values: intensity}',
+        "prompt": PROMPTS,
+        "n_eval": 16,
+        "output_dir": folder,
+    }
     recipe = load_script("recipes/sft_attributes.py")
     assert recipe.main([word for k, v in words.items() for word in (f"--{k}", str(v))]) == 0
     asked = {"model": folder, "prompt": "facescan_emotion", "n": 240}
@@ -61,7 +66,7 @@ def shift_of(labels: Path, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_label_that_was_tied_to_one_ancestry_is_found(tmp_path: Path) -> None:
-    data = pictures(dataset.load("train", n=FACES))
+    data = with_still_images(dataset.load("train", n=FACES))
     rows: Sequence[dict[str, str]] = data.select_columns(["emotion", "race"]).to_list()
     others = [i for i, row in enumerate(rows) if row["emotion"] != LABEL]
     own = [i for i in others if rows[i]["race"] == GROUP]

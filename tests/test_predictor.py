@@ -26,23 +26,23 @@ from vlmface.answers import Answer
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.infer import Predictor, loops
-from vlmface.infer.batcher import Batcher, BusyError
+from vlmface.infer.batcher import DynamicBatcher, QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
-from vlmface.infer.face_views import Viewpoint
+from vlmface.infer.face_report import FaceReport
+from vlmface.infer.face_views import ViewSettings
 from vlmface.infer.local import LocalModel, Prediction
-from vlmface.infer.report import FaceReport
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 
 
 def texts(reports: list[FaceReport]) -> list[str]:
-    return [report.main.text for report in reports]
+    return [report.primary.text for report in reports]
 
 
 @pytest.fixture(scope="module")
 def local(run_dir: Path) -> Iterator[Predictor]:
     with Predictor.load(run_dir) as predictor:
-        predictor.viewpoint = Viewpoint()  # the pictures here show no faces
+        predictor.view_settings = ViewSettings()  # the pictures here show no faces
         yield predictor
 
 
@@ -70,7 +70,7 @@ def behind(run_dir: Path) -> Iterator[FakeTeacher]:
 @pytest.fixture(scope="module")
 def served(behind: FakeTeacher, run_dir: Path) -> Iterator[Predictor]:
     with Predictor.load(behind.url, run=run_dir) as predictor:
-        predictor.viewpoint = Viewpoint()
+        predictor.view_settings = ViewSettings()
         yield predictor
 
 
@@ -82,10 +82,17 @@ def test_a_report_says_what_the_model_said(local: Predictor, run_dir: Path) -> N
     expected = LocalModel.load(run_dir).predict(PICTURES)
     for report, said in zip(local.predict(PICTURES), expected, strict=True):
         assert (report.emotion, report.aus, report.rationale, report.status) == (
-            said.answer.label, said.answer.aus, said.answer.rationale, said.answer.status,
-        )  # fmt: skip
+            said.answer.label,
+            said.answer.aus,
+            said.answer.rationale,
+            said.answer.status,
+        )
         assert report.probabilities == pytest.approx(said.probabilities, abs=1e-5)
-        assert report.note == local.limits and report.box is None and report.face_found is None
+        assert (
+            report.limitations == local.limitations
+            and report.box is None
+            and report.face_found is None
+        )
         line = json.loads(json.dumps(report.as_dict()))
         assert line["answers"]["emotion"]["text"] == said.text
         assert line["answers"]["emotion"]["prompt"] == "face_cot"
@@ -99,13 +106,13 @@ def test_of_a_clip_each_frame_has_a_box_of_its_own(
     with Predictor.load(clip_faces) as one, Predictor.load(clip_frames) as four:
         assert (one.frames, four.frames) == (1, 4)
         view = four.clip_view(frames, boxes)
-        shown = view.pictures
+        shown = view.images
         assert view.face_found is True and isinstance(shown, list) and len(shown) == 4
         for image, i in zip(shown, (1, 3, 5, 7), strict=True):
             (alone,) = one.face_views(frames[i], box=boxes[i])
-            assert image.tobytes() == alone.pictures.tobytes()  # type: ignore[union-attr]
+            assert image.tobytes() == alone.images.tobytes()  # type: ignore[union-attr]
         report = four.predict_clip(frames, boxes)
-        expected = four.backend.answer(four.questions["emotion"], [shown], 1)[0]
+        expected = four.backend.predict(four.prompts_by_task["emotion"], [shown], 1)[0]
         assert report.probabilities == expected.probabilities
         assert (report.face_found, report.box) == (True, None)
         # One frame is the middle one, and it has no face here.
@@ -115,7 +122,7 @@ def test_of_a_clip_each_frame_has_a_box_of_its_own(
             four.clip_view([], [])
     (middle,) = local.predict([PICTURES[2]], boxes=[(2, 2, 30, 30)])
     clip = local.predict_clip(PICTURES, [(2, 2, 30, 30)] * 5)
-    assert clip.main.text == middle.main.text
+    assert clip.primary.text == middle.primary.text
 
 
 @pytest.mark.parametrize("who", ["local", "served"])
@@ -137,10 +144,10 @@ def test_a_streamed_answer_grows_to_the_whole(who: str, request: pytest.FixtureR
     *pieces, report = predictor.stream(PICTURES[0])
     assert isinstance(report, FaceReport)
     said = [piece for piece in pieces if isinstance(piece, str)]
-    assert len(said) == len(pieces) > 1 and said[-1] == report.main.text
+    assert len(said) == len(pieces) > 1 and said[-1] == report.primary.text
     assert all(b.startswith(a) for a, b in itertools.pairwise(said))
     (whole,) = predictor.predict(PICTURES[:1])
-    assert report.main.text == whole.main.text
+    assert report.primary.text == whole.primary.text
     assert report.probabilities == pytest.approx(whole.probabilities)
 
 
@@ -150,7 +157,7 @@ def test_only_a_model_in_this_process_tells_probabilities(
     assert local.predict(PICTURES[:1])[0].probabilities is not None
     (report,) = served.predict(PICTURES[:1])
     assert report.probabilities is None
-    assert report.sure == (report.emotion is not None)
+    assert report.is_confident == (report.emotion is not None)
 
 
 def test_a_face_is_cut_out_of_its_picture(local: Predictor) -> None:
@@ -160,21 +167,21 @@ def test_a_face_is_cut_out_of_its_picture(local: Predictor) -> None:
     (report,) = local.predict([scene], boxes=[(100, 60, 180, 140)])
     assert report.box == (100, 60, 180, 140) and report.face_found is True
     (view,) = local.face_views(scene, box=(100, 60, 180, 140))
-    assert isinstance(view.pictures, Image.Image)
-    assert view.pictures.width == view.pictures.height == 224
-    assert texts([report]) == texts(local.predict([view.pictures]))
+    assert isinstance(view.images, Image.Image)
+    assert view.images.width == view.images.height == 224
+    assert texts([report]) == texts(local.predict([view.images]))
 
 
 def test_what_was_not_trained_is_not_asked(local: Predictor) -> None:
-    with pytest.raises(UserError, match="was not trained to answer gender: ask for emotion"):
+    with pytest.raises(UserError, match="was not trained to answer gender: choose from emotion"):
         local.predict(PICTURES, ["gender"])
-    with pytest.raises(UserError, match="nothing is asked"):
+    with pytest.raises(UserError, match="tasks is empty"):
         local.predict(PICTURES, [])
 
 
 def test_what_is_about_a_server_is_refused_elsewhere(run_dir: Path, behind: FakeTeacher) -> None:
-    with pytest.raises(UserError, match=r"served is lora, but .* is no server's URL"):
-        Predictor.load(run_dir, served="lora")
+    with pytest.raises(UserError, match=r"served_model_name is lora, but .* is not the URL"):
+        Predictor.load(run_dir, served_model_name="lora")
     with pytest.raises(UserError, match="give --run, the folder of the run that it serves"):
         Predictor.load(behind.url)
     with pytest.raises(UserError, match="was trained with prompt face_cot"):
@@ -215,7 +222,7 @@ def test_more_pictures_than_are_open_at_once_keep_their_order(
     from vlmface.infer import predictor
 
     expected = texts(local.predict(PICTURES))
-    monkeypatch.setattr(predictor, "MOST_OPEN", 2)
+    monkeypatch.setattr(predictor, "MAX_OPEN_IMAGES", 2)
     assert texts(local.predict(PICTURES)) == expected
 
 
@@ -232,16 +239,23 @@ def test_tasks_of_another_run_are_one_message(local: Predictor, wrong: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "box", [[2, 3, 30, 34], (2.0, 3.0, 30.0, 34.0), np.array([2, 3, 30, 34], np.float32),
-            np.array([2, 3, 30, 34], np.int64), torch.tensor([2.0, 3, 30, 34])],
-)  # fmt: skip
+    "box",
+    [
+        [2, 3, 30, 34],
+        (2.0, 3.0, 30.0, 34.0),
+        np.array([2, 3, 30, 34], np.float32),
+        np.array([2, 3, 30, 34], np.int64),
+        torch.tensor([2.0, 3, 30, 34]),
+    ],
+)
 def test_a_box_of_any_kind_is_reported_as_numbers(local: Predictor, box: Any) -> None:
     reports = [
-        local.predict(PICTURES[0], boxes=box), local.predict(PICTURES[0], boxes=[box]),
+        local.predict(PICTURES[0], boxes=box),
+        local.predict(PICTURES[0], boxes=[box]),
         *local.predict(PICTURES[:2], boxes=[box, None])[:1],
         asyncio.run(local.apredict(PICTURES[0], box=box)),
         list(local.stream(PICTURES[0], box=box))[-1],
-    ]  # fmt: skip
+    ]
     for report in reports:
         line = json.loads(json.dumps(report.as_dict()))
         assert line["box"] == [2.0, 3.0, 30.0, 34.0] and line["face_found"] is True
@@ -252,10 +266,15 @@ def test_a_box_of_any_kind_is_reported_as_numbers(local: Predictor, box: Any) ->
 
 @pytest.mark.parametrize(
     ("boxes", "said"),
-    [([[1, 2, 3], None], "box 1 is"), ([(1, 2, 30, 30)], "1 boxes for 2"), (7, "boxes is 7"),
-     ([None, "face"], "box 2 is 'face'"), ([[1, 2, 30, 30]] * 3, "3 boxes for 2"),
-     ([np.zeros((3, 3)), None], "box 1 is array")],
-)  # fmt: skip
+    [
+        ([[1, 2, 3], None], "box 1 is"),
+        ([(1, 2, 30, 30)], "1 boxes for 2"),
+        (7, "boxes is 7"),
+        ([None, "face"], "box 2 is 'face'"),
+        ([[1, 2, 30, 30]] * 3, "3 boxes for 2"),
+        ([np.zeros((3, 3)), None], "box 1 is array"),
+    ],
+)
 def test_boxes_that_are_none_are_one_message(local: Predictor, boxes: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         local.predict(PICTURES[:2], boxes=boxes)
@@ -276,7 +295,7 @@ def test_it_works_inside_a_running_loop(
         assert texts(predictor.predict(PICTURES[:2])) == expected
         *_, last = predictor.stream(PICTURES[0])
         with Predictor.load(behind.url, run=run_dir) as another:  # asks which model is served
-            another.viewpoint = Viewpoint()
+            another.view_settings = ViewSettings()
             assert texts(another.predict(PICTURES[:2])) == expected
         return texts([last, await predictor.apredict(PICTURES[1])])  # type: ignore[list-item]
 
@@ -289,9 +308,9 @@ def test_a_coroutine_is_run_wherever_it_is_called() -> None:
         return 3
 
     async def outer() -> int:
-        return loops.run(inner())
+        return loops.run_sync(inner())
 
-    assert loops.run(inner()) == asyncio.run(outer()) == 3
+    assert loops.run_sync(inner()) == asyncio.run(outer()) == 3
 
 
 @pytest.mark.parametrize("where", ["local", "served"])
@@ -302,7 +321,7 @@ def test_a_half_read_stream_holds_up_nobody(
     model = run_dir if where == "local" else behind.url
     expected = texts(local.predict(PICTURES[:1]))
     with Predictor.load(model, **words) as predictor:
-        predictor.viewpoint = Viewpoint()
+        predictor.view_settings = ViewSettings()
         halves = [predictor.stream(PICTURES[i]) for i in range(3)]
         for half in halves:
             next(half)
@@ -327,12 +346,14 @@ def test_closing_twice_is_nothing_and_use_after_it_is_one_message(
         predictor.close()
     predictor.close()
     uses: list[Any] = [
-        lambda: predictor.predict(PICTURES), lambda: predictor.predict([]),
-        lambda: list(predictor.stream(PICTURES[0])), lambda: predictor.faces(PICTURES[0]),
+        lambda: predictor.predict(PICTURES),
+        lambda: predictor.predict([]),
+        lambda: list(predictor.stream(PICTURES[0])),
+        lambda: predictor.faces(PICTURES[0]),
         lambda: asyncio.run(predictor.apredict(PICTURES[0])),
         lambda: predictor.predict_clip(PICTURES, [None] * 5),
         lambda: predictor.__enter__(),
-    ]  # fmt: skip
+    ]
     for use in uses:
         with pytest.raises(UserError, match=r"the predictor of .* is closed: load it again"):
             use()
@@ -355,11 +376,11 @@ def test_who_waits_while_it_is_busy_is_answered_together() -> None:
         go_on.wait(10)
         return [job * 10 for job in jobs]
 
-    batcher = Batcher(work, batch_size=3, most_waiting=5)
+    batcher = DynamicBatcher(work, batch_size=3, max_queue=5)
     first = batcher.submit("a", 0)
     begun.wait(10)
     rest = [batcher.submit(kind, n) for n, kind in enumerate("aabab", 1)]
-    with pytest.raises(BusyError, match="5 wait already"):
+    with pytest.raises(QueueFullError, match="5 wait already"):
         batcher.submit("a", 6)
     rest[1].cancel()
     go_on.set()
@@ -367,7 +388,7 @@ def test_who_waits_while_it_is_busy_is_answered_together() -> None:
     assert batches == [("a", [0]), ("a", [1, 4]), ("b", [3, 5])]
     assert first.result() == 0
     assert [one.result() for one in (rest[0], *rest[2:])] == [10, 30, 40, 50]
-    with pytest.raises(BusyError, match="shutting down"):
+    with pytest.raises(QueueFullError, match="shutting down"):
         batcher.submit("a", 7)
 
 
@@ -377,7 +398,7 @@ def test_an_error_reaches_those_whom_it_concerns() -> None:
             raise UserError("no")
         return jobs
 
-    batcher = Batcher(work, batch_size=4, most_waiting=9)
+    batcher = DynamicBatcher(work, batch_size=4, max_queue=9)
     bad, good = batcher.submit("bad", 1), batcher.submit("good", 2)
     with pytest.raises(UserError, match="no"):
         bad.result(10)
@@ -393,7 +414,7 @@ def test_one_bad_job_does_not_spoil_its_batch() -> None:
         go_on.wait(10)
         return [10 // job for job in jobs]
 
-    batcher = Batcher(work, batch_size=4, most_waiting=9)
+    batcher = DynamicBatcher(work, batch_size=4, max_queue=9)
     batcher.submit("x", 1)
     begun.wait(10)
     jobs = [batcher.submit("x", n) for n in (2, 0, 5)]
@@ -412,10 +433,10 @@ def test_who_hangs_up_while_waiting_costs_nothing() -> None:
         done.extend(jobs)
         return jobs
 
-    batcher = Batcher(work, batch_size=1, most_waiting=9)
+    batcher = DynamicBatcher(work, batch_size=1, max_queue=9)
 
     async def ask() -> None:
-        tasks = [asyncio.create_task(batcher.ask("x", n)) for n in range(3)]
+        tasks = [asyncio.create_task(batcher.submit_async("x", n)) for n in range(3)]
         await asyncio.sleep(0.02)
         tasks[1].cancel()
         assert await tasks[2] == 2
@@ -441,7 +462,7 @@ class Fake:
 
     prompts = (prompts.load("face_cot"),)
 
-    def answer(self, prompt: Any, images: Any, batch_size: int) -> list[Prediction]:
+    def predict(self, prompt: Any, images: Any, batch_size: int) -> list[Prediction]:
         answer = Answer("anger", (4,), "strict", "The brows are lowered (AU4).")
         likely = {"anger": 0.75, "fear": 0.25}
         return [Prediction("text", answer, likely, 0.1, True) for _ in images]
@@ -452,7 +473,7 @@ class Fake:
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Predictor(Fake(), limits="rendered faces only")  # type: ignore[arg-type]
+    found = Predictor(Fake(), limitations="rendered faces only")  # type: ignore[arg-type]
     monkeypatch.setattr(Predictor, "load", lambda *a, **k: found)
 
 
@@ -471,7 +492,7 @@ def test_a_bad_file_does_not_stop_the_others(
     said = reports[0]["answers"]["emotion"]
     assert said["label"] == "anger" and said["probabilities"] == {"anger": 0.75, "fear": 0.25}
     assert reports[0]["aus"] == [{"au": 4, "name": "brow lowerer", "region": "brow"}]
-    assert reports[0]["note"] == "rendered faces only"
+    assert reports[0]["limitations"] == "rendered faces only"
 
 
 @pytest.mark.usefixtures("loaded")
@@ -483,9 +504,12 @@ def test_people_get_text_and_the_note(files: list[str], capsys: pytest.CaptureFi
 
 
 def test_a_server_is_asked_by_the_command(
-    behind: FakeTeacher, run_dir: Path, files: list[str], local: Predictor,
+    behind: FakeTeacher,
+    run_dir: Path,
+    files: list[str],
+    local: Predictor,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     words = ["--model", behind.url, "--run", str(run_dir), "--json", "--faces", "none"]
     assert main(["predict", files[0], *words]) == 0
     said = json.loads(capsys.readouterr().out)["answers"]["emotion"]["text"]

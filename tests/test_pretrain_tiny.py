@@ -7,7 +7,7 @@ import json
 import pytest
 from samples import load_script
 
-from vlmface.files import resource
+from vlmface.resources import resource
 
 
 def test_the_built_in_checkpoint_is_small_complete_and_documented():
@@ -22,9 +22,13 @@ def test_the_built_in_checkpoint_is_small_complete_and_documented():
     assert "license: apache-2.0" in card and "recipes/pretrain_tiny.py" in card
     stages = [line["stage"] for line in log]
     assert list(dict.fromkeys(stages)) == [
-        "teacher", "teacher, held-out faces", "geometry", "geometry, held-out faces", "language",
+        "teacher",
+        "teacher, held-out faces",
+        "geometry",
+        "geometry, held-out faces",
+        "language",
         "words",
-    ]  # fmt: skip
+    ]
     language = [line["text"] for line in log if line["stage"] == "language"]
     assert language[-1] < 0.1 * language[0]
 

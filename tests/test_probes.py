@@ -11,23 +11,44 @@ import pytest
 
 from vlmface import facs
 from vlmface.errors import UserError
-from vlmface.synth import dataset, faces, probes
+from vlmface.label_spaces import EMOTIONS
+from vlmface.synth import counterfactual_pairs, dataset, faces
 from vlmface.synth.expressions import compatible
-from vlmface.taxonomy import EMOTIONS
 
 # Kind -> the fields of (identity, look, view) and of the labels that may differ.
 MAY_DIFFER = {
     "au": set(),
-    "age": {"identity.age", "look.age", "look.hair_colour", "look.hair_style", "look.stubble",
-            "look.beard", "age"},
-    "gender": {"identity.female", "look.hair_style", "look.brow_thickness", "look.brow_arch",
-               "look.lip_tint", "look.stubble", "look.beard", "gender"},
-    "ancestry": {"identity.ancestry", "look.tone", "look.hair_colour", "look.hair_style",
-                 "look.eye_colour", "race"},
+    "age": {
+        "identity.age",
+        "look.age",
+        "look.hair_colour",
+        "look.hair_style",
+        "look.stubble",
+        "look.beard",
+        "age",
+    },
+    "gender": {
+        "identity.female",
+        "look.hair_style",
+        "look.brow_thickness",
+        "look.brow_arch",
+        "look.lip_tint",
+        "look.stubble",
+        "look.beard",
+        "gender",
+    },
+    "ancestry": {
+        "identity.ancestry",
+        "look.tone",
+        "look.hair_colour",
+        "look.hair_style",
+        "look.eye_colour",
+        "race",
+    },
     "light": {"view.light", "view.key", "view.key_colour", "view.fill", "view.ambient"},
     "background": {"view.background", "view.background_seed", "view.noise_seed"},
     "pose": {"view.yaw", "view.pitch", "view.roll"},
-}  # fmt: skip
+}
 ALWAYS_DIFFERS = {
     "au": set(),
     "age": {"identity.age", "look.age", "age"},
@@ -61,10 +82,10 @@ def changed_pixels(pair):
     return np.abs(base - changed).max(2)
 
 
-@pytest.mark.parametrize("kind", probes.KINDS)
+@pytest.mark.parametrize("kind", counterfactual_pairs.KINDS)
 def test_a_pair_differs_in_its_kind_alone(kind):
     for index in range(40):
-        base, changed, detail = probes.draw(kind, index)
+        base, changed, detail = counterfactual_pairs.draw(kind, index)
         assert base == dataset.draw(0, "test", index)
         found = differing(base, changed)
         assert ALWAYS_DIFFERS[kind] <= found <= MAY_DIFFER[kind]
@@ -77,7 +98,7 @@ def test_a_pair_differs_in_its_kind_alone(kind):
 
 def test_an_au_pair_differs_in_one_au_and_keeps_the_strengths_of_the_others():
     for index in range(120):
-        base, changed, detail = probes.draw("au", index)
+        base, changed, detail = counterfactual_pairs.draw("au", index)
         au, (old, new) = detail["au"], (base.expression, changed.expression)
         assert set(old.aus) ^ set(new.aus) == {au}
         assert (au in new.aus) == (detail["change"] == "added")
@@ -91,13 +112,13 @@ def test_an_au_pair_differs_in_one_au_and_keeps_the_strengths_of_the_others():
             assert set(one) ^ set(other) == {au}
         assert (new.left, new.right) == (changed.face.left, changed.face.right)
         if detail["change"] == "added":
-            assert detail["intensity"] == probes.CLEAR
+            assert detail["intensity"] == counterfactual_pairs.CLEAR
             assert max(new.left[au], new.right[au]) > 0.5
 
 
 def test_au_pairs_are_faces_that_the_generator_could_draw():
     for index in range(300):
-        _, changed, _ = probes.draw("au", index)
+        _, changed, _ = counterfactual_pairs.draw("au", index)
         aus = set(changed.expression.aus)
         assert not ({26, 27} & aus and 25 not in aus), "a dropped jaw parts the lips"
         parting = {25} if {26, 27} & aus else set()
@@ -105,7 +126,7 @@ def test_au_pairs_are_faces_that_the_generator_could_draw():
 
 
 def test_the_record_says_what_the_rules_say_of_the_label():
-    drawn = [probes.draw("au", index) for index in range(300)]
+    drawn = [counterfactual_pairs.draw("au", index) for index in range(300)]
     for base, changed, detail in drawn:
         old, new = base.expression, changed.expression
         assert detail["supported_before"] == facs.supports(old.aus, old.emotion)
@@ -135,18 +156,21 @@ def test_a_group_pair_keeps_the_texture_of_the_skin_and_a_persons_own_group_chan
 
 def test_the_other_group_is_another_one():
     for index in range(60):
-        base, changed, detail = probes.draw("age", index)
-        assert abs(changed.age - base.age) >= probes.YEARS_APART
+        base, changed, detail = counterfactual_pairs.draw("age", index)
+        assert abs(changed.age - base.age) >= counterfactual_pairs.YEARS_APART
         assert changed.age_group != base.age_group
         assert detail == {"from": base.age, "to": changed.age}
         assert changed.age == changed.face.identity.age == changed.face.look.age
-    assert {probes.draw("gender", i)[2]["to"] for i in range(40)} == {"female", "male"}
-    assert len({probes.draw("ancestry", i)[2]["to"] for i in range(40)}) == 3
+    assert {counterfactual_pairs.draw("gender", i)[2]["to"] for i in range(40)} == {
+        "female",
+        "male",
+    }
+    assert len({counterfactual_pairs.draw("ancestry", i)[2]["to"] for i in range(40)}) == 3
 
 
-@pytest.mark.parametrize("kind", probes.KINDS)
+@pytest.mark.parametrize("kind", counterfactual_pairs.KINDS)
 def test_records_are_valid_and_their_pictures_differ(kind):
-    pairs = probes.make(kind, 4)
+    pairs = counterfactual_pairs.make(kind, 4)
     for index, pair in enumerate(pairs):
         base, changed = pair.base.validate(), pair.changed.validate()
         assert pair.kind == kind
@@ -158,23 +182,34 @@ def test_records_are_valid_and_their_pictures_differ(kind):
         units = {au for au in before if before[au] != after[au]}
         assert units == ({pair.detail["au"]} if kind == "au" else set())
         affect = {"valence", "arousal"}  # follow from the units and the emotion
-        same = {"au": {"aus", "emotion", *affect}, "age": {"age", "age_group"},
-                "gender": {"gender"}, "ancestry": {"race"}}.get(kind, set())  # fmt: skip
+        same = {
+            "au": {"aus", "emotion", *affect},
+            "age": {"age", "age_group"},
+            "gender": {"gender"},
+            "ancestry": {"race"},
+        }.get(kind, set())
         for field in dataclasses.fields(base):
             if field.name not in {"id", "image", "meta", *same}:
                 assert getattr(base, field.name) == getattr(changed, field.name), field.name
 
 
 def test_a_pair_follows_from_kind_seed_and_index():
-    few, more = probes.make("au", 2), probes.make("au", 3)
+    few, more = counterfactual_pairs.make("au", 2), counterfactual_pairs.make("au", 3)
     for one, other in zip(few, more, strict=False):
         assert one.detail == other.detail
-        assert (changed_pixels(probes.Pair(one.changed, other.changed, "", {})) == 0).all()
+        assert (
+            changed_pixels(counterfactual_pairs.Pair(one.changed, other.changed, "", {})) == 0
+        ).all()
         assert one.changed.to_row() | {"image": 0} == other.changed.to_row() | {"image": 0}
-    for kind in probes.KINDS:
-        assert probes.draw(kind, 5) == probes.draw(kind, 5)
-        assert probes.draw(kind, 5)[1] != probes.draw(kind, 5, seed=1)[1]
-        assert probes.draw(kind, 5)[1] != probes.draw(kind, 5, split="train")[1]
+    for kind in counterfactual_pairs.KINDS:
+        assert counterfactual_pairs.draw(kind, 5) == counterfactual_pairs.draw(kind, 5)
+        assert (
+            counterfactual_pairs.draw(kind, 5)[1] != counterfactual_pairs.draw(kind, 5, seed=1)[1]
+        )
+        assert (
+            counterfactual_pairs.draw(kind, 5)[1]
+            != counterfactual_pairs.draw(kind, 5, split="train")[1]
+        )
 
 
 def test_the_base_is_the_data_sets_row(tmp_path, monkeypatch):
@@ -182,7 +217,7 @@ def test_the_base_is_the_data_sets_row(tmp_path, monkeypatch):
 
     monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path))
     row = data.load("synth", split="test", n=2, progress=False)[1]
-    base = probes.make("light", 2)[1].base
+    base = counterfactual_pairs.make("light", 2)[1].base
     assert (np.asarray(row["image"].convert("RGB")) == np.asarray(base.image)).all()
     stored = {name: np.float32(getattr(base, name)).item() for name in ("valence", "arousal")}
     assert base.to_row() | stored | {"image": 0} == row | {"image": 0}
@@ -209,12 +244,12 @@ def blocks_around(mask):
 def parts(kind, index, size):
     from vlmface.synth.render import render
 
-    return [render(face.face, size).part for face in probes.draw(kind, index)[:2]]
+    return [render(face.face, size).part for face in counterfactual_pairs.draw(kind, index)[:2]]
 
 
 def test_an_au_changes_the_head_and_not_the_background():
     size, outside = 192, 0
-    for index, pair in enumerate(probes.make("au", 4, size=size)):
+    for index, pair in enumerate(counterfactual_pairs.make("au", 4, size=size)):
         head = np.any([part != -1 for part in parts("au", index, size)], axis=0)
         beyond = ~blocks_around(head)
         assert (changed_pixels(pair)[beyond] == 0).all()
@@ -224,7 +259,7 @@ def test_an_au_changes_the_head_and_not_the_background():
 
 def test_a_background_changes_the_background_and_not_the_head():
     size, inside = 192, 0
-    for index, pair in enumerate(probes.make("background", 3, size=size)):
+    for index, pair in enumerate(counterfactual_pairs.make("background", 3, size=size)):
         head, other = parts("background", index, size)
         assert (head == other).all()
         within = ~blocks_around(head == -1)
@@ -236,7 +271,10 @@ def test_a_background_changes_the_background_and_not_the_head():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"kind": "hair"}, "no pairs of kind 'hair'.*au, age, gender, ancestry, light, background"),
+        (
+            {"kind": "hair"},
+            "unknown kind of pairs 'hair'.*au, age, gender, ancestry, light, background",
+        ),
         ({"n": 0}, "1 to 10,000,000 faces, not 0"),
         ({"n": -3}, "not -3"),
         ({"split": "tests"}, "no split 'tests'"),
@@ -246,16 +284,16 @@ def test_a_background_changes_the_background_and_not_the_head():
 )
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(UserError, match=message):
-        probes.make(**{"kind": "au", "n": 1} | call)
+        counterfactual_pairs.make(**{"kind": "au", "n": 1} | call)
 
 
 def test_faces_that_were_drawn_before_are_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    bases = [pair.base for pair in probes.make("au", 3, size=32)]
-    expected = probes.make("light", 3, size=32)
+    bases = [pair.base for pair in counterfactual_pairs.make("au", 3, size=32)]
+    expected = counterfactual_pairs.make("light", 3, size=32)
     drawn: list[Any] = []
-    real = probes.render
-    monkeypatch.setattr(probes, "render", lambda *a: drawn.append(a) or real(*a))
-    found = probes.make("light", 3, size=32, bases=bases)
+    real = counterfactual_pairs.render
+    monkeypatch.setattr(counterfactual_pairs, "render", lambda *a: drawn.append(a) or real(*a))
+    found = counterfactual_pairs.make("light", 3, size=32, bases=bases)
     assert len(drawn) == 3
     for one, other in zip(found, expected, strict=True):
         for face, same in ((one.base, other.base), (one.changed, other.changed)):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlmface import answers, config, facs, prompts, taxonomy
+from vlmface import answers, benchmarks, facs, label_spaces, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import benchmarks
-from vlmface.files import resource
 from vlmface.rationale import rules
+from vlmface.resources import resource
 from vlmface.schema import FaceSample
+from vlmface.utils import config
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts"
 IDS = sorted(path.stem for path in resource("prompts").glob("*.yaml"))
@@ -42,15 +42,36 @@ def test_golden(id: str) -> None:
 
 def test_prompts_that_exist() -> None:
     assert IDS == [
-        "context_both", "context_both_masked", "context_emotion_both", "context_emotion_face",
-        "context_emotion_scene", "context_face", "context_masked", "context_scene", "emotic",
-        "emotic_both", "emotic_person", "emotic_scene",
-        "expllm", "expllm_label", "expllm_words", "face_cot", "face_gender_or_pass", "facescan_age",
-        "facescan_boxed_age", "facescan_boxed_emotion", "facescan_boxed_gender",
-        "facescan_boxed_race", "facescan_emotion", "facescan_gender", "facescan_race",
+        "context_both",
+        "context_both_masked",
+        "context_emotion_both",
+        "context_emotion_face",
+        "context_emotion_scene",
+        "context_face",
+        "context_masked",
+        "context_scene",
+        "emotic",
+        "emotic_both",
+        "emotic_person",
+        "emotic_scene",
+        "expllm",
+        "expllm_label",
+        "expllm_words",
+        "face_cot",
+        "face_gender_or_pass",
+        "facescan_age",
+        "facescan_boxed_age",
+        "facescan_boxed_emotion",
+        "facescan_boxed_gender",
+        "facescan_boxed_race",
+        "facescan_emotion",
+        "facescan_gender",
+        "facescan_race",
         "facescan_race_merged",
-        "facial_r1", "r1_omni", "synth_ancestry",
-    ]  # fmt: skip
+        "facial_r1",
+        "r1_omni",
+        "synth_ancestry",
+    ]
     for id in IDS:
         prompt = prompts.load(id)
         assert prompt.id == id
@@ -168,16 +189,16 @@ def test_sha_follows_what_reaches_the_model(tmp_path: Path) -> None:
 def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = _write(tmp_path)
     before = prompts.load(path).sha
-    space = taxonomy.SPACES["emotion8"]
+    space = label_spaces.SPACES["emotion8"]
     changed = dataclasses.replace(space, aliases={**space.aliases, "cross": "anger"})
-    monkeypatch.setitem(taxonomy.SPACES, "emotion8", changed)
+    monkeypatch.setitem(label_spaces.SPACES, "emotion8", changed)
     assert prompts.load(path).sha != before
 
 
 def test_unknown_id() -> None:
-    with pytest.raises(UserError, match=r"no prompt 'face_cott' \(did you mean 'face_cot'\?\)"):
+    with pytest.raises(UserError, match=r"no prompt 'face_cott': did you mean 'face_cot'\?"):
         prompts.load("face_cott")
-    with pytest.raises(UserError, match="use one of context_both, context_both_masked"):
+    with pytest.raises(UserError, match="known: context_both, context_both_masked"):
         prompts.load("zzz")
 
 
@@ -217,12 +238,18 @@ def test_braces_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_forms_are_the_parsers() -> None:
-    assert set(answers.SUFFIX) == set(answers.FORMS)
+    assert set(answers.SUFFIX) == set(answers.FORMATS)
 
 
 def _write(folder: Path, **changes: object) -> Path:
-    content = {"id": "mine", "version": 1, "form": "think_answer", "label_space": "emotion8",
-               "user": "One of {candidates}?", "source": "test"}  # fmt: skip
+    content = {
+        "id": "mine",
+        "version": 1,
+        "form": "think_answer",
+        "label_space": "emotion8",
+        "user": "One of {candidates}?",
+        "source": "test",
+    }
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}), encoding="utf-8")
     return path

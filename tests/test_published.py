@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava, qwen_vl
 from PIL import Image
 from samples import picture
 
-from vlmface import encode, families, manifest, prompts, serve
+from vlmface import encode, families, manifest, prompts
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import llava, qwen_vl, tiny_qwen_vl
-from vlmface.infer import server as remote
+from vlmface.infer import remote, sampling
 from vlmface.infer.local import LocalModel
-from vlmface.train import rollout, sft, texts
+from vlmface.serving import vllm
+from vlmface.train import sft, text_only
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
@@ -39,15 +42,34 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
-    settings = sft.Settings(
-        base=str(folder), data="synth", benchmark="synth", prompt="face_cot", limits="none",
-        output_dir=str(folder), tower="full", projector="full", llm="full", max_new_tokens=24,
-    )  # fmt: skip
+    settings = SFTSettings(
+        base=str(folder),
+        data="synth",
+        benchmark="synth",
+        prompt="face_cot",
+        limits="none",
+        output_dir=str(folder),
+        tower="full",
+        projector="full",
+        llm="full",
+        max_new_tokens=24,
+    )
     family = families.get(families.family_of(folder))
     processor = family.load_processor(folder)
     processor.save_pretrained(folder)
     data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    sft.write_manifest("test", settings, folder, family, processor, [PROMPT], [12], data)
+    model = sft.TrainedModel(
+        base=folder,
+        base_id=str(folder),
+        family=family,
+        processor=processor,
+        prompts=[PROMPT],
+        policy=settings.policy,
+        crop=None,
+        frames=1,
+        max_length=settings.max_length,
+    )
+    sft.write_manifest("test", settings, model, [12], data)
     return folder
 
 
@@ -90,30 +112,38 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
 ) -> None:
     change(copy / "generation_config.json", lambda c: c.update(PENALTIES[0]))
     run, plain = as_run(copy), as_run(Path(shutil.copytree(base, tmp_path / "plain")))
-    found, expected = (serve.written_here(one, PICTURES, "float32") for one in (run, plain))
+    found, expected = (vllm.generate_local(one, PICTURES, "float32") for one in (run, plain))
     assert [one.ids for one in found] == [one.ids for one in expected]
     assert all(0 < len(one.rounding) <= len(one.ids) and min(one.rounding) > 0 for one in found)
     # Nearly greedy draws of a rollout are the same tokens.
     model = LocalModel.load(run)
-    batch = encode.Collator(model.processor, model.family)(model._rows(PICTURES[:1]))
-    drawn = rollout.sample(
-        model.model, llava, encode.to_model(batch, model.model), group=2, max_new_tokens=24,
-        stops=llava.stop_token_ids(model.processor), generator=torch.Generator(),
+    batch = encode.Collator(model.processor, model.family)(model.prompt_rows(PICTURES[:1]))
+    drawn = sampling.sample(
+        model.model,
+        llava,
+        encode.to_model(batch, model.model),
+        group=2,
+        max_new_tokens=24,
+        stops=llava.stop_token_ids(model.processor),
+        generator=torch.Generator(),
         temperature=1e-5,
-    )  # fmt: skip
+    )
     assert drawn.ids == [expected[0].ids] * 2
 
 
 def test_a_server_is_told_to_ignore_the_generation_config(copy: Path) -> None:
     run = as_run(copy)
-    plan = serve.make_plan([str(run)], vllm="vllm", host="127.0.0.1", port=1, gpu=False)
+    plan = vllm.make_plan([str(run)], vllm.ServeOptions("vllm", "127.0.0.1", 1))
     at = plan.command.index("--generation-config")
     assert plan.command[at + 1] == "vllm"
     # Also one that somebody else started without that.
-    request = remote.requests_of(run)
-    assert {k: request[k] for k in remote.NEUTRAL} == {
-        "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0
-    }  # fmt: skip
+    request = remote.request_fields(run)
+    assert {k: request[k] for k in remote.NEUTRAL_SAMPLING} == {
+        "repetition_penalty": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+    }
 
 
 def test_what_is_saved_carries_no_penalty(copy: Path, tmp_path: Path) -> None:
@@ -172,7 +202,7 @@ OPENINGS = {
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("qwen")
     corpus = [str(PROMPT.messages()), TARGET] * 20
-    tiny_qwen_vl.build_qwen_vl(folder, corpus, model_type="qwen3_vl")
+    qwen_vl.build_tiny(folder, corpus, model_type="qwen3_vl")
     return qwen_vl.load_processor(folder)
 
 
@@ -188,8 +218,16 @@ def learnt(processor: Any, family: Any, prompt: prompts.Prompt, target: str) -> 
 @pytest.mark.parametrize("opening", OPENINGS)
 def test_a_thinking_template_rewrites_no_answer(qwen: Any, opening: str) -> None:
     qwen.chat_template = f"{{%- set OPEN = '{OPENINGS[opening]}' -%}}\n" + THINKING
-    ids = ("face_cot", "expllm", "expllm_label", "facescan_gender", "facial_r1", "r1_omni",
-           "context_both", "emotic")  # fmt: skip
+    ids = (
+        "face_cot",
+        "expllm",
+        "expllm_label",
+        "facescan_gender",
+        "facial_r1",
+        "r1_omni",
+        "context_both",
+        "emotic",
+    )
     for prompt in map(prompts.load, ids):
         for label in prompt.space.labels:
             target = prompt.wrap("The lip corners are pulled up (AU12).", label)
@@ -230,12 +268,16 @@ DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}"
         (lambda t: t.replace("<image>", ""), "does not write a picture given as a list of blocks"),
         (lambda t: t.replace("{{- text -}}", ""), "does not write a question given"),
         (lambda t: DATED + t, "writes today's date"),
-        (lambda t: t.replace("'assistant'", "'model'").replace("{{- text -}}", "{{- text if "
-                   "message['role'] != 'assistant' -}}"), "does not write an answer"),
+        (
+            lambda t: t.replace("'assistant'", "'model'").replace(
+                "{{- text -}}", "{{- text if message['role'] != 'assistant' -}}"
+            ),
+            "does not write an answer",
+        ),
         (lambda t: "{{ raise_exception('no pictures') }}" + t, "no pictures"),
         (lambda t: "{% if %}", "cannot write a conversation of user"),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_cannot_be_used_is_refused_at_load(
     copy: Path, template: Callable[[str], str], message: str
 ) -> None:
@@ -282,18 +324,20 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     processor.chat_template = processor.chat_template.replace("'ASSISTANT:'", "'ASSISTANT:\\n th'")
     processor.chat_template = processor.chat_template.replace("'ASSISTANT: '", "'ASSISTANT:\\n th'")
     with pytest.raises(RefusedError) as refused:
-        texts.encode_row(processor, llava, "Who?", "e brows are lowered")
+        text_only.encode_row(processor, llava, "Who?", "e brows are lowered")
     assert refused.value.reason == "joined"
     from samples import rows
 
     path = tmp_path / "texts.jsonl"
     lines = [{"question": "Who?", "answer": text} for text in ("e brows are lowered", " 4 men")]
     path.write_text("\n".join(map(json.dumps, lines)))
-    faces, _ = sft.encode_rows(
+    faces, _ = encode_rows(
         rows(2), llava.load_processor(base), llava, PROMPT, max_length=512, seed=0
     )
-    mixed, left_out = texts.add(faces, path, processor, llava, 512)
-    assert len(mixed) == 3 and left_out == {"text: joined": 1}
+    texts, skipped = text_only.encode_file(
+        path, processor, llava, 512, features=faces.features, row=2
+    )
+    assert len(texts) == 1 and skipped == {"joined": 1}
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -314,9 +358,10 @@ def cropping(copy: Path) -> Path:
 
     def crop(content: dict[str, Any]) -> None:
         content["image_processor"] |= {
-            "size": {"shortest_edge": 32}, "do_center_crop": True,
+            "size": {"shortest_edge": 32},
+            "do_center_crop": True,
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        }  # fmt: skip
+        }
 
     change(copy / "processor_config.json", crop)
     return copy
@@ -333,10 +378,13 @@ def test_llava_pads_to_a_square_instead_of_cutting(cropping: Path, size: tuple[i
     (pixels,) = llava.image_inputs(processor, [image])["pixel_values"]
     assert pixels.max() > 1 and cut.max() < pixels.max()  # the ends are there, and were not
     assert llava.describe_image(processor) == {
-        "height": 32, "width": 32, "tokens": 16, "pad_to_square": 1
-    }  # fmt: skip
+        "height": 32,
+        "width": 32,
+        "tokens": 16,
+        "pad_to_square": 1,
+    }
     # A server that has the base's processor alone is sent squares.
-    sent = families.padded(image, families.padding(llava, processor))
+    sent = families.padded(image, llava.padding(processor))
     assert sent.size == (max(size), max(size))
     there = published.image_processor([sent], return_tensors="pt")["pixel_values"][0]
     assert torch.equal(there, pixels)
@@ -352,7 +400,7 @@ def test_a_run_keeps_the_padding_and_says_so(cropping: Path) -> None:
     found, _ = manifest.load(run)
     assert found.image["pad_to_square"] == 1
     colour = tuple(int(x * 255) for x in (0.48145466, 0.4578275, 0.40821073))
-    assert remote.padding_of(run) == colour
+    assert remote.padding_colour(run) == colour
     messages = remote._messages(PROMPT, stripes(160, 40), colour)
     uri = next(b for b in messages[-1]["content"] if b["type"] == "image_url")["image_url"]["url"]
     import base64
@@ -374,7 +422,7 @@ def test_a_run_keeps_the_padding_and_says_so(cropping: Path) -> None:
 
 def test_a_processor_that_squeezes_is_left_alone(base: Path) -> None:
     processor = llava.load_processor(base)
-    assert families.padding(llava, processor) is None
+    assert llava.padding(processor) is None
     assert type(processor.image_processor).__name__.startswith("CLIPImageProcessor")
     assert llava.describe_image(processor) == {"height": 32, "width": 32, "tokens": 16}
     wide = stripes(160, 40)
@@ -422,14 +470,14 @@ def test_a_processor_of_another_size_is_refused(copy: Path) -> None:
 def test_a_qwen_processor_of_another_model_is_refused(
     tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    tiny_qwen_vl.build_qwen_vl(tmp_path, [str(PROMPT.messages())] * 5)
+    qwen_vl.build_tiny(tmp_path, [str(PROMPT.messages())] * 5)
     change(tmp_path / "processor_config.json", lambda c: c["image_processor"].update(fields))
     with pytest.raises(UserError, match=message):
         qwen_vl.load_processor(tmp_path)
 
 
 def test_the_built_in_model_loads_as_before() -> None:
-    folder = manifest.resolve(manifest.TINY)
+    folder = manifest.resolve(manifest.TINY_MODEL)
     processor = llava.load_processor(folder)
     assert llava.describe_image(processor) == {"height": 96, "width": 96, "tokens": 64}
     assert type(processor.image_processor).__name__.startswith("CLIPImageProcessor")

@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from conftest import Recipe
 from samples import FACES, rows
 from torch import nn
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava, quantize, tiny, tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
+from vlmface.families import quantize
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
 
 QLORA = ("--quantize", "nf4", "--tower", "frozen", "--projector", "full", "--llm", "lora")
 
@@ -37,7 +39,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def settings_for(base: Path, folder: Path, **changes: Any) -> sft.Settings:
+def settings_for(base: Path, folder: Path, **changes: Any) -> SFTSettings:
     fixed: dict[str, Any] = {
         "base": str(base),
         "data": "test",
@@ -53,12 +55,12 @@ def settings_for(base: Path, folder: Path, **changes: Any) -> sft.Settings:
         "save_steps": 2,
         "lora_dropout": 0.0,
     }
-    return sft.Settings(**fixed | changes)
+    return SFTSettings(**fixed | changes)
 
 
 def train(base: Path, folder: Path, n: int = 16, **changes: Any) -> dict[str, Any]:
     processor = llava.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(n), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     return sft.train(base, processor, llava, encoded, settings_for(base, folder, **changes))
@@ -90,7 +92,7 @@ def test_transformers_alone_would_quantise_the_tower(base: Path) -> None:
 
 
 def test_nothing_is_quantised_unless_asked() -> None:
-    assert quantize.options(None, llava.PARTS, dtype=None, device=None) == {}
+    assert quantize.options(None, llava.MODULE_PATHS, dtype=None, device=None) == {}
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -111,27 +113,16 @@ def test_it_memorises(learnt: tuple[Path, dict[str, Any]]) -> None:
     assert found[-1] < found[0] - 2
 
 
-BUILDERS: dict[str, Callable[[Path, list[str]], Any]] = {
-    "llava": lambda folder, corpus: tiny.build_llava(
-        folder, corpus, image_size=32, patch_size=8, vision_width=32, vision_layers=2, hidden=64,
-        layers=2, mlp=64, vocab_size=700,
-    ),
-    "paligemma": lambda folder, corpus: tiny_paligemma.build(folder, corpus),
-    "qwen_vl": lambda folder, corpus: tiny_qwen_vl.build_qwen_vl(folder, corpus),
-    "smolvlm": lambda folder, corpus: tiny_smolvlm.build_smolvlm(folder, corpus),
-}  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family_memorises_over_4_bits(name: str, tmp_path: Path) -> None:
     corpus = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
     corpus += [str(prompts.load("face_cot").messages()), "helpful assistant user system"] * 20
     base = tmp_path / "base"
-    BUILDERS[name](base, corpus)
+    families.get(name).build_tiny(base, corpus)
     family = families.get(name)
     processor = family.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(4), processor, family, prompts.load("face_cot"), max_length=1024, seed=0
     )
     hard = {
@@ -155,7 +146,7 @@ def test_what_it_learnt_holds_for_the_base_that_is_not_quantised(
 
     folder, _ = learnt
     processor = llava.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(8), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     batch = encode.Collator(processor, llava)(list(encoded))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import typing
@@ -14,30 +15,33 @@ from typing import Annotated, Any, Literal
 import pytest
 from samples import ROOT, load_script
 
-from vlmface import cli, config, data
-from vlmface.clip import contrast
-from vlmface.clip import settings as clip
-from vlmface.data import mixture, options
+from vlmface import cli, data
+from vlmface.data import mixture, option_checks, options
 from vlmface.errors import UserError
 from vlmface.evaluate import faithfulness, robustness, sweep
 from vlmface.evaluate import run as evaluation
-from vlmface.gateway.settings import Settings as Gateway
-from vlmface.ranges import Checked, Count, Range, Warmup, alternatives, bare, kinds, range_of
-from vlmface.rationale import build
-from vlmface.train import checks, context, grpo, rewards, sft
+from vlmface.pipelines import context_ablation, loop, synthesize
+from vlmface.rationale.types import BuildSettings
+from vlmface.serving.gateway.settings import Settings as Gateway
+from vlmface.train import checks, grpo, rewards
+from vlmface.train.clip import contrastive
+from vlmface.train.clip import settings as clip
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import config
+from vlmface.utils.ranges import Checked, Count, Range, Warmup, alternatives, bare, kinds, range_of
 
 sys.path.append(str(ROOT / "eval/lmms_eval"))  # its script imports a file beside it
 SETTINGS: dict[str, type] = {
-    "sft_cot": sft.Settings,
-    "sft_attributes": sft.AttributeSettings,
-    "context_vlm": context.Settings,
+    "sft_cot": SFTSettings,
+    "sft_attributes": SFTSettings,
+    "context_vlm": context_ablation.Settings,
     "grpo": grpo.Settings,
     "clip_finetune": clip.Settings,
     "clip_caer": clip.ContextSettings,
-    "clip_captions": contrast.Settings,
-    "synthesize": load_script("recipes/synthesize.py").Settings,
-    "facial_r1_loop": load_script("recipes/facial_r1_loop.py").Settings,
-    "rationale": build.Settings,
+    "clip_captions": contrastive.Settings,
+    "synthesize": synthesize.Settings,
+    "facial_r1_loop": loop.Settings,
+    "rationale": BuildSettings,
     "run": evaluation.Settings,
     "faithfulness": faithfulness.Settings,
     "robustness": robustness.Settings,
@@ -60,7 +64,14 @@ def test_no_class_of_settings_is_left_out() -> None:
         return {cls}.union(*(below(one) for one in cls.__subclasses__()))
 
     modules = {f"{cls.__module__}.{cls.__qualname__}" for cls in SETTINGS.values()}
-    bases = {"vlmface.ranges.Checked", "vlmface.train.sft.Common", "vlmface.clip.settings.Training"}
+    bases = {
+        "vlmface.utils.ranges.Checked",
+        *(
+            f"vlmface.train.settings.{name}Settings"
+            for name in ("Run", "Evaluation", "Optimizer", "Policy", "Dataset")
+        ),
+        "vlmface.train.clip.settings.Training",
+    }
     ours = {
         f"{cls.__module__}.{cls.__qualname__}"
         for cls in below(Checked)
@@ -241,13 +252,19 @@ def made(name: str, **changes: Any) -> Any:
         ("clip_finetune", {"frames": 4}, "time is none"),
         ("clip_finetune", {"learning_rates": {"time": 1.0}}, "learning_rates has time, but has no"),
         ("clip_finetune", {"schedule": "steps", "milestones": [5, 12]}, "milestones has 12"),
-        ("run", {"served": "NAME"}, "served is NAME, but x is no server's URL"),
+        ("run", {"served": "NAME"}, "served is NAME, but x is not a server's URL"),
         ("run", {"mode": "loud"}, "mode is 'loud', but must be generate | score | both"),
         ("sweep", {"by": "luck"}, "by is 'luck'"),
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),
         ("facial_r1_loop", {"grpo": {"group_size": 1}}, "grpo: group_size is 1"),
         ("facial_r1_loop", {"synthesize": {"model": "runs/x"}}, "synthesize has model, which the"),
-        ("facial_r1_loop", {"sft": {"balance": "tasks"}}, "sft: there is no setting 'balance'"),
+        ("facial_r1_loop", {"sft": {"balance": "tasks"}}, "sft: balance is 'tasks', but has no"),
+        ("facial_r1_loop", {"sft": {"blance": "tasks"}}, "sft: there is no setting 'blance'"),
+        (
+            "facial_r1_loop",
+            {"sft": {"prompt": ["face_cot", "expllm"]}},
+            "but grpo trains one: give one",
+        ),
         # options of data sets
         (
             "sft_cot",
@@ -502,11 +519,15 @@ def test_scripts_end_with_one_line(words: tuple[str, ...], tmp_path: Path) -> No
 def test_help_shows_the_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_script("recipes/sft_cot.py").main(["--help"])
-    shown = capsys.readouterr().out
-    assert "--batch_size 16  (a whole number at least 1)" in shown
+    page = capsys.readouterr().out
+    assert (
+        "--batch_size 16\n      rows per process and micro-step (a whole number at least 1)" in page
+    )
     with pytest.raises(SystemExit):
         evaluation.main(["--help"])
-    assert "--mode: generate | score | both" in capsys.readouterr().out
+    assert re.search(
+        r"--mode 'generate'\n .* \(generate \| score \| both\)", capsys.readouterr().out
+    )
 
 
 # --- options of data sets -------------------------------------------------------------------------
@@ -529,12 +550,12 @@ def test_options_are_checked_wherever_data_are_read(tmp_path: Path) -> None:
 def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
     import inspect
 
-    for option, kind in options.of(name).items():
+    for option, kind in option_checks.options_of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
-        parameter = inspect.signature(data.adapter(name).read).parameters.get(option)
+        parameter = inspect.signature(data.dataset_module(name).read).parameters.get(option)
         if parameter is not None and parameter.default is not parameter.empty:
             options.check_type(option, kind, parameter.default)
-    assert typing.get_origin(options.of("bp4d")["aus"]) is not None
+    assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None
 
 
 def test_rewards_are_converted() -> None:

@@ -64,19 +64,27 @@ def test_the_folder_is_a_data_set_of_face_samples(built):
     assert rows.features == load_from_disk(built).features == features()
     kept = [i for i, id in enumerate(source["id"]) if id in set(rows["id"])]
     assert 0 < len(kept) < N  # some are longer than 55 words
-    unchanged = [c for c in source.column_names if c not in
-                 ("rationale", "rationale_source", "saw_label", "meta", "image")]  # fmt: skip
+    unchanged = [
+        c
+        for c in source.column_names
+        if c not in ("rationale", "rationale_source", "saw_label", "meta", "image")
+    ]
     assert rows.select_columns(unchanged)[:] == source.select(kept).select_columns(unchanged)[:]
     for row, before in zip(rows, source.select(kept), strict=True):
         sample = FaceSample.from_row(row).validate()
-        seed = rules.seed_of(0, sample.id)
-        text = rules.write(sample.intensities(), sample.emotion, seed=seed, style="varied",
-                           body_only=True)  # fmt: skip
+        seed = rules.sample_seed(0, sample.id)
+        text = rules.write(
+            sample.intensities(), sample.emotion, seed=seed, style="varied", body_only=True
+        )
         assert sample.rationale == text and sample.rationale_source == "rules"
         assert sample.saw_label is True
         assert sample.meta.pop("rationale") == {
-            "writer": "rules", "style": "varied", "seed": 0, "aus": "annotated", "repaired": False,
-        }  # fmt: skip
+            "writer": "rules",
+            "style": "varied",
+            "seed": 0,
+            "aus": "annotated",
+            "repaired": False,
+        }
         assert sample.meta == json.loads(before["meta"])
         assert row["image"].tobytes() == before["image"].tobytes()
 
@@ -96,10 +104,15 @@ def test_the_card_says_what_it_is(built):
     card, found = (built / "README.md").read_text(), summary(built)
     assert card.startswith("---\npretty_name: ")
     for words in (
-        "CC0", "docs/synth.md", "`saw_label` is **true**", "style `varied`",
-        found["source"]["fingerprint"], f"| **kept** | **{found['counts']['kept']}** |",
-        "because the text has too many words (`too_long`)", 'data.load("rationales"',
-    ):  # fmt: skip
+        "CC0",
+        "docs/synth.md",
+        "`saw_label` is **true**",
+        "style `varied`",
+        found["source"]["fingerprint"],
+        f"| **kept** | **{found['counts']['kept']}** |",
+        "because the text has too many words (`too_long`)",
+        'data.load("rationales"',
+    ):
         assert words in card, words
     assert str(built) not in card and "None" not in card and "{{" not in card
 
@@ -117,9 +130,16 @@ def test_the_page_shows_kept_and_rejected_beside_the_faces(built):
 def test_only_the_finished_folder_is_left(built):
     assert [path.name for path in built.parent.iterdir()] == ["rules"]
     assert {path.name for path in built.iterdir()} == {
-        "README.md", "data-00000-of-00001.arrow", "dataset_info.json", "rationale.html",
-        "rejected.jsonl", "run.json", "settings.json", "state.json", "summary.json",
-    }  # fmt: skip
+        "README.md",
+        "data-00000-of-00001.arrow",
+        "dataset_info.json",
+        "rationale.html",
+        "rejected.jsonl",
+        "run.json",
+        "settings.json",
+        "state.json",
+        "summary.json",
+    }
 
 
 def test_the_same_command_again_changes_nothing(built, capsys):
@@ -132,7 +152,7 @@ def test_the_same_command_again_changes_nothing(built, capsys):
     (built.parent / "other").mkdir()
     (built.parent / "other" / "file").touch()
     assert build(built.parent / "other") == 2
-    assert "holds something else than a build" in capsys.readouterr().err
+    assert "holds other files than a build" in capsys.readouterr().err
 
 
 def test_overwrite_starts_anew(tmp_path):
@@ -141,7 +161,7 @@ def test_overwrite_starts_anew(tmp_path):
     assert build(output) == 0
     assert build(output, "--overwrite", "--style", "plain", "--seed", "3") == 0
     sample = FaceSample.from_row(data.load("rationales", output)[0])
-    seed = rules.seed_of(3, sample.id)
+    seed = rules.sample_seed(3, sample.id)
     assert sample.rationale == rules.write(
         sample.intensities(), sample.emotion, seed=seed, body_only=True
     )
@@ -184,7 +204,7 @@ def test_a_folder_with_settings_is_not_a_build(name, tmp_path, capsys):
 
 
 def test_two_builds_in_one_folder(tmp_path, capsys):
-    from vlmface import lock
+    from vlmface.utils import lock
 
     with lock.hold(tmp_path / "out"):
         assert build(tmp_path / "out") == 2
@@ -206,13 +226,14 @@ def test_a_build_is_not_resumed_on_other_data(tmp_path, capsys):
 
 
 def test_the_recipe_trains_on_it(built, processor):
-    from vlmface.families import llava
-    from vlmface.train import sft
+    from checkpoints import llava
+
+    from vlmface.train.rows import encode_rows
 
     rows = data.load("rationales", built)
     for name in ("face_cot", "expllm"):
         prompt = prompts.load(name)
-        encoded, left_out = sft.encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
+        encoded, left_out = encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
         wanted = [i for i, e in enumerate(rows["emotion"]) if prompt.space.canonical(e)]
         assert len(encoded) == len(wanted) and sum(left_out.values()) == len(rows) - len(wanted)
         for row, line in zip(rows.select(wanted), encoded, strict=True):
@@ -231,14 +252,14 @@ def test_the_whole_recipe_runs_on_it(built, sft_cot, tmp_path):
 
 
 def test_plain_is_what_the_recipe_would_write_itself(tmp_path):
-    from vlmface.train import sft
+    from vlmface.train.rows import training_target
 
     assert build(tmp_path / "out", "--style", "plain") == 0
     prompt = prompts.load("face_cot")
     source = data.load("synth", split="train", n=N, progress=False)
     for row, before in zip(data.load("rationales", tmp_path / "out"), source, strict=True):
-        own = sft.target_of(FaceSample.from_row(before), prompt, 0)
-        assert sft.target_of(FaceSample.from_row(row), prompt, 0) == own
+        own = training_target(FaceSample.from_row(before), prompt, 0)
+        assert training_target(FaceSample.from_row(row), prompt, 0) == own
 
 
 def test_near_duplicates_can_be_rejected(tmp_path):
@@ -259,7 +280,7 @@ def test_an_estimator_fills_what_nobody_annotated(tmp_path, monkeypatch, capsys)
     rafdb.write(tmp_path / "raf")
     words = ("--data", "rafdb", "--root", str(tmp_path / "raf"), "--label_space", "emotion7")
     assert build(tmp_path / "out", *words) == 2
-    assert "no rationale passes (left out: {'no action units': 7}" in capsys.readouterr().err
+    assert "no rationale passes (skipped: {'no action units': 7}" in capsys.readouterr().err
 
     (tmp_path / "my_aus.py").write_text(
         "calls = 0\n"
@@ -280,7 +301,7 @@ def test_an_estimator_fills_what_nobody_annotated(tmp_path, monkeypatch, capsys)
 
     assert my_aus.calls == 8  # the fifth face again, and no other
     counts = summary(tmp_path / "est")["counts"]
-    assert counts["left_out"] == {"no action units": 1} and counts["kept"] == 6
+    assert counts["skipped"] == {"no action units": 1} and counts["kept"] == 6
     row = data.load("rationales", tmp_path / "est")[0]
     assert row["aus"] is None  # an estimate is no annotation
     note = json.loads(row["meta"])["rationale"]
@@ -326,8 +347,19 @@ def trouble():
 
 def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     with FakeTeacher(trouble()) as server:
-        words = teacher(server, "--timeout", "1.5", "--concurrency", "1", "--price_in", "2.5",
-                        "--price_out", "10", "--image_side", "64")  # fmt: skip
+        words = teacher(
+            server,
+            "--timeout",
+            "1.5",
+            "--concurrency",
+            "1",
+            "--price_in",
+            "2.5",
+            "--price_out",
+            "10",
+            "--image_side",
+            "64",
+        )
         assert build(tmp_path / "out", *words) == 0
         out = capsys.readouterr().out
     told = f"{N} pictures of faces, with their action units and with their emotion labels"
@@ -335,14 +367,17 @@ def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     found = summary(tmp_path / "out")
     counts = found["counts"]
     assert (counts["kept"], counts["rejected_by"]["unreadable"]) == (N - 1, 1)
-    assert (counts["sent_back"], counts["repaired"]) == (3, 2)
-    assert counts["sent_back_by"]["hallucinated_au"] == counts["sent_back_by"]["too_long"] == 1
+    assert (counts["retried"], counts["repaired"]) == (3, 2)
+    assert counts["retried_by"]["hallucinated_au"] == counts["retried_by"]["too_long"] == 1
     requests = N + 3  # those that were answered: each face, and the three sent back
     assert found["cost"] == {
-        "requests": requests, "prompt_tokens": 1000 * requests,
-        "completion_tokens": 100 * requests, "uncounted": 0,
-        "price": pytest.approx(requests * (2500 + 1000) / 1e6), "prices_per_million": [2.5, 10.0],
-    }  # fmt: skip
+        "requests": requests,
+        "prompt_tokens": 1000 * requests,
+        "completion_tokens": 100 * requests,
+        "requests_without_usage": 0,
+        "price": pytest.approx(requests * (2500 + 1000) / 1e6),
+        "prices_per_million": [2.5, 10.0],
+    }
     assert f"cost {requests * 0.0035:g}" in out
     rows = data.load("rationales", tmp_path / "out")
     assert set(rows["rationale_source"]) == {"teacher"} and set(rows["saw_label"]) == {True}
@@ -350,7 +385,7 @@ def test_a_build_by_a_teacher_in_trouble(tmp_path, capsys):
     assert sum(note["repaired"] for note in notes) == 2
     assert notes[0]["model"] == "big" and notes[0]["prompt"] == "with_label"
     html = (tmp_path / "out" / "rationale.html").read_text()
-    assert html.count("Before it was sent back") == 3 and NONSENSE in html
+    assert html.count("Before the retry") == 3 and NONSENSE in html
     card = (tmp_path / "out" / "README.md").read_text()
     assert notes[0]["prompt_sha"] in card and "cost 0.0525 at 2.5 / 10.0 per million" in card
     for asked in server.asked:
@@ -381,11 +416,11 @@ def test_what_a_teacher_needs_is_asked_for_before_anything_is_sent(tmp_path, cap
             (["--writer", "teacher"], "needs --endpoint"),
             (["--writer", "teacher", "--endpoint", server.url], "needs --model"),
             (teacher(server)[:-1], "--with-label (every text"),
-            (teacher(server, "--prompt", "without_label"), "does not tell the label"),
+            (teacher(server, "--prompt", "without_label"), "does not contain the label"),
             (teacher(server, "--api_key_env", "NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
             (teacher(server, "--request", "seed"), "is not NAME=VALUE"),
             (["--label_space", "gender"], "rationales explain emotions"),
-            (["--style", "rich"], "no style 'rich'"),
+            (["--style", "rich"], "unknown style 'rich'"),
             (["--min_recall", "2"], "min_recall is 2"),
             (["--option", "colour=red"], "no option 'colour'"),
         ):
@@ -418,8 +453,17 @@ def test_a_killed_build_goes_on_with_nothing_twice_and_nothing_lost(tmp_path, ca
     answers = tmp_path / "out.building" / "answers.jsonl"
     data.load("synth", split="train", n=48, progress=False)  # rendered before the clock starts
     with FakeTeacher(slowly) as server:
-        words = ["rationale", "build", "--data", "synth", "--n", "48", "--output", str(output),
-                 *teacher(server, "--concurrency", "3")]  # fmt: skip
+        words = [
+            "rationale",
+            "build",
+            "--data",
+            "synth",
+            "--n",
+            "48",
+            "--output",
+            str(output),
+            *teacher(server, "--concurrency", "3"),
+        ]
         kills = 0
         for goal in (8, 20):
             process = subprocess.Popen(
@@ -464,5 +508,5 @@ def test_the_adapter_says_what_is_wrong_with_a_folder(tmp_path):
         data.load("rationales")
     with pytest.raises(UserError, match=r"built from split 'train', not 'test'"):
         data.load("rationales", tmp_path / "mini", "test")
-    with pytest.raises(UserError, match="no folder of `vlmface rationale build`"):
+    with pytest.raises(UserError, match="is not a folder of `vlmface rationale build`"):
         data.load("rationales", tmp_path)

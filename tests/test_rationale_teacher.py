@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from fake_teacher import Asked, FakeTeacher, Reply, completion
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.files import resource
-from vlmface.infer.endpoint import PATIENCE, Endpoint
-from vlmface.journal import Journal
+from vlmface.infer.endpoint import MAX_CONSECUTIVE_FAILURES, Endpoint
 from vlmface.rationale import teacher_prompts, verify
+from vlmface.rationale.ground_truth import GroundTruth
 from vlmface.rationale.teacher import Job, Teacher
-from vlmface.rationale.truth import Truth
+from vlmface.resources import resource
+from vlmface.utils.jsonl_journal import Journal
 
-SPACE = taxonomy.SPACES["emotion8"]
+SPACE = label_spaces.SPACES["emotion8"]
 LIMITS = verify.Limits()
-ANGER = Truth("anger", {4: 3.0, 7: 2.0}, frozenset(facs.AU_NUMBERS))
+ANGER = GroundTruth("anger", {4: 3.0, 7: 2.0}, frozenset(facs.AU_NUMBERS))
 
 
 def ask(url: str, path: Path, *, n: int = 1, prompt: str = "with_label", repairs: int = 1, **more):
@@ -39,7 +39,7 @@ def ask(url: str, path: Path, *, n: int = 1, prompt: str = "with_label", repairs
             for i in range(n)
             if f"f{i}" not in journal.records
         )
-        teacher.write(jobs, journal, lambda: None)
+        teacher.run(jobs, journal, lambda: None)
         return dict(journal.records), teacher
 
 
@@ -63,7 +63,10 @@ def test_what_is_sent_and_what_comes_back(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret-123")
     with FakeTeacher() as server:
         records, _ = ask(
-            server.url + "/", tmp_path, key_env="MY_KEY", request={"max_tokens": 9, "top_p": None}
+            server.url + "/",
+            tmp_path,
+            api_key_env="MY_KEY",
+            request={"max_tokens": 9, "top_p": None},
         )
     (asked,) = server.asked
     assert asked.headers["path"] == "/v1/chat/completions"
@@ -81,7 +84,7 @@ def test_what_is_sent_and_what_comes_back(tmp_path, monkeypatch):
         "requests": 1,
         "prompt_tokens": 1000,
         "completion_tokens": 100,
-        "uncounted": 0,
+        "requests_without_usage": 0,
     }
     assert "secret" not in (tmp_path / "answers.jsonl").read_text()
 
@@ -123,7 +126,7 @@ def test_retry_after_may_be_a_date(tmp_path):
 def test_a_wait_of_hours_stops_the_build(tmp_path):
     with (
         FakeTeacher(once(Reply(status=429, headers={"Retry-After": "7200"}))) as server,
-        pytest.raises(UserError, match="asks to wait 120 minutes: run the same command again"),
+        pytest.raises(UserError, match="asks to wait 120 minutes: rerun the same command"),
     ):
         ask(server.url, tmp_path)
 
@@ -200,7 +203,7 @@ def test_one_refused_face_does_not_stop_the_others(tmp_path):
     assert sorted(records) == ["f0", "f1", "f4", "f5"] and len(server.asked) == 6
     assert teacher.unanswered == {
         "f2": "HTTP 400 image too large",
-        "f3": "the endpoint's content filter held it back",
+        "f3": "the endpoint's content filter blocked it",
     }
 
 
@@ -222,7 +225,7 @@ def test_an_endpoint_that_is_gone_stops_the_build(tmp_path):
         UserError, match=r"no answer for 5 faces in a row \(last: ConnectError.*2 faces"
     ):
         ask(server.url, tmp_path, n=40, attempts=2)
-    assert PATIENCE == 5
+    assert MAX_CONSECUTIVE_FAILURES == 5
 
 
 # --- settings, journal, prompts -------------------------------------------------------------------
@@ -231,10 +234,13 @@ def test_an_endpoint_that_is_gone_stops_the_build(tmp_path):
 @pytest.mark.parametrize(
     "endpoint, message",
     [
-        (Endpoint("localhost:8000", "m"), "is no URL"),
+        (Endpoint("localhost:8000", "m"), "is not a URL"),
         (Endpoint("http://me:secret@host/v1", "m"), "holds credentials"),
         (Endpoint("https://host/v1?key=secret", "m"), "holds credentials"),
-        (Endpoint("https://host/v1", "m", key_env="NOT_SET_ANYWHERE"), "NOT_SET_ANYWHERE is not"),
+        (
+            Endpoint("https://host/v1", "m", api_key_env="NOT_SET_ANYWHERE"),
+            "NOT_SET_ANYWHERE is not",
+        ),
         (Endpoint("https://host/v1", "m", concurrency=0), "concurrency is 0"),
     ],
 )
@@ -278,9 +284,9 @@ def test_shipped_prompts(tmp_path):
         assert "{" not in text and "150 words" in text
         assert ("anger" in text.replace("anger, contempt", "")) == prompt.saw_label
         assert len(prompt.sha(SPACE, LIMITS)) == 12
-        assert prompt.sha(SPACE, LIMITS) != prompt.sha(taxonomy.SPACES["emotion7"], LIMITS)
+        assert prompt.sha(SPACE, LIMITS) != prompt.sha(label_spaces.SPACES["emotion7"], LIMITS)
         assert prompt.sha(SPACE, LIMITS) != prompt.sha(SPACE, verify.Limits(max_words=99))
-    neutral = Truth("neutral", {}, frozenset())
+    neutral = GroundTruth("neutral", {}, frozenset())
     told = json.dumps(teacher_prompts.load("with_label").messages(neutral, SPACE, LIMITS, ""))
     assert "none: no muscle moves visibly" in told
 
@@ -302,5 +308,5 @@ def test_prompts_of_ones_own(tmp_path):
         path.write_text(good.replace(*change))
         with pytest.raises(UserError, match=message):
             teacher_prompts.load(path)
-    with pytest.raises(UserError, match="no teacher prompt 'best': use one of with_label"):
+    with pytest.raises(UserError, match="unknown teacher prompt 'best': use one of with_label"):
         teacher_prompts.load("best")

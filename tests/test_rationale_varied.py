@@ -12,25 +12,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vlmface import answers, facs, taxonomy
+from vlmface import answers, au_descriptions, facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.rationale import rules, wording
+from vlmface.rationale import rules
 
-SPACE = taxonomy.SPACES["emotion8"]
+SPACE = label_spaces.SPACES["emotion8"]
 ANGER = {4: 3.0, 7: 2.0, 23: 4.0, 17: 1.0}
 faces = st.dictionaries(
     st.sampled_from(facs.AU_NUMBERS), st.none() | st.floats(0.1, 5), max_size=12
 )
-emotions = st.sampled_from(taxonomy.EMOTIONS)
+emotions = st.sampled_from(label_spaces.EMOTIONS)
 seeds = st.integers(0, 2**40)
 
 
-@given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMS if f != "labels"]))
+@given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMATS if f != "labels"]))
 def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, form: str) -> None:
     text = rules.write(aus, emotion, form=form, seed=seed, style="varied")
     answer = answers.parse(text, SPACE, form)
     assert (answer.status, answer.label) == ("strict", emotion)
-    assert answer.aus == (() if not answers.reasons(form) else tuple(sorted(aus)))
+    assert answer.aus == (() if not answers.has_rationale(form) else tuple(sorted(aus)))
     assert answer.negated_aus == ()
     again = rules.write(dict(reversed(aus.items())), emotion, form=form, seed=seed, style="varied")
     assert text == again
@@ -51,7 +51,7 @@ def test_text_is_clean_and_states_the_intensity(
         if intensity is not None:
             words = rules.VARIED.grades[facs.grade(intensity) - 1]
             assert any(word in observed for word in words)
-    assert not wording.contradictions(text)
+    assert not au_descriptions.contradictions(text)
 
 
 def test_precision_and_recall_are_one_over_ten_thousand_faces() -> None:
@@ -143,5 +143,5 @@ def test_speed(style: str) -> None:
 
 
 def test_unknown_style() -> None:
-    with pytest.raises(UserError, match="no style 'rich': use one of plain, varied"):
+    with pytest.raises(UserError, match="unknown style 'rich': use one of plain, varied"):
         rules.write({4: 3}, "anger", style="rich")

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmface import facs, taxonomy
+from vlmface import au_descriptions, facs, label_spaces
 from vlmface.errors import UserError
-from vlmface.rationale import rules, truth, verify, wording
-from vlmface.rationale.truth import Truth
+from vlmface.rationale import ground_truth, rules, verify
+from vlmface.rationale.ground_truth import GroundTruth
 from vlmface.rationale.verify import Limits
 from vlmface.schema import AULabel, FaceSample
 
-SPACE = taxonomy.SPACES["emotion8"]
+SPACE = label_spaces.SPACES["emotion8"]
 ALL = frozenset(facs.AU_NUMBERS)
-ANGER = Truth("anger", {4: 3.0, 7: 2.0}, ALL)
+ANGER = GroundTruth("anger", {4: 3.0, 7: 2.0}, ALL)
 SOUND = "The brows are lowered (AU4) and the lids are tightened (AU7). Both belong to anger."
 
 
-def check(text: str, label: str = "anger", of: Truth = ANGER, **limits) -> verify.Verdict:
+def check(text: str, label: str = "anger", of: GroundTruth = ANGER, **limits) -> verify.Verdict:
     completion = f"<think>{text}</think>\n<answer>{label}</answer>"
     return verify.check(completion, of, SPACE, "think_answer", Limits(**limits))
 
@@ -52,7 +52,7 @@ def test_action_units():
 
 
 def test_a_unit_that_nobody_looked_for_cannot_be_checked():
-    some = Truth("anger", {4: 3.0, 7: 2.0}, frozenset({4, 7, 12}))
+    some = GroundTruth("anger", {4: 3.0, 7: 2.0}, frozenset({4, 7, 12}))
     assert check(SOUND, of=some).kept
     assert reasons(SOUND + " The chin is raised (AU17).", of=some) == {"unchecked_au"}
     assert reasons(SOUND + " AU17 is absent.", of=some) == {"unchecked_au"}
@@ -106,7 +106,7 @@ def test_forms():
     ],
 )
 def test_words_that_contradict_their_unit(text):
-    assert len(wording.contradictions(f"A face. {text.capitalize()}.")) == 1
+    assert len(au_descriptions.contradictions(f"A face. {text.capitalize()}.")) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_words_that_contradict_their_unit(text):
     ],
 )
 def test_words_that_fit_their_unit(text):
-    assert not wording.contradictions(text)
+    assert not au_descriptions.contradictions(text)
 
 
 def test_contradiction_is_a_fault_that_says_what_the_unit_is():
@@ -165,19 +165,19 @@ faces = st.dictionaries(
 )
 
 
-@given(faces, st.sampled_from(taxonomy.EMOTIONS), st.integers(0, 2**40), st.data())
+@given(faces, st.sampled_from(label_spaces.EMOTIONS), st.integers(0, 2**40), st.data())
 def test_what_rules_write_passes_and_any_change_of_the_truth_is_seen(aus, emotion, seed, data):
     form = data.draw(st.sampled_from(("think_answer", "three_part")))
     style = data.draw(st.sampled_from(sorted(rules.STYLES)))
     text = rules.write(aus, emotion, form=form, seed=seed, style=style)
-    verdict = verify.check(text, Truth(emotion, aus, ALL), SPACE, form)
+    verdict = verify.check(text, GroundTruth(emotion, aus, ALL), SPACE, form)
     assert verdict.kept, verdict.faults
     au = data.draw(st.sampled_from(facs.AU_NUMBERS))
     other = dict(aus) if au not in aus else {a: x for a, x in aus.items() if a != au}
     if au not in aus:
         other[au] = 3.0
     expected = "missing_au" if au not in aus else "hallucinated_au"
-    assert verify.check(text, Truth(emotion, other, ALL), SPACE, form).reasons == (expected,)
+    assert verify.check(text, GroundTruth(emotion, other, ALL), SPACE, form).reasons == (expected,)
 
 
 def test_near_duplicates():
@@ -216,24 +216,26 @@ def test_near_duplicates_are_found_quickly_among_many():
 def test_truth_of_a_sample():
     labels = [AULabel(4, 3.0, True), AULabel(12, 0.0, False), AULabel(7, None, True)]
     sample = FaceSample("a", "mine", emotion="anger", aus=labels)
-    found = truth.annotated(sample, "anger")
-    assert found == Truth("anger", {4: 3.0, 7: None}, frozenset({4, 7, 12}))
-    assert truth.annotated(FaceSample("b", "mine"), "anger") is None
-    assert truth.label_of(sample, SPACE) == "anger"
+    found = ground_truth.annotated_truth(sample, "anger")
+    assert found == GroundTruth("anger", {4: 3.0, 7: None}, frozenset({4, 7, 12}))
+    assert ground_truth.annotated_truth(FaceSample("b", "mine"), "anger") is None
+    assert ground_truth.label_of(sample, SPACE) == "anger"
     contempt = FaceSample("c", "mine", emotion="contempt")
-    assert truth.label_of(contempt, taxonomy.SPACES["emotion7"]) is None
+    assert ground_truth.label_of(contempt, label_spaces.SPACES["emotion7"]) is None
 
 
 def test_truth_from_an_estimator():
-    found = truth.estimated({"4": 3.0, "12": 0.4, "7": None}, "anger", threshold=1, source="x:y")
-    assert found == Truth("anger", {4: 3.0, 7: None}, frozenset({4, 7, 12}), "x:y")
-    zero = truth.estimated({4: 0.0}, "anger", threshold=0, source="x:y")
+    found = ground_truth.estimated_truth(
+        {"4": 3.0, "12": 0.4, "7": None}, "anger", threshold=1, source="x:y"
+    )
+    assert found == GroundTruth("anger", {4: 3.0, 7: None}, frozenset({4, 7, 12}), "x:y")
+    zero = ground_truth.estimated_truth({4: 0.0}, "anger", threshold=0, source="x:y")
     assert zero is not None and zero.aus == {}
-    assert truth.estimated(None, "anger", threshold=1, source="x:y") is None
-    assert truth.load_estimator("json:loads")("1") == 1
+    assert ground_truth.estimated_truth(None, "anger", threshold=1, source="x:y") is None
+    assert ground_truth.load_estimator("json:loads")("1") == 1
     for name in ("json", "json:nothing", "no_such_module:f", "json:__doc__"):
         with pytest.raises(UserError, match="AU estimator"):
-            truth.load_estimator(name)
+            ground_truth.load_estimator(name)
     for wrong in ({3: 1.0}, {4: 6.0}, {4: float("nan")}):
         with pytest.raises(UserError, match="'x:y' returned"):
-            truth.estimate(lambda image, wrong=wrong: wrong, "x:y", None)  # type: ignore[misc, arg-type]
+            ground_truth.run_estimator(lambda image, wrong=wrong: wrong, "x:y", None)  # type: ignore[misc, arg-type]

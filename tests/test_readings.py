@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import paligemma, qwen_vl, smolvlm
 from samples import picture
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.families import tiny_paligemma, tiny_qwen_vl, tiny_smolvlm
 from vlmface.infer.local import LabelScores, LocalModel
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
@@ -34,9 +34,12 @@ def naive(predictor: LocalModel, image: Any, rationale: str) -> tuple[list[float
     sums, counts = [], []
     for label in predictor.prompt.space.labels:
         row = encode.encode_text(
-            predictor.processor, predictor.family, predictor.messages,
-            predictor.prompt.wrap(rationale, label), image_size=image.size,
-        )  # fmt: skip
+            predictor.processor,
+            predictor.family,
+            predictor.messages,
+            predictor.prompt.wrap(rationale, label),
+            image_size=image.size,
+        )
         row.pop("labels")
         ids = torch.tensor([row.pop("input_ids")])
         extra = {name: torch.tensor([values]) for name, values in row.items()}
@@ -79,11 +82,11 @@ def test_prompts_of_different_lengths(
     corpus = [str(prompts.load("face_cot").messages()), *RATIONALES] * 20
     folder = tmp_path_factory.mktemp(family)
     if family == "smolvlm":
-        tiny_smolvlm.build_smolvlm(folder, corpus)
+        smolvlm.build_tiny(folder, corpus)
     elif family == "qwen_vl":
-        tiny_qwen_vl.build_qwen_vl(folder, corpus, min_pixels=256, max_pixels=4096)
+        qwen_vl.build_tiny(folder, corpus, min_pixels=256, max_pixels=4096)
     else:
-        tiny_paligemma.build(folder, corpus)
+        paligemma.build_tiny(folder, corpus)
     predictor = LocalModel.load(folder, prompt="face_cot", max_new_tokens=12)
     images = [picture(seed, size) for seed, size in enumerate([(60, 60), (200, 90), (64, 150)])]
     texts = RATIONALES[:3]

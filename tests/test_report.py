@@ -15,16 +15,18 @@ from fake_run import ABOUT, AUS, SPACE, faces, random_rows, row, write_lines, wr
 from PIL import Image
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics
-from vlmface.evaluate.page import MAX_SIDE
 from vlmface.evaluate.report import write_report
-from vlmface.taxonomy import SPACES
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
+from vlmface.utils.html import MAX_SIDE
 
 HOSTILE = "</blockquote><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
 BASELINE: dict[str, Any] = {
-    "name": "small CNN", "source": "trained on the same faces & labels",
-    "emotion": {"accuracy": 0.715}, "au": {"f1_macro": 0.622, "per_au": {"AU4": {"f1": 0.333}}},
-}  # fmt: skip
+    "name": "small CNN",
+    "source": "trained on the same faces & labels",
+    "emotion": {"accuracy": 0.715},
+    "au": {"f1_macro": 0.622, "per_au": {"AU4": {"f1": 0.333}}},
+}
 
 
 class Page(HTMLParser):
@@ -95,10 +97,22 @@ def test_a_training_run(run: tuple[Path, dict[str, Image.Image]]) -> None:
             assert f"{100 * share:.1f}" in page.text
     gain = scores["paired"]["emotion"]["accuracy"]["difference"]
     assert f"{100 * gain:+.1f}" in page.text
-    for word in ("tiny on synth", "face_cot", "0123456789ab", "300 steps in 4.0 min",
-                 "Synthetic faces only.", "vlmface-tiny, weights ba5eba5eba5e", "tower: lora",
-                 "fingerprint f00d", "small CNN", "71.5", "62.2", "trained on the same faces &",
-                 "lip corner puller", "no face of the benchmark shows them: AU26"):  # fmt: skip
+    for word in (
+        "tiny on synth",
+        "face_cot",
+        "0123456789ab",
+        "300 steps in 4.0 min",
+        "Synthetic faces only.",
+        "vlmface-tiny, weights ba5eba5eba5e",
+        "tower: lora",
+        "fingerprint f00d",
+        "small CNN",
+        "71.5",
+        "62.2",
+        "trained on the same faces &",
+        "lip corner puller",
+        "no face of the benchmark shows them: AU26",
+    ):
         assert word in page.text
     assert page.count("polyline") == 1
     assert page.count("u") == 1  # the baseline's marker, for AU4 only
@@ -128,8 +142,10 @@ def test_the_face_sheet_shows_right_and_wrong_answers(run: Any) -> None:
 
 
 def test_chips_tell_found_missed_and_extra(tmp_path: Path) -> None:
-    rows = [row(0, "anger", "anger", aus=[4, 12]) | {"truth": {
-        "emotion": "anger", "aus": {"4": 3.0, "15": 2.0}, "annotated_aus": list(AUS)}}]  # fmt: skip
+    rows = [
+        row(0, "anger", "anger", aus=[4, 12])
+        | {"truth": {"emotion": "anger", "aus": {"4": 3.0, "15": 2.0}, "annotated_aus": list(AUS)}}
+    ]
     write_run(tmp_path, rows, rows)
     page = Page(write_report(tmp_path, images=faces(rows)))
     for chip in ("✓ AU4", "\N{EN DASH} AU15", "+ AU12"):
@@ -173,7 +189,7 @@ def test_hostile_text_is_shown_and_not_obeyed(run: Any) -> None:
 
 def test_a_single_evaluation(tmp_path: Path) -> None:
     rows = random_rows(60, 0)
-    scores = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    scores = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     write_lines(tmp_path / "predictions.jsonl", rows)
     page = Page(write_report(tmp_path, images=faces(rows)))
@@ -185,9 +201,11 @@ def test_a_single_evaluation(tmp_path: Path) -> None:
 
 
 def test_an_attribute_and_an_au_benchmark(tmp_path: Path) -> None:
-    rows = [row(i, None, "female", truth={"attributes": {"gender": ["female", "male"][i % 2]}})
-            for i in range(30)]  # fmt: skip
-    scores = metrics.summarise(rows, SPACES["gender"], (), **ABOUT)
+    rows = [
+        row(i, None, "female", truth={"attributes": {"gender": ["female", "male"][i % 2]}})
+        for i in range(30)
+    ]
+    scores = metrics.summarise(rows, SPACES["gender"], (), about=ABOUT)
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     write_lines(tmp_path / "predictions.jsonl", rows)
     page = Page(write_report(tmp_path, images=faces(rows)))
@@ -195,9 +213,11 @@ def test_an_attribute_and_an_au_benchmark(tmp_path: Path) -> None:
     assert page.text.count("truth male") == 8
     assert "facial muscles the model sees" not in page.text
 
-    rows = [row(i, None, "anger", aus=[4], truth={"aus": {"4": None} if i % 2 else {"12": 1.0}})
-            for i in range(30)]  # fmt: skip
-    scores = metrics.summarise(rows, SPACE, (4, 12), ci=False, **ABOUT)
+    rows = [
+        row(i, None, "anger", aus=[4], truth={"aus": {"4": None} if i % 2 else {"12": 1.0}})
+        for i in range(30)
+    ]
+    scores = metrics.summarise(rows, SPACE, (4, 12), ci=False, about=ABOUT)
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     write_lines(tmp_path / "predictions.jsonl", rows)
     page = Page(write_report(tmp_path, images=faces(rows)))
@@ -207,7 +227,7 @@ def test_an_attribute_and_an_au_benchmark(tmp_path: Path) -> None:
 
 
 def test_only_metrics_are_needed(tmp_path: Path) -> None:
-    scores = metrics.summarise(random_rows(20, 0), SPACE, AUS, **ABOUT | {"prompt": {}})
+    scores = metrics.summarise(random_rows(20, 0), SPACE, AUS, about=ABOUT | {"prompt": {}})
     assert "prompt" not in scores
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     page = Page(write_report(tmp_path, images={}))

@@ -83,18 +83,25 @@ def test_other_runs_are_not_resumed(
     run = killed(name)
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
-    record = json.loads((folder / run_dir.RECORD).read_text())
+    record = json.loads((folder / run_dir.RUN_FILE).read_text())
     assert record["trained"] and record["identity"]["processes"] == 1
-    changes = {"data": "0", "rows": 3, "base_weights": "0", "processes": 2, "global_batch": 5,
-               "sharding": "FSDP", "precision": "float16"}  # fmt: skip
+    changes = {
+        "data": "0",
+        "rows": 3,
+        "base_weights": "0",
+        "processes": 2,
+        "global_batch": 5,
+        "sharding": "FSDP",
+        "precision": "float16",
+    }
     if name != "sft":  # what is compared is the same in all
         changes = {"data": "0", "processes": 2}
     for key, value in changes.items():
         assert record["identity"][key] != value
         other = {**record, "identity": {**record["identity"], key: value}}
-        (folder / run_dir.RECORD).write_text(json.dumps(other))
+        (folder / run_dir.RUN_FILE).write_text(json.dumps(other))
         refused(run, folder, f"was started with {key.replace('_', ' ')}.* {value!r}, but now it is")
-    (folder / run_dir.RECORD).write_text(json.dumps(record))
+    (folder / run_dir.RUN_FILE).write_text(json.dumps(record))
     refused(run, folder, "was started with seed = 0, but now seed = 1", seed=1)
     assert run.again(folder) == 0
 

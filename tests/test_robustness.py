@@ -15,11 +15,23 @@ from vlmface.infer.local import LocalModel
 
 
 def test_the_curve(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    argv = ["--model", str(run_dir), "--n", "4", "--max_new_tokens", "24", "--output_dir",
-            str(tmp_path), "--corruptions", "blur,hand"]  # fmt: skip
+) -> None:
+    argv = [
+        "--model",
+        str(run_dir),
+        "--n",
+        "4",
+        "--max_new_tokens",
+        "24",
+        "--output_dir",
+        str(tmp_path),
+        "--corruptions",
+        "blur,hand",
+    ]
     assert robustness.main(argv) == 0
     assert "accuracy: " in capsys.readouterr().out
     found = json.loads((tmp_path / "robustness.json").read_text())

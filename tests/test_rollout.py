@@ -12,7 +12,7 @@ from checkpoints import BUILDERS
 from samples import picture
 
 from vlmface import encode, families, prompts
-from vlmface.train import rollout
+from vlmface.infer import sampling
 
 GROUP = 3
 SIZES = ((40, 40), (90, 50))
@@ -42,7 +42,7 @@ def rows_of(setup: Any, answers: list[list[int]] | None = None) -> list[dict[str
         if answers is not None:
             start = len(row["input_ids"])
             ids = [*row["input_ids"], *answers[i]]
-            row |= {"input_ids": ids, **family.token_inputs(processor, ids, start)}
+            row |= {"input_ids": ids, **family.per_token_inputs(processor, ids, start)}
         rows.append(row)
     return rows
 
@@ -81,13 +81,18 @@ def test_log_probabilities_are_those_of_full_passes(setup: Any) -> None:
     ids, mask = padded(ANSWERS)
     for temperature in (1.0, 0.7):
         expected, _ = whole(setup, temperature)
-        found, entropy = rollout.score(
-            model, family, collated(setup, rows_of(setup)), ids, mask,
-            group=GROUP, temperature=temperature,
-        )  # fmt: skip
+        found, entropy = sampling.score(
+            model,
+            family,
+            collated(setup, rows_of(setup)),
+            ids,
+            mask,
+            group=GROUP,
+            temperature=temperature,
+        )
         assert torch.allclose(found * mask, expected, atol=2e-5)
         assert (entropy >= 0).all()
-        again, _ = rollout.score_whole(
+        again, _ = sampling.score_without_cache(
             model, collated(setup, rows_of(setup, ANSWERS)), ids, mask, temperature=temperature
         )
         assert torch.allclose(again * mask, expected, atol=2e-5)
@@ -103,7 +108,9 @@ def test_gradients_flow_through_the_prefix(setup: Any) -> None:
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     expected = gradients(whole(setup)[1])
-    found, _ = rollout.score(model, family, collated(setup, rows_of(setup)), ids, mask, group=GROUP)
+    found, _ = sampling.score(
+        model, family, collated(setup, rows_of(setup)), ids, mask, group=GROUP
+    )
     mine = gradients((found * mask).sum())
     assert mine.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -118,17 +125,17 @@ def test_samples_are_drawn_from_the_models_own_distribution(setup: Any) -> None:
     batch = collated(setup, rows_of(setup))
     stops = family.stop_token_ids(processor)
 
-    def draw(seed: int, **options: Any) -> rollout.Rollout:
+    def draw(seed: int, **options: Any) -> sampling.Rollout:
         words: dict[str, Any] = {"group": GROUP, "max_new_tokens": 9, "stops": stops, **options}
         generator = torch.Generator().manual_seed(seed)
-        return rollout.sample(model, family, batch, generator=generator, **words)
+        return sampling.sample(model, family, batch, generator=generator, **words)
 
     drawn = draw(0)
     assert drawn == draw(0) and drawn.ids != draw(1).ids
     assert len({tuple(ids) for ids in drawn.ids[:GROUP]}) > 1
     ids, mask = padded(drawn.ids)
     with torch.no_grad():
-        found, _ = rollout.score(model, family, batch, ids, mask, group=GROUP)
+        found, _ = sampling.score(model, family, batch, ids, mask, group=GROUP)
     flat = [value for row in drawn.log_probs for value in row]
     assert found[mask.bool()].tolist() == pytest.approx(flat, abs=2e-5)
 
@@ -136,9 +143,12 @@ def test_samples_are_drawn_from_the_models_own_distribution(setup: Any) -> None:
     left = encode.Collator(processor, family, padding="left")(rows_of(setup))
     with torch.no_grad():
         greedy = model.generate(
-            **left, max_new_tokens=9, do_sample=False, eos_token_id=stops,
+            **left,
+            max_new_tokens=9,
+            do_sample=False,
+            eos_token_id=stops,
             pad_token_id=processor.tokenizer.pad_token_id,
-        )[:, left["input_ids"].shape[1] :].tolist()  # fmt: skip
+        )[:, left["input_ids"].shape[1] :].tolist()
     for i, row in enumerate(greedy):
         end = next((k + 1 for k, token in enumerate(row) if token in stops), len(row))
         assert cold.ids[i * GROUP] == row[:end]
@@ -149,14 +159,19 @@ def test_no_image_token_is_drawn(setup: Any) -> None:
     family, _, model, _ = setup
     batch = collated(setup, rows_of(setup))
     words: dict[str, Any] = {"group": GROUP, "temperature": 3.0, "never": list(range(60, 70))}
-    drawn = rollout.sample(
-        model, family, batch, max_new_tokens=9, stops=[],
-        generator=torch.Generator().manual_seed(0), **words,
-    )  # fmt: skip
+    drawn = sampling.sample(
+        model,
+        family,
+        batch,
+        max_new_tokens=9,
+        stops=[],
+        generator=torch.Generator().manual_seed(0),
+        **words,
+    )
     assert not {token for row in drawn.ids for token in row} & set(range(60, 70))
     ids, mask = padded(drawn.ids)
     with torch.no_grad():
-        found, entropy = rollout.score(model, family, batch, ids, mask, **words)
+        found, entropy = sampling.score(model, family, batch, ids, mask, **words)
     flat = [value for row in drawn.log_probs for value in row]
     assert found[mask.bool()].tolist() == pytest.approx(flat, abs=2e-5)
     assert entropy.isfinite().all()
@@ -166,12 +181,12 @@ def test_finished_rows_leave_and_the_others_do_not_notice(setup: Any) -> None:
     family, _, model, _ = setup
     batch = collated(setup, rows_of(setup))
     words: dict[str, Any] = {"group": GROUP, "max_new_tokens": 8, "temperature": 1e-4}
-    free = rollout.sample(
+    free = sampling.sample(
         model, family, batch, stops=[], generator=torch.Generator().manual_seed(0), **words
     )
     assert not any(free.complete) and {len(ids) for ids in free.ids} == {8}
     stop = next((t for t in free.ids[0] if t not in free.ids[-1]), free.ids[0][2])
-    cut = rollout.sample(
+    cut = sampling.sample(
         model, family, batch, stops=[stop], generator=torch.Generator().manual_seed(0), **words
     )
     for whole_, ids, done in zip(free.ids, cut.ids, cut.complete, strict=True):
@@ -181,6 +196,6 @@ def test_finished_rows_leave_and_the_others_do_not_notice(setup: Any) -> None:
 
 def test_top_p_keeps_the_likeliest() -> None:
     chances = torch.tensor([[0.5, 0.1, 0.3, 0.1]])
-    assert torch.allclose(rollout._cut(chances, 0.6), torch.tensor([[0.625, 0, 0.375, 0]]))
-    assert torch.allclose(rollout._cut(chances, 0.4), torch.tensor([[1.0, 0, 0, 0]]))
-    assert rollout._cut(chances, 1.0) is chances
+    assert torch.allclose(sampling._top_p(chances, 0.6), torch.tensor([[0.625, 0, 0.375, 0]]))
+    assert torch.allclose(sampling._top_p(chances, 0.4), torch.tensor([[1.0, 0, 0, 0]]))
+    assert sampling._top_p(chances, 1.0) is chances

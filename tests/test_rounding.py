@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import llava
 from samples import picture
 
-from vlmface import encode, prompts, rounding
+from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.families import llava
+from vlmface.utils import rounding
 
 PROMPT = prompts.load("face_cot")
 

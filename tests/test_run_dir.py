@@ -20,12 +20,13 @@ import pytest
 from samples import ROOT
 from trainers import contents, starter, stop_in
 
-from vlmface import lock, run_dir
+from vlmface import run_dir
 from vlmface.errors import UserError
+from vlmface.utils import lock
 
 HOLD = """
 import sys, time
-from vlmface import lock
+from vlmface.utils import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     {then}
@@ -37,8 +38,10 @@ def holder(folder: Path, then: str = "time.sleep(600)") -> Iterator[subprocess.P
     """Another process that holds the lock of a folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(then=then), str(folder)],
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
@@ -122,7 +125,7 @@ def run(settings: Settings, until: str = "end", **identity: object) -> list[str]
     with run_dir.open_run(settings) as is_open:
         if not is_open:
             return ["complete"]
-        run_dir.begin(settings, lambda: identity)
+        run_dir.start_run(settings, lambda: identity)
         found = sorted(path.name for path in folder.iterdir())
         (folder / "predictions_before.jsonl").write_text(f"{settings.rate}\n")
         if until == "before":
@@ -190,7 +193,7 @@ sys.path.insert(0, {tests!r})
 from test_run_dir import Settings, run_dir, Path
 settings = Settings({folder!r}, rate=2.0, overwrite=True)
 with run_dir.open_run(settings):
-    run_dir.begin(settings, dict)
+    run_dir.start_run(settings, dict)
     if {trained}:
         run_dir.mark_trained(Path(settings.output_dir))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -240,13 +243,15 @@ def test_a_run_behind_a_link_is_replaced(until: str, settings: Settings, tmp_pat
 FOREIGN = {
     "another program's": {"settings.json": '{"editor.tabSize": 4}', "thesis.tex": "years of work"},
     "empty": {"settings.json": ""},
-    "like a run's": {"settings.json": '{"output_dir": "run", "rate": 1.0, "overwrite": false}',
-                     "thesis.tex": "years of work"},
+    "like a run's": {
+        "settings.json": '{"output_dir": "run", "rate": 1.0, "overwrite": false}',
+        "thesis.tex": "years of work",
+    },
     "another run.json": {"run.json": '{"format": 1}', "settings.json": "{}"},
     "a list": {"run.json": "[1]", "thesis.tex": "years of work"},
     "no settings": {"thesis.tex": "years of work"},
     "a folder": {"data/thesis.tex": "years of work"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)

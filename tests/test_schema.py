@@ -9,7 +9,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from vlmface import schema, taxonomy
+from vlmface import label_spaces, schema
 from vlmface.errors import UserError
 from vlmface.schema import AULabel, FaceSample
 
@@ -99,13 +99,13 @@ def test_invalid_samples(changes: dict[str, Any], message: str) -> None:
 
 
 def test_several_labels_come_in_the_order_of_their_space() -> None:
-    emotic = taxonomy.space("emotic26")
+    emotic = label_spaces.space("emotic26")
     person = FaceSample(id="x", dataset="d", context=["peace", "Anger", "Confusion", "doubt"])
     assert person.labels(emotic) == ("Anger", "Doubt/Confusion", "Peace")
     assert person.label(emotic) is None
     assert FaceSample(id="x", dataset="d", context=["Doubt"]).label(emotic) == "Doubt/Confusion"
     assert FaceSample(id="x", dataset="d").labels(emotic) == ()
     aged = FaceSample(id="x", dataset="d", age=44.0, emotion="fear")
-    assert aged.labels(taxonomy.space("age_group5")) == ("40-59",)
-    assert aged.labels(taxonomy.space("emotion8")) == ("fear",)
-    assert aged.labels(taxonomy.space("gender")) == ()
+    assert aged.labels(label_spaces.space("age_group5")) == ("40-59",)
+    assert aged.labels(label_spaces.space("emotion8")) == ("fear",)
+    assert aged.labels(label_spaces.space("gender")) == ()

@@ -18,9 +18,10 @@ from miniatures.records import write_json, write_lines
 from vlmface import cli
 from vlmface.data.records import records
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, compare, ferbench, files, metrics
+from vlmface.evaluate import answering, compare, external_formats, ferbench
+from vlmface.label_spaces import SPACES
+from vlmface.metrics import metrics
 from vlmface.rationale import rules
-from vlmface.taxonomy import SPACES
 
 AFFECTNET = [*NOUNS, "contempt"]
 SFEW = [word for word in ADJECTIVES if word != "contempt"]
@@ -30,9 +31,12 @@ SETS = {"rafdb": NOUNS, "affectnet": AFFECTNET, "ferplus": ADJECTIVES, "sfew": S
 def item(number: int, true: str, response: Any, words: list[str] = NOUNS, **more: Any) -> dict:
     """An item of FERBench's result files, as infer_unifer.py writes it."""
     return {
-        "image_path": f"/RAF-DB/aligned/test_{number:04d}_aligned.jpg", "true_label": true,
-        "prompt": question(words), "candidate_labels": words, "model_response": response,
-    } | more  # fmt: skip
+        "image_path": f"/RAF-DB/aligned/test_{number:04d}_aligned.jpg",
+        "true_label": true,
+        "prompt": question(words),
+        "candidate_labels": words,
+        "model_response": response,
+    } | more
 
 
 def thought(reasoning: str, answer: str) -> str:
@@ -72,8 +76,12 @@ def test_clean_outputs_score_alike_by_both_rules(name, tmp_path, capsys):
     right = sum(one["true_label"] in one["model_response"].split("<answer>")[1] for one in items)
     assert scores["emotion"]["accuracy"] == scores["ferbench_rule"]["accuracy"] == right / 60
     assert scores["ferbench_rule"] == {
-        "accuracy": right / 60, "n": 60, "errors": 0, "unknown": 0, "disagreements": 0,
-    }  # fmt: skip
+        "accuracy": right / 60,
+        "n": 60,
+        "errors": 0,
+        "unknown": 0,
+        "disagreements": 0,
+    }
     # The words that were asked for are the exact form, adjectives too.
     assert scores["parse"]["strict"] == 1 and scores["label_space"] == space.id
     assert (out / "disagreements.jsonl").read_text() == ""
@@ -85,39 +93,117 @@ def test_clean_outputs_score_alike_by_both_rules(name, tmp_path, capsys):
 
 # text, candidates, our label, FERBench's label, step, reason
 CASES = [
-    (thought("The lips tremble.", "unhappy"), SFEW, None, "happiness", "answer",
-     "substring: unhappy"),
-    (thought("The lips tremble.", "unhappy"), NOUNS, None, "happiness", "synonym",
-     "synonym: happy, inside unhappy"),
+    (
+        thought("The lips tremble.", "unhappy"),
+        SFEW,
+        None,
+        "happiness",
+        "answer",
+        "substring: unhappy",
+    ),
+    (
+        thought("The lips tremble.", "unhappy"),
+        NOUNS,
+        None,
+        "happiness",
+        "synonym",
+        "synonym: happy, inside unhappy",
+    ),
     ("A fearless look.", NOUNS, None, "fear", "response", "substring: fearless"),
-    (thought("A smile.", "not happy"), SFEW, None, "happiness", "answer",
-     "passed over a negation: not happy"),
-    (thought("A smile.", "The person isn’t very happy."), SFEW, None, "happiness", "answer",
-     "passed over a negation: isn’t very happy"),
-    ("<think>The cheeks suggest happiness, but", NOUNS, None, "happiness", "response",
-     "searched the reasoning: happiness"),
-    (thought("It may be fear.", "bored"), NOUNS, None, "fear", "response",
-     "searched the reasoning: fear"),
+    (
+        thought("A smile.", "not happy"),
+        SFEW,
+        None,
+        "happiness",
+        "answer",
+        "passed over a negation: not happy",
+    ),
+    (
+        thought("A smile.", "The person isn’t very happy."),
+        SFEW,
+        None,
+        "happiness",
+        "answer",
+        "passed over a negation: isn’t very happy",
+    ),
+    (
+        "<think>The cheeks suggest happiness, but",
+        NOUNS,
+        None,
+        "happiness",
+        "response",
+        "searched the reasoning: happiness",
+    ),
+    (
+        thought("It may be fear.", "bored"),
+        NOUNS,
+        None,
+        "fear",
+        "response",
+        "searched the reasoning: fear",
+    ),
     # A right answer in the other part of speech is lost to a word of the reasoning.
-    (thought("It may be fear.", "angry"), NOUNS, "anger", "fear", "response",
-     "searched the reasoning: fear"),
-    (thought("Made up.", "bored"), AFFECTNET, None, "anger", "synonym",
-     "searched the reasoning: made"),
-    (thought("-", "sad or happy"), SFEW, None, "happiness", "answer",
-     "several candidates, took the first of the list"),
-    ("The person is happy. The person is sad.", SFEW, None, "happiness", "response",
-     "several candidates, took the first of the list"),
-    ("<answer>fear</answer> <answer>anger</answer>", NOUNS, None, "fear", "answer",
-     "several answers, took the first"),
+    (
+        thought("It may be fear.", "angry"),
+        NOUNS,
+        "anger",
+        "fear",
+        "response",
+        "searched the reasoning: fear",
+    ),
+    (
+        thought("Made up.", "bored"),
+        AFFECTNET,
+        None,
+        "anger",
+        "synonym",
+        "searched the reasoning: made",
+    ),
+    (
+        thought("-", "sad or happy"),
+        SFEW,
+        None,
+        "happiness",
+        "answer",
+        "several candidates, took the first of the list",
+    ),
+    (
+        "The person is happy. The person is sad.",
+        SFEW,
+        None,
+        "happiness",
+        "response",
+        "several candidates, took the first of the list",
+    ),
+    (
+        "<answer>fear</answer> <answer>anger</answer>",
+        NOUNS,
+        None,
+        "fear",
+        "answer",
+        "several answers, took the first",
+    ),
     (thought("-", "calm"), NOUNS, None, "neutral", "synonym", "synonym: calm"),
-    (thought("-", "an abnormal mood"), NOUNS, None, "neutral", "synonym",
-     "synonym: normal, inside abnormal"),
+    (
+        thought("-", "an abnormal mood"),
+        NOUNS,
+        None,
+        "neutral",
+        "synonym",
+        "synonym: normal, inside abnormal",
+    ),
     (thought("-", "He made a face."), SFEW, None, "anger", "synonym", "synonym: mad, inside made"),
     (thought("-", "furious"), NOUNS, "anger", None, "unknown", "did not know the word: furious"),
-    ("I cannot determine it, perhaps neutral.", NOUNS, None, "neutral", "response",
-     "took a refusal for an answer: neutral"),
+    (
+        "I cannot determine it, perhaps neutral.",
+        NOUNS,
+        None,
+        "neutral",
+        "response",
+        "took a refusal for an answer: neutral",
+    ),
     (thought("-", "Is it anger?"), NOUNS, None, "anger", "answer", "mentioned, not stated: anger"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "words", "ours", "theirs", "step", "reason"), CASES)
@@ -147,21 +233,41 @@ def test_both_accuracies_their_denominators_and_the_printed_table(tmp_path, caps
     scores, lines = results(out)
     assert (scores["n"], scores["emotion"]["accuracy"]) == (8, 3 / 8)
     assert scores["ferbench_rule"] == {
-        "accuracy": 3 / 7, "n": 7, "errors": 1, "unknown": 2, "disagreements": 4,
-    }  # fmt: skip
+        "accuracy": 3 / 7,
+        "n": 7,
+        "errors": 1,
+        "unknown": 2,
+        "disagreements": 4,
+    }
     assert [line["status"] for line in lines] == [
-        "strict", "lenient", "ambiguous", "none", "none", "none", "strict", "ambiguous",
-    ]  # fmt: skip
+        "strict",
+        "lenient",
+        "ambiguous",
+        "none",
+        "none",
+        "none",
+        "strict",
+        "ambiguous",
+    ]
     assert scores["parse"]["none"] == 3 / 8
-    assert set(lines[0]) == {"id", "image", "truth", "text", "label", "status", "aus",
-                             "probabilities", "latency_s"}  # fmt: skip
+    assert set(lines[0]) == {
+        "id",
+        "image",
+        "truth",
+        "text",
+        "label",
+        "status",
+        "aus",
+        "probabilities",
+        "latency_s",
+    }
     different = answering.read_lines(out / "disagreements.jsonl")
     assert [(one["id"][-12:-8], one["right"], one["reason"]) for one in different] == [
         ("0002", "ours", "searched the reasoning: sadness"),
         ("0003", "ferbench", "several candidates, took the first of the list"),
         ("0004", "neither", "error dropped from the denominator"),
         ("0008", "neither", "several candidates, took the first of the list"),
-    ]  # fmt: skip
+    ]
     printed = capsys.readouterr().out
     assert "uni fer.json: 8 answers as ferbench, labels of emotion7" in printed
     assert "3 of them are errors or empty; they count as wrong" in printed
@@ -186,17 +292,43 @@ def test_the_synonyms_of_the_four_sets():
     assert ferbench.synonyms(ADJECTIVES)["angry"] == ["anger"]
     assert ferbench.synonyms(SFEW)["angry"] == ["anger", "mad"]
     assert list(ferbench.synonyms(ADJECTIVES)) == [
-        "angry", "contempt", "disgust", "fear", "happy", "sad", "neutral", "surprise",
-    ]  # fmt: skip
+        "angry",
+        "contempt",
+        "disgust",
+        "fear",
+        "happy",
+        "sad",
+        "neutral",
+        "surprise",
+    ]
     assert ferbench.synonyms(SFEW)["sad"] == ["sorrow", "unhappy"]
     assert "contempt" not in ferbench.synonyms(SFEW)
 
 
 PIECES = st.lists(
-    st.sampled_from(["<answer>", "</answer>", "<ANSWER>", "</Answer>", "<think>", "</think>",
-                     " ", "\n", "\t", "happy", "unhappy", "sad", "mad", "not", "fear", ".", "x"]),
+    st.sampled_from(
+        [
+            "<answer>",
+            "</answer>",
+            "<ANSWER>",
+            "</Answer>",
+            "<think>",
+            "</think>",
+            " ",
+            "\n",
+            "\t",
+            "happy",
+            "unhappy",
+            "sad",
+            "mad",
+            "not",
+            "fear",
+            ".",
+            "x",
+        ]
+    ),
     max_size=14,
-).map("".join)  # fmt: skip
+).map("".join)
 PATTERN = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.IGNORECASE)
 
 
@@ -208,10 +340,20 @@ def test_the_first_answer_is_what_their_pattern_captures(text):
 
 def test_a_hostile_response_takes_no_time():
     start = time.perf_counter()
-    for text in ("<answer>" * 50_000 + "\nx</answer>", "<answer>" + " " * 300_000 + "x",
-                 "<answer>x\n</answer>" * 20_000, "not " * 100_000 + "happy"):  # fmt: skip
-        row = {"id": "1", "image": None, "text": text, "label": None, "status": "none",
-               "truth": {"emotion": "fear"}}  # fmt: skip
+    for text in (
+        "<answer>" * 50_000 + "\nx</answer>",
+        "<answer>" + " " * 300_000 + "x",
+        "<answer>x\n</answer>" * 20_000,
+        "not " * 100_000 + "happy",
+    ):
+        row = {
+            "id": "1",
+            "image": None,
+            "text": text,
+            "label": None,
+            "status": "none",
+            "truth": {"emotion": "fear"},
+        }
         ferbench.compare([row], [SFEW], [False], SPACES["emotion7"])
     assert time.perf_counter() - start < 5
 
@@ -220,9 +362,9 @@ def test_a_hostile_response_takes_no_time():
 def test_no_text_breaks_either_reading(text, words):
     space = SPACES["emotion8" if "contempt" in words else "emotion7"]
     truth = {"emotion": "fear", "aus": None, "attributes": {}}
-    one = files.Item("here", "1", None, truth, text, False, tuple(words))
+    one = external_formats.Item("here", "1", None, truth, text, False, tuple(words))
     for form in ("think_answer", "three_part", "label"):
-        [line] = files.predictions(files.Answers(space, form, [one]))
+        [line] = external_formats.predictions(external_formats.Answers(space, form, [one]))
         assert line["label"] is None or line["status"] in ("strict", "lenient")
         theirs, different = ferbench.compare([line], [words], [False], space)
         assert (theirs["accuracy"] == (line["label"] == "fear")) or different
@@ -234,19 +376,27 @@ def test_no_text_breaks_either_reading(text, words):
 
 def inferred(image: str, aus: list[str], labels: list[str], text: str) -> dict[str, Any]:
     """An item of eval_qwen.py's `inference_results`."""
-    return {"image": image, "question": "<image>\nWhich?", "gt_AUs": aus, "gt_labels": labels,
-            "pred_AUs": ["AU99"], "pred_labels": ["?"], "description": text,
-            "gt_description": "The brows ..."}  # fmt: skip
+    return {
+        "image": image,
+        "question": "<image>\nWhich?",
+        "gt_AUs": aus,
+        "gt_labels": labels,
+        "pred_AUs": ["AU99"],
+        "pred_labels": ["?"],
+        "description": text,
+        "gt_description": "The brows ...",
+    }
 
 
 def test_facial_r1_results_score_labels_and_aus(tmp_path, capsys):
     said = [
-        inferred("FABA/1.jpg", ["AU4", "AU23"], ["anger"], thought("AU4 is there, no AU23.",
-                                                                  "anger")),
+        inferred(
+            "FABA/1.jpg", ["AU4", "AU23"], ["anger"], thought("AU4 is there, no AU23.", "anger")
+        ),
         inferred("FABA/2.jpg", ["AU12"], ["happiness"], thought("AU12 and AU6.", "sadness")),
         inferred("FABA/3.jpg", [], ["anger", "disgust"], thought("AU4.", "anger")),
         inferred("FABA/4.jpg", ["AU4"], ["confusion"], ""),
-    ]  # fmt: skip
+    ]
     path = write_json(tmp_path / "log.json", {"au_metrics": None, "inference_results": said})
     scores, lines = results(score(path, "facial-r1"))
     assert [line["truth"]["emotion"] for line in lines] == ["anger", "happiness", None, None]
@@ -254,8 +404,12 @@ def test_facial_r1_results_score_labels_and_aus(tmp_path, capsys):
     assert scores["emotion"]["accuracy"] == 0.5
     # AU6 is in no truth of the file; an item that does not list AU4 does not show it.
     assert list(scores["au"]["per_au"]) == ["AU4", "AU12", "AU23"]
-    assert scores["au"]["per_au"]["AU4"] == {"f1": 0.5, "precision": 0.5, "recall": 0.5,
-                                             "support": 2}  # fmt: skip
+    assert scores["au"]["per_au"]["AU4"] == {
+        "f1": 0.5,
+        "precision": 0.5,
+        "recall": 0.5,
+        "support": 2,
+    }
     assert scores["au"]["per_au"]["AU12"]["f1"] == 1 and scores["au"]["per_au"]["AU23"]["f1"] == 0
     printed = capsys.readouterr().out
     assert "2 of them have no single true label" in printed and "1 of them are errors" in printed
@@ -264,17 +418,31 @@ def test_facial_r1_results_score_labels_and_aus(tmp_path, capsys):
 
 def test_facial_r1_lines_in_the_form_of_fea20k(tmp_path):
     rows = [
-        {"id": f"{i:03d}", "dataset": dataset, "image": f"{dataset}/{i}.jpg", "question": "?",
-         "AUs": aus, "labels": labels, "description": thought("AU1.", "fear"), "is_valid": False}
-        for i, (dataset, aus, labels) in enumerate([
-            ("DISFA", ["AU1"], []), ("DISFA", ["AU2"], []), ("FER2013", [], ["fear"]),
-        ])
-    ]  # fmt: skip
+        {
+            "id": f"{i:03d}",
+            "dataset": dataset,
+            "image": f"{dataset}/{i}.jpg",
+            "question": "?",
+            "AUs": aus,
+            "labels": labels,
+            "description": thought("AU1.", "fear"),
+            "is_valid": False,
+        }
+        for i, (dataset, aus, labels) in enumerate(
+            [
+                ("DISFA", ["AU1"], []),
+                ("DISFA", ["AU2"], []),
+                ("FER2013", [], ["fear"]),
+            ]
+        )
+    ]
     path = write_lines(tmp_path / "out.jsonl", *rows)
     scores, lines = results(score(path, "facial-r1"))
     assert [line["id"] for line in lines] == [
-        "fea20k-DISFA-000", "fea20k-DISFA-001", "fea20k-FER2013-002",
-    ]  # fmt: skip
+        "fea20k-DISFA-000",
+        "fea20k-DISFA-001",
+        "fea20k-FER2013-002",
+    ]
     assert [line["truth"]["annotated_aus"] for line in lines] == [[1, 2], [1, 2], None]
     assert scores["n"] == 3 and scores["emotion"]["accuracy"] == 1
     assert scores["au"]["per_au"]["AU1"]["precision"] == 0.5
@@ -285,13 +453,22 @@ def test_facial_r1_lines_in_the_form_of_fea20k(tmp_path):
 
 def test_expllm_labels_and_descriptions(tmp_path, capsys):
     said = [
-        {"task": "emo_estim", "gt": true, "offset": [0, 0], "img_path": f"test_{i}.jpg",
-         "pred": pred}
-        for i, (true, pred) in enumerate([
-            ("Happiness", "Happiness"), ("Anger", "Anger."), ("Fear", "Surprise"),
-            ("Sadness", "unsadness"),
-        ])
-    ]  # fmt: skip
+        {
+            "task": "emo_estim",
+            "gt": true,
+            "offset": [0, 0],
+            "img_path": f"test_{i}.jpg",
+            "pred": pred,
+        }
+        for i, (true, pred) in enumerate(
+            [
+                ("Happiness", "Happiness"),
+                ("Anger", "Anger."),
+                ("Fear", "Surprise"),
+                ("Sadness", "unsadness"),
+            ]
+        )
+    ]
     scores, lines = results(score(write_json(tmp_path / "result_all.json", said), "expllm"))
     assert scores["emotion"]["accuracy"] == 0.5 and "au" not in scores
     assert [line["status"] for line in lines] == ["strict", "lenient", "strict", "none"]
@@ -300,18 +477,27 @@ def test_expllm_labels_and_descriptions(tmp_path, capsys):
 
     parts = "**Key Observations:** Low brows.\n**Overall Emotional Interpretation:** Strain.\n"
     told = [
-        {"file_name": "test_1_aligned.jpg", "emo": "Anger", "au": [0.0] * 24,
-         "description": f"{parts}**Conclusion:** anger"},
+        {
+            "file_name": "test_1_aligned.jpg",
+            "emo": "Anger",
+            "au": [0.0] * 24,
+            "description": f"{parts}**Conclusion:** anger",
+        },
         # `emo` is then what the model said before; the conclusion is prose that states nothing.
-        {"file_name": "test_2_aligned.jpg", "emo": "Fear", "gt_emo": "Sadness",
-         "description": f"{parts}**Conclusion:** A nuanced depiction of sadness and of strength."},
-    ]  # fmt: skip
+        {
+            "file_name": "test_2_aligned.jpg",
+            "emo": "Fear",
+            "gt_emo": "Sadness",
+            "description": parts
+            + "**Conclusion:** A nuanced depiction of sadness and of strength.",
+        },
+    ]
     scores, lines = results(score(write_json(tmp_path / "told.json", told), "expllm"))
     assert [line["status"] for line in lines] == ["strict", "ambiguous"]
     assert lines[1]["truth"]["emotion"] == "sadness" and scores["emotion"]["accuracy"] == 0.5
 
     with pytest.raises(UserError, match=r"record 1 holds a label and .*record 5 a description"):
-        files.read(write_json(tmp_path / "both.json", [*said, *told]), "expllm")
+        external_formats.read(write_json(tmp_path / "both.json", [*said, *told]), "expllm")
 
 
 # --- our own --------------------------------------------------------------------------------------
@@ -321,12 +507,18 @@ def test_jsonl_with_labels_aus_and_another_space(tmp_path, capsys):
     path = write_lines(
         tmp_path / "answers.jsonl",
         {"id": 1, "text": thought("AU4.", "anger"), "truth": "Angry"},
-        {"id": "b", "text": thought("AU6 and AU12.", "happiness"),
-         "truth": {"emotion": "happiness", "aus": ["AU12", 6], "annotated_aus": [4, 6, 12]}},
-        {"id": "c", "text": thought("AU4.", "sadness"),
-         "truth": {"emotion": None, "aus": {"AU4": 2.5, "1": 0, "15": None}}},
+        {
+            "id": "b",
+            "text": thought("AU6 and AU12.", "happiness"),
+            "truth": {"emotion": "happiness", "aus": ["AU12", 6], "annotated_aus": [4, 6, 12]},
+        },
+        {
+            "id": "c",
+            "text": thought("AU4.", "sadness"),
+            "truth": {"emotion": None, "aus": {"AU4": 2.5, "1": 0, "15": None}},
+        },
         {"id": "d", "text": None, "truth": "fear"},
-    )  # fmt: skip
+    )
     scores, lines = results(score(path, "jsonl"))
     assert scores["emotion"]["accuracy"] == 2 / 3
     assert lines[2]["truth"]["aus"] == {"4": 2.5, "1": 0, "15": None}
@@ -346,7 +538,7 @@ def test_jsonl_with_labels_aus_and_another_space(tmp_path, capsys):
 
 def test_our_own_predictions_score_as_they_did_and_can_be_compared(tmp_path, capsys):
     rows = random_rows(80, seed=3)
-    before = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    before = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     rows[0]["text"] += "\u2028"  # a line separator that JSON lines do not break at
     path = write_lines(tmp_path / "predictions.jsonl", *rows)
     out = score(path, "jsonl")
@@ -366,9 +558,12 @@ def test_our_own_predictions_score_as_they_did_and_can_be_compared(tmp_path, cap
 
 # --- what is refused ------------------------------------------------------------------------------
 
-GOOD = {"ferbench": item(1, "anger", "anger"), "facial-r1": inferred("a.jpg", [], ["anger"], "x"),
-        "expllm": {"gt": "Anger", "img_path": "a.jpg", "pred": "Anger"},
-        "jsonl": {"id": 1, "text": "anger", "truth": "anger"}}  # fmt: skip
+GOOD = {
+    "ferbench": item(1, "anger", "anger"),
+    "facial-r1": inferred("a.jpg", [], ["anger"], "x"),
+    "expllm": {"gt": "Anger", "img_path": "a.jpg", "pred": "Anger"},
+    "jsonl": {"id": 1, "text": "anger", "truth": "anger"},
+}
 
 
 @pytest.mark.parametrize(
@@ -418,12 +613,12 @@ def test_a_wrong_item_is_named_with_its_file_and_place(tmp_path, format, fields,
     else:
         path, place = write_json(tmp_path / "a.json", [GOOD[format], wrong]), "record 2"
     with pytest.raises(UserError, match=message) as error:
-        files.read(path, format)
+        external_formats.read(path, format)
     assert str(error.value).startswith(f"{path}, {place}")
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("format", files.FORMATS)
+@pytest.mark.parametrize("format", external_formats.FORMATS)
 def test_an_id_that_occurs_twice(tmp_path, format):
     rows = [GOOD[format], GOOD[format]]
     if format == "jsonl":
@@ -431,10 +626,10 @@ def test_an_id_that_occurs_twice(tmp_path, format):
     else:
         path = write_json(tmp_path / "a.json", rows)
     with pytest.raises(UserError, match=r"2: id '.*' is that of .* 1 too, but an item has one"):
-        files.read(path, format)
+        external_formats.read(path, format)
 
 
-@pytest.mark.parametrize("format", files.FORMATS)
+@pytest.mark.parametrize("format", external_formats.FORMATS)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -483,9 +678,9 @@ def test_what_the_command_refuses(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["score-file", str(path), "--format", "csv"])
     [listed] = re.findall(r"choose from (.*)\)", capsys.readouterr().err)
-    assert [word.strip("' ") for word in listed.split(",")] == list(files.FORMATS)
+    assert [word.strip("' ") for word in listed.split(",")] == list(external_formats.FORMATS)
     with pytest.raises(UserError, match="format='csv': use one of 'ferbench'"):
-        files.read(path, "csv")
+        external_formats.read(path, "csv")
 
 
 def test_results_replace_those_of_an_earlier_file(tmp_path):
@@ -515,8 +710,10 @@ def scored(tmp_path: Path, name: str, rows: list[dict], *words: str) -> dict[str
 @pytest.mark.parametrize("written", [str.title, str.upper, "{}.".format, "**{}**".format])
 def test_the_letters_of_a_label_do_not_decide_the_form(tmp_path, written):
     truths = {"happiness": [6, 12], "anger": [4, 7], "sadness": [1, 15]}
-    rows = [{"id": i, "text": label, "truth": {"emotion": label, "aus": aus}}
-            for i, (label, aus) in enumerate(truths.items())]  # fmt: skip
+    rows = [
+        {"id": i, "text": label, "truth": {"emotion": label, "aus": aus}}
+        for i, (label, aus) in enumerate(truths.items())
+    ]
     expected = scored(tmp_path, "lower", rows)
     found = scored(tmp_path, "other", [row | {"text": written(row["text"])} for row in rows])
     assert expected["emotion"]["accuracy"] == 1 and "au" not in expected
@@ -525,8 +722,10 @@ def test_the_letters_of_a_label_do_not_decide_the_form(tmp_path, written):
 
 def au_rows(*named: int, **truth: Any) -> list[dict]:
     text = thought(" ".join(f"AU{au} is active." for au in named), "happiness")
-    return [{"id": i, "text": text, "truth": {"emotion": "happiness", "aus": [6, 12]} | truth}
-            for i in range(4)]  # fmt: skip
+    return [
+        {"id": i, "text": text, "truth": {"emotion": "happiness", "aus": [6, 12]} | truth}
+        for i in range(4)
+    ]
 
 
 def test_false_alarms_on_aus_that_no_truth_lists_count(tmp_path):
@@ -558,8 +757,16 @@ def test_the_aus_to_score_can_be_named(tmp_path, capsys):
         assert cli.main(argv) == 2
         assert message in capsys.readouterr().err
     text = thought("AU12 and AU4 are active.", "happiness")
-    released = [{"id": 1, "dataset": "d", "image": "a.jpg", "AUs": ["AU12"],
-                 "labels": ["happiness"], "description": text}]  # fmt: skip
+    released = [
+        {
+            "id": 1,
+            "dataset": "d",
+            "image": "a.jpg",
+            "AUs": ["AU12"],
+            "labels": ["happiness"],
+            "description": text,
+        }
+    ]
     path = write_lines(tmp_path / "released.jsonl", *released)
     units = results(score(path, "facial-r1", "--au_set", "fea20k"))[0]["au"]["per_au"]
     assert (units["AU4"]["precision"], units["AU12"]["precision"]) == (0, 1)

@@ -24,21 +24,34 @@ import pytest
 from conftest import Recipe
 from samples import picture
 
-from vlmface import manifest, serve
+from vlmface import manifest
 from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.evaluate import run as evaluation
 from vlmface.infer import Predictor
-from vlmface.infer.server import png_uri
-from vlmface.serve import Written
+from vlmface.serving import vllm
+from vlmface.serving.vllm import Generation
+from vlmface.utils.images import data_uri
 
 VLLM = os.environ.get("VLLM") or shutil.which("vllm")
 REAL = pytest.mark.skipif(
     VLLM is None, reason="no vLLM here: install it, or name its executable in VLLM"
 )
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(32)]
-LLM_ONLY = ("--tower", "frozen", "--projector", "frozen", "--train_embeddings", "false",
-            "--lora_dropout", "0", "--learning_rate", "2e-2", "--epochs", "8")  # fmt: skip
+LLM_ONLY = (
+    "--tower",
+    "frozen",
+    "--projector",
+    "frozen",
+    "--train_embeddings",
+    "false",
+    "--lora_dropout",
+    "0",
+    "--learning_rate",
+    "2e-2",
+    "--epochs",
+    "8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +63,12 @@ def adapters(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [folder / "one", folder / "two"]
 
 
-def plan(*runs: Any, **how: Any) -> serve.Plan:
+def plan(*runs: Any, **how: Any) -> vllm.ServePlan:
     fixed: dict[str, Any] = {"vllm": "vllm", "host": "127.0.0.1", "port": 8000, "gpu": False}
-    return serve.make_plan([str(run) for run in runs], **fixed | how)
+    return vllm.make_plan([str(run) for run in runs], vllm.ServeOptions(**fixed | how))
 
 
-def flag(made: serve.Plan, name: str) -> str:
+def flag(made: vllm.ServePlan, name: str) -> str:
     return made.command[made.command.index(f"--{name}") + 1]
 
 
@@ -92,9 +105,11 @@ def test_adapters_share_their_base(adapters: list[Path]) -> None:
 
 
 def test_a_dry_run_prints_and_starts_nothing(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
     assert main(["serve", str(run_dir), "--dry-run", "--port", "9", "--max-num-seqs", "3"]) == 0
     line = capsys.readouterr().out.strip().splitlines()[-1]
@@ -105,7 +120,7 @@ def test_a_dry_run_prints_and_starts_nothing(
 def test_what_cannot_be_served_together(
     adapters: list[Path], run_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"finished cannot be an adapter beside others"):
+    with pytest.raises(UserError, match=r"finished cannot be served as an adapter"):
         plan(adapters[0], run_dir)
     with pytest.raises(UserError, match=r"two models would be called one: name them"):
         plan(adapters[0], adapters[0])
@@ -115,7 +130,7 @@ def test_what_cannot_be_served_together(
     (other / "vlmface.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match="trained on different base models"):
         plan(adapters[0], other)
-    with pytest.raises(UserError, match="no finished vlmface run"):
+    with pytest.raises(UserError, match="not a finished vlmface run"):
         plan(tmp_path)
 
 
@@ -133,16 +148,17 @@ def test_a_key_is_no_word_of_the_command(
     monkeypatch.setattr(httpx2, "post", post)
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     made = plan(adapters[0])
-    with pytest.raises(UserError, match="the server refuses one: no"):
-        serve.written_there(made, "one", adapters[0], PICTURES[:1])
+    with pytest.raises(UserError, match="the server rejects one: no"):
+        vllm.generate_remote(made, "one", adapters[0], PICTURES[:1])
     assert asked == [{"Authorization": "Bearer secret"}]
-    assert "secret" not in made.shown() + serve.curl(made)
-    assert "Bearer $VLLM_API_KEY" in serve.curl(made)
+    assert "secret" not in made.as_shell() + vllm.curl_example(made)
+    assert "Bearer $VLLM_API_KEY" in vllm.curl_example(made)
 
 
 def test_a_missing_or_old_vllm(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no executable .*nowhere.*environment of its own"):
-        serve.find_vllm(str(tmp_path / "nowhere"))
+    message = r"executable .*nowhere was not found.*environment of its own"
+    with pytest.raises(UserError, match=message):
+        vllm.find_vllm(str(tmp_path / "nowhere"))
     old = tmp_path / "vllm"
     # A Python that says what an old vLLM's would.
     python = tmp_path / "python"
@@ -151,10 +167,10 @@ def test_a_missing_or_old_vllm(tmp_path: Path) -> None:
     old.write_text(f"#!{python}\n")
     old.chmod(0o755)
     with pytest.raises(UserError, match=r"is vLLM 0\.6\.1: use 0\.32 or newer"):
-        serve.check_version(serve.find_vllm(str(old)))
+        vllm.check_version(vllm.find_vllm(str(old)))
     old.write_text(f"#!{sys.executable}\n")
     with pytest.raises(UserError, match="cannot read the version"):
-        serve.check_version(str(old))
+        vllm.check_version(str(old))
 
 
 def test_a_server_that_stops_says_why(adapters: list[Path], tmp_path: Path) -> None:
@@ -164,7 +180,7 @@ def test_a_server_that_stops_says_why(adapters: list[Path], tmp_path: Path) -> N
     made = plan(adapters[0], vllm=str(broken))
     with (
         pytest.raises(UserError, match=r"vLLM stopped(?s:.*)no such device"),
-        serve.running(made, tmp_path / "log"),
+        vllm.running_server(made, tmp_path / "log"),
     ):
         pass
 
@@ -173,20 +189,20 @@ def test_a_server_that_stops_says_why(adapters: list[Path], tmp_path: Path) -> N
 
 # Rounding moves a token by 4e-5 nats in the mean and by 1e-4 at most: 1.6e-4 and 4e-4 are allowed,
 # and twice the latter between two tokens.
-GOOD = Written(
+GOOD = Generation(
     [1, 2], [5, 6, 7], [-0.1, -0.2, -0.3], [2.0, 1.0, 0.0005], rounding=[1e-5, 1e-5, 1e-4]
 )
 
 
-def behind(**changes: Any) -> list[Written]:
+def behind(**changes: Any) -> list[Generation]:
     return [dataclasses.replace(GOOD, **changes)]
 
 
 def test_rounding_is_no_difference() -> None:
-    assert serve.compare([GOOD], [GOOD], "run") == 0
+    assert vllm.check_parity([GOOD], [GOOD], "run") == 0
     near = behind(log_probs=[-0.10005, -0.2, -0.3])
-    assert serve.compare([GOOD], near, "run") == pytest.approx(5e-5 / 3)
-    assert serve.compare([GOOD], behind(ids=[5, 6, 8]), "run") == 0  # a tie
+    assert vllm.check_parity([GOOD], near, "run") == pytest.approx(5e-5 / 3)
+    assert vllm.check_parity([GOOD], behind(ids=[5, 6, 8]), "run") == 0  # a tie
 
 
 @pytest.mark.parametrize(
@@ -194,7 +210,7 @@ def test_rounding_is_no_difference() -> None:
     [
         ({"prompt": [1, 3]}, "another prompt .*different from token 1 on"),
         ({"prompt": [1, 2, 2]}, "3 tokens instead of 2, different from token 2 on"),
-        ({"ids": [5, 9, 7]}, r"from token 1 on, where the run is sure by 1 nats"),
+        ({"ids": [5, 9, 7]}, r"from token 1 on, where the run's margin is 1 nats"),
         ({"ids": [5]}, "from token 1 on"),
         ({"ids": [5, 6, 7, 8], "log_probs": [-0.1, -0.2, -0.3, -1.0]}, "from token 3 on"),
         ({"log_probs": [-0.1, -0.2, -0.4]}, r"3\.33e-02 nats a token away"),
@@ -205,32 +221,32 @@ def test_rounding_is_no_difference() -> None:
 )
 def test_a_server_that_is_not_the_run(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=why):
-        serve.compare([GOOD], behind(**changes), "run")
+        vllm.check_parity([GOOD], behind(**changes), "run")
 
 
 def test_what_is_compared_is_what_the_run_answers(run_dir: Path) -> None:
-    here = serve.written_here(run_dir, PICTURES[:2], "float32")
+    here = vllm.generate_local(run_dir, PICTURES[:2], "float32")
     with Predictor.load(run_dir) as predictor:
         said = predictor.predict(PICTURES[:2], faces="none")
     tokenizer = predictor.backend.model.processor.tokenizer  # type: ignore[attr-defined]
     for one, report in zip(here, said, strict=True):
-        assert tokenizer.decode(one.ids, skip_special_tokens=True).strip() == report.main.text
-        assert len(one.ids) == len(one.log_probs) == len(one.lead)
-        assert all(value <= 0 for value in one.log_probs) and min(one.lead) >= 0
+        assert tokenizer.decode(one.ids, skip_special_tokens=True).strip() == report.primary.text
+        assert len(one.ids) == len(one.log_probs) == len(one.margins)
+        assert all(value <= 0 for value in one.log_probs) and min(one.margins) >= 0
 
 
 def test_an_adapter_without_effect_is_noticed(
     adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(adapters[0])
-    monkeypatch.setattr(serve, "written_there", lambda *a: behind())
+    monkeypatch.setattr(vllm, "generate_remote", lambda *a: behind())
     for there in (behind(), behind(log_probs=[-0.10005, -0.2, -0.3])):  # rounding is no effect
         with pytest.raises(UserError, match="the adapter of one has no effect"):
-            serve.check_effect(made, "one", [GOOD], there, PICTURES[:1])
+            vllm.check_adapter_active(made, "one", [GOOD], there, PICTURES[:1])
     with pytest.raises(UserError, match="the adapter of one has no effect"):
-        serve.check_effect(made, "one", [GOOD], behind(log_probs=[float("nan")] * 3), [])
-    serve.check_effect(made, "one", [GOOD], behind(log_probs=[-0.2, -0.2, -0.3]), [])
-    serve.check_effect(made, "one", [GOOD], behind(ids=[5, 6, 8]), [])
+        vllm.check_adapter_active(made, "one", [GOOD], behind(log_probs=[float("nan")] * 3), [])
+    vllm.check_adapter_active(made, "one", [GOOD], behind(log_probs=[-0.2, -0.2, -0.3]), [])
+    vllm.check_adapter_active(made, "one", [GOOD], behind(ids=[5, 6, 8]), [])
 
 
 # --- the real one ---------------------------------------------------------------------------------
@@ -243,8 +259,19 @@ class Served:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = port or probe.getsockname()[1]
-        words = [sys.executable, "-m", "vlmface.cli", "serve", *runs, "--port", str(self.port),
-                 "--vllm", str(VLLM), "--max_num_seqs", "16"]  # fmt: skip
+        words = [
+            sys.executable,
+            "-m",
+            "vlmface.cli",
+            "serve",
+            *runs,
+            "--port",
+            str(self.port),
+            "--vllm",
+            str(VLLM),
+            "--max_num_seqs",
+            "16",
+        ]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -279,14 +306,14 @@ def test_two_adapters_answer_as_their_runs(server: Served, adapters: list[Path])
     answers = []
     for name, run in zip(("one", "second"), adapters, strict=True):
         with (
-            Predictor.load(server.url, run=run, served=name) as there,
+            Predictor.load(server.url, run=run, served_model_name=name) as there,
             Predictor.load(run) as here,
         ):
-            found = [report.main.text for report in there.predict(PICTURES, faces="none")]
-            expected = [report.main.text for report in here.predict(PICTURES, faces="none")]
+            found = [report.primary.text for report in there.predict(PICTURES, faces="none")]
+            expected = [report.primary.text for report in here.predict(PICTURES, faces="none")]
             assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 31
             *pieces, last = there.stream(PICTURES[0], faces="none")
-            assert len(pieces) > 1 and not isinstance(last, str) and last.main.text == found[0]
+            assert len(pieces) > 1 and not isinstance(last, str) and last.primary.text == found[0]
         answers.append(found)
     assert answers[0] != answers[1]
 
@@ -298,8 +325,17 @@ def test_figures_behind_the_server_are_the_local_ones(
 ) -> None:
     words = ["--benchmark", "synth", "--n", "32"]
     local = [*words, "--model", str(adapters[0]), "--output_dir", str(tmp_path / "here")]
-    there = [*words, "--model", server.url, "--run", str(adapters[0]), "--served", "one",
-             "--output_dir", str(tmp_path / "there")]  # fmt: skip
+    there = [
+        *words,
+        "--model",
+        server.url,
+        "--run",
+        str(adapters[0]),
+        "--served",
+        "one",
+        "--output_dir",
+        str(tmp_path / "there"),
+    ]
     assert evaluation.main(local) == 0 and evaluation.main(there) == 0
     here, served = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("here", "there")
@@ -312,15 +348,19 @@ def test_figures_behind_the_server_are_the_local_ones(
 @pytest.mark.slow
 def test_a_server_can_be_held_to_the_form(server: Served, adapters: list[Path]) -> None:
     with Predictor.load(
-        server.url, prompt="facescan_emotion", served="one", constrained=True
+        server.url, prompt="facescan_emotion", served_model_name="one", guided_decoding=True
     ) as predictor:
         found = predictor.predict(PICTURES[:8], faces="none")
-    assert {(report.status, report.main.complete) for report in found} == {("strict", True)}
+    assert {(report.status, report.primary.complete) for report in found} == {("strict", True)}
     with Predictor.load(
-        server.url, run=adapters[0], served="one", constrained=True, max_new_tokens=20
+        server.url,
+        run=adapters[0],
+        served_model_name="one",
+        guided_decoding=True,
+        max_new_tokens=20,
     ) as predictor:  # which may write anything between the tags, as long as it likes
         found = predictor.predict(PICTURES[:8], faces="none")
-    assert all(report.main.text.startswith("<think>") for report in found)
+    assert all(report.primary.text.startswith("<think>") for report in found)
 
 
 @REAL
@@ -345,16 +385,23 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
 
     thread = threading.Thread(target=hang_up)
     thread.start()
-    with Predictor.load(server.url, run=adapters[0], served="one", concurrency=32) as predictor:
+    with Predictor.load(
+        server.url, run=adapters[0], served_model_name="one", concurrency=32
+    ) as predictor:
         with ThreadPoolExecutor(32) as pool:
             reports = pool.map(partial(predictor.predict, faces="none"), PICTURES)
-            found = [report.main.text for report in reports]
+            found = [report.primary.text for report in reports]
         stop.set()
         thread.join()
-        assert found == [report.main.text for report in predictor.predict(PICTURES, faces="none")]
+        assert found == [
+            report.primary.text for report in predictor.predict(PICTURES, faces="none")
+        ]
     for body in (b"{", b"[]", b'{"model": "one"}', b'{"model": "none", "messages": []}'):
-        reply = httpx2.post(f"{server.url}/chat/completions", content=body,
-                            headers={"Content-Type": "application/json"})  # fmt: skip
+        reply = httpx2.post(
+            f"{server.url}/chat/completions",
+            content=body,
+            headers={"Content-Type": "application/json"},
+        )
         assert 400 <= reply.status_code < 500
     bad = {
         "role": "user",
@@ -363,24 +410,24 @@ def test_many_clients_one_that_hangs_up_and_nonsense(server: Served, adapters: l
     reply = httpx2.post(f"{server.url}/chat/completions", json={"model": "one", "messages": [bad]})
     assert reply.status_code >= 400
     assert httpx2.get(f"{server.url.removesuffix('/v1')}/health").status_code == 200
-    assert png_uri(PICTURES[0]).startswith("data:image/png")
+    assert data_uri(PICTURES[0], image_format="PNG").startswith("data:image/png")
 
 
 @REAL
 @pytest.mark.slow
 def test_requests_outlive_a_restart(adapters: list[Path]) -> None:
     with Predictor.load(adapters[0]) as here:
-        expected = [report.main.text for report in here.predict(PICTURES[:8], faces="none")]
+        expected = [report.primary.text for report in here.predict(PICTURES[:8], faces="none")]
     first = Served(str(adapters[0]))
     found: list[str] = []
 
     def ask() -> None:
-        how: dict[str, Any] = {"run": adapters[0], "served": "one", "attempts": 12}
+        how: dict[str, Any] = {"run": adapters[0], "served_model_name": "one", "attempts": 12}
         with Predictor.load(first.url, **how) as there:
             begun.set()
             while len(found) < 8 or not again.is_set():
                 image = PICTURES[len(found) % 8]
-                found.append(there.predict(image, faces="none").main.text)
+                found.append(there.predict(image, faces="none").primary.text)
 
     begun, again = threading.Event(), threading.Event()
     thread = threading.Thread(target=ask)

@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import llava
+from datasets import concatenate_datasets
 from samples import load_script, rows
 
-from vlmface import manifest, prompts
+from vlmface import benchmarks, manifest, prompts
 from vlmface.cli import main as vlmface
 from vlmface.encode import GroupedSampler
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, metrics
-from vlmface.families import llava
+from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
-from vlmface.train import sft, tasks
+from vlmface.metrics import metrics
+from vlmface.train import task_sampling
+from vlmface.train.rows import encode_rows
 from vlmface.train.trainer import all_tower_features
 
 ASKED = ("facescan_gender", "facescan_age", "synth_ancestry", "facescan_emotion")
@@ -49,18 +52,19 @@ def run_dir(attributes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_balance_by_tasks_and_labels() -> None:
     labels = [["a"] * 6 + ["b"] * 2 + [None] * 2, ["x", "y", None, None] + [None] * 6]
-    everything = tasks.choose(labels, "none", 0)
+    everything = task_sampling.select_rows(labels, "none", 0)
     assert [len(index) for index in everything] == [10, 10]
-    first, second = tasks.choose(labels, "tasks", 0)
+    first, second = task_sampling.select_rows(labels, "tasks", 0)
     assert first.tolist() == list(range(8))
     assert Counter(second.tolist()) == {0: 4, 1: 4}
-    first, second = tasks.choose(labels, "labels", 0)
+    first, second = task_sampling.select_rows(labels, "labels", 0)
     assert Counter(labels[0][i] for i in first) == {"a": 4, "b": 4}
     assert len(set(first)) == 6  # no "a" twice; each "b" twice
-    again = tasks.choose(labels, "labels", 0)
+    again = task_sampling.select_rows(labels, "labels", 0)
     assert all((a == b).all() for a, b in zip(again, (first, second), strict=True))
-    assert any((tasks.choose(labels, "labels", s)[0] != first).any() for s in range(1, 9))
-    none = tasks.choose([[None, None], ["a", None]], "labels", 0)
+    others = [task_sampling.select_rows(labels, "labels", seed)[0] for seed in range(1, 9)]
+    assert any((other != first).any() for other in others)
+    none = task_sampling.select_rows([[None, None], ["a", None]], "labels", 0)
     assert [len(index) for index in none] == [0, 1]
 
 
@@ -69,15 +73,16 @@ def test_rows_of_all_questions_share_the_features_of_a_face(processor: Any, base
     asked = [prompts.load("facescan_emotion"), prompts.load("expllm_label")]
     chosen = [np.array([5, 1, 1]), np.array([1, 5])]
     parts = [
-        sft.encode_rows(faces.select(index), processor, llava, prompt, max_length=300, seed=0)[0]
+        encode_rows(faces.select(index), processor, llava, prompt, max_length=300, seed=0)[0]
         for prompt, index in zip(asked, chosen, strict=True)
     ]
-    joined = tasks.join(parts, chosen)
+    numbered = [task_sampling.number(p, index) for p, index in zip(parts, chosen, strict=True)]
+    joined = concatenate_datasets([task_sampling.round_lengths(part) for part in numbered])
     kept = [[5, 1, 1], [1]]  # face 5 shows contempt, which the second prompt does not know
     assert joined["row"] == [row for part in kept for row in part]
     assert all(length % 32 == 0 for length in joined["length"])
     # Questions of one length, more or less, meet in one batch.
-    both = tasks.join([parts[0], parts[0]], [chosen[0], chosen[0]])
+    both = concatenate_datasets([task_sampling.round_lengths(numbered[0])] * 2)
     batches = list(GroupedSampler(both["length"], 3, seed=0))
     assert any({place < 3 for place in batches[i : i + 3]} == {True, False} for i in (0, 3))
     features = all_tower_features(llava.load_model(base), llava, joined, processor)
@@ -97,8 +102,11 @@ def test_a_run_answers_every_question_it_was_trained_on(run_dir: Path) -> None:
     assert found.recipe == "sft_attributes"
     assert [prompt.id for prompt in asked] == list(ASKED)
     assert [entry["label_space"] for entry in found.prompts] == [
-        "gender", "age_group5", "race3", "emotion8",
-    ]  # fmt: skip
+        "gender",
+        "age_group5",
+        "race3",
+        "emotion8",
+    ]
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["prompt"] for line in lines] == list(ASKED) * 12
     scores = json.loads((run_dir / "metrics.json").read_text())
@@ -140,8 +148,9 @@ def test_what_cannot_be_scored_is_refused(attributes: Any, tmp_path: Path) -> No
     with pytest.raises(UserError, match="synth_attributes does not score facescan_race"):
         attributes(tmp_path / "a", "--prompt", "facescan_race,facescan_gender")
     benchmark = tmp_path / "two.yaml"
-    benchmark.write_text("id: two\ndataset: synth\nsplit: test\nsource: x\n"
-                         "label_space: [race3, race7]\n")  # fmt: skip
+    benchmark.write_text(
+        "id: two\ndataset: synth\nsplit: test\nsource: x\nlabel_space: [race3, race7]\n"
+    )
     with pytest.raises(UserError, match=r"no two speak of the same \(race, race\)"):
         benchmarks.load_benchmark(str(benchmark))
 
@@ -158,8 +167,15 @@ def test_one_question_gives_the_shape_of_one(attributes: Any, tmp_path: Path) ->
 
 
 def line(number: int, label: str | None, status: str = "strict", **attributes: str) -> Any:
-    return {"id": str(number), "prompt": "p", "truth": {"attributes": attributes}, "label": label,
-            "status": status, "aus": [], "probabilities": None}  # fmt: skip
+    return {
+        "id": str(number),
+        "prompt": "p",
+        "truth": {"attributes": attributes},
+        "label": label,
+        "status": status,
+        "aus": [],
+        "probabilities": None,
+    }
 
 
 def test_groups_gaps_and_abstention() -> None:
@@ -172,9 +188,15 @@ def test_groups_gaps_and_abstention() -> None:
         line(4, "male", gender="male", race="african"),
         line(5, "male", gender="male"),
     ]
-    about = {"benchmark": "b", "model": "m", "prompt": {"id": "p", "sha": "0"}, "mode": "free",
-             "wall_s": 0.0, "peak_rss_gib": 0.0}  # fmt: skip
-    block = metrics.summarise(lines, space, (), **about)["attributes"]["gender"]
+    about = {
+        "benchmark": "b",
+        "model": "m",
+        "prompt": {"id": "p", "sha": "0"},
+        "mode": "free",
+        "wall_s": 0.0,
+        "peak_rss_gib": 0.0,
+    }
+    block = metrics.summarise(lines, space, (), about=about)["attributes"]["gender"]
     assert block["groups"]["race"]["asian"]["n"] == 2
     assert block["groups"]["race"]["african"]["accuracy"] == pytest.approx(2 / 3)
     assert block["gaps"] == {"race": pytest.approx(2 / 3 - 1 / 2)}

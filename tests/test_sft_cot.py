@@ -15,15 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import llava
 from conftest import Recipe
 from samples import ROOT, picture, rows
 
 from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
-from vlmface.families import llava
 from vlmface.infer.local import LocalModel
+from vlmface.run_dir import read_log, truncate_log
 from vlmface.train import sft
+from vlmface.train.rows import encode_rows
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import distributed
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -85,9 +89,18 @@ def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> No
     assert [line["id"] for line in before] == [line["id"] for line in after]
     assert len(after) == 8
     assert set(after[0]) == {
-        "id", "image", "subject", "truth", "prompt", "text", "label", "status", "aus",
-            "probabilities", "latency_s",
-    }  # fmt: skip
+        "id",
+        "image",
+        "subject",
+        "truth",
+        "prompt",
+        "text",
+        "label",
+        "status",
+        "aus",
+        "probabilities",
+        "latency_s",
+    }
     truth = after[0]["truth"]
     assert set(map(int, truth["aus"])) <= set(truth["annotated_aus"])
     assert sum(after[0]["probabilities"].values()) == pytest.approx(1)
@@ -97,7 +110,7 @@ def test_predictions_before_and_after_are_of_the_same_faces(run_dir: Path) -> No
 
 def test_every_part_moved_as_its_policy_says(run_dir: Path) -> None:
     found = adapter(run_dir)
-    for part, path in llava.PARTS.items():
+    for part, path in llava.MODULE_PATHS.items():
         names = [name for name in found if path in name]
         assert names, part
         whole = {name for name in names if "lora_" not in name}
@@ -261,7 +274,7 @@ def test_merged_equals_adapter(run_dir: Path) -> None:
     assert (found - untrained).abs().max() > 0.1
 
 
-def settings_for(base: Path, folder: Path, **changes: Any) -> sft.Settings:
+def settings_for(base: Path, folder: Path, **changes: Any) -> SFTSettings:
     fixed: dict[str, Any] = {
         "base": str(base),
         "data": "test",
@@ -276,12 +289,12 @@ def settings_for(base: Path, folder: Path, **changes: Any) -> sft.Settings:
         "save_steps": 100,
         "lora_dropout": 0.0,
     }
-    return sft.Settings(**fixed | changes)
+    return SFTSettings(**fixed | changes)
 
 
 def train(base: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     processor = llava.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(12), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     return sft.train(base, processor, llava, encoded, settings_for(base, folder, **changes))
@@ -331,7 +344,7 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens(base: Path, tmp_path: P
     """The first logged loss against the model's own loss with the whole head, in one batch and in
     two accumulated ones of different lengths."""
     processor = llava.load_processor(base)
-    encoded, _ = sft.encode_rows(
+    encoded, _ = encode_rows(
         rows(12), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     batch = encode.Collator(processor, llava)(list(encoded))
@@ -360,23 +373,23 @@ def test_full_training_saves_a_whole_checkpoint(base: Path, tmp_path: Path) -> N
 
 
 def test_a_log_that_could_not_be_resumed_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="save_steps 5 is no multiple of logging_steps 2"):
+    with pytest.raises(UserError, match="save_steps 5 is not a multiple of logging_steps 2"):
         train(base, tmp_path, save_steps=5, logging_steps=2)
 
 
 def test_the_number_of_processes_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)
-    sft.check_processes(None)
-    sft.check_processes(1)
+    distributed.check_processes(None)
+    distributed.check_processes(1)
     with pytest.raises(UserError, match=r"1 process\(es\) run, but num_processes is 8"):
-        sft.check_processes(8)
+        distributed.check_processes(8)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    with pytest.raises(UserError, match="asked for several processes but started one"):
-        sft.check_processes(None)
+    with pytest.raises(UserError, match="started one process instead of several"):
+        distributed.check_processes(None)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    sft.check_processes(8)
+    distributed.check_processes(8)
 
 
 def test_a_cut_off_log_line_is_dropped(tmp_path: Path) -> None:
@@ -384,6 +397,6 @@ def test_a_cut_off_log_line_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(
         json.dumps(line) + "\n" + json.dumps(line | {"step": 2, "elapsed_s": 5.0}) + '\n{"st'
     )
-    assert [entry["step"] for entry in sft.read_log(tmp_path)] == [1, 2]
-    assert sft.keep_log(tmp_path, 1) == 2.5
-    assert [entry["step"] for entry in sft.read_log(tmp_path)] == [1]
+    assert [entry["step"] for entry in read_log(tmp_path)] == [1, 2]
+    assert truncate_log(tmp_path, 1) == 2.5
+    assert [entry["step"] for entry in read_log(tmp_path)] == [1]

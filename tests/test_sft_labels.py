@@ -30,12 +30,23 @@ def run_dir(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(base: Path, folder: Path, *words: str) -> int:
     fixed = {
-        "base": base, "output_dir": folder / "run", "data": "emotic",
-        "data_root": folder / "data", "benchmark": folder / "seen.yaml", "prompt": "emotic",
-        "batch_size": 3, "warmup_steps": 0, "save_steps": 500, "max_new_tokens": 40,
-        "tower": "frozen", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0,
-        "train_embeddings": True, "max_length": 1024,
-    }  # fmt: skip
+        "base": base,
+        "output_dir": folder / "run",
+        "data": "emotic",
+        "data_root": folder / "data",
+        "benchmark": folder / "seen.yaml",
+        "prompt": "emotic",
+        "batch_size": 3,
+        "warmup_steps": 0,
+        "save_steps": 500,
+        "max_new_tokens": 40,
+        "tower": "frozen",
+        "lora_rank": 32,
+        "lora_alpha": 64,
+        "lora_dropout": 0.0,
+        "train_embeddings": True,
+        "max_length": 1024,
+    }
     argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
     return load_script("recipes/sft_attributes.py").main([*argv, *words])
 
@@ -63,16 +74,28 @@ def test_the_benchmark_ranks_people_by_likelihoods(
     run_dir: Path, tmp_path: Path, mode: str, capsys: Any
 ) -> None:
     evaluate = load_script("eval/run.py").main
-    words = ["--benchmark", "emotic", "--data_root", str(run_dir.parent / "data"), "--model",
-             str(run_dir), "--mode", mode, "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    words = [
+        "--benchmark",
+        "emotic",
+        "--data_root",
+        str(run_dir.parent / "data"),
+        "--model",
+        str(run_dir),
+        "--mode",
+        mode,
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert evaluate(words) == 0
     assert "mAP" in capsys.readouterr().out
     scores = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     block = scores["labels"]
     assert block["n"] == 2 and 0 < block["map"] <= 1
     assert {k for k, one in block["per_label"].items() if one["ap"] is not None} == {
-        "Pain", "Sadness", "Peace",
-    }  # fmt: skip
+        "Pain",
+        "Sadness",
+        "Peace",
+    }
     assert ("jaccard" in block) == (mode == "both")
     table = (tmp_path / "out" / "published.md").read_text(encoding="utf-8").splitlines()
     assert table[0].startswith(
@@ -84,11 +107,19 @@ def test_the_benchmark_ranks_people_by_likelihoods(
 
 def test_what_was_learnt_can_be_rewarded(run_dir: Path, tmp_path: Path) -> None:
     words = {
-        "start": run_dir, "output_dir": tmp_path / "run", "data": "emotic",
-        "data_root": run_dir.parent / "data", "benchmark": run_dir.parent / "seen.yaml",
-        "rewards": "{format: 1, jaccard: 2}", "group_size": 3, "batch_size": 2, "logging_steps": 1,
-        "max_steps": 2, "warmup_steps": 0, "max_new_tokens": 40,
-    }  # fmt: skip
+        "start": run_dir,
+        "output_dir": tmp_path / "run",
+        "data": "emotic",
+        "data_root": run_dir.parent / "data",
+        "benchmark": run_dir.parent / "seen.yaml",
+        "rewards": "{format: 1, jaccard: 2}",
+        "group_size": 3,
+        "batch_size": 2,
+        "logging_steps": 1,
+        "max_steps": 2,
+        "warmup_steps": 0,
+        "max_new_tokens": 40,
+    }
     argv = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     assert load_script("recipes/grpo.py").main(argv) == 0
     log = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()

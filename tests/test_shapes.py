@@ -19,23 +19,25 @@ from miniatures import dfew, face
 from PIL import Image
 from samples import load_script
 
-from vlmface import manifest
-from vlmface.clip import model, texts
-from vlmface.clip.classifier import Classifier, Shape
+from vlmface import label_texts, manifest
+from vlmface.clip import model
+from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.data import crop_cache, crops, detect, shapes
+from vlmface.data.row_images import open_images
 from vlmface.data.rows import Rows, to_dataset
-from vlmface.encode import open_shown
 from vlmface.infer.clip import ClipModel
+from vlmface.pipelines import context_ablation
 from vlmface.synth import dataset as synth
 from vlmface.synth import faces as synth_faces
 from vlmface.synth.render import Face, render
-from vlmface.train import context
 
-VIEWS = crops.parse([
-    {"size": 96, "show": "face", "find": "detect"},
-    {"size": 96, "show": "landmarks", "find": "detect"},
-    {"size": 96, "show": "parsed", "find": "detect"},
-])  # fmt: skip
+VIEWS = crops.parse_views(
+    [
+        {"size": 96, "show": "face", "find": "detect"},
+        {"size": 96, "show": "landmarks", "find": "detect"},
+        {"size": 96, "show": "parsed", "find": "detect"},
+    ]
+)
 
 
 @given(st.integers(3, 12), st.integers(2, 12), st.randoms(use_true_random=False))
@@ -46,7 +48,7 @@ def test_edges_in_any_order_are_a_ring_and_a_line(
     edges = [*itertools.pairwise([*ring, 0]), *itertools.pairwise(line)]
     edges = [chance.choice([(a, b), (b, a)]) for a, b in edges]
     chance.shuffle(edges)
-    one, other = sorted(shapes.chained(edges), key=min)
+    one, other = sorted(shapes.chain_edges(edges), key=min)
     assert other in (line, line[::-1])
     place = one.index(0)
     turned = one[place:] + one[:place]
@@ -74,7 +76,7 @@ def test_parts_move_as_the_action_units_say() -> None:
             for seed in range(5):
                 mesh = detector.mesh(rendered(aus, seed))
                 assert mesh is not None
-                drawn = shapes.parsed(mesh / 256, 128)
+                drawn = shapes.draw_parsing(mesh / 256, 128)
                 shares[name].append((share(drawn, shapes.MOUTH), share(drawn, shapes.IRIS)))
     mouth = {name: statistics.mean(m for m, _ in found) for name, found in shares.items()}
     iris = {name: statistics.mean(i for _, i in found) for name, found in shares.items()}
@@ -86,7 +88,9 @@ def test_landmarks_lie_on_the_face(astronaut: Path) -> None:
     with detect.Detector() as detector, Image.open(astronaut) as picture:
         box = detector.face(picture)
         assert box is not None
-        drawn = crops.cut(picture, box, crops.Crop(128, 0.0, show="landmarks"), detector.mesh)
+        drawn = crops.render_view(
+            picture, box, crops.View(128, 0.0, show="landmarks"), detector.mesh
+        )
     white = np.argwhere(np.asarray(drawn)[..., 0] > 127)
     # The box spans the mesh, so that the face's edge touches the square above and below.
     assert white[:, 0].min() <= 4 and white[:, 0].max() >= 123
@@ -105,11 +109,11 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
     noise = str(face(tmp_path / "noise.png", 1, (120, 100)))
     rows = to_dataset(Rows({"id": ["a", "b"], "image": [str(astronaut), noise]}), "x", "train")
     with pytest.warns(UserWarning, match=r"no face found in 1 of 2 .* left black: .*noise\.png"):
-        kept = crop_cache.shown(rows, VIEWS, progress=False)
-    pictures = [open_shown(row) for row in kept]
+        kept = crop_cache.apply_views(rows, VIEWS, progress=False)
+    pictures = [open_images(row) for row in kept]
     with Image.open(astronaut) as one, Image.open(noise) as two:
         photographs = [one.convert("RGB"), two.convert("RGB")]
-    again, _ = crops.shown_of(photographs, None, VIEWS)
+    again, _ = crops.render_views(photographs, None, VIEWS)
     for row, other in zip(pictures, again, strict=True):
         for drawn, cut in zip(row, other, strict=True):
             np.testing.assert_array_equal(np.asarray(drawn), np.asarray(cut))
@@ -117,11 +121,11 @@ def test_rows_photographs_and_answers_are_drawn_alike(astronaut: Path, tmp_path:
     assert all(np.asarray(drawn).any() for drawn in pictures[0])
     assert not np.asarray(pictures[1][1]).any() and not np.asarray(pictures[1][2]).any()
 
-    clip = model.load(model.TINY)
-    asked = texts.load("clip_signs")
-    answering = ClipModel(Classifier(clip, asked, Shape(views=3)).eval(), VIEWS)
+    clip = model.load_clip(model.TINY)
+    asked = label_texts.load("clip_signs")
+    answering = ClipModel(Classifier(clip, asked, ClassifierConfig(views=3)).eval(), VIEWS)
     said = answering.predict(photographs)
-    shown = answering.predict(pictures, cut_out=True)
+    shown = answering.predict(pictures, preprocessed=True)
     for given_, drawn in zip(said, shown, strict=True):
         assert given_.probabilities == pytest.approx(drawn.probabilities, abs=1e-6)
 
@@ -134,28 +138,38 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
         for frame in folder.iterdir():
             rows[number]["image"].save(frame)
     words = {
-        "config": "clip_finecliper_dfew", "base": "vlmface-clip-tiny",
-        "data_root": tmp_path / "data", "data_options": "{fold: 1, frames: 4}", "frames": 2,
+        "config": "clip_finecliper_dfew",
+        "base": "vlmface-clip-tiny",
+        "data_root": tmp_path / "data",
+        "data_options": "{fold: 1, frames: 4}",
+        "frames": 2,
         "crop": "[{size: 96}, {size: 96, show: landmarks}, {size: 96, show: parsed}]",
-        "epochs": 1, "batch_size": 4, "dataloader_workers": 0, "logging_steps": 1,
+        "epochs": 1,
+        "batch_size": 4,
+        "dataloader_workers": 0,
+        "logging_steps": 1,
         "output_dir": tmp_path / "run",
-    }  # fmt: skip
+    }
     main = load_script("recipes/clip_finetune.py").main
     with pytest.warns(UserWarning, match="no face boxed"):  # DFEW's frames are faces
         assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (asked,) = manifest.load(tmp_path / "run")
-    assert [view.show for view in crops.parse(found.crop)] == ["face", "landmarks", "parsed"]
-    assert found.clip is not None and asked.negative
-    assert (found.clip["views"], found.clip["frames"], found.clip["image"]) == (3, 2, "adapters")
+    assert [view.show for view in crops.parse_views(found.crop)] == ["face", "landmarks", "parsed"]
+    assert found.clip_classifier is not None and asked.negative
+    assert (
+        found.clip_classifier["views"],
+        found.clip_classifier["frames"],
+        found.clip_classifier["image"],
+    ) == (3, 2, "adapters")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 2 and all(np.isfinite(line["loss"]) for line in log)
 
 
 def test_shapes_belong_to_the_face() -> None:
-    assert not crops.falls_back(VIEWS)  # nothing is seen of what is around it
-    scene = crops.Crop(show="scene")
-    assert crops.falls_back((*VIEWS, scene))
-    arms = context.split((*VIEWS, scene))
+    assert not crops.mixes_face_and_scene(VIEWS)  # nothing is seen of what is around it
+    scene = crops.View(show="scene")
+    assert crops.mixes_face_and_scene((*VIEWS, scene))
+    arms = context_ablation.split((*VIEWS, scene))
     assert arms["face"] == list(VIEWS) and arms["scene"] == [scene]
-    assert crops.parse(crops.as_dict(VIEWS)) == VIEWS
+    assert crops.parse_views(crops.views_as_dict(VIEWS)) == VIEWS
     assert len({view.folder for view in VIEWS}) == 3

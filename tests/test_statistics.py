@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vlmface.errors import UserError
-from vlmface.evaluate import metrics, statistics
-from vlmface.evaluate.measures import mcnemar_exact
-from vlmface.evaluate.shares import paired_share, share_interval
-from vlmface.evaluate.statistics import Array, align, bootstrap, mean, paired_bootstrap
+from vlmface.metrics import metrics, statistics
+from vlmface.metrics.measures import mcnemar_exact
+from vlmface.metrics.shares import paired_share, share_interval
+from vlmface.metrics.statistics import Array, align, bootstrap, mean, paired_bootstrap
 
 
 def right(rows: list) -> Array:
@@ -51,7 +51,7 @@ def test_same_seed_same_interval_and_blocks_do_not_matter(monkeypatch: pytest.Mo
     first = bootstrap(counts, metrics.label_scores, seed=3)
     assert bootstrap(counts, metrics.label_scores, seed=3) == first
     assert bootstrap(counts, metrics.label_scores, seed=4) != first
-    monkeypatch.setattr("vlmface.evaluate.statistics._CHUNK", 700)
+    monkeypatch.setattr("vlmface.metrics.statistics._CHUNK", 700)
     assert bootstrap(counts, metrics.label_scores, seed=3) == first
 
 
@@ -63,7 +63,7 @@ def test_scores_of_resamples_are_scores_of_resampled_rows() -> None:
     stacked = metrics.label_scores(labels[picks].sum(1)), metrics.au_scores(aus[picks].sum(1))
     for i, pick in enumerate(picks):
         drawn = [rows[j] for j in pick]
-        one = metrics.summarise(drawn, SPACE, AUS, ci=False, **ABOUT)
+        one = metrics.summarise(drawn, SPACE, AUS, ci=False, about=ABOUT)
         for name, values in stacked[0].items():
             assert values[i] == pytest.approx(one["emotion"][name])
         for name, values in stacked[1].items():
@@ -80,7 +80,7 @@ def test_all_right_and_all_wrong_are_not_certain(people: int | None) -> None:
     faces = named(faces, people) if people else faces
     answered = {"status": "strict", "aus": [4, 12]}
     right = [face | answered | {"label": face["truth"]["emotion"]} for face in faces]
-    none, every = (metrics.summarise(rows, SPACE, (4, 12), **ABOUT) for rows in (faces, right))
+    none, every = (metrics.summarise(rows, SPACE, (4, 12), about=ABOUT) for rows in (faces, right))
     units = people or 60
     rare = stats.binomtest(0, units).proportion_ci().high
     assert none["emotion"]["ci95"]["accuracy"] == [0, pytest.approx(rare)]
@@ -101,16 +101,20 @@ def test_all_right_and_all_wrong_are_not_certain(people: int | None) -> None:
 def test_people_who_are_all_alike_have_an_interval_with_width() -> None:
     """12 people, each right on 3 of 4 faces: every resample gives 0.75."""
     rows = [
-        row(i, SPACE.labels[i % 4], "contempt" if i % 4 == 0 else SPACE.labels[i % 4],
-            subject=f"p{i // 4}")
+        row(
+            i,
+            SPACE.labels[i % 4],
+            "contempt" if i % 4 == 0 else SPACE.labels[i % 4],
+            subject=f"p{i // 4}",
+        )
         for i in range(48)
-    ]  # fmt: skip
-    block = metrics.summarise(rows, SPACE, (), **ABOUT)["emotion"]
+    ]
+    block = metrics.summarise(rows, SPACE, (), about=ABOUT)["emotion"]
     assert block["accuracy"] == 0.75
     for score, (low, high) in block["ci95"].items():
         assert low < block[score] - 0.05 and high > block[score] + 0.05
     four = [r for r in rows if int(r["subject"][1:]) < 4]
-    block = metrics.summarise(four, SPACE, (), **ABOUT)["emotion"]
+    block = metrics.summarise(four, SPACE, (), about=ABOUT)["emotion"]
     assert block["ci95"] == {}
     assert block["no_ci95"] == "4 people: too few for an interval, which needs 10"
     assert block["clusters"] == {"unit": "subject", "n": 4}
@@ -119,7 +123,7 @@ def test_people_who_are_all_alike_have_an_interval_with_width() -> None:
 def test_600_rows_of_all_scores_take_less_than_2_seconds() -> None:
     rows = random_rows(600, 0)
     start = time.process_time()
-    got = metrics.summarise(rows, SPACE, range(1, 25), **ABOUT)
+    got = metrics.summarise(rows, SPACE, range(1, 25), about=ABOUT)
     assert time.process_time() - start < 2
     assert got["au"]["ci95"]["f1_macro"][0] < got["au"]["f1_macro"]
 
@@ -136,7 +140,7 @@ def test_paired_difference_is_narrower_than_two_unpaired_intervals() -> None:
     assert accuracy["difference"] == pytest.approx(gained / 300)
     low, high = accuracy["ci95"]
     assert 0 < low < accuracy["difference"] < high
-    alone = metrics.summarise(before, SPACE, AUS, **ABOUT)["emotion"]["ci95"]["accuracy"]
+    alone = metrics.summarise(before, SPACE, AUS, about=ABOUT)["emotion"]["ci95"]["accuracy"]
     assert high - low < 0.6 * (alone[1] - alone[0])
     low, high = got["au"]["f1_macro"]["ci95"]
     assert got["au"]["f1_macro"]["difference"] == 0 and -0.03 < low < 0 < high < 0.03
@@ -216,8 +220,8 @@ def test_a_score_is_not_changed_by_clusters_and_uneven_ones_may_be_drawn() -> No
 
 def test_intervals_are_of_subjects_if_every_row_names_one() -> None:
     rows = named(random_rows(120, 0), 12)
-    got = metrics.summarise(rows, SPACE, AUS, **ABOUT)
-    plain = metrics.summarise(random_rows(120, 0), SPACE, AUS, **ABOUT)
+    got = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
+    plain = metrics.summarise(random_rows(120, 0), SPACE, AUS, about=ABOUT)
     for name, counts, score in (
         ("emotion", metrics.count_labels(rows, SPACE), metrics.label_scores),
         ("au", metrics.count_aus(rows, AUS), metrics.au_scores),
@@ -232,24 +236,24 @@ def test_intervals_are_of_subjects_if_every_row_names_one() -> None:
         assert "clusters" not in plain[name]
         assert got[name]["f1_macro"] == plain[name]["f1_macro"]
         assert got[name]["ci95"] != plain[name]["ci95"]
-    no_interval = metrics.summarise(rows, SPACE, AUS, ci=False, **ABOUT)
+    no_interval = metrics.summarise(rows, SPACE, AUS, ci=False, about=ABOUT)
     assert "clusters" not in no_interval["emotion"]
 
 
 def test_otherwise_rows_are_drawn() -> None:
     rows = random_rows(40, 0)
-    expected = metrics.summarise(rows, SPACE, AUS, **ABOUT)
+    expected = metrics.summarise(rows, SPACE, AUS, about=ABOUT)
     some = [*named(rows[:-1], 5), rows[-1] | {"subject": None}]
     null = [r | {"subject": None} for r in rows]
     for others in (some, null):
-        assert metrics.summarise(others, SPACE, AUS, **ABOUT) == expected
-    alone = metrics.summarise([r | {"subject": "a"} for r in rows], SPACE, AUS, **ABOUT)
+        assert metrics.summarise(others, SPACE, AUS, about=ABOUT) == expected
+    alone = metrics.summarise([r | {"subject": "a"} for r in rows], SPACE, AUS, about=ABOUT)
     assert alone["emotion"]["ci95"] == alone["au"]["ci95"] == {}
     assert alone["emotion"]["no_ci95"].startswith("1 person: too few for an interval")
 
 
 def test_a_few_faces_of_unknown_people_have_intervals_of_shares_alone() -> None:
-    block = metrics.summarise(random_rows(8, 0), SPACE, (), **ABOUT)["emotion"]
+    block = metrics.summarise(random_rows(8, 0), SPACE, (), about=ABOUT)["emotion"]
     right = round(block["accuracy"] * 8)
     exact = stats.binomtest(right, 8).proportion_ci()
     assert block["ci95"] == {"accuracy": pytest.approx([exact.low, exact.high])}
@@ -349,7 +353,7 @@ def test_groups_draw_their_own_subjects() -> None:
     for i, r in enumerate(rows):
         word = "female" if i % 16 < 4 else "male"
         r["truth"] = r["truth"] | {"attributes": {"gender": word}}
-    groups = metrics.summarise(rows, SPACE, AUS, **ABOUT)["emotion"]["groups"]["gender"]
+    groups = metrics.summarise(rows, SPACE, AUS, about=ABOUT)["emotion"]["groups"]["gender"]
     assert groups["female"]["clusters"] == {"unit": "subject", "n": 4}
     assert "ci95" not in groups["female"]
     assert groups["female"]["no_ci95"] == "4 people: too few for an interval, which needs 10"

@@ -13,19 +13,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmface import prompts
+from vlmface.benchmarks import load_benchmark
 from vlmface.errors import UserError
 from vlmface.evaluate import sweep
-from vlmface.evaluate.benchmarks import load_benchmark
 from vlmface.infer.local import LocalModel
-from vlmface.taxonomy import space
+from vlmface.label_spaces import space
+from vlmface.metrics.labels import accuracy
 
 SIX = "face_cot,expllm,expllm_label,r1_omni,facescan_emotion,facescan_boxed_emotion"
 
 
 def words(run_dir: Path, out: Path) -> list[str]:
-    return ["--models", str(run_dir), "--prompts", SIX, "--n_validation", "16", "--n_test", "12",
-            "--n_orders", "6", "--orders", "2", "--max_new_tokens", "24", "--output_dir",
-            str(out)]  # fmt: skip
+    return [
+        "--models",
+        str(run_dir),
+        "--prompts",
+        SIX,
+        "--n_validation",
+        "16",
+        "--n_test",
+        "12",
+        "--n_orders",
+        "6",
+        "--orders",
+        "2",
+        "--max_new_tokens",
+        "24",
+        "--output_dir",
+        str(out),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +103,14 @@ def pair(first: str, second: str, difference: float, differ: bool) -> dict[str, 
 def test_who_is_called_a_winner() -> None:
     ranked = ["a", "b", "c"]
     clear = [pair("a", "b", 0.1, True), pair("c", "a", -0.2, True), pair("b", "c", 0.1, False)]
-    assert sweep.judge(ranked, clear, "accuracy")[0] == "a"
+    assert sweep.judge(ranked, clear, accuracy)[0] == "a"
     close = [pair("a", "b", 0.01, False), *clear[1:]]
-    winner, verdict = sweep.judge(ranked, close, "accuracy")
+    winner, verdict = sweep.judge(ranked, close, accuracy)
     assert winner is None and "between a and b there is no difference" in verdict
     worse = [pair("a", "b", -0.1, True), *clear[1:]]
-    winner, verdict = sweep.judge(ranked, worse, "accuracy")
+    winner, verdict = sweep.judge(ranked, worse, accuracy)
     assert winner is None and "on the test split b is better" in verdict
-    assert sweep.judge(["a"], [], "accuracy")[0] == "a"
+    assert sweep.judge(["a"], [], accuracy)[0] == "a"
 
 
 def test_planted_differences_are_found_and_chance_is_not() -> None:
@@ -103,16 +119,23 @@ def test_planted_differences_are_found_and_chance_is_not() -> None:
 
     def lines(wrong: set[int]) -> list[dict[str, Any]]:
         return [
-            {"id": str(i), "status": "strict", "aus": [], "probabilities": None,
-             "label": "fear" if i in wrong else "anger",
-             "truth": {"emotion": "anger", "aus": None, "attributes": {}}}
+            {
+                "id": str(i),
+                "status": "strict",
+                "aus": [],
+                "probabilities": None,
+                "label": "fear" if i in wrong else "anger",
+                "truth": {"emotion": "anger", "aus": None, "attributes": {}},
+            }
             for i in range(200)
-        ]  # fmt: skip
+        ]
 
-    tested = {"good": lines(set(range(20))), "same": lines(set(range(2, 23))),
-              "bad": lines(set(range(80)))}  # fmt: skip
-    pairs = {(p["first"], p["second"]): p for p in sweep.compare(arms, tested, benchmark,
-                                                                 "accuracy")}  # fmt: skip
+    tested = {
+        "good": lines(set(range(20))),
+        "same": lines(set(range(2, 23))),
+        "bad": lines(set(range(80))),
+    }
+    pairs = {(p["first"], p["second"]): p for p in sweep.compare(arms, tested, benchmark, accuracy)}
     assert pairs["good", "bad"]["difference"] == pytest.approx(0.3)
     assert pairs["good", "bad"]["differ"] and pairs["same", "bad"]["differ"]
     assert not pairs["good", "same"]["differ"]
@@ -123,7 +146,7 @@ def test_planted_differences_are_found_and_chance_is_not() -> None:
 def test_what_cannot_be_swept(run_dir: Path, tmp_path: Path) -> None:
     argv = ["--models", str(run_dir), "--output_dir", str(tmp_path), "--prompts"]
     for text, message in (
-        ("face_cot", "one arm is no choice"),
+        ("face_cot", "one arm is not a choice"),
         ("face_cot,face_cot", "name each once"),
         ("face_cot,facescan_gender", "cannot ask for emotion8"),
         ("face_cot,nothing", "there is no prompt 'nothing'"),

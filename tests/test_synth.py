@@ -16,12 +16,12 @@ from PIL import Image
 
 from vlmface import data, facs
 from vlmface.errors import UserError
+from vlmface.label_spaces import EMOTIONS, SPACES
 from vlmface.schema import FaceSample
-from vlmface.synth import dataset, describe, expressions, geometry
+from vlmface.synth import dataset, expressions, face_descriptions, geometry
 from vlmface.synth.faces import sample_face
 from vlmface.synth.head import AU_UNITS, Identity, head_model, unit_weights
 from vlmface.synth.render import Face, render
-from vlmface.taxonomy import EMOTIONS, SPACES
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_the_renderer_moves_every_au_that_is_labelled():
 
 
 def describe_units():
-    regions = [region for regions in describe.PLACES.values() for region in regions]
+    regions = [region for regions in face_descriptions.PLACES.values() for region in regions]
     return [au for au in facs.SYNTH_AUS if facs.AUS[au].region in regions]
 
 
@@ -214,7 +214,7 @@ def test_descriptions_name_no_au_and_no_emotion():
     words = {word.lower() for word in (*space.labels, *space.aliases)}
     for index in range(300):
         text = " ".join(
-            describe.question_and_answer(dataset.draw(0, "pretrain", index), rng)
+            face_descriptions.question_and_answer(dataset.draw(0, "pretrain", index), rng)
         ).lower()
         assert not words & set(text.replace(".", "").replace(",", "").split())
         assert "au" not in text.replace(".", "").split()

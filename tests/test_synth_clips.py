@@ -14,14 +14,14 @@ from PIL import Image
 from vlmface import data, facs
 from vlmface.cli import main
 from vlmface.data import check
-from vlmface.data.rows import pictures
+from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
+from vlmface.label_spaces import EMOTIONS
 from vlmface.schema import FaceSample
 from vlmface.synth import clips
 from vlmface.synth.expressions import affect, intensity, strength
 from vlmface.synth.head import head_model
 from vlmface.synth.render import render
-from vlmface.taxonomy import EMOTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ def test_the_mesh_moves_where_a_frame_has_units(drawn):
     sample = next(s for s in drawn if s.label == "happiness" and s.apex == 8)
     rest = model.neutral(sample.face.identity)
     moved = [
-        np.abs(render(face, 32, rest=rest).moved - rest)[model.masks["lips"] > 0.5].max()
+        np.abs(render(face, 32, rest_pose=rest).moved - rest)[model.masks["lips"] > 0.5].max()
         for face in clips.faces(sample)
     ]
     assert np.argmax(moved) in np.flatnonzero(sample.shows_label())
@@ -159,7 +159,7 @@ def test_shared_work_changes_nothing():
     sample = clips.draw(0, "test", 2)
     rest = head_model().neutral(sample.face.identity)
     for face in clips.faces(sample)[::5]:
-        assert render(face, 48, rest=rest).jpeg == render(face, 48).jpeg
+        assert render(face, 48, rest_pose=rest).jpeg == render(face, 48).jpeg
 
 
 # --- the data set ---------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_rows_are_valid_and_say_what_was_drawn(cache):
         else:
             assert meta["onset"] is meta["apex"] is meta["offset"] is None
         assert len(meta["brief"]) == len(truth.brief)
-    middle = pictures(rows)[3]["image"]["bytes"]
+    middle = with_still_images(rows)[3]["image"]["bytes"]
     shown = np.asarray(Image.open(io.BytesIO(middle)).convert("RGB"))
     assert (shown == np.asarray(rows[3]["frames"][8])).all()
 
@@ -201,8 +201,9 @@ def test_drawing_is_deterministic_and_seeds_differ():
 
 def test_this_version_still_draws_what_it_drew():
     """If this fails and the change is wanted, raise clips.VERSION and renew what is pinned."""
-    said = repr([(s.label, s.apex, s.intensities()) for s in
-                 (clips.draw(0, "test", i) for i in range(30))])  # fmt: skip
+    said = repr(
+        [(s.label, s.apex, s.intensities()) for s in (clips.draw(0, "test", i) for i in range(30))]
+    )
     image = render(clips.faces(clips.draw(0, "test", 3))[7]).image.astype(float)
     means = image.reshape(4, 24, 4, 24, 3).mean((1, 3, 4)).round(0).astype(int).tolist()
     assert (clips.VERSION, hashlib.sha256(said.encode()).hexdigest()[:12]) == PINNED[:2]

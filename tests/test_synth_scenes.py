@@ -14,12 +14,12 @@ from PIL import Image
 
 from vlmface import data, facs
 from vlmface.data import check
-from vlmface.data.crops import Crop, cut
+from vlmface.data.crops import View, render_view
 from vlmface.errors import UserError
+from vlmface.label_spaces import SPACES
 from vlmface.schema import FaceSample
-from vlmface.synth import held, scenes, shards
+from vlmface.synth import props, scenes, sharded_dataset
 from vlmface.synth.scene_render import OBJECT, assemble, box, outlines, render_scene
-from vlmface.taxonomy import SPACES
 
 SIZE = 192
 
@@ -49,13 +49,13 @@ def test_the_label_is_this_table():
         assert {scenes.label(state, thing) for thing in scenes.STUDY} == {at_study}
         assert {scenes.label(state, thing) for thing in scenes.DISTRACTING} == {otherwise}
     assert {word for pair in table.values() for word in pair} == set(SPACES["raer5"].labels)
-    assert set(held.OBJECTS) == {*scenes.STUDY, *scenes.DISTRACTING}
+    assert set(props.OBJECTS) == {*scenes.STUDY, *scenes.DISTRACTING}
 
 
 def test_what_a_label_needs():
-    assert {scenes.needs("drowsy", thing) for thing in held.OBJECTS} == {"face"}
+    assert {scenes.needs("drowsy", thing) for thing in props.OBJECTS} == {"face"}
     for state in ("relaxed", "smiling", "frowning"):
-        assert {scenes.needs(state, thing) for thing in held.OBJECTS} == {"both"}
+        assert {scenes.needs(state, thing) for thing in props.OBJECTS} == {"both"}
 
 
 def test_bounds_by_hand():
@@ -65,12 +65,16 @@ def test_bounds_by_hand():
     # Object: at study one of three labels; with a distracting one Distraction.
     context = 0.16 + (0.12 + 0.12 + 0.12)
     assert scenes.bounds() == {
-        "face_only": pytest.approx(face), "context_only": pytest.approx(context), "both": 1.0,
-    }  # fmt: skip
+        "face_only": pytest.approx(face),
+        "context_only": pytest.approx(context),
+        "both": 1.0,
+    }
     assert max(face, context) <= 0.65
     assert scenes.bounds("uar") == {
-        "face_only": pytest.approx(0.8), "context_only": pytest.approx(0.4), "both": 1.0,
-    }  # fmt: skip
+        "face_only": pytest.approx(0.8),
+        "context_only": pytest.approx(0.4),
+        "both": 1.0,
+    }
 
 
 def test_what_is_drawn_has_the_bounds(drawn):
@@ -125,8 +129,12 @@ def test_drawing_is_deterministic_and_seeds_differ():
 
 def test_this_version_still_draws_what_it_drew():
     """If this fails and the change is wanted, raise scenes.VERSION and renew what is pinned."""
-    said = repr([(s.state, s.scene.object, dict(s.aus)) for s in
-                 (scenes.draw(0, "test", i) for i in range(50))])  # fmt: skip
+    said = repr(
+        [
+            (s.state, s.scene.object, dict(s.aus))
+            for s in (scenes.draw(0, "test", i) for i in range(50))
+        ]
+    )
     digest = hashlib.sha256(said.encode()).hexdigest()[:12]
     image = render_scene(scenes.draw(0, "test", 3).scene, 96).image.astype(float)
     means = image.reshape(4, 24, 4, 24, 3).mean((1, 3, 4)).round(0).astype(int).tolist()
@@ -156,7 +164,7 @@ def test_another_object_changes_nothing_but_itself_and_the_hands():
     assert apart.max() > 60
 
 
-@pytest.mark.parametrize("thing", list(held.OBJECTS))
+@pytest.mark.parametrize("thing", list(props.OBJECTS))
 def test_the_object_is_seen_and_lies_in_its_box(thing):
     sample = scenes.draw(0, "validation", 9)
     scene = dataclasses.replace(sample.scene, object=thing)
@@ -188,7 +196,7 @@ def test_the_cut_out_face_shows_nothing_of_the_object(drawn):
     for sample in drawn[:120]:
         lines = outlines(sample.scene, assemble(sample.scene), SIZE)
         (x0, y0), (x1, y1) = lines["face"].min(0), lines["face"].max(0)
-        half = max(x1 - x0, y1 - y0) * (1 + 2 * Crop().margin) / 2
+        half = max(x1 - x0, y1 - y0) * (1 + 2 * View().margin) / 2
         apart = np.abs(lines["object"] - [(x0 + x1) / 2, (y0 + y1) / 2]).max(1)
         assert apart.min() > half, (sample.scene.object, apart.min() - half)
 
@@ -224,7 +232,7 @@ def test_rows_are_valid_and_say_what_was_drawn(cache):
         assert sample.emotion == scenes.EMOTIONS.get(truth.state)
         assert (sample.valence is None) == (sample.emotion is None)
         assert len(meta["person_box"]) == len(meta["object_box"]) == 4
-        assert cut(sample.image, sample.face_box, Crop(32)).size == (32, 32)
+        assert render_view(sample.image, sample.face_box, View(32)).size == (32, 32)
     assert len(set(rows["subject"])) == 4
 
 
@@ -235,8 +243,8 @@ def test_splits_share_nobody_also_with_the_faces():
     }
     assert len(set().union(*people.values())) == sum(map(len, people.values()))
     assert (
-        shards.names("synth", 0, "test", 9)["subject"]
-        == (shards.names("synth_scenes", 0, "test", 9)["subject"])
+        sharded_dataset.names("synth", 0, "test", 9)["subject"]
+        == (sharded_dataset.names("synth_scenes", 0, "test", 9)["subject"])
     )
 
 

@@ -18,9 +18,9 @@ from vlmface import data, facs, prompts
 from vlmface.answers import Answer
 from vlmface.errors import UserError
 from vlmface.infer.local import LocalModel
-from vlmface.rationale import rules, selftaught, verify
-from vlmface.rationale.build import Written
-from vlmface.rationale.truth import Truth
+from vlmface.rationale import rules, self_training, verify
+from vlmface.rationale.ground_truth import GroundTruth
+from vlmface.rationale.types import WrittenRationale
 from vlmface.schema import FaceSample
 
 PROMPT = prompts.load("face_cot")
@@ -36,18 +36,18 @@ def said(label: str | None, *aus: int) -> Answer:
 
 def test_most_answers_decide() -> None:
     given_ = [said("fear", 1, 4), said("anger", 4), said("fear", 1), said(None), said("fear", 20)]
-    ballot = selftaught.vote(given_)
+    ballot = self_training.majority_vote(given_)
     assert (ballot.label, ballot.agreement, ballot.aus) == ("fear", 0.6, {1})
     # AUs are those of the answers that agree: half of them is enough.
-    assert selftaught.vote([*given_, said("fear", 4)]).aus == {1, 4}
+    assert self_training.majority_vote([*given_, said("fear", 4)]).aus == {1, 4}
     # With a known label, its own answers count, however few.
-    known = selftaught.vote(given_, "anger")
+    known = self_training.majority_vote(given_, "anger")
     assert (known.label, known.agreement, known.aus) == ("anger", 0.2, {4})
-    assert selftaught.vote(given_, "contempt").agreement == 0
+    assert self_training.majority_vote(given_, "contempt").agreement == 0
     # Of equals the first; nothing from nothing.
-    assert selftaught.vote([said("anger"), said("fear")]).label == "anger"
-    assert selftaught.vote([said(None)]) == selftaught.Ballot(None, 0.0, frozenset())
-    assert selftaught.vote([]) == selftaught.Ballot(None, 0.0, frozenset())
+    assert self_training.majority_vote([said("anger"), said("fear")]).label == "anger"
+    assert self_training.majority_vote([said(None)]) == self_training.Vote(None, 0.0, frozenset())
+    assert self_training.majority_vote([]) == self_training.Vote(None, 0.0, frozenset())
 
 
 ANSWERS = st.builds(
@@ -59,7 +59,7 @@ ANSWERS = st.builds(
 
 @given(st.lists(ANSWERS, min_size=1, max_size=12))
 def test_a_vote_counts_what_was_said(given_: list[Answer]) -> None:
-    ballot = selftaught.vote(given_)
+    ballot = self_training.majority_vote(given_)
     counts = Counter(answer.label for answer in given_ if answer.label)
     assert ballot.agreement == max(counts.values(), default=0) / len(given_)
     if ballot.label is None:
@@ -71,16 +71,18 @@ def test_a_vote_counts_what_was_said(given_: list[Answer]) -> None:
         assert (au in ballot.aus) == (share >= 0.5)
 
 
-TRUTH = Truth("fear", {1: 3.0, 4: 3.0, 20: 2.0}, frozenset(facs.SYNTH_AUS))
+TRUTH = GroundTruth("fear", {1: 3.0, 4: 3.0, 20: 2.0}, frozenset(facs.SYNTH_AUS))
 
 
-def chosen(texts: list[str], *, label: str | None, truth: Truth | None, least: float = 0.5) -> Any:
-    face = selftaught.Face(0, "x", label, truth, "fear", None)
+def chosen(
+    texts: list[str], *, label: str | None, truth: GroundTruth | None, least: float = 0.5
+) -> Any:
+    face = self_training.Face(0, "x", label, truth, "fear", None)
 
-    def judge(text: str, against: Truth) -> verify.Verdict:
+    def judge(text: str, against: GroundTruth) -> verify.Verdict:
         return verify.check(text, against, SPACE, PROMPT.form)
 
-    return selftaught.choose(face, texts, PROMPT.parse, judge, least)
+    return self_training.select_rationale(face, texts, PROMPT.parse, judge, least)
 
 
 def written(aus: dict[int, float | None], label: str) -> str:
@@ -122,24 +124,27 @@ def test_without_annotation_the_answers_are_the_truth() -> None:
 
 
 def test_no_emotion_takes_over() -> None:
-    def one(i: int, label: str) -> Written:
+    def one(i: int, label: str) -> WrittenRationale:
         aus = {12: 3.0} if label == "happiness" else {4: 3.0}
         verdict = verify.check(
-            written(aus, label), Truth(label, aus, frozenset(facs.SYNTH_AUS)), SPACE, PROMPT.form
+            written(aus, label),
+            GroundTruth(label, aus, frozenset(facs.SYNTH_AUS)),
+            SPACE,
+            PROMPT.form,
         )
-        return Written(i, str(i), Truth(label, aus, frozenset()), "", verdict)
+        return WrittenRationale(i, str(i), GroundTruth(label, aus, frozenset()), "", verdict)
 
     labels = ["happiness"] * 9 + ["anger"] * 2
     found = [one(i, label) for i, label in enumerate(labels)]
-    selftaught.balance(found, 1.5, seed=0)
+    self_training.balance(found, 1.5, seed=0)
     kept = Counter(w.truth.label for w in found if w.verdict.kept)
     assert kept == {"happiness": 3, "anger": 2}
     assert {w.verdict.reasons for w in found if not w.verdict.kept} == {("surplus",)}
     again = [one(i, label) for i, label in enumerate(labels)]
-    selftaught.balance(again, 1.5, seed=0)
+    self_training.balance(again, 1.5, seed=0)
     assert [w.verdict.kept for w in again] == [w.verdict.kept for w in found]
     everything = [one(i, label) for i, label in enumerate(labels)]
-    selftaught.balance(everything, None, seed=0)
+    self_training.balance(everything, None, seed=0)
     assert all(w.verdict.kept for w in everything)
 
 
@@ -153,8 +158,15 @@ def recipe() -> Recipe:
     main = load_script("recipes/synthesize.py").main
 
     def run(output: Path, **fields: Any) -> int:
-        fixed = {"output_dir": output, "data_options": "{}", "n": 8, "samples": 3, "batch_size": 3,
-                 "temperature": 0.7, "balance": "null"}  # fmt: skip
+        fixed = {
+            "output_dir": output,
+            "data_options": "{}",
+            "n": 8,
+            "samples": 3,
+            "batch_size": 3,
+            "temperature": 0.7,
+            "balance": "null",
+        }
         return main([w for k, v in (fixed | fields).items() for w in (f"--{k}", str(v))])
 
     return run
@@ -172,8 +184,9 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> None:
-    from vlmface.families import llava
-    from vlmface.train import sft
+    from checkpoints import llava
+
+    from vlmface.train.rows import encode_rows
 
     rows = data.load("rationales", built)
     own = {row["id"]: row for row in data.load("synth", n=8)}
@@ -188,9 +201,7 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
         assert row["aus"] == own[sample.id]["aus"]
         answer = PROMPT.parse(PROMPT.target(sample))
         assert answer.label == sample.emotion and set(answer.aus) == set(sample.present_aus())
-    encoded, left_out = sft.encode_rows(
-        rows, processor, llava, PROMPT, max_length=512, seed=0
-    )  # fmt: skip
+    encoded, left_out = encode_rows(rows, processor, llava, PROMPT, max_length=512, seed=0)
     assert len(encoded) == len(rows) and not left_out
 
 
@@ -282,8 +293,7 @@ def test_a_server_is_asked_for_several_answers(recipe: Recipe, tmp_path: Path, c
         return choices(right[asked.number], right[asked.number], OTHER)
 
     with FakeTeacher(behave) as server:
-        words = {"endpoint": server.url, "model": "sft", "concurrency": 1, "n": 4,
-                 "batch_size": 16}  # fmt: skip
+        words = {"endpoint": server.url, "model": "sft", "concurrency": 1, "n": 4, "batch_size": 16}
         with pytest.raises(UserError, match="give --prompt"):
             recipe(tmp_path / "out", **words)
         assert recipe(tmp_path / "out", prompt="face_cot", **words) == 0
@@ -316,8 +326,13 @@ def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
         return choices(right, right, right) if asked.number == 0 else refused
 
     with FakeTeacher(behave) as server:
-        words = {"endpoint": server.url, "model": "m", "prompt": "face_cot", "concurrency": 1,
-                 "batch_size": 16}  # fmt: skip
+        words = {
+            "endpoint": server.url,
+            "model": "m",
+            "prompt": "face_cot",
+            "concurrency": 1,
+            "batch_size": 16,
+        }
         assert recipe(tmp_path / "out", n=3, **words) == 2
     counts = summary(tmp_path / "out")["counts"]
     assert counts["kept"] == 1 and counts["rejected_by"] == {"no_answer": 2}
@@ -329,7 +344,7 @@ def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Pa
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
         ({"balance": 0.5}, r"balance is 0\.5"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"label_space": "emotion7"}, "face_cot asks for emotion8"),
+        ({"label_space": "emotion7"}, "face_cot is for emotion8"),
     ]:
         with pytest.raises(UserError, match=message):
             recipe(tmp_path / "out", model=memorised, **fields)
@@ -346,8 +361,14 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     shared = {"n_eval": 4, "save_steps": 100, "max_new_tokens": 120}
     sft = {"config": "sft_cot_tiny", "n_train": 8, "epochs": 100, "batch_size": 8, **shared}
     grpo = {"config": "grpo_tiny", "n_train": 8, "max_steps": 2, "batch_size": 2, **shared}
-    synthesize = {"config": "synthesize_tiny", "n": 8, "samples": 2, "data_options": {},
-                  "temperature": 0.5, "balance": None}  # fmt: skip
+    synthesize = {
+        "config": "synthesize_tiny",
+        "n": 8,
+        "samples": 2,
+        "data_options": {},
+        "temperature": 0.5,
+        "balance": None,
+    }
     words = ["--output_dir", str(out)]
     for name, value in (("sft", sft), ("grpo", grpo), ("synthesize", synthesize)):
         words += [f"--{name}", json.dumps(value)]
@@ -362,8 +383,11 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert trained["n"] == 8 + kept
     result = json.loads((out / "compare.json").read_text())
     assert [run["name"] for run in result["runs"]] == [
-        "round 1", "round 2", "round 1, before GRPO", "round 2, before GRPO",
-    ]  # fmt: skip
+        "round 1",
+        "round 2",
+        "round 1, before GRPO",
+        "round 2, before GRPO",
+    ]
     page = (out / "compare.html").read_text()
     assert "Facial-R1 loop, 2 rounds" in page and "Written after round 1" in page
     with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
+from vlmface.benchmarks import load_benchmark, load_published
 from vlmface.evaluate import report, tables
-from vlmface.evaluate.benchmarks import load_benchmark, load_published
 
 SCORES: dict[str, Any] = {
     "n": 3068,
-    "emotion": {"accuracy": 0.875, "uar": 0.8, "f1_macro": 0.81,
-                "ci95": {"accuracy": [0.86, 0.89], "uar": [0.78, 0.82]}},
-}  # fmt: skip
+    "emotion": {
+        "accuracy": 0.875,
+        "uar": 0.8,
+        "f1_macro": 0.81,
+        "ci95": {"accuracy": [0.86, 0.89], "uar": [0.78, 0.82]},
+    },
+}
 
 
 def test_ours_come_first_and_theirs_with_their_source() -> None:

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
+from checkpoints import BUILDERS, llava
 from conftest import Recipe
+from datasets import concatenate_datasets
 from samples import picture, rows
 
 from vlmface import encode, families, prompts
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import llava
-from vlmface.train import sft, texts
+from vlmface.train import text_only
+from vlmface.train.rows import encode_rows
 
 QUESTION, ANSWER = "Which muscle lowers the brows?", "the brows are lowered"
 
@@ -32,7 +33,7 @@ def test_the_loss_is_that_of_the_text_alone(name: str, tmp_path: Path) -> None:
     family = families.get(families.family_of(tmp_path))
     processor = family.load_processor(tmp_path)
     model = family.load_model(tmp_path, dtype=torch.float32)
-    row = texts.encode_row(processor, family, QUESTION, ANSWER)
+    row = text_only.encode_row(processor, family, QUESTION, ANSWER)
     messages = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
     plain = encode.encode_text(processor, family, messages, ANSWER)
     end = len(plain["input_ids"])
@@ -67,7 +68,7 @@ def test_the_loss_is_that_of_the_text_alone(name: str, tmp_path: Path) -> None:
 
 def test_every_part_gets_a_gradient_of_zero_from_text(base: Path, processor: Any) -> None:
     model = llava.load_model(base, dtype=torch.float32)
-    row = texts.encode_row(processor, llava, QUESTION, ANSWER)
+    row = text_only.encode_row(processor, llava, QUESTION, ANSWER)
     from PIL import Image
 
     inputs = encode.Collator(processor, llava)([{**row, "image": Image.new("RGB", (32, 32))}])
@@ -79,9 +80,13 @@ def test_every_part_gets_a_gradient_of_zero_from_text(base: Path, processor: Any
 
 
 def test_what_the_file_may_hold(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", {"question": "a", "answer": "b"}, "", '{"question": "c", '
-                 '"answer": "d", "more": 1}')  # fmt: skip
-    assert texts.read(path) == [("a", "b"), ("c", "d")]
+    path = write(
+        tmp_path / "t.jsonl",
+        {"question": "a", "answer": "b"},
+        "",
+        '{"question": "c", "answer": "d", "more": 1}',
+    )
+    assert text_only.read_questions(path) == [("a", "b"), ("c", "d")]
     for line, message in [
         ("not json", "line 2: expected"),
         ({"question": "a"}, "line 2: expected"),
@@ -92,28 +97,30 @@ def test_what_the_file_may_hold(tmp_path: Path) -> None:
     ]:
         write(path, {"question": "a", "answer": "b"}, line)
         with pytest.raises(UserError, match=message):
-            texts.read(path)
+            text_only.read_questions(path)
     with pytest.raises(UserError, match="holds no line"):
-        texts.read(write(path, ""))
+        text_only.read_questions(write(path, ""))
     with pytest.raises(UserError, match="cannot read text_data"):
-        texts.read(tmp_path / "nothing.jsonl")
+        text_only.read_questions(tmp_path / "nothing.jsonl")
 
 
 def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_path: Path) -> None:
-    faces, _ = sft.encode_rows(
+    faces, _ = encode_rows(
         rows(4), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
     )
     long = {"question": QUESTION, "answer": ANSWER * 200}
     token = {"question": processor.image_token, "answer": ANSWER}
     path = write(tmp_path / "t.jsonl", {"question": QUESTION, "answer": ANSWER}, long, token)
-    mixed, left_out = texts.add(faces, path, processor, llava, 512)
-    assert len(mixed) == 5 and left_out == {"text: too_long": 1, "text: image_in_text": 1}
+    words: dict[str, Any] = {"features": faces.features, "row": 4}
+    texts, skipped = text_only.encode_file(path, processor, llava, 512, **words)
+    assert len(texts) == 1 and skipped == {"too_long": 1, "image_in_text": 1}
+    mixed = concatenate_datasets([faces, texts])
     assert mixed.features == faces.features
     assert mixed["row"][:] == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match=r"no row of text_data .* can be trained on"):
-        texts.add(faces, write(path, long), processor, llava, 512)
+        text_only.encode_file(write(path, long), processor, llava, 512, **words)
     with pytest.raises(RefusedError, match="do not fit max_length 20"):
-        texts.encode_row(processor, llava, QUESTION, ANSWER, max_length=20)
+        text_only.encode_row(processor, llava, QUESTION, ANSWER, max_length=20)
 
 
 @pytest.mark.parametrize("cache", ["true", "false"])

@@ -13,22 +13,35 @@ import pytest
 from samples import ROOT, load_script
 from test_ranges import SETTINGS, sample
 
-from vlmface import config, manifest
+from vlmface import manifest
 from vlmface.errors import UserError
-from vlmface.ranges import Checked
-from vlmface.train import sft
+from vlmface.train.settings import SFTSettings
+from vlmface.utils import config
+from vlmface.utils.ranges import Checked, kinds
 
 # Code that looks at settings without acting on them.
 _LOOKS = ("ranges.py", "config.py", "dataclasses.py", "checks.py", "copy.py")
-_CHECKS = ("check", "unused", "__post_init__", "check_start", "_check")
+_CHECKS = (
+    "check",
+    "check_policy",
+    "unused",
+    "unused_lora",
+    "__post_init__",
+    "check_start",
+    "_check",
+)
 
 
 @contextmanager
 def recorded(cls: type) -> Iterator[set[str]]:
     """The fields of `cls` that are read by code that acts on them."""
     names = {field.name for field in dataclasses.fields(cls)}
-    own = {name for base in cls.__mro__ for name, value in vars(base).items()
-           if isinstance(value, property)} | {"shape", "load_prompt"}  # fmt: skip
+    own = {
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, property)
+    } | {"shape"}
     read: set[str] = set()
     plain = object.__getattribute__
 
@@ -66,8 +79,16 @@ def unread(cls: type, words: dict[str, Any], main: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)} - read - reported
 
 
-SHORT = {"n_train": 8, "n_eval": 4, "epochs": 1, "batch_size": 8, "logging_steps": 1,
-         "save_steps": 1, "max_new_tokens": 4, "eval_batch_size": 8}  # fmt: skip
+SHORT = {
+    "n_train": 8,
+    "n_eval": 4,
+    "epochs": 1,
+    "batch_size": 8,
+    "logging_steps": 1,
+    "save_steps": 1,
+    "max_new_tokens": 4,
+    "eval_batch_size": 8,
+}
 
 
 @pytest.mark.parametrize("recipe", ["sft_cot", "sft_attributes"])
@@ -87,9 +108,15 @@ def test_every_field_of_context_is_read(base: Path, tmp_path: Path) -> None:
 def test_every_field_of_grpo_is_read(base: Path, tmp_path: Path) -> None:
     script = load_script("recipes/grpo.py")
     words = {name: value for name, value in SHORT.items() if name != "epochs"} | {
-        "start": base, "prompt": "face_cot", "output_dir": tmp_path / "run", "max_steps": 1,
-        "group_size": 2, "batch_size": 2, "max_drift": 1, "beta": 0.01,
-    }  # fmt: skip
+        "start": base,
+        "prompt": "face_cot",
+        "output_dir": tmp_path / "run",
+        "max_steps": 1,
+        "group_size": 2,
+        "batch_size": 2,
+        "max_drift": 1,
+        "beta": 0.01,
+    }
     assert unread(SETTINGS["grpo"], words, script.main) == set()
 
 
@@ -105,8 +132,10 @@ def test_every_field_of_clip_recipes_is_read(
     recipe: str, name: str, changes: dict[str, Any], clip_base: Path, tmp_path: Path
 ) -> None:
     words = {k: v for k, v in SHORT.items() if k not in ("max_new_tokens", "n_eval")} | {
-        "base": clip_base, "output_dir": tmp_path / "run", "n_train": 32,
-    }  # fmt: skip
+        "base": clip_base,
+        "output_dir": tmp_path / "run",
+        "n_train": 32,
+    }
     words |= changes | ({} if name == "clip_captions" else {"n_eval": 8})
     found = unread(SETTINGS[name], words, load_script(f"recipes/{recipe}.py").main)
     assert found <= ({"model"} if name == "clip_caer" else set())
@@ -115,17 +144,42 @@ def test_every_field_of_clip_recipes_is_read(
 # --- fields that other fields switch off ----------------------------------------------------------
 
 LORA = ("lora_rank", "lora_alpha")
-RULES = {"endpoint": "http://x/v1", "model": "m", "saw_label": True, "prompt": "p", "samples": 2,
-         "api_key_env": "KEY", "concurrency": 2, "timeout": 5, "attempts": 2, "repairs": 2,
-         "request": {"seed": 1}, "image_side": 64, "price_in": 1, "price_out": 1, "temperature": 2,
-         "top_p": 0.5, "labels": "vote", "min_agreement": 0.7, "batch_size": 2,
-         "au_threshold": 2}  # fmt: skip
+RULES = {
+    "endpoint": "http://x/v1",
+    "model": "m",
+    "saw_label": True,
+    "prompt": "p",
+    "samples": 2,
+    "api_key_env": "KEY",
+    "concurrency": 2,
+    "timeout": 5,
+    "attempts": 2,
+    "repairs": 2,
+    "request": {"seed": 1},
+    "image_side": 64,
+    "price_in": 1,
+    "price_out": 1,
+    "temperature": 2,
+    "top_p": 0.5,
+    "labels": "vote",
+    "min_agreement": 0.7,
+    "batch_size": 2,
+    "au_threshold": 2,
+}
 FULL = {"llm": "full"}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # (settings, what switches the field off, the field with a value)
-    *[("sft_cot", FULL, {name: value}) for name, value in {
-        "lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0.1, "lora_variant": "dora",
-        "lora_modules": ["q_proj"], "train_embeddings": True}.items()],
+    *[
+        ("sft_cot", FULL, {name: value})
+        for name, value in {
+            "lora_rank": 4,
+            "lora_alpha": 4,
+            "lora_dropout": 0.1,
+            "lora_variant": "dora",
+            "lora_modules": ["q_proj"],
+            "train_embeddings": True,
+        }.items()
+    ],
     ("sft_cot", {"tower": "lora"}, {"cache_features": True}),
     ("sft_cot", {"schedule": "constant"}, {"warmup_steps": 5}),
     ("sft_cot", {}, {"data_root": "/data"}),
@@ -171,7 +225,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("robustness", {}, {"data_root": "/data"}),
     ("sweep", {"orders": 0}, {"n_orders": 5}),
     ("sweep", {}, {"data_root": "/data"}),
-]  # fmt: skip
+]
 
 
 def named(case: Any) -> str:
@@ -193,11 +247,10 @@ def test_a_field_without_effect_is_refused(
     assert "\n" not in said
 
 
-def test_fields_of_other_recipes_are_no_settings() -> None:
-    for name, field in (("sft_cot", "balance"), ("context_vlm", "balance"),
-                        ("context_vlm", "text_data")):  # fmt: skip
-        with pytest.raises(UserError, match=f"there is no setting '{field}'"):
-            config.build(SETTINGS[name], sample(name) | {field: "tasks"}, where="a test")
+def test_the_recipes_of_supervised_fine_tuning_have_the_same_settings() -> None:
+    fields = set(kinds(SETTINGS["sft_cot"]))
+    assert set(kinds(SETTINGS["sft_attributes"])) == fields
+    assert set(kinds(SETTINGS["context_vlm"])) == fields | {"model", "ablation", "alone"}
 
 
 def test_a_file_may_hold_what_the_command_line_switches_off(
@@ -206,14 +259,14 @@ def test_a_file_may_hold_what_the_command_line_switches_off(
     """The file's own contradictions are refused; what it says of an option that the command line
     switches off is printed; what the command line says must have an effect."""
 
-    def parse(llm: str, *words: str) -> sft.Settings:
+    def parse(llm: str, *words: str) -> SFTSettings:
         file = tmp_path / "own.yaml"
         file.write_text(
             f"base: b\ndata: synth\nbenchmark: synth\nprompt: face_cot\noutput_dir: o\nllm: {llm}\n"
             "lora_rank: 32\n"
         )
         argv = ["--config", str(file), *words]
-        return config.parse(sft.Settings, argv, default="none", usage="")
+        return config.parse(SFTSettings, argv, default="none", usage="")
 
     assert parse("lora").lora_rank == 32
     with pytest.raises(UserError, match="lora_rank is 32, but has no effect"):
@@ -237,7 +290,7 @@ def test_an_adapter_keeps_its_policy_and_its_rank(run_dir: Path, tmp_path: Path)
 
 def limits(*words: str) -> str | None:
     settings = config.parse(
-        sft.Settings, ["--output_dir", "o", *words], default="sft_cot_tiny", usage=""
+        SFTSettings, ["--output_dir", "o", *words], default="sft_cot_tiny", usage=""
     )
     return settings.limits
 
@@ -249,7 +302,7 @@ def test_limits_are_of_the_data_that_they_describe() -> None:
     assert limits("--data", "rafdb", "--data_root", "/data") is None
     given = "Trained on faces of one office."
     assert limits("--data", "rafdb", "--data_root", "/data", "--limits", given) == given
-    neutral = manifest.neutral_limits("/home/me/mixture.yaml")
+    neutral = manifest.default_limitations("/home/me/mixture.yaml")
     assert neutral.startswith("Trained on mixture.yaml.") and "rendered" not in neutral
 
 
@@ -261,13 +314,15 @@ def test_a_run_on_other_data_does_not_inherit_limits(
     words = ("--data", str(mixture), "--n_train", "16", "--epochs", "1")
     assert sft_cot(tmp_path / "run", *words) == 0
     found, _ = manifest.load(tmp_path / "run")
-    assert found.limits == manifest.neutral_limits("mine.yaml")
+    assert found.limits == manifest.default_limitations("mine.yaml")
 
 
 def test_shipped_files_have_no_contradictions() -> None:
     for path in sorted((ROOT / "recipes/configs").glob("*.yaml")):
         stored = config.read(path)
-        assert "limits" in stored or path.stem in ("clip_captions_tiny", "facial_r1_loop") or (
-            path.stem.startswith("synthesize")
-        ), path  # fmt: skip
-    assert issubclass(sft.Settings, Checked)
+        assert (
+            "limits" in stored
+            or path.stem in ("clip_captions_tiny", "facial_r1_loop")
+            or (path.stem.startswith("synthesize"))
+        ), path
+    assert issubclass(SFTSettings, Checked)

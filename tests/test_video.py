@@ -34,24 +34,24 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm", ".mkv"])
 def test_middles_of_equal_segments(tmp_path, suffix):
     path = videos.write(tmp_path / f"clip{suffix}", 20)
-    images = video.frames(path, 5)
+    images = video.read_frames(path, 5)
     assert [(one.mode, one.size) for one in images] == [("RGB", (64, 48))] * 5
     assert numbers(images) == [2, 6, 10, 14, 18]
-    assert numbers(video.frames(path, 1)) == [10]
-    assert numbers(video.frames(path, 20)) == list(range(20))
-    assert numbers(video.frames(path, 40)) == [i // 2 for i in range(40)]
+    assert numbers(video.read_frames(path, 1)) == [10]
+    assert numbers(video.read_frames(path, 20)) == list(range(20))
+    assert numbers(video.read_frames(path, 40)) == [i // 2 for i in range(40)]
 
 
 def test_times_do_not_matter(tmp_path):
     """A variable frame rate: the second half of the frames fills a tenth of the time."""
     times = [10 * i for i in range(10)] + [100 + i for i in range(10)]
     path = videos.write(tmp_path / "clip.mkv", 20, times=times)
-    assert numbers(video.frames(path, 5)) == [2, 6, 10, 14, 18]
+    assert numbers(video.read_frames(path, 5)) == [2, 6, 10, 14, 18]
 
 
 def test_a_video_of_one_frame(tmp_path):
     path = videos.write(tmp_path / "clip.mp4", 1)
-    assert numbers(video.frames(path, 16)) == [0] * 16
+    assert numbers(video.read_frames(path, 16)) == [0] * 16
 
 
 def red_corner(image: Image.Image) -> tuple[bool, bool]:
@@ -75,7 +75,7 @@ def red_corner(image: Image.Image) -> tuple[bool, bool]:
 )
 def test_turned_as_the_file_says(tmp_path, matrix, size, corner):
     path = videos.turned(videos.write(tmp_path / "clip.mp4", 3), matrix)
-    (image,) = video.frames(path, 1)
+    (image,) = video.read_frames(path, 1)
     assert image.size == size
     assert red_corner(image) == corner
 
@@ -91,13 +91,13 @@ def test_missing_empty_and_other_files(tmp_path):
         ("none.mp4", "does not exist"),
         (".", "is a folder"),
         ("empty.mp4", r"is empty \(0 bytes\)"),
-        ("text.mp4", "is no video that can be read"),
-        ("picture.mp4", "is no video that can be read"),
+        ("text.mp4", "is not a video that can be read"),
+        ("picture.mp4", "is not a video that can be read"),
     ):
         with pytest.raises(UserError, match=message):
-            video.frames(tmp_path / name, 16)
+            video.read_frames(tmp_path / name, 16)
     with pytest.raises(UserError, match=r"frames=0: a clip needs at least one"):
-        video.frames(videos.write(tmp_path / "clip.mp4", 2), 0)
+        video.read_frames(videos.write(tmp_path / "clip.mp4", 2), 0)
 
 
 @pytest.mark.parametrize(
@@ -107,22 +107,22 @@ def test_missing_empty_and_other_files(tmp_path):
 def test_playlists_open_no_other_files(tmp_path, playlist):
     videos.write(tmp_path / "clip.mkv", 3)
     (tmp_path / "list.mp4").write_text(playlist)
-    with pytest.raises(UserError, match="is no video that can be read"):
-        video.frames(tmp_path / "list.mp4", 16)
+    with pytest.raises(UserError, match="is not a video that can be read"):
+        video.read_frames(tmp_path / "list.mp4", 16)
 
 
 def test_sound_alone(tmp_path):
     path = videos.write(tmp_path / "song.mp4", sound=True, pictures=False)
     with pytest.raises(UserError, match="has no pictures, only audio"):
-        video.frames(path, 16)
+        video.read_frames(path, 16)
 
 
 def test_sound_beside_pictures_is_passed_over(tmp_path):
     path = videos.write(tmp_path / "clip.mp4", 20, sound=True)
-    assert numbers(video.frames(path, 2)) == [5, 15]
+    assert numbers(video.read_frames(path, 2)) == [5, 15]
     # A still, and a second of sound: complete, although its only picture ends early.
     path = videos.write(tmp_path / "still.mp4", 1, sound=True)
-    assert numbers(video.frames(path, 2)) == [0, 0]
+    assert numbers(video.read_frames(path, 2)) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_cut_off(tmp_path, suffix, options):
     whole = videos.write(tmp_path / f"whole{suffix}", 100, options=options).read_bytes()
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(whole[: int(0.6 * len(whole))])
-    with pytest.raises(UserError, match=r"is cut off: it says that it lasts 4\.0 s, and ends"):
-        video.frames(path, 16)
+    with pytest.raises(UserError, match=r"is cut off: its duration is 4\.0 s, but it ends"):
+        video.read_frames(path, 16)
     path.write_bytes(whole[: int(0.97 * len(whole))])
-    assert len(video.frames(path, 4)) == 4
+    assert len(video.read_frames(path, 4)) == 4
 
 
 def test_index_that_is_cut_off(tmp_path):
     whole = videos.write(tmp_path / "whole.mp4", 100).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="is no video that can be read"):
-        video.frames(tmp_path / "cut.mp4", 16)
+    with pytest.raises(UserError, match="is not a video that can be read"):
+        video.read_frames(tmp_path / "cut.mp4", 16)
 
 
 def test_damaged(tmp_path):
@@ -153,7 +153,7 @@ def test_damaged(tmp_path):
         content[i] ^= 0x5A
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"packets cannot be decoded|no frame that can be decoded"):
-        video.frames(path, 16)
+        video.read_frames(path, 16)
 
 
 def test_every_cut_and_flip_gives_frames_or_one_kind_of_error(tmp_path):
@@ -170,7 +170,7 @@ def test_every_cut_and_flip_gives_frames_or_one_kind_of_error(tmp_path):
                 content[i] = int(rng.integers(256))
         path.write_bytes(content)
         try:
-            assert len(video.frames(path, 4)) == 4
+            assert len(video.read_frames(path, 4)) == 4
         except UserError as error:
             assert str(path) in str(error)
             refused += 1
@@ -181,19 +181,19 @@ def test_limits(tmp_path, monkeypatch):
     path = videos.write(tmp_path / "clip.mp4", 20)
     monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(UserError, match="is 64 x 48 pixels, the limit is"):
-        video.frames(path, 16)
+        video.read_frames(path, 16)
     monkeypatch.undo()
     monkeypatch.setattr(video, "MAX_FRAMES", 19)
     with pytest.raises(UserError, match=r"too long: more than 19 frames of 64 x 48 pixels"):
-        video.frames(path, 16)
+        video.read_frames(path, 16)
     monkeypatch.undo()
     monkeypatch.setattr(video, "MAX_DECODED", 64 * 48 * 10)
     with pytest.raises(UserError, match="too long: more than 10 frames"):
-        video.frames(path, 16)
+        video.read_frames(path, 16)
     monkeypatch.undo()
     small = videos.write(tmp_path / "small.avi", 2, size=(16, 8))
     with pytest.raises(UserError, match="is 16 x 8 pixels, too small"):
-        video.frames(small, 16)
+        video.read_frames(small, 16)
 
 
 def test_without_pyav(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_without_pyav(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"pip install 'vlmface\[video\]'"):
-        video.frames(path, 16)
+        video.read_frames(path, 16)
     with pytest.raises(UserError, match=r"pip install 'vlmface\[video\]'"):
         with_frames({"id": ["a"]}, [tmp_path / "clip"], 2)
 
@@ -226,33 +226,35 @@ def test_videos_beside_folders(tmp_path, cache):
     places = [clips / name for name in ("a", "b", "c", "d", "none", "missing")]
     rows = with_frames({"id": list("abcdnm")}, places, 4)
     assert rows.columns["id"] == ["a", "b", "c"]
-    assert {reason: len(what) for reason, what in rows.left_out.items()} == {
-        "a video that cannot be decoded": 1, "no folder of frames": 1, "no frames in the folder": 1,
-    }  # fmt: skip
-    assert "d.webm' is no video" in rows.left_out["a video that cannot be decoded"][0]
+    assert {reason: len(what) for reason, what in rows.skipped.items()} == {
+        "a video that cannot be decoded": 1,
+        "no folder of frames": 1,
+        "no frames in the folder": 1,
+    }
+    assert "d.webm' is not a video" in rows.skipped["a video that cannot be decoded"][0]
     own, first, second = rows.columns["frames"]
     assert [Path(one).name for one in own] == ["1.jpg", "2.jpg", "2.jpg", "3.jpg"]
     for paths in (first, second):
         assert numbers(map(Image.open, paths)) == [1, 3, 5, 7]
         assert all(Path(one).is_relative_to(cache) for one in paths)
-    with pytest.raises(UserError, match=r"none of the 1 clips has frames, the first: .*no video"):
+    with pytest.raises(UserError, match=r"none of the 1 clips has frames, .*not a video"):
         with_frames({"id": ["d"]}, [clips / "d"], 4)
 
 
 def test_decoded_once_whatever_its_name_and_again_when_it_changes(tmp_path, cache, monkeypatch):
     path = videos.write(tmp_path / "a.mp4", 8)
-    (first,) = video.extracted([path], 2)
+    (first,) = video.extract_frames([path], 2)
     with monkeypatch.context() as patch:
         patch.setattr(video, "_decoded", None)  # it would fail
-        assert video.extracted([path], 2) == [first]
+        assert video.extract_frames([path], 2) == [first]
         copy = tmp_path / "elsewhere" / "b.mp4"
         copy.parent.mkdir()
         shutil.copy(path, copy)
-        assert video.extracted([copy], 2) == [first]
-    assert video.extracted([path], 4)[0] != first
+        assert video.extract_frames([copy], 2) == [first]
+    assert video.extract_frames([path], 4)[0] != first
     time.sleep(0.01)
     videos.write(path, 16)
-    assert video.extracted([path], 2)[0] != first
+    assert video.extract_frames([path], 2)[0] != first
 
 
 def test_interrupted_extraction_goes_on(tmp_path, cache, monkeypatch):
@@ -269,11 +271,11 @@ def test_interrupted_extraction_goes_on(tmp_path, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(video, "_image", dies)
         with pytest.raises(RuntimeError, match="killed"):
-            video.extracted(paths, 4, workers=1)
+            video.extract_frames(paths, 4, workers=1)
     place = cache / f"v{video.VERSION}-4"
     whole = [folder for folder in place.iterdir() if folder.name != "known"]
     assert len(whole) == 1 and len(list(whole[0].iterdir())) == 4
-    found = video.extracted(paths, 4)
+    found = video.extract_frames(paths, 4)
     assert [len(one) for one in found] == [4, 4, 4]
     assert all(Path(file).is_file() for one in found for file in one)
 
@@ -310,8 +312,8 @@ def test_a_damaged_frame_is_named_and_counted(tmp_path):
     broken.write_bytes(broken.read_bytes()[:60])
     rows = data.load("raer", root, frames=4, faces=None, bodies=None)
     with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
-        crop_cache.shown(rows, (crops.Crop(size=32, show="scene"),), 4, progress=False)
+        crop_cache.apply_views(rows, (crops.View(size=32, show="scene"),), 4, progress=False)
     report = check.check(
         "raer", root, progress=False, options={"frames": 4, "faces": None, "bodies": None}
     )
-    assert "4.jpg" in check.text(report)
+    assert "4.jpg" in check.format_report(report)

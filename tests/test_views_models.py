@@ -40,8 +40,9 @@ def of_processor(predictor: LocalModel, images: list[Image.Image], prompt: Any) 
     family, processor = predictor.family, predictor.processor
     if family.NAME == "paligemma":
         text = prompt.messages()[-1]["content"][-1]["text"]
-        return processor(text=["<image>" * len(images) + text], images=[images],
-                         return_tensors="pt")  # fmt: skip
+        return processor(
+            text=["<image>" * len(images) + text], images=[images], return_tensors="pt"
+        )
     text = family.prompt_text(processor, prompt.messages())
     special = not text.startswith(processor.tokenizer.bos_token or "\0")
     return processor(text=[text], images=[images], return_tensors="pt", add_special_tokens=special)
@@ -122,15 +123,16 @@ def test_features_of_the_tower_give_the_loss_of_pixels(predictor: LocalModel) ->
     batch = encode.Collator(processor, family)(encoded)
     batch.pop("labels")
     stored = [[{"bytes": png(one), "path": None} for one in row] for row in ROWS]
-    rows = Dataset.from_dict({"shown": stored, "image": [row[0] for row in stored],
-                              "row": [4, 7, 5]})  # fmt: skip
+    rows = Dataset.from_dict(
+        {"images": stored, "image": [row[0] for row in stored], "row": [4, 7, 5]}
+    )
     features = all_tower_features(predictor.model, family, rows, processor)
     assert {number: len(own) for number, own in features.items()} == {4: 2, 7: 2, 5: 2}
     flat = [one for number in (4, 7, 5) for one in features[number]]
     with torch.no_grad():
         expected = predictor.model(**batch).logits
         kept = {n: t for n, t in batch.items() if n not in ("pixel_values", "pixel_attention_mask")}
-        kept |= family.features_input(predictor.model, flat)
+        kept |= family.inputs_from_features(predictor.model, flat)
         found = predictor.model(**kept).logits
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=1e-4)
@@ -145,7 +147,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def test_a_list_of_one_picture_is_the_picture(predictor: LocalModel) -> None:
-    one = predictor.asking(ONE)
+    one = predictor.with_prompt(ONE)
     images = [row[0] for row in ROWS]
     listed = one.predict([[image] for image in images])
     plain = one.predict(images)

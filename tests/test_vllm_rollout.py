@@ -37,8 +37,8 @@ REAL = pytest.mark.skipif(
 # --- a server that misbehaves ---------------------------------------------------------------------
 
 
-def server(url: str, folder: Path) -> vllm_rollout.Server:
-    found = vllm_rollout.Server(url, PROMPT, folder, {"max_tokens": 8}, attempts=2)
+def server(url: str, folder: Path) -> vllm_rollout.VLLMRolloutServer:
+    found = vllm_rollout.VLLMRolloutServer(url, PROMPT, folder, {"max_tokens": 8}, attempts=2)
     found.endpoint = found.endpoint.__class__(url, "", attempts=2, backoff_s=0.01)
     return found
 
@@ -95,8 +95,20 @@ def test_a_server_that_is_gone_is_tried_again(tmp_path: Path) -> None:
 def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_path: Path) -> None:
     main = load_script("recipes/grpo.py").main  # memorised trains the projector, too
     with pytest.raises(UserError, match="projector: full"):
-        main(["--start", str(memorised), "--vllm", "http://127.0.0.1:1/v1", "--n_train", "4",
-              "--n_eval", "2", "--output_dir", str(tmp_path)])  # fmt: skip
+        main(
+            [
+                "--start",
+                str(memorised),
+                "--vllm",
+                "http://127.0.0.1:1/v1",
+                "--n_train",
+                "4",
+                "--n_eval",
+                "2",
+                "--output_dir",
+                str(tmp_path),
+            ]
+        )
 
 
 # --- the real one ---------------------------------------------------------------------------------
@@ -105,14 +117,21 @@ def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_p
 @pytest.fixture(scope="module")
 def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a small Qwen2.5-VL with a LoRA in the language model, of heads that vLLM knows."""
-    from vlmface.families import tiny_qwen_vl
+    from checkpoints import qwen_vl
 
     folder = tmp_path_factory.mktemp("qwen")
     corpus = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]
     corpus += [str(PROMPT.messages())] * 20
-    tiny_qwen_vl.build_qwen_vl(folder / "base", corpus, head=32, vision_width=64)
-    words = {"base": folder / "base", "tower": "frozen", "projector": "frozen", "n_eval": 2,
-             "train_embeddings": "false", "epochs": 10, "lora_dropout": 0.0}  # fmt: skip
+    qwen_vl.build_tiny(folder / "base", corpus, head=32, vision_width=64)
+    words = {
+        "base": folder / "base",
+        "tower": "frozen",
+        "projector": "frozen",
+        "n_eval": 2,
+        "train_embeddings": "false",
+        "epochs": 10,
+        "lora_dropout": 0.0,
+    }
     assert sft_cot(folder / "run", *(w for k, v in words.items() for w in (f"--{k}", str(v)))) == 0
     return folder / "run"
 
@@ -129,19 +148,41 @@ class Vllm:
 
     def __enter__(self) -> Vllm:
         environment = os.environ | {
-            "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        }  # fmt: skip
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        }
         environment.pop("OMP_NUM_THREADS", None)
         environment["PATH"] = f"{Path(str(VLLM)).parent}:{environment['PATH']}"
-        words = ["serve", str(self.base), "--dtype", "float32", "--enforce-eager", "--port",
-                 str(self.port), "--max-model-len", "512", "--max-num-seqs", "16",
-                 "--limit-mm-per-prompt", '{"image":1,"video":0}', "--enable-lora",
-                 "--max-lora-rank", "32", "--logprobs-mode", "processed_logprobs"]  # fmt: skip
+        words = [
+            "serve",
+            str(self.base),
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--port",
+            str(self.port),
+            "--max-model-len",
+            "512",
+            "--max-num-seqs",
+            "16",
+            "--limit-mm-per-prompt",
+            '{"image":1,"video":0}',
+            "--enable-lora",
+            "--max-lora-rank",
+            "32",
+            "--logprobs-mode",
+            "processed_logprobs",
+        ]
         self.process = subprocess.Popen(
-            [str(VLLM), *words], env=environment, start_new_session=True,
-            stdout=self.log.open("ab"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [str(VLLM), *words],
+            env=environment,
+            start_new_session=True,
+            stdout=self.log.open("ab"),
+            stderr=subprocess.STDOUT,
+        )
         deadline = time.monotonic() + 400
         while True:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -165,10 +206,23 @@ def vllm(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm
 
 
 def words(start: Path, url: str, output: Path, **changes: Any) -> list[str]:
-    fixed = {"start": start, "vllm": url, "output_dir": output, "n_train": 8, "n_eval": 2,
-             "group_size": 4, "batch_size": 2, "max_steps": 4, "save_steps": 2, "warmup_steps": 0,
-             "max_new_tokens": 40, "learning_rate": 1e-2, "schedule": "constant", "max_drift": 1e-4,
-             "rewards": "{repetition: 1, brevity: {words: 5}}"}  # fmt: skip
+    fixed = {
+        "start": start,
+        "vllm": url,
+        "output_dir": output,
+        "n_train": 8,
+        "n_eval": 2,
+        "group_size": 4,
+        "batch_size": 2,
+        "max_steps": 4,
+        "save_steps": 2,
+        "warmup_steps": 0,
+        "max_new_tokens": 40,
+        "learning_rate": 1e-2,
+        "schedule": "constant",
+        "max_drift": 1e-4,
+        "rewards": "{repetition: 1, brevity: {words: 5}}",
+    }
     return [w for k, v in (fixed | changes).items() for w in (f"--{k}", str(v))]
 
 
@@ -182,9 +236,12 @@ def log(folder: Path) -> list[dict[str, Any]]:
 def test_the_server_draws_from_the_policy_that_is_trained(
     start: Path, vllm: Vllm, tmp_path: Path, temperature: float
 ) -> None:
-    assert load_script("recipes/grpo.py").main(
-        words(start, vllm.url, tmp_path, temperature=temperature)
-    ) == 0  # fmt: skip
+    assert (
+        load_script("recipes/grpo.py").main(
+            words(start, vllm.url, tmp_path, temperature=temperature)
+        )
+        == 0
+    )
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     # The weights move, and the server with them: a stale adapter would be off by far more.
@@ -201,17 +258,17 @@ def test_the_server_draws_from_the_policy_that_is_trained(
 def test_a_stale_adapter_would_be_noticed(
     start: Path, vllm: Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = vllm_rollout.Server.load
+    original = vllm_rollout.VLLMRolloutServer.load
 
-    def once(self: vllm_rollout.Server, step: int) -> None:
+    def once(self: vllm_rollout.VLLMRolloutServer, step: int) -> None:
         if step == 0:
             original(self, step)
 
-    def stay(self: vllm_rollout.Server, step: int) -> None:
+    def stay(self: vllm_rollout.VLLMRolloutServer, step: int) -> None:
         self.name = f"{self.prefix}0"
 
-    monkeypatch.setattr(vllm_rollout.Server, "load", once)
-    monkeypatch.setattr(vllm_rollout.Server, "use", stay)
+    monkeypatch.setattr(vllm_rollout.VLLMRolloutServer, "load", once)
+    monkeypatch.setattr(vllm_rollout.VLLMRolloutServer, "use", stay)
     with pytest.raises(UserError, match="differ from the rollout's"):
         load_script("recipes/grpo.py").main(words(start, vllm.url, tmp_path))
 
@@ -224,15 +281,15 @@ def test_a_server_that_dies_stops_the_run_with_a_checkpoint(
     running = Vllm(start.parent / "base", tmp_path / "log")
     run: Callable[[list[str]], int] = load_script("recipes/grpo.py").main
     asked = words(start, running.url, tmp_path / "run")
-    original = vllm_rollout.Server.load
+    original = vllm_rollout.VLLMRolloutServer.load
 
-    def dies(self: vllm_rollout.Server, step: int) -> None:
+    def dies(self: vllm_rollout.VLLMRolloutServer, step: int) -> None:
         if step == 3:
             running.__exit__()
         original(self, step)
 
     with monkeypatch.context() as patch, running:
-        patch.setattr(vllm_rollout.Server, "load", dies)
+        patch.setattr(vllm_rollout.VLLMRolloutServer, "load", dies)
         with pytest.raises(vllm_rollout.ServerGoneError, match="The 3 steps so far are kept"):
             run(asked)
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "complete").exists()

@@ -12,24 +12,50 @@ import pytest
 from samples import load_script
 
 NAMES = ("sft", "grpo", "clip", "captions")
-SHARED = {"n_train": 16, "batch_size": 8, "epochs": 2, "warmup_steps": 0, "logging_steps": 1,
-          "save_steps": 2}  # fmt: skip
+SHARED = {
+    "n_train": 16,
+    "batch_size": 8,
+    "epochs": 2,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "save_steps": 2,
+}
 WORDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sft": ("sft_cot", {**SHARED, "n_eval": 2, "lora_dropout": 0.1, "max_new_tokens": 4,
-                        "cache_features": "false", "learning_rate": 1e-3}),
-    "grpo": ("grpo", {
-        "prompt": "face_cot", "n_train": 8, "n_eval": 2, "group_size": 2, "batch_size": 2,
-        "max_steps": 4, "warmup_steps": 0, "save_steps": 2, "logging_steps": 1,
-        "max_new_tokens": 4, "rewards": "{format: 1, brevity: {words: 2}}",
-    }),
+    "sft": (
+        "sft_cot",
+        {
+            **SHARED,
+            "n_eval": 2,
+            "lora_dropout": 0.1,
+            "max_new_tokens": 4,
+            "cache_features": "false",
+            "learning_rate": 1e-3,
+        },
+    ),
+    "grpo": (
+        "grpo",
+        {
+            "prompt": "face_cot",
+            "n_train": 8,
+            "n_eval": 2,
+            "group_size": 2,
+            "batch_size": 2,
+            "max_steps": 4,
+            "warmup_steps": 0,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "max_new_tokens": 4,
+            "rewards": "{format: 1, brevity: {words: 2}}",
+        },
+    ),
     "clip": ("clip_finetune", {**SHARED, "n_eval": 8}),
     "captions": ("clip_captions", {**SHARED, "n_probe": 40, "data_options": "{}"}),
-}  # fmt: skip
+}
 
 
 def trainer_class(name: str) -> Any:
     """The trainer behind a recipe."""
-    from vlmface.clip.train import ClipTrainer
+    from vlmface.train.clip.trainer import ClipTrainer
     from vlmface.train.group_trainer import GroupTrainer
     from vlmface.train.trainer import SupervisedTrainer
 

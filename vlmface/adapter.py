@@ -1,4 +1,4 @@
-"""Put a run's LoRA adapter on its base model."""
+"""Attach a run's LoRA adapter to its base model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 def attach(model: Any, run: str | Path, *, trainable: bool = False) -> Any:
     """The model with the adapter in the folder `run`.
 
-    The folder's own files are read and nothing else: peft would ask the model hub for what a folder
-    lacks, and unpickle weights that are not safetensors.
+    Only the folder's files are read: peft would download missing files from the model hub, and
+    unpickle weights that are not safetensors.
 
     Args:
         model: The base model.

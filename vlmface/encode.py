@@ -1,84 +1,67 @@
-"""(messages, image, target) -> tensors: the only encoder. Training, evaluation and serving call it.
+"""Messages, images and target to tensors: the only encoder, for training, evaluation and serving.
 
-A row is always prompt/completion: the loss sees the completion and its EOS, never the prompt, an
-image token or padding. What does not fit the length budget is refused and counted; neither image
-tokens nor the answer are ever cut.
+A row is always prompt/completion: the loss covers the completion and its end token, never the
+prompt, an image token or padding. A row that does not fit the length budget is refused and counted;
+neither image tokens nor the answer are ever cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image
 from vlmface.errors import RefusedError, UserError
+from vlmface.families.base import Family
+from vlmface.utils.images import ImageOrImages, Size, as_list, sizes_of
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from PIL import Image
 
 IGNORED = -100
-PICTURES = ("image", "shown")  # columns of what a model is shown of a row
-Size = tuple[int, int]  # width, height in pixels
-Shown: TypeAlias = "Image.Image | Sequence[Image.Image]"  # what a model is shown of a row
 
 
 def encode_text(
     processor: Any,
-    family: ModuleType,
+    family: Family,
     messages: Sequence[Mapping[str, Any]],
     target: str | None,
     *,
     max_length: int | None = None,
     image_size: Size | Sequence[Size | None] | None = None,
 ) -> dict[str, list[int]]:
-    """Token ids of one conversation, and its labels if there is a `target`.
+    """Encode one conversation without its images' pixels.
 
-    Returns `input_ids` (each image is as many image tokens as the model will see), its
-    `attention_mask`, whatever else the family's model takes for each token, and `labels`: -100 up
-    to the end of the prompt, then the completion's ids with the EOS. Nothing is decoded:
-    `image_size` is the image's (width, height) in pixels, or a list of those of all images in their
-    order, and matters to families with free resolutions only. Raises RefusedError("too_long" |
-    "image_in_text" | "no_target" | "joined": the tokenizer makes one token of the prompt's end and
-    the answer's start), and UserError for another number of sizes than of images.
+    Args:
+        processor: The processor.
+        family: Its family.
+        messages: The conversation, up to the answer.
+        target: The answer to learn, or None.
+        max_length: The most tokens.
+        image_size: (width, height) in pixels of the image, or a list of those of all images in
+            their order. It matters to families with free resolutions only; nothing is decoded.
+
+    Returns:
+        `input_ids` (with as many image tokens as the model will see), `attention_mask`, whatever
+        else the family's model takes for each token, and `labels` if there is a target: -100 up to
+        the end of the prompt, then the ids of the completion with its end token.
+
+    Raises:
+        RefusedError: "no_target", "image_in_text", "too_long", "image_shape", or "joined": the
+            tokenizer makes one token of the prompt's end and the answer's start.
+        UserError: There are more or fewer sizes than images.
     """
     tokenizer = processor.tokenizer
     prompt = family.prompt_text(processor, messages)
-    completion = ""
-    if target is not None:
-        if not target.strip():
-            raise RefusedError(
-                "no_target", "the target text is empty: nothing could be learnt from it"
-            )
-        completion = family.completion_text(processor, messages, target)
-    images = sum(
-        block["type"] == "image"
-        for message in messages
-        if not isinstance(message["content"], str)
-        for block in message["content"]
-    )
-    if (found := (prompt + completion).count(processor.image_token)) != images:
-        raise RefusedError(
-            "image_in_text",
-            f"the conversation holds {found} times {processor.image_token!r}, but has {images} "
-            "image(s): take the token out of the text",
-        )
+    completion = "" if target is None else _completion(processor, family, messages, target)
+    images = _count_images(processor, messages, prompt + completion)
     if images:
         sizes = [None] * images if image_size is None else _listed(image_size)
-        if len(sizes) != images:
-            raise UserError(
-                f"the prompt is about {images} picture(s), but {len(sizes)} are shown: use a "
-                "prompt with as many `images`, or other views (crop) and frames"
-            )
-        before, *between = prompt.split(processor.image_token)
-        prompt = before + "".join(
-            family.image_text(processor, size) + text
-            for size, text in zip(sizes, between, strict=True)
-        )
+        prompt = _expand_images(processor, family, prompt, sizes)
     # As processors do: a template that writes the BOS itself must not get a second one.
     bos = tokenizer.bos_token
-    special = not (family.WRITES_BOS or (bos and prompt.startswith(bos)))
+    special = not (family.PROMPT_HAS_BOS or (bos and prompt.startswith(bos)))
     ids, prefix = (_tokenize(tokenizer, text, special) for text in (prompt + completion, prompt))
     start = len(prefix)
     if ids[:start] != prefix:
@@ -94,81 +77,55 @@ def encode_text(
             f"{len(ids) - start} of the answer) do not fit max_length {max_length}",
         )
     encoded = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-    encoded |= family.token_inputs(processor, ids, None if target is None else start)
+    encoded |= family.per_token_inputs(processor, ids, None if target is None else start)
     if target is not None:
         encoded["labels"] = [IGNORED] * start + ids[start:]
     return encoded
 
 
-def open_row_image(image: Any) -> Image.Image:
-    """The picture of a data set's row: an image already, or {"bytes", "path"} as `datasets` stores
-    it, or a face of `data.crops`. Files are opened as everywhere else, upright and RGB."""
-    if not isinstance(image, Mapping):
-        return image
-    from vlmface.data import crop_cache
-    from vlmface.images import open_image
+def _completion(
+    processor: Any, family: Family, messages: Sequence[Mapping[str, Any]], target: str
+) -> str:
+    """The text after the prompt. Raises RefusedError if the target is empty."""
+    if not target.strip():
+        raise RefusedError("no_target", "the target text is empty: nothing could be learnt from it")
+    return family.completion_text(processor, messages, target)
 
-    source = image.get("bytes") or image["path"]
-    if isinstance(source, str) and crop_cache.is_reference(source):
-        return crop_cache.open_crop(source)
-    try:
-        return open_image(source)
-    except UserError as error:
+
+def _count_images(processor: Any, messages: Sequence[Mapping[str, Any]], text: str) -> int:
+    """The images of a conversation. Raises RefusedError if its texts hold the image token."""
+    images = sum(
+        block["type"] == "image"
+        for message in messages
+        if not isinstance(message["content"], str)
+        for block in message["content"]
+    )
+    if (tokens := text.count(processor.image_token)) != images:
+        raise RefusedError(
+            "image_in_text",
+            f"the conversation holds {tokens} times {processor.image_token!r}, but has {images} "
+            "image(s): take the token out of the text",
+        )
+    return images
+
+
+def _expand_images(
+    processor: Any, family: Family, prompt: str, sizes: Sequence[Size | None]
+) -> str:
+    """The prompt with as many image tokens for each image as the model will see."""
+    before, *between = prompt.split(processor.image_token)
+    if len(sizes) != len(between):
         raise UserError(
-            f"{error}; --data_options '{{broken: drop}}' finds such pictures before the run and "
-            "leaves their rows out"
-        ) from error
-
-
-def stored_pictures(row: Mapping[str, Any]) -> list[Any]:
-    """What a model is shown of a row, for `open_row_image`: its `shown` pictures, or its `image`,
-    which may be a list too."""
-    shown = row.get("shown") or row["image"]
-    return list(shown) if isinstance(shown, list | tuple) else [shown]
-
-
-def open_shown(row: Mapping[str, Any]) -> Image.Image | list[Image.Image]:
-    """What a model is shown of a row, opened: a picture, or a list where there are several."""
-    pictures = [open_row_image(one) for one in stored_pictures(row)]
-    return pictures if len(pictures) > 1 else pictures[0]
-
-
-def listed(shown: Shown) -> list[Image.Image]:
-    """The pictures of what a model is shown: of one, the list of it."""
-    return list(shown) if isinstance(shown, list | tuple) else [shown]  # type: ignore[list-item]
-
-
-def sizes_of(shown: Shown) -> list[Size]:
-    """(width, height) of each picture."""
-    return [picture.size for picture in listed(shown)]
+            f"the prompt is about {len(between)} picture(s), but {len(sizes)} are shown: use a "
+            "prompt with as many `images`, or other views (crop) and frames"
+        )
+    return before + "".join(
+        family.image_text(processor, size) + text for size, text in zip(sizes, between, strict=True)
+    )
 
 
 def _listed(sizes: Size | Sequence[Size | None]) -> list[Any]:
     return [sizes] if isinstance(sizes[0], int) else list(sizes)
-
-
-def without_pictures(rows: Any) -> Any:
-    """A data set without the columns of pictures."""
-    return rows.remove_columns([name for name in PICTURES if name in rows.column_names])
-
-
-def shown_sizes(row: Mapping[str, Any], family: ModuleType | None = None) -> list[Any]:
-    """(width, height) of each picture that a model is shown of a row, without decoding them; None
-    for each if the `family` does not need to know."""
-    needed = family is None or family.NEEDS_SIZE
-    return [row_image_size(one) if needed else None for one in stored_pictures(row)]
-
-
-def row_image_size(image: Any) -> tuple[int, int]:
-    """(width, height) in pixels of `open_row_image(image)`, without decoding it."""
-    if not isinstance(image, Mapping):
-        return image.size
-    from vlmface.data import crop_cache
-    from vlmface.images import size_of
-
-    if not image.get("bytes") and crop_cache.is_reference(image["path"]):
-        return crop_cache.open_crop(image["path"]).size
-    return size_of(image["bytes"] or image["path"])
 
 
 def to_model(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -181,14 +138,30 @@ def to_model(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 def encode(
     processor: Any,
-    family: ModuleType,
+    family: Family,
     prompt_messages: Sequence[Mapping[str, Any]],
-    image: Shown,
+    image: ImageOrImages,
     target: str | None = None,
     *,
     max_length: int | None = None,
 ) -> dict[str, Any]:
-    """One row, complete: `encode_text` and the family's `image_inputs` of its image or images."""
+    """Encode one row completely.
+
+    Args:
+        processor: The processor.
+        family: Its family.
+        prompt_messages: The conversation, up to the answer.
+        image: The image or images of the conversation.
+        target: The answer to learn, or None.
+        max_length: The most tokens.
+
+    Returns:
+        What `encode_text` and the family's `image_inputs` return.
+
+    Raises:
+        RefusedError: As `encode_text`.
+        UserError: As `encode_text`.
+    """
     text = encode_text(
         processor,
         family,
@@ -197,23 +170,28 @@ def encode(
         max_length=max_length,
         image_size=sizes_of(image),
     )
-    return {**text, **family.image_inputs(processor, listed(image))}
+    return {**text, **family.image_inputs(processor, as_list(image))}
 
 
 def _tokenize(tokenizer: Any, text: str, special: bool) -> list[int]:
-    # Not verbose: what is too long is refused by the caller, which says more.
+    # Not verbose: the caller refuses what is too long, with a better message.
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
 
 class Collator:
     """Rows -> a batch of tensors, padded on the right for training, on the left for generation.
 
-    A row is what `encode` makes of it; or that of `encode_text` and an `image`, or several that it
-    has `shown`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
+    A row is the result of `encode`; or that of `encode_text` with an `image`, or several as
+    `images`, which are preprocessed here, so that a data set need not hold pixels in memory. Its
     number `row`, if it has one, is passed on, its `length` is not.
+
+    Args:
+        processor: The processor.
+        family: Its family.
+        padding: "right" or "left".
     """
 
-    def __init__(self, processor: Any, family: ModuleType, *, padding: str = "right") -> None:
+    def __init__(self, processor: Any, family: Family, *, padding: str = "right") -> None:
         if padding not in ("left", "right"):
             raise ValueError(f"padding {padding!r}: left or right")
         self.processor = processor
@@ -221,8 +199,12 @@ class Collator:
         self.padding = padding
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return `input_ids`, `attention_mask`, perhaps `labels`, and what else there is for each
-        token: (rows, longest); and the images as the model's forward takes them."""
+        """Collate rows.
+
+        Returns:
+            `input_ids`, `attention_mask`, perhaps `labels`, and what else there is for each token:
+            (rows, longest); and the images as the model's forward takes them.
+        """
         import torch
 
         longest = max(len(row["input_ids"]) for row in rows)
@@ -241,14 +223,14 @@ class Collator:
                 batch["row"] = torch.tensor([row["row"] for row in rows])
             elif isinstance(value, torch.Tensor):
                 batch[name] = _concatenate([row[name] for row in rows])
-            elif name not in (*PICTURES, "length"):
+            elif name not in (*IMAGE_COLUMNS, "length"):
                 filler = fillers.get(name, 0)
                 batch[name] = torch.tensor([pad(row[name], filler) for row in rows])
         batch["attention_mask"] = torch.tensor(
             [pad([1] * len(row["input_ids"]), 0) for row in rows]
         )
         if "image" in rows[0]:
-            images = [open_row_image(one) for row in rows for one in stored_pictures(row)]
+            images = [open_row_image(image) for row in rows for image in image_refs(row)]
             batch |= self.family.image_inputs(self.processor, images)
         return batch
 
@@ -299,6 +281,6 @@ class GroupedSampler:
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         short = [batch for batch in batches if len(batch) < self.batch_size]
         batches = [batch for batch in batches if len(batch) == self.batch_size]
-        generator.shuffle(batches)  # type: ignore[arg-type]
+        generator.shuffle(batches)
         for batch in [*batches, *short]:
             yield from (int(row) for row in batch)

@@ -1,17 +1,36 @@
-"""The one exception that is meant for people, and its kind that costs a row only."""
+"""User-facing errors, and the error that skips a single sample."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: a file, a setting, a label.
+    """A problem outside the program: a file, a setting, a label.
 
-    The message says the cause, the value that was found and the fix. Command lines print it as
-    `error: <message>` and exit with code 2; a traceback would only hide it.
+    The message has the cause, the value and the fix. Command lines print it as `error: <message>`
+    without a traceback and exit with code 2.
     """
 
 
 class RefusedError(UserError):
-    """A row that cannot be encoded; `reason` is the word that rows are counted under."""
+    """A row that cannot be encoded. `reason` is the word under which such rows are counted."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A hint for the message about an unknown name.
+
+    Args:
+        name: The unknown name.
+        known: The valid names.
+
+    Returns:
+        " (did you mean 'NAME'?)" with the most similar valid name, "" if none is similar.
+    """
+    similar = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""

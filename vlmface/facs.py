@@ -1,4 +1,4 @@
-"""The Facial Action Coding System: which muscles move, what one sees, what it speaks for.
+"""The Facial Action Coding System (FACS): action units and the emotions that they are evidence for.
 
 Sources: Ekman, Friesen & Hager, *FACS: The Manual and Investigator's Guide* (2002) for numbers,
 names and muscles; Friesen & Ekman, *EMFACS-7* (1983) for the emotion prototypes; Du, Tao &
@@ -27,92 +27,98 @@ class ActionUnit:
 
 REGIONS = ("brow", "eye", "cheek", "nose", "mouth", "chin", "jaw")  # top of the face to bottom
 
-_CATALOGUE = [
-    ActionUnit(1, "inner brow raiser", "frontalis, pars medialis", "brow",
-               "the inner ends of the brows are raised"),
-    ActionUnit(2, "outer brow raiser", "frontalis, pars lateralis", "brow",
-               "the outer ends of the brows are raised"),
-    ActionUnit(4, "brow lowerer", "corrugator and depressor supercilii", "brow",
-               "the brows are lowered and drawn together"),
-    ActionUnit(5, "upper lid raiser", "levator palpebrae superioris", "eye",
-               "the upper lids are raised and the eyes are wide"),
-    ActionUnit(6, "cheek raiser", "orbicularis oculi, pars orbitalis", "cheek",
-               "the cheeks are raised and the eyes are narrowed from below"),
-    ActionUnit(7, "lid tightener", "orbicularis oculi, pars palpebralis", "eye",
-               "the eyelids are tightened"),
-    ActionUnit(8, "lips toward each other", "orbicularis oris", "mouth",
-               "the lips are drawn toward each other over an open jaw"),
-    ActionUnit(9, "nose wrinkler", "levator labii superioris alaeque nasi", "nose",
-               "the nose is wrinkled"),
-    ActionUnit(10, "upper lip raiser", "levator labii superioris", "mouth",
-               "the upper lip is raised"),
-    ActionUnit(11, "nasolabial deepener", "zygomaticus minor", "cheek",
-               "the fold between nose and mouth is deepened"),
-    ActionUnit(12, "lip corner puller", "zygomaticus major", "mouth",
-               "the lip corners are pulled up and back"),
-    ActionUnit(13, "sharp lip puller", "levator anguli oris", "mouth",
-               "the lip corners are pulled sharply straight up"),
-    ActionUnit(14, "dimpler", "buccinator", "mouth",
-               "the lip corners are tightened and pressed in"),
-    ActionUnit(15, "lip corner depressor", "depressor anguli oris", "mouth",
-               "the lip corners are pulled down"),
-    ActionUnit(16, "lower lip depressor", "depressor labii inferioris", "mouth",
-               "the lower lip is pulled down"),
-    ActionUnit(17, "chin raiser", "mentalis", "chin",
-               "the chin is pushed up"),
-    ActionUnit(18, "lip pucker", "incisivii labii", "mouth",
-               "the lips are puckered"),
-    ActionUnit(19, "tongue show", "genioglossus", "mouth",
-               "the tongue is shown"),
-    ActionUnit(20, "lip stretcher", "risorius", "mouth",
-               "the lips are stretched sideways"),
-    ActionUnit(21, "neck tightener", "platysma", "jaw",
-               "the skin of the neck is tightened"),
-    ActionUnit(22, "lip funneler", "orbicularis oris", "mouth",
-               "the lips are pushed forward like a funnel"),
-    ActionUnit(23, "lip tightener", "orbicularis oris", "mouth",
-               "the lips are tightened and narrowed"),
-    ActionUnit(24, "lip pressor", "orbicularis oris", "mouth",
-               "the lips are pressed together"),
-    ActionUnit(25, "lips part", "depressor labii inferioris, or relaxed mentalis", "mouth",
-               "the lips are parted"),
-    ActionUnit(26, "jaw drop", "relaxed masseter, temporalis and internal pterygoid", "jaw",
-               "the jaw is dropped"),
-    ActionUnit(27, "mouth stretch", "pterygoids and digastric", "jaw",
-               "the mouth is stretched wide open"),
-    ActionUnit(28, "lip suck", "orbicularis oris", "mouth",
-               "the lips are sucked in over the teeth"),
-    ActionUnit(29, "jaw thrust", "lateral pterygoid", "jaw",
-               "the jaw is pushed forward"),
-    ActionUnit(30, "jaw sideways", "lateral and medial pterygoid of one side", "jaw",
-               "the jaw is moved sideways"),
-    ActionUnit(31, "jaw clencher", "masseter", "jaw",
-               "the jaw is clenched"),
-    ActionUnit(32, "lip bite", "masseter and orbicularis oris", "mouth",
-               "the teeth are set on the lip"),
-    ActionUnit(33, "cheek blow", "buccinator", "cheek",
-               "the cheeks are blown out while air leaves the lips"),
-    ActionUnit(34, "cheek puff", "relaxed buccinator, closed orbicularis oris", "cheek",
-               "the cheeks are puffed out"),
-    ActionUnit(35, "cheek suck", "buccinator", "cheek",
-               "the cheeks are sucked in"),
-    ActionUnit(36, "tongue bulge", "genioglossus", "cheek",
-               "the cheek is pushed out by the tongue"),
-    ActionUnit(37, "lip wipe", "genioglossus", "mouth",
-               "the lip is wiped by the tongue"),
-    ActionUnit(38, "nostril dilator", "nasalis, pars alaris", "nose",
-               "the nostrils are widened"),
-    ActionUnit(39, "nostril compressor", "nasalis, pars transversa", "nose",
-               "the nostrils are narrowed"),
-    ActionUnit(43, "eyes closed", "relaxed levator palpebrae superioris", "eye",
-               "the eyes are closed"),
-    ActionUnit(45, "blink", "relaxed levator palpebrae, orbicularis oculi", "eye",
-               "the eyes are shut for a blink"),
-    ActionUnit(46, "wink", "orbicularis oculi of one side", "eye",
-               "one eye is shut in a wink"),
-]  # fmt: skip
+# "number name (region: muscle)", and below it the cue.
+_CATALOGUE = """
+1 inner brow raiser (brow: frontalis, pars medialis)
+    the inner ends of the brows are raised
+2 outer brow raiser (brow: frontalis, pars lateralis)
+    the outer ends of the brows are raised
+4 brow lowerer (brow: corrugator and depressor supercilii)
+    the brows are lowered and drawn together
+5 upper lid raiser (eye: levator palpebrae superioris)
+    the upper lids are raised and the eyes are wide
+6 cheek raiser (cheek: orbicularis oculi, pars orbitalis)
+    the cheeks are raised and the eyes are narrowed from below
+7 lid tightener (eye: orbicularis oculi, pars palpebralis)
+    the eyelids are tightened
+8 lips toward each other (mouth: orbicularis oris)
+    the lips are drawn toward each other over an open jaw
+9 nose wrinkler (nose: levator labii superioris alaeque nasi)
+    the nose is wrinkled
+10 upper lip raiser (mouth: levator labii superioris)
+    the upper lip is raised
+11 nasolabial deepener (cheek: zygomaticus minor)
+    the fold between nose and mouth is deepened
+12 lip corner puller (mouth: zygomaticus major)
+    the lip corners are pulled up and back
+13 sharp lip puller (mouth: levator anguli oris)
+    the lip corners are pulled sharply straight up
+14 dimpler (mouth: buccinator)
+    the lip corners are tightened and pressed in
+15 lip corner depressor (mouth: depressor anguli oris)
+    the lip corners are pulled down
+16 lower lip depressor (mouth: depressor labii inferioris)
+    the lower lip is pulled down
+17 chin raiser (chin: mentalis)
+    the chin is pushed up
+18 lip pucker (mouth: incisivii labii)
+    the lips are puckered
+19 tongue show (mouth: genioglossus)
+    the tongue is shown
+20 lip stretcher (mouth: risorius)
+    the lips are stretched sideways
+21 neck tightener (jaw: platysma)
+    the skin of the neck is tightened
+22 lip funneler (mouth: orbicularis oris)
+    the lips are pushed forward like a funnel
+23 lip tightener (mouth: orbicularis oris)
+    the lips are tightened and narrowed
+24 lip pressor (mouth: orbicularis oris)
+    the lips are pressed together
+25 lips part (mouth: depressor labii inferioris, or relaxed mentalis)
+    the lips are parted
+26 jaw drop (jaw: relaxed masseter, temporalis and internal pterygoid)
+    the jaw is dropped
+27 mouth stretch (jaw: pterygoids and digastric)
+    the mouth is stretched wide open
+28 lip suck (mouth: orbicularis oris)
+    the lips are sucked in over the teeth
+29 jaw thrust (jaw: lateral pterygoid)
+    the jaw is pushed forward
+30 jaw sideways (jaw: lateral and medial pterygoid of one side)
+    the jaw is moved sideways
+31 jaw clencher (jaw: masseter)
+    the jaw is clenched
+32 lip bite (mouth: masseter and orbicularis oris)
+    the teeth are set on the lip
+33 cheek blow (cheek: buccinator)
+    the cheeks are blown out while air leaves the lips
+34 cheek puff (cheek: relaxed buccinator, closed orbicularis oris)
+    the cheeks are puffed out
+35 cheek suck (cheek: buccinator)
+    the cheeks are sucked in
+36 tongue bulge (cheek: genioglossus)
+    the cheek is pushed out by the tongue
+37 lip wipe (mouth: genioglossus)
+    the lip is wiped by the tongue
+38 nostril dilator (nose: nasalis, pars alaris)
+    the nostrils are widened
+39 nostril compressor (nose: nasalis, pars transversa)
+    the nostrils are narrowed
+43 eyes closed (eye: relaxed levator palpebrae superioris)
+    the eyes are closed
+45 blink (eye: relaxed levator palpebrae, orbicularis oculi)
+    the eyes are shut for a blink
+46 wink (eye: orbicularis oculi of one side)
+    one eye is shut in a wink
+"""
 
-AUS: dict[int, ActionUnit] = {unit.number: unit for unit in _CATALOGUE}
+AUS: dict[int, ActionUnit] = {
+    int(number): ActionUnit(int(number), name, muscle, region, cue)
+    for number, name, region, muscle, cue in re.findall(
+        r"^(\d+) (.+) \((\w+): (.+)\)\n +(.+)$", _CATALOGUE, re.MULTILINE
+    )
+}
 AU_NUMBERS: tuple[int, ...] = tuple(AUS)
 # What image data sets code; 8, 29-33 and 35-39 are miscellaneous actions.
 COMMON_AUS: tuple[int, ...] = tuple(
@@ -122,8 +128,10 @@ COMMON_AUS: tuple[int, ...] = tuple(
 DEFINED_AUS: tuple[int, ...] = tuple(n for n in AU_NUMBERS if n in {*COMMON_AUS, 29, 30, 31, 32})
 # What the synthetic renderer can move.
 SYNTH_AUS: tuple[int, ...] = (
-    1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 20, 22, 23, 24, 25, 26, 27, 28, 34, 43,
-)  # fmt: skip
+    *(1, 2, 4, 5, 6, 7, 9, 10, 12),
+    *(14, 15, 16, 17, 18, 20),
+    *(22, 23, 24, 25, 26, 27, 28, 34, 43),
+)
 
 # FACS intensities A to E, that is 1 to 5, in words.
 GRADES = ("faintly", "slightly", "clearly", "strongly", "extremely")
@@ -131,8 +139,8 @@ GRADES = ("faintly", "slightly", "clearly", "strongly", "extremely")
 
 @dataclass(frozen=True)
 class Prototype:
-    """What an emotion looks like. `core` maps interchangeable AUs ("26 or 27") to their weight;
-    `accessory` AUs often join in and neither add to the pattern nor speak against it."""
+    """The AUs of an emotion. `core` maps interchangeable AUs ("26 or 27") to their weight;
+    `accessory` AUs often join in and are neither evidence for nor against it."""
 
     core: dict[tuple[int, ...], float]
     accessory: tuple[int, ...]
@@ -147,8 +155,9 @@ class Prototype:
         return tuple(sorted((*self.core_aus, *self.accessory)))
 
 
-# Core sets: EMFACS. Weights (ours): the sign that tells the emotion from its neighbours counts
-# more, so that AU4 alone reads as anger and not as a third of sadness, AU5 alone as surprise.
+# Core sets: EMFACS. Weights (ours): the sign that distinguishes the emotion from its neighbours
+# counts more, so that AU4 alone reads as anger and not as a third of sadness, AU5 alone as
+# surprise.
 # Accessory sets: EMFACS variants, and AUs that Du et al. found in a good part of the posed faces.
 PROTOTYPES: dict[str, Prototype] = {
     "anger": Prototype({(4,): 2, (5,): 1, (7,): 1, (23, 24): 2}, (10, 17)),
@@ -160,7 +169,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "sadness": Prototype({(1,): 1.5, (4,): 1, (15,): 1.5}, (6, 11, 17)),
     "surprise": Prototype({(1,): 1, (2,): 1, (5,): 1, (26, 27): 1}, (25,)),
 }
-# AUs that speak for some emotion; all others (blink, pucker, cheek puff ...) say nothing.
+# AUs that are evidence for some emotion; all others (blink, pucker, cheek puff ...) are not.
 INFORMATIVE_AUS: tuple[int, ...] = tuple(
     sorted({au for prototype in PROTOTYPES.values() for au in prototype.aus})
 )
@@ -194,7 +203,7 @@ def top_down(aus: Iterable[int]) -> list[int]:
 
 
 def evidence(aus: Mapping[int, float | None] | Iterable[int]) -> dict[str, float]:
-    """How much the AUs speak for each of the eight emotions: scores >= 0 that sum to 1.
+    """Evidence of AUs for each of the eight emotions: scores >= 0 that sum to 1.
 
     `aus` maps AU numbers to intensities 0..5 (0 = absent, None = present but not graded), or just
     lists the present AUs. Only AUs of some prototype count. An AU is visible by x = intensity / 3,
@@ -216,14 +225,14 @@ def evidence(aus: Mapping[int, float | None] | Iterable[int]) -> dict[str, float
     total = sum(seen.values())
     scores = {"neutral": max(0.0, 1 - total) ** 2}
     for emotion, prototype in PROTOTYPES.items():
-        found = sum(
+        visible_core = sum(
             weight * max(seen.get(au, 0.0) for au in group)
             for group, weight in prototype.core.items()
         )
-        if not found:
+        if not visible_core:
             scores.setdefault(emotion, 0.0)
             continue
-        recall = found / sum(prototype.core.values())
+        recall = visible_core / sum(prototype.core.values())
         core, accessory = prototype.core_aus, prototype.accessory
         matched = sum(x * ((au in core) + 0.5 * (au in accessory)) for au, x in seen.items())
         precision = matched / total

@@ -1,5 +1,7 @@
-"""vlmface.json: what a trained model was made of, beside its weights. Evaluation and serving read
-this file and nothing else; whatever no longer agrees with it is an error that names both values.
+"""vlmface.json: what a trained model was made of, next to its weights.
+
+Evaluation and serving read this file and nothing else. Whatever no longer agrees with it is an
+error that names both values.
 """
 
 from __future__ import annotations
@@ -16,50 +18,66 @@ from typing import Any
 
 import yaml
 
-from vlmface import __version__, prompts, taxonomy
+from vlmface import __version__, label_spaces, prompts
 from vlmface.errors import UserError
-from vlmface.files import atomic_write, resource
+from vlmface.resources import resource
+from vlmface.utils.files import atomic_write
 
-NAME = "vlmface.json"
-PROMPTS = "prompts"  # folder of a run
-SCHEMA = 2
-TINY = "vlmface-tiny"
+FILENAME = "vlmface.json"
+PROMPTS_DIR = "prompts"  # folder of a run
+SCHEMA = 3
+TINY_MODEL = "vlmface-tiny"
 CLIP = "clip"  # the `family` of a CLIP, which is none of vlmface.families
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _BLOCK = 32 * 2**20
 _LARGEST = 4 * 2**20  # bytes of vlmface.json
 _SETTINGS_FILES = (
-    "adapter_config.json", "config.json", "generation_config.json", "model.safetensors.index.json",
-)  # fmt: skip
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+)
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The content of vlmface.json.
 
-    `base` {"id", "sha"}: what the weights start from; `adapter`: whether the run folder holds a
-    LoRA adapter for it or whole weights. `policy`: frozen | lora | full for tower, projector, llm.
-    `prompts`: what the model was trained to answer, `describe` of each. `au_set`: AUs the training
-    data annotates. `image`: sizes in pixels and tokens (the family's `describe_image`); `processor`
-    {file name: sha} of preprocessing and chat template; `weights` {file name: sha256} of the run's
-    own weights and their configuration (`weights_shas`); `crop`: the view of a picture that is
-    shown (`data.crops.Crop`), null for the picture whole, a list for several views; `frames`: how
-    many of a clip, of each view; `faces`: whether its pictures are faces ("largest": in a
-    photograph the largest one is looked for) or not ("none"); `quantize`: what the base's language
-    model was quantised to while the adapter was trained, null if it was not (whoever loads the
-    model takes the base unquantised);
-    `clip`: of a CLIP, how its classifier is built (`clip.classifier.Shape`); `generation`
-    {"max_new_tokens"}, always greedy. `data`
-    {"name", "split", "n", "options", "fingerprint"}. `limits`: what the model is not fit for, for
-    whoever reads its answers. `created`: time of training, UTC.
+    Attributes:
+        recipe: The recipe that trained the model.
+        family: The model family.
+        base: {"id", "sha"} of the model that training started from.
+        adapter: Whether the run folder holds a LoRA adapter for the base, or complete weights.
+        trainable: {"tower", "projector", "llm": frozen | lora | full}.
+        prompts: What the model was trained to answer, a `prompt_entry` each.
+        au_set: AUs that the training data annotates.
+        image: Sizes in pixels and tokens (the family's `describe_image`).
+        processor: {file name: sha} of preprocessing and chat template.
+        weights: {file name: sha256} of the run's own weights and their configuration.
+        max_length: Tokens of a training row.
+        generation: {"max_new_tokens"}; decoding is always greedy.
+        data: {"name", "split", "n", "options", "fingerprint"} of the training data.
+        seed: Of training.
+        limits: What the model must not be used for, for readers of its answers.
+        crop: The view of a picture (`data.crops.View`), null for the whole picture, a list for
+            several views.
+        frames: Frames of a clip, for each view.
+        faces: "largest": its pictures are faces, and in a photograph the largest face is detected;
+            "none": they are not.
+        quantize: What the base's language model was quantised to while the adapter was trained;
+            null if it was not. The model is loaded with the unquantised base.
+        clip_classifier: How a CLIP's classifier is built (`clip.classifier.Shape`).
+        created: Time of training, UTC.
+        schema: Version of this format.
+        vlmface: The vlmface that wrote the file.
     """
 
     recipe: str
     family: str
     base: dict[str, str]
     adapter: bool
-    policy: dict[str, str]
+    trainable: dict[str, str]
     prompts: list[dict[str, str]]
     au_set: list[int]
     image: dict[str, int]
@@ -74,19 +92,23 @@ class Manifest:
     frames: int = 1
     faces: str = "largest"
     quantize: str | None = None
-    clip: dict[str, Any] | None = None
+    clip_classifier: dict[str, Any] | None = None
     created: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     schema: int = SCHEMA
     vlmface: str = __version__
 
     def save(self, run_dir: str | Path) -> None:
-        """Write vlmface.json atomically; after the files that it vouches for."""
+        """Write vlmface.json atomically. The files that it has hashes of must be complete."""
         content = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        atomic_write(Path(run_dir) / NAME, content + "\n")
+        atomic_write(Path(run_dir) / FILENAME, content + "\n")
 
 
-def neutral_limits(data: str) -> str:
-    """The `limits` of a run whose settings describe none for its data."""
+def default_limitations(data: str) -> str:
+    """The `limits` of a run whose settings contain none.
+
+    Args:
+        data: The name of its data set, or a file.
+    """
     return (
         f"Trained on {Path(data).name}. The limits of this model have not been described: do not "
         "use it for decisions about people. An expression is not proof of what someone feels."
@@ -94,35 +116,43 @@ def neutral_limits(data: str) -> str:
 
 
 def load(run_dir: str | Path) -> tuple[Manifest, list[prompts.Prompt]]:
-    """Read the manifest of a run and the prompts copied beside it.
+    """Read the manifest of a run and the prompts copied next to it.
 
     A run folder may come from a stranger: every field is checked for its type and range, and names
     of files are those that recipes write. Prompts, label spaces and processor are compared with
-    what the model was trained with; `check_weights` compares the weights.
+    those of training; `check_weights` compares the weights.
+
+    Args:
+        run_dir: The folder of a finished run.
+
+    Returns:
+        (manifest, prompts).
 
     Raises:
-        UserError: For a missing or foreign file, a field that is not valid, and for each
-            disagreement, naming both values.
+        UserError: The file is missing or of another program, a field is not valid, or a file
+            differs from training; the message names both values.
     """
     run_dir = Path(run_dir)
     manifest = _read(run_dir)
     files = [*manifest.processor, *manifest.weights]
-    files += [f"{PROMPTS}/{entry['id']}.yaml" for entry in manifest.prompts]
+    files += [f"{PROMPTS_DIR}/{entry['id']}.yaml" for entry in manifest.prompts]
     _check_links(run_dir, files)
     loaded = [_prompt(manifest, run_dir, entry["id"]) for entry in manifest.prompts]
     for prompt, entry in zip(loaded, manifest.prompts, strict=True):
-        space = taxonomy.space(entry["label_space"])
-        name = f"label space {space.id} of this vlmface"
-        _same(run_dir, name, space.sha, entry["label_space_sha"])
-        _same(run_dir, f"prompt {prompt.id} in {PROMPTS}/", prompt.sha, entry["sha"])
-    found = processor_shas(run_dir)
-    for name in {**manifest.processor, **found}:
-        _same(run_dir, name, found.get(name, "missing"), manifest.processor.get(name, "missing"))
+        space = prompt.space
+        _check_same(run_dir, f"the label space of {prompt.id}", space.id, entry["label_space"])
+        name = f"label space {space.id}" + (" of this vlmface" if space.is_built_in else "")
+        _check_same(run_dir, name, space.sha, entry["label_space_sha"])
+        _check_same(run_dir, f"prompt {prompt.id} in {PROMPTS_DIR}/", prompt.sha, entry["sha"])
+    stored = processor_shas(run_dir)
+    for name in {**manifest.processor, **stored}:
+        expected = manifest.processor.get(name, "missing")
+        _check_same(run_dir, name, stored.get(name, "missing"), expected)
     return manifest, loaded
 
 
 def _read(run_dir: Path) -> Manifest:
-    path = run_dir / NAME
+    path = run_dir / FILENAME
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file: restore it")
     try:
@@ -131,31 +161,32 @@ def _read(run_dir: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{run_dir} has no {NAME}: it is no finished vlmface run. Give a run's --output_dir, "
-            "or finish the run by starting it again with the same command"
+            f"{run_dir} has no {FILENAME}: it is not a finished vlmface run. Give the --output_dir "
+            "of a run, or rerun the same command to finish it"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise UserError(
-            f"{path} has schema {_shown(found)}, but this vlmface {__version__} reads schema "
+            f"{path} has schema {_shortened(schema)}, but this vlmface {__version__} reads schema "
             f"{SCHEMA}: use the vlmface that wrote it, or train again"
         )
-    if odd := set(_FIELDS) ^ set(content):
-        names = ", ".join(sorted(odd))[:200]
+    if unexpected := set(_FIELDS) ^ set(content):
+        names = ", ".join(sorted(unexpected))[:200]
         raise UserError(f"{path}: {names} is missing or unknown; restore the file")
     for name, (valid, expected) in _FIELDS.items():
         if not valid(content[name]):
             raise UserError(
-                f"{path}: {name} is {_shown(content[name])}, expected {expected}: restore the file"
+                f"{path}: {name} is {_shortened(content[name])}, expected {expected}: restore the "
+                "file"
             )
     return Manifest(**content)
 
 
 def _check_links(run_dir: Path, names: Sequence[str]) -> None:
-    """`vlmface merge` copies files of a run, and what a link names may be private. Links into the
-    hub's cache, where every file of a download is one, are taken."""
+    """Refuse links out of the run: `vlmface merge` copies files of a run, and the target may be
+    private. Links into the hub's cache are allowed, where every file of a download is a link."""
     home = run_dir.resolve()
     cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     for name in names:
@@ -167,12 +198,12 @@ def _check_links(run_dir: Path, names: Sequence[str]) -> None:
             )
 
 
-# --- what a field may be --------------------------------------------------------------------------
+# --- valid values of the fields -------------------------------------------------------------------
 
 _Check = Callable[[Any], bool]
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
@@ -190,7 +221,7 @@ def _text(limit: int) -> _Check:
 
 
 def _entry(**fields: _Check) -> _Check:
-    """A mapping with just these keys."""
+    """A mapping with exactly these keys."""
     return lambda value: (
         isinstance(value, dict)
         and set(value) == set(fields)
@@ -202,7 +233,7 @@ def _mapping(key: _Check, item: _Check) -> _Check:
     return lambda value: (
         isinstance(value, dict)
         and len(value) <= 1000
-        and all(key(name) and item(one) for name, one in value.items())
+        and all(key(name) and item(entry) for name, entry in value.items())
     )
 
 
@@ -217,14 +248,14 @@ def _either(*checks: _Check) -> _Check:
 
 
 def _plain(value: Any, depth: int = 10) -> bool:
-    """Whether a value of JSON is not nested deeper than that."""
-    inside = value.values() if isinstance(value, dict) else value
+    """Whether a JSON value is nested at most `depth` levels deep."""
+    items = value.values() if isinstance(value, dict) else value
     return depth > 0 and (
-        not isinstance(value, dict | list) or all(_plain(one, depth - 1) for one in inside)
+        not isinstance(value, dict | list) or all(_plain(item, depth - 1) for item in items)
     )
 
 
-_is_name = _matches(prompts.ID)
+_is_name = _matches(label_spaces.ID)
 _is_sha = _matches("[0-9a-f]{12}")
 _is_none: _Check = lambda value: value is None  # noqa: E731
 _is_bool: _Check = lambda value: isinstance(value, bool)  # noqa: E731
@@ -243,10 +274,11 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "recipe": (_is_name, "a name"),
     "family": (_is_name, "a name"),
     "base": (
-        _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha), "{id, sha} with 12 hex digits"
+        _entry(id=_matches(r"[^\0-\x1f]{1,1000}"), sha=_is_sha),
+        "{id, sha} with 12 hex digits",
     ),
     "adapter": (_is_bool, "true or false"),
-    "policy": (_mapping(_is_name, _is_name), "names for names"),
+    "trainable": (_mapping(_is_name, _is_name), "names for names"),
     "prompts": (_items(_PROMPT_ENTRY, 1), "a list of {id, sha, label_space, label_space_sha}"),
     "au_set": (_items(_number(1, 100)), "a list of action units"),
     "image": (_mapping(_is_name, _number(0, 10**9)), "whole numbers"),
@@ -260,7 +292,8 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     ),
     "max_length": (_number(1, 10**7), "a whole number of tokens"),
     "generation": (
-        _mapping(lambda name: name == "max_new_tokens", _number(1, 10**6)), "max_new_tokens"
+        _mapping(lambda name: name == "max_new_tokens", _number(1, 10**6)),
+        "max_new_tokens",
     ),
     "data": (
         lambda value: isinstance(value, dict) and _text(1000)(value.get("name")) and _plain(value),
@@ -272,52 +305,66 @@ _FIELDS: Mapping[str, tuple[_Check, str]] = {
     "frames": (_number(1, 10_000), "a whole number"),
     "faces": (_matches("none|largest"), "none or largest"),
     "quantize": (_either(_is_none, _is_name), "null or a name"),
-    "clip": (_either(_is_none, _is_view), "null or settings of a classifier"),
+    "clip_classifier": (_either(_is_none, _is_view), "null or settings of a classifier"),
     "created": (_text(100), "a time"),
     "schema": (_number(SCHEMA, SCHEMA), str(SCHEMA)),
     "vlmface": (_text(100), "a version"),
-}  # fmt: skip
+}
 
 
 def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
-    """A prompt of a run, or the texts of a CLIP's labels, which know the same of themselves."""
-    path = run_dir / PROMPTS / f"{id}.yaml"
+    """A prompt of a run, or the label texts of a CLIP, which have the same interface."""
+    path = run_dir / PROMPTS_DIR / f"{id}.yaml"
     if path.is_file() and path.stat().st_size > _LARGEST:
         raise UserError(f"{path} has more than {_LARGEST:,} bytes: restore the file")
-    if manifest.clip is None:
-        return prompts.load(path)
-    from vlmface.clip import texts
+    if manifest.clip_classifier is None:
+        return prompts.read(path, trusted=False)
+    from vlmface import label_texts
 
-    return texts.load(path)
+    return label_texts.read(path, trusted=False)
 
 
-def among(
-    asked: Sequence[prompts.Question], wanted: str | Path | prompts.Question, run: str | Path
+def select_prompt(
+    run_prompts: Sequence[prompts.Question],
+    wanted: str | Path | prompts.Question,
+    run: str | Path,
 ) -> Any:
-    """The prompt of a run that `wanted` is, or names. Raises UserError."""
-    for prompt in asked:
+    """Select one of a run's prompts.
+
+    Args:
+        run_prompts: All prompts of the run.
+        wanted: The id of a prompt, or a prompt with the same content.
+        run: Used in messages.
+
+    Returns:
+        The prompt of the run.
+
+    Raises:
+        UserError: The run was not trained with this prompt.
+    """
+    for prompt in run_prompts:
         if wanted == prompt.id:
             return prompt
     other = prompts.load(wanted) if isinstance(wanted, str | Path) else wanted
-    for prompt in asked:
+    for prompt in run_prompts:
         if prompt.sha == other.sha:
             return prompt
-    trained = ", ".join(f"{prompt.id} {prompt.sha}" for prompt in asked)
+    trained = ", ".join(f"{prompt.id} {prompt.sha}" for prompt in run_prompts)
     raise UserError(
         f"{run} was trained with prompt {trained}, not with {other.id} {other.sha}: leave the "
         "other prompt out, or load the base model with it"
     )
 
 
-def made(run_or_model: str | Path) -> str | None:
-    """When a run was trained, None for a base: answers that are kept are of that model alone."""
+def trained_at(run_or_model: str | Path) -> str | None:
+    """When a run was trained, None for a base: stored answers are valid for that model only."""
     return load(run_or_model)[0].created if is_run(run_or_model) else None
 
 
 def family_of(run_dir: str | Path) -> str | None:
-    """The family that a run's manifest names; None if it cannot be read, which `load` explains."""
+    """The family in a run's manifest; None if it cannot be read (`load` raises the reason)."""
     try:
-        content = json.loads((Path(run_dir) / NAME).read_text(encoding="utf-8"))
+        content = json.loads((Path(run_dir) / FILENAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return content.get("family") if isinstance(content, dict) else None
@@ -325,44 +372,57 @@ def family_of(run_dir: str | Path) -> str | None:
 
 def is_run(path: str | Path) -> bool:
     """Whether `path` is a folder with a manifest."""
-    return (Path(path) / NAME).is_file()
+    return (Path(path) / FILENAME).is_file()
 
 
-def describe(prompt: prompts.Question) -> dict[str, str]:
+def prompt_entry(prompt: prompts.Question) -> dict[str, str]:
     """The entry of a prompt in a manifest."""
     space = prompt.space
-    return {"id": prompt.id, "sha": prompt.sha, "label_space": space.id,
-            "label_space_sha": space.sha}  # fmt: skip
+    return {
+        "id": prompt.id,
+        "sha": prompt.sha,
+        "label_space": space.id,
+        "label_space_sha": space.sha,
+    }
 
 
-def save_prompts(asked: Sequence[Any], run_dir: str | Path) -> None:
-    """Copy the prompts into the run, as prompts/ID.yaml: it stays readable when files change."""
-    for prompt in asked:
-        content = {k: v for k, v in dataclasses.asdict(prompt).items() if v is not None}
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        atomic_write(Path(run_dir) / PROMPTS / f"{prompt.id}.yaml", text)
+def save_prompts(run_prompts: Sequence[Any], run_dir: str | Path) -> None:
+    """Copy the prompts into the run as prompts/ID.yaml, so that later changes do not affect it."""
+    for prompt in run_prompts:
+        text = yaml.safe_dump(prompt.to_mapping(), sort_keys=False, allow_unicode=True)
+        atomic_write(Path(run_dir) / PROMPTS_DIR / f"{prompt.id}.yaml", text)
 
 
 def resolve(base: str) -> Path:
-    """The folder of a base model: "vlmface-tiny", a folder, or a model id of the hub (downloaded if
-    it is not cached). Raises UserError."""
-    if base == TINY:
+    """The folder of a base model.
+
+    Args:
+        base: "vlmface-tiny", a folder, or a model id of the hub, which is downloaded if it is not
+            cached.
+
+    Returns:
+        The folder with the checkpoint.
+
+    Raises:
+        UserError: The model does not exist, or cannot be downloaded.
+    """
+    if base == TINY_MODEL:
         return resource("tiny")
     path = Path(base).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{path} is no checkpoint: it has no config.json")
+            raise UserError(f"{path} is not a checkpoint: it has no config.json")
         return path
     if path.is_absolute() or base.startswith(".") or base.count("/") != 1:
         raise UserError(
-            f"there is no base model {base!r}: give {TINY}, a checkpoint folder, or a model id "
-            "such as llava-hf/llava-1.5-7b-hf"
+            f"unknown base model {base!r}: give {TINY_MODEL}, a checkpoint folder, or a model "
+            "id such as llava-hf/llava-1.5-7b-hf"
         )
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(base, allow_patterns=wanted))
+        return Path(snapshot_download(base, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many unrelated kinds
         raise UserError(
             f"cannot get the base model {base!r}: {type(error).__name__}: {error}. Check the name "
@@ -377,9 +437,10 @@ def resolve_base(manifest: Manifest, run_dir: str | Path) -> Path:
         path = resolve(base["id"])
     except UserError as error:
         raise UserError(
-            f"the adapter in {run_dir} needs its base model {base['id']!r}, which is gone: {error}"
+            f"the adapter in {run_dir} needs its base model {base['id']!r}, which is missing: "
+            f"{error}"
         ) from error
-    _same(run_dir, f"the base model {base['id']}", weights_sha(path), base["sha"])
+    _check_same(run_dir, f"the base model {base['id']}", weights_sha(path), base["sha"])
     return path
 
 
@@ -396,21 +457,29 @@ def weights_shas(run_dir: str | Path) -> dict[str, str]:
 
 
 def check_weights(manifest: Manifest, run_dir: str | Path) -> None:
-    """Compare the run's own weights with its manifest. They are read whole, about a gigabyte a
-    second. Raises UserError if a file is missing, changed, or was not there after training."""
+    """Compare the run's own weights with its manifest. They are read completely, at about one
+    gigabyte per second.
+
+    Raises:
+        UserError: A file is missing, has changed, or was added after training.
+    """
     stored = weights_shas(run_dir)
-    needed = "trained" if manifest.clip else "adapter_model" if manifest.adapter else "model"
+    needed = (
+        "trained" if manifest.clip_classifier else "adapter_model" if manifest.adapter else "model"
+    )
     if not any(name.startswith(needed) for name in manifest.weights):
-        raise UserError(f"{Path(run_dir) / NAME} lists no {needed}.safetensors: restore the file")
+        raise UserError(
+            f"{Path(run_dir) / FILENAME} lists no {needed}.safetensors: restore the file"
+        )
     for name in {**manifest.weights, **stored}:
         expected = manifest.weights.get(name, "missing")
-        _same(run_dir, name, stored.get(name, "missing"), expected)
+        _check_same(run_dir, name, stored.get(name, "missing"), expected)
 
 
 def weights_sha(folder: str | Path) -> str:
     """12 hex digits over the weights of a checkpoint: size, first and last 32 MiB of every file.
 
-    A checkpoint of many gigabytes is not read whole; one up to 64 MiB is.
+    A checkpoint of many gigabytes is not read completely; a file of up to 64 MiB is.
     """
     files = sorted(Path(folder).glob("*.safetensors"))  # others, such as pickles, are not loaded
     if not files:
@@ -427,7 +496,7 @@ def weights_sha(folder: str | Path) -> str:
 
 
 def processor_shas(folder: str | Path) -> dict[str, str]:
-    """{file: 12 hex digits} of the files that decide how text and images become tensors."""
+    """{file: 12 hex digits} of the files that determine how text and images become tensors."""
     files = [Path(folder) / name for name in (*_PROCESSOR_FILES, *_TOKENIZER_FILES)]
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:12]
@@ -436,9 +505,9 @@ def processor_shas(folder: str | Path) -> dict[str, str]:
     }
 
 
-def _same(run_dir: str | Path, what: str, found: str, expected: str) -> None:
-    if found != expected:
+def _check_same(run_dir: str | Path, what: str, stored: str, expected: str) -> None:
+    if stored != expected:
         raise UserError(
-            f"{run_dir}: {what} is {found}, but the model was trained with {expected}: restore it, "
-            "or train again"
+            f"{run_dir}: {what} is {stored}, but the model was trained with {expected}: restore "
+            "it, or train again"
         )

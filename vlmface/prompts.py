@@ -1,32 +1,30 @@
 """prompts/*.yaml -> chat messages, targets and answers.
 
 One file is one prompt, for training and for serving; its `sha` changes whenever the text that a
-model sees or the answer that is asked for changes.
+model sees or the answer that is asked for changes. `load` finds a prompt by name, in a YAML file
+anywhere, or in an installed package.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
-from vlmface import answers, facs, taxonomy
-from vlmface.errors import UserError
-from vlmface.files import resource
+from vlmface import answers, facs, label_spaces
+from vlmface.errors import UserError, did_you_mean
+from vlmface.registry import Registry
+from vlmface.resources import definitions, is_yaml, read_yaml
 from vlmface.schema import FaceSample
 
 _KEYS = ("id", "version", "form", "label_space", "images", "system", "user", "source", "notes")
 _NUMBERS = ("version", "images")
 _MOST_IMAGES = 128
-ID = r"\w[\w.-]{0,99}"  # ids become file names
 _REQUIRED = ("id", "version", "form", "label_space", "user", "source")
 
 
@@ -41,7 +39,7 @@ class Question(Protocol):
     @property
     def form(self) -> str: ...
     @property
-    def space(self) -> taxonomy.LabelSpace: ...
+    def space(self) -> label_spaces.LabelSpace: ...
     @property
     def several(self) -> bool: ...
     @property
@@ -50,14 +48,17 @@ class Question(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as its file holds it: `system` and `user` still have their placeholders. `images`:
-    how many pictures it is about, which stand before the question, so that it may call them image
-    1, image 2, ... `order`: the candidates as they are listed, None for that of the label space."""
+    """A prompt as its file holds it: `system` and `user` still have their placeholders.
+
+    `label_space` is the id of a built-in label space, or a label space. `images`: how many pictures
+    it is about, which stand before the question, so that it may call them image 1, image 2, ...
+    `order`: the candidates as they are listed, None for that of the label space.
+    """
 
     id: str
     version: int
     form: str
-    label_space: str
+    label_space: str | label_spaces.LabelSpace
     user: str
     source: str
     images: int = 1
@@ -66,8 +67,11 @@ class Prompt:
     order: tuple[str, ...] | None = None
 
     @cached_property
-    def space(self) -> taxonomy.LabelSpace:
-        return taxonomy.space(self.label_space)
+    def space(self) -> label_spaces.LabelSpace:
+        """The labels that may be answered."""
+        if isinstance(self.label_space, label_spaces.LabelSpace):
+            return self.label_space
+        return label_spaces.space(self.label_space)
 
     @cached_property
     def sha(self) -> str:
@@ -111,36 +115,43 @@ class Prompt:
 
         return re.sub(r"\{(\w+)\}", value, text)
 
-    def asking_for(self, space: taxonomy.LabelSpace) -> Prompt:
+    def asking_for(self, space: label_spaces.LabelSpace) -> Prompt:
         """The same words about another label space of the same kind, with its candidates. Raises
         UserError where the words would not fit."""
-        if space.id == self.label_space:
+        if space == self.space:
             return self
         alike = (space.field, space.several) == (self.space.field, self.space.several)
         if not alike or "{candidates}" not in f"{self.system} {self.user}":
             raise UserError(
-                f"prompt {self.id} asks for {self.space.field} out of {self.label_space}, and "
+                f"prompt {self.id} asks for {self.space.field} out of {self.space.id}, and "
                 f"cannot ask for {space.id}: use another prompt"
             )
-        return replace(self, label_space=space.id)
+        return replace(self, label_space=space.id if space.is_built_in else space)
 
     def listing(self, order: Sequence[str]) -> Prompt:
         """The same prompt with its candidates in another order."""
         if sorted(order) != sorted(self.space.labels):
             raise UserError(
-                f"the order {', '.join(order)} should hold each label of {self.label_space} once"
+                f"the order {', '.join(order)} should hold each label of {self.space.id} once"
             )
         return replace(self, order=tuple(order))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The content of its YAML file; a label space that is not built in is part of it."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(self.label_space, label_spaces.LabelSpace):
+            content["label_space"] = self.label_space.to_mapping()
+        return {key: value for key, value in content.items() if value is not None}
 
     @property
     def reasons(self) -> bool:
         """Whether a rationale is asked for before the labels."""
-        return answers.reasons(self.form)
+        return answers.has_rationale(self.form)
 
     @property
     def several(self) -> bool:
         """Whether all labels that apply are asked for."""
-        return self.form in answers.SEVERAL
+        return self.form in answers.MULTI_LABEL_FORMATS
 
     def truth(self, sample: FaceSample) -> tuple[str, ...]:
         """The labels that an answer about the sample should give; () if it is not annotated, or
@@ -155,7 +166,7 @@ class Prompt:
 
     def answer_prefix(self, rationale: str) -> str:
         """The completion up to where the label starts: labels are scored after it."""
-        return answers.prefix(rationale, self.form)
+        return answers.completion_prefix(rationale, self.form)
 
     def wrap(self, rationale: str, label: str) -> str:
         """A completion in the prompt's form; several labels as `answers.listed` has them."""
@@ -182,7 +193,7 @@ class Prompt:
                 f"write it with vlmface.rationale.rules or use a prompt of form "
                 f"{'labels' if self.several else 'label'!r}"
             )
-        text = self.wrap(sample.rationale or "", answers.listed(labels))
+        text = self.wrap(sample.rationale or "", answers.join_labels(labels))
         read = self.parse(text)
         if (read.status, read.labels) != ("strict", labels):
             raise UserError(
@@ -207,75 +218,109 @@ def check_images(asked: Sequence[Prompt], views: int, frames: int) -> None:
 
 def check_id(id: str, path: Path) -> None:
     """Raises UserError unless `id` can be a part of a file's name."""
-    if not re.fullmatch(ID, id):
+    if not re.fullmatch(label_spaces.ID, id):
         raise UserError(
             f"{path}: the id is {id!r}: use letters, digits, dots, dashes and underscores, at most "
             "100, and none of these marks in front"
         )
 
 
+# --- loading --------------------------------------------------------------------------------------
+
+PROMPTS: Registry[Any] = Registry(
+    "prompt", "vlmface.prompts", {**definitions("prompts")}, hint="or give the path of a YAML file"
+)
+
+
+def find(name: str | Path, known: Registry[Any]) -> Any:
+    """Where a prompt, or the texts of a CLIP's labels, are defined.
+
+    Args:
+        name: A built-in name, the path of a YAML file, or an entry point of the group
+            `vlmface.prompts` in an installed package, which refers to the path of a YAML file
+            (`my_prompt = "my_package:PROMPT"`) or to a `Prompt`.
+        known: What has a name.
+
+    Returns:
+        The path of a YAML file, or what the entry point refers to.
+
+    Raises:
+        UserError: Nothing has that name.
+    """
+    source = name if is_yaml(name) else known.get(str(name))
+    return Path(source).expanduser() if isinstance(source, str | Path) else source
+
+
 def load(id_or_path: str | Path) -> Prompt:
-    """Load a prompt by its id ("face_cot") or from a YAML file of your own (ends with .yaml).
-    Raises UserError for an unknown id, a missing or unknown key, or a wrong value."""
-    path = Path(id_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        folder = resource("prompts")
-        path = folder / f"{id_or_path}.yaml"
-        if not path.is_file():
-            known = sorted(file.stem for file in folder.glob("*.yaml"))
-            near = difflib.get_close_matches(str(id_or_path), known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(
-                f"there is no prompt {str(id_or_path)!r}{hint}: use one of {', '.join(known)}, "
-                "or the path of a .yaml file"
-            )
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot read the prompt {path}: it is not a regular file")
-    try:
-        # PyYAML's own parser takes minutes over a few kilobytes of deep nesting, libyaml does not.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load(path.read_text(encoding="utf-8"), loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the prompt {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"the prompt {path} is not a YAML mapping with {', '.join(_KEYS)}")
-    for key in content:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(
-                f"the prompt {path} has the unknown key {key!r}{hint}: use {', '.join(_KEYS)}"
-            )
-    for key in _REQUIRED:
-        if not str(content.get(key) or "").strip():
-            raise UserError(f"the prompt {path} lacks {key!r}: add it")
-    for key in _KEYS:
-        kind = int if key in _NUMBERS else str
-        if key in content and content[key] is None:
-            del content[key]
-        if key in content and type(content[key]) is not kind:
-            raise UserError(
-                f"the prompt {path}: {key!r} is {content[key]!r}, but must be {kind.__name__}"
-            )
-    check_id(content["id"], path)
-    if content["form"] not in answers.FORMS:
-        raise UserError(
-            f"the prompt {path}: form is {content['form']!r}, use one of {', '.join(answers.FORMS)}"
-        )
-    if not 1 <= content.get("images", 1) <= _MOST_IMAGES:
-        raise UserError(
-            f"the prompt {path}: images is {content['images']}, expected 1 to {_MOST_IMAGES}, "
-            "as many pictures as it is about"
-        )
+    """The prompt of a name; see `find`.
+
+    Raises:
+        UserError: There is no such prompt, or its file has a missing or unknown key, or a wrong
+            value.
+    """
+    source = find(id_or_path, PROMPTS)
+    if isinstance(source, Path):
+        return read(source)
+    if not isinstance(source, Prompt):
+        raise UserError(f"prompt {str(id_or_path)!r} is a {type(source).__name__}, not a prompt")
+    return source
+
+
+def read(path: Path, *, trusted: bool = True) -> Prompt:
+    """The prompt of a YAML file.
+
+    Args:
+        path: The file.
+        trusted: Whether the user wrote it; see `label_spaces.of_definition`.
+
+    Raises:
+        UserError: A key is missing or unknown, or a value is wrong.
+    """
+    content = _checked(read_yaml(path, "the prompt"), path)
+    content["label_space"] = label_spaces.of_definition(
+        content["label_space"], where=path, trusted=trusted
+    )
     content["user"] = content["user"].strip()
     content["system"] = (content.get("system") or "").strip() or None
     prompt = Prompt(**content)
     prompt.messages()
     if prompt.space.several != prompt.several:
-        fitting = [f for f in answers.FORMS if (f in answers.SEVERAL) == prompt.space.several]
+        fitting = [
+            f for f in answers.FORMATS if (f in answers.MULTI_LABEL_FORMATS) == prompt.space.several
+        ]
         raise UserError(
             f"the prompt {path}: form is {prompt.form!r}, but a face has "
             f"{'several labels' if prompt.space.several else 'one label'} of {prompt.space.id}: "
             f"use {' or '.join(fitting)}"
         )
     return prompt
+
+
+def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a prompt's file without empty keys. Raises UserError."""
+    for key in content:
+        if key not in _KEYS:
+            hint = did_you_mean(key, _KEYS)
+            raise UserError(
+                f"the prompt {path} has the unknown key {key!r}{hint}: use {', '.join(_KEYS)}"
+            )
+    for key in _REQUIRED:
+        if not str(content.get(key) or "").strip():
+            raise UserError(f"the prompt {path} lacks {key!r}: add it")
+    content = {key: value for key, value in content.items() if value is not None}
+    for key, value in content.items():
+        kind = int if key in _NUMBERS else str
+        if key != "label_space" and type(value) is not kind:
+            raise UserError(f"the prompt {path}: {key!r} is {value!r}, but must be {kind.__name__}")
+    check_id(content["id"], path)
+    if content["form"] not in answers.FORMATS:
+        raise UserError(
+            f"the prompt {path}: form is {content['form']!r}, use one of "
+            f"{', '.join(answers.FORMATS)}"
+        )
+    if not 1 <= content.get("images", 1) <= _MOST_IMAGES:
+        raise UserError(
+            f"the prompt {path}: images is {content['images']}, expected 1 to {_MOST_IMAGES}, "
+            "as many pictures as it is about"
+        )
+    return content

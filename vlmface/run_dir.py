@@ -1,10 +1,11 @@
-"""The folder of a run: locked while a recipe works in it, resumed by the run that started there
-only, and replaced (`--overwrite`) only once the new run trains.
+"""The folder of a run: locked while a recipe works in it, resumed only by the run that was started
+there, and replaced (`--overwrite`) only once the new run trains.
 
     settings.json            the settings that the run was started with
-    run.json                 what else must be the same when it is resumed (`begin`), whether it has
-                             made its first step, and which entries of the folder are not its own
-    checkpoints/*/complete   the files of a checkpoint that was written to its end, with their sizes
+    run.json                 what else must be unchanged when it is resumed (`start_run`), whether
+                             it has made its first step, and which entries of the folder existed
+                             before the run
+    checkpoints/*/complete   the files of a completely written checkpoint, with their sizes
 
 While a new run replaces an old one, the old one is next to it, in `.NAME.replaced`.
 """
@@ -21,54 +22,61 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmface import __version__, config, lock
+from vlmface import __version__
 from vlmface.errors import UserError
-from vlmface.files import atomic_write
-from vlmface.train import sft
+from vlmface.utils import config, distributed, lock
+from vlmface.utils.files import atomic_write
 
-RECORD = "run.json"
+RUN_FILE = "run.json"
 _FORMAT = "vlmface run"
-COMPLETE = "complete"  # of a checkpoint
-# What a run writes: a folder that has some of it without a run.json belongs to something else.
+COMPLETE_FILE = "complete"  # of a checkpoint
+# What a run writes. A folder that has one of these without a run.json is not a run's.
 _OUTPUTS = (
-    config.SETTINGS, RECORD, "vlmface.json", "checkpoints", "log.jsonl", "metrics.json",
-    "predictions.jsonl", "predictions_before.jsonl", "report.html",
-)  # fmt: skip
-FREE = ("overwrite", "output_dir")  # settings that may differ when a run is resumed
+    config.SETTINGS,
+    RUN_FILE,
+    "vlmface.json",
+    "checkpoints",
+    "log.jsonl",
+    "metrics.json",
+    "predictions.jsonl",
+    "predictions_before.jsonl",
+    "report.html",
+)
+RESUMABLE_CHANGES = ("overwrite", "output_dir")  # settings that may differ when a run is resumed
 
 
-# --- a recipe's time in its folder ----------------------------------------------------------------
+# --- start and end of a run -----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def open_run(
     settings: Any, last: str | None = "report.html", free: Sequence[str] = ()
 ) -> Iterator[bool]:
-    """Hold `settings.output_dir` for a recipe, and check that it may work there.
+    """Lock `settings.output_dir` for a recipe, and check that it may write there.
 
-    Nothing is written before `begin`. All processes of a launch must call it; the main one holds
-    the lock. When the block ends before the first optimizer step, a run that was to be replaced
-    is put back.
+    Nothing is written before `start_run`. All processes of a launch must call it; the main process
+    holds the lock. If the block ends before the first optimizer step, a run that was to be replaced
+    is restored.
 
     Args:
-        settings: has `output_dir` and `overwrite`.
-        last: name of the file that is written when all is done; None if a run has no end.
-        free: settings that may differ when the run is resumed, besides where it is.
+        settings: Has `output_dir` and `overwrite`.
+        last: Name of the file that is written last; None if a run has no last file.
+        free: Settings that may differ when the run is resumed, in addition to its folder.
 
     Yields:
-        Whether something is left to do.
+        Whether the run is incomplete.
 
     Raises:
-        UserError: another process works in the folder, it holds something else than a run, a run
-            with other settings, or one whose last checkpoint is damaged.
+        UserError: Another process works in the folder, or the folder holds other files than a run,
+            a run with other settings, or one whose last checkpoint is damaged.
     """
     folder = Path(settings.output_dir)
     with contextlib.ExitStack() as stack:
 
         def enter() -> bool:
             stack.enter_context(lock.hold(folder))
-            stack.callback(_settle, folder, last)
-            _settle(folder, last)
+            stack.callback(_finish_replacement, folder, last)
+            _finish_replacement(folder, last)
             _check_folder(folder, settings, free)
             if settings.overwrite:
                 return True
@@ -77,115 +85,130 @@ def open_run(
             last_checkpoint(folder)
             return True
 
-        is_open = sft.on_main(enter)
-        if not is_open and sft.is_main():
-            print(f"{folder} is complete: look at its {last}, or start with --overwrite")
+        is_open = distributed.on_main(enter)
+        if not is_open and distributed.is_main():
+            print(f"{folder} is complete: see its {last}, or start again with --overwrite")
         yield is_open
 
 
-def begin(
+def start_run(
     settings: Any, identity: Callable[[], Mapping[str, Any]], free: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Start the run in an opened folder, or check that it is the run that was started there.
 
-    To be called by all processes when everything else is checked, before the first file is
-    written. With `settings.overwrite`, the run that is there is moved aside.
+    All processes must call it after all other checks, before the first file is written. With
+    `settings.overwrite`, an existing run is moved aside.
 
     Args:
-        settings: as `open_run` takes them.
-        identity: returns what besides the settings makes the run the same, such as the fingerprint
-            of its data; ready for JSON. Called in the main process only. The number of processes,
-            the global batch, sharding and precision are added.
-        free: as `open_run` takes it.
+        settings: As in `open_run`.
+        identity: Returns what must be unchanged in addition to the settings, such as the
+            fingerprint of the data; ready for JSON. Called in the main process only. The number of
+            processes, the global batch, sharding and precision are added.
+        free: As in `open_run`.
 
     Returns:
         The identity.
 
     Raises:
-        UserError: a value differs from that of the run that is to be resumed.
+        UserError: A value differs from that of the run to be resumed.
     """
 
     def start() -> dict[str, Any]:
         folder = Path(settings.output_dir).resolve()
-        now = {**identity(), **_launch(settings)}
-        if settings.overwrite and _record(folder) is not None:
-            os.rename(folder, _aside(folder))
-        start_in(folder, settings, now, (*FREE, *free))
+        now = {**identity(), **_launch_identity(settings)}
+        if settings.overwrite and _read_record(folder) is not None:
+            os.rename(folder, _replaced_path(folder))
+        start_in_folder(folder, settings, now, (*RESUMABLE_CHANGES, *free))
         return now
 
-    return sft.on_main(start)
+    return distributed.on_main(start)
 
 
-def start_in(
+def start_in_folder(
     folder: Path, settings: Any, identity: Mapping[str, Any], free: Sequence[str] = ()
 ) -> None:
-    """Write settings.json and run.json into a folder, or compare them with those there.
+    """Write settings.json and run.json into a folder, or compare them with existing ones.
 
-    What an attempt that never trained has left is removed if it was made with other settings or on
-    other data. Raises UserError that names the first difference.
+    Files of an attempt that never trained are deleted if it had other settings or data.
+
+    Args:
+        folder: Of the run.
+        settings: A dataclass.
+        identity: As in `start_run`.
+        free: Settings that may differ.
+
+    Raises:
+        UserError: The run in the folder has trained and differs; names the first difference.
     """
-    record = _record(folder)
+    record = _read_record(folder)
     identity = json.loads(json.dumps(identity))
     if record is not None:
         try:
             config.compare(settings, folder, free)
-            _compare(folder, record["identity"], identity)
+            _check_identity(folder, record["identity"], identity)
         except UserError:
             if has_trained(folder):
                 raise
-            _clear(folder, record)
+            _delete_own_files(folder, record)
             record = None
     if record is None:
         others = sorted(os.listdir(folder)) if folder.exists() else []
         config.save(settings, folder)
         content = {
-            "format": _FORMAT, "vlmface": __version__, "trained": False,
+            "format": _FORMAT,
+            "vlmface": __version__,
+            "trained": False,
             "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-            "identity": identity, "others": others,
-        }  # fmt: skip
+            "identity": identity,
+            "others": others,
+        }
         _write_record(folder, content)
 
 
 def mark_trained(folder: Path) -> None:
-    """Note that the run in a folder has made its first step; from here on it is not discarded
-    without --overwrite, and the run that it replaces is deleted."""
-    record = _record(folder)
+    """Record that the run has made its first step: from now on it is not deleted without
+    --overwrite, and the run that it replaces is deleted."""
+    record = _read_record(folder)
     if record is not None and not record["trained"]:
         _write_record(folder, {**record, "trained": True})
-    if _aside(folder).exists():
-        shutil.rmtree(_aside(folder))
+    if _replaced_path(folder).exists():
+        shutil.rmtree(_replaced_path(folder))
 
 
 def has_trained(folder: Path) -> bool:
     """Whether a run, or one of the runs of an ablation or a loop, has made its first step."""
-    own = _record(folder)
-    if own is None:
+    record = _read_record(folder)
+    if record is None:
         return False
-    nested = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{RECORD}")]
-    parts = [path for path in nested if path.relative_to(folder).parts[0] not in own["others"]]
-    records = [own, *(_record(path.parent) for path in parts)]
-    return any(record is not None and record["trained"] for record in records)
+    nested = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{RUN_FILE}")]
+    parts = [path for path in nested if path.relative_to(folder).parts[0] not in record["others"]]
+    records = [record, *(_read_record(path.parent) for path in parts)]
+    return any(entry is not None and entry["trained"] for entry in records)
 
 
-def discard(folder: Path) -> None:
-    """Delete the folder of a run, if it exists. Raises UserError if it holds other files."""
+def delete_run(folder: Path) -> None:
+    """Delete the folder of a run, if it exists.
+
+    Raises:
+        UserError: The folder holds other files.
+    """
     if folder.exists():
         _check_deletable(folder)
         shutil.rmtree(folder)
 
 
-# --- what is in a folder --------------------------------------------------------------------------
+# --- the content of a folder ----------------------------------------------------------------------
 
 
 def is_started(folder: Path) -> bool:
     """Whether a run, or a build, was started in the folder."""
-    return _record(folder) is not None
+    return _read_record(folder) is not None
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
-    """The content of run.json; None if there is none that a run has written."""
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The content of run.json; None if there is none of a run."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     is_ours = isinstance(content, dict) and content.get("format") == _FORMAT
@@ -193,11 +216,11 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    atomic_write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    atomic_write(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def _aside(folder: Path) -> Path:
-    """Where a run is while another one replaces it."""
+def _replaced_path(folder: Path) -> Path:
+    """The path of a run while another one replaces it."""
     target = folder.resolve()
     return target.with_name(f".{target.name}.replaced")
 
@@ -206,26 +229,26 @@ def _is_complete(folder: Path, last: str | None) -> bool:
     return last is not None and is_started(folder) and (folder / last).exists()
 
 
-def _settle(folder: Path, last: str | None) -> None:
-    """End a replacement that was under way: delete the old run if the new one has trained, else
-    put it back. Raises UserError if something else has taken its place."""
-    aside = _aside(folder)
-    if not aside.exists():
+def _finish_replacement(folder: Path, last: str | None) -> None:
+    """Finish an interrupted replacement: delete the old run if the new one has trained, otherwise
+    restore it. Raises UserError if other files are in its place."""
+    replaced = _replaced_path(folder)
+    if not replaced.exists():
         return
     if has_trained(folder) or _is_complete(folder, last):
-        shutil.rmtree(aside)
+        shutil.rmtree(replaced)
         return
     try:
-        discard(folder.resolve())
+        delete_run(folder.resolve())
     except UserError as error:
-        raise UserError(f"{error}; the run that was here before is in {aside}") from error
-    os.rename(aside, folder.resolve())
+        raise UserError(f"{error}; the run that was here before is in {replaced}") from error
+    os.rename(replaced, folder.resolve())
     print(f"the earlier run is back in {folder}")
 
 
 def _check_folder(folder: Path, settings: Any, free: Sequence[str]) -> None:
     """Refuse a folder that the recipe may not work in. Raises UserError."""
-    record = _record(folder)
+    record = _read_record(folder)
     if settings.overwrite:
         _check_deletable(folder)
     elif record is None:
@@ -235,18 +258,18 @@ def _check_folder(folder: Path, settings: Any, free: Sequence[str]) -> None:
                 "vlmface: use another --output_dir"
             )
     elif has_trained(folder):
-        config.compare(settings, folder, (*FREE, *free))
+        config.compare(settings, folder, (*RESUMABLE_CHANGES, *free))
 
 
 def _check_deletable(folder: Path) -> None:
-    """Raise UserError if a folder holds anything that was not written there as part of a run."""
+    """Raise UserError if a folder holds files that were not written as part of a run."""
     if not folder.exists() or not any(folder.iterdir()):
         return
-    record = _record(folder)
+    record = _read_record(folder)
     if record is None:
         raise UserError(
-            f"{folder} holds other files than a run (no {RECORD} of one): it will not be deleted, "
-            "use another --output_dir"
+            f"{folder} holds other files than a run (no {RUN_FILE} of one): it will not be "
+            "deleted, use another --output_dir"
         )
     if others := [name for name in record["others"] if (folder / name).exists()]:
         raise UserError(
@@ -255,10 +278,10 @@ def _check_deletable(folder: Path) -> None:
         )
 
 
-def _clear(folder: Path, record: Mapping[str, Any]) -> None:
-    """Remove what a run has written, its run.json last."""
-    own = set(os.listdir(folder)) - set(record["others"])
-    for name in sorted(own, key=lambda name: name == RECORD):
+def _delete_own_files(folder: Path, record: Mapping[str, Any]) -> None:
+    """Delete what a run has written, its run.json last."""
+    names = set(os.listdir(folder)) - set(record["others"])
+    for name in sorted(names, key=lambda name: name == RUN_FILE):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -266,18 +289,18 @@ def _clear(folder: Path, record: Mapping[str, Any]) -> None:
             path.unlink()
 
 
-# --- whether it is the same run -------------------------------------------------------------------
+# --- the identity of a run ------------------------------------------------------------------------
 
 
-def _launch(settings: Any) -> dict[str, Any]:
-    """What the launch decides: processes, rows in a step, sharding of the model, precision."""
+def _launch_identity(settings: Any) -> dict[str, Any]:
+    """What depends on the launch: processes, rows in a step, sharding of the model, precision."""
     import torch
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows = world * getattr(settings, "batch_size", 1)
     rows *= getattr(settings, "gradient_accumulation", 1) * getattr(settings, "group_size", 1)
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-    kind = sft.sharding()
+    kind = distributed.sharding()
     return {
         "processes": world,
         "global_batch": rows,
@@ -286,7 +309,7 @@ def _launch(settings: Any) -> dict[str, Any]:
     }
 
 
-def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_identity(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UserError that names the first value in which two identities differ."""
     for name in {**before, **now}:
         if before.get(name) != now.get(name):
@@ -302,28 +325,41 @@ def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 
 def complete_checkpoint(folder: Path, trainable_sha: str) -> None:
-    """Mark a checkpoint as written to its end: note its files with their sizes, and over which
-    weights it was trained."""
+    """Mark a checkpoint as completely written.
+
+    Args:
+        folder: Of the checkpoint; its files are recorded with their sizes.
+        trainable_sha: Of the names and sizes of the trained weights.
+    """
     files = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / COMPLETE
+        if path.is_file() and path != folder / COMPLETE_FILE
     }
     content = {"trainable_sha": trainable_sha, "files": files}
-    atomic_write(folder / COMPLETE, json.dumps(content, indent=2) + "\n")
+    atomic_write(folder / COMPLETE_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def checkpoint_to_resume(folder: Path, trainable_sha: str) -> Path | None:
-    """The last checkpoint of a run that was written to its end; those after it are deleted.
+    """The last complete checkpoint of a run. Incomplete checkpoints are deleted. All processes must
+    call it.
 
-    All processes must call it. Raises UserError if it is damaged, or if other weights were trained
-    when it was written: another version of peft, say, may name or choose them differently.
+    Args:
+        folder: Of the run.
+        trainable_sha: Of the weights that will be trained.
+
+    Returns:
+        The checkpoint's folder, None if there is none.
+
+    Raises:
+        UserError: The checkpoint is damaged, or other weights were trained when it was written:
+            another version of peft, for example, may name or select them differently.
     """
 
     def choose() -> Path | None:
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None:
-            before = _note(checkpoint)["trainable_sha"]
+            before = _completion_note(checkpoint)["trainable_sha"]
             if before != trainable_sha:
                 raise UserError(
                     f"{checkpoint} was written while other weights were trained (trainable_sha "
@@ -331,33 +367,36 @@ def checkpoint_to_resume(folder: Path, trainable_sha: str) -> Path | None:
                     "transformers and vlmface that started the run, or start again with --overwrite"
                 )
         for unfinished in _checkpoints(folder):
-            if not (unfinished / COMPLETE).exists():
+            if not (unfinished / COMPLETE_FILE).exists():
                 shutil.rmtree(unfinished)
         return checkpoint
 
-    return sft.on_main(choose)
+    return distributed.on_main(choose)
 
 
 def _is_checkpoint(name: str) -> bool:
-    """Whether a folder of this name is a checkpoint: not a copy that somebody has put aside."""
+    """Whether a folder of this name is a checkpoint, and not a user's copy of one."""
     return re.fullmatch(r"checkpoint-\d+", name) is not None
 
 
 def step_of(checkpoint: Path) -> int:
-    """After which optimizer step a checkpoint was written."""
+    """The optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a run, by step."""
-    found = (folder / "checkpoints").glob("checkpoint-*")
-    return sorted((path for path in found if _is_checkpoint(path.name)), key=step_of)
+    paths = (folder / "checkpoints").glob("checkpoint-*")
+    return sorted((path for path in paths if _is_checkpoint(path.name)), key=step_of)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint, None if there is none. Raises UserError if a file of it is
-    missing or has another size than when it was written."""
-    complete = [one for one in _checkpoints(folder) if (one / COMPLETE).exists()]
+    """The last complete checkpoint, None if there is none.
+
+    Raises:
+        UserError: A file of it is missing, or has another size than when it was written.
+    """
+    complete = [path for path in _checkpoints(folder) if (path / COMPLETE_FILE).exists()]
     if not complete:
         return None
     checkpoint = complete[-1]
@@ -366,23 +405,50 @@ def last_checkpoint(folder: Path) -> Path | None:
         "with --overwrite"
     )
     try:
-        note = _note(checkpoint)
+        note = _completion_note(checkpoint)
     except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint / COMPLETE} is damaged ({error}): {remedy}") from error
+        raise UserError(f"{checkpoint / COMPLETE_FILE} is damaged ({error}): {remedy}") from error
     for name, size in note["files"].items():
         path = checkpoint / name
-        now = path.stat().st_size if path.is_file() else None
-        if now != size:
-            state = "is missing" if now is None else f"has {now} bytes of {size}"
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != size:
+            state = "is missing" if actual is None else f"has {actual} bytes of {size}"
             raise UserError(f"{path} {state}: {remedy}")
     return checkpoint
 
 
-def _note(checkpoint: Path) -> dict[str, Any]:
-    """What `complete_checkpoint` has written. Raises OSError and ValueError."""
-    note = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+def _completion_note(checkpoint: Path) -> dict[str, Any]:
+    """The content of a checkpoint's `complete` file. Raises OSError and ValueError."""
+    note = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
     if not isinstance(note, dict) or not isinstance(note.get("files"), dict):
         raise ValueError("it lists no files")
     if not isinstance(note.get("trainable_sha"), str):
         raise ValueError("it has no trainable_sha")
     return note
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl, without an incomplete last line."""
+    path = run_dir / "log.jsonl"
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def truncate_log(run_dir: Path, last_step: int) -> float:
+    """Delete the log's lines after a step, which will be written again.
+
+    Args:
+        run_dir: Of the run.
+        last_step: The last step to keep.
+
+    Returns:
+        Seconds of training up to that step.
+    """
+    lines = [line for line in read_log(run_dir) if line["step"] <= last_step]
+    atomic_write(run_dir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return float(lines[-1]["elapsed_s"]) if lines else 0.0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
 # Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
-VOTE_KEYS = (*taxonomy.EMOTIONS, "other", "unknown", "no_face")
+VOTE_KEYS = (*label_spaces.EMOTIONS, "other", "unknown", "no_face")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FaceSample:
     """A labelled face. `face_box` is [x0, y0, x1, y1] in pixels, `valence` and `arousal` are -1..1,
     `aus` lists the annotated AUs only (None: no AU was annotated). `age_group`, `gender`, `race`
     and `context` keep the data set's own words. `saw_label`: the writer of the rationale was told
-    the labels, so that it is no evidence of what the face alone shows."""
+    the labels, so it is not evidence of what the face alone shows."""
 
     id: str
     dataset: str
@@ -76,8 +76,8 @@ class FaceSample:
             box = self.face_box
             if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
                 self._wrong("face_box", "[x0, y0, x1, y1] with x0 < x1 and y0 < y1")
-        if self.emotion is not None and self.emotion not in taxonomy.EMOTIONS:
-            self._wrong("emotion", f"one of {', '.join(taxonomy.EMOTIONS)}, or None")
+        if self.emotion is not None and self.emotion not in label_spaces.EMOTIONS:
+            self._wrong("emotion", f"one of {', '.join(label_spaces.EMOTIONS)}, or None")
         for key, votes in (self.emotion_votes or {}).items():
             if key not in VOTE_KEYS or not votes >= 0:
                 self._wrong("emotion_votes", f"numbers >= 0 under {', '.join(VOTE_KEYS)}")
@@ -108,13 +108,13 @@ class FaceSample:
             "correct the annotation or the adapter that read it"
         )
 
-    def label(self, space: taxonomy.LabelSpace) -> str | None:
+    def label(self, space: label_spaces.LabelSpace) -> str | None:
         """The sample's one label of a label space; None if it has none of the space's labels, or
         several of them."""
         found = self.labels(space)
         return found[0] if len(found) == 1 else None
 
-    def labels(self, space: taxonomy.LabelSpace) -> tuple[str, ...]:
+    def labels(self, space: label_spaces.LabelSpace) -> tuple[str, ...]:
         """The sample's labels of a label space, in the space's order; () if it has none of them. An
         age makes an age group."""
         if space.field == "age_group" and self.age_group is None and self.age is not None:

@@ -20,19 +20,27 @@ from typing import Any
 import vlmface_tasks  # the file beside this one
 import yaml
 
-from vlmface import __version__, config, distributed, prompts
+from vlmface import __version__, benchmarks, prompts
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks
-from vlmface.files import atomic_write
-from vlmface.ranges import Checked, Count
+from vlmface.evaluate import answering
+from vlmface.utils import config, distributed
+from vlmface.utils.files import atomic_write
+from vlmface.utils.ranges import Checked, Count
 
 # Not "vlmface": lmms-eval takes a task for a folder if there is one of that name, as beside or in a
 # checkout.
 GROUP = "vlmface-all"
 # Asked where no --prompt is given: of each label space the first. All but those of attributes name
 # the candidates, so that models which were not trained with them can answer.
-PROMPTS = ("face_cot", "expllm_label", "facescan_gender", "facescan_age", "facescan_race",
-           "synth_ancestry", "emotic")  # fmt: skip
+PROMPTS = (
+    "face_cot",
+    "expllm_label",
+    "facescan_gender",
+    "facescan_age",
+    "facescan_race",
+    "synth_ancestry",
+    "emotic",
+)
 
 
 @dataclass(frozen=True)
@@ -58,19 +66,19 @@ def main(argv: Sequence[str]) -> int:
             "on its data with --benchmarks NAME,..."
         )
     folder = _folder(settings.output_dir)
-    asked = {_stored(name): prompts.load(name) for name in settings.prompt or PROMPTS}
-    prompts.check_images(list(asked.values()), 0, 1)  # tasks show pictures as they are
-    for name in settings.benchmarks or without_data(list(asked.values())):
-        write(folder, _stored(name), settings, asked)
+    by_name = {_stored(name): prompts.load(name) for name in settings.prompt or PROMPTS}
+    prompts.check_images(list(by_name.values()), 0, 1)  # tasks show pictures as they are
+    for name in settings.benchmarks or without_data(list(by_name.values())):
+        write(folder, _stored(name), settings, by_name)
     tasks = sorted(path.stem for path in folder.glob("vlmface_*.yaml"))
     _write_yaml(folder / f"{GROUP}.yaml", {"group": GROUP, "task": tasks})
     print(f"next: lmms-eval --include_path {folder} --tasks {GROUP} --model ...")
     return 0
 
 
-def without_data(asked: list[prompts.Prompt]) -> list[str]:
+def without_data(candidates: list[prompts.Prompt]) -> list[str]:
     """The benchmarks on rendered pictures whose label spaces some of the prompts ask for."""
-    spaces = {prompt.space.id for prompt in asked}
+    spaces = {prompt.space.id for prompt in candidates}
     return [
         name
         for name in benchmarks.benchmark_names()
@@ -79,7 +87,7 @@ def without_data(asked: list[prompts.Prompt]) -> list[str]:
     ]
 
 
-def write(folder: Path, name: str, settings: Settings, asked: dict[str, prompts.Prompt]) -> None:
+def write(folder: Path, name: str, settings: Settings, by_name: dict[str, prompts.Prompt]) -> None:
     """The two files of a benchmark; its data are looked at first. Raises UserError for data that
     are not as they should be, and if none of the prompts asks for what the benchmark scores."""
     benchmark = benchmarks.load_benchmark(name)
@@ -88,8 +96,11 @@ def write(folder: Path, name: str, settings: Settings, asked: dict[str, prompts.
             f"benchmark {name} has the id {benchmark.id!r}: lmms-eval's names are of letters, "
             "digits and _ alone"
         )
-    scored = answering.scored_prompts(benchmark, list(asked.values()))
-    names = [next(key for key, prompt in asked.items() if prompt is one) for one in scored]
+    scored = answering.scored_prompts(benchmark, list(by_name.values()))
+    names = [
+        next(key for key, prompt in by_name.items() if prompt is scored_prompt)
+        for scored_prompt in scored
+    ]
     root = settings.data_root if benchmark.needs_root else None
     index = {
         "benchmark": name,
@@ -102,9 +113,8 @@ def write(folder: Path, name: str, settings: Settings, asked: dict[str, prompts.
     questions = len(_docs(index))
     atomic_write(folder / f"{task}.json", json.dumps(index) + "\n")
     _write_yaml(folder / f"{task}.yaml", _task(task, folder, benchmark, scored, settings))
-    print(
-        f"{task}: {questions // len(scored):,} faces, asked {', '.join(one.id for one in scored)}"
-    )
+    ids = ", ".join(prompt.id for prompt in scored)
+    print(f"{task}: {questions // len(scored):,} faces, asked {ids}")
 
 
 def _task(
@@ -114,7 +124,11 @@ def _task(
     scored: Sequence[prompts.Prompt],
     settings: Settings,
 ) -> dict[str, Any]:
-    names = {name: None for prompt in scored for name in vlmface_tasks.figures(benchmark, prompt)}
+    figures = {
+        name: figure
+        for prompt in scored
+        for name, figure in vlmface_tasks.figures(benchmark, prompt).items()
+    }
     return {
         "task": task,
         "dataset_path": "json",
@@ -135,8 +149,12 @@ def _task(
         "reasoning_tags": "none",  # by default the action units in <think> would be cut out
         "process_results": _Function("process_results"),
         "metric_list": [
-            {"metric": name, "aggregation": _Function("aggregate"), "higher_is_better": True}
-            for name in names
+            {
+                "metric": name,
+                "aggregation": _Function("aggregate"),
+                "higher_is_better": figure.higher_is_better,
+            }
+            for name, figure in figures.items()
         ],
         "metadata": {
             "version": __version__,

@@ -18,13 +18,15 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vlmface import facs, prompts
-from vlmface.answers import listed
-from vlmface.encode import open_row_image
+from vlmface import benchmarks, facs, prompts
+from vlmface.answers import join_labels
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, metrics, multilabel
+from vlmface.evaluate import answering
+from vlmface.metrics import metrics, multilabel
+from vlmface.metrics.metric import PREFIXES, Kind, Metric, of_kind
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
@@ -54,11 +56,11 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
 
     (task,) = index
     benchmark = _benchmark(task["benchmark"])
-    for asked in task["prompts"]:
-        if (found := _prompt(asked["prompt"]).sha) != asked["sha"]:
+    for entry in task["prompts"]:
+        if (sha := _prompt(entry["prompt"]).sha) != entry["sha"]:
             raise UserError(
-                f"prompt {asked['prompt']} was {asked['sha']} when the task of {benchmark.id} was "
-                f"written, and is {found} now: run eval/lmms_eval/generate.py again"
+                f"prompt {entry['prompt']} was {entry['sha']} when the task of {benchmark.id} was "
+                f"written, and is {sha} now: run eval/lmms_eval/generate.py again"
             )
     rows = benchmarks.load_rows(benchmark, task["data_root"], None)
     truths = [
@@ -72,7 +74,7 @@ def docs(index: datasets.Dataset) -> datasets.Dataset:
         "id": (text, table["id"].take(each)),
         "image": (datasets.Image(decode=False), table["image"].take(each)),
         "benchmark": (text, [task["benchmark"]] * len(each)),
-        "prompt": (text, [asked["prompt"] for asked in task["prompts"]] * len(rows)),
+        "prompt": (text, [entry["prompt"] for entry in task["prompts"]] * len(rows)),
         "truth": (text, [truths[row] for row in each]),
     }
     features = datasets.Features({name: kind for name, (kind, _) in columns.items()})
@@ -115,7 +117,7 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
     benchmark, prompt = _benchmark(doc["benchmark"]), _prompt(doc["prompt"])
     row = {"truth": json.loads(doc["truth"])}
     if prompt.several:
-        return listed(multilabel.true(row) or ())
+        return join_labels(multilabel.true(row) or ())
     label = metrics.truth(row, prompt.space) if benchmark.spaces else None
     present, _ = metrics.true_aus(row, answering.au_set(benchmark, prompt)) or ((), ())
     words = [] if label is None else [label]
@@ -125,26 +127,44 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, tuple[str, ...]]:
-    """What the answers to a prompt are scored by: name in lmms-eval -> place in the scores.
+class Figure(NamedTuple):
+    """Where a figure is in the scores, and its definition (None: the share of valid answers)."""
+
+    place: tuple[str, ...]
+    metric: Metric | None
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric is None or self.metric.higher_is_better
+
+
+def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, Figure]:
+    """What the answers to a prompt are scored by, by name in lmms-eval: the metrics that need the
+    text alone, and `valid`, the share of answers that could be read.
 
     `accuracy`, `uar` and `f1_macro` of the emotion, `gender_accuracy`, ... of anything else,
-    `labels_f1_macro`, `labels_f1_micro` and `labels_jaccard` where a face has several labels,
-    `au_f1_macro` and `au_f1_micro`, and `valid`, the share of answers that could be read.
+    `labels_f1_macro`, ... where a face has several labels, `au_f1_macro` and `au_f1_micro`, and the
+    metrics that the benchmark's file names.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    blocks: list[tuple[Kind, str, tuple[str, ...]]] = []
     if prompt.several:
-        found |= {
-            f"labels_{name}": ("labels", name) for name in ("f1_macro", "f1_micro", "jaccard")
-        }
+        blocks.append(("labels", PREFIXES["labels"], ("labels",)))
     elif benchmark.spaces:
         field = prompt.space.field
-        place = ("emotion",) if field == "emotion" else ("attributes", field)
-        before = "" if field == "emotion" else f"{field}_"
-        found |= {f"{before}{name}": (*place, name) for name in ("accuracy", "uar", "f1_macro")}
+        if field == "emotion":
+            blocks.append(("emotion", "", ("emotion",)))
+        else:
+            blocks.append(("attributes", f"{field}_", ("attributes", field)))
     if answering.au_set(benchmark, prompt):
-        found |= {f"au_{name}": ("au", name) for name in ("f1_macro", "f1_micro")}
-    return found | {"valid": ("valid",)}
+        blocks.append(("au", PREFIXES["au"], ("au",)))
+    blocks.append(("rationale", PREFIXES["rationale"], ("rationale",)))
+    named = {
+        f"{prefix}{metric.key}": Figure((*place, metric.key), metric)
+        for kind, prefix, place in blocks
+        for metric in of_kind(benchmark.all_metrics, kind)
+        if metric.takes in ("sums", "row")
+    }
+    return named | {"valid": Figure(("valid",), None)}
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -163,23 +183,34 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     }
     if prompt.several:
         line["labels"] = list(answer.labels)
-    lines = {name: line | {"figure": name} for name in figures(benchmark, prompt)}
-    true = None if prompt.several else metrics.truth(line, prompt.space)
-    for name in lines:
-        if name.endswith("accuracy") and true is not None:
-            lines[name]["score"] = float(answer.label == true)  # lmms-eval's standard error
+    lines = {}
+    for name, figure in figures(benchmark, prompt).items():
+        lines[name] = line | {"figure": name}
+        score = _score(line, prompt, figure.metric)
+        if score is not None:  # of which lmms-eval makes the standard error
+            lines[name]["score"] = score
     return lines
+
+
+def _score(line: Mapping[str, Any], prompt: Prompt, metric: Metric | None) -> float | None:
+    """The answer's own score, of a metric that is a share of answers."""
+    if metric is None or metric.share is None or prompt.several:
+        return None
+    if metrics.truth(line, prompt.space) is None:
+        return None
+    hits, totals = metric.share(metrics.count_labels([line], prompt.space))
+    return float(hits[0] / totals[0])
 
 
 def aggregate(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """The figure that the lines are for; None where the truth has nothing to score it by."""
     first = lines[0]
     scores = summarise(lines)
-    place = figures(_benchmark(first["benchmark"]), _prompt(first["prompt"]))[first["figure"]]
-    found: Any = scores | {"valid": scores["parse"]["strict"] + scores["parse"]["lenient"]}
-    for name in place:
-        found = (found or {}).get(name)
-    return found
+    figure = figures(_benchmark(first["benchmark"]), _prompt(first["prompt"]))[first["figure"]]
+    value: Any = scores | {"valid": metrics.valid_share(scores)}
+    for name in figure.place:
+        value = (value or {}).get(name)
+    return value
 
 
 def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -188,18 +219,19 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     answers: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         answers.setdefault(line["prompt"], []).append(line)
-    return metrics.merge([
-        metrics.summarise(
-            of_prompt,
-            _prompt(name).space,
-            answering.au_set(benchmark, _prompt(name)),
-            benchmark=benchmark.id,
-            model="lmms-eval",
-            prompt={"id": _prompt(name).id, "sha": _prompt(name).sha},
-            mode="free",
-            wall_s=0.0,
-            peak_rss_gib=0.0,
-            ci=False,
+    summaries = []
+    for name, of_prompt in answers.items():
+        prompt = _prompt(name)
+        about: metrics.About = {
+            "benchmark": benchmark.id,
+            "model": "lmms-eval",
+            "prompt": {"id": prompt.id, "sha": prompt.sha},
+            "mode": "free",
+            "wall_s": 0.0,
+            "peak_rss_gib": 0.0,
+        }
+        aus, extra = answering.au_set(benchmark, prompt), benchmark.extra_metrics
+        summaries.append(
+            metrics.summarise(of_prompt, prompt.space, aus, about, ci=False, extra=extra)
         )
-        for name, of_prompt in answers.items()
-    ])  # fmt: skip
+    return metrics.merge(summaries)

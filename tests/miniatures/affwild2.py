@@ -12,7 +12,9 @@ EXPR = "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other"
 AU = "AU1,AU2,AU4,AU6,AU7,AU10,AU12,AU15,AU23,AU24,AU25,AU26"
 TRACKS = {
     "EXPR_Classification_Challenge": (
-        EXPR, {"1-30": ["0", "1", "2", "3", "-1", "4"], "video5_left": ["5", "6", "7"]}, ["1", "7"],
+        EXPR,
+        {"1-30": ["0", "1", "2", "3", "-1", "4"], "video5_left": ["5", "6", "7"]},
+        ["1", "7"],
     ),
     "VA_Estimation_Challenge": (
         "valence,arousal",
@@ -27,7 +29,7 @@ TRACKS = {
         },
         ["0,0,0,0,0,0,0,0,0,0,0,0"],
     ),
-}  # fmt: skip
+}
 
 
 def write(root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniatures import face, text
-from vlmface.data.sets.bp4d import PARTS
+from vlmface.data.adapters.bp4d import PARTS
 
 ARGUMENTS: dict = {"tasks": ["T1", "T8"]}
 HEADER = (0, 1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 27, 28)

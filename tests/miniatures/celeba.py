@@ -17,9 +17,14 @@ HEADER = (
 )
 ATTRIBUTES = HEADER.split()
 HAS = (
-    ("Smiling", "Young"), ("Male", "Smiling"), ("Male", "Bald", "Goatee"), (),
-    ("Wearing_Hat", "Young"), ("Male",), ("5_o_Clock_Shadow", "Male", "Young"),
-)  # fmt: skip
+    ("Smiling", "Young"),
+    ("Male", "Smiling"),
+    ("Male", "Bald", "Goatee"),
+    (),
+    ("Wearing_Hat", "Young"),
+    ("Male",),
+    ("5_o_Clock_Shadow", "Male", "Young"),
+)
 PARTS = (0, 0, 0, 0, 1, 2, 2)
 PEOPLE = (2880, 2937, 8692, 2880, 11, 12, 13)
 
@@ -31,8 +36,10 @@ def write(root: Path) -> None:
         for file, has in zip(files, HAS, strict=True)
     ]
     text(root / "Anno" / "list_attr_celeba.txt", str(len(files)), f"{HEADER} ", *rows)
-    for path, values in (("Eval/list_eval_partition.txt", PARTS),
-                         ("Anno/identity_CelebA.txt", PEOPLE)):  # fmt: skip
+    for path, values in (
+        ("Eval/list_eval_partition.txt", PARTS),
+        ("Anno/identity_CelebA.txt", PEOPLE),
+    ):
         text(root / path, *[f"{file} {value}" for file, value in zip(files, values, strict=True)])
     for i, file in enumerate(files):
         face(root / "Img" / "img_align_celeba" / file, i, (89, 109))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniatures import face, text
-from vlmface.data.sets.disfa import AUS, PARTS
+from vlmface.data.adapters.disfa import AUS, PARTS
 
 ARGUMENTS: dict = {}
 SN003 = {1: 1, 2: 2, 4: 3, 5: 5, 12: 4, 26: 2}  # AU: intensity in its second frame
@@ -21,8 +21,10 @@ def write(root: Path, name: str = "{person}/{number}.png", first: int = 0) -> No
     for i, person in enumerate(people):
         for au in AUS:
             grades = (0, SN003.get(au, 0) if person == "SN003" else 0, 0)
-            text(root / "ActionUnit_Labels" / person / f"{person}_au{au}.txt",
-                 *[f"{frame},{grade}" for frame, grade in enumerate(grades, 1)])  # fmt: skip
+            text(
+                root / "ActionUnit_Labels" / person / f"{person}_au{au}.txt",
+                *[f"{frame},{grade}" for frame, grade in enumerate(grades, 1)],
+            )
         for frame in (1, 2, 3):
             if (person, frame) != LOST:
                 path = name.format(person=person, number=frame - 1 + first)

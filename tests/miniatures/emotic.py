@@ -11,30 +11,81 @@ from scipy.io import savemat
 from miniatures import face
 
 ARGUMENTS: dict = {}
-HEADER = ("Index", "Folder", "Filename", "Image Size", "BBox", "Categorical_Labels",
-          "Continuous_Labels", "Gender", "Age")  # fmt: skip
+HEADER = (
+    "Index",
+    "Folder",
+    "Filename",
+    "Image Size",
+    "BBox",
+    "Categorical_Labels",
+    "Continuous_Labels",
+    "Gender",
+    "Age",
+)
 SIZE = (160, 120)
 # split: (folder, file, box, categories, valence arousal dominance, gender, age)
 PEOPLE = {
     "train": [
-        ("mscoco/images", "COCO_val2014_000000562243.jpg", [86, 8, 150, 110],
-         ["Disconnection", "Doubt/Confusion"], [5.0, 3.0, 9.0], "Male", "Adult"),
-        ("framesdb/images", "frame_tm7bg50wghz2wg2k.jpg", [0, 0, 80, 119],
-         ["Anticipation"], [10.0, 1.0, 4.0], "Male", "Adult"),
-        ("framesdb/images", "frame_tm7bg50wghz2wg2k.jpg", [70, 10, 159, 119],
-         ["Happiness", "Pleasure"], [7.0, 6.0, 5.5], "Female", "Kid"),
+        (
+            "mscoco/images",
+            "COCO_val2014_000000562243.jpg",
+            [86, 8, 150, 110],
+            ["Disconnection", "Doubt/Confusion"],
+            [5.0, 3.0, 9.0],
+            "Male",
+            "Adult",
+        ),
+        (
+            "framesdb/images",
+            "frame_tm7bg50wghz2wg2k.jpg",
+            [0, 0, 80, 119],
+            ["Anticipation"],
+            [10.0, 1.0, 4.0],
+            "Male",
+            "Adult",
+        ),
+        (
+            "framesdb/images",
+            "frame_tm7bg50wghz2wg2k.jpg",
+            [70, 10, 159, 119],
+            ["Happiness", "Pleasure"],
+            [7.0, 6.0, 5.5],
+            "Female",
+            "Kid",
+        ),
     ],
     "val": [
-        ("emodb_small/images", "2b9g4t4y8lgkh5x6pn.jpg", [3, 4, 90, 100],
-         ["Engagement", "Happiness"], [6.3333, 4.5, 7.0], "Female", "Teenager"),
+        (
+            "emodb_small/images",
+            "2b9g4t4y8lgkh5x6pn.jpg",
+            [3, 4, 90, 100],
+            ["Engagement", "Happiness"],
+            [6.3333, 4.5, 7.0],
+            "Female",
+            "Teenager",
+        ),
     ],
     "test": [
-        ("ade20k/images", "ade_train_00001.jpg", [1, 2, 40, 60],
-         ["Pain", "Sadness"], [2.0, 8.0, 3.0], "Male", "Adult"),
-        ("ade20k/images", "ade_train_00002.jpg", [1, 2, 40, 60],
-         ["Peace"], [7.0, 2.0, 6.0], "Female", "Adult"),
+        (
+            "ade20k/images",
+            "ade_train_00001.jpg",
+            [1, 2, 40, 60],
+            ["Pain", "Sadness"],
+            [2.0, 8.0, 3.0],
+            "Male",
+            "Adult",
+        ),
+        (
+            "ade20k/images",
+            "ade_train_00002.jpg",
+            [1, 2, 40, 60],
+            ["Peace"],
+            [7.0, 2.0, 6.0],
+            "Female",
+            "Adult",
+        ),
     ],
-}  # fmt: skip
+}
 
 
 def write(root: Path, mat: bool = False) -> None:
@@ -65,8 +116,10 @@ def _mat(root: Path) -> None:
             cell = np.array(categories, object)
             person = {"body_bbox": np.array(box, np.uint16)}
             if split == "train":
-                person |= {"annotations_categories": {"categories": cell},
-                           "annotations_continuous": vad}  # fmt: skip
+                person |= {
+                    "annotations_categories": {"categories": cell},
+                    "annotations_continuous": vad,
+                }
             else:
                 one = {"categories": np.array(["Fear"], object)}
                 other = dict.fromkeys(vad, 1)
@@ -77,11 +130,16 @@ def _mat(root: Path) -> None:
                     "combined_continuous": vad,
                 }
             person |= {"gender": gender, "age": age}
-            image = images.setdefault(name, {
-                "filename": name, "folder": folder,
-                "image_size": {"n_col": SIZE[0], "n_row": SIZE[1]},
-                "original_database": {"name": folder.split("/")[0]}, "person": [],
-            })  # fmt: skip
+            image = images.setdefault(
+                name,
+                {
+                    "filename": name,
+                    "folder": folder,
+                    "image_size": {"n_col": SIZE[0], "n_row": SIZE[1]},
+                    "original_database": {"name": folder.split("/")[0]},
+                    "person": [],
+                },
+            )
             image["person"].append(person)
         for image in images.values():
             image["person"] = _structs(image["person"])

@@ -20,10 +20,12 @@ def image(split: str, name: str) -> str:
 
 def train(name: str, question: str, answer: str) -> dict[str, Any]:
     return {
-        "source": "AffectNet", "image": image("train", name), "id": f"AffectNet/{name}",
+        "source": "AffectNet",
+        "image": image("train", name),
+        "id": f"AffectNet/{name}",
         "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
         "landmark": image("train", name).replace("images", "landmarks").replace("jpg", "npy"),
-    }  # fmt: skip
+    }
 
 
 def test(name: str, label: Any, text: str) -> dict[str, Any]:
@@ -31,19 +33,34 @@ def test(name: str, label: Any, text: str) -> dict[str, Any]:
 
 
 def write(root: Path) -> None:
-    write_json(root / "train" / "train_emotion_anno.json", [
-        train("916/93eb", "What is the emotion of this face?\n<image>", GENTLE),
-        train("1194/4dfc", "<image>\nDescribe the emotion.", "Happy.\n"),
-    ])  # fmt: skip
-    write_json(root / "train" / "train_au_anno.json",
-               [train("1194/4dfc", "Which action units?\n<image>", TENSE)])  # fmt: skip
-    write_json(root / "eval" / "eval_emotion_anno.json", [
-        test("7/a", "0", GENTLE), test("7/b", 6, GENTLE), test("7/c", "Sadness", GENTLE),
-        test("7/d", None, GENTLE),
-    ])  # fmt: skip
-    write_json(root / "eval" / "eval_au_anno.json", [
-        test("7/a", "4, 9, 15", TENSE), test("7/b", "", TENSE), test("7/c", "43", TENSE),
-    ])  # fmt: skip
+    write_json(
+        root / "train" / "train_emotion_anno.json",
+        [
+            train("916/93eb", "What is the emotion of this face?\n<image>", GENTLE),
+            train("1194/4dfc", "<image>\nDescribe the emotion.", "Happy.\n"),
+        ],
+    )
+    write_json(
+        root / "train" / "train_au_anno.json",
+        [train("1194/4dfc", "Which action units?\n<image>", TENSE)],
+    )
+    write_json(
+        root / "eval" / "eval_emotion_anno.json",
+        [
+            test("7/a", "0", GENTLE),
+            test("7/b", 6, GENTLE),
+            test("7/c", "Sadness", GENTLE),
+            test("7/d", None, GENTLE),
+        ],
+    )
+    write_json(
+        root / "eval" / "eval_au_anno.json",
+        [
+            test("7/a", "4, 9, 15", TENSE),
+            test("7/b", "", TENSE),
+            test("7/c", "43", TENSE),
+        ],
+    )
     for number, path in enumerate(
         [image("train", "916/93eb"), image("train", "1194/4dfc")]
         + [image("eval", f"7/{name}") for name in "abcd"]

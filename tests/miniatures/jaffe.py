@@ -8,11 +8,13 @@ from miniatures import face, text
 
 ARGUMENTS = {"folds": 3}
 NAMES = [
-    *(f"{subject}.{expression}1.{30 * i + k}"
-      for i, subject in enumerate(("KA", "KL", "YM"))
-      for k, expression in enumerate(("AN", "DI", "FE", "HA", "NE", "SA", "SU"))),
+    *(
+        f"{subject}.{expression}1.{30 * i + k}"
+        for i, subject in enumerate(("KA", "KL", "YM"))
+        for k, expression in enumerate(("AN", "DI", "FE", "HA", "NE", "SA", "SU"))
+    ),
     "KA.AN2.40",
-]  # fmt: skip
+]
 
 
 def write(root: Path) -> None:

@@ -9,9 +9,18 @@ from miniatures.dfew import clip
 
 ARGUMENTS: dict = {"frames": 4}
 WORDS = (
-    "anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise", "contempt",
-    "anxiety", "helplessness", "disappointment",
-)  # fmt: skip
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "neutral",
+    "sadness",
+    "surprise",
+    "contempt",
+    "anxiety",
+    "helplessness",
+    "disappointment",
+)
 
 
 def write(root: Path, labels: tuple[str, ...] = WORDS) -> None:

@@ -26,5 +26,10 @@ def write(root: Path, suffix: str = "") -> None:
     for i, line in enumerate(lines):
         stem = line.split(".")[0]
         face(root / "Image" / "aligned" / f"{stem}{suffix}.jpg", i, (100, 100))
-        text(root / "Annotation" / "manual" / f"{stem}_manu_attri.txt",
-             *["10.0\t20.0"] * 5, str(i % 3), str(i % 3), str(i % 5))  # fmt: skip
+        text(
+            root / "Annotation" / "manual" / f"{stem}_manu_attri.txt",
+            *["10.0\t20.0"] * 5,
+            str(i % 3),
+            str(i % 3),
+            str(i % 5),
+        )

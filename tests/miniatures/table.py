@@ -21,12 +21,17 @@ LINES = (
     "val/Sad/5.jpg,,test,p2,3,,,,",
 )
 ARGUMENTS_CSV: dict = {
-    "columns": {"image": "file", "emotion": "label", "subject": "who", "age": "years",
-                "gender": "sex"},
+    "columns": {
+        "image": "file",
+        "emotion": "label",
+        "subject": "who",
+        "age": "years",
+        "gender": "sex",
+    },
     "labels": {7: "joy", "bored": None},
     "split_column": "part",
     "splits": {"PublicTest": "validation"},
-}  # fmt: skip
+}
 
 
 def write(root: Path) -> None:

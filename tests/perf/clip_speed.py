@@ -35,13 +35,13 @@ def faces(folder: Path, n: int) -> tuple[Any, list[str]]:
     """Rows of faces whose pictures are files, and a caption of its own for each."""
     from datasets import Dataset
 
-    from vlmface.clip import captions
     from vlmface.schema import FaceSample, features
     from vlmface.synth import dataset
+    from vlmface.train.clip import captions
 
     kept, said = [], []
     for row in dataset.load("train", n=2 * n).cast(features()):
-        caption = captions.write(FaceSample.from_row(row), ["attributes", "aus"], 0)
+        caption = captions.write_caption(FaceSample.from_row(row), ["attributes", "aus"], 0)
         if caption is None or caption in said or len(kept) == n:
             continue
         path = folder / f"{row['id']}.jpg"
@@ -79,10 +79,21 @@ def theirs_trains(folder: Path, files: list[str], said: list[str]) -> float:
             return found
 
     settings = argparse.Namespace(
-        device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=True,
-        grad_clip_norm=1.0, horovod=False, rank=0, local_rank=0, log_every_n_steps=1000,
-        log_local=False, world_size=1, batch_size=BATCH, wandb=False,
-    )  # fmt: skip
+        device="cpu",
+        precision="fp32",
+        distill=False,
+        accum_freq=1,
+        skip_scheduler=True,
+        grad_clip_norm=1.0,
+        horovod=False,
+        rank=0,
+        local_rank=0,
+        log_every_n_steps=1000,
+        log_local=False,
+        world_size=1,
+        batch_size=BATCH,
+        wandb=False,
+    )
     for epoch in range(EPOCHS):
         upstream.train_one_epoch(
             model, {"train": DataInfo(loader)}, Kept(), epoch, optimizer, None, None, None, settings
@@ -94,26 +105,34 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
     """Our loop on the same pairs; the mean loss of all steps."""
     from torch.utils.data import SequentialSampler
 
-    from vlmface.clip import contrast, model, train
+    from vlmface.clip import model
+    from vlmface.train.clip import contrastive, trainer
 
-    class InOrder(train.ClipTrainer):
+    class InOrder(trainer.ClipTrainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset)
 
     with tempfile.TemporaryDirectory() as out:
-        settings = contrast.Settings(
-            base=str(folder), data="", probe_data="", output_dir=out, batch_size=BATCH,
-            epochs=EPOCHS, learning_rate=RATE, schedule="constant", logging_steps=1,
+        settings = contrastive.Settings(
+            base=str(folder),
+            data="",
+            probe_data="",
+            output_dir=out,
+            batch_size=BATCH,
+            epochs=EPOCHS,
+            learning_rate=RATE,
+            schedule="constant",
+            logging_steps=1,
             save_steps=10_000,
-        )  # fmt: skip
-        clip = model.load(folder)
-        pairs = contrast.Pairs(clip, [[i] for i in range(len(said))], said, settings)
-        data = train.Squares(rows, clip, settings.cache_gib)
-        plain, train.ClipTrainer = train.ClipTrainer, InOrder  # type: ignore[misc]
+        )
+        clip = model.load_clip(folder)
+        pairs = contrastive.ContrastivePairs(clip, [[i] for i in range(len(said))], said, settings)
+        data = trainer.ImageDataset(rows, clip, settings.cache_gib)
+        plain, trainer.ClipTrainer = trainer.ClipTrainer, InOrder  # type: ignore[misc]
         try:
-            train.fit(pairs, data, settings, rows=len(said))
+            trainer.fit(pairs, data, settings, rows=len(said))
         finally:
-            train.ClipTrainer = plain  # type: ignore[misc]
+            trainer.ClipTrainer = plain  # type: ignore[misc]
         log = Path(out, "log.jsonl").read_text(encoding="utf-8").splitlines()
         return statistics.fmean(json.loads(line)["loss"] for line in log)
 
@@ -150,7 +169,8 @@ def theirs_answers(folder: Path, files: list[str], truth: list[int], asked: Any)
 
 def ours_answers(folder: Path, rows: Any, truth: list[int], asked: Any) -> float:
     """`ClipModel` as evaluation asks it; the share that is right."""
-    from vlmface.evaluate import answering, benchmarks
+    from vlmface import benchmarks
+    from vlmface.evaluate import answering
     from vlmface.infer.clip import ClipModel
 
     model = ClipModel.load(folder, prompt=asked)
@@ -175,16 +195,17 @@ def main() -> None:
     if words.small:
         words.faces, words.repeats, EPOCHS = BATCH, 1, 1
 
-    from vlmface.clip import model, texts
-    from vlmface.data.rows import pictures
+    from vlmface import label_texts
+    from vlmface.clip import model
+    from vlmface.data.rows import with_still_images
 
     n = words.faces // BATCH * BATCH  # theirs drops what does not fill a batch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model.save(model.load(model.TINY), folder)
+        model.save_clip(model.load_clip(model.TINY), folder)
         rows, said = faces(folder, n)
-        rows = pictures(rows)
-        asked = texts.load("clip_signs")
+        rows = with_still_images(rows)
+        asked = label_texts.load("clip_signs")
         labels = list(asked.space.labels)
         truth = [labels.index(emotion) for emotion in rows["emotion"]]
         files = [str(folder / f"{id}.jpg") for id in rows["id"]]
@@ -211,8 +232,10 @@ def main() -> None:
                         f"open_clip {pair[1][0]:.2f} s ({pair[1][1]:.4f})",
                         flush=True,
                     )
-    print(f"largest difference of mean losses {equal['training']:.1e}, of accuracies "
-          f"{equal['zero_shot']:.1e}")  # fmt: skip
+    print(
+        f"largest difference of mean losses {equal['training']:.1e}, of accuracies "
+        f"{equal['zero_shot']:.1e}"
+    )
     assert equal["training"] < 1e-3 and equal["zero_shot"] < 1e-9
     ratios = {
         task: statistics.median(theirs / ours for ours, theirs in runs)

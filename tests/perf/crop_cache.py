@@ -55,20 +55,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VLMFACE_CACHE"] = f"{folder}/cache"
         from vlmface.data import crop_cache, crops
+        from vlmface.data.row_images import open_row_image
         from vlmface.data.rows import Rows, to_dataset
-        from vlmface.encode import open_row_image
-        from vlmface.images import open_image
+        from vlmface.utils.images import open_image
 
-        crop = crops.Crop(size=224)
+        crop = crops.View(size=224)
         paths = write(Path(folder), arguments.n)
         n = len(paths)
         rows = to_dataset(
             Rows({"id": [f"x-{k}" for k in range(n)], "image": paths, "face_box": [BOX] * n}),
-            "x", "train",
-        )  # fmt: skip
-        faces = crop_cache.cached(rows, crop, progress=False)["image"][:]
+            "x",
+            "train",
+        )
+        faces = crop_cache.cache_view(rows, crop, progress=False)["image"][:]
         fast = [np.asarray(open_row_image(face)) for face in faces]
-        slow = [np.asarray(crops.cut(open_image(path), BOX, crop)) for path in paths]
+        slow = [np.asarray(crops.render_view(open_image(path), BOX, crop)) for path in paths]
         np.testing.assert_array_equal(fast, slow)
 
         def decode() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
 
         def decode_and_cut() -> None:
             for path in paths:
-                np.asarray(crops.cut(open_image(path), BOX, crop))
+                np.asarray(crops.render_view(open_image(path), BOX, crop))
 
         def cached() -> None:
             for face in faces:

@@ -31,7 +31,7 @@ LOAD = """
 import json, resource, sys, time, warnings
 import datasets, pyarrow.csv
 from vlmface import data
-from vlmface.data.sets import affectnet
+from vlmface.data.adapters import affectnet
 warnings.simplefilter("ignore")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 wall, cpu = time.perf_counter(), time.process_time()
@@ -68,8 +68,10 @@ def main() -> None:
     if arguments.small:
         arguments.lines, arguments.repeats = [1000], 1
     every = {}
-    print(f"{'lines':>10}{'rows':>10}{'wall s':>9}{'CPU s':>8}{'us/line':>9}{'peak GiB':>10}"
-          f"{'bytes/line':>12}")  # fmt: skip
+    print(
+        f"{'lines':>10}{'rows':>10}{'wall s':>9}{'CPU s':>8}{'us/line':>9}{'peak GiB':>10}"
+        f"{'bytes/line':>12}"
+    )
     for lines in arguments.lines:
         with tempfile.TemporaryDirectory() as root:
             write(Path(root), lines)
@@ -84,8 +86,11 @@ def main() -> None:
             statistics.median(run[name] for run in runs)
             for name in ("wall", "cpu", "rss", "before")
         )
-        print(f"{lines:>10,}{runs[0]['rows']:>10,}{wall:>9.2f}{cpu:>8.2f}{wall / lines * 1e6:>9.1f}"
-              f"{rss:>10.2f}{(rss - before) * 2**30 / lines:>12,.0f}", flush=True)  # fmt: skip
+        print(
+            f"{lines:>10,}{runs[0]['rows']:>10,}{wall:>9.2f}{cpu:>8.2f}{wall / lines * 1e6:>9.1f}"
+            f"{rss:>10.2f}{(rss - before) * 2**30 / lines:>12,.0f}",
+            flush=True,
+        )
     rows = {lines: runs[0]["rows"] for lines, runs in every.items()}
     harness.write(arguments.json, "data_indexing", ratio={}, runs=every, equal={"rows": rows})
 

@@ -34,13 +34,21 @@ ONE_BY_ONE = 8  # faces that are asked plainly: each takes as long as the others
 
 
 def build(folder: Path, image_size: int = 336) -> None:
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(folder, corpus, image_size=image_size, patch_size=14, vision_width=384,
-                     vision_layers=8, hidden=576, layers=10, mlp=1536, vocab_size=700,
-                     max_length=1024)  # fmt: skip
+    families.get("llava").build_tiny(
+        folder,
+        corpus,
+        image_size=image_size,
+        patch_size=14,
+        vision_width=384,
+        vision_layers=8,
+        hidden=576,
+        layers=10,
+        mlp=1536,
+        max_length=1024,
+    )
 
 
 def plain_inputs(model: Any, processor: Any, prompt: Any, image: Any, answer: str) -> Any:
@@ -93,8 +101,9 @@ def is_tie(model: Any, processor: Any, prompt: Any, image: Any, expected: Any, t
     random, are equally likely to rounding."""
     import torch
 
-    same = max(k for k in range(len(expected) + 1)
-               if text.startswith(text_of(processor, expected[:k])))  # fmt: skip
+    same = max(
+        k for k in range(len(expected) + 1) if text.startswith(text_of(processor, expected[:k]))
+    )
     inputs = plain_inputs(model, processor, prompt, image, "")
     ids = torch.cat([inputs.pop("input_ids"), expected[None, :same]], 1)
     inputs["attention_mask"] = torch.ones_like(ids)
@@ -164,8 +173,10 @@ def main() -> None:
                         for one, ids, image in zip(found, expected, images, strict=False)
                     )
                     equal[task] = max(equal[task], different)
-    print(f"largest difference of log-likelihoods {equal['scoring']:.1e}, texts that differ "
-          f"{equal['generation']:.0f}")  # fmt: skip
+    print(
+        f"largest difference of log-likelihoods {equal['scoring']:.1e}, texts that differ "
+        f"{equal['generation']:.0f}"
+    )
     assert equal["scoring"] < 1e-4 and equal["generation"] == 0
     ratios = {
         task: statistics.median(theirs / ours for ours, theirs in runs)

@@ -10,8 +10,8 @@ is answered (after a 429 it waits as long as it is told). Statuses must be 200 o
 request must be answered. By default there are 64 clients, which is more than the
 model can answer at once: each waits for the others. With --bombs there are 8, and so many more
 clients that send pictures that cost as much to decode as the gateway allows; 95 % of the requests
-of the 8 must still be answered within three seconds. The gateway's memory is read twice a second (Linux): after ten seconds it
-may not grow.
+of the 8 must still be answered within three seconds. The gateway's memory is read twice a second
+(Linux): after ten seconds it may not grow.
 """
 
 from __future__ import annotations
@@ -44,13 +44,19 @@ BOMBS = ("jpeg_50_scans_without_data", "jpeg_four_colours", "png_24mp", "jpeg200
 
 
 def build(folder: Path) -> None:
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tiny.build_llava(folder, corpus, image_size=112, patch_size=14, vision_width=64,
-                     vision_layers=2, hidden=128, layers=2, mlp=256, vocab_size=700,
-                     max_length=1024)  # fmt: skip
+    families.get("llava").build_tiny(
+        folder,
+        corpus,
+        image_size=112,
+        patch_size=14,
+        vision_width=64,
+        hidden=128,
+        mlp=256,
+        max_length=1024,
+    )
 
 
 def one_by_one(model: str, how: dict[str, str], images: list[Any], seconds: float) -> float:
@@ -216,18 +222,30 @@ def main() -> None:
     odd = sum(n for status, n in statuses.items() if status[:3] not in ("200", "429"))
     growth, latencies = growth_of(memory), sorted(latencies) or [0.0]
     ratio = together / alone
-    print(f"{words.clients} clients: {together:.2f} pictures a second, {ratio:.2f} times as many "
-          f"(bar {RATIO}); statuses {statuses}, lost {lost}, exit code {code}")  # fmt: skip
+    print(
+        f"{words.clients} clients: {together:.2f} pictures a second, {ratio:.2f} times as many "
+        f"(bar {RATIO}); statuses {statuses}, lost {lost}, exit code {code}"
+    )
     middle, late, last = (latencies[int(len(latencies) * share)] for share in (0.5, 0.95, 0.99))
-    print(f"time to answer: median {middle:.2f} s, 95 % within {late:.2f} s, 99 % within "
-          f"{last:.2f} s")  # fmt: skip
-    print(f"memory {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB, "
-          f"growth after {WARM_S:g} s {growth:.1%} (bar {GROWTH:.0%})")  # fmt: skip
+    print(
+        f"time to answer: median {middle:.2f} s, 95 % within {late:.2f} s, 99 % within {last:.2f} s"
+    )
+    print(
+        f"memory {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB, "
+        f"growth after {WARM_S:g} s {growth:.1%} (bar {GROWTH:.0%})"
+    )
     run = {
-        "alone_per_s": alone, "together_per_s": together, "clients": words.clients,
-        "seconds": words.seconds, "bombs": words.bombs, "p95_s": late, "statuses": statuses,
-        "rss_mb": memory, "rss_growth": growth, "exit_code": code,
-    }  # fmt: skip
+        "alone_per_s": alone,
+        "together_per_s": together,
+        "clients": words.clients,
+        "seconds": words.seconds,
+        "bombs": words.bombs,
+        "p95_s": late,
+        "statuses": statuses,
+        "rss_mb": memory,
+        "rss_growth": growth,
+        "exit_code": code,
+    }
     harness.write(
         words.json,
         "gateway_load",

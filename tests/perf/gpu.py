@@ -44,32 +44,44 @@ def build(folder: Path, small: bool, device: str) -> Any:
     )
 
     from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface.families.tiny import TinyLlava, build_tokenizer
 
     size = 56 if small else 336  # pixels
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    tokenizer = tiny.build_tokenizer(corpus, vocab_size=700, max_length=2048)
-    processor = tiny.build_processor(tokenizer, image_size=size, patch_size=14)
+    tokenizer = build_tokenizer(corpus, vocab_size=700, max_length=2048)
+    processor = TinyLlava(image_size=size, patch_size=14).processor(tokenizer)
     processor.save_pretrained(folder)
     special = {
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     width, depth = (64, 2) if small else (1024, 24)
     vision = CLIPVisionConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth,
-        num_attention_heads=width // 32 if small else 16, image_size=size, patch_size=14,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 32 if small else 16,
+        image_size=size,
+        patch_size=14,
+    )
     hidden, inner, layers = (128, 256, 2) if small else (4096, 11008, 32)
     text = LlamaConfig(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=hidden // 32 if small else 32, vocab_size=32064,
-        max_position_embeddings=4096, **special,
-    )  # fmt: skip
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32 if small else 32,
+        vocab_size=32064,
+        max_position_embeddings=4096,
+        **special,
+    )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=processor.image_token_id,
-        image_seq_length=(size // 14) ** 2, **special,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=processor.image_token_id,
+        image_seq_length=(size // 14) ** 2,
+        **special,
+    )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
     with torch.device(device):
@@ -126,9 +138,9 @@ def in_turn(
 
 def sft(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     import sft_vs_trl
+    from checkpoints import llava
     from transformers import set_seed
 
-    from vlmface.families import llava
     from vlmface.synth import dataset
 
     rows = dataset.load("train", n=FACES, size=336, progress=False)
@@ -137,12 +149,21 @@ def sft(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str,
     def run(make: Callable[..., Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as out:
             arguments = {
-                "output_dir": out, "num_train_epochs": EPOCHS, "learning_rate": 1e-4,
-                "per_device_train_batch_size": sft_vs_trl.BATCH, "save_strategy": "no",
-                "report_to": "none", "use_cpu": not gpu, "bf16": gpu, "seed": 0,
-                "logging_steps": 1, "disable_tqdm": True, "max_length": None,
-                "gradient_checkpointing": False, "lr_scheduler_type": "constant",
-            }  # fmt: skip
+                "output_dir": out,
+                "num_train_epochs": EPOCHS,
+                "learning_rate": 1e-4,
+                "per_device_train_batch_size": sft_vs_trl.BATCH,
+                "save_strategy": "no",
+                "report_to": "none",
+                "use_cpu": not gpu,
+                "bf16": gpu,
+                "seed": 0,
+                "logging_steps": 1,
+                "disable_tqdm": True,
+                "max_length": None,
+                "gradient_checkpointing": False,
+                "lr_scheduler_type": "constant",
+            }
             set_seed(0)
             processor = llava.load_processor(folder)
             trainer, _, prepare = make(model, processor, rows, completions, arguments)
@@ -178,10 +199,10 @@ def grpo(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str
 
 def evaluation(model: Any, folder: Path, gpu: bool) -> dict[str, dict[str, Callable[[], Any]]]:
     import eval_speed
+    from checkpoints import llava
 
     from vlmface import prompts
     from vlmface.evaluate import answering
-    from vlmface.families import llava
     from vlmface.infer.local import LocalModel
     from vlmface.synth import dataset
 

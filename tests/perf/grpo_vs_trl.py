@@ -30,22 +30,32 @@ GROUP, FACES, TOKENS = 8, 1, 64
 
 
 def build(folder: Path, small: bool) -> None:
-    from vlmface import prompts
-    from vlmface.families import tiny
+    from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    size = {"image_size": 336, "vision_width": 384, "vision_layers": 8, "hidden": 576, "layers": 10,
-            "mlp": 1536}  # fmt: skip
+    size = {
+        "image_size": 336,
+        "vision_width": 384,
+        "vision_layers": 8,
+        "hidden": 576,
+        "layers": 10,
+        "mlp": 1536,
+    }
     if small:
-        size = {"image_size": 56, "vision_width": 64, "vision_layers": 2, "hidden": 64, "layers": 2,
-                "mlp": 128}  # fmt: skip
-    tiny.build_llava(folder, corpus, patch_size=14, vocab_size=700, max_length=1024, **size)
+        size = {
+            "image_size": 56,
+            "vision_width": 64,
+            "vision_layers": 2,
+            "hidden": 64,
+            "layers": 2,
+            "mlp": 128,
+        }
+    families.get("llava").build_tiny(folder, corpus, patch_size=14, max_length=1024, **size)
 
 
 def model_of(folder: Path) -> Any:
     import torch
-
-    from vlmface.families import llava
+    from checkpoints import llava
 
     torch.manual_seed(0)
     return llava.load_model(folder, dtype=torch.float32)
@@ -60,28 +70,46 @@ def arguments(out: str, steps: int, gpu: bool) -> Any:
     from trl import GRPOConfig
 
     return GRPOConfig(
-        output_dir=out, max_steps=steps, num_generations=GROUP,
-        per_device_train_batch_size=GROUP * FACES, max_completion_length=TOKENS, beta=0.0,
-        temperature=1.0, learning_rate=1e-5, lr_scheduler_type="constant", bf16=gpu,
-        use_cpu=not gpu, report_to="none", save_strategy="no", logging_steps=1, seed=0,
-        loss_type="grpo", remove_unused_columns=False, disable_dropout=True,
-        gradient_checkpointing=False, dataloader_pin_memory=False, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=out,
+        max_steps=steps,
+        num_generations=GROUP,
+        per_device_train_batch_size=GROUP * FACES,
+        max_completion_length=TOKENS,
+        beta=0.0,
+        temperature=1.0,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        bf16=gpu,
+        use_cpu=not gpu,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        seed=0,
+        loss_type="grpo",
+        remove_unused_columns=False,
+        disable_dropout=True,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
 
 
 def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any:
     """A trainer of the model, by the processor in `folder`, for so many steps."""
+    from checkpoints import llava
     from datasets import Dataset, Image, concatenate_datasets
     from peft import LoraConfig
     from samples import rows
 
     from vlmface import prompts
-    from vlmface.families import llava
 
     lora = LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM",
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
         target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
-    )  # fmt: skip
+    )
     processor, prompt = llava.load_processor(folder), prompts.load("face_cot")
     faces, gpu = rows(FACES * steps), model.device.type == "cuda"
     if side == "trl":
@@ -95,34 +123,59 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         data = concatenate_datasets([asked, images], axis=1)
         args = arguments(out, steps, gpu)
         # No answer ends early: the limit decides on both sides.
-        args.generation_kwargs = {"eos_token_id": -1, "suppress_tokens": [
-            processor.tokenizer.eos_token_id, processor.image_token_id]}  # fmt: skip
+        args.generation_kwargs = {
+            "eos_token_id": -1,
+            "suppress_tokens": [processor.tokenizer.eos_token_id, processor.image_token_id],
+        }
         return GRPOTrainer(
-            model=model, args=args, reward_funcs=[length_reward], train_dataset=data,
-            processing_class=processor, peft_config=lora,
-        )  # fmt: skip
+            model=model,
+            args=args,
+            reward_funcs=[length_reward],
+            train_dataset=data,
+            processing_class=processor,
+            peft_config=lora,
+        )
     from vlmface.schema import FaceSample
     from vlmface.train import grpo, rewards
     from vlmface.train.group_trainer import GroupTrainer
 
     start = grpo.Start(
-        base=folder, base_id=str(folder), family=llava, processor=processor, prompt=prompt,
-        policy={}, max_length=1024, crop=None, frames=1, run=None,
-    )  # fmt: skip
+        base=folder,
+        base_id=str(folder),
+        family=llava,
+        processor=processor,
+        prompt=prompt,
+        policy={},
+        max_length=1024,
+        crop=None,
+        frames=1,
+        run=None,
+    )
     used = rewards.parse({"format": 1})
     encoded, samples, _ = grpo.encode_prompts(faces, start, used, TOKENS)
     judge = rewards.Judge(used, list[FaceSample](samples), prompt)
     trainer = GroupTrainer(
-        model=model, args=arguments(out, steps, gpu), reward_funcs=[length_reward],
-        train_dataset=Dataset.from_dict({
-            "prompt": [[{"role": "user", "content": "?"}]] * len(faces),
-            "index": list(range(len(faces))),
-        }),
-        processing_class=processor, peft_config=lora, family=llava, faces=encoded, judge=judge,
-        stops=[], top_p=1.0, max_drift=0.05, keep_features=True,
-    )  # fmt: skip
+        model=model,
+        args=arguments(out, steps, gpu),
+        reward_funcs=[length_reward],
+        train_dataset=Dataset.from_dict(
+            {
+                "prompt": [[{"role": "user", "content": "?"}]] * len(faces),
+                "index": list(range(len(faces))),
+            }
+        ),
+        processing_class=processor,
+        peft_config=lora,
+        family=llava,
+        faces=encoded,
+        judge=judge,
+        stops=[],
+        top_p=1.0,
+        max_drift=0.05,
+        keep_features=True,
+    )
     trainer.never = [processor.tokenizer.eos_token_id, processor.image_token_id]
-    trainer._cut = -(10**9)  # answers are cut on purpose
+    trainer._truncated_batches = -(10**9)  # answers are cut on purpose
     return trainer
 
 
@@ -168,25 +221,38 @@ def equal_loss(folder: Path) -> dict[str, float]:
             if side == "ours":
                 shared = trainer._prompts([row["index"] for row in batch][::GROUP])
                 prompt_ids = shared["input_ids"].repeat_interleave(GROUP, 0)
-                inputs: dict[str, Any] = {"shared": shared, "drawn": torch.zeros(ids.shape)}
+                inputs: dict[str, Any] = {"shared": shared, "rollout_logps": torch.zeros(ids.shape)}
                 trainer.max_drift = float("inf")
                 trainer.never = []
             else:
                 text = trainer.processing_class.apply_chat_template(
-                    [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
-                     batch[0]["prompt"][0]["content"]}]}]] * len(batch), add_generation_prompt=True,
-                )  # fmt: skip
+                    [
+                        [
+                            {
+                                "role": "user",
+                                "content": [
+                                    {"type": "image"},
+                                    {"type": "text", "text": batch[0]["prompt"][0]["content"]},
+                                ],
+                            }
+                        ]
+                    ]
+                    * len(batch),
+                    add_generation_prompt=True,
+                )
                 read = trainer.processing_class(
                     text=text, images=[[row["image"]] for row in batch], return_tensors="pt"
                 )
                 prompt_ids = read["input_ids"]
                 inputs = {"pixel_values": read["pixel_values"], "num_images": [1] * len(batch)}
             inputs |= {
-                "prompt_ids": prompt_ids, "prompt_mask": torch.ones_like(prompt_ids),
-                "completion_ids": ids, "completion_mask": torch.ones_like(ids),
+                "prompt_ids": prompt_ids,
+                "prompt_mask": torch.ones_like(prompt_ids),
+                "completion_ids": ids,
+                "completion_mask": torch.ones_like(ids),
                 "advantages": advantages,
                 "num_items_in_batch": torch.tensor(ids.numel()),
-            }  # fmt: skip
+            }
             # Against fixed older log-probabilities: an on-policy loss is 0 whatever is computed.
             if old is None:
                 trainer._shared = inputs
@@ -197,9 +263,9 @@ def equal_loss(folder: Path) -> dict[str, float]:
             trainer.current_gradient_accumulation_steps = 1
             loss = trainer._compute_loss(trainer.model, inputs)
             loss.backward()
-            norm = torch.stack([
-                p.grad.norm() for p in trainer.model.parameters() if p.grad is not None
-            ]).norm()  # fmt: skip
+            norm = torch.stack(
+                [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]
+            ).norm()
             found[side] = loss.item()
             found[f"{side}_gradient"] = norm.item()
             found["prompt_tokens"] = prompt_ids.shape[1]
@@ -227,9 +293,17 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
         for _ in range(words.repeats):
             for side, done in runs.items():
-                command = [sys.executable, __file__, "--side", side, "--folder", name,
-                           "--steps", str(words.steps),
-                           *(["--small"] if words.small else [])]  # fmt: skip
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--side",
+                    side,
+                    "--folder",
+                    name,
+                    "--steps",
+                    str(words.steps),
+                    *(["--small"] if words.small else []),
+                ]
                 shown = subprocess.run(command, capture_output=True, text=True)
                 if shown.returncode:
                     raise SystemExit(shown.stderr[-3000:])

@@ -28,9 +28,12 @@ import harness
 
 BATCH = 8
 LORA = {
-    "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "task_type": "CAUSAL_LM",
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "task_type": "CAUSAL_LM",
     "target_modules": r".*language_model.*\.(?:q|k|v|o|gate|up|down)_proj",
-}  # fmt: skip
+}
 OURS, THEIRS = "vlmface", "trl"
 MARK = "RESULT "
 
@@ -45,12 +48,12 @@ def build(folder: Path, small: bool) -> None:
         LlavaForConditionalGeneration,
     )
 
-    from vlmface import prompts
-    from vlmface.families import llava, tiny
+    from vlmface import families, prompts
+    from vlmface.families.tiny import TinyLlava, build_tokenizer
 
     texts = [text for _, text in answers(64)] + [str(prompts.load("face_cot").messages())] * 20
-    tokenizer = tiny.build_tokenizer(texts, vocab_size=4096, max_length=2048)
-    processor = tiny.build_processor(tokenizer, image_size=224, patch_size=16)
+    tokenizer = build_tokenizer(texts, vocab_size=4096, max_length=2048)
+    processor = TinyLlava(image_size=224, patch_size=16).processor(tokenizer)
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -58,22 +61,37 @@ def build(folder: Path, small: bool) -> None:
     }
     width, depth = (96, 1) if small else (768, 6)
     vision = CLIPVisionConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth,
-        num_attention_heads=12, image_size=224, patch_size=16,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=12,
+        image_size=224,
+        patch_size=16,
+    )
     hidden, inner, layers = (72, 96, 1) if small else (576, 1536, 15)
     text = LlamaConfig(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=9, num_key_value_heads=3, vocab_size=49152,
-        max_position_embeddings=2048, tie_word_embeddings=True, **special,
-    )  # fmt: skip
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        **special,
+    )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=processor.image_token_id,
-        image_seq_length=196, vision_feature_select_strategy="default", vision_feature_layer=-1,
-        tie_word_embeddings=True, **special,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=processor.image_token_id,
+        image_seq_length=196,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+        **special,
+    )
     torch.manual_seed(0)
-    llava.save_checkpoint(LlavaForConditionalGeneration(config), processor, folder)
+    families.get("llava").save_checkpoint(LlavaForConditionalGeneration(config), processor, folder)
 
 
 def answers(n: int) -> list[tuple[str, str]]:
@@ -103,18 +121,20 @@ def ours(model: Any, processor: Any, rows: Any, completions: list[str], argument
     from peft import LoraConfig
     from trl import SFTConfig
 
-    from vlmface import encode, prompts
-    from vlmface.families import llava
+    from vlmface import encode, families, prompts
     from vlmface.train.trainer import SupervisedTrainer, all_tower_features
 
+    llava = families.get("llava")
     messages = prompts.load("face_cot").messages()
     texts = [encode.encode_text(processor, llava, messages, text) for text in completions]
-    columns = Dataset.from_dict({
-        "input_ids": [text["input_ids"] for text in texts],
-        "labels": [text["labels"] for text in texts],
-        "length": [len(text["input_ids"]) for text in texts],
-        "row": list(range(len(texts))),
-    })  # fmt: skip
+    columns = Dataset.from_dict(
+        {
+            "input_ids": [text["input_ids"] for text in texts],
+            "labels": [text["labels"] for text in texts],
+            "length": [len(text["input_ids"]) for text in texts],
+            "row": list(range(len(texts))),
+        }
+    )
     stored = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
     whole = concatenate_datasets([stored, columns], axis=1)
     collate = encode.Collator(processor, llava)
@@ -146,13 +166,15 @@ def theirs(model: Any, processor: Any, rows: Any, completions: list[str], argume
 
     from vlmface import prompts
 
-    talk = Dataset.from_dict({
-        "prompt": [prompts.load("face_cot").messages()] * len(completions),
-        "completion": [
-            [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
-            for text in completions
-        ],
-    })  # fmt: skip
+    talk = Dataset.from_dict(
+        {
+            "prompt": [prompts.load("face_cot").messages()] * len(completions),
+            "completion": [
+                [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+                for text in completions
+            ],
+        }
+    )
     whole = concatenate_datasets([talk, rows.select_columns(["image"])], axis=1)
     trainer = SFTTrainer(
         model=model,
@@ -170,17 +192,27 @@ def run(side: str, folder: Path, n: int, epochs: int) -> None:
     import torch
     from transformers import set_seed
 
-    from vlmface.families import llava
+    from vlmface import families
     from vlmface.synth import dataset
-    from vlmface.train import sft
+    from vlmface.utils import memory
 
+    llava = families.get("llava")
     torch.set_num_threads(os.cpu_count() or 1)
     arguments = {
-        "output_dir": str(folder / "out"), "num_train_epochs": epochs, "learning_rate": 1e-4,
-        "per_device_train_batch_size": BATCH, "save_strategy": "no", "report_to": "none",
-        "use_cpu": True, "bf16": False, "seed": 0, "logging_steps": 1, "disable_tqdm": True,
-        "max_length": None, "gradient_checkpointing": False,
-    }  # fmt: skip
+        "output_dir": str(folder / "out"),
+        "num_train_epochs": epochs,
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": BATCH,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "seed": 0,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "max_length": None,
+        "gradient_checkpointing": False,
+    }
     set_seed(0)
     make = ours if side == OURS else theirs
     trainer, first, prepare = make(
@@ -204,7 +236,7 @@ def run(side: str, folder: Path, n: int, epochs: int) -> None:
         "supervised": supervised,
         "seconds": seconds,
         "samples_per_s": n * epochs / seconds,
-        "peak_rss_gib": sft.peak_rss_gib(),
+        "peak_rss_gib": memory.peak_rss_gib(),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
@@ -236,17 +268,22 @@ def main() -> None:
     runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), arguments.small)
-        print(f"{'':>4}{'samples/s':>20}{'peak RSS, GiB':>20}{'loss of the first batch':>28}"
-              f"{'mean of the last epoch':>28}")  # fmt: skip
+        print(
+            f"{'':>4}{'samples/s':>20}{'peak RSS, GiB':>20}{'loss of the first batch':>28}"
+            f"{'mean of the last epoch':>28}"
+        )
         print(f"{'run':>4}" + f"{OURS:>10}{THEIRS:>10}" * 2 + f"{OURS:>14}{THEIRS:>14}" * 2)
         for number in range(arguments.repeats):
             pair = (launch(OURS, Path(folder), arguments), launch(THEIRS, Path(folder), arguments))
             runs.append(pair)
-            print(f"{number + 1:>4}"
-                  + "".join(f"{one['samples_per_s']:>10.3f}" for one in pair)
-                  + "".join(f"{one['peak_rss_gib']:>10.2f}" for one in pair)
-                  + "".join(f"{one['loss']:>14.6f}" for one in pair)
-                  + "".join(f"{one['last_loss']:>14.4f}" for one in pair), flush=True)  # fmt: skip
+            print(
+                f"{number + 1:>4}"
+                + "".join(f"{one['samples_per_s']:>10.3f}" for one in pair)
+                + "".join(f"{one['peak_rss_gib']:>10.2f}" for one in pair)
+                + "".join(f"{one['loss']:>14.6f}" for one in pair)
+                + "".join(f"{one['last_loss']:>14.4f}" for one in pair),
+                flush=True,
+            )
     speed = statistics.median(a["samples_per_s"] / b["samples_per_s"] for a, b in runs)
     memory = statistics.median(a["peak_rss_gib"] / b["peak_rss_gib"] for a, b in runs)
     a, b = runs[0]

@@ -29,7 +29,7 @@ class Bottleneck(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A block of open_clip with three adapters: behind its attention, beside its MLP, and, for
+    """A block of open_clip with three adapters: after its attention, parallel to its MLP, and, for
     clips, behind the same attention turned round: each place of the picture attends to itself in
     the `frames` frames of a clip, which stand one after the other in a batch."""
 
@@ -54,7 +54,7 @@ class Adapted(nn.Module):
         return x + block.ls_2(block.mlp(entering)) + self.adapters["mlp"](entering)
 
     def get_weight_dtype(self) -> torch.dtype:
-        """open_clip asks its blocks."""
+        """Called by open_clip on its blocks."""
         return self.block.get_weight_dtype()
 
 

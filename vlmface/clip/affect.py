@@ -1,4 +1,4 @@
-"""Heads for valence and arousal beside the labels.
+"""Heads for valence and arousal in addition to the labels.
 
 "linear" reads them from the picture's feature alone. "graph" lets labels and dimensions inform each
 other: a graph convolution over the labels and the two dimensions, whose edges are learnt, refines

@@ -1,4 +1,4 @@
-"""A CLIP that says which label a picture shows: towers, texts, and what stands between them.
+"""A CLIP that classifies pictures: its towers, the labels' texts, and the layers between them.
 
 pictures (n, views x frames) -> image tower -> over time -> over views -> a feature
 texts of the labels, or learnt contexts -> text tower -> a feature for each label
@@ -20,8 +20,8 @@ from vlmface.clip.affect import AFFECT_HEADS
 from vlmface.clip.contexts import Contexts
 from vlmface.clip.model import Clip
 from vlmface.clip.temporal import TIME, Fusion, OverTime
-from vlmface.clip.texts import LabelTexts, check_lengths
 from vlmface.errors import UserError
+from vlmface.label_texts import LabelTexts, check_lengths
 
 # LoRA on the queries, keys and values, and on the MLP. Not through peft's layer for the whole
 # attention: up to 0.21 it adds the output projection's part twice (peft#3774), and adds to and
@@ -35,12 +35,23 @@ TIMM_LORA_MODULES = r"visual\..*\.(qkv|proj|fc1|fc2)"  # image towers of timm (S
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How a classifier is built, as a manifest keeps it. `image`: frozen | lora | adapters | full.
-    `text`: also "prompts", learnt contexts in front of each text. `head`: "text" (cosine with the
-    labels' features) or "linear" (weights that start from them). `views` and `frames` of a row;
-    `time`: how frames become one (`temporal.TIME`). `affect`: head for valence and arousal
-    (`affect`)."""
+class ClassifierConfig:
+    """How a classifier is built; part of the manifest.
+
+    Attributes:
+        image: how the image tower is trained.
+        text: how the text tower is trained; "prompts": learnt contexts in front of each text.
+        head: "text" (cosine with the labels' features) or "linear" (weights that start from them).
+        views: pictures of a row.
+        frames: pictures of each view.
+        time: how the frames' features are merged, see `temporal.TIME`.
+        affect: the head for valence and arousal, see `affect`.
+        contexts: number of learnt context vectors.
+        class_specific: whether each text has contexts of its own.
+        negative_weight: of the texts that describe what a label does not show.
+        lora_rank: rank of LoRA in both towers.
+        lora_alpha: scale of LoRA in both towers.
+    """
 
     image: Literal["frozen", "lora", "adapters", "full"] = "frozen"
     text: Literal["frozen", "lora", "full", "prompts"] = "frozen"
@@ -57,12 +68,12 @@ class Shape:
 
 
 class Classifier(nn.Module):
-    """See above. `forward` takes uint8 squares or the image tower's features."""
+    """A CLIP with a head for labels."""
 
     tokens: torch.Tensor
     negative_tokens: torch.Tensor | None
 
-    def __init__(self, clip: Clip, texts: LabelTexts, shape: Shape) -> None:
+    def __init__(self, clip: Clip, texts: LabelTexts, shape: ClassifierConfig) -> None:
         super().__init__()
         if shape.frames > 1 and shape.time == "none":
             raise UserError(
@@ -71,11 +82,11 @@ class Classifier(nn.Module):
             )
         self.clip, self.texts, self.shape = clip, texts, shape
         self.model = clip.model
-        positive = [text for found in texts.positive.values() for text in found]
-        negative = [text for found in texts.negative.values() for text in found]
+        positive = [text for descriptions in texts.positive.values() for text in descriptions]
+        negative = [text for descriptions in texts.negative.values() for text in descriptions]
         check_lengths(clip.tokenizer, [*positive, *negative], texts.id)
-        self.sizes = [len(found) for found in texts.positive.values()]
-        self.negative_sizes = [len(found) for found in texts.negative.values()]
+        self.sizes = [len(descriptions) for descriptions in texts.positive.values()]
+        self.negative_sizes = [len(descriptions) for descriptions in texts.negative.values()]
         self._register("tokens", clip.tokens(positive))
         self._register("negative_tokens", clip.tokens(negative) if negative else None)
 
@@ -106,7 +117,7 @@ class Classifier(nn.Module):
         self.register_buffer(name, value, persistent=False)
 
     def _choose_weights(self) -> None:
-        """Freeze all but what is trained, and put LoRA where it shall be."""
+        """Freeze untrained parameters and insert LoRA adapters."""
         shape = self.shape
         full = [tower for tower in ("image", "text") if getattr(shape, tower) == "full"]
         if shape.image == "adapters":
@@ -124,16 +135,16 @@ class Classifier(nn.Module):
             features = self.contexts()
         else:
             features = self.clip.text_features(self.tokens)
-        found = F.normalize(_means(features, self.sizes), dim=-1)
+        positive = F.normalize(_means(features, self.sizes), dim=-1)
         if self.shape.negative_weight and self.negative_tokens is not None:
             against = self.clip.text_features(self.negative_tokens)
             against = F.normalize(_means(against, self.negative_sizes), dim=-1, eps=1e-6)
-            found = found - self.shape.negative_weight * against
-        return found
+            positive = positive - self.shape.negative_weight * against
+        return positive
 
     def label_features(self) -> torch.Tensor:
-        """`_label_features`, computed once where no weight behind them is trained, or while the
-        model only answers."""
+        """`_label_features`, computed once if no weight that they depend on is trained, or in
+        evaluation mode."""
         if self.training and self.shape.text != "frozen":
             self._kept = None
             return self._label_features()
@@ -154,8 +165,8 @@ class Classifier(nn.Module):
         """(n, pictures, 3, side, side) uint8 -> (n, pictures, width), not normalised: a temporal
         transformer takes them as they are."""
         n, pictures = squares.shape[:2]
-        found = self.clip.image_features(squares.flatten(0, 1), normalize=False)
-        return found.unflatten(0, (n, pictures))
+        flat = self.clip.image_features(squares.flatten(0, 1), normalize=False)
+        return flat.unflatten(0, (n, pictures))
 
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
         """`image_features` (n, views x frames, width) -> one feature (n, width), normalised."""
@@ -174,17 +185,17 @@ class Classifier(nn.Module):
         if features is None:
             assert squares is not None
             features = self.image_features(squares)
-        found = self.features(features)
+        image = self.features(features)
         if self.linear is not None:
-            logits = F.linear(found, self.linear.weight, self.linear.bias / self.scale)
+            logits = F.linear(image, self.linear.weight, self.linear.bias / self.scale)
         else:
-            logits = found @ self.label_features().T.to(found)
+            logits = image @ self.label_features().T.to(image)
         if self.threshold is not None:
             # Cosines of one picture are all high or all low: what counts is how they differ.
             logits = logits - logits.mean(-1, keepdim=True) - self.threshold / self.scale
         if self.affect is None:
             return {"logits": logits}
-        logits, affect = self.affect(found, logits, self.scale)
+        logits, affect = self.affect(image, logits, self.scale)
         return {"logits": logits, "affect": affect}
 
     @property
@@ -226,8 +237,8 @@ class Classifier(nn.Module):
         self.adapter = []
         self._kept = None
 
-    def forget(self) -> None:
-        """After weights were loaded: what was computed with the old ones no longer counts."""
+    def reset_cache(self) -> None:
+        """Discard label features after other weights were loaded."""
         self._kept = None
 
 
@@ -239,8 +250,11 @@ def tower_of(name: str) -> str:
 
 
 def add_lora(clip: Clip, shape: Any) -> list[Any]:
-    """Put LoRA into the towers whose policy in `shape` is lora: [peft's model], or []. All other
-    weights are frozen then. A list, so that a module that keeps it does not own its weights twice.
+    """Insert LoRA into the towers whose policy in `shape` is lora, and freeze all other weights.
+
+    Returns:
+        [peft's model], or []: a list, so that a module that keeps it does not register its weights
+        a second time.
     """
     towers = [tower for tower in ("image", "text") if getattr(shape, tower) == "lora"]
     if not towers:
@@ -275,5 +289,5 @@ def _lora_modules(clip: Clip, tower: str) -> str:
 def _means(features: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """Mean of each run of `sizes` rows; zeros for a run of none."""
     parts = torch.split(features, list(sizes))
-    return torch.stack([p.mean(0) if len(p) else features.new_zeros(features.shape[1])
-                        for p in parts])  # fmt: skip
+    zeros = features.new_zeros(features.shape[1])
+    return torch.stack([part.mean(0) if len(part) else zeros for part in parts])

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from vlmface.clip.model import Clip
-from vlmface.clip.texts import lengths
 from vlmface.errors import UserError
+from vlmface.label_texts import lengths
 
 START = "a photo of a face that shows"  # the first of shared vectors are its words'
 _SPREAD = 0.02
@@ -34,16 +34,16 @@ class Contexts(nn.Module):
                 f"text is prompts, but the text tower of {clip.base} is a model of transformers "
                 "that takes no learnt contexts: use text: frozen or full"
             )
-        found = lengths(clip.tokenizer, texts)
+        token_counts = lengths(clip.tokenizer, texts)
         limit = clip.tokenizer.context_length
-        if count < 1 or max(found) + count > limit:
+        if count < 1 or max(token_counts) + count > limit:
             raise UserError(
-                f"contexts is {count}, but the longest text has {max(found)} of the {limit} tokens "
-                "that this model reads: shorten the texts or take fewer contexts"
+                f"contexts is {count}, but the longest text has {max(token_counts)} of the {limit} "
+                "tokens that this model reads: shorten the texts or take fewer contexts"
             )
         self.clip = [clip]  # a list: its weights are the classifier's
         tokens = clip.tokens(texts)
-        # The vectors' places hold a token that is no end of a text; it is never read.
+        # The vectors' places hold a token that does not end a text; it is never read.
         filler = tokens[:, 1:2].expand(-1, count)
         moved = torch.cat([tokens[:, :1], filler, tokens[:, 1 : limit - count]], 1)
         self.register_buffer("tokens", moved, persistent=False)

@@ -21,7 +21,7 @@ def fuse(model: nn.Module) -> None:
 
     for module in list(model.modules()):
         if type(module) is nn.MultiheadAttention and _is_plain(module):
-            # In place, as whoever holds the layer (its block, a hook) shall go on holding it.
+            # In place, so that references to the layer (its block, a hook) stay valid.
             module.__class__ = SelfAttention
         for name, child in module.named_children():
             if type(child) is Stock:
@@ -39,8 +39,7 @@ def _is_plain(layer: nn.MultiheadAttention) -> bool:
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """nn.MultiheadAttention of (n, length, width) that attend to themselves; for anything else it
-    is asked itself."""
+    """nn.MultiheadAttention, with a faster path for self-attention of (n, length, width)."""
 
     def forward(  # type: ignore[override]
         self,

@@ -25,7 +25,7 @@ from PIL import Image
 from vlmface import manifest
 from vlmface.clip.fused import fuse
 from vlmface.errors import UserError
-from vlmface.files import resource
+from vlmface.resources import resource
 
 TINY = "vlmface-clip-tiny"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -37,7 +37,9 @@ def is_clip(base: str | Path) -> bool:
     if str(base) == TINY or str(base).startswith("hf-hub:"):
         return True
     folder = Path(base).expanduser()
-    if str(base) == manifest.TINY or folder.is_dir():  # told without open_clip, which loads slowly
+    if (
+        str(base) == manifest.TINY_MODEL or folder.is_dir()
+    ):  # told without open_clip, which loads slowly
         return (folder / CONFIG).is_file()
     import open_clip
 
@@ -55,7 +57,7 @@ def _source(base: str) -> tuple[str, str | None]:
     folder = Path(base).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder} is no CLIP: it has no {CONFIG}")
+            raise UserError(f"{folder} is not a CLIP: it has no {CONFIG}")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise UserError(f"{folder} has {CONFIG}, but no weights: restore {WEIGHTS}")
         return f"local-dir:{folder}", None
@@ -82,8 +84,14 @@ def _source(base: str) -> tuple[str, str | None]:
 
 @dataclass
 class Clip:
-    """`model` is open_clip's, `config` its open_clip_config.json, `base` the name it was asked
-    for by."""
+    """A CLIP of open_clip.
+
+    Attributes:
+        model: open_clip's model.
+        tokenizer: open_clip's tokenizer.
+        config: the content of open_clip_config.json.
+        base: the name that it was opened by, see `is_clip`.
+    """
 
     model: Any
     tokenizer: Any
@@ -150,7 +158,7 @@ class Clip:
     # --- texts ------------------------------------------------------------------------------------
 
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids (n, context_length). Whoever calls it has checked the lengths."""
+        """Token ids (n, context_length). The caller has checked the lengths."""
         return self.tokenizer(list(texts))
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -159,7 +167,7 @@ class Clip:
         if not self.reads_embedded:
             return self.model.encode_text(tokens, normalize=True)
         if self._causal:
-            # What lies behind the last text's end cannot be seen from it.
+            # A causal tower does not see the tokens after the last text's end.
             tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]
         return self.read_embedded(self.text_tower.token_embedding(tokens), tokens)
 
@@ -199,16 +207,23 @@ class Clip:
         return F.normalize(pooled, dim=-1)
 
 
-def load(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = None) -> Clip:
-    """Open a CLIP by its name (see `is_clip`), with weights; open_clip downloads what it does not
-    have. `dtype` is that of all weights, float32 by default. Raises UserError for a name or weights
-    that do not exist, with the nearest ones."""
+def load_clip(base: str | Path, *, device: str | torch.device = "cpu", dtype: Any = None) -> Clip:
+    """Open a CLIP with weights, which open_clip downloads if necessary.
+
+    Args:
+        base: its name, see `is_clip`.
+        device: of the model.
+        dtype: of all weights, by default float32.
+
+    Raises:
+        UserError: a name or weights that do not exist; the message suggests the nearest ones.
+    """
     import open_clip
 
     name, tag = _source(str(base))
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # open_clip tells the root logger of every step
+    root.setLevel(logging.ERROR)  # open_clip logs every step to the root logger
     try:
         with warnings.catch_warnings(), _without_remote_code():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
@@ -270,12 +285,17 @@ def _check_tokenizer(settings: dict[str, Any], base: str | Path) -> None:
         )
 
 
-def save(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
-    """Write a folder that `load`, and open_clip itself ("local-dir:FOLDER"), opens. `dtype`: the
-    weights' there, such as "float16"; None for the model's own."""
+def save_clip(clip: Clip, folder: str | Path, dtype: str | None = None) -> None:
+    """Write a folder that `load_clip`, and open_clip itself ("local-dir:FOLDER"), opens.
+
+    Args:
+        clip: the model.
+        folder: to write.
+        dtype: of the weights in it, such as "float16"; by default the model's own.
+    """
     from safetensors.torch import save as to_bytes
 
-    from vlmface.files import atomic_write
+    from vlmface.utils.files import atomic_write
 
     kind = None if dtype is None else getattr(torch, dtype)
     weights = {

@@ -1,4 +1,4 @@
-"""Frames of a clip, and views of a scene, become one feature."""
+"""Merging the features of a clip's frames, and of the views of a scene."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class OverTime(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if self.kind == "transformer":
-            return torch.stack([one(features[:, i]) for i, one in enumerate(self.of_view)], 1)
+            return torch.stack([pool(features[:, i]) for i, pool in enumerate(self.of_view)], 1)
         return F.normalize(features, dim=-1).mean(2)
 
 

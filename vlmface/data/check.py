@@ -1,4 +1,4 @@
-"""Is a copy of a data set whole, and are its labels right? `vlmface data check`.
+"""`vlmface data check`: whether a copy of a data set is complete and its labels are right.
 
 Errors: a split that cannot be read, files that are missing or cannot be decoded, pictures or
 people that two splits share. Warnings: counts other than its owners published, what was left out,
@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from vlmface import data, files, sheet
+from vlmface import data
 from vlmface.data.crop_cache import person_box
-from vlmface.data.crops import usable
-from vlmface.data.rows import Rows, as_stored, to_dataset
-from vlmface.data.sources import Source, content, digest, in_threads, sources
+from vlmface.data.crops import valid_box
+from vlmface.data.rows import Rows, resolve_image_paths, to_dataset
+from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
-from vlmface.images import open_image
 from vlmface.schema import FaceSample
+from vlmface.utils import contact_sheet, files
+from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
     import datasets
@@ -38,18 +39,18 @@ PER_CLASS = 8  # faces on the sheet
 
 
 @dataclass
-class Part:
-    """A split: its labels as rows, the pictures of each row, and what its module left out."""
+class SplitData:
+    """A split: its labels as rows, the pictures of each row, and what was skipped."""
 
     split: str
     rows: datasets.Dataset
     pictures: list[list[Source]]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Look:
-    """A picture that was looked at: the digest of its bytes, (width, height), or what is wrong."""
+class ImageCheck:
+    """A picture that was checked: the digest of its bytes, (width, height), or what is wrong."""
 
     digest: str | None = None
     size: tuple[int, int] | None = None
@@ -66,28 +67,36 @@ def check(
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Read the splits (default: all that the copy has) and look at each of its pictures. `options`
-    are the data set's own.
+    """Read splits of a copy of a data set and decode each of its pictures.
 
-    Returns {"name", "title", "options", "splits": {split: what it holds}, "unreadable": {file:
-    why}, "duplicates": [[{"split", "id", "emotion"}, ...], ...], "shared_subjects": {"train, test":
-    [...]}, "errors": [...], "warnings": [...]}. With `output`, writes that as check.json there and
-    a contact sheet, sheet.png. Raises UserError if no split can be read.
+    Args:
+        name: of the data set.
+        root: of the copy.
+        output: a folder for check.json and a contact sheet, sheet.png.
+        splits: to read, by default all that the copy has.
+        workers: number of threads, by default one for each core.
+        progress: show progress bars.
+        options: the data set's own.
+
+    Returns:
+        {"name", "title", "options", "splits": {split: counts}, "unreadable": {file: reason},
+        "duplicates": [[{"split", "id", "emotion"}, ...], ...], "shared_subjects": {"train, test":
+        [...]}, "errors": [...], "warnings": [...]}; check.json has the same.
+
+    Raises:
+        UserError: no split can be read.
     """
-    module = data.adapter(name)
+    module = data.dataset_module(name)
     protocol = dict(options or {})
     parts, errors = _read(name, root, splits or data.splits_of(name, root, **protocol), protocol)
     looks = _look_at_all(parts, workers, progress)
-    published = module.PUBLISHED
-    for (option, value), counts in getattr(module, "PUBLISHED_BY", {}).items():
-        if protocol.get(option) == value:
-            published = counts
+    published = _published(module, protocol)
     place = None if root is None else Path(root).expanduser()
     if place is not None and place.is_file():
         place = place.parent
     report: dict[str, Any] = {
         "name": name,
-        "title": module.TITLE,
+        "title": data.describe(name)["title"],
         "options": protocol,
         "splits": {p.split: _holds(p, looks, published.get(p.split, {})) for p in parts},
         "unreadable": {
@@ -102,30 +111,39 @@ def check(
     if output is not None:
         picture = _draw(parts, looks)
         if picture is not None:
-            sheet.write(Path(output) / "sheet.png", picture)
+            contact_sheet.write(Path(output) / "sheet.png", picture)
         text = json.dumps(report, indent=1, ensure_ascii=False, default=str)
         files.atomic_write(Path(output) / "check.json", text + "\n")
     return report
 
 
+def _published(module: Any, options: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """The counts that the data set's owners published, under these options."""
+    published: dict[str, dict[str, int]] = getattr(module, "PUBLISHED", {})
+    for (option, value), counts in getattr(module, "PUBLISHED_BY", {}).items():
+        if options.get(option) == value:
+            published = counts
+    return published
+
+
 def _read(
     name: str, root: str | Path | None, splits: Sequence[str], protocol: dict[str, Any]
-) -> tuple[list[Part], list[str]]:
-    parts: list[Part] = []
+) -> tuple[list[SplitData], list[str]]:
+    parts: list[SplitData] = []
     failures: dict[str, UserError] = {}
     for split in splits:
         try:
-            found = data.read(name, root, split, **protocol)
-            left_out: dict[str, list[str]] = {}
-            if isinstance(found, Rows):
-                found, _ = as_stored(found, f"{name}, {split}")
-            pictures = sources(found)
-            if isinstance(found, Rows):
-                left_out = found.left_out
+            rows = data.read(name, root, split, **protocol)
+            skipped: dict[str, list[str]] = {}
+            if isinstance(rows, Rows):
+                rows, _ = resolve_image_paths(rows, f"{name}, {split}")
+            pictures = image_sources(rows)
+            if isinstance(rows, Rows):
+                skipped = rows.skipped
                 # Without its pictures, so that labels are counted whether or not a file is there.
-                labels = {k: v for k, v in found.columns.items() if k not in ("image", "frames")}
-                found = to_dataset(Rows(labels), name, split)
-            parts.append(Part(split, found, pictures, left_out))
+                labels = {k: v for k, v in rows.columns.items() if k not in ("image", "frames")}
+                rows = to_dataset(Rows(labels), name, split)
+            parts.append(SplitData(split, rows, pictures, skipped))
         except UserError as error:
             failures[split] = error
     if not parts:
@@ -136,33 +154,39 @@ def _read(
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _look_at_all(parts: list[Part], workers: int | None, progress: bool) -> dict[Source, Look]:
+def _look_at_all(
+    parts: list[SplitData], workers: int | None, progress: bool
+) -> dict[Source, ImageCheck]:
     every = list(dict.fromkeys(s for part in parts for row in part.pictures for s in row))
     with warnings.catch_warnings():  # open_image sets filters, which are common to all threads
         return dict(
             zip(
                 every,
-                in_threads(_look, every, "looking", workers=workers, progress=progress),
+                map_in_threads(_look, every, "looking", workers=workers, progress=progress),
                 strict=True,
             )
         )
 
 
-def _look(source: Source) -> Look:
+def _look(source: Source) -> ImageCheck:
     try:
-        encoded = content(source)
+        encoded = read_content(source)
     except FileNotFoundError:
-        return Look(fault="missing")
+        return ImageCheck(fault="missing")
     except OSError as error:
-        return Look(fault=str(error))
+        return ImageCheck(fault=str(error))
     try:
-        return Look(digest(encoded), open_image(encoded).size)
+        return ImageCheck(content_digest(encoded), open_image(encoded).size)
     except UserError as error:
-        return Look(digest(encoded), fault=str(error).removeprefix("the image bytes "))
+        return ImageCheck(
+            content_digest(encoded), fault=str(error).removeprefix("the image bytes ")
+        )
 
 
-def _duplicates(parts: list[Part], looks: dict[Source, Look]) -> list[list[dict[str, Any]]]:
-    """Rows with the same pictures, in groups. Several boxes in one picture of a split are no
+def _duplicates(
+    parts: list[SplitData], looks: dict[Source, ImageCheck]
+) -> list[list[dict[str, Any]]]:
+    """Rows with the same pictures, in groups. Several boxes in one picture of a split are not
     duplicates; in two splits, the picture itself is what must not be shared."""
     same: dict[tuple[str | None, ...], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for part in parts:
@@ -180,13 +204,16 @@ def _duplicates(parts: list[Part], looks: dict[Source, Look]) -> list[list[dict[
             seen = Counter(boxes)
             rows = [row for row, box in zip(rows, boxes, strict=True) if seen[box] > 1]
         if len(rows) > 1:
-            groups.append([
-                {"split": split, "id": row["id"], "emotion": row["emotion"]} for split, row in rows
-            ])  # fmt: skip
+            groups.append(
+                [
+                    {"split": split, "id": row["id"], "emotion": row["emotion"]}
+                    for split, row in rows
+                ]
+            )
     return groups
 
 
-def _shared_subjects(parts: list[Part]) -> dict[str, list[str]]:
+def _shared_subjects(parts: list[SplitData]) -> dict[str, list[str]]:
     people = {
         part.split: set(part.rows["subject"]) - {None} for part in parts if part.split != "all"
     }
@@ -200,8 +227,10 @@ def _shared_subjects(parts: list[Part]) -> dict[str, list[str]]:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def _holds(part: Part, looks: dict[Source, Look], published: dict[str, int]) -> dict[str, Any]:
-    """What check.json says about a split."""
+def _holds(
+    part: SplitData, looks: dict[Source, ImageCheck], published: dict[str, int]
+) -> dict[str, Any]:
+    """The counts of a split, as in check.json."""
     rows = part.rows
     units = rows["aus"]
     present = (label["au"] for row in units for label in row or () if label["present"])
@@ -227,7 +256,7 @@ def _holds(part: Part, looks: dict[Source, Look], published: dict[str, int]) -> 
         "subjects": len(set(rows["subject"]) - {None}),
         "files": len(every),
         "sizes": _sizes(sizes),
-        "left_out": part.left_out,
+        "skipped": part.skipped,
     }
 
 
@@ -258,7 +287,10 @@ def _count(holds: dict[str, Any], label: str) -> int:
 
 
 def _judge(
-    report: dict[str, Any], parts: list[Part], looks: dict[Source, Look], root: Path | None
+    report: dict[str, Any],
+    parts: list[SplitData],
+    looks: dict[Source, ImageCheck],
+    root: Path | None,
 ) -> None:
     errors, hints = report["errors"], report["warnings"]
     for part in parts:
@@ -279,7 +311,7 @@ def _judge(
         ]
         if other:
             hints.append(f"{part.split}: not as published ({len(other)}): {_some(other)}")
-        for reason, rows in part.left_out.items():
+        for reason, rows in part.skipped.items():
             hints.append(f"{part.split}: left out, {reason} ({len(rows):,}): {_some(rows)}")
         twice = [g for g in report["duplicates"] if {who["split"] for who in g} == {part.split}]
         if twice:
@@ -313,23 +345,23 @@ def _some(names: Iterable[str]) -> str:
 
 def _short(source: Source, root: Path | None) -> str:
     if isinstance(source, bytes):
-        return f"embedded picture {digest(source)[:8]}"
+        return f"embedded picture {content_digest(source)[:8]}"
     path = Path(source)
     return str(path.relative_to(root) if root and path.is_relative_to(root) else path)
 
 
-def text(report: dict[str, Any]) -> str:
-    """The report as a table for people, its errors and warnings last."""
+def format_report(report: dict[str, Any]) -> str:
+    """The report as a text table, its errors and warnings last."""
     parts = report["splits"]
     holds = list(parts.values())
     lines = [[f"{report['title']} ({report['name']})", *parts]]
-    compared = set()  # each published count stands beside one line
+    compared = set()  # each published count is shown in one line
 
-    def counts(title: str, label: str, found: Iterable[int]) -> None:
+    def counts(title: str, label: str, numbers: Iterable[int]) -> None:
         published = [None if label in compared else h["published"].get(label) for h in holds]
         compared.add(label)
         lines.append([title])
-        for n, p in zip(found, published, strict=True):
+        for n, p in zip(numbers, published, strict=True):
             lines[-1].append(f"{n:,}" + (f" [{p:,}]" if p is not None and p != n else ""))
 
     def cells(title: str, values: Iterable[str]) -> None:
@@ -346,8 +378,8 @@ def text(report: dict[str, Any]) -> str:
             counts(f"  {label}", label, [table.get(label, 0) for table in tables])
     for name in NUMBERS:
         ranges = [h["numbers"].get(name) or {} for h in holds]
-        shown = [", ".join(f"{r[key]:.3g}" for key in list(r)[1:]) for r in ranges]
-        cells(f"{name} (min, median, max)", shown)
+        formatted = [", ".join(f"{r[key]:.3g}" for key in list(r)[1:]) for r in ranges]
+        cells(f"{name} (min, median, max)", formatted)
     cells("subjects", [f"{h['subjects']:,}" if h["subjects"] else "" for h in holds])
     cells("picture files", [f"{h['files']:,}" for h in holds])
     for name in ("usual", "smallest", "largest"):
@@ -362,8 +394,8 @@ def text(report: dict[str, Any]) -> str:
     ]
     if any("[" in cell for _, *row in lines for cell in row):
         table.append("[n]: as published, where that differs")
-    table += ["", *(f"error: {one}" for one in report["errors"])]
-    table += [f"warning: {one}" for one in report["warnings"]]
+    table += ["", *(f"error: {message}" for message in report["errors"])]
+    table += [f"warning: {message}" for message in report["warnings"]]
     return "\n".join(table).rstrip()
 
 
@@ -376,46 +408,50 @@ def _order(label: str) -> tuple[bool, int, str]:
 # --- the sheet ------------------------------------------------------------------------------------
 
 
-def _draw(parts: list[Part], looks: dict[Source, Look]) -> Image.Image | None:
+def _draw(parts: list[SplitData], looks: dict[Source, ImageCheck]) -> Image.Image | None:
     """A few faces of each class, the classes line by line; None if no picture can be read."""
     by = next((n for n in WORDS if any(set(p.rows[n]) - {None} for p in parts)), None)
-    classes: dict[str | None, list[tuple[Part, int]]] = defaultdict(list)
+    classes: dict[str | None, list[tuple[SplitData, int]]] = defaultdict(list)
     for part in [p for p in parts if p.split != "all"] or parts:
         labels = part.rows[by] if by else [None] * len(part.rows)
         for row, (label, pictures) in enumerate(zip(labels, part.pictures, strict=True)):
             if pictures and looks[pictures[len(pictures) // 2]].size:
                 classes[label].append((part, row))
     most = PER_CLASS if by else PER_CLASS**2
-    shown = {
+    examples = {
         label: random.Random(0).sample(classes[label], min(most, len(classes[label])))
         for label in sorted(classes, key=lambda word: (word is None, word))
     }
-    columns = min(PER_CLASS, max(map(len, shown.values()), default=0))
-    tiles: list[sheet.Tile | None] = []
-    for rows in shown.values():
+    columns = min(PER_CLASS, max(map(len, examples.values()), default=0))
+    tiles: list[contact_sheet.Tile | None] = []
+    for rows in examples.values():
         tiles += [_tile(part, row, by) for part, row in rows]
         tiles += [None] * (-len(tiles) % columns)
-    return sheet.draw(tiles, columns) if tiles else None
+    return contact_sheet.draw(tiles, columns) if tiles else None
 
 
-def _tile(part: Part, row: int, by: str | None) -> sheet.Tile:
+def _tile(part: SplitData, row: int, by: str | None) -> contact_sheet.Tile:
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])
-    if box := usable(sample.face_box or person_box(sample.meta), image.size):
+    if box := valid_box(sample.face_box or person_box(sample.meta), image.size):
         image = _around(image, list(box))
     age = sample.age_group if sample.age is None else f"{sample.age:g} years"
-    said = {"emotion": sample.emotion, "age_group": age, "gender": sample.gender,
-            "race": sample.race}  # fmt: skip
-    title = said.pop(by, None) or "no label" if by else part.split
-    words = [word for word in (*said.values(), *(sample.context or ())) if word]
+    attributes = {
+        "emotion": sample.emotion,
+        "age_group": age,
+        "gender": sample.gender,
+        "race": sample.race,
+    }
+    title = attributes.pop(by, None) or "no label" if by else part.split
+    words = [word for word in (*attributes.values(), *(sample.context or ())) if word]
     lines = [", ".join(words)] if words else []
     if sample.valence is not None and sample.arousal is not None:
         lines.append(f"valence {sample.valence:.2f}, arousal {sample.arousal:.2f}")
     if sample.aus is not None:
-        lines.append(sheet.units(sample))
+        lines.append(contact_sheet.units(sample))
     where = f"{part.split}: {sample.id.removeprefix(sample.dataset + '-')}"
-    return sheet.Tile(image, title, (*lines, where))
+    return contact_sheet.Tile(image, title, (*lines, where))
 
 
 def _around(image: Image.Image, box: list[float]) -> Image.Image:
@@ -423,10 +459,14 @@ def _around(image: Image.Image, box: list[float]) -> Image.Image:
     x0, y0, x1, y1 = box
     margin = max(x1 - x0, y1 - y0) / 2
     image = image.copy()
-    width = max(1, round((max(x1 - x0, y1 - y0) + 2 * margin) / sheet.TILE * 2))
+    width = max(1, round((max(x1 - x0, y1 - y0) + 2 * margin) / contact_sheet.TILE * 2))
     ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), outline="#e8281e", width=width)
-    corners = (max(0, x0 - margin), max(0, y0 - margin),
-               min(image.width, x1 + margin), min(image.height, y1 + margin))  # fmt: skip
+    corners = (
+        max(0, x0 - margin),
+        max(0, y0 - margin),
+        min(image.width, x1 + margin),
+        min(image.height, y1 + margin),
+    )
     left, top, right, bottom = map(round, corners)
     if right - left < 1 or bottom - top < 1:  # the box lies outside of the picture: show that
         return image

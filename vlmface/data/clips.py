@@ -1,4 +1,4 @@
-"""Videos as folders of extracted frames, or as files: where they lie, and which frames stand for a
+"""Videos as folders of extracted frames, or as files: where they are, and which frames represent a
 clip."""
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from vlmface.data.rows import Rows, image_names
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 
-FRAMES = 16  # of a clip, in published models and in data sets unless it is said
+FRAMES = 16  # of a clip, in published models; the default of data sets
 
 
-def in_order(folder: Path) -> list[str] | None:
+def images_in_order(folder: Path) -> list[str] | None:
     """The names of the images in a folder by the numbers in them, "9.jpg" before "10.jpg"; None if
-    there is no such folder."""
+    the folder does not exist."""
     try:
         images, _ = image_names(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -35,68 +35,80 @@ def _numbers(name: str) -> list[Any]:
     return [*parts, name]
 
 
-def taken(frames: int) -> int:
-    """How many frames of a video are taken for a model that is shown `frames`: so many; for a model
-    of one frame those that a data set has, of which it is shown the middle one."""
+def frames_to_extract(frames: int) -> int:
+    """How many frames of a video to extract for a model of `frames` frames: that number, except for
+    a model of one frame, which is shown the middle one of as many as data sets have."""
     return frames if frames > 1 else FRAMES
-
-
-def middles(total: int, count: int) -> list[int]:
-    """The middles of `count` equal segments of `total` frames, as indices. A clip of fewer frames
-    than that gives some of them several times, so that every clip has `count`."""
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def with_frames(
     columns: dict[str, Any],
     folders: Sequence[Path],
     count: int,
-    left_out: dict[str, list[str]] | None = None,
+    skipped: dict[str, list[str]] | None = None,
 ) -> Rows:
-    """The clips of `columns` with `frames` filled: `count` images of the folder of each (n,), in
-    the order of the numbers in their names, whichever numbers are missing. Where there is no
-    folder but a video file of its name, with a suffix, those of the file (`video.extracted`).
+    """Fill the column `frames` of clips.
 
-    A clip that has neither, has no images in its folder, or a video that cannot be decoded, is left
-    out, by reason, beside what `left_out` already lists. Raises UserError if that is so for all of
-    them.
+    Args:
+        columns: of the clips (n).
+        folders: the folder of each clip's images, which are ordered by the numbers in their names.
+            If there is a video file of that name with a suffix instead, its frames are extracted
+            (`video.extract_frames`).
+        count: frames of each clip.
+        skipped: what was skipped before.
+
+    Returns:
+        The clips that have frames; the others are skipped by reason.
+
+    Raises:
+        UserError: no clip has frames, or `count` is below 1.
     """
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
-    found: dict[int, list[str]] = {}
+    frames_by_clip: dict[int, list[str]] = {}
     files: dict[int, Path] = {}
     dropped: dict[str, list[str]] = {}
     for i, folder in enumerate(folders):
-        names = in_order(folder)
+        names = images_in_order(folder)
         if names:
-            found[i] = [os.path.join(folder, names[j]) for j in middles(len(names), count)]
-        elif file := video.beside(folder):
+            frames_by_clip[i] = [
+                os.path.join(folder, names[j]) for j in video.segment_midpoints(len(names), count)
+            ]
+        elif file := video.video_file_of(folder):
             files[i] = file
         else:
             reason = "no folder of frames" if names is None else "no frames in the folder"
             dropped.setdefault(reason, []).append(str(folder))
     if files:
-        outcomes = video.extracted(list(files.values()), count)
+        outcomes = video.extract_frames(list(files.values()), count)
         for i, outcome in zip(files, outcomes, strict=True):
             if isinstance(outcome, UserError):
                 dropped.setdefault("a video that cannot be decoded", []).append(str(outcome))
             else:
-                found[i] = outcome
-    if len(folders) and not found:
-        first = next(iter(dropped.values()))[0] if files else f"it should lie in {folders[0]}"
+                frames_by_clip[i] = outcome
+    if len(folders) and not frames_by_clip:
+        first = next(iter(dropped.values()))[0] if files else f"expected in {folders[0]}"
         raise UserError(
             f"none of the {len(folders)} clips has frames, the first: {first}; "
             f"{_extract(folders[0].name, folders[0])}"
         )
-    keep = np.array([i in found for i in range(len(folders))], bool)
-    kept = Rows(columns).take(keep)
-    of_clips = [found[i] for i in sorted(found)]
-    return Rows(kept.columns | {"frames": of_clips}, (left_out or {}) | dropped)
+    keep = np.array([i in frames_by_clip for i in range(len(folders))], bool)
+    usable = Rows(columns).take(keep)
+    of_clips = [frames_by_clip[i] for i in sorted(frames_by_clip)]
+    return Rows(usable.columns | {"frames": of_clips}, (skipped or {}) | dropped)
 
 
 def frames_root(root: Path, usual: Sequence[str], given: str | None, option: str = "clips") -> Path:
-    """The folder that holds one folder of frames, or one video file, for each clip: `root`/`given`,
-    or the first of the `usual` ones that exists. Raises UserError that says how to extract frames.
+    """The folder that holds one folder of frames, or one video file, for each clip.
+
+    Args:
+        root: of the data set.
+        usual: names under the root, of which the first that exists is taken.
+        given: a name under the root that is taken instead.
+        option: the name of the data set's option for `given`.
+
+    Raises:
+        UserError: the folder does not exist; the message explains how to extract frames.
     """
     places = [root / name for name in (usual if given is None else [given])]
     for place in places:
@@ -117,7 +129,7 @@ def _extract(clip: str, folder: Path) -> str:
     )
 
 
-def first_of(root: Path, names: Sequence[str], what: str) -> Path:
+def first_existing(root: Path, names: Sequence[str], what: str) -> Path:
     """The first of `names` that exists under `root`: copies of a set differ in them."""
     for name in names:
         if (root / name).exists():
@@ -131,16 +143,16 @@ def first_of(root: Path, names: Sequence[str], what: str) -> Path:
 def read_list(
     path: Path, split: Callable[[str], Sequence[str]], fields: int
 ) -> tuple[list[Sequence[str]], dict[str, list[str]]]:
-    """The lines of a list file, split into `fields` fields each, and what is left out: lines that
-    have another number of them. Empty lines are no lines."""
-    found: list[Sequence[str]] = []
+    """The lines of a list file, split into `fields` fields each, and what is skipped: lines that
+    have another number of them. Empty lines are ignored."""
+    entries: list[Sequence[str]] = []
     malformed = []
     for number, line in enumerate(read_lines(path), 1):
         parts = [part.strip() for part in split(line.strip())]
         if len(parts) == fields:
-            found.append(parts)
+            entries.append(parts)
         elif line.strip():
             malformed.append(f"{path.name}:{number}: {line[:60]}")
-    if not found:
+    if not entries:
         raise UserError(f"{path} lists no clips in the form that was expected ({fields} fields)")
-    return found, {"malformed line": malformed} if malformed else {}
+    return entries, {"malformed line": malformed} if malformed else {}

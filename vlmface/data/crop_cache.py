@@ -1,13 +1,14 @@
 """Views of many pictures, made once and from then on read from uint8 arrays on the disk.
 
-`shown(rows, views, frames)` gives rows as a model is shown them: one picture each, or several views
-of several frames. The pictures lie in the user's cache folder, one folder for each way of cutting:
+`apply_views(rows, views, frames)` returns rows as a model is shown them: one picture each, or
+several views of several frames. The pictures are stored in the user's cache folder, in one folder
+for each kind of view:
 
     NAME.npy       256 pictures (n, size, size, 3), written whole or not at all
     index.sqlite   which view of which picture is where; a picture is known by its content
 
 so that a view is never made twice, whichever data set or copy the picture is from, and an
-interrupted run goes on. A picture is then a path such as ".../NAME.npy#17", which `open_crop`
+interrupted run resumes. A picture is then a path such as ".../NAME.npy#17", which `open_view`
 opens.
 """
 
@@ -33,23 +34,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlmface import files, sheet
-from vlmface.data.crops import NOWHERE, Box, Crop, cut, finder, usable
-from vlmface.data.sources import Source, content, digest, in_threads, sources
+from vlmface.data.crops import INVALID_BOX, Box, View, face_locator, render_view, valid_box
+from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
-from vlmface.images import open_image
 from vlmface.schema import FaceSample
+from vlmface.utils import contact_sheet, files
+from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
     import datasets
 
-PACK = 256  # pictures a file
+IMAGES_PER_PACK = 256  # pictures a file
 OPEN_PACKS = 64  # files that a process keeps open
 _BEFORE_HEADER = 10  # bytes of an .npy file: magic, version, length of the header
-KEYS = 500  # that the index is asked for at once: SQLite bounds the parameters of a statement
-MOST_FRAMES = 64  # of a clip that a model is shown
-FACES = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
-PERSONS = ("person_box", "body_box")  # in `meta`, where a set boxes people
+KEYS_PER_QUERY = 500  # SQLite bounds the parameters of a statement
+MAX_FRAMES = 64  # of a clip that a model is shown
+FACE_BOXES_FIELD = "face_boxes"  # in `meta`, where a set boxes the face in each frame of a clip
+PERSON_BOX_FIELDS = ("person_box", "body_box")  # in `meta`, where a set boxes people
 _TABLES = """
 create table if not exists faces (key blob primary key, pack text, row integer, found integer);
 create table if not exists pictures
@@ -58,13 +59,19 @@ create table if not exists pictures
 
 
 def is_reference(path: str) -> bool:
-    """Whether a path is a face in a cache."""
+    """Whether a path is that of a picture in the cache."""
     return ".npy#" in path
 
 
-def open_crop(path: str) -> Image.Image:
-    """The face that a path of `cached` stands for. Raises UserError if its pack is missing, damaged
-    or cannot be opened."""
+def open_view(path: str) -> Image.Image:
+    """Open a picture of the cache.
+
+    Args:
+        path: as in the rows of `apply_views`.
+
+    Raises:
+        UserError: its pack is missing, damaged or cannot be opened.
+    """
     file, _, row = path.rpartition("#")
     return _pack(file).picture(int(row))
 
@@ -73,8 +80,8 @@ _SPACE = threading.local()  # .pixels: what a thread reads the next picture into
 
 
 class _Pack:
-    """A pack's file, open until nobody uses it any more. Reading moves no file position, so threads
-    and forked processes share it."""
+    """A pack's file, open as long as it is referenced. Reading does not move the file position, so
+    threads and forked processes share it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -109,7 +116,7 @@ class _Pack:
             self.file.close()
 
 
-@functools.lru_cache(maxsize=2 * PACK)
+@functools.lru_cache(maxsize=2 * IMAGES_PER_PACK)
 def _rows_and_shape(header: bytes) -> tuple[int, tuple[int, ...]]:
     """(how many pictures a pack holds, the shape of one). To parse a header takes longer than to
     read a picture, and most packs have the same."""
@@ -135,98 +142,134 @@ def _unreadable(path: str, error: Exception) -> str:
     elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         fix = "check the disk and who may read the file"
     else:
-        fix = "delete that folder, the faces will be cut again"
+        fix = "delete that folder, the faces will be rendered again"
     return f"the cached faces {path} cannot be read ({error}): {fix}"
 
 
 @dataclass(frozen=True)
-class _Task:
+class _RenderJob:
     source: Source
     box: Box | None
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture of a row. Boxes are as annotated, NOWHERE if broken; `faces`: whether its row says
-    where faces are."""
+    """A picture of a row. Boxes are as annotated, INVALID_BOX if not valid; `faces`:
+    whether the row annotates where faces are."""
 
     source: Source
     face: Box | None
     person: Box | None
     faces: bool
 
-    def task(self, crop: Crop) -> _Task:
-        """What is cut for a view."""
-        if crop.show == "scene":
-            return _Task(self.source, None)
-        if crop.show == "person":
-            return _Task(self.source, self.person)
+    def job(self, view: View) -> _RenderJob:
+        """The picture and the box that a view is rendered from."""
+        if view.show == "scene":
+            return _RenderJob(self.source, None)
+        if view.show == "person":
+            return _RenderJob(self.source, self.person)
         box = self.face
-        if usable(box) is None and (not self.faces or not crop.needs_face):
+        if valid_box(box) is None and (not self.faces or not view.needs_face):
             box = self.person or box  # a person's box is a place to look for a face, or to frame
-        return _Task(self.source, box)
+        return _RenderJob(self.source, box)
 
 
-def cached(
-    rows: datasets.Dataset, crop: Crop, *, workers: int | None = None, progress: bool = True
+def cache_view(
+    rows: datasets.Dataset, view: View, *, workers: int | None = None, progress: bool = True
 ) -> datasets.Dataset:
-    """The rows with one view of their pictures (or of all frames) instead of these, `face_box`
-    null; what is not in the cache yet is cut in threads. `encode.open_row_image` opens the
-    pictures.
+    """Replace the pictures of rows, or all frames of their clips, by one view of them.
 
-    Warns of pictures without a face, which are taken whole. Raises UserError for a picture that
-    cannot be read; what was cut before it is kept.
+    Warns of pictures without a face, which are taken whole.
+
+    Args:
+        rows: FaceSample rows.
+        view: rendered in threads where it is not in the cache yet.
+        workers: number of threads, by default one for each core.
+        progress: show a progress bar.
+
+    Returns:
+        The rows, with `face_box` null; `row_images.open_row_image` opens the pictures.
+
+    Raises:
+        UserError: a picture cannot be read. What was rendered before it stays in the cache.
     """
-    cut_out, _ = _cut_rows(_pictures(rows), crop, workers, progress)
-    still = rows.with_format("arrow")[:]["image"].is_valid().to_pylist()
-    return _with_columns(rows, {
-        "image": [faces[0] if one else None for faces, one in zip(cut_out, still, strict=True)],
-        "frames": [None if one else faces for faces, one in zip(cut_out, still, strict=True)],
-        "face_box": [None] * len(still),
-    })  # fmt: skip
+    rendered, _ = _render_rows(_pictures(rows), view, workers, progress)
+    are_stills = rows.with_format("arrow")[:]["image"].is_valid().to_pylist()
+    return _with_columns(
+        rows,
+        {
+            "image": [
+                pictures[0] if is_still else None
+                for pictures, is_still in zip(rendered, are_stills, strict=True)
+            ],
+            "frames": [
+                None if is_still else pictures
+                for pictures, is_still in zip(rendered, are_stills, strict=True)
+            ],
+            "face_box": [None] * len(are_stills),
+        },
+    )
 
 
-def shown(
+def apply_views(
     rows: datasets.Dataset,
-    views: Sequence[Crop],
+    views: Sequence[View],
     frames: int = 1,
     *,
     workers: int | None = None,
     progress: bool = True,
 ) -> datasets.Dataset:
-    """The rows as a model is shown them: `image` is the first view of the middle one of `frames`
-    frames; where there is more than that, `shown` lists all pictures, the frames of the first view,
-    then those of the second, and so on. `frames`, the clip's own, and `face_box` are null then.
-    A clip of fewer frames gives some several times, a still picture is a clip of one.
+    """Replace the pictures of rows by what a model is shown of them.
 
-    Where a view is about the face, `face_found` says whether the first such view knew where it is,
-    in one frame at least. Warns of pictures for which it did not. Raises as `cached`.
+    Warns of pictures in which no face was found, where a view is about the face.
+
+    Args:
+        rows: FaceSample rows.
+        views: () for the pictures as they are.
+        frames: frames of a clip, 1 to MAX_FRAMES. A clip of fewer frames gives some of them several
+            times; a still picture is a clip of one.
+        workers: number of threads, by default one for each core.
+        progress: show progress bars.
+
+    Returns:
+        The rows, with `image` the first view of the middle frame. If there is more than that,
+        `images` lists all pictures: the frames of the first view, then those of the next. The
+        clip's own `frames` and `face_box` are null then. If a view is about the face, `face_found`
+        says whether the first such view found it, in at least one frame.
+
+    Raises:
+        UserError: `frames` is out of range, or as `cache_view`.
     """
-    from vlmface.data.clips import middles
-    from vlmface.data.rows import pictures as as_stored
+    from vlmface.data.rows import with_still_images
+    from vlmface.data.video import segment_midpoints
 
-    if not 1 <= frames <= MOST_FRAMES:
-        raise UserError(f"frames is {frames}: a model is shown 1 to {MOST_FRAMES} frames of a clip")
+    if not 1 <= frames <= MAX_FRAMES:
+        raise UserError(f"frames is {frames}: a model is shown 1 to {MAX_FRAMES} frames of a clip")
     if not views and frames == 1:
-        return as_stored(rows)
-    chosen = [[row[i] for i in middles(len(row), frames)] for row in _pictures(rows)]
-    made = []
-    for crop in views:
-        made.append(_cut_rows(chosen, crop, workers, progress))
-    of_views = [cut_out for cut_out, _ in made] or [
-        [[_stored(one.source) for one in row] for row in chosen]
+        return with_still_images(rows)
+    chosen = [[row[i] for i in segment_midpoints(len(row), frames)] for row in _pictures(rows)]
+    rendered = []
+    for view in views:  # in a comprehension, warnings would not name the caller's line
+        rendered.append(_render_rows(chosen, view, workers, progress))
+    by_view = [pictures for pictures, _ in rendered] or [
+        [[_stored(picture.source) for picture in row] for row in chosen]
     ]
-    pictures = [[one for view in of_row for one in view] for of_row in zip(*of_views, strict=True)]
-    known = [known for crop, (_, known) in zip(views, made, strict=True) if crop.about_face][:1]
+    pictures = [
+        [picture for view in views_of_row for picture in view]
+        for views_of_row in zip(*by_view, strict=True)
+    ]
+    face_known = [
+        known for view, (_, known) in zip(views, rendered, strict=True) if view.about_face
+    ]
     columns: dict[str, list[Any]] = {
         "image": [row[frames // 2] for row in pictures],
         "frames": [None] * len(pictures),
         "face_box": [None] * len(pictures),
     }
-    if len(of_views) * frames > 1:
-        columns["shown"] = pictures
-    for of_rows in known:
-        columns["face_found"] = [any(of_row) for of_row in of_rows]
+    if len(by_view) * frames > 1:
+        columns["images"] = pictures
+    if face_known:
+        columns["face_found"] = [any(frames_known) for frames_known in face_known[0]]
     return _with_columns(rows, columns)
 
 
@@ -243,8 +286,12 @@ def _with_columns(rows: datasets.Dataset, columns: Mapping[str, list[Any]]) -> d
     from datasets.table import InMemoryTable
 
     picture = ImageFeature(decode=False)  # only open_row_image can open these
-    kinds = {"image": picture, "frames": [picture], "shown": [picture],
-             "face_found": Value("bool")}  # fmt: skip
+    kinds = {
+        "image": picture,
+        "frames": [picture],
+        "images": [picture],
+        "face_found": Value("bool"),
+    }
     features = Features({**rows.features, **{k: v for k, v in kinds.items() if k in columns}})
     schema = features.arrow_schema
     table = rows.with_format("arrow")[:]
@@ -261,7 +308,7 @@ def _pictures(rows: datasets.Dataset) -> list[list[_Picture]]:
     return [
         _boxed(id, pictures, box, json.loads(text) if text else {})
         for id, pictures, box, text in zip(
-            columns["id"], sources(rows), columns["face_box"], columns["meta"], strict=True
+            columns["id"], image_sources(rows), columns["face_box"], columns["meta"], strict=True
         )
     ]
 
@@ -271,81 +318,84 @@ def _boxed(id: str, pictures: list[Source], box: Any, meta: Mapping[str, Any]) -
         raise UserError(f"{id} has neither an image nor frames: leave such rows out")
     person = person_box(meta)
     faces, boxes = box is not None, [box] * len(pictures)
-    if box is None and isinstance(meta.get(FACES), list):
-        faces, boxes = True, meta[FACES]
+    if box is None and isinstance(meta.get(FACE_BOXES_FIELD), list):
+        faces, boxes = True, meta[FACE_BOXES_FIELD]
         if len(boxes) != len(pictures):
             raise UserError(
-                f"{id} has {len(boxes)} {FACES} in its meta, but {len(pictures)} pictures: one is "
-                "needed for each, null where no face was found"
+                f"{id} has {len(boxes)} {FACE_BOXES_FIELD} in its meta, but {len(pictures)} "
+                "pictures: one is needed for each, null where no face was found"
             )
     return [
-        _Picture(source, _rounded(one), _rounded(person), faces)
-        for source, one in zip(pictures, boxes, strict=True)
+        _Picture(source, _rounded(face_box), _rounded(person), faces)
+        for source, face_box in zip(pictures, boxes, strict=True)
     ]
 
 
 def person_box(meta: Mapping[str, Any]) -> Any:
     """The box of the person, if a sample's `meta` has one, as it is annotated."""
-    return next((meta[name] for name in PERSONS if meta.get(name) is not None), None)
+    return next((meta[name] for name in PERSON_BOX_FIELDS if meta.get(name) is not None), None)
 
 
 def _rounded(box: object) -> Box | None:
     if box is None:
         return None
-    known = usable(box)
-    return NOWHERE if known is None else tuple(round(x, 2) for x in known)  # type: ignore[return-value]
+    known = valid_box(box)
+    return INVALID_BOX if known is None else tuple(round(x, 2) for x in known)  # type: ignore[return-value]
 
 
-def _cut_rows(
-    pictures: Sequence[Sequence[_Picture]], crop: Crop, workers: int | None, progress: bool
+def _render_rows(
+    pictures: Sequence[Sequence[_Picture]], view: View, workers: int | None, progress: bool
 ) -> tuple[list[list[dict[str, Any]]], list[list[bool]]]:
     """(a view of every picture of each row, as it is stored; whether its box was known)."""
-    tasks = [[picture.task(crop) for picture in row] for row in pictures]
-    every = list(dict.fromkeys(task for row in tasks for task in row))
-    places = _places(every, crop, workers, progress)
-    if crop.show != "scene" and (whole := [t.source for t in every if not places[t][1]]):
+    jobs = [[picture.job(view) for picture in row] for row in pictures]
+    distinct = list(dict.fromkeys(job for row in jobs for job in row))
+    stored = _stored_views(distinct, view, workers, progress)
+    if view.show != "scene" and (whole := [j.source for j in distinct if not stored[j][1]]):
         name = whole[0] if isinstance(whole[0], str) else "a picture without a name"
-        what = "person" if crop.show == "person" else "face"
-        how = "found" if crop.find == "detect" or crop.is_shape else "boxed"
-        taken = "left black" if crop.is_shape else "taken whole"
+        what = "person" if view.show == "person" else "face"
+        how = "found" if view.find == "detect" or view.is_shape else "boxed"
+        taken = "left black" if view.is_shape else "taken whole"
         warnings.warn(
-            f"no {what} {how} in {len(whole):,} of {len(every):,} pictures, which are {taken}: "
+            f"no {what} {how} in {len(whole):,} of {len(distinct):,} pictures, which are {taken}: "
             f"{name}, ...",
             stacklevel=3,
         )
     return (
-        [[{"bytes": None, "path": places[task][0]} for task in row] for row in tasks],
-        [[places[task][1] for task in row] for row in tasks],
+        [[{"bytes": None, "path": stored[job][0]} for job in row] for row in jobs],
+        [[stored[job][1] for job in row] for row in jobs],
     )
 
 
-def _places(
-    tasks: Sequence[_Task], crop: Crop, workers: int | None, progress: bool
-) -> dict[_Task, tuple[str, bool]]:
-    """Where each view is, as a path for `open_crop`, and whether its box was known."""
-    folder = crop.folder
+def _stored_views(
+    jobs: Sequence[_RenderJob], view: View, workers: int | None, progress: bool
+) -> dict[_RenderJob, tuple[str, bool]]:
+    """Where each view is stored, as a path for `open_view`, and whether its box was known."""
+    folder = view.folder
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(folder / "index.sqlite", timeout=600)) as index:
         index.executescript(_TABLES)
-        digests = _digests([task.source for task in tasks], index, workers, progress)
-        keys = {task: _key(digests[task.source], task.box) for task in tasks}
-        known = {key: tuple(place) for key, *place in _looked_up(index, "faces", keys.values())}
-        missing = list({keys[t]: t for t in tasks if keys[t] not in known}.items())
+        digests = _digests([job.source for job in jobs], index, workers, progress)
+        keys = {job: _key(digests[job.source], job.box) for job in jobs}
+        stored = {key: tuple(place) for key, *place in _select_rows(index, "faces", keys.values())}
+        missing = list({keys[job]: job for job in jobs if keys[job] not in stored}.items())
         if missing:
-            with finder([crop]) as find:
+            with face_locator([view]) as locate:
 
-                def work(item: tuple[bytes, _Task]) -> tuple[np.ndarray, bool]:
+                def work(item: tuple[bytes, _RenderJob]) -> tuple[np.ndarray, bool]:
                     image = open_image(item[1].source)
-                    box = find(image, item[1].box)
-                    pixels = np.asarray(cut(image, box, crop, find.mesh))
-                    return pixels, bool(pixels.any()) if crop.is_shape else box is not None
+                    box = locate(image, item[1].box)
+                    pixels = np.asarray(render_view(image, box, view, locate.mesh))
+                    return pixels, bool(pixels.any()) if view.is_shape else box is not None
 
-                faces = in_threads(work, missing, "cutting", workers=workers, progress=progress)
-                for start in range(0, len(missing), PACK):
-                    part = missing[start : start + PACK]
-                    known |= _write(folder, index, [key for key, _ in part], faces)
-    found = {task: known[key] for task, key in keys.items()}
-    return {task: (f"{folder / pack}#{row}", bool(box)) for task, (pack, row, box) in found.items()}
+                faces = map_in_threads(work, missing, "cutting", workers=workers, progress=progress)
+                for start in range(0, len(missing), IMAGES_PER_PACK):
+                    part = missing[start : start + IMAGES_PER_PACK]
+                    stored |= _write(folder, index, [key for key, _ in part], faces)
+    places = {job: stored[key] for job, key in keys.items()}
+    return {
+        job: (f"{folder / pack}#{row}", bool(has_box))
+        for job, (pack, row, has_box) in places.items()
+    }
 
 
 def _write(
@@ -354,15 +404,17 @@ def _write(
     keys: Sequence[bytes],
     faces: Iterator[tuple[np.ndarray, bool]],
 ) -> dict[bytes, tuple[str, int, bool]]:
-    """The next len(keys) faces as one file, then as lines of the index: a face that the index
-    names is on the disk."""
-    cut_now = [next(faces) for _ in keys]
+    """Write the next len(keys) faces to one file, then to the index: a face that is in the index is
+    on the disk."""
+    rendered = [next(faces) for _ in keys]
     name = f"{uuid.uuid4().hex[:12]}.npy"  # several processes may be at work
     buffer = io.BytesIO()
-    np.save(buffer, np.stack([pixels for pixels, _ in cut_now]))
+    np.save(buffer, np.stack([pixels for pixels, _ in rendered]))
     files.atomic_write(folder / name, buffer.getvalue())
-    lines = {key: (name, row, found) for row, (key, (_, found)) in
-             enumerate(zip(keys, cut_now, strict=True))}  # fmt: skip
+    lines = {
+        key: (name, row, has_box)
+        for row, (key, (_, has_box)) in enumerate(zip(keys, rendered, strict=True))
+    }
     with index:
         index.executemany(
             "insert or ignore into faces values (?, ?, ?, ?)",
@@ -372,65 +424,65 @@ def _write(
 
 
 def _digests(
-    every: Sequence[Source], index: sqlite3.Connection, workers: int | None, progress: bool
+    pictures: Sequence[Source], index: sqlite3.Connection, workers: int | None, progress: bool
 ) -> dict[Source, str]:
-    """The digest of each picture's content. A file that has its old size and time is not read."""
-    every = list(dict.fromkeys(every))
-    paths = [source for source in every if isinstance(source, str)]
-    known = {path: rest for path, *rest in _looked_up(index, "pictures", paths)}
-    found: dict[Source, str] = {}
+    """The digest of each picture's content. A file of unchanged size and time is not read."""
+    pictures = list(dict.fromkeys(pictures))
+    paths = [source for source in pictures if isinstance(source, str)]
+    known = {path: values for path, *values in _select_rows(index, "pictures", paths)}
+    digest_of: dict[Source, str] = {}
     stats: dict[str, tuple[int, int]] = {}
     unread: list[Source] = []
-    for source in every:
+    for source in pictures:
         if isinstance(source, str):
             with contextlib.suppress(OSError):  # `content` says what is wrong with it
                 stat = os.stat(source)
                 stats[source] = stat.st_size, stat.st_mtime_ns
                 size, mtime, before = known.get(source, (None, None, ""))
                 if stats[source] == (size, mtime):
-                    found[source] = before
+                    digest_of[source] = before
                     continue
         unread.append(source)
 
     def read(source: Source) -> str:
         try:
-            return digest(content(source))
+            return content_digest(read_content(source))
         except OSError as error:
             raise UserError(f"cannot read {source!r}: {error}") from error
 
     if unread:
-        digests = in_threads(read, unread, "reading", workers=workers, progress=progress)
-        found |= zip(unread, digests, strict=True)
+        digests = map_in_threads(read, unread, "reading", workers=workers, progress=progress)
+        digest_of |= zip(unread, digests, strict=True)
     with index:
         index.executemany(
             "insert or replace into pictures values (?, ?, ?, ?)",
-            [(s, *stats[s], found[s]) for s in unread if isinstance(s, str)],
+            [(s, *stats[s], digest_of[s]) for s in unread if isinstance(s, str)],
         )
-    return found
+    return digest_of
 
 
-def _looked_up(
+def _select_rows(
     index: sqlite3.Connection, table: Literal["faces", "pictures"], keys: Iterable[str | bytes]
 ) -> Iterator[tuple[Any, ...]]:
     """The lines of a table with these keys. The index may hold many more."""
     column = {"faces": "key", "pictures": "path"}[table]
     distinct = list(dict.fromkeys(keys))
-    for start in range(0, len(distinct), KEYS):
-        part = distinct[start : start + KEYS]
+    for start in range(0, len(distinct), KEYS_PER_QUERY):
+        part = distinct[start : start + KEYS_PER_QUERY]
         marks = ", ".join("?" * len(part))
         yield from index.execute(f"select * from {table} where {column} in ({marks})", part)
 
 
-def _key(of: str, box: tuple[float, ...] | None) -> bytes:
-    return hashlib.blake2b(f"{of} {box}".encode(), digest_size=16).digest()
+def _key(picture_digest: str, box: tuple[float, ...] | None) -> bytes:
+    return hashlib.blake2b(f"{picture_digest} {box}".encode(), digest_size=16).digest()
 
 
-def draw(rows: datasets.Dataset, path: Path, n: int = 64) -> None:
-    """A contact sheet of the first `n` faces of `cached` rows, with their labels."""
-    tiles: list[sheet.Tile | None] = []
+def write_contact_sheet(rows: datasets.Dataset, path: Path, n: int = 64) -> None:
+    """A contact sheet of the first `n` faces of `cache_view`'s rows, with their labels."""
+    tiles: list[contact_sheet.Tile | None] = []
     for row in rows.select(range(min(n, len(rows)))):
         sample = FaceSample.from_row(row)
         stored = sample.image or (sample.frames or [None])[len(sample.frames or ()) // 2]
         title = sample.emotion or sample.gender or "no label"
-        tiles.append(sheet.Tile(open_crop(stored["path"]), title, (sample.id,)))
-    sheet.write(path, sheet.draw(tiles))
+        tiles.append(contact_sheet.Tile(open_view(stored["path"]), title, (sample.id,)))
+    contact_sheet.write(path, contact_sheet.draw(tiles))

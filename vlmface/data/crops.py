@@ -1,5 +1,5 @@
-"""What a model is shown of a picture: its face, cut out, or another view of it. `crop_cache` makes
-the views of many pictures, once."""
+"""Views: what a model is shown of a picture, such as the face, cut out. `crop_cache` makes the
+views of many pictures once and stores them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,46 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlmface import config, files
 from vlmface.data import detect, shapes
 from vlmface.errors import UserError
+from vlmface.utils import config, files
 
 if TYPE_CHECKING:
-    from vlmface.encode import Shown
+    from vlmface.utils.images import ImageOrImages
 
 VERSION = 2  # raise whenever the same picture would give other pixels
-MOST_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
-FRAME = (255, 0, 0)  # colour of a box that is drawn
-BLANK = (0, 0, 0)  # of a face that is blacked out
-NOWHERE = (0.0, 0.0, 0.0, 0.0)  # stands for a box that is broken, so that nobody else's is taken
-FARTHEST = 1_000_000.0  # pixels from the picture's corner, beyond which a number is no place
-SEEN = 256  # pixels of a side of the face in which a mesh is looked for
+MAX_SQUARE_SIDE = 8_192  # pixels of a square around a face, before it is made smaller
+BOX_COLOUR = (255, 0, 0)
+MASK_COLOUR = (0, 0, 0)  # of a face that is blacked out
+# Stands for an annotated box that is not valid, so that no other box is used in its place.
+INVALID_BOX = (0.0, 0.0, 0.0, 0.0)
+MAX_COORDINATE = 1_000_000.0  # pixels; annotations beyond it are not places in a picture
+MESH_INPUT_SIZE = 256  # pixels of a side of the face in which a mesh is looked for
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
-MeshOf = Callable[[Image.Image], "np.ndarray | None"]  # points (n, 2) in pixels of a picture's face
+# The points (n, 2) of the mesh of a picture's largest face, in its pixels.
+MeshDetector = Callable[[Image.Image], "np.ndarray | None"]
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A view of a picture, `size` pixels a side; what lies outside of the picture is black.
+class View:
+    """A square picture made from a picture; what lies outside of the original is black.
 
-    `show`: "face" is the square around the face, with `margin` times the longer side of its box and
-    `margin_px` pixels of the picture on each side. "boxed" does not cut, but takes the whole
-    picture with a red frame around the box and its margins, so that a prompt can ask about one
-    person among several. "context" is the whole picture with that box blacked out (as CAER-Net's
-    second stream sees it), "scene" the whole picture as it is. "person" is the square around the
-    person, with those margins. "landmarks" and "parsed" show no pixels of the "face", but what
-    `shapes` draws of its mesh; where a detector finds none in it, they are black.
+    Attributes:
+        size: pixels of a side.
+        margin: kept around the box on each side, as a share of its longer side.
+        margin_px: kept in addition, in pixels of the picture.
+        show: "face" is the square around the face with its margins. "boxed" is the whole picture
+            with a red frame around the face and its margins, so that a prompt can ask about one
+            person among several. "context" is the whole picture with that box blacked out, as in
+            CAER-Net's second stream; "scene" the whole picture as it is. "person" is the square
+            around the person with its margins. "landmarks" and "parsed" show what `shapes` draws
+            of the face's mesh instead of its pixels; they are black where no mesh is detected.
+        find: where the box is from, except for "scene" and "person". "given" takes the annotated
+            box of the face, or else of the person. "detect" takes the largest face that
+            `detect.Detector` finds, in and around the annotated box if there is one.
 
-    `find`, for all but "scene" and "person": "given" takes the data set's own box (of the face, or
-    else of the person), "detect" that of the largest face that `detect.Detector` finds, in and
-    around a given box if there is one. Where a set boxes faces and found none in a picture, the
-    person's box is no face, but still gets the frame. Without any box the whole picture is taken.
+    Where a data set boxes faces and has no box for a picture, the box of its person is not used as
+    that of a face, but "boxed" still frames it. Without any box the whole picture is taken.
     """
 
     size: int = 224
@@ -65,13 +71,13 @@ class Crop:
             raise UserError(f"crop: margin_px is {self.margin_px}, expected 0 to 500 pixels")
         if self.find == "detect" and not self.about_face:
             raise UserError(
-                f"crop: find is detect, but show is {self.show}, which looks for no face: leave "
-                "find out, or use show: face, boxed, context, landmarks or parsed"
+                f"crop: find is detect, but show is {self.show}, which does not use a face's box: "
+                "leave find out, or use show: face, boxed, context, landmarks or parsed"
             )
 
     @property
     def about_face(self) -> bool:
-        """Whether the view needs to know where the face is."""
+        """Whether the view depends on where the face is."""
         return self.show not in ("scene", "person")
 
     @property
@@ -100,159 +106,218 @@ class Crop:
         return files.cache_dir() / "crops" / name
 
 
-Views = tuple[Crop, ...]  # that a model is shown, in their order; () for the picture as it is
+Views = tuple[View, ...]  # in the order in which a model is shown them; () for whole pictures
 
 
-def parse(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> Views:
-    """The `crop` of a settings file or manifest: null, a mapping, or a list of mappings. Raises
-    UserError."""
+def parse_views(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> Views:
+    """The views that the field `crop` of a settings file or manifest describes.
+
+    Args:
+        values: null, one mapping of `View`'s fields, or a list of them.
+
+    Raises:
+        UserError: `values` is of another kind, or a field of a view is not valid.
+    """
     if values is None:
         return ()
-    listed = [values] if isinstance(values, Mapping) else list(values)
-    if not listed or not all(isinstance(one, Mapping) for one in listed):
+    mappings = [values] if isinstance(values, Mapping) else list(values)
+    if not mappings or not all(isinstance(mapping, Mapping) for mapping in mappings):
         raise UserError(
             f"crop is {values!r}: give one view, such as {{size: 224, show: face}}, a list of "
             "views, or null for pictures as they are"
         )
-    return tuple(config.build(Crop, dict(one), where="crop") for one in listed)
+    return tuple(config.build(View, dict(mapping), where="crop") for mapping in mappings)
 
 
-def as_dict(views: Sequence[Crop]) -> dict[str, Any] | list[dict[str, Any]] | None:
-    """The views as settings and manifests write them; `margin_px` only where there is one."""
-    listed = [
-        {k: v for k, v in dataclasses.asdict(crop).items() if v or k != "margin_px"}
-        for crop in views
+def views_as_dict(views: Sequence[View]) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """The views as settings and manifests write them; `margin_px` only where it is not 0."""
+    mappings = [
+        {k: v for k, v in dataclasses.asdict(view).items() if v or k != "margin_px"}
+        for view in views
     ]
-    return listed if len(listed) > 1 else listed[0] if listed else None
+    return mappings if len(mappings) > 1 else mappings[0] if mappings else None
 
 
-def usable(box: object, size: tuple[int, int] | None = None) -> Box | None:
-    """The box, if it is one: four finite numbers, a pixel or more wide and high, and, in a picture
-    of `size` (width, height), with a part of the picture in it. Annotations hold others."""
+def valid_box(box: object, size: tuple[int, int] | None = None) -> Box | None:
+    """The box, or None if it is not valid; annotations hold boxes of all kinds.
+
+    Args:
+        box: valid if it is four finite numbers and at least a pixel wide and high.
+        size: (width, height) of its picture, of which it must cover a part.
+    """
     try:
         x0, y0, x1, y1 = (float(x + 0) for x in box)  # type: ignore[attr-defined]
     except (TypeError, ValueError, OverflowError):
         return None
-    if not all(math.isfinite(x) and abs(x) <= FARTHEST for x in (x0, y0, x1, y1)):
+    if not all(math.isfinite(x) and abs(x) <= MAX_COORDINATE for x in (x0, y0, x1, y1)):
         return None
     inside = size is None or (x0 < size[0] and y0 < size[1] and x1 > 0 and y1 > 0)
     return (x0, y0, x1, y1) if inside and x1 - x0 >= 1 and y1 - y0 >= 1 else None
 
 
-def cut(
-    image: Image.Image, box: Sequence[float] | None, crop: Crop, mesh: MeshOf | None = None
+def render_view(
+    image: Image.Image, box: Sequence[float] | None, view: View, mesh: MeshDetector | None = None
 ) -> Image.Image:
-    """The view of a picture, the box being that of the face or, for "person", of the person. The
-    whole picture with black bars if there is no `usable` box, or if that is the view. Views drawn
-    from a mesh need `mesh`, such as `detect.Detector.mesh`."""
-    if crop.is_shape:
-        assert mesh is not None, f"{crop.show} is drawn from a mesh"
-        face = cut(image, box, dataclasses.replace(crop, show="face", size=SEEN))
-        points = mesh(face)
-        if points is None:
-            return Image.new("RGB", (crop.size, crop.size))
-        draw = shapes.landmarks if crop.show == "landmarks" else shapes.parsed
-        return draw(points / SEEN, crop.size)
-    known = usable(box, image.size)
+    """Render a view of a picture.
+
+    Args:
+        image: the picture, RGB.
+        box: of the face or, for "person", of the person. If it is not valid, the whole picture is
+            shown, with black bars.
+        view: what to render.
+        mesh: such as `detect.Detector.mesh`; required for views that are drawn from a mesh.
+
+    Returns:
+        An RGB picture of `view.size` x `view.size` pixels.
+    """
+    if view.is_shape:
+        return _render_shape(image, box, view, mesh)
+    known = valid_box(box, image.size)
     whole = _square((0, 0, *image.size), 0)
-    if known is None or crop.show == "scene":
-        return _resized(image, whole, crop.size)
-    around = _square(known, crop.margin, crop.margin_px)
-    if crop.show not in ("boxed", "context"):
-        return _resized(image, around, crop.size)
+    if known is None or view.show == "scene":
+        return _resized(image, whole, view.size)
+    around = _square(known, view.margin, view.margin_px)
+    if view.show not in ("boxed", "context"):
+        return _resized(image, around, view.size)
     left, top, right, _ = whole
-    picture = _resized(image, whole, crop.size)
-    scale = crop.size / (right - left)
+    picture = _resized(image, whole, view.size)
+    scale = view.size / (right - left)
     moved = (around[0] - left, around[1] - top, around[2] - left, around[3] - top)
-    corners = [min(max(round(x * scale), 0), crop.size - 1) for x in moved]
-    drawn = ImageDraw.Draw(picture)
-    if crop.show == "context":
-        drawn.rectangle(corners, fill=BLANK)
+    corners = [min(max(round(x * scale), 0), view.size - 1) for x in moved]
+    pen = ImageDraw.Draw(picture)
+    if view.show == "context":
+        pen.rectangle(corners, fill=MASK_COLOUR)
     else:
-        drawn.rectangle(corners, outline=FRAME, width=max(2, crop.size // 100))
+        pen.rectangle(corners, outline=BOX_COLOUR, width=max(2, view.size // 100))
     return picture
 
 
-def falls_back(views: Sequence[Crop]) -> bool:
-    """Whether what is around a face is shown beside it, so that without a face it is all that a
-    model judges."""
-    several = len(views) > 1
-    return several and any(v.about_face for v in views) and not all(v.is_face for v in views)
+def _render_shape(
+    image: Image.Image, box: Sequence[float] | None, view: View, mesh: MeshDetector | None
+) -> Image.Image:
+    assert mesh is not None, f"{view.show} is drawn from a mesh"
+    face = render_view(image, box, dataclasses.replace(view, show="face", size=MESH_INPUT_SIZE))
+    points = mesh(face)
+    if points is None:
+        return Image.new("RGB", (view.size, view.size))
+    draw = shapes.draw_landmarks if view.show == "landmarks" else shapes.draw_parsing
+    return draw(points / MESH_INPUT_SIZE, view.size)
 
 
-def views_of(
+def mixes_face_and_scene(views: Sequence[View]) -> bool:
+    """Whether the surroundings of a face are shown in addition to it, so that a model still gives
+    an answer for a picture in which no face is found."""
+    about_face = any(view.about_face for view in views)
+    return len(views) > 1 and about_face and not all(view.is_face for view in views)
+
+
+def image_views(
     image: Image.Image,
     face: Sequence[float] | None,
-    views: Sequence[Crop],
+    views: Sequence[View],
     frames: int = 1,
-    mesh: MeshOf | None = None,
+    mesh: MeshDetector | None = None,
 ) -> Image.Image | list[Image.Image]:
-    """One photograph as a model with these views is shown it: a picture, or the list of them. To a
-    model of clips it is one that stands still. Where the person is, nobody says. `mesh` as for
-    `cut`."""
-    made = [cut(image, face if one.about_face else None, one, mesh) for one in views] or [image]
-    found = [picture for picture in made for _ in range(frames)]
-    return found if len(found) > 1 else found[0]
+    """The views of one photograph as a model is shown them. A photograph has no box of a person.
+
+    Args:
+        image: the picture, RGB.
+        face: the box of its face; None if it is not known.
+        views: () for the picture as it is.
+        frames: pictures of each view; for video models the photograph is repeated.
+        mesh: as of `render_view`.
+
+    Returns:
+        A picture, or a list of them if there are several: the frames of the first view, then those
+        of the next.
+    """
+    return clip_views([image], [face], views, mesh, repeat=frames)
 
 
-def views_of_clip(
+def clip_views(
     frames: Sequence[Image.Image],
     faces: Sequence[Sequence[float] | None],
-    views: Sequence[Crop],
-    mesh: MeshOf | None = None,
+    views: Sequence[View],
+    mesh: MeshDetector | None = None,
+    *,
+    repeat: int = 1,
 ) -> Image.Image | list[Image.Image]:
-    """`views_of` the frames of a clip, each with its own face's box: the frames of the first view,
-    then those of the next."""
-    made = [
-        [cut(frame, face if one.about_face else None, one, mesh)
-         for frame, face in zip(frames, faces, strict=True)]
-        for one in views
-    ] or [list(frames)]  # fmt: skip
-    found = [picture for view in made for picture in view]
-    return found if len(found) > 1 else found[0]
+    """The views of the frames of a clip, as `image_views` returns them.
+
+    Args:
+        frames: pictures, RGB.
+        faces: the box of the face in each frame; None if it is not known.
+        views: () for the frames as they are.
+        mesh: as of `render_view`.
+        repeat: how often each picture occurs in the result.
+    """
+    by_view = [
+        [
+            render_view(frame, face if view.about_face else None, view, mesh)
+            for frame, face in zip(frames, faces, strict=True)
+        ]
+        for view in views
+    ] or [list(frames)]
+    pictures = [picture for of_view in by_view for picture in of_view for _ in range(repeat)]
+    return pictures if len(pictures) > 1 else pictures[0]
 
 
-def asks_for_face(views: Sequence[Crop]) -> bool:
-    """Whether it matters to a model's answer that a face was found."""
-    return any(one.find == "detect" for one in views) or falls_back(views)
+def requires_face(views: Sequence[View]) -> bool:
+    """Whether a model's answer depends on a face being found."""
+    return any(view.find == "detect" for view in views) or mixes_face_and_scene(views)
 
 
-def default_faces(views: Sequence[Crop], shows_faces: bool) -> str:
-    """Which faces of a photograph a model with these views is about, for `Manifest.faces`:
-    "largest" or "none". `shows_faces`: whether the pictures of its data set are faces, which
-    decides where they are taken whole."""
-    about_face = any(one.about_face for one in views) if views else shows_faces
+def default_faces(views: Sequence[View], shows_faces: bool) -> str:
+    """Which faces of a photograph a model with these views is about, for `Manifest.faces`.
+
+    Args:
+        views: () for pictures as they are.
+        shows_faces: whether the pictures of its data set are faces, which decides without views.
+
+    Returns:
+        "largest" or "none".
+    """
+    about_face = any(view.about_face for view in views) if views else shows_faces
     return "largest" if about_face else "none"
 
 
-def shown_of(
-    images: Sequence[Shown],
+def render_views(
+    images: Sequence[ImageOrImages],
     boxes: Sequence[Sequence[float] | None] | None,
     views: Views,
     frames: int = 1,
-) -> tuple[Sequence[Shown], list[bool | None]]:
-    """(photographs as a model with these views is shown them; whether it is known where the face is
-    in each, None if that does not matter). Lists of pictures stay as they are."""
-    found: list[bool | None] = [None] * len(images)
+) -> tuple[Sequence[ImageOrImages], list[bool | None]]:
+    """The views of several photographs; lists of pictures stay as they are.
+
+    Args:
+        images: photographs, or lists of pictures that are views already.
+        boxes: of the face in each; None if none is known.
+        views: () for the pictures as they are.
+        frames: pictures of each view.
+
+    Returns:
+        The pictures as a model is shown them, and for each whether its face was found: None if the
+        answer does not depend on that.
+    """
+    face_found: list[bool | None] = [None] * len(images)
     if not views and frames == 1:
-        return images, found
-    shown = list(images)
-    asked = asks_for_face(views)
-    with finder(views) as find:
+        return images, face_found
+    prepared = list(images)
+    with face_locator(views) as locate:
         for i, image in enumerate(images):
             if isinstance(image, Sequence):
                 continue
-            face = find(image, boxes[i] if boxes else None)
-            shown[i] = views_of(image, face, views, frames, find.mesh)
-            found[i] = face is not None if asked else None
-    return shown, found
+            face = locate(image, boxes[i] if boxes else None)
+            prepared[i] = image_views(image, face, views, frames, locate.mesh)
+            face_found[i] = face is not None if requires_face(views) else None
+    return prepared, face_found
 
 
 def _resized(image: Image.Image, square: tuple[int, int, int, int], size: int) -> Image.Image:
     """A square of the picture, black outside of it, `size` pixels a side."""
     side = square[2] - square[0]
-    if side > MOST_SIDE:  # around a long strip: far more pixels than the strip has
-        scale = MOST_SIDE / side
+    if side > MAX_SQUARE_SIDE:  # around a long strip: far more pixels than the strip has
+        scale = MAX_SQUARE_SIDE / side
         small = image.resize(
             (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
             Image.Resampling.LANCZOS,
@@ -270,33 +335,37 @@ def _square(box: Sequence[float], margin: float, margin_px: int = 0) -> tuple[in
 
 
 @dataclass(frozen=True)
-class Finder:
-    """Call it with (image, box or None) for the face's box or None, as the views find it: by the
-    detector, in and around the box, if one of them asks for that. For many threads. `mesh`: of a
-    picture's largest face, where a view is drawn from it."""
+class FaceLocator:
+    """Locates the face of a picture as views require it; can be called from several threads.
+
+    Attributes:
+        detector: None if no view needs one.
+        detects: whether a view takes the detector's box; otherwise the annotated one is used.
+    """
 
     detector: detect.Detector | None
-    looks: bool
+    detects: bool
 
     def __call__(self, image: Image.Image, box: Sequence[float] | None = None) -> Box | None:
-        if not self.looks:
-            return usable(box, image.size)
+        """The box of the face in `image`, in and around the annotated `box` if there is one."""
+        if not self.detects:
+            return valid_box(box, image.size)
         assert self.detector is not None
-        near = None if box is None else usable(box, image.size) or NOWHERE
+        near = None if box is None else valid_box(box, image.size) or INVALID_BOX
         return self.detector.face(image, near)
 
     @property
-    def mesh(self) -> MeshOf | None:
+    def mesh(self) -> MeshDetector | None:
+        """The mesh of a picture's largest face, where a view is drawn from it."""
         return None if self.detector is None else self.detector.mesh
 
 
 @contextlib.contextmanager
-def finder(views: Sequence[Crop]) -> Iterator[Finder]:
-    """Who finds the faces of these views. Raises UserError if that needs a package that is
-    missing."""
-    looks = any(one.find == "detect" for one in views)
-    if not looks and not any(one.is_shape for one in views):
-        yield Finder(None, looks)
+def face_locator(views: Sequence[View]) -> Iterator[FaceLocator]:
+    """Open the locator for these views. Raises UserError if it needs a package that is missing."""
+    detects = any(view.find == "detect" for view in views)
+    if not detects and not any(view.is_shape for view in views):
+        yield FaceLocator(None, detects)
         return
     with detect.Detector() as detector:
-        yield Finder(detector, looks)
+        yield FaceLocator(detector, detects)

@@ -1,7 +1,7 @@
 """Rows whose pictures can be decoded, for `data.load(..., broken=...)`.
 
-Decoding is what costs: each file that was decoded without a fault is remembered in the user's cache
-folder by its path, size and time, so that the next run only looks at files that are new.
+Decoding is what costs: each file that was decoded without a fault is recorded in the user's cache
+folder by its path, size and time, so that the next run only decodes new files.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlmface import files
-from vlmface.data.sources import Source, in_threads, sources
+from vlmface.data.sources import Source, image_sources, map_in_threads
 from vlmface.errors import UserError
-from vlmface.images import open_image
+from vlmface.utils import files
+from vlmface.utils.images import open_image
 
 if TYPE_CHECKING:
     import datasets
@@ -25,17 +25,27 @@ _TABLE = "create table if not exists whole (path text primary key, size integer,
 Stats = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 
 
-def decodable(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
-    """The rows whose pictures can be decoded; `what` names them in messages.
+def decodable_rows(rows: datasets.Dataset, what: str, broken: str) -> datasets.Dataset:
+    """Find rows with pictures that cannot be decoded.
 
-    With `broken` "drop" other rows are left out, with a warning that counts them; with "error" they
-    are a UserError that names the first.
+    Args:
+        rows: FaceSample rows.
+        what: name of the rows in messages.
+        broken: "drop" such rows, with a warning, or "error".
+
+    Returns:
+        The other rows.
+
+    Raises:
+        UserError: a picture cannot be decoded and `broken` is "error", or no row is left.
     """
-    pictures = sources(rows)
+    pictures = image_sources(rows)
     faults = _faults(list(dict.fromkeys(source for row in pictures for source in row)))
     if not faults:
         return rows
-    lost = [row for row, of_row in enumerate(pictures) if any(one in faults for one in of_row)]
+    lost = [
+        row for row, of_row in enumerate(pictures) if any(source in faults for source in of_row)
+    ]
     first = next(iter(faults.values()))
     if broken == "error":
         raise UserError(
@@ -63,8 +73,8 @@ def _faults(every: Sequence[Source]) -> dict[Source, str]:
         stats = {path: stat for path in paths if (stat := _stats(path))}
         known = {path for path, stat in stats.items() if _is_known(index, path, stat)}
         unseen = [source for source in every if source not in known]
-        found = zip(unseen, in_threads(_fault, unseen, "decoding"), strict=True)
-        faults = {source: fault for source, fault in found if fault}
+        checked = zip(unseen, map_in_threads(_fault, unseen, "decoding"), strict=True)
+        faults = {source: fault for source, fault in checked if fault}
         whole = [path for path in stats if path not in known and path not in faults]
         with index:
             index.executemany(

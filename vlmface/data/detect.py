@@ -1,4 +1,4 @@
-"""Where is the face? MediaPipe's face landmarker, as a box: `pip install 'vlmface[detect]'`."""
+"""Face detection with MediaPipe's face landmarker: `pip install 'vlmface[detect]'`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import pictures
 from vlmface.errors import UserError
+from vlmface.utils import image_conversion
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 NAME = "mediapipe-face-landmarker"
-MOST = 20  # faces that are looked for in one picture
+MAX_FACES = 20  # faces that are looked for in one picture
 # Landmarkers of a detector, of about 25 MiB each. More than cores bring nothing.
-MOST_LANDMARKERS = min(16, os.cpu_count() or 1)
-AROUND = 0.5  # of a given box's longer side, on each side, is searched for its face
+MAX_LANDMARKERS = min(16, os.cpu_count() or 1)
+SEARCH_MARGIN = 0.5  # of a given box's longer side, on each side, is searched for its face
 
 
 class Detector:
-    """The faces of pictures; may be called from any number of threads, which share a few
-    landmarkers. Use it in a `with` block. Raises UserError if the package is not installed.
+    """Detects faces; any number of threads may share one. Use it in a `with` block.
 
     A box spans the 468 points of the face mesh: forehead to chin, ear to ear. The landmarker finds
-    faces from about a tenth of the picture's longer side on; where there is none, halves of the
-    sides are looked through one by one.
+    faces from about a tenth of the picture's longer side on; if it finds none, tiles of half the
+    sides are searched one by one.
+
+    Raises:
+        UserError: the package is not installed.
     """
 
     def __init__(self) -> None:
@@ -48,7 +50,7 @@ class Detector:
         weights = Path(spec.submodule_search_locations[0]) / "models" / "face_landmarker.task"
         self._vision = vision
         self._weights = weights.read_bytes()
-        self._landmarkers = _Pool(self._landmarker, MOST_LANDMARKERS)
+        self._landmarkers = _Pool(self._landmarker, MAX_LANDMARKERS)
 
     def __enter__(self) -> Detector:
         return self
@@ -63,49 +65,49 @@ class Detector:
 
     def faces(self, image: Image.Image) -> list[Box]:
         """The boxes of the faces in an image of any mode, in its own pixels, the largest first."""
-        return [box_of(mesh) for mesh in self.meshes(image)]
+        return [bounding_box(mesh) for mesh in self.meshes(image)]
 
     def mesh(self, image: Image.Image) -> np.ndarray | None:
-        """The mesh of the largest face, as of `meshes`; None if there is no face."""
+        """The mesh of the largest face, as of `meshes`; None without a face."""
         return next(iter(self.meshes(image)), None)
 
     def meshes(self, image: Image.Image) -> list[np.ndarray]:
         """The points (n, 2) of each face's mesh in pixels, numbered as MediaPipe does, the largest
         face first. Of two that are equally large, the left one is first."""
-        image = pictures.as_rgb(image)
-        found = self._look(image)
-        if not found:
+        image = image_conversion.as_rgb(image)
+        meshes = self._look(image)
+        if not meshes:
             width, height = -(-image.width // 2), -(-image.height // 2)
             for i, j in itertools.product(range(3), range(3)):  # half of a tile from the next
                 left, top = i * width // 2, j * height // 2
                 tile = self._look(image.crop((left, top, left + width, top + height)))
                 moved = [mesh + np.array([left, top]) for mesh in tile]
-                found += [
+                meshes += [
                     mesh
                     for mesh in moved
-                    if not any(_same(box_of(mesh), box_of(one)) for one in found)
+                    if not any(_same(bounding_box(mesh), bounding_box(other)) for other in meshes)
                 ]
-        return sorted(found, key=lambda mesh: _order(box_of(mesh)))
+        return sorted(meshes, key=lambda mesh: _order(bounding_box(mesh)))
 
     def _look(self, image: Image.Image) -> list[np.ndarray]:
         import mediapipe
 
         pixels = np.ascontiguousarray(image)
         with self._landmarkers.lend() as landmarker:
-            found = landmarker.detect(
+            result = landmarker.detect(
                 mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
             )
         return [
-            np.array([(p.x, p.y) for p in points]) * image.size for points in found.face_landmarks
+            np.array([(p.x, p.y) for p in points]) * image.size for points in result.face_landmarks
         ]
 
     def face(self, image: Image.Image, near: Sequence[float] | None = None) -> Box | None:
         """The largest face; of those in and around the box `near`, if one is given, the largest
-        whose middle lies in it. None if there is no such face."""
+        whose middle lies in it. None without such a face."""
         if near is None:
             return next(iter(self.faces(image)), None)
         x0, y0, x1, y1 = near
-        margin = AROUND * max(x1 - x0, y1 - y0)
+        margin = SEARCH_MARGIN * max(x1 - x0, y1 - y0)
         left, top = max(0, round(x0 - margin)), max(0, round(y0 - margin))
         right = min(image.width, round(x1 + margin))
         bottom = min(image.height, round(y1 + margin))
@@ -121,16 +123,16 @@ class Detector:
         from mediapipe.tasks.python import BaseOptions
 
         options = self._vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MOST
+            base_options=BaseOptions(model_asset_buffer=self._weights), num_faces=MAX_FACES
         )
         with _quiet():
             return self._vision.FaceLandmarker.create_from_options(options)
 
 
 class _Pool:
-    """Lends things to threads, `most` at a time. One is made when all others are lent, so that
-    threads that come one after the other share the first. Those that come back after `close` are
-    closed; the pool itself can be used again."""
+    """Lends objects to threads, `most` at a time. An object is made when all others are lent, so
+    that consecutive threads share the first. Objects that are returned after `close` are closed;
+    the pool itself can be used again."""
 
     def __init__(self, make: Callable[[], Any], most: int) -> None:
         self._make = make
@@ -161,8 +163,8 @@ class _Pool:
                 self._idle.pop().close()
 
 
-def missing() -> str | None:
-    """Why no detector can be made here, None if one can."""
+def unavailable_reason() -> str | None:
+    """Why a `Detector` cannot be created here; None if it can."""
     try:
         Detector()
     except UserError as error:
@@ -170,7 +172,7 @@ def missing() -> str | None:
     return None
 
 
-def box_of(mesh: np.ndarray) -> Box:
+def bounding_box(mesh: np.ndarray) -> Box:
     """The box that spans a face's points."""
     (left, top), (right, bottom) = mesh.min(0).tolist(), mesh.max(0).tolist()
     return left, top, right, bottom
@@ -190,11 +192,11 @@ def _same(a: Box, b: Box) -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the C++ library writes to the standard error while it starts."""
-    kept = os.dup(2)
+    saved_stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved_stderr, 2)
+        os.close(saved_stderr)

@@ -1,7 +1,7 @@
 """Image files as a list spells them, and as the disk does.
 
 A list that was made on Windows or on a Mac may separate folders with backslashes, write accents in
-another Unicode form, or the letter case in which those systems found the file all the same.
+another Unicode form, or a letter case that those systems do not distinguish.
 """
 
 from __future__ import annotations

@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vlmface import config, data, taxonomy
-from vlmface.data.sources import digest, sources
+from vlmface import label_spaces
+from vlmface.data.catalog import dataset_module, is_mixture
+from vlmface.data.loading import load_dataset
+from vlmface.data.sources import content_digest, image_sources
 from vlmface.errors import UserError
-from vlmface.ranges import Count, Positive, Seed
+from vlmface.utils import config
+from vlmface.utils.ranges import Count, Positive, Seed
 
 if TYPE_CHECKING:
     import datasets
@@ -37,8 +40,9 @@ FIELDS = ("emotion", "gender", "age_group", "race")
 class Source:
     """A data set of a mixture.
 
-    `data`, `root`, `split` and `options` are what `data.load` takes; a relative root is looked for
-    beside the mixture's file, and a source without root or split takes those of the mixture.
+    `data`, `root`, `split` and `options` are what `data.load` takes. A relative root, or Python
+    file of a data set, starts from the folder of the mixture's file. A source without root or split
+    takes those of the mixture.
     `labels` turns one word into another, or into null, which leaves such rows out. `cap`: so many
     rows at most, chosen at random. `weight`: see `Mixture`.
     """
@@ -58,10 +62,10 @@ class Mixture:
 
     `weight` of the sources: how many rows each gives, in proportion; either all have one or none,
     and then all rows count alike. `field` is what `labels` and `balanced` speak of; `labels` apply
-    to every source that says nothing of that word itself. `balanced` draws every label equally
+    to every source that does not map that word itself. `balanced` draws every label equally
     often; rows without one are left out. `size` is the number of rows; without it, the most that
     is possible without taking any row twice. With a larger one rows occur again, each as often as
-    the others of its kind or once more. `seed` decides what is drawn, and the order.
+    the others of its kind, or one time more. `seed` decides what is drawn, and the order.
     """
 
     sources: list[dict[str, Any]]
@@ -83,9 +87,21 @@ def load(
     seed: Seed | None = None,
     **unknown: Any,
 ) -> datasets.Dataset:
-    """The rows of a mixture.yaml; the same file, seed and data give the same rows in the same
-    order. `n` and `seed` replace the file's own `size` and `seed`. Raises UserError that names the
-    file and the key for whatever is wrong in it."""
+    """Load a mixture; the same file, seed and data give the same rows in the same order.
+
+    Args:
+        path: of the mixture.yaml.
+        root: of sources without a root.
+        split: of sources without a split.
+        missing: as of `data.load`, for each source.
+        broken: as of `data.load`, for each source.
+        n: replaces the file's `size`.
+        seed: replaces the file's `seed`.
+        **unknown: options that do not exist.
+
+    Raises:
+        UserError: an error in the file or a source; the message names the file and the key.
+    """
     from datasets import concatenate_datasets
 
     path = Path(path).expanduser()
@@ -100,27 +116,25 @@ def load(
         part = _load_source(
             source, where, path.parent, root, split, {"missing": missing, "broken": broken}
         )
-        found = set(part[mixture.field])
-        _check_words(where, mixture.field, source.labels, found)
+        part_labels = set(part[mixture.field])
+        _check_words(where, mixture.field, source.labels, part_labels)
         part = _harmonise(part, mixture.field, mixture.labels | source.labels)
         if source.cap is not None and source.cap < len(part):
             part = part.select(np.sort(chance.choice(len(part), source.cap, replace=False)))
         if not len(part):
             raise UserError(f"{where}: `labels` leave no row of {source.data}")
         parts.append(part)
-        words |= found
+        words |= part_labels
     _check_words(str(path), mixture.field, mixture.labels, words)
     rows = concatenate_datasets(_with_own_ids(parts, path))
-    labels = np.array(rows[mixture.field][:], object)
     of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     weights = None if sources[0].weight is None else [source.weight or 0.0 for source in sources]
-    kinds = _kinds(labels, of, weights, mixture.balanced)
+    kinds = _kinds(np.array(rows[mixture.field][:], object), of, weights, mixture.balanced)
     if not kinds:
         raise UserError(
             f"{path}: `balanced` needs rows with a label in the field {mixture.field!r}"
         )
-    size = n if n is not None else mixture.size
-    return rows.select(_draw(kinds, size, chance))
+    return rows.select(_draw(kinds, mixture.size if n is None else n, chance))
 
 
 def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Dataset]:
@@ -133,7 +147,7 @@ def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Da
     result, same = [], 0
     for number, (part, of_part) in enumerate(zip(parts, ids, strict=True), 1):
         shared = [row for row, id in enumerate(of_part) if often[id] > 1]
-        keys = map(_identity, sources(part.select(shared)))
+        keys = map(_identity, image_sources(part.select(shared)))
         named = [(of_part[row], key) for row, key in zip(shared, keys, strict=True)]
         same += sum(key in pictures.get(id, ()) for id, key in named)
         if any(id in pictures for id, _ in named):
@@ -151,7 +165,9 @@ def _with_own_ids(parts: list[datasets.Dataset], path: Path) -> list[datasets.Da
 
 def _identity(pictures: list[str | bytes]) -> str:
     """The files of a row, wherever the list names them from, or the content of its pictures."""
-    return "\n".join(digest(p) if isinstance(p, bytes) else os.path.realpath(p) for p in pictures)
+    return "\n".join(
+        content_digest(p) if isinstance(p, bytes) else os.path.realpath(p) for p in pictures
+    )
 
 
 def read(path: Path) -> tuple[Mixture, list[Source]]:
@@ -168,6 +184,9 @@ def read(path: Path) -> tuple[Mixture, list[Source]]:
         where = f"{path}, source {number}"
         source = _build(Source, values, where)
         _check_labels(where, mixture.field, source.labels)
+        if source.data.endswith(".py"):
+            file = path.parent / Path(source.data).expanduser()
+            source = dataclasses.replace(source, data=str(file))
         sources.append(source)
     weighted = [source.weight is not None for source in sources]
     if any(weighted) and not all(weighted):
@@ -193,16 +212,16 @@ def _load_source(
     split: str,
     how: Mapping[str, str],
 ) -> datasets.Dataset:
-    if source.data.endswith((".yaml", ".yml")):
+    if is_mixture(source.data):
         raise UserError(f"{where}: {source.data} is a mixture itself: name data sets")
     try:
         place: str | Path | None = None
         if source.root is not None:
             place = beside / Path(source.root).expanduser()
-        elif getattr(data.adapter(source.data), "NEEDS_ROOT", True):
+        elif getattr(dataset_module(source.data), "NEEDS_ROOT", True):
             place = root
         options = {**how, **source.options}
-        return data.load(source.data, place, source.split or split, **options)
+        return load_dataset(source.data, place, source.split or split, **options)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -215,7 +234,7 @@ def _check_labels(where: str, name: str, labels: dict[Any, Any]) -> None:
                 "word or null"
             )
     if name == "emotion":
-        _check_words(where, name, [*labels, *labels.values()], taxonomy.EMOTIONS)
+        _check_words(where, name, [*labels, *labels.values()], label_spaces.EMOTIONS)
 
 
 def _check_words(
@@ -223,7 +242,7 @@ def _check_words(
 ) -> None:
     """A word that no row holds is a misspelt one, except that a set may lack an emotion."""
     odd = [word for word in words if word is not None and word not in known]
-    if odd and not (name == "emotion" and odd[0] in taxonomy.EMOTIONS):
+    if odd and not (name == "emotion" and odd[0] in label_spaces.EMOTIONS):
         listed = ", ".join(sorted(word for word in known if word is not None)) or "empty"
         raise UserError(f"{where}: `labels` has {odd[0]!r}, but {name} is one of: {listed}")
 
@@ -277,7 +296,7 @@ def _draw(kinds: list[Kind], size: int | None, chance: np.random.Generator) -> n
     else:
         counts = _split(size, [1 / len(kinds)] * len(kinds))
     drawn = [
-        take(pool, count, chance)
+        draw_evenly(pool, count, chance)
         for kind, total in zip(kinds, counts, strict=True)
         for (pool, _), count in zip(kind, _split(total, [s for _, s in kind]), strict=True)
     ]
@@ -288,12 +307,12 @@ def _split(total: int, shares: Sequence[float]) -> list[int]:
     """Whole numbers in proportion to the shares (which add up to 1), with that sum."""
     exact = np.array(shares) * total
     counts = np.floor(exact + 1e-9).astype(int)
-    rest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
-    counts[rest] += 1
+    rounded_up = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[rounded_up] += 1
     return counts.tolist()
 
 
-def take(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
-    """`count` of the pool, none again before all were taken."""
-    rounds, rest = divmod(count, len(pool))
-    return np.concatenate([np.tile(pool, rounds), chance.choice(pool, rest, replace=False)])
+def draw_evenly(pool: np.ndarray, count: int, chance: np.random.Generator) -> np.ndarray:
+    """`count` items of the pool; an item is repeated only after all others were drawn as often."""
+    rounds, remainder = divmod(count, len(pool))
+    return np.concatenate([np.tile(pool, rounds), chance.choice(pool, remainder, replace=False)])

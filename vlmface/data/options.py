@@ -1,9 +1,8 @@
-"""The options of data sets: which there are, and of what type, as their `read` declares them."""
+"""Types of the options of data sets, as their `read` declares them."""
 
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import functools
 import inspect
 import numbers
@@ -12,64 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.ranges import alternatives, bare, describe, in_range
-
-OF_LOAD = ("n", "root", "split", "name", "streaming")  # words of `data.load` that are no options
-
-
-def check(
-    name: str, options: Mapping[Any, Any], *, taken: Mapping[str, str], where: str = "the options"
-) -> None:
-    """Refuse options that `data.load(name, **options)` would not take. Raises UserError.
-
-    Args:
-        name: a data set, or the path of a mixture.
-        options: what is given, by name.
-        taken: words that are said in another way, and how: {"n": "n_train"}.
-        where: how the options are called in messages.
-    """
-    known = of(name)
-    for option, value in options.items():
-        if option in taken:
-            raise UserError(
-                f"{where} has {option!r} ({value!r}), which is a setting of its own: use "
-                f"{taken[option]}"
-            )
-        if option not in known:
-            near = difflib.get_close_matches(str(option), known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(
-                f"{where}: {name} has no option {option!r}{hint}; it has "
-                f"{', '.join(known) or 'none'}"
-            )
-        check_type(f"{where}: {option}", known[option], value)
-
-
-def of(name: str) -> dict[str, Any]:
-    """{option: its type} of a data set or a mixture, those of `data.load` included. Raises
-    UserError for a data set that there is not."""
-    from vlmface import data
-
-    shared = {
-        option: kind
-        for option, kind in declared(data.load).items()
-        if option not in (*OF_LOAD, "protocol")
-    }
-    if name.endswith((".yaml", ".yml")):
-        from vlmface.data import mixture
-
-        read = mixture.load
-    else:
-        read = data.adapter(name).read
-    own = {o: kind for o, kind in declared(read).items() if o not in (*OF_LOAD, "path", "unknown")}
-    return own | shared
+from vlmface.utils.ranges import alternatives, bare, describe, in_range
 
 
 @functools.cache
-def declared(function: Any) -> dict[str, Any]:
+def declared_types(function: Any) -> dict[str, Any]:
     """{parameter: its type}, Any where that cannot be evaluated."""
     names = getattr(function, "__globals__", {})
-    found = {}
+    types = {}
     for parameter in inspect.signature(function).parameters.values():
         kind = parameter.annotation
         if isinstance(kind, str):
@@ -77,12 +26,12 @@ def declared(function: Any) -> dict[str, Any]:
                 kind = eval(kind, dict(names))  # the module's own annotation
             except NameError:
                 kind = Any
-        found[parameter.name] = kind
-    return found
+        types[parameter.name] = kind
+    return types
 
 
 def check_type(what: str, kind: Any, value: Any) -> None:
-    """Refuse a value of another type than a parameter's. Raises UserError."""
+    """Raise UserError for a value of another type than a parameter's."""
     if kind is Any or kind is inspect.Parameter.empty:
         return
     if any(_is(option, value) for option in alternatives(kind)):
@@ -120,17 +69,17 @@ def _is(kind: Any, value: Any) -> bool:
 
 def _words(kind: Any) -> str:
     parts = []
-    for one in alternatives(kind):
-        origin = typing.get_origin(bare(one)[0])
+    for option in alternatives(kind):
+        origin = typing.get_origin(bare(option)[0])
         if origin is collections.abc.Sequence:
-            of = alternatives(typing.get_args(bare(one)[0])[0])
+            of = alternatives(typing.get_args(bare(option)[0])[0])
             parts.append("a list of " + " or ".join(_PLURAL.get(item, "values") for item in of))
         elif origin is collections.abc.Mapping:
             parts.append("a mapping {name: value}")
-        elif isinstance(bare(one)[0], type) and bare(one)[0] not in (int, float, bool, str):
-            parts.append("null" if one is type(None) else bare(one)[0].__name__)
+        elif isinstance(bare(option)[0], type) and bare(option)[0] not in (int, float, bool, str):
+            parts.append("null" if option is type(None) else bare(option)[0].__name__)
         else:
-            parts.append(describe(one))
+            parts.append(describe(option))
     return " or ".join(parts)
 
 

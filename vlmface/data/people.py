@@ -1,4 +1,4 @@
-"""Who is on the rows: parts by whole people, and people that two parts share."""
+"""The people that rows show: splits by whole people, and people that two splits share."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OWN_FILES = ("table", "llava_json")
 Person = tuple[str, str]  # data set and subject, or "" and the id of a row without one
 
 
-def keys(rows: datasets.Dataset) -> list[Person]:
-    """Whom each row shows; a row without a subject is its own."""
+def person_keys(rows: datasets.Dataset) -> list[Person]:
+    """The person that each row shows; a row without a subject counts as a person of its own."""
     named = zip(rows["dataset"], rows["subject"], rows["id"], strict=True)
     return [(dataset, subject) if subject else ("", id) for dataset, subject, id in named]
 
@@ -29,17 +29,26 @@ def keys(rows: datasets.Dataset) -> list[Person]:
 # --- a part of the people -------------------------------------------------------------------------
 
 
-def choose(people: Sequence[Person], share: float, seed: int) -> set[Person]:
-    """Whole people with as near to `share` of the rows as is possible, at least one, and not all.
+def choose_people(people: Sequence[Person], share: float, seed: int) -> set[Person]:
+    """Choose people whose rows are as near to a share of all rows as possible.
 
-    They are taken in a random order that depends on `seed` and their names alone, as long as the
-    best number of rows can still be reached. Raises UserError for a single person.
+    Args:
+        people: the person of each row.
+        share: of the rows, 0..1.
+        seed: people are taken in a random order that depends on it and their names alone, as long
+            as the best number of rows can still be reached.
+
+    Returns:
+        At least one person, and not all.
+
+    Raises:
+        UserError: there is a single person.
     """
     counts = Counter(people)
     if len(counts) < 2:
-        who = " and ".join(name for _, name in counts) or "nobody"
+        who = " and ".join(name for _, name in counts) or "no person"
         raise UserError(
-            f"the {len(people)} rows show {who} alone, of whom no part can be held out: give a "
+            f"the {len(people)} rows show {who} alone, so that no people can be held out: give a "
             "validation split, or data of several people"
         )
     order = sorted(counts, key=lambda person: _draw(person, seed))
@@ -96,14 +105,20 @@ def _exactly(sizes: Sequence[int], wanted: float) -> list[int]:
 # --- people in two parts --------------------------------------------------------------------------
 
 
-def shared(
+def shared_people(
     first: datasets.Dataset, second: datasets.Dataset, *, same_files: bool = True
 ) -> dict[str, Any] | None:
-    """Subjects that are in both, {"people", "rows": of the second that show them, "examples"};
-    None if there are none, or none are known.
+    """Subjects that occur in both of two parts; only those of one data set are compared.
 
-    Only subjects of one data set are compared. `same_files`: whether both were read from the same
-    place, without which the names in files of the user's own mean nothing to each other.
+    Args:
+        first: rows.
+        second: rows.
+        same_files: whether both were read from the same files. If not, the names in users' own
+            files may denote different people and are not compared.
+
+    Returns:
+        {"people": number, "rows": number of rows of `second` that show them, "examples": names};
+        None without such subjects.
     """
     known = [
         {
@@ -123,10 +138,36 @@ def shared(
     }
 
 
-def warning(found: Mapping[str, Any], second: str = "test") -> str:
-    """What `shared` found, for people: `second` is the name of the second part."""
-    names = ", ".join(found["examples"]) + (", ..." if found["people"] > EXAMPLES else "")
+def overlap_warning(overlap: Mapping[str, Any], second: str = "test") -> str:
+    """A warning about what `shared_people` returned; `second` is the name of the second part."""
+    names = ", ".join(overlap["examples"]) + (", ..." if overlap["people"] > EXAMPLES else "")
     return (
-        f"{found['people']:,} people are in the training and the {second} rows ({names}); they are "
-        f"on {found['rows']:,} {second} rows, whose scores say little about other people"
+        f"{overlap['people']:,} people are in the training and the {second} rows ({names}); they "
+        f"are on {overlap['rows']:,} {second} rows, whose scores say little about other people"
     )
+
+
+def hold_out(
+    rows: datasets.Dataset, share: float, seed: int = 0
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split rows by whole subjects; a row without a subject counts as a subject of its own.
+
+    Args:
+        rows: FaceSample rows.
+        share: of the rows that are held out, 0..1, which is met as nearly as subjects allow.
+        seed: the result depends on it, but not on the order of the rows.
+
+    Returns:
+        (the other rows, the rows that are held out); neither is empty.
+
+    Raises:
+        UserError: `share` is out of range, or there is a single subject.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"hold_out takes a share between 0 and 1, not {share}")
+    subjects = person_keys(rows)
+    import numpy as np
+
+    chosen = choose_people(subjects, share, seed)
+    held = np.array([subject in chosen for subject in subjects], bool)
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

@@ -1,4 +1,4 @@
-"""JSON records, as instruction data comes: what is wrong names the file and the record.
+"""JSON records, as in instruction data; errors name the file and the record.
 
 The files are downloads, so nothing in them is trusted: not their encoding, their shape, the types
 of their fields, nor that an image path stays in the image folder.
@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.data.text_files import read_text, split_lines
 from vlmface.errors import UserError
 
@@ -31,9 +31,9 @@ class Record:
 
     def refuse(self, name: str, allowed: str) -> NoReturn:
         """Raise the UserError of a field that is not as `allowed`."""
-        found = f"is {shown(self.fields[name])}" if name in self.fields else "is missing"
+        problem = f"is {short_repr(self.fields[name])}" if name in self.fields else "is missing"
         raise UserError(
-            f"{self.where}: {name!r} {found}, expected {allowed}; correct the record, or take a "
+            f"{self.where}: {name!r} {problem}, expected {allowed}; correct the record, or take a "
             "fresh copy of the file"
         )
 
@@ -73,11 +73,13 @@ class Record:
             self.refuse(name, "a list of texts")
         return value
 
-    def label(self, name: str, space: str = "emotion8") -> str:
-        """The label of a space of the taxonomy that the text is, up to case and aliases."""
+    def label(self, name: str, space: str | label_spaces.LabelSpace = "emotion8") -> str:
+        """The label of a label space that the text is, up to case and aliases."""
+        if isinstance(space, str):
+            space = label_spaces.space(space)
         label = canonical(space, self.text(name))
         if label is None:
-            self.refuse(name, f"one of {', '.join(taxonomy.space(space).labels)}")
+            self.refuse(name, f"one of {', '.join(space.labels)}")
         return label
 
     def units(self, name: str) -> set[int]:
@@ -92,12 +94,16 @@ class Record:
         folder itself; any other absolute path that does not begin with the folder, and one with
         "..", is refused."""
         path = self.text(name)
-        found = below(folder, path.removeprefix("/") if rooted else path)
-        if found is None and path.startswith(f"{folder}{os.sep}") and not leads_up(path):
-            found = path
-        if found is None:
+        full_path = path_inside(folder, path.removeprefix("/") if rooted else path)
+        if (
+            full_path is None
+            and path.startswith(f"{folder}{os.sep}")
+            and not has_parent_reference(path)
+        ):
+            full_path = path
+        if full_path is None:
             self.refuse(name, f"a path inside the image folder {folder} (see the option images)")
-        return found
+        return full_path
 
     def images(self, name: str) -> list[str]:
         """The image paths of a field that holds one, a list of them, or nothing."""
@@ -108,35 +114,40 @@ class Record:
 
 
 @lru_cache(maxsize=10_000)
-def canonical(space: str, text: str) -> str | None:
-    """The label of a space that a text is; asked of every row, for few different texts."""
-    return taxonomy.space(space).canonical(text)
+def canonical(space: str | label_spaces.LabelSpace, text: str) -> str | None:
+    """`LabelSpace.canonical`, cached: rows have few different texts."""
+    if isinstance(space, str):
+        space = label_spaces.space(space)
+    return space.canonical(text)
 
 
-def shown(value: Any) -> str:
-    """A value as an error shows it: no more than a line of it."""
+def short_repr(value: Any) -> str:
+    """The `repr` of a value, cut to one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def below(folder: Path, path: str) -> str | None:
-    """The file `path` in `folder`; None for a path that is absolute, leads up or is no path."""
-    if not path or path[0] in "/\\" or path[1:2] == ":" or leads_up(path):
+def path_inside(folder: Path, path: str) -> str | None:
+    """The file `path` in `folder`; None for a path that is absolute, has a ".." or is invalid."""
+    if not path or path[0] in "/\\" or path[1:2] == ":" or has_parent_reference(path):
         return None
     return os.path.join(folder, path)
 
 
-def leads_up(path: str) -> bool:
-    """Whether a path has a ".." between slashes of either kind, or is no path at all."""
+def has_parent_reference(path: str) -> bool:
+    """Whether a path has a ".." between slashes of either kind, or is not valid."""
     return "\0" in path or (".." in path and ".." in re.split(r"[/\\]", path))
 
 
 def folder_of_images(images: str | Path | None, otherwise: Path) -> Path:
-    """The folder that the option `images` names, or `otherwise`. Raises UserError if it is none."""
+    """The folder that the option `images` names, or `otherwise`. Raises UserError if it does not
+    exist."""
     folder = otherwise if images is None else Path(images).expanduser()
     if not folder.is_dir():
-        raise UserError(f"images={str(images)!r} is no folder: give the one that the image paths "
-                        "of the file start from")  # fmt: skip
+        raise UserError(
+            f"images={str(images)!r} is not a folder: give the one that the image paths "
+            "of the file start from"
+        )
     return folder
 
 
@@ -151,24 +162,26 @@ def records(path: Path, *, lines: bool | None = None, within: str | None = None)
     if lines:
         numbered = enumerate(split_lines(text), 1)
         places = [(f"{path}, line {n}", line) for n, line in numbered if line.strip()]
-        found = [(where, _parsed(line, where)) for where, line in places]
+        entries = [(where, _parsed(line, where)) for where, line in places]
     else:
         content = _parsed(text, str(path))
         if isinstance(content, dict) and within in content:
             content = content[within]
         if not isinstance(content, list):
             raise UserError(
-                f"{path} holds {shown(content)}, expected a list of records: [{{...}}, ...]"
+                f"{path} holds {short_repr(content)}, expected a list of records: [{{...}}, ...]"
             )
-        found = [(f"{path}, record {n}", fields) for n, fields in enumerate(content, 1)]
+        entries = [(f"{path}, record {n}", fields) for n, fields in enumerate(content, 1)]
     half_characters = re.search(r"\\u[dD][89a-fA-F]", text) is not None
-    for where, fields in found:
+    for where, fields in entries:
         if not isinstance(fields, dict):
-            raise UserError(f"{where}: found {shown(fields)}, expected a record: {{...}}")
+            raise UserError(f"{where}: found {short_repr(fields)}, expected a record: {{...}}")
         if half_characters and not _writable(fields):
-            raise UserError(f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is no "
-                            "character; correct it, or take a fresh copy of the file")  # fmt: skip
-    return [Record(where, fields) for where, fields in found]
+            raise UserError(
+                f"{where}: a text holds half of a \\ud83d\\ude00 pair, which is not a "
+                "character; correct it, or take a fresh copy of the file"
+            )
+    return [Record(where, fields) for where, fields in entries]
 
 
 def read_json(path: Path) -> Any:
@@ -178,8 +191,8 @@ def read_json(path: Path) -> Any:
 
 def _is_lines(text: str) -> bool:
     """Whether a text is JSON lines, whatever its file's name: a whole record, then another one."""
-    first, end, rest = text.lstrip().partition("\n")
-    if not (end and first.startswith("{") and rest.lstrip().startswith("{")):
+    first, end, remainder = text.lstrip().partition("\n")
+    if not (end and first.startswith("{") and remainder.lstrip().startswith("{")):
         return False
     try:
         return isinstance(json.loads(first), dict)
@@ -208,12 +221,16 @@ def _writable(fields: dict[str, Any]) -> bool:
 
 
 ROLES = {
-    "human": "question", "user": "question",
-    "gpt": "answer", "assistant": "answer", "model": "answer", "chatgpt": "answer",
-}  # fmt: skip
+    "human": "question",
+    "user": "question",
+    "gpt": "answer",
+    "assistant": "answer",
+    "model": "answer",
+    "chatgpt": "answer",
+}
 
 
-def pairs(record: Record) -> list[tuple[str, str]]:
+def question_answer_pairs(record: Record) -> list[tuple[str, str]]:
     """(question, answer) of each pair of turns, without the "<image>" placeholder.
 
     The turns are LLaVA's and ShareGPT's `conversations` of {"from", "value"}, or the `messages` of
@@ -247,13 +264,13 @@ def _said(turn: Record) -> str:
     return turn.text(name)
 
 
-def pictures(record: Record) -> list[str]:
+def image_paths(record: Record) -> list[str]:
     """The image paths of a conversation: its `image` or `images`, or those in the parts of its
     messages, {"type": "image", "image": "..."}. Raises UserError if it has both fields and they
     differ."""
     listed = {name: record.images(name) for name in ("image", "images")}
     if all(listed.values()) and listed["image"] != listed["images"]:
-        record.refuse("images", f"the same as 'image', {shown(listed['image'])}")
+        record.refuse("images", f"the same as 'image', {short_repr(listed['image'])}")
     return listed["image"] or listed["images"] or _pictures_in_parts(record.fields.get("messages"))
 
 
@@ -269,15 +286,15 @@ _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-def thought(text: str | None) -> tuple[str | None, str | None]:
+def split_thought(text: str | None) -> tuple[str | None, str | None]:
     """(rationale, answer) of `<think>...</think><answer>...</answer>`: prompts put such tags around
     a rationale themselves. A text without them is all rationale; one whose tags do not pair up
     loses them. None stands for a part that is not there."""
     if text is None:
         return None, None
     thoughts, answers = _THOUGHT.findall(text), _ANSWER.findall(text)
-    said = thoughts[0] if len(thoughts) == 1 else _ANSWER.sub(" ", text)
-    rationale = re.sub(r"</?(?:think|answer)>", " ", said).strip()
+    reasoning = thoughts[0] if len(thoughts) == 1 else _ANSWER.sub(" ", text)
+    rationale = re.sub(r"</?(?:think|answer)>", " ", reasoning).strip()
     return rationale or None, answers[-1].strip() if answers else None
 
 
@@ -287,8 +304,8 @@ def au_numbers(au_set: str | int | Sequence[str | int] | None) -> set[int]:
     return {facs.parse_name(str(unit)) for unit in units}
 
 
-def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
-    """`value`, if it is allowed for the option; else a UserError that says what is."""
+def check_choice(option: str, value: str, allowed: Sequence[str]) -> str:
+    """`value`, if it is allowed for the option; else a UserError that lists what is."""
     if value not in allowed:
         raise UserError(f"{option}={value!r}: use one of {', '.join(map(repr, allowed))}")
     return value

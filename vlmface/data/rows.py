@@ -1,7 +1,7 @@
-"""A split as columns: what an adapter returns, and its way into a `datasets.Dataset`.
+"""A split as columns: what an adapter returns, and its conversion to a `datasets.Dataset`.
 
 Hundreds of thousands of rows are indexed without a Python object for each: adapters fill columns,
-the checks run over whole columns, and only a row that fails is built to word the message.
+the checks run over whole columns, and only a row that fails is built, for the error message.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import facs, taxonomy
+from vlmface import facs, label_spaces
 from vlmface.data.image_paths import Folders
-from vlmface.data.records import shown
-from vlmface.data.text_files import match_name, read_lines, split_header, utf8_source
+from vlmface.data.records import short_repr
+from vlmface.data.text_files import match_name, open_utf8, read_lines, split_header
 from vlmface.errors import UserError
-from vlmface.images import SUFFIXES
 from vlmface.schema import FaceSample, features
+from vlmface.utils.images import SUFFIXES
 
 if TYPE_CHECKING:
     import datasets
@@ -34,13 +34,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rows:
-    """`columns` maps FaceSample fields to n values each: a list, NumPy or Arrow array, None for
-    "not annotated". `image` holds paths or encoded bytes; `frames` lists of paths. A field that is
-    left out is null in every row. `left_out` maps a reason to what was not made into a row (file
-    names, line numbers): nothing is dropped without being listed here."""
+    """The rows of a split.
+
+    Attributes:
+        columns: n values for each FaceSample field: a list, NumPy or Arrow array, None for "not
+            annotated". `image` holds paths or encoded bytes, `frames` lists of paths. A field that
+            is not in it is null in every row.
+        skipped: what did not become a row (file names, line numbers), by reason. Nothing is dropped
+            without being listed here.
+    """
 
     columns: dict[str, Any]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -48,8 +53,9 @@ class Rows:
     def take(self, keep: np.ndarray) -> Rows:
         """The rows where the mask `keep` (n,) is true, in order."""
         index = np.flatnonzero(keep)
-        return Rows({name: _take(values, index) for name, values in self.columns.items()},
-                    self.left_out)  # fmt: skip
+        return Rows(
+            {name: _take(values, index) for name, values in self.columns.items()}, self.skipped
+        )
 
 
 def _take(values: Any, index: np.ndarray) -> Any:
@@ -66,27 +72,44 @@ def _take(values: Any, index: np.ndarray) -> Any:
 
 
 def emotions(coding_id: str, codes: Any) -> pa.Array:
-    """The emotion of each of `codes` (n,), whole numbers of `taxonomy.CODINGS[coding_id]`; a code
-    that is legal but none of the eight emotions is null. Raises UserError for any other code."""
+    """The `emotion` column.
+
+    Args:
+        coding_id: of `label_spaces.CODINGS`.
+        codes: whole numbers (n,) of that coding.
+
+    Returns:
+        Words (n,); null for a code of the coding that is not one of the eight emotions.
+
+    Raises:
+        UserError: a code is not in the coding.
+    """
     import pyarrow as pa
 
-    coding = taxonomy.CODINGS[coding_id]
-    known, inverse = np.unique(np.asarray(codes), return_inverse=True)
-    words = pa.array([coding.decode(code.item()) for code in known], pa.string())
-    return words.take(pa.array(inverse.ravel()))
+    coding = label_spaces.CODINGS[coding_id]
+    values, inverse = np.unique(np.asarray(codes), return_inverse=True)
+    labels = pa.array([coding.decode(code.item()) for code in values], pa.string())
+    return labels.take(pa.array(inverse.ravel()))
 
 
-def words(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
-    """Each text as the label of the space that it is, up to case and aliases ("Angry" -> "anger").
-    None stays None. Raises UserError for a text that is no label of the space."""
-    space = taxonomy.space(space_id)
-    found = {text: space.canonical(text) for text in set(texts) if text is not None}
-    wrong = sorted(text for text, label in found.items() if label is None)
+def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | None]:
+    """The label of each text, up to case and aliases ("Angry" -> "anger"); None stays None.
+
+    Args:
+        space_id: of a label space.
+        texts: n texts.
+
+    Raises:
+        UserError: a text is not a label of the space.
+    """
+    space = label_spaces.space(space_id)
+    label_of = {text: space.canonical(text) for text in set(texts) if text is not None}
+    wrong = sorted(text for text, label in label_of.items() if label is None)
     if wrong:
         raise UserError(
-            f"{wrong[0]!r} is no label of {space.id}: expected one of {', '.join(space.labels)}"
+            f"{wrong[0]!r} is not a label of {space.id}: expected one of {', '.join(space.labels)}"
         )
-    return [None if text is None else found[text] for text in texts]
+    return [None if text is None else label_of[text] for text in texts]
 
 
 def action_units(
@@ -95,9 +118,17 @@ def action_units(
     intensity: np.ndarray | None = None,
     annotated: np.ndarray | None = None,
 ) -> pa.Array:
-    """The `aus` column from dense arrays (n, len(numbers)): presence (bool), intensity 0..5 (NaN:
-    not graded) and whether the AU was annotated at all (default: everywhere). A row without any
-    annotated AU is null."""
+    """The `aus` column from dense arrays (n, len(numbers)).
+
+    Args:
+        numbers: of the AUs.
+        present: whether each AU is present.
+        intensity: 0..5; NaN: not graded.
+        annotated: whether the AU was annotated at all, by default everywhere.
+
+    Returns:
+        A column in which a row without any annotated AU is null.
+    """
     import pyarrow as pa
 
     present = np.asarray(present, bool)
@@ -119,8 +150,15 @@ def action_units(
 
 
 def listed_units(present: Sequence[Collection[int]], coded: Sequence[Collection[int]]) -> pa.Array:
-    """The `aus` column of n rows that list only their present AUs. Those of `coded` (n) that a row
-    does not list are annotated as absent in it; a row with neither is null."""
+    """The `aus` column of rows that list only their present AUs.
+
+    Args:
+        present: the AUs that each row lists.
+        coded: AUs that are annotated as absent in a row that does not list them.
+
+    Returns:
+        A column in which a row without AUs in either is null.
+    """
     numbers = sorted({number for row in (*present, *coded) for number in row})
 
     def mask(rows: Sequence[Collection[int]]) -> np.ndarray:
@@ -139,16 +177,18 @@ def boxes(x0: Any, y0: Any, x1: Any, y1: Any) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.arange(0, flat.size + 1, 4, dtype=np.int32)), flat)
 
 
-def votes(keys: Sequence[str], counts: np.ndarray) -> list[str]:
+def vote_meta(keys: Sequence[str], counts: np.ndarray) -> list[str]:
     """The `emotion_votes` column from counts (n, len(keys)) for words of `schema.VOTE_KEYS`."""
-    return meta(len(counts), **dict(zip(keys, np.asarray(counts).T, strict=True)))
+    return json_meta(len(counts), **dict(zip(keys, np.asarray(counts).T, strict=True)))
 
 
-def meta(n: int, **columns: Sequence[Any]) -> list[str]:
+def json_meta(n: int, **columns: Sequence[Any]) -> list[str]:
     """The `meta` column: one JSON object a row of what FaceSample has no field for."""
     names = sorted(columns)
-    lists = [np.asarray(columns[k]).tolist() if isinstance(columns[k], np.ndarray)
-             else list(columns[k]) for k in names]  # fmt: skip
+    lists = [
+        np.asarray(columns[k]).tolist() if isinstance(columns[k], np.ndarray) else list(columns[k])
+        for k in names
+    ]
     if not names:
         return ["{}"] * n
     encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build one for each row
@@ -156,8 +196,20 @@ def meta(n: int, **columns: Sequence[Any]) -> list[str]:
 
 
 def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
-    """Whether each row (n,) is tested in `fold`: the subjects in sorted order are dealt out to the
-    folds in turn, so that each is tested once. Raises UserError for a fold that there is not."""
+    """Which rows are tested in a fold: the subjects in sorted order are dealt out to the folds in
+    turn, so that each is tested once.
+
+    Args:
+        subjects: of each row.
+        fold: 1 to `folds`.
+        folds: number of folds, at most that of the subjects.
+
+    Returns:
+        A mask (n,).
+
+    Raises:
+        UserError: `fold` or `folds` is out of range.
+    """
     people = sorted(set(subjects))
     if not 1 <= fold <= folds <= len(people):
         raise UserError(
@@ -168,27 +220,43 @@ def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
     return np.array([subject in tested for subject in subjects], bool)
 
 
+def people_of_split(parts: Sequence[Sequence[str]], fold: int, split: str) -> list[str]:
+    """The people of a split, sorted. Fold 1 tests on the last of the parts, fold 2 on the one
+    before it, and so on."""
+    tested = parts[-fold]
+    return sorted(
+        person for part in parts for person in part if (person in tested) == (split == "test")
+    )
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
-def existing(paths: Iterable[str]) -> np.ndarray:
+def exists_mask(paths: Iterable[str]) -> np.ndarray:
     """Whether each file exists (n,), found by listing each folder once."""
     folders = Folders()
     return np.array([folders.has(path) for path in paths], bool)
 
 
-def as_stored(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
-    """(the rows with the path of each image as the disk spells it, whether it is there (n,)). Warns
-    of paths that are spelled in another way; `what` names the rows."""
+def resolve_image_paths(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
+    """Correct the spelling of image paths. Warns if there was any to correct.
+
+    Args:
+        rows: rows with an `image` column.
+        what: name of the rows in the warning.
+
+    Returns:
+        (the rows with paths as the disk spells them, a mask (n,) of the images that exist).
+    """
     images = rows.columns.get("image")
     if images is None:
         return rows, np.ones(len(rows), bool)
     folders = Folders()
-    there = np.array([not isinstance(image, str) or folders.has(image) for image in images], bool)
+    exists = np.array([not isinstance(image, str) or folders.has(image) for image in images], bool)
     stored, other = list(images), []
-    for row in np.flatnonzero(~there):
+    for row in np.flatnonzero(~exists):
         if path := folders.find(images[row]):
-            stored[row], there[row] = path, True
+            stored[row], exists[row] = path, True
             other.append(row)
     if other:
         warnings.warn(
@@ -197,7 +265,7 @@ def as_stored(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
             f"{stored[other[0]]!a}",
             stacklevel=4,
         )
-    return Rows(rows.columns | {"image": stored}, rows.left_out), there
+    return Rows(rows.columns | {"image": stored}, rows.skipped), exists
 
 
 def image_names(folder: Path) -> tuple[list[str], list[str]]:
@@ -210,29 +278,45 @@ def image_names(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
-    """The rows of a set whose folders are its labels ("Angry/0001.png"): the image, the label and
-    the id `prefix/label/stem`. Raises UserError for a folder that is not named as a label of the
-    space; a number is none, since copies count in different orders."""
-    space = taxonomy.space(space_id)
-    ids, images, labels, left_out = [], [], [], []
+    """The rows of a set whose folders are its labels ("Angry/0001.png").
+
+    Args:
+        folder: the folder of the labels' folders.
+        space_id: of the label space.
+        prefix: of the ids, which are `prefix/label/stem`.
+
+    Raises:
+        UserError: a folder is not named as a label of the space. Numbers are not accepted, since
+            copies count in different orders.
+    """
+    space = label_spaces.space(space_id)
+    ids, images, labels, skipped = [], [], [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         label = space.canonical(place.name)
         if label is None:
             raise UserError(
-                f"{place}: {place.name!r} is no label of {space.id}; expected folders named "
+                f"{place}: {place.name!r} is not a label of {space.id}; expected folders named "
                 f"{', '.join(space.labels)}, or as their adjectives"
             )
         names, others = image_names(place)
         ids += [f"{prefix}/{label}/{os.path.splitext(name)[0]}" for name in names]
         images += [str(place / name) for name in names]
         labels += [label] * len(names)
-        left_out += [f"{place.name}/{name}" for name in others]
+        skipped += [f"{place.name}/{name}" for name in others]
     columns = {"id": ids, "image": images, space.field: labels}
-    return Rows(columns, {"no image file": left_out} if left_out else {})
+    return Rows(columns, {"no image file": skipped} if skipped else {})
 
 
-def need(path: Path, what: str) -> Path:
-    """`path`, if it exists; else a UserError that says `what` it should be and what lies there."""
+def require_path(path: Path, what: str) -> Path:
+    """`path` if it exists.
+
+    Args:
+        path: the expected file or folder.
+        what: what it should contain.
+
+    Raises:
+        UserError: it does not exist; the message lists what is there instead.
+    """
     if path.exists():
         return path
     folder = next((p for p in path.parents if p.exists()), Path())
@@ -246,10 +330,19 @@ def need(path: Path, what: str) -> Path:
 def read_csv(
     path: Path, columns: Mapping[str, str] | None = None, delimiter: str = ",", **options: Any
 ) -> pa.Table:
-    """A csv file as an Arrow table. `columns` maps the columns to read to an Arrow type name
-    ("string", "int32", "float32"); they are found in the header in any letter case, and the
-    delimiter is the header's. Raises UserError with the file's name and line or column."""
-    source = utf8_source(path)
+    """Read a csv file.
+
+    Args:
+        path: of the file; its delimiter is detected in its header.
+        columns: {name: Arrow type such as "string", "int32" or "float32"} of the columns to read,
+            in any letter case; None for all columns.
+        delimiter: taken if the header has none.
+        **options: of `pyarrow.csv.ReadOptions`, for a file without a header.
+
+    Raises:
+        UserError: with the file's name and line or column.
+    """
+    source = open_utf8(path)
     if {"column_names", "autogenerate_column_names"} & set(options):
         return _read_csv(path, source, columns, delimiter, **options)
     line, above = _first_line(path, source)
@@ -265,9 +358,9 @@ def read_csv(
     return table.rename_columns(list(columns))
 
 
-def header(path: Path) -> list[str]:
+def csv_header(path: Path) -> list[str]:
     """The fields of a csv file's first line."""
-    return split_header(_first_line(path, utf8_source(path, whole=False))[0])[0]
+    return split_header(_first_line(path, open_utf8(path, whole=False))[0])[0]
 
 
 def _first_line(path: Path, source: Path | BytesIO) -> tuple[str, int]:
@@ -286,7 +379,7 @@ def _place(path: Path, column: str, names: list[str]) -> int:
     if name is None:
         raise UserError(
             f"{path} is not the csv file that was expected: it has no column {column!r}, its "
-            f"header is {shown(','.join(names))}"
+            f"header is {short_repr(','.join(names))}"
         )
     return names.index(name)
 
@@ -330,9 +423,16 @@ def _read_csv(
 
 
 def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Table:
-    """A file of columns set apart by any number of spaces or tabs, without a header, as an Arrow
-    table. `columns` maps all of them to an Arrow type name; `skip` lines at the top are passed
-    over. Raises UserError with the file's name and line or column."""
+    """Read a file of columns that are set apart by spaces or tabs, without a header.
+
+    Args:
+        path: of the file.
+        columns: {name: Arrow type} of all columns.
+        skip: number of lines at the top to ignore.
+
+    Raises:
+        UserError: with the file's name and line or column.
+    """
     text = "\n".join(read_lines(path)[skip:]).replace("\t", " ")
     while "  " in text:
         text = text.replace("  ", " ")
@@ -340,10 +440,13 @@ def read_spaced(path: Path, columns: Mapping[str, str], skip: int = 0) -> pa.Tab
     return _read_csv(path, BytesIO(encoded), columns, " ", column_names=list(columns))
 
 
-def numbered(folder: Path) -> dict[int, str]:
-    """The images of a folder by the last number in their name (`frame_00012.jpg`: 12), as paths.
-    Raises UserError if two images have the same number."""
-    found: dict[int, str] = {}
+def frames_by_number(folder: Path) -> dict[int, str]:
+    """The paths of a folder's images by the last number in their name (`frame_00012.jpg`: 12).
+
+    Raises:
+        UserError: two images have the same number.
+    """
+    paths: dict[int, str] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
@@ -351,29 +454,38 @@ def numbered(folder: Path) -> dict[int, str]:
             if entry.name[0] == "." or suffix.lower() not in SUFFIXES or not numbers:
                 continue
             number = int(numbers[-1])
-            if number in found:
+            if number in paths:
                 raise UserError(
-                    f"{folder} has two images number {number}: {Path(found[number]).name} and "
+                    f"{folder} has two images number {number}: {Path(paths[number]).name} and "
                     f"{entry.name}; leave one camera, format or crop of each frame there"
                 )
-            found[number] = entry.path
-    return found
+            paths[number] = entry.path
+    return paths
 
 
-def drawn_split(
+def random_split(
     stems: Sequence[str], split: str, test_list: str | Path | None = None, share: float = 0.2
 ) -> np.ndarray:
-    """Which rows (n,) belong to `split` ("train" or "test") of a set whose owners define none.
+    """Which rows belong to a split of a set whose owners define none.
 
-    `test_list` is a text file that names the test images, one a line, at its start; without it
-    about `share` of the images are drawn by a hash of their stem (the name up to its first dot),
-    the same on every machine and whatever else is in the copy.
+    Args:
+        stems: the image names (n) up to their first dot.
+        split: "train" or "test".
+        test_list: a text file that names the test images, one at the start of each line.
+        share: of the test images without `test_list`. They are drawn by a hash of their stem: the
+            same on every machine and independent of the other images.
+
+    Returns:
+        A mask (n,).
+
+    Raises:
+        UserError: `test_list` does not exist, or names other images.
     """
     if test_list is None:
         digests = (hashlib.sha256(stem.encode()).digest() for stem in stems)
         test = np.array([int.from_bytes(d[:8], "big") < share * 2**64 for d in digests], bool)
     else:
-        path = need(Path(test_list).expanduser(), "a list of the test images, one a line")
+        path = require_path(Path(test_list).expanduser(), "a list of the test images, one a line")
         names = [line.split()[0] for line in read_lines(path) if line.strip()]
         wanted = {name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names}
         if unknown := sorted(wanted - set(stems)):
@@ -389,21 +501,29 @@ def drawn_split(
 
 
 def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> datasets.Dataset:
-    """The `datasets.Dataset` of the rows, images undecoded until they are looked at.
+    """The `datasets.Dataset` of the rows. Warns, with numbers and reasons, of what was skipped.
 
-    `missing` says what to do about images that are not there: "error" (default) raises a UserError
-    that names the first, "drop" leaves those rows out and warns with their number. Raises UserError
-    for labels out of range and for ids that occur twice. Warns, with numbers and reasons, of what
-    the adapter has left out.
+    Args:
+        rows: as an adapter returns them.
+        name: of the data set.
+        split: of the rows.
+        missing: "error", or "drop" rows whose image does not exist.
+
+    Returns:
+        FaceSample rows; images are decoded on access.
+
+    Raises:
+        UserError: an image is missing, a label is out of range, or an id occurs twice.
     """
     import datasets
     import pyarrow as pa
 
     if missing not in ("error", "drop"):
         raise UserError(f"missing={missing!r}: use 'error' or 'drop'")
-    for reason, what in rows.left_out.items():
-        warnings.warn(f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...",
-                      stacklevel=3)  # fmt: skip
+    for reason, what in rows.skipped.items():
+        warnings.warn(
+            f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...", stacklevel=3
+        )
     rows = _without_missing(rows, name, split, missing)
     n = len(rows)
     if n == 0:
@@ -417,7 +537,11 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
     } | rows.columns
     schema = features().arrow_schema
     unknown = set(columns) - set(schema.names)
-    assert not unknown, f"the adapter {name} fills unknown fields {unknown}"
+    if unknown:
+        raise UserError(
+            f"data set {name} fills the columns {', '.join(sorted(unknown))}, which are not fields "
+            f"of FaceSample: use {', '.join(schema.names)}"
+        )
     try:
         arrays = [
             _arrow(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)
@@ -433,21 +557,22 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
 
 
 def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
-    rows, there = as_stored(rows, f"{name}, {split}")
-    if there.all():
+    rows, exists = resolve_image_paths(rows, f"{name}, {split}")
+    if exists.all():
         return rows
-    lacking = [rows.columns["image"][i] for i in np.flatnonzero(~there)]
+    lacking = [rows.columns["image"][i] for i in np.flatnonzero(~exists)]
     if missing == "error":
         near = ", ".join(Folders().near(lacking[0]))
         hint = f" (the folder holds {near}, which differ in letter case)" if near else ""
         raise UserError(
-            f"{len(lacking)} of {len(there)} images of {name}, split {split!r}, are missing, the "
-            f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to go on "
-            "without"
+            f"{len(lacking)} of {len(exists)} images of {name}, split {split!r}, are missing, the "
+            f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to "
+            "leave them out"
         )
-    warnings.warn(f"{name}, {split}: {len(lacking)} rows without an image file are left out",
-                  stacklevel=3)  # fmt: skip
-    return rows.take(there)
+    warnings.warn(
+        f"{name}, {split}: {len(lacking)} rows without an image file are left out", stacklevel=3
+    )
+    return rows.take(exists)
 
 
 def _arrow(values: Any, type_: Any) -> Any:
@@ -482,8 +607,8 @@ def _images(values: Sequence[str | bytes | None], type_: Any) -> Any:
 
 
 def _check(table: pa.Table) -> None:
-    """Raise the UserError of the first row that `FaceSample.validate` would refuse, looking at
-    whole columns first."""
+    """Raise the UserError of the first row that `FaceSample.validate` rejects, by checks of whole
+    columns."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -496,11 +621,14 @@ def _check(table: pa.Table) -> None:
     if pc.count_distinct(ids).as_py() != len(table):
         counts = pc.value_counts(ids.combine_chunks())
         twice = next(v for v in counts if v["counts"].as_py() > 1)["values"].as_py()
-        raise UserError(f"id {twice!r} occurs more than once: the copy lists an image twice; "
-                        "of several faces in one image, each row needs an id")  # fmt: skip
+        raise UserError(
+            f"id {twice!r} occurs more than once: the copy lists an image twice; "
+            "of several faces in one image, each row needs an id"
+        )
     emotion = table["emotion"]
-    refuse(pc.and_(pc.is_valid(emotion),
-                   pc.invert(pc.is_in(emotion, pa.array(taxonomy.EMOTIONS)))))  # fmt: skip
+    refuse(
+        pc.and_(pc.is_valid(emotion), pc.invert(pc.is_in(emotion, pa.array(label_spaces.EMOTIONS))))
+    )
     for name, low, high in (("valence", -1, 1), ("arousal", -1, 1), ("age", 0, 130)):
         refuse(
             pc.invert(pc.and_(pc.less_equal(low, table[name]), pc.less_equal(table[name], high)))
@@ -530,9 +658,12 @@ def _check(table: pa.Table) -> None:
         refuse(pa.array(flags))
 
 
-def pictures(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows with an `image` each, as stored, for `encode.open_row_image`: their own, or the
-    middle frame of a clip. Raises UserError that names a row that has neither."""
+def with_still_images(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows with an `image` each: their own, or the middle frame of a clip, undecoded.
+
+    Raises:
+        UserError: a row has neither.
+    """
     import datasets
     import pyarrow as pa
     import pyarrow.compute as pc

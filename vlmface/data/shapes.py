@@ -1,5 +1,5 @@
-"""Pictures of a face's shape alone, drawn from the points of its mesh: the lines of its landmarks,
-or its parts, each in one colour. After the streams of landmarks and parsed faces of FineCLIPER
+"""Pictures of a face's shape, drawn from the points of its mesh: the lines of its landmarks, or its
+parts, each in one colour. After the streams of landmarks and parsed faces of FineCLIPER
 (Chen et al. 2024, arXiv:2407.02157), which takes them from other models.
 """
 
@@ -33,7 +33,7 @@ _FINER = 4  # times as large as drawn first, so that edges come out smooth
 _THIN = 72  # a line's share of the side is one over this
 
 
-def landmarks(points: np.ndarray, size: int) -> Image.Image:
+def draw_landmarks(points: np.ndarray, size: int) -> Image.Image:
     """The lines of brows, eyes, irises, nose, lips and the face's edge, white on black, `size`
     pixels a side. `points` (478, 2): MediaPipe's mesh, in shares of the side."""
     picture, scaled = _canvas(points, size)
@@ -47,7 +47,7 @@ def landmarks(points: np.ndarray, size: int) -> Image.Image:
     return _shrunk(picture, size)
 
 
-def parsed(points: np.ndarray, size: int) -> Image.Image:
+def draw_parsing(points: np.ndarray, size: int) -> Image.Image:
     """The parts of PARTS and the mouth, each filled with its colour, on black. `points` as of
     `landmarks`."""
     picture, scaled = _canvas(points, size)
@@ -62,7 +62,7 @@ def parsed(points: np.ndarray, size: int) -> Image.Image:
             lines = sorted(lines, key=lambda line: -np.ptp(points[line], axis=0).prod())
         for line, fill in zip(lines, (colour, MOUTH), strict=False):
             drawn.polygon([scaled[i] for i in line], fill=fill)
-    for side in ("LEFT", "RIGHT"):  # as far as the lids leave it free
+    for side in ("LEFT", "RIGHT"):  # clipped by the lids
         eye, iris = Image.new("L", picture.size), Image.new("L", picture.size)
         (line,) = _lines(f"{side}_EYE")
         ImageDraw.Draw(eye).polygon([scaled[i] for i in line], fill=255)
@@ -78,7 +78,7 @@ def _canvas(points: np.ndarray, size: int) -> tuple[Image.Image, list[tuple[floa
 
 
 def _iris(scaled: Sequence[tuple[float, float]], side: str) -> tuple[float, float, float, float]:
-    """The box of an iris, which is as good as round."""
+    """The box of an iris, as a circle."""
     rim = np.array([scaled[i] for (i, _) in _edges(f"{side}_IRIS")])
     middle = rim.mean(0)
     radius = float(np.linalg.norm(rim - middle, axis=1).mean())
@@ -95,16 +95,16 @@ def _edges(part: str) -> tuple[tuple[int, int], ...]:
     from mediapipe.tasks.python.vision import FaceLandmarksConnections
 
     lines = getattr(FaceLandmarksConnections, f"FACE_LANDMARKS_{part}")
-    return tuple((one.start, one.end) for one in lines)
+    return tuple((line.start, line.end) for line in lines)
 
 
 @functools.cache
 def _lines(part: str) -> list[list[int]]:
     """The lines of a part, each as its points in their order."""
-    return chained(_edges(part))
+    return chain_edges(_edges(part))
 
 
-def chained(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
+def chain_edges(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Lines and rings, each as its points in their order, of edges of which no point has more than
     two. An open line starts at one of its ends."""
     beside: defaultdict[int, list[int]] = defaultdict(list)
@@ -112,21 +112,21 @@ def chained(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
         beside[a].append(b)
         beside[b].append(a)
     left = dict.fromkeys(sorted(beside, key=lambda point: len(beside[point])))
-    found = []
+    chains = []
     while left:
         line = [next(iter(left))]
         while line[-1] in left:
             del left[line[-1]]
             line += [point for point in beside[line[-1]] if point in left][:1]
-        found.append(line)
-    return found
+        chains.append(line)
+    return chains
 
 
 def _joined(lines: Sequence[Sequence[int]], points: np.ndarray) -> list[int]:
     """Two open lines as one ring."""
-    one, other = lines
-    near = np.linalg.norm(points[list(other)] - points[one[-1]], axis=1)
-    return [*one, *(other if near[0] < near[-1] else other[::-1])]
+    first, second = lines
+    near = np.linalg.norm(points[list(second)] - points[first[-1]], axis=1)
+    return [*first, *(second if near[0] < near[-1] else second[::-1])]
 
 
 def _hull(points: np.ndarray, lines: Sequence[Sequence[int]]) -> list[int]:

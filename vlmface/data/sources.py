@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def sources(rows: Rows | datasets.Dataset) -> list[list[Source]]:
+def image_sources(rows: Rows | datasets.Dataset) -> list[list[Source]]:
     """The pictures of each row, undecoded: its image, or the frames of a clip."""
     columns: Any = getattr(rows, "columns", None)
     if not isinstance(columns, dict):
@@ -50,9 +50,12 @@ def _stored(value: Any) -> Source:
     return value if isinstance(value, str | bytes) else value["bytes"] or value["path"]
 
 
-def content(source: Source) -> bytes:
-    """The encoded bytes of a picture. Raises OSError, also for what is not a regular file: a pipe
-    or a device has no end."""
+def read_content(source: Source) -> bytes:
+    """The encoded bytes of a picture.
+
+    Raises:
+        OSError: the file cannot be read, or is a pipe or a device, which may have no end.
+    """
     if isinstance(source, bytes):
         return source
     if not stat.S_ISREG(os.stat(source).st_mode):
@@ -60,18 +63,18 @@ def content(source: Source) -> bytes:
     return Path(source).read_bytes()
 
 
-def digest(encoded: bytes) -> str:
-    """32 hex digits that tell contents apart."""
+def content_digest(encoded: bytes) -> str:
+    """32 hex digits that identify a content."""
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
-def digests(rows: datasets.Dataset) -> Iterator[str]:
+def row_digests(rows: datasets.Dataset) -> Iterator[str]:
     """For each row in order, the digests of its pictures. Raises UserError."""
     from tqdm import tqdm
 
     def of_row(pictures: Sequence[Source]) -> str:
         try:
-            return " ".join(digest(content(picture)) for picture in pictures) + "\n"
+            return " ".join(content_digest(read_content(picture)) for picture in pictures) + "\n"
         except OSError as error:
             raise UserError(f"a picture cannot be read ({error}): restore it") from error
 
@@ -83,11 +86,11 @@ def digests(rows: datasets.Dataset) -> Iterator[str]:
     ):
         for start in starts:
             block = rows.select(range(start, min(start + _BLOCK, len(rows))))
-            yield from pool.map(of_row, sources(block))
+            yield from pool.map(of_row, image_sources(block))
             bar.update(len(block))
 
 
-def in_threads(
+def map_in_threads(
     work: Callable[[T], R],
     items: Sequence[T],
     title: str,
@@ -95,11 +98,21 @@ def in_threads(
     workers: int | None = None,
     progress: bool = True,
 ) -> Iterator[R]:
-    """`work` of each item, in order, with a progress bar. Reading and decoding release the
-    interpreter's lock, so threads (by default one a core) use all cores.
+    """Map a function over items in threads, with a progress bar. Reading and decoding release the
+    interpreter's lock, so threads use all cores.
 
-    Work runs ahead of whoever takes the results by a few chunks a thread, and then waits: results
-    do not pile up in memory before a slow disk.
+    Threads run a few chunks ahead of the consumer and then wait, so that results do not accumulate
+    in memory when the disk is slow.
+
+    Args:
+        work: the function.
+        items: its arguments.
+        title: of the progress bar.
+        workers: number of threads, by default one for each core.
+        progress: show the progress bar.
+
+    Yields:
+        The results, in order.
     """
     from joblib import cpu_count
     from tqdm import tqdm
@@ -114,7 +127,7 @@ def in_threads(
         try:
             while True:
                 for chunk in itertools.islice(chunks, AHEAD * threads - len(waiting)):
-                    waiting.append(pool.submit(lambda part: [work(one) for one in part], chunk))
+                    waiting.append(pool.submit(lambda part: [work(item) for item in part], chunk))
                 if not waiting:
                     return
                 for result in waiting.popleft().result():

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlmface.data.records import LINES, records, shown
+from vlmface.data.records import LINES, records, short_repr
 from vlmface.data.text_files import match_name, read_text, split_header
 from vlmface.errors import UserError
 
@@ -25,7 +25,7 @@ NULLS = {"", "-", "nan", "na", "n/a", "<na>", "none", "null", "nil", "nat", "#n/
 
 @dataclass(frozen=True)
 class Table:
-    """The columns of a file, and where each row stands in it for who wants to correct it."""
+    """The columns of a file, and the place of each row in it for error messages."""
 
     path: Path
     columns: Mapping[str, Sequence[Any]]
@@ -53,8 +53,10 @@ def open_table(path: Path) -> Table:
         ".parquet": _parquet,
     }
     if path.suffix.lower() not in readers:
-        raise UserError(f"{path} is no table that can be read: use one of {', '.join(readers)}, or "
-                        "a folder of label folders")  # fmt: skip
+        raise UserError(
+            f"{path} is not a table that can be read: use one of {', '.join(readers)}, or "
+            "a folder of label folders"
+        )
     return readers[path.suffix.lower()](path)
 
 
@@ -69,11 +71,14 @@ def _csv(path: Path) -> Table:
             while len(row) > len(header) and not row[-1].strip():  # a delimiter at the line's end
                 row.pop()
             if row and len(row) != len(header):
-                raise UserError(f"{path}, {where}: {len(row)} cells, but the header has "
-                                f"{len(header)}: {shown(row)}")  # fmt: skip
+                raise UserError(
+                    f"{path}, {where}: {len(row)} cells, but the header has "
+                    f"{len(header)}: {short_repr(row)}"
+                )
             if row and row[0].strip() == header[0] and [cell.strip() for cell in row] == header:
-                raise UserError(f"{path}, {where} repeats the header: if tables were joined, "
-                                "remove that line")  # fmt: skip
+                raise UserError(
+                    f"{path}, {where} repeats the header: if tables were joined, remove that line"
+                )
             if row:
                 cells.append(row)
                 places.append(where)
@@ -99,15 +104,17 @@ def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
     header = [name.strip() for name in rows[-1]] if rows else []
     named = [name for name in header if name]
     if len(set(named)) != len(named) or not named:
-        raise UserError(f"{path} needs a header of different column names, found {shown(header)}")
+        raise UserError(
+            f"{path} needs a header of different column names, found {short_repr(header)}"
+        )
     return reader, header
 
 
 def _json(path: Path) -> Table:
-    found = records(path)
-    names = dict.fromkeys(name for record in found for name in record.fields)
-    columns = {name: [record.fields.get(name) for record in found] for name in names}
-    return Table(path, columns, [record.where.removeprefix(f"{path}, ") for record in found])
+    entries = records(path)
+    names = dict.fromkeys(name for record in entries for name in record.fields)
+    columns = {name: [record.fields.get(name) for record in entries] for name in names}
+    return Table(path, columns, [record.where.removeprefix(f"{path}, ") for record in entries])
 
 
 def _parquet(path: Path) -> Table:
@@ -115,25 +122,27 @@ def _parquet(path: Path) -> Table:
     from pyarrow import parquet
 
     try:
-        found = parquet.read_table(path)
-        columns = {name: found[name].to_pylist() for name in found.column_names}
+        table = parquet.read_table(path)
+        columns = {name: table[name].to_pylist() for name in table.column_names}
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a name occurs twice
-        raise UserError(f"{path} is no Parquet file that can be read: {error}") from error
+        raise UserError(f"{path} is not a Parquet file that can be read: {error}") from error
     if (shard := re.search(r"-(\d{5})-of-(\d{5})$", path.stem)) and int(shard[2]) > 1:
-        warnings.warn(f"{path} is part {int(shard[1]) + 1} of {int(shard[2])}: the other parts are "
-                      "not read", stacklevel=2)  # fmt: skip
-    return Table(path, columns, [f"row {n}" for n in range(1, len(found) + 1)])
+        warnings.warn(
+            f"{path} is part {int(shard[1]) + 1} of {int(shard[2])}: the other parts are not read",
+            stacklevel=2,
+        )
+    return Table(path, columns, [f"row {n}" for n in range(1, len(table) + 1)])
 
 
 # --- cells ----------------------------------------------------------------------------------------
 
 
-def refuse(table: Table, column: str, row: int, allowed: str) -> UserError:
-    value = shown(table.columns[column][row])
+def cell_error(table: Table, column: str, row: int, allowed: str) -> UserError:
+    value = short_repr(table.columns[column][row])
     return UserError(f"{table.where(row)}: {column!r} is {value}, expected {allowed}")
 
 
-def word_of(table: Table, column: str, row: int) -> str | None:
+def text_cell(table: Table, column: str, row: int) -> str | None:
     """The text of a cell; None for an empty one. Whole numbers lose a ".0" that pandas adds."""
     value = table.columns[column][row]
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -141,44 +150,45 @@ def word_of(table: Table, column: str, row: int) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int | float):
-        raise refuse(table, column, row, "a text")
+        raise cell_error(table, column, row, "a text")
     return str(value).strip() or None
 
 
-def label_word(table: Table, column: str, row: int) -> str | None:
+def label_cell(table: Table, column: str, row: int) -> str | None:
     """`word_of`, and None for one of NULLS."""
-    word = word_of(table, column, row)
+    word = text_cell(table, column, row)
     return None if word is None or word.casefold() in NULLS else word
 
 
-def required(table: Table, column: str, row: int) -> str:
-    word = word_of(table, column, row)
+def required_cell(table: Table, column: str, row: int) -> str:
+    word = text_cell(table, column, row)
     if word is None:
-        raise refuse(table, column, row, "a text")
+        raise cell_error(table, column, row, "a text")
     return word
 
 
-def number_of(table: Table, column: str, row: int) -> float | None:
-    word = label_word(table, column, row)
+def number_cell(table: Table, column: str, row: int) -> float | None:
+    word = label_cell(table, column, row)
     if word is None:
         return None
     try:
         value = float("_" if "_" in word else word)  # to Python, 1_0 is ten
     except ValueError as error:
-        raise refuse(table, column, row, "a number, such as 0.5 (with a point, and no mark for "
-                      "thousands)") from error  # fmt: skip
+        raise cell_error(
+            table, column, row, "a number, such as 0.5 (with a point, and no mark for thousands)"
+        ) from error
     if not math.isfinite(value):
-        raise refuse(table, column, row, "a finite number")
+        raise cell_error(table, column, row, "a finite number")
     return value
 
 
-def flag_of(table: Table, column: str, row: int) -> float | None:
+def flag_cell(table: Table, column: str, row: int) -> float | None:
     """Like `number_of`, and "True" and "False" as 1 and 0, as pandas writes them."""
-    word = (word_of(table, column, row) or "").lower()
-    return float(word == "true") if word in ("true", "false") else number_of(table, column, row)
+    word = (text_cell(table, column, row) or "").lower()
+    return float(word == "true") if word in ("true", "false") else number_cell(table, column, row)
 
 
-def plain(word: Any) -> str:
+def normalise_cell(word: Any) -> str:
     """A word or number as mappings of words are looked up: in lower case, "3.0" and "3e0" as 3."""
     text = str(word).strip()
     try:
@@ -190,10 +200,10 @@ def plain(word: Any) -> str:
 
 def key_of(word: str, mapping: Mapping[str, Any]) -> str | None:
     """The key of a mapping that a word is: letter by letter, or as `plain`."""
-    return next((key for key in (word, plain(word)) if key in mapping), None)
+    return next((key for key in (word, normalise_cell(word)) if key in mapping), None)
 
 
 def with_plain(mapping: Mapping[Any, T]) -> dict[str, T]:
     """A mapping of words, also by `plain`."""
     exact = {str(word).strip(): value for word, value in mapping.items()}
-    return {plain(word): value for word, value in mapping.items()} | exact
+    return {normalise_cell(word): value for word, value in mapping.items()} | exact

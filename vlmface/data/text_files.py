@@ -1,4 +1,4 @@
-"""Text files as people have them: the one reader of lists, tables and JSON of all data sets.
+"""The one reader of text files: lists, tables and JSON of all data sets.
 
 Spreadsheets, Windows tools and scripts write byte order marks, UTF-16, three kinds of line ends,
 tabs or several spaces between fields, and headers in other letter case. What is unambiguous is
@@ -63,7 +63,7 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def utf8_source(path: Path, whole: bool = True) -> Path | BytesIO:
+def open_utf8(path: Path, whole: bool = True) -> Path | BytesIO:
     """What Arrow can read as UTF-8: the file itself if it is plain UTF-8, which is checked block by
     block (of the first block alone if not `whole`), else its text encoded again. Raises UserError
     as `read_text`."""

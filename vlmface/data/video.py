@@ -1,11 +1,11 @@
-"""Frames of video files, by the number of frames that can be decoded: what a container says of
+"""Frames of video files, by the number of frames that can be decoded: what a container states about
 their number, rate or times is often wrong.
 
 `frames` gives them as images; `extracted` keeps them as files in the user's cache folder,
 
     videos/vN-COUNT/DIGEST/0000.jpg ...    COUNT frames of the video with that content
 
-written whole or not at all, so that an interrupted run goes on where it was.
+written whole or not at all, so that an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmface import files
-from vlmface.data.sources import in_threads
+from vlmface.data.sources import map_in_threads
 from vlmface.errors import UserError
-from vlmface.images import MAX_PIXELS, MIN_SIDE
+from vlmface.utils import files
+from vlmface.utils.image_decoding import MAX_PIXELS, MIN_SIDE
 
 VERSION = 1  # raise whenever the same video would give other frames
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 # Others open playlists, which name further files.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,asf,flv"
-MAX_FRAMES = 20_000  # decoded, a quarter of an hour: more is no clip
+MAX_FRAMES = 20_000  # decoded: a quarter of an hour
 MAX_DECODED = 60_000_000_000  # pixels of all frames
 MAX_BROKEN = 0.1  # share of packets that cannot be decoded
 MIN_COVERED = 0.9  # share of the duration that is in the file
@@ -51,28 +51,39 @@ _TURNS = {
 }
 
 
-def frames(path: str | Path, count: int) -> list[Image.Image]:
-    """The frames at the middles of `count` equal segments of a video, RGB and upright; a video of
-    fewer frames gives some of them several times.
+def read_frames(path: str | Path, count: int) -> list[Image.Image]:
+    """The frames at the middles of `count` equal segments of a video.
 
-    Raises UserError, with the cause and the fix, if PyAV is missing, if the file is missing, empty,
-    no video or sound alone, has frames that are too small, too large or too many, is damaged in
-    more than a tenth of its packets, or ends before nine tenths of its duration.
+    Args:
+        path: of the file.
+        count: number of frames; a video of fewer frames gives some of them several times.
+
+    Returns:
+        RGB images, upright.
+
+    Raises:
+        UserError: PyAV is missing; or the file is missing, empty, not a video or sound alone, has
+            frames that are too small, too large or too many, is damaged in more than a tenth of its
+            packets, or ends before nine tenths of its duration.
     """
-    return list(each_frame(path, count))
+    return list(iter_frames(path, count))
 
 
-def each_frame(path: str | Path, count: int) -> Iterator[Image.Image]:
-    """`frames`, one after the other: not all need be in memory."""
-    from vlmface.data.clips import middles
+def segment_midpoints(total: int, count: int) -> list[int]:
+    """Indices of the middles of `count` equal segments of `total` frames. A clip of fewer frames
+    gives some of them several times, so that every clip has `count`."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
+
+def iter_frames(path: str | Path, count: int) -> Iterator[Image.Image]:
+    """`read_frames`, one at a time, so that not all of them are in memory."""
     if count < 1:
         raise UserError(f"frames={count}: a clip needs at least one frame, 16 are usual")
     total = _count(path)
-    wanted = middles(total, count)
+    wanted = segment_midpoints(total, count)
     image: Image.Image | None = None
     index = -1
-    decoded = enumerate(_decoded(path, _Seen()))
+    decoded = enumerate(_decoded(path, _Progress()))
     for place in wanted:
         while index < place:
             index, frame = next(decoded)
@@ -82,8 +93,8 @@ def each_frame(path: str | Path, count: int) -> Iterator[Image.Image]:
         yield image
 
 
-class _Seen:
-    """What was met on the way through a file. Times are in seconds."""
+class _Progress:
+    """Counts and times of what has been decoded of a file. Times are in seconds."""
 
     frames = packets = broken = pixels = 0
     until = 0.0
@@ -92,7 +103,7 @@ class _Seen:
 
 def _count(path: str | Path) -> int:
     """How many frames can be decoded. Raises UserError as `frames` does."""
-    seen = _Seen()
+    seen = _Progress()
     for _ in _decoded(path, seen):
         pass
     if not seen.frames:
@@ -107,13 +118,13 @@ def _count(path: str | Path) -> int:
         )
     if seen.duration and seen.until < MIN_COVERED * seen.duration:
         raise UserError(
-            f"'{path}' is cut off: it says that it lasts {seen.duration:.1f} s, and ends after "
+            f"'{path}' is cut off: its duration is {seen.duration:.1f} s, but it ends after "
             f"{seen.until:.1f} s; copy it again from its source, or leave it out"
         )
     return seen.frames
 
 
-def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
+def _decoded(path: str | Path, seen: _Progress) -> Iterator[Any]:
     """PyAV's frames of the first video stream, in the order in which they are shown."""
     with _opened(path) as container:
         (stream,) = _pictures(container, path)[:1]
@@ -126,11 +137,11 @@ def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
                 continue
             seen.packets += 1
             try:
-                found = packet.decode()
+                frames = packet.decode()
             except _av().error.FFmpegError:
                 seen.broken += 1
                 continue
-            for frame in found:
+            for frame in frames:
                 _check_size(frame.width, frame.height, path)
                 seen.frames += 1
                 seen.pixels += frame.width * frame.height
@@ -143,9 +154,9 @@ def _decoded(path: str | Path, seen: _Seen) -> Iterator[Any]:
                 yield frame
 
 
-def _packets(container: Any, seen: _Seen) -> Iterator[Any]:
-    """The packets of all streams, up to the first that cannot be read. Sound says how far the file
-    reaches where there is no picture any more."""
+def _packets(container: Any, seen: _Progress) -> Iterator[Any]:
+    """The packets of all streams, up to the first that cannot be read. The sound's packets show how
+    far the file reaches after the last picture."""
     start = (container.start_time or 0) / 1_000_000
     try:
         for number, packet in enumerate(container.demux()):
@@ -182,24 +193,24 @@ def _opened(path: str | Path) -> Iterator[Any]:
         container = av.open(str(place.absolute()), options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise UserError(
-            f"'{path}' is no video that can be read ({error}): copy it again from its source, or "
-            f"convert it to MP4, WebM, Matroska or AVI"
+            f"'{path}' is not a video that can be read ({error}): copy it again from its source, "
+            f"or convert it to MP4, WebM, Matroska or AVI"
         ) from error
     with container:
         yield container
 
 
 def _pictures(container: Any, path: str | Path) -> list[Any]:
-    """The video streams; the cover of a song is none."""
+    """The video streams, without the cover of a song."""
     av = _av()
     cover = av.stream.Disposition.attached_pic
-    found = [s for s in container.streams.video if not s.disposition & cover]
-    if not found:
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no stream"
         raise UserError(f"'{path}' has no pictures, only {kinds}: give a video file")
-    if found[0].codec_context is None:
+    if streams[0].codec_context is None:
         raise UserError(f"'{path}' is in a codec that PyAV does not know: convert it to H.264")
-    return found
+    return streams
 
 
 def _check_size(width: int, height: int, path: str | Path) -> None:
@@ -233,24 +244,36 @@ def _turn(frame: Any) -> Image.Transpose | None:
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32) / 65536
-            return _TURNS.get(tuple(round(x) for x in (a, b, c, d)))  # type: ignore[arg-type]
+            return _TURNS.get(tuple(round(x) for x in (a, b, c, d)))
     return None
 
 
 # --- many of them ---------------------------------------------------------------------------------
 
 
-def beside(folder: Path) -> Path | None:
+def video_file_of(folder: Path) -> Path | None:
     """The video file named as the folder with a suffix of SUFFIXES; None if there is none."""
     names = (folder.with_name(folder.name + suffix) for suffix in SUFFIXES)
     return next((path for path in names if path.is_file()), None)
 
 
-def extracted(
+def extract_frames(
     paths: Sequence[Path], count: int, *, workers: int | None = None, progress: bool = True
 ) -> list[list[str] | UserError]:
-    """The files of `count` frames of each video, decoded now where that was not done before; or
-    what is wrong with the video. Raises UserError if PyAV is missing."""
+    """Extract frames of videos to files in the user's cache folder, unless they are there already.
+
+    Args:
+        paths: of the videos.
+        count: frames of each.
+        workers: number of threads, by default one for each core.
+        progress: show a progress bar.
+
+    Returns:
+        For each video the paths of its frames, or the error that occurred.
+
+    Raises:
+        UserError: PyAV is missing.
+    """
     _av()
     root = files.cache_dir() / "videos" / f"v{VERSION}-{count}"
 
@@ -266,12 +289,12 @@ def extracted(
                 return error
         return [str(folder / f"{i:04d}.jpg") for i in range(count)]
 
-    return list(in_threads(work, paths, "decoding", workers=workers, progress=progress))
+    return list(map_in_threads(work, paths, "decoding", workers=workers, progress=progress))
 
 
 def _digest(path: Path, root: Path) -> str:
-    """32 hex digits that tell contents apart. A file that has its old size and time is not read
-    again."""
+    """32 hex digits that identify a content. A file of unchanged size and time is not
+    read again."""
     stat = path.stat()
     key = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
     note = root / "known" / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
@@ -289,7 +312,7 @@ def _write(folder: Path, path: Path, count: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{uuid.uuid4().hex[:8]}-", dir=folder.parent))
     try:
-        for i, image in enumerate(each_frame(path, count)):
+        for i, image in enumerate(iter_frames(path, count)):
             content = io.BytesIO()
             image.save(content, "JPEG", quality=_QUALITY, subsampling=0)
             (unfinished / f"{i:04d}.jpg").write_bytes(content.getvalue())

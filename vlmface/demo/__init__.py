@@ -1,1 +1,1 @@
-"""The demo in the browser: `python app/demo.py --model runs/sft_cot`, see docs/demo.md."""
+"""The browser demo: `python app/demo.py --model runs/sft_cot`, see docs/demo.md."""

@@ -1,102 +1,118 @@
-"""The demo's page: what all tabs share, the page around them, and its server."""
+"""The demo's page with all its tabs, and its web server."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import gradio as gr
 
-from vlmface import isolated
-from vlmface.demo import clips, door, look, samples, tabs, views, voices
-from vlmface.demo.faces import Finder
+from vlmface.demo import security_middleware, tabs, theme, views
+from vlmface.demo.state import Demo
 from vlmface.demo.uploads import KEEP_S, Uploads
 from vlmface.errors import UserError
-from vlmface.hosts import Hosts
-from vlmface.infer.predictor import Local, Predictor
+from vlmface.utils import isolated
+from vlmface.utils.hosts import LOOPBACK, Hosts
 
 TITLE = "vlmface demo"
-MOST_UPLOADED = "64mb"  # one file
-_MOST_WAITING = 32
-_SERVED_AT_ONCE = 8  # a model in this process answers one at a time, a server as many as it can
-_LOOK_EVERY_S = 300  # for uploads that Gradio deletes when they are older than KEEP_S
+MAX_UPLOAD = "64mb"  # one file
+_MAX_QUEUE = 32
+_CLEANUP_INTERVAL_S = 300  # after which Gradio deletes uploads that are older than KEEP_S
 
 
-class Demo:
-    """The models that answer, the first of them everywhere, and what they are told about."""
+def build_page(demo: Demo) -> gr.Blocks:
+    """The page with all its tabs.
 
-    def __init__(
-        self, predictors: Sequence[Predictor], cards: Sequence[voices.Card], folder: Path
-    ) -> None:
-        self.predictors, self.cards = list(predictors), list(cards)
-        self.folder = folder  # that Gradio keeps uploads in
-        self.predictor = self.predictors[0]
-        self.voices = voices.voices(self.predictors)
-        self.finder = Finder()
-        self.at_once = 1 if isinstance(self.predictor.backend, Local) else _SERVED_AT_ONCE
-        self.limits = self.predictor.limits or views.LIMITS
-        self.examples, self.scene = samples.write(folder / "examples")
-        if voices.sees_around(self.predictor):
-            self.examples = samples.write_scenes(folder / "examples")
-        self.clip = samples.write_clip(folder / "examples") if clips.readable() else None
+    Args:
+        demo: The models.
+    """
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(_CLEANUP_INTERVAL_S, int(KEEP_S))
+    ) as page:
+        gr.HTML(views.header(demo.predictor.name or "a server's model", demo.limitations))
+        with gr.Tabs(overflow_behavior="wrap"):
+            for name, build in tabs.TABS.items():
+                with gr.Tab(name), gr.Column(elem_classes="vf-tab"):
+                    build(demo)
+    return page
 
-    def close(self) -> None:
-        self.finder.close()
 
-    def page(self) -> gr.Blocks:
-        """The page with all its tabs."""
-        with gr.Blocks(
-            title=TITLE, analytics_enabled=False, delete_cache=(_LOOK_EVERY_S, int(KEEP_S))
-        ) as page:
-            gr.HTML(views.header(self.predictor.name or "a server's model", self.limits))
-            with gr.Tabs(overflow_behavior="wrap"):
-                for name, build in tabs.ALL.items():
-                    with gr.Tab(name), gr.Column(elem_classes="vf-tab"):
-                        build(self)
-        return page
+def serve(demo: Demo, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
+    """Serve the page until the process is terminated.
 
-    def serve(self, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
-        """Answer until the process is told to stop, at the name `host`, those of this machine and
-        `allowed_hosts`. Raises UserError if the port is taken."""
-        from starlette.middleware import Middleware
+    Args:
+        demo: The models.
+        host: The address to listen at.
+        port: Of the server.
+        allowed_hosts: Host names that it answers to, in addition to `host` and this machine's.
 
-        hosts = Hosts.of(host, allowed_hosts)
-        page = self.page()
-        page.queue(max_size=_MOST_WAITING, default_concurrency_limit=1, api_open=False)
+    Raises:
+        UserError: The port is not free.
+    """
+    hosts = Hosts.of(host, allowed_hosts)
+    page = build_page(demo)
+    page.queue(max_size=_MAX_QUEUE, default_concurrency_limit=1, api_open=False)
 
-        def kept() -> set[str]:
-            own = {str(path) for path in (self.folder / "examples").rglob("*")}
-            return own.union(*(block.keep_in_cache for block in page.blocks.values()
-                               if hasattr(block, "keep_in_cache")))  # fmt: skip
+    def protected_files() -> set[str]:
+        examples = {str(path) for path in (demo.folder / "examples").rglob("*")}
+        blocks = [block for block in page.blocks.values() if hasattr(block, "keep_in_cache")]
+        return examples.union(*(block.keep_in_cache for block in blocks))
 
-        store = Uploads(self.folder, kept)
-        guards = [Middleware(door.Door, uploads=self.folder, hosts=hosts, store=store)]
-        closed = {"docs_url": None, "redoc_url": None, "openapi_url": None,
-                  "redirect_slashes": False}  # fmt: skip
-        try:
-            page.launch(
-                server_name=host, server_port=port, share=False, prevent_thread_lock=True,
-                quiet=True, show_error=False, max_file_size=MOST_UPLOADED, footer_links=[],
-                run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-                mcp_server=False, app_kwargs={"middleware": guards, **closed},
-                theme=look.theme(), css=look.css(), head=look.head(),
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port}: another program may use it, choose another "
-                "--port or --host"
-            ) from error
-        print(f"the demo is at http://{host}:{port} (stop it with Ctrl+C)", flush=True)
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            print("anybody who can reach this machine can use it: there is no password", flush=True)
-        told = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: told.set())
-        store.start()
-        try:
-            told.wait()
-        finally:
-            store.close()
-            page.close(verbose=False)
-            isolated.close()
+    store = Uploads(demo.folder, protected_files)
+    try:
+        _launch(page, demo, hosts, store, (host, port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: another program may use it, choose another "
+            "--port or --host"
+        ) from error
+    print(f"the demo is at http://{host}:{port} (stop it with Ctrl+C)", flush=True)
+    if host not in LOOPBACK:
+        print("warning: no password is set; the demo accepts requests from anyone", flush=True)
+    terminated = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    store.start()
+    try:
+        terminated.wait()
+    finally:
+        store.close()
+        page.close(verbose=False)
+        isolated.close()
+
+
+def _launch(
+    page: gr.Blocks, demo: Demo, hosts: Hosts, store: Uploads, address: tuple[str, int]
+) -> None:
+    """Start Gradio's server without its API pages, sharing and monitoring."""
+    from starlette.middleware import Middleware
+
+    allowlist = Middleware(
+        security_middleware.RouteAllowlist, uploads=demo.folder, hosts=hosts, store=store
+    )
+    host, port = address
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        max_file_size=MAX_UPLOAD,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        app_kwargs={
+            "middleware": [allowlist],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+            "redirect_slashes": False,
+        },
+        theme=theme.theme(),
+        css=theme.css(),
+        head=theme.head(),
+    )

@@ -1,4 +1,4 @@
-"""Videos of visitors: the frames that are looked at, and the face in each of them."""
+"""Uploaded videos: the frames that are used, and the face in each of them."""
 
 from __future__ import annotations
 
@@ -12,66 +12,95 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmface.data import video
-from vlmface.data.clips import middles
-from vlmface.demo.faces import Face, largest
+from vlmface.data.video import segment_midpoints
+from vlmface.demo.face_detection import Face, largest_face
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.data.detect import Box
-    from vlmface.demo.faces import Finder
+    from vlmface.demo.face_detection import FaceFinder
 
-MOST_SIDE = 1920  # pixels of a frame that is kept: all of them are in memory at once
+MAX_SIDE = 1920  # pixels of a stored frame: all frames are in memory at once
 INSTALL = "pip install 'vlmface[video]'"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The frames that are shown, the largest face of each, and whether one of them has several."""
+    """A clip.
+
+    Attributes:
+        frames: The frames that are used.
+        faces: The largest face of each frame, None in a frame without one.
+        has_several_faces: Whether a frame has more than one face.
+    """
 
     frames: list[Image.Image]
     faces: list[Face | None]
-    crowded: bool = False
+    has_several_faces: bool = False
 
     @property
     def boxes(self) -> list[Box | None]:
         return [None if face is None else face.box for face in self.faces]
 
     @property
-    def without(self) -> list[int]:
-        """The places of the frames in which no face was found."""
+    def frames_without_face(self) -> list[int]:
+        """Indices of the frames in which no face was found."""
         return [i for i, face in enumerate(self.faces) if face is None]
 
 
-def readable() -> bool:
-    """Whether videos can be read here."""
+def can_read_videos() -> bool:
+    """Whether the video decoder is installed."""
     return find_spec("av") is not None
 
 
-def middle(clip: Clip) -> int:
-    """The place of the frame that a model of one frame is shown."""
-    return middles(len(clip.frames), 1)[0]
+def middle_frame(clip: Clip) -> int:
+    """The index of the frame that a single-frame model receives."""
+    return segment_midpoints(len(clip.frames), 1)[0]
 
 
-def read(path: str | Path, count: int, finder: Finder) -> Clip:
-    """`count` frames of an uploaded video with their faces. Raises UserError."""
+def read_clip(path: str | Path, count: int, finder: FaceFinder) -> Clip:
+    """Read an uploaded video and detect its faces.
+
+    Args:
+        path: The uploaded file.
+        count: Frames to read.
+        finder: Detects faces.
+
+    Returns:
+        The clip.
+
+    Raises:
+        UserError: The file has been deleted, or is not a video.
+    """
     if not Path(path).is_file():
-        raise UserError("the video is no longer here, uploads are soon deleted: upload it again")
+        raise UserError("the video has been deleted, as uploads are after a while: upload it again")
     frames = []
     try:
-        for frame in video.each_frame(path, count):  # one by one, as a hostile file's are large
-            frame.thumbnail((MOST_SIDE, MOST_SIDE))
+        for frame in video.iter_frames(
+            path, count
+        ):  # one by one: those of a hostile file are large
+            frame.thumbnail((MAX_SIDE, MAX_SIDE))
             frames.append(frame)
     except UserError as error:
         raise UserError(str(error).replace(f"'{path}'", "this file")) from error
-    found = [finder.find(frame) for frame in frames]
-    chosen = [None if (one := largest(faces)) is None else faces[one] for faces in found]
-    return Clip(frames, chosen, any(len(faces) > 1 for faces in found))
+    faces_by_frame = [finder.find(frame) for frame in frames]
+    largest: list[Face | None] = []
+    for faces in faces_by_frame:
+        index = largest_face(faces)
+        largest.append(None if index is None else faces[index])
+    return Clip(frames, largest, any(len(faces) > 1 for faces in faces_by_frame))
 
 
-def write(path: Path, frames: Sequence[Image.Image], rate: int) -> None:
-    """Frames of one even size as an MP4."""
+def write_video(path: Path, frames: Sequence[Image.Image], rate: int) -> None:
+    """Write an MP4.
+
+    Args:
+        path: The file.
+        frames: Of one size, whose sides are even.
+        rate: Frames per second.
+    """
     import av
 
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"

@@ -1,4 +1,4 @@
-"""`python app/demo.py`: load the models, open the page, wait."""
+"""`python app/demo.py`: load the models and serve the page."""
 
 from __future__ import annotations
 
@@ -10,93 +10,99 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmface import manifest
-from vlmface.config import option
-from vlmface.demo import door
+from vlmface.demo import security_middleware
 from vlmface.errors import UserError
 from vlmface.infer.endpoint import is_url
-from vlmface.ranges import Port
+from vlmface.utils.config import option
+from vlmface.utils.ranges import Port
 
 if TYPE_CHECKING:
-    from vlmface.demo.voices import Card
+    from vlmface.demo.model_choices import ModelCard
     from vlmface.infer.predictor import Predictor
 
-RUN = "runs/sft_cot"  # where the default recipe leaves its model
+DEFAULT_RUN = "runs/sft_cot"  # the output folder of the default recipe
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve the demo until it is interrupted; returns the exit code."""
-    arguments = _grammar().parse_args(argv)
-    model = _model(arguments.model)
-    with ExitStack() as closing:
-        temporary = closing.enter_context(tempfile.TemporaryDirectory(prefix="vlmface-demo-"))
-        door.close_gradio(temporary)
+    """Serve the demo until it is interrupted; returns the exit code.
+
+    Args:
+        argv: The arguments of the command line.
+    """
+    arguments = _parser().parse_args(argv)
+    model = arguments.model if arguments.model is not None else _default_model()
+    with ExitStack() as stack:
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="vlmface-demo-"))
+        security_middleware.harden_gradio_env(temporary)
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise UserError(f"the demo needs pip install 'vlmface[demo]' ({error})") from error
-        from vlmface.demo.app import Demo
+        from vlmface.demo import app
+        from vlmface.demo.state import Demo
         from vlmface.infer.predictor import Predictor
 
         predictors, cards = [], []
-        for one, run, prompt in (
+        for run_or_url, run, prompt in (
             (model, arguments.run, arguments.prompt),
             (arguments.compare, arguments.compare_run, arguments.compare_prompt),
         ):
-            if one is None:
+            if run_or_url is None:
                 continue
-            predictor = Predictor.load(one, run=run, prompt=prompt)
-            predictors.append(closing.enter_context(predictor))
-            cards.append(_card(predictor, one, run))
+            predictor = Predictor.load(run_or_url, run=run, prompt=prompt)
+            predictors.append(stack.enter_context(predictor))
+            cards.append(_model_card(predictor, run_or_url, run))
         demo = Demo(predictors, cards, Path(temporary))
-        closing.callback(demo.close)
-        demo.serve(arguments.host, arguments.port, arguments.allowed_hosts)
+        stack.callback(demo.close)
+        app.serve(demo, arguments.host, arguments.port, arguments.allowed_hosts)
     return 0
 
 
-def _grammar() -> argparse.ArgumentParser:
-    grammar = argparse.ArgumentParser(
-        prog="demo.py", description="Ask a trained model about faces, in the browser."
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="demo.py", description="Try a trained model in the browser."
     )
-    grammar.add_argument(
+    parser.add_argument(
         "--model",
         metavar="RUN|URL",
-        help=f"run folder, server, or a base with --prompt (default {RUN})",
+        help=f"run folder, URL of a server, or base model with --prompt (default {DEFAULT_RUN})",
     )
-    grammar.add_argument("--run", metavar="RUN", help="of a server: the run folder that it serves")
-    grammar.add_argument("--prompt", help="ask this prompt alone; a base model needs one")
-    grammar.add_argument("--compare", metavar="RUN|URL", help="a second model, side by side")
-    grammar.add_argument("--compare_run", metavar="RUN", help="as --run, of the second model")
-    grammar.add_argument("--compare_prompt", metavar="PROMPT", help="as --prompt, of the second")
-    grammar.add_argument(
+    parser.add_argument(
+        "--run", metavar="RUN", help="for a server: the folder of the run that it serves"
+    )
+    parser.add_argument("--prompt", help="use this prompt only; a base model needs one")
+    parser.add_argument("--compare", metavar="RUN|URL", help="a second model to compare with")
+    parser.add_argument("--compare_run", metavar="RUN", help="--run for the second model")
+    parser.add_argument("--compare_prompt", metavar="PROMPT", help="--prompt for the second model")
+    parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on (default 127.0.0.1: this machine alone)",
+        help="address to listen on (default 127.0.0.1: this machine only)",
     )
-    option(grammar, "--port", Port, default=7860)
-    grammar.add_argument(
+    option(parser, "--port", Port, default=7860)
+    parser.add_argument(
         "--allowed_hosts",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="more names in the address bar that the demo answers to, such as that of a proxy",
+        help="more host names that the demo answers to, such as that of a proxy",
     )
-    return grammar
+    return parser
 
 
-def _model(given: str | None) -> str:
-    if given is not None:
-        return given
-    if not manifest.is_run(RUN):
+def _default_model() -> str:
+    if not manifest.is_run(DEFAULT_RUN):
         raise UserError(
-            f"there is no finished run in {RUN}: train one with `accelerate launch "
-            "recipes/sft_cot.py`, or say which model to show with --model RUN (a server: --model "
-            "URL --run RUN; the untrained base: --model vlmface-tiny --prompt face_cot)"
+            f"{DEFAULT_RUN} has no finished run: train one with `accelerate launch "
+            "recipes/sft_cot.py`, or choose a model with --model RUN (a server: --model URL --run "
+            "RUN; the untrained base: --model vlmface-tiny --prompt face_cot)"
         )
-    return RUN
+    return DEFAULT_RUN
 
 
-def _card(predictor: Predictor, model: str, run: str | None) -> Card:
-    from vlmface.demo import voices
+def _model_card(predictor: Predictor, model: str, run: str | None) -> ModelCard:
+    from vlmface.demo import model_choices
 
-    described = run if is_url(model) else (model if manifest.is_run(model) else None)
-    return voices.card(predictor, described, server=is_url(model))
+    is_server = is_url(model)
+    run_dir = run if is_server else (model if manifest.is_run(model) else None)
+    return model_choices.model_card(predictor, run_dir, server=is_server)

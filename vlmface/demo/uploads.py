@@ -1,6 +1,6 @@
-"""The folder of uploads: how much may be in it, and for how long.
+"""Limits on the folder of uploads: its size, and how long files are kept.
 
-Gradio deletes finished uploads after a while, and leaves those that were broken off.
+Gradio deletes finished uploads after a while, but not those that were interrupted.
 """
 
 from __future__ import annotations
@@ -21,22 +21,28 @@ _SWEEP_S = 30.0
 
 
 class Uploads:
-    """`folder` holds them, and the files that `kept` names, which are the demo's own."""
+    """The uploads in a folder.
+
+    Args:
+        folder: Gradio's folder for uploads.
+        protected: Returns the paths of the demo's own files, which are never deleted.
+        clock: The current time in seconds.
+    """
 
     def __init__(
         self,
         folder: Path,
-        kept: Callable[[], set[str]] = set,
+        protected: Callable[[], set[str]] = set,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.folder, self.kept, self._clock = folder, kept, clock
-        self.at_once = self.arriving = 0  # uploads, and their bytes so far
+        self.folder, self.protected, self._clock = folder, protected, clock
+        self.at_once = self.arriving = 0  # uploads in progress, and their bytes so far
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Delete old files again and again, until `close`."""
-        self._thread = threading.Thread(target=self._sweep_often, name="uploads", daemon=True)
+        """Start to delete old files periodically, until `close`."""
+        self._thread = threading.Thread(target=self._sweep_loop, name="uploads", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -45,11 +51,11 @@ class Uploads:
             self._thread.join()
 
     def problem(self) -> str | None:
-        """Why no upload is taken now, None if one is."""
+        """Why an upload cannot be accepted now, None if it can."""
         if self.at_once >= MAX_AT_ONCE:
             return "Too many files are arriving: try again in a moment"
         if self.arriving + self.size > MAX_BYTES:
-            return "There is no room for more files now: try again in half an hour"
+            return "No room for more files now: try again in half an hour"
         return None
 
     @property
@@ -58,26 +64,26 @@ class Uploads:
         return sum(size for _, size, _ in self._files())
 
     def sweep(self) -> None:
-        """Delete files that are too old: of whole uploads, and of those that were broken off, which
-        Gradio leaves in the folder itself."""
+        """Delete old files: finished uploads, and interrupted ones, which Gradio leaves in the
+        folder itself."""
         now = self._clock()
         for path, _, changed in list(self._files()):
-            broken_off = path.parent == self.folder and now - changed > UPLOAD_S
-            if broken_off or now - changed > KEEP_S:
-                with contextlib.suppress(OSError):  # Gradio was faster
+            interrupted = path.parent == self.folder and now - changed > UPLOAD_S
+            if interrupted or now - changed > KEEP_S:
+                with contextlib.suppress(OSError):  # Gradio has deleted it already
                     path.unlink()
 
-    def _sweep_often(self) -> None:
+    def _sweep_loop(self) -> None:
         while not self._closed.wait(_SWEEP_S):
             self.sweep()
 
     def _files(self) -> Iterator[tuple[Path, int, float]]:
         """(path, bytes, time of the last change) of each upload."""
-        kept = self.kept()
+        protected = self.protected()
         for root, _, names in os.walk(self.folder):
             for name in names:
                 path = Path(root, name)
-                if str(path) in kept:
+                if str(path) in protected:
                     continue
                 with contextlib.suppress(OSError):
                     stat = path.stat()

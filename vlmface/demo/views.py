@@ -1,43 +1,41 @@
-"""What the demo shows, as HTML. A model's text and a file's name are untrusted: all that goes into
-a page goes through the templates in views.html.j2, which escape it."""
+"""The demo's HTML. Text of models and names of files are untrusted: everything in a page passes
+through the templates in views.html.j2, which escape it."""
 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from PIL import Image
 
-from vlmface import answers, au_mentions, facs
-from vlmface.demo import regions
-from vlmface.evaluate import page
-from vlmface.infer.report import EMOTION, SURE
+from vlmface import answers, facs
+from vlmface.answers import au_numbers
+from vlmface.demo import face_regions, playground
+from vlmface.infer.face_report import CONFIDENT, EMOTION
+from vlmface.utils import html
+from vlmface.utils.images import data_uri
 
 if TYPE_CHECKING:
     from vlmface.demo.batch import Row
-    from vlmface.demo.faces import Face
-    from vlmface.demo.playground import Followed
-    from vlmface.demo.voices import Card
-    from vlmface.infer.report import FaceReport
+    from vlmface.demo.face_detection import Face
+    from vlmface.demo.model_choices import ModelCard
+    from vlmface.infer.face_report import FaceReport
 
-LIMITS = (
-    "An expression is not proof of what somebody feels. Nobody has written down what else this "
-    "model is not fit for."
+DEFAULT_LIMITATIONS = (
+    "An expression is not proof of what a person feels. Other limitations of this model are not "
+    "documented."
 )
-MAX_SIDE = 1280  # pixels of a picture that is shown
+MAX_SIDE = 1280  # pixels of a displayed picture
 FACE_SIDE = 96  # pixels of a face in a table
-VIEW_SIDE = 160  # pixels of what a model was shown
+VIEW_SIDE = 160  # pixels of the model's input
 FRAME_SIDE = 200  # pixels of a frame of a clip
 TICK_SIDE = 56  # pixels of a frame above a timeline
 STATUS = {
-    "strict": "answered in the asked form",
-    "lenient": "not quite in the asked form, but clear",
+    "strict": "answered in the required format",
+    "lenient": "not quite in the required format, but clear",
     "ambiguous": "several labels compete, so none counts",
     "refused": "the model declined to answer",
     "none": "no label was found in the text",
@@ -46,12 +44,7 @@ STATUS = {
 
 @cache
 def _template() -> Any:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"plain": page.plain, "pct": _percent}
-    return environment.get_template("views.html.j2").module
+    return html.template("views.html.j2", {"pct": _percent}).module
 
 
 def _percent(share: float) -> str:
@@ -62,7 +55,7 @@ def _percent(share: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Picture:
     uri: str
     width: int
     height: int
@@ -71,40 +64,41 @@ class _Shown:
 def picture(
     image: Image.Image, faces: Sequence[Face], chosen: int | None, side: int = MAX_SIDE
 ) -> str:
-    """The picture, at most `side` pixels a side, with numbered boxes, and the regions of the chosen
-    face, drawn when a word that names them is pointed at."""
-    placed = [
+    """The picture with numbered boxes.
+
+    Args:
+        image: The picture.
+        faces: Their boxes are drawn.
+        chosen: The index of the face whose regions are marked when an action unit is pointed at.
+        side: Larger pictures are reduced to it, in pixels.
+    """
+    face_entries = [
         {
-            "left": face.box[0], "top": face.box[1],
-            "width": face.box[2] - face.box[0], "height": face.box[3] - face.box[1],
+            "left": face.box[0],
+            "top": face.box[1],
+            "width": face.box[2] - face.box[0],
+            "height": face.box[3] - face.box[1],
             "regions": {
-                region: [regions.path(outline) for outline in outlines]
+                region: [face_regions.svg_path(outline) for outline in outlines]
                 for region, outlines in face.regions.items()
             },
         }
         for face in faces
-    ]  # fmt: skip
-    shown = _Shown(_data_uri(image, side), image.width, image.height)
+    ]
+    entry = _Picture(data_uri(image, max_side=side), image.width, image.height)
     alt = {0: "The picture, no face found", 1: "The picture with the face that was found"}.get(
         len(faces), f"The picture with {len(faces)} faces, numbered from left to right"
     )
-    return str(_template().picture(shown, placed, chosen, alt))
+    return str(_template().picture(entry, face_entries, chosen, alt))
 
 
-def _data_uri(image: Image.Image, side: int) -> str:
-    small = image.copy()
-    small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-# --- words ----------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text; where it names action units, these."""
+class TextSpan:
+    """A part of a text; `aus` are the action units that it names, and `denied` whether the text
+    states their absence."""
 
     text: str
     aus: tuple[int, ...] = ()
@@ -119,29 +113,35 @@ class Piece:
         return "; ".join(f"{facs.AUS[au].name} ({facs.AUS[au].cue})" for au in self.aus)
 
 
-def pieces(text: str, denied: Sequence[int] = ()) -> list[Piece]:
-    """The text cut where it names action units; `denied`: those it says are not there."""
-    found, last = [], 0
-    for start, end, aus in au_mentions.au_spans(text):
+def text_spans(text: str, denied: Sequence[int] = ()) -> list[TextSpan]:
+    """Split a text at the action units that it names.
+
+    Args:
+        text: The text.
+        denied: The AUs whose absence it states.
+    """
+    spans, last = [], 0
+    for start, end, aus in au_numbers.au_spans(text):
         if start > last:
-            found.append(Piece(text[last:start]))
-        found.append(Piece(text[start:end], aus, all(au in denied for au in aus)))
+            spans.append(TextSpan(text[last:start]))
+        spans.append(TextSpan(text[start:end], aus, all(au in denied for au in aus)))
         last = end
-    return [*found, Piece(text[last:])] if last < len(text) else found
+    return [*spans, TextSpan(text[last:])] if last < len(text) else spans
 
 
 def writing(text: str, heading: str) -> str:
-    """An answer that is not finished: its rationale as far as it is written."""
-    thought, _, rest = answers.regions(text)
-    return str(_template().writing(pieces(thought or rest.strip()), heading))
+    """An incomplete answer: the rationale generated so far."""
+    thought, _, after_tags = answers.split_tags(text)
+    return str(_template().writing(text_spans(thought or after_tags.strip()), heading))
 
 
-def problem(text: str) -> str:
-    """What went wrong, in words."""
-    return str(_template().problem(text[:1].upper() + text[1:]))
+def error(text: str) -> str:
+    """An error message."""
+    return str(_template().error(text[:1].upper() + text[1:]))
 
 
 def note(text: str) -> str:
+    """A note."""
     return str(_template().note(text))
 
 
@@ -152,69 +152,85 @@ def answer(
     report: FaceReport,
     heading: str,
     notes: Sequence[str] = (),
-    shown: str | None = None,
-    pictures: Sequence[Image.Image] = (),
+    input_sentence: str | None = None,
+    input_images: Sequence[Image.Image] = (),
 ) -> str:
-    """All that a report says. `shown`: a sentence on what the model was shown, with `pictures`."""
-    main = report.main
-    # Of a model that only chooses among labels there is nothing else to read.
-    wrote = main.text if main.text.strip() != main.answer.said else None
-    return str(_template().answer({
+    """A complete report.
+
+    Args:
+        report: The report.
+        heading: What it is about.
+        notes: Sentences after the label.
+        input_sentence: On the model's input.
+        input_images: The model's input.
+    """
+    primary = report.primary
+    # A model that only selects a label has generated no other text.
+    generated = primary.text if primary.text.strip() != primary.answer.text_labels else None
+    values = {
         "heading": heading,
-        "label": main.answer.said,
-        "asked": report.was_asked,
-        "labels": main.answer.labels,
-        "likely": _likely(report, None),
-        "affect": main.affect,
-        "shown": shown,
-        "pictures": [_data_uri(one, VIEW_SIDE) for one in pictures],
+        "label": primary.answer.text_labels,
+        "has_prediction": report.has_prediction,
+        "labels": primary.answer.labels,
+        "probability": _probability(report, None),
+        "affect": primary.affect,
+        "input_sentence": input_sentence,
+        "input_images": [data_uri(image, max_side=VIEW_SIDE) for image in input_images],
         "unsure": _unsure(report),
         "notes": notes,
-        "pieces": pieces(report.rationale, main.answer.negated_aus),
-        "probabilities": list(main.probabilities.items()) if main.probabilities else None,
+        "rationale": text_spans(report.rationale, primary.answer.negated_aus),
+        "probabilities": list(primary.probabilities.items()) if primary.probabilities else None,
         "shows_units": bool(report.rationale or report.aus),
         "units": _units(report.aus),
         "attributes": [
-            (task.replace("_", " "), label, _likely(report, task))
+            (task.replace("_", " "), label, _probability(report, task))
             for task, label in report.attributes.items()
-            if report.answers[task] is not main and report.was_asked
+            if report.answers[task] is not primary and report.has_prediction
         ],
-        "limits": report.note or LIMITS,
-        "status": STATUS[report.status] if wrote is not None else None,
-        "seconds": report.seconds,
-        "text": wrote,
-    }))  # fmt: skip
+        "limitations": report.limitations or DEFAULT_LIMITATIONS,
+        "status": STATUS[report.status] if generated is not None else None,
+        "latency_s": report.latency_s,
+        "text": generated,
+    }
+    return str(_template().answer(values))
 
 
-def _likely(report: FaceReport, task: str | None) -> float | None:
-    said = report.main if task is None else report.answers[task]
-    label = said.answer.label
-    return said.probabilities[label] if said.probabilities and label else None
+def _probability(report: FaceReport, task: str | None) -> float | None:
+    """The probability of a task's label (None: of the primary task)."""
+    prediction = report.primary if task is None else report.answers[task]
+    label = prediction.answer.label
+    return prediction.probabilities[label] if prediction.probabilities and label else None
 
 
 def _unsure(report: FaceReport) -> str | None:
-    if report.sure or report.face_found is False:  # without a face that is what is said instead
+    if report.is_confident or report.face_found is False:  # a note explains the missing face
         return None
-    if not report.main.answer.labels:
-        return f"The model gave no answer that counts: {STATUS[report.status]}."
-    likely = report.main.probabilities or {}
-    best = max(likely, key=likely.__getitem__)
-    if best not in report.main.answer.labels:
+    labels = report.primary.answer.labels
+    if not labels:
+        return f"The model gave no valid answer: {STATUS[report.status]}."
+    probabilities = report.primary.probabilities or {}
+    best = max(probabilities, key=probabilities.__getitem__)
+    if best not in labels:
         return f"The model was not sure: it wrote one label, but finds {best} more likely."
-    return f"The model was not sure: no label is as likely as {SURE:.0%}. Take it as a guess."
+    return f"The model was not sure: no label has a probability of {CONFIDENT:.0%}."
 
 
 def _units(aus: Sequence[int]) -> list[facs.ActionUnit]:
     return [facs.AUS[au] for au in facs.top_down(aus)]
 
 
-def _answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
+def _task_answers(report: FaceReport, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    entries = []
     for task in tasks:
-        likely = _likely(report, task)
-        label = report.answers[task].answer.said
-        found.append({"label": label, "likely": likely, "unsure": (likely or 0) < SURE})
-    return found
+        probability = _probability(report, task)
+        entries.append(
+            {
+                "label": report.answers[task].answer.text_labels,
+                "probability": probability,
+                "unsure": (probability or 0) < CONFIDENT,
+            }
+        )
+    return entries
 
 
 def people(
@@ -225,12 +241,20 @@ def people(
     *,
     reasons: bool,
 ) -> str:
-    """A table of the faces of a picture; `reasons`: the model says why."""
+    """A table of the faces of a picture.
+
+    Args:
+        image: The picture.
+        faces: Its faces.
+        reports: A report on each.
+        tasks: Columns.
+        reasons: Whether the model gives rationales.
+    """
     rows = [
         {
             "name": str(number),
-            "image": _data_uri(image.crop(face.box), FACE_SIDE),
-            "answers": _answers(report, tasks),
+            "image": data_uri(image.crop(face.box), max_side=FACE_SIDE),
+            "answers": _task_answers(report, tasks),
             "units": _units(report.aus),
             "rationale": report.rationale,
         }
@@ -247,17 +271,26 @@ def batch(
     *,
     reasons: bool = True,
 ) -> str:
-    """The table of a batch of that many files; `downloads` {file name: (MIME type, content)} hang
-    on the page itself, so that nothing is written to disk."""
-    shown = [
+    """The table of a batch.
+
+    Args:
+        rows: Its rows.
+        files: How many files it has.
+        tasks: Columns.
+        downloads: {file name: (MIME type, content)}; they are embedded in the page, so that nothing
+            is written to disk.
+        reasons: Whether the model gives rationales.
+    """
+    entries = [
         {
-            "file": row.file, "problem": row.problem,
-            "face": row.face or (_whole(row.report) if row.report else ""),
-            "answers": _answers(row.report, tasks) if row.report else [],
+            "file": row.file,
+            "problem": row.problem,
+            "face": row.face or (_whole_picture(row.report) if row.report else ""),
+            "answers": _task_answers(row.report, tasks) if row.report else [],
             "units": _units(row.report.aus) if row.report else [],
         }
         for row in rows
-    ]  # fmt: skip
+    ]
     links = [
         {
             "name": name,
@@ -267,90 +300,128 @@ def batch(
         for name, (kind, content) in downloads.items()
     ]
     problems = sum(row.problem is not None for row in rows)
-    return str(_template().batch(shown, tasks, files, problems, links, reasons))
+    return str(_template().batch(entries, tasks, files, problems, links, reasons))
 
 
-def _whole(report: FaceReport) -> str:
-    """What a row is about that is about no face."""
+def _whole_picture(report: FaceReport) -> str:
+    """The face column of a row that is not about a face."""
     if report.scene_only:
         return "no face found: the scene alone"
-    return "no face found" if report.face_found is False else "the picture whole"
+    return "no face found" if report.face_found is False else "the whole picture"
 
 
-def clip(frames: Sequence[Image.Image], faces: Sequence[Face | None], seen: int | None) -> str:
-    """The frames of a clip with the face in each; `seen`: the one that the model was shown, None if
-    it was shown them all."""
+def clip(frames: Sequence[Image.Image], faces: Sequence[Face | None], used: int | None) -> str:
+    """The frames of a clip with the face in each.
+
+    Args:
+        frames: The frames.
+        faces: The face in each.
+        used: The index of the frame that the model receives, None if it receives all.
+    """
     large = ""
-    if seen is not None:
-        face = faces[seen]
-        large = picture(frames[seen], [face] if face else [], 0 if face else None)
+    if used is not None:
+        large = _frame(frames[used], faces[used], MAX_SIDE)
     small = [
-        {"picture": _small(image, face), "seen": seen is None or number == seen}
+        {"picture": _frame(image, face, FRAME_SIDE), "used": used is None or number == used}
         for number, (image, face) in enumerate(zip(frames, faces, strict=True))
     ]
-    return str(_template().clip(large, small, seen))
+    return str(_template().clip(large, small, used))
 
 
-def _small(image: Image.Image, face: Face | None) -> str:
-    """A frame of a strip, with its face."""
-    return picture(image, [face] if face else [], 0 if face else None, FRAME_SIDE)
+def _frame(image: Image.Image, face: Face | None, side: int) -> str:
+    return picture(image, [face] if face else [], 0 if face else None, side)
 
 
 def timeline(
     frames: Sequence[Image.Image], faces: Sequence[Face | None], reports: Sequence[FaceReport]
 ) -> str:
-    """What was said of each frame by itself: a row for each label, a column for each frame."""
-    said = [report.main for report in reports]
-    told = next((one.probabilities for one in said if one.probabilities), None)
-    labels = list(told or dict.fromkeys(x for s in said for x in s.answer.labels))
+    """A table of the frames of a clip: a row for each label, a column for each frame.
+
+    Args:
+        frames: The frames.
+        faces: The face in each.
+        reports: A report on each.
+    """
+    predictions = [report.primary for report in reports]
+    with_probabilities = [p.probabilities for p in predictions if p.probabilities]
+    has_probabilities = bool(with_probabilities)
+    labels = list(
+        with_probabilities[0]
+        if has_probabilities
+        else dict.fromkeys(label for p in predictions for label in p.answer.labels)
+    )
     rows: list[dict[str, Any]] = []
     for label in labels:
-        chosen = [label in one.answer.labels for one in said]
-        likely = [
-            one.probabilities[label] if one.probabilities else float(named)
-            for one, named in zip(said, chosen, strict=True)
+        chosen = [label in prediction.answer.labels for prediction in predictions]
+        probabilities = [
+            p.probabilities[label] if p.probabilities else float(is_chosen)
+            for p, is_chosen in zip(predictions, chosen, strict=True)
         ]
-        rows.append({
-            "label": label, "cells": list(zip(likely, chosen, strict=True)), "frames": sum(chosen),
-        })  # fmt: skip
-    ticks = [_data_uri(image.crop(face.box) if face else image, TICK_SIDE)
-             for image, face in zip(frames, faces, strict=True)]  # fmt: skip
-    without = [number for number, face in enumerate(faces, start=1) if face is None]
+        cells = list(zip(probabilities, chosen, strict=True))
+        rows.append({"label": label, "cells": cells, "frames": sum(chosen)})
+    ticks = [
+        data_uri(image.crop(face.box) if face else image, max_side=TICK_SIDE)
+        for image, face in zip(frames, faces, strict=True)
+    ]
+    without_face = [number for number, face in enumerate(faces, start=1) if face is None]
     counted = sorted((row for row in rows if row["frames"]), key=lambda row: -row["frames"])
-    return str(_template().timeline(rows, ticks, counted, told is not None, without))
+    return str(_template().timeline(rows, ticks, counted, has_probabilities, without_face))
 
 
-def truth(
-    aus: Mapping[int, int],
-    said: Followed,
-    report: FaceReport,
-    *,
-    expected: Sequence[str],
-    clashing: Sequence[int],
-    lips_parted: bool,
-    names_units: bool,
+def au_comparison(
+    aus: Mapping[int, int], report: FaceReport, *, lips_parted: bool, names_units: bool
 ) -> str:
-    """The drawn action units beside those that the model named."""
+    """The rendered action units next to those that the model named.
+
+    Args:
+        aus: {AU: intensity 1..5} of the rendered head.
+        report: The model's answer.
+        lips_parted: Whether AU25 was added to a dropped jaw.
+        names_units: Whether the model names action units.
+    """
+    comparison = playground.compare_aus(aus, report)
     rows = [
-        {"au": facs.AUS[au], "intensity": aus[au], "named": au in said.named}
+        {"au": facs.AUS[au], "intensity": aus[au], "named": au in comparison.named}
         for au in facs.top_down(aus)
     ]
-    says = (report.emotion or "nothing that counts") if EMOTION in report.answers else None
-    clash = [facs.name(au) for au in clashing]
-    return str(
-        _template().truth(rows, _units(said.extra), expected, says, clash, lips_parted, names_units)
-    )
+    predicted = (report.emotion or "no valid label") if EMOTION in report.answers else None
+    values = {
+        "rows": rows,
+        "extra": _units(comparison.extra),
+        "expected": playground.supported_emotions(aus),
+        "predicted": predicted,
+        "incompatible": [facs.name(au) for au in playground.incompatible_aus(aus)],
+        "lips_parted": lips_parted,
+        "names_units": names_units,
+    }
+    return str(_template().au_comparison(values))
 
 
 # --- the page around them -------------------------------------------------------------------------
 
 
-def header(name: str, limits: str) -> str:
-    return str(_template().header(name, limits))
+def header(name: str, limitations: str) -> str:
+    """The page's header.
+
+    Args:
+        name: Of the model.
+        limitations: Of the model.
+    """
+    return str(_template().header(name, limitations))
 
 
 def about(
-    cards: Sequence[Card], limits: str, missing: str | None, videos: str | None = None
+    cards: Sequence[ModelCard],
+    limitations: str,
+    missing: str | None,
+    video_install: str | None = None,
 ) -> str:
-    """`missing`: why no faces are looked for; `videos`: how to make videos readable here."""
-    return str(_template().about(cards, limits, missing, videos))
+    """The About tab.
+
+    Args:
+        cards: Descriptions of the models.
+        limitations: Of the first model.
+        missing: Why faces cannot be detected, None if they can.
+        video_install: How to install the video decoder, None if it is installed.
+    """
+    return str(_template().about(cards, limitations, missing, video_install))

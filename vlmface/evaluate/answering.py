@@ -18,22 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlmface.answers import Answer
+from vlmface.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.data import crop_cache
-from vlmface.distributed import is_main, rank, world_size
-from vlmface.encode import (
-    Shown,
-    open_row_image,
-    open_shown,
-    row_image_size,
-    stored_pictures,
-)
+from vlmface.data.row_images import image_refs, open_images, open_row_image, row_image_size
 from vlmface.errors import UserError
-from vlmface.evaluate.benchmarks import ATTRIBUTES, Benchmark
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
 from vlmface.manifest import is_run
 from vlmface.prompts import Question
 from vlmface.schema import AFFECT, FaceSample
+from vlmface.utils.distributed import is_main, rank, world_size
+from vlmface.utils.files import atomic_write
+from vlmface.utils.images import ImageOrImages
+from vlmface.utils.jsonl_journal import Journal
 
 if TYPE_CHECKING:
     import datasets
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
 
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LabelScores, LocalModel, Prediction
-    from vlmface.infer.server import Server
+    from vlmface.infer.remote import RemoteModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
 MODES = ("generate", "score", "both")
@@ -93,19 +88,24 @@ def answer(
 
     sink = sink or _Memory({})
     check_ids(rows["id"])
-    asked = [predictor.asking(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)]
+    predictors = [
+        predictor.with_prompt(prompt) for prompt in scored_prompts(benchmark, predictor.prompts)
+    ]
     left = [i for i, id in enumerate(rows["id"]) if id not in sink.records]
     title = f"answering {benchmark.id}"
     with tqdm(
-        total=len(rows), initial=len(rows) - len(left), desc=title, unit="face",
+        total=len(rows),
+        initial=len(rows) - len(left),
+        desc=title,
+        unit="face",
         disable=not is_main(),
-    ) as bar:  # fmt: skip
+    ) as bar:
         for part, images in _opened(rows, _batches(rows, left, batch_size, predictor.pads)):
-            found = [_ask(one, images, mode, batch_size) for one in asked]
-            for row, said in zip(part, zip(*found, strict=True), strict=True):
+            answers = [_ask(single, images, mode, batch_size) for single in predictors]
+            for row, row_answers in zip(part, zip(*answers, strict=True), strict=True):
                 lines = [
-                    line(row, benchmark, one.prompt, prediction, scores)
-                    for one, (prediction, scores) in zip(asked, said, strict=True)
+                    line(row, benchmark, single.prompt, prediction, scores)
+                    for single, (prediction, scores) in zip(predictors, row_answers, strict=True)
                 ]
                 sink.add({"id": row["id"], "lines": lines})
             bar.update(len(images))
@@ -113,7 +113,7 @@ def answer(
 
 
 def ask_server(
-    server: Server,
+    server: RemoteModel,
     rows: datasets.Dataset,
     benchmark: Benchmark,
     journal: Journal,
@@ -124,28 +124,30 @@ def ask_server(
     import httpx2
     from tqdm import tqdm
 
-    from vlmface.infer.endpoint import work_through
+    from vlmface.infer.endpoint import run_jobs
 
     check_ids(rows["id"])
-    asked = scored_prompts(benchmark, server.prompts)
+    prompts = scored_prompts(benchmark, server.prompts)
     left = [i for i, id in enumerate(rows["id"]) if id not in journal.records]
     done = len(rows) - len(left)
     title = f"answering {benchmark.id}"
     with tqdm(total=len(rows), initial=done, desc=title, unit="face") as bar:
 
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
-            image = await asyncio.to_thread(open_shown, job.row)
+            image = await asyncio.to_thread(open_images, job.row)
             lines = [
-                line(job.row, benchmark, prompt, await server.answer(client, prompt, image))
-                for prompt in asked
+                line(job.row, benchmark, prompt, await server.predict(client, prompt, image))
+                for prompt in prompts
             ]
             return {"id": job.id, "lines": lines}
 
         jobs = (_Job(rows[i]) for i in left)
-        unanswered = work_through(server.endpoint, jobs, work, journal, lambda: bar.update(1))
+        unanswered = run_jobs(server.endpoint, jobs, work, journal, lambda: bar.update(1))
     records = dict(journal.records)
     for row in (row for row in rows if row["id"] in unanswered):
-        silent = [line(row, benchmark, one, server.silence(one)) for one in asked]
+        silent = [
+            line(row, benchmark, prompt, server.empty_prediction(prompt)) for prompt in prompts
+        ]
         records[row["id"]] = {"id": row["id"], "lines": silent}
     return [line for id in rows["id"] for line in records[id]["lines"]], unanswered
 
@@ -178,7 +180,7 @@ def _batches(
         return
     for start in range(0, len(left), POOL * size):
         pool = list(left[start : start + POOL * size])
-        areas = {i: sum(map(_area, stored_pictures(rows[i]))) for i in pool}
+        areas = {i: sum(map(_area, image_refs(rows[i]))) for i in pool}
         pool.sort(key=areas.__getitem__)
         yield from (pool[i : i + size] for i in range(0, len(pool), size))
 
@@ -194,7 +196,7 @@ def _area(image: Any) -> int:
 
 def _opened(
     rows: datasets.Dataset, batches: Iterator[list[int]]
-) -> Iterator[tuple[list[dict[str, Any]], list[Shown]]]:
+) -> Iterator[tuple[list[dict[str, Any]], list[ImageOrImages]]]:
     """The batches with what is shown of each row; where a GPU answers, that of the next one is
     opened meanwhile. A CPU answers with all its cores: threads beside it would slow it down."""
     import torch
@@ -202,13 +204,13 @@ def _opened(
     if not torch.cuda.is_available():
         for batch in batches:
             part = _rows(rows, batch)
-            yield part, [open_shown(row) for row in part]
+            yield part, [open_images(row) for row in part]
         return
     with ThreadPoolExecutor(DECODERS) as pool:
         waiting: list[tuple[list[dict[str, Any]], list[Any]]] = []
         for batch in batches:
             part = _rows(rows, batch)
-            waiting.append((part, [pool.submit(open_shown, row) for row in part]))
+            waiting.append((part, [pool.submit(open_images, row) for row in part]))
             if len(waiting) > 1:
                 part, opening = waiting.pop(0)
                 yield part, [image.result() for image in opening]
@@ -225,14 +227,14 @@ def _rows(rows: datasets.Dataset, batch: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _ask(
-    predictor: LocalModel | ClipModel, images: Sequence[Shown], mode: str, batch_size: int
+    predictor: LocalModel | ClipModel, images: Sequence[ImageOrImages], mode: str, batch_size: int
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)
     scored: Sequence[LabelScores | None] = [None] * len(images)
     if mode != "score":
-        written = predictor.predict(images, batch_size=batch_size, cut_out=True)
+        written = predictor.predict(images, batch_size=batch_size, preprocessed=True)
     if mode != "generate":
-        scored = predictor.score(images, batch_size=batch_size, prior=True, cut_out=True)
+        scored = predictor.score(images, batch_size=batch_size, prior=True, preprocessed=True)
     return list(zip(written, scored, strict=True))
 
 
@@ -259,7 +261,7 @@ def line(
             answer = Answer(max(probabilities, key=probabilities.__getitem__), (), "strict", "")
     if prediction is not None and scores is not None:
         latency += scores.latency_s
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "id": row["id"],
         "subject": row.get("subject"),
         "image": (row["image"] or {}).get("path") or row["id"],
@@ -273,18 +275,18 @@ def line(
         "latency_s": round(latency, 4),
     }
     if prompt.several:
-        found["labels"] = None if prediction is None else list(answer.labels)
+        record["labels"] = None if prediction is None else list(answer.labels)
     if prediction is not None and prediction.affect is not None:
-        found["affect"] = prediction.affect
+        record["affect"] = prediction.affect
     if row.get("face_found") is not None:
-        found["face_found"] = row["face_found"]
+        record["face_found"] = row["face_found"]
     if scores is not None:
-        found["scores"] = {
+        record["scores"] = {
             "log_likelihood": scores.log_likelihood,
             "tokens": scores.tokens,
             "prior": scores.prior,
         }
-    return found
+    return record
 
 
 def answer_once(
@@ -301,10 +303,10 @@ def answer_once(
 ) -> list[dict[str, Any]]:
     """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
     `processor`), shared between the processes of a distributed run, and kept in `path`: there
-    already, it is read and not computed again. Killed in one process, it goes on from the last
+    already, it is read and not computed again. Killed in one process, it resumes from the last
     batch."""
+    from vlmface.infer.loading import load
     from vlmface.infer.local import LocalModel
-    from vlmface.infer.models import load
 
     if path.exists():
         return read_lines(path)
@@ -354,48 +356,51 @@ def scored_prompts(benchmark: Benchmark, prompts: Sequence[Asked]) -> list[Asked
     """Those of the prompts whose label space the benchmark scores, the first of each space; where
     only AUs are scored, the first whose answers name them. Raises UserError if there is none."""
     if not benchmark.spaces:
-        found = [next((prompt for prompt in prompts if prompt.reasons), None)]
+        scored = [next((prompt for prompt in prompts if prompt.reasons), None)]
     else:
-        found = [
-            next((prompt for prompt in prompts if prompt.space.id == space.id), None)
+        scored = [
+            next((prompt for prompt in prompts if prompt.space.sha == space.sha), None)
             for space in benchmark.spaces
         ]
-    if not any(found):
-        asked = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
+    if not any(scored):
+        named = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
         if not benchmark.spaces:
             raise UserError(
-                f"the prompts ask {asked} and for nothing else, but benchmark {benchmark.id} "
+                f"the prompts ask {named} and for nothing else, but benchmark {benchmark.id} "
                 "scores action units: use a prompt whose answers name them, such as face_cot"
             )
         raise UserError(
-            f"the prompts ask {asked}, but benchmark {benchmark.id} scores "
+            f"the prompts ask {named}, but benchmark {benchmark.id} scores "
             f"{', '.join(space.id for space in benchmark.spaces)}: use a prompt or a benchmark "
             "with the other's label space"
         )
-    return [prompt for prompt in found if prompt is not None]
+    return [prompt for prompt in scored if prompt is not None]
 
 
 def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
     """What is annotated for a row; null is "not annotated", or not scored where AUs alone are."""
     present = sample.intensities(benchmark.au_threshold)
     attributes = {name: getattr(sample, name) for name in ATTRIBUTES}
-    found: dict[str, Any] = {}
+    emotion = sample.emotion if benchmark.spaces else None
+    further: dict[str, Any] = {}
     for space in benchmark.spaces:
         if space.several:
-            found["labels"] = list(sample.labels(space)) or None
+            further["labels"] = list(sample.labels(space)) or None
         elif space.field == "context":  # a list: the one label of this space in it
             attributes["context"] = sample.label(space)
-        elif space.field != "emotion":  # a word that is none stays, and is refused when scored
+        elif space.field == "emotion":  # a word that is none stays, and is refused when scored
+            emotion = sample.label(space) or emotion
+        else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
     known = {name: getattr(sample, name) for name in AFFECT}
     if any(value is not None for value in known.values()):
-        found["affect"] = known
+        further["affect"] = known
     return {
-        "emotion": sample.emotion if benchmark.spaces else None,
+        "emotion": emotion,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},
         "annotated_aus": None if sample.aus is None else list(sample.annotated_aus()),
         "attributes": attributes,
-        **found,
+        **further,
     }
 
 
@@ -430,18 +435,18 @@ def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
     plain = ("id", "image", "prompt", "text", "label", "status", "aus", "latency_s")
     records = []
-    for one in lines:
-        record = {name: one[name] for name in plain}
-        true = one["truth"]
+    for entry in lines:
+        record = {name: entry[name] for name in plain}
+        true = entry["truth"]
         record["true_emotion"] = true["emotion"]
         record |= {f"true_{name}": value for name, value in true["attributes"].items()}
-        if "labels" in one:
-            record |= {"labels": one["labels"], "true_labels": true["labels"]}
+        if "labels" in entry:
+            record |= {"labels": entry["labels"], "true_labels": true["labels"]}
         record |= {f"true_{name}": value for name, value in true.get("affect", {}).items()}
-        record |= one.get("affect", {})
+        record |= entry.get("affect", {})
         record["true_aus"] = None if true["aus"] is None else [int(au) for au in true["aus"]]
-        record |= {f"p_{label}": p for label, p in (one["probabilities"] or {}).items()}
-        likely = one.get("scores", {}).get("log_likelihood", {})
+        record |= {f"p_{label}": p for label, p in (entry["probabilities"] or {}).items()}
+        likely = entry.get("scores", {}).get("log_likelihood", {})
         records.append(record | {f"ll_{label}": value for label, value in likely.items()})
     columns = dict.fromkeys(name for record in records for name in record)
     table = pa.table({name: [record.get(name) for record in records] for name in columns})

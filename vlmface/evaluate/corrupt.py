@@ -149,7 +149,7 @@ def _low_resolution(image: Image.Image, rng: np.random.Generator, left: float) -
 
 def _rotation(image: Image.Image, rng: np.random.Generator, degrees: float) -> Image.Image:
     width, height = image.size
-    # Its edges go on outside: black corners would be a sign of their own.
+    # Edges are extended: black corners would be a cue.
     margin = math.ceil((math.hypot(width, height) - min(width, height)) / 2) + 2
     padded = np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), "edge")
     turned = Image.fromarray(padded).rotate(

@@ -1,5 +1,5 @@
 """Does the answer rest on what it says it rests on? Pairs of rendered faces that differ in one
-thing (`vlmface.synth.probes`) show it, because there everything about both faces is known.
+thing (`vlmface.synth.counterfactual_pairs`) show it: everything about both faces is known.
 
 follows     one action unit comes or goes: is it named where it is, not named where it is not, and
             does the label change where EMFACS says that it should, and only there?
@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import config, distributed, facs
+from vlmface import facs
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, page
+from vlmface.evaluate import answering
 from vlmface.evaluate.run import output_folder
-from vlmface.evaluate.shares import LEVEL, in_brackets
-from vlmface.evaluate.statistics import mean
-from vlmface.files import atomic_write
-from vlmface.ranges import Checked, Count, Seed
-from vlmface.synth import probes
+from vlmface.metrics.shares import LEVEL, in_brackets
+from vlmface.metrics.statistics import mean
+from vlmface.synth import counterfactual_pairs
+from vlmface.utils import config, distributed, html
+from vlmface.utils.files import atomic_write
+from vlmface.utils.images import data_uri
+from vlmface.utils.ranges import Checked, Count, Seed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,8 +45,19 @@ _MIN_PAIRS = 20  # of a group, to say something about it
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/faithfulness.py`: `n` faces of synth's `split`, each in one pair of
-    every kind, `size` pixels a side."""
+    """The command line of eval/faithfulness.py.
+
+    Args:
+        model: run folder, or base model
+        output_dir: folder to write; null: eval/faithfulness in the run folder
+        prompt: one of the run's prompts, or that of a base model; null: the run's first
+        n: rendered faces, each in one pair of every kind
+        split: of synth
+        seed: of the pairs
+        size: pixels a side
+        max_new_tokens: answers are cut here; null: as in the run
+        batch_size: faces at a time
+    """
 
     model: str
     output_dir: str | None = None
@@ -61,7 +74,7 @@ class Settings(Checked):
 class Asked:
     """A pair and what was said of its faces."""
 
-    pair: probes.Pair
+    pair: counterfactual_pairs.Pair
     before: Prediction
     after: Prediction
 
@@ -80,31 +93,37 @@ def ask(predictor: LocalModel, settings: Settings) -> dict[str, list[Asked]]:
     from tqdm import tqdm
 
     def predict(images: Sequence[Image.Image]) -> list[Prediction]:
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for start in range(0, len(images), settings.batch_size):
             part = images[start : start + settings.batch_size]
-            found += predictor.predict(part, batch_size=settings.batch_size, probabilities=False)
+            predictions += predictor.predict(
+                part, batch_size=settings.batch_size, probabilities=False
+            )
             bar.update(len(part))
-        return found
+        return predictions
 
-    asked: dict[str, list[Asked]] = {}
+    answered: dict[str, list[Asked]] = {}
     bases: list[FaceSample] = []
     first: list[Prediction] = []
-    total = settings.n * (1 + len(probes.KINDS))
+    total = settings.n * (1 + len(counterfactual_pairs.KINDS))
     with tqdm(total=total, desc="asking about pairs", unit="face") as bar:
-        for kind in probes.KINDS:
-            pairs = probes.make(
-                kind, settings.n, seed=settings.seed, size=settings.size, split=settings.split,
+        for kind in counterfactual_pairs.KINDS:
+            pairs = counterfactual_pairs.make(
+                kind,
+                settings.n,
+                seed=settings.seed,
+                size=settings.size,
+                split=settings.split,
                 bases=bases or None,
-            )  # fmt: skip
+            )
             bases = bases or [pair.base for pair in pairs]
             first = first or predict([base.image for base in bases])
             second = predict([pair.changed.image for pair in pairs])
-            asked[kind] = [Asked(*one) for one in zip(pairs, first, second, strict=True)]
-    return asked
+            answered[kind] = [Asked(*entry) for entry in zip(pairs, first, second, strict=True)]
+    return answered
 
 
-def follows(asked: Sequence[Asked]) -> dict[str, Any]:
+def follows(answered: Sequence[Asked]) -> dict[str, Any]:
     """What one AU more or less changes.
 
     {"n", "named": the share of faces that the AU is named of, "where_present", "where_absent" and
@@ -115,24 +134,24 @@ def follows(asked: Sequence[Asked]) -> dict[str, Any]:
     """
     present, absent, others, subjects = [], [], [], []
     per_au: dict[int, list[tuple[bool, bool]]] = {}
-    for one in asked:
-        au = one.pair.detail["au"]
-        with_it, without = one.after, one.before
-        if one.pair.detail["change"] == "removed":
+    for item in answered:
+        au = item.pair.detail["au"]
+        with_it, without = item.after, item.before
+        if item.pair.detail["change"] == "removed":
             with_it, without = without, with_it
         named = au in with_it.answer.aus, au in without.answer.aus
         present.append(named[0])
         absent.append(named[1])
         per_au.setdefault(au, []).append(named)
-        difference = set(one.before.answer.aus) ^ set(one.after.answer.aus)
+        difference = set(item.before.answer.aus) ^ set(item.after.answer.aus)
         others.append(len(difference - {au}))
-        subjects.append(one.person)
-    should = [one for one in asked if one.pair.detail["label_changed"]]
-    should_not = [one for one in asked if not one.pair.detail["label_changed"]]
+        subjects.append(item.person)
+    should = [item for item in answered if item.pair.detail["label_changed"]]
+    should_not = [item for item in answered if not item.pair.detail["label_changed"]]
     # Only pairs whose first label the model had right can come from the one label to the other.
-    right = [one for one in should if one.before.answer.label == one.pair.base.emotion]
+    right = [item for item in should if item.before.answer.label == item.pair.base.emotion]
     return {
-        "n": len(asked),
+        "n": len(answered),
         "named": {
             "where_present": mean(present, subjects),
             "where_absent": mean(absent, subjects),
@@ -155,23 +174,23 @@ def follows(asked: Sequence[Asked]) -> dict[str, Any]:
     }
 
 
-def stays(asked: Sequence[Asked]) -> dict[str, Any]:
+def stays(answered: Sequence[Asked]) -> dict[str, Any]:
     """What a change that shows no other expression changes nevertheless: {"n", "flips": the share
     of pairs whose label changes, "aus": how many AUs are named of one face of the pair only, in the
     mean, "valid": the share of readable answers before and after}."""
-    subjects = [one.person for one in asked]
-    differing = [len(set(one.before.answer.aus) ^ set(one.after.answer.aus)) for one in asked]
+    subjects = [item.person for item in answered]
+    differing = [len(set(item.before.answer.aus) ^ set(item.after.answer.aus)) for item in answered]
     return {
-        **_flips(asked),
+        **_flips(answered),
         "aus": mean(differing, subjects),
         "valid": [
-            float(np.mean([said.answer.label is not None for said in side]))
-            for side in zip(*((one.before, one.after) for one in asked), strict=True)
+            float(np.mean([prediction.answer.label is not None for prediction in side]))
+            for side in zip(*((item.before, item.after) for item in answered), strict=True)
         ],
     }
 
 
-def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str, Any]:
+def shifts(answered: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str, Any]:
     """Whether a label is said more often of one group: {"groups": {group: {label: {"n", "value",
     "ci95"}}}, "found": [{"group", "label", "value", "ci95"}, ...]}.
 
@@ -181,17 +200,21 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
     of many tries.
     """
     field = GROUPS[kind]
-    faces = [face for one in asked for face in (one.pair.base, one.pair.changed)]
+    faces = [face for item in answered for face in (item.pair.base, item.pair.changed)]
     words = sorted({getattr(face, field) for face in faces})
     level = 1 - (1 - LEVEL) / (len(words) * len(labels))
     groups: dict[str, dict[str, Any]] = {}
-    found = []
+    shifted = []
     for word in words:
-        own = [_sides(one, field, word) for one in asked]
-        pairs = [(one, sides) for one, sides in zip(asked, own, strict=True) if sides is not None]
+        paired_sides = [_sides(item, field, word) for item in answered]
+        pairs = [
+            (item, sides)
+            for item, sides in zip(answered, paired_sides, strict=True)
+            if sides is not None
+        ]
         if len(pairs) < _MIN_PAIRS:
             continue
-        subjects = [one.person for one, _ in pairs]
+        subjects = [item.person for item, _ in pairs]
         groups[word] = {}
         for label in labels:
             difference = [
@@ -201,21 +224,21 @@ def shifts(asked: Sequence[Asked], kind: str, labels: Sequence[str]) -> dict[str
             shift = {"n": len(pairs)} | mean(difference, subjects, signed=True, level=level)
             groups[word][label] = shift
             if shift["ci95"] is not None and not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
-                found.append({"group": word, "label": label} | shift)
-    found.sort(key=lambda one: -abs(one["value"]))
-    return {"groups": groups, "found": found}
+                shifted.append({"group": word, "label": label} | shift)
+    shifted.sort(key=lambda item: -abs(item["value"]))
+    return {"groups": groups, "found": shifted}
 
 
-def _sides(one: Asked, field: str, word: str) -> tuple[Prediction, Prediction] | None:
+def _sides(item: Asked, field: str, word: str) -> tuple[Prediction, Prediction] | None:
     """What was said of the pair's face that belongs to the group, and of the one that does not;
     None if both do, or neither."""
-    belong = [getattr(face, field) == word for face in (one.pair.base, one.pair.changed)]
+    belong = [getattr(face, field) == word for face in (item.pair.base, item.pair.changed)]
     if belong[0] == belong[1]:
         return None
-    return (one.before, one.after) if belong[0] else (one.after, one.before)
+    return (item.before, item.after) if belong[0] else (item.after, item.before)
 
 
-def rests(predictor: LocalModel, asked: Sequence[Asked], batch_size: int) -> dict[str, Any]:
+def rests(predictor: LocalModel, answered: Sequence[Asked], batch_size: int) -> dict[str, Any]:
     """Whether the label hangs on the rationale: {"n", "consistent": the share of answers whose own
     AUs support their label; "own", "foreign", "none": the label that is likeliest behind the
     model's own rationale, behind that of another face whose label was another one, and behind none:
@@ -223,36 +246,39 @@ def rests(predictor: LocalModel, asked: Sequence[Asked], batch_size: int) -> dic
     prompt asks for no rationale."""
     if not predictor.prompt.reasons:
         return {}
-    known = [one for one in asked if one.before.answer.label is not None]
-    labels = [one.before.answer.label for one in known]
+    known = [item for item in answered if item.before.answer.label is not None]
+    labels = [item.before.answer.label for item in known]
     if len(set(labels)) < 2:
         return {}
-    subjects = [one.person for one in known]
+    subjects = [item.person for item in known]
     donors = [
         next(j for j in _after(i, len(known)) if labels[j] != labels[i]) for i in range(len(known))
     ]
-    images = [one.pair.base.image for one in known]
-    texts = [one.before.answer.rationale for one in known]
+    images = [item.pair.base.image for item in known]
+    texts = [item.before.answer.rationale for item in known]
     likeliest = {
         name: [
             max(scores.log_likelihood, key=scores.log_likelihood.__getitem__)
             for scores in predictor.score(images, rationales, batch_size=batch_size)
         ]
         for name, rationales in (
-            ("own", texts), ("foreign", [texts[j] for j in donors]), ("none", [""] * len(known))
+            ("own", texts),
+            ("foreign", [texts[j] for j in donors]),
+            ("none", [""] * len(known)),
         )
-    }  # fmt: skip
-    consistent = [facs.supports(one.before.answer.aus, str(one.before.answer.label))
-                  for one in known]  # fmt: skip
+    }
+    consistent = [
+        facs.supports(item.before.answer.aus, str(item.before.answer.label)) for item in known
+    ]
     return {
         "n": len(known),
         "consistent": mean(consistent, subjects),
         **{
-            name: {"keeps": mean([a == b for a, b in zip(found, labels, strict=True)], subjects)}
-            for name, found in likeliest.items()
+            name: {"keeps": mean([a == b for a, b in zip(likely, labels, strict=True)], subjects)}
+            for name, likely in likeliest.items()
         },
         "takes_foreign": mean(
-            [said == labels[j] for said, j in zip(likeliest["foreign"], donors, strict=True)],
+            [label == labels[j] for label, j in zip(likeliest["foreign"], donors, strict=True)],
             subjects,
         ),
     }
@@ -262,14 +288,14 @@ def _after(i: int, count: int) -> list[int]:
     return [(i + step) % count for step in range(1, count)]
 
 
-def _flips(asked: Sequence[Asked]) -> dict[str, Any]:
-    return {"n": len(asked), "flips": _share(asked, lambda one: one.flipped)}
+def _flips(answered: Sequence[Asked]) -> dict[str, Any]:
+    return {"n": len(answered), "flips": _share(answered, lambda item: item.flipped)}
 
 
-def _share(asked: Sequence[Asked], holds: Any) -> dict[str, Any] | None:
-    if not asked:
+def _share(answered: Sequence[Asked], holds: Any) -> dict[str, Any] | None:
+    if not answered:
         return None
-    return mean([holds(one) for one in asked], [one.person for one in asked])
+    return mean([holds(item) for item in answered], [item.person for item in answered])
 
 
 def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -281,9 +307,9 @@ def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], 
             f"prompt {predictor.prompt.id} asks for {space.field}: pairs of faces are about the "
             "emotion; choose a prompt that asks for it"
         )
-    asked = ask(predictor, settings)
-    following = follows(asked["au"])
-    staying = {kind: stays(pairs) for kind, pairs in asked.items() if kind != "au"}
+    answered = ask(predictor, settings)
+    following = follows(answered["au"])
+    staying = {kind: stays(pairs) for kind, pairs in answered.items() if kind != "au"}
     if not predictor.prompt.reasons:  # whose answers have no place for AUs
         following = {"n": following["n"], "label": following["label"]}
         for figures in staying.values():
@@ -292,59 +318,65 @@ def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], 
         "n": settings.n,
         "follows": following,
         "stays": staying,
-        "shifts": {kind: shifts(asked[kind], kind, space.labels) for kind in GROUPS},
-        "rests": rests(predictor, asked["au"], settings.batch_size),
-    }, asked
+        "shifts": {kind: shifts(answered[kind], kind, space.labels) for kind in GROUPS},
+        "rests": rests(predictor, answered["au"], settings.batch_size),
+    }, answered
 
 
 # --- what people read -----------------------------------------------------------------------------
 
 
 def write(
-    figures: Mapping[str, Any], asked: Mapping[str, Sequence[Asked]], about: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    answered: Mapping[str, Sequence[Asked]],
+    about: Mapping[str, Any],
     output: Path,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write faithfulness.json and faithfulness.html into `output`; returns the page."""
     result = {"schema": 1, **about, **figures}
     atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
-    content = page.render(
+    content = html.render(
         "faithfulness.html.j2",
         result=result,
         name=Path(str(about["model"])).name,
-        examples={kind: _examples(kind, pairs) for kind, pairs in asked.items()},
+        examples={kind: _examples(kind, pairs) for kind, pairs in answered.items()},
         au_names={facs.name(au): facs.AUS[au].name for au in facs.SYNTH_AUS},
-        when=page.stamp(),
+        when=html.stamp(),
     )
     path = output / "faithfulness.html"
     atomic_write(path, content)
     return path
 
 
-def _examples(kind: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+def _examples(kind: str, answered: Sequence[Asked]) -> list[dict[str, Any]]:
     """Pairs to look at, the first of those that went wrong: the label did not do what it should."""
 
-    def wrong(one: Asked) -> bool:
-        return one.flipped != bool(kind == "au" and one.pair.detail["label_changed"])
+    def wrong(item: Asked) -> bool:
+        return item.flipped != bool(kind == "au" and item.pair.detail["label_changed"])
 
-    chosen = [one for one in asked if wrong(one)][:EXAMPLES]
+    chosen = [item for item in answered if wrong(item)][:EXAMPLES]
     return [
         {
-            "change": _change(one.pair),
+            "change": _change(item.pair),
             "faces": [
                 {
-                    "image": page.data_uri(face.image),
+                    "image": data_uri(face.image, max_side=html.MAX_SIDE),
                     "truth": face.emotion,
-                    "label": said.answer.label or f"no valid answer ({said.answer.status})",
-                    "aus": ", ".join(facs.name(au) for au in said.answer.aus) or "none",
+                    "label": prediction.answer.label
+                    or f"no valid answer ({prediction.answer.status})",
+                    "aus": ", ".join(facs.name(au) for au in prediction.answer.aus) or "none",
                 }
-                for face, said in ((one.pair.base, one.before), (one.pair.changed, one.after))
+                for face, prediction in (
+                    (item.pair.base, item.before),
+                    (item.pair.changed, item.after),
+                )
             ],
         }
-        for one in chosen
+        for item in chosen
     ]
 
 
-def _change(pair: probes.Pair) -> str:
+def _change(pair: counterfactual_pairs.Pair) -> str:
     detail = pair.detail
     if pair.kind == "au":
         return f"{facs.name(detail['au'])} {facs.AUS[detail['au']].name} {detail['change']}"
@@ -367,13 +399,15 @@ def summary(figures: Mapping[str, Any]) -> str:
             f"one action unit changes the label of {_pct(label['should']['flips'])} where it "
             f"should and of {_pct(label['should_not']['flips'])} where it should not"
         )
-    kept = ", ".join(f"{kind} {_pct(one['flips'])}" for kind, one in figures["stays"].items())
+    kept = ", ".join(f"{kind} {_pct(entry['flips'])}" for kind, entry in figures["stays"].items())
     lines.append(f"labels that change with nothing but the {kept}")
-    for kind, one in figures["shifts"].items():
-        lines += [f"{kind}: {_shift(shift)}" for shift in one["found"]]
-        if not one["found"]:
-            lines.append(f"{kind}: no group gets any label more often, as far as {figures['n']} "
-                         "pairs can show")  # fmt: skip
+    for kind, entry in figures["shifts"].items():
+        lines += [f"{kind}: {_shift(shift)}" for shift in entry["found"]]
+        if not entry["found"]:
+            lines.append(
+                f"{kind}: no group gets any label more often, as far as {figures['n']} "
+                "pairs can show"
+            )
     if rests := figures["rests"]:
         lines.append(
             f"behind another face's rationale {_pct(rests['takes_foreign'])} take its label, "
@@ -405,14 +439,14 @@ def run(settings: Settings) -> dict[str, Any]:
     predictor = LocalModel.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
-    figures, asked = measure(predictor, settings)
+    figures, answered = measure(predictor, settings)
     about = {
         "model": settings.model,
         "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},
         "split": settings.split,
         "seed": settings.seed,
     }
-    path = write(figures, asked, about, out)
+    path = write(figures, answered, about, out)
     print(summary(figures))
     print(f"page: {path}")
     return figures

@@ -20,18 +20,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmface.answers import regions
-from vlmface.evaluate import metrics
-from vlmface.taxonomy import LabelSpace, normalise
+from vlmface.answers import split_tags
+from vlmface.label_spaces import LabelSpace, normalise
+from vlmface.metrics import metrics
 
 _SAME = {
-    "contempt": "scorn disdain", "disgust": "revulsion repulsion", "fear": "terror fright",
-    "neutral": "normal calm blank", "surprise": "shock astonishment",
-}  # fmt: skip
+    "contempt": "scorn disdain",
+    "disgust": "revulsion repulsion",
+    "fear": "terror fright",
+    "neutral": "normal calm blank",
+    "surprise": "shock astonishment",
+}
 _NOUNS = _SAME | {"anger": "angry", "happiness": "joy happy", "sadness": "sad"}
 _ADJECTIVES = _SAME | {"angry": "anger", "happy": "joy happiness", "sad": "sorrow unhappy"}
-_ORDER = ("anger", "angry", "contempt", "disgust", "fear", "happiness", "happy", "sadness", "sad",
-          "neutral", "surprise")  # fmt: skip
+_ORDER = (
+    "anger",
+    "angry",
+    "contempt",
+    "disgust",
+    "fear",
+    "happiness",
+    "happy",
+    "sadness",
+    "sad",
+    "neutral",
+    "surprise",
+)
 
 
 @dataclass(frozen=True)
@@ -119,16 +133,18 @@ def compare(
         hits["right"] += label == true
         if label == ours and not error:
             continue
-        different.append({
-            "id": row["id"],
-            "image": row["image"],
-            "truth": true,
-            "text": row["text"],
-            "ours": {"label": ours, "status": row["status"]},
-            "ferbench": {"label": label, "step": reading.step},
-            "right": "ours" if ours == true else "ferbench" if label == true else "neither",
-            "reason": _reason(row, reading, words, space),
-        })  # fmt: skip
+        different.append(
+            {
+                "id": row["id"],
+                "image": row["image"],
+                "truth": true,
+                "text": row["text"],
+                "ours": {"label": ours, "status": row["status"]},
+                "ferbench": {"label": label, "step": reading.step},
+                "right": "ours" if ours == true else "ferbench" if label == true else "neither",
+                "reason": _reason(row, reading, words, space),
+            }
+        )
     n = len(rows) - hits["dropped"]
     block = {
         "accuracy": hits["right"] / n if n else None,
@@ -167,7 +183,7 @@ def _reason(
         return "error dropped from the denominator"
     if reading.word is None:
         return f"did not know the word: {_alias(text, row['label'], space)}"
-    thought, answers, rest = regions(text)
+    thought, answers, rest = split_tags(text)
     first = first_answer(text) if reading.step == "answer" else None
     searched = text.lower() if first is None else first
     words = [word for word in _WORD.findall(searched) if found in word]

@@ -9,28 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmface import facs, taxonomy
-from vlmface.answers import listed
+from vlmface import facs, label_spaces
+from vlmface.answers import join_labels
 from vlmface.data import people
-from vlmface.encode import open_row_image
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import groups, metrics, multilabel, page, tables
-from vlmface.files import atomic_write
+from vlmface.evaluate import tables
+from vlmface.metrics import groups, multilabel
+from vlmface.metrics import metrics as scoring
+from vlmface.metrics.metric import Metric, Row, ScoredBlock, of_kind, scored_blocks, with_built_in
+from vlmface.utils import html
+from vlmface.utils.files import atomic_write
+from vlmface.utils.images import data_uri
 
 FACES = 8  # of each kind, right and wrong
-LABELS = "labels that apply"  # title of several labels a face
 REQUIRED = ("benchmark", "model", "n", "mode", "parse", "wall_s", "peak_rss_gib")
-SCORES = {
-    "accuracy": "accuracy",
-    "uar": "mean recall (UAR)",
-    "f1_macro": "macro F1",
-    "f1_micro": "micro F1",
-    "map": "mAP",
-    "jaccard": "Jaccard index",
-    "exact_match": "all labels right",
-    "ccc": "CCC \N{MULTIPLICATION SIGN} 100",
-    "sagr": "right sign (SAGR)",
-}
 
 
 def write_report(
@@ -39,25 +32,59 @@ def write_report(
     images: Mapping[str, Any],
     baseline: Mapping[str, Any] | None = None,
     published: Sequence[Mapping[str, Any]] = (),
+    extra: Sequence[Metric] = (),
 ) -> Path:
-    """Write `report.html` into `run_dir` from the files there, and return its path.
+    """Write `report.html` into `run_dir` from the files there.
 
     Reads `metrics.json` (one evaluation, or {"before", "after", "train", "paired"}) and, where they
-    exist, `vlmface.json`, `predictions.jsonl`, `predictions_before.jsonl` and `log.jsonl`.
-    `images` maps row ids to pictures, opened or as stored; rows without one are not
-    shown. `baseline` is another model, or another rule for this one: {"name", "source", "emotion":
-    {"accuracy"}, "au": {"f1_macro", "per_au": {"AU4": {"f1"}}}}. `published`: rows of
-    `tables.beside_published`.
-    The page loads nothing from elsewhere. Raises UserError for a missing or broken file; an older
-    report is only replaced by a complete one.
+    exist, `vlmface.json`, `predictions.jsonl`, `predictions_before.jsonl` and `log.jsonl`. The page
+    loads nothing from elsewhere. An older report is only replaced by a complete one.
+
+    Args:
+        run_dir: The folder.
+        images: {row id: picture}, opened or as stored; rows without one are not shown.
+        baseline: Another model, or another rule for this one: {"name", "source", "emotion":
+            {"accuracy"}, "au": {"f1_macro", "per_au": {"AU4": {"f1"}}}}.
+        published: Rows of `tables.beside_published`.
+        extra: The metrics that the benchmark names.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: A file is missing or broken.
     """
     run_dir = Path(run_dir)
+    scores, runs = _read_scores(run_dir)
+    manifest = _read_json(run_dir / "vlmface.json") or {}
+    metrics = with_built_in(extra)
+    when = datetime.fromtimestamp((run_dir / "metrics.json").stat().st_mtime, UTC)
+    content = html.render(
+        "report.html.j2",
+        runs=runs,
+        train=scores.get("train") or {},
+        warnings=_warnings(scores.get("train") or {}),
+        when=html.stamp(when),
+        origin=_origin(manifest),
+        manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
+        note=manifest.get("limits"),
+        baseline=baseline,
+        groups=_score_groups(runs, scores.get("paired") or {}, baseline or {}, metrics),
+        curve=_curve(_read_lines(run_dir / "log.jsonl")),
+        **_tables(runs, baseline or {}),
+        **_faces_of(run_dir, runs, images),
+        **_published(published, metrics),
+    )
+    path = run_dir / "report.html"
+    atomic_write(path, content)
+    return path
+
+
+def _read_scores(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics.json, {"before", "after" or "result": the scores of an evaluation})."""
     scores = _read_json(run_dir / "metrics.json")
     if scores is None:
         raise UserError(f"'{run_dir}' holds no metrics.json: give the folder of a finished run")
-    manifest = _read_json(run_dir / "vlmface.json") or {}
-    rows = _read_lines(run_dir / "predictions.jsonl")
-    earlier = _read_lines(run_dir / "predictions_before.jsonl")
     runs = {name: scores[name] for name in ("before", "after") if name in scores}
     runs = runs or {"result": scores}
     for name, run in runs.items():
@@ -66,40 +93,52 @@ def write_report(
                 f"'{run_dir / 'metrics.json'}' ({name}) lacks {', '.join(lacking)}: "
                 "run the evaluation again with this version of vlmface"
             )
-    result = list(runs.values())[-1]
-    when = datetime.fromtimestamp((run_dir / "metrics.json").stat().st_mtime, UTC)
+    return scores, runs
 
-    keys = tables.columns(published)
-    content = page.render(
-        "report.html.j2",
-        runs=runs,
-        result=result,
-        train=scores.get("train") or {},
-        warnings=_warnings(scores.get("train") or {}),
-        when=page.stamp(when),
-        origin=_origin(manifest),
-        manifest=json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
-        note=manifest.get("limits"),
-        baseline=baseline,
-        groups=_score_groups(runs, scores.get("paired") or {}, baseline or {}),
-        targets=_targets(result),
-        confusions={name: _confusions(run) for name, run in runs.items()},
-        aus=_au_bars(runs, baseline or {}),
-        labels=_labels(runs),
-        reliability=_reliability(result),
-        few=groups.FEW,
-        grouped=groups.GROUPED,
-        curve=_curve(_read_lines(run_dir / "log.jsonl")),
-        faces=_faces(rows, earlier, images, result),
-        published=[
-            {**row, "cells": [(row["scores"].get(key), row["ci95"].get(key)) for key in keys]}
+
+def _tables(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows besides the table of scores, by name in the template."""
+    result = list(runs.values())[-1]
+    return {
+        "result": result,
+        "targets": _targets(result),
+        "confusions": {name: _confusions(run) for name, run in runs.items()},
+        "aus": _au_bars(runs, baseline),
+        "labels": _labels(runs),
+        "reliability": _reliability(result),
+        "few": groups.FEW,
+        "grouped": groups.GROUPED,
+    }
+
+
+def _faces_of(run_dir: Path, runs: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
+    """Faces with their answers, before training too where that was scored."""
+    rows = _read_lines(run_dir / "predictions.jsonl")
+    earlier = _read_lines(run_dir / "predictions_before.jsonl")
+    return {"faces": _faces(rows, earlier, images, list(runs.values())[-1])}
+
+
+def _published(published: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """The table of published results, and the metrics of its columns."""
+    named = tables.by_published_name(metrics)
+    shown = [named[key] for key in tables.columns(published, metrics)]
+    return {
+        "published": [
+            {
+                **row,
+                "cells": [
+                    {
+                        "metric": metric,
+                        "value": row["scores"].get(metric.published),
+                        "ci": row["ci95"].get(metric.published),
+                    }
+                    for metric in shown
+                ],
+            }
             for row in published
         ],
-        published_titles=[tables.TITLES[key] for key in keys],
-    )
-    path = run_dir / "report.html"
-    atomic_write(path, content)
-    return path
+        "published_metrics": shown,
+    }
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -107,26 +146,28 @@ def write_report(
 
 def score_blocks(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The scored blocks of a run by title: emotion, each attribute, several labels a face, action
-    units, valence and arousal."""
-    found = {"emotion": run.get("emotion")} | (run.get("attributes") or {})
-    found |= {LABELS: run.get("labels"), "action units": run.get("au")}
-    found |= run.get("affect") or {}
-    return {name: block for name, block in found.items() if block}
+    units, valence and arousal, rationales."""
+    return {block.title: block.scores for block in scored_blocks(run)}
 
 
 def _warnings(train: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the training rows before the scores."""
-    found = train.get("shared_people") or {}
-    return [people.warning(both, part) for part, both in found.items()]
+    shared = train.get("shared_people") or {}
+    return [people.overlap_warning(both, part) for part, both in shared.items()]
 
 
 def _targets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each label block: its name, accuracy, interval, and what constant answering scores."""
     return [
-        {"name": name.replace("_", " "), "block": block, "n": block.get("n", run["n"]),
-         "constant": _constant(block)}
-        for name, block in score_blocks(run).items() if "accuracy" in block
-    ]  # fmt: skip
+        {
+            "name": name.replace("_", " "),
+            "block": block,
+            "n": block.get("n", run["n"]),
+            "constant": _constant(block),
+        }
+        for name, block in score_blocks(run).items()
+        if "accuracy" in block
+    ]
 
 
 def _constant(block: Mapping[str, Any]) -> float | None:
@@ -139,7 +180,7 @@ def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
     if base := manifest.get("base"):
         lines.append(("base model", f"{base['id']}, weights {base['sha']}"))
-    if policy := manifest.get("policy"):
+    if policy := manifest.get("trainable"):
         lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in policy.items())))
     if data := manifest.get("data"):
         facts = [f"{k} {v}" for k, v in data.items() if k not in ("name", "n") and v]
@@ -148,36 +189,49 @@ def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _score_groups(
-    runs: Mapping[str, Any], paired: Mapping[str, Any], baseline: Mapping[str, Any]
+    runs: Mapping[str, Any],
+    paired: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    metrics: Sequence[Metric],
 ) -> list[dict[str, Any]]:
     """The score table: groups of lines with a value and interval per run, change and baseline."""
-    blocks = [score_blocks(run) for run in runs.values()]
+    blocks = [{block.title: block for block in scored_blocks(run)} for run in runs.values()]
     changes, others = score_blocks(paired), score_blocks(baseline)
     groups = []
-    for title in dict.fromkeys(title for block in blocks for title in block):
+    for title in dict.fromkeys(title for run in blocks for title in run):
+        kind = next(run[title].kind for run in blocks if title in run)
         lines = []
-        for key, name in SCORES.items():
-            cells = [
-                {"value": block.get(title, {}).get(key),
-                 "ci": block.get(title, {}).get("ci95", {}).get(key)}
-                for block in blocks
-            ]  # fmt: skip
-            if all(cell["value"] is None for cell in cells):
-                continue
-            change = changes.get(title, {}).get(key)
-            other = others.get(title, {}).get(key)
-            lines.append({"name": name, "cells": cells, "change": change, "baseline": other})
+        for metric in of_kind(metrics, kind):
+            cells = [_cell(run.get(title), metric) for run in blocks]
+            if metric.listed and any(cell["value"] is not None for cell in cells):
+                change = changes.get(title, {}).get(metric.key)
+                other = others.get(title, {}).get(metric.key)
+                lines.append(
+                    {"metric": metric, "cells": cells, "change": change, "baseline": other}
+                )
         if lines:
             groups.append({"title": title.replace("_", " "), "lines": lines})
+    return groups + _reliability_group(runs, metrics)
+
+
+def _cell(block: ScoredBlock | None, metric: Metric) -> dict[str, Any]:
+    if block is None:
+        return {"value": None, "ci": None}
+    return {"value": block.get(metric), "ci": block.ci95(metric)}
+
+
+def _reliability_group(runs: Mapping[str, Any], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """The group of lines about answers as a whole and label probabilities, without intervals."""
     lines = []
-    for name, value in (
-        ("the model's own AUs support its label", lambda run: run.get("consistency")),
-        ("calibration error, lower is better", lambda run: run.get("calibration", {}).get("ece")),
-    ):
-        cells = [{"value": value(run), "ci": None} for run in runs.values()]
-        if any(cell["value"] is not None for cell in cells):
-            lines.append({"name": name, "cells": cells, "change": None, "baseline": None})
-    return groups + ([{"title": "reliability", "lines": lines}] if lines else [])
+    for metric in of_kind(metrics, "answers") + of_kind(metrics, "calibration"):
+        sources = [
+            run if "answers" in metric.applies_to else run.get("calibration", {})
+            for run in runs.values()
+        ]
+        cells = [{"value": source.get(metric.key), "ci": None} for source in sources]
+        if metric.listed and any(cell["value"] is not None for cell in cells):
+            lines.append({"metric": metric, "cells": cells, "change": None, "baseline": None})
+    return [{"title": "reliability", "lines": lines}] if lines else []
 
 
 def _confusions(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -188,20 +242,26 @@ def _confusions(run: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "confusion" not in block:
             continue
         lines = [
-            {"label": label, "n": sum(counts),
-             "cells": [{"count": c, "share": c / sum(counts), "right": i == j}
-                       for j, c in enumerate(counts)]}
-            for i, (label, counts) in enumerate(zip(block["labels"], block["confusion"],
-                                                    strict=True))
+            {
+                "label": label,
+                "n": sum(counts),
+                "cells": [
+                    {"count": c, "share": c / sum(counts), "right": i == j}
+                    for j, c in enumerate(counts)
+                ],
+            }
+            for i, (label, counts) in enumerate(
+                zip(block["labels"], block["confusion"], strict=True)
+            )
             if sum(counts)
-        ]  # fmt: skip
+        ]
         heads = [*block["labels"], "no valid answer"]
         tables.append({"title": target["name"], "heads": heads, "lines": lines})
     return tables
 
 
 def _au_bars(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Per AU its support, the F1 of each run, the baseline's F1; and the AUs nobody shows."""
+    """Per AU its support, the F1 of each run, the baseline's F1; and the AUs that no face shows."""
     tables = {name: (run.get("au") or {}).get("per_au", {}) for name, run in runs.items()}
     others = (baseline.get("au") or {}).get("per_au", {})
     bars, unseen = [], []
@@ -209,13 +269,15 @@ def _au_bars(runs: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, 
         if not entry["support"]:
             unseen.append(au)
             continue
-        bars.append({
-            "au": au,
-            "name": facs.AUS[facs.parse_name(au)].name,
-            "support": entry["support"],
-            "f1": {name: table.get(au, {}).get("f1") for name, table in tables.items()},
-            "baseline": others.get(au, {}).get("f1"),
-        })  # fmt: skip
+        bars.append(
+            {
+                "au": au,
+                "name": facs.AUS[facs.parse_name(au)].name,
+                "support": entry["support"],
+                "f1": {name: table.get(au, {}).get("f1") for name, table in tables.items()},
+                "baseline": others.get(au, {}).get("f1"),
+            }
+        )
     return {
         "bars": bars,
         "unseen": unseen,
@@ -241,25 +303,27 @@ def _labels(runs: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _reliability(run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The reliability diagram, in a drawing of 260 x 250, of the first block that has one."""
     blocks = [run, *score_blocks(run).values()]
-    found = next((block["calibration"] for block in blocks if "calibration" in block), None)
-    if found is None or "reliability" not in found:
+    calibration = next((block["calibration"] for block in blocks if "calibration" in block), None)
+    if calibration is None or "reliability" not in calibration:
         return None
-    most = max(one["count"] for one in found["reliability"])
+    most = max(entry["count"] for entry in calibration["reliability"])
     return {
-        "ece": found["ece"],
+        "ece": calibration["ece"],
         "x": [(40 + 200 * share, f"{100 * share:.0f}") for share in (0, 0.25, 0.5, 0.75, 1)],
         "y": [(210 - 200 * share, f"{100 * share:.0f}") for share in (0, 0.25, 0.5, 0.75, 1)],
         "dots": [
             {
-                "x": round(40 + 200 * one["confidence"], 1),
-                "y": round(210 - 200 * one["accuracy"], 1),
-                "r": round(2 + 8 * math.sqrt(one["count"] / most), 1),
-                "n": one["count"], "confidence": one["confidence"], "accuracy": one["accuracy"],
+                "x": round(40 + 200 * entry["confidence"], 1),
+                "y": round(210 - 200 * entry["accuracy"], 1),
+                "r": round(2 + 8 * math.sqrt(entry["count"] / most), 1),
+                "n": entry["count"],
+                "confidence": entry["confidence"],
+                "accuracy": entry["accuracy"],
             }
-            for one in found["reliability"]
-            if one["count"]
+            for entry in calibration["reliability"]
+            if entry["count"]
         ],
-    }  # fmt: skip
+    }
 
 
 # --- how training went ---------------------------------------------------------------------------
@@ -311,17 +375,20 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _faces(
-    rows: Sequence[metrics.Row],
-    earlier: Sequence[metrics.Row],
+    rows: Sequence[Row],
+    earlier: Sequence[Row],
     images: Mapping[str, Any],
     result: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Right and wrong answers, FACES of each: in file order, every true label in turn."""
     lone = result.get("label_space", "emotion8")
-    spaces = {p["id"]: taxonomy.space(p["label_space"]) for p in result.get("prompts", ())}
+    spaces = {
+        prompt["id"]: label_spaces.of_results(result, prompt["label_space"])
+        for prompt in result.get("prompts", ())
+    }
 
-    def space_of(row: metrics.Row) -> taxonomy.LabelSpace:
-        return spaces.get(row.get("prompt", "")) or taxonomy.space(lone)
+    def space_of(row: Row) -> label_spaces.LabelSpace:
+        return spaces.get(row.get("prompt", "")) or label_spaces.of_results(result, lone)
 
     per_au = (result.get("au") or {}).get("per_au", {})
     au_set = [facs.parse_name(name) for name in per_au]
@@ -335,7 +402,7 @@ def _faces(
         )
         cards = [
             {
-                "image": page.data_uri(open_row_image(images[row["id"]])),
+                "image": data_uri(open_row_image(images[row["id"]]), max_side=html.MAX_SIDE),
                 "id": row["id"],
                 "truth": _words(row, space_of(row))[0],
                 "answer": _words(row, space_of(row))[1],
@@ -350,52 +417,53 @@ def _faces(
     return groups
 
 
-def _words(row: metrics.Row, space: taxonomy.LabelSpace) -> tuple[str | None, str | None]:
+def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | None]:
     """(what is true, what was answered), several labels as one text in the order of the space."""
     if space.several:
-        return listed(multilabel.true(row) or ()) or None, listed(multilabel.said(row)) or None
-    return metrics.truth(row, space), metrics.answer(row)
+        true, predicted = multilabel.true(row) or (), multilabel.said(row)
+        return join_labels(true) or None, join_labels(predicted) or None
+    return scoring.truth(row, space), scoring.answer(row)
 
 
-def _is_right(row: metrics.Row, space: taxonomy.LabelSpace, au_set: Sequence[int]) -> bool | None:
+def _is_right(row: Row, space: label_spaces.LabelSpace, au_set: Sequence[int]) -> bool | None:
     """Whether the labels are right; without a true label, whether the AUs are; None if neither, or
     if nothing was said."""
     if space.several and row.get("labels") is None:
         return None
-    label, said = _words(row, space)
+    label, predicted = _words(row, space)
     if label is not None:
-        return said == label
-    aus = metrics.true_aus(row, au_set)
+        return predicted == label
+    aus = scoring.true_aus(row, au_set)
     return None if aus is None else set(row["aus"] or ()) & aus[1] == aus[0]
 
 
-def _in_turn(
-    rows: Sequence[metrics.Row], key: Callable[[metrics.Row], str | None]
-) -> list[metrics.Row]:
+def _in_turn(rows: Sequence[Row], key: Callable[[Row], str | None]) -> list[Row]:
     """The rows reordered: the first of each key, then the second of each, and so on."""
-    queues: dict[str | None, list[metrics.Row]] = {}
+    queues: dict[str | None, list[Row]] = {}
     for row in rows:
         queues.setdefault(key(row), []).append(row)
     order = sorted(queues, key=str)
     return [
-        queues[k][i] for i in range(max(map(len, queues.values()), default=0))
-        for k in order if i < len(queues[k])
-    ]  # fmt: skip
+        queues[k][i]
+        for i in range(max(map(len, queues.values()), default=0))
+        for k in order
+        if i < len(queues[k])
+    ]
 
 
-def _chips(row: metrics.Row, au_set: Sequence[int]) -> list[dict[str, str]]:
+def _chips(row: Row, au_set: Sequence[int]) -> list[dict[str, str]]:
     """Every AU that the truth or the text names: found, missed or wrongly named."""
-    if (labels := metrics.true_aus(row, au_set)) is None:
+    if (labels := scoring.true_aus(row, au_set)) is None:
         return []
     present, annotated = labels
-    said = set(row["aus"] or ()) & annotated
+    named = set(row["aus"] or ()) & annotated
     return [
         {
             "au": facs.name(au),
             "name": facs.AUS[au].name,
-            "kind": ("found" if au in said else "missed") if au in present else "extra",
+            "kind": ("found" if au in named else "missed") if au in present else "extra",
         }
-        for au in facs.top_down(present | said)
+        for au in facs.top_down(present | named)
     ]
 
 

@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, distributed, lock, manifest
-from vlmface.encode import listed, open_row_image, open_shown
+from vlmface import manifest
+from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
+from vlmface.data.row_images import open_images, open_row_image
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, corrupt, page, report
-from vlmface.evaluate.benchmarks import load_benchmark, load_rows
+from vlmface.evaluate import answering, corrupt
 from vlmface.evaluate.run import output_folder, score
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
-from vlmface.ranges import Checked, Count, Unused
+from vlmface.metrics.metric import Metric, of_kind, scored_blocks
+from vlmface.metrics.metrics import valid_share
+from vlmface.utils import config, distributed, html, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.images import as_list, data_uri
+from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.ranges import Checked, Count, Unused
 
 if TYPE_CHECKING:
     import datasets
@@ -28,8 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/robustness.py`: the first `n` faces of the benchmark, each with
-    every one of the `corruptions` (empty: all) at every strength."""
+    """The command line of eval/robustness.py.
+
+    Args:
+        model: run folder, or base model
+        benchmark: name in eval/benchmarks, or a YAML file
+        output_dir: folder to write; null: eval/robustness in the run folder
+        data_root: folder of the benchmark's data set
+        prompt: one of the run's prompts, or that of a base model; null: the run's first
+        n: rows of the benchmark, each with every corruption at every strength
+        corruptions: names of corruptions; empty: all
+        max_new_tokens: answers are cut here; null: as in the run
+        batch_size: rows at a time
+    """
 
     model: str
     benchmark: str = "synth"
@@ -51,118 +66,148 @@ def measure(
     predictor: LocalModel, rows: datasets.Dataset, settings: Settings, journal: Journal
 ) -> dict[str, Any]:
     """{"clean": scores, "corruptions": {name: [scores at strength 1, ..., 5]}, "mean": {score: its
-    mean over all corruptions and strengths}}; scores are {"accuracy", "au_f1", "valid"}, those
-    that the benchmark has, {"value", "ci95"} each. What the journal has is not asked again."""
+    mean over all corruptions and strengths}}; scores are {name of a metric: {"value", "ci95"}}, see
+    `_short`. What the journal has is not asked again."""
     from tqdm import tqdm
 
     benchmark = load_benchmark(settings.benchmark)
     prompt, *_ = answering.scored_prompts(benchmark, predictor.prompts)
-    asking = predictor.asking(prompt)
+    asking = predictor.with_prompt(prompt)
     names = settings.corruptions or list(corrupt.NAMES)
-    images = [listed(open_shown(row)) for row in rows]
+    images = [as_list(open_images(row)) for row in rows]
+
+    named = "".join(f" {name}" for name in benchmark.metrics)
 
     def scores_of(name: str, strength: int) -> dict[str, Any]:
-        id = f"{name} {strength} {manifest.made(settings.model) or ''}"
+        id = f"{name} {strength} {manifest.trained_at(settings.model) or ''}{named}"
         if id not in journal.records:
             pictures = [
                 [corrupt.corrupt(image, name, strength, key=key) for image in shown]
                 for shown, key in zip(images, rows["id"], strict=True)
             ]
-            said = asking.predict(
-                pictures, batch_size=settings.batch_size, probabilities=False, cut_out=True
+            predictions = asking.predict(
+                pictures, batch_size=settings.batch_size, probabilities=False, preprocessed=True
             )
-            lines = [answering.line(row, benchmark, prompt, one) for row, one in
-                     zip(rows, said, strict=True)]  # fmt: skip
-            found = score(lines, benchmark, [prompt], model=settings.model)
-            journal.add({"id": id, "scores": _short(found)})
+            lines = [
+                answering.line(row, benchmark, prompt, prediction)
+                for row, prediction in zip(rows, predictions, strict=True)
+            ]
+            scores = score(lines, benchmark, [prompt], model=settings.model)
+            journal.add({"id": id, "scores": _short(scores, benchmark)})
         bar.update(1)
         return journal.records[id]["scores"]
 
     with tqdm(total=1 + 5 * len(names), desc="corrupted pictures", unit="set") as bar:
         clean = scores_of(names[0], 0)
-        found = {
+        curves = {
             name: [scores_of(name, strength) for strength in corrupt.STRENGTHS[1:]]
             for name in names
         }
-    points = [one for curve in found.values() for one in curve]
+    points = [point for curve in curves.values() for point in curve]
+    # Some corrupted answers may have no value of a metric of the user's.
+    keys = [key for key in clean if all(key in point for point in points)]
     return {
-        "clean": clean,
-        "corruptions": found,
-        "mean": {key: sum(one[key]["value"] for one in points) / len(points) for key in clean},
+        "clean": {key: clean[key] for key in keys},
+        "corruptions": curves,
+        "mean": {key: sum(point[key]["value"] for point in points) / len(points) for key in keys},
     }
 
 
-_SHOWN = {"action units": ("au_f1", "f1_macro"), report.LABELS: ("jaccard", "jaccard")}
-
-
-def _short(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """What the curve shows of a metrics.json."""
-    found = {}
-    for title, block in report.score_blocks(scores).items():
-        name, key = _SHOWN.get(title, ("accuracy", "accuracy"))
-        if key in block:
-            found[name] = {"value": block[key], "ci95": block["ci95"].get(key)}
-    parse = scores["parse"]
-    valid = parse["strict"] + parse["lenient"]
-    return found | {"valid": {"value": valid, "ci95": None}}
+def _short(scores: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    """The headline scores of a metrics.json, those that the benchmark names, and the share of
+    valid answers: {name of the metric: {"value", "ci95"}}."""
+    shown = {}
+    extra = benchmark.extra_metrics
+    for block in scored_blocks(scores):
+        for metric in of_kind(benchmark.all_metrics, block.kind):
+            value = block.get(metric)
+            if value is not None and (metric.headline or metric in extra):
+                shown[metric.name] = {"value": value, "ci95": block.ci95(metric)}
+    return shown | {VALID.name: {"value": valid_share(scores), "ci95": None}}
 
 
 # --- what people read -----------------------------------------------------------------------------
 
-TITLES = {
-    "accuracy": "accuracy", "jaccard": "Jaccard index", "au_f1": "AU F1", "valid": "valid answers",
-}  # fmt: skip
+VALID = Metric("valid", "valid answers", lambda row, scope: None, ("answers",))
 WIDTH, HEIGHT = 240, 130  # of a drawing, with room for the labels
 LEFT, RIGHT, TOP, BOTTOM = 28, 236, 8, 112
 
 
 def write(
-    figures: Mapping[str, Any], about: Mapping[str, Any], sample: Image.Image, output: Path
+    figures: Mapping[str, Any],
+    about: Mapping[str, Any],
+    metrics: Sequence[Metric],
+    sample: Image.Image,
+    output: Path,
 ) -> Path:
-    """Write robustness.json and robustness.html into `output`; returns the page. `sample` is shown
-    corrupted."""
+    """Write robustness.json and robustness.html into `output`.
+
+    Args:
+        figures: Of `measure`.
+        about: What the page says of the model and the benchmark.
+        metrics: The definitions of the scores.
+        sample: The picture that is shown corrupted.
+        output: The folder.
+
+    Returns:
+        The path of the page.
+    """
     result = {"schema": 1, **about, **figures}
     atomic_write(output / "robustness.json", json.dumps(result, indent=2) + "\n")
+    shown = shown_metrics(figures, metrics)
     panels = [
         {
             "name": name.replace("_", " "),
             "curves": [
-                {"key": key} | _drawing([figures["clean"], *points], key)
-                for key in figures["clean"]
+                {"color": i} | _drawing([figures["clean"], *points], metric.name)
+                for i, metric in enumerate(shown)
+                if metric.is_share
             ],
             "faces": [
-                page.data_uri(corrupt.corrupt(sample, name, strength, key=name))
+                data_uri(corrupt.corrupt(sample, name, strength, key=name), max_side=html.MAX_SIDE)
                 for strength in corrupt.STRENGTHS[1:]
             ],
             "last": points[-1],
         }
         for name, points in figures["corruptions"].items()
     ]
-    content = page.render(
+    content = html.render(
         "robustness.html.j2",
         result=result,
         name=Path(str(about["model"])).name,
         panels=panels,
-        titles={key: TITLES[key] for key in figures["clean"]},
+        metrics=shown,
+        titles={metric.name: _title(metric) for metric in shown},
         x=[(round(_x(strength), 1), strength) for strength in corrupt.STRENGTHS],
         y=[(round(_y(share), 1), f"{100 * share:.0f}") for share in (0, 0.5, 1)],
         size=(WIDTH, HEIGHT),
         edges=(LEFT, RIGHT),
-        when=page.stamp(),
+        when=html.stamp(),
     )
     path = output / "robustness.html"
     atomic_write(path, content)
     return path
 
 
+def shown_metrics(figures: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Metric]:
+    """The definitions of the scores of `figures`, in their order."""
+    named = {metric.name: metric for metric in [*metrics, VALID]}
+    return [named[key] for key in figures["clean"]]
+
+
+def _title(metric: Metric) -> str:
+    """The title, of an AU metric the one that names AUs."""
+    return metric.short_title if "au" in metric.applies_to else metric.title
+
+
 def _drawing(points: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
     """The curve of a score over strengths 0 to 5, and the band of its intervals."""
     values = [point[key] for point in points]
-    line = " ".join(f"{_x(i):.1f},{_y(one['value']):.1f}" for i, one in enumerate(values))
-    if any(one["ci95"] is None for one in values):
+    line = " ".join(f"{_x(i):.1f},{_y(score['value']):.1f}" for i, score in enumerate(values))
+    if any(score["ci95"] is None for score in values):
         return {"line": line, "band": ""}
-    upper = [f"{_x(i):.1f},{_y(one['ci95'][1]):.1f}" for i, one in enumerate(values)]
-    lower = [f"{_x(i):.1f},{_y(one['ci95'][0]):.1f}" for i, one in enumerate(values)]
+    upper = [f"{_x(i):.1f},{_y(score['ci95'][1]):.1f}" for i, score in enumerate(values)]
+    lower = [f"{_x(i):.1f},{_y(score['ci95'][0]):.1f}" for i, score in enumerate(values)]
     return {"line": line, "band": " ".join(upper + lower[::-1])}
 
 
@@ -176,7 +221,7 @@ def _y(share: float) -> float:
 
 def run(settings: Settings) -> dict[str, Any]:
     """Measure a model and write robustness.json and .html into `settings.output_dir` (default:
-    eval/robustness inside the run); returns the figures. Killed, the same call goes on."""
+    eval/robustness inside the run); returns the figures. The same call resumes after a kill."""
     from vlmface.infer.local import LocalModel
 
     if unknown := [name for name in settings.corruptions if name not in corrupt.NAMES]:
@@ -204,10 +249,15 @@ def run(settings: Settings) -> dict[str, Any]:
         "prompt": {"id": predictor.prompt.id, "sha": predictor.prompt.sha},
         "parameters": {name: corrupt.PARAMETERS[name] for name in figures["corruptions"]},
     }
-    path = write(figures, about, open_row_image(rows[0]["image"]), out)
-    for key, mean in figures["mean"].items():
-        print(f"{TITLES[key]}: {100 * figures['clean'][key]['value']:.1f} % on clean pictures, "
-              f"{100 * mean:.1f} % in the mean over corruptions and strengths")  # fmt: skip
+    defined = benchmark.all_metrics
+    path = write(figures, about, defined, open_row_image(rows[0]["image"]), out)
+    for metric in shown_metrics(figures, defined):
+        clean = metric.with_unit(figures["clean"][metric.name]["value"])
+        mean = metric.with_unit(figures["mean"][metric.name])
+        print(
+            f"{_title(metric)}: {clean} on clean pictures, "
+            f"{mean} in the mean over corruptions and strengths"
+        )
     print(f"page: {path}")
     return figures
 

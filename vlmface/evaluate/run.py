@@ -14,28 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, distributed, lock, manifest
+from vlmface import benchmarks, label_spaces, manifest
+from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
 from vlmface.data import crops
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, benchmarks, metrics, readings, report, tables
+from vlmface.evaluate import answering, report, scoring_modes, tables
 from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
-from vlmface.evaluate.benchmarks import Benchmark, load_baseline, load_benchmark, load_rows
-from vlmface.evaluate.shares import in_brackets
-from vlmface.files import atomic_write
 from vlmface.infer.endpoint import is_url
-from vlmface.journal import Journal
 from vlmface.manifest import Manifest, is_run
+from vlmface.metrics import metrics
+from vlmface.metrics.metric import Metric, of_kind, scored_blocks, with_built_in
+from vlmface.metrics.shares import in_brackets
 from vlmface.prompts import Question, check_images
-from vlmface.ranges import Checked, Count, Unused
-from vlmface.terminal import one_line
-from vlmface.train.sft import peak_rss_gib
+from vlmface.utils import config, distributed, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.memory import peak_rss_gib
+from vlmface.utils.ranges import Checked, Count, Unused
+from vlmface.utils.terminal import one_line
 
 if TYPE_CHECKING:
     import datasets
 
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.local import LocalModel
-    from vlmface.infer.server import Server
+    from vlmface.infer.remote import RemoteModel
 
 
 EVERY = "ALL"
@@ -43,7 +46,24 @@ EVERY = "ALL"
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/run.py`. `mode`: answering.MODES."""
+    """The command line of eval/run.py.
+
+    Args:
+        benchmark: name in eval/benchmarks, a YAML file, or ALL
+        model: run folder, base model, or URL of a server
+        output_dir: folder to write; null: eval/BENCHMARK in the run folder
+        data_root: folder of the benchmark's data set; of ALL: of all data sets
+        n: rows to evaluate on; null: as the benchmark says
+        prompt: one of the run's prompts, or that of a base model; null: the run's own
+        mode: read answers as generated, or by the likelihood of each label, or both
+        max_new_tokens: generated answers are cut here; null: as in the run
+        batch_size: rows at a time, of a model in this process
+        run: of a server: the run folder that it serves
+        served: of a server: its name for the model
+        concurrency: of a server: requests at a time
+        api_key_env: of a server: environment variable that holds its key
+        request: of a server: fields of each request; null removes one
+    """
 
     benchmark: str
     model: str
@@ -75,15 +95,15 @@ class Settings(Checked):
         for name in ("run", "served", "api_key_env", "request"):
             if getattr(self, name) not in (None, {}):
                 raise UserError(
-                    f"{name} is {getattr(self, name)}, but {self.model} is no server's URL: leave "
-                    "it out"
+                    f"{name} is {getattr(self, name)}, but {self.model} is not a server's URL: "
+                    "leave it out"
                 )
 
     def unused(self) -> Iterator[Unused]:
         if is_url(self.model):
             yield Unused("batch_size", "a server batches by itself; use concurrency", ("model",))
         else:
-            yield Unused("concurrency", f"{self.model} is no server's URL", ("model",))
+            yield Unused("concurrency", f"{self.model} is not a server's URL", ("model",))
             if self.mode == "score":
                 yield Unused("max_new_tokens", "mode score writes nothing", ("mode",))
         if self.benchmark != EVERY and not load_benchmark(self.benchmark).needs_root:
@@ -104,21 +124,21 @@ def score(
     parts = []
     for prompt in scored_prompts(benchmark, prompts):
         rows = of_prompt(lines, prompt)
-        part = metrics.summarise(
-            rows,
-            prompt.space,
-            [] if mode == "score" else au_set(benchmark, prompt),
-            benchmark=benchmark.id,
-            model=model,
-            prompt={"id": prompt.id, "sha": prompt.sha},
-            mode="scored" if mode == "score" else "free",
-            wall_s=round(sum(line["latency_s"] for line in rows), 2),
-            peak_rss_gib=round(peak_rss_gib(), 3),
-        )
+        about: metrics.About = {
+            "benchmark": benchmark.id,
+            "model": model,
+            "prompt": {"id": prompt.id, "sha": prompt.sha},
+            "mode": "scored" if mode == "score" else "free",
+            "wall_s": round(sum(line["latency_s"] for line in rows), 2),
+            "peak_rss_gib": round(peak_rss_gib(), 3),
+        }
+        aus = [] if mode == "score" else au_set(benchmark, prompt)
+        part = metrics.summarise(rows, prompt.space, aus, about, extra=benchmark.extra_metrics)
         if mode != "generate" and (block := metrics.block_of(part, prompt.space)):
-            block["readings"] = readings.summarise(rows, prompt.space)
+            block["readings"] = scoring_modes.summarise(rows, prompt.space)
         parts.append(part)
-    return metrics.merge(parts)
+    spaces = [prompt.space for prompt in scored_prompts(benchmark, prompts)]
+    return metrics.merge(parts) | label_spaces.definitions_of(spaces)
 
 
 def compare(
@@ -134,6 +154,7 @@ def compare(
             of_prompt(after, prompt),
             prompt.space,
             au_set(benchmark, prompt),
+            benchmark.extra_metrics,
         )
         for prompt in scored_prompts(benchmark, prompts)
     ]
@@ -144,28 +165,26 @@ def compare(
     return whole
 
 
-def summary(scores: Mapping[str, Any]) -> str:
-    """One line for people: accuracy, UAR, AU F1 and how many answers could be read."""
-    emotion, parse = scores.get("emotion", {}), scores["parse"]
+def summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
+    """One line for people: the main scores, those of `extra`, and how many answers could be read.
+
+    Args:
+        scores: The content of metrics.json.
+        extra: The metrics that the benchmark names.
+    """
     parts = []
-    if emotion:
-        interval = in_brackets(emotion["ci95"].get("accuracy"))
-        parts.append(f"emotion accuracy {emotion['accuracy']:.3f}{interval}")
-        parts.append(f"UAR {emotion['uar']:.3f}")
-    for name, block in scores.get("attributes", {}).items():
-        parts.append(f"{name} accuracy {block['accuracy']:.3f}")
-    if "au" in scores:
-        parts.append(f"AU F1 {scores['au']['f1_macro']:.3f}")
-    if labels := scores.get("labels", {}):
-        parts += [
-            f"{name} {labels[key]:.3f}{in_brackets(labels['ci95'].get(key))}"
-            for key, name in (("map", "mAP"), ("f1_macro", "label F1"), ("jaccard", "Jaccard"))
-            if key in labels
-        ]
-    for name, block in scores.get("affect", {}).items():
-        parts += [f"{name} CCC {block['ccc']:.3f}"] if "ccc" in block else []
+    for block in scored_blocks(scores):
+        of_block = of_kind(with_built_in(extra), block.kind)
+        for metric in sorted(of_block, key=lambda metric: metric.takes != "weights"):  # mAP first
+            template = metric.summary.get(block.kind)
+            if template is None and metric in extra:
+                template = "{block} {title} {value}{interval}"
+            if template and (value := block.get(metric)) is not None:
+                interval = in_brackets(block.ci95(metric))
+                named = {"block": block.title, "title": metric.title, "interval": interval}
+                parts.append(template.format(value=f"{value:.3f}", **named))
     if scores["mode"] != "scored":
-        parts.append(f"valid answers {parse['strict'] + parse['lenient']:.1%}")
+        parts.append(f"valid answers {metrics.valid_share(scores):.1%}")
     return ", ".join(parts) + f" on {scores['n']} faces"
 
 
@@ -192,8 +211,10 @@ def conclude(
     text = json.dumps(scores, indent=2, ensure_ascii=False)
     atomic_write(run_dir / "metrics.json", text + "\n")
     images = dict(zip(faces["id"], faces["image"], strict=True))
-    report.write_report(run_dir, images=images, baseline=baseline)
-    print(f"learnt: {summary(scores['after'])} (before: {summary(scores['before'])})")
+    extra = benchmark.extra_metrics
+    report.write_report(run_dir, images=images, baseline=baseline, extra=extra)
+    lines = {name: summary(scores[name], extra) for name in ("after", "before")}
+    print(f"learnt: {lines['after']} (before: {lines['before']})")
     print(f"is in:  {run_dir} (weights, predictions, report.html)")
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
@@ -207,7 +228,7 @@ def run(settings: Settings) -> dict[str, Any]:
     """Evaluate a model, write metrics.json, predictions.jsonl, predictions.parquet and report.html
     into `settings.output_dir` (default: eval/NAME inside the run), and return the metrics.
 
-    Killed, the same call goes on with the rows that are left. Raises UserError.
+    After a kill, the same call resumes with the remaining rows. Raises UserError.
     """
     if settings.mode not in answering.MODES:
         raise UserError(f"mode is {settings.mode!r}: use one of {', '.join(answering.MODES)}")
@@ -221,74 +242,77 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
     metrics, or why it was left out}. Each writes into a folder of its name."""
     if settings.output_dir is None:
         raise UserError("several benchmarks need a folder for their results: give --output_dir")
-    found: dict[str, dict[str, Any] | str] = {}
+    results: dict[str, dict[str, Any] | str] = {}
     who = None
     for name in benchmarks.benchmark_names():
         benchmark = load_benchmark(name)
         root = Path(settings.data_root or "") / name
         if benchmark.needs_root and (settings.data_root is None or not root.is_dir()):
-            found[name] = f"no folder {root}"
+            results[name] = f"no folder {root}"
             continue
-        one = dataclasses.replace(
+        current = dataclasses.replace(
             settings,
             benchmark=name,
             data_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
-        who = who or _asked(one)
+        who = who or _asked(current)
         try:
-            with lock.hold(output_folder(one.model, one.output_dir, benchmark.id)):
-                found[name] = _evaluate(one, benchmark, who)
+            with lock.hold(output_folder(current.model, current.output_dir, benchmark.id)):
+                results[name] = _evaluate(current, benchmark, who)
         except UserError as error:  # the other benchmarks are worth having
-            found[name] = str(error)
-    for name, result in found.items():
+            results[name] = str(error)
+    for name, result in results.items():
         print(f"{name}: {result if isinstance(result, str) else summary(result)}")
-    return found
+    return results
 
 
 def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     """Where results go: `output_dir`, or eval/NAME inside a run. Raises UserError if neither is."""
     if output_dir is None and not is_run(model):
-        raise UserError(f"{model} is no run folder: say where to with --output_dir")
+        raise UserError(f"{model} is not a run folder: say where to with --output_dir")
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> LocalModel | ClipModel | Server:
+def _asked(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
     """Who answers: a model in this process, or a server."""
     settings.check()
     if is_url(settings.model):
         return _server(settings)
-    from vlmface.infer import models
+    from vlmface.infer import loading
 
-    return models.load(
+    return loading.load(
         settings.model, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens
     )
 
 
-def _server(settings: Settings) -> Server:
+def _server(settings: Settings) -> RemoteModel:
     from vlmface.infer.endpoint import Endpoint
-    from vlmface.infer.server import server_of
+    from vlmface.infer.remote import open_remote_model
 
     endpoint = Endpoint(
-        settings.model, settings.served or "", key_env=settings.api_key_env,
-        concurrency=settings.concurrency, request=settings.request,
-    )  # fmt: skip
-    return server_of(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
+        settings.model,
+        settings.served or "",
+        api_key_env=settings.api_key_env,
+        concurrency=settings.concurrency,
+        request=settings.request,
+    )
+    return open_remote_model(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
 
 
 def _evaluate(
-    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | Server
+    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | RemoteModel
 ) -> dict[str, Any]:
     from vlmface.infer.clip import ClipModel
-    from vlmface.infer.server import Server
+    from vlmface.infer.remote import RemoteModel
 
-    asked: list[Any] = list(scored_prompts(benchmark, who.prompts))
+    prompts: list[Any] = list(scored_prompts(benchmark, who.prompts))
     about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
-    views, frames = (crops.parse(about.crop), about.frames) if about else ((), 1)
+    views, frames = (crops.parse_views(about.crop), about.frames) if about else ((), 1)
     if not isinstance(who, ClipModel):
-        check_images(asked, len(views), frames)
+        check_images(prompts, len(views), frames)
     rows = load_rows(benchmark, settings.data_root, settings.n, views, frames)
     if not len(rows):
         raise UserError(
@@ -297,16 +321,20 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        served = who.endpoint.model if isinstance(who, Server) else None
-        _same_question(journal, settings, asked, about, served)
-        if isinstance(who, Server):
+        served = who.endpoint.model if isinstance(who, RemoteModel) else None
+        _same_question(journal, settings, prompts, about, served)
+        if isinstance(who, RemoteModel):
             lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
         else:
             lines = answering.answer(
-                who, rows, benchmark, batch_size=settings.batch_size, mode=settings.mode,
+                who,
+                rows,
+                benchmark,
+                batch_size=settings.batch_size,
+                mode=settings.mode,
                 sink=journal,
-            )  # fmt: skip
-    scores = score(lines, benchmark, asked, model=settings.model, mode=settings.mode)
+            )
+    scores = score(lines, benchmark, prompts, model=settings.model, mode=settings.mode)
     if served:
         scores["served_model"] = served
     if unanswered:
@@ -318,11 +346,13 @@ def _evaluate(
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
     published = tables.beside_published(benchmark, scores, Path(settings.model).name)
     if published:
-        atomic_write(out / "published.md", tables.markdown(published))
-        atomic_write(out / "published.tex", tables.latex(published, benchmark.id))
+        named = benchmark.all_metrics
+        atomic_write(out / "published.md", tables.markdown(published, named))
+        atomic_write(out / "published.tex", tables.latex(published, benchmark.id, named))
     images = dict(zip(rows["id"], rows["image"], strict=True))
-    report.write_report(out, images=images, baseline=baseline, published=published)
-    print(summary(scores))
+    extra = benchmark.extra_metrics
+    report.write_report(out, images=images, baseline=baseline, published=published, extra=extra)
+    print(summary(scores, extra))
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(
@@ -339,14 +369,14 @@ def _evaluate(
 def _same_question(
     journal: Journal,
     settings: Settings,
-    asked: Sequence[Question],
+    prompts: Sequence[Question],
     about: Manifest | None,
     served: str | None,
 ) -> None:
-    """Raises UserError if the journal was begun for another model or with other settings. `served`
-    is the model of a server, which its URL does not tell."""
+    """Check that the journal is of the same evaluation. `served` is the model of a server, which
+    its URL does not identify. Raises UserError with both values of the first difference."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
-    now |= {"prompts": [prompt.sha for prompt in asked], "made": about.created if about else None}
+    now |= {"prompts": [prompt.sha for prompt in prompts], "made": about.created if about else None}
     now["served_model"] = served
     before = journal.records.get("", {}).get("settings")
     if before is None:
@@ -355,8 +385,8 @@ def _same_question(
     for name in now:
         if before.get(name) != now[name]:
             raise UserError(
-                f"an evaluation with {name} {before.get(name)!r} was begun there, now it is "
-                f"{now[name]!r}: go on with the former, use another --output_dir, or delete "
+                f"an evaluation with {name} {before.get(name)!r} was started there, now it is "
+                f"{now[name]!r}: resume with the former, use another --output_dir, or delete "
                 f"{journal.file.name}"
             )
 
@@ -367,7 +397,9 @@ def main(argv: Sequence[str]) -> int:
     words = ["--output_dir" if word == "--out" else word for word in argv]
     settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
-        found = run_all(settings).values()
-        whole = [one for one in found if isinstance(one, dict) and "unanswered" not in one]
+        results = run_all(settings).values()
+        whole = [
+            result for result in results if isinstance(result, dict) and "unanswered" not in result
+        ]
         return 0 if whole else 2
     return 2 if "unanswered" in run(settings) else 0

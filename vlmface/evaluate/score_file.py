@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, ferbench, files, metrics, report, run
-from vlmface.files import atomic_write
+from vlmface.evaluate import answering, external_formats, ferbench, report, run
+from vlmface.label_spaces import definitions_of
 from vlmface.manifest import is_run
-from vlmface.train.sft import peak_rss_gib
+from vlmface.metrics import metrics
+from vlmface.utils.files import atomic_write
+from vlmface.utils.memory import peak_rss_gib
 
 WRITTEN = ("metrics.json", "predictions.jsonl", "report.html", "disagreements.jsonl")
 
@@ -28,29 +30,28 @@ def score_command(
     metrics.json, predictions.jsonl and report.html (for FERBench also disagreements.jsonl) into
     `output_dir`, by default scores/NAME, and prints what they say."""
     start = time.perf_counter()
-    chosen = files.parse_au_set(au_set) if au_set else []
-    found = files.read(path, format, label_space, chosen)
+    chosen = external_formats.parse_au_set(au_set) if au_set else []
+    answers = external_formats.read(path, format, label_space, chosen)
     out = _folder(output_dir or Path("scores") / path.stem, path)
-    rows = files.predictions(found)
+    rows = external_formats.predictions(answers)
     baseline: dict[str, Any] | None = None
     different: list[dict[str, Any]] = []
-    scores = metrics.summarise(
-        rows,
-        found.space,
-        chosen or found.au_set(rows),
-        benchmark=format,
-        model=path.name,
-        prompt={},
-        mode="free",
-        wall_s=round(time.perf_counter() - start, 2),
-        peak_rss_gib=round(peak_rss_gib(), 3),
-    )
-    _describe(path, format, found)
+    about: metrics.About = {
+        "benchmark": format,
+        "model": path.name,
+        "prompt": {},
+        "mode": "free",
+        "wall_s": round(time.perf_counter() - start, 2),
+        "peak_rss_gib": round(peak_rss_gib(), 3),
+    }
+    scores = metrics.summarise(rows, answers.space, chosen or answers.au_set(rows), about)
+    scores |= definitions_of([answers.space])
+    _describe(path, format, answers)
     print(run.summary(scores))
     if format == "ferbench":
-        items = found.items
+        items = answers.items
         theirs, different = ferbench.compare(
-            rows, [item.words for item in items], [item.failed for item in items], found.space
+            rows, [item.words for item in items], [item.failed for item in items], answers.space
         )
         scores["ferbench_rule"] = theirs
         baseline = {
@@ -83,15 +84,15 @@ def _folder(out: Path, scored: Path) -> Path:
     return out
 
 
-def _describe(path: Path, format: str, found: files.Answers) -> None:
-    items = found.items
+def _describe(path: Path, format: str, answers: external_formats.Answers) -> None:
+    items = answers.items
     print(
-        f"{path.name}: {len(items):,} answers as {format}, labels of {found.space.id}, "
-        f"read in the form {found.form}"
+        f"{path.name}: {len(items):,} answers as {format}, labels of {answers.space.id}, "
+        f"read in the form {answers.form}"
     )
     if empty := sum(item.empty for item in items):
         print(f"{empty:,} of them are errors or empty; they count as wrong")
-    if lone := sum(files.true_label(item, found.space) is None for item in items):
+    if lone := sum(external_formats.true_label(item, answers.space) is None for item in items):
         print(f"{lone:,} of them have no single true label; their labels are not scored")
 
 

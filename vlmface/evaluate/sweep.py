@@ -1,9 +1,9 @@
 """Which prompt, which model? Many are tried on the validation split, few are tested.
 
 Successive halving (Jamieson & Talwalkar, AISTATS 2016): every arm, a model with a prompt, answers a
-few validation faces; the better half goes on with twice as many, until only the finalists are left.
-These answer the test split once. The winner is the best on validation, and is one only if the test
-split shows a difference to every other finalist.
+few validation faces; the better half continues with twice as many, until only the finalists are
+left. These answer the test split once. The winner is the best on validation, if the test split
+shows a difference to every other finalist.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlmface import config, distributed, lock, manifest, prompts
+from vlmface import manifest, prompts
+from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.errors import UserError
-from vlmface.evaluate import answering, measures, metrics, page, report
+from vlmface.evaluate import answering
 from vlmface.evaluate.answering import au_set
-from vlmface.evaluate.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.evaluate.compare import SAME, verdict
 from vlmface.evaluate.run import score
-from vlmface.evaluate.statistics import mean
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
+from vlmface.metrics import measures, metrics
+from vlmface.metrics.metric import Metric, did_you_mean, lookup
+from vlmface.metrics.statistics import mean
 from vlmface.prompts import Prompt
-from vlmface.ranges import Checked, Count, Natural, Seed, Unused
+from vlmface.utils import config, distributed, html, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
+from vlmface.utils.ranges import Checked, Count, Natural, Seed, Unused
 
 if TYPE_CHECKING:
     import datasets
@@ -39,17 +42,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """The command line of `eval/sweep.py`. `models` and `prompts` are names of which every pair is
-    an arm; `by` is the score that decides, accuracy, uar or au_f1 (null: accuracy, or au_f1 where
-    only AUs are scored); `n_validation` and `n_test` limit the faces; `orders` are the shuffled
-    candidate lists that finalists are asked with, on `n_orders` validation faces."""
+    """The command line of eval/sweep.py.
+
+    Args:
+        models: run folders and base models, each tried with every prompt
+        prompts: names in prompts/, or YAML files
+        output_dir: folder to write
+        benchmarks: names in eval/benchmarks, or YAML files
+        data_root: folder of the benchmarks' data sets
+        by: the metric that decides; null: accuracy, au_f1 where only action units are scored,
+            jaccard where a face has several labels
+        mode: read answers as generated, or by the likelihood of each label
+        finalists: pairs of model and prompt that are tested
+        n_validation: rows to choose on; null: the whole split
+        n_test: rows to test finalists on; null: as the benchmark says
+        orders: shuffled lists of candidate labels that finalists are tried with
+        n_orders: validation rows for these
+        max_new_tokens: generated answers are cut here; null: as in the run
+        batch_size: rows at a time
+        seed: of all random choices
+    """
 
     models: list[str]
     prompts: list[str]
     output_dir: str
     benchmarks: list[str] = field(default_factory=lambda: ["synth"])
     data_root: str | None = None
-    by: Literal["accuracy", "uar", "au_f1"] | None = None
+    by: str | None = None
     mode: Literal["generate", "score"] = "generate"
     finalists: Count = 2
     n_validation: Count | None = None
@@ -59,6 +78,11 @@ class Settings(Checked):
     max_new_tokens: Count | None = None
     batch_size: Count = answering.BATCH_SIZE
     seed: Seed = 0
+
+    def check(self) -> None:
+        """Refuse a metric that a benchmark does not score. Raises UserError."""
+        for name in self.benchmarks:
+            deciding_metric(load_benchmark(name), self.by)
 
     def unused(self) -> Iterator[Unused]:
         if self.orders == 0:
@@ -104,10 +128,18 @@ class Asking:
         """The arm's lines of predictions about the rows, which are of `part` (a name that tells
         them from rows of other data with the same ids)."""
         settings = self.settings
-        key = json.dumps([
-            arm.model, manifest.made(arm.model), arm.prompt.sha, benchmark.dataset, part,
-            benchmark.protocol, settings.mode, settings.max_new_tokens,
-        ])  # fmt: skip
+        key = json.dumps(
+            [
+                arm.model,
+                manifest.trained_at(arm.model),
+                arm.prompt.sha,
+                benchmark.dataset,
+                part,
+                benchmark.protocol,
+                settings.mode,
+                settings.max_new_tokens,
+            ]
+        )
         name = f"{arm.prompt.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         with Journal(self.folder / name) as journal:
@@ -116,26 +148,30 @@ class Asking:
             predictor = self._predictor(arm)
             predictor.prompts = [arm.prompt]
             return answering.answer(
-                predictor, rows, benchmark, batch_size=settings.batch_size, mode=settings.mode,
+                predictor,
+                rows,
+                benchmark,
+                batch_size=settings.batch_size,
+                mode=settings.mode,
                 sink=journal,
-            )  # fmt: skip
+            )
 
     def _predictor(self, arm: Arm) -> LocalModel:
         from vlmface.infer.local import LocalModel
 
         if self.loaded is None or self.loaded[0] != arm.model:
             self.loaded = None
-            own = None if manifest.is_run(arm.model) else arm.prompt
+            prompt = None if manifest.is_run(arm.model) else arm.prompt
             limit = self.settings.max_new_tokens
-            found = LocalModel.load(arm.model, prompt=own, max_new_tokens=limit)
-            self.loaded = arm.model, found
+            model = LocalModel.load(arm.model, prompt=prompt, max_new_tokens=limit)
+            self.loaded = arm.model, model
         return self.loaded[1]
 
 
 def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str, Any]:
     """The result for one benchmark, ready for JSON: {"benchmark", "by", "rungs", "arms",
     "finalists", "pairs", "orders", "winner", "verdict"}."""
-    by = settings.by or ("accuracy" if benchmark.spaces else "au_f1")
+    by = deciding_metric(benchmark, settings.by)
     arms = arms_of(settings, benchmark)
     chosen_on = on_validation(benchmark, settings.n_validation)
     validation = _shuffled(load_rows(chosen_on, settings.data_root, None), settings.seed)
@@ -146,27 +182,21 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
     going = arms
     for kept, faces in steps:
         if kept < len(going):
-            going = sorted(going, key=lambda arm: -_last(table[arm.name]))[:kept]
+            going = _best_first(going, table, by)[:kept]
         # Arms of one model follow each other, so that each is loaded once.
         for arm in sorted(going, key=lambda arm: arm.model):
             lines = asking(arm, validation.select(range(faces)), chosen_on, "validation")
-            found = value(score_of(lines, arm, chosen_on, settings), by)
-            table[arm.name]["rungs"].append({"n": faces, **found})
-            print(f"{faces} validation faces: {arm.name} {by} {found['value']:.3f}", flush=True)
-    going = sorted(going, key=lambda arm: -_last(table[arm.name]))
-
-    test = load_rows(benchmark, settings.data_root, settings.n_test)
-    tested = {arm.name: asking(arm, test, benchmark, benchmark.split) for arm in
-              sorted(going, key=lambda arm: arm.model)}  # fmt: skip
-    for arm in going:
-        scores = score_of(tested[arm.name], arm, benchmark, settings)
-        table[arm.name]["test"] = {"n": len(test), **value(scores, by), "scores": scores}
-    pairs = compare(going, tested, benchmark, by)
+            score = value(score_of(lines, arm, chosen_on, settings), by)
+            table[arm.name]["rungs"].append({"n": faces, **score})
+            text = f"{by.name} {score['value']:.3f}"
+            print(f"{faces} validation faces: {arm.name} {text}", flush=True)
+    going = _best_first(going, table, by)
+    pairs = _test(going, table, benchmark, asking, by)
     winner, verdict = judge([arm.name for arm in going], pairs, by)
     few = validation.select(range(min(settings.n_orders, len(validation))))
     return {
         "benchmark": benchmark.id,
-        "by": by,
+        "by": by.name,
         "mode": settings.mode,
         "rungs": [{"arms": kept, "faces": faces} for kept, faces in steps],
         "arms": table,
@@ -180,6 +210,53 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
         "winner": winner,
         "verdict": verdict,
     }
+
+
+def _best_first(
+    arms: Sequence[Arm], table: Mapping[str, Mapping[str, Any]], by: Metric
+) -> list[Arm]:
+    """The arms by their last validation score."""
+    return sorted(arms, key=lambda arm: -by.gain(_last(table[arm.name])))
+
+
+def _test(
+    finalists: Sequence[Arm],
+    table: Mapping[str, dict[str, Any]],
+    benchmark: Benchmark,
+    asking: Asking,
+    by: Metric,
+) -> list[dict[str, Any]]:
+    """Score the finalists on the test split, enter that into the table, and compare them."""
+    settings = asking.settings
+    test = load_rows(benchmark, settings.data_root, settings.n_test)
+    tested = {
+        arm.name: asking(arm, test, benchmark, benchmark.split)
+        for arm in sorted(finalists, key=lambda arm: arm.model)
+    }
+    for arm in finalists:
+        scores = score_of(tested[arm.name], arm, benchmark, settings)
+        table[arm.name]["test"] = {"n": len(test), **value(scores, by), "scores": scores}
+    return compare(finalists, tested, benchmark, by)
+
+
+def deciding_metric(benchmark: Benchmark, name: str | None = None) -> Metric:
+    """The metric of the benchmark with that name, by default the first of its main ones.
+
+    Raises:
+        UserError: The benchmark does not score it.
+    """
+    kinds = benchmark.kinds - {"answers", "calibration"}
+    scored = [metric for metric in benchmark.all_metrics if kinds.intersection(metric.applies_to)]
+    if name is None:
+        labels_first = sorted(scored, key=lambda metric: "au" in metric.applies_to)
+        return next(metric for metric in labels_first if metric.headline)
+    for metric in scored:
+        if metric.name == name:
+            return metric
+    names = [metric.name for metric in scored]
+    raise UserError(
+        f"by is {name!r}, which benchmark {benchmark.id} does not score{did_you_mean(name, names)}"
+    )
 
 
 def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
@@ -205,7 +282,7 @@ def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
     if len({arm.name for arm in arms}) < len(arms):
         raise UserError("two arms have one name: give models folders of different names")
     if len(arms) < 2:
-        raise UserError("one arm is no choice: give two models or prompts at least")
+        raise UserError("one arm is not a choice: give two models or prompts at least")
     return arms
 
 
@@ -234,13 +311,15 @@ def score_of(
     return score(lines, benchmark, [arm.prompt], model=arm.model, mode=settings.mode)
 
 
-def value(scores: Mapping[str, Any], by: str) -> dict[str, Any]:
-    """{"value", "ci95"} of the score that decides. Raises UserError if there is none."""
-    name, key = ("action units", "f1_macro") if by == "au_f1" else (None, by)
-    for title, block in report.score_blocks(scores).items():
-        if key in block and (title == "action units") == (name is not None):
-            return {"value": block[key], "ci95": block["ci95"].get(key)}
-    raise UserError(f"by is {by!r}, which is not scored here: use accuracy, uar or au_f1")
+def value(scores: Mapping[str, Any], by: Metric) -> dict[str, Any]:
+    """{"value", "ci95"} of the metric that decides. Raises UserError if the answers have none."""
+    place = lookup(scores, by)
+    if place is None:
+        raise UserError(
+            f"by is {by.name!r}, which these answers have no value of: choose another metric"
+        )
+    block, number = place
+    return {"value": number, "ci95": block.ci95(by)}
 
 
 def _last(entry: Mapping[str, Any]) -> float:
@@ -248,21 +327,23 @@ def _last(entry: Mapping[str, Any]) -> float:
 
 
 def compare(
-    arms: Sequence[Arm], tested: Mapping[str, Sequence[metrics.Row]], benchmark: Benchmark, by: str
+    arms: Sequence[Arm],
+    tested: Mapping[str, Sequence[metrics.Row]],
+    benchmark: Benchmark,
+    by: Metric,
 ) -> list[dict[str, Any]]:
     """Every pair of finalists: the difference, first minus second, with its 95 % paired interval
-    and, of an accuracy, the p value of the sign-flip test with Holm's correction over all pairs,
-    which then decides; of other scores the interval does."""
+    and, of a share such as accuracy, the p value of the sign-flip test with Holm's correction over
+    all pairs, which then decides; of other scores the interval does."""
     pairs: list[dict[str, Any]] = []
-    for one, other in combinations(arms, 2):
-        first, second = tested[one.name], tested[other.name]
-        change = metrics.compare(
-            second, first, one.prompt.space, au_set(benchmark, one.prompt)
-        )  # after - before
-        blocks = report.score_blocks(change)
-        name, key = ("action units", "f1_macro") if by == "au_f1" else (next(iter(blocks)), by)
-        pair = {"first": one.name, "second": other.name, **blocks[name][key]}
-        pairs.append(pair)
+    for left, right in combinations(arms, 2):
+        before, after = tested[right.name], tested[left.name]  # the difference is after - before
+        aus = au_set(benchmark, left.prompt)
+        changes = metrics.compare(before, after, left.prompt.space, aus, benchmark.extra_metrics)
+        place = lookup(changes, by)
+        if place is None:
+            raise UserError(f"{left.name} and {right.name} do not both have {by.name}")
+        pairs.append({"first": left.name, "second": right.name, **place[1]})
     with_p = [pair for pair in pairs if "p" in pair]
     if with_p:
         for pair, p in zip(with_p, measures.holm([pair["p"] for pair in with_p]), strict=True):
@@ -273,7 +354,7 @@ def compare(
 
 
 def judge(
-    ranked: Sequence[str], pairs: Sequence[Mapping[str, Any]], by: str
+    ranked: Sequence[str], pairs: Sequence[Mapping[str, Any]], by: Metric
 ) -> tuple[str | None, str]:
     """(the winner or None, a sentence): the first of the finalists, ranked by validation, wins if
     the test split shows that it is better than each of the others."""
@@ -288,19 +369,23 @@ def judge(
         other = pair["second"] if pair["first"] == best else pair["first"]
         if not pair["differ"]:
             equal.append(other)
-        elif ahead < 0:
+        elif by.gain(ahead) < 0:
             better.append(other)
     if better:
         return None, (
             f"no winner: {best} was the best on the validation split, but on the test split "
-            f"{' and '.join(better)} is better by {by}; the choice is not made on the test split"
+            f"{' and '.join(better)} is better by {by.name}; the choice is not made on the test "
+            "split"
         )
     if equal:
         return None, (
-            f"no winner: between {best} and {' and '.join(equal)} there is no difference by {by} "
-            "that this test set can show"
+            f"no winner: between {best} and {' and '.join(equal)} there is no difference by "
+            f"{by.name} that this test set can show"
         )
-    return best, f"{best} wins: it is better by {by} than every other finalist on the test split"
+    return (
+        best,
+        f"{best} wins: it is better by {by.name} than every other finalist on the test split",
+    )
 
 
 # --- the order of the candidates ------------------------------------------------------------------
@@ -320,18 +405,18 @@ def shuffling(
         order = generator.sample(labels, len(labels))
         if order not in orders:
             orders.append(order)
-    said, accuracy = [], []
+    answers, accuracy = [], []
     first_said, first_true = 0, 0
     for order in orders:
-        asked = replace(arm, prompt=arm.prompt.listing(order))
-        lines = asking(asked, rows, benchmark, "validation")
-        said.append([metrics.answer(line) for line in lines])
+        reordered = replace(arm, prompt=arm.prompt.listing(order))
+        lines = asking(reordered, rows, benchmark, "validation")
+        answers.append([metrics.answer(line) for line in lines])
         true = [metrics.truth(line, arm.prompt.space) for line in lines]
-        accuracy.append(sum(a == b for a, b in zip(said[-1], true, strict=True)) / len(lines))
-        first_said += said[-1].count(order[0])
+        accuracy.append(sum(a == b for a, b in zip(answers[-1], true, strict=True)) / len(lines))
+        first_said += answers[-1].count(order[0])
         first_true += true.count(order[0])
     changed = [
-        sum(other[i] != said[0][i] for other in said[1:]) / (len(orders) - 1)
+        sum(other[i] != answers[0][i] for other in answers[1:]) / (len(orders) - 1)
         for i in range(len(rows))
     ]
     asked_in_all = len(orders) * len(rows)
@@ -348,24 +433,34 @@ def shuffling(
 # --- the command ----------------------------------------------------------------------------------
 
 
-def write(result: Sequence[Mapping[str, Any]], output: Path) -> Path:
-    """Write sweep.json and sweep.html into `output`; returns the page."""
+def write(result: Sequence[Mapping[str, Any]], metrics: Sequence[Metric], output: Path) -> Path:
+    """Write sweep.json and sweep.html into `output`; returns the page. `metrics` are those that
+    decided."""
     text = json.dumps({"schema": 1, "sweeps": result}, indent=2)
     atomic_write(output / "sweep.json", text + "\n")
-    content = page.render(
+    content = html.render(
         "sweep.html.j2",
-        sweeps=[{**one, "ranked": _ranked(one)} for one in result],
-        when=page.stamp(),
+        sweeps=[
+            {
+                **entry,
+                "metric": metric,
+                "ranked": _ranked(entry, metric),
+                "tested": bool(metric.share) or any("p" in pair for pair in entry["pairs"]),
+            }
+            for entry, metric in zip(result, metrics, strict=True)
+        ],
+        when=html.stamp(),
     )
     path = output / "sweep.html"
     atomic_write(path, content)
     return path
 
 
-def _ranked(result: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _ranked(result: Mapping[str, Any], by: Metric) -> list[tuple[str, dict[str, Any]]]:
     """The arms, those that came furthest first, then by their last validation score."""
     return sorted(
-        result["arms"].items(), key=lambda item: (-len(item[1]["rungs"]), -_last(item[1]))
+        result["arms"].items(),
+        key=lambda item: (-len(item[1]["rungs"]), -by.gain(_last(item[1]))),
     )
 
 
@@ -376,10 +471,12 @@ def main(argv: Sequence[str]) -> int:
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")
     with lock.hold(output):
-        result = [sweep(settings, load_benchmark(name), asking) for name in settings.benchmarks]
+        scored_on = [load_benchmark(name) for name in settings.benchmarks]
+        by = [deciding_metric(benchmark, settings.by) for benchmark in scored_on]
+        result = [sweep(settings, benchmark, asking) for benchmark in scored_on]
         config.save(settings, output)
-        path = write(result, output)
-    for one in result:
-        print(f"{one['benchmark']}: {one['verdict']}")
+        path = write(result, by, output)
+    for entry in result:
+        print(f"{entry['benchmark']}: {entry['verdict']}")
     print(f"page: {path}")
     return 0

@@ -4,89 +4,110 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from vlmface.evaluate.benchmarks import ATTRIBUTES, PUBLISHED_SCORES, Benchmark
-from vlmface.terminal import printable
+from vlmface.benchmarks import ATTRIBUTES, PUBLISHED_SCORES, Benchmark
+from vlmface.metrics import labels
+from vlmface.metrics.metric import METRICS, Metric, ScoredBlock, of_kind, scored_blocks
+from vlmface.utils.terminal import printable
 
-TITLES = {
-    "accuracy": "accuracy (WAR)",
-    "uar": "UAR",
-    "f1_macro": "macro F1",
-    "map": "mAP",
-    "au_f1_macro": "AU F1",
-    "gender": "gender accuracy",
-    "age_group": "age group accuracy",
-    "race": "race accuracy",
-}
+BUILT_IN = tuple(METRICS.built_in.values())
+
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
 
 
 def beside_published(
     benchmark: Benchmark, scores: Mapping[str, Any], name: str
 ) -> list[dict[str, Any]]:
-    """Rows {"model", "scores": {name of PUBLISHED_SCORES: 0..1}, "ci95", "source", "notes"}, our
+    """Rows {"model", "scores": {published name of a metric: value}, "ci95", "source", "notes"}, our
     own first. Empty if nothing is published on the benchmark."""
     published = benchmark.published
     if not published:
         return []
     ours, intervals = own_scores(benchmark, scores)
-    rows = [{"model": name, "scores": ours, "ci95": intervals, "source": None,
-             "notes": _about(scores)}]  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {
+            "model": name,
+            "scores": ours,
+            "ci95": intervals,
+            "source": None,
+            "notes": _about(scores),
+        }
+    ]
     for entry in published:
-        given = {key: entry[key] for key in PUBLISHED_SCORES if key in entry}
-        rows.append({"model": entry["model"], "scores": given, "ci95": {},
-                     "source": entry["source"], "notes": entry.get("notes")})  # fmt: skip
+        rows.append(
+            {
+                "model": entry["model"],
+                "scores": {key: entry[key] for key in PUBLISHED_SCORES if key in entry},
+                "ci95": {},
+                "source": entry["source"],
+                "notes": entry.get("notes"),
+            }
+        )
     return rows
 
 
 def own_scores(
     benchmark: Benchmark, scores: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """(our scores under the names of PUBLISHED_SCORES, their 95 % intervals)."""
-    found: dict[str, float] = {}
+    """(our scores under their published names, their 95 % intervals)."""
+    values: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}
 
-    def take(name: str, block: Mapping[str, Any], key: str) -> None:
-        if key in block:
-            found[name] = block[key]
-            if key in block.get("ci95", {}):
-                intervals[name] = block["ci95"][key]
+    def take(name: str, block: ScoredBlock, metric: Metric) -> None:
+        if (value := block.get(metric)) is not None:
+            values[name] = value
+            if (interval := block.ci95(metric)) is not None:
+                intervals[name] = list(interval)
 
-    attributes = scores.get("attributes", {})
-    lone = scores.get("emotion")
-    if lone is None and len(benchmark.spaces) == 1:
-        lone = attributes.get(benchmark.spaces[0].field)
-    if any(space.several for space in benchmark.spaces):
-        lone = scores.get("labels")
-    for key in ("accuracy", "uar", "f1_macro", "map"):
-        take(key, lone or {}, key)
-    take("au_f1_macro", scores.get("au", {}), "f1_macro")
-    if len(benchmark.spaces) > 1:
-        for name in ATTRIBUTES:
-            take(name, attributes.get(name, {}), "accuracy")
-    return found, intervals
+    is_lone = len(benchmark.spaces) == 1
+    for block in scored_blocks(scores):
+        if block.kind == "attributes" and not is_lone:
+            if block.title in ATTRIBUTES:  # papers report their accuracy alone
+                take(block.title, block, labels.accuracy)
+            continue
+        for metric in of_kind(benchmark.all_metrics, block.kind):
+            if metric.published:
+                take(metric.published, block, metric)
+    return values, intervals
 
 
 def _about(scores: Mapping[str, Any]) -> str:
     return f"{scores['n']} faces; an answer that cannot be read counts as wrong"
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The scores that any row has, in the order of PUBLISHED_SCORES."""
-    return [key for key in PUBLISHED_SCORES if any(key in row["scores"] for row in rows)]
+def by_published_name(metrics: Sequence[Metric] = BUILT_IN) -> dict[str, Metric]:
+    """{published name: metric}, in the order of the columns; of an attribute, its accuracy."""
+    named: dict[str, Metric] = {}
+    for metric in metrics:
+        if metric.published:
+            named.setdefault(metric.published, metric)
+    for name in ATTRIBUTES:
+        title = f"{name.replace('_', ' ')} accuracy"
+        named[name] = replace(labels.accuracy, published=name, short_title=title)
+    return named
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT_IN) -> list[str]:
+    """The published names of the scores that any row has, in their order."""
+    return [key for key in by_published_name(metrics) if any(key in row["scores"] for row in rows)]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT_IN) -> str:
     """A table in per cent, ours with 95 % intervals, and notes on protocols that differ."""
-    keys = columns(rows)
-    lines = ["| model | " + " | ".join(TITLES[key] for key in keys) + " | source and notes |",
-             "| --- |" + " --- |" * (len(keys) + 1)]  # fmt: skip
+    shown = _columns(rows, metrics)
+    heads = ["model", *(metric.short_title for metric in shown), "source and notes"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for row in rows:
-        cells = [row["model"], *(_cell(row, key) for key in keys), _remark(row)]
+        cells = [row["model"], *(_cell(row, metric) for metric in shown), _remark(row)]
         lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -98,20 +119,22 @@ def markdown_cell(text: str) -> str:
     return re.sub(r"([\\`*<|&]|(?<=\])\()", r"\\\1", text)
 
 
-def latex(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+def latex(
+    rows: Sequence[Mapping[str, Any]], title: str, metrics: Sequence[Metric] = BUILT_IN
+) -> str:
     """The same as a LaTeX table (package booktabs), sources and notes as comments."""
-    keys = columns(rows)
+    shown = _columns(rows, metrics)
     lines = [
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{escape(title)}, in per cent; intervals are 95\,\% bootstrap.}}",
-        r"  \begin{tabular}{l" + "c" * len(keys) + "}",
+        r"  \begin{tabular}{l" + "c" * len(shown) + "}",
         r"    \toprule",
-        "    Model & " + " & ".join(escape(TITLES[key]) for key in keys) + r" \\",
+        "    Model & " + " & ".join(escape(metric.short_title) for metric in shown) + r" \\",
         r"    \midrule",
     ]
     for i, row in enumerate(rows):
-        cells = [escape(row["model"]), *(escape(_cell(row, key)) for key in keys)]
+        cells = [escape(row["model"]), *(escape(_cell(row, metric)) for metric in shown)]
         lines.append("    " + " & ".join(cells) + rf" \\ % {' '.join(_remark(row).split())}")
         if i == 0 and len(rows) > 1:
             lines.append(r"    \midrule")
@@ -124,13 +147,18 @@ def escape(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in text)
 
 
-def _cell(row: Mapping[str, Any], key: str) -> str:
+def _columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> list[Metric]:
+    named = by_published_name(metrics)
+    return [named[key] for key in columns(rows, metrics)]
+
+
+def _cell(row: Mapping[str, Any], metric: Metric) -> str:
+    key = metric.published
     if key not in row["scores"]:
         return "-"
-    text = f"{100 * row['scores'][key]:.1f}"
+    text = metric.text(row["scores"][key])
     if key in row["ci95"]:
-        low, high = row["ci95"][key]
-        text += f" [{100 * low:.1f}, {100 * high:.1f}]"
+        text += f" [{', '.join(map(metric.text, row['ci95'][key]))}]"
     return text
 
 

@@ -1,31 +1,50 @@
-"""Model families. Each is a module with the same functions; the dict below is the whole registry.
+"""Model families: the registry, and which family a checkpoint belongs to.
 
-A new family is one file beside this one and one line here. What a family's module provides is
-written out in `families/llava.py`, the first of them.
+A family is a subclass of `base.Family`, built in or named by an entry point of the group
+`vlmface.families` in an installed package.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
 
 from vlmface import manifest
 from vlmface.errors import UserError
-from vlmface.families import llava, paligemma, qwen_vl, smolvlm
+from vlmface.families.base import Family
+from vlmface.families.llava import Llava
+from vlmface.families.paligemma import PaliGemma
+from vlmface.families.qwen_vl import QwenVL
+from vlmface.families.smolvlm import SmolVLM
+from vlmface.registry import Registry
 
-FAMILIES: dict[str, ModuleType] = {
-    "llava": llava,
-    "paligemma": paligemma,
-    "qwen_vl": qwen_vl,
-    "smolvlm": smolvlm,
-}
+FAMILIES: Registry[type[Family]] = Registry(
+    "model family",
+    "vlmface.families",
+    {family.NAME: family for family in (Llava, PaliGemma, QwenVL, SmolVLM)},
+)
 
 
-def get(name: str) -> ModuleType:
-    """Return the family called `name`; UserError with the list of known ones otherwise."""
+_INSTANCES: dict[str, Family] = {}
+
+
+def get(name: str) -> Family:
+    """The family of a name.
+
+    The name may come from the manifest of an untrusted run. It is therefore never resolved as a
+    file or as `module:object`: the family must be built in or installed.
+
+    Args:
+        name: A built-in name, or the name of an entry point.
+
+    Returns:
+        The family; the same object for every call.
+
+    Raises:
+        UserError: There is no such family, or an installed package does not provide a usable one.
+    """
     if name == manifest.CLIP:
         raise UserError(
             "this run is a CLIP, which answers with a label and writes nothing: ask it with "
@@ -33,48 +52,85 @@ def get(name: str) -> ModuleType:
         )
     if name not in FAMILIES:
         raise UserError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    if name not in _INSTANCES:
+        _INSTANCES[name] = _usable(FAMILIES.get(name), name)()
+    return _INSTANCES[name]
+
+
+def _usable(family: Any, name: str) -> type[Family]:
+    """The class of a family. Raises UserError if it cannot be used under that name."""
+    source = f"model family {name!r} of an installed package"
+    if not (isinstance(family, type) and issubclass(family, Family)):
+        raise UserError(
+            f"{source} is {family!r}, but must be a subclass of vlmface.families.base.Family"
+        )
+    attributes = ("NAME", "MODEL_TYPES", "MODULE_PATHS", "LINEAR_LAYERS")
+    missing = [attribute for attribute in attributes if not hasattr(family, attribute)]
+    if missing := sorted(family.__abstractmethods__) + missing:
+        raise UserError(f"{source} does not define {', '.join(missing)}")
+    if name != family.NAME:
+        raise UserError(
+            f"{source} has the NAME {family.NAME!r}: use the same name for its entry point"
+        )
+    return family
 
 
 def family_of(model: Any) -> str:
-    """Name the family of a model config, of a checkpoint folder or of a model id.
+    """Name the family of a checkpoint.
 
-    A folder or an id is looked up through its config.json (from the hub if it is not local).
-    Raises UserError for an architecture that no family claims, and for a missing checkpoint.
+    Args:
+        model: A checkpoint folder or a model id, whose config.json is read (from the hub if it is
+            not local), or a model configuration.
+
+    Raises:
+        UserError: No family claims the architecture, or the checkpoint is missing or damaged.
     """
-    config = model
-    if isinstance(model, str | Path):
-        from transformers import AutoConfig
+    if not isinstance(model, str | Path):
+        return _family_of_type(str(getattr(model, "model_type", type(model).__name__)))
+    from transformers import AutoConfig, PretrainedConfig
 
-        try:
-            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        except Exception as error:  # transformers raises many unrelated kinds for a damaged file
-            raise UserError(
-                f"cannot read a model configuration from {str(model)!r}: {error}. Give a folder "
-                "with config.json, or a model id that this machine has or may download"
-            ) from error
-    kind = str(getattr(config, "model_type", type(config).__name__))
-    for name, module in FAMILIES.items():
-        if kind in module.MODEL_TYPES:
-            return name
-    raise UserError(
-        f"model type {kind!r} belongs to no known family; known: "
-        + ", ".join(f"{name} ({', '.join(m.MODEL_TYPES)})" for name, m in FAMILIES.items())
-    )
-
-
-def of_run(name: str, weights: str | Path) -> ModuleType:
-    """The family that a run's manifest names. Raises UserError if its weights are of another one:
-    they would be asked in a form that they do not know."""
-    if (found := family_of(weights)) != name:
+    name = None
+    try:
+        config, _ = PretrainedConfig.get_config_dict(model)
+        if model_type := config.get("model_type"):
+            # First: a family of an installed package may register its own configuration class.
+            name = _family_of_type(str(model_type))
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many unrelated kinds for a damaged file
         raise UserError(
-            f"the run's vlmface.json says family {name}, but the weights in {weights} are {found}: "
-            "one of the two is from another run; restore it"
+            f"cannot read a model configuration from {str(model)!r}: {error}. Give a folder "
+            "with config.json, or a model id that this machine has or may download"
+        ) from error
+    return name or _family_of_type(config.model_type)
+
+
+def _family_of_type(model_type: str) -> str:
+    """The family that claims a model type. Built-in families are asked first; a generic family for
+    any image-text model would be asked last."""
+    for name in sorted(FAMILIES, key=lambda name: name not in FAMILIES.built_in):
+        if get(name).claims(model_type):
+            return name
+    known = ", ".join(f"{name} ({', '.join(get(name).MODEL_TYPES)})" for name in FAMILIES)
+    raise UserError(f"model type {model_type!r} belongs to no known family; known: {known}")
+
+
+def of_run(name: str, weights: str | Path) -> Family:
+    """The family that a run's manifest names.
+
+    Raises:
+        UserError: The run's weights are of another family, whose prompts have another form.
+    """
+    if (actual := family_of(weights)) != name:
+        raise UserError(
+            f"the run's vlmface.json says family {name}, but the weights in {weights} are "
+            f"{actual}: one of the two is from another run; restore it"
         )
     return get(name)
 
 
-def load_model(family: ModuleType, path: str | Path, **options: Any) -> Any:
+def load_model(family: Family, path: str | Path, **options: Any) -> Any:
     """`family.load_model` of a checkpoint. Raises UserError if it is damaged."""
     import torch
 
@@ -89,7 +145,7 @@ def load_model(family: ModuleType, path: str | Path, **options: Any) -> Any:
         ) from error
 
 
-def load_processor(family: ModuleType, path: str | Path) -> Any:
+def load_processor(family: Family, path: str | Path) -> Any:
     """`family.load_processor` of a checkpoint or run. Raises UserError if it is damaged."""
     try:
         return family.load_processor(path)
@@ -102,31 +158,20 @@ def load_processor(family: ModuleType, path: str | Path) -> Any:
         ) from error
 
 
-def set_max_pixels(family: ModuleType, processor: Any, max_pixels: int | None) -> None:
-    """Limit what an image may take in the model's input, if `max_pixels` is not None; saved with
-    the processor. Raises UserError if the family brings every image to one size."""
-    if max_pixels is None:
-        return
-    if not hasattr(family, "set_max_pixels"):
-        raise UserError(
-            f"max_pixels is {max_pixels}, but {family.NAME} brings every image to one size: leave "
-            "it out (max_pixels: null)"
-        )
-    family.set_max_pixels(processor, max_pixels)
+def set_max_pixels(family: Family, processor: Any, max_pixels: int | None) -> None:
+    """`family.set_max_pixels`, unless `max_pixels` is None."""
+    if max_pixels is not None:
+        family.set_max_pixels(processor, max_pixels)
 
 
-def padding(family: ModuleType, processor: Any) -> tuple[int, ...] | None:
-    """The colour (RGB, 0..255) that the processor pads pictures to a square with, None if it keeps
-    their shape or squeezes them."""
-    return family.padding(processor) if hasattr(family, "padding") else None
+def padded(image: Image.Image, color: tuple[int, ...] | None) -> Image.Image:
+    """The image (RGB) in the middle of a square of `color`, as `Family.padding` states it.
 
-
-def padded(image: Image.Image, colour: tuple[int, ...] | None) -> Image.Image:
-    """The picture (RGB) in the middle of a square of `colour`, as the processor makes it: for
-    servers that know the processor of the base alone. Unchanged if there is no colour."""
+    For servers that have the processor of the base alone. Unchanged if `color` is None.
+    """
     side = max(image.size)
-    if colour is None or image.size == (side, side):
+    if color is None or image.size == (side, side):
         return image
-    square = Image.new("RGB", (side, side), colour)
+    square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square

@@ -9,18 +9,28 @@ import re
 from typing import Any, Literal
 
 from vlmface.errors import UserError
-from vlmface.families.parts import Parts, paths
+from vlmface.families.modules import ModulePaths, paths
 
 Quantize = Literal["nf4"]
 
 
-def options(quantize: Quantize | None, parts: Parts, *, dtype: Any, device: Any) -> dict[str, Any]:
+def options(
+    quantize: Quantize | None, module_paths: ModulePaths, *, dtype: Any, device: Any
+) -> dict[str, Any]:
     """Keyword arguments for `from_pretrained`: none without `quantize`.
 
     The linear layers of the llm become NF4 with quantised constants, and compute in `dtype`
     (float32 if None). Tower, projector and head stay as they are: transformers would quantise the
-    first two by default, and keeps the head out by itself only where nothing else is named. Raises
-    UserError.
+    first two by default, and keeps the head out by itself only where nothing else is named.
+
+    Args:
+        quantize: "nf4", or None.
+        module_paths: `Family.MODULE_PATHS`.
+        dtype: The torch dtype of the layers that are not quantised.
+        device: Where the model will stay.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
     """
     if quantize is None:
         return {}
@@ -32,7 +42,7 @@ def options(quantize: Quantize | None, parts: Parts, *, dtype: Any, device: Any)
     import torch
     from transformers import BitsAndBytesConfig
 
-    whole = [path for part in ("tower", "projector") for path in paths(parts, part)]
+    whole = [path for part in ("tower", "projector") for path in paths(module_paths, part)]
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantize,

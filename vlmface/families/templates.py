@@ -130,9 +130,11 @@ def _on_day(processor: Any, question: Mapping[str, Any], day: str) -> str:
     """The prompt as the template writes it where `strftime_now` gives `day`."""
     now = "{%- macro strftime_now(form) -%}" + day + "{%- endmacro -%}"
     return _render(
-        processor, [question], add_generation_prompt=True,
+        processor,
+        [question],
+        add_generation_prompt=True,
         chat_template=now + processor.chat_template,
-    )  # fmt: skip
+    )
 
 
 def _render(processor: Any, messages: Messages, **how: Any) -> str:

@@ -1,6 +1,6 @@
-"""Asking a model: images in, text, label, action units and label probabilities out."""
+"""Inference: from images to labels, action units, rationales and label probabilities."""
 
+from vlmface.infer.face_report import FaceReport
 from vlmface.infer.predictor import Predictor
-from vlmface.infer.report import FaceReport
 
 __all__ = ["FaceReport", "Predictor"]

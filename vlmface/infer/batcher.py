@@ -1,4 +1,4 @@
-"""Many who ask one model: those who wait while it is busy are answered together."""
+"""Dynamic batching: requests that arrive while a model is busy are answered in one batch."""
 
 from __future__ import annotations
 
@@ -13,92 +13,105 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class BusyError(Exception):
-    """So many wait already that another one would wait too long."""
+class QueueFullError(Exception):
+    """The queue is full, or the batcher has been closed."""
 
 
-class Batcher(Generic[Job, Result]):
-    """Calls `work` (kind, jobs of that kind) -> results, in a thread of its own, with up to
-    `batch_size` jobs that came in while it was at work. `most_waiting` jobs may wait.
+class DynamicBatcher(Generic[Job, Result]):
+    """Runs queued jobs in batches on one worker thread.
 
-    Nobody waits for a batch to fill: a job that comes alone is done alone.
+    A batch holds the jobs of one kind that were queued while the batch before it ran. There is no
+    delay to fill a batch: a single job runs at once.
+
+    Args:
+        run_batch: Called with a kind and the jobs of that kind; returns a result for each job.
+        batch_size: The most jobs of a batch.
+        max_queue: The most jobs that may be queued.
     """
 
     def __init__(
         self,
-        work: Callable[[Any, list[Job]], Sequence[Result]],
+        run_batch: Callable[[Any, list[Job]], Sequence[Result]],
         *,
         batch_size: int,
-        most_waiting: int,
+        max_queue: int,
     ) -> None:
-        self.work, self.batch_size, self.most_waiting = work, batch_size, most_waiting
-        self._jobs: deque[tuple[Hashable, Job, Future[Result]]] = deque()
+        self.run_batch, self.batch_size, self.max_queue = run_batch, batch_size, max_queue
+        self._queue: deque[tuple[Hashable, Job, Future[Result]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
-    @property
-    def waiting(self) -> int:
-        return len(self._jobs)
+    async def submit_async(self, kind: Hashable, job: Job) -> Result:
+        """Queue a job and wait for its result. A job that is cancelled while queued never runs.
 
-    async def ask(self, kind: Hashable, job: Job) -> Result:
-        """The job's result. Raises BusyError at once if too many wait, and what `work` raises. Who
-        is cancelled while waiting costs nothing."""
+        Args:
+            kind: Only jobs of equal kind share a batch.
+            job: The input of `run_batch`.
+
+        Returns:
+            The job's result.
+
+        Raises:
+            QueueFullError: At once, without waiting for room.
+            Exception: Whatever `run_batch` raises for this job.
+        """
         return await asyncio.wrap_future(self.submit(kind, job))
 
     def submit(self, kind: Hashable, job: Job) -> Future[Result]:
+        """Queue a job; see `submit_async`."""
         future: Future[Result] = Future()
         with self._changed:
             if self._closed:
-                raise BusyError("it is shutting down")
-            if len(self._jobs) >= self.most_waiting:
-                raise BusyError(f"{len(self._jobs)} wait already")
-            self._jobs.append((kind, job, future))
+                raise QueueFullError("it is shutting down")
+            if len(self._queue) >= self.max_queue:
+                raise QueueFullError(f"{len(self._queue)} wait already")
+            self._queue.append((kind, job, future))
             self._changed.notify()
         return future
 
     def close(self) -> None:
-        """Finish what waits, take nothing more."""
+        """Run the queued jobs, then stop; new jobs are rejected."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
-    def _next(self) -> list[tuple[Hashable, Job, Future[Result]]]:
-        """The first who waits and others of its kind; [] at the end."""
+    def _next_batch(self) -> list[tuple[Hashable, Job, Future[Result]]]:
+        """The oldest job and others of its kind; an empty list once closed and drained."""
         with self._changed:
             while True:
-                while not self._jobs and not self._closed:
+                while not self._queue and not self._closed:
                     self._changed.wait()
-                chosen: list[tuple[Hashable, Job, Future[Result]]] = []
-                kept: deque[tuple[Hashable, Job, Future[Result]]] = deque()
-                for entry in self._jobs:
-                    mine = not chosen or entry[0] == chosen[0][0]
-                    if len(chosen) < self.batch_size and mine:
+                batch: list[tuple[Hashable, Job, Future[Result]]] = []
+                remaining: deque[tuple[Hashable, Job, Future[Result]]] = deque()
+                for entry in self._queue:
+                    same_kind = not batch or entry[0] == batch[0][0]
+                    if len(batch) < self.batch_size and same_kind:
                         if entry[2].set_running_or_notify_cancel():
-                            chosen.append(entry)
+                            batch.append(entry)
                     else:
-                        kept.append(entry)
-                self._jobs = kept
-                if chosen or self._closed:
-                    return chosen
+                        remaining.append(entry)
+                self._queue = remaining
+                if batch or self._closed:
+                    return batch
 
     def _run(self) -> None:
-        while batch := self._next():
+        while batch := self._next_batch():
             try:
-                self._do(batch)
+                self._complete(batch)
             except Exception as error:
                 if len(batch) == 1:
                     batch[0][2].set_exception(error)
                     continue
-                for entry in batch:  # one of them may be at fault, the others are not
+                for entry in batch:  # one job may have caused the error: run each separately
                     try:
-                        self._do([entry])
-                    except Exception as own:
-                        entry[2].set_exception(own)
+                        self._complete([entry])
+                    except Exception as job_error:
+                        entry[2].set_exception(job_error)
 
-    def _do(self, batch: Sequence[tuple[Hashable, Job, Future[Result]]]) -> None:
-        results = self.work(batch[0][0], [job for _, job, _ in batch])
+    def _complete(self, batch: Sequence[tuple[Hashable, Job, Future[Result]]]) -> None:
+        results = self.run_batch(batch[0][0], [job for _, job, _ in batch])
         for (_, _, future), result in zip(batch, results, strict=True):
             future.set_result(result)

@@ -1,8 +1,8 @@
 """A key-value cache that grows in place.
 
-transformers' own copies all keys and values with every token (`torch.cat` in DynamicLayer.update):
-with pictures of hundreds of tokens that takes longer than the rest of the step on a CPU. Here the
-tensors have room to spare, and a token is written behind the others.
+transformers' own cache copies all keys and values with every token (`torch.cat` in
+DynamicLayer.update): with images of hundreds of tokens that takes longer than the other work of the
+step on a CPU. Here the tensors are allocated larger than needed, and tokens are appended in place.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-SPARE = 128  # tokens of room
+HEADROOM = 128  # tokens that are allocated in advance
 
 
 class GrowingLayer(DynamicLayer):
     """`keys` and `values` are the filled parts of larger tensors. Not for passes with gradients,
-    which need what was written before to stay as it was."""
+    which need earlier values unchanged."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -39,24 +39,25 @@ class GrowingLayer(DynamicLayer):
 def _append(
     filled: torch.Tensor, room: torch.Tensor, new: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the tensor with room, its filled part with `new` behind it). Whatever else a cache does to
-    `filled` (rows are selected, repeated, cut off) is seen by its not being in `room` any more."""
-    length, more = filled.shape[-2], new.shape[-2]
+    """(the larger tensor, its filled part with `new` appended). If another operation of the cache
+    (selecting, repeating or cropping rows) has replaced `filled`, it is not a part of `room`
+    and is copied."""
+    length, new_length = filled.shape[-2], new.shape[-2]
     if (
         filled.data_ptr() != room.data_ptr()
         or filled.stride() != room.stride()
-        or length + more > room.shape[-2]
+        or length + new_length > room.shape[-2]
     ):
-        larger = new.new_empty(*new.shape[:-2], length + more + SPARE, new.shape[-1])
+        larger = new.new_empty(*new.shape[:-2], length + new_length + HEADROOM, new.shape[-1])
         larger[..., :length, :] = filled
         room = larger
-    room[..., length : length + more, :] = new
-    return room, room[..., : length + more, :]
+    room[..., length : length + new_length, :] = new
+    return room, room[..., : length + new_length, :]
 
 
-def growing(config: Any) -> DynamicCache:
-    """An empty cache for a model of that configuration; layers with a sliding window stay as they
-    are."""
+def growing_cache(config: Any) -> DynamicCache:
+    """An empty cache for a model of this configuration. Layers with a sliding window are those of
+    transformers."""
     cache = DynamicCache(config=config)
     cache.layers = [
         GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers

@@ -1,38 +1,42 @@
-"""A CLIP that answers as `LocalModel` does: one label a picture, and its probabilities.
+"""CLIP classifiers behind the interface of `LocalModel`: label probabilities in one pass.
 
-What it writes is the likeliest label, so that its answers are read, scored and shown like any
-other's.
+The generated text is the most probable label, so that predictions are parsed, scored and displayed
+like those of a language model.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmface import config, manifest
+from vlmface import manifest
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.infer.local import GREY, LabelScores, Prediction
 from vlmface.schema import AFFECT
+from vlmface.utils import config
 
 if TYPE_CHECKING:
     import torch
 
-    from vlmface.clip.classifier import Classifier, Shape
-    from vlmface.clip.texts import LabelTexts
+    from vlmface.clip.classifier import Classifier, ClassifierConfig
+    from vlmface.label_texts import LabelTexts
 
 BATCH_SIZE = 64
-WEIGHTS = "trained.safetensors"  # of a run: what was trained, over its base
-_LEAST = 1e-12  # probability whose logarithm is still told apart
+WEIGHTS = "trained.safetensors"  # of a run: the trained parameters, without those of the base
+_MIN_PROBABILITY = 1e-12  # smaller ones are raised to it before the logarithm
 
 
 class ClipModel:
-    """A classifier with its texts; `ClipModel.load` makes one. A row is one RGB picture, or the
-    list of its views and frames."""
+    """A classifier with its label texts; `ClipModel.load` makes one.
 
-    pads = False  # every picture becomes a square of one size
+    A row is one RGB picture, or the list of its views and frames.
+    """
+
+    pads = False  # every picture is resized to a square of one size
 
     def __init__(self, classifier: Classifier, views: crops.Views = ()) -> None:
         self.classifier = classifier
@@ -52,60 +56,81 @@ class ClipModel:
         dtype: Any = None,
         merge: bool = True,
     ) -> ClipModel:
-        """Load a run folder, or a bare CLIP (see `vlmface.clip.model.is_clip`) with the texts
-        `prompt` for zero-shot answers. `merge` folds LoRA into the weights. `device` and `dtype` as
-        in `LocalModel.load`. Raises UserError if the run is not what its manifest says."""
+        """Load a run folder, or a bare CLIP for zero-shot classification.
+
+        Args:
+            run_or_model: A run folder, or a CLIP (see `vlmface.clip.model.is_clip`).
+            prompt: The label texts; a bare CLIP needs them.
+            device: As in `LocalModel.load`.
+            dtype: As in `LocalModel.load`.
+            merge: Whether LoRA is folded into the weights.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            UserError: The run does not match its manifest, or the label texts are missing.
+        """
         import torch
 
-        from vlmface.clip import model, texts, trained
-        from vlmface.clip.classifier import Classifier, Shape
+        from vlmface import label_texts
+        from vlmface.clip import model
+        from vlmface.clip.classifier import Classifier, ClassifierConfig
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        if not manifest.is_run(run_or_model):
-            if prompt is None:
-                raise UserError(
-                    f"{run_or_model} is no vlmface run (it has no {manifest.NAME}): say which "
-                    f"texts stand for the labels, one of {', '.join(texts.names())}"
-                )
-            asked = texts.load(prompt) if isinstance(prompt, str | Path) else prompt
-            clip = model.load(run_or_model, device=device, dtype=dtype)
-            return cls(Classifier(clip, asked, Shape()).eval())
+        if manifest.is_run(run_or_model):
+            return cls._load_run(Path(run_or_model), prompt, device, dtype, merge)
+        if prompt is None:
+            raise UserError(
+                f"{run_or_model} is not a vlmface run (it has no {manifest.FILENAME}): choose the "
+                f"label texts with --prompt, one of {', '.join(label_texts.names())}"
+            )
+        texts = label_texts.load(prompt) if isinstance(prompt, str | Path) else prompt
+        clip = model.load_clip(run_or_model, device=device, dtype=dtype)
+        return cls(Classifier(clip, texts, ClassifierConfig()).eval())
+
+    @classmethod
+    def _load_run(cls, run: Path, prompt: Any, device: str, dtype: Any, merge: bool) -> ClipModel:
         from safetensors.torch import load_file
 
-        own: Any
-        found, (own, *_) = manifest.load(run_or_model)
+        from vlmface.clip import checkpoint, model
+        from vlmface.clip.classifier import Classifier, ClassifierConfig
+
+        texts: Any
+        run_manifest, (texts, *_) = manifest.load(run)
         if prompt is not None:
-            own = manifest.among([own], prompt, run_or_model)
-        manifest.check_weights(found, run_or_model)
-        shape = config.build(Shape, found.clip or {}, where=f"{run_or_model}/{manifest.NAME}")
-        clip = model.load(found.base["id"], device=device)
-        if (sha := model.weights_sha(clip)) != found.base["sha"]:
+            texts = manifest.select_prompt([texts], prompt, run)
+        manifest.check_weights(run_manifest, run)
+        where = f"{run}/{manifest.FILENAME}"
+        shape = config.build(ClassifierConfig, run_manifest.clip_classifier or {}, where=where)
+        clip = model.load_clip(run_manifest.base["id"], device=device)
+        if (sha := model.weights_sha(clip)) != run_manifest.base["sha"]:
             raise UserError(
-                f"{run_or_model}: the base model {found.base['id']} is {sha}, but the model was "
-                f"trained with {found.base['sha']}: restore it, or train again"
+                f"{run}: the base model {run_manifest.base['id']} is {sha}, but the model was "
+                f"trained with {run_manifest.base['sha']}: restore it, or train again"
             )
-        classifier = Classifier(clip, own, shape)
-        weights = Path(run_or_model) / WEIGHTS
+        classifier = Classifier(clip, texts, shape)
+        weights = run / WEIGHTS
         try:
             state = load_file(weights)
         except Exception as error:  # missing, or damaged in one of many ways
             raise UserError(
                 f"cannot read {weights}: {error}; restore it, or train again"
             ) from error
-        trained.load(classifier, state, str(weights))
+        checkpoint.load_trained(classifier, state, str(weights))
         if merge:
             classifier.merge()
-        self = cls(classifier.to(dtype).eval(), crops.parse(found.crop))
-        self.manifest = found
-        return self
+        loaded = cls(classifier.to(dtype).eval(), crops.parse_views(run_manifest.crop))
+        loaded.manifest = run_manifest
+        return loaded
 
-    def asking(self, prompt: Any) -> ClipModel:
-        """The same model, asked about other texts. A run answers its own."""
+    def with_prompt(self, prompt: Any) -> ClipModel:
+        """The same model with other label texts; a run accepts its own texts only."""
         if prompt.sha == self.prompt.sha:
             return self
         if self.manifest is not None:
-            manifest.among(self.prompts, prompt, "this run")
+            manifest.select_prompt(self.prompts, prompt, "this run")
         from vlmface.clip.classifier import Classifier
 
         return ClipModel(Classifier(self.classifier.clip, prompt, self.classifier.shape).eval())
@@ -116,38 +141,42 @@ class ClipModel:
         *,
         batch_size: int = BATCH_SIZE,
         probabilities: bool = True,
-        cut_out: bool = False,
+        preprocessed: bool = False,
         boxes: Sequence[Sequence[float] | None] | None = None,
     ) -> list[Prediction]:
-        """Answer `images` in order; parameters as in `LocalModel.predict`."""
-        found: list[bool | None] = [None] * len(images)
-        if not cut_out:
-            images, found = crops.shown_of(images, boxes, self.views, self.frames)
+        """Classify `images` in order; arguments as in `LocalModel.predict`."""
+        faces_found: list[bool | None] = [None] * len(images)
+        if not preprocessed:
+            images, faces_found = crops.render_views(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            began = time.perf_counter()
-            shares, affects = self.classifier.answer(self._squares(part))
-            latency = (time.perf_counter() - began) / len(part)
-            for row, likely in enumerate(shares.tolist()):
-                named = dict(zip(self.prompt.space.labels, likely, strict=True))
-                answer = self.prompt.answer(named)
+            batch = images[start : start + batch_size]
+            start_time = time.perf_counter()
+            shares, affects = self.classifier.answer(self._squares(batch))
+            latency = (time.perf_counter() - start_time) / len(batch)
+            for row, values in enumerate(shares.tolist()):
+                by_label = dict(zip(self.prompt.space.labels, values, strict=True))
+                answer = self.prompt.answer(by_label)
                 affect = None
                 if affects is not None:
                     affect = dict(zip(AFFECT, affects[row].tolist(), strict=True))
-                predictions.append(
-                    Prediction(
-                        answer.said or "", answer, named if probabilities else None, latency,
-                        True, found[start + row], affect,
-                    )
-                )  # fmt: skip
+                prediction = Prediction(
+                    text=answer.text_labels or "",
+                    answer=answer,
+                    probabilities=by_label if probabilities else None,
+                    latency_s=latency,
+                    complete=True,
+                    face_found=faces_found[start + row],
+                    affect=affect,
+                )
+                predictions.append(prediction)
         return predictions
 
     def stream(self, image: Any) -> Iterator[str | Prediction]:
-        """The label, then the prediction: nothing is written word by word."""
-        (found,) = self.predict([image], cut_out=True)
-        yield found.text
-        yield found
+        """Yields the label, then the prediction."""
+        (prediction,) = self.predict([image], preprocessed=True)
+        yield prediction.text
+        yield prediction
 
     def score(
         self,
@@ -156,17 +185,36 @@ class ClipModel:
         *,
         batch_size: int = BATCH_SIZE,
         prior: bool = False,
-        cut_out: bool = False,
+        preprocessed: bool = False,
         boxes: Sequence[Sequence[float] | None] | None = None,
     ) -> list[LabelScores]:
-        """The logarithms of the probabilities, one token a label; `prior`: those of a grey picture.
-        Raises UserError for rationales, which a CLIP does not read."""
+        """Log-probabilities of the labels, one token per label.
+
+        Args:
+            images: As in `predict`.
+            rationales: Must be None: CLIP classifiers do not read rationales.
+            batch_size: As in `predict`.
+            prior: Also score a grey picture.
+            preprocessed: As in `predict`.
+            boxes: As in `predict`.
+
+        Returns:
+            The scores of each image.
+
+        Raises:
+            UserError: `rationales` is not None.
+        """
         if rationales is not None:
             raise UserError("a CLIP reads no rationales: score the labels without them")
-        asked = self.predict(images, batch_size=batch_size, cut_out=cut_out, boxes=boxes)
+        predictions = self.predict(
+            images, batch_size=batch_size, preprocessed=preprocessed, boxes=boxes
+        )
         tokens = dict.fromkeys(self.prompt.space.labels, 1)
-        behind = self._prior(images[0]) if prior and len(images) else None
-        return [LabelScores(_logs(one), tokens, one.latency_s, behind) for one in asked]
+        grey = self._prior(images[0]) if prior and len(images) else None
+        return [
+            LabelScores(_log_probabilities(prediction), tokens, prediction.latency_s, grey)
+            for prediction in predictions
+        ]
 
     def _prior(self, image: Any) -> dict[str, float]:
         from PIL import Image
@@ -175,7 +223,8 @@ class ClipModel:
         if pictures not in self._priors:
             side = self.classifier.clip.side
             grey = [Image.new("RGB", (side, side), GREY)] * pictures
-            self._priors[pictures] = _logs(self.predict([grey], cut_out=True)[0])
+            (prediction,) = self.predict([grey], preprocessed=True)
+            self._priors[pictures] = _log_probabilities(prediction)
         return self._priors[pictures]
 
     def _squares(self, images: Sequence[Any]) -> torch.Tensor:
@@ -183,21 +232,21 @@ class ClipModel:
         import numpy as np
         import torch
 
-        shape: Shape = self.classifier.shape
+        shape: ClassifierConfig = self.classifier.shape
         expected = shape.views * shape.frames
-        rows = [list(one) if isinstance(one, Sequence) else [one] for one in images]
+        rows = [list(image) if isinstance(image, Sequence) else [image] for image in images]
         for row in rows:
             if len(row) != expected:
                 raise UserError(
-                    f"this model is shown {shape.views} view(s) of {shape.frames} frame(s), that "
-                    f"is {expected} picture(s) of each face, found {len(row)}"
+                    f"this model takes {shape.views} view(s) of {shape.frames} frame(s), that is "
+                    f"{expected} picture(s) of each face, found {len(row)}"
                 )
         square = self.classifier.clip.square
-        return torch.from_numpy(np.stack([[square(one) for one in row] for row in rows]))
+        return torch.from_numpy(np.stack([[square(picture) for picture in row] for row in rows]))
 
 
-def _logs(prediction: Prediction) -> dict[str, float]:
-    import math
-
+def _log_probabilities(prediction: Prediction) -> dict[str, float]:
     assert prediction.probabilities is not None
-    return {k: math.log(max(p, _LEAST)) for k, p in prediction.probabilities.items()}
+    return {
+        label: math.log(max(p, _MIN_PROBABILITY)) for label, p in prediction.probabilities.items()
+    }

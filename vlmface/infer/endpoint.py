@@ -1,8 +1,8 @@
-"""An OpenAI-compatible endpoint, asked about many things at a time.
+"""Client of an OpenAI-compatible endpoint, for many concurrent requests.
 
-So many requests run at once as the user allows; each is retried with exponential back-off, or as
-the server's Retry-After says. What is finished is in the journal at once, so that a killed run asks
-for nothing twice.
+Each request is retried with exponential back-off, or after the delay in the server's Retry-After.
+Finished jobs are written to the journal at once, so that a run that was killed does not repeat
+them.
 """
 
 from __future__ import annotations
@@ -35,47 +35,52 @@ import tenacity
 
 from vlmface import answers
 from vlmface.errors import UserError
-from vlmface.files import without_surrogates
 from vlmface.infer import loops
-from vlmface.journal import Journal
+from vlmface.utils.files import without_surrogates
+from vlmface.utils.jsonl_journal import Journal
 
-# Faces in a row without an answer, after which it is the endpoint and not the face.
-PATIENCE = 5
-LONGEST_WAIT = (
-    600  # s that a server may ask to wait before the run stops instead; all pauses of one
-)
-# request together are bounded by it too
-MOST_BYTES = 16 * 2**20  # of one reply, decompressed
-_PASSING = (408, 409, 425, 429)
+MAX_CONSECUTIVE_FAILURES = 5  # faces in a row without an answer, after which the run stops
+# Seconds: the longest Retry-After that is waited for, and the limit of all pauses of one request.
+MAX_RETRY_WAIT_S = 600
+MAX_REPLY_BYTES = 16 * 2**20  # of one reply, decompressed
+_RETRYABLE = (408, 409, 425, 429)
 
 
-class Named(Protocol):
-    """A job: what is asked about one face."""
+class HasId(Protocol):
+    """A job: a request about one face."""
 
     @property
     def id(self) -> str: ...
 
 
-J = TypeVar("J", bound=Named)
+J = TypeVar("J", bound=HasId)
 T = TypeVar("T")
 
 
 def is_url(model: object) -> bool:
-    """Whether what a user calls a model is a server."""
+    """Whether a model was given as the URL of a server."""
     return urlsplit(str(model)).scheme in ("http", "https")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is served and how it is asked. `url` is what comes before /chat/completions,
-    `key_env` names the environment variable that holds the key, `timeout_s` is for one request with
-    its whole reply, `attempts` are tries of one request, `backoff_s` the first pause between two of
-    them. `request` has further fields of the request's JSON, which override those that a prompt
-    sets; null removes a field."""
+    """Where a model is served and how requests are sent to it.
+
+    Attributes:
+        url: The part before /chat/completions.
+        model: The model's name there.
+        api_key_env: The environment variable that holds the API key.
+        concurrency: The most requests at once.
+        timeout_s: Of one request with its whole reply.
+        attempts: Tries of one request.
+        backoff_s: The first pause between two tries.
+        request: More fields of each request, which override those of the prompt; None removes a
+            field.
+    """
 
     url: str
     model: str
-    key_env: str | None = None
+    api_key_env: str | None = None
     concurrency: int = 8
     timeout_s: float = 120.0
     attempts: int = 6
@@ -87,7 +92,7 @@ class Endpoint:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
-                f"the endpoint {self.url!r} is no URL: give what comes before /chat/completions, "
+                f"the endpoint {self.url!r} is not a URL: give the part before /chat/completions, "
                 "such as http://localhost:8000/v1"
             )
         if parts.username or parts.password or parts.query:
@@ -101,101 +106,125 @@ class Endpoint:
         self.headers()
 
     def headers(self) -> dict[str, str]:
-        if self.key_env is None:
+        if self.api_key_env is None:
             return {}
-        key = os.environ.get(self.key_env, "").strip()
+        key = os.environ.get(self.api_key_env, "").strip()
         if not key:
             raise UserError(
-                f"the environment variable {self.key_env} is not set: put the endpoint's API key "
-                "into it, or leave out --api_key_env for an endpoint without keys"
+                f"the environment variable {self.api_key_env} is not set: put the endpoint's API "
+                "key into it, or leave out --api_key_env for an endpoint without keys"
             )
         return {"Authorization": f"Bearer {key}"}
 
 
-class NoAnswerError(Exception):
-    """A request that got no usable reply. `passing`: trying again may help, after `wait_s` if the
-    server has said so."""
+def open_client(endpoint: Endpoint) -> httpx2.AsyncClient:
+    """An HTTP client with the endpoint's key, timeout and number of connections."""
+    return httpx2.AsyncClient(
+        headers=endpoint.headers(),
+        timeout=endpoint.timeout_s,
+        limits=httpx2.Limits(max_connections=endpoint.concurrency),
+    )
 
-    def __init__(self, message: str, *, passing: bool, wait_s: float | None = None) -> None:
+
+class NoAnswerError(Exception):
+    """A request got no usable reply.
+
+    Args:
+        message: The cause.
+        retryable: Whether another try may succeed.
+        wait_s: The delay before it that the server asks for.
+    """
+
+    def __init__(self, message: str, *, retryable: bool, wait_s: float | None = None) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.retryable = retryable
         self.wait_s = wait_s
 
 
-def work_through(
+def run_jobs(
     endpoint: Endpoint,
     jobs: Iterator[J],
-    work: Callable[[httpx2.AsyncClient, J], Awaitable[dict[str, Any]]],
+    run_job: Callable[[httpx2.AsyncClient, J], Awaitable[dict[str, Any]]],
     journal: Journal,
-    done: Callable[[], Any],
+    on_done: Callable[[], Any],
 ) -> dict[str, str]:
-    """Do the jobs, which are drawn as they are needed, `endpoint.concurrency` at a time: `work`
-    returns the record that the journal is given, `done` is called after each.
+    """Run jobs, `endpoint.concurrency` at a time.
 
-    Returns {id: why} of the faces that got no answer; they are not recorded. Raises UserError if
-    the endpoint refuses the key or model, or answers nothing any more.
+    Args:
+        endpoint: Where requests are sent.
+        jobs: Drawn as they are needed.
+        run_job: Returns the record of a job, which is added to the journal.
+        journal: Of finished jobs.
+        on_done: Called after each job.
+
+    Returns:
+        {id: cause} of the jobs without an answer, which are not in the journal.
+
+    Raises:
+        UserError: The endpoint rejects the key or model, or has stopped answering.
     """
     unanswered: dict[str, str] = {}
     try:
-        loops.run(_work_through(endpoint, jobs, work, journal, done, unanswered))
+        loops.run_sync(_run_jobs(endpoint, jobs, run_job, journal, on_done, unanswered))
     except BaseExceptionGroup as group:  # the first error cancelled the other workers
         raise group.exceptions[0] from None
     return unanswered
 
 
-async def _work_through(
+async def _run_jobs(
     endpoint: Endpoint,
     jobs: Iterator[J],
-    work: Callable[[httpx2.AsyncClient, J], Awaitable[dict[str, Any]]],
+    run_job: Callable[[httpx2.AsyncClient, J], Awaitable[dict[str, Any]]],
     journal: Journal,
-    done: Callable[[], Any],
+    on_done: Callable[[], Any],
     unanswered: dict[str, str],
 ) -> None:
-    in_a_row = 0
+    failures = 0  # in a row
 
     async def worker(client: httpx2.AsyncClient) -> None:
-        nonlocal in_a_row
+        nonlocal failures
         for job in jobs:  # shared: each worker draws the next one
             try:
-                journal.add(await work(client, job))
-                in_a_row = 0
+                journal.add(await run_job(client, job))
+                failures = 0
             except NoAnswerError as error:
                 unanswered[job.id] = str(error)
-                in_a_row += 1
-                if in_a_row >= PATIENCE:
+                failures += 1
+                if failures >= MAX_CONSECUTIVE_FAILURES:
                     raise UserError(
-                        f"{endpoint.url} gave no answer for {in_a_row} faces in a row (last: "
-                        f"{error}): see to it, then the same command goes on; "
-                        f"{len(journal.records)} faces are done and kept"
+                        f"{endpoint.url} gave no answer for {failures} faces in a row (last: "
+                        f"{error}): check the server, then rerun the same command to resume; "
+                        f"{len(journal.records)} faces are finished and kept"
                     ) from None
-            done()
+            on_done()
 
-    async with (
-        httpx2.AsyncClient(
-            headers=endpoint.headers(),
-            timeout=endpoint.timeout_s,
-            limits=httpx2.Limits(max_connections=endpoint.concurrency),
-        ) as client,
-        asyncio.TaskGroup() as group,
-    ):
+    async with open_client(endpoint) as client, asyncio.TaskGroup() as group:
         for _ in range(endpoint.concurrency):
             group.create_task(worker(client))
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One choice of a reply, or a piece of a streamed one. `content` is the answer, `reasoning`
-    what a reasoning model sends in a field of its own, `refusal` why it does not answer, `reason`
-    why it ended (`finish_reason`), None while it has not, or if the server does not tell."""
+    """One choice of a reply, or a piece of a streamed one.
+
+    Attributes:
+        content: The answer.
+        reasoning: The reasoning of a model that sends it in a field of its own.
+        refusal: Why the model refuses to answer.
+        finish_reason: Why generation ended; None before the end, or if the server does not send it.
+    """
 
     content: str = ""
     reasoning: str = ""
     refusal: str = ""
-    reason: str | None = None
+    finish_reason: str | None = None
 
     def text(self, form: str) -> str:
-        """What the model wrote, as an answer in `form`: reasoning in its own field is the rationale
-        of the forms that have one between tags, and no part of the others."""
+        """The generated text as an answer in `form`.
+
+        Reasoning in a field of its own becomes the rationale of the forms that have one between
+        tags; for other forms it is dropped.
+        """
         if not self.content.strip() and self.refusal:
             return self.refusal.strip()
         if not self.reasoning.strip() or not answers.has_think(form) or "<think>" in self.content:
@@ -208,67 +237,84 @@ class Completion:
     def refused(self) -> bool:
         return bool(self.refusal) and not self.content.strip()
 
-    def complete(self, written: int | None, limit: int) -> bool:
-        """Whether it ended by itself. A server that gives no reason is judged by the number of
-        tokens `written`, of which `limit` were allowed."""
-        if self.reason is not None:
-            return self.reason in _ENDED
-        return written is None or written < limit
+    def complete(self, tokens: int | None, limit: int) -> bool:
+        """Whether generation ended by itself.
+
+        Args:
+            tokens: How many were generated; decides if the server sends no finish_reason.
+            limit: How many were allowed.
+        """
+        if self.finish_reason is not None:
+            return self.finish_reason in _FINISHED
+        return tokens is None or tokens < limit
 
 
-_ENDED = ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token")
+_FINISHED = ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token")
 
 
-async def ask(
+async def chat(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     messages: list[dict[str, Any]],
     request: Mapping[str, Any] | None = None,
 ) -> tuple[list[Completion], dict[str, int]]:
-    """(all choices, token counts) of one request. `request` has further fields, which those of the
-    endpoint override. Raises what `call` does."""
+    """Send one chat request.
+
+    Args:
+        client: From `open_client`.
+        endpoint: Where it is sent.
+        messages: With the images attached.
+        request: More fields, which those of the endpoint override.
+
+    Returns:
+        (all choices, token counts).
+
+    Raises:
+        NoAnswerError: As `send_request`.
+        UserError: As `send_request`.
+    """
     body = {"model": endpoint.model, "messages": messages} | dict(request or {}) | endpoint.request
-    return await call(client, endpoint, "chat/completions", body, _choices)
+    return await send_request(client, endpoint, "chat/completions", body, _choices)
 
 
 def _choices(reply: httpx2.Response) -> tuple[list[Completion], dict[str, int]]:
-    content = json_of(reply.content)
+    content = parse_json(reply.content)
     _check_error(content)
-    found = [_completion(choice, dict(choice["message"])) for choice in content["choices"]]
-    if not found:
+    choices = [_completion(choice, dict(choice["message"])) for choice in content["choices"]]
+    if not choices:
         raise TypeError("no text in it")
-    if all(one.reason == "content_filter" for one in found):
-        raise NoAnswerError("the endpoint's content filter held it back", passing=False)
-    return found, _counts(content.get("usage"))
+    if all(choice.finish_reason == "content_filter" for choice in choices):
+        raise NoAnswerError("the endpoint's content filter blocked it", retryable=False)
+    return choices, _token_counts(content.get("usage"))
 
 
 def _completion(choice: Mapping[str, Any], message: Mapping[str, Any] | None) -> Completion:
-    """A choice, or a piece of one, of whose fields servers leave out some or send null."""
+    """A choice, or a piece of one. Servers omit some fields or send null."""
     message = message or {}
-    reasoning = _words(message.get("reasoning_content")) or _words(message.get("reasoning"))
+    reasoning = _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning"))
     reason = choice.get("finish_reason")
     parts = message.get("content")
-    refusal = _words(message.get("refusal"))
+    refusal = _text_of(message.get("refusal"))
     if isinstance(parts, list):
-        refusal = refusal or "".join(_words(p.get("refusal")) for p in parts)
+        refusal = refusal or "".join(_text_of(p.get("refusal")) for p in parts)
     return Completion(
-        _words(parts), reasoning, refusal, reason if isinstance(reason, str) else None
+        _text_of(parts), reasoning, refusal, reason if isinstance(reason, str) else None
     )
 
 
-def _words(content: Any) -> str:
-    """Text, of a list of parts those of type text together. Raises TypeError for anything else."""
+def _text_of(content: Any) -> str:
+    """A text, or the texts of a list of parts joined. Raises TypeError for anything else."""
     if content is None:
         return ""
     if isinstance(content, list):
-        return "".join(_words(part.get("text")) for part in content)
+        return "".join(_text_of(part.get("text")) for part in content)
     if not isinstance(content, str):
         raise TypeError("no text in it")
     return without_surrogates(content)
 
 
-def _counts(usage: Any) -> dict[str, int]:
-    """The token counts that a server tells, of whatever `usage` it sends."""
+def _token_counts(usage: Any) -> dict[str, int]:
+    """The valid token counts in the `usage` of a reply."""
     if not isinstance(usage, Mapping):
         return {}
     return {
@@ -281,19 +327,24 @@ def _counts(usage: Any) -> dict[str, int]:
 
 
 def _check_error(content: Any) -> None:
-    """Raises NoAnswerError for an error that a server sends in place of choices, with HTTP 200."""
+    """Raises NoAnswerError for an error that a server sends with HTTP 200 instead of choices."""
     error = content.get("error") if isinstance(content, Mapping) else None
     if not error or content.get("choices"):
         return
     code = error.get("code") if isinstance(error, Mapping) else None
     message = error.get("message") if isinstance(error, Mapping) else error
-    passing = not (isinstance(code, int) and 400 <= code < 500 and code not in _PASSING)
-    raise NoAnswerError(f"an error instead of an answer: {_short(str(message))}", passing=passing)
+    rejected = isinstance(code, int) and 400 <= code < 500 and code not in _RETRYABLE
+    raise NoAnswerError(
+        f"an error instead of an answer: {_short(str(message))}", retryable=not rejected
+    )
 
 
-def json_of(body: bytes) -> Any:
-    """A reply's JSON. Raises ValueError for what is none, or is nested too deep; a number of
-    thousands of digits is infinite."""
+def parse_json(body: bytes) -> Any:
+    """Parse a reply. A number of thousands of digits becomes infinity.
+
+    Raises:
+        ValueError: The text is not valid JSON, or is nested too deep.
+    """
     try:
         return json.loads(
             body, parse_int=lambda digits: int(digits) if len(digits) < 20 else math.inf
@@ -302,14 +353,14 @@ def json_of(body: bytes) -> Any:
         raise ValueError("JSON nested too deep") from None
 
 
-async def streamed(
+async def stream_chat(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     messages: list[dict[str, Any]],
     request: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Completion]:
-    """The pieces of an answer as the endpoint sends them (server-sent events). Raises what `call`
-    does; nothing is tried twice."""
+    """Yields the pieces of a reply as the endpoint sends them (server-sent events). Arguments as in
+    `chat`, errors as in `send_request`; a failed request is not retried."""
     body = {"model": endpoint.model, "messages": messages} | dict(request or {}) | endpoint.request
     body["stream"] = True
     url = f"{endpoint.url.rstrip('/')}/chat/completions"
@@ -317,32 +368,34 @@ async def streamed(
     events = 0
     try:
         async with contextlib.AsyncExitStack() as stack:
-            begun = stack.enter_async_context(client.stream("POST", url, json=sent, headers=_PLAIN))
-            reply = await asyncio.wait_for(begun, endpoint.timeout_s)
+            opening = stack.enter_async_context(
+                client.stream("POST", url, json=sent, headers=_UNCOMPRESSED)
+            )
+            reply = await asyncio.wait_for(opening, endpoint.timeout_s)
             pieces = _body(reply, endpoint.timeout_s)
             if reply.status_code != 200:
-                whole = b"".join([piece async for piece in pieces])
-                _check_status(_read_reply(reply, whole), url, sent)
+                body_bytes = b"".join([piece async for piece in pieces])
+                _check_status(_read_reply(reply, body_bytes), url, sent)
             first = await anext(pieces, b"")
-            if first.lstrip()[:1] == b"{":  # it does not stream
-                whole = first + b"".join([piece async for piece in pieces])
-                yield _choices(_read_reply(reply, whole))[0][0]
+            if first.lstrip()[:1] == b"{":  # the server does not stream
+                body_bytes = first + b"".join([piece async for piece in pieces])
+                yield _choices(_read_reply(reply, body_bytes))[0][0]
                 return
             async for data in _events(first, pieces):
-                content = json_of(data)
+                content = parse_json(data)
                 _check_error(content)
-                if content["choices"]:  # none: token counts, or what a filter says of the prompt
+                if content["choices"]:  # empty: token counts, or a filter's result on the prompt
                     choice = content["choices"][0]
                     events += 1
                     yield _completion(choice, choice.get("delta"))
     except TimeoutError:
         raise _too_slow(endpoint.timeout_s) from None
     except httpx2.HTTPError as error:
-        raise NoAnswerError(f"{type(error).__name__} {error}".strip(), passing=True) from error
+        raise NoAnswerError(f"{type(error).__name__} {error}".strip(), retryable=True) from error
     except _UNREADABLE as error:
-        raise NoAnswerError(f"unreadable reply ({error})", passing=True) from error
+        raise NoAnswerError(f"unreadable reply ({error})", retryable=True) from error
     if not events:
-        raise NoAnswerError("the stream held no piece of an answer", passing=True)
+        raise NoAnswerError("the stream held no piece of an answer", retryable=True)
 
 
 async def _events(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -350,8 +403,8 @@ async def _events(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
     parts = [first]  # of lines that have not ended
     while True:
         if b"\n" in parts[-1]:
-            *lines, rest = b"".join(parts).split(b"\n")
-            parts = [rest]
+            *lines, incomplete = b"".join(parts).split(b"\n")
+            parts = [incomplete]
             for line in lines:
                 name, _, data = line.partition(b":")
                 if name == b"data" and data.strip() not in (b"", b"[DONE]"):
@@ -362,64 +415,77 @@ async def _events(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
             return
 
 
-# What reading a reply raises that is not what was promised.
+# What parsing raises for a reply that is not of the documented form.
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-_PLAIN = {"Accept-Encoding": "identity"}
+_UNCOMPRESSED = {"Accept-Encoding": "identity"}
 
 
 async def _body(reply: httpx2.Response, timeout_s: float) -> AsyncIterator[bytes]:
-    """The pieces of a reply's body, decompressed. Raises NoAnswerError as soon as there are more
-    than MOST_BYTES of them, or they take more than `timeout_s` together."""
+    """Yields the pieces of a reply's body, decompressed. Raises NoAnswerError as soon as they have
+    more than MAX_REPLY_BYTES, or take more than `timeout_s` together."""
     encoding = reply.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise NoAnswerError(f"the reply is compressed ({encoding}), unasked", passing=False)
+        raise NoAnswerError(
+            f"the reply is compressed ({encoding}), which was not requested", retryable=False
+        )
     inflate = None if encoding in ("", "identity") else zlib.decompressobj(47)
     deadline, size = time.monotonic() + timeout_s, 0
     pieces = reply.aiter_raw()
     while True:
         try:
-            left = max(0.0, deadline - time.monotonic())
-            piece = await asyncio.wait_for(anext(pieces), left)
+            remaining_s = max(0.0, deadline - time.monotonic())
+            piece = await asyncio.wait_for(anext(pieces), remaining_s)
         except StopAsyncIteration:
             return
         except TimeoutError:
             raise _too_slow(timeout_s) from None
         if inflate is not None:
             try:
-                piece = inflate.decompress(piece, MOST_BYTES + 1 - size)
+                piece = inflate.decompress(piece, MAX_REPLY_BYTES + 1 - size)
             except zlib.error as error:
-                raise NoAnswerError(f"unreadable reply ({error})", passing=True) from error
+                raise NoAnswerError(f"unreadable reply ({error})", retryable=True) from error
         size += len(piece)
-        if size > MOST_BYTES:
+        if size > MAX_REPLY_BYTES:
             raise NoAnswerError(
-                f"the reply is larger than {MOST_BYTES // 2**20} MiB", passing=False
+                f"the reply is larger than {MAX_REPLY_BYTES // 2**20} MiB", retryable=False
             )
         yield piece
 
 
 def _too_slow(timeout_s: float) -> NoAnswerError:
-    return NoAnswerError(f"the reply was not complete after {timeout_s:g} s", passing=True)
+    return NoAnswerError(f"the reply was not complete after {timeout_s:g} s", retryable=True)
 
 
 def _read_reply(reply: httpx2.Response, body: bytes) -> httpx2.Response:
     """The reply with its decompressed body."""
-    of_the_body = ("content-encoding", "content-length", "transfer-encoding")
-    headers = [(k, v) for k, v in reply.headers.items() if k.lower() not in of_the_body]
+    body_headers = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(k, v) for k, v in reply.headers.items() if k.lower() not in body_headers]
     return httpx2.Response(reply.status_code, headers=headers, content=body, request=reply.request)
 
 
-async def call(
+async def send_request(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     path: str,
     body: Mapping[str, Any] | None,
-    read: Callable[[httpx2.Response], T],
+    parse: Callable[[httpx2.Response], T],
 ) -> T:
-    """What `read` finds in the reply to a POST of `body` as JSON (None: to a GET), tried as often
-    as the endpoint says.
+    """Send a request, with the endpoint's number of attempts.
 
-    A ValueError, LookupError, TypeError or AttributeError of `read` is a reply that is not what was
-    promised. Raises NoAnswerError, and UserError for what no other face would change.
+    Args:
+        client: From `open_client`.
+        endpoint: Where it is sent.
+        path: After the endpoint's URL.
+        body: JSON of a POST; None sends a GET.
+        parse: Makes the result from the reply. Its ValueError, LookupError, TypeError or
+            AttributeError means that the reply is not of the documented form.
+
+    Returns:
+        The result of `parse`.
+
+    Raises:
+        NoAnswerError: This request got no usable reply.
+        UserError: No request would get one.
     """
 
     def pause(state: tenacity.RetryCallState) -> float:
@@ -429,25 +495,25 @@ async def call(
         start = endpoint.backoff_s
         return tenacity.wait_exponential_jitter(initial=start, max=60, jitter=start)(state)
 
-    def enough(state: tenacity.RetryCallState) -> bool:
+    def give_up(state: tenacity.RetryCallState) -> bool:
         waited = state.idle_for + state.upcoming_sleep
-        return state.attempt_number >= endpoint.attempts or waited > LONGEST_WAIT
+        return state.attempt_number >= endpoint.attempts or waited > MAX_RETRY_WAIT_S
 
     retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception(lambda e: getattr(e, "passing", False)),
-        stop=enough,
+        retry=tenacity.retry_if_exception(lambda e: getattr(e, "retryable", False)),
+        stop=give_up,
         wait=pause,
         reraise=True,
     )
-    return await retrying(_call_once, client, endpoint, path, body, read)
+    return await retrying(_send_once, client, endpoint, path, body, parse)
 
 
-async def _call_once(
+async def _send_once(
     client: httpx2.AsyncClient,
     endpoint: Endpoint,
     path: str,
     body: Mapping[str, Any] | None,
-    read: Callable[[httpx2.Response], T],
+    parse: Callable[[httpx2.Response], T],
 ) -> T:
     url = f"{endpoint.url.rstrip('/')}/{path}"
     sent = {name: value for name, value in (body or {}).items() if value is not None}
@@ -456,7 +522,7 @@ async def _call_once(
     try:
         async with (
             asyncio.timeout(endpoint.timeout_s),
-            client.stream(method, url, json=content, headers=_PLAIN) as streaming,
+            client.stream(method, url, json=content, headers=_UNCOMPRESSED) as streaming,
         ):
             pieces = _body(streaming, endpoint.timeout_s)
             reply = _read_reply(streaming, b"".join([piece async for piece in pieces]))
@@ -464,16 +530,17 @@ async def _call_once(
         raise _too_slow(endpoint.timeout_s) from None
     except httpx2.HTTPError as error:
         kind = type(error).__name__
-        raise NoAnswerError(f"{kind} {error}".strip(), passing=True) from error
+        raise NoAnswerError(f"{kind} {error}".strip(), retryable=True) from error
     _check_status(reply, url, sent)
     try:
-        return read(reply)
-    except _UNREADABLE as error:
-        # Cut off by a proxy, or not what was promised.
-        raise NoAnswerError(f"unreadable reply ({error}): {_said(reply)}", passing=True) from error
+        return parse(reply)
+    except _UNREADABLE as error:  # cut off by a proxy, or of another form
+        raise NoAnswerError(
+            f"unreadable reply ({error}): {_excerpt(reply)}", retryable=True
+        ) from error
 
 
-def _said(reply: httpx2.Response) -> str:
+def _excerpt(reply: httpx2.Response) -> str:
     return _short(reply.content[:1200].decode("utf-8", "replace"))
 
 
@@ -483,68 +550,82 @@ def _short(text: str) -> str:
 
 def _check_status(reply: httpx2.Response, url: str, sent: Mapping[str, Any]) -> None:
     """Raises NoAnswerError or UserError for anything but HTTP 200."""
-    status, said = reply.status_code, _said(reply)
-    if status in _PASSING or status >= 500:
-        raise NoAnswerError(f"HTTP {status} {said}", passing=True, wait_s=_retry_after(reply))
-    if status in (400, 422) and (name := _refused_field(reply, sent)):
+    status, excerpt = reply.status_code, _excerpt(reply)
+    if status in _RETRYABLE or status >= 500:
+        raise NoAnswerError(f"HTTP {status} {excerpt}", retryable=True, wait_s=_retry_after(reply))
+    if status in (400, 422) and (name := _rejected_field(reply, sent)):
         raise UserError(
-            f"{url} does not take the field {name!r} of the request (HTTP {status} {said}): remove "
-            f"it with --request {name}=null, and set what the server takes in its place with "
-            "NAME=VALUE beside it"
+            f"{url} does not accept the field {name!r} of the request (HTTP {status} {excerpt}): "
+            f"remove it with --request {name}=null, and if the server has another field for it, "
+            "add that as NAME=VALUE"
         )
-    if status in (400, 413, 422):  # this face may be the cause: too large, or filtered
-        raise NoAnswerError(f"HTTP {status} {said}", passing=False)
+    if status in (400, 413, 422):  # this image may be the cause: too large, or filtered
+        raise NoAnswerError(f"HTTP {status} {excerpt}", retryable=False)
     if status != 200:
-        raise UserError(f"{url} answers HTTP {status}: {said}; check URL, model and key")
+        raise UserError(f"{url} answers HTTP {status}: {excerpt}; check URL, model and key")
 
 
-_NOT_TAKEN = re.compile(
+_REJECTION = re.compile(
     r"unsupported|not\s+support|unrecogni[sz]ed|unknown|not\s+permitted|unexpected|extra|not\s+allowed"
     r"|invalid|deprecated|must\s+be|only\s+the\s+default",
     re.IGNORECASE,
 )
 
 
-def _refused_field(reply: httpx2.Response, sent: Mapping[str, Any]) -> str | None:
-    """The field of the request that a refusal names, other than the messages and the model."""
+def _rejected_field(reply: httpx2.Response, sent: Mapping[str, Any]) -> str | None:
+    """The field of the request that an error reply names, except messages and model."""
     fields = sent.keys() - {"messages", "model", "stream"}
     try:
-        error = json_of(reply.content)
+        error = parse_json(reply.content)
     except ValueError:
         error = None
     error = error.get("error", error) if isinstance(error, Mapping) else error
     if isinstance(error, Mapping) and isinstance(error.get("param"), str):
         name = re.split(r"[.\[]", error["param"])[0]
         return name if name in fields else None
-    said = _said(reply)
-    if not _NOT_TAKEN.search(said):
+    excerpt = _excerpt(reply)
+    if not _REJECTION.search(excerpt):
         return None
     return next(
-        (name for name in sorted(fields) if re.search(rf"\b{re.escape(name)}\b", said)), None
+        (name for name in sorted(fields) if re.search(rf"\b{re.escape(name)}\b", excerpt)), None
     )
 
 
-def with_images(messages: Sequence[Mapping[str, Any]], uris: Iterable[str]) -> list[dict[str, Any]]:
-    """Chat messages with the pictures of data URIs, in order, where they have blocks of type
-    "image". Raises UserError for more or fewer pictures than blocks."""
-    pictures = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
-    wanted = sum(part["type"] == "image" for one in messages for part in one["content"])
-    if len(pictures) != wanted:
+def attach_images(
+    messages: Sequence[Mapping[str, Any]], uris: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Replace the blocks of type "image" in chat messages by images.
+
+    Args:
+        messages: As a prompt makes them.
+        uris: Data URIs, in the order of the blocks.
+
+    Returns:
+        Messages of the OpenAI chat format.
+
+    Raises:
+        UserError: There are more or fewer images than blocks.
+    """
+    images = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
+    expected = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if len(images) != expected:
         raise UserError(
-            f"the prompt is about {wanted} picture(s), but {len(pictures)} are shown: give as many"
+            f"the prompt is about {expected} image(s), but {len(images)} were given: give as many"
         )
-    left = iter(pictures)
+    remaining = iter(images)
     return [
         {
-            **one,
-            "content": [next(left) if part["type"] == "image" else part for part in one["content"]],
+            **message,
+            "content": [
+                next(remaining) if part["type"] == "image" else part for part in message["content"]
+            ],
         }
-        for one in messages
+        for message in messages
     ]
 
 
 def _retry_after(reply: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait, which it gives as a number or a date (RFC 9110)."""
+    """The Retry-After header in seconds; it is a number or a date (RFC 9110)."""
     value = reply.headers.get("retry-after", "").strip()
     try:
         wait = float(value)
@@ -555,9 +636,9 @@ def _retry_after(reply: httpx2.Response) -> float | None:
             return None
     if math.isnan(wait):
         return None
-    if wait > LONGEST_WAIT:
+    if wait > MAX_RETRY_WAIT_S:
         raise UserError(
-            f"{reply.request.url.host} asks to wait {wait / 60:.0f} minutes: run the same command "
-            "again then, it goes on where it stopped"
+            f"{reply.request.url.host} asks to wait {wait / 60:.0f} minutes: rerun the same "
+            "command after that to resume"
         )
     return max(0.0, wait)

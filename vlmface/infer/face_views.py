@@ -1,5 +1,5 @@
-"""What a model is shown of a picture: the one place for the command, Python, servers, gateway and
-demo, so that the same file gives the same answer everywhere."""
+"""The model's input for a picture. The command line, the Python API, servers, the gateway and the
+demo all use it, so that the same file gives the same answer everywhere."""
 
 from __future__ import annotations
 
@@ -15,151 +15,188 @@ from vlmface.data import crops, detect
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
-    from vlmface.encode import Shown
     from vlmface.manifest import Manifest
+    from vlmface.utils.images import ImageOrImages
 
-FACES = ("none", "largest", "all")  # of a picture, that a model is asked about
-# A face in a photograph, for a model that was trained on portraits and takes pictures whole: a face
-# fills as much as in synth.
-PORTRAIT = crops.Crop(size=224, margin=0.12)
-# Share of a picture's longer side from which on the portrait of its face is the picture itself.
-WHOLE = 0.8
+FACES = ("none", "largest", "all")  # which faces of a picture a model is run on
+# The crop of a face in a photograph, for a model that was trained on whole portraits: the face
+# fills as much of it as in synth.
+PORTRAIT = crops.View(size=224, margin=0.12)
+# If the portrait is at least this share of the picture's longer side, the picture is not cropped.
+FULL_FRAME_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class FaceView:
-    """A face as a model is shown it.
+    """The model's input for one face.
 
     Attributes:
-        pictures: What the model is shown: a picture, or the list of its views and frames.
-        box: Of the face in the upright picture, [left, top, right, bottom] in pixels; None for the
-            picture as a whole, and for a clip, in whose frames the face moves.
-        face_found: Whether there is a face; None if none was looked for.
+        images: A picture, or the list of its views and frames.
+        box: The face in the upright picture, [left, top, right, bottom] in pixels; None for the
+            whole picture, and for a clip, in which the face moves.
+        face_found: Whether there is a face; None if detection was not run.
     """
 
-    pictures: Shown
+    images: ImageOrImages
     box: detect.Box | None
     face_found: bool | None
 
 
 @dataclass(frozen=True)
-class Viewpoint:
-    """What a run is shown of a picture, by its manifest: `views` (() for the picture whole),
-    `frames` of a clip, and which `faces` it is asked about unless somebody says otherwise."""
+class ViewSettings:
+    """How the inputs of a run are made from a picture.
+
+    Attributes:
+        views: The views of a picture, () for the whole picture.
+        frames: Frames of a clip.
+        faces: The default of `faces` in `Predictor.predict`.
+    """
 
     views: crops.Views = ()
     frames: int = 1
     faces: str = "none"
 
     @classmethod
-    def of(cls, manifest: Manifest | None) -> Viewpoint:
-        """Of a model without a manifest nothing is known: it takes pictures whole."""
+    def from_manifest(cls, manifest: Manifest | None) -> ViewSettings:
+        """The settings of a run; without a manifest, whole pictures."""
         if manifest is None:
             return cls()
-        return cls(crops.parse(manifest.crop), manifest.frames, manifest.faces)
+        return cls(crops.parse_views(manifest.crop), manifest.frames, manifest.faces)
 
 
 @dataclass(frozen=True)
-class FaceFinder:
-    """`boxes`: those of a picture's faces, the largest first; `mesh`: see `crops.MeshOf`."""
+class DetectorFunctions:
+    """`boxes` returns a picture's face boxes, the largest first; `mesh`: see `crops.MeshOf`."""
 
     boxes: Callable[[Image.Image], Sequence[detect.Box]]
-    mesh: crops.MeshOf
+    mesh: crops.MeshDetector
 
 
-def of_picture(
+def image_views(
     picture: Image.Image,
-    viewpoint: Viewpoint,
+    view_settings: ViewSettings,
     faces: str,
-    finder: FaceFinder,
+    finder: DetectorFunctions,
     box: Sequence[float] | None = None,
 ) -> list[FaceView]:
-    """The views of an upright RGB picture: of the face at `box`; or of no face ("none"), the
-    "largest" or "all", the largest first. A box that cannot be one, or a picture without a face,
-    gives one view of the picture as a whole, whose `face_found` is False."""
+    """The views of a picture.
+
+    Args:
+        picture: Upright RGB.
+        view_settings: Those of the run.
+        faces: "none", "largest" or "all"; has no effect with `box`.
+        finder: Detects faces.
+        box: The face to show, in pixels.
+
+    Returns:
+        A view of each face, the largest first. If `box` is not valid or no face is detected, one
+        view of the whole picture whose `face_found` is False.
+    """
     if box is not None:
-        usable = crops.usable(box, picture.size)
-        view = _face_view(picture, usable, viewpoint, finder, usable is not None)
-        named = tuple(map(float, box)) if all(map(math.isfinite, box)) else None
-        return [replace(view, box=named)]  # type: ignore[arg-type]
+        usable = crops.valid_box(box, picture.size)
+        view = _face_view(picture, usable, view_settings, finder, usable is not None)
+        given = tuple(map(float, box)) if all(map(math.isfinite, box)) else None
+        return [replace(view, box=given)]  # type: ignore[arg-type]
     if faces == "none":
-        return [_face_view(picture, None, viewpoint, finder, None)]
-    places = list(finder.boxes(picture))
-    if not places:
-        return [_face_view(picture, None, viewpoint, finder, False)]
-    chosen = places if faces == "all" else places[:1]
-    return [_face_view(picture, place, viewpoint, finder, True) for place in chosen]
+        return [_face_view(picture, None, view_settings, finder, None)]
+    boxes = list(finder.boxes(picture))
+    if not boxes:
+        return [_face_view(picture, None, view_settings, finder, False)]
+    selected = boxes if faces == "all" else boxes[:1]
+    return [_face_view(picture, face, view_settings, finder, True) for face in selected]
 
 
-def of_clip(
+def clip_view(
     frames: Sequence[Image.Image],
-    viewpoint: Viewpoint,
+    view_settings: ViewSettings,
     faces: str,
-    finder: FaceFinder,
+    finder: DetectorFunctions,
     boxes: Sequence[Sequence[float] | None] | None = None,
 ) -> FaceView:
-    """The view of a clip, of whose upright RGB frames as many are shown as the model takes.
-    `boxes`: where the face is in each frame, None in one without a face; without them the largest
-    face of each is looked for, unless `faces` is "none". A face that is in one frame is found.
-    Raises UserError for no frame, and for `faces` "all"."""
-    from vlmface.data.clips import middles
+    """The view of a clip, of which as many frames are used as the model takes.
+
+    Args:
+        frames: Upright RGB frames, in order.
+        view_settings: Those of the run.
+        faces: "none" or "largest"; has no effect with `boxes`.
+        finder: Detects the largest face of each frame.
+        boxes: The face in each frame, None in a frame without a face.
+
+    Returns:
+        The view. `face_found` is True if the face is in at least one frame.
+
+    Raises:
+        UserError: There are no frames, or `faces` is "all".
+    """
+    from vlmface.data.video import segment_midpoints
 
     if not frames:
         raise UserError("a clip without frames was given: a clip needs one frame at least")
     if faces == "all":
         raise UserError("faces is all, but a clip is about one face: use largest or none")
-    chosen = middles(len(frames), viewpoint.frames)
-    pictures = [frames[i] for i in chosen]
-    places: list[detect.Box | None] = [None] * len(pictures)
-    looked = boxes is not None or faces != "none"
+    indices = segment_midpoints(len(frames), view_settings.frames)
+    pictures = [frames[i] for i in indices]
+    face_boxes: list[detect.Box | None] = [None] * len(pictures)
+    detection_ran = boxes is not None or faces != "none"
     if boxes is not None:
-        places = [crops.usable(boxes[i], frames[i].size) for i in chosen]
-    elif looked:
-        places = [next(iter(finder.boxes(picture)), None) for picture in pictures]
-    views = viewpoint.views
+        face_boxes = [crops.valid_box(boxes[i], frames[i].size) for i in indices]
+    elif detection_ran:
+        face_boxes = [next(iter(finder.boxes(picture)), None) for picture in pictures]
+    views = view_settings.views
     if not views and not all(
-        place is None or _fills(place, picture.size)
-        for place, picture in zip(places, pictures, strict=True)
+        box is None or _fills_picture(box, picture.size)
+        for box, picture in zip(face_boxes, pictures, strict=True)
     ):
         views = (PORTRAIT,)
-    shown = crops.views_of_clip(pictures, places, views, finder.mesh)
-    found = any(place is not None for place in places) if looked else None
-    return FaceView(shown, None, found)
+    images = crops.clip_views(pictures, face_boxes, views, finder.mesh)
+    face_found = any(box is not None for box in face_boxes) if detection_ran else None
+    return FaceView(images, None, face_found)
 
 
 def _face_view(
     picture: Image.Image,
-    place: detect.Box | None,
-    viewpoint: Viewpoint,
-    finder: FaceFinder,
-    found: bool | None,
+    box: detect.Box | None,
+    view_settings: ViewSettings,
+    finder: DetectorFunctions,
+    face_found: bool | None,
 ) -> FaceView:
-    views = viewpoint.views
-    if not views and place is not None and not _fills(place, picture.size):
+    views = view_settings.views
+    if not views and box is not None and not _fills_picture(box, picture.size):
         views = (PORTRAIT,)
-    shown = crops.views_of(picture, place, views, viewpoint.frames, finder.mesh)
-    return FaceView(shown, place, found)
+    images = crops.image_views(picture, box, views, view_settings.frames, finder.mesh)
+    return FaceView(images, box, face_found)
 
 
-def _fills(box: detect.Box, size: tuple[int, int]) -> bool:
-    """Whether the portrait of this face would be about the whole picture. Such a picture is shown
-    as the training pictures were, without the detector's jitter or bars beside it."""
+def _fills_picture(box: detect.Box, size: tuple[int, int]) -> bool:
+    """Whether the portrait of this face would be nearly the whole picture. Such a picture is used
+    as the training pictures were, without the detector's jitter and without bars."""
     left, top, right, bottom = box
     side = max(right - left, bottom - top) * (1 + 2 * PORTRAIT.margin)
-    return side >= WHOLE * max(size)
+    return side >= FULL_FRAME_SHARE * max(size)
 
 
-# --- boxes as they are given ----------------------------------------------------------------------
+# --- boxes as callers pass them -------------------------------------------------------------------
 
 
-def boxes_of(boxes: Any, pictures: int, single: bool) -> list[tuple[float, ...] | None]:
-    """A box for each picture, or None, from lists, tuples, arrays or tensors. One picture by itself
-    may have its box alone, or in a list. Raises UserError for another number of boxes or numbers.
+def parse_boxes(boxes: Any, pictures: int, single: bool) -> list[tuple[float, ...] | None]:
+    """Convert boxes to tuples of four floats.
+
+    Args:
+        boxes: A list, tuple, array or tensor with a box or None for each picture; None for no
+            boxes.
+        pictures: Their number.
+        single: Whether one picture was passed by itself: its box needs no list around it.
+
+    Returns:
+        A box or None for each picture.
+
+    Raises:
+        UserError: There are more or fewer boxes than pictures, or a box is not four numbers.
     """
     if boxes is None:
         return [None] * pictures
-    if single and _box(boxes) is not None:
-        return [_box(boxes)]
+    if single and _four_floats(boxes) is not None:
+        return [_four_floats(boxes)]
     try:
         entries = list(boxes)
     except TypeError:
@@ -168,18 +205,18 @@ def boxes_of(boxes: Any, pictures: int, single: bool) -> list[tuple[float, ...] 
         raise UserError(
             f"there are {len(entries)} boxes for {pictures} picture(s): give one for each, or None"
         )
-    made = [None if entry is None else _box(entry) for entry in entries]
-    for number, (entry, numbers) in enumerate(zip(entries, made, strict=True), 1):
-        if entry is not None and numbers is None:
+    parsed = [None if entry is None else _four_floats(entry) for entry in entries]
+    for number, (entry, box) in enumerate(zip(entries, parsed, strict=True), 1):
+        if entry is not None and box is None:
             raise UserError(
                 f"box {number} is {_short(entry)}: give left, top, right, bottom in pixels of the "
                 "upright picture"
             )
-    return made
+    return parsed
 
 
-def _box(value: Any) -> tuple[float, ...] | None:
-    """Four numbers, None for anything else."""
+def _four_floats(value: Any) -> tuple[float, ...] | None:
+    """None if the value is not four numbers."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     try:
@@ -190,5 +227,5 @@ def _box(value: Any) -> tuple[float, ...] | None:
 
 
 def _short(value: Any) -> str:
-    """For a message of one line."""
+    """The value in a message of one line."""
     return " ".join(repr(value).split())[:60]

@@ -1,8 +1,8 @@
-"""One model, many images: greedy answers, and the likelihood of every label.
+"""A vision-language model in this process: greedy answers, and the likelihood of every label.
 
-A label is scored behind image, prompt and a rationale: the one that the model has just written
-(`predict`), none, or a given one (`score`). What stands before the labels is read once, so that a
-label costs a forward pass over its own few tokens.
+A label is scored after image, prompt and a rationale: the one that the model has just generated
+(`predict`), none, or a given one (`score`). The tokens before the label are processed once, so that
+each label costs a forward pass over its own few tokens.
 """
 
 from __future__ import annotations
@@ -21,26 +21,33 @@ from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import crops
 from vlmface.errors import UserError
+from vlmface.utils.images import sizes_of
 
 if TYPE_CHECKING:
     import torch
 
-    from vlmface.encode import Shown, Size
+    from vlmface.utils.images import ImageOrImages, Size
 
 BATCH_SIZE = 16
 NORMS = ("sum", "mean", "prior")  # how likelihoods become probabilities: LabelScores
 GREY = (128, 128, 128)
-CPU_ROWS = 8  # prompts read together: of more, what is computed leaves a CPU's caches
+CPU_ROWS = 8  # prompts in one pass on a CPU: the activations of more do not fit its caches
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """`text` as the model wrote it; `answer` as `vlmface.answers` reads it (label, aus, rationale,
-    status); `probabilities` {label: 0..1, summing to 1} or None; `latency_s`: seconds of the
-    image's batch divided by the images in it; `complete`: it ended by itself, not by the limit;
-    `face_found`: whether a face was found to be cut out, None if none was looked for. `affect`
-    {"valence", "arousal"}, -1..1, of a model that tells them. Where a face has several labels,
-    `probabilities` are those of each label by itself, and need not sum to 1."""
+    """The prediction of one task for one face.
+
+    Attributes:
+        text: What the model generated.
+        answer: The parsed text: label, aus, rationale, status (see `vlmface.answers`).
+        probabilities: {label: 0..1, summing to 1}, or None. Of a prompt for several labels, each
+            label's own probability; they need not sum to 1.
+        latency_s: Seconds of the image's batch, divided by its images.
+        complete: Whether generation ended by itself, and not at the token limit.
+        face_found: Whether a face was detected and cropped; None if detection was not run.
+        affect: {"valence", "arousal"}, -1..1, of a model that predicts them.
+    """
 
     text: str
     answer: Answer
@@ -53,11 +60,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How likely the model finds each label's text. `log_likelihood`: {label: nats}, summed over
-    the label's own `tokens` and those that end it; where an answer lists several labels, of the
-    label as the first of them, without an end, as others may follow. `latency_s`: seconds of the
-    image's batch divided by the images in it. `prior`: the likelihoods behind a grey picture, or
-    None if they were not computed."""
+    """How likely the model finds each label's text.
+
+    Attributes:
+        log_likelihood: {label: nats}, summed over the label's own tokens and those that end it. Of
+            a prompt for several labels: of the label as the first one, without an end, since others
+            may follow.
+        tokens: {label: number of tokens}.
+        latency_s: Seconds of the image's batch, divided by its images.
+        prior: The log-likelihoods after a grey picture, None if they were not computed.
+    """
 
     log_likelihood: dict[str, float]
     tokens: dict[str, int]
@@ -65,10 +77,19 @@ class LabelScores:
     prior: dict[str, float] | None = None
 
     def probabilities(self, norm: str = "sum") -> dict[str, float]:
-        """{label: 0..1, summing to 1}: the softmax of the log-likelihoods ("sum"), of those per
-        token ("mean", so that long labels are not at a disadvantage), or of what the picture adds
-        to them ("prior": the likelihood behind a grey picture subtracted, after Holtzman et al.
-        2021, arXiv:2104.08315)."""
+        """The softmax over the labels.
+
+        Args:
+            norm: "sum": of the log-likelihoods; "mean": of the log-likelihoods per token, so that
+                long labels are not at a disadvantage; "prior": of the log-likelihoods minus those
+                after a grey picture (Holtzman et al. 2021, arXiv:2104.08315).
+
+        Returns:
+            {label: 0..1, summing to 1}.
+
+        Raises:
+            UserError: `norm` is "prior" and the prior was not computed.
+        """
         import torch
 
         values = list(self.log_likelihood.values())
@@ -84,10 +105,66 @@ class LabelScores:
         return dict(zip(self.log_likelihood, shares, strict=True))
 
 
+DEFAULT_MAX_NEW_TOKENS = 256  # of a base model, which has no manifest
+
+
+@dataclass(frozen=True)
+class _CachedRows:
+    """What the slots of a key-value cache hold.
+
+    Attributes:
+        cache: The cache.
+        ids: Of each row: its prompt, then the generated tokens.
+        prompt_lengths: Tokens of each row's prompt.
+        first_slots: The slot of each row's first prompt token.
+        width: The first slot after the prompts.
+    """
+
+    cache: Any
+    ids: Sequence[list[int]]
+    prompt_lengths: Sequence[int]
+    first_slots: Sequence[int]
+    width: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a model is loaded from: the folders, the family, and the prompts."""
+
+    base: Path
+    processor_dir: Path
+    family: str
+    prompt: prompts.Prompt
+    prompts: list[prompts.Prompt]
+    manifest: manifest.Manifest | None = None
+
+
+def _run_source(run: str | Path, prompt: str | Path | prompts.Prompt | None) -> _Source:
+    run_manifest, run_prompts = manifest.load(run)
+    manifest.check_weights(run_manifest, run)
+    active_prompt = run_prompts[0]
+    if prompt is not None:
+        active_prompt = manifest.select_prompt(run_prompts, prompt, run)
+    run_dir = Path(run)
+    base = manifest.resolve_base(run_manifest, run_dir) if run_manifest.adapter else run_dir
+    return _Source(base, run_dir, run_manifest.family, active_prompt, run_prompts, run_manifest)
+
+
+def _base_source(model: str | Path, prompt: str | Path | prompts.Prompt | None) -> _Source:
+    if prompt is None:
+        raise UserError(
+            f"{model} is not a vlmface run (it has no {manifest.FILENAME}): choose a prompt with "
+            "--prompt, or give the folder of a run"
+        )
+    loaded = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)
+    base = manifest.resolve(str(model))
+    return _Source(base, base, families.family_of(base), loaded, [loaded])
+
+
 class LocalModel:
     """A model with its processor, prompt and family; `LocalModel.load` makes one."""
 
-    pads = True  # pictures of different sizes take different room in a batch
+    pads = True  # pictures of different sizes need different amounts of padding
 
     def __init__(
         self, model: Any, processor: Any, prompt: prompts.Prompt, family: str, max_new_tokens: int
@@ -107,8 +184,8 @@ class LocalModel:
     def messages(self) -> list[dict[str, Any]]:
         return self.prompt.messages()
 
-    def asking(self, prompt: Any) -> LocalModel:
-        """The same model, asked another prompt."""
+    def with_prompt(self, prompt: Any) -> LocalModel:
+        """The same model with another prompt."""
         other = copy.copy(self)
         other.prompt = prompt
         return other
@@ -124,146 +201,165 @@ class LocalModel:
         dtype: Any = None,
         merge: bool | None = None,
     ) -> LocalModel:
-        """Load a run folder, or a bare base model (id, folder or "vlmface-tiny").
+        """Load a run folder or a base model.
 
-        A run answers the prompts it was trained with, first of all the first, or the one that
-        `prompt` names; a base needs a `prompt`. `device` defaults to
-        the GPU if there is one, `dtype` to bfloat16 there and float32 on a CPU. `merge` folds an
-        adapter into the weights (faster, equal up to rounding); the default does so in float32.
-        Raises UserError if the run is not what its manifest says, or its base model is gone.
+        Args:
+            run_or_model: A run folder, or a base model (id, folder or "vlmface-tiny").
+            prompt: One of the run's prompts, by default its first; a base model needs one.
+            max_new_tokens: Overrides the limit in the manifest.
+            device: By default the GPU if there is one.
+            dtype: By default bfloat16 on a GPU and float32 on a CPU.
+            merge: Fold an adapter into the weights (faster, equal up to rounding); by default only
+                in float32.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            UserError: The run does not match its manifest, or its base model is missing.
         """
         import torch
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        found = None
-        if manifest.is_run(run_or_model):
-            found, asked = manifest.load(run_or_model)
-            manifest.check_weights(found, run_or_model)
-            own_prompt = asked[0] if prompt is None else manifest.among(asked, prompt, run_or_model)
-            run_dir = Path(run_or_model)
-            base = manifest.resolve_base(found, run_dir) if found.adapter else run_dir
-            family, processor_dir = found.family, run_dir
-            limit = max_new_tokens or found.generation["max_new_tokens"]
+        is_run = manifest.is_run(run_or_model)
+        source = _run_source(run_or_model, prompt) if is_run else _base_source(run_or_model, prompt)
+        run_manifest = source.manifest
+        if run_manifest:
+            family = families.of_run(source.family, source.base)
+            max_new_tokens = max_new_tokens or run_manifest.generation["max_new_tokens"]
         else:
-            if prompt is None:
-                raise UserError(
-                    f"{run_or_model} is no vlmface run (it has no {manifest.NAME}): say which "
-                    f"prompt to ask it, or give the folder of a run"
-                )
-            own_prompt = prompt if isinstance(prompt, prompts.Prompt) else prompts.load(prompt)
-            asked = [own_prompt]
-            base = processor_dir = manifest.resolve(str(run_or_model))
-            family = families.family_of(base)
-            limit = max_new_tokens or 256
-        adapter = families.of_run(family, base) if found else families.get(family)
-        model = families.load_model(adapter, base, dtype=dtype, device=device)
-        if found and found.adapter:
+            family = families.get(source.family)
+        model = families.load_model(family, source.base, dtype=dtype, device=device)
+        if run_manifest and run_manifest.adapter:
             model = attach(model, run_or_model)
             if merge if merge is not None else dtype == torch.float32:
                 model = model.merge_and_unload()
-        processor = families.load_processor(adapter, processor_dir)
-        self = cls(model, processor, own_prompt, family, limit)
-        self.prompts = asked
-        self.manifest = found
-        if found:
-            self.views, self.frames = crops.parse(found.crop), found.frames
-        return self
+        processor = families.load_processor(family, source.processor_dir)
+        limit = max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        loaded = cls(model, processor, source.prompt, source.family, limit)
+        loaded.prompts = source.prompts
+        loaded.manifest = run_manifest
+        if run_manifest:
+            loaded.views, loaded.frames = crops.parse_views(run_manifest.crop), run_manifest.frames
+        return loaded
 
     def predict(
         self,
-        images: Sequence[Shown],
+        images: Sequence[ImageOrImages],
         *,
         batch_size: int = BATCH_SIZE,
         probabilities: bool = True,
-        cut_out: bool = False,
+        preprocessed: bool = False,
         boxes: Sequence[Sequence[float] | None] | None = None,
     ) -> list[Prediction]:
-        """Answer `images` (RGB) in order. The same image gets the same answer in any batch.
+        """Generate an answer for each image, in order.
 
-        A model that was trained on faces cut out, or on several views, is shown each image in the
-        same way, unless `cut_out` says that it is already; what is a list of pictures is. `boxes`
-        say which face of each image is meant, as [x0, y0, x1, y1] in pixels; UserError if the model
-        was trained on whole pictures.
+        The same image gets the same answer in any batch.
+
+        Args:
+            images: RGB images; a list of images is always treated as preprocessed.
+            batch_size: Images of one batch.
+            probabilities: Also compute the label probabilities after the generated rationale.
+            preprocessed: The run's views were already applied.
+            boxes: The face in each image, as [x0, y0, x1, y1] in pixels.
+
+        Returns:
+            A prediction for each image.
+
+        Raises:
+            UserError: `boxes` were given to a model that was trained on full images.
         """
         if boxes and not self.views:
             raise UserError(
-                "this model was trained on whole pictures and knows no box: cut the face out "
+                "this model was trained on full images, so `boxes` cannot be used: crop the face "
                 "first, or use a model that was trained with `crop`"
             )
-        found: list[bool | None] = [None] * len(images)
-        if not cut_out:
-            images, found = crops.shown_of(images, boxes, self.views, self.frames)
+        faces_found: list[bool | None] = [None] * len(images)
+        if not preprocessed:
+            images, faces_found = crops.render_views(images, boxes, self.views, self.frames)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
-            began = time.perf_counter()
-            answers = self._batch(images[start : start + batch_size], probabilities)
-            latency = (time.perf_counter() - began) / len(answers)
+            start_time = time.perf_counter()
+            outputs = self._generate(images[start : start + batch_size], probabilities)
+            latency = (time.perf_counter() - start_time) / len(outputs)
             predictions += [
-                Prediction(text, answer, scores, latency, complete, there)
-                for (text, answer, scores, complete), there in zip(
-                    answers, found[start : start + len(answers)], strict=True
+                Prediction(text, answer, scores, latency, complete, face_found)
+                for (text, answer, scores, complete), face_found in zip(
+                    outputs, faces_found[start : start + len(outputs)], strict=True
                 )
             ]
         return predictions
 
-    def stream(self, image: Shown) -> Iterator[str | Prediction]:
-        """The answer to a picture or to several (RGB, cut out as the model was trained) as far as
-        it is written, again and again, and at the end all of it."""
+    def stream(self, image: ImageOrImages) -> Iterator[str | Prediction]:
+        """Yields the text generated so far, then the final Prediction.
+
+        Args:
+            image: RGB, one image or several, with the run's views already applied.
+        """
         from transformers import TextIteratorStreamer
 
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         streamer = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
-        done: Future[Any] = Future()
+        output: Future[Any] = Future()
 
-        def write() -> None:
+        def generate() -> None:
             try:
-                done.set_result(self._batch([image], True, streamer)[0])
+                output.set_result(self._generate([image], True, streamer)[0])
             except BaseException as error:
-                done.set_exception(error)
+                output.set_exception(error)
                 streamer.end()
 
-        threading.Thread(target=write, daemon=True).start()
+        threading.Thread(target=generate, daemon=True).start()
         text = ""
         for piece in streamer:
             text += piece
             yield text.strip()
-        text, answer, scores, complete = done.result()
-        yield Prediction(text, answer, scores, time.perf_counter() - began, complete)
+        text, answer, scores, complete = output.result()
+        yield Prediction(text, answer, scores, time.perf_counter() - start_time, complete)
 
     def score(
         self,
-        images: Sequence[Shown],
+        images: Sequence[ImageOrImages],
         rationales: Sequence[str] | None = None,
         *,
         batch_size: int = BATCH_SIZE,
         prior: bool = False,
-        cut_out: bool = False,
+        preprocessed: bool = False,
         boxes: Sequence[Sequence[float] | None] | None = None,
     ) -> list[LabelScores]:
-        """How likely each label is as the answer to each image (RGB), nothing being written: behind
-        the prompt alone, or behind a rationale for each. `prior` adds, without rationales, the
-        likelihoods behind grey pictures, computed once for a size. `images`, `cut_out` and `boxes`
-        as in `predict`.
+        """Score each label as the answer to each image, without generating text.
+
+        Args:
+            images: As in `predict`.
+            rationales: A rationale before the label for each image; by default none.
+            batch_size: Images of one batch.
+            prior: Also score the labels after a grey picture, once per image size. Not together
+                with `rationales`.
+            preprocessed: As in `predict`.
+            boxes: As in `predict`.
+
+        Returns:
+            The scores of each image.
         """
         if prior and rationales is not None:
             raise ValueError("the likelihoods behind a grey picture are those of the prompt alone")
         texts = [""] * len(images) if rationales is None else list(rationales)
-        if not cut_out:
-            images, _ = crops.shown_of(images, boxes, self.views, self.frames)
-        found: list[LabelScores] = []
+        if not preprocessed:
+            images, _ = crops.render_views(images, boxes, self.views, self.frames)
+        label_scores: list[LabelScores] = []
         if self.model.device.type == "cpu":
             batch_size = min(batch_size, CPU_ROWS)
         for start in range(0, len(images), batch_size):
             end = start + batch_size
-            found += self._score_behind(images[start:end], texts[start:end])
+            label_scores += self._score_batch(images[start:end], texts[start:end])
         if not prior:
-            return found
+            return label_scores
         return [
-            replace(scores, prior=self._prior(encode.sizes_of(image)))
-            for scores, image in zip(found, images, strict=True)
+            replace(scores, prior=self._prior(sizes_of(image)))
+            for scores, image in zip(label_scores, images, strict=True)
         ]
 
     def _prior(self, sizes: Sequence[Size]) -> dict[str, float]:
@@ -271,44 +367,52 @@ class LocalModel:
 
         key = (self.prompt.sha, tuple(sizes))
         if key not in self._priors:
-            (grey,) = self._score_behind([[Image.new("RGB", size, GREY) for size in sizes]], [""])
+            (grey,) = self._score_batch([[Image.new("RGB", size, GREY) for size in sizes]], [""])
             self._priors[key] = grey.log_likelihood
         return self._priors[key]
 
-    def _score_behind(
-        self, images: Sequence[Shown], rationales: Sequence[str]
+    def _score_batch(
+        self, images: Sequence[ImageOrImages], rationales: Sequence[str]
     ) -> list[LabelScores]:
         import torch
 
-        from vlmface.infer.cache import growing
+        from vlmface.infer.cache import growing_cache
 
-        began = time.perf_counter()
-        rows = self._rows(images)
+        start_time = time.perf_counter()
+        rows = self.prompt_rows(images)
         candidates = [
-            self.label_ids(text, encode.sizes_of(image))
+            self.label_ids(text, sizes_of(image))
             for text, image in zip(rationales, images, strict=True)
         ]
         # Padded on the right as in training: a plain forward counts positions from the first slot.
         batch = encode.Collator(self.processor, self.family)(rows)
         batch = encode.to_model(batch, self.model)
         with torch.inference_mode():
-            cache = growing(self.model.config)
+            cache = growing_cache(self.model.config)
             self.model(**batch, cache=cache, use_cache=True, logits_to_keep=1)
-            known = [row["input_ids"] for row in rows]
-            lengths, width = [len(ids) for ids in known], batch["input_ids"].shape[1]
-            first = [0] * len(rows)
-            table, counts = self._label_log_probs(candidates, known, cache, lengths, first, width)
+            prompt_ids = [row["input_ids"] for row in rows]
+            cached = _CachedRows(
+                cache=cache,
+                ids=prompt_ids,
+                prompt_lengths=[len(ids) for ids in prompt_ids],
+                first_slots=[0] * len(rows),
+                width=batch["input_ids"].shape[1],
+            )
+            table, counts = self._label_log_probs(candidates, cached)
         labels = self.prompt.space.labels
-        likely = [dict(zip(labels, row, strict=True)) for row in table.tolist()]
-        latency = (time.perf_counter() - began) / len(rows)
+        latency = (time.perf_counter() - start_time) / len(rows)
         return [
-            LabelScores(one, dict(zip(labels, count, strict=True)), latency)
-            for one, count in zip(likely, counts, strict=True)
+            LabelScores(
+                dict(zip(labels, log_likelihoods, strict=True)),
+                dict(zip(labels, row_counts, strict=True)),
+                latency,
+            )
+            for log_likelihoods, row_counts in zip(table.tolist(), counts, strict=True)
         ]
 
     def sample(
         self,
-        images: Sequence[Shown],
+        images: Sequence[ImageOrImages],
         count: int,
         *,
         temperature: float = 1.0,
@@ -317,62 +421,90 @@ class LocalModel:
         boxes: Sequence[Sequence[float] | None] | None = None,
         messages: Sequence[list[dict[str, Any]]] | None = None,
     ) -> list[list[str]]:
-        """`count` answers to each image (RGB), drawn at random: equal seeds and images give equal
-        answers. `messages` ask about each image what is not the prompt's own; `boxes` as in
-        `predict`, without meaning for a model that was trained on whole pictures."""
+        """Sample `count` answers to each image. Equal seeds and images give equal answers.
+
+        Args:
+            images: RGB images.
+            count: Answers per image.
+            temperature: Of the softmax.
+            top_p: Nucleus sampling.
+            seed: Of the random generator.
+            boxes: As in `predict`; no effect for a model that was trained on full images.
+            messages: Chat messages for each image, instead of the prompt's.
+
+        Returns:
+            A list of `count` texts for each image.
+        """
         import torch
 
-        from vlmface.train import rollout
+        from vlmface.infer import sampling
 
-        images, _ = crops.shown_of(images, boxes, self.views, self.frames)
-        rows = self._rows(images, messages)
+        images, _ = crops.render_views(images, boxes, self.views, self.frames)
+        rows = self.prompt_rows(images, messages)
         batch = encode.to_model(encode.Collator(self.processor, self.family)(rows), self.model)
         stops = self.family.stop_token_ids(self.processor)
         image_token = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
-        drawn = rollout.sample(
-            self.model, self.family, batch, group=count, max_new_tokens=self.max_new_tokens,
-            stops=stops, generator=torch.Generator(self.model.device).manual_seed(seed),
-            temperature=temperature, top_p=top_p, never=[image_token],
-        )  # fmt: skip
+        rollout = sampling.sample(
+            self.model,
+            self.family,
+            batch,
+            group=count,
+            max_new_tokens=self.max_new_tokens,
+            stops=stops,
+            generator=torch.Generator(self.model.device).manual_seed(seed),
+            temperature=temperature,
+            top_p=top_p,
+            never=[image_token],
+        )
         texts = [
             self.processor.tokenizer.decode(
                 _until_stop(ids, stops)[0], skip_special_tokens=True
             ).strip()
-            for ids in drawn.ids
+            for ids in rollout.ids
         ]
         return [texts[start : start + count] for start in range(0, len(texts), count)]
 
-    def _rows(
-        self, images: Sequence[Shown], messages: Sequence[list[dict[str, Any]]] | None = None
+    def prompt_rows(
+        self,
+        images: Sequence[ImageOrImages],
+        messages: Sequence[list[dict[str, Any]]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Rows for the collator: each image, or list of them, with its question, by default the
-        prompt's."""
-        asked = messages or [self.messages] * len(images)
+        """Rows for the collator: each image, or list of images, with its messages.
+
+        Args:
+            images: With the run's views already applied.
+            messages: For each image; by default the prompt's.
+
+        Returns:
+            Encoded rows without a completion.
+        """
+        row_messages = messages or [self.messages] * len(images)
         return [
             {
                 **encode.encode_text(
-                    self.processor, self.family, one, None, image_size=encode.sizes_of(image)
+                    self.processor, self.family, conversation, None, image_size=sizes_of(image)
                 ),
                 "image": image,
             }
-            for image, one in zip(images, asked, strict=True)
-        ]  # fmt: skip
+            for image, conversation in zip(images, row_messages, strict=True)
+        ]
 
-    def _batch(
-        self, images: Sequence[Shown], probabilities: bool, streamer: Any = None
+    def _generate(
+        self, images: Sequence[ImageOrImages], probabilities: bool, streamer: Any = None
     ) -> list[tuple[str, Answer, dict[str, float] | None, bool]]:
+        """(text, answer, label probabilities, whether it is complete) of each image."""
         import torch
 
-        from vlmface.infer.cache import growing
+        from vlmface.infer.cache import growing_cache
 
-        rows = self._rows(images)
+        rows = self.prompt_rows(images)
         batch = encode.Collator(self.processor, self.family, padding="left")(rows)
         batch = encode.to_model(batch, self.model)
         stops = self.family.stop_token_ids(self.processor)
         with torch.inference_mode():
             output = self.model.generate(
                 **batch,
-                cache=growing(self.model.config),
+                cache=growing_cache(self.model.config),
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
                 eos_token_id=stops,
@@ -381,28 +513,44 @@ class LocalModel:
                 streamer=streamer,
             )
             prompt_length = batch["input_ids"].shape[1]
-            written = [
+            generated = [
                 _until_stop(ids, stops) for ids in output.sequences[:, prompt_length:].tolist()
             ]
             texts = [
                 self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                for ids, _ in written
+                for ids, _ in generated
             ]
             answers = [self.prompt.parse(text) for text in texts]
             scores: list[dict[str, float] | None] = [None] * len(rows)
-            # Of several labels these would say which is written first, and not which apply.
+            # Of several labels these would be the probabilities of coming first, not of applying.
             if probabilities and not self.prompt.several:
-                known = [
-                    [*row["input_ids"], *ids] for row, (ids, _) in zip(rows, written, strict=True)
-                ]
-                scores = self._after(answers, rows, known, output.cache, prompt_length)
-        complete = [done for _, done in written]
+                lengths = [len(row["input_ids"]) for row in rows]
+                cached = _CachedRows(
+                    cache=output.cache,
+                    ids=[
+                        [*row["input_ids"], *ids]
+                        for row, (ids, _) in zip(rows, generated, strict=True)
+                    ],
+                    prompt_lengths=lengths,
+                    first_slots=[prompt_length - length for length in lengths],  # padded left
+                    width=prompt_length,
+                )
+                scores = self._label_probabilities(answers, rows, cached)
+        complete = [ended for _, ended in generated]
         return list(zip(texts, answers, scores, complete, strict=True))
 
     def label_ids(self, rationale: str, image_size: Size | Sequence[Size]) -> list[list[int]]:
-        """For each label the ids of the whole conversation: prompt, rationale, label, suffix; up to
-        the label where others may follow. `image_size` as in `encode.encode_text`."""
-        found = [
+        """The token ids of the whole conversation with each label.
+
+        Args:
+            rationale: The text before the label.
+            image_size: As in `encode.encode_text`.
+
+        Returns:
+            For each label: prompt, rationale, label, suffix; of a prompt for several labels, up to
+            the label, since others may follow.
+        """
+        conversations = [
             encode.encode_text(
                 self.processor,
                 self.family,
@@ -413,79 +561,69 @@ class LocalModel:
             for label in self.prompt.space.labels
         ]
         if self.prompt.several:
-            start = len(_shared(found))
-            end = len(_shared([ids[start + 1 :][::-1] for ids in found]))
-            found = [ids[: len(ids) - end] for ids in found]
-        return found
+            start = len(_common_prefix(conversations))
+            end = len(_common_prefix([ids[start + 1 :][::-1] for ids in conversations]))
+            conversations = [ids[: len(ids) - end] for ids in conversations]
+        return conversations
 
-    def _after(
-        self,
-        answers: Sequence[Answer],
-        rows: Sequence[dict[str, Any]],
-        known: Sequence[list[int]],
-        cache: Any,
-        prompt_length: int,
+    def _label_probabilities(
+        self, answers: Sequence[Answer], rows: Sequence[dict[str, Any]], cached: _CachedRows
     ) -> list[dict[str, float] | None]:
-        """Probabilities of the labels behind the rationales that `cache` was left with by writing
-        them: softmax over the log-likelihoods, each including the suffix that ends the label (so
-        that a label which is another's beginning gets no credit for it)."""
+        """Probabilities of the labels after the generated rationales, which are in the cache: the
+        softmax over the log-likelihoods, each including the suffix that ends the label, so that a
+        label that is the beginning of another gets no credit for it."""
         candidates = [
-            self.label_ids(answer.rationale, encode.sizes_of(row["image"]))
+            self.label_ids(answer.rationale, sizes_of(row["image"]))
             for answer, row in zip(answers, rows, strict=True)
         ]
-        lengths = [len(row["input_ids"]) for row in rows]
-        first = [prompt_length - length for length in lengths]  # they are padded on the left
-        table, _ = self._label_log_probs(candidates, known, cache, lengths, first, prompt_length)
+        table, _ = self._label_log_probs(candidates, cached)
         labels = self.prompt.space.labels
         return [dict(zip(labels, row, strict=True)) for row in table.softmax(1).tolist()]
 
     def _label_log_probs(
-        self,
-        candidates: Sequence[list[list[int]]],
-        known: Sequence[list[int]],
-        cache: Any,
-        lengths: Sequence[int],
-        first: Sequence[int],
-        width: int,
+        self, candidates: Sequence[list[list[int]]], cached: _CachedRows
     ) -> tuple[torch.Tensor, list[list[int]]]:
-        """(log-likelihoods (rows, labels) of what is the label's own in its conversation, and the
-        number of those tokens).
+        """Log-likelihoods (rows, labels) of each label's own tokens, and the number of tokens.
 
-        `candidates[i]` are the ids of row i's conversation with each label, `known[i]` those that
-        its part of the cache stands for: its prompt's `lengths[i]` from slot `first[i]` on, the
-        others from slot `width` on. What is equal is reused. What else all labels of a row have in
-        common is fed once, then what is each label's own.
+        `candidates[i]` are the ids of row i's conversation with each label. Cached tokens that are
+        equal are reused. What else the labels of a row have in common is processed once, then each
+        label's own tokens.
         """
         import torch
 
-        device = self.model.device
+        device, cache = self.model.device, cached.cache
         filled = cache.get_seq_length()
-        common = [len(_shared(ids)) for ids in candidates]
-        # The last token that could be reused is fed again: its output predicts what follows.
-        reused = [
-            min(_common(known[i][: lengths[i] + filled - width], ids) for ids in candidates[i]) - 1
-            for i in range(len(candidates))
-        ]
+        common = [len(_common_prefix(ids)) for ids in candidates]
+        # The last reusable token is processed again: its output predicts what follows.
+        reused = []
+        for row_candidates, row_ids, prompt_length in zip(
+            candidates, cached.ids, cached.prompt_lengths, strict=True
+        ):
+            cached_ids = row_ids[: prompt_length + filled - cached.width]
+            reused.append(min(_common_length(cached_ids, other) for other in row_candidates) - 1)
         slots = torch.arange(filled, device=device)
-        count, length, begin, start = (
+        count, length, first, start = (
             torch.tensor(values, device=device)[:, None]
-            for values in (reused, lengths, first, common)
+            for values in (reused, cached.prompt_lengths, cached.first_slots, common)
         )
-        seen = (slots >= begin) & (slots < begin + torch.minimum(count, length))
-        seen = (seen | ((slots >= width) & (slots < width + count - length))).long()
+        visible = (slots >= first) & (slots < first + torch.minimum(count, length))
+        width = cached.width
+        visible = (visible | ((slots >= width) & (slots < width + count - length))).long()
         shared = [ids[0][a:b] for ids, a, b in zip(candidates, reused, common, strict=True)]
-        mask, logits = self._feed(cache, seen, shared, count)
-        seen = torch.cat([seen, mask], 1)
+        mask, logits = self._feed(cache, visible, shared, count)
+        visible = torch.cat([visible, mask], 1)
         last = logits[torch.arange(len(shared), device=device), mask.sum(1) - 1]
-        begins = last.float().log_softmax(-1)
+        first_log_probs = last.float().log_softmax(-1)
 
         scores = []
         for j in range(len(self.prompt.space.labels)):
-            own = [ids[j][a:] for ids, a in zip(candidates, common, strict=True)]
-            ids = self._padded(own)
-            score = begins.gather(-1, ids[:, :1])[:, 0]
+            label_tokens = [ids[j][a:] for ids, a in zip(candidates, common, strict=True)]
+            ids = self._padded(label_tokens)
+            score = first_log_probs.gather(-1, ids[:, :1])[:, 0]
             if ids.shape[1] > 1:
-                mask, logits = self._feed(cache, seen, [one[:-1] for one in own], start)
+                mask, logits = self._feed(
+                    cache, visible, [tokens[:-1] for tokens in label_tokens], start
+                )
                 cache.crop(-mask.shape[1])
                 log_p = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
                 score = score + (log_p * mask).sum(1)
@@ -494,10 +632,11 @@ class LocalModel:
         return torch.stack(scores, 1), counts
 
     def _feed(
-        self, cache: Any, seen: torch.Tensor, rows: Sequence[list[int]], start: torch.Tensor
+        self, cache: Any, visible: torch.Tensor, rows: Sequence[list[int]], start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the model over the ids `rows`, which see the cache's slots that `seen` (rows, slots)
-        flags, from position `start` (rows, 1) on: (mask of what is no padding, logits)."""
+        """Run the model over the ids `rows` from position `start` (rows, 1) on. They attend to the
+        cache slots that `visible` (rows, slots) flags. Returns (mask of the tokens that are not
+        padding, logits)."""
         import torch
 
         ids = self._padded(rows)
@@ -506,15 +645,15 @@ class LocalModel:
         mask = (steps < lengths).long()
         logits = self.model(
             input_ids=ids,
-            attention_mask=torch.cat([seen, mask], 1),
+            attention_mask=torch.cat([visible, mask], 1),
             cache=cache,
             use_cache=True,
-            **self.family.later_inputs(self.model, start + steps),
+            **self.family.decode_step_inputs(self.model, start + steps),
         ).logits
         return mask, logits
 
     def _padded(self, rows: Sequence[list[int]]) -> torch.Tensor:
-        """(rows, longest), filled up on the right."""
+        """(rows, longest), padded on the right."""
         import torch
 
         pad, longest = self.processor.tokenizer.pad_token_id, max(map(len, rows))
@@ -531,13 +670,12 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> tuple[list[int], bool]:
     return ids, False
 
 
-def _shared(rows: Sequence[list[int]]) -> list[int]:
-    """The beginning that all rows have in common."""
-    return rows[0][: min(_common(rows[0], row) for row in rows)]
+def _common_prefix(rows: Sequence[list[int]]) -> list[int]:
+    return rows[0][: min(_common_length(rows[0], row) for row in rows)]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

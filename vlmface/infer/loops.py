@@ -1,4 +1,4 @@
-"""Coroutines for callers that are none, wherever they stand."""
+"""Run coroutines from synchronous code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, which also works where an event loop is running already, as in a notebook:
-    there in a thread of its own, for which the caller waits."""
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, also inside a running event loop such as a notebook's: the coroutine then runs
+    in a thread, and the caller blocks until it is done."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,1 +1,1 @@
-"""Rationales: texts that lead from the muscles of a face to its emotion."""
+"""Rationales: texts that explain an emotion from the action units of a face."""

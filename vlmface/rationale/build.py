@@ -1,10 +1,10 @@
-"""`vlmface rationale build`: a data set -> the same faces with checked rationales.
+"""`vlmface rationale build`: a labelled data set -> the same faces with verified rationales.
 
     rows -> truth (AUs, label) -> text (rules, a teacher, or a trained model) -> verdict
          -> data set, card, page
 
-All of it happens in OUTPUT.building, which becomes OUTPUT by one rename at the very end. Estimated
-AUs and the teacher's answers are journaled there: after a kill the same command goes on.
+Everything is written into OUTPUT.building, which is renamed to OUTPUT at the end. Estimated AUs and
+the answers of models are journaled there: rerun the same command to resume an interrupted build.
 """
 
 from __future__ import annotations
@@ -13,37 +13,28 @@ import dataclasses
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from vlmface import config, data, facs, lock, manifest, run_dir, taxonomy
-from vlmface.data import options
-from vlmface.encode import open_row_image
+from vlmface import data, facs, label_spaces, manifest, run_dir
+from vlmface.data.row_images import open_row_image
 from vlmface.errors import UserError
-from vlmface.files import atomic_write
-from vlmface.journal import Journal
-from vlmface.ranges import (
-    Checked,
-    Count,
-    Natural,
-    NotNegative,
-    Positive,
-    PositiveShare,
-    Range,
-    Seed,
-    Share,
-    Unused,
+from vlmface.rationale import ground_truth, page, rules, self_training, teacher_prompts, verify
+from vlmface.rationale.ground_truth import GroundTruth
+from vlmface.rationale.summary import build_summary
+from vlmface.rationale.types import (
+    TEACHER_REQUEST,
+    BuildContext,
+    BuildSettings,
+    ImageLoader,
+    WrittenRationale,
 )
-from vlmface.rationale import page, rules, selftaught, teacher_prompts, verify
-from vlmface.rationale import truth as truths
-from vlmface.rationale.summary import summarise
-from vlmface.rationale.teacher_prompts import TeacherPrompt
-from vlmface.rationale.truth import Truth
-from vlmface.rationale.verify import Fault, Limits, Verdict
+from vlmface.rationale.verify import Fault, Verdict
 from vlmface.schema import FaceSample, features
+from vlmface.utils import config, lock
+from vlmface.utils.files import atomic_write
+from vlmface.utils.jsonl_journal import Journal
 
 if TYPE_CHECKING:
     import datasets
@@ -52,165 +43,83 @@ if TYPE_CHECKING:
     from vlmface.infer.endpoint import Endpoint
     from vlmface.rationale.teacher import Job, Teacher
 
-REQUEST = {"temperature": 0.7, "max_tokens": 600}  # of a teacher, unless the user says otherwise
-# Settings that may change between two sittings of one build.
-_FREE = (
-    "output", "root", "overwrite", "api_key_env", "concurrency", "timeout", "attempts", "price_in",
-    "price_out", "faces",
-)  # fmt: skip
+# Settings that may change when a build is resumed.
+_RESUMABLE_CHANGES = (
+    "output",
+    "root",
+    "overwrite",
+    "api_key_env",
+    "concurrency",
+    "timeout",
+    "attempts",
+    "price_in",
+    "price_out",
+    "faces",
+)
 
 
-Words = Annotated[int, Range(min=16)]
-Times = Annotated[float, Range(min=1)]  # as many texts as of the rarest emotion
+def build(settings: BuildSettings) -> dict[str, Any]:
+    """Build, or resume, the folder `settings.output`.
 
+    Args:
+        settings: Of the build.
 
-@dataclass(frozen=True)
-class Settings(Checked):
-    """The options of `vlmface rationale build`; `vlmface.rationale.options` explains them."""
+    Returns:
+        Its summary.
 
-    data: str
-    output: str
-    root: str | None = None
-    split: str = "train"
-    n: Count | None = None
-    option: dict[str, Any] = field(default_factory=dict)
-    label_space: str = "emotion8"
-    aus: str | None = None
-    au_threshold: Annotated[float, Range(above=0, max=5)] = 1.0
-    writer: Literal["rules", "teacher", "model"] = "rules"
-    style: str = "varied"
-    seed: Seed = 0
-    endpoint: str | None = None
-    model: str | None = None
-    saw_label: bool | None = None
-    prompt: str | None = None
-    api_key_env: str | None = None
-    concurrency: Count = 8
-    timeout: Positive = 120.0
-    attempts: Count = 6
-    repairs: Natural = 1
-    request: dict[str, Any] = field(default_factory=dict)
-    image_side: Annotated[int, Range(min=16)] = 768
-    price_in: NotNegative | None = None
-    price_out: NotNegative | None = None
-    samples: Count = 8
-    temperature: Positive = 1.0
-    top_p: PositiveShare = 1.0
-    labels: Literal["annotated", "vote"] = "annotated"
-    min_agreement: Share = 0.5
-    balance: Times | None = None
-    batch_size: Count = 16
-    min_precision: PositiveShare = 1.0
-    min_recall: PositiveShare = 1.0
-    max_words: Words = 150
-    duplicates: Literal["report", "reject"] = "report"
-    similarity: PositiveShare = 0.85
-    faces: Natural = 12
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Refuse what cannot be built, as far as it is known before any work. Raises UserError."""
-        taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
-        options.check(self.data, self.option, taken=taken, where="option")
-        if self.style not in rules.STYLES:
-            raise UserError(
-                f"there is no style {self.style!r}: use one of {', '.join(rules.STYLES)}"
-            )
-
-    def unused(self) -> Iterator[Unused]:
-        why = f"writer is {self.writer}"
-        asks = ("endpoint", "model", "saw_label", "prompt")
-        remote = ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
-                  "price_in", "price_out")  # fmt: skip
-        several = ("samples", "temperature", "top_p", "labels", "min_agreement")
-        names = {
-            "rules": (*asks, *remote, *several, "repairs", "batch_size"),
-            "teacher": (*several, "style", "batch_size"),
-            "model": ("style", "repairs", "aus"),
-        }
-        for name in names[self.writer]:
-            yield Unused(name, why, ("writer",))
-        if self.writer == "model":
-            yield from unused_by_model(self.endpoint)
-        if self.aus is None:
-            yield Unused("au_threshold", "aus names no estimator", ("aus",))
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.min_precision, self.min_recall, self.max_words)
-
-
-@dataclass
-class Written:
-    """One face with its text: `index` is its row, `record` the teacher's (empty for rules)."""
-
-    index: int
-    id: str
-    truth: Truth
-    text: str
-    verdict: Verdict
-    record: Mapping[str, Any] = field(default_factory=dict)
-
-
-Pictures = Callable[[int], "Image.Image | None"]  # row number -> picture, None if there is none
-
-
-def build(settings: Settings) -> dict[str, Any]:
-    """Build, or go on with, the folder `settings.output`; returns its summary.
-
-    Raises UserError for settings that cannot work, for a folder that holds something else, for an
-    endpoint that does not answer, and if no rationale passes.
+    Raises:
+        UserError: The settings are not valid, the folder holds other files, the endpoint does not
+            answer, or no rationale passes.
     """
     space = _check(settings)
     with lock.hold(settings.output):
         return _build(settings, space)
 
 
-def _build(settings: Settings, space: taxonomy.LabelSpace) -> dict[str, Any]:
-    """`build` in a folder that no other process builds in."""
+def _build(settings: BuildSettings, space: label_spaces.LabelSpace) -> dict[str, Any]:
+    """`build` in a locked folder."""
     output = Path(settings.output)
     work = output.with_name(f"{output.name}.building")
     if _is_complete(settings, output):
-        shutil.rmtree(work, ignore_errors=True)  # left if a kill struck between the last two steps
-        print(f"{output} is complete: look at its rationale.html, or start with --overwrite")
+        shutil.rmtree(work, ignore_errors=True)  # exists if the last build was killed at its end
+        print(f"{output} is complete: see its rationale.html, or start again with --overwrite")
         return json.loads((output / "summary.json").read_text(encoding="utf-8"))
     teacher = _teacher(settings) if settings.writer == "teacher" else None
-    model = _model(settings, space) if settings.writer == "model" else None
+    sampler = _sampler(settings, space) if settings.writer == "model" else None
     rows = data.load(settings.data, settings.root, settings.split, n=settings.n, **settings.option)
     if settings.overwrite:
-        run_dir.discard(work)
+        run_dir.delete_run(work)
     if any(path.stat().st_size for path in work.glob("*.jsonl")):
-        run_dir.mark_trained(work)  # answers that were paid for are not discarded
-    answered_by = manifest.made(str(settings.model)) if model is not None else None
-    identity = {"data": data.fingerprint(rows), "model_trained": answered_by}
-    run_dir.start_in(work, settings, identity, _FREE)
+        run_dir.mark_trained(work)  # answers that were paid for are not deleted
+    trained_at = manifest.trained_at(str(settings.model)) if sampler is not None else None
+    identity = {"data": data.fingerprint(rows), "model_trained": trained_at}
+    run_dir.start_in_folder(work, settings, identity, _RESUMABLE_CHANGES)
 
-    pictures = _pictures(rows)
-    left_out: Counter[str] = Counter()
-    if model is not None:
-        written = selftaught.write(settings, rows, pictures, space, work, left_out, model)
+    context = BuildContext(settings, space, rows, _image_loader(rows), work)
+    if sampler is not None:
+        rationales = self_training.write_rationales(context, sampler)
     else:
-        faces = _faces(rows, pictures, settings, space, work, left_out)
+        faces = _faces(context)
         if teacher is None:
-            written = _by_rules(faces, settings, space)
+            rationales = _by_rules(context, faces)
         else:
-            written = _by_teacher(faces, pictures, settings, space, work, left_out, teacher)
-    twins = _mark_duplicates(written, settings)
-    selftaught.balance(written, settings.balance, settings.seed)
-    summary = summarise(settings, space, rows, left_out, written, twins, teacher, model)
+            rationales = _by_teacher(context, faces, teacher)
+    near_duplicates = _mark_duplicates(rationales, settings)
+    self_training.balance(rationales, settings.balance, settings.seed)
+    summary = build_summary(context, rationales, near_duplicates, teacher or sampler)
     if not summary["counts"]["kept"]:
         raise UserError(
-            f"no rationale passes (left out: {dict(left_out)}, rejected: "
-            f"{summary['counts']['rejected_by']}): check labels, action units and limits; what was "
-            f"done so far is in {work}"
+            f"no rationale passes (skipped: {dict(context.skipped)}, rejected: "
+            f"{summary['counts']['rejected_by']}): check labels, action units and limits; finished "
+            f"answers are in {work}"
         )
-    _finish(output, work, rows, pictures, settings, written, summary)
+    _finish(output, context, rationales, summary)
     return summary
 
 
-def _check(settings: Settings) -> taxonomy.LabelSpace:
-    """The label space, after everything that can be said before any work. Raises UserError."""
-    space = taxonomy.space(settings.label_space)
+def _check(settings: BuildSettings) -> label_spaces.LabelSpace:
+    """The label space, after all checks that need no work. Raises UserError."""
+    space = label_spaces.space(settings.label_space)
     if space.field != "emotion":
         raise UserError(f"rationales explain emotions, but {space.id} holds {space.field}")
     settings.check()
@@ -218,85 +127,76 @@ def _check(settings: Settings) -> taxonomy.LabelSpace:
     return space
 
 
-def unused_by_model(endpoint: str | None) -> Iterator[Unused]:
-    """Options of a model writer that only an endpoint, or only a model in this process, reads."""
-    if endpoint:
-        yield Unused("batch_size", "the model answers at an endpoint", ("endpoint",))
-        return
-    for name in ("api_key_env", "concurrency", "timeout", "attempts", "request", "image_side",
-                 "price_in", "price_out"):  # fmt: skip
-        yield Unused(name, "the model answers in this process, without an endpoint", ("endpoint",))
-
-
-def _is_complete(settings: Settings, output: Path) -> bool:
-    aside = _aside(output)
-    if aside.exists() and not output.exists():  # killed between the two renames of `_finish`
-        os.rename(aside, output)
-    shutil.rmtree(aside, ignore_errors=True)
+def _is_complete(settings: BuildSettings, output: Path) -> bool:
+    replaced = _replaced_path(output)
+    if replaced.exists() and not output.exists():  # killed between the two renames of `_finish`
+        os.rename(replaced, output)
+    shutil.rmtree(replaced, ignore_errors=True)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     if not run_dir.is_started(output):
-        raise UserError(f"{output} holds something else than a build: use another --output")
+        raise UserError(f"{output} holds other files than a build: use another --output")
     if settings.overwrite:
-        return False  # it stays until the new one is finished
-    config.compare(settings, output, free=_FREE)
+        return False  # it is replaced when the new build is finished
+    config.compare(settings, output, free=_RESUMABLE_CHANGES)
     return True
 
 
-def _aside(output: Path) -> Path:
-    """Where a build is while a new one takes its place."""
+def _replaced_path(output: Path) -> Path:
+    """The path of a build while a new one replaces it."""
     return output.with_name(f".{output.name}.replaced")
 
 
-def _teacher(settings: Settings) -> Teacher:
-    """The teacher that the settings describe. Raises UserError for what is missing or wrong."""
+def _teacher(settings: BuildSettings) -> Teacher:
+    """The teacher of the settings. Raises UserError if they are incomplete."""
     for name in ("endpoint", "model"):
         if not getattr(settings, name):
             raise UserError(f"--writer teacher needs --{name}")
     if settings.saw_label is None:
         raise UserError(
-            "say whether the teacher is told the emotion: --with-label (every text concludes "
+            "choose whether the teacher receives the emotion: --with-label (every text concludes "
             "it), or --without-label (texts that conclude another are rejected)"
         )
     prompt = teacher_prompts.load(
         settings.prompt or ("with_label" if settings.saw_label else "without_label")
     )
     if prompt.saw_label != settings.saw_label:
-        told = "tells" if prompt.saw_label else "does not tell"
+        contains = "contains" if prompt.saw_label else "does not contain"
         raise UserError(
-            f"the teacher prompt {prompt.id!r} {told} the label: use "
+            f"the teacher prompt {prompt.id!r} {contains} the label: use "
             f"--{'with' if prompt.saw_label else 'without'}-label with it, or another --prompt"
         )
     from vlmface.rationale.teacher import Teacher
 
-    return Teacher(_endpoint(settings, REQUEST), prompt, settings.repairs)
+    return Teacher(_endpoint(settings, TEACHER_REQUEST), prompt, settings.repairs)
 
 
-def _model(settings: Settings, space: taxonomy.LabelSpace) -> selftaught.Local | selftaught.Remote:
-    """The trained model that the settings name. Raises UserError for what is missing or wrong."""
+def _sampler(settings: BuildSettings, space: label_spaces.LabelSpace) -> self_training.Sampler:
+    """The trained model of the settings. Raises UserError if they are incomplete."""
     if not settings.model:
         raise UserError("--writer model needs --model: a run folder, or its name at --endpoint")
-    asked: selftaught.Local | selftaught.Remote
+    sampler: self_training.Sampler
     if settings.endpoint:
-        asked = selftaught.Remote(settings, _endpoint(settings, {"max_tokens": 600}))
+        sampler = self_training.RemoteSampler(settings, _endpoint(settings, {"max_tokens": 600}))
     else:
-        asked = selftaught.Local(settings)
-    if asked.prompt.space.id != space.id or asked.prompt.form not in teacher_prompts.FORMS:
+        sampler = self_training.LocalSampler(settings)
+    prompt = sampler.prompt
+    if prompt.space.id != space.id or prompt.form not in teacher_prompts.FORMS:
         raise UserError(
-            f"prompt {asked.prompt.id} asks for {asked.prompt.space.id} in the form "
-            f"{asked.prompt.form}: rationales are written by prompts for {space.id} in a form of "
+            f"prompt {prompt.id} is for {prompt.space.id} in the form {prompt.form}: rationales "
+            f"are written by prompts for {space.id} in a form of "
             f"{', '.join(teacher_prompts.FORMS)}"
         )
-    return asked
+    return sampler
 
 
-def _endpoint(settings: Settings, request: Mapping[str, Any]) -> Endpoint:
+def _endpoint(settings: BuildSettings, request: Mapping[str, Any]) -> Endpoint:
     from vlmface.infer.endpoint import Endpoint
 
     return Endpoint(
         url=str(settings.endpoint),
         model=str(settings.model),
-        key_env=settings.api_key_env,
+        api_key_env=settings.api_key_env,
         concurrency=settings.concurrency,
         timeout_s=settings.timeout,
         attempts=settings.attempts,
@@ -307,146 +207,138 @@ def _endpoint(settings: Settings, request: Mapping[str, Any]) -> Endpoint:
 # --- the faces and their truth --------------------------------------------------------------------
 
 
-def _pictures(rows: datasets.Dataset) -> Pictures:
+def _image_loader(rows: datasets.Dataset) -> ImageLoader:
     from datasets import Image
 
     column = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
 
-    def picture(index: int) -> Image.Image | None:
+    def load_image(index: int) -> Image.Image | None:
         stored = column[index]["image"]
         try:
             return None if stored is None else open_row_image(stored)
         except UserError:
             return None
 
-    return picture
+    return load_image
 
 
-def _faces(
-    rows: datasets.Dataset,
-    pictures: Pictures,
-    settings: Settings,
-    space: taxonomy.LabelSpace,
-    work: Path,
-    left_out: Counter[str],
-) -> list[tuple[int, str, Truth]]:
-    """(row number, id, truth) of the faces that can be explained; counts the others by reason."""
+def _faces(context: BuildContext) -> list[tuple[int, str, GroundTruth]]:
+    """(row number, id, truth) of the faces that can be explained. The others are counted as
+    skipped, by reason."""
     from tqdm import tqdm
 
-    found = []
-    estimator = truths.load_estimator(settings.aus) if settings.aus else None
-    with Journal(work / "aus.jsonl") as journal:
-        plain = rows.remove_columns(["image", "frames"])
-        for index, row in enumerate(tqdm(plain, "reading", unit="face")):
+    settings = context.settings
+    faces = []
+    estimator = ground_truth.load_estimator(settings.aus) if settings.aus else None
+    with Journal(context.work / "aus.jsonl") as journal:
+        plain_rows = context.rows.remove_columns(["image", "frames"])
+        for index, row in enumerate(tqdm(plain_rows, "reading", unit="face")):
             sample = FaceSample.from_row(row)
-            label = truths.label_of(sample, space)
+            label = ground_truth.label_of(sample, context.space)
             if label is None:
-                left_out["no label of the label space"] += 1
+                context.skipped["no label of the label space"] += 1
                 continue
-            truth = truths.annotated(sample, label)
+            truth = ground_truth.annotated_truth(sample, label)
             if truth is None and estimator is not None:
+                source = str(settings.aus)
                 if sample.id not in journal.records:
-                    image = pictures(index)
-                    aus = truths.estimate(estimator, str(settings.aus), image) if image else None
+                    image = context.load_image(index)
+                    aus = ground_truth.run_estimator(estimator, source, image) if image else None
                     journal.add({"id": sample.id, "aus": aus})
-                truth = truths.estimated(
-                    journal.records[sample.id]["aus"],
-                    label,
-                    threshold=settings.au_threshold,
-                    source=str(settings.aus),
-                )
+                aus = journal.records[sample.id]["aus"]
+                threshold = settings.au_threshold
+                truth = ground_truth.estimated_truth(aus, label, threshold=threshold, source=source)
             if truth is None:
-                left_out["no action units"] += 1
+                context.skipped["no action units"] += 1
                 continue
-            found.append((index, sample.id, truth))
-    return found
+            faces.append((index, sample.id, truth))
+    return faces
 
 
 # --- the writers ----------------------------------------------------------------------------------
 
 
 def _by_rules(
-    faces: Sequence[tuple[int, str, Truth]], settings: Settings, space: taxonomy.LabelSpace
-) -> list[Written]:
-    written = []
+    context: BuildContext, faces: Sequence[tuple[int, str, GroundTruth]]
+) -> list[WrittenRationale]:
+    settings = context.settings
+    rationales = []
     for index, id, truth in faces:
-        seed = rules.seed_of(settings.seed, id)
+        seed = rules.sample_seed(settings.seed, id)
         text = rules.write(truth.aus, truth.label, seed=seed, style=settings.style)
-        verdict = verify.check(text, truth, space, "think_answer", settings.limits)
-        written.append(Written(index, id, truth, text, verdict))
-    return written
+        verdict = verify.check(text, truth, context.space, "think_answer", settings.limits)
+        rationales.append(WrittenRationale(index, id, truth, text, verdict))
+    return rationales
 
 
 def _by_teacher(
-    faces: Sequence[tuple[int, str, Truth]],
-    pictures: Pictures,
-    settings: Settings,
-    space: taxonomy.LabelSpace,
-    work: Path,
-    left_out: Counter[str],
-    teacher: Teacher,
-) -> list[Written]:
+    context: BuildContext, faces: Sequence[tuple[int, str, GroundTruth]], teacher: Teacher
+) -> list[WrittenRationale]:
     from tqdm import tqdm
 
     from vlmface.rationale.teacher import Job
 
-    prompt, form = teacher.prompt, teacher.prompt.form
+    settings, space, prompt = context.settings, context.space, teacher.prompt
 
-    def judge(text: str, truth: Truth) -> Verdict:
-        return verify.check(text, truth, space, form, settings.limits)
+    def judge(text: str, truth: GroundTruth) -> Verdict:
+        return verify.check(text, truth, space, prompt.form, settings.limits)
 
-    with Journal(work / "answers.jsonl") as journal:
-        open_faces = [face for face in faces if face[1] not in journal.records]
+    with Journal(context.work / "answers.jsonl") as journal:
+        pending = [face for face in faces if face[1] not in journal.records]
 
         def jobs() -> Iterator[Job]:
-            for index, id, truth in open_faces:
-                image = pictures(index)
+            for index, id, truth in pending:
+                image = context.load_image(index)
                 if image is None:
-                    left_out["no readable image"] += 1
+                    context.skipped["no readable image"] += 1
                     continue
-                uri = page.data_uri(image, settings.image_side)
+                uri = page.inline_jpeg(image, settings.image_side)
                 messages = prompt.messages(truth, space, settings.limits, uri)
                 yield Job(id, messages, lambda text, truth=truth: judge(text, truth))  # type: ignore[misc]
 
-        if open_faces:
-            _announce(len(open_faces), len(faces), settings, prompt)
-            with tqdm(total=len(open_faces), desc="asking", unit="face") as bar:
-                teacher.write(jobs(), journal, bar.update)
-        written = []
+        if pending:
+            _announce(len(pending), len(faces), settings, teacher)
+            with tqdm(total=len(pending), desc="writing", unit="face") as bar:
+                teacher.run(jobs(), journal, bar.update)
+        rationales = []
         for index, id, truth in faces:
             if record := journal.records.get(id):
                 text = record["text"]
-                written.append(Written(index, id, truth, text, judge(text, truth), record))
+                verdict = judge(text, truth)
+                rationales.append(WrittenRationale(index, id, truth, text, verdict, record))
             elif id in teacher.unanswered:
                 fault = Fault("no_answer", teacher.unanswered[id])
                 verdict = dataclasses.replace(judge("", truth), faults=(fault,))
-                written.append(Written(index, id, truth, "", verdict))
-    return written
+                rationales.append(WrittenRationale(index, id, truth, "", verdict))
+    return rationales
 
 
-def _announce(n: int, of: int, settings: Settings, prompt: TeacherPrompt) -> None:
-    def told(is_told: bool) -> str:
-        return "with" if is_told else "without"
+def _announce(pending: int, faces: int, settings: BuildSettings, teacher: Teacher) -> None:
+    """Print what is sent, and to whom."""
 
-    before = f"; {of - n} were answered before" if of > n else ""
+    def with_or_without(is_included: bool) -> str:
+        return "with" if is_included else "without"
+
+    finished = f"; {faces - pending} were answered before" if faces > pending else ""
     print(
-        f"{n} pictures of faces, {told(prompt.saw_aus)} their action units and "
-        f"{told(prompt.saw_label)} their emotion labels, are sent to {settings.endpoint} "
-        f"(model {settings.model}){before}",
+        f"{pending} pictures of faces, {with_or_without(teacher.prompt.saw_aus)} their action "
+        f"units and {with_or_without(teacher.prompt.saw_label)} their emotion labels, are sent to "
+        f"{settings.endpoint} (model {settings.model}){finished}",
         flush=True,
     )
 
 
-def _mark_duplicates(written: list[Written], settings: Settings) -> int:
-    """The number of passing texts that nearly repeat an earlier one; a fault of theirs if so
-    asked."""
-    passing = [w for w in written if w.verdict.kept]
-    twins = verify.near_duplicates([w.verdict.body for w in passing], settings.similarity)
-    for w, twin in zip(passing, twins, strict=True):
-        if twin is not None and settings.duplicates == "reject":
-            fault = Fault("near_duplicate", f"It nearly repeats the text of {passing[twin].id}.")
-            w.verdict = dataclasses.replace(w.verdict, faults=(fault,))
-    return sum(twin is not None for twin in twins)
+def _mark_duplicates(rationales: list[WrittenRationale], settings: BuildSettings) -> int:
+    """The number of passing texts that nearly repeat an earlier one; they are rejected if the
+    settings say so."""
+    passing = [r for r in rationales if r.verdict.kept]
+    earlier = verify.near_duplicates([r.verdict.body for r in passing], settings.similarity)
+    for rationale, index in zip(passing, earlier, strict=True):
+        if index is not None and settings.duplicates == "reject":
+            message = f"It nearly repeats the text of {passing[index].id}."
+            fault = Fault("near_duplicate", message)
+            rationale.verdict = dataclasses.replace(rationale.verdict, faults=(fault,))
+    return sum(index is not None for index in earlier)
 
 
 # --- the result -----------------------------------------------------------------------------------
@@ -454,83 +346,83 @@ def _mark_duplicates(written: list[Written], settings: Settings) -> int:
 
 def _finish(
     output: Path,
-    work: Path,
-    rows: datasets.Dataset,
-    pictures: Pictures,
-    settings: Settings,
-    written: Sequence[Written],
+    context: BuildContext,
+    rationales: Sequence[WrittenRationale],
     summary: Mapping[str, Any],
 ) -> None:
-    """Write all files into a folder beside the journals, then rename that to `output`, instead of
-    an earlier build that is there."""
-    result = work / "result"
+    """Write all files into a folder next to the journals, then rename it to `output`, which
+    replaces an earlier build."""
+    work, result = context.work, context.work / "result"
     shutil.rmtree(result, ignore_errors=True)
-    _with_rationales(rows, written, settings, summary).save_to_disk(result)
-    for name in (config.SETTINGS, run_dir.RECORD, "aus.jsonl", "answers.jsonl"):
+    _with_rationales(context, rationales, summary).save_to_disk(result)
+    for name in (config.SETTINGS, run_dir.RUN_FILE, "aus.jsonl", "answers.jsonl"):
         if (work / name).exists() and (work / name).stat().st_size:
             shutil.copyfile(work / name, result / name)
     rejected = [
         {
-            "id": w.id,
-            "label": w.truth.label,
-            "aus": [facs.name(au) for au in facs.top_down(w.truth.aus)],
-            "reasons": w.verdict.reasons,
-            "messages": [fault.message for fault in w.verdict.faults],
-            "text": w.text,
+            "id": r.id,
+            "label": r.truth.label,
+            "aus": [facs.name(au) for au in facs.top_down(r.truth.aus)],
+            "reasons": r.verdict.reasons,
+            "messages": [fault.message for fault in r.verdict.faults],
+            "text": r.text,
         }
-        for w in written
-        if not w.verdict.kept
+        for r in rationales
+        if not r.verdict.kept
     ]
-    atomic_write(result / "rejected.jsonl", "".join(json.dumps(r) + "\n" for r in rejected))
+    lines = [json.dumps(entry) + "\n" for entry in rejected]
+    atomic_write(result / "rejected.jsonl", "".join(lines))
     atomic_write(result / "summary.json", json.dumps(summary, indent=2) + "\n")
     page.write_card(result / "README.md", summary)
-    page.write_page(result / "rationale.html", summary, written, pictures, settings.faces)
+    faces = context.settings.faces
+    page.write_page(result / "rationale.html", summary, rationales, context.load_image, faces)
     if output.exists():
-        os.rename(output, _aside(output))
+        os.rename(output, _replaced_path(output))
     os.rename(result, output)
-    shutil.rmtree(_aside(output), ignore_errors=True)
+    shutil.rmtree(_replaced_path(output), ignore_errors=True)
     shutil.rmtree(work)
 
 
 def _with_rationales(
-    rows: datasets.Dataset,
-    written: Sequence[Written],
-    settings: Settings,
-    summary: Mapping[str, Any],
+    context: BuildContext, rationales: Sequence[WrittenRationale], summary: Mapping[str, Any]
 ) -> datasets.Dataset:
-    """The rows of the kept rationales, in order, with those in them."""
-    kept = [w for w in written if w.verdict.kept]
-    found = rows.select([w.index for w in kept])
-    notes = [
-        {
-            **summary["writer"],
-            "aus": w.truth.source,
-            "repaired": "first" in w.record,
-            **({} if w.truth.source == "annotated" else {"estimated_aus": w.truth.aus}),
-            **{k: w.record[k] for k in ("label", "agreement", "samples") if k in w.record},
-        }
-        for w in kept
-    ]
+    """The rows of the kept rationales, in order, with the rationales in their columns."""
+    accepted = [r for r in rationales if r.verdict.kept]
+    rows = context.rows.select([r.index for r in accepted])
+    notes = [_note(r, summary) for r in accepted]
     metas = [
         json.dumps(json.loads(meta or "{}") | {"rationale": note}, sort_keys=True)
-        for meta, note in zip(found["meta"], notes, strict=True)
+        for meta, note in zip(rows["meta"], notes, strict=True)
     ]
-    n = len(kept)
     columns: dict[str, list[Any]] = {
-        "rationale": [w.verdict.body for w in kept],
-        "rationale_source": [settings.writer] * n,
-        "saw_label": [summary["saw_label"]] * n,
+        "rationale": [r.verdict.body for r in accepted],
+        "rationale_source": [context.settings.writer] * len(accepted),
+        "saw_label": [summary["saw_label"]] * len(accepted),
         "meta": metas,
     }
-    voted = [w.record.get("label") == selftaught.VOTED for w in kept]
-    if any(voted):  # what was voted takes the place of an annotation, which is not mixed with it
-        was = found.select_columns(["emotion", "aus"])[:]
+    voted = [r.record.get("label") == self_training.VOTED_LABEL for r in accepted]
+    if any(voted):  # a voted label replaces the annotation; they are not mixed
+        annotated = rows.select_columns(["emotion", "aus"])[:]
         columns["emotion"] = [
-            w.truth.label if v else own
-            for w, v, own in zip(kept, voted, was["emotion"], strict=True)
+            r.truth.label if is_voted else emotion
+            for r, is_voted, emotion in zip(accepted, voted, annotated["emotion"], strict=True)
         ]
-        columns["aus"] = [None if v else own for v, own in zip(voted, was["aus"], strict=True)]
+        columns["aus"] = [
+            None if is_voted else aus for is_voted, aus in zip(voted, annotated["aus"], strict=True)
+        ]
     for name, values in columns.items():
-        kind = features()[name]
-        found = found.remove_columns(name).add_column(name, values, feature=kind)
-    return found.select_columns(list(features()))
+        feature = features()[name]
+        rows = rows.remove_columns(name).add_column(name, values, feature=feature)
+    return rows.select_columns(list(features()))
+
+
+def _note(rationale: WrittenRationale, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """How a rationale was made, for the row's `meta`."""
+    record, truth = rationale.record, rationale.truth
+    return {
+        **summary["writer"],
+        "aus": truth.source,
+        "repaired": "first" in record,
+        **({} if truth.source == "annotated" else {"estimated_aus": truth.aus}),
+        **{k: record[k] for k in ("label", "agreement", "samples") if k in record},
+    }

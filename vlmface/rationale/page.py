@@ -1,118 +1,111 @@
-"""What people read of a build: its data card, and a page of faces with their rationales."""
+"""A build's data card, and a page of faces with their rationales."""
 
 from __future__ import annotations
 
-import base64
-import io
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from vlmface import facs
-from vlmface.files import atomic_write
 from vlmface.rationale.verify import REASONS
+from vlmface.utils import html
+from vlmface.utils.files import atomic_write
+from vlmface.utils.images import data_uri
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlmface.rationale.build import Written
+    from vlmface.rationale.types import ImageLoader, WrittenRationale
 
 SIDE = 256  # pixels of a face on the page
+JPEG_QUALITY = 92
 
 
-def data_uri(image: Image.Image, side: int) -> str:
-    """The picture as an inline JPEG, reduced if a side exceeds `side` pixels. Only its pixels: what
-    a camera notes in a file (place, time) does not go along."""
-    picture = image.convert("RGB")
-    picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=92)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def inline_jpeg(image: Image.Image, side: int) -> str:
+    """A picture as a data URI, reduced if a side exceeds `side` pixels."""
+    return data_uri(image, max_side=side, quality=JPEG_QUALITY)
 
 
 def write_card(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write the data card (README.md) of a build from its summary."""
-    atomic_write(path, _render("card.md.j2", summary, autoescape=False))
+    """Write the data card (README.md) of a build.
+
+    Args:
+        path: The file.
+        summary: From `build_summary`.
+    """
+    atomic_write(path, _render("rationale_card.md.j2", summary))
 
 
 def write_page(
     path: Path,
     summary: Mapping[str, Any],
-    written: Sequence[Written],
-    pictures: Callable[[int], Image.Image | None],
+    rationales: Sequence[WrittenRationale],
+    load_image: ImageLoader,
     faces: int,
 ) -> None:
-    """Write rationale.html: up to `faces` kept and as many rejected rationales beside their faces,
-    in the order of the data, every label, or reason of rejection, in turn. It loads nothing."""
+    """Write rationale.html, which loads nothing.
+
+    Args:
+        path: The file.
+        summary: From `build_summary`.
+        rationales: All rationales, in the order of the data.
+        load_image: Reads the picture of a row.
+        faces: How many kept and how many rejected rationales are shown, alternating between labels
+            or reasons of rejection.
+    """
     groups = []
-    for kept in (True, False):
-        found = [w for w in written if w.verdict.kept is kept]
-        turn = _in_turn(found, lambda w: w.truth.label if w.verdict.kept else w.verdict.reasons[0])
-        cards = [_card(w, pictures(w.index)) for w, _ in zip(turn, range(faces), strict=False)]
-        groups.append({"kept": kept, "of": len(found), "cards": cards})
-    atomic_write(path, _render("rationale.html.j2", summary, autoescape=True, groups=groups))
+    for accepted in (True, False):
+        group = [r for r in rationales if r.verdict.kept is accepted]
+        ordered = _round_robin(
+            group, lambda r: r.truth.label if r.verdict.kept else r.verdict.reasons[0]
+        )
+        cards = [_card(r, load_image(r.index)) for r, _ in zip(ordered, range(faces), strict=False)]
+        groups.append({"kept": accepted, "of": len(group), "cards": cards})
+    atomic_write(path, _render("rationale.html.j2", summary, groups=groups))
 
 
-def _render(template: str, summary: Mapping[str, Any], *, autoescape: bool, **more: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
+def _render(template: str, summary: Mapping[str, Any], **values: Any) -> str:
+    filters = {
         "pct": lambda share: f"{100 * share:.1f}",
         "share": lambda share: "-" if share is None else f"{100 * share:.1f} %",
-        "plain": _plain,
     }
-    return environment.get_template(template).render(**summary, reasons=REASONS, **more)
+    return html.render(template, filters=filters, **summary, reasons=REASONS, **values)
 
 
-def _card(w: Written, image: Image.Image | None) -> dict[str, Any]:
-    said = set(w.verdict.answer.aus)
-    present = set(w.truth.aus)
+def _card(rationale: WrittenRationale, image: Image.Image | None) -> dict[str, Any]:
+    named = set(rationale.verdict.answer.aus)
+    present = set(rationale.truth.aus)
     chips = []
-    for au in facs.top_down(present | said):
-        intensity = w.truth.aus.get(au)
-        kind = ("found" if au in said else "missed") if au in present else "extra"
-        how = "" if intensity is None else f", {facs.GRADES[facs.grade(intensity) - 1]}"
+    for au in facs.top_down(present | named):
+        intensity = rationale.truth.aus.get(au)
+        kind = ("found" if au in named else "missed") if au in present else "extra"
+        grade = "" if intensity is None else f", {facs.GRADES[facs.grade(intensity) - 1]}"
         chips.append(
-            {"au": facs.name(au), "kind": kind, "title": f"{facs.AUS[au].name}{how}: {kind}"}
+            {"au": facs.name(au), "kind": kind, "title": f"{facs.AUS[au].name}{grade}: {kind}"}
         )
+    record, verdict = rationale.record, rationale.verdict
     return {
-        "image": data_uri(image, SIDE) if image else None,
-        "id": w.id,
-        "label": w.truth.label or "none",
-        "agreement": w.record.get("agreement"),
-        "known": w.record.get("known"),
-        "answer": w.verdict.answer.label,
+        "image": inline_jpeg(image, SIDE) if image else None,
+        "id": rationale.id,
+        "label": rationale.truth.label or "none",
+        "agreement": record.get("agreement"),
+        "known": record.get("known"),
+        "answer": verdict.answer.label,
         "chips": chips,
-        "text": w.verdict.body or w.text,
-        "faults": [{"reason": f.reason, "message": f.message} for f in w.verdict.faults],
-        "first": w.record.get("first"),
-        "first_reasons": w.record.get("first_reasons", []),
+        "text": verdict.body or rationale.text,
+        "faults": [{"reason": f.reason, "message": f.message} for f in verdict.faults],
+        "first": record.get("first"),
+        "first_reasons": record.get("first_reasons", []),
     }
 
 
-def _in_turn(found: Sequence[Written], key: Callable[[Written], str]) -> Iterator[Written]:
+def _round_robin(
+    rationales: Sequence[WrittenRationale], key: Callable[[WrittenRationale], str]
+) -> Iterator[WrittenRationale]:
     """The first of each key, then the second of each, and so on."""
-    queues: dict[str, list[Written]] = {}
-    for w in found:
-        queues.setdefault(key(w), []).append(w)
+    queues: dict[str, list[WrittenRationale]] = {}
+    for rationale in rationales:
+        queues.setdefault(key(rationale), []).append(rationale)
     for row in zip_longest(*(queues[name] for name in sorted(queues))):
-        yield from (w for w in row if w is not None)
-
-
-def _plain(text: object) -> str:
-    """Text without what breaks a page: lone surrogates, control and direction characters."""
-    unsafe = ("Cc", "Cf", "Cs")
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in unsafe else "\N{REPLACEMENT CHARACTER}"
-        for c in str(text)
-    )
+        yield from (rationale for rationale in row if rationale is not None)

@@ -1,10 +1,10 @@
-"""The rule writer: action units and an emotion -> a short rationale, at thousands per second.
+"""The rule writer: action units and an emotion -> a short rationale, thousands per second.
 
-A rationale goes down the face, one clause for each AU with its number and its intensity in words,
-and closes with one sentence on what the signs say together, by the EMFACS evidence of `facs`. It is
-honest about the label it is given: signs that speak for another emotion are named, and weak
+A rationale describes the face from top to bottom, one clause for each AU with its number and its
+intensity in words, and ends with one sentence on the evidence of all signs, by the EMFACS weights
+in `facs`. It does not hide evidence against its label: signs of another emotion are named, and weak
 evidence is called weak. The style "plain" varies little, so that a language model of a few million
-parameters can learn it; "varied" is for everything larger.
+parameters can learn it; "varied" is for larger models.
 """
 
 from __future__ import annotations
@@ -15,41 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from vlmface import answers, facs
+from vlmface.au_descriptions import CLAUSES
 from vlmface.errors import UserError
-from vlmface.rationale.phrases import VARIED, Style, from_cue
+from vlmface.rationale.phrase_tables import VARIED, Style
 
 T = TypeVar("T")
 
-CLAUSES: dict[int, tuple[str, ...]] = {
-    1: ("the inner brows are{how} raised", "the inner brows rise{how}"),
-    2: ("the outer brows are{how} raised", "the outer brows rise{how}"),
-    4: ("the brows are{how} lowered", "the brows are{how} drawn together",
-        "the brows are{how} pulled down"),
-    5: ("the upper lids are{how} raised", "the eyes are{how} widened"),
-    6: ("the cheeks are{how} raised", "the cheeks are{how} lifted"),
-    7: ("the lids are{how} tightened", "the lids are{how} tensed"),
-    9: ("the nose is{how} wrinkled", "the nose wrinkles{how}"),
-    10: ("the upper lip is{how} raised", "the upper lip is{how} pulled up"),
-    12: ("the lip corners are{how} pulled up", "the lip corners are{how} raised"),
-    14: ("the lip corners are{how} dimpled", "the lip corners are{how} pressed in"),
-    15: ("the lip corners are{how} pulled down", "the lip corners are{how} lowered"),
-    16: ("the lower lip is{how} pulled down", "the lower lip is{how} lowered"),
-    17: ("the chin is{how} pushed up", "the chin is{how} raised"),
-    18: ("the lips are{how} puckered", "the lips are{how} pursed"),
-    20: ("the lips are{how} stretched", "the lips are{how} stretched sideways"),
-    22: ("the lips are{how} funneled", "the lips are{how} pushed forward"),
-    23: ("the lips are{how} tightened", "the lips are{how} narrowed"),
-    24: ("the lips are{how} pressed", "the lips are{how} pressed together"),
-    25: ("the lips are{how} parted", "the lips part{how}"),
-    26: ("the jaw is{how} dropped", "the jaw drops{how}"),
-    27: ("the mouth is{how} stretched open", "the mouth stretches open{how}"),
-    28: ("the lips are{how} sucked in", "the lips are{how} rolled in"),
-    34: ("the cheeks are{how} puffed out", "the cheeks are{how} puffed"),
-    43: ("the eyes are{how} closed", "the eyes are{how} shut"),
-}  # fmt: skip
-CLAUSES |= {au: from_cue(au) for au in facs.AUS if au not in CLAUSES}
 
-# What an AU is called in the closing sentence. The brows are one sign, whatever moves them.
+# Noun phrases for the closing sentence. The AUs of the brows are one sign.
 BROWS: dict[tuple[int, ...], str] = {
     (1,): "raised inner brows",
     (2,): "raised outer brows",
@@ -158,17 +131,27 @@ def write(
     body_only: bool = False,
     style: str = "plain",
 ) -> str:
-    """Write the rationale of a face as a completion in `form`, or only its text (`body_only`).
+    """Write the rationale of a face. The same arguments give the same text.
 
-    `aus` maps present AUs to their intensity 0..5, None where it was not graded; 0 is absent and
-    left out. The same arguments give the same text. The text alone is the same for every form and
-    is what `FaceSample.rationale` holds; `answers.parse` reads the AUs and the emotion back.
-    Raises UserError for an AU, intensity, emotion, form or style that does not exist.
+    Args:
+        aus: {AU: intensity 0..5, None if it was not graded}; 0 means absent.
+        emotion: The label that the text concludes.
+        form: Of the completion.
+        seed: Of the random choices.
+        body_only: Return only the text, which is the same for every form, as in
+            `FaceSample.rationale`.
+        style: "plain" or "varied".
+
+    Returns:
+        A completion, from which `answers.parse` reads the AUs and the emotion.
+
+    Raises:
+        UserError: An AU, intensity, emotion, form or style does not exist.
     """
     if emotion not in facs.PROTOTYPES:
-        raise UserError(f"{emotion!r} is no emotion: use one of {', '.join(facs.PROTOTYPES)}")
+        raise UserError(f"{emotion!r} is not an emotion: use one of {', '.join(facs.PROTOTYPES)}")
     if style not in STYLES:
-        raise UserError(f"there is no style {style!r}: use one of {', '.join(STYLES)}")
+        raise UserError(f"unknown style {style!r}: use one of {', '.join(STYLES)}")
     for au, intensity in aus.items():
         if au not in facs.AUS:
             raise UserError(f"AU {au!r} is not in FACS: use one of {', '.join(map(str, facs.AUS))}")
@@ -176,30 +159,34 @@ def write(
             raise UserError(f"AU{au} has intensity {intensity!r}: use 0 to 5, or None")
     present = {au: aus[au] for au in facs.top_down(aus) if aus[au] != 0}
     body = _Writer(STYLES[style], random.Random(seed)).body(present, emotion)
-    return body if body_only else answers.prefix(body, form) + emotion + answers.SUFFIX[form]
+    return (
+        body
+        if body_only
+        else answers.completion_prefix(body, form) + emotion + answers.SUFFIX[form]
+    )
 
 
-def seed_of(seed: int, id: str) -> int:
-    """A seed of the sample's own, so that a text does not depend on the order of the rows."""
+def sample_seed(seed: int, id: str) -> int:
+    """A seed for one sample, so that its text does not depend on the order of the rows."""
     return int.from_bytes(f"{seed} {id}".encode()[-64:], "big")
 
 
 class _Writer:
-    """One rationale in the making: a style and the random choice that goes through it."""
+    """Writes one rationale in a style, with one source of randomness."""
 
     def __init__(self, style: Style, rng: random.Random) -> None:
         self.style = style
         self.choose = rng.choice
 
     def vary(self, options: Sequence[T]) -> T:
-        # Where a style offers one thing only, no random number is used up: that keeps the texts of
-        # "plain", which were pinned before there was anything to vary.
+        # With one option no random number is drawn, so that the texts of "plain" do not change when
+        # a style gets more kinds of variation.
         return options[0] if len(options) == 1 else self.choose(options)
 
     def body(self, aus: Mapping[int, float | None], emotion: str) -> str:
         return f"{self.observations(aus)} {self.closing(aus, emotion)}"
 
-    # --- what is seen ---
+    # --- observations ---
 
     def observations(self, aus: Mapping[int, float | None]) -> str:
         if not aus:
@@ -220,15 +207,15 @@ class _Writer:
         sentences = [clauses for clauses in sentences if clauses]
         if len(sentences[0]) > 1:
             sentences[0][0] = self.vary(self.style.openings) + sentences[0][0]
-        return " ".join(f"{_capital(_listed(clauses, join))}." for clauses in sentences)
+        return " ".join(f"{_capital(_join(clauses, join))}." for clauses in sentences)
 
     def clause(self, au: int, intensity: float | None, tag: str) -> str:
         grades = self.style.grades
-        how = "" if intensity is None else f" {self.vary(grades[facs.grade(intensity) - 1])}"
-        clause = self.choose(self.style.clauses[au]).format(how=how)
+        grade_word = "" if intensity is None else f" {self.vary(grades[facs.grade(intensity) - 1])}"
+        clause = self.choose(self.style.clauses[au]).format(how=grade_word)
         return tag.format(clause=clause, au=facs.name(au), name=facs.AUS[au].name)
 
-    # --- what it says ---
+    # --- conclusion ---
 
     def closing(self, aus: Mapping[int, float | None], emotion: str) -> str:
         fitting, against, case = _weigh(aus, emotion)
@@ -238,7 +225,7 @@ class _Writer:
         rival = _rival({au: aus[au] for au in against}, emotion)
         options = [text for text in self.style.closings[case] if rival or "{o}" not in text]
         text = _agree(self.choose(options), signs, contrary)
-        s, a = _listed(signs), _listed(contrary)
+        s, a = _join(signs), _join(contrary)
         return text.format(s=s, a=a, S=_capital(s), A=_capital(a), e=emotion, o=rival)
 
     def signs(self, aus: list[int]) -> list[str]:
@@ -249,7 +236,7 @@ class _Writer:
 
 
 def _weigh(aus: Mapping[int, float | None], emotion: str) -> tuple[list[int], list[int], str]:
-    """(AUs that speak for the emotion, AUs that speak against it, the case of CLOSINGS)."""
+    """(AUs that are evidence of the emotion, AUs against it, case of CLOSINGS)."""
     prototype = facs.PROTOTYPES[emotion]
     core = [au for au in aus if au in prototype.core_aus]
     fitting = core or [au for au in aus if au in prototype.accessory]
@@ -262,8 +249,8 @@ def _weigh(aus: Mapping[int, float | None], emotion: str) -> tuple[list[int], li
         if against and not _accessory_only(against):
             case = "too faint" if supported else "not neutral"
     elif supported and _has_main_sign(core, prototype):
-        whole = all(set(group) & set(core) for group in prototype.core)
-        case = "mixed" if against else "faint" if faint else "full" if whole else "clear"
+        is_full = all(set(group) & set(core) for group in prototype.core)
+        case = "mixed" if against else "faint" if faint else "full" if is_full else "clear"
     elif fitting:
         case = "outweighed" if against else "weak"
     else:
@@ -272,21 +259,21 @@ def _weigh(aus: Mapping[int, float | None], emotion: str) -> tuple[list[int], li
 
 
 def _has_main_sign(core: Iterable[int], prototype: facs.Prototype) -> bool:
-    """Whether one of the signs that weigh most is among the AUs: a lower lip that is pulled down
-    goes with disgust, but without a wrinkled nose or a raised upper lip it does not point to it."""
-    most = max(prototype.core.values(), default=0.0)
+    """Whether one of the signs with the largest weight is among the AUs: a lowered lower lip occurs
+    with disgust, but without a wrinkled nose or a raised upper lip it does not indicate it."""
+    max_weight = max(prototype.core.values(), default=0.0)
     return any(
-        weight == most and set(group) & set(core) for group, weight in prototype.core.items()
+        weight == max_weight and set(group) & set(core) for group, weight in prototype.core.items()
     )
 
 
 def _accessory_only(aus: Iterable[int]) -> bool:
-    """Whether the AUs are no emotion's core, so that they say nothing on their own."""
+    """Whether none of the AUs is at the core of an emotion, so that they are not evidence alone."""
     return not any(au in prototype.core_aus for prototype in facs.PROTOTYPES.values() for au in aus)
 
 
 def _rival(against: Mapping[int, float | None], emotion: str) -> str | None:
-    """The emotion that the AUs against `emotion` are most evidence of, if there is one."""
+    """The emotion that the AUs against `emotion` are the strongest evidence of, if any."""
     scores = {
         e: score for e, score in facs.evidence(against).items() if e not in (emotion, "neutral")
     }
@@ -295,11 +282,11 @@ def _rival(against: Mapping[int, float | None], emotion: str) -> str | None:
 
 
 def _agree(text: str, signs: Sequence[str], contrary: Sequence[str]) -> str:
-    """Write the [s] of a closing: a verb agrees with the nearest list before it, and a lone "a
-    dropped jaw" is a singular."""
+    """Fill in the [s] of a closing: a verb agrees with the nearest list before it, and "a dropped
+    jaw" alone is a singular."""
     singular = {
-        key: len(listed) == 1 and listed[0].startswith("a ")
-        for key, listed in (("s", signs), ("a", contrary))
+        key: len(names) == 1 and names[0].startswith("a ")
+        for key, names in (("s", signs), ("a", contrary))
     }
     ending = ""
     pieces = []
@@ -312,7 +299,7 @@ def _agree(text: str, signs: Sequence[str], contrary: Sequence[str]) -> str:
     return "".join(pieces)
 
 
-def _listed(items: Sequence[str], join: str = ", ") -> str:
+def _join(items: Sequence[str], join: str = ", ") -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join([join.join(items[:-1]), items[-1]] if len(items) > 1 else items)
 

@@ -1,4 +1,4 @@
-"""The figures of a build: what its card, its page and summary.json say."""
+"""The figures of a build, for its card, its page and summary.json."""
 
 from __future__ import annotations
 
@@ -8,136 +8,157 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmface import __version__, data
-from vlmface.rationale.selftaught import VOTED, asked_with
+from vlmface.rationale.self_training import VOTED_LABEL, prompt_facts
 from vlmface.rationale.verify import REASONS
-from vlmface.taxonomy import LabelSpace
 
 if TYPE_CHECKING:
-    import datasets
+    from vlmface.rationale.self_training import Sampler
+    from vlmface.rationale.teacher import Teacher
+    from vlmface.rationale.types import BuildContext, BuildSettings, WrittenRationale
 
-    from vlmface.rationale.build import Settings, Written
-    from vlmface.rationale.selftaught import Local, Remote
+
+def build_summary(
+    context: BuildContext,
+    rationales: Sequence[WrittenRationale],
+    near_duplicates: int,
+    writer: Teacher | Sampler | None,
+) -> dict[str, Any]:
+    """The facts and figures of a build, ready for JSON.
+
+    Args:
+        context: Of the build.
+        rationales: All rationales.
+        near_duplicates: How many nearly repeat an earlier text.
+        writer: The teacher or the trained model, None for the rule writer.
+    """
     from vlmface.rationale.teacher import Teacher
 
+    settings = context.settings
+    teacher = writer if isinstance(writer, Teacher) else None
+    sampler = None if isinstance(writer, Teacher) else writer
+    saw_label = teacher is None or teacher.prompt.saw_label
+    if sampler:
+        saw_label = bool(settings.saw_label)
+    limits = {"similarity": settings.similarity, "duplicates": settings.duplicates}
+    accepted = [r for r in rationales if r.verdict.kept]
+    return {
+        "vlmface": __version__,
+        "source": _source(context),
+        "writer": _writer_facts(context, teacher, sampler),
+        "request": {} if teacher is None else teacher.endpoint.request,
+        "saw_label": saw_label,
+        "vote": None if sampler is None else _vote_figures(rationales, settings),
+        "label_space": {"id": context.space.id, "sha": context.space.sha},
+        "aus": Counter(r.truth.source for r in rationales),
+        "limits": dataclasses.asdict(settings.limits) | limits,
+        "counts": _counts(context, rationales, near_duplicates),
+        "labels": dict(sorted(Counter(r.truth.label for r in accepted).items())),
+        "quality": {
+            "au_precision": _mean(r.verdict.precision for r in accepted),
+            "au_recall": _mean(r.verdict.recall for r in accepted),
+            "words": _mean(len(r.verdict.body.split()) for r in accepted),
+            "distinct": len({r.verdict.body for r in accepted}),
+        },
+        "cost": _cost([r.record for r in rationales if r.record], settings)
+        if settings.endpoint
+        else None,
+    }
 
-def summarise(
-    settings: Settings,
-    space: LabelSpace,
-    rows: datasets.Dataset,
-    left_out: Mapping[str, int],
-    written: Sequence[Written],
-    twins: int,
-    teacher: Teacher | None,
-    model: Local | Remote | None,
+
+def _source(context: BuildContext) -> dict[str, Any]:
+    settings = context.settings
+    return {
+        "name": settings.data,
+        **data.describe(settings.data),
+        "split": settings.split,
+        "options": settings.option,
+        "fingerprint": data.fingerprint(context.rows),
+    }
+
+
+def _writer_facts(
+    context: BuildContext, teacher: Teacher | None, sampler: Sampler | None
 ) -> dict[str, Any]:
-    """Figures and facts, ready for JSON. `twins` is the number of near duplicates; `teacher`
-    or `model` is who wrote, both None for the rule writer."""
-    adapter = data.adapter(settings.data)
-    kept = [w for w in written if w.verdict.kept]
-    sent_back = [w for w in written if "first" in w.record]
-    requests = [w.record for w in written if w.record]
-    writer: dict[str, Any] = {"writer": "rules", "style": settings.style, "seed": settings.seed}
+    settings = context.settings
     if teacher is not None:
-        writer = {
+        return {
             "writer": "teacher",
             "model": settings.model,
             "prompt": teacher.prompt.id,
             "prompt_version": teacher.prompt.version,
-            "prompt_sha": teacher.prompt.sha(space, settings.limits),
+            "prompt_sha": teacher.prompt.sha(context.space, settings.limits),
             "saw_aus": teacher.prompt.saw_aus,
         }
-    if model is not None:
-        writer = {
+    if sampler is not None:
+        return {
             "writer": "model",
             "model": settings.model,
-            **asked_with(settings, model.prompt),
+            **prompt_facts(settings, sampler.prompt),
             "saw_aus": bool(settings.saw_label),
         }
+    return {"writer": "rules", "style": settings.style, "seed": settings.seed}
+
+
+def _counts(
+    context: BuildContext, rationales: Sequence[WrittenRationale], near_duplicates: int
+) -> dict[str, Any]:
+    accepted = sum(r.verdict.kept for r in rationales)
+    retried = [r for r in rationales if "first" in r.record]
+    passed = [set(r.verdict.reasons) <= {"near_duplicate", "surplus"} for r in rationales]
     return {
-        "vlmface": __version__,
-        "source": {
-            "name": settings.data,
-            "title": adapter.TITLE,
-            "home": adapter.HOME,
-            "licence": adapter.LICENCE,
-            "split": settings.split,
-            "options": settings.option,
-            "fingerprint": data.fingerprint(rows),
-        },
-        "writer": writer,
-        "request": {} if teacher is None else teacher.endpoint.request,
-        "saw_label": bool(settings.saw_label)
-        if model
-        else teacher is None or teacher.prompt.saw_label,
-        "vote": None if model is None else _vote(written, settings),
-        "label_space": {"id": space.id, "sha": space.sha},
-        "aus": Counter(w.truth.source for w in written),
-        "limits": dataclasses.asdict(settings.limits)
-        | {"similarity": settings.similarity, "duplicates": settings.duplicates},
-        "counts": {
-            "rows": len(rows),
-            "left_out": dict(left_out),
-            "written": len(written),
-            "kept": len(kept),
-            "rejected": len(written) - len(kept),
-            "rejected_by": _by_reason(w.verdict.reasons for w in written),
-            "sent_back": len(sent_back),
-            "sent_back_by": _by_reason(w.record["first_reasons"] for w in sent_back),
-            "repaired": sum(w.verdict.kept for w in sent_back),
-            # Before near duplicates are rejected, if they are.
-            "passed": sum(set(w.verdict.reasons) <= {"near_duplicate", "surplus"} for w in written),
-            "near_duplicates": twins,
-        },
-        "labels": dict(sorted(Counter(w.truth.label for w in kept).items())),
-        "quality": {
-            "au_precision": _mean(w.verdict.precision for w in kept),
-            "au_recall": _mean(w.verdict.recall for w in kept),
-            "words": _mean(len(w.verdict.body.split()) for w in kept),
-            "distinct": len({w.verdict.body for w in kept}),
-        },
-        "cost": _cost(requests, settings) if settings.endpoint else None,
+        "rows": len(context.rows),
+        "skipped": dict(context.skipped),
+        "written": len(rationales),
+        "kept": accepted,
+        "rejected": len(rationales) - accepted,
+        "rejected_by": _by_reason(r.verdict.reasons for r in rationales),
+        "retried": len(retried),
+        "retried_by": _by_reason(r.record["first_reasons"] for r in retried),
+        "repaired": sum(r.verdict.kept for r in retried),
+        "passed": sum(passed),  # before near duplicates are rejected, if they are
+        "near_duplicates": near_duplicates,
     }
 
 
-def _vote(written: Sequence[Written], settings: Settings) -> dict[str, Any]:
-    """How the answers agreed, and how often what they voted was annotated so, where it is known."""
-    found: dict[str, Any] = {
+def _vote_figures(
+    rationales: Sequence[WrittenRationale], settings: BuildSettings
+) -> dict[str, Any]:
+    """How the answers agreed, and how often a voted label was the annotated one, if it is known."""
+    accepted = [r for r in rationales if r.verdict.kept]
+    figures: dict[str, Any] = {
         "samples": settings.samples,
         "temperature": settings.temperature,
         "min_agreement": settings.min_agreement,
         "balance": settings.balance,
-        "labels": Counter(w.record["label"] for w in written if w.verdict.kept),
+        "labels": Counter(r.record["label"] for r in accepted),
     }
-    answered = [w for w in written if w.record]
-    for name, chosen in (("all", answered), ("kept", [w for w in written if w.verdict.kept])):
-        checked = [w for w in chosen if w.record["label"] == VOTED and w.record["known"]]
-        found[name] = {
-            "agreement": _mean(w.record["agreement"] for w in chosen),
+    for name, group in (("all", [r for r in rationales if r.record]), ("kept", accepted)):
+        checked = [r for r in group if r.record["label"] == VOTED_LABEL and r.record["known"]]
+        figures[name] = {
+            "agreement": _mean(r.record["agreement"] for r in group),
             "checked": len(checked),
-            "right": _mean(w.truth.label == w.record["known"] for w in checked),
+            "right": _mean(r.truth.label == r.record["known"] for r in checked),
         }
-    return found
+    return figures
 
 
-def _by_reason(found: Iterable[Iterable[str]]) -> dict[str, int]:
-    """Faces by reason; a face with several faults counts under each."""
-    counts = Counter(reason for reasons in found for reason in set(reasons))
+def _by_reason(reasons_by_face: Iterable[Iterable[str]]) -> dict[str, int]:
+    """Faces by reason; a face with several faults counts for each."""
+    counts = Counter(reason for reasons in reasons_by_face for reason in set(reasons))
     return {reason: counts[reason] for reason in REASONS if counts[reason]}
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    listed = list(values)
-    return round(sum(listed) / len(listed), 4) if listed else None
+    numbers = list(values)
+    return round(sum(numbers) / len(numbers), 4) if numbers else None
 
 
-def _cost(records: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
-    """Tokens, and what they cost at the user's prices per million."""
-    total = {
-        name: sum(record[name] for record in records)
-        for name in ("requests", "prompt_tokens", "completion_tokens", "uncounted")
-    }
-    prices = (settings.price_in, settings.price_out)
-    if None in prices:
+def _cost(records: Sequence[Mapping[str, Any]], settings: BuildSettings) -> dict[str, Any]:
+    """Tokens, and their cost at the user's prices per million."""
+    names = ("requests", "prompt_tokens", "completion_tokens", "requests_without_usage")
+    total = {name: sum(record[name] for record in records) for name in names}
+    if settings.price_in is None or settings.price_out is None:
         return {**total, "price": None}
-    spent = total["prompt_tokens"] * prices[0] + total["completion_tokens"] * prices[1]  # type: ignore[operator]
-    return {**total, "price": round(spent / 1e6, 6), "prices_per_million": prices}
+    prices = (settings.price_in, settings.price_out)
+    price = total["prompt_tokens"] * prices[0] + total["completion_tokens"] * prices[1]
+    return {**total, "price": round(price / 1e6, 6), "prices_per_million": prices}

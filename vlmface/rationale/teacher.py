@@ -1,6 +1,6 @@
 """The teacher writer: a large model behind an OpenAI-compatible endpoint writes the rationales.
 
-A text with faults goes back to the teacher with the faults in words.
+A text with faults is sent back to the teacher with a description of the faults.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import httpx2
 
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, ask, work_through
-from vlmface.journal import Journal
+from vlmface.infer.endpoint import Endpoint, NoAnswerError, chat, run_jobs
 from vlmface.rationale.teacher_prompts import TeacherPrompt
 from vlmface.rationale.verify import Verdict
+from vlmface.utils.jsonl_journal import Journal
 
 
 @dataclass(frozen=True)
 class Job:
-    """One face: its id, the messages to send, and the check of what comes back."""
+    """One face: its id, the messages to send, and the check of the reply."""
 
     id: str
     messages: list[dict[str, Any]]
@@ -27,11 +27,19 @@ class Job:
 
 
 class Teacher:
-    """Asks `endpoint` about jobs and writes what it answers to a journal, a record each:
+    """Writes a rationale for each job.
 
-    {"id", "text", "requests", "prompt_tokens", "completion_tokens", "uncounted" (replies without
-    token counts)}, and, where the first text had faults that were sent back, "first" and
-    "first_reasons". Faces that got no answer are not recorded; `unanswered` maps their ids to why.
+    A record of the journal is {"id", "text", "requests", "prompt_tokens", "completion_tokens",
+    "requests_without_usage"}, and if the first text had faults and was retried, "first" and
+    "first_reasons".
+
+    Args:
+        endpoint: The teacher's server.
+        prompt: What it is sent.
+        repairs: How often a text with faults is retried.
+
+    Attributes:
+        unanswered: {id: cause} of the faces without an answer, which have no record.
     """
 
     def __init__(self, endpoint: Endpoint, prompt: TeacherPrompt, repairs: int = 1) -> None:
@@ -41,35 +49,41 @@ class Teacher:
         self.repairs = repairs
         self.unanswered: dict[str, str] = {}
 
-    def write(self, jobs: Iterator[Job], journal: Journal, done: Callable[[], Any]) -> None:
-        """Work through the jobs (see `work_through`); `done` is called after each."""
-        self.unanswered = work_through(self.endpoint, jobs, self._ask, journal, done)
+    def run(self, jobs: Iterator[Job], journal: Journal, on_done: Callable[[], Any]) -> None:
+        """Run jobs and record them.
 
-    async def _ask(self, client: httpx2.AsyncClient, job: Job) -> dict[str, Any]:
-        """The record of one face: its text, sent back up to `repairs` times while it has faults."""
+        Args:
+            jobs: See `run_jobs`.
+            journal: For the records.
+            on_done: Called after each job.
+        """
+        self.unanswered = run_jobs(self.endpoint, jobs, self._write, journal, on_done)
+
+    async def _write(self, client: httpx2.AsyncClient, job: Job) -> dict[str, Any]:
+        """The record of one face, whose text is retried up to `repairs` times."""
         record: dict[str, Any] = {
             "id": job.id,
             "requests": 0,
             "prompt_tokens": 0,
             "completion_tokens": 0,
-            "uncounted": 0,
+            "requests_without_usage": 0,
         }
         messages = job.messages
-        for round_ in range(self.repairs + 1):
+        for attempt in range(self.repairs + 1):
             try:
-                (first, *_), usage = await ask(client, self.endpoint, messages)
+                (first, *_), usage = await chat(client, self.endpoint, messages)
             except NoAnswerError:
                 if "text" not in record:
                     raise
-                break  # the repair failed; what was there before is judged as it is
+                break  # the repair failed: the earlier text is judged instead
             record["requests"] += 1
             record["prompt_tokens"] += usage.get("prompt_tokens") or 0
             record["completion_tokens"] += usage.get("completion_tokens") or 0
-            record["uncounted"] += not usage
+            record["requests_without_usage"] += not usage
             text = first.text(self.prompt.form)
             verdict = job.check(text)
             record["text"] = text
-            if round_ == self.repairs or not self.prompt.may_repair(verdict):
+            if attempt == self.repairs or not self.prompt.may_repair(verdict):
                 break
             record.setdefault("first", text)
             record.setdefault("first_reasons", list(dict.fromkeys(verdict.reasons)))

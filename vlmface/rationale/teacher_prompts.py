@@ -1,7 +1,7 @@
 """prompts/teacher/*.yaml -> chat messages for the model that writes rationales.
 
-{aus}, {label}, {candidates} and {max_words} are filled for each face. What a prompt does not hold,
-the teacher is not told, and is not told by a repair request either.
+{aus}, {label}, {candidates} and {max_words} are filled in for each face. Information that a prompt
+does not contain is not in a repair request either.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmface import config, facs
+from vlmface import facs
 from vlmface.errors import UserError
-from vlmface.files import resource
-from vlmface.rationale.truth import Truth
+from vlmface.label_spaces import LabelSpace
+from vlmface.rationale.ground_truth import GroundTruth
 from vlmface.rationale.verify import AU_REASONS, Limits, Verdict
-from vlmface.taxonomy import LabelSpace
+from vlmface.resources import resource
+from vlmface.utils import config
 
 FORMS = ("think_answer", "three_part")
-_USER = ("aus", "label", "candidates", "max_words")
+_USER_PLACEHOLDERS = ("aus", "label", "candidates", "max_words")
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class TeacherPrompt:
         return "{aus}" in self.user
 
     def sha(self, space: LabelSpace, limits: Limits) -> str:
-        """12 hex digits over everything that reaches the teacher beside the face and its labels."""
-        every = Truth(space.labels[0], dict.fromkeys(facs.AU_NUMBERS, 3.0), frozenset())
+        """12 hex digits over all that the teacher receives except the face and its labels."""
+        all_aus = GroundTruth(space.labels[0], dict.fromkeys(facs.AU_NUMBERS, 3.0), frozenset())
         content = [self.id, self.version, self.form, space.sha, self.repair]
-        text = json.dumps([*content, self.messages(every, space, limits, "")], ensure_ascii=False)
+        text = json.dumps([*content, self.messages(all_aus, space, limits, "")], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def messages(
-        self, truth: Truth, space: LabelSpace, limits: Limits, image: str
+        self, truth: GroundTruth, space: LabelSpace, limits: Limits, image: str
     ) -> list[dict[str, Any]]:
         """Messages of the OpenAI chat format about one face; `image` is a data URI."""
         values = {
@@ -73,7 +74,7 @@ class TeacherPrompt:
         return messages
 
     def repair_messages(self, text: str, verdict: Verdict) -> list[dict[str, Any]]:
-        """What follows the messages after an answer with faults."""
+        """The messages after an answer with faults."""
         faults = "\n".join(f"- {fault.message}" for fault in verdict.faults)
         return [
             {"role": "assistant", "content": text or "(nothing)"},
@@ -81,26 +82,32 @@ class TeacherPrompt:
         ]
 
     def may_repair(self, verdict: Verdict) -> bool:
-        """Whether the faults can be told without telling what the prompt holds back."""
-        secret = {"refused"}
-        secret |= set() if self.saw_label else {"wrong_label"}
-        secret |= set() if self.saw_aus else AU_REASONS
-        return not verdict.kept and not secret & set(verdict.reasons)
+        """Whether the faults can be described without information that the prompt withholds."""
+        withheld = {"refused"}
+        withheld |= set() if self.saw_label else {"wrong_label"}
+        withheld |= set() if self.saw_aus else AU_REASONS
+        return not verdict.kept and not withheld & set(verdict.reasons)
 
 
 def describe(aus: Mapping[int, float | None]) -> str:
-    """Action units in words, a line each: "AU4 brow lowerer (strongly): the brows are ..."."""
+    """Action units as text, a line each: "- AU4 brow lowerer (strongly): the brows are ..."."""
     lines = []
     for au in facs.top_down(aus):
         unit, intensity = facs.AUS[au], aus[au]
-        how = "" if intensity is None else f" ({facs.GRADES[facs.grade(intensity) - 1]})"
-        lines.append(f"- {facs.name(au)} {unit.name}{how}: {unit.cue}")
+        grade = "" if intensity is None else f" ({facs.GRADES[facs.grade(intensity) - 1]})"
+        lines.append(f"- {facs.name(au)} {unit.name}{grade}: {unit.cue}")
     return "\n".join(lines) or "- none: no muscle moves visibly"
 
 
 def load(id_or_path: str | Path) -> TeacherPrompt:
-    """A teacher prompt by its id ("with_label"), or from a YAML file of your own. Raises UserError
-    for an unknown id, form or placeholder, and for a missing or unknown key."""
+    """Load a teacher prompt.
+
+    Args:
+        id_or_path: An id, such as "with_label", or the path of a YAML file.
+
+    Raises:
+        UserError: The id, the form, a placeholder or a key is unknown, or a key is missing.
+    """
     path = Path(id_or_path)
     if path.suffix not in (".yaml", ".yml"):
         folder = resource("prompts/teacher")
@@ -108,13 +115,13 @@ def load(id_or_path: str | Path) -> TeacherPrompt:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise UserError(
-                f"there is no teacher prompt {str(id_or_path)!r}: use one of {known}, or the path "
+                f"unknown teacher prompt {str(id_or_path)!r}: use one of {known}, or the path "
                 "of a .yaml file"
             )
     prompt = config.build(TeacherPrompt, config.read(path), where=str(path))
     if prompt.form not in FORMS:
         raise UserError(f"{path}: form is {prompt.form!r}, use one of {', '.join(FORMS)}")
-    for text, allowed in ((prompt.user, _USER), (prompt.repair, ("faults",))):
+    for text, allowed in ((prompt.user, _USER_PLACEHOLDERS), (prompt.repair, ("faults",))):
         for name in re.findall(r"\{(\w+)\}", text):
             if name not in allowed:
                 raise UserError(

@@ -1,39 +1,39 @@
-"""The verifier: a written rationale against the truth, and which rationales are nearly the same.
+"""The verifier: compares rationales with the ground truth, and finds near duplicates.
 
-What is read out of a text is read by `answers.parse`, as everywhere; this module compares. A
-`Verdict` without faults is kept; a fault says in words that a teacher understands what to mend.
+Texts are parsed by `answers.parse`, as everywhere; this module compares. A text whose `Verdict` has
+no faults is kept; the message of a fault tells a teacher what to correct.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vlmface import answers, facs
-from vlmface.rationale.truth import Truth
-from vlmface.rationale.wording import contradictions
-from vlmface.taxonomy import LabelSpace, normalise
+from vlmface.au_descriptions import contradictions
+from vlmface.label_spaces import LabelSpace, normalise
+from vlmface.rationale.ground_truth import GroundTruth
 
-# Reason -> what it means, in the order in which tables list them.
+# Reason -> predicate of "the text", in the order of tables.
 REASONS = {
     "refused": "declines to answer",
-    "unreadable": "is not in the asked form: no single label, or no text before it",
+    "unreadable": "is not in the required form: no single label, or no text before it",
     "wrong_label": "concludes another emotion than the annotated one",
-    "argues_otherwise": "speaks of other emotions only than the one it concludes",
-    "missing_au": "leaves out an action unit that the face shows",
-    "denied_au": "says that an action unit is absent which the face shows",
+    "argues_otherwise": "mentions only other emotions than the one it concludes",
+    "missing_au": "omits an action unit that the face shows",
+    "denied_au": "denies an action unit that the face shows",
     "hallucinated_au": "names an action unit that the face does not show",
-    "unchecked_au": "speaks of an action unit that was not looked for in this face",
-    "contradiction": "describes an action unit by a movement that is not its own",
-    "cites_annotation": "speaks of the annotation instead of the face",
+    "unchecked_au": "mentions an action unit that was not annotated for this face",
+    "contradiction": "describes an action unit by the movement of another one",
+    "cites_annotation": "refers to the annotation instead of the face",
     "too_short": "has too few words",
     "too_long": "has too many words",
     "disagreement": "is one of several answers that do not agree",
-    "surplus": "is more than its emotion may give",
+    "surplus": "exceeds the number of texts for its emotion",
     "near_duplicate": "has nearly the words of an earlier one",
     "no_answer": "is missing: the endpoint gave no answer",
 }
@@ -51,7 +51,7 @@ _CITES = re.compile(
 
 @dataclass(frozen=True)
 class Limits:
-    """What is asked of a rationale: precision and recall of its AUs (0..1), and its length."""
+    """The requirements for a rationale: precision and recall of its AUs (0..1), and its length."""
 
     min_precision: float = 1.0
     min_recall: float = 1.0
@@ -60,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong: a key of REASONS, and a sentence to the writer of the text."""
+    """A key of REASONS, and a sentence for the writer of the text."""
 
     reason: str
     message: str
@@ -68,8 +68,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`body` is the rationale without its form, `precision` and `recall` are of the AUs that it
-    says are there (1 where there is nothing to name). Kept if there are no faults."""
+    """The result of `check`.
+
+    Attributes:
+        answer: The parsed text.
+        body: The rationale without the tags of its form.
+        precision: Of the AUs that it names, 1 if it names none.
+        recall: Of the AUs that it names, 1 if none is present.
+        faults: Empty if the text is kept.
+    """
 
     answer: answers.Answer
     body: str
@@ -87,56 +94,84 @@ class Verdict:
 
 
 def check(
-    text: str, truth: Truth, space: LabelSpace, form: str, limits: Limits | None = None
+    text: str, truth: GroundTruth, space: LabelSpace, form: str, limits: Limits | None = None
 ) -> Verdict:
-    """Compare a completion in `form` ("think_answer", "three_part") with the truth of its face."""
+    """Compare a completion with the ground truth of its face.
+
+    Args:
+        text: The completion.
+        truth: The ground truth.
+        space: Of the label.
+        form: "think_answer" or "three_part".
+        limits: The requirements, by default the strictest.
+    """
     limits = limits or Limits()
     answer = answers.parse(text, space, form)
     body = answer.rationale
-    said, denied, present = set(answer.aus), set(answer.negated_aus), set(truth.aus)
-    judged = said & truth.coded
-    precision = len(judged & present) / len(judged) if judged else 1.0
-    recall = len(said & present) / len(present) if present else 1.0
-    words = len(body.split())
-    faults: list[Fault] = []
-
-    def fault(reason: str, message: str) -> None:
-        faults.append(Fault(reason, message))
-
-    if answer.status == "refused":
-        fault("refused", "You did not answer.")
-    elif answer.label is None or not _fits_every_form(body, answer.label, space):
-        fault("unreadable", f"It is not in the asked form ({_shape(form)}), with one label.")
-    elif answer.label != truth.label:
-        fault("wrong_label", f"The expression is {truth.label}, not {answer.label}.")
-    elif (spoken := _emotions(body, space)) and answer.label not in spoken:
-        fault(
-            "argues_otherwise",
-            f"It concludes {answer.label}, but argues for {_and(sorted(spoken))} only.",
-        )
-    if (missing := present - said - denied) and recall < limits.min_recall:
-        fault("missing_au", f"It leaves out {_named(missing)}.")
-    if wrong := denied & present:
-        fault("denied_au", f"It says that {_named(wrong)} would be absent, but the face shows it.")
-    if (extra := judged - present) and precision < limits.min_precision:
-        fault("hallucinated_au", f"It names {_named(extra)}, which the face does not show.")
-    if unknown := (said | denied) - truth.coded:
-        fault("unchecked_au", f"It speaks of {_named(unknown)}, which was not looked for.")
+    named, present = set(answer.aus), set(truth.aus)
+    annotated = named & truth.coded
+    precision = len(annotated & present) / len(annotated) if annotated else 1.0
+    recall = len(named & present) / len(present) if present else 1.0
+    faults = [
+        *_label_faults(answer, truth, space, form),
+        *_au_faults(answer, truth, precision < limits.min_precision, recall < limits.min_recall),
+    ]
     for au, phrase in contradictions(body):
-        fault("contradiction", f'"{phrase}" does not describe {_named([au])}: {facs.AUS[au].cue}.')
-    if cited := _CITES.search(body):
-        fault("cites_annotation", f'It says "{cited[0]}": speak of the face, not of notes on it.')
-    if words < MIN_WORDS and "unreadable" not in [f.reason for f in faults]:
-        fault("too_short", f"It has {words} words: explain the expression.")
+        message = f'"{phrase}" does not describe {_name_aus([au])}: {facs.AUS[au].cue}.'
+        faults.append(Fault("contradiction", message))
+    if citation := _CITES.search(body):
+        message = f'It says "{citation[0]}": speak of the face, not of notes on it.'
+        faults.append(Fault("cites_annotation", message))
+    words = len(body.split())
+    if words < MIN_WORDS and "unreadable" not in [fault.reason for fault in faults]:
+        faults.append(Fault("too_short", f"It has {words} words: explain the expression."))
     if words > limits.max_words:
-        fault("too_long", f"It has {words} words: use {limits.max_words} at most.")
+        message = f"It has {words} words: use {limits.max_words} at most."
+        faults.append(Fault("too_long", message))
     return Verdict(answer, body, precision, recall, tuple(faults))
 
 
+def _label_faults(
+    answer: answers.Answer, truth: GroundTruth, space: LabelSpace, form: str
+) -> Iterator[Fault]:
+    body = answer.rationale
+    if answer.status == "refused":
+        yield Fault("refused", "You did not answer.")
+    elif answer.label is None or not _fits_every_form(body, answer.label, space):
+        message = f"It is not in the asked form ({_pattern(form)}), with one label."
+        yield Fault("unreadable", message)
+    elif answer.label != truth.label:
+        message = f"The expression is {truth.label}, not {answer.label}."
+        yield Fault("wrong_label", message)
+    elif (mentioned := _emotions(body, space)) and answer.label not in mentioned:
+        emotions = _join(sorted(mentioned))
+        message = f"It concludes {answer.label}, but argues for {emotions} only."
+        yield Fault("argues_otherwise", message)
+
+
+def _au_faults(
+    answer: answers.Answer, truth: GroundTruth, low_precision: bool, low_recall: bool
+) -> Iterator[Fault]:
+    named, denied, present = set(answer.aus), set(answer.negated_aus), set(truth.aus)
+    if (missing := present - named - denied) and low_recall:
+        yield Fault("missing_au", f"It leaves out {_name_aus(missing)}.")
+    if wrong := denied & present:
+        message = f"It says that {_name_aus(wrong)} would be absent, but the face shows it."
+        yield Fault("denied_au", message)
+    if (extra := (named & truth.coded) - present) and low_precision:
+        message = f"It names {_name_aus(extra)}, which the face does not show."
+        yield Fault("hallucinated_au", message)
+    if unknown := (named | denied) - truth.coded:
+        message = f"It speaks of {_name_aus(unknown)}, which was not looked for."
+        yield Fault("unchecked_au", message)
+
+
 def _fits_every_form(body: str, label: str, space: LabelSpace) -> bool:
-    """Whether prompts of either form can be trained on the text."""
+    """Whether prompts of both forms can be trained on the text."""
     return bool(body) and all(
-        answers.parse(answers.prefix(body, form) + label + answers.SUFFIX[form], space, form).status
+        answers.parse(
+            answers.completion_prefix(body, form) + label + answers.SUFFIX[form], space, form
+        ).status
         == "strict"
         for form in ("think_answer", "three_part")
     )
@@ -146,15 +181,15 @@ def _emotions(body: str, space: LabelSpace) -> set[str]:
     return {space.index[word] for word in normalise(body).split() if word in space.index}
 
 
-def _shape(form: str) -> str:
-    return answers.prefix("...", form).replace("\n", " ") + "..." + answers.SUFFIX[form]
+def _pattern(form: str) -> str:
+    return answers.completion_prefix("...", form).replace("\n", " ") + "..." + answers.SUFFIX[form]
 
 
-def _named(aus: Iterable[int]) -> str:
-    return _and([f"{facs.name(au)} ({facs.AUS[au].name})" for au in facs.top_down(aus)])
+def _name_aus(aus: Iterable[int]) -> str:
+    return _join([f"{facs.name(au)} ({facs.AUS[au].name})" for au in facs.top_down(aus)])
 
 
-def _and(words: Sequence[str]) -> str:
+def _join(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -164,32 +199,38 @@ _BANDS, _ROWS = 16, 8
 
 
 def near_duplicates(texts: Sequence[str], similarity: float = 0.85) -> list[int | None]:
-    """For each text the position of an earlier one that it nearly repeats, None if it is new.
+    """Find texts that nearly repeat an earlier one.
 
-    Nearly means a Jaccard similarity of at least `similarity` between their sets of three words in
-    a row. Candidates come from MinHash (Broder, 1997) in 16 bands of 8, which meets a pair of
-    similarity 0.85 in 99 % of cases; a candidate is then compared exactly.
+    Candidates come from MinHash (Broder, 1997) in 16 bands of 8, which finds a pair of similarity
+    0.85 in 99 % of cases; a candidate is then compared exactly.
+
+    Args:
+        texts: The texts.
+        similarity: The least Jaccard similarity of their sets of three consecutive words.
+
+    Returns:
+        For each text the index of an earlier near duplicate, None if there is none.
     """
     rng = np.random.default_rng(0)
     factors = rng.integers(0, 2**64, (_BANDS * _ROWS, 1), np.uint64) | np.uint64(1)
     shifts = rng.integers(0, 2**64, (_BANDS * _ROWS, 1), np.uint64)
     buckets: dict[tuple[int, bytes], list[int]] = {}
     sets: list[set[int]] = []
-    found: list[int | None] = []
+    duplicate_of: list[int | None] = []
     for number, text in enumerate(texts):
         shingles = _shingles(text)
         sets.append(shingles)
         hashed = np.fromiter(shingles, np.uint64, len(shingles))
-        signature = ((hashed * factors + shifts) >> np.uint64(32)).min(1)  # wraps around, as meant
+        signature = ((hashed * factors + shifts) >> np.uint64(32)).min(1)  # overflow is intended
         bands = signature.reshape(_BANDS, _ROWS)
         keys = [(band, rows.tobytes()) for band, rows in enumerate(bands)]
-        candidates = sorted({earlier for key in keys for earlier in buckets.get(key, ())})
-        twin = next((c for c in candidates if _jaccard(shingles, sets[c]) >= similarity), None)
-        found.append(twin)
-        if twin is None:
+        candidates = sorted({index for key in keys for index in buckets.get(key, ())})
+        earlier = next((c for c in candidates if _jaccard(shingles, sets[c]) >= similarity), None)
+        duplicate_of.append(earlier)
+        if earlier is None:
             for key in keys:
                 buckets.setdefault(key, []).append(number)
-    return found
+    return duplicate_of
 
 
 def _shingles(text: str) -> set[int]:
@@ -197,5 +238,5 @@ def _shingles(text: str) -> set[int]:
     return {zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(max(1, len(words) - 2))}
 
 
-def _jaccard(one: set[int], other: set[int]) -> float:
-    return len(one & other) / len(one | other)
+def _jaccard(a: set[int], b: set[int]) -> float:
+    return len(a & b) / len(a | b)

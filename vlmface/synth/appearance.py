@@ -1,5 +1,4 @@
-"""What a point of the face looks like: skin, lips, eyes, hair, brows, and the wrinkles that AUs
-draw.
+"""The appearance of points of the face: skin, lips, eyes, hair, brows, and wrinkles of AUs.
 
 All functions work on points given in template coordinates (head.py), so that a colour sticks to the
 skin. Colours are linear RGB in 0..1. Positions of lines are read off the template mesh.
@@ -128,105 +127,162 @@ def brow_alpha(points: np.ndarray, look: Appearance) -> np.ndarray:
 
 
 def wrinkles(points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: float) -> np.ndarray:
-    """Relief (n,) drawn on the skin: negative in a furrow, positive on the fold beside it.
+    """Relief (n,) drawn on the skin: negative in a furrow, positive on the fold next to it.
 
     `aus` gives the strength 0..1 of each AU, a number or one per point (left and right differ).
     Age adds faint lines of its own, in the same places: old skin at rest is not an expression.
     """
-    x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
-    old = float(np.clip((age - 38) / 60, 0, 0.55))
-    front = (z > 0.85).astype(np.float32)
-    relief = np.zeros(len(points), np.float32)
+    skin = _Skin(points, aus, age)
+    skin.forehead()
+    skin.glabella()
+    skin.eyes()
+    skin.nasolabial_fold()
+    skin.nose()
+    skin.mouth_corners()
+    skin.chin()
+    skin.lips()
+    return skin.relief
 
-    def strength(au: int) -> np.ndarray | float:
-        return aus.get(au, 0.0)
 
-    def shown(*units: int) -> bool:
-        return any(au in aus for au in units)
+class _Skin:
+    """The relief of skin points, added up region by region."""
 
-    def furrow(distance: np.ndarray, width: float, amount: np.ndarray | float) -> None:
-        nonlocal relief
-        relief += amount * (
+    def __init__(
+        self, points: np.ndarray, aus: Mapping[int, np.ndarray | float], age: float
+    ) -> None:
+        self.points, self.aus = points, aus
+        self.x, self.y = np.abs(points[:, 0]), points[:, 1]
+        self.old = float(np.clip((age - 38) / 60, 0, 0.55))
+        self.front = (points[:, 2] > 0.85).astype(np.float32)
+        self.relief = np.zeros(len(points), np.float32)
+
+    def strength(self, au: int) -> np.ndarray | float:
+        return self.aus.get(au, 0.0)
+
+    def shows(self, *units: int) -> bool:
+        return any(au in self.aus for au in units)
+
+    def furrow(self, distance: np.ndarray, width: float, amount: np.ndarray | float) -> None:
+        self.relief += amount * (
             0.55 * bump(distance - 1.9 * width, 1.3 * width) - bump(distance, width)
         )
 
-    # Forehead: the middle by AU 1, the sides by AU 2; AU 4 pushes against it.
-    if shown(1, 2) or old:
-        lines = strength(1) * smoothstep(0.40, 0.18, x) + strength(2) * smoothstep(0.14, 0.32, x)
-        lines = np.clip(lines, 0, 1.0) * smoothstep(0.66, 0.5, x) + 0.5 * old * smoothstep(
-            0.6, 0.3, x
-        )
-        sag = 0.05 * np.cos(x * 6) * (strength(1) - 0.6 * strength(2))
-        for height in (7.70, 7.81, 7.92):
-            furrow(y - height - sag, 0.020, 0.85 * lines * front)
-    # Glabella: two upright lines and the pinched skin between the brows.
-    if shown(4) or old:
-        upright = smoothstep(7.36, 7.44, y) * smoothstep(7.68, 7.56, y)
-        furrow(
-            x - 0.055 - 0.03 * (y - 7.45),
-            0.016,
-            (1.15 * strength(4) + 0.35 * old) * upright * front,
-        )
-        relief -= 0.55 * strength(4) * bump(x, 0.13) * bump(y - 7.40, 0.05) * front
-    # Crow's feet and the pouch of the lower lid.
-    if shown(6, 7) or old:
-        fan = np.arctan2(y - 7.27, np.maximum(x - 0.46, 1e-3))
-        reach = np.hypot(x - 0.46, y - 7.27)
-        rays = bump(reach - 0.12, 0.06) * (x > 0.47) * front
-        relief -= (0.95 * strength(6) + 0.5 * old) * rays * np.clip(np.cos(fan * 10), 0, 1)
-        lid = np.hypot((x - 0.31) / 1.25, y - 7.30)
-        below = (
-            smoothstep(7.25, 7.19, y) * smoothstep(0.5, 0.42, x) * smoothstep(0.12, 0.18, x) * front
-        )
-        furrow(lid - 0.125, 0.013, (0.9 * strength(7) + 0.35 * strength(6)) * below)
-        furrow(lid - 0.185, 0.018, (0.85 * strength(6) + 0.3 * old) * below)
-    # Nasolabial fold: all of it by AU 12, the upper half by AU 10, its top by AU 9.
-    if shown(9, 10, 12, 14) or old:
-        t = np.clip((6.98 - y) / 0.36, -0.2, 1.25)
-        fold = x - (0.175 + 0.165 * t + 0.035 * np.sin(np.pi * np.clip(t, 0, 1)))
-        lower = smoothstep(1.2, 0.9, t) * smoothstep(-0.1, 0.1, t)
-        upper = smoothstep(0.75, 0.35, t) * smoothstep(-0.15, 0.05, t)
-        amount = lower * (0.95 * strength(12) + 0.45 * old + 0.3 * strength(14))
-        amount = amount + upper * (1.0 * strength(10) + 0.7 * strength(9))
-        furrow(-fold, 0.026, amount * front)
-    # Nose: lines across the bridge and beside it.
-    if shown(9):
-        for height in (7.19, 7.25, 7.31):
-            furrow(
-                y - height - 0.25 * x, 0.013, 0.95 * strength(9) * smoothstep(0.15, 0.09, x) * front
+    def forehead(self) -> None:
+        """The middle by AU 1, the sides by AU 2; AU 4 pushes against it."""
+        x, y, front = self.x, self.y, self.front
+        if self.shows(1, 2) or self.old:
+            lines = self.strength(1) * smoothstep(0.40, 0.18, x) + self.strength(2) * smoothstep(
+                0.14, 0.32, x
             )
-        beside = bump(x - 0.155 - 0.10 * (7.12 - y), 0.014)
-        beside = beside * smoothstep(6.98, 7.04, y) * smoothstep(7.28, 7.2, y)
-        relief -= 0.9 * strength(9) * beside * front
-    # Mouth corners: AU 14 a pit, AU 15 a fold downwards, AU 20 brackets beside the mouth.
-    bracket = bump(y - 6.60, 0.09) * front
-    if shown(14):
-        pit = bump(np.hypot(x - 0.315, (y - 6.60) / 1.3), 0.04)
-        relief -= 1.25 * strength(14) * pit * front
-        furrow(x - 0.365, 0.016, 0.9 * strength(14) * bracket)
-    if shown(20):
-        for start, depth in ((0.37, 0.85), (0.42, 0.7)):
-            furrow(x - start - 0.25 * np.abs(y - 6.58), 0.016, depth * strength(20) * bracket)
-    if shown(15) or old:
-        down = smoothstep(6.36, 6.42, y) * smoothstep(6.60, 6.54, y)
-        furrow(
-            x - 0.275 - 0.28 * (6.58 - y), 0.018, (0.65 * strength(15) + 0.3 * old) * down * front
-        )
-    # Chin: AU 17 pebbles it; AU 16 and 24 draw the crease under the lower lip.
-    if shown(17):
-        chin = bump(np.hypot(x, y - 6.26), 0.17) * front
-        pebbles = noise(points * np.array([1, 1, 0], np.float32), 55.0, 7)
-        relief += 0.75 * strength(17) * chin * np.clip(pebbles, -1, 0.4)
-    if shown(17, 24):
-        crease = (0.8 * strength(17) + 0.5 * strength(24)) * bump(x, 0.17) * front
-        furrow(y - 6.40 - 0.25 * x * x, 0.022, crease)
-        relief += 0.45 * strength(24) * bump(y - 6.74, 0.04) * bump(x, 0.2) * front
-    if shown(16):
-        furrow(y - 6.36, 0.020, 0.6 * strength(16) * bump(x, 0.2) * front)
-    # Tight or pursed lips: short upright lines above and below them.
-    if shown(18, 23):
-        around = (bump(y - 6.76, 0.05) + bump(y - 6.45, 0.045)) * bump(x, 0.16) * front
-        relief -= (
-            (0.8 * strength(23) + 0.6 * strength(18)) * around * np.clip(np.sin(85 * x + 1.2), 0, 1)
-        )
-    return relief
+            lines = np.clip(lines, 0, 1.0) * smoothstep(0.66, 0.5, x) + 0.5 * self.old * smoothstep(
+                0.6, 0.3, x
+            )
+            sag = 0.05 * np.cos(x * 6) * (self.strength(1) - 0.6 * self.strength(2))
+            for height in (7.70, 7.81, 7.92):
+                self.furrow(y - height - sag, 0.020, 0.85 * lines * front)
+
+    def glabella(self) -> None:
+        """Two upright lines and the pinched skin between the brows."""
+        x, y, front = self.x, self.y, self.front
+        if self.shows(4) or self.old:
+            upright = smoothstep(7.36, 7.44, y) * smoothstep(7.68, 7.56, y)
+            self.furrow(
+                x - 0.055 - 0.03 * (y - 7.45),
+                0.016,
+                (1.15 * self.strength(4) + 0.35 * self.old) * upright * front,
+            )
+            self.relief -= 0.55 * self.strength(4) * bump(x, 0.13) * bump(y - 7.40, 0.05) * front
+
+    def eyes(self) -> None:
+        """Crow's feet and the pouch of the lower lid."""
+        x, y, front = self.x, self.y, self.front
+        if self.shows(6, 7) or self.old:
+            fan = np.arctan2(y - 7.27, np.maximum(x - 0.46, 1e-3))
+            reach = np.hypot(x - 0.46, y - 7.27)
+            rays = bump(reach - 0.12, 0.06) * (x > 0.47) * front
+            self.relief -= (
+                (0.95 * self.strength(6) + 0.5 * self.old) * rays * np.clip(np.cos(fan * 10), 0, 1)
+            )
+            lid = np.hypot((x - 0.31) / 1.25, y - 7.30)
+            below = (
+                smoothstep(7.25, 7.19, y)
+                * smoothstep(0.5, 0.42, x)
+                * smoothstep(0.12, 0.18, x)
+                * front
+            )
+            self.furrow(
+                lid - 0.125, 0.013, (0.9 * self.strength(7) + 0.35 * self.strength(6)) * below
+            )
+            self.furrow(lid - 0.185, 0.018, (0.85 * self.strength(6) + 0.3 * self.old) * below)
+
+    def nasolabial_fold(self) -> None:
+        """All of it by AU 12, the upper half by AU 10, its top by AU 9."""
+        x, y, front = self.x, self.y, self.front
+        if self.shows(9, 10, 12, 14) or self.old:
+            t = np.clip((6.98 - y) / 0.36, -0.2, 1.25)
+            fold = x - (0.175 + 0.165 * t + 0.035 * np.sin(np.pi * np.clip(t, 0, 1)))
+            lower = smoothstep(1.2, 0.9, t) * smoothstep(-0.1, 0.1, t)
+            upper = smoothstep(0.75, 0.35, t) * smoothstep(-0.15, 0.05, t)
+            amount = lower * (0.95 * self.strength(12) + 0.45 * self.old + 0.3 * self.strength(14))
+            amount = amount + upper * (1.0 * self.strength(10) + 0.7 * self.strength(9))
+            self.furrow(-fold, 0.026, amount * front)
+
+    def nose(self) -> None:
+        """Lines across the bridge and at its sides."""
+        x, y, front = self.x, self.y, self.front
+        if self.shows(9):
+            for height in (7.19, 7.25, 7.31):
+                self.furrow(
+                    y - height - 0.25 * x,
+                    0.013,
+                    0.95 * self.strength(9) * smoothstep(0.15, 0.09, x) * front,
+                )
+            sides = bump(x - 0.155 - 0.10 * (7.12 - y), 0.014)
+            sides = sides * smoothstep(6.98, 7.04, y) * smoothstep(7.28, 7.2, y)
+            self.relief -= 0.9 * self.strength(9) * sides * front
+
+    def mouth_corners(self) -> None:
+        """AU 14 a pit, AU 15 a fold downwards, AU 20 brackets next to the mouth."""
+        x, y, front = self.x, self.y, self.front
+        bracket = bump(y - 6.60, 0.09) * front
+        if self.shows(14):
+            pit = bump(np.hypot(x - 0.315, (y - 6.60) / 1.3), 0.04)
+            self.relief -= 1.25 * self.strength(14) * pit * front
+            self.furrow(x - 0.365, 0.016, 0.9 * self.strength(14) * bracket)
+        if self.shows(20):
+            for start, depth in ((0.37, 0.85), (0.42, 0.7)):
+                self.furrow(
+                    x - start - 0.25 * np.abs(y - 6.58), 0.016, depth * self.strength(20) * bracket
+                )
+        if self.shows(15) or self.old:
+            down = smoothstep(6.36, 6.42, y) * smoothstep(6.60, 6.54, y)
+            self.furrow(
+                x - 0.275 - 0.28 * (6.58 - y),
+                0.018,
+                (0.65 * self.strength(15) + 0.3 * self.old) * down * front,
+            )
+
+    def chin(self) -> None:
+        """AU 17 pebbles it; AU 16 and 24 draw the crease under the lower lip."""
+        x, y, front = self.x, self.y, self.front
+        if self.shows(17):
+            chin = bump(np.hypot(x, y - 6.26), 0.17) * front
+            pebbles = noise(self.points * np.array([1, 1, 0], np.float32), 55.0, 7)
+            self.relief += 0.75 * self.strength(17) * chin * np.clip(pebbles, -1, 0.4)
+        if self.shows(17, 24):
+            crease = (0.8 * self.strength(17) + 0.5 * self.strength(24)) * bump(x, 0.17) * front
+            self.furrow(y - 6.40 - 0.25 * x * x, 0.022, crease)
+            self.relief += 0.45 * self.strength(24) * bump(y - 6.74, 0.04) * bump(x, 0.2) * front
+        if self.shows(16):
+            self.furrow(y - 6.36, 0.020, 0.6 * self.strength(16) * bump(x, 0.2) * front)
+
+    def lips(self) -> None:
+        """Tight or pursed: short upright lines above and below them."""
+        x, y, front = self.x, self.y, self.front
+        if self.shows(18, 23):
+            around = (bump(y - 6.76, 0.05) + bump(y - 6.45, 0.045)) * bump(x, 0.16) * front
+            self.relief -= (
+                (0.8 * self.strength(23) + 0.6 * self.strength(18))
+                * around
+                * np.clip(np.sin(85 * x + 1.2), 0, 1)
+            )

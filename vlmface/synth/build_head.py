@@ -36,15 +36,17 @@ def read_obj(text: str) -> tuple[np.ndarray, np.ndarray, list[tuple[str, list[tu
     """Return vertices (n, 3), texture coordinates (m, 2), faces [(group, [(vertex, uv), ...])]."""
     vertices, uvs, faces, group = [], [], [], ""
     for line in text.splitlines():
-        kind, _, rest = line.partition(" ")
+        kind, _, values = line.partition(" ")
         if kind == "v":
-            vertices.append([float(x) for x in rest.split()])
+            vertices.append([float(x) for x in values.split()])
         elif kind == "vt":
-            uvs.append([float(x) for x in rest.split()[:2]])
+            uvs.append([float(x) for x in values.split()[:2]])
         elif kind == "g":
-            group = rest.strip()
+            group = values.strip()
         elif kind == "f":
-            corners = [tuple(int(i) - 1 for i in corner.split("/")[:2]) for corner in rest.split()]
+            corners = [
+                tuple(int(i) - 1 for i in corner.split("/")[:2]) for corner in values.split()
+            ]
             faces.append((group, corners))
     return np.array(vertices), np.array(uvs), faces  # type: ignore[return-value]
 
@@ -87,13 +89,9 @@ def ambient_occlusion(vertices: np.ndarray, triangles: np.ndarray, rays: int = 1
 
 
 def build(wheel: Path, out: Path) -> None:
+    """Write the compact head model of a wheel."""
     archive = zipfile.ZipFile(wheel)
-
-    def read(name: str) -> bytes:
-        raw = archive.read(name)
-        return gzip.decompress(raw) if name.endswith(".gz") else raw
-
-    vertices, uvs, faces = read_obj(read(f"{DATA}/3dobjs/base.obj").decode())
+    vertices, uvs, faces = read_obj(_read(archive, f"{DATA}/3dobjs/base.obj").decode())
     uv_of: dict[int, int] = {}
     part_of: dict[int, int] = {}
     corners_of: list[list[int]] = []
@@ -105,72 +103,96 @@ def build(wheel: Path, out: Path) -> None:
             part_of[vertex] = PARTS[group]
         for i in range(1, len(corners) - 1):
             corners_of.append([corners[0][0], corners[i][0], corners[i + 1][0]])
-    kept = np.array(sorted(part_of))
-    position = {v: i for i, v in enumerate(kept)}
+    head_vertices = np.array(sorted(part_of))
+    position = {v: i for i, v in enumerate(head_vertices)}
     triangles = np.array([[position[v] for v in t] for t in corners_of], np.int16)
-
-    masks = {}
-    for name in ("lips", "eyelids", "inside-mouth", "ears"):
-        image = Image.open(io.BytesIO(read(f"{DATA}/textures/mpfb_{name}.jpg"))).convert("L")
-        pixels = np.asarray(image, np.float32) / 255
-        where = uvs[[uv_of[v] for v in kept]] % 1.0
-        rows = ((1 - where[:, 1]) * (pixels.shape[0] - 1)).round().astype(int)
-        columns = (where[:, 0] * (pixels.shape[1] - 1)).round().astype(int)
-        masks[name.replace("-", "_")] = (pixels[rows, columns] * 255).round().astype(np.uint8)
-    sky = ambient_occlusion(vertices[kept], triangles.astype(np.int64))
+    masks = read_masks(archive, uvs[[uv_of[v] for v in head_vertices]] % 1.0)
+    sky = ambient_occlusion(vertices[head_vertices], triangles.astype(np.int64))
     masks["sky"] = (sky * 255).round().astype(np.uint8)
-
-    shapes: dict[str, np.ndarray] = {}
-    names = archive.namelist()
-    for name in names:
-        folder, stem = Path(name).parent.name, Path(name).name.split(".")[0]
-        if name.startswith(f"{DATA}/targets/macrodetails/") and folder == "macrodetails":
-            keep = stem.split("-")[0] in ("african", "asian", "caucasian")
-            keep |= stem.startswith("universal") and "-averagemuscle-" in stem
-        elif name.startswith(f"{DATA}/targets/") and folder in REGIONS:
-            keep = name.endswith(".target.gz")
-        elif "/faceunits/" in name:
-            keep = name.endswith(".target")
-        else:
-            keep = False
-        if not keep:
-            continue
-        delta = read_target(read(name), len(vertices))[kept]
-        if folder == "faceunits":
-            key = f"unit:{stem}"
-        elif folder == "macrodetails":
-            key = f"macro:{stem}"
-        else:
-            key = "shape:" + stem.removeprefix("l-").removeprefix("r-")
-        shapes[key] = shapes[key] + delta if key in shapes else delta
-
-    shape_names, starts, indices, deltas, scales = [], [0], [], [], []
-    for key in sorted(shapes):
-        moved = np.flatnonzero(np.abs(shapes[key]).max(1) > 1e-4)
-        if not len(moved):
-            continue
-        scale = np.abs(shapes[key]).max() / 32767
-        shape_names.append(key)
-        indices.append(moved.astype(np.int16))
-        deltas.append((shapes[key][moved] / scale).round().astype(np.int16))
-        scales.append(scale)
-        starts.append(starts[-1] + len(moved))
+    targets = pack_targets(read_targets(archive, len(vertices), head_vertices))
     np.savez_compressed(
         out,
-        vertices=vertices[kept].astype(np.float32),
+        vertices=vertices[head_vertices].astype(np.float32),
         triangles=triangles,
-        part=np.array([part_of[v] for v in kept], np.uint8),
-        names=np.array(shape_names),
-        starts=np.array(starts, np.int32),
-        indices=np.concatenate(indices),
-        deltas=np.concatenate(deltas),
-        scales=np.array(scales, np.float32),
-        **masks,
+        part=np.array([part_of[v] for v in head_vertices], np.uint8),
+        **targets,  # type: ignore[arg-type]
+        **masks,  # type: ignore[arg-type]
     )
     print(
-        f"{out}: {len(kept)} vertices, {len(triangles)} triangles, {len(shape_names)} targets, "
-        f"{out.stat().st_size / 2**20:.2f} MiB"
+        f"{out}: {len(head_vertices)} vertices, {len(triangles)} triangles, "
+        f"{len(targets['names'])} targets, {out.stat().st_size / 2**20:.2f} MiB"
     )
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    raw = archive.read(name)
+    return gzip.decompress(raw) if name.endswith(".gz") else raw
+
+
+def read_masks(archive: zipfile.ZipFile, uvs: np.ndarray) -> dict[str, np.ndarray]:
+    """The masks of face parts as uint8 (n,), at texture coordinates (n, 2)."""
+    masks = {}
+    for name in ("lips", "eyelids", "inside-mouth", "ears"):
+        image = Image.open(io.BytesIO(_read(archive, f"{DATA}/textures/mpfb_{name}.jpg")))
+        pixels = np.asarray(image.convert("L"), np.float32) / 255
+        rows = ((1 - uvs[:, 1]) * (pixels.shape[0] - 1)).round().astype(int)
+        columns = (uvs[:, 0] * (pixels.shape[1] - 1)).round().astype(int)
+        masks[name.replace("-", "_")] = (pixels[rows, columns] * 255).round().astype(np.uint8)
+    return masks
+
+
+def _target_key(name: str) -> str | None:
+    """The key of a target file in the head model; None for one that is not used."""
+    folder, stem = Path(name).parent.name, Path(name).name.split(".")[0]
+    if name.startswith(f"{DATA}/targets/macrodetails/") and folder == "macrodetails":
+        used = stem.split("-")[0] in ("african", "asian", "caucasian")
+        used |= stem.startswith("universal") and "-averagemuscle-" in stem
+    elif name.startswith(f"{DATA}/targets/") and folder in REGIONS:
+        used = name.endswith(".target.gz")
+    else:
+        used = "/faceunits/" in name and name.endswith(".target")
+    if not used:
+        return None
+    if folder == "faceunits":
+        return f"unit:{stem}"
+    if folder == "macrodetails":
+        return f"macro:{stem}"
+    return "shape:" + stem.removeprefix("l-").removeprefix("r-")
+
+
+def read_targets(
+    archive: zipfile.ZipFile, count: int, head_vertices: np.ndarray
+) -> dict[str, np.ndarray]:
+    """{key: displacement (n, 3) of the head's vertices}, left and right of a shape merged; `count`
+    is the number of the body's vertices."""
+    targets: dict[str, np.ndarray] = {}
+    for name in archive.namelist():
+        if key := _target_key(name):
+            delta = read_target(_read(archive, name), count)[head_vertices]
+            targets[key] = targets[key] + delta if key in targets else delta
+    return targets
+
+
+def pack_targets(targets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The targets as sparse lists of int16 deltas, one after the other."""
+    names, starts, indices, deltas, scales = [], [0], [], [], []
+    for key in sorted(targets):
+        moved = np.flatnonzero(np.abs(targets[key]).max(1) > 1e-4)
+        if not len(moved):
+            continue
+        scale = np.abs(targets[key]).max() / 32767
+        names.append(key)
+        indices.append(moved.astype(np.int16))
+        deltas.append((targets[key][moved] / scale).round().astype(np.int16))
+        scales.append(scale)
+        starts.append(starts[-1] + len(moved))
+    return {
+        "names": np.array(names),
+        "starts": np.array(starts, np.int32),
+        "indices": np.concatenate(indices),
+        "deltas": np.concatenate(deltas),
+        "scales": np.array(scales, np.float32),
+    }
 
 
 if __name__ == "__main__":

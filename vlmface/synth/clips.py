@@ -1,9 +1,9 @@
-"""synth_clips: an expression that comes, stays and goes, and others that only flit by.
+"""synth_clips: clips of a sustained expression, with brief ones before or after it.
 
-The label is the emotion that is shown for some time: five frames of sixteen and more. About half of
+The label is the emotion of the sustained expression: at least five frames of sixteen. About half of
 the clips also show another emotion, as strongly, but for one to three frames only. When the
 sustained expression comes differs from clip to clip, so no single frame shows it in most clips, and
-a model that takes the strongest expression it ever saw is wrong where a brief one was stronger.
+a model that takes the strongest expression in the clip is wrong where a brief one was stronger.
 Neutral clips have no sustained expression: brief ones, speech or blinks are all that happens.
 
 A frame counts from 0. All lengths are for 16 frames and grow with their number: more frames are a
@@ -21,8 +21,9 @@ import numpy as np
 
 from vlmface import facs
 from vlmface.errors import UserError
+from vlmface.label_spaces import EMOTIONS, SPACES
 from vlmface.schema import FaceSample
-from vlmface.synth import shards
+from vlmface.synth import sharded_dataset
 from vlmface.synth.dataset import unit_labels
 from vlmface.synth.expressions import (
     Expression,
@@ -35,7 +36,6 @@ from vlmface.synth.expressions import (
 from vlmface.synth.faces import sample_identity, sample_view
 from vlmface.synth.head import head_model
 from vlmface.synth.render import Face, View, render
-from vlmface.taxonomy import EMOTIONS, SPACES
 
 VERSION = 1
 FRAMES = 16
@@ -75,7 +75,7 @@ class Episode:
 @dataclass(frozen=True)
 class ClipSample:
     """A clip with what it is labelled from: the sustained expression (None: neutral), brief ones,
-    and what says nothing (speech, blinks). `views` has the camera's view of each frame."""
+    and movements without emotion (speech, blinks). `views` has the camera's view of each frame."""
 
     face: Face
     label: str
@@ -166,13 +166,13 @@ def _brief_places(length: int, half: int, frames: int) -> list[int]:
 
 def bounds(frames: int = FRAMES) -> list[float]:
     """For each frame, the share of clips in which it shows the label's expression (see
-    `ClipSample.shows_label`), exactly: what a model that looks at that frame alone can rest on."""
-    shown = np.zeros(frames)
+    `ClipSample.shows_label`), exactly: an upper bound for a model that sees that frame alone."""
+    sustained = np.zeros(frames)
     for length, chance in SUSTAINED.items():
         wide = _scaled(length, frames)
         places = _places(wide, frames)
         for start in places:
-            shown[start : start + wide] += chance / len(places)
+            sustained[start : start + wide] += chance / len(places)
     quiet = np.ones(frames)
     for half in (0, 1):
         for length in BRIEF:
@@ -181,7 +181,7 @@ def bounds(frames: int = FRAMES) -> list[float]:
             for start in places:
                 quiet[start : start + wide] -= BRIEF_CHANCE / len(BRIEF) / len(places)
     neutral = 1 / len(EMOTIONS)
-    return [round(float(x), 6) for x in (1 - neutral) * shown + neutral * quiet]
+    return [round(float(x), 6) for x in (1 - neutral) * sustained + neutral * quiet]
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -223,10 +223,10 @@ def _sustained(rng: np.random.Generator, label: str, frames: int) -> Episode:
     start = int(rng.choice(_places(length, frames)))
     unit = frames / FRAMES
     episode = _episode(rng, _expression(rng, label), start, length, 3.0 * unit)
-    there = rng.random() < STARTS_OR_ENDS_THERE
-    if start == 0 and there:
+    cut_off = rng.random() < STARTS_OR_ENDS_THERE
+    if start == 0 and cut_off:
         return dataclasses.replace(episode, rise=0.0)
-    if start + length == frames and there:
+    if start + length == frames and cut_off:
         return dataclasses.replace(episode, fall=0.0)
     return episode
 
@@ -269,7 +269,7 @@ def _views(rng: np.random.Generator, frames: int) -> tuple[View, ...]:
 
 def draw(seed: int, split: str, index: int, frames: int = FRAMES) -> ClipSample:
     """The clip behind row `index` of a split."""
-    row_seed, identity_seed = shards.seeds(seed, split, index)
+    row_seed, identity_seed = sharded_dataset.seeds(seed, split, index)
     rng = np.random.default_rng([37, row_seed])
     identity, look, gender, race = sample_identity(identity_seed)
     label = str(rng.choice(EMOTIONS))
@@ -305,14 +305,14 @@ def draw(seed: int, split: str, index: int, frames: int = FRAMES) -> ClipSample:
 
 def _apart(idle: list[Episode], clip: ClipSample) -> tuple[Episode, ...]:
     """The idle movements that leave all expressions alone: an eye cannot blink and be wide."""
-    shown = [e for e in (clip.sustained, *clip.brief) if e]
+    expressions = [e for e in (clip.sustained, *clip.brief) if e]
     return tuple(
-        one
-        for one in idle
+        episode
+        for episode in idle
         if all(
-            one.start + one.length < e.start - e.rise / 2
-            or one.start > e.start + e.length + e.fall / 2
-            for e in shown
+            episode.start + episode.length < e.start - e.rise / 2
+            or episode.start > e.start + e.length + e.fall / 2
+            for e in expressions
         )
     )
 
@@ -328,8 +328,8 @@ def faces(sample: ClipSample) -> list[Face]:
 def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES) -> dict[str, Any]:
     """Row `index` of a split, rendered."""
     sample = draw(seed, split, index, frames)
-    rest = head_model().neutral(sample.face.identity)
-    pictures = [render(face, size, rest=rest).jpeg for face in faces(sample)]
+    rest_pose = head_model().neutral(sample.face.identity)
+    pictures = [render(face, size, rest_pose=rest_pose).jpeg for face in faces(sample)]
     aus = sample.sustained.expression.aus if sample.sustained else {}
     valence, arousal = affect(sample.label, aus)
     seen: list[int] = []
@@ -337,7 +337,7 @@ def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES)
         courses = [sample.sustained.course(np.arange(frames), au) for au in aus]
         seen = np.flatnonzero(np.max(courses, axis=0) > 0).tolist() if courses else []
     return FaceSample(
-        **shards.names("synth_clips", seed, split, index),
+        **sharded_dataset.names("synth_clips", seed, split, index),
         frames=[{"bytes": picture, "path": None} for picture in pictures],
         emotion=sample.label,
         valence=valence,
@@ -363,7 +363,7 @@ def make_row(seed: int, split: str, index: int, size: int, frames: int = FRAMES)
     ).to_row()
 
 
-CLIPS = shards.RenderedSet(
+CLIPS = sharded_dataset.RenderedSet(
     name="synth_clips",
     unit="clip",
     version=VERSION,

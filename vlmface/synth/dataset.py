@@ -1,4 +1,4 @@
-"""synth: the rendered faces as FaceSample rows (`shards.py` renders and keeps them)."""
+"""synth: the rendered faces as FaceSample rows (`sharded_dataset.py` renders and caches them)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 from vlmface import facs
 from vlmface.schema import AULabel, FaceSample
-from vlmface.synth import shards
+from vlmface.synth import sharded_dataset
 from vlmface.synth.expressions import affect
 from vlmface.synth.faces import Sample, sample_face
 
 # Raise whenever the same seed would give other pixels or labels; tests pin what a version draws.
 VERSION = 2
-SPLITS = tuple(shards.SPLITS)
+SPLITS = tuple(sharded_dataset.SPLITS)
 
 
 def draw(seed: int, split: str, index: int) -> Sample:
     """The face behind row `index` of a split."""
-    return sample_face(*shards.seeds(seed, split, index))
+    return sample_face(*sharded_dataset.seeds(seed, split, index))
 
 
 def to_sample(sample: Sample, seed: int, split: str, index: int, image: Any) -> FaceSample:
@@ -25,7 +25,7 @@ def to_sample(sample: Sample, seed: int, split: str, index: int, image: Any) -> 
     view, look, aus = sample.face.view, sample.face.look, sample.expression.aus
     valence, arousal = affect(sample.expression.emotion, aus)
     return FaceSample(
-        **shards.names("synth", seed, split, index),
+        **sharded_dataset.names("synth", seed, split, index),
         image=image,
         emotion=sample.expression.emotion,
         valence=valence,
@@ -67,7 +67,7 @@ def make_row(seed: int, split: str, index: int, size: int) -> dict[str, Any]:
     return to_sample(sample, seed, split, index, image).to_row()
 
 
-FACES = shards.RenderedSet(
+FACES = sharded_dataset.RenderedSet(
     name="synth",
     unit="face",
     version=VERSION,
@@ -77,7 +77,11 @@ FACES = shards.RenderedSet(
     sizes=(32, 1024),
     make_row=make_row,
 )
-# The faces are what most of the project reads: they go by the module's own names.
-DEFAULT_N, SHARD, FACES_PER_IDENTITY = FACES.default_n, FACES.shard, shards.PER_IDENTITY
-face_seeds, cache_folder, check_request = shards.seeds, FACES.cache_folder, FACES.check_request
+# Most of the project uses the faces, under the module's own names.
+DEFAULT_N, SHARD, FACES_PER_IDENTITY = FACES.default_n, FACES.shard, sharded_dataset.PER_IDENTITY
+face_seeds, cache_folder, check_request = (
+    sharded_dataset.seeds,
+    FACES.cache_folder,
+    FACES.check_request,
+)
 render_split, load = FACES.render_split, FACES.load

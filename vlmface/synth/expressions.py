@@ -1,9 +1,9 @@
-"""Which action units a face shows: EMFACS prototypes, made probable but not trivial.
+"""Random action units of a face, after EMFACS prototypes.
 
-An emotion's prototype loses a unit now and then, gains one that says nothing, and some of its
-units are weak. Neutral faces also talk, blink and purse their lips. Muscles that cannot act
-together never do, and a unit that is present has at least intensity 1 (FACS "A"), drawn strongly
-enough to be seen.
+An emotion's prototype sometimes lacks a unit or has one that is not evidence for any emotion, and
+some of its units are weak. Neutral faces also talk, blink and purse their lips. Muscles that cannot
+act together never do, and a unit that is present has at least intensity 1 (FACS "A"), drawn
+strongly enough to be visible.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmface import facs
-from vlmface.taxonomy import EMOTIONS
+from vlmface.label_spaces import EMOTIONS
 
 # Emotion -> [(chance, unit)]; alternatives are tuples of which one is drawn. After Friesen &
 # Ekman's EMFACS prototypes and their variants.
@@ -141,8 +141,8 @@ def affect(emotion: str, aus: Mapping[int, float]) -> tuple[float, float]:
     (core and accessory) that are present: an expression at E throughout lies at that place, a
     fainter one nearer to the middle. Without any of its AUs, and for neutral, it is (0, 0).
     """
-    shown = [aus[au] for au in facs.PROTOTYPES[emotion].aus if aus.get(au)]
-    strong = sum(shown) / len(shown) / 5 if shown else 0.0
+    intensities = [aus[au] for au in facs.PROTOTYPES[emotion].aus if aus.get(au)]
+    strong = sum(intensities) / len(intensities) / 5 if intensities else 0.0
     valence, arousal = (round(min(1.0, max(-1.0, x * strong)), 4) for x in CIRCUMPLEX[emotion])
     return valence, arousal
 

@@ -1,7 +1,7 @@
-"""Draw a face: who it is, how it looks, what it expresses, how it is photographed.
+"""Draw a random face: its identity, appearance, expression and photograph.
 
 One call, `sample_face(seed, identity_seed)`, decides everything from two integers, so that any
-face can be made again. Faces of one identity share shape, skin and hair colour; expression and
+face can be rendered again. Faces of one identity share shape, skin and hair colour; expression and
 picture differ.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vlmface.label_spaces import SPACES
 from vlmface.synth.appearance import EYE_COLOURS, HAIR_STYLES, Appearance
 from vlmface.synth.expressions import Expression, sample_expression
 from vlmface.synth.head import ANCESTRIES, Identity, head_model
 from vlmface.synth.render import Face, View
-from vlmface.taxonomy import SPACES
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Sample:
         return SPACES["age_group5"].of_age(self.age)
 
 
+_DARK_EYES = {"brown": 0.5, "dark brown": 0.5}
+_ANY_EYES = {"brown": 0.35, "dark brown": 0.1, "blue": 0.3, "green": 0.13, "grey": 0.12}
+
+
 def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
     shares = np.array(list(weights.values()))
     return str(rng.choice(list(weights), p=shares / shares.sum()))
@@ -42,7 +46,7 @@ def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """What a person is drawn as; None leaves it to the person's seed. `age` in years, 8 to 80."""
+    """The group of a person; None: drawn from the person's seed. `age` in years, 8 to 80."""
 
     gender: str | None = None
     age: float | None = None
@@ -67,12 +71,7 @@ def sample_identity(seed: int, group: Group | None = None) -> tuple[Identity, Ap
     shares = np.full(3, 0.0)
     shares[main] = rng.uniform(0.7, 1.0)
     shares[(main + int(rng.integers(1, 3))) % 3] += 1 - shares[main]
-    shapes: dict[str, float] = {}
-    for name in head_model().shape_names:
-        if name.startswith(("neck", "head-trans", "head-age", "head-scale")):
-            continue
-        if rng.random() < 0.30:
-            shapes[name] = float(abs(rng.normal(0, 0.28)))
+    shapes = _draw_shapes(rng)
     identity = Identity(
         age=age,
         female=float(np.clip(rng.normal(0.88 if female else 0.12, 0.08), 0, 1)),
@@ -82,35 +81,11 @@ def sample_identity(seed: int, group: Group | None = None) -> tuple[Identity, Ap
     )
     tone = float(np.clip(shares @ np.array([0.82, 0.34, 0.16]) + rng.normal(0, 0.10), 0, 1))
     dark = main != 2
-    grey = float(np.clip((age - 42) / 30, 0, 0.92))
-    if rng.random() < grey:
-        colour = _pick(rng, {"grey": 0.65, "white": 0.35})
-    elif dark:
-        colour = _pick(rng, {"black": 0.7, "dark brown": 0.3})
-    else:
-        colour = _pick(
-            rng, {"black": 0.1, "dark brown": 0.3, "brown": 0.3, "blond": 0.22, "red": 0.08}
-        )
-    styles = dict.fromkeys(HAIR_STYLES, 0.0)
-    if female:
-        styles |= {
-            "short": 0.12,
-            "full": 0.13,
-            "fringe": 0.10,
-            "bob": 0.25,
-            "long": 0.32,
-            "curly": 0.08,
-        }
-    else:
-        styles |= {"bald": 0.04 + 0.12 * (age > 45), "buzz cut": 0.22, "short": 0.34, "full": 0.22}
-        styles |= {"fringe": 0.06, "curly": 0.06, "long": 0.03}
-    if main == 0:
-        styles |= {"curly": 0.35, "fringe": 0.01, "long": styles["long"] * 0.5}
+    colour = _draw_hair_colour(rng, age, dark)
+    styles = _hair_style_weights(age, female=female, african=main == 0)
     hairy = not female and age > 17
     eyes = dict.fromkeys(EYE_COLOURS, 0.0)
-    eyes |= {"brown": 0.5, "dark brown": 0.5} if dark else {
-        "brown": 0.35, "dark brown": 0.1, "blue": 0.3, "green": 0.13, "grey": 0.12,
-    }  # fmt: skip
+    eyes |= _DARK_EYES if dark else _ANY_EYES
     cloth = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.7), rng.uniform(0.15, 0.9))
     look = Appearance(
         tone=tone,
@@ -131,6 +106,39 @@ def sample_identity(seed: int, group: Group | None = None) -> tuple[Identity, Ap
     if group:  # only men take random numbers for stubble and beard, which come before this one
         look = replace(look, texture_seed=sample_identity(seed)[1].texture_seed)
     return identity, look, gender, ANCESTRIES[main]
+
+
+def _draw_shapes(rng: np.random.Generator) -> dict[str, float]:
+    """Weights of the local shape targets of a head."""
+    shapes: dict[str, float] = {}
+    for name in head_model().shape_names:
+        if name.startswith(("neck", "head-trans", "head-age", "head-scale")):
+            continue
+        if rng.random() < 0.30:
+            shapes[name] = float(abs(rng.normal(0, 0.28)))
+    return shapes
+
+
+def _draw_hair_colour(rng: np.random.Generator, age: float, dark: bool) -> str:
+    grey = float(np.clip((age - 42) / 30, 0, 0.92))
+    if rng.random() < grey:
+        return _pick(rng, {"grey": 0.65, "white": 0.35})
+    if dark:
+        return _pick(rng, {"black": 0.7, "dark brown": 0.3})
+    return _pick(rng, {"black": 0.1, "dark brown": 0.3, "brown": 0.3, "blond": 0.22, "red": 0.08})
+
+
+def _hair_style_weights(age: float, *, female: bool, african: bool) -> dict[str, float]:
+    styles = dict.fromkeys(HAIR_STYLES, 0.0)
+    if female:
+        styles |= {"short": 0.12, "full": 0.13, "fringe": 0.10}
+        styles |= {"bob": 0.25, "long": 0.32, "curly": 0.08}
+    else:
+        styles |= {"bald": 0.04 + 0.12 * (age > 45), "buzz cut": 0.22, "short": 0.34, "full": 0.22}
+        styles |= {"fringe": 0.06, "curly": 0.06, "long": 0.03}
+    if african:
+        styles |= {"curly": 0.35, "fringe": 0.01, "long": styles["long"] * 0.5}
+    return styles
 
 
 def sample_view(rng: np.random.Generator) -> View:

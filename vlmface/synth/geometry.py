@@ -1,9 +1,8 @@
-"""What the renderer knows for free about a face, without any word for it: used to pretrain a
-vision tower.
+"""The geometry of rendered faces, used to pretrain a vision tower.
 
-Nothing here names an action unit or an emotion: only where points of the skin lie in the picture,
-how far each has moved from where it lies at rest, how the head is turned, and what part of the
-face a patch shows.
+It contains neither action units nor emotions: only the places of points of the skin in the picture,
+how far each has moved from its place at rest, how the head is turned, and what part of the face a
+patch shows.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface import children, files
 from vlmface.synth import dataset
 from vlmface.synth.head import head_model
 from vlmface.synth.render import Face, render
+from vlmface.utils import files, subprocesses
 
 SHARD = 200  # faces in a cached file
 PART_CLASSES = 5  # background, skin, eyes, hair, teeth and tongue
@@ -52,11 +51,11 @@ def landmark_vertices() -> tuple[np.ndarray, np.ndarray]:
     lips = left & (model.masks["lips"] > 0.5)
     lids = left & (np.hypot(x - 0.308, y - 7.284) < 0.19)
     brows = left & (y > 7.38) & (y < 7.62)
-    rest = left & ~lips & ~lids & ~brows & (y < 8.0)
+    elsewhere = left & ~lips & ~lids & ~brows & (y < 8.0)
     chosen = np.concatenate(
         [
             _spread(np.flatnonzero(region), n)
-            for region, n in ((lips, 18), (lids, 16), (brows, 14), (rest, 32))
+            for region, n in ((lips, 18), (lids, 16), (brows, 14), (elsewhere, 32))
         ]
     )
     others = np.flatnonzero((model.part == 0) & (model.masks["inside_mouth"] < 0.5) & (x < -0.012))
@@ -90,7 +89,7 @@ def known_geometry(face: Face, size: int, grid: int) -> dict[str, np.ndarray]:
     return {
         "image": drawn.image,
         "points": (drawn.pixels[vertices] / size * 2 - 1).astype(np.float32),
-        "shift": (drawn.moved - drawn.rest)[vertices].astype(np.float32),
+        "shift": (drawn.moved - drawn.rest_pose)[vertices].astype(np.float32),
         "pose": np.array([view.yaw, view.pitch, view.roll, *view.gaze], np.float32) / 10,
         "parts": shares,
     }
@@ -122,7 +121,7 @@ def load_geometry(count: int, size: int, grid: int) -> dict[str, np.ndarray]:
         for shard, path in enumerate(paths)
         if not path.exists()
     ]
-    parallel = Parallel(-1, return_as="generator_unordered", **children.joblib_arguments())
+    parallel = Parallel(-1, return_as="generator_unordered", **subprocesses.joblib_arguments())
     for _ in tqdm(parallel(jobs), "rendering", len(jobs), unit="shard"):
         pass
     shards = [np.load(path) for path in paths]

@@ -2,7 +2,7 @@
 
 Coordinates are the mesh's own: decimetres, x to the left of the face, y up, z forward. Positions
 on the *template* (the mesh before any target is applied) serve as texture coordinates everywhere,
-because a point on the brow stays on the brow whoever wears it and however it moves.
+because a point on the brow stays on the brow for every person and expression.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ AU_UNITS: dict[int, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Identity:
-    """Who it is: everything that stays when the expression changes.
+    """What stays when the expression changes.
 
     `age` is in years, `female` and `weight` lie in 0..1, `ancestry` holds three shares that sum to
     1 (african, asian, caucasian) and `shapes` the weights of local shape targets.

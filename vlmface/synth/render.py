@@ -1,7 +1,7 @@
 """Ray casting and shading: a face description in, an image out, with nothing but pip packages.
 
-Embree (through `embreex`) answers which triangle each ray meets and which points lie in shadow;
-everything else is NumPy. `render()` can also return what it knows for free (landmarks, parts).
+Embree (through `embreex`) computes which triangle each ray meets and which points are in shadow;
+everything else is NumPy. `render()` also returns landmarks and parts.
 """
 
 from __future__ import annotations
@@ -74,15 +74,22 @@ class Face:
 
 @dataclass(frozen=True)
 class Render:
-    """`image` uint8 (h, w, 3) and the `jpeg` file it was decoded from; `vertices` (n, 3) moved and
-    turned, as the camera sees them; `rest` the same head without expression and pose; `moved` with
-    expression, without pose; `project` maps points (n, 3) to pixels; `part` int8 (h, w): -1
-    background, 0 skin, 1..7 as in the model."""
+    """A rendered face.
+
+    Attributes:
+        image: uint8 (h, w, 3), decoded from `jpeg`.
+        jpeg: the picture as a file.
+        vertices: (n, 3) with expression and pose, as the camera sees them.
+        rest_pose: (n, 3) without either.
+        moved: (n, 3) with the expression, without the pose.
+        pixels: (n, 2) places of the vertices in the picture.
+        part: int8 (h, w): -1 background, 0 skin, 1..7 as in the model.
+    """
 
     image: np.ndarray
     jpeg: bytes
     vertices: np.ndarray
-    rest: np.ndarray
+    rest_pose: np.ndarray
     moved: np.ndarray
     pixels: np.ndarray
     part: np.ndarray
@@ -127,9 +134,9 @@ def _hair_shell(
     lumps = noise(model.template, 9.0 if look.hair_style == "curly" else 4.0, look.texture_seed)
     thickness = thickness * (1 + 0.22 * lumps) + 0.012 * (above > 0)
     thickness[(model.masks["ears"] > 0.5) | (above < -0.02) | (model.part != 0)] = -0.02
-    kept = (thickness[model.triangles] > 0).any(1)
+    has_hair = (thickness[model.triangles] > 0).any(1)
     outward = normals + np.array([0, 0.25, 0], np.float32)
-    return vertices + outward * thickness[:, None].astype(np.float32), model.triangles[kept]
+    return vertices + outward * thickness[:, None].astype(np.float32), model.triangles[has_hair]
 
 
 def _curtain(vertices: np.ndarray, look: Appearance) -> tuple[np.ndarray, np.ndarray]:
@@ -169,12 +176,13 @@ def _background(size: int, view: View) -> np.ndarray:
 class HeadMesh:
     """A head with its expression, not turned yet, and its hair.
 
-    `rest` (n, 3) and `moved` (n, 3) are the model's vertices without and with the expression.
+    `rest_pose` (n, 3) and `moved` (n, 3) are the model's vertices without and with the
+    expression.
     `points` (k, 3) holds `moved`, then the hair's; `triangles` (m, 3) index it and `kind` (m,) says
     what each shows. `attributes` (k, 9): template coordinates, normal, lips, inside of mouth, sky.
     """
 
-    rest: np.ndarray
+    rest_pose: np.ndarray
     moved: np.ndarray
     points: np.ndarray
     attributes: np.ndarray
@@ -182,16 +190,16 @@ class HeadMesh:
     kind: np.ndarray
 
 
-def head_mesh(face: Face, rest: np.ndarray | None = None) -> HeadMesh:
-    """The mesh of a face. `rest`: what `HeadModel.neutral` gives for its identity, if known."""
+def head_mesh(face: Face, rest_pose: np.ndarray | None = None) -> HeadMesh:
+    """The mesh of a face. `rest_pose`: what `HeadModel.neutral` gives for its identity."""
     model, look = head_model(), face.look
-    if rest is None:
-        rest = model.neutral(face.identity)
+    if rest_pose is None:
+        rest_pose = model.neutral(face.identity)
     units = unit_weights(face.left, face.right)
     _, gaze_pitch = face.view.gaze
     units["eyeLookDownLeft"] = units["eyeLookDownRight"] = max(0.0, -gaze_pitch / 25)
     units["eyeLookUpLeft"] = units["eyeLookUpRight"] = max(0.0, gaze_pitch / 25)
-    moved = model.move(rest, units)
+    moved = model.move(rest_pose, units)
     normals = vertex_normals(moved)
 
     shell, shell_triangles = _hair_shell(moved, normals, look)
@@ -225,15 +233,15 @@ def head_mesh(face: Face, rest: np.ndarray | None = None) -> HeadMesh:
         ],
         1,
     ).astype(np.float32)
-    return HeadMesh(rest, moved, points, attributes, triangles, kind)
+    return HeadMesh(rest_pose, moved, points, attributes, triangles, kind)
 
 
 def render(
-    face: Face, size: int = 96, supersample: float = 1.5, rest: np.ndarray | None = None
+    face: Face, size: int = 96, supersample: float = 1.5, rest_pose: np.ndarray | None = None
 ) -> Render:
-    """Draw `face` at `size` x `size` pixels from supersample^2 rays a pixel. `rest` as in
+    """Draw `face` at `size` x `size` pixels from supersample^2 rays a pixel. `rest_pose` as in
     `head_mesh`: frames of one person share it."""
-    view, mesh = face.view, head_mesh(face, rest)
+    view, mesh = face.view, head_mesh(face, rest_pose)
     count, triangles = len(mesh.moved), mesh.triangles
 
     turn = rotation(view.yaw, view.pitch, view.roll)
@@ -267,7 +275,7 @@ def render(
         image=image,
         jpeg=jpeg,
         vertices=placed[:count],
-        rest=mesh.rest,
+        rest_pose=mesh.rest_pose,
         moved=mesh.moved,
         pixels=pixels.astype(np.float32),
         part=part.reshape(wide, wide)[np.ix_(nearest, nearest)],
@@ -356,12 +364,7 @@ def shade_head(
             centre = model.eye_centre(placed[: len(model.template)], eye)
             out = where[on] - centre
             out /= np.linalg.norm(out, axis=1, keepdims=True)
-            yaw, pitch = np.radians(view.gaze)
-            gaze = np.array(
-                [np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)]
-            )
-            gaze = (turn @ gaze).astype(np.float32)
-            albedo[on] = _eye(out @ gaze, look)
+            albedo[on] = _eye(out @ _gaze_direction(view, turn), look)
             normal[on], gloss[on] = out, 0.9
     teeth = (kind == UPPER_TEETH) | (kind == UPPER_TEETH + 1)
     albedo[teeth] = linear((0.93, 0.90, 0.83))
@@ -371,8 +374,10 @@ def shade_head(
     albedo[hair] = _hair(template[hair], kind[hair], look)
     gloss[hair] = 0.10
     sky = np.where(hair, 0.85, sky)
-    shown = smoothstep(1.15, 1.40, template[:, 2]) * smoothstep(0.26, 0.12, np.abs(template[:, 0]))
-    sky = np.where(teeth, 0.15 + 0.70 * shown, sky)
+    visible = smoothstep(1.15, 1.40, template[:, 2]) * smoothstep(
+        0.26, 0.12, np.abs(template[:, 0])
+    )
+    sky = np.where(teeth, 0.15 + 0.70 * visible, sky)
     sky = np.where((kind == LEFT_EYE) | (kind == RIGHT_EYE), np.maximum(sky, 0.62), sky)
 
     key = key_direction(view)
@@ -391,6 +396,13 @@ def shade_head(
     shade = np.ones(len(here), np.float32)
     shade[skin] = np.clip(1 + 0.42 * relief, 0.30, 1.25)
     return colour * shade[:, None]
+
+
+def _gaze_direction(view: View, turn: np.ndarray) -> np.ndarray:
+    """The unit vector (3,) of the gaze, for a head that is rotated by `turn`."""
+    yaw, pitch = np.radians(view.gaze)
+    gaze = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+    return (turn @ gaze).astype(np.float32)
 
 
 def _skin(

@@ -1,4 +1,4 @@
-"""A scene into an image: the head of `render.py` on a body, in the surroundings of `stage.py`."""
+"""Renders scenes: the head of `render.py` on a body, in the surroundings of `scene_geometry.py`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 from embreex import mesh_construction, rtcore_scene
 
-from vlmface.synth import held, stage
+from vlmface.synth import props, scene_geometry
 from vlmface.synth.appearance import smoothstep
 from vlmface.synth.head import head_model
+from vlmface.synth.meshes import Part
 from vlmface.synth.render import (
     Face,
     HeadMesh,
@@ -24,9 +25,8 @@ from vlmface.synth.render import (
     rotation,
     shade_head,
 )
-from vlmface.synth.solids import Part
 
-# What a ray met, beside the kinds of `render.py` (0 to 7).
+# What a ray met, in addition to the kinds of `render.py` (0 to 7).
 ROOM, BODY, OBJECT, NUISANCE = 8, 9, 10, 11
 NECK = np.array([0.0, 6.2, 0.25], np.float32)  # where the head turns on the body
 DOME = np.array([(0.62, 0.75, 0.2), (-0.62, 0.75, 0.2), (0.1, 0.8, 0.6), (0.0, 0.9, -0.45)])
@@ -131,12 +131,12 @@ def assemble(scene: Scene) -> Assembly:
     attributes[:, 3:6] = normals @ turn  # shade_head turns them
 
     rng = np.random.default_rng([71, scene.seed])
-    behind = stage.room(rng) + stage.desk(rng)
-    around, beside = stage.nuisance(rng)
+    behind = scene_geometry.room(rng) + scene_geometry.desk(rng)
+    around, beside = scene_geometry.nuisance(rng)
     # Of its own numbers: with another object, everything else stays as it is.
-    prop = held.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
-    person = stage.body(head.rest, model.template, face.look)
-    person += stage.arms(head.rest, model.template, face.look, prop)
+    prop = props.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
+    person = scene_geometry.body(head.rest_pose, model.template, face.look)
+    person += scene_geometry.arms(head.rest_pose, model.template, face.look, prop)
     layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, beside))
     return Assembly(
         head=head,
@@ -152,10 +152,10 @@ def assemble(scene: Scene) -> Assembly:
 def outlines(scene: Scene, assembly: Assembly, size: int) -> dict[str, np.ndarray]:
     """The pixels (n, 2) of the vertices of "face" (brow to chin, ear to ear, no hair), "person"
     (head and body) and "object"; they may lie outside of the picture."""
-    head, shown = assembly.placed, np.unique(assembly.head.triangles)
+    head, used = assembly.placed, np.unique(assembly.head.triangles)
     points = {
         "face": head[face_vertices()],
-        "person": np.concatenate([head[shown], assembly.points(BODY)]),
+        "person": np.concatenate([head[used], assembly.points(BODY)]),
         "object": assembly.points(OBJECT),
     }
     return {name: scene.camera.project(where, size) for name, where in points.items()}
@@ -174,7 +174,7 @@ def render_scene(
     `assemble` gives, if known."""
     built = assembly or assemble(scene)
     head, parts, first = built.head, built.parts, len(built.placed)
-    mesh = stage.whole(parts)
+    mesh = scene_geometry.whole(parts)
     counts = [len(part.mesh.triangles) for part in parts]
     triangles = np.concatenate([head.triangles, mesh.triangles + first])
     of_part = np.concatenate(
@@ -189,12 +189,12 @@ def render_scene(
     origins, directions = scene.camera.rays(wide)
     hit, triangle, u, v, where = cast(world, origins, directions)
     colour = np.empty((len(triangle), 3), np.float32)
-    own = of_part[triangle] < 0
-    here = interpolate(built.attributes, triangles[triangle[own]], u[own], v[own])
-    colour[own] = shade_head(
-        scene.face, here, where[own], kind[triangle[own]], built.turn, built.placed, world
+    on_head = of_part[triangle] < 0
+    here = interpolate(built.attributes, triangles[triangle[on_head]], u[on_head], v[on_head])
+    colour[on_head] = shade_head(
+        scene.face, here, where[on_head], kind[triangle[on_head]], built.turn, built.placed, world
     )
-    other = ~own
+    other = ~on_head
     corners = triangles[triangle[other]] - first
     surface = interpolate(np.concatenate([mesh.normals, mesh.uv], 1), corners, u[other], v[other])
     colour[other] = _shade(
@@ -226,7 +226,7 @@ def _shade(
     order = np.argsort(of_part, kind="stable")
     numbers, starts = np.unique(of_part[order], return_index=True)
     for number, some in zip(numbers, np.split(order, starts[1:]), strict=True):
-        albedo[some] = stage.colour_of(parts[number], uv[some])
+        albedo[some] = scene_geometry.colour_of(parts[number], uv[some])
         gloss[some] = parts[number].gloss
     key = key_direction(view)
     shadow = key_shadow(world, where, normal, key)

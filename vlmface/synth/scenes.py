@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from vlmface.label_spaces import SPACES
 from vlmface.schema import FaceSample
-from vlmface.synth import shards
+from vlmface.synth import sharded_dataset
 from vlmface.synth.dataset import unit_labels
 from vlmface.synth.expressions import affect, compatible, draw_grades, draw_sides
 from vlmface.synth.faces import sample_identity, sample_view
 from vlmface.synth.render import Face, View
 from vlmface.synth.scene_render import Camera, Scene, assemble, box, outlines, render_scene
-from vlmface.taxonomy import SPACES
 
 VERSION = 1
 STUDY = ("book", "notebook", "laptop")
@@ -43,19 +43,27 @@ STATES: dict[str, tuple[tuple[float, tuple[int, ...]], ...]] = {
 # The emotion that a state expresses. A frown over a book is not anger, nor are closed eyes any of
 # the eight: those have none.
 EMOTIONS = {"relaxed": "neutral", "smiling": "happiness"}
-EXTRAS = (17, 18, 22, 28, 34)  # say nothing, and look like none of the states
+EXTRAS = (17, 18, 22, 28, 34)  # not evidence for an emotion, and unlike all states
 EXTRA_CHANCE = 0.35
 LEAST = 3  # intensity of the unit that makes the state
 # Chance of (state, whether the object is for study). Distraction takes 36 % and each other label
-# 16 %: with an even share of 20 %, the face alone would tell four labels in five.
+# 16 %: with an even share of 20 %, four labels in five would follow from the face alone.
 CHANCES: dict[tuple[str, bool], float] = {
-    ("relaxed", True): 0.16, ("smiling", True): 0.16, ("frowning", True): 0.16,
-    ("drowsy", True): 0.08, ("relaxed", False): 0.12, ("smiling", False): 0.12,
-    ("frowning", False): 0.12, ("drowsy", False): 0.08,
-}  # fmt: skip
+    ("relaxed", True): 0.16,
+    ("smiling", True): 0.16,
+    ("frowning", True): 0.16,
+    ("drowsy", True): 0.08,
+    ("relaxed", False): 0.12,
+    ("smiling", False): 0.12,
+    ("frowning", False): 0.12,
+    ("drowsy", False): 0.08,
+}
 _AT_STUDY = {
-    "relaxed": "Neutrality", "smiling": "Enjoyment", "frowning": "Confusion", "drowsy": "Fatigue",
-}  # fmt: skip
+    "relaxed": "Neutrality",
+    "smiling": "Enjoyment",
+    "frowning": "Confusion",
+    "drowsy": "Fatigue",
+}
 
 
 def label(state: str, thing: str) -> str:
@@ -65,7 +73,7 @@ def label(state: str, thing: str) -> str:
 
 
 def needs(state: str, thing: str) -> str:
-    """What of a scene tells its label: "face" or "context" if that alone does, else "both"."""
+    """What determines the label of a scene: "face" or "context" if one suffices, else "both"."""
     if len({label(state, other) for other in (*STUDY, *DISTRACTING)}) == 1:
         return "face"
     return "context" if len({label(other, thing) for other in STATES}) == 1 else "both"
@@ -176,7 +184,7 @@ def _draw_camera(rng: np.random.Generator) -> Camera:
 
 def draw(seed: int, split: str, index: int) -> SceneSample:
     """The scene behind row `index` of a split."""
-    row_seed, identity_seed = shards.seeds(seed, split, index)
+    row_seed, identity_seed = sharded_dataset.seeds(seed, split, index)
     rng = np.random.default_rng([31, row_seed])
     identity, look, gender, race = sample_identity(identity_seed)
     table = chances()
@@ -198,7 +206,7 @@ def make_row(seed: int, split: str, index: int, size: int) -> dict[str, Any]:
     view, emotion = sample.scene.face.view, EMOTIONS.get(sample.state)
     valence, arousal = affect(emotion, sample.aus) if emotion else (None, None)
     return FaceSample(
-        **shards.names("synth_scenes", seed, split, index),
+        **sharded_dataset.names("synth_scenes", seed, split, index),
         image={"bytes": drawn.jpeg, "path": None},
         face_box=box(lines["face"], size),
         emotion=emotion,
@@ -226,7 +234,7 @@ def make_row(seed: int, split: str, index: int, size: int) -> dict[str, Any]:
     ).to_row()
 
 
-SCENES = shards.RenderedSet(
+SCENES = sharded_dataset.RenderedSet(
     name="synth_scenes",
     unit="scene",
     version=VERSION,

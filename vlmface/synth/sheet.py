@@ -1,4 +1,4 @@
-"""The contact sheet of what is rendered: faces, scenes, or clips as strips of frames."""
+"""Contact sheets of rendered faces, scenes, or clips as strips of frames."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlmface import sheet
 from vlmface.errors import UserError
 from vlmface.schema import AULabel, FaceSample
+from vlmface.utils import contact_sheet
 
 STRIP = 8  # frames of a clip that are shown, side by side
 
@@ -29,7 +29,7 @@ def write_sheet(
     name's ending), `size` pixels a side (None: as large as that set usually is)."""
     import pyarrow.parquet as pq
 
-    sheet.picture_format(path)  # before anything is rendered
+    contact_sheet.picture_format(path)  # before anything is rendered
     if not 0 < n <= 1024:
         raise UserError(f"a sheet shows 1 to 1024 rows, not {n}")
     rendered, options = _set(name)
@@ -38,34 +38,36 @@ def write_sheet(
         rows += pq.read_table(shard).to_pylist()
     samples = [FaceSample.from_row(row) for row in rows[:n]]
     tiles = [tile for sample in samples for tile in _tiles(sample)]
-    sheet.write(path, sheet.draw(tiles, STRIP if name == "synth_clips" else None))
+    contact_sheet.write(path, contact_sheet.draw(tiles, STRIP if name == "synth_clips" else None))
     return Path(path)
 
 
 def _set(name: str) -> tuple[Any, dict[str, int]]:
     from vlmface.synth import clips, dataset, scenes
 
-    sets = {one.name: one for one in (dataset.FACES, scenes.SCENES, clips.CLIPS)}
+    sets = {rendered.name: rendered for rendered in (dataset.FACES, scenes.SCENES, clips.CLIPS)}
     if name not in sets:
         raise UserError(f"{name!r} is not rendered: use one of {', '.join(sets)}")
     return sets[name], {"frames": clips.FRAMES} if name == "synth_clips" else {}
 
 
-def _tiles(sample: FaceSample) -> list[sheet.Tile]:
+def _tiles(sample: FaceSample) -> list[contact_sheet.Tile]:
     if sample.frames is None:
-        title, lines = str(sample.emotion), [sheet.units(sample)]
+        title, lines = str(sample.emotion), [contact_sheet.units(sample)]
         if sample.context:
             title = sample.context[0]
             lines.insert(0, f"{sample.meta['face_state']}, {sample.meta['object']}")
-        return [sheet.Tile(_picture(sample.image), title, tuple(lines))]
+        return [contact_sheet.Tile(_picture(sample.image), title, tuple(lines))]
     tiles = []
     for k in range(0, len(sample.frames), -(-len(sample.frames) // STRIP)):
         seen = {int(au): much for au, much in sample.meta["frame_aus"][k].items() if much >= 0.5}
-        shown = FaceSample(
+        visible = FaceSample(
             sample.id, sample.dataset, aus=[AULabel(au, seen[au], True) for au in sorted(seen)]
         )
         title = f"frame {k}" if k else str(sample.emotion)
-        tiles.append(sheet.Tile(_picture(sample.frames[k]), title, (sheet.units(shown),)))
+        tiles.append(
+            contact_sheet.Tile(_picture(sample.frames[k]), title, (contact_sheet.units(visible),))
+        )
     return tiles
 
 

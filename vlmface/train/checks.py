@@ -3,6 +3,7 @@ known, before anything is rendered or evaluated."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.ranges import Unused
+from vlmface.families import modules
+from vlmface.families.base import Family
+from vlmface.utils.distributed import sharding
+from vlmface.utils.ranges import Unused
 
 WITH_WARMUP = ("cosine", "linear")  # schedules; transformers' "constant" begins at the full rate
 
@@ -27,15 +31,17 @@ def saved_when_logged(settings: Any) -> None:
 def data_options(settings: Any, n: str = "n_train") -> None:
     """Refuse `data_options` that the data set does not have, or of another type; `n` is the field
     that says how many rows. Raises UserError."""
-    from vlmface.data import options
+    from vlmface.data import option_checks
 
     taken = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
-    options.check(settings.data, settings.data_options, taken=taken, where="data_options")
+    option_checks.check_options(
+        settings.data, settings.data_options, taken=taken, where="data_options"
+    )
 
 
 def unused_roots(settings: Any) -> Iterator[Unused]:
     """Folders of data sets that are rendered, not read."""
-    from vlmface.evaluate import benchmarks
+    from vlmface import benchmarks
 
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     if not benchmark.needs_root:
@@ -52,7 +58,7 @@ def reads_root(name: str) -> bool:
 
     if name.endswith((".yaml", ".yml")):
         return True
-    module = data.adapter(name)
+    module = data.dataset_module(name)
     return getattr(module, "NEEDS_ROOT", True) or name == "rationales"
 
 
@@ -97,10 +103,10 @@ def shared_people(
     found = {}
     for name, (others, place) in parts.items():
         same = root is not None and _place(root) == _place(place)
-        if both := people.shared(rows, others, same_files=same):
+        if both := people.shared_people(rows, others, same_files=same):
             found[name] = both
             if os.environ.get("RANK", "0") == "0":
-                print(f"warning: {people.warning(both, name)}", flush=True)
+                print(f"warning: {people.overlap_warning(both, name)}", flush=True)
     return {"shared_people": found} if found else {}
 
 
@@ -131,3 +137,54 @@ def _tracker(name: str) -> None:
             f"report_to is {name}, which is not installed: pip install {name}, or set "
             "report_to: none"
         )
+
+
+def check_policy(settings: Any, family: Family) -> None:
+    """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
+    if settings.uses_lora:
+        family.lora_targets(settings.policy, settings.lora_modules)
+        modules.full_modules(family.MODULE_PATHS, settings.policy)
+
+
+def check_supported(settings: Any, gpu: bool) -> None:
+    """Refuse settings that the launch, or what lies beneath, cannot do. Raises UserError."""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if sharding() == "DeepSpeed" else None
+    if settings.train_embeddings and settings.uses_lora:
+        if stage == "3" and not gpu:
+            raise UserError(
+                "train_embeddings under ZeRO-3 needs GPUs: peft gathers the rows of the embeddings "
+                "on one. Set train_embeddings: false, or use zero2.yaml"
+            )
+        if sharding() == "FSDP":
+            raise UserError(
+                "train_embeddings does not work under FSDP, which cannot divide embeddings that "
+                "peft has tied to the head: set train_embeddings: false, or use zero2.yaml"
+            )
+    if settings.liger and not gpu:
+        raise UserError("liger is true, but its kernels run on GPUs only: set liger: false")
+    if settings.liger and importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("liger is true, but its kernels are missing: pip install 'vlmface[liger]'")
+    if settings.quantize is None:
+        return
+    if settings.llm != "lora":
+        raise UserError(
+            f"quantize is {settings.quantize}, but llm is {settings.llm}: weights of 4 bits are "
+            "constants, so set llm: lora, or quantize: null"
+        )
+    if stage == "3" or sharding() == "FSDP":
+        raise UserError(
+            f"quantize is {settings.quantize}, but the launch asks for "
+            f"{'ZeRO-3' if stage else 'FSDP'}, which would cut the packed weights into pieces: use "
+            "ddp.yaml or zero2.yaml, where every process holds the small base whole"
+        )
+
+
+def check_machine(settings: Any) -> None:
+    """Refuse what the launch, this machine or its packages cannot do, before a run is started.
+
+    Raises UserError.
+    """
+    import torch
+
+    check_supported(settings, torch.cuda.is_available())
+    machine(settings)

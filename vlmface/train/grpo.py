@@ -1,74 +1,92 @@
-"""GRPO with verifiable rewards: from a run that answers already, on rollouts of our own.
+"""GRPO with verifiable rewards, from a run whose model gives valid answers, on our own rollouts.
 
-`Settings` is what the recipe's YAML may say; `Start` is the model it begins with; `train` runs, or
-goes on with, the training of a run folder.
+`Settings` is what the recipe's YAML may contain; `Start` is the model that training starts from;
+`train` runs, or resumes, the training of a run folder.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.adapter import attach
 from vlmface.answers import Answer
+from vlmface.data import row_images
 from vlmface.errors import RefusedError, UserError
-from vlmface.families import parts
-from vlmface.ranges import (
-    Checked,
+from vlmface.families import modules
+from vlmface.families.base import Family
+from vlmface.run_dir import read_log
+from vlmface.schema import FaceSample
+from vlmface.train import checks, rewards, sft
+from vlmface.train.rows import image_columns
+from vlmface.train.settings import (
+    DatasetSettings,
+    EvaluationSettings,
+    Lora,
+    OptimizerSettings,
+    Policy,
+    PolicySettings,
+    RunSettings,
+)
+from vlmface.utils import distributed
+from vlmface.utils.ranges import (
     Count,
-    Describes,
     NotNegative,
     Positive,
     PositiveShare,
     Range,
-    Seed,
     Unused,
-    Warmup,
 )
-from vlmface.schema import FaceSample
-from vlmface.train import checks, rewards, sft
 
 if TYPE_CHECKING:
     import datasets
+    from trl import GRPOConfig
 
 
-@dataclass(frozen=True)
-class Settings(Checked):
-    """One run of `recipes/grpo.py`; the files in recipes/configs explain every field."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySettings, DatasetSettings):
+    """One run of recipes/grpo.py.
+
+    Args:
+        start: a run folder, or a base model with a prompt
+        prompt: a prompt of the run; null: its first
+        rewards: {name: weight} or {name: {weight: 1, option: ...}}, see docs/rewards.md
+        label_power: 1: every label weighs the same in all; 0: every row does
+        group_size: completions of one row, which are compared with each other
+        temperature: of the completions
+        top_p: of the completions
+        max_new_tokens: tokens of a completion
+        max_length: tokens of images, prompt and completion; null: as in the run
+        max_drift: stop if trainer and rollout differ more in log-probability, per token
+        vllm: URL of a vLLM server that generates instead of this process; null: none
+        cache_features: frozen tower: compute its output once per image
+        beta: weight of the KL divergence from the model that training starts from
+        loss_type: as in TRL
+        scale_rewards: what advantages are divided by
+        iterations: updates from one set of completions
+        clip_low: lower bound of the probability ratio, with several iterations
+        clip_high: upper bound of the probability ratio, with several iterations
+        max_steps: optimizer steps of the run
+        samples_every: steps between two pages of completions and rewards, samples.html
+    """
 
     start: str
-    data: str
-    benchmark: str
-    rewards: dict[str, Any]
-    output_dir: str
-    limits: Annotated[str | None, Describes("data")] = None
     prompt: str | None = None
-    data_root: str | None = None
-    data_split: str = "train"
-    data_options: dict[str, Any] = field(default_factory=dict)
-    benchmark_root: str | None = None
-    n_train: Count | None = None
-    n_eval: Count | None = None
+    rewards: dict[str, Any]
     label_power: NotNegative = 0.0
-    tower: sft.Policy = "frozen"
-    projector: sft.Policy = "frozen"
-    llm: sft.Policy = "lora"
-    lora_rank: Count = 8
-    lora_alpha: Positive = 16
-    lora_modules: list[str] = field(default_factory=lambda: ["all"])
-    group_size: Annotated[int, Range(min=2)] = 8  # a completion is compared with the others
+    projector: Policy = "frozen"
+    group_size: Annotated[int, Range(min=2)] = 8
     temperature: Positive = 1.0
     top_p: PositiveShare = 1.0
     max_new_tokens: Count = 256
     max_length: Count | None = None
     max_drift: Positive = 0.05
     vllm: str | None = None
+    cache_features: bool = True
     beta: NotNegative = 0.0
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -76,38 +94,29 @@ class Settings(Checked):
     clip_low: Annotated[float, Range(above=0, below=1)] = 0.2
     clip_high: Positive = 0.2
     batch_size: Count = 4
-    gradient_accumulation: Count = 1
     max_steps: Count = 100
     learning_rate: Positive = 1e-5
     schedule: Literal["cosine", "linear", "constant"] = "constant"
-    warmup_steps: Warmup = 0
-    weight_decay: NotNegative = 0.0
-    max_grad_norm: NotNegative = 1.0  # 0: not clipped
-    gradient_checkpointing: bool = False
-    cache_features: bool = True
-    num_processes: Count | None = None
     logging_steps: Count = 1
     save_steps: Count = 20
     samples_every: Count = 20
-    eval_batch_size: Count = 16
-    seed: Seed = 0
-    report_to: str = "none"
-    overwrite: bool = False
 
     @property
-    def policy(self) -> dict[str, str]:
-        return {"tower": self.tower, "projector": self.projector, "llm": self.llm}
+    def lora(self) -> Lora:
+        """How new adapters, or whole parts, are trained."""
+        return Lora(
+            policy=self.policy,
+            rank=self.lora_rank,
+            alpha=self.lora_alpha,
+            modules=self.lora_modules,
+        )
 
     def check(self) -> None:
         """Refuse settings that cannot work together. Raises UserError."""
         checks.data_options(self)
         checks.warmup(self, self.max_steps)
         rewards.parse(self.rewards)
-        if set(self.policy.values()) == {"frozen"}:
-            raise UserError(
-                "nothing would be trained: tower, projector and llm are all frozen; set llm: lora, "
-                "say"
-            )
+        self.check_policy()
         if self.top_p < 1 and self.iterations > 1:
             raise UserError(
                 f"top_p {self.top_p} with iterations {self.iterations}: later updates compare "
@@ -126,12 +135,10 @@ class Settings(Checked):
             )
 
     def unused(self) -> Iterator[Unused]:
+        """The fields that have no effect beside the others."""
         yield from checks.unused_roots(self)
         yield from checks.unused_warmup(self)
-        if "lora" not in self.policy.values():
-            for name in ("lora_rank", "lora_alpha", "lora_modules"):
-                why = "tower, projector and llm are without LoRA"
-                yield Unused(name, why, ("tower", "projector", "llm"))
+        yield from self.unused_lora()
         if self.scale_rewards == "group":
             why = "scale_rewards is group, which divides it out again; batch and none do not"
             yield Unused("label_power", why, ("scale_rewards",))
@@ -151,7 +158,7 @@ class Start:
 
     base: Path
     base_id: str
-    family: ModuleType
+    family: Family
     processor: Any
     prompt: prompts.Prompt
     policy: dict[str, str]
@@ -162,44 +169,57 @@ class Start:
 
 
 def start_of(settings: Settings) -> Start:
-    """Read where a run starts: the folder of a run, or a base model with a `prompt`. Raises
-    UserError."""
-    own = settings.policy
+    """Read the model that a run starts from: that of a run folder, or a base model with a prompt.
+
+    Raises:
+        UserError: It is neither, or it was not trained with the prompt.
+    """
     if not manifest.is_run(settings.start):
-        if settings.prompt is None:
-            raise UserError(
-                f"{settings.start} is no vlmface run: give the folder of one (recipes/sft_cot.py "
-                "makes it), or say which prompt the model is asked"
-            )
-        base = manifest.resolve(settings.start)
-        family = families.get(families.family_of(base))
-        processor = family.load_processor(base)
-        return Start(
-            base, settings.start, family, processor, prompts.load(settings.prompt), own,
-            settings.max_length or 1024, None, 1, None,
-        )  # fmt: skip
-    found, asked = manifest.load(settings.start)
+        return _start_of_base(settings)
+    trained, trained_prompts = manifest.load(settings.start)
     run = Path(settings.start)
-    manifest.check_weights(found, run)
-    by_id = {prompt.id: prompt for prompt in asked}
+    manifest.check_weights(trained, run)
+    by_id = {prompt.id: prompt for prompt in trained_prompts}
     if settings.prompt is not None and settings.prompt not in by_id:
         raise UserError(
             f"{run} was trained with {', '.join(by_id)}, not with prompt {settings.prompt}"
         )
-    prompt = by_id[settings.prompt] if settings.prompt else asked[0]
-    base = manifest.resolve_base(found, run) if found.adapter else run
-    family = families.of_run(found.family, base)
+    base = manifest.resolve_base(trained, run) if trained.adapter else run
+    family = families.of_run(trained.family, base)
     return Start(
-        base,
-        found.base["id"] if found.adapter else settings.start,
-        family,
-        families.load_processor(family, run),
-        prompt,
-        found.policy if found.adapter else own,
-        settings.max_length or found.max_length,
-        found.crop,
-        found.frames,
-        run if found.adapter else None,
+        base=base,
+        base_id=trained.base["id"] if trained.adapter else settings.start,
+        family=family,
+        processor=families.load_processor(family, run),
+        prompt=by_id[settings.prompt] if settings.prompt else trained_prompts[0],
+        policy=trained.trainable if trained.adapter else settings.policy,
+        max_length=settings.max_length or trained.max_length,
+        crop=trained.crop,
+        frames=trained.frames,
+        run=run if trained.adapter else None,
+    )
+
+
+def _start_of_base(settings: Settings) -> Start:
+    """The start of a run from a base model. Raises UserError without a prompt."""
+    if settings.prompt is None:
+        raise UserError(
+            f"{settings.start} is not a vlmface run: give the folder of one (recipes/sft_cot.py "
+            "makes it), or say which prompt the model is asked"
+        )
+    base = manifest.resolve(settings.start)
+    family = families.get(families.family_of(base))
+    return Start(
+        base=base,
+        base_id=settings.start,
+        family=family,
+        processor=family.load_processor(base),
+        prompt=prompts.load(settings.prompt),
+        policy=settings.policy,
+        max_length=settings.max_length or 1024,
+        crop=None,
+        frames=1,
+        run=None,
     )
 
 
@@ -207,22 +227,28 @@ def identity(
     settings: Settings,
     loaded: datasets.Dataset,
     rows: datasets.Dataset,
-    tested: datasets.Dataset,
+    test_rows: datasets.Dataset,
     start: Start,
 ) -> dict[str, Any]:
-    """`sft.identity` of a run, and the adapter that it trains further."""
-    found = sft.identity(settings, loaded, rows, tested, [start.prompt], start.base)
+    """`sft.identity` of a run, the adapter that it trains further, and the user's own rewards."""
     adapter = None if start.run is None else manifest.weights_sha(start.run)
-    return found | {"start_weights": adapter}
+    identity = sft.identity(settings, loaded, rows, test_rows, [start.prompt], start.base)
+    identity |= {"start_weights": adapter}
+    if code := rewards.code_shas(rewards.parse(settings.rewards)):
+        identity["rewards"] = code
+    return identity
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
 def encode_prompts(
-    rows: datasets.Dataset, start: Start, used: Sequence[rewards.Weighted], max_new_tokens: int
+    rows: datasets.Dataset,
+    start: Start,
+    used: Sequence[rewards.WeightedReward],
+    max_new_tokens: int,
 ) -> tuple[datasets.Dataset, list[FaceSample], dict[str, int]]:
-    """FaceSample rows -> (rows of `image`, perhaps `shown`, `input_ids`, ... as the encoder asks
+    """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, ... as the encoder asks
     about them; their samples; left out by reason).
 
     Left out are faces that no reward gives a signal for ("no_truth"), and prompts that leave no
@@ -232,25 +258,31 @@ def encode_prompts(
     from tqdm import tqdm
 
     messages, space = start.prompt.messages(), start.prompt.space
-    nobody = Answer(None, (), "none", "")
-    compared = [one for one in used if one.name in rewards.COMPARED]
-    images = sft.stored_columns(rows)
+    empty = Answer(None, (), "none", "")
+    compared = [weighted for weighted in used if weighted.reward.needs_annotation]
+    images = image_columns(rows)
     kept: list[int] = []
     samples: list[FaceSample] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     plain = rows.remove_columns(["image", "frames"])
-    for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not sft.is_main())):
+    for index, row in enumerate(
+        tqdm(plain, "encoding", unit="face", disable=not distributed.is_main())
+    ):
         sample = FaceSample.from_row(row)
-        if compared and all(one(nobody, sample, space) is None for one in compared):
+        if compared and all(reward(empty, sample, space) is None for reward in compared):
             left_out["no_truth"] += 1
             continue
-        size = encode.shown_sizes(images[index], start.family)
+        size = row_images.image_sizes(images[index], needed=start.family.NEEDS_SIZE)
         try:
             text = encode.encode_text(
-                start.processor, start.family, messages, None,
-                max_length=start.max_length - max_new_tokens, image_size=size,
-            )  # fmt: skip
+                start.processor,
+                start.family,
+                messages,
+                None,
+                max_length=start.max_length - max_new_tokens,
+                image_size=size,
+            )
         except RefusedError as error:
             left_out[error.reason] += 1
             continue
@@ -279,7 +311,7 @@ def check_start(settings: Settings, start: Start) -> None:
         _check_adapter(settings, start)
     elif "lora" in start.policy.values():
         start.family.lora_targets(start.policy, settings.lora_modules)
-        parts.full_modules(start.family.PARTS, start.policy)
+        modules.full_modules(start.family.MODULE_PATHS, start.policy)
     trained = {part: how for part, how in start.policy.items() if how != "frozen"}
     if settings.vllm is not None and trained != {"llm": "lora"}:
         raise UserError(
@@ -291,13 +323,12 @@ def check_start(settings: Settings, start: Start) -> None:
 
 def _check_adapter(settings: Settings, start: Start) -> None:
     """Refuse settings of an adapter where that of `start.run` is trained further."""
-    fields = Settings.__dataclass_fields__
-    of_run = {**start.policy, "lora_rank": None, "lora_alpha": None, "lora_modules": None}
-    for name, there in of_run.items():
-        field = fields[name]
+    of_adapter = {**start.policy, "lora_rank": None, "lora_alpha": None, "lora_modules": None}
+    for name, adapter_value in of_adapter.items():
+        field = Settings.__dataclass_fields__[name]
         default = field.default if field.default is not MISSING else ["all"]
         value = getattr(settings, name)
-        if value not in (default, there):
+        if value not in (default, adapter_value):
             raise UserError(
                 f"{name} is {value!r}, but has no effect: the adapter of {start.run} is trained "
                 "further as it is. Leave it out"
@@ -308,109 +339,51 @@ def train(
     start: Start,
     rows: datasets.Dataset,
     samples: Sequence[FaceSample],
-    used: Sequence[rewards.Weighted],
+    used: Sequence[rewards.WeightedReward],
     settings: Settings,
 ) -> dict[str, Any]:
     """Train on the rows of `encode_prompts`; save the adapter (or whole model) and processor.
 
-    Goes on from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
-    if it had not been interrupted. Returns what `sft.train` does, with the mean reward first and
-    last instead of the loss. log.jsonl has a line per `logging_steps`, samples.html the completions
-    of the last batch that was looked at. Raises UserError.
+    Resumes from the last complete checkpoint in `settings.output_dir`, if there is one, exactly as
+    if it had not been interrupted. log.jsonl gets a line per `logging_steps`, samples.html the
+    completions of the last batch that was logged.
+
+    Args:
+        start: The model that training starts from.
+        rows: Encoded prompts.
+        samples: Their labels.
+        used: The rewards.
+        settings: Of the run.
+
+    Returns:
+        What `sft.train` does, with the mean reward first and last instead of the loss.
+
+    Raises:
+        UserError: Training cannot start or continue.
     """
-    import torch
-    from datasets import Dataset
     from transformers import set_seed
-    from trl import GRPOConfig
 
-    from vlmface.train.group_trainer import GroupTrainer
-    from vlmface.train.trainer import JsonLines, all_tower_features, count
-    from vlmface.train.watch import Watcher
+    from vlmface.train.trainer import num_weights
 
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
-    warnings.filterwarnings("ignore", message=".*torch.distributed.*_tensor` is deprecated")
+    sft.silence_renamings()
     run_dir = Path(settings.output_dir)
-    gpu, mixed = torch.cuda.is_available(), sft.mixed_precision()
-    sft.spare_the_compiler()
-    arguments = GRPOConfig(
-        output_dir=str(run_dir / "checkpoints"),
-        max_steps=settings.max_steps,
-        num_generations=settings.group_size,
-        per_device_train_batch_size=settings.batch_size * settings.group_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        steps_per_generation=settings.gradient_accumulation,
-        num_iterations=settings.iterations,
-        max_completion_length=settings.max_new_tokens,
-        temperature=settings.temperature,
-        beta=settings.beta,
-        loss_type=settings.loss_type,
-        scale_rewards=settings.scale_rewards,
-        epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
-        reward_weights=[one.weight for one in used],
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=mixed,
-        use_cpu=not gpu,
-        disable_dropout=True,  # the policy that answers is the one that is trained
-        remove_unused_columns=False,
-        dataloader_pin_memory=gpu,
-        logging_steps=settings.logging_steps,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_nan_inf_filter=False,
-        seed=settings.seed,
-        report_to=settings.report_to,
-        ddp_timeout=int(sft.PATIENCE.total_seconds()),
-    )
-    model, peft_config = _model(start, settings, mixed)
+    mixed = distributed.mixed_precision()
+    distributed.disable_deepspeed_shm()
+    arguments = _arguments(settings, used)
+    model = _model(start, settings, mixed)
     set_seed(settings.seed)
     judge = rewards.Judge(used, samples, start.prompt, settings.label_power)
-    whole = start.policy["tower"] == "frozen" and not sft.sharding()
-    asked = [{"role": "user", "content": start.prompt.id}]  # what is read is in `rows`
-    trainer = GroupTrainer(
-        model=model,
-        args=arguments,
-        reward_funcs=judge.functions(),
-        train_dataset=Dataset.from_dict(
-            {"prompt": [asked] * len(rows), "index": list(range(len(rows)))}
-        ),
-        processing_class=start.processor,
-        peft_config=peft_config,
-        callbacks=[JsonLines(run_dir / "log.jsonl", keys=None)],
-        family=start.family,
-        faces=rows,
-        judge=judge,
-        stops=start.family.stop_token_ids(start.processor),
-        top_p=settings.top_p,
-        max_drift=settings.max_drift,
-        keep_features=whole,
-        server=_server(start, settings),
-    )
-    trainer.add_callback(Watcher(run_dir, trainer, settings.samples_every))
-    if whole and settings.cache_features and arguments.world_size == 1:
-        with trainer.accelerator.autocast():
-            trainer.features = all_tower_features(
-                trainer.model, start.family, rows, start.processor
-            )
-    sft.check_sharding(trainer)
+    trainer = _trainer(settings, arguments, model, start, rows, judge)
+    distributed.check_sharding(trainer)
     trained: Any = trainer.model
-    parameters = [(count(p), p.requires_grad) for p in trained.parameters()]
+    parameters = [(num_weights(p), p.requires_grad) for p in trained.parameters()]
     trainer.train_to_end(run_dir)
-    sft.save_trained(
-        trainer, start.processor, start.family, start.base_id, "lora" in start.policy.values(),
-        run_dir,
-    )  # fmt: skip
-    if trainer.server is not None and sft.is_main():
+    uses_lora = "lora" in start.policy.values()
+    sft.save_trained(trainer, start.processor, start.family, start.base_id, uses_lora, run_dir)
+    if trainer.server is not None and distributed.is_main():
         trainer.server.close()
-    lines = sft.read_log(run_dir)
-    # Steps that learn from earlier completions once more have no reward of their own.
+    lines = read_log(run_dir)
+    # Further updates from the same completions have no reward of their own.
     earned = [line["reward"] for line in lines if "reward" in line]
     return {
         "steps": trainer.state.global_step,
@@ -421,6 +394,77 @@ def train(
         "trainable_sha": trainer.trainable_sha,
         "parameters": sum(n for n, _ in parameters),
     }
+
+
+def _arguments(settings: Settings, used: Sequence[rewards.WeightedReward]) -> GRPOConfig:
+    """TRL's arguments for a run."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        **sft.shared_arguments(settings),
+        max_steps=settings.max_steps,
+        num_generations=settings.group_size,
+        per_device_train_batch_size=settings.batch_size * settings.group_size,
+        steps_per_generation=settings.gradient_accumulation,
+        num_iterations=settings.iterations,
+        max_completion_length=settings.max_new_tokens,
+        temperature=settings.temperature,
+        beta=settings.beta,
+        loss_type=settings.loss_type,
+        scale_rewards=settings.scale_rewards,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        reward_weights=[reward.weight for reward in used],
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        disable_dropout=True,  # the policy that answers is the one that is trained
+    )
+
+
+def _trainer(
+    settings: Settings,
+    arguments: GRPOConfig,
+    model: tuple[Any, Any],
+    start: Start,
+    rows: datasets.Dataset,
+    judge: rewards.Judge,
+) -> Any:
+    """The trainer of a `_model`, with the tower's features if they are cached."""
+    from datasets import Dataset
+
+    from vlmface.train.completion_log import CompletionLogger
+    from vlmface.train.group_trainer import GroupTrainer
+    from vlmface.train.trainer import JsonlLogger, all_tower_features
+
+    run_dir = Path(settings.output_dir)
+    frozen_tower = start.policy["tower"] == "frozen" and not distributed.sharding()
+    # The conversation is read from `rows`; TRL needs some prompt for each.
+    conversation = [{"role": "user", "content": start.prompt.id}]
+    trainer = GroupTrainer(
+        model=model[0],
+        args=arguments,
+        reward_funcs=judge.functions(),
+        train_dataset=Dataset.from_dict(
+            {"prompt": [conversation] * len(rows), "index": list(range(len(rows)))}
+        ),
+        processing_class=start.processor,
+        peft_config=model[1],
+        callbacks=[JsonlLogger(run_dir / "log.jsonl", keys=None)],
+        family=start.family,
+        faces=rows,
+        judge=judge,
+        stops=start.family.stop_token_ids(start.processor),
+        top_p=settings.top_p,
+        max_drift=settings.max_drift,
+        keep_features=frozen_tower,
+        server=_server(start, settings),
+    )
+    trainer.add_callback(CompletionLogger(run_dir, trainer, settings.samples_every))
+    if frozen_tower and settings.cache_features and arguments.world_size == 1:
+        with trainer.accelerator.autocast():
+            trainer.features = all_tower_features(
+                trainer.model, start.family, rows, start.processor
+            )
+    return trainer
 
 
 def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
@@ -435,52 +479,61 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     if start.run is not None:
         return attach(model, start.run, trainable=True), None
     if not lora:
-        parts.freeze(start.family.PARTS, model, start.policy)
+        modules.freeze(start.family.MODULE_PATHS, model, start.policy)
         return model, None
-    shaped = sft.Settings(
-        base=start.base_id, data="", benchmark="", prompt="", limits="", output_dir="",
-        lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0.0,
-        lora_modules=settings.lora_modules, tower=settings.tower, projector=settings.projector,
-        llm=settings.llm,
-    )  # fmt: skip
-    return model, sft.lora_config(shaped, start.family, model, 0)
+    return model, sft.lora_config(settings.lora, start.family, model, 0)
 
 
 def _server(start: Start, settings: Settings) -> Any:
     """The vLLM server that answers, or None: this process does."""
     if settings.vllm is None:
         return None
-    from vlmface import families
-    from vlmface.infer.server import NEUTRAL
-    from vlmface.train.vllm_rollout import Server
+    from vlmface.infer.remote import NEUTRAL_SAMPLING
+    from vlmface.train.vllm_rollout import VLLMRolloutServer
 
     stops = start.family.stop_token_ids(start.processor)
     image = start.processor.tokenizer.convert_tokens_to_ids(start.processor.image_token)
-    sampling = NEUTRAL | {
-        "temperature": settings.temperature, "top_p": settings.top_p,
-        "max_tokens": settings.max_new_tokens, "stop_token_ids": list(stops),
-        "logit_bias": {str(image): -100}, "skip_special_tokens": False,
-    }  # fmt: skip
+    sampling = NEUTRAL_SAMPLING | {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_new_tokens,
+        "stop_token_ids": list(stops),
+        "logit_bias": {str(image): -100},
+        "skip_special_tokens": False,
+    }
     flags = start.family.vllm_flags(
         start.processor, max_length=start.max_length, policy=start.policy
     )
-    return Server(
-        settings.vllm, start.prompt, Path(settings.output_dir) / "rollout",
-        sampling | flags["extra_body"], padding=families.padding(start.family, start.processor),
-    )  # fmt: skip
+    return VLLMRolloutServer(
+        settings.vllm,
+        start.prompt,
+        Path(settings.output_dir) / "rollout",
+        sampling | flags["extra_body"],
+        padding=start.family.padding(start.processor),
+    )
 
 
 def write_manifest(
-    start: Start, settings: Settings, aus: Sequence[int], data: Mapping[str, Any]
+    start: Start, settings: Settings, au_set: Sequence[int], data: Mapping[str, Any]
 ) -> None:
-    """Write vlmface.json of a run whose weights and processor are saved; as after SFT."""
-    shaped = sft.Settings(
-        base=start.base_id, data=settings.data, benchmark=settings.benchmark,
-        prompt=start.prompt.id, limits=settings.limits, output_dir=settings.output_dir,
-        crop=start.crop, frames=start.frames, max_length=start.max_length,
-        max_new_tokens=settings.max_new_tokens, seed=settings.seed, **start.policy,  # type: ignore[arg-type]
-    )  # fmt: skip
-    sft.write_manifest(
-        "grpo", shaped, start.base, start.family, start.processor, [start.prompt], aus,
-        {**data, "start": settings.start, "rewards": settings.rewards},
-    )  # fmt: skip
+    """Write vlmface.json of a run whose weights and processor are saved, as after SFT.
+
+    Args:
+        start: The model that training started from.
+        settings: Of the run.
+        au_set: Action units that its answers contain.
+        data: What it was trained on.
+    """
+    model = sft.TrainedModel(
+        base=start.base,
+        base_id=start.base_id,
+        family=start.family,
+        processor=start.processor,
+        prompts=[start.prompt],
+        policy=start.policy,
+        crop=start.crop,
+        frames=start.frames,
+        max_length=start.max_length,
+    )
+    training = {**data, "start": settings.start, "rewards": settings.rewards}
+    sft.write_manifest("grpo", settings, model, au_set, training)

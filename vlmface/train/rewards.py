@@ -1,5 +1,8 @@
 """Rewards: pure functions of (Answer, FaceSample), read by the parser that the metrics read by.
 
+`reward` makes one of a function; `load` finds it by name, in a file, a module or an installed
+package.
+
 `docs/rewards.md` has each one's formula, range and source with a worked example. Where a face lacks
 the annotation that a reward compares with, the reward is None: no signal, rather than a constant
 that only moves the mean. An answer without a readable label earns the least of every reward that
@@ -8,32 +11,113 @@ compares with the truth, so that silence never pays.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from vlmface import facs
 from vlmface.answers import Answer
-from vlmface.config import convert
+from vlmface.au_descriptions import MENTION, contradictions
+from vlmface.data.options import declared_types
 from vlmface.errors import UserError
-from vlmface.evaluate import measures
+from vlmface.label_spaces import LabelSpace
+from vlmface.metrics import measures
 from vlmface.prompts import Prompt
-from vlmface.ranges import Count, Positive
-from vlmface.rationale.wording import MENTION, contradictions
+from vlmface.registry import Registry
 from vlmface.schema import FaceSample
-from vlmface.taxonomy import LabelSpace
+from vlmface.utils.config import convert
+from vlmface.utils.ranges import Count, Positive
 
-Reward = Callable[..., "float | None"]
+RewardFunction = Callable[..., "float | None"]
 
 
+@dataclass(frozen=True)
+class Reward:
+    """A reward: a function of an answer, with what a run needs to know of it.
+
+    Attributes:
+        function: Called with (answer, sample, space) and its options, which are keyword-only.
+            Returns the reward, or None where the sample gives no signal.
+        needs_annotation: Whether it compares with an annotation. A face for which all rewards of
+            this kind return None is left out of training.
+        weight: The weight in a YAML that gives none.
+    """
+
+    function: RewardFunction
+    needs_annotation: bool = False
+    weight: float = 1.0
+
+    def __call__(
+        self, answer: Answer, sample: FaceSample, space: LabelSpace, **options: Any
+    ) -> float | None:
+        return self.function(answer, sample, space, **options)
+
+    @property
+    def name(self) -> str:
+        """The function's name, which the log uses."""
+        return self.function.__name__
+
+    @property
+    def description(self) -> str:
+        """The first paragraph of the function's docstring, on one line."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """{option: its type}: the keyword-only parameters, by their annotation or default."""
+        kinds = declared_types(self.function)
+        return {
+            name: type(parameter.default) if kinds[name] in (Any, parameter.empty) else kinds[name]
+            for name, parameter in inspect.signature(self.function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+
+
+REWARDS: Registry[Reward | RewardFunction] = Registry("reward", "vlmface.rewards")
+
+
+def reward(
+    *, needs_annotation: bool = False, weight: float = 1.0
+) -> Callable[[RewardFunction], Reward]:
+    """A decorator that makes a reward of a function: the one place where it is defined.
+
+        @reward(needs_annotation=True)
+        def valence(answer, sample, space, *, tolerance: float = 0.2):
+            \"\"\"1 if ..., else 0.\"\"\"
+
+    Args:
+        needs_annotation: See `Reward`.
+        weight: See `Reward`.
+    """
+    return lambda function: Reward(function, needs_annotation, weight)
+
+
+def _built_in(*, needs_annotation: bool = False) -> Callable[[RewardFunction], Reward]:
+    """`reward`, entered in REWARDS."""
+
+    def add(function: RewardFunction) -> Reward:
+        made = Reward(function, needs_annotation)
+        REWARDS.register(made.name)(made)
+        return made
+
+    return add
+
+
+# --- the built-in ones ----------------------------------------------------------------------------
+
+
+@_built_in()
 def format(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
     """1 if the text is exactly the asked form with a label of the space, else 0."""
     return float(answer.status == "strict")
 
 
+@_built_in(needs_annotation=True)
 def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
     """1 if the label is the annotated one, else 0; None without an annotation, and where a face may
     have several labels (use `jaccard`).
@@ -45,6 +129,7 @@ def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | No
     return None if truth is None else float(answer.label == truth)
 
 
+@_built_in(needs_annotation=True)
 def jaccard(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
     """Where a face has several labels: those that are said and annotated by those that are either,
     in [0, 1]; 1 if and only if they are the same. None without an annotation.
@@ -55,10 +140,13 @@ def jaccard(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | No
     return measures.jaccard(answer.labels, truth) if truth else None
 
 
-def au(answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: float = 1.0) -> float | None:
+@_built_in(needs_annotation=True)
+def au(
+    answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: Positive = 1.0
+) -> float | None:
     """2 F_beta - 1 of the AUs that the answer names, over the annotated ones; in [-1, 1].
 
-    An AU that nobody annotated is neither right nor wrong. A face without any present AU gets 1 if
+    An AU without annotation is neither right nor wrong. A face without any present AU gets 1 if
     none is named, else -1. None without AU annotation.
     """
     if sample.aus is None:
@@ -67,8 +155,9 @@ def au(answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: float = 1
     return _f_beta(answer, sample, dict.fromkeys(truth, 1.0), beta)
 
 
+@_built_in(needs_annotation=True)
 def au_intensity(
-    answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: float = 1.0
+    answer: Answer, sample: FaceSample, space: LabelSpace, *, beta: Positive = 1.0
 ) -> float | None:
     """As `au`, with recall weighted by intensity: a strong movement that is missed costs more than
     a trace. None unless every present AU is graded."""
@@ -96,6 +185,7 @@ def _f_beta(answer: Answer, sample: FaceSample, weights: Mapping[int, float], be
     return 2 * (1 + square) * precision * recall / (square * precision + recall) - 1
 
 
+@_built_in()
 def consistency(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
     """1 if no other emotion has more EMFACS evidence in the AUs that the answer names than its own
     label, else 0. None where the space has labels that EMFACS says nothing of."""
@@ -104,6 +194,7 @@ def consistency(answer: Answer, sample: FaceSample, space: LabelSpace) -> float 
     return float(answer.label is not None and facs.supports(answer.aus, answer.label))
 
 
+@_built_in()
 def wording(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
     """Minus the share of the AUs mentioned whose words describe another movement, as in "the lips
     are parted (AU2)"; in [-1, 0]. The other rewards read numbers alone, and would pay for that."""
@@ -111,74 +202,117 @@ def wording(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
     return -wrong / len(MENTION.findall(answer.rationale)) if wrong else 0.0
 
 
-def brevity(answer: Answer, sample: FaceSample, space: LabelSpace, *, words: int = 120) -> float:
+@_built_in()
+def brevity(answer: Answer, sample: FaceSample, space: LabelSpace, *, words: Count = 120) -> float:
     """0 for a rationale of up to `words` words, falling to -1 at twice as many."""
     return 0.0 - min(1.0, max(0.0, len(answer.rationale.split()) / words - 1))
 
 
-def repetition(answer: Answer, sample: FaceSample, space: LabelSpace, *, n: int = 4) -> float:
+@_built_in()
+def repetition(answer: Answer, sample: FaceSample, space: LabelSpace, *, n: Count = 4) -> float:
     """Minus the share of the rationale's n-grams of words that occurred before; in [-1, 0]."""
     tokens = re.findall(r"\w+", answer.rationale.casefold())
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 0.0 if not grams else len(set(grams)) / len(grams) - 1
 
 
-REWARDS: dict[str, Reward] = {
-    function.__name__: function
-    for function in (
-        format, emotion, jaccard, au, au_intensity, consistency, wording, brevity, repetition,
-    )
-}  # fmt: skip
-
-# Those that compare with an annotation.
-COMPARED = ("emotion", "jaccard", "au", "au_intensity")
-
-
 # --- what a run is given --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedReward:
     """A reward as a run uses it: `weight` times it, after `options`."""
 
-    name: str
+    reward: Reward
     weight: float
     options: Mapping[str, Any]
 
+    @property
+    def name(self) -> str:
+        """The name of its columns in the log."""
+        return self.reward.name
+
     def __call__(self, answer: Answer, sample: FaceSample, space: LabelSpace) -> float | None:
-        return REWARDS[self.name](answer, sample, space, **self.options)
+        return self.reward(answer, sample, space, **self.options)
 
 
-def parse(rewards: Mapping[str, Any]) -> list[Weighted]:
-    """The rewards of a recipe's YAML, {name: weight} or {name: {weight: ..., option: ...}}. Raises
-    UserError for a name, an option or a weight that is none."""
-    found = []
+def load(name: str) -> Reward:
+    """The reward of a name.
+
+    Only training calls this: a name may refer to code, and the files of a run that comes from a
+    stranger must not.
+
+    Args:
+        name: A built-in name, an entry point of the group `vlmface.rewards` in an installed
+            package (`kindness = "my_package:kindness"`), `path/to/file.py:function`, or
+            `package.module:function`.
+
+    Raises:
+        UserError: There is no such reward, or it cannot be called as one.
+    """
+    item = REWARDS.get(name)
+    if isinstance(item, Reward):
+        return item
+    if not callable(item):
+        raise UserError(f"reward {name!r} is a {type(item).__name__}, but must be a function")
+    return reward()(item)
+
+
+def parse(rewards: Mapping[str, Any]) -> list[WeightedReward]:
+    """The rewards of a recipe's YAML.
+
+    Args:
+        rewards: {name: weight} or {name: {weight: ..., option: ...}}, where the name is as in
+            `load`.
+
+    Raises:
+        UserError: A name, an option or a weight cannot be used.
+    """
+    weighted: dict[str, WeightedReward] = {}
     for name, entry in rewards.items():
-        if name not in REWARDS:
-            raise UserError(f"there is no reward {name!r}: use some of {', '.join(REWARDS)}")
+        item = load(str(name))
+        if item.name in weighted:
+            raise UserError(
+                f"rewards: {name!r} is called {item.name!r}, as another one is: give its function "
+                "another name"
+            )
         options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
-        weight = options.pop("weight", 1.0)
-        weight = convert(f"reward {name}: weight", Positive, weight)
-        known = {
-            parameter.name: Count if isinstance(parameter.default, int) else Positive
-            for parameter in inspect.signature(REWARDS[name]).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        for option, value in options.items():
-            if option not in known:
-                raise UserError(
-                    f"reward {name} has no option {option!r}: it has "
-                    f"{', '.join(['weight', *known])}"
-                )
-            options[option] = convert(f"reward {name}: {option}", known[option], value)
-        found.append(Weighted(name, weight, options))
-    if not found:
+        weight = convert(f"reward {name}: weight", Positive, options.pop("weight", item.weight))
+        weighted[item.name] = WeightedReward(item, weight, _options(name, item, options))
+    if not weighted:
         raise UserError("rewards is empty: name at least one, such as {format: 1, emotion: 1}")
-    return found
+    return list(weighted.values())
+
+
+def _options(name: str, item: Reward, options: Mapping[str, Any]) -> dict[str, Any]:
+    for option in options:
+        if option not in item.options:
+            raise UserError(
+                f"reward {name} has no option {option!r}: it has "
+                f"{', '.join(['weight', *item.options])}"
+            )
+    return {
+        option: convert(f"reward {name}: {option}", item.options[option], value)
+        for option, value in options.items()
+    }
+
+
+def code_shas(rewards: Sequence[WeightedReward]) -> dict[str, str]:
+    """{name: 12 hex digits of its source code} of the rewards that are not built in: a run that is
+    resumed must have the same ones."""
+    shas = {}
+    for weighted in rewards:
+        if weighted.reward is not REWARDS.built_in.get(weighted.name):
+            try:
+                source = inspect.getsource(weighted.reward.function)
+            except (OSError, TypeError):  # built at run time
+                source = ""
+            shas[weighted.name] = hashlib.sha256(source.encode()).hexdigest()[:12]
+    return shas
 
 
 def check_truth(
-    rewards: Sequence[Weighted], samples: Sequence[FaceSample], space: LabelSpace
+    rewards: Sequence[WeightedReward], samples: Sequence[FaceSample], space: LabelSpace
 ) -> None:
     """Refuse a reward that no face of the data gives a signal for. Raises UserError."""
     nobody = Answer(None, (), "none", "")
@@ -218,7 +352,7 @@ class Judge:
 
     def __init__(
         self,
-        rewards: Sequence[Weighted],
+        rewards: Sequence[WeightedReward],
         samples: Sequence[FaceSample],
         prompt: Prompt,
         label_power: float = 0.0,
@@ -232,7 +366,7 @@ class Judge:
         """One function for each reward, named after it, with TRL's signature; the faces are those
         of column `index`. The weights are TRL's own (`reward_weights`)."""
 
-        def adapted(reward: Weighted) -> Callable[..., list[float | None]]:
+        def adapted(reward: WeightedReward) -> Callable[..., list[float | None]]:
             def function(
                 completions: Sequence[Any], index: Sequence[int], **_: Any
             ) -> list[float | None]:
@@ -247,7 +381,7 @@ class Judge:
 
         return [adapted(reward) for reward in self.rewards]
 
-    def score(self, reward: Weighted, answer: Answer, sample: FaceSample) -> float | None:
+    def score(self, reward: WeightedReward, answer: Answer, sample: FaceSample) -> float | None:
         found = reward(answer, sample, self.prompt.space)
         label = sample.label(self.prompt.space)
         return None if found is None else found * self.weights.get(label or "", 1.0)

@@ -1,4 +1,4 @@
-"""The few places where training differs from TRL's SFTTrainer, and the log it writes."""
+"""Where training differs from TRL's SFTTrainer, and the training log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -17,22 +16,24 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from vlmface import run_dir as run_dirs
-from vlmface.encode import IGNORED, GroupedSampler, open_row_image, stored_pictures, to_model
+from vlmface.data.row_images import image_refs, open_row_image
+from vlmface.encode import IGNORED, GroupedSampler, to_model
 from vlmface.errors import UserError
+from vlmface.families.base import Family
 from vlmface.train.loss import summed_cross_entropy
 
 
 class Resumable:
-    """What our trainers have in common, over transformers' Trainer:
+    """The common part of our trainers, on top of transformers' Trainer:
 
-    - `settle`: over a quantised base TRL 1.16 keeps all trained weights in bfloat16, where steps
-      of a small learning rate are lost to rounding; here they are float32.
-    - `training_step`: FSDP2 cannot go on from an optimizer that lacks state for a trained weight,
+    - `finalize_model`: with a quantised base TRL 1.16 keeps all trained weights in bfloat16, where
+      steps of a small learning rate are lost to rounding; here they are float32.
+    - `training_step`: FSDP2 cannot resume an optimizer that lacks state for a trained weight,
       such as those of LLaVA's last tower layer, whose output is not used: they get zero gradients.
     - `training_step`, `_get_grad_norm`: a loss or gradient norm that is not finite ends the run
       before the step is counted, logged or saved.
-    - `_save_checkpoint`: a checkpoint counts only once it is whole, and needs no model card. It
-      lists its files, and says which weights it trains.
+    - `_save_checkpoint`: a checkpoint counts only once it is complete, and has no model card. It
+      lists its files, and has a hash of the names and sizes of its trained weights.
     """
 
     model: Any
@@ -48,38 +49,48 @@ class Resumable:
         self._step_losses: list[torch.Tensor] = []
         super().__init__(*args, **kwargs)
 
-    def settle(self, family: ModuleType) -> None:
-        """At the end of __init__."""
+    def finalize_model(self, family: Family) -> None:
+        """Convert the trained weights; must be called at the end of __init__.
+
+        Args:
+            family: The model's family.
+        """
         trained = self.model
-        # ZeRO-3 wants one type for all weights, and keeps a float32 copy of its own.
+        # ZeRO-3 requires one dtype for all weights, and keeps a float32 copy itself.
         if not is_deepspeed_zero3_enabled():
             for parameter in trained.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         if self.is_fsdp_enabled:
-            # Of the layers that transformers would keep in one piece, LLaVA lacks some (CLIP's text
-            # side), and accelerate 1.15 refuses a name that it cannot find.
-            there = {type(module).__name__ for module in trained.modules()}
+            # LLaVA lacks some of the layers that transformers would keep whole (CLIP's text side),
+            # and accelerate 1.15 rejects a name that it cannot find.
+            present = {type(module).__name__ for module in trained.modules()}
             plugin = self.accelerator.state.fsdp_plugin
-            plugin.transformer_cls_names_to_wrap = sorted(there & set(trained._no_split_modules))
+            plugin.transformer_cls_names_to_wrap = sorted(present & set(trained._no_split_modules))
         self.trainable_sha = trainable_sha(trained)
         self.family = family
 
     def train_to_end(self, run_dir: Path) -> None:
         """Train, from the run's last complete checkpoint if it has one. All processes must call it.
-        Raises UserError for a damaged checkpoint, and where training diverges."""
+
+        Args:
+            run_dir: The folder of the run.
+
+        Raises:
+            UserError: The checkpoint is damaged, or training diverges.
+        """
         resume = run_dirs.checkpoint_to_resume(run_dir, self.trainable_sha)
         if resume and self.args.process_index == 0:
             print(f"resuming from {resume}")
         self._step_losses.clear()
         trainer: Any = self
-        trainer.add_callback(FirstStep(run_dir))
+        trainer.add_callback(FirstStepCallback(run_dir))
         try:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
             self._check_weights()
-        finally:  # so that a message has a line of its own
+        finally:  # so that an error message starts on a new line
             for callback in trainer.callback_handler.callbacks:
-                if isinstance(callback, LossBar) and callback.training_bar is not None:
+                if isinstance(callback, ProgressBarWithLoss) and callback.training_bar is not None:
                     callback.training_bar.close()
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -100,11 +111,11 @@ class Resumable:
 
     def _check_step(self, norm: Any) -> None:
         """Raise UserError, in all processes, if the loss of one of them or the gradient norm is not
-        finite in the step under way."""
+        finite in the current step."""
         loss = torch.stack(self._step_losses).sum()
         self._step_losses.clear()
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        size = torch.as_tensor(0.0 if whole is None else whole, dtype=loss.dtype).to(loss.device)
+        full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        size = torch.as_tensor(0.0 if full is None else full, dtype=loss.dtype).to(loss.device)
         # DeepSpeed reports -1 for a norm that is not finite.
         size = torch.where(size < 0, torch.full_like(size, torch.nan), size)
         values = self.accelerator.gather(torch.stack([loss, size])).view(-1, 2).cpu()
@@ -120,37 +131,41 @@ class Resumable:
         bad = torch.zeros(1, device=self.accelerator.device)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                # What this process holds of a weight that ZeRO-3 or FSDP divides.
-                held = getattr(parameter, "ds_tensor", parameter.data)
-                held = held.to_local() if hasattr(held, "to_local") else held
-                bad += (~held.isfinite()).sum().to(bad)
-        if count := int(self.accelerator.gather(bad).sum()):
+                # This process's shard of a weight under ZeRO-3 or FSDP.
+                shard = getattr(parameter, "ds_tensor", parameter.data)
+                shard = shard.to_local() if hasattr(shard, "to_local") else shard
+                bad += (~shard.isfinite()).sum().to(bad)
+        if num_weights := int(self.accelerator.gather(bad).sum()):
             step = self.state.global_step
-            self._diverged(f"{count} trained weights are not finite after step {step}")
+            self._diverged(f"{num_weights} trained weights are not finite after step {step}")
 
     def _diverged(self, cause: str) -> NoReturn:
         raise UserError(
             f"{cause} (learning_rate {self.args.learning_rate:g}, max_grad_norm "
             f"{self.args.max_grad_norm:g}): lower learning_rate or max_grad_norm, or raise "
-            "warmup_steps, and start again with --overwrite; what was saved before it is kept"
+            "warmup_steps, and start again with --overwrite; earlier checkpoints are kept"
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._check_weights()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:  # it may be written a second time
-            (folder / run_dirs.COMPLETE).unlink(missing_ok=True)
+        if self.args.should_save:  # the checkpoint may be overwritten
+            (folder / run_dirs.COMPLETE_FILE).unlink(missing_ok=True)
         Trainer._save_checkpoint(self, model, trial)  # type: ignore[arg-type]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             run_dirs.complete_checkpoint(folder, self.trainable_sha)
 
     def whole_state(self) -> dict[str, Any] | None:
-        """The weights of a model that is sharded over processes (under LoRA, the trained ones), on
-        the main process; None if the model is whole anyway. All processes must call it."""
+        """Gather a model that is sharded over processes. All processes must call it.
+
+        Returns:
+            The weights (under LoRA, the trained ones) on the main process; None if the model is not
+            sharded.
+        """
         model = self.model
         if self.is_fsdp_enabled:
-            # Gathered, tied weights no longer share their memory, and would be saved twice.
+            # After gathering, tied weights do not share memory, and would be saved twice.
             tied = model.all_tied_weights_keys
             state = self.accelerator.get_state_dict(model)
             return {name: weight for name, weight in state.items() if name not in tied}
@@ -162,21 +177,21 @@ class Resumable:
 
 
 class SupervisedTrainer(Resumable, SFTTrainer):
-    """SFTTrainer with two methods of its own:
+    """SFTTrainer with two overridden methods:
 
-    - `compute_loss`: where there is no Triton (a CPU), TRL 1.16 runs the head, an entropy and an
+    - `compute_loss`: without Triton (on a CPU), TRL 1.16 runs the head, an entropy and an
       argmax over every position, prompt and image included; here the head sees the answers only.
     - `_get_train_sampler`: transformers' length-grouping sampler draws from the global random
-      state, so a run resumed in the middle of an epoch would see other rows.
+      state, so a run resumed in the middle of an epoch would get other rows.
     """
 
-    def __init__(self, *args: Any, family: ModuleType, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, family: Family, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
-        self.add_callback(LossBar)
-        self.settle(family)
-        # Qwen2.5-VL's class says that its own loss takes no number of tokens in the whole batch,
-        # and the Trainer would not count them; compute_loss does take it.
+        self.add_callback(ProgressBarWithLoss)
+        self.finalize_model(family)
+        # Qwen2.5-VL's class declares that its own loss does not accept the number of tokens in the
+        # whole batch, so the Trainer would not count them; compute_loss accepts it.
         self.model_accepts_loss_kwargs = True
         self.lengths = kwargs["train_dataset"]["length"]
         self.features: Features | None = None  # of a frozen tower
@@ -189,20 +204,22 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Cross-entropy over the supervised tokens, summed and divided by their number in the whole
-        batch (all processes and accumulation steps)."""
+        batch (all processes and accumulation steps). Arguments as in transformers' Trainer."""
         labels = inputs.pop("labels")
         rows = inputs.pop("row")
-        # Rows are padded on the right and start with the same prompt: all that is supervised lies
-        # behind the first supervised column.
+        # Rows are padded on the right and start with the same prompt: all supervised tokens are
+        # after the first supervised column.
         first = int((labels != IGNORED).any(0).nonzero()[0])
         if self.features is not None:
             core = self.accelerator.unwrap_model(model)
             core = core.get_base_model() if hasattr(core, "get_base_model") else core
-            features = [one.to(core.device) for row in rows.tolist() for one in self.features[row]]
+            features = [
+                feature.to(core.device) for row in rows.tolist() for feature in self.features[row]
+            ]
             with self.accelerator.autocast():  # the projector may be float32
-                inputs |= self.family.features_input(core, features)
+                inputs |= self.family.inputs_from_features(core, features)
         outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - first + 1)
-        # The last logits predict nothing; cutting them off would copy all others.
+        # The last logits predict nothing; removing them would copy all others.
         targets = F.pad(labels[:, first:], (0, 1), value=IGNORED)
         logits = outputs.logits.clone() if return_outputs else outputs.logits
         loss = summed_cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), IGNORED)
@@ -211,19 +228,22 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         else:
             loss = loss / num_items_in_batch
             if self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # DDP averages what should be summed
+                loss = (
+                    loss * self.accelerator.num_processes
+                )  # DDP averages losses that must be summed
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        together = self.args.train_batch_size * self.args.world_size
-        return GroupedSampler(self.lengths, together, self.args.seed)
+        step_size = self.args.train_batch_size * self.args.world_size
+        return GroupedSampler(self.lengths, step_size, self.args.seed)
 
 
-Features = dict[int, list[torch.Tensor]]  # of each picture of a row, by the number in column `row`
+# {number in column `row`: features of each image of the row}.
+Features = dict[int, list[torch.Tensor]]
 
 
-def count(parameter: Any) -> int:
-    """Numbers in a weight: of all its shards under ZeRO-3, before packing under NF4."""
+def num_weights(parameter: Any) -> int:
+    """Elements of a weight: of all its shards under ZeRO-3, before packing under NF4."""
     if hasattr(parameter, "quant_state"):
         return int(parameter.quant_state.shape.numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
@@ -234,13 +254,22 @@ def trainable_sha(model: Any) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
-            digest.update(f"{name} {count(parameter)}\n".encode())
+            digest.update(f"{name} {num_weights(parameter)}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def all_tower_features(model: Any, family: ModuleType, rows: Any, processor: Any) -> Features:
-    """Output of the frozen tower for what is shown of each number in column `row`, once: (tokens,
-    width) of each picture, on the CPU."""
+def all_tower_features(model: Any, family: Family, rows: Any, processor: Any) -> Features:
+    """Compute the output of the frozen tower once for each number in column `row`.
+
+    Args:
+        model: The model.
+        family: Its family.
+        rows: Encoded rows with images.
+        processor: The model's processor.
+
+    Returns:
+        (tokens, width) of each image, on the CPU.
+    """
     from tqdm import tqdm
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -249,17 +278,17 @@ def all_tower_features(model: Any, family: ModuleType, rows: Any, processor: Any
     with torch.no_grad():
         for start in tqdm(range(0, len(first), 64), "image features", unit="batch"):
             numbers = list(first)[start : start + 64]
-            stored = [stored_pictures(row) for row in rows.select([first[n] for n in numbers])]
-            images = [open_row_image(one) for row in stored for one in row]
+            stored = [image_refs(row) for row in rows.select([first[n] for n in numbers])]
+            images = [open_row_image(image) for row in stored for image in row]
             inputs = to_model(family.image_inputs(processor, images), model)
-            found = [one.cpu() for one in family.tower_features(model, inputs)]
+            batch = [feature.cpu() for feature in family.tower_features(model, inputs)]
             for number, row in zip(numbers, stored, strict=True):
-                features[number], found = found[: len(row)], found[len(row) :]
+                features[number], batch = batch[: len(row)], batch[len(row) :]
     return features
 
 
-class LossBar(ProgressCallback):
-    """The progress bar with the loss at its end, instead of a dictionary printed above it."""
+class ProgressBarWithLoss(ProgressCallback):
+    """A progress bar that ends with the loss, instead of a dictionary printed above it."""
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -269,35 +298,41 @@ class LossBar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
-class FirstStep(TrainerCallback):
-    """Notes in the run's folder that it has begun to train."""
+class FirstStepCallback(TrainerCallback):
+    """Records in the run's folder that the first step has been made."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.is_noted = False
+        self.is_recorded = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and not self.is_noted:
+        if state.is_world_process_zero and not self.is_recorded:
             run_dirs.mark_trained(self.run_dir)
-            self.is_noted = True
+            self.is_recorded = True
 
 
-class JsonLines(TrainerCallback):
-    """log.jsonl: {"step", "epoch", "elapsed_s"} and the numbers of `keys` in each line, or all that
-    the trainer logs."""
+class JsonlLogger(TrainerCallback):
+    """Writes log.jsonl, one line {"step", "epoch", "elapsed_s", ...} per logged step.
+
+    Args:
+        path: The file.
+        keys: More fields; None: everything that the trainer logs.
+    """
 
     KEYS = ("loss", "learning_rate", "grad_norm")
 
     def __init__(self, path: Path, keys: Sequence[str] | None = KEYS) -> None:
         self.path = path
         self.keys = keys
-        self.began = 0.0
+        self.start_time = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from vlmface.train.sft import keep_log
+        from vlmface.run_dir import truncate_log
 
-        before = keep_log(self.path.parent, state.global_step) if state.is_world_process_zero else 0
-        self.began = time.monotonic() - before
+        earlier_s = (
+            truncate_log(self.path.parent, state.global_step) if state.is_world_process_zero else 0
+        )
+        self.start_time = time.monotonic() - earlier_s
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The last step is always logged, however short the run.
@@ -312,6 +347,6 @@ class JsonLines(TrainerCallback):
         line = {"step": state.global_step, "epoch": round(state.epoch, 4)}
         keys = [key for key in logs if key != "epoch"] if self.keys is None else self.keys
         line |= {key: float(logs[key]) for key in keys if logs.get(key) is not None}
-        line["elapsed_s"] = round(time.monotonic() - self.began, 2)
+        line["elapsed_s"] = round(time.monotonic() - self.start_time, 2)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,0 +1,133 @@
+"""Conversations in LLaVA's, ShareGPT's or LLaMA-Factory's form: one JSON list, or JSON lines, of
+
+    {"id": "...", "image": "faces/1.jpg", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat does the face show?"},
+        {"from": "gpt", "value": "..."}]}
+
+as train.json, validation.json and test.json (or .jsonl) in one folder, or as one file. `images`
+may stand for `image`, user and assistant for human and gpt, and "messages" of {"role", "content"}
+for the conversations.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmface.data.records import (
+    check_choice,
+    folder_of_images,
+    image_paths,
+    question_answer_pairs,
+    records,
+    split_thought,
+)
+from vlmface.data.rows import Rows, json_meta, require_path
+from vlmface.errors import UserError
+from vlmface.schema import RATIONALE_SOURCES
+
+TITLE = "LLaVA conversations"
+HOME = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md"
+LICENCE = "that of your data"
+SPLITS = ("train", "validation", "test")
+PUBLISHED: dict[str, dict[str, int]] = {}
+ENDINGS = (".jsonl", ".json")
+
+
+def read(
+    root: Path,
+    split: str,
+    *,
+    images: str | None = None,
+    turns: str = "first",
+    label: str | None = None,
+    file_split: str = "train",
+    rationale_source: str = "teacher",
+    saw_label: bool = True,
+) -> Rows:
+    """The answer is the rationale, without <think> and <answer> tags; the question is
+    `meta["prompt"]`. No label is read out of the text. `subject` is the image's path, so that
+    `hold_out` keeps all rows of one image on one side. Records without exactly one image are
+    skipped.
+
+    Args:
+        root: the folder of train.json and its like, or one file.
+        split: one of SPLITS.
+        images: the folder that `image` starts from (default: the file's).
+        turns: "first" makes one row of a record, its first question and answer, and counts the
+            later turns in `skipped`: they may depend on earlier turns, and a row holds one
+            question. "all" makes a row of each pair.
+        label: a field of the records with an emotion word or null.
+        file_split: the split of a single file.
+        rationale_source: who wrote the answers: "teacher", "human" or "rules".
+        saw_label: whether the writer was given the labels.
+    """
+    check_choice("turns", turns, ("first", "all"))
+    check_choice("file_split", file_split, SPLITS)
+    check_choice(
+        "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
+    )
+    path = _file(root, split, file_split)
+    folder = folder_of_images(images, path.parent)
+    columns, texts, skipped = _turns(path, folder, first_only=turns == "first", label=label)
+    written = np.array([text is not None for text in columns["rationale"]], bool)
+    provenance = {
+        "rationale_source": [rationale_source if given else "none" for given in written],
+        "saw_label": written & bool(saw_label),
+        "meta": json_meta(len(written), **texts),
+    }
+    return Rows(columns | provenance, skipped)
+
+
+def _turns(
+    path: Path, folder: Path, *, first_only: bool, label: str | None
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]], dict[str, list[str]]]:
+    """(columns, texts for `meta`, places that are skipped by reason), one value for each row."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "image", "subject", "emotion", "rationale")
+    }
+    texts: dict[str, list[Any]] = {"answer": [], "prompt": [], "source_id": []}
+    skipped: dict[str, list[str]] = {"no image": [], "several images": [], "later turns": []}
+    for number, record in enumerate(records(path), 1):
+        image_files = image_paths(record)
+        if len(image_files) != 1:
+            skipped["several images" if image_files else "no image"].append(record.where)
+            continue
+        pairs = question_answer_pairs(record)
+        if first_only and len(pairs) > 1:
+            skipped["later turns"].append(f"{record.where}: {len(pairs) - 1}")
+            pairs = pairs[:1]
+        image = record.but(image=image_files[0]).image("image", folder)
+        emotion = record.label(label) if label and record.optional(label) else None
+        for turn, (question, text) in enumerate(pairs, 1):
+            rationale, answer = split_thought(text)
+            columns["id"].append(f"llava_json-{number}" + ("" if first_only else f"-{turn}"))
+            columns["image"].append(image)
+            columns["subject"].append(image_files[0])
+            columns["emotion"].append(emotion)
+            columns["rationale"].append(rationale)
+            texts["answer"].append(answer)
+            texts["prompt"].append(question)
+            texts["source_id"].append(record.word("id") if record.has("id") else None)
+    return columns, texts, {reason: places for reason, places in skipped.items() if places}
+
+
+def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
+    """The splits that a copy has: that of the one file, or those whose files are there."""
+    if root.is_file():
+        return (options.get("file_split", "train"),)
+    return tuple(s for s in SPLITS if any((root / f"{s}{end}").exists() for end in ENDINGS))
+
+
+def _file(root: Path, split: str, file_split: str) -> Path:
+    if root.is_file():
+        if split != file_split:
+            raise UserError(
+                f"{root} is one file and its rows are split {file_split!r}, not {split!r}: give "
+                f"the file of that split, or file_split={split!r} if this is it"
+            )
+        return root
+    files = [file for end in ENDINGS if (file := root / f"{split}{end}").exists()]
+    return files[0] if files else require_path(root / f"{split}.json", f"the {split} conversations")

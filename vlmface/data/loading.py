@@ -1,0 +1,128 @@
+"""Load one data set: its module's rows as a table, with the options that all data sets have."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from vlmface.data import options
+from vlmface.data.catalog import dataset_module, describe, short_name
+from vlmface.data.decodable import decodable_rows
+from vlmface.data.rows import Rows, to_dataset
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+OF_ALL = ("missing", "broken", "n")  # options of every data set
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    *,
+    missing: str = "error",
+    broken: str = "keep",
+    n: int | None = None,
+    **protocol: Any,
+) -> datasets.Dataset:
+    """`vlmface.data.load` of a single data set.
+
+    Raises:
+        UserError: The name, split or an option is unknown, or the copy is not as it should be.
+    """
+    if broken not in ("keep", "error", "drop"):
+        raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
+    if n is not None and "n" in inspect.signature(dataset_module(name).read).parameters:
+        protocol["n"] = n
+    found = read(name, root, split, **protocol)
+    if not isinstance(found, Rows) and not hasattr(found, "column_names"):
+        raise UserError(
+            f"data set {name!r}: its read(root, split) returned a {type(found).__name__}, but must "
+            "return vlmface.data.rows.Rows"
+        )
+    if isinstance(found, Rows):
+        found = to_dataset(found, short_name(name), split, missing=missing)
+    if n is not None and n < len(found):
+        found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    if broken != "keep":
+        found = decodable_rows(found, f"{name}, {split}", broken)
+    return found
+
+
+def read(
+    name: str, root: str | Path | None = None, split: str = "train", /, **protocol: Any
+) -> Rows | datasets.Dataset:
+    """What the data set's own module makes of a split: `load` before images are looked for, with
+    what was left out. Raises UserError as `load` does."""
+    module = dataset_module(name)
+    _check_options(name, protocol)
+    if split not in module.SPLITS:
+        raise UserError(
+            f"{name} has no split {split!r}: it has {', '.join(module.SPLITS)}"
+            + (
+                ""
+                if "validation" in module.SPLITS
+                else "; data.hold_out takes a validation part of its training people"
+            )
+        )
+    return module.read(_root(name, root), split, **protocol)
+
+
+def _root(name: str, root: str | Path | None) -> Path | None:
+    module = dataset_module(name)
+    place = None if root is None else Path(root).expanduser()
+    if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
+        raise UserError(
+            f"{name} needs the root of your copy ({describe(name)['home']}), "
+            + ("and none was given" if place is None else f"and {place} does not exist")
+        )
+    return place
+
+
+def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:
+    """The splits that a copy has: all of the data set's, except where the user's own files decide
+    (its module's `present_splits`)."""
+    module = dataset_module(name)
+    _check_options(name, protocol)
+    if not hasattr(module, "present_splits"):
+        return module.SPLITS
+    return module.present_splits(_root(name, root), **protocol) or module.SPLITS
+
+
+def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that the data set does not have, or of the wrong type."""
+    read = dataset_module(name).read
+    own = list(inspect.signature(read).parameters)[2:]
+    for option, value in protocol.items():
+        if option not in own:
+            raise UserError(
+                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
+            )
+        options.check_type(f"{name}: {option}", options.declared_types(read)[option], value)
+
+
+def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """The options of a data set, or those of OF_ALL, from words of the command line such as
+    "fold=2". Values are read as YAML, except where the option is a text. Raises UserError for a
+    word that is not a pair, and for an option that the data set does not have."""
+    kinds = inspect.signature(dataset_module(name).read).parameters
+    found = {}
+    for word in words:
+        option, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"an option is written name=value, found {word!r}")
+        kind = kinds[option].annotation if option in kinds else None
+        try:
+            found[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            why = str(error).replace("\n", " ")
+            raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
+    _check_options(name, {k: value for k, value in found.items() if k not in OF_ALL})
+    return found

@@ -1,0 +1,236 @@
+"""prompts/clip/*.yaml -> the texts that stand for each label of a space.
+
+A label is the mean of its texts' features. Texts are templates filled with the label's word and
+with the signs of its action units, and descriptions written out; `negatives` say what is not seen
+where the label is true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vlmface import facs, label_spaces, prompts
+from vlmface.answers import Answer
+from vlmface.errors import UserError
+from vlmface.registry import Registry
+from vlmface.resources import definitions, read_yaml
+from vlmface.utils import config
+
+FOLDER = "prompts/clip"
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class LabelTexts:
+    """The texts of a label space as their file holds them.
+
+    `label_space` is the id of a built-in label space, or a label space. `templates` may hold
+    {label}, {word} (of `words`, else the label in lower case) and {signs} (of the label's core
+    action units, see `facs.PROTOTYPES`). `descriptions` and `negatives` are {label: texts}, written
+    out; `negatives` may be left out for some labels.
+    """
+
+    id: str
+    version: int
+    label_space: str | label_spaces.LabelSpace
+    source: str
+    templates: list[str] = field(default_factory=list)
+    words: dict[str, Any] = field(default_factory=dict)
+    descriptions: dict[str, Any] = field(default_factory=dict)
+    negatives: dict[str, Any] = field(default_factory=dict)
+    notes: str | None = None
+
+    reasons = False  # nothing is said beside the labels
+
+    @property
+    def several(self) -> bool:
+        """Whether a person may have several of the labels, each being true or false by itself."""
+        return self.space.several
+
+    @property
+    def form(self) -> str:
+        """What it answers, in the words of `vlmface.prompts`."""
+        return "labels" if self.several else "label"
+
+    @cached_property
+    def space(self) -> label_spaces.LabelSpace:
+        """The labels that the texts stand for."""
+        if isinstance(self.label_space, label_spaces.LabelSpace):
+            return self.label_space
+        return label_spaces.space(self.label_space)
+
+    @cached_property
+    def sha(self) -> str:
+        """12 hex digits over everything that reaches the model or decides how it is read."""
+        content = {
+            "id": self.id,
+            "version": self.version,
+            "label_space": [self.space.id, self.space.sha],
+            "texts": self.positive,
+            "negatives": self.negative,
+        }
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @cached_property
+    def positive(self) -> dict[str, list[str]]:
+        """{label: its texts}, in the space's order; every label has one at least."""
+        return {
+            label: [self._fill(template, label) for template in self.templates]
+            + list(self.descriptions.get(label, []))
+            for label in self.space.labels
+        }
+
+    @cached_property
+    def negative(self) -> dict[str, list[str]]:
+        """{label: texts of what it is not}; no text for labels without."""
+        return {label: list(self.negatives.get(label, [])) for label in self.space.labels}
+
+    def _fill(self, template: str, label: str) -> str:
+        def value(match: re.Match[str]) -> str:
+            if match[1] == "label":
+                return label
+            if match[1] == "word":
+                return self.words.get(label, label.lower())
+            if match[1] == "signs":
+                return signs(label)
+            raise UserError(
+                f"texts {self.id!r} have the placeholder {match[0]}: use {{label}}, {{word}} or "
+                "{signs}"
+            )
+
+        return _PLACEHOLDER.sub(value, template)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The content of its YAML file; a label space that is not built in is part of it."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(self.label_space, label_spaces.LabelSpace):
+            content["label_space"] = self.label_space.to_mapping()
+        return {key: value for key, value in content.items() if value is not None}
+
+    def answer(self, probabilities: Mapping[str, float]) -> Answer:
+        """The likeliest label as the answer that a text model would have been read to give; where
+        there may be several, all that are likelier than not, and the likeliest in any case."""
+        best = max(probabilities, key=probabilities.__getitem__)
+        if not self.several:
+            return Answer(best, (), "strict", "")
+        found = [name for name, share in probabilities.items() if share > 0.5 or name == best]
+        return Answer(found[0] if len(found) == 1 else None, (), "strict", "", labels=tuple(found))
+
+
+def signs(emotion: str) -> str:
+    """What one sees of an emotion, from the brow to the jaw: "the brows are lowered and drawn
+    together, ...". Of action units that may stand for each other the first is named."""
+    if emotion not in facs.PROTOTYPES:
+        raise UserError(
+            f"{emotion!r} has no action units: {{signs}} is for texts about "
+            f"{', '.join(facs.PROTOTYPES)}; write descriptions instead"
+        )
+    units = facs.top_down(group[0] for group in facs.PROTOTYPES[emotion].core)
+    if not units:
+        return "no facial muscle is moved"
+    return ", ".join(facs.AUS[unit].cue for unit in units)
+
+
+TEXTS: Registry[Any] = Registry(
+    "set of label texts for CLIP",
+    "vlmface.prompts",
+    {**definitions(FOLDER)},
+    hint="or give the path of a YAML file",
+)
+
+
+def names() -> list[str]:
+    """The ids of the built-in texts, sorted."""
+    return sorted(TEXTS.built_in)
+
+
+def load(id_or_path: str | Path) -> LabelTexts:
+    """The texts of a name, which is looked up as that of a prompt is (`prompts.find`).
+
+    Raises:
+        UserError: There are no such texts, their file has an unknown key or label, or a label has
+            no text.
+    """
+    source = prompts.find(id_or_path, TEXTS)
+    if isinstance(source, Path):
+        return read(source)
+    if not isinstance(source, LabelTexts):
+        raise UserError(
+            f"{str(id_or_path)!r} is a {type(source).__name__}, but CLIP needs texts of labels"
+        )
+    return source
+
+
+def read(path: Path, *, trusted: bool = True) -> LabelTexts:
+    """The texts of a YAML file.
+
+    Args:
+        path: The file.
+        trusted: Whether the user wrote it; see `label_spaces.of_definition`.
+
+    Raises:
+        UserError: A key or label is unknown, a value is wrong, or a label has no text.
+    """
+    content = read_yaml(path, "the texts")
+    if "label_space" in content:
+        content["label_space"] = label_spaces.of_definition(
+            content["label_space"], where=path, trusted=trusted
+        )
+    texts = config.build(LabelTexts, content, where=str(path))
+    prompts.check_id(texts.id, path)
+    for name in ("words", "descriptions", "negatives"):
+        for label, value in getattr(texts, name).items():
+            _check_label(texts, name, label, value, path)
+    if bare := [label for label, filled in texts.positive.items() if not filled]:
+        raise UserError(
+            f"{path}: no text for {', '.join(bare)}: add templates, or descriptions of each label"
+        )
+    return texts
+
+
+def _check_label(texts: LabelTexts, name: str, label: str, value: Any, path: Path) -> None:
+    """Refuse a label that the space lacks, and a value of another type. Raises UserError."""
+    if label not in texts.space.labels:
+        raise UserError(
+            f"{path}: {name} has {label!r}, which is not in label space {texts.space.id} "
+            f"({', '.join(texts.space.labels)})"
+        )
+    is_right = (
+        isinstance(value, str)
+        if name == "words"
+        else isinstance(value, list) and all(isinstance(text, str) for text in value)
+    )
+    if not is_right:
+        wanted = "a text" if name == "words" else "a list of texts"
+        raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {wanted}")
+
+
+# --- how long they are ----------------------------------------------------------------------------
+
+
+def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text with those that begin and end it, uncut."""
+    if hasattr(tokenizer, "encode") and hasattr(tokenizer, "sot_token_id"):
+        return [len(tokenizer.encode(text)) + 2 for text in texts]
+    ids = tokenizer.tokenizer(list(texts), truncation=False, padding=False)["input_ids"]
+    return [len(one) for one in ids]
+
+
+def check_lengths(tokenizer: Any, texts: Sequence[str], what: str) -> None:
+    """Raises UserError if a text does not fit: open_clip's tokenizers cut it without a word."""
+    limit = tokenizer.context_length
+    found = lengths(tokenizer, texts)
+    if long := [(n, text) for n, text in zip(found, texts, strict=True) if n > limit]:
+        n, text = max(long)
+        raise UserError(
+            f"{len(long)} of {len(texts)} texts of {what} have more than the {limit} tokens that "
+            f"this model reads, the longest {n}: {text!r}; shorten them"
+        )

@@ -1,0 +1,106 @@
+"""What the probabilities of the labels are worth.
+
+ece    expected calibration error, 15 equal-width bins (Guo et al., ICML 2017)
+nll    negative log-likelihood of the true label, in nats
+brier  squared error, summed over the labels
+top2   share of rows whose true label is among the two most probable ones
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vlmface.label_spaces import LabelSpace
+from vlmface.metrics import measures
+from vlmface.metrics.labels import truth
+from vlmface.metrics.metric import Metric, Row, built_in, of_kind
+
+
+def calibration(
+    rows: Sequence[Row], space: LabelSpace, metrics: Sequence[Metric]
+) -> dict[str, Any] | None:
+    """The block "calibration" of the annotated rows that have probabilities.
+
+    Returns:
+        {"n", each of the `metrics`, "bins", "reliability": [{"count", "confidence", "accuracy"},
+        ...] of each bin}; None without such rows, and where a face has several labels.
+    """
+    known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
+    if not known or space.several:
+        return None
+    table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
+    true = [space.labels.index(str(truth(row, space))) for row in known]
+    bins = measures.reliability(*measures.top_label(table, true))
+    return {
+        "n": len(known),
+        **{metric.key: metric.function(table, true) for metric in of_kind(metrics, "calibration")},
+        "bins": measures.ECE_BINS,
+        "reliability": [
+            {"count": int(count)}
+            | {
+                name: float(value)
+                for name, value in (("confidence", confidence), ("accuracy", accuracy))
+                if np.isfinite(value)
+            }
+            for count, confidence, accuracy in zip(*bins.values(), strict=True)
+        ],
+    }
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+@built_in(
+    "calibration error",
+    applies_to="calibration",
+    takes="probabilities",
+    higher_is_better=False,
+)
+def ece(probabilities: ArrayLike, truth: ArrayLike) -> float:
+    """Expected calibration error of the most probable labels."""
+    return measures.expected_calibration_error(*measures.top_label(probabilities, truth))
+
+
+@built_in(
+    "negative log-likelihood, nats",
+    applies_to="calibration",
+    takes="probabilities",
+    higher_is_better=False,
+    unit="",
+    scale=1,
+    digits=2,
+    listed=False,
+)
+def nll(probabilities: ArrayLike, truth: ArrayLike) -> float:
+    """Mean negative log-likelihood of the true label."""
+    return measures.negative_log_likelihood(probabilities, truth)
+
+
+@built_in(
+    "Brier score",
+    applies_to="calibration",
+    takes="probabilities",
+    higher_is_better=False,
+    unit="",
+    scale=1,
+    digits=3,
+    listed=False,
+)
+def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
+    """Mean squared error of the probabilities, summed over the labels."""
+    return measures.brier_score(probabilities, truth)
+
+
+@built_in(
+    "true label among the first two",
+    applies_to="calibration",
+    takes="probabilities",
+    listed=False,
+)
+def top2(probabilities: ArrayLike, truth: ArrayLike) -> float:
+    """Share of the rows whose true label is one of the two most probable."""
+    return measures.top_k_accuracy(probabilities, truth, 2)

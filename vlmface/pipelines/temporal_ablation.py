@@ -1,0 +1,305 @@
+"""Is time needed? A model of clips beside the same classifier that is shown less of each clip.
+
+All are trained in the same way on what a frozen image tower sees of the same clips:
+
+    clip       all frames, with a transformer over them
+    mean       the mean of all frames' features, as if it were one frame
+    frame k    frame k alone, for each k; the best k is chosen on validation clips
+
+Each keeps its best epoch on validation clips; all are compared on the same test clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import set_seed
+
+from vlmface import benchmarks, data, label_texts, run_dir
+from vlmface.clip import model
+from vlmface.clip.classifier import Classifier
+from vlmface.data import crop_cache, crops
+from vlmface.errors import UserError
+from vlmface.evaluate import answering
+from vlmface.metrics import metrics
+from vlmface.metrics.shares import in_brackets
+from vlmface.schema import FaceSample
+from vlmface.train import checks
+from vlmface.train.clip.dataset import ImageDataset, labelled
+from vlmface.train.clip.model_selection import HeldOutSet
+from vlmface.train.clip.settings import Settings
+from vlmface.train.clip.trainer import ClassifierWithLoss, RowNumbers, all_features, train_on
+from vlmface.utils import config, distributed
+from vlmface.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    import datasets
+
+    from vlmface.clip.model import Clip
+
+RESULT, TABLE = "needs_time.json", "needs_time.md"
+CLIP, MEAN = "clip", "mean"
+
+
+def main(argv: Sequence[str]) -> int:
+    """`eval/clips.py`."""
+    distributed.check_alone("eval/clips.py")
+    usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
+    settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
+    _check(settings)
+    checks.machine(settings)
+    distributed.set_cpu_threads()
+    folder = Path(settings.output_dir)
+    with run_dir.open_run(settings, last=RESULT) as is_open:
+        if not is_open:
+            return 0
+        parts, truths, identity = load(settings)
+        run_dir.start_run(settings, lambda: identity)
+        found = compare(settings, parts, truths)
+        atomic_write(folder / TABLE, table(found))
+        atomic_write(folder / RESULT, json.dumps(found, indent=2) + "\n")
+        print(table(found))
+    return 0
+
+
+def _check(settings: Settings) -> None:
+    expected = {"image": "frozen", "augment": "none", "time": "transformer"}
+    wrong = [f"{k} is {v}" for k in expected if (v := getattr(settings, k)) != expected[k]]
+    if wrong or settings.frames < 2 or len(crops.parse_views(settings.crop)) > 1:
+        raise UserError(
+            f"clips are compared with their frames by image: frozen, augment: none, time: "
+            f"transformer, frames: 2 or more, and one view; found {', '.join(wrong) or 'others'}, "
+            f"frames {settings.frames}, {max(1, len(crops.parse_views(settings.crop)))} view(s)"
+        )
+    if not settings.validation_split:
+        raise UserError("epochs and the best frame are chosen on validation_split: name one")
+    if settings.select != "best" or settings.wise_alpha != 1:
+        raise UserError(
+            f"select is {settings.select} and wise_alpha is {settings.wise_alpha}, but clips are "
+            "compared at their best epoch, with the weights as trained: set select: best and "
+            "wise_alpha: 1"
+        )
+
+
+def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str, Any]]:
+    """What a frozen image tower sees of the training, validation and test clips; of each test clip
+    what metrics need to know, "id", "subject" and "truth"; and what must be the same when the run
+    is resumed (`run_dir.start_run`)."""
+    benchmark = benchmarks.load_benchmark(settings.benchmark)
+    asked = label_texts.load(settings.prompt)
+    answering.scored_prompts(benchmark, [asked])
+    root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+    views = crops.parse_views(settings.crop)
+    splits = ((settings.data_split, settings.n_train), (str(settings.validation_split), None))
+    found = [
+        data.load(settings.data, settings.data_root, split, n=n, **settings.data_options)
+        for split, n in splits
+    ]
+    identity: dict[str, Any] = {"data": [data.fingerprint(rows) for rows in found]}
+    found = [crop_cache.apply_views(rows, views, settings.frames) for rows in found]
+    found.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
+    others = {"validation": (found[1], settings.data_root), "test": (found[2], root)}
+    checks.shared_people(found[0], settings.data_root, others)
+    checks.warmup(settings, checks.steps(settings, len(labelled(found[0], asked)[0])))
+    clip = model.load_clip(settings.base, device=distributed.device())
+    identity |= {
+        "test_data": data.fingerprint(found[-1], pictures=False),
+        "base_weights": model.weights_sha(clip),
+    }
+    parts = [Part.of(rows, clip, asked, settings) for rows in found]
+    return parts, _truths(parts[2].rows, benchmark), identity
+
+
+def compare(
+    settings: Settings, parts: Sequence[Part], truths: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Train and test all models on what `load` gives: {"n", "frames", "models": {name:
+    {"validation_uar", "epoch", "test": {"accuracy", "uar", "ci95"}}}, "best_frame", "differences":
+    {"clip - frame k": {"accuracy": {"difference", "ci95"}, "uar"}, "clip - mean"}, "still"}.
+
+    "still": the model of clips on clips that stand still, in their middle frame, beside the model
+    of that frame: how often they say the same, and half the sum of the absolute differences of
+    their probabilities, in the mean. Resumes where it was stopped. Raises UserError.
+    """
+    frames = settings.frames
+    models: dict[str, Any] = {}
+    said: dict[str, torch.Tensor] = {}
+    for name in (CLIP, MEAN, *(f"frame {k}" for k in range(frames))):
+        models[name], said[name] = _one(name, settings, parts)
+    singles = [models[f"frame {k}"]["validation_uar"] for k in range(frames)]
+    best = singles.index(max(singles))
+    space = label_texts.load(settings.prompt).space
+    rows = {name: _rows(shares, truths, space.labels) for name, shares in said.items()}
+    for name in rows:
+        block = metrics.label_block(rows[name], space)
+        models[name]["test"] = {k: block[k] for k in ("accuracy", "uar", "ci95")}
+    differences = {}
+    for other in (f"frame {best}", MEAN):
+        found = metrics.block_of(metrics.compare(rows[other], rows[CLIP], space, ()), space)
+        assert found is not None
+        differences[f"{CLIP} - {other}"] = {k: found[k] for k in ("accuracy", "uar")}
+    middle = frames // 2
+    still = _still(settings, parts[2], middle, said[f"frame {middle}"])
+    return {
+        "n": {
+            name: len(part.targets)
+            for name, part in zip(("train", "validation", "test"), parts, strict=True)
+        },
+        "frames": frames,
+        "models": models,
+        "best_frame": best,
+        "differences": differences,
+        "still": still,
+    }
+
+
+@dataclasses.dataclass
+class Part:
+    """The labelled rows of a split, their targets and affects, and `features` (n, frames, width)
+    of a frozen image tower."""
+
+    rows: datasets.Dataset | None
+    targets: torch.Tensor
+    affects: torch.Tensor
+    features: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, rows: datasets.Dataset, clip: Clip, asked: label_texts.LabelTexts, settings: Settings
+    ) -> Part:
+        rows, targets, affects, _ = labelled(rows, asked)
+        features = all_features(clip, ImageDataset(rows, clip, 0), settings.eval_batch_size)
+        return cls(rows, targets, affects, features)
+
+    def shown(self, name: str) -> torch.Tensor:
+        """What a model is shown of the clips: (n, pictures, width)."""
+        if name == CLIP:
+            return self.features
+        if name == MEAN:
+            return self.features.mean(1, keepdim=True)
+        k = int(name.rpartition(" ")[2])
+        return self.features[:, k : k + 1]
+
+
+def _one(
+    name: str, settings: Settings, parts: Sequence[Part]
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """One model: ({"validation_uar", "epoch"}, probabilities (n, labels) on the test clips)."""
+    folder = _folder(settings, name)
+    kept = folder / "answers.pt"
+    if kept.exists():  # written last
+        return tuple(torch.load(kept, weights_only=True))
+    classifier, own = _classifier(name, settings)
+    run_dir.start_in_folder(folder, own, {}, run_dir.RESUMABLE_CHANGES)
+    train_part, held_part, test_part = parts
+    module = ClassifierWithLoss(classifier, train_part.targets, train_part.affects, own)
+    module.features = train_part.shown(name)
+    held, test = (
+        HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=part.shown(name))
+        for part in (held_part, test_part)
+    )
+    found = train_on(module, RowNumbers(len(train_part.targets)), own, held)
+    line = {"validation_uar": found["selected"]["uar"], "epoch": found["selected"]["epoch"]}
+    torch.save((line, test.shares()), folder / "answers.partial")
+    (folder / "answers.partial").rename(kept)
+    return line, test.shares()
+
+
+def _folder(settings: Settings, name: str) -> Path:
+    return Path(settings.output_dir) / "models" / name.replace(" ", "_")
+
+
+def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
+    """An untrained classifier, and its own settings."""
+    set_seed(settings.seed)
+    own = dataclasses.replace(
+        settings,
+        output_dir=str(_folder(settings, name)),
+        select="best",
+        frames=settings.frames if name == CLIP else 1,
+    )
+    clip = model.load_clip(settings.base, device=distributed.device())
+    return Classifier(clip, label_texts.load(settings.prompt), own.shape(1)), own
+
+
+def _still(
+    settings: Settings, part: Part, middle: int, alone: torch.Tensor
+) -> dict[str, float | int]:
+    from vlmface.train.clip.model_selection import BEST, KeepBest
+
+    classifier, own = _classifier(CLIP, settings)
+    repeated = part.features[:, middle : middle + 1].repeat(1, settings.frames, 1)
+    held = HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=repeated)
+    assert (Path(own.output_dir) / "checkpoints" / BEST).exists()
+    KeepBest(Path(own.output_dir), held).restore()
+    shares = held.shares()
+    return {
+        "frame": middle,
+        "same_label": float((shares.argmax(-1) == alone.argmax(-1)).float().mean()),
+        "difference": float((shares - alone).abs().sum(-1).mean() / 2),
+    }
+
+
+def _truths(rows: datasets.Dataset, benchmark: Any) -> list[dict[str, Any]]:
+    hidden = [c for c in ("image", "frames", "images") if c in rows.column_names]
+    samples = [FaceSample.from_row(row) for row in rows.remove_columns(hidden)]
+    return [
+        {"id": s.id, "subject": s.subject, "truth": answering.truth(s, benchmark)} for s in samples
+    ]
+
+
+def _rows(
+    shares: torch.Tensor, truths: Sequence[Mapping[str, Any]], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            **true,
+            "label": labels[int(row.argmax())],
+            "status": "strict",
+            "aus": None,
+            "probabilities": None,
+        }
+        for true, row in zip(truths, shares, strict=True)
+    ]
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The result in Markdown."""
+    lines = [
+        f"Trained on {found['n']['train']} clips of {found['frames']} frames, chosen on "
+        f"{found['n']['validation']}, tested on {found['n']['test']}.",
+        "",
+        "| Shown | Validation UAR | Test accuracy | Test UAR |",
+        "|---|---|---|---|",
+    ]
+    for name, one in found["models"].items():
+        mark = " (best)" if name == f"frame {found['best_frame']}" else ""
+        test = one["test"]
+        lines.append(
+            f"| {name}{mark} | {one['validation_uar']:.3f} | {_with(test, 'accuracy')} "
+            f"| {_with(test, 'uar')} |"
+        )
+    lines += ["", "| Difference | Accuracy | UAR |", "|---|---|---|"]
+    for name, one in found["differences"].items():
+        cells = (
+            f"{one[k]['difference']:+.3f}{in_brackets(one[k].get('ci95'), '+.3f')}"
+            for k in ("accuracy", "uar")
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    still = found["still"]
+    lines += [
+        "",
+        f"Shown clips that stand still in frame {still['frame']}, the model of clips says what the "
+        f"model of that frame says for {still['same_label']:.1%} of them; their probabilities "
+        f"differ by {still['difference']:.3f} in the mean (half the sum over the labels).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _with(scores: Mapping[str, Any], name: str) -> str:
+    return f"{scores[name]:.3f}{in_brackets(scores['ci95'].get(name))}"

@@ -1,0 +1,276 @@
+"""Settings of the recipes that fine-tune a vision-language model, in groups that recipes share.
+
+The `Args:` section of each class holds the meaning of every field, once: `--help` and the comments
+in recipes/configs/*.yaml are these texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from vlmface.errors import UserError
+from vlmface.train import checks
+from vlmface.utils.ranges import (
+    Checked,
+    Count,
+    Describes,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    Unused,
+    Warmup,
+)
+
+Policy = Literal["frozen", "lora", "full"]
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Checked):
+    """The folder of a run and how it is kept.
+
+    Args:
+        output_dir: folder of the run
+        seed: of all random choices; the same seed gives the same run
+        num_processes: processes the run must be started with; null: any number
+        logging_steps: steps between two lines of log.jsonl
+        save_steps: steps between two checkpoints; a killed run loses at most this many
+        report_to: none, or a tracker of transformers: wandb, tensorboard, ...
+        overwrite: replace the run in output_dir as soon as the new one trains
+    """
+
+    output_dir: str
+    seed: Seed = 0
+    num_processes: Count | None = None
+    logging_steps: Count = 10
+    save_steps: Count = 50
+    report_to: str = "none"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Checked):
+    """How the model is measured before and after training, and described.
+
+    Args:
+        limits: limitations, for the model card and the reports; null: a neutral sentence
+        benchmark: name in eval/benchmarks, or a YAML file
+        benchmark_root: folder of the benchmark's data set; null: data_root
+        n_eval: rows to evaluate on; null: as the benchmark says
+        eval_batch_size: rows per batch of the evaluation
+    """
+
+    limits: Annotated[str | None, Describes("data")] = None
+    benchmark: str
+    benchmark_root: str | None = None
+    n_eval: Count | None = None
+    eval_batch_size: Count = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Checked):
+    """The optimizer, its learning rate and the size of a step.
+
+    Args:
+        batch_size: rows per process and micro-step
+        gradient_accumulation: micro-steps per optimizer step
+        learning_rate: peak learning rate; LoRA takes about ten times the rate of full training
+        schedule: of the learning rate after the warm-up
+        warmup_steps: share of all steps below 1, or number of steps
+        weight_decay: of AdamW
+        max_grad_norm: gradients are clipped to this norm; 0: they are not
+        gradient_checkpointing: compute activations twice, which takes less memory
+    """
+
+    batch_size: Count = 16
+    gradient_accumulation: Count = 1
+    learning_rate: Positive = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: Warmup = 0
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 1.0
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings(Checked):
+    """The rows that a recipe trains on.
+
+    Args:
+        data: name of a data set, or the YAML file of a mixture
+        data_root: folder of the data set as its owners distribute it; null: it is rendered
+        data_split: split to train on
+        data_options: options of the data set, such as {seed: 1}
+        n_train: rows to read; null: the whole split
+    """
+
+    data: str
+    data_root: str | None = None
+    data_split: str = "train"
+    data_options: dict[str, Any] = field(default_factory=dict)
+    n_train: Count | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """How a model is trained, part by part, and its adapters, as peft names them.
+
+    Args:
+        policy: {part: frozen | lora | full}.
+        rank: Rank of the adapters.
+        alpha: Their scale, over the rank.
+        dropout: In front of the adapters.
+        variant: rslora, dora, or None.
+        modules: Names of layers, or ["all"].
+        train_embeddings: Whether the embeddings of all tokens are trained too.
+    """
+
+    policy: dict[str, str]
+    rank: int
+    alpha: float
+    modules: list[str]
+    dropout: float = 0.0
+    variant: str | None = None
+    train_embeddings: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings(Checked):
+    """Which parts of a vision-language model are trained, and how.
+
+    Args:
+        tower: how the vision tower is trained
+        projector: how the projector between them is trained
+        llm: how the language model is trained
+        lora_rank: rank of the adapters
+        lora_alpha: the adapters are scaled by lora_alpha / lora_rank
+        lora_modules: layers with an adapter: [all] linear ones, or names such as q_proj
+    """
+
+    tower: Policy = "frozen"
+    projector: Policy = "full"
+    llm: Policy = "lora"
+    lora_rank: Count = 8
+    lora_alpha: Positive = 16
+    lora_modules: list[str] = field(default_factory=lambda: ["all"])
+
+    @property
+    def policy(self) -> dict[str, str]:
+        """{part: how it is trained}."""
+        return {"tower": self.tower, "projector": self.projector, "llm": self.llm}
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether some part is trained under LoRA."""
+        return "lora" in self.policy.values()
+
+    def check_policy(self) -> None:
+        """Refuse to train nothing. Raises UserError."""
+        if set(self.policy.values()) == {"frozen"}:
+            raise UserError(
+                "nothing would be trained: tower, projector and llm are all frozen; set llm: lora, "
+                "say"
+            )
+
+    def unused_lora(self, *names: str) -> Iterator[Unused]:
+        """The fields of LoRA, if no part is trained under LoRA."""
+        if not self.uses_lora:
+            why = "tower, projector and llm are without LoRA"
+            for name in ("lora_rank", "lora_alpha", "lora_modules", *names):
+                yield Unused(name, why, ("tower", "projector", "llm"))
+
+
+# --- supervised fine-tuning -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(
+    RunSettings, EvaluationSettings, OptimizerSettings, PolicySettings, DatasetSettings
+):
+    """One run of recipes/sft_cot.py or recipes/sft_attributes.py.
+
+    Args:
+        base: checkpoint folder, or model id on the hub
+        prompt: name in prompts/ or a YAML file; several: each is trained on and scored
+        label_space: asked for instead of the prompts' own; null: their own
+        balance: rows of each prompt: all, as many of each prompt, or also of each label
+        text_data: JSONL of {question, answer} without images, mixed in; null: none
+        crop: views of each image, such as {size: 224, margin: 0.2, show: face}; null: the image
+        frames: of a video, for each view; 1: the middle one
+        lora_dropout: dropout in front of the adapters
+        lora_variant: rslora: scaled by alpha / sqrt(rank); dora: direction and length apart
+        train_embeddings: also train the embeddings of all tokens
+        quantize: nf4: language model in 4 bits under its LoRA (needs vlmface[qlora])
+        epochs: passes over all rows
+        max_length: tokens of images, prompt and answer; longer rows are skipped, and counted
+        max_pixels: of an image, for families with free resolutions; null: the processor's own
+        compile: torch.compile
+        liger: Liger kernels, on GPUs (needs vlmface[liger])
+        cache_features: frozen tower, one process: compute its output once per image
+        dataloader_workers: processes that load batches; 0: the training process
+        mode: read answers as generated, or by the likelihood of each label, or both
+        max_new_tokens: generated answers are cut here, and scored as they stand
+    """
+
+    base: str
+    prompt: str | list[str]
+    label_space: str | None = None
+    balance: Literal["none", "tasks", "labels"] = "none"
+    text_data: str | None = None
+    crop: dict[str, Any] | list[dict[str, Any]] | None = None
+    frames: Count = 1
+    lora_dropout: Annotated[float, Range(min=0, below=1)] = 0.05
+    lora_variant: Literal["rslora", "dora"] | None = None
+    train_embeddings: bool = False
+    quantize: Literal["nf4"] | None = None
+    epochs: Positive = 1
+    max_length: Count = 512
+    max_pixels: Count | None = None
+    compile: bool = False
+    liger: bool = False
+    cache_features: bool = False
+    dataloader_workers: Natural = 0
+    mode: Literal["generate", "score", "both"] = "generate"
+    max_new_tokens: Count = 256
+
+    @property
+    def prompts(self) -> list[str]:
+        """The names of the prompts."""
+        names = self.prompt.split(",") if isinstance(self.prompt, str) else self.prompt
+        return [name.strip() for name in names]
+
+    @property
+    def lora(self) -> Lora:
+        """How the model is trained."""
+        return Lora(
+            policy=self.policy,
+            rank=self.lora_rank,
+            alpha=self.lora_alpha,
+            modules=self.lora_modules,
+            dropout=self.lora_dropout,
+            variant=self.lora_variant,
+            train_embeddings=self.train_embeddings,
+        )
+
+    def check(self) -> None:
+        """Refuse what cannot be trained. Raises UserError."""
+        checks.saved_when_logged(self)
+        checks.data_options(self)
+        self.check_policy()
+
+    def unused(self) -> Iterator[Unused]:
+        """The fields that have no effect beside the others."""
+        yield from checks.unused_roots(self)
+        yield from checks.unused_warmup(self)
+        yield from self.unused_lora("lora_dropout", "lora_variant", "train_embeddings")
+        if self.tower != "frozen":
+            why = f"tower is {self.tower}, so its features change at every step"
+            yield Unused("cache_features", why, ("tower",))
+        if self.balance == "tasks" and len(self.prompts) == 1:
+            yield Unused("balance", "there is one prompt", ("prompt",))

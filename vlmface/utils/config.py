@@ -1,0 +1,401 @@
+"""Settings: a dataclass, a YAML file that fills it, a command line that overrides single fields.
+
+`parse(Settings, argv, default="sft_cot_tiny")` is all a recipe needs. Every field has one type and
+one name; a misspelt name or a value of another type is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from vlmface.errors import UserError
+from vlmface.resources import resource
+from vlmface.utils import distributed
+from vlmface.utils.files import atomic_write
+from vlmface.utils.ranges import (
+    Checked,
+    Describes,
+    alternatives,
+    bare,
+    describe,
+    help_texts,
+    in_range,
+    kinds,
+)
+
+T = TypeVar("T")
+SETTINGS = "settings.json"  # in the folder of a run
+
+
+def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
+    """Read `--config FILE.yaml` (or `default`, a name in recipes/configs), then `--field value`.
+
+    `--field=value` works too, and a bare `--field` sets a bool field to true. `--help` prints the
+    fields with the values that would be used and raises SystemExit(0). Raises UserError that names
+    the field, the value found and what is allowed.
+    """
+    wants_help = any(word in ("-h", "--help") for word in argv)
+    given = words(cls, [word for word in argv if word not in ("-h", "--help")])
+    file = find(str(given.pop("config", default)))
+    stored = _still_true(cls, read(file), given)
+    settings = build(cls, {**stored, **given}, where=f"{file.name} or the command line")
+    if wants_help:
+        print(f"{usage}\n\nSettings, with the values that would be used now ({file}):")
+        values = {name: f" {getattr(settings, name)!r}" for name in kinds(cls)}
+        print(describe_fields(cls, values))
+        raise SystemExit(0)
+    refuse_unused(settings, given)
+    return settings
+
+
+def peek(name: str, argv: Sequence[str], *, default: str) -> Any:
+    """What `parse` would find for one field, before it is known which settings there are: a word
+    of the command line, or what the file says; None if neither names it. Raises UserError."""
+
+    @dataclasses.dataclass
+    class Unknown:
+        config: str
+
+    given = words(Unknown, [word for word in argv if word not in ("-h", "--help")])
+    return given.get(name, read(find(str(given.get("config", default)))).get(name))
+
+
+def from_words(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
+    """`--field value` alone, for commands without a settings file; `--help` as in `parse`."""
+    if any(word in ("-h", "--help") for word in argv):
+        defaults = {name: f" {value!r}" for name, value in default_values(cls).items()}
+        print(f"{usage}\n\nSettings, with their defaults:\n{describe_fields(cls, defaults)}")
+        raise SystemExit(0)
+    given = words(cls, argv)
+    settings = build(cls, dict(given), where="the command line")
+    refuse_unused(settings, given)
+    return settings
+
+
+def describe_fields(cls: Any, values: Mapping[str, str]) -> str:
+    """For `--help`: each field of settings with a value, its meaning, type and range.
+
+    Args:
+        cls: The settings.
+        values: {field: text behind its name}; fields without one are required.
+    """
+    texts = help_texts(cls)
+    lines = []
+    for name, kind in kinds(cls).items():
+        lines.append(f"  --{name}{values.get(name, '  (required)')}")
+        lines.append(f"      {texts[name]} ({describe(kind)})".replace("  (", " ("))
+    return "\n".join(lines)
+
+
+def comment(cls: Any, name: str) -> str:
+    """The comment on a field in the files of recipes/configs: its meaning, and the words that it
+    may be, if the meaning does not contain them."""
+    words = [
+        str(word)
+        for kind in alternatives(kinds(cls)[name])
+        if typing.get_origin(bare(kind)[0]) is typing.Literal
+        for word in typing.get_args(bare(kind)[0])
+    ]
+    text = help_texts(cls)[name]
+    mentioned = re.findall(r"\w+", text)
+    return text if set(words) <= set(mentioned) else f"{text} ({' | '.join(words)})"
+
+
+def default_values(cls: Any) -> dict[str, Any]:
+    """{field: default} of a dataclass, without the fields that have none."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    return values
+
+
+def option(parser: Any, flag: str, kind: Any, *, help: str = "", **keywords: Any) -> None:
+    """Add an option to a parser of argparse; its help ends with type, range and default.
+
+    Args:
+        parser: To add to.
+        flag: Such as "--n".
+        kind: The type, with its range; parsing raises UserError for another value.
+        help: The meaning.
+        keywords: Further ones of `add_argument`.
+    """
+    name = flag.removeprefix("--")
+    allowed = describe(kind)
+    if (default := keywords.get("default")) is not None:
+        allowed += f"; default {default}"
+    text = f"{help} ({allowed})".strip()
+    parser.add_argument(flag, type=lambda word: convert(name, kind, word), help=text, **keywords)
+
+
+def words(cls: type, argv: Sequence[str]) -> dict[str, str]:
+    """{field: text} of `--field value`, `--field=value` and bare `--flag`. Raises UserError."""
+    field_types, given, rest = kinds(cls), {}, list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"unexpected argument {word!r}: settings are written --field value")
+        name, equals, text = word[2:].partition("=")
+        name = name.replace("-", "_")
+        choices = [bare(kind)[0] for kind in alternatives(field_types.get(name))]
+        if any(typing.get_origin(kind) is dict for kind in choices):
+            given[name] = _pairs(name, ([text] if equals else []) + _values(rest))
+            continue
+        if not equals:
+            is_flag = not rest or rest[0].startswith("--")
+            text = "true" if is_flag else rest.pop(0)
+            if is_flag and name in field_types and bool not in choices:
+                raise UserError(f"--{name} needs a value")
+        given[name] = text
+    return given
+
+
+def _values(rest: list[str]) -> list[str]:
+    """The words up to the next option, taken out of `rest`."""
+    end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+    values, rest[:end] = rest[:end], []
+    return values
+
+
+def _pairs(name: str, texts: Sequence[str]) -> str:
+    """A mapping as YAML: as it is given, or as NAME=VALUE words."""
+    if len(texts) == 1 and not re.match(r"\s*\w+=", texts[0]):
+        return texts[0]
+    return json.dumps(fields(name, texts))
+
+
+def fields(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """{"temperature": 0} of ["temperature=0"]; values are read as YAML. Raises UserError."""
+    if not texts:
+        raise UserError(f"--{name} needs a value, such as NAME=VALUE")
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--{name} {text!r} is not NAME=VALUE")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{name} {key}: cannot read {value!r} ({error})") from error
+    return found
+
+
+def command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a script's `main` on the command line: a UserError is one line on stderr and exit code 2,
+    an interruption exit code 130. Several processes end together."""
+    distributed.run_command(
+        lambda: main(sys.argv[1:]), "interrupted; run the same command again to resume"
+    )
+
+
+def find(name: str) -> Path:
+    """The YAML file `name`: a path, or the name of a file in recipes/configs."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix not in (".yaml", ".yml") and path.name == name:
+        path = path.with_suffix(".yaml")
+    folder = resource("recipes/configs")
+    if (folder / path).is_file():
+        return folder / path
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise UserError(
+        f"there is no settings file {name!r}{nearest(path.stem, known)}: give the path of a YAML "
+        f"file, or one of {', '.join(known)}"
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError for anything else, and for a repeated key."""
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        """PyYAML keeps the last of two equal keys silently. Its own parser takes minutes over deep
+        nesting, libyaml's does not."""
+
+    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        if repeated := {key for key in keys if keys.count(key) > 1}:
+            raise UserError(f"{path} sets {', '.join(map(repr, repeated))} twice: keep one")
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read the settings {path}: it is not a regular file")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the settings {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a list of `field: value` lines")
+    return content
+
+
+def build(cls: type[T], values: dict[str, Any], *, where: str) -> T:
+    """Make `cls` from `values`, each converted to its field's type and within its range; `Checked`
+    settings must also agree with each other. Raises UserError."""
+    fields = kinds(cls)
+    for name in values:
+        if name not in fields:
+            raise UserError(
+                f"there is no setting {name!r}{nearest(str(name), fields)} (in {where}); "
+                f"settings: {', '.join(fields)}"
+            )
+    if missing := set(fields) - set(default_values(cls)) - set(values):
+        raise UserError(f"{where} lacks {', '.join(sorted(missing))}: add it")
+    made = cls(**{name: convert(name, fields[name], value) for name, value in values.items()})
+    if isinstance(made, Checked):
+        made.check()
+    return made
+
+
+def refuse_unused(settings: Any, given: Collection[str] | None = None) -> None:
+    """Refuse fields of `Checked` settings that differ from their default and have no effect.
+
+    `given` are the fields of the command line (None: all). What a settings file says of an option
+    that the command line has switched off may stay, and is printed. Raises UserError.
+    """
+    if not isinstance(settings, Checked):
+        return
+    defaults = default_values(type(settings))
+    for name, why, by in settings.unused():
+        value, default = getattr(settings, name), defaults.get(name)
+        if name in defaults and value == default:
+            continue
+        text = f"{name} is {value!r}, but has no effect: {why}"
+        of_file = given is not None and name not in given
+        if of_file and by is None:
+            continue
+        if of_file and set(by or ()) & set(given or ()):
+            if os.environ.get("RANK", "0") == "0":
+                print(f"note: {text}")
+            continue
+        raise UserError(f"{text}. Leave it out, or set it to {_as_yaml(default)}")
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+def _still_true(cls: type, stored: dict[str, Any], given: dict[str, str]) -> dict[str, Any]:
+    """What a settings file says, without texts about a field that the command line changes."""
+    about = {
+        name: extra.field
+        for name, kind in kinds(cls).items()
+        for extra in bare(kind)[1]
+        if isinstance(extra, Describes)
+    }
+    return {
+        name: value
+        for name, value in stored.items()
+        if name not in about
+        or about[name] not in given
+        or given[about[name]] == str(stored.get(about[name]))
+    }
+
+
+def save(settings: Any, folder: Path) -> None:
+    """Write `settings` as settings.json into `folder`."""
+    atomic_write(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+
+
+def compare(settings: Any, folder: Path, free: Sequence[str] = ()) -> None:
+    """Check `settings` against the settings.json in `folder`; fields in `free` may differ.
+
+    Resuming with other settings would mix two runs: UserError names the setting and both values.
+    """
+    path = folder / SETTINGS
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
+    now = dataclasses.asdict(settings)
+    for name in {**before, **now}:
+        if name not in free and before.get(name) != now.get(name):
+            raise UserError(
+                f"{folder} was started with {name} = {before.get(name)!r}, but now {name} = "
+                f"{now.get(name)!r}: use another --output_dir, the old setting, or --overwrite"
+            )
+
+
+def convert(name: str, kind: Any, value: Any) -> Any:
+    """A YAML value or a word of the command line as `kind`; text is read as YAML first. Raises
+    UserError that names the value and what is allowed."""
+    options = [bare(one)[0] for one in alternatives(kind)]
+    parsed = value
+    if isinstance(value, str) and str not in options:
+        try:
+            parsed = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):  # a date such as 2024-13-01 is a ValueError
+            parsed = value
+    elif isinstance(value, str) and value in ("null", "none", "None") and type(None) in options:
+        parsed = None
+    shown = repr(value)
+    for choice in alternatives(kind):
+        made = _as_option(name, bare(choice)[0], value, parsed)
+        if made is _NOT:
+            continue
+        if in_range(choice, made):
+            return made
+        shown = str(value)  # a number, written as text or not
+    raise UserError(f"{name} is {shown}, but must be {describe(kind)}")
+
+
+_NOT = object()  # the value is not of that type
+
+
+def _as_option(name: str, kind: Any, value: Any, parsed: Any) -> Any:
+    """`value`, `parsed` as YAML, as one type without alternatives; _NOT if it is not of it."""
+    origin = typing.get_origin(kind)
+    if kind is type(None):
+        return None if parsed is None else _NOT
+    if origin is typing.Literal:
+        options = typing.get_args(kind)
+        return next((o for o in options if type(o) is type(parsed) and o == parsed), _NOT)
+    if origin is dict:
+        of = typing.get_args(kind)[1]
+        if not isinstance(parsed, dict):
+            return _NOT
+        if of is Any:
+            return parsed
+        return {key: convert(f"{name}.{key}", of, item) for key, item in parsed.items()}
+    if origin is list:
+        (of,) = typing.get_args(kind)
+        items = value
+        if isinstance(value, str):  # mappings hold commas of their own
+            items = parsed if typing.get_origin(of) is dict else value.split(",")
+        if not isinstance(items, list):
+            return _NOT
+        words = [item.strip(" []") if isinstance(item, str) else item for item in items]
+        return [convert(name, of, word) for word in words if word != "" or value != "[]"]
+    if kind is float:
+        return _as_float(parsed)
+    return parsed if type(parsed) is kind else _NOT
+
+
+def _as_float(parsed: Any) -> Any:
+    # YAML reads 5e-4 as text: only 5.0e-4 is a number to it.
+    if isinstance(parsed, bool) or not isinstance(parsed, int | float | str):
+        return _NOT
+    try:
+        return float(parsed)
+    except (ValueError, OverflowError):
+        return _NOT
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest of the known names for a message, or "" if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

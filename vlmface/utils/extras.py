@@ -1,0 +1,40 @@
+"""Optional packages, and which extra of vlmface installs each."""
+
+from __future__ import annotations
+
+from vlmface.errors import UserError
+
+# {package as it is imported: extra in pyproject.toml}
+EXTRAS = {
+    "trl": "train",
+    "open_clip": "clip",
+    "embreex": "synth",
+    "mediapipe": "detect",
+    "av": "video",
+    "num2words": "smolvlm",
+    "deepspeed": "deepspeed",
+    "bitsandbytes": "qlora",
+    "liger_kernel": "liger",
+    "fastapi": "gateway",
+    "uvicorn": "gateway",
+    "prometheus_client": "gateway",
+    "gradio": "demo",
+}
+
+
+def missing_extra(error: ImportError) -> UserError | None:
+    """What to install, for an import that failed.
+
+    Args:
+        error: Of the import.
+
+    Returns:
+        The error to print; None if no extra contains the package.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    return UserError(
+        f"this needs the package {package}, which is not installed: "
+        f"pip install 'vlmface[{EXTRAS[package]}]'"
+    )
