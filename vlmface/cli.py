@@ -15,7 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from vlmface import __version__
 from vlmface.errors import UserError
@@ -26,6 +26,8 @@ from vlmface.utils import distributed
 from vlmface.utils.config import nearest, option
 from vlmface.utils.ranges import Count, Natural, NotNegative, Port, Seed, kinds
 from vlmface.utils.terminal import printable
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -186,7 +188,22 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a model by a recipe (train --list shows them)")
     commands.add_parser("eval", help="evaluate a model (eval --list shows how)")
     commands.add_parser("demo", help="ask a model about faces, in the browser", add_help=False)
+    _add_synth(commands)
+    _add_rationale(commands)
+    _add_data(commands)
+    _add_predict(commands)
+    _add_serve(commands)
+    _add_gateway(commands.add_parser("gateway", help="serve a model over HTTP to many clients"))
+    _add_merge(commands)
+    _add_compare(commands)
+    _add_score(commands)
+    _add_inspect(commands)
+    _add_plan(commands)
+    return top
 
+
+def _add_synth(commands: Commands) -> None:
+    """`vlmface synth`."""
     synth = commands.add_parser(
         "synth", help="render labelled faces, scenes or clips and draw them on a contact sheet"
     )
@@ -201,12 +218,20 @@ def parser() -> argparse.ArgumentParser:
     option(synth, "--workers", Count, default=None, help="processes (default: all cores)")
     synth.set_defaults(run=_synth)
 
-    rationale = commands.add_parser("rationale", help="texts from action units to emotions")
+
+def _add_rationale(commands: Commands) -> None:
+    """`vlmface rationale build`."""
+    rationale = commands.add_parser(
+        "rationale", help="build verified rationales for a labelled data set"
+    )
     actions = rationale.add_subparsers(title="actions", metavar="ACTION", required=True)
     rationales.add_build(
         actions.add_parser("build", help="write and check a rationale for each face of a data set")
     )
 
+
+def _add_data(commands: Commands) -> None:
+    """`vlmface data check` and `vlmface data crop`."""
     data = commands.add_parser("data", help="check a copy of a data set, or crop its faces")
     tools = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -236,6 +261,9 @@ def parser() -> argparse.ArgumentParser:
     crop.add_argument("--sheet", type=Path, help="picture to draw of each split's first faces")
     crop.set_defaults(run=_data_crop)
 
+
+def _add_predict(commands: Commands) -> None:
+    """`vlmface predict`."""
     predict = commands.add_parser("predict", help="rationale, emotion and action units of images")
     predict.add_argument("images", nargs="+", help="image files, folders or videos")
     _add_model(predict)
@@ -257,8 +285,11 @@ def parser() -> argparse.ArgumentParser:
     option(predict, "--batch_size", Count, default=16)
     predict.set_defaults(run=_predict)
 
+
+def _add_serve(commands: Commands) -> None:
+    """`vlmface serve`."""
     serve = commands.add_parser(
-        "serve", help="vLLM as a run needs it, checked against the run", allow_abbrev=False
+        "serve", help="start vLLM for a run and verify that its outputs match", allow_abbrev=False
     )
     serve.add_argument(
         "runs",
@@ -278,8 +309,9 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--dry-run", action="store_true", help="print vLLM's command only")
     serve.set_defaults(run=_serve, words=[])
 
-    _add_gateway(commands.add_parser("gateway", help="serve a model over HTTP to many clients"))
 
+def _add_merge(commands: Commands) -> None:
+    """`vlmface merge`."""
     merge = commands.add_parser("merge", help="fold a run's adapter into its base, as a checkpoint")
     merge.add_argument("run_dir", metavar="RUN", type=Path, help="run folder of a recipe")
     merge.add_argument("out", metavar="OUT", type=Path, help="folder to make")
@@ -293,6 +325,9 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the model hub")
     merge.set_defaults(run=_merge)
 
+
+def _add_compare(commands: Commands) -> None:
+    """`vlmface compare`."""
     compare = commands.add_parser("compare", help="several runs on the same faces, in one table")
     compare.add_argument(
         "runs",
@@ -311,6 +346,9 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
+
+def _add_score(commands: Commands) -> None:
+    """`vlmface score-file`."""
     score = commands.add_parser("score-file", help="score the answers that another system wrote")
     score.add_argument("file", metavar="FILE", type=Path, help="its answers, with the truth")
     score.add_argument(
@@ -331,6 +369,9 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--output_dir", type=Path, help="folder to write (default scores/FILE)")
     score.set_defaults(run=_score_file)
 
+
+def _add_inspect(commands: Commands) -> None:
+    """`vlmface inspect`."""
     inspect = commands.add_parser(
         "inspect", help="a run's training rows token by token", allow_abbrev=False
     )
@@ -339,6 +380,9 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--color", action="store_true", help="colours, also into a file")
     inspect.set_defaults(run=_inspect)
 
+
+def _add_plan(commands: Commands) -> None:
+    """`vlmface plan`."""
     plan = commands.add_parser(
         "plan", help="memory and steps of a run, before it is started", allow_abbrev=False
     )
@@ -346,7 +390,6 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu", metavar="SIZE", help="such as 24GB (default: this machine's CPU)")
     plan.add_argument("--measure", action="store_true", help="take four real steps, for the time")
     plan.set_defaults(run=_plan)
-    return top
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
