@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -32,7 +33,7 @@ PARTS = ("image", "text", "prompts", "time", "fusion", "head", "affect", "scale"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(RunSettings, OptimizerSettings, DatasetSettings):
+class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
     """What all recipes that train a CLIP share: the model, and how it is trained.
 
     Args:
@@ -69,14 +70,14 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings):
     eval_batch_size: Count = 100
 
     @property
+    @abstractmethod
     def trained_parts(self) -> set[str]:
         """Which of PARTS are trained."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def policies(self) -> tuple[str, str]:
         """How the image and the text tower are trained."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Refuse what cannot be trained, as far as it is not about labels. Raises UserError."""
