@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -286,3 +288,20 @@ def test_find_images_says_what_is_wrong(tmp_path: Path) -> None:
         find_images([tmp_path / "nobody.jpg"])
     with pytest.raises(UserError, match="no images were given"):
         find_images([])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the limits of a process from /proc")
+def test_a_low_limit_leaves_a_worker_the_memory_that_decoders_need(tmp_path: Path) -> None:
+    path = tmp_path / "small.png"
+    gradient(40, 30).save(path)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom vlmface.utils import isolated\n"
+        "from vlmface.utils.images import open_image\n"
+        "open_image(sys.argv[1], max_pixels=1200)\n"
+        "folder = Path(f'/proc/{next(iter(isolated._workers)).pid}')\n"
+        "limit = (folder / 'limits').read_text().split('Max data size')[1].split()[0]\n"
+        "used = (folder / 'status').read_text().split('VmData:')[1].split()[0]\n"
+        "print(int(limit) - 1024 * int(used))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert int(done.stdout or -1) > 8 * 2**20, done.stderr

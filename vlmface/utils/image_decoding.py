@@ -62,10 +62,7 @@ def decode(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Imag
             image.load()
             rgb = to_rgb(image, getattr(image, "tag_v2", None))
         except MemoryError:
-            raise UserError(
-                f"{name} takes more memory to decode than there is for it: save it again as JPEG "
-                "or PNG, or shrink it"
-            ) from None
+            raise _too_costly(name) from None
         except Exception as error:  # a hostile file can raise nearly anything inside a decoder
             raise _damaged(name, error) from error
     if deep and np.asarray(rgb.getextrema()).max() < 16:
@@ -99,6 +96,8 @@ def opened(
             raise _too_large(name, int(match[1]) if match else 0, max_pixels) from None
         except Image.UnidentifiedImageError:
             raise UserError(f"{name} {_what_is_it(source)}") from None
+        except MemoryError:
+            raise _too_costly(name) from None
         except Exception as error:  # in a header as in the pixels
             raise _damaged(name, error) from error
         width, height = image.size
@@ -225,6 +224,13 @@ def _too_large(name: str, pixels: int, limit: int, size: str = "") -> UserError:
     return UserError(
         f"{name} is too large: {size}{pixels / 1e6:.1f} megapixels, the limit is "
         f"{limit / 1e6:g}: shrink it, or crop the face"
+    )
+
+
+def _too_costly(name: str) -> UserError:
+    return UserError(
+        f"{name} takes more memory to decode than there is for it: save it again as JPEG "
+        "or PNG, or shrink it"
     )
 
 

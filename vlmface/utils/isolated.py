@@ -32,6 +32,7 @@ WORKERS = 8  # at most; they are started when they are needed
 CPU_S = 1.5  # processor time for a picture of _USUAL_PIXELS or fewer
 WAIT_S = 60.0  # for an answer, on a machine that is busy with other work
 BYTES_PER_PIXEL = 12.5  # of the limit on pixels: 300 MB for 24 megapixels
+LEAST_BYTES = 1 << 24  # Python and the decoders take some memory whatever the size of an image
 _USUAL_PIXELS = 24_000_000
 _STRIP = 1 << 21  # pixels sent at once
 _BUFFER = 1 << 22  # bytes on their way
@@ -194,7 +195,7 @@ def serve(descriptor: int) -> None:
 def _answer(connection: socket.socket, content: bytes, name: str, max_pixels: int) -> None:
     from vlmface.utils.image_decoding import decode
 
-    _limit_memory(int(BYTES_PER_PIXEL * max_pixels))
+    _limit_memory(max(LEAST_BYTES, int(BYTES_PER_PIXEL * max_pixels)))
     # At the end of the time the signal ends the process, inside a decoder too.
     signal.setitimer(signal.ITIMER_PROF, CPU_S * max(1, max_pixels / _USUAL_PIXELS))
     try:
