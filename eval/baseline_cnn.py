@@ -27,7 +27,7 @@ from vlmface.label_spaces import EMOTIONS, SPACES
 from vlmface.metrics import metrics
 from vlmface.synth.dataset import DEFAULT_N, VERSION
 from vlmface.utils import distributed, files
-from vlmface.utils.config import command, option
+from vlmface.utils.config import option, run_main
 from vlmface.utils.ranges import Count, Seed
 
 
@@ -147,4 +147,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

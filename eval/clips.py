@@ -6,7 +6,7 @@ python eval/clips.py --config clip_temporal_tiny --output_dir runs/clip_time
 from __future__ import annotations
 
 from vlmface.pipelines.temporal_ablation import main
-from vlmface.utils.config import command
+from vlmface.utils.config import run_main
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -38,7 +38,7 @@ from vlmface.synth import face_descriptions
 from vlmface.synth.faces import Sample
 from vlmface.synth.geometry import PART_CLASSES, landmark_vertices, load_geometry
 from vlmface.utils import distributed
-from vlmface.utils.config import command, option
+from vlmface.utils.config import option, run_main
 from vlmface.utils.ranges import Count, Seed
 
 STAGES = ("teacher", "geometry", "language", "words")
@@ -241,7 +241,7 @@ class Log:
 def is_forbidden(token: str) -> bool:
     """Whether a token is an emotion word or the letters AU: the base never writes those."""
     word = token.replace("\u0120", "").strip().lower()
-    return word == "au" or SPACES["emotion8"].canonical(word) is not None
+    return word == "au" or SPACES["emotion8"].match(word) is not None
 
 
 def in_mirror(sample: Sample) -> Sample:
@@ -270,7 +270,7 @@ def language_rows(
         said = tokenizer.convert_tokens_to_string(list(rng.choice(pieces, 14)))
         try:
             rows.append(row([{"type": "text", "text": f"Say: {said}"}], said))
-        except encode.RefusedError:  # blank, or the image token by chance: draw again
+        except encode.SkippedSampleError:  # blank, or the image token by chance: draw again
             continue
     return rows
 
@@ -530,4 +530,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

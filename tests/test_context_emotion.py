@@ -262,7 +262,7 @@ def test_person_context_and_both_with_several_labels(
     assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     asked = {arm: manifest.load(tmp_path / "run" / arm)[1][0] for arm in ("face", "scene", "both")}
     assert [one.id for one in asked.values()] == ["emotic_person", "emotic_scene", "emotic_both"]
-    assert all(one.form == "labels" for one in asked.values())
+    assert all(one.format == "labels" for one in asked.values())
     table = (tmp_path / "run" / "ablation.md").read_text()
     assert "| shown | mAP | Jaccard index |" in table and "McNemar" not in table
     scores = json.loads((tmp_path / "run" / "both" / "metrics.json").read_text())["after"]

@@ -125,12 +125,12 @@ def test_of_a_model_that_writes_nothing_no_writing_is_spoken_of() -> None:
     assert "valence" in shown and "-0.40" in shown and "+0.25" in shown
     report = chosen(likely("fear"))
     rows = [batch.Row("a.png", 1, report), batch.Row("b.png", problem="no")]
-    assert "action units" not in views.batch(rows, 2, ["emotion"], {}, reasons=False)
-    assert "action units" in views.batch(rows, 2, ["emotion"], {}, reasons=True)
+    assert "action units" not in views.batch(rows, 2, ["emotion"], {}, show_rationale=False)
+    assert "action units" in views.batch(rows, 2, ["emotion"], {}, show_rationale=True)
     image, face = head(0, 64), Face((0, 0, 30, 30))
-    for reasons in (False, True):
-        table = views.people(image, [face], [report], ["emotion"], reasons=reasons)
-        assert ("rationale" in table) is reasons
+    for show_rationale in (False, True):
+        table = views.people(image, [face], [report], ["emotion"], show_rationale=show_rationale)
+        assert ("rationale" in table) is show_rationale
     wrote = "<think>AU4.</think>\n<answer>fear</answer>"
     assert "Generated text" in views.answer(report_of(wrote), "")
 

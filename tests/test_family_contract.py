@@ -52,7 +52,7 @@ NOT_TRAINED = {"paligemma_1": "paligemma", "idefics3": "smolvlm"}
 NOT_SERVED = {"paligemma"}  # vLLM does not read its prompts as it was trained to
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 # (width, height): square, wide, tall, tiny, large, one pixel short of square, a strip.
 SHAPES = [(40, 40), (150, 50), (25, 90), (5, 7), (400, 300), (17, 16), (300, 20)]
 PICTURES = [picture(seed, size) for seed, size in enumerate(SHAPES)]
@@ -297,7 +297,7 @@ def test_rows_that_cannot_be_learnt_are_refused_before_anything_is_decoded(
         (" \n", None, "no_target"),
         (f"an {processor.image_token}", None, "image_in_text"),
     ):
-        with pytest.raises(encode.RefusedError) as error:
+        with pytest.raises(encode.SkippedSampleError) as error:
             encode_text(target, (90, 40), max_length)
         assert error.value.reason == reason
     with pytest.raises(UserError, match=r"is about 1 picture\(s\), but 2 are shown"):
@@ -484,7 +484,7 @@ def test_labels_are_scored_after_rationales_of_any_length(
     rationales = ["The brows are lowered (AU4).", "Rest.", "The jaw drops (AU26), as in surprise."]
     images = [PICTURES[0], PICTURES[3], PICTURES[4]]
     predictor = predictor.with_prompt(PROMPT)
-    texts = [PROMPT.wrap(rationale, "anger") for rationale in rationales]
+    texts = [PROMPT.completion(rationale, "anger") for rationale in rationales]
     write_script(monkeypatch, predictor, texts)
     lengths: list[int] = []
     hook = predictor.model.register_forward_pre_hook(

@@ -26,9 +26,9 @@ from vlmface.train.rows import encode_rows
 PROMPT = prompts.load("face_cot")
 QUESTION = PROMPT.messages()[0]["content"][1]["text"]
 TARGETS = [
-    PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness"),
-    PROMPT.wrap("The brows are lowered (AU4), the lids are tight (AU7).", "anger"),
-    PROMPT.wrap("Rest.", "neutral"),
+    PROMPT.completion("The lip corners are pulled up (AU12).", "happiness"),
+    PROMPT.completion("The brows are lowered (AU4), the lids are tight (AU7).", "anger"),
+    PROMPT.completion("Rest.", "neutral"),
 ]
 PICTURES = [picture(0, (40, 40)), picture(1, (300, 20)), picture(2, (9, 200))]
 LLM_LORA = {"tower": "frozen", "projector": "frozen", "llm": "lora"}

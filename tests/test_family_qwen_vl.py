@@ -22,7 +22,7 @@ from samples import picture, rows
 
 from vlmface import encode, manifest, prompts
 from vlmface.data import row_images
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families import modules
 from vlmface.infer.local import LocalModel
 from vlmface.train import sft
@@ -30,7 +30,7 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 # width, height: square, wide, tall, tiny, large, and one that fits the budget as it is
 SHAPES = [(40, 40), (150, 50), (25, 90), (5, 7), (400, 300), (40, 20)]
 PICTURES = [picture(seed, size) for seed, size in enumerate(SHAPES)]
@@ -165,7 +165,7 @@ def test_published_resolutions(
 @pytest.mark.parametrize("size", [(0, 10), (10, 0), (10, 2001), (2001, 10)])
 def test_a_size_that_yields_no_token_is_refused(processor: Any, size: tuple[int, int]) -> None:
     with pytest.raises(
-        RefusedError, match=f"{size[0]} x {size[1]} pixels yields no token"
+        SkippedSampleError, match=f"{size[0]} x {size[1]} pixels yields no token"
     ) as error:
         qwen_vl.image_tokens(processor, size)
     assert error.value.reason == "image_shape"
@@ -302,7 +302,7 @@ def test_plain_positions_would_give_other_probabilities(
 ) -> None:
     predictor = LocalModel.load(checkpoint, prompt="face_cot", max_new_tokens=60)
     rationales = ["The brows are lowered (AU4).", "Rest.", "The jaw drops (AU26), as in surprise."]
-    write_script(monkeypatch, predictor, [PROMPT.wrap(text, "anger") for text in rationales])
+    write_script(monkeypatch, predictor, [PROMPT.completion(text, "anger") for text in rationales])
     monkeypatch.setattr(
         qwen_vl, "decode_step_inputs", lambda model, positions: {"position_ids": positions}
     )

@@ -302,7 +302,7 @@ def test_prompts_of_ones_own(tmp_path):
     assert not prompt.saw_label and not prompt.saw_aus
     for change, message in (
         (("{candidates}", "{face}"), r"placeholder {face}: use {aus}"),
-        (("think_answer", "label"), "form is 'label'"),
+        (("think_answer", "label"), "format is 'label'"),
         (("source", "sauce"), "no setting 'sauce'"),
     ):
         path.write_text(good.replace(*change))

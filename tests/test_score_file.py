@@ -68,8 +68,8 @@ def test_clean_outputs_score_alike_by_both_rules(name, tmp_path, capsys):
         said = words[i % len(words)]
         true = said if i % 3 else words[i // 3 % len(words)]
         # The reasoning names another emotion, which neither rule reads beside a clean answer.
-        label = space.canonical(words[(i + 1) % len(words)])
-        text = rules.write({1: 3.0, 4: 2.0, 12: 1.0}, label, form="think_answer", seed=i)
+        label = space.match(words[(i + 1) % len(words)])
+        text = rules.write({1: 3.0, 4: 2.0, 12: 1.0}, label, format="think_answer", seed=i)
         items.append(item(i, true, re.sub(r"(?<=<answer>)\w+", said, text), words))
     out = score(write_json(tmp_path / "results.json", items), "ferbench")
     scores, lines = results(out)
@@ -82,7 +82,7 @@ def test_clean_outputs_score_alike_by_both_rules(name, tmp_path, capsys):
         "unknown": 0,
         "disagreements": 0,
     }
-    # The words that were asked for are the exact form, adjectives too.
+    # The words that were asked for are the exact format, adjectives too.
     assert scores["parse"]["strict"] == 1 and scores["label_space"] == space.id
     assert (out / "disagreements.jsonl").read_text() == ""
     assert "both read every answer alike" in capsys.readouterr().out
@@ -363,8 +363,8 @@ def test_no_text_breaks_either_reading(text, words):
     space = SPACES["emotion8" if "contempt" in words else "emotion7"]
     truth = {"emotion": "fear", "aus": None, "attributes": {}}
     one = external_formats.Item("here", "1", None, truth, text, False, tuple(words))
-    for form in ("think_answer", "three_part", "label"):
-        [line] = external_formats.predictions(external_formats.Answers(space, form, [one]))
+    for format in ("think_answer", "three_part", "label"):
+        [line] = external_formats.predictions(external_formats.Answers(space, format, [one]))
         assert line["label"] is None or line["status"] in ("strict", "lenient")
         theirs, different = ferbench.compare([line], [words], [False], space)
         assert (theirs["accuracy"] == (line["label"] == "fear")) or different
@@ -473,7 +473,7 @@ def test_expllm_labels_and_descriptions(tmp_path, capsys):
     assert scores["emotion"]["accuracy"] == 0.5 and "au" not in scores
     assert [line["status"] for line in lines] == ["strict", "lenient", "strict", "none"]
     assert lines[0]["id"] == "expllm-test_0"
-    assert "read in the form label" in capsys.readouterr().out
+    assert "read in the format label" in capsys.readouterr().out
 
     parts = "**Key Observations:** Low brows.\n**Overall Emotional Interpretation:** Strain.\n"
     told = [
@@ -524,7 +524,7 @@ def test_jsonl_with_labels_aus_and_another_space(tmp_path, capsys):
     assert lines[2]["truth"]["aus"] == {"4": 2.5, "1": 0, "15": None}
     assert scores["au"]["per_au"]["AU15"]["recall"] == 0
     assert scores["au"]["per_au"]["AU12"]["f1"] == 1
-    assert "read in the form think_answer" in capsys.readouterr().out
+    assert "read in the format think_answer" in capsys.readouterr().out
 
     path = write_lines(
         tmp_path / "gender.jsonl",

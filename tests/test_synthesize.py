@@ -80,13 +80,13 @@ def chosen(
     face = self_training.Face(0, "x", label, truth, "fear", None)
 
     def judge(text: str, against: GroundTruth) -> verify.Verdict:
-        return verify.check(text, against, SPACE, PROMPT.form)
+        return verify.check(text, against, SPACE, PROMPT.format)
 
     return self_training.select_rationale(face, texts, PROMPT.parse, judge, least)
 
 
 def written(aus: dict[int, float | None], label: str) -> str:
-    return rules.write(aus, label, seed=1, style="varied", form="think_answer")
+    return rules.write(aus, label, seed=1, style="varied", format="think_answer")
 
 
 RIGHT = written(TRUTH.aus, "fear")  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_no_emotion_takes_over() -> None:
             written(aus, label),
             GroundTruth(label, aus, frozenset(facs.SYNTH_AUS)),
             SPACE,
-            PROMPT.form,
+            PROMPT.format,
         )
         return WrittenRationale(i, str(i), GroundTruth(label, aus, frozenset()), "", verdict)
 

@@ -73,7 +73,7 @@ def naive(predictor: LocalModel, row: Any, rationale: str = "") -> dict[str, flo
     """Log-likelihoods of the labels by one full forward pass a label."""
     scores = {}
     for label in predictor.prompt.space.labels:
-        text = predictor.prompt.wrap(rationale, label)
+        text = predictor.prompt.completion(rationale, label)
         one = encode.encode(predictor.processor, predictor.family, predictor.messages, row, text)
         batch = encode.Collator(predictor.processor, predictor.family)([one])
         labels = batch.pop("labels")[0, 1:]

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from vlmface import __version__
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.rationale import cli as rationales
 from vlmface.registry import load_file
 from vlmface.resources import resource
 from vlmface.utils import distributed
-from vlmface.utils.config import nearest, option
+from vlmface.utils.config import option
 from vlmface.utils.ranges import Count, Natural, NotNegative, Port, Seed, kinds
 from vlmface.utils.terminal import printable
 
@@ -559,7 +559,9 @@ def _train(words: Sequence[str]) -> int:
     if name is None:
         return 0
     if name not in RECIPES:
-        raise UserError(f"there is no recipe {name!r}{nearest(name, RECIPES)}: {_known(RECIPES)}")
+        raise UserError(
+            f"there is no recipe {name!r}{did_you_mean(name, RECIPES)}: {_known(RECIPES)}"
+        )
     recipe = load_file(resource(f"recipes/{name}.py"))
     return int(recipe.main(list(words[1:])))
 
@@ -570,7 +572,7 @@ def _eval(words: Sequence[str]) -> int:
     if name is None:
         return 0
     if name not in EVALUATIONS:
-        hint = nearest(name, EVALUATIONS)
+        hint = did_you_mean(name, EVALUATIONS)
         raise UserError(f"there is no evaluation {name!r}{hint}: {_known(EVALUATIONS)}")
     module = EVALUATIONS[name][0]
     if not module:

@@ -62,7 +62,7 @@ class LabelSpace:
     labels: tuple[str, ...]
     aliases: dict[str, str] = dataclasses.field(hash=False)
     source: str
-    several: bool = False
+    multi_label: bool = False
 
     @cached_property
     def sha(self) -> str:
@@ -78,12 +78,12 @@ class LabelSpace:
             normalise(label): label for label in self.labels
         }
 
-    def canonical(self, text: str) -> str | None:
+    def match(self, text: str) -> str | None:
         """The label that `text` is, up to case, spaces, punctuation and aliases; else None.
         The whole text must match: "unhappy" and "not happy" are not labels."""
         return self.index.get(normalise(text))
 
-    def of_age(self, years: float) -> str:
+    def age_group_of(self, years: float) -> str:
         """The label of an age, for a space of `age_group`: its labels begin with their first year
         ("20-39", "60+", "more than 70")."""
         firsts = {label: int(re.findall(r"\d+", label)[0]) for label in self.labels}
@@ -104,7 +104,7 @@ class LabelSpace:
             "field": self.field,
             "labels": list(self.labels),
             **({"aliases": aliases} if aliases else {}),
-            **({"multi_label": True} if self.several else {}),
+            **({"multi_label": True} if self.multi_label else {}),
             "source": self.source,
         }
 
@@ -214,16 +214,16 @@ def _checked(space: LabelSpace, where: str) -> LabelSpace:
     another, and emotions that no sample could have."""
     if space.id in SPACES:
         known = SPACES[space.id]
-        if (space.sha, space.several) != (known.sha, known.several):
+        if (space.sha, space.multi_label) != (known.sha, known.multi_label):
             raise UserError(
                 f"{where}: {space.id!r} is the id of a built-in label space with other labels: "
                 "choose another id"
             )
         return known
     if space.field == "emotion":
-        if space.several:
+        if space.multi_label:
             raise UserError(f"{where}: a face has one emotion: use field: context with multi_label")
-        reached = {space.canonical(emotion) for emotion in EMOTIONS}
+        reached = {space.match(emotion) for emotion in EMOTIONS}
         if missing := [label for label in space.labels if label not in reached]:
             raise UserError(
                 f"{where}: no emotion of FaceSample ({', '.join(EMOTIONS)}) is {missing[0]!r}: "

@@ -47,17 +47,17 @@ class LabelTexts:
     negatives: dict[str, Any] = field(default_factory=dict)
     notes: str | None = None
 
-    reasons = False  # nothing is said beside the labels
+    has_rationale = False  # nothing is said beside the labels
 
     @property
-    def several(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether a person may have several of the labels, each being true or false by itself."""
-        return self.space.several
+        return self.space.multi_label
 
     @property
-    def form(self) -> str:
+    def format(self) -> str:
         """What it answers, in the words of `vlmface.prompts`."""
-        return "labels" if self.several else "label"
+        return "labels" if self.multi_label else "label"
 
     @cached_property
     def space(self) -> label_spaces.LabelSpace:
@@ -119,7 +119,7 @@ class LabelTexts:
         """The likeliest label as the answer that a text model would have been read to give; where
         there may be several, all that are likelier than not, and the likeliest in any case."""
         best = max(probabilities, key=probabilities.__getitem__)
-        if not self.several:
+        if not self.multi_label:
             return Answer(best, (), "strict", "")
         found = [name for name, share in probabilities.items() if share > 0.5 or name == best]
         return Answer(found[0] if len(found) == 1 else None, (), "strict", "", labels=tuple(found))
@@ -184,7 +184,7 @@ def read(path: Path, *, trusted: bool = True) -> LabelTexts:
         content["label_space"] = label_spaces.of_definition(
             content["label_space"], where=path, trusted=trusted
         )
-    texts = config.build(LabelTexts, content, where=str(path))
+    texts = config.from_dict(LabelTexts, content, where=str(path))
     prompts.check_id(texts.id, path)
     for name in ("words", "descriptions", "negatives"):
         for label, value in getattr(texts, name).items():

@@ -325,8 +325,8 @@ def _prompt(manifest: Manifest, run_dir: Path, id: str) -> Any:
 
 
 def select_prompt(
-    run_prompts: Sequence[prompts.Question],
-    wanted: str | Path | prompts.Question,
+    run_prompts: Sequence[prompts.PromptLike],
+    wanted: str | Path | prompts.PromptLike,
     run: str | Path,
 ) -> Any:
     """Select one of a run's prompts.
@@ -375,7 +375,7 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / FILENAME).is_file()
 
 
-def prompt_entry(prompt: prompts.Question) -> dict[str, str]:
+def prompt_entry(prompt: prompts.PromptLike) -> dict[str, str]:
     """The entry of a prompt in a manifest."""
     space = prompt.space
     return {

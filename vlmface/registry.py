@@ -7,7 +7,6 @@ point of an installed package, a file (`rewards.py:kindness`), an object (`my_pa
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -93,9 +92,11 @@ class Registry(Generic[T]):
 
     def unknown(self, name: str) -> UserError:
         """The error for a name that nothing has, with the nearest name that something has."""
-        near = difflib.get_close_matches(name, self.names(), 1)
-        names = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names())}"
-        return UserError(f"there is no {self.kind} {name!r}: {names} ({self.hint})")
+        names = self.names()
+        return UserError(
+            f"there is no {self.kind} {name!r}{did_you_mean(name, names)}: "
+            f"use one of {', '.join(names)}, {self.hint}"
+        )
 
     def _load_entry_point(self, point: importlib.metadata.EntryPoint) -> T:
         try:
@@ -121,8 +122,7 @@ def load_object(reference: str, kind: str = "object") -> Any:
     source, _, name = reference.rpartition(":")
     module = load_module(source, f"{kind} {reference!r}")
     if not hasattr(module, name):
-        near = difflib.get_close_matches(name, vars(module), 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, vars(module))
         raise UserError(f"{kind} {reference!r}: {source} has no {name!r}{hint}")
     return getattr(module, name)
 

@@ -118,10 +118,10 @@ class FaceSample:
         """The sample's labels of a label space, in the space's order; () if it has none of them. An
         age makes an age group."""
         if space.field == "age_group" and self.age_group is None and self.age is not None:
-            return (space.of_age(self.age),)
+            return (space.age_group_of(self.age),)
         value = getattr(self, space.field)
         words = value if isinstance(value, list) else [value]
-        found = {space.canonical(word) for word in words if word}
+        found = {space.match(word) for word in words if word}
         return tuple(label for label in space.labels if label in found)
 
     def annotated_aus(self) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ class Classifier(nn.Module):
             with torch.no_grad():
                 self.linear.weight.copy_(start)
                 self.linear.bias.zero_()
-        self.threshold = nn.Parameter(torch.zeros(labels)) if texts.several else None
+        self.threshold = nn.Parameter(torch.zeros(labels)) if texts.multi_label else None
         self.affect = None
         if shape.affect != "none":
             self.affect = AFFECT_HEADS[shape.affect](clip.width, labels)
@@ -211,7 +211,7 @@ class Classifier(nn.Module):
         arousal (n, 2) or None)."""
         out = self(squares, features)
         scaled = (out["logits"] * self.scale).float()
-        shares = scaled.sigmoid() if self.texts.several else scaled.softmax(-1)
+        shares = scaled.sigmoid() if self.texts.multi_label else scaled.softmax(-1)
         return shares.cpu(), out["affect"].float().cpu() if "affect" in out else None
 
     # --- weights ----------------------------------------------------------------------------------

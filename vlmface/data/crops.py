@@ -126,7 +126,7 @@ def parse_views(values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) 
             f"crop is {values!r}: give one view, such as {{size: 224, show: face}}, a list of "
             "views, or null for pictures as they are"
         )
-    return tuple(config.build(View, dict(mapping), where="crop") for mapping in mappings)
+    return tuple(config.from_dict(View, dict(mapping), where="crop") for mapping in mappings)
 
 
 def views_as_dict(views: Sequence[View]) -> dict[str, Any] | list[dict[str, Any]] | None:

@@ -173,7 +173,7 @@ def _identity(pictures: list[str | bytes]) -> str:
 def read(path: Path) -> tuple[Mixture, list[Source]]:
     """The mixture file and its sources, checked as far as is possible without their data. Raises
     UserError that names the file and the key."""
-    mixture = _build(Mixture, config.read(path), str(path))
+    mixture = _build(Mixture, config.read_yaml(path), str(path))
     if not mixture.sources:
         raise UserError(f"{path}: `sources` is empty: name at least one data set")
     if mixture.field not in FIELDS:
@@ -199,7 +199,7 @@ def read(path: Path) -> tuple[Mixture, list[Source]]:
 
 def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
     try:
-        return config.build(cls, values, where=where)
+        return config.from_dict(cls, values, where=where)
     except UserError as error:
         raise UserError(str(error) if where in str(error) else f"{where}: {error}") from error
 

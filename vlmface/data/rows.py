@@ -103,7 +103,7 @@ def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | N
         UserError: a text is not a label of the space.
     """
     space = label_spaces.space(space_id)
-    label_of = {text: space.canonical(text) for text in set(texts) if text is not None}
+    label_of = {text: space.match(text) for text in set(texts) if text is not None}
     wrong = sorted(text for text, label in label_of.items() if label is None)
     if wrong:
         raise UserError(
@@ -292,7 +292,7 @@ def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
     space = label_spaces.space(space_id)
     ids, images, labels, skipped = [], [], [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        label = space.canonical(place.name)
+        label = space.match(place.name)
         if label is None:
             raise UserError(
                 f"{place}: {place.name!r} is not a label of {space.id}; expected folders named "

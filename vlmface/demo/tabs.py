@@ -280,8 +280,10 @@ def people_tab(demo: Demo) -> None:
             return
         boxes = [face.box for face in faces]
         reports = demo.predictor.predict([upload] * len(boxes), boxes=boxes)
-        reasons = model_choices.outputs_action_units(demo.predictor)
-        rows = views.people(upload, faces, reports, demo.predictor.tasks, reasons=reasons)
+        show_rationale = model_choices.outputs_action_units(demo.predictor)
+        rows = views.people(
+            upload, faces, reports, demo.predictor.tasks, show_rationale=show_rationale
+        )
         yield gr.skip(), rows
 
     image.change(analyse_all, image, [picture, table], show_progress_on=table, **_queue(demo))
@@ -435,8 +437,8 @@ def batch_tab(demo: Demo) -> None:
             "answers.csv": ("text/csv", batch.as_csv(rows, tasks)),
             "answers.json": ("application/json", batch.as_json(rows)),
         }
-        reasons = model_choices.outputs_action_units(demo.predictor)
-        yield views.batch(rows, len(items), tasks, downloads, reasons=reasons)
+        show_rationale = model_choices.outputs_action_units(demo.predictor)
+        yield views.batch(rows, len(items), tasks, downloads, show_rationale=show_rationale)
 
     # A batch has a queue of its own: between its files the model can answer other events.
     button.click(analyse_files, files, table, **_queue(demo, "batches"))

@@ -239,7 +239,7 @@ def people(
     reports: Sequence[FaceReport],
     tasks: Sequence[str],
     *,
-    reasons: bool,
+    show_rationale: bool,
 ) -> str:
     """A table of the faces of a picture.
 
@@ -260,7 +260,7 @@ def people(
         }
         for number, (face, report) in enumerate(zip(faces, reports, strict=True), start=1)
     ]
-    return str(_template().people(rows, tasks, reasons))
+    return str(_template().people(rows, tasks, show_rationale))
 
 
 def batch(
@@ -269,7 +269,7 @@ def batch(
     tasks: Sequence[str],
     downloads: Mapping[str, tuple[str, str]],
     *,
-    reasons: bool = True,
+    show_rationale: bool = True,
 ) -> str:
     """The table of a batch.
 
@@ -300,7 +300,7 @@ def batch(
         for name, (kind, content) in downloads.items()
     ]
     problems = sum(row.problem is not None for row in rows)
-    return str(_template().batch(entries, tasks, files, problems, links, reasons))
+    return str(_template().batch(entries, tasks, files, problems, links, show_rationale))
 
 
 def _whole_picture(report: FaceReport) -> str:

@@ -302,7 +302,7 @@ def reliability(result: Mapping[str, Any], extra: Sequence[Metric] = ()) -> list
     that a run at least has."""
     scores = [run["scores"] for run in result["runs"]]
     strict = [run["parse"]["strict"] for run in scores]
-    lines = [{"name": "answers in exactly the asked form", "values": strict}]
+    lines = [{"name": "answers in exactly the requested format", "values": strict}]
     for metric in of_kind(with_built_in(extra), "answers"):
         lines.append({"name": metric.label, "values": [run.get(metric.key) for run in scores]})
     return [line for line in lines if any(value is not None for value in line["values"])]
@@ -325,7 +325,7 @@ def markdown(result: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
     run with their intervals."""
     shown = [row for row in rows(result, extra) if row["main"]]
     titles = (f"{row['block']}: {row['metric'].label}" for row in shown)
-    head = ["run", *map(markdown_cell, titles), "asked form"]
+    head = ["run", *map(markdown_cell, titles), "requested format"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for i, run in enumerate(result["runs"]):
         cells = [_markdown_cell(row["cells"][i], row["metric"]) for row in shown]

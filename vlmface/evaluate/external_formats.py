@@ -24,7 +24,7 @@ from typing import Any
 from vlmface import answers, facs, label_spaces
 from vlmface.benchmarks import ATTRIBUTES, benchmark_names, load_benchmark
 from vlmface.data.adapters.fea20k import OTHER
-from vlmface.data.records import Record, canonical, check_choice, records, short_repr
+from vlmface.data.records import Record, check_choice, match_label, records, short_repr
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics import metrics
@@ -40,7 +40,7 @@ EXPLLM_WORDS = (
     "Anger",
     "Contempt",
 )
-_SAMPLE = 200  # answers from which the form of a jsonl file is found
+_SAMPLE = 200  # answers from which the format of a jsonl file is found
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Answers:
-    """A file: its items, and the label space and answer form that they are read in."""
+    """A file: its items, and the label space and answer format that they are read in."""
 
     space: LabelSpace
-    form: str
+    format: str
     items: list[Item]
 
     def au_set(self, predictions: Sequence[Mapping[str, Any]]) -> list[int]:
         """The AUs to score: those that any item's truth lists or was coded for, and, where a truth
         does not list what was coded, those that an answer names: on a face whose AUs are known,
         another one is a false alarm. None if labels were asked."""
-        if not answers.has_rationale(self.form):
+        if not answers.has_rationale(self.format):
             return []
         found: set[int] = set()
         for item, prediction in zip(self.items, predictions, strict=True):
@@ -116,12 +116,12 @@ def read(
     if not found:
         raise UserError(f"{path} holds no answers: give the file that the model's run wrote")
     space = label_spaces.space(label_space or _default_space(format, found))
-    if space.several:
+    if space.multi_label:
         raise UserError(
             f"files of other systems are read for one label a face, but {space.id} has several: "
             "use eval/run.py with the model"
         )
-    form, items = FORMATS[format](found, space)
+    answer_format, items = FORMATS[format](found, space)
     if au_set and format == "facial-r1":  # which guesses them from what is listed
         for item in items:
             item.truth["annotated_aus"] = None
@@ -135,7 +135,7 @@ def read(
         places[item.id] = item.where
     if all(true_label(item, space) is None and item.truth["aus"] is None for item in items):
         raise UserError(f"{path}: no item has a true label or AUs, so nothing can be scored")
-    return Answers(space, form, items)
+    return Answers(space, answer_format, items)
 
 
 def predictions(found: Answers) -> list[dict[str, Any]]:
@@ -146,13 +146,13 @@ def predictions(found: Answers) -> list[dict[str, Any]]:
 def _prediction(item: Item, found: Answers) -> dict[str, Any]:
     answer = answers.Answer(None, (), "none", "")
     if not item.empty:
-        answer = answers.parse(item.text, asked(found.space, item.words), found.form)
+        answer = answers.parse(item.text, asked(found.space, item.words), found.format)
     return {
         "id": item.id,
         "image": item.image,
         "truth": item.truth,
         "text": item.text,
-        "label": found.space.canonical(answer.label) if answer.label else None,
+        "label": found.space.match(answer.label) if answer.label else None,
         "status": answer.status,
         "aus": list(answer.aus),
         "probabilities": None,
@@ -166,7 +166,7 @@ def asked(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
     letter, if they were given to the model. Other words for these labels remain aliases."""
     if not words:
         return space
-    word_of = {space.canonical(word): word for word in words}
+    word_of = {space.match(word): word for word in words}
     aliases = {alias: word_of[label] for alias, label in space.index.items() if label in word_of}
     return LabelSpace(space.id, space.field, words, aliases, space.source)
 
@@ -178,7 +178,7 @@ def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Ite
     items = []
     for record in found:
         candidates = tuple(record.texts("candidate_labels"))
-        if lacking := [word for word in candidates if canonical(space, word) is None]:
+        if lacking := [word for word in candidates if match_label(space, word) is None]:
             record.refuse("candidate_labels", f"labels of {space.id}, which {lacking[0]!r} is not")
         label = record.text("true_label")
         if label not in candidates:
@@ -189,7 +189,7 @@ def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Ite
                 record.where,
                 f"ferbench-{_stem(record, 'image_path').lstrip('/')}",
                 path,
-                _truth(space, canonical(space, label)),
+                _truth(space, match_label(space, label)),
                 *_answer(record, "model_response"),
                 candidates,
             )
@@ -235,9 +235,9 @@ def _facial_r1_truth(record: Record, space: LabelSpace) -> tuple[set[int], str |
 
 
 def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
-    named = {space.canonical(word): word for word in EXPLLM_WORDS}
+    named = {space.match(word): word for word in EXPLLM_WORDS}
     words = tuple(named[label] for label in space.labels) if set(space.labels) <= set(named) else ()
-    items, forms = [], dict[str, str]()
+    items, first_of_format = [], dict[str, str]()
     for record in found:
         if "task" in record.fields or "pred" in record.fields:
             task = record.optional("task") or "emo_estim"
@@ -250,8 +250,8 @@ def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]
         name = "gt" if task == "emo_estim" else "gt_emo" if record.has("gt_emo") else "emo"
         if task == "emo_analysis" and not record.has(name):
             record.refuse(name, "the true label: 'gt' of this task is a text")
-        form = "label" if task == "emo_estim" else "three_part"
-        forms.setdefault(form, record.where)
+        answer_format = "label" if task == "emo_estim" else "three_part"
+        first_of_format.setdefault(answer_format, record.where)
         items.append(
             Item(
                 record.where,
@@ -259,15 +259,16 @@ def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]
                 record.text(image),
                 _truth(space, _word(record, name, space)),
                 *_answer(record, text),
-                words if form == "label" else (),
+                words if answer_format == "label" else (),
             )
         )
-    if len(forms) > 1:
+    if len(first_of_format) > 1:
         raise UserError(
-            f"{forms['label']} holds a label and {forms['three_part']} a description: they are "
+            f"{first_of_format['label']} holds a label and {first_of_format['three_part']} a "
+            "description: they are "
             "answers to two questions; score them in files of their own"
         )
-    return next(iter(forms)), items
+    return next(iter(first_of_format)), items
 
 
 def _jsonl(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
@@ -301,14 +302,14 @@ def _default_space(format: str, found: Iterable[Record]) -> str:
 
 
 def _form(items: Iterable[Item], space: LabelSpace) -> str:
-    """The form that most of the first answers follow, in whatever letters their labels are, as the
+    """The format that most of the first answers follow, in whatever letters their labels are, as the
     file does not say what was asked. It decides which answers are strict, and that AUs are not
     scored where labels were asked."""
     texts = [item.text for item in items if not item.empty][:_SAMPLE]
     follow = {
-        form: sum(answers.matches_format(text, space, form) for text in texts)
-        for form in answers.FORMATS
-        if form not in answers.MULTI_LABEL_FORMATS
+        answer_format: sum(answers.matches_format(text, space, answer_format) for text in texts)
+        for answer_format in answers.FORMATS
+        if answer_format not in answers.MULTI_LABEL_FORMATS
     }
     return max(follow, key=follow.__getitem__)
 
@@ -336,7 +337,7 @@ def _stem(record: Record, name: str) -> str:
 
 def _word(record: Record, name: str, space: LabelSpace) -> str:
     """The label of the space that a field names."""
-    label = canonical(space, record.text(name))
+    label = match_label(space, record.text(name))
     if label is None:
         record.refuse(
             name, f"one of {', '.join(space.labels)} ({space.id}; --label_space names another)"

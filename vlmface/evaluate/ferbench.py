@@ -127,7 +127,7 @@ def compare(
     different = []
     for row, words, error in zip(rows, candidates, failed, strict=True):
         reading = Reading(None, "dropped") if error else read(row["text"], words)
-        label = space.canonical(reading.word) if reading.word else None
+        label = space.match(reading.word) if reading.word else None
         ours, true = metrics.answer(row), metrics.truth(row, space)
         hits[reading.step] += 1
         hits["right"] += label == true
@@ -197,10 +197,10 @@ def _reason(
     if reading.step == "synonym":
         inside = f", inside {words[0]}" if words and found not in words else ""
         return f"synonym: {found}{inside}"
-    label = space.canonical(reading.word)
-    if words and not any(word == found or space.canonical(word) == label for word in words):
+    label = space.match(reading.word)
+    if words and not any(word == found or space.match(word) == label for word in words):
         return f"substring: {words[0]}"
-    if len({space.canonical(word) for word in candidates if word.lower() in searched}) > 1:
+    if len({space.match(word) for word in candidates if word.lower() in searched}) > 1:
         return "several candidates, took the first of the list"
     if negation := _negation(found).search(searched):
         return f"passed over a negation: {' '.join(negation[0].split())}"

@@ -419,8 +419,8 @@ def _faces(
 
 def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | None]:
     """(what is true, what was answered), several labels as one text in the order of the space."""
-    if space.several:
-        true, predicted = multilabel.true(row) or (), multilabel.said(row)
+    if space.multi_label:
+        true, predicted = multilabel.true_labels(row) or (), multilabel.predicted_labels(row)
         return join_labels(true) or None, join_labels(predicted) or None
     return scoring.truth(row, space), scoring.answer(row)
 
@@ -428,7 +428,7 @@ def _words(row: Row, space: label_spaces.LabelSpace) -> tuple[str | None, str | 
 def _is_right(row: Row, space: label_spaces.LabelSpace, au_set: Sequence[int]) -> bool | None:
     """Whether the labels are right; without a true label, whether the AUs are; None if neither, or
     if nothing was said."""
-    if space.several and row.get("labels") is None:
+    if space.multi_label and row.get("labels") is None:
         return None
     label, predicted = _words(row, space)
     if label is not None:

@@ -14,7 +14,7 @@ from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
 from vlmface.data.row_images import open_images, open_row_image
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, corrupt
-from vlmface.evaluate.run import output_folder, score
+from vlmface.evaluate.run import compute_metrics, output_folder
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks
 from vlmface.metrics.metrics import valid_share
 from vlmface.utils import config, distributed, html, lock
@@ -89,10 +89,10 @@ def measure(
                 pictures, batch_size=settings.batch_size, probabilities=False, preprocessed=True
             )
             lines = [
-                answering.line(row, benchmark, prompt, prediction)
+                answering.prediction_record(row, benchmark, prompt, prediction)
                 for row, prediction in zip(rows, predictions, strict=True)
             ]
-            scores = score(lines, benchmark, [prompt], model=settings.model)
+            scores = compute_metrics(lines, benchmark, [prompt], model=settings.model)
             journal.add({"id": id, "scores": _short(scores, benchmark)})
         bar.update(1)
         return journal.records[id]["scores"]
@@ -203,11 +203,20 @@ def _title(metric: Metric) -> str:
 def _drawing(points: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
     """The curve of a score over strengths 0 to 5, and the band of its intervals."""
     values = [point[key] for point in points]
-    line = " ".join(f"{_x(i):.1f},{_y(score['value']):.1f}" for i, score in enumerate(values))
-    if any(score["ci95"] is None for score in values):
+    line = " ".join(
+        f"{_x(i):.1f},{_y(compute_metrics['value']):.1f}"
+        for i, compute_metrics in enumerate(values)
+    )
+    if any(compute_metrics["ci95"] is None for compute_metrics in values):
         return {"line": line, "band": ""}
-    upper = [f"{_x(i):.1f},{_y(score['ci95'][1]):.1f}" for i, score in enumerate(values)]
-    lower = [f"{_x(i):.1f},{_y(score['ci95'][0]):.1f}" for i, score in enumerate(values)]
+    upper = [
+        f"{_x(i):.1f},{_y(compute_metrics['ci95'][1]):.1f}"
+        for i, compute_metrics in enumerate(values)
+    ]
+    lower = [
+        f"{_x(i):.1f},{_y(compute_metrics['ci95'][0]):.1f}"
+        for i, compute_metrics in enumerate(values)
+    ]
     return {"line": line, "band": " ".join(upper + lower[::-1])}
 
 
@@ -237,9 +246,9 @@ def run(settings: Settings) -> dict[str, Any]:
     rows = rows.select(range(min(settings.n, len(rows))))
     with lock.hold(out):
         if (out / config.SETTINGS).exists():
-            config.compare(settings, out, free=("output_dir", "batch_size", "corruptions"))
+            config.check_config(settings, out, ignore=("output_dir", "batch_size", "corruptions"))
         else:
-            config.save(settings, out)
+            config.save_config(settings, out)
         with Journal(out / "sets.jsonl") as journal:
             figures = measure(predictor, rows, settings, journal)
     about = {
@@ -265,6 +274,6 @@ def run(settings: Settings) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """`--model RUN [--benchmark NAME] [--n FACES] [--corruptions blur,noise] ...`"""
     distributed.check_alone("eval/robustness.py")
-    settings = config.from_words(Settings, argv, usage=f"python eval/robustness.py {main.__doc__}")
+    settings = config.parse_args(Settings, argv, usage=f"python eval/robustness.py {main.__doc__}")
     run(settings)
     return 0

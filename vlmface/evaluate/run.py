@@ -19,13 +19,13 @@ from vlmface.benchmarks import Benchmark, load_baseline, load_benchmark, load_ro
 from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, report, scoring_modes, tables
-from vlmface.evaluate.answering import au_set, of_prompt, scored_prompts
+from vlmface.evaluate.answering import au_set, filter_by_prompt, scored_prompts
 from vlmface.infer.endpoint import is_url
 from vlmface.manifest import Manifest, is_run
 from vlmface.metrics import metrics
 from vlmface.metrics.metric import Metric, of_kind, scored_blocks, with_built_in
 from vlmface.metrics.shares import in_brackets
-from vlmface.prompts import Question, check_images
+from vlmface.prompts import PromptLike, check_images
 from vlmface.utils import config, distributed, lock
 from vlmface.utils.files import atomic_write
 from vlmface.utils.jsonl_journal import Journal
@@ -111,10 +111,10 @@ class Settings(Checked):
             yield Unused("data_root", why, ("benchmark",))
 
 
-def score(
+def compute_metrics(
     lines: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
     *,
     model: str,
     mode: str = "generate",
@@ -123,7 +123,7 @@ def score(
     time spent answering."""
     parts = []
     for prompt in scored_prompts(benchmark, prompts):
-        rows = of_prompt(lines, prompt)
+        rows = filter_by_prompt(lines, prompt)
         about: metrics.About = {
             "benchmark": benchmark.id,
             "model": model,
@@ -145,13 +145,13 @@ def compare(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
 ) -> dict[str, Any]:
     """`metrics.compare` for each prompt that the benchmark scores, together."""
     parts = [
         metrics.compare(
-            of_prompt(before, prompt),
-            of_prompt(after, prompt),
+            filter_by_prompt(before, prompt),
+            filter_by_prompt(after, prompt),
             prompt.space,
             au_set(benchmark, prompt),
             benchmark.extra_metrics,
@@ -165,7 +165,7 @@ def compare(
     return whole
 
 
-def summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
+def one_line_summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
     """One line for people: the main scores, those of `extra`, and how many answers could be read.
 
     Args:
@@ -188,13 +188,13 @@ def summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) -> str:
     return ", ".join(parts) + f" on {scores['n']} faces"
 
 
-def conclude(
+def write_run_results(
     run_dir: Path,
     models: tuple[str, str],
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    asked: Sequence[Question],
+    asked: Sequence[PromptLike],
     faces: datasets.Dataset,
     trained: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
@@ -203,8 +203,8 @@ def conclude(
     """Write metrics.json and then report.html, which says that a run is complete, and print what
     was learnt. `before` and `after` are the predictions of the two `models` on the `faces`."""
     scores = {
-        "before": score(before, benchmark, asked, model=models[0], mode=mode),
-        "after": score(after, benchmark, asked, model=models[1], mode=mode),
+        "before": compute_metrics(before, benchmark, asked, model=models[0], mode=mode),
+        "after": compute_metrics(after, benchmark, asked, model=models[1], mode=mode),
         "paired": compare(before, after, benchmark, asked),
         "train": dict(trained),
     }
@@ -213,7 +213,7 @@ def conclude(
     images = dict(zip(faces["id"], faces["image"], strict=True))
     extra = benchmark.extra_metrics
     report.write_report(run_dir, images=images, baseline=baseline, extra=extra)
-    lines = {name: summary(scores[name], extra) for name in ("after", "before")}
+    lines = {name: one_line_summary(scores[name], extra) for name in ("after", "before")}
     print(f"learnt: {lines['after']} (before: {lines['before']})")
     print(f"is in:  {run_dir} (weights, predictions, report.html)")
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
@@ -263,7 +263,7 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
         except UserError as error:  # the other benchmarks are worth having
             results[name] = str(error)
     for name, result in results.items():
-        print(f"{name}: {result if isinstance(result, str) else summary(result)}")
+        print(f"{name}: {result if isinstance(result, str) else one_line_summary(result)}")
     return results
 
 
@@ -324,7 +324,7 @@ def _evaluate(
         served = who.endpoint.model if isinstance(who, RemoteModel) else None
         _same_question(journal, settings, prompts, about, served)
         if isinstance(who, RemoteModel):
-            lines, unanswered = answering.ask_server(who, rows, benchmark, journal)
+            lines, unanswered = answering.predict_remote(who, rows, benchmark, journal)
         else:
             lines = answering.answer(
                 who,
@@ -334,7 +334,7 @@ def _evaluate(
                 mode=settings.mode,
                 sink=journal,
             )
-    scores = score(lines, benchmark, prompts, model=settings.model, mode=settings.mode)
+    scores = compute_metrics(lines, benchmark, prompts, model=settings.model, mode=settings.mode)
     if served:
         scores["served_model"] = served
     if unanswered:
@@ -352,7 +352,7 @@ def _evaluate(
     images = dict(zip(rows["id"], rows["image"], strict=True))
     extra = benchmark.extra_metrics
     report.write_report(out, images=images, baseline=baseline, published=published, extra=extra)
-    print(summary(scores, extra))
+    print(one_line_summary(scores, extra))
     if unanswered:
         id, why = next(iter(unanswered.items()))
         print(
@@ -369,7 +369,7 @@ def _evaluate(
 def _same_question(
     journal: Journal,
     settings: Settings,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
     about: Manifest | None,
     served: str | None,
 ) -> None:
@@ -395,7 +395,7 @@ def main(argv: Sequence[str]) -> int:
     """`--benchmark NAME|ALL --model RUN|MODEL|URL [--output_dir DIR] [--n N] ...`"""
     distributed.check_alone("eval/run.py")
     words = ["--output_dir" if word == "--out" else word for word in argv]
-    settings = config.from_words(Settings, words, usage=f"python eval/run.py {main.__doc__}")
+    settings = config.parse_args(Settings, words, usage=f"python eval/run.py {main.__doc__}")
     if settings.benchmark == EVERY:
         results = run_all(settings).values()
         whole = [

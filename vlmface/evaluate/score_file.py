@@ -47,7 +47,7 @@ def score_command(
     scores = metrics.summarise(rows, answers.space, chosen or answers.au_set(rows), about)
     scores |= definitions_of([answers.space])
     _describe(path, format, answers)
-    print(run.summary(scores))
+    print(run.one_line_summary(scores))
     if format == "ferbench":
         items = answers.items
         theirs, different = ferbench.compare(
@@ -88,7 +88,7 @@ def _describe(path: Path, format: str, answers: external_formats.Answers) -> Non
     items = answers.items
     print(
         f"{path.name}: {len(items):,} answers as {format}, labels of {answers.space.id}, "
-        f"read in the form {answers.form}"
+        f"read in the format {answers.format}"
     )
     if empty := sum(item.empty for item in items):
         print(f"{empty:,} of them are errors or empty; they count as wrong")

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlmface import manifest, prompts
 from vlmface.benchmarks import Benchmark, load_benchmark, load_rows
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.evaluate import answering
 from vlmface.evaluate.answering import au_set
 from vlmface.evaluate.compare import SAME, verdict
-from vlmface.evaluate.run import score
+from vlmface.evaluate.run import compute_metrics
 from vlmface.metrics import measures, metrics
-from vlmface.metrics.metric import Metric, did_you_mean, lookup
+from vlmface.metrics.metric import Metric, lookup
 from vlmface.metrics.statistics import mean
 from vlmface.prompts import Prompt
 from vlmface.utils import config, distributed, html, lock
@@ -186,9 +186,9 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
         # Arms of one model follow each other, so that each is loaded once.
         for arm in sorted(going, key=lambda arm: arm.model):
             lines = asking(arm, validation.select(range(faces)), chosen_on, "validation")
-            score = value(score_of(lines, arm, chosen_on, settings), by)
-            table[arm.name]["rungs"].append({"n": faces, **score})
-            text = f"{by.name} {score['value']:.3f}"
+            compute_metrics = value(score_of(lines, arm, chosen_on, settings), by)
+            table[arm.name]["rungs"].append({"n": faces, **compute_metrics})
+            text = f"{by.name} {compute_metrics['value']:.3f}"
             print(f"{faces} validation faces: {arm.name} {text}", flush=True)
     going = _best_first(going, table, by)
     pairs = _test(going, table, benchmark, asking, by)
@@ -255,7 +255,8 @@ def deciding_metric(benchmark: Benchmark, name: str | None = None) -> Metric:
             return metric
     names = [metric.name for metric in scored]
     raise UserError(
-        f"by is {name!r}, which benchmark {benchmark.id} does not score{did_you_mean(name, names)}"
+        f"by is {name!r}, which benchmark {benchmark.id} does not score"
+        f"{did_you_mean(name, names)}: use one of {', '.join(names)}"
     )
 
 
@@ -275,7 +276,7 @@ def arms_of(settings: Settings, benchmark: Benchmark) -> list[Arm]:
         for word in settings.prompts:
             prompt = prompts.load(word)
             for space in benchmark.spaces:
-                prompt = prompt.asking_for(space)
+                prompt = prompt.with_label_space(space)
             prompts.check_images([prompt], 0, 1)  # a sweep shows pictures as they are
             short = f"{Path(model).name} / " if len(settings.models) > 1 else ""
             arms.append(Arm(short + prompt.id, model, prompt))
@@ -308,7 +309,7 @@ def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
 def score_of(
     lines: Sequence[Mapping[str, Any]], arm: Arm, benchmark: Benchmark, settings: Settings
 ) -> dict[str, Any]:
-    return score(lines, benchmark, [arm.prompt], model=arm.model, mode=settings.mode)
+    return compute_metrics(lines, benchmark, [arm.prompt], model=arm.model, mode=settings.mode)
 
 
 def value(scores: Mapping[str, Any], by: Metric) -> dict[str, Any]:
@@ -408,7 +409,7 @@ def shuffling(
     answers, accuracy = [], []
     first_said, first_true = 0, 0
     for order in orders:
-        reordered = replace(arm, prompt=arm.prompt.listing(order))
+        reordered = replace(arm, prompt=arm.prompt.with_label_order(order))
         lines = asking(reordered, rows, benchmark, "validation")
         answers.append([metrics.answer(line) for line in lines])
         true = [metrics.truth(line, arm.prompt.space) for line in lines]
@@ -467,14 +468,14 @@ def _ranked(result: Mapping[str, Any], by: Metric) -> list[tuple[str, dict[str, 
 def main(argv: Sequence[str]) -> int:
     """`--models RUN,MODEL --prompts ID,ID [--benchmarks NAME,NAME] --output_dir DIR ...`"""
     distributed.check_alone("eval/sweep.py")
-    settings = config.from_words(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
+    settings = config.parse_args(Settings, argv, usage=f"python eval/sweep.py {main.__doc__}")
     output = Path(settings.output_dir)
     asking = Asking(settings, output / "answers")
     with lock.hold(output):
         scored_on = [load_benchmark(name) for name in settings.benchmarks]
         by = [deciding_metric(benchmark, settings.by) for benchmark in scored_on]
         result = [sweep(settings, benchmark, asking) for benchmark in scored_on]
-        config.save(settings, output)
+        config.save_config(settings, output)
         path = write(result, by, output)
     for entry in result:
         print(f"{entry['benchmark']}: {entry['verdict']}")

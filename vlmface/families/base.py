@@ -187,7 +187,7 @@ class Family(ABC):
                 shape ignore it; those with `NEEDS_SIZE` need it.
 
         Raises:
-            RefusedError: "image_shape": the processor cannot resize such an image.
+            SkippedSampleError: "image_shape": the processor cannot resize such an image.
         """
 
     def image_text(self, processor: Any, size: tuple[int, int] | None = None) -> str:

@@ -40,7 +40,7 @@ from vlmface.infer.face_views import (
 )
 from vlmface.infer.local import Prediction
 from vlmface.infer.remote import open_remote_model
-from vlmface.prompts import Prompt, Question
+from vlmface.prompts import Prompt, PromptLike
 from vlmface.utils import image_conversion
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ class Predictor:
         tasks: Tasks,
         boxes: Any,
         faces: str | None,
-        predict_views: Callable[[Sequence[FaceView], Mapping[str, Question]], Sequence[Any]],
+        predict_views: Callable[[Sequence[FaceView], Mapping[str, PromptLike]], Sequence[Any]],
     ) -> Any:
         self._check_open()
         inputs, single = image_conversion.as_inputs(images)
@@ -477,7 +477,7 @@ class Predictor:
 
     # --- views and prompts ------------------------------------------------------------------------
 
-    def select_prompts(self, tasks: Tasks) -> dict[str, Question]:
+    def select_prompts(self, tasks: Tasks) -> dict[str, PromptLike]:
         """{task: prompt} of one task, some tasks, or by default all.
 
         Raises:
@@ -499,7 +499,7 @@ class Predictor:
     def predict_views(
         self,
         views: Sequence[FaceView],
-        prompts: Mapping[str, Question],
+        prompts: Mapping[str, PromptLike],
         batch_size: int = BATCH_SIZE,
     ) -> list[FaceReport]:
         """A report on each view; the model is not run on views without a face.
@@ -517,7 +517,7 @@ class Predictor:
     def try_predict_views(
         self,
         views: Sequence[FaceView],
-        prompts: Mapping[str, Question],
+        prompts: Mapping[str, PromptLike],
         batch_size: int = BATCH_SIZE,
     ) -> list[FaceReport | NoAnswerError]:
         """`predict_views`, with errors in place of the reports on views without an answer."""
@@ -538,7 +538,7 @@ class Predictor:
             reports.append(errors[0] if errors else self._report(view, prompts, predictions))
         return reports
 
-    async def apredict_view(self, view: FaceView, prompts: Mapping[str, Question]) -> FaceReport:
+    async def apredict_view(self, view: FaceView, prompts: Mapping[str, PromptLike]) -> FaceReport:
         """`predict_views` of one view, for many concurrent callers; raises as `apredict`."""
         self._check_open()
         if not self._can_predict(view):
@@ -549,7 +549,7 @@ class Predictor:
         return self._report(view, prompts, dict(zip(prompts, predictions, strict=True)))
 
     def stream_view(
-        self, view: FaceView, prompts: Mapping[str, Question]
+        self, view: FaceView, prompts: Mapping[str, PromptLike]
     ) -> Iterator[str | FaceReport]:
         """`stream` of one view and one prompt."""
         self._check_open()
@@ -568,7 +568,7 @@ class Predictor:
     def _report(
         self,
         view: FaceView,
-        prompts: Mapping[str, Question],
+        prompts: Mapping[str, PromptLike],
         predictions: dict[str, Prediction] | None = None,
     ) -> FaceReport:
         """`predictions` is None if the model was not run."""

@@ -55,7 +55,7 @@ class RemoteModel:
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         request: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_new_tokens}
         if self.guided_decoding:
-            pattern = answers.constraint_regex(prompt.space, prompt.form)
+            pattern = answers.constraint_regex(prompt.space, prompt.format)
             request["structured_outputs"] = {"regex": pattern}
         return request
 
@@ -89,7 +89,7 @@ class RemoteModel:
                 received.refusal + piece.refusal,
                 piece.finish_reason or received.finish_reason,
             )
-            yield received.text(prompt.form)
+            yield received.text(prompt.format)
         # A stream that ends without a finish_reason was cut off.
         complete = received.complete(self.max_new_tokens, self.max_new_tokens)
         yield _prediction(prompt, received, time.perf_counter() - start_time, complete)
@@ -102,7 +102,7 @@ class RemoteModel:
 def _prediction(
     prompt: Prompt, completion: Completion, latency_s: float, complete: bool
 ) -> Prediction:
-    text = completion.text(prompt.form)
+    text = completion.text(prompt.format)
     refusal = answers.Answer(None, (), "refused", "")
     answer = refusal if completion.refused else prompt.parse(text)
     return Prediction(text, answer, None, latency_s, complete)

@@ -30,7 +30,7 @@ def calibration(
         ...] of each bin}; None without such rows, and where a face has several labels.
     """
     known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
-    if not known or space.several:
+    if not known or space.multi_label:
         return None
     table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
     true = [space.labels.index(str(truth(row, space))) for row in known]

@@ -14,13 +14,12 @@ A benchmark file names it, `metrics: [my_metrics.py:says_why]`. It then is in me
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.label_spaces import LabelSpace
 from vlmface.metrics.statistics import Array
 from vlmface.registry import Registry
@@ -153,11 +152,13 @@ class Metric:
         unknown = next((kind for kind in self.applies_to if kind not in KINDS), None)
         if unknown is not None:
             raise UserError(
-                f"metric {self.name} applies to {unknown!r}{did_you_mean(unknown, KINDS)}"
+                f"metric {self.name} applies to {unknown!r}{did_you_mean(unknown, KINDS)}: "
+                f"use one of {', '.join(KINDS)}"
             )
         if self.takes not in INPUTS:
             raise UserError(
-                f"metric {self.name} takes {self.takes!r}{did_you_mean(self.takes, INPUTS)}"
+                f"metric {self.name} takes {self.takes!r}{did_you_mean(self.takes, INPUTS)}: "
+                f"use one of {', '.join(INPUTS)}"
             )
         for kind in self.applies_to:
             allowed = _INPUTS_OF.get(kind, _USUAL_INPUTS)
@@ -323,9 +324,3 @@ def lookup(scores: Mapping[str, Any], definition: Metric) -> tuple[ScoredBlock, 
         if (value := block.get(definition)) is not None:
             return block, value
     return None
-
-
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest one, or all."""
-    near = difflib.get_close_matches(name, names, 1)
-    return f": did you mean {near[0]!r}?" if near else f": use one of {', '.join(names)}"

@@ -402,7 +402,7 @@ def _parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iter
 
 
 def _all_parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iterator[Part]:
-    if not scope.space.several:
+    if not scope.space.multi_label:
         labels = _label_part(rows, scope, metrics)
         yield labels
         yield from _further_parts(rows, scope, metrics, labels.kind, labels.path)
@@ -569,7 +569,7 @@ def _join(tree: dict[str, Any], path: tuple[str, ...], block: Mapping[str, Any])
 
 
 def _annotated(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if multilabel.true(row) is not None]
+    return [row for row in rows if multilabel.true_labels(row) is not None]
 
 
 def _subjects(rows: Sequence[Row]) -> list[str] | None:

@@ -69,7 +69,7 @@ def train_and_evaluate(recipe: str, settings: Settings) -> None:
     started = start_run(settings, lambda: identity(rows, texts, sha))
 
     def predict(classifier: Classifier, name: str) -> list[dict[str, Any]]:
-        return answering.answer_kept(
+        return answering.predict_with(
             ClipModel(classifier, crops.parse_views(settings.crop)),
             run_dir / name,
             evaluation.rows,
@@ -300,7 +300,7 @@ def export(run_dir: str | Path, out: str | Path) -> None:
         "several views": shape.views > 1,
         "frames": shape.frames > 1,
         "affect": shape.affect != "none",
-        "several labels": clip_run.prompt.several,
+        "several labels": clip_run.prompt.multi_label,
     }
     if more := [name for name, is_used in beyond.items() if is_used]:
         raise UserError(

@@ -74,7 +74,9 @@ def run_vlm(settings: Settings) -> int:
         return sft.run(RECIPE, settings)
     distributed.check_processes(settings.num_processes)
     checks.check_machine(settings)
-    return run_ablation(settings, arms(settings), lambda arm: sft.run(RECIPE, arm))
+    return run_ablation(
+        settings, ablation_runs(settings), lambda run_settings: sft.run(RECIPE, run_settings)
+    )
 
 
 def run_clip(settings: ContextSettings) -> int:
@@ -92,15 +94,17 @@ def run_clip(settings: ContextSettings) -> int:
         return clip.run(RECIPE, settings)
     distributed.check_processes(settings.num_processes)
     checks.machine(settings)
-    return run_ablation(settings, clip_arms(settings), lambda arm: clip.run(RECIPE, arm))
+    return run_ablation(
+        settings, clip_ablation_runs(settings), lambda run_settings: clip.run(RECIPE, run_settings)
+    )
 
 
-def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) -> int:
+def run_ablation(settings: T, runs: Mapping[str, T], train: Callable[[T], int]) -> int:
     """Train one model after the other in its own folder, and compare them.
 
     Args:
         settings: Of the ablation.
-        arms: {folder: settings of its run}.
+        runs: {folder: settings of its run}.
         train: Trains and evaluates one run.
 
     Returns:
@@ -112,11 +116,11 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
         if not is_open:
             return 0
         start_run(settings, dict)
-        for name, arm in arms.items():
-            views = ", ".join(view.show for view in crops.parse_views(arm.crop))
+        for name, run_settings in runs.items():
+            views = ", ".join(view.show for view in crops.parse_views(run_settings.crop))
             print(f"--- {name}: {views}", flush=True)
-            train(arm)
-        print(table(conclude(folder)))
+            train(run_settings)
+        print(markdown_table(write_ablation(folder)))
         print(f"page: {folder / page}")
     return 0
 
@@ -124,14 +128,14 @@ def run_ablation(settings: T, arms: Mapping[str, T], train: Callable[[T], int]) 
 # --- the runs of an ablation ----------------------------------------------------------------------
 
 
-def split(views: crops.Views) -> dict[str, list[crops.View]]:
+def split_views(views: crops.Views) -> dict[str, list[crops.View]]:
     """The views of each run of an ablation. Raises UserError in one of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "an ablation trains three models one after the other in one process: start each by "
             "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
         )
-    of_face = near(views) == "face"
+    of_face = subject_of_views(views) == "face"
     alone = [v for v in views if (v.is_face if of_face else v.show == "person")]
     return {
         "face": alone,
@@ -140,19 +144,19 @@ def split(views: crops.Views) -> dict[str, list[crops.View]]:
     }
 
 
-def near(views: crops.Views) -> Literal["face", "person"]:
+def subject_of_views(views: crops.Views) -> Literal["face", "person"]:
     """What the views show from near: the face or, where none does, the person."""
     return "face" if any(view.is_face for view in views) else "person"
 
 
-def arms(settings: Settings) -> dict[str, Settings]:
+def ablation_runs(settings: Settings) -> dict[str, Settings]:
     """The runs of an ablation by folder: the same data and seed, shown the views that cut out the
     face (or, where none does, the person), those that show what is around, or all. Raises
     UserError."""
     if len(settings.prompts) != 1:
         raise UserError(f"prompt is {settings.prompt}: an ablation has one prompt of both views")
     runs = {}
-    for name, chosen in split(crops.parse_views(settings.crop)).items():
+    for name, chosen in split_views(crops.parse_views(settings.crop)).items():
         prompt = settings.prompts[0] if name == "both" else settings.alone.get(name)
         if not chosen or not isinstance(prompt, str):
             raise UserError(
@@ -171,10 +175,10 @@ def arms(settings: Settings) -> dict[str, Settings]:
     return runs
 
 
-def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
-    """`arms` of a CLIP, whose texts are the same for all. Raises UserError."""
+def clip_ablation_runs(settings: ContextSettings) -> dict[str, ContextSettings]:
+    """`ablation_runs` of a CLIP, whose texts are the same for all. Raises UserError."""
     runs = {}
-    for name, chosen in split(crops.parse_views(settings.crop)).items():
+    for name, chosen in split_views(crops.parse_views(settings.crop)).items():
         if not chosen:
             raise UserError(
                 f"the ablation's run {name} has no view: give crop a view that shows the face or "
@@ -193,20 +197,20 @@ def clip_arms(settings: ContextSettings) -> dict[str, ContextSettings]:
     return runs
 
 
-def conclude(folder: str | Path) -> dict[str, Any]:
-    """Write ablation.json, ablation.md and ablation.html of the finished runs of `arms` in their
-    folder; returns `compare.compare` of them."""
+def write_ablation(folder: str | Path) -> dict[str, Any]:
+    """Write ablation.json, ablation.md and ablation.html of the finished runs of `ablation_runs` in
+    their folder; returns `compare.compare` of them."""
     folder = Path(folder)
     read = {arm: compare.read(folder / arm) for arm in ARMS}
-    shown = near(crops.parse_views(read["face"].settings["crop"]))
+    shown = subject_of_views(crops.parse_views(read["face"].settings["crop"]))
     names = {"face": f"{shown} only", "scene": "context only", "both": "both"}
     result = compare.compare([replace(run, name=names[arm]) for arm, run in read.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")
-    atomic_write(folder / f"{ABLATION}.md", table(result))
+    atomic_write(folder / f"{ABLATION}.md", markdown_table(result))
     return result
 
 
-def table(result: Mapping[str, Any]) -> str:
+def markdown_table(result: Mapping[str, Any]) -> str:
     """Accuracy and UAR of each arm (mAP, and Jaccard index of what was said, where a face may have
     several labels), per cent with 95 % intervals, and the differences between them on the same
     rows, as markdown."""

@@ -74,11 +74,11 @@ class Settings(Checked):
             raise UserError(
                 f"{name} has {', '.join(set_by_loop)}, which the loop sets: leave it out"
             )
-        file = config.find(str(fields.pop("config", DEFAULTS[name])))
+        file = config.find_config(str(fields.pop("config", DEFAULTS[name])))
         placeholders = {"output_dir": ""} | ({STARTS[name]: ""} if name in STARTS else {})
         try:
-            values = config.read(file) | placeholders | fields
-            settings = config.build(cls, values, where=file.name)
+            values = config.read_yaml(file) | placeholders | fields
+            settings = config.from_dict(cls, values, where=file.name)
             config.refuse_unused(settings, fields)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
@@ -128,7 +128,7 @@ def run(settings: Settings) -> int:
     Raises:
         UserError: A stage failed.
     """
-    with open_run(settings, last=None, free=FREE):
+    with open_run(settings, last=None, ignore=FREE):
         start_run(settings, dict, FREE)
         for number in range(1, settings.rounds + 1):
             run_round(settings, number)
@@ -186,7 +186,7 @@ def mixed_data(fields: Mapping[str, Any], synthetic: Path, folder: Path) -> dict
     Returns:
         Fields of the stage that name the mixture; `limits` stay those of the first round's data.
     """
-    stored = config.read(config.find(str(fields.get("config", DEFAULTS["sft"]))))
+    stored = config.read_yaml(config.find_config(str(fields.get("config", DEFAULTS["sft"]))))
     values = stored | dict(fields)
     options = dict(values.get("data_options") or {})
     if (n := values.get("n_train")) is not None:

@@ -114,7 +114,7 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
     loaded = [prompts.load(name) for name in settings.prompts]
     if settings.label_space is not None:
         space = label_spaces.space(settings.label_space)
-        loaded = [prompt.asking_for(space) for prompt in loaded]
+        loaded = [prompt.with_label_space(space) for prompt in loaded]
     task_sampling.check_balance(settings.balance, loaded)
     prompts.check_images(loaded, len(crops.parse_views(settings.crop)), settings.frames)
     return loaded

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     """`eval/clips.py`."""
     distributed.check_alone("eval/clips.py")
     usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
-    settings = config.parse(Settings, argv, default="clip_temporal_tiny", usage=usage)
+    settings = config.load_config(Settings, argv, default="clip_temporal_tiny", usage=usage)
     _check(settings)
     checks.machine(settings)
     distributed.set_cpu_threads()
@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
         parts, truths, identity = load(settings)
         run_dir.start_run(settings, lambda: identity)
         found = compare(settings, parts, truths)
-        atomic_write(folder / TABLE, table(found))
+        atomic_write(folder / TABLE, markdown_table(found))
         atomic_write(folder / RESULT, json.dumps(found, indent=2) + "\n")
-        print(table(found))
+        print(markdown_table(found))
     return 0
 
 
@@ -249,7 +249,8 @@ def _truths(rows: datasets.Dataset, benchmark: Any) -> list[dict[str, Any]]:
     hidden = [c for c in ("image", "frames", "images") if c in rows.column_names]
     samples = [FaceSample.from_row(row) for row in rows.remove_columns(hidden)]
     return [
-        {"id": s.id, "subject": s.subject, "truth": answering.truth(s, benchmark)} for s in samples
+        {"id": s.id, "subject": s.subject, "truth": answering.ground_truth(s, benchmark)}
+        for s in samples
     ]
 
 
@@ -268,7 +269,7 @@ def _rows(
     ]
 
 
-def table(found: Mapping[str, Any]) -> str:
+def markdown_table(found: Mapping[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
         f"Trained on {found['n']['train']} clips of {found['frames']} frames, chosen on "

@@ -144,7 +144,7 @@ def build_command(arguments: argparse.Namespace) -> int:
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(BuildSettings)}
     values["option"] = data.parse_options(arguments.data, arguments.option)
     values["request"] = config.fields("request", arguments.request) if arguments.request else {}
-    settings = config.build(BuildSettings, values, where="the command line")
+    settings = config.from_dict(BuildSettings, values, where="the command line")
     return print_summary(build(settings), arguments.output)
 
 

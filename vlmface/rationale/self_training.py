@@ -211,7 +211,7 @@ class RemoteSampler:
         from vlmface.infer.endpoint import NoAnswerError, chat, run_jobs
 
         settings = self.settings
-        _, form = message_builder(settings, self.prompt)
+        _, format = message_builder(settings, self.prompt)
 
         async def sample_face(client: httpx2.AsyncClient, face: Face) -> dict[str, Any]:
             uri = page.inline_jpeg(_load(load_image, face), settings.image_side)
@@ -222,7 +222,7 @@ class RemoteSampler:
                 "seed": _seed(settings.seed, face.index) % 2**31,
             }
             choices, usage = await chat(client, self.endpoint, build_messages(face, uri), request)
-            texts = [choice.text(form) for choice in choices]
+            texts = [choice.text(format) for choice in choices]
             if len(texts) < settings.samples:
                 raise NoAnswerError(
                     f"{len(texts)} answers instead of {settings.samples}: the server ignores `n`",
@@ -279,13 +279,13 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
         prompt: The model's own prompt.
 
     Returns:
-        (builder of the messages for a face, form of the answers).
+        (builder of the messages for a face, format of the answers).
     """
     from vlmface.infer.endpoint import attach_images
 
     if not settings.saw_label:
         messages = prompt.messages()
-        return lambda face, uri: attach_images(messages, [uri]) if uri else messages, prompt.form
+        return lambda face, uri: attach_images(messages, [uri]) if uri else messages, prompt.format
     teacher_prompt = teacher_prompts.load("with_label")
     space, limits = prompt.space, settings.limits
 
@@ -300,7 +300,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
             messages[-1]["content"][0] = {"type": "image"}
         return messages
 
-    return with_truth, teacher_prompt.form
+    return with_truth, teacher_prompt.format
 
 
 def prompt_facts(settings: BuildSettings, prompt: prompts.Prompt) -> dict[str, Any]:
@@ -363,13 +363,13 @@ def write_rationales(context: BuildContext, sampler: Sampler) -> list[WrittenRat
 
     settings, space = context.settings, context.space
     faces = collect_faces(context)
-    build_messages, form = message_builder(settings, sampler.prompt)
+    build_messages, format = message_builder(settings, sampler.prompt)
 
     def parse(text: str) -> Answer:
-        return answers.parse(text, space, form)
+        return answers.parse(text, space, format)
 
     def judge(text: str, truth: GroundTruth) -> Verdict:
-        return verify.check(text, truth, space, form, settings.limits)
+        return verify.check(text, truth, space, format, settings.limits)
 
     rationales = []
     with Journal(context.work / "answers.jsonl") as journal:

@@ -192,7 +192,7 @@ def _strongest(aus: Mapping[int, float]) -> str | None:
 
 def _other_group(kind: str, base: Sample, rng: np.random.Generator) -> tuple[Group, dict[str, Any]]:
     if kind == "age":
-        group_of = SPACES["age_group5"].of_age
+        group_of = SPACES["age_group5"].age_group_of
         ages = [
             age
             for age in range(8, 81)

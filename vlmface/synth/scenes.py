@@ -214,7 +214,7 @@ def make_row(seed: int, split: str, index: int, size: int) -> dict[str, Any]:
         arousal=arousal,
         aus=unit_labels(dict(sample.aus)),
         age=float(sample.age),
-        age_group=SPACES["age_group5"].of_age(sample.age),
+        age_group=SPACES["age_group5"].age_group_of(sample.age),
         gender=sample.gender,
         race=sample.race,
         context=[sample.label],

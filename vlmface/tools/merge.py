@@ -270,12 +270,14 @@ def _public(value: Any) -> Any:
 def _conversations(
     processor: Any, family: Family, prompts: Sequence[Prompt]
 ) -> list[dict[str, torch.Tensor]]:
-    """Images, each with one of the prompts and an answer in its form."""
+    """Images, each with one of the prompts and an answer in its format."""
     conversations = []
     for i, image in enumerate([*_faces(_FACES), *_noise(_NOISE)]):
         prompt = prompts[i % len(prompts)]
         labels = prompt.space.labels
-        answer = prompt.wrap("The brows are lowered. The lips are apart.", labels[i % len(labels)])
+        answer = prompt.completion(
+            "The brows are lowered. The lips are apart.", labels[i % len(labels)]
+        )
         row = encode.encode(processor, family, prompt.messages(), image, answer)
         batch = encode.Collator(processor, family)([row])
         conversations.append({name: value for name, value in batch.items() if name != "labels"})

@@ -116,11 +116,11 @@ def write_samples(run_dir: Path, trainer: Any, step: int) -> None:
         trainer: A GroupTrainer.
         step: The current step.
     """
-    judge, faces = trainer.judge, trainer.faces
+    scorer, faces = trainer.scorer, trainer.faces
     groups = []
     for group in trainer.groups[:MAX_FACES]:
-        sample = judge.samples[group.index]
-        truth = judge.prompt.truth(sample)
+        sample = scorer.samples[group.index]
+        truth = scorer.prompt.target_labels(sample)
         present = [label.au for label in sample.aus or () if label.present]
         answers = [
             {

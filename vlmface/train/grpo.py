@@ -16,7 +16,7 @@ from vlmface import encode, families, manifest, prompts
 from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.data import row_images
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
 from vlmface.run_dir import read_log
@@ -283,7 +283,7 @@ def encode_prompts(
                 max_length=start.max_length - max_new_tokens,
                 image_size=size,
             )
-        except RefusedError as error:
+        except SkippedSampleError as error:
             left_out[error.reason] += 1
             continue
         kept.append(index)
@@ -372,8 +372,8 @@ def train(
     arguments = _arguments(settings, used)
     model = _model(start, settings, mixed)
     set_seed(settings.seed)
-    judge = rewards.Judge(used, samples, start.prompt, settings.label_power)
-    trainer = _trainer(settings, arguments, model, start, rows, judge)
+    scorer = rewards.RewardScorer(used, samples, start.prompt, settings.label_power)
+    trainer = _trainer(settings, arguments, model, start, rows, scorer)
     distributed.check_sharding(trainer)
     trained: Any = trainer.model
     parameters = [(num_weights(p), p.requires_grad) for p in trained.parameters()]
@@ -426,7 +426,7 @@ def _trainer(
     model: tuple[Any, Any],
     start: Start,
     rows: datasets.Dataset,
-    judge: rewards.Judge,
+    scorer: rewards.RewardScorer,
 ) -> Any:
     """The trainer of a `_model`, with the tower's features if they are cached."""
     from datasets import Dataset
@@ -442,7 +442,7 @@ def _trainer(
     trainer = GroupTrainer(
         model=model[0],
         args=arguments,
-        reward_funcs=judge.functions(),
+        reward_funcs=scorer.functions(),
         train_dataset=Dataset.from_dict(
             {"prompt": [conversation] * len(rows), "index": list(range(len(rows)))}
         ),
@@ -451,7 +451,7 @@ def _trainer(
         callbacks=[JsonlLogger(run_dir / "log.jsonl", keys=None)],
         family=start.family,
         faces=rows,
-        judge=judge,
+        scorer=scorer,
         stops=start.family.stop_token_ids(start.processor),
         top_p=settings.top_p,
         max_drift=settings.max_drift,

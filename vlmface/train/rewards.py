@@ -113,7 +113,7 @@ def _built_in(*, needs_annotation: bool = False) -> Callable[[RewardFunction], R
 
 @_built_in()
 def format(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
-    """1 if the text is exactly the asked form with a label of the space, else 0."""
+    """1 if the text is exactly the requested format with a label of the space, else 0."""
     return float(answer.status == "strict")
 
 
@@ -125,7 +125,7 @@ def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | No
     Labels are those of the prompt's space (emotion, or any other), after the parser has read
     aliases and case: "Happy" is happiness, "unhappy" is not.
     """
-    truth = None if space.several else sample.label(space)
+    truth = None if space.multi_label else sample.label(space)
     return None if truth is None else float(answer.label == truth)
 
 
@@ -331,7 +331,7 @@ def label_weights(
     that rare labels weigh more. `power` 0 leaves all alike, 1 balances the labels, 0.5 lies
     between. The weights' mean over the faces is 1. Raises UserError for a `power` above 0
     where a face may have several labels, which weigh against each other."""
-    if space.several:
+    if space.multi_label:
         if power:
             raise UserError(
                 f"label_power is {power}, but a face may have several labels of {space.id}: set it "
@@ -347,8 +347,8 @@ def label_weights(
     return {label: raw[label] * scale for label in sorted(raw, key=space.labels.index)}
 
 
-class Judge:
-    """TRL's reward functions over our own: they read the prompt's form once for each text."""
+class RewardScorer:
+    """TRL's reward functions over our own: they read the prompt's format once for each text."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ def encode_rows(
 
     A sample without a rationale gets one from the rule writer, from its annotated AUs and label.
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
-    that a rationale is written from ("no_aus"), rationales that do not fit the prompt's form
+    that a rationale is written from ("no_aus"), rationales that do not fit the prompt's format
     ("unreadable_rationale"), and what the encoder refuses ("too_long", ...).
     The images stay compressed. Rows that `crop_cache.apply_views` made keep all that is shown of
     them; of another clip it is the middle frame. Raises UserError if nothing is left.
@@ -54,7 +54,7 @@ def encode_rows(
             text = encode.encode_text(
                 processor, family, messages, target, max_length=max_length, image_size=size
             )
-        except encode.RefusedError as error:
+        except encode.SkippedSampleError as error:
             left_out[error.reason] += 1
             continue
         kept.append(index)
@@ -83,18 +83,22 @@ def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
 
 def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
     """The text to learn, written from the sample's labels where it has no rationale of its own.
-    Raises RefusedError if it has no label or nothing to write from."""
+    Raises SkippedSampleError if it has no label or nothing to write from."""
     from vlmface.rationale import rules
 
-    if not prompt.truth(sample):
-        raise encode.RefusedError("no_label", f"{sample.id} has no label of {prompt.space.id}")
-    if prompt.reasons and sample.rationale is None:
+    if not prompt.target_labels(sample):
+        raise encode.SkippedSampleError(
+            "no_label", f"{sample.id} has no label of {prompt.space.id}"
+        )
+    if prompt.has_rationale and sample.rationale is None:
         if sample.aus is None or sample.emotion is None:
-            raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
+            raise encode.SkippedSampleError(
+                "no_aus", f"{sample.id} has no annotation to write from"
+            )
         own = rules.sample_seed(seed, sample.id)
         body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
         sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
     try:
         return prompt.target(sample)
     except UserError as error:
-        raise encode.RefusedError("unreadable_rationale", str(error)) from error
+        raise encode.SkippedSampleError("unreadable_rationale", str(error)) from error

@@ -18,7 +18,7 @@ from vlmface.data import crops, row_images, shows_faces
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
-from vlmface.prompts import Prompt, Question
+from vlmface.prompts import Prompt, PromptLike
 from vlmface.run_dir import read_log
 from vlmface.train.checks import check_supported
 from vlmface.train.settings import Lora, SFTSettings
@@ -45,7 +45,7 @@ def identity(
     loaded: datasets.Dataset,
     rows: datasets.Dataset,
     test_rows: datasets.Dataset,
-    prompts: Sequence[Question],
+    prompts: Sequence[PromptLike],
     base: str | Path,
 ) -> dict[str, Any]:
     """What must be the same when a run is resumed, besides its settings (`run_dir.start_run`).

@@ -33,7 +33,7 @@ def row_labels(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> list[list[s
     for row in rows.remove_columns(["image", "frames"]):
         sample = FaceSample.from_row(row)
         for labels, prompt in zip(labels_by_prompt, prompts, strict=True):
-            labels.append(answers.join_labels(prompt.truth(sample)) or None)
+            labels.append(answers.join_labels(prompt.target_labels(sample)) or None)
     return labels_by_prompt
 
 
@@ -43,7 +43,7 @@ def check_balance(balance: Balance, prompts: Sequence[Prompt]) -> None:
     Raises:
         UserError: `balance` is "labels" and a prompt has several labels per face.
     """
-    if balance == "labels" and (multi_label := [p.id for p in prompts if p.several]):
+    if balance == "labels" and (multi_label := [p.id for p in prompts if p.multi_label]):
         raise UserError(
             f"balance is 'labels', but {', '.join(multi_label)} asks for several labels of a "
             "face, which cannot all be made equally frequent: use tasks or none"

@@ -24,10 +24,10 @@ import numpy as np
 
 from vlmface import facs, label_spaces
 from vlmface.data.records import (
-    canonical,
     check_choice,
     folder_of_images,
     has_parent_reference,
+    match_label,
     path_inside,
     short_repr,
 )
@@ -348,7 +348,7 @@ def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
     for field, mapping in words.items():
         check_choice("words", field, WORDS)
         for word, to in mapping.items():
-            if to is not None and not any(canonical(name, to) for name in _spaces(field)):
+            if to is not None and not any(match_label(name, to) for name in _spaces(field)):
                 raise UserError(
                     f"words maps {word!r} to {to!r} for {field}: use one of "
                     f"{', '.join(_labels_of(field))}, or None"
@@ -359,7 +359,7 @@ def _label_map(labels: Mapping[Any, str | None] | None) -> dict[str, str | None]
     space = label_spaces.space("emotion8")
     meant: dict[str, str | None] = {}
     for word, label in with_plain(labels or {}).items():
-        meant[word] = None if label is None else space.canonical(label)
+        meant[word] = None if label is None else space.match(label)
         if label is not None and meant[word] is None:
             raise UserError(
                 f"labels maps {word!r} to {label!r}: use one of {', '.join(space.labels)}, or None"
@@ -370,7 +370,7 @@ def _label_map(labels: Mapping[Any, str | None] | None) -> dict[str, str | None]
 def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None:
     if (key := key_of(word, meant)) is not None:
         return meant[key]
-    label = canonical("emotion8", word)
+    label = match_label("emotion8", word)
     if label is None:
         raise UserError(
             f"{where} is {word!r}, which is not one of {', '.join(label_spaces.EMOTIONS)}: map it, "
@@ -400,7 +400,7 @@ def _person(
         return None
     if field == "gender" and lower in GENDERS:
         return GENDERS[lower]
-    if not any(canonical(name, word) for name in _spaces(field)):
+    if not any(match_label(name, word) for name in _spaces(field)):
         labels = _labels_of(field)
         option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
         raise UserError(

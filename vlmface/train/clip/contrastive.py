@@ -241,7 +241,9 @@ def probe(
             for side in samples
         ]
         predicted = (
-            logistic_regression(features[0], truths[0].to(clip.device), features[1], several=True)
+            logistic_regression(
+                features[0], truths[0].to(clip.device), features[1], multi_label=True
+            )
             > 0
         )
         true = truths[1].to(clip.device) > 0
@@ -276,7 +278,7 @@ def logistic_regression(
     y: torch.Tensor,
     test_x: torch.Tensor,
     *,
-    several: bool = False,
+    multi_label: bool = False,
     penalty: float = 1e-3,
 ) -> torch.Tensor:
     """Scores (m, labels) of `test_x` (m, width) by a logistic regression on `x` (n, width), `y` (n,
@@ -295,13 +297,15 @@ def logistic_regression(
         tolerance_change=1e-11,
     )
     measure = (
-        nn.functional.binary_cross_entropy_with_logits if several else nn.functional.cross_entropy
+        nn.functional.binary_cross_entropy_with_logits
+        if multi_label
+        else nn.functional.cross_entropy
     )
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
         loss = measure(x @ weights + bias, y)
-        loss = loss * (y.shape[1] if several else 1) + penalty / 2 * weights.square().sum()
+        loss = loss * (y.shape[1] if multi_label else 1) + penalty / 2 * weights.square().sum()
         loss.backward()
         return loss
 

@@ -33,12 +33,12 @@ def labelled(
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
         sample_labels = sample.labels(texts.space)
-        if not sample_labels or (len(sample_labels) > 1 and not texts.several):
+        if not sample_labels or (len(sample_labels) > 1 and not texts.multi_label):
             continue
         with_label.append(index)
         targets.append(
             [float(label in sample_labels) for label in labels]
-            if texts.several
+            if texts.multi_label
             else labels.index(sample_labels[0])
         )
         affects.append([np.nan if v is None else v for v in (sample.valence, sample.arousal)])

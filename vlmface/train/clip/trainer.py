@@ -56,10 +56,10 @@ class ClassifierWithLoss(nn.Module):
         super().__init__()
         self.classifier, self.settings = classifier, settings
         self.features: torch.Tensor | None = None
-        several = classifier.texts.several
+        multi_label = classifier.texts.multi_label
         labels = len(classifier.texts.space.labels)
         counts = (
-            targets.sum(0).long() if several else torch.bincount(targets, minlength=labels)
+            targets.sum(0).long() if multi_label else torch.bincount(targets, minlength=labels)
         ).tolist()
         self.counts = counts
         weights = losses.class_weights(counts, settings.class_weights)
@@ -78,14 +78,14 @@ class ClassifierWithLoss(nn.Module):
         if squares is not None:
             squares = augment.augment_squares(squares, settings.augment)
         out = classifier(squares, features)
-        several = self.targets.ndim == 2
+        multi_label = self.targets.ndim == 2
         loss = losses.label_loss(
             out["logits"].float(),
             self.targets[row],
             scale=classifier.scale.float(),
             smoothing=settings.label_smoothing,
             weights=self.weights,
-            margins=None if several else self.margins,
+            margins=None if multi_label else self.margins,
         )
         if "affect" in out:
             error = losses.affect_loss(out["affect"].float(), self.affects[row])
