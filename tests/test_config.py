@@ -200,7 +200,7 @@ def test_llava_runs_as_published() -> None:
         settings.learning_rate,
         settings.weight_decay,
         settings.epochs,
-        settings.policy,
+        settings.trainable,
     ) == (128, 8, 16, 0.05, 5e-4, 0.05, 20, {"tower": "lora", "projector": "full", "llm": "lora"})
     assert (settings.warmup_steps, settings.prompt) == (0.03, "expllm_words")
 

@@ -193,8 +193,8 @@ def test_rows_are_encoded_counted_and_left_out_by_reason(processor: Any) -> None
     found[3].rationale, found[3].rationale_source = "The brows are low (AU4). " * 60, "human"
     found[4].rationale, found[4].rationale_source = "The nose is wrinkled (AU9).", "human"
     data = Dataset.from_list([sample.to_row() for sample in found], features=features())
-    encoded, left_out = encode_rows(data, processor, llava, PROMPT, max_length=400, seed=0)
-    assert left_out == {"no_label": 1, "no_aus": 1, "too_long": 1}
+    encoded, skipped = encode_rows(data, processor, llava, PROMPT, max_length=400, seed=0)
+    assert skipped == {"no_label": 1, "no_aus": 1, "too_long": 1}
     assert encoded["row"] == [0, 4, 5, 6, 7]
     assert encoded["length"] == [len(ids) for ids in encoded["input_ids"]]
     texts = [decode(processor, labels) for labels in encoded["labels"]]

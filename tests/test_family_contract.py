@@ -610,10 +610,10 @@ def log_column(folder: Path, key: str = "loss") -> list[float]:
 
 def fit(case: Case, processor: Any, data: Any, folder: Path, **changes: Any) -> dict[str, Any]:
     """Train on all rows, and save the model and its processor."""
-    encoded_rows, left_out = encode_rows(
+    encoded_rows, skipped = encode_rows(
         data, processor, case.family, PROMPT, max_length=512, seed=0
     )
-    assert left_out == {}
+    assert skipped == {}
     fixed: dict[str, Any] = {
         "base": str(case.folder),
         "data": "",
@@ -789,14 +789,14 @@ def test_a_server_is_started_for_the_lengths_images_and_adapters_of_a_run(
 ) -> None:
     if case.family.NAME in NOT_SERVED:
         with pytest.raises(UserError):
-            case.family.vllm_flags(processor, max_length=512, policy=FROZEN)
+            case.family.vllm_flags(processor, max_length=512, trainable=FROZEN)
         return
     flags = case.family.vllm_flags(
-        processor, max_length=512, policy=FROZEN | {"llm": "lora"}, images=2
+        processor, max_length=512, trainable=FROZEN | {"llm": "lora"}, images=2
     )
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["limit-mm-per-prompt"])["image"] == 2
     assert flags["merge"] is False
     for part in ("tower", "projector"):
         policy = FROZEN | {part: "lora"}
-        assert case.family.vllm_flags(processor, max_length=512, policy=policy)["merge"] is True
+        assert case.family.vllm_flags(processor, max_length=512, trainable=policy)["merge"] is True

@@ -388,4 +388,4 @@ def test_an_image_that_yields_no_token_is_refused(
 def test_vllm_is_refused(bases: dict[int, Path]) -> None:
     processor = paligemma.load_processor(bases[2])
     with pytest.raises(UserError, match="vLLM reads PaliGemma's question causally"):
-        paligemma.vllm_flags(processor, max_length=512, policy=LLM_LORA)
+        paligemma.vllm_flags(processor, max_length=512, trainable=LLM_LORA)

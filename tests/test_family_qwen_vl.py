@@ -180,8 +180,8 @@ def test_rows_are_measured_without_decoding_and_left_out_by_shape(
     monkeypatch.setattr(
         row_images, "row_image_size", _in_turn([(40, 40), (1, 400), (40, 20), (90, 9)])
     )
-    encoded, left_out = encode_rows(data, processor, qwen_vl, PROMPT, max_length=512, seed=0)
-    assert left_out == {"image_shape": 1}
+    encoded, skipped = encode_rows(data, processor, qwen_vl, PROMPT, max_length=512, seed=0)
+    assert skipped == {"image_shape": 1}
     assert [ids.count(processor.image_token_id) for ids in encoded["input_ids"]] == [16, 10, 11]
     assert [sum(kinds) for kinds in encoded["mm_token_type_ids"]] == [16, 10, 11]
 
@@ -353,7 +353,7 @@ def test_the_shipped_settings_run_on_miniatures_of_their_data(
 
 def test_vllm_is_told_the_pixel_budget(processor: Any) -> None:
     policy = {**FROZEN, "llm": "lora"}
-    flags = qwen_vl.vllm_flags(processor, max_length=512, policy=policy)
+    flags = qwen_vl.vllm_flags(processor, max_length=512, trainable=policy)
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["mm-processor-kwargs"]) == {
         "size": {"shortest_edge": 256, "longest_edge": 1024}

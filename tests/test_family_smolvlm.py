@@ -402,7 +402,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
 def test_vllm_is_told_what_it_needs(own: Any) -> None:
     frozen = {"tower": "frozen", "projector": "frozen", "llm": "lora"}
     smolvlm.set_max_pixels(own, 3 * 1024)
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=frozen)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=frozen)
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["mm-processor-kwargs"]) == {
         "size": {"longest_edge": 32},
@@ -412,16 +412,16 @@ def test_vllm_is_told_what_it_needs(own: Any) -> None:
     }
     assert flags["extra_body"] == {"stop_token_ids": [own.tokenizer.eos_token_id]}
     assert flags["merge"] is False
-    assert smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)["merge"] is True
+    assert smolvlm.vllm_flags(own, max_length=512, trainable=ALL_LORA)["merge"] is True
     own.chat_template = own.chat_template.replace("{{- bos_token -}}", "")
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=frozen)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=frozen)
     assert flags["extra_body"]["add_special_tokens"] is True
 
 
 def test_a_server_told_so_cuts_images_as_the_run_does(own: Any, folder: Path) -> None:
     """The base's processor with the flags' settings makes the inputs of the run's processor."""
     smolvlm.set_max_pixels(own, 3 * 1024)
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=ALL_LORA)
     theirs = smolvlm.load_processor(folder)
     found = theirs(
         text="<image>",

@@ -207,8 +207,8 @@ def test_faces_without_a_signal_are_counted(memorised: Path) -> None:
         lambda row, i: {"emotion": None, "aus": None} if i < 2 else {}, with_indices=True
     )
     used = rewards.parse({"format": 1, "emotion": 1})
-    kept, samples, left_out = grpo.encode_prompts(faces, found, used, 60)
-    assert len(kept) == len(samples) == 4 and left_out == {"no_truth": 2}
+    kept, samples, skipped = grpo.encode_prompts(faces, found, used, 60)
+    assert len(kept) == len(samples) == 4 and skipped == {"no_truth": 2}
     assert kept[0]["input_ids"][-1] == found.processor.tokenizer.encode(":")[-1]
     with pytest.raises(UserError, match="none of the 6 faces can be trained on"):
         grpo.encode_prompts(faces, found, used, found.max_length)
@@ -245,7 +245,7 @@ def test_where_it_may_start(memorised: Path, base: Path) -> None:
     found = grpo.start_of(settings_for(memorised))
     assert found.run == memorised and found.prompt.id == "face_cot"
     bare = grpo.start_of(settings_for(base, prompt="face_cot"))
-    assert bare.run is None and bare.policy["llm"] == "lora"
+    assert bare.run is None and bare.trainable["llm"] == "lora"
     with pytest.raises(UserError, match="is not a vlmface run"):
         grpo.start_of(settings_for(base))
     with pytest.raises(UserError, match="was trained with face_cot, not with prompt expllm"):

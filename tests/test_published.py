@@ -64,7 +64,7 @@ def as_run(folder: Path) -> Path:
         family=family,
         processor=processor,
         prompts=[PROMPT],
-        policy=settings.policy,
+        trainable=settings.trainable,
         crop=None,
         frames=1,
         max_length=settings.max_length,

@@ -233,9 +233,9 @@ def test_the_recipe_trains_on_it(built, processor):
     rows = data.load("rationales", built)
     for name in ("face_cot", "expllm"):
         prompt = prompts.load(name)
-        encoded, left_out = encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
+        encoded, skipped = encode_rows(rows, processor, llava, prompt, max_length=2000, seed=0)
         wanted = [i for i, e in enumerate(rows["emotion"]) if prompt.space.match(e)]
-        assert len(encoded) == len(wanted) and sum(left_out.values()) == len(rows) - len(wanted)
+        assert len(encoded) == len(wanted) and sum(skipped.values()) == len(rows) - len(wanted)
         for row, line in zip(rows.select(wanted), encoded, strict=True):
             target = prompt.target(FaceSample.from_row(row))
             text = encode.encode_text(processor, llava, prompt.messages(), target)

@@ -201,8 +201,8 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
         assert row["aus"] == own[sample.id]["aus"]
         answer = PROMPT.parse(PROMPT.target(sample))
         assert answer.label == sample.emotion and set(answer.aus) == set(sample.present_aus())
-    encoded, left_out = encode_rows(rows, processor, llava, PROMPT, max_length=512, seed=0)
-    assert len(encoded) == len(rows) and not left_out
+    encoded, skipped = encode_rows(rows, processor, llava, PROMPT, max_length=512, seed=0)
+    assert len(encoded) == len(rows) and not skipped
 
 
 def test_the_card_says_who_wrote_and_how_they_agreed(built: Path) -> None:

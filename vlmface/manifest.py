@@ -25,7 +25,7 @@ from vlmface.utils.files import atomic_write
 
 FILENAME = "vlmface.json"
 PROMPTS_DIR = "prompts"  # folder of a run
-SCHEMA = 3
+SCHEMA = 4
 TINY_MODEL = "vlmface-tiny"
 CLIP = "clip"  # the `family` of a CLIP, which is none of vlmface.families
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja")

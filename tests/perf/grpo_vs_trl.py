@@ -145,7 +145,7 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         family=llava,
         processor=processor,
         prompt=prompt,
-        policy={},
+        trainable={},
         max_length=1024,
         crop=None,
         frames=1,

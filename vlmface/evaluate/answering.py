@@ -335,7 +335,7 @@ def predict_with(
         return read_lines(path)
     world = world_size()
     if world == 1:
-        unfinished = path.with_suffix(".part")
+        unfinished = path.with_suffix(".partial.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(unfinished) as journal:
             lines = answer(

@@ -337,7 +337,7 @@ def write(
     output: Path,
 ) -> Path:
     """Write faithfulness.json and faithfulness.html into `output`; returns the page."""
-    result = {"schema": 1, **about, **figures}
+    result = {"schema": 2, **about, **figures}
     atomic_write(output / "faithfulness.json", json.dumps(result, indent=2) + "\n")
     content = html.render(
         "faithfulness.html.j2",

@@ -180,8 +180,8 @@ def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = []
     if base := manifest.get("base"):
         lines.append(("base model", f"{base['id']}, weights {base['sha']}"))
-    if policy := manifest.get("trainable"):
-        lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in policy.items())))
+    if trainable := manifest.get("trainable"):
+        lines.append(("trained parts", ", ".join(f"{k}: {v}" for k, v in trainable.items())))
     if data := manifest.get("data"):
         facts = [f"{k} {v}" for k, v in data.items() if k not in ("name", "n") and v]
         lines.append(("training data", ", ".join([data["name"], f"{data['n']} faces", *facts])))

@@ -219,7 +219,7 @@ def write_run_results(
     print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
 
-JOURNAL = "answers.part"  # finished rows of an evaluation that is not
+JOURNAL = "predictions.partial.jsonl"  # finished rows of an evaluation that is not
 # Settings that change how fast the answers come, not what they are.
 _FREE = ("output_dir", "batch_size", "concurrency", "api_key_env")
 
@@ -376,7 +376,7 @@ def _same_question(
     """Check that the journal is of the same evaluation. `served` is the model of a server, which
     its URL does not identify. Raises UserError with both values of the first difference."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
-    now |= {"prompts": [prompt.sha for prompt in prompts], "made": about.created if about else None}
+    now |= {"prompts": [prompt.sha for prompt in prompts], "trained_at": about.created if about else None}
     now["served_model"] = served
     before = journal.records.get("", {}).get("settings")
     if before is None:

@@ -223,11 +223,11 @@ class QwenVL(Family):
     # --- serving ----------------------------------------------------------------------------------
 
     def vllm_flags(
-        self, processor: Any, *, max_length: int, policy: Mapping[str, str], images: int = 1
+        self, processor: Any, *, max_length: int, trainable: Mapping[str, str], images: int = 1
     ) -> dict[str, Any]:
         """The flags of all families, and the pixel budget: vLLM reads the processor of the base if
         it loads an adapter."""
-        flags = super().vllm_flags(processor, max_length=max_length, policy=policy, images=images)
+        flags = super().vllm_flags(processor, max_length=max_length, trainable=trainable, images=images)
         size = processor.image_processor.size
         budget = {name: int(size[name]) for name in ("shortest_edge", "longest_edge")}
         flags["serve"] |= {

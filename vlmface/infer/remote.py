@@ -162,7 +162,7 @@ def request_fields(run: str | Path) -> dict[str, Any]:
     family = families.get(run_manifest.family)
     processor = families.load_processor(family, run)
     flags = family.vllm_flags(
-        processor, max_length=run_manifest.max_length, policy=run_manifest.trainable
+        processor, max_length=run_manifest.max_length, trainable=run_manifest.trainable
     )
     stops = list(family.stop_token_ids(processor))
     return {**NEUTRAL_SAMPLING, **flags["extra_body"], "stop_token_ids": stops}

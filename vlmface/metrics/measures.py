@@ -292,7 +292,7 @@ def weighted_average_precision(scores: ArrayLike, present: ArrayLike, weights: A
 def mean_average_precision(
     scores: ArrayLike, present: ArrayLike, names: Sequence[str]
 ) -> dict[str, Any]:
-    """mAP, 0..1, of (N, C) scores and flags: {"map", "per_class": {name: AP}, "left_out": [name]}.
+    """mAP, 0..1, of (N, C) scores and flags: {"map", "per_class": {name: AP}, "skipped": [name]}.
 
     The mean over those of the C classes `names` that are present in a row at least; the others are
     left out, as their AP is not defined. Everingham et al., IJCV 2010.
@@ -312,7 +312,7 @@ def mean_average_precision(
     return {
         "map": float(np.mean(list(per_class.values()))),
         "per_class": per_class,
-        "left_out": [name for i, name in enumerate(names) if not known[i]],
+        "skipped": [name for i, name in enumerate(names) if not known[i]],
     }
 
 

@@ -278,7 +278,7 @@ def summarise(
         blocks["calibration"] = probabilities
     prompt = about["prompt"]
     return {
-        "schema": 1,
+        "schema": 2,
         "benchmark": about["benchmark"],
         "model": about["model"],
         **({"prompt": {"id": prompt["id"], "sha": prompt["sha"]}} if prompt else {}),

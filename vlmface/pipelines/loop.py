@@ -128,7 +128,7 @@ def run(settings: Settings) -> int:
     Raises:
         UserError: A stage failed.
     """
-    with open_run(settings, last=None, ignore=FREE):
+    with open_run(settings, last=None, free=FREE):
         start_run(settings, dict, FREE)
         for number in range(1, settings.rounds + 1):
             run_round(settings, number)

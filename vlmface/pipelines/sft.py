@@ -148,7 +148,7 @@ def describe_model(settings: SFTSettings, model: Model) -> sft.TrainedModel:
         family=model.family,
         processor=model.processor,
         prompts=model.prompts,
-        policy=settings.policy,
+        trainable=settings.trainable,
         crop=settings.crop,
         frames=settings.frames,
         max_length=settings.max_length,
@@ -272,4 +272,4 @@ def describe_rows(tasks: Sequence[Task], n: int) -> dict[str, Any]:
         prefix = f"{task.name}: " if several or task.prompt is None else ""
         skipped.update({f"{prefix}{reason}": count for reason, count in task.skipped.items()})
     by_prompt = {task.name: len(task.rows) for task in of_prompts}
-    return {"n": n, "n_by_prompt": by_prompt, "left_out": dict(skipped)}
+    return {"n": n, "n_by_prompt": by_prompt, "skipped": dict(skipped)}

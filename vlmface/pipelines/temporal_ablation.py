@@ -191,7 +191,7 @@ def _one(
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """One model: ({"validation_uar", "epoch"}, probabilities (n, labels) on the test clips)."""
     folder = _folder(settings, name)
-    kept = folder / "answers.pt"
+    kept = folder / "predictions.pt"
     if kept.exists():  # written last
         return tuple(torch.load(kept, weights_only=True))
     classifier, own = _classifier(name, settings)
@@ -205,8 +205,8 @@ def _one(
     )
     found = train_on(module, RowNumbers(len(train_part.targets)), own, held)
     line = {"validation_uar": found["selected"]["uar"], "epoch": found["selected"]["epoch"]}
-    torch.save((line, test.shares()), folder / "answers.partial")
-    (folder / "answers.partial").rename(kept)
+    torch.save((line, test.shares()), folder / "predictions.partial.pt")
+    (folder / "predictions.partial.pt").rename(kept)
     return line, test.shares()
 
 

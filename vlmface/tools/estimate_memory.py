@@ -87,7 +87,7 @@ def build(config: Any, family: Family, settings: SFTSettings, dtype: Any) -> Any
         lora = sft.lora_config(settings.lora, family, model, tokens)
         model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     else:
-        modules.freeze(family.MODULE_PATHS, model, settings.policy)
+        modules.freeze(family.MODULE_PATHS, model, settings.trainable)
     return model.train()
 
 

@@ -82,7 +82,7 @@ def render(subject: Subject, *, repo: str, license: str | None, values: Mapping[
         has_before=bool(before),
         results=results,
         data=source,
-        policy=_training_sentence(run_manifest.trainable, values["quantize"]),
+        trainable=_training_sentence(run_manifest.trainable, values["quantize"]),
         licence=terms,
         check=values["check"],
         hashes=values["hashes"],

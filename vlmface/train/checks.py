@@ -142,8 +142,8 @@ def _tracker(name: str) -> None:
 def check_policy(settings: Any, family: Family) -> None:
     """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
     if settings.uses_lora:
-        family.lora_targets(settings.policy, settings.lora_modules)
-        modules.full_modules(family.MODULE_PATHS, settings.policy)
+        family.lora_targets(settings.trainable, settings.lora_modules)
+        modules.full_modules(family.MODULE_PATHS, settings.trainable)
 
 
 def check_supported(settings: Any, gpu: bool) -> None:

@@ -105,7 +105,7 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
     def lora(self) -> Lora:
         """How new adapters, or whole parts, are trained."""
         return Lora(
-            policy=self.policy,
+            trainable=self.trainable,
             rank=self.lora_rank,
             alpha=self.lora_alpha,
             modules=self.lora_modules,
@@ -161,7 +161,7 @@ class Start:
     family: Family
     processor: Any
     prompt: prompts.Prompt
-    policy: dict[str, str]
+    trainable: dict[str, str]
     max_length: int
     crop: dict[str, Any] | list[dict[str, Any]] | None
     frames: int
@@ -192,7 +192,7 @@ def start_of(settings: Settings) -> Start:
         family=family,
         processor=families.load_processor(family, run),
         prompt=by_id[settings.prompt] if settings.prompt else trained_prompts[0],
-        policy=trained.trainable if trained.adapter else settings.policy,
+        trainable=trained.trainable if trained.adapter else settings.trainable,
         max_length=settings.max_length or trained.max_length,
         crop=trained.crop,
         frames=trained.frames,
@@ -215,7 +215,7 @@ def _start_of_base(settings: Settings) -> Start:
         family=family,
         processor=family.load_processor(base),
         prompt=prompts.load(settings.prompt),
-        policy=settings.policy,
+        trainable=settings.trainable,
         max_length=settings.max_length or 1024,
         crop=None,
         frames=1,
@@ -264,14 +264,14 @@ def encode_prompts(
     kept: list[int] = []
     samples: list[FaceSample] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(
         tqdm(plain, "encoding", unit="face", disable=not distributed.is_main())
     ):
         sample = FaceSample.from_row(row)
         if compared and all(reward(empty, sample, space) is None for reward in compared):
-            left_out["no_truth"] += 1
+            skipped["no_truth"] += 1
             continue
         size = row_images.image_sizes(images[index], needed=start.family.NEEDS_SIZE)
         try:
@@ -284,7 +284,7 @@ def encode_prompts(
                 image_size=size,
             )
         except SkippedSampleError as error:
-            left_out[error.reason] += 1
+            skipped[error.reason] += 1
             continue
         kept.append(index)
         samples.append(sample)
@@ -293,11 +293,11 @@ def encode_prompts(
             encoded[name].append(values)
     if not kept:
         raise UserError(
-            f"none of the {len(rows)} faces can be trained on ({dict(left_out)}): check the data "
+            f"none of the {len(rows)} faces can be trained on ({dict(skipped)}): check the data "
             "set's annotation against the rewards, and max_length"
         )
     columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
-    return concatenate_datasets([images.select(kept), columns], axis=1), samples, dict(left_out)
+    return concatenate_datasets([images.select(kept), columns], axis=1), samples, dict(skipped)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -309,10 +309,10 @@ def check_start(settings: Settings, start: Start) -> None:
     what is trained. Raises UserError."""
     if start.run is not None:
         _check_adapter(settings, start)
-    elif "lora" in start.policy.values():
-        start.family.lora_targets(start.policy, settings.lora_modules)
-        modules.full_modules(start.family.MODULE_PATHS, start.policy)
-    trained = {part: how for part, how in start.policy.items() if how != "frozen"}
+    elif "lora" in start.trainable.values():
+        start.family.lora_targets(start.trainable, settings.lora_modules)
+        modules.full_modules(start.family.MODULE_PATHS, start.trainable)
+    trained = {part: how for part, how in start.trainable.items() if how != "frozen"}
     if settings.vllm is not None and trained != {"llm": "lora"}:
         raise UserError(
             "vllm: a server is given the LoRA of the language model and nothing else, but this run "
@@ -323,7 +323,7 @@ def check_start(settings: Settings, start: Start) -> None:
 
 def _check_adapter(settings: Settings, start: Start) -> None:
     """Refuse settings of an adapter where that of `start.run` is trained further."""
-    of_adapter = {**start.policy, "lora_rank": None, "lora_alpha": None, "lora_modules": None}
+    of_adapter = {**start.trainable, "lora_rank": None, "lora_alpha": None, "lora_modules": None}
     for name, adapter_value in of_adapter.items():
         field = Settings.__dataclass_fields__[name]
         default = field.default if field.default is not MISSING else ["all"]
@@ -378,7 +378,7 @@ def train(
     trained: Any = trainer.model
     parameters = [(num_weights(p), p.requires_grad) for p in trained.parameters()]
     trainer.train_to_end(run_dir)
-    uses_lora = "lora" in start.policy.values()
+    uses_lora = "lora" in start.trainable.values()
     sft.save_trained(trainer, start.processor, start.family, start.base_id, uses_lora, run_dir)
     if trainer.server is not None and distributed.is_main():
         trainer.server.close()
@@ -436,7 +436,7 @@ def _trainer(
     from vlmface.train.trainer import JsonlLogger, all_tower_features
 
     run_dir = Path(settings.output_dir)
-    frozen_tower = start.policy["tower"] == "frozen" and not distributed.sharding()
+    frozen_tower = start.trainable["tower"] == "frozen" and not distributed.sharding()
     # The conversation is read from `rows`; TRL needs some prompt for each.
     conversation = [{"role": "user", "content": start.prompt.id}]
     trainer = GroupTrainer(
@@ -472,14 +472,14 @@ def _model(start: Start, settings: Settings, mixed: bool) -> tuple[Any, Any]:
     adapter, or None)."""
     import torch
 
-    lora = "lora" in start.policy.values()
+    lora = "lora" in start.trainable.values()
     model = families.load_model(
         start.family, start.base, dtype=torch.bfloat16 if mixed and lora else torch.float32
     )
     if start.run is not None:
         return attach(model, start.run, trainable=True), None
     if not lora:
-        modules.freeze(start.family.MODULE_PATHS, model, start.policy)
+        modules.freeze(start.family.MODULE_PATHS, model, start.trainable)
         return model, None
     return model, sft.lora_config(settings.lora, start.family, model, 0)
 
@@ -502,7 +502,7 @@ def _server(start: Start, settings: Settings) -> Any:
         "skip_special_tokens": False,
     }
     flags = start.family.vllm_flags(
-        start.processor, max_length=start.max_length, policy=start.policy
+        start.processor, max_length=start.max_length, trainable=start.trainable
     )
     return VLLMRolloutServer(
         settings.vllm,
@@ -530,7 +530,7 @@ def write_manifest(
         family=start.family,
         processor=start.processor,
         prompts=[start.prompt],
-        policy=start.policy,
+        trainable=start.trainable,
         crop=start.crop,
         frames=start.frames,
         max_length=start.max_length,

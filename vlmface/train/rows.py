@@ -43,7 +43,7 @@ def encode_rows(
     messages = prompt.messages()
     kept: list[int] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     images = image_columns(rows)
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
@@ -55,7 +55,7 @@ def encode_rows(
                 processor, family, messages, target, max_length=max_length, image_size=size
             )
         except encode.SkippedSampleError as error:
-            left_out[error.reason] += 1
+            skipped[error.reason] += 1
             continue
         kept.append(index)
         del text["attention_mask"]  # the collator's own: it pads
@@ -64,13 +64,13 @@ def encode_rows(
         encoded["length"].append(len(text["input_ids"]))
     if not kept:
         raise UserError(
-            f"none of the {len(rows)} rows can be trained on ({dict(left_out)}): check the data "
+            f"none of the {len(rows)} rows can be trained on ({dict(skipped)}): check the data "
             "set's labels against the prompt's label space, and max_length"
         )
-    if left_out:
+    if skipped:
         images = images.select(kept)
     columns = Dataset.from_dict({**encoded, "row": kept})
-    return concatenate_datasets([images, columns], axis=1), dict(left_out)
+    return concatenate_datasets([images, columns], axis=1), dict(skipped)
 
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:

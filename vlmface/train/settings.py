@@ -122,7 +122,7 @@ class Lora:
     """How a model is trained, part by part, and its adapters, as peft names them.
 
     Args:
-        policy: {part: frozen | lora | full}.
+        trainable: {part: frozen | lora | full}.
         rank: Rank of the adapters.
         alpha: Their scale, over the rank.
         dropout: In front of the adapters.
@@ -131,7 +131,7 @@ class Lora:
         train_embeddings: Whether the embeddings of all tokens are trained too.
     """
 
-    policy: dict[str, str]
+    trainable: dict[str, str]
     rank: int
     alpha: float
     modules: list[str]
@@ -161,18 +161,18 @@ class PolicySettings(Checked):
     lora_modules: list[str] = field(default_factory=lambda: ["all"])
 
     @property
-    def policy(self) -> dict[str, str]:
+    def trainable(self) -> dict[str, str]:
         """{part: how it is trained}."""
         return {"tower": self.tower, "projector": self.projector, "llm": self.llm}
 
     @property
     def uses_lora(self) -> bool:
         """Whether some part is trained under LoRA."""
-        return "lora" in self.policy.values()
+        return "lora" in self.trainable.values()
 
     def check_policy(self) -> None:
         """Refuse to train nothing. Raises UserError."""
-        if set(self.policy.values()) == {"frozen"}:
+        if set(self.trainable.values()) == {"frozen"}:
             raise UserError(
                 "nothing would be trained: tower, projector and llm are all frozen; set llm: lora, "
                 "say"
@@ -249,7 +249,7 @@ class SFTSettings(
     def lora(self) -> Lora:
         """How the model is trained."""
         return Lora(
-            policy=self.policy,
+            trainable=self.trainable,
             rank=self.lora_rank,
             alpha=self.lora_alpha,
             modules=self.lora_modules,

@@ -86,15 +86,15 @@ def lora_config(lora: Lora, family: Family, model: Any, tokens: int) -> Any:
     """
     from peft import LoraConfig
 
-    modules.check_lora_modules(family.MODULE_PATHS, model, lora.policy, lora.modules)
+    modules.check_lora_modules(family.MODULE_PATHS, model, lora.trainable, lora.modules)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
-        target_modules=family.lora_targets(lora.policy, lora.modules),
-        modules_to_save=modules.full_modules(family.MODULE_PATHS, lora.policy, model) or None,
+        target_modules=family.lora_targets(lora.trainable, lora.modules),
+        modules_to_save=modules.full_modules(family.MODULE_PATHS, lora.trainable, model) or None,
         # peft keeps the head tied to embeddings that are adapted this way.
         trainable_token_indices={"embed_tokens": list(range(tokens))}
         if lora.train_embeddings
@@ -249,7 +249,7 @@ def _model(
         model._weight_conversions = None
     if settings.uses_lora:
         return model, lora_config(settings.lora, family, model, len(processor.tokenizer))
-    modules.freeze(family.MODULE_PATHS, model, settings.policy)
+    modules.freeze(family.MODULE_PATHS, model, settings.trainable)
     return model, None
 
 
@@ -327,7 +327,7 @@ class TrainedModel:
         family: Of the base model.
         processor: As it was trained with.
         prompts: As it was trained with.
-        policy: {part: frozen | lora | full}.
+        trainable: {part: frozen | lora | full}.
         crop: The views, as settings contain them.
         frames: Of a video, for each view.
         max_length: Tokens of images, prompt and answer.
@@ -339,7 +339,7 @@ class TrainedModel:
     family: Family
     processor: Any
     prompts: Sequence[Prompt]
-    policy: Mapping[str, str]
+    trainable: Mapping[str, str]
     crop: Any
     frames: int
     max_length: int
@@ -369,8 +369,8 @@ def write_manifest(
         recipe=recipe,
         family=model.family.NAME,
         base={"id": model.base_id, "sha": manifest.weights_sha(model.base)},
-        adapter="lora" in model.policy.values(),
-        trainable=dict(model.policy),
+        adapter="lora" in model.trainable.values(),
+        trainable=dict(model.trainable),
         quantize=model.quantize,
         prompts=[manifest.prompt_entry(prompt) for prompt in model.prompts],
         au_set=list(au_set),

@@ -153,13 +153,13 @@ class ContrastivePairs(nn.Module):
 
 def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, Any]:
     """Train `clip` in place on captions of the rows; returns what `clip.train.train` does, with
-    "captions", how many there are, and "left_out": rows without the requested annotations
+    "captions", how many there are, and "skipped": rows without the requested annotations
     ("no_caption"), and captions that the model cannot read whole ("too_long")."""
     captions.check_contents(settings.says)
     numbers: dict[str, int] = {}
     written: list[list[int]] = []
     with_caption: list[int] = []
-    left_out = {"no_caption": 0, "too_long": 0}
+    skipped = {"no_caption": 0, "too_long": 0}
     hidden = [name for name in ("image", "frames") if name in rows.column_names]
     for index, row in enumerate(rows.remove_columns(hidden)):
         sample = FaceSample.from_row(row)
@@ -168,17 +168,17 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
             {t for seed in seeds if (t := captions.write_caption(sample, settings.says, seed))}
         )
         fits = [n <= clip.tokenizer.context_length for n in lengths(clip.tokenizer, face_captions)]
-        left_out["too_long"] += fits.count(False)
+        skipped["too_long"] += fits.count(False)
         face_captions = [text for text, fit_ in zip(face_captions, fits, strict=True) if fit_]
         if not face_captions:
-            left_out["no_caption"] += 1
+            skipped["no_caption"] += 1
             continue
         with_caption.append(index)
         written.append([numbers.setdefault(text, len(numbers)) for text in face_captions])
     if not with_caption:
         raise UserError(
             f"none of the {len(rows)} rows gives a caption of {', '.join(settings.says)}: "
-            f"{left_out}; use a data set with these annotations, or shorten what is said"
+            f"{skipped}; use a data set with these annotations, or shorten what is said"
         )
     if len(with_caption) < len(rows):
         rows = rows.select(with_caption)
@@ -192,7 +192,7 @@ def train(clip: Clip, rows: datasets.Dataset, settings: Settings) -> dict[str, A
     for adapter in model.adapter:
         adapter.merge_and_unload()
     clip.model.eval()
-    return training | {"n": len(rows), "captions": len(numbers), "left_out": left_out}
+    return training | {"n": len(rows), "captions": len(numbers), "skipped": skipped}
 
 
 # --- linear probes --------------------------------------------------------------------------------

@@ -47,10 +47,10 @@ def labelled(
             f"none of the {len(rows)} rows has a label of {texts.space.id}: check the data set's "
             f"labels against the label space of the texts {texts.id}"
         )
-    left_out = {"no_label": len(rows) - len(with_label)} if len(with_label) < len(rows) else {}
-    if left_out:
+    skipped = {"no_label": len(rows) - len(with_label)} if len(with_label) < len(rows) else {}
+    if skipped:
         rows = rows.select(with_label)
-    return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), left_out
+    return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), skipped
 
 
 class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):

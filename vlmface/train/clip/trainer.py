@@ -215,7 +215,7 @@ def train(
     Raises:
         UserError: no row has a label, or `held_out` is missing.
     """
-    rows, targets, affects, left_out = labelled(rows, classifier.texts)
+    rows, targets, affects, skipped = labelled(rows, classifier.texts)
     data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
     model = ClassifierWithLoss(classifier, targets, affects, settings)
     if settings.image == "frozen" and settings.augment == "none":
@@ -233,7 +233,7 @@ def train(
     labels = classifier.texts.space.labels
     return train_on(model, data, settings, validation) | {
         "n": len(rows),
-        "left_out": left_out,
+        "skipped": skipped,
         "labels": dict(zip(labels, model.counts, strict=True)),
     }
 
