@@ -38,7 +38,7 @@ from vlmface.synth import face_descriptions
 from vlmface.synth.faces import Sample
 from vlmface.synth.geometry import PART_CLASSES, landmark_vertices, load_geometry
 from vlmface.utils import distributed
-from vlmface.utils.config import option, run_main
+from vlmface.utils.config import ArgumentParser, option, run_main
 from vlmface.utils.ranges import Count, Seed
 
 STAGES = ("teacher", "geometry", "language", "words")
@@ -472,18 +472,18 @@ def reset_unwritten(model: Any, processor: Any) -> None:
 
 def main(argv: Sequence[str]) -> int:
     distributed.check_alone("recipes/pretrain_tiny.py")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny"))
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/tiny"))
     option(parser, "--faces", Count, default=synth.DEFAULT_N["pretrain"])
-    option(parser, "--teacher_steps", Count, default=2600)
-    option(parser, "--geometry_steps", Count, default=4000)
-    option(parser, "--language_steps", Count, default=1300)
+    option(parser, "--teacher-steps", Count, default=2600)
+    option(parser, "--geometry-steps", Count, default=4000)
+    option(parser, "--language-steps", Count, default=1300)
     option(parser, "--batch", Count, default=64, help="faces a step under the geometry losses")
-    option(parser, "--words_steps", Count, default=400)
-    option(parser, "--language_batch", Count, default=32)
+    option(parser, "--words-steps", Count, default=400)
+    option(parser, "--language-batch", Count, default=32)
     option(parser, "--seed", Seed, default=0)
     option(parser, "--width", Count, default=160)
-    option(parser, "--vision_layers", Count, default=5)
+    option(parser, "--vision-layers", Count, default=5)
     option(parser, "--layers", Count, default=4)
     arguments = parser.parse_args(argv)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)

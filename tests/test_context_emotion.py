@@ -322,7 +322,7 @@ def test_the_command_says_that_the_scene_alone_was_judged(
 def test_a_server_is_sent_every_view(run_dir: Path) -> None:
     with (
         FakeTeacher(lambda asked: Reply("Fatigue")) as server,
-        Predictor.load(server.url, run=run_dir) as predictor,
+        Predictor.load(server.url, run_dir=run_dir) as predictor,
     ):
         (report,) = predictor.predict([picture(3, (120, 80))], boxes=[BOX])
         sent = server.asked[0].body["messages"][-1]["content"]

@@ -934,7 +934,7 @@ def test_what_a_server_writes_is_shown_as_text_and_its_silence_in_words(
         return Reply(body="".join(f"data: {json.dumps(one)}\n\n" for one in events).encode())
 
     with FakeTeacher(behave) as server:
-        for demo in serve(server.url, tmp_path, "--run", str(run_dir)):
+        for demo in serve(server.url, tmp_path, "--run_dir", str(run_dir)):
             one = Visitor(chromium, demo, tmp_path)
             one.page.on("dialog", lambda _: pytest.fail("a script of the model's text ran"))
             one.panel.locator(".vf-thumbnails button").first.click()

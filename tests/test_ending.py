@@ -28,7 +28,7 @@ COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {
     "eval/sweep.py": lambda: sweep.main,
     "eval/faithfulness.py": lambda: faithfulness.main,
     "eval/robustness.py": lambda: robustness.main,
-    "eval/clips.py": lambda: temporal_ablation.main,
+    "eval/temporal_ablation.py": lambda: temporal_ablation.main,
     **{
         name: lambda name=name: load_script(name).main  # type: ignore[misc]
         for name in (

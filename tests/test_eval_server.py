@@ -42,7 +42,7 @@ def words(url: str, run_dir: Path, out: Path) -> list[str]:
         "synth",
         "--model",
         url,
-        "--run",
+        "--run_dir",
         str(run_dir),
         "--n",
         "8",
@@ -108,12 +108,14 @@ def test_a_server_that_writes_garbage(run_dir: Path, tmp_path: Path) -> None:
 def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
     with FakeTeacher() as server:
         argv = ["--benchmark", "synth", "--model", server.url, "--out", str(tmp_path)]
-        with pytest.raises(UserError, match="give --run, the folder of the run that it serves"):
+        with pytest.raises(UserError, match="give --run_dir, the folder of the run that it serves"):
             evaluation.main(argv)
         with pytest.raises(UserError, match="cannot be asked in mode 'both'"):
             evaluation.main([*argv, "--mode", "both"])
         server.models = ["base", "lora"]
-        with pytest.raises(UserError, match="serves base, lora: choose one with --served"):
+        with pytest.raises(
+            UserError, match="serves base, lora: choose one with --served_model_name"
+        ):
             evaluation.main([*argv, "--prompt", "face_cot"])
     with pytest.raises(UserError, match="is not a URL"):
         evaluation.main(
@@ -128,7 +130,7 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
                 str(tmp_path),
             ]
         )
-    argv = ["--benchmark", "synth", "--model", str(run_dir), "--run", str(run_dir), "--n", "4"]
+    argv = ["--benchmark", "synth", "--model", str(run_dir), "--run_dir", str(run_dir), "--n", "4"]
     with pytest.raises(UserError, match="is not a server's URL: leave it out"):
         evaluation.main(argv)
 

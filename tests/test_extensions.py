@@ -309,7 +309,7 @@ def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(line) for line in lines))
     words = ["--format", "jsonl", "--label_space", str(tmp_path / "space.yaml"), "--output_dir"]
     for name in ("first", "second"):
-        assert main(["score-file", str(path), *words, str(tmp_path / name)]) == 0
+        assert main(["score", str(path), *words, str(tmp_path / name)]) == 0
     scores = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
     assert scores["emotion"]["accuracy"] == 0.5
     assert scores["label_spaces"]["mine"]["labels"] == ["up", "down"]

@@ -367,7 +367,7 @@ def test_a_server_that_has_the_model_fails_in_its_own_name(run_dir: Path) -> Non
     expected = [(200, None), (502, "upstream"), (502, "upstream"), (503, "no_answer")]
     with (
         FakeTeacher(lambda asked: replies[asked.number]) as teacher,
-        Predictor.load(teacher.url, run=run_dir, attempts=1) as served,
+        Predictor.load(teacher.url, run_dir=run_dir, attempts=1) as served,
         gateway(served) as client,
     ):
         send = {"files": {"image": FACE}, "data": {"faces": "none"}}

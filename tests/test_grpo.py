@@ -303,7 +303,7 @@ def test_a_reward_that_does_not_exist(recipe: Callable[..., int], tmp_path: Path
     with pytest.raises(UserError, match=r"there is no reward 'emotoin'.*did you mean 'emotion'"):
         recipe(tmp_path, rewards="{emotoin: 1}")
     assert not tmp_path.joinpath("settings.json").exists()
-    assert vlmface(["plan", "--config", "nothing"]) == 2
+    assert vlmface(["estimate-memory", "--config", "nothing"]) == 2
 
 
 # --- alarms ---------------------------------------------------------------------------------------

@@ -75,8 +75,8 @@ def test_probabilities_are_those_of_full_forward_passes(predictor: LocalModel) -
 def test_a_written_rationale_is_reused_whatever_its_length(
     scripted: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers in the requested format, each of another length: the cache ends at another place in each
-    row, and the labels follow it there."""
+    """Answers in the requested format, each of another length: the cache ends at another place in
+    each row, and the labels follow it there."""
     rationales = [
         "The brows are lowered (AU4).",
         "The lips part (AU25), the jaw drops (AU26).",

@@ -252,7 +252,11 @@ def made(name: str, **changes: Any) -> Any:
         ("clip_finetune", {"frames": 4}, "time is none"),
         ("clip_finetune", {"learning_rates": {"time": 1.0}}, "learning_rates has time, but has no"),
         ("clip_finetune", {"schedule": "steps", "milestones": [5, 12]}, "milestones has 12"),
-        ("run", {"served": "NAME"}, "served is NAME, but x is not a server's URL"),
+        (
+            "run",
+            {"served_model_name": "NAME"},
+            "served_model_name is NAME, but x is not a server's URL",
+        ),
         ("run", {"mode": "loud"}, "mode is 'loud', but must be generate | score | both"),
         ("sweep", {"by": "luck"}, "by is 'luck'"),
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),

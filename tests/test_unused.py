@@ -23,7 +23,7 @@ from vlmface.utils.ranges import Checked, kinds
 _LOOKS = ("ranges.py", "config.py", "dataclasses.py", "checks.py", "copy.py")
 _CHECKS = (
     "check",
-    "check_policy",
+    "check_trainable",
     "unused",
     "unused_lora",
     "__post_init__",

@@ -87,7 +87,7 @@ class Prompt:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def messages(self) -> list[dict[str, Any]]:
-        """Chat messages in the block format of transformers: the images first, then the question."""
+        """Chat messages in the block form of transformers: the images first, then the question."""
         pictures = [{"type": "image"} for _ in range(self.images)]
         content = [*pictures, {"type": "text", "text": self._fill(self.user)}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]

@@ -64,7 +64,7 @@ class Answer:
         return join_labels(self.labels) or None
 
 
-# --- the formats, written --------------------------------------------------------------------------
+# --- the formats, written -------------------------------------------------------------------------
 
 SUFFIX = {
     "think_answer": "</answer>",
@@ -133,7 +133,7 @@ def constraint_regex(space: LabelSpace, format: str) -> str:
     return rf"{observed} {text}\n{overall} {text}\n{concluded} (?:{labels})"
 
 
-# --- the formats, read -----------------------------------------------------------------------------
+# --- the formats, read ----------------------------------------------------------------------------
 
 
 def _until(stop: str) -> str:

@@ -250,7 +250,7 @@ def tower_of(name: str) -> str:
 
 
 def add_lora(clip: Clip, shape: Any) -> list[Any]:
-    """Insert LoRA into the towers whose training mode in `shape` is lora, and freeze all other weights.
+    """Insert LoRA into the towers for which `shape` is lora, and freeze all other weights.
 
     Returns:
         [peft's model], or []: a list, so that a module that keeps it does not register its weights

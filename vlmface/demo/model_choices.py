@@ -100,7 +100,7 @@ class ModelCard:
     server: bool = False
 
 
-def model_card(predictor: Predictor, run: str | None, *, server: bool = False) -> ModelCard:
+def model_card(predictor: Predictor, run_dir: str | None, *, server: bool = False) -> ModelCard:
     """Describe a model.
 
     Args:
@@ -109,10 +109,10 @@ def model_card(predictor: Predictor, run: str | None, *, server: bool = False) -
         server: Whether it runs behind a server.
     """
     prompts = ", ".join(f"{prompt.id} (sha {prompt.sha})" for prompt in predictor.backend.prompts)
-    if run is None:
+    if run_dir is None:
         facts = [("prompts", prompts), ("trained", "unknown: this model has no vlmface manifest")]
         return ModelCard(predictor.name, facts, server)
-    run_manifest, _ = manifest.load(run)
+    run_manifest, _ = manifest.load(run_dir)
     data, base = run_manifest.data, run_manifest.base
     trained = ", ".join(f"{part} {mode}" for part, mode in run_manifest.trainable.items())
     facts = [

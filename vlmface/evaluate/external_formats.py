@@ -87,13 +87,13 @@ class Answers:
 
 
 def parse_au_set(words: Sequence[str]) -> list[int]:
-    """The AUs of `--au_set`: numbers or names of AUs, or the name of a benchmark, whose set it is.
+    """The AUs of `--au-set`: numbers or names of AUs, or the name of a benchmark, whose set it is.
     Raises UserError."""
     if len(words) == 1 and words[0] in benchmark_names():
         benchmark = load_benchmark(words[0])
         if not benchmark.au_set:
             raise UserError(
-                f"--au_set {words[0]}: that benchmark scores no action units: list their numbers"
+                f"--au-set {words[0]}: that benchmark scores no action units: list their numbers"
             )
         return list(benchmark.au_set)
     return sorted({facs.parse_name(part) for word in words for part in word.split(",") if part})
@@ -282,7 +282,7 @@ def _jsonl(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]
         image = image if isinstance(image, str) else None
         answer = _answer(record, "text")
         items.append(Item(record.where, record.word("id"), image, truth, *answer))
-    return _form(items, space), items
+    return _detect_format(items, space), items
 
 
 Reader = Callable[[Sequence[Record], LabelSpace], tuple[str, list[Item]]]
@@ -301,9 +301,9 @@ def _default_space(format: str, found: Iterable[Record]) -> str:
     return "emotion8" if "contempt" in words else "emotion7"
 
 
-def _form(items: Iterable[Item], space: LabelSpace) -> str:
-    """The format that most of the first answers follow, in whatever letters their labels are, as the
-    file does not say what was asked. It decides which answers are strict, and that AUs are not
+def _detect_format(items: Iterable[Item], space: LabelSpace) -> str:
+    """The format that most of the first answers follow, in whatever letters their labels are, as
+    the file does not say what was asked. It decides which answers are strict, and that AUs are not
     scored where labels were asked."""
     texts = [item.text for item in items if not item.empty][:_SAMPLE]
     follow = {

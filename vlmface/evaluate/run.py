@@ -58,8 +58,8 @@ class Settings(Checked):
         mode: read answers as generated, or by the likelihood of each label, or both
         max_new_tokens: generated answers are cut here; null: as in the run
         batch_size: rows at a time, of a model in this process
-        run: of a server: the run folder that it serves
-        served: of a server: its name for the model
+        run_dir: of a server: the run folder that it serves
+        served_model_name: of a server: its name for the model
         concurrency: of a server: requests at a time
         api_key_env: of a server: environment variable that holds its key
         request: of a server: fields of each request; null removes one
@@ -76,8 +76,8 @@ class Settings(Checked):
     batch_size: Count = answering.BATCH_SIZE
     # Where `model` is the URL of a server: the run whose prompts, crop and limits are used, the
     # model's name there, requests at a time, and the environment variable that holds the key.
-    run: str | None = None
-    served: str | None = None
+    run_dir: str | None = None
+    served_model_name: str | None = None
     concurrency: Count = 8
     api_key_env: str | None = None
     # Fields of each request to a server, which override ours; null removes one.
@@ -92,7 +92,7 @@ class Settings(Checked):
                     "give the likelihoods of all labels; use --mode generate"
                 )
             return
-        for name in ("run", "served", "api_key_env", "request"):
+        for name in ("run_dir", "served_model_name", "api_key_env", "request"):
             if getattr(self, name) not in (None, {}):
                 raise UserError(
                     f"{name} is {getattr(self, name)}, but {self.model} is not a server's URL: "
@@ -292,12 +292,12 @@ def _server(settings: Settings) -> RemoteModel:
 
     endpoint = Endpoint(
         settings.model,
-        settings.served or "",
+        settings.served_model_name or "",
         api_key_env=settings.api_key_env,
         concurrency=settings.concurrency,
         request=settings.request,
     )
-    return open_remote_model(endpoint, settings.run, settings.prompt, settings.max_new_tokens)
+    return open_remote_model(endpoint, settings.run_dir, settings.prompt, settings.max_new_tokens)
 
 
 def _evaluate(
@@ -307,7 +307,9 @@ def _evaluate(
     from vlmface.infer.remote import RemoteModel
 
     prompts: list[Any] = list(scored_prompts(benchmark, who.prompts))
-    about = manifest.load(settings.run)[0] if settings.run else getattr(who, "manifest", None)
+    about = (
+        manifest.load(settings.run_dir)[0] if settings.run_dir else getattr(who, "manifest", None)
+    )
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
     views, frames = (crops.parse_views(about.crop), about.frames) if about else ((), 1)
@@ -321,8 +323,8 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        served = who.endpoint.model if isinstance(who, RemoteModel) else None
-        _same_question(journal, settings, prompts, about, served)
+        served_model = who.endpoint.model if isinstance(who, RemoteModel) else None
+        _same_question(journal, settings, prompts, about, served_model)
         if isinstance(who, RemoteModel):
             lines, unanswered = answering.predict_remote(who, rows, benchmark, journal)
         else:
@@ -335,8 +337,8 @@ def _evaluate(
                 sink=journal,
             )
     scores = compute_metrics(lines, benchmark, prompts, model=settings.model, mode=settings.mode)
-    if served:
-        scores["served_model"] = served
+    if served_model:
+        scores["served_model"] = served_model
     if unanswered:
         scores["unanswered"] = len(unanswered)
     answering.write_lines(out / "predictions.jsonl", lines)
@@ -371,13 +373,16 @@ def _same_question(
     settings: Settings,
     prompts: Sequence[PromptLike],
     about: Manifest | None,
-    served: str | None,
+    served_model: str | None,
 ) -> None:
-    """Check that the journal is of the same evaluation. `served` is the model of a server, which
-    its URL does not identify. Raises UserError with both values of the first difference."""
+    """Check that the journal is of the same evaluation. `served_model` is the model of a server,
+    which its URL does not identify. Raises UserError with both values of the first difference."""
     now: dict[str, Any] = {k: v for k, v in vars(settings).items() if k not in _FREE}
-    now |= {"prompts": [prompt.sha for prompt in prompts], "trained_at": about.created if about else None}
-    now["served_model"] = served
+    now |= {
+        "prompts": [prompt.sha for prompt in prompts],
+        "trained_at": about.created if about else None,
+    }
+    now["served_model"] = served_model
     before = journal.records.get("", {}).get("settings")
     if before is None:
         journal.add({"id": "", "settings": now})

@@ -301,7 +301,9 @@ class Family(ABC):
 
     def lora_targets(self, trainable: Mapping[str, str], target_modules: Sequence[str]) -> str:
         """A regular expression for peft's `target_modules`; see `modules.lora_targets`."""
-        return modules.lora_targets(self.MODULE_PATHS, self.LINEAR_LAYERS, trainable, target_modules)
+        return modules.lora_targets(
+            self.MODULE_PATHS, self.LINEAR_LAYERS, trainable, target_modules
+        )
 
     # --- serving ----------------------------------------------------------------------------------
 

@@ -95,7 +95,10 @@ def lora_targets(
 
 
 def check_lora_modules(
-    module_paths: ModulePaths, model: Any, trainable: Mapping[str, str], target_modules: Sequence[str]
+    module_paths: ModulePaths,
+    model: Any,
+    trainable: Mapping[str, str],
+    target_modules: Sequence[str],
 ) -> None:
     """Raise UserError for a target module that no layer of the model's "lora" parts has: of a
     family's architectures one may have a layer that another lacks, and peft would not report it."""

@@ -227,7 +227,9 @@ class QwenVL(Family):
     ) -> dict[str, Any]:
         """The flags of all families, and the pixel budget: vLLM reads the processor of the base if
         it loads an adapter."""
-        flags = super().vllm_flags(processor, max_length=max_length, trainable=trainable, images=images)
+        flags = super().vllm_flags(
+            processor, max_length=max_length, trainable=trainable, images=images
+        )
         size = processor.image_processor.size
         budget = {name: int(size[name]) for name in ("shortest_edge", "longest_edge")}
         flags["serve"] |= {

@@ -254,7 +254,9 @@ class SmolVLM(Family):
         """The flags of all families, and how images are cut, which vLLM would read from the
         processor of the base. Images of one tile need the correction of vllm-project/vllm#48667.
         """
-        flags = super().vllm_flags(processor, max_length=max_length, trainable=trainable, images=images)
+        flags = super().vllm_flags(
+            processor, max_length=max_length, trainable=trainable, images=images
+        )
         settings = processor.image_processor
         rules = {
             "size": {name: value for name, value in dict(settings.size).items() if value},

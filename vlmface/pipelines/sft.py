@@ -133,7 +133,7 @@ def load_model(settings: SFTSettings, processor: Any = None) -> Model:
     loaded_prompts = load_prompts(settings)
     base = manifest.resolve(settings.base)
     family = families.get(families.family_of(base))
-    checks.check_policy(settings, family)
+    checks.check_trainable(settings, family)
     if processor is None:
         processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
     from vlmface.clip.model import Clip
 
-RESULT, TABLE = "needs_time.json", "needs_time.md"
+RESULT, TABLE = "temporal_ablation.json", "temporal_ablation.md"
 CLIP, MEAN = "clip", "mean"
 
 
 def main(argv: Sequence[str]) -> int:
-    """`eval/clips.py`."""
-    distributed.check_alone("eval/clips.py")
+    """`eval/temporal_ablation.py`."""
+    distributed.check_alone("eval/temporal_ablation.py")
     usage = "Settings are those of recipes/clip_finetune.py; the model must have time: transformer."
     settings = config.load_config(Settings, argv, default="clip_temporal_tiny", usage=usage)
     _check(settings)

@@ -183,8 +183,8 @@ def _sampler(settings: BuildSettings, space: label_spaces.LabelSpace) -> self_tr
     prompt = sampler.prompt
     if prompt.space.id != space.id or prompt.format not in teacher_prompts.FORMS:
         raise UserError(
-            f"prompt {prompt.id} is for {prompt.space.id} in the format {prompt.format}: rationales "
-            f"are written by prompts for {space.id} in a format of "
+            f"prompt {prompt.id} is for {prompt.space.id} in the format {prompt.format}: "
+            f"rationales are written by prompts for {space.id} in a format of "
             f"{', '.join(teacher_prompts.FORMS)}"
         )
     return sampler

@@ -30,19 +30,19 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--output",
-        "--output_dir",
+        "--output-dir",
         required=True,
         help="folder to write: data set, README.md, rationale.html",
     )
     add("--writer", choices=("rules", "teacher", "model"), default="rules")
-    add("--label_space", default="emotion8")
+    add("--label-space", default="emotion8")
     add(
         "--aus",
         metavar="MODULE:FUNCTION",
         help="estimator for faces without annotated AUs: image -> {au: 0..5}",
     )
     add(
-        "--au_threshold",
+        "--au-threshold",
         default=1.0,
         help="least intensity of an estimated AU that is present (default 1)",
     )
@@ -81,7 +81,7 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         help="do not send it; texts that conclude another emotion are rejected",
     )
     add("--prompt", help="teacher prompt, prompts/teacher/NAME.yaml, or the model's own prompt")
-    add("--api_key_env", metavar="NAME", help="environment variable that holds the API key")
+    add("--api-key-env", metavar="NAME", help="environment variable that holds the API key")
     add("--concurrency", default=8, help="requests at a time (default 8)")
     add("--timeout", default=120.0, help="seconds for one request (default 120)")
     add("--attempts", default=6, help="tries of one request (default 6)")
@@ -94,9 +94,9 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="fields of each request, such as temperature=0; null removes a field",
     )
-    add("--image_side", default=768, help="larger pictures are reduced to this")
-    add("--price_in", help="price of a million prompt tokens")
-    add("--price_out", help="price of a million completion tokens")
+    add("--image-side", default=768, help="larger pictures are reduced to this")
+    add("--price-in", help="price of a million prompt tokens")
+    add("--price-out", help="price of a million completion tokens")
 
 
 def _add_model_writer(parser: argparse.ArgumentParser) -> None:
@@ -106,24 +106,24 @@ def _add_model_writer(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--samples", default=8, help="answers to each face (default 8)")
     add("--temperature", default=1.0)
-    add("--top_p", default=1.0)
+    add("--top-p", default=1.0)
     add(
         "--labels",
         choices=("annotated", "vote"),
         default="annotated",
         help="vote: ignore the annotated labels",
     )
-    add("--min_agreement", default=0.5, help="share of the answers (default 0.5)")
+    add("--min-agreement", default=0.5, help="share of the answers (default 0.5)")
     add("--balance", help="most texts of an emotion, as a multiple of those of the rarest one")
-    add("--batch_size", default=16, help="faces at a time, without an endpoint")
+    add("--batch-size", default=16, help="faces at a time, without an endpoint")
 
 
 def _add_verifier(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("verifier")
     add = group.add_argument
-    add("--min_precision", default=1.0, help="of the AUs named (default 1)")
-    add("--min_recall", default=1.0, help="of the AUs that are present (default 1)")
-    add("--max_words", default=150)
+    add("--min-precision", default=1.0, help="of the AUs named (default 1)")
+    add("--min-recall", default=1.0, help="of the AUs that are present (default 1)")
+    add("--max-words", default=150)
     add(
         "--duplicates",
         choices=("report", "reject"),

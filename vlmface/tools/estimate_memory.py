@@ -1,4 +1,4 @@
-"""`vlmface plan`: estimate the memory of a run before it is started.
+"""`vlmface estimate-memory`: estimate the memory of a run before it is started.
 
 The model is built from its configuration without weights and one step is simulated, so that the
 tensors that PyTorch would hold are counted (the parts are those of Rajbhandari et al. 2020,
@@ -501,8 +501,10 @@ def format_table(memories: Mapping[str, Memory]) -> str:
     return "\n".join(lines)
 
 
-def plan_command(config: str, words: Sequence[str], gpu: str | None, measuring: bool) -> int:
-    """`vlmface plan`: print the estimate.
+def estimate_memory_command(
+    config: str, words: Sequence[str], gpu: str | None, measuring: bool
+) -> int:
+    """`vlmface estimate-memory`: print the estimate.
 
     Args:
         config: The recipe's settings, a file or a name.

@@ -139,7 +139,7 @@ def _tracker(name: str) -> None:
         )
 
 
-def check_policy(settings: Any, family: Family) -> None:
+def check_trainable(settings: Any, family: Family) -> None:
     """Refuse what cannot be trained before anything is rendered or evaluated. Raises UserError."""
     if settings.uses_lora:
         family.lora_targets(settings.trainable, settings.lora_modules)

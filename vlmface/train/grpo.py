@@ -116,7 +116,7 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
         checks.data_options(self)
         checks.warmup(self, self.max_steps)
         rewards.parse(self.rewards)
-        self.check_policy()
+        self.check_trainable()
         if self.top_p < 1 and self.iterations > 1:
             raise UserError(
                 f"top_p {self.top_p} with iterations {self.iterations}: later updates compare "

@@ -170,7 +170,7 @@ class PolicySettings(Checked):
         """Whether some part is trained under LoRA."""
         return "lora" in self.trainable.values()
 
-    def check_policy(self) -> None:
+    def check_trainable(self) -> None:
         """Refuse to train nothing. Raises UserError."""
         if set(self.trainable.values()) == {"frozen"}:
             raise UserError(
@@ -262,7 +262,7 @@ class SFTSettings(
         """Refuse what cannot be trained. Raises UserError."""
         checks.saved_when_logged(self)
         checks.data_options(self)
-        self.check_policy()
+        self.check_trainable()
 
     def unused(self) -> Iterator[Unused]:
         """The fields that have no effect beside the others."""

@@ -6,6 +6,7 @@ type and one name; a misspelt name or a value of another type is an error, never
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -129,17 +130,32 @@ def default_values(cls: Any) -> dict[str, Any]:
     return values
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose options are declared as `--dash-case`; `--snake_case` also works."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, after writing the names of options with dashes."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_dashes(word) for word in words], namespace)
+
+
+def _with_dashes(word: str) -> str:
+    """`--max_words=9` as `--max-words=9`; keys behind a dot (`--x.a_b`) and values are kept."""
+    match = re.match(r"--\w[\w-]*", word)
+    return match[0].replace("_", "-") + word[match.end() :] if match else word
+
+
 def option(parser: Any, flag: str, kind: Any, *, help: str = "", **keywords: Any) -> None:
     """Add an option to a parser of argparse; its help ends with type, range and default.
 
     Args:
         parser: To add to.
-        flag: Such as "--n".
+        flag: Such as "--batch-size".
         kind: The type, with its range; parsing raises UserError for another value.
         help: The meaning.
         keywords: Further ones of `add_argument`.
     """
-    name = flag.removeprefix("--")
+    name = flag.removeprefix("--").replace("-", "_")
     allowed = describe(kind)
     if (default := keywords.get("default")) is not None:
         allowed += f"; default {default}"

@@ -45,7 +45,7 @@ class Hosts:
         for name in allowed:
             if not _NAME.fullmatch(name):
                 raise UserError(
-                    f"--allowed_hosts has {name!r}: give names without scheme, port and path, such "
+                    f"--allowed-hosts has {name!r}: give names without scheme, port and path, such "
                     "as faces.example.org"
                 )
         extra_names = frozenset(name.lower().rstrip(".") for name in allowed)
@@ -63,7 +63,7 @@ class Hosts:
         if len(hosts) != 1 or not self._answers_to(hosts[0]):
             return (
                 "the Host header is not a name of this server: use the address that it listens "
-                "at, or start it with --allowed_hosts NAME"
+                "at, or start it with --allowed-hosts NAME"
             )
         if any(not self._may_send(origin, hosts[0]) for origin in origins):
             return "the Origin header is of another site, whose pages may not send requests"

@@ -71,7 +71,7 @@ def gateway_command(
         if not settings.keys and host not in LOOPBACK:
             log(
                 "no API keys configured; the gateway accepts requests from anyone (see "
-                "--client_keys_env)",
+                "--client-keys-env)",
                 level=logging.WARNING,
             )
         if predictor.detector_warning:

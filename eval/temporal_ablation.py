@@ -1,6 +1,6 @@
 """Is time needed? A model of clips beside the same classifier that is shown one frame, or the mean.
 
-python eval/clips.py --config clip_temporal_tiny --output_dir runs/clip_time
+python eval/temporal_ablation.py --config clip_temporal_tiny --output_dir runs/clip_time
 """
 
 from __future__ import annotations

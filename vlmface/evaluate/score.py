@@ -1,4 +1,4 @@
-"""`vlmface score-file`: what the answers of another system score, by the rules of our own."""
+"""`vlmface score`: what the answers of another system score, by the rules of our own."""
 
 from __future__ import annotations
 

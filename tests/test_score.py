@@ -46,7 +46,7 @@ def thought(reasoning: str, answer: str) -> str:
 def score(path: Path, format: str, *words: str) -> Path:
     """Score a file through the command line; returns the folder with the results."""
     out = path.with_name("scored")
-    argv = ["score-file", str(path), "--format", format, "--output_dir", str(out), *words]
+    argv = ["score", str(path), "--format", format, "--output_dir", str(out), *words]
     assert cli.main(argv) == 0
     return out
 
@@ -648,7 +648,7 @@ def test_an_id_that_occurs_twice(tmp_path, format):
 def test_a_file_that_is_something_else(tmp_path, format, content, message, capsys):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    argv = ["score-file", str(path), "--format", format, "--output_dir", str(tmp_path / "out")]
+    argv = ["score", str(path), "--format", format, "--output_dir", str(tmp_path / "out")]
     assert cli.main(argv) == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and str(path) in said and len(said) < 500
@@ -660,7 +660,7 @@ def test_what_the_command_refuses(tmp_path, capsys):
     path = write_lines(tmp_path / "predictions.jsonl", GOOD["jsonl"])
 
     def refused(*words: str) -> str:
-        assert cli.main(["score-file", str(path), "--format", "jsonl", *words]) == 2
+        assert cli.main(["score", str(path), "--format", "jsonl", *words]) == 2
         return capsys.readouterr().err
 
     assert "there is no label space 'emotion9'" in refused("--label_space", "emotion9")
@@ -671,12 +671,12 @@ def test_what_the_command_refuses(tmp_path, capsys):
     assert "holds a run or" in refused("--output_dir", str(tmp_path / "run"))
     assert "cannot be made" in refused("--output_dir", str(path / "out"))
     assert path.read_text().count("\n") == 1 and len(list((tmp_path / "run").iterdir())) == 1
-    assert cli.main(["score-file", str(tmp_path / "none.json"), "--format", "ferbench"]) == 2
+    assert cli.main(["score", str(tmp_path / "none.json"), "--format", "ferbench"]) == 2
     assert "none.json cannot be read: No such file" in capsys.readouterr().err
     write_lines(path, {"id": 1, "text": "x", "truth": {}})
     assert "no item has a true label or AUs" in refused()
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["score-file", str(path), "--format", "csv"])
+        cli.main(["score", str(path), "--format", "csv"])
     [listed] = re.findall(r"choose from (.*)\)", capsys.readouterr().err)
     assert [word.strip("' ") for word in listed.split(",")] == list(external_formats.FORMATS)
     with pytest.raises(UserError, match="format='csv': use one of 'ferbench'"):
@@ -753,7 +753,7 @@ def test_the_aus_to_score_can_be_named(tmp_path, capsys):
         (["AU3"], "is not a known action unit"),
         (["rafdb"], "scores no action"),
     ):
-        argv = ["score-file", path, "--format", "jsonl", "--au_set", *words]
+        argv = ["score", path, "--format", "jsonl", "--au_set", *words]
         assert cli.main(argv) == 2
         assert message in capsys.readouterr().err
     text = thought("AU12 and AU4 are active.", "happiness")
