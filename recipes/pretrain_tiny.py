@@ -109,14 +109,14 @@ class Teacher(nn.Module):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """Features of each patch with mean 0 and variance 1: (n, patches, TEACHER_WIDTH)."""
-        seen = self.body(image.contiguous(memory_format=torch.channels_last)).flatten(2)
-        return self.scale(seen).transpose(1, 2)
+        feature_map = self.body(image.contiguous(memory_format=torch.channels_last)).flatten(2)
+        return self.scale(feature_map).transpose(1, 2)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """As `Geometry`."""
-        seen = self.body(image.contiguous(memory_format=torch.channels_last))
-        self.scale(seen.detach().flatten(2))  # keeps its running mean and variance
-        return *split(self.read(seen)), self.parts(seen).flatten(2).transpose(1, 2)
+        feature_map = self.body(image.contiguous(memory_format=torch.channels_last))
+        self.scale(feature_map.detach().flatten(2))  # keeps its running mean and variance
+        return *split(self.read(feature_map)), self.parts(feature_map).flatten(2).transpose(1, 2)
 
 
 def convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -186,10 +186,10 @@ class Targets:
 
 
 def geometry_loss(
-    found: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor]
+    predictions: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted sum of the geometry losses, and each of them in its own unit."""
-    points, modes, pose, parts = found
+    points, modes, pose, parts = predictions
     losses = {
         "points": F.mse_loss(points, batch["points"] * 2),
         "modes": F.mse_loss(modes, batch["modes"]),
@@ -267,9 +267,9 @@ def language_rows(
     special = set(tokenizer.all_special_tokens)
     pieces = [t for t in sorted(tokenizer.vocab) if t not in special and not is_forbidden(t)]
     while len(rows) < len(samples) + copies:
-        said = tokenizer.convert_tokens_to_string(list(rng.choice(pieces, 14)))
+        text = tokenizer.convert_tokens_to_string(list(rng.choice(pieces, 14)))
         try:
-            rows.append(row([{"type": "text", "text": f"Say: {said}"}], said))
+            rows.append(row([{"type": "text", "text": f"Say: {text}"}], text))
         except encode.SkippedSampleError:  # blank, or the image token by chance: draw again
             continue
     return rows
@@ -278,14 +278,14 @@ def language_rows(
 def optimisers(groups: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside transformer layers, AdamW for all else, their peak rates scaled
     for each module. At 400 steps of 64 faces Muon had a third of AdamW's error at the landmarks."""
-    matrices, rest = [], []
+    matrices, other_parameters = [], []
     for module, scale in groups:
-        named = list(module.named_parameters())
-        inner = [p for name, p in named if "layers." in name and p.ndim == 2]
-        others = [p for name, p in named if not ("layers." in name and p.ndim == 2)]
+        parameters = list(module.named_parameters())
+        inner = [p for name, p in parameters if "layers." in name and p.ndim == 2]
+        others = [p for name, p in parameters if not ("layers." in name and p.ndim == 2)]
         matrices.append({"params": inner, "peak": MUON_RATE * scale})
-        rest.append({"params": others, "peak": ADAM_RATE * scale})
-    adam = torch.optim.AdamW(rest, weight_decay=0.05, betas=(0.9, 0.98))
+        other_parameters.append({"params": others, "peak": ADAM_RATE * scale})
+    adam = torch.optim.AdamW(other_parameters, weight_decay=0.05, betas=(0.9, 0.98))
     matrices = [group for group in matrices if group["params"]]
     return [adam, torch.optim.Muon(matrices, weight_decay=0.05)] if matrices else [adam]
 
@@ -365,12 +365,12 @@ class Pretraining:
         self, name: str, look: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
     ) -> None:
         """Log the geometry losses on the held-out faces, as they were rendered."""
-        found = []
+        losses = []
         with torch.no_grad():
             for index in torch.arange(self.held).split(100):
                 batch = self.targets.plain(index)
-                found.append(geometry_loss(look(batch["image"]), batch)[1])
-        means = {key: round(float(np.mean([row[key] for row in found])), 4) for key in found[0]}
+                losses.append(geometry_loss(look(batch["image"]), batch)[1])
+        means = {key: round(float(np.mean([row[key] for row in losses])), 4) for key in losses[0]}
         self.log.note({"stage": f"{name}, held-out faces", **means})
 
     def train_teacher(self) -> Teacher:
@@ -398,8 +398,8 @@ class Pretraining:
             patches = self.see(batch["image"])
             loss, values = geometry_loss(self.heads(patches), batch)
             with torch.no_grad():
-                wanted = teacher.features(batch["image"])
-            alike = F.mse_loss(self.heads.like_teacher(patches), wanted)
+                targets = teacher.features(batch["image"])
+            alike = F.mse_loss(self.heads.like_teacher(patches), targets)
             return loss + 2 * alike, {**values, "teacher": alike.item()}
 
         tower = self.model.model.vision_tower.train()
@@ -431,8 +431,8 @@ class Pretraining:
             ]
             text = collate(language_rows(self.processor, samples, copies, rng))
             labels = text.pop("labels")
-            seen = LLAVA.inputs_from_features(self.model, list(patches))
-            logits = self.model(**text, **seen, use_cache=False).logits
+            inputs = LLAVA.inputs_from_features(self.model, list(patches))
+            logits = self.model(**text, **inputs, use_cache=False).logits
             text_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             geometry, values = geometry_loss(self.heads(patches), batch)
             return text_loss + 0.3 * geometry, {"text": text_loss.item(), **values}

@@ -198,7 +198,7 @@ def test_sha_follows_the_label_space(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_unknown_id() -> None:
     with pytest.raises(UserError, match=r"no prompt 'face_cott'.*did you mean 'face_cot'"):
         prompts.load("face_cott")
-    with pytest.raises(UserError, match="known: context_both, context_both_masked"):
+    with pytest.raises(UserError, match="use one of context_both, context_both_masked"):
         prompts.load("zzz")
 
 

@@ -66,8 +66,8 @@ class Benchmark:
     @cached_property
     def spaces(self) -> list[label_spaces.LabelSpace]:
         """The label spaces that are scored."""
-        named = [self.label_space] if isinstance(self.label_space, str) else self.label_space
-        return [label_spaces.space(name) for name in named or ()]
+        names = [self.label_space] if isinstance(self.label_space, str) else self.label_space
+        return [label_spaces.space(name) for name in names or ()]
 
     @property
     def extra_metrics(self) -> list[Metric]:
@@ -201,8 +201,8 @@ def benchmark_names() -> list[str]:
 
 def _use_one_of(name: str) -> str:
     """The end of a sentence about an unknown benchmark."""
-    known = benchmark_names()
-    return f"{did_you_mean(name.lower(), known, 3)}: use one of {', '.join(known)}"
+    names = benchmark_names()
+    return f"{did_you_mean(name.lower(), names, 3)}: use one of {', '.join(names)}"
 
 
 def load_published(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -211,9 +211,9 @@ def load_published(path: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     protocol differs. Raises UserError."""
     path = path or resource("eval/published.yaml")
     results = config.read_yaml(path)
-    known = benchmark_names()
+    names = benchmark_names()
     for name, entries in results.items():
-        if name not in known:
+        if name not in names:
             raise UserError(f"{path}: there is no benchmark {name!r}{_use_one_of(str(name))}")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f"{path}: {name} should hold a list of {{model, scores, source}}")

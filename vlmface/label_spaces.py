@@ -172,12 +172,12 @@ def _aliases(aliases: Any, labels: tuple[str, ...], where: str) -> dict[str, str
     }
 
 
-def _texts(value: Any, what: str, least: int) -> tuple[str, ...]:
+def _texts(value: Any, description: str, least: int) -> tuple[str, ...]:
     fits = isinstance(value, list) and least <= len(value) <= _MOST
     if not fits or not all(isinstance(x, str) and 0 < len(x) <= _LONGEST for x in value):
         raise UserError(
-            f"{what}: expected a list of {least} or more texts; put words that YAML reads as "
-            "something else, such as no or 10, in quotes"
+            f"{description}: expected a list of {least} or more texts; put words that YAML reads "
+            "as something else, such as no or 10, in quotes"
         )
     return tuple(value)
 
@@ -213,13 +213,13 @@ def _checked(space: LabelSpace, where: str) -> LabelSpace:
     """A user's label space, or the built-in one that it repeats. Refuses one that takes the id of
     another, and emotions that no sample could have."""
     if space.id in SPACES:
-        known = SPACES[space.id]
-        if (space.sha, space.multi_label) != (known.sha, known.multi_label):
+        built_in = SPACES[space.id]
+        if (space.sha, space.multi_label) != (built_in.sha, built_in.multi_label):
             raise UserError(
                 f"{where}: {space.id!r} is the id of a built-in label space with other labels: "
                 "choose another id"
             )
-        return known
+        return built_in
     if space.field == "emotion":
         if space.multi_label:
             raise UserError(f"{where}: a face has one emotion: use field: context with multi_label")
@@ -346,8 +346,8 @@ class Coding:
     def decode(self, code: int) -> str | None:
         """The emotion that `code` stands for. Raises UserError for a code the set does not have."""
         if code not in self.codes:
-            known = ", ".join(f"{k}={v}" for k, v in self.codes.items())
-            raise UserError(f"{self.id} has no emotion code {code!r}: its codes are {known}")
+            codes_text = ", ".join(f"{k}={v}" for k, v in self.codes.items())
+            raise UserError(f"{self.id} has no emotion code {code!r}: its codes are {codes_text}")
         return self.codes[code]
 
 

@@ -121,8 +121,10 @@ class LabelTexts:
         best = max(probabilities, key=probabilities.__getitem__)
         if not self.multi_label:
             return Answer(best, (), "strict", "")
-        found = [name for name, share in probabilities.items() if share > 0.5 or name == best]
-        return Answer(found[0] if len(found) == 1 else None, (), "strict", "", labels=tuple(found))
+        labels = [name for name, share in probabilities.items() if share > 0.5 or name == best]
+        return Answer(
+            labels[0] if len(labels) == 1 else None, (), "strict", "", labels=tuple(labels)
+        )
 
 
 def signs(emotion: str) -> str:
@@ -209,8 +211,8 @@ def _check_label(texts: LabelTexts, name: str, label: str, value: Any, path: Pat
         else isinstance(value, list) and all(isinstance(text, str) for text in value)
     )
     if not is_right:
-        wanted = "a text" if name == "words" else "a list of texts"
-        raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {wanted}")
+        expected = "a text" if name == "words" else "a list of texts"
+        raise UserError(f"{path}: {name} of {label!r} is {value!r}, but must be {expected}")
 
 
 # --- how long they are ----------------------------------------------------------------------------
@@ -221,16 +223,16 @@ def lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     if hasattr(tokenizer, "encode") and hasattr(tokenizer, "sot_token_id"):
         return [len(tokenizer.encode(text)) + 2 for text in texts]
     ids = tokenizer.tokenizer(list(texts), truncation=False, padding=False)["input_ids"]
-    return [len(one) for one in ids]
+    return [len(token_ids) for token_ids in ids]
 
 
-def check_lengths(tokenizer: Any, texts: Sequence[str], what: str) -> None:
+def check_lengths(tokenizer: Any, texts: Sequence[str], description: str) -> None:
     """Raises UserError if a text does not fit: open_clip's tokenizers cut it without a word."""
     limit = tokenizer.context_length
-    found = lengths(tokenizer, texts)
-    if long := [(n, text) for n, text in zip(found, texts, strict=True) if n > limit]:
+    token_counts = lengths(tokenizer, texts)
+    if long := [(n, text) for n, text in zip(token_counts, texts, strict=True) if n > limit]:
         n, text = max(long)
         raise UserError(
-            f"{len(long)} of {len(texts)} texts of {what} have more than the {limit} tokens that "
-            f"this model reads, the longest {n}: {text!r}; shorten them"
+            f"{len(long)} of {len(texts)} texts of {description} have more than the {limit} tokens "
+            f"that this model reads, the longest {n}: {text!r}; shorten them"
         )

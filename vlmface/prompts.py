@@ -181,9 +181,9 @@ class Prompt:
         rationale, or if its rationale would make the completion unreadable."""
         labels = self.target_labels(sample)
         if not labels:
-            found = getattr(sample, self.space.field)
+            value = getattr(sample, self.space.field)
             raise UserError(
-                f"sample {sample.id!r} has {self.space.field} {found!r}, which is not in label "
+                f"sample {sample.id!r} has {self.space.field} {value!r}, which is not in label "
                 f"space {self.space.id!r} ({', '.join(self.space.labels)}): leave the sample out "
                 "or use a prompt with another label space"
             )
@@ -203,16 +203,17 @@ class Prompt:
         return text
 
 
-def check_images(asked: Sequence[Prompt], views: int, frames: int) -> None:
+def check_images(prompts: Sequence[Prompt], views: int, frames: int) -> None:
     """Raises UserError unless all prompts are about as many pictures as a model is shown: `frames`
     of each of `views` (0: the picture as it is)."""
-    shown = max(1, views) * frames
-    for prompt in asked:
-        if prompt.images != shown:
+    num_images = max(1, views) * frames
+    for prompt in prompts:
+        if prompt.images != num_images:
             raise UserError(
-                f"prompt {prompt.id} is about {prompt.images} picture(s), but {shown} would be "
+                f"prompt {prompt.id} is about {prompt.images} picture(s), but {num_images} would "
+                "be "
                 f"shown: crop has {views or 'no'} view(s), and frames is {frames}. Use a prompt "
-                f"with images: {shown}, or other views"
+                f"with images: {num_images}, or other views"
             )
 
 
@@ -232,14 +233,14 @@ PROMPTS: Registry[Any] = Registry(
 )
 
 
-def find(name: str | Path, known: Registry[Any]) -> Any:
+def find(name: str | Path, registry: Registry[Any]) -> Any:
     """Where a prompt, or the texts of a CLIP's labels, are defined.
 
     Args:
         name: A built-in name, the path of a YAML file, or an entry point of the group
             `vlmface.prompts` in an installed package, which refers to the path of a YAML file
             (`my_prompt = "my_package:PROMPT"`) or to a `Prompt`.
-        known: What has a name.
+        registry: What has a name.
 
     Returns:
         The path of a YAML file, or what the entry point refers to.
@@ -247,7 +248,7 @@ def find(name: str | Path, known: Registry[Any]) -> Any:
     Raises:
         UserError: Nothing has that name.
     """
-    source = name if is_yaml(name) else known.get(str(name))
+    source = name if is_yaml(name) else registry.get(str(name))
     return Path(source).expanduser() if isinstance(source, str | Path) else source
 
 

@@ -127,12 +127,12 @@ def load_object(reference: str, kind: str = "object") -> Any:
     return getattr(module, name)
 
 
-def load_module(source: str, what: str) -> ModuleType:
+def load_module(source: str, description: str) -> ModuleType:
     """The module of `path/to/file.py` or `package.module`.
 
     Args:
         source: The file or module.
-        what: What messages say that it is for.
+        description: What messages say that it is for.
 
     Raises:
         UserError: It is missing or cannot be imported.
@@ -142,9 +142,9 @@ def load_module(source: str, what: str) -> ModuleType:
             load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
         )
     except UserError as error:
-        raise UserError(f"{what}: {error}") from error
+        raise UserError(f"{description}: {error}") from error
     except Exception as error:
-        raise UserError(f"{what}: {source} cannot be imported: {error!r}") from error
+        raise UserError(f"{description}: {source} cannot be imported: {error!r}") from error
 
 
 def load_file(path: Path) -> ModuleType:

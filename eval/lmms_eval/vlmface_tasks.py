@@ -158,13 +158,13 @@ def figures(benchmark: benchmarks.Benchmark, prompt: Prompt) -> dict[str, Figure
     if answering.au_set(benchmark, prompt):
         blocks.append(("au", PREFIXES["au"], ("au",)))
     blocks.append(("rationale", PREFIXES["rationale"], ("rationale",)))
-    named = {
-        f"{prefix}{metric.key}": Figure((*place, metric.key), metric)
-        for kind, prefix, place in blocks
+    blocks_by_name = {
+        f"{prefix}{metric.key}": Figure((*path, metric.key), metric)
+        for kind, prefix, path in blocks
         for metric in of_kind(benchmark.all_metrics, kind)
         if metric.takes in ("sums", "row")
     }
-    return named | {"valid": Figure(("valid",), None)}
+    return blocks_by_name | {"valid": Figure(("valid",), None)}
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:

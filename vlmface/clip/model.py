@@ -61,10 +61,11 @@ def _source(base: str) -> tuple[str, str | None]:
             raise UserError(f"{folder} has {CONFIG}, but no weights: restore {WEIGHTS}")
         return f"local-dir:{folder}", None
     name, _, tag = base.partition("/")
-    known = open_clip.list_models()
-    if name not in known:
+    model_names = open_clip.list_models()
+    if name not in model_names:
         raise UserError(
-            f"open_clip has no model {name!r}{did_you_mean(name, known, 4)}: use a name such as "
+            f"open_clip has no model {name!r}{did_you_mean(name, model_names, 4)}: use a name such "
+            "as "
             f"{TINY} or ViT-B-32/openai (all: open_clip.list_models()), or a folder with {CONFIG}"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)

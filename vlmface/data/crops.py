@@ -172,11 +172,11 @@ def render_view(
     """
     if view.is_shape:
         return _render_shape(image, box, view, mesh)
-    known = valid_box(box, image.size)
+    usable_box = valid_box(box, image.size)
     whole = _square((0, 0, *image.size), 0)
-    if known is None or view.show == "scene":
+    if usable_box is None or view.show == "scene":
         return _resized(image, whole, view.size)
-    around = _square(known, view.margin, view.margin_px)
+    around = _square(usable_box, view.margin, view.margin_px)
     if view.show not in ("boxed", "context"):
         return _resized(image, around, view.size)
     left, top, right, _ = whole

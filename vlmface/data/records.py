@@ -237,8 +237,8 @@ def question_answer_pairs(record: Record) -> list[tuple[str, str]]:
     {"role", "content"} of LLaMA-Factory and chat templates; their speakers are those of ROLES.
     Turns before the first question, such as a system's, are passed over.
     """
-    known = [name for name in ("conversations", "messages") if name in record.fields]
-    name = known[0] if known else "conversations"
+    conversation_fields = [name for name in ("conversations", "messages") if name in record.fields]
+    name = conversation_fields[0] if conversation_fields else "conversations"
     turns = record.fields.get(name)
     allowed = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]'
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
@@ -268,10 +268,10 @@ def image_paths(record: Record) -> list[str]:
     """The image paths of a conversation: its `image` or `images`, or those in the parts of its
     messages, {"type": "image", "image": "..."}. Raises UserError if it has both fields and they
     differ."""
-    listed = {name: record.images(name) for name in ("image", "images")}
-    if all(listed.values()) and listed["image"] != listed["images"]:
-        record.refuse("images", f"the same as 'image', {short_repr(listed['image'])}")
-    return listed["image"] or listed["images"] or _pictures_in_parts(record.fields.get("messages"))
+    paths = {name: record.images(name) for name in ("image", "images")}
+    if all(paths.values()) and paths["image"] != paths["images"]:
+        record.refuse("images", f"the same as 'image', {short_repr(paths['image'])}")
+    return paths["image"] or paths["images"] or _pictures_in_parts(record.fields.get("messages"))
 
 
 def _pictures_in_parts(messages: Any) -> list[str]:

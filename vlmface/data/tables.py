@@ -99,8 +99,8 @@ def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     header = [name.strip() for name in rows[-1]] if rows else []
-    named = [name for name in header if name]
-    if len(set(named)) != len(named) or not named:
+    names = [name for name in header if name]
+    if len(set(names)) != len(names) or not names:
         raise UserError(
             f"{path} needs a header of different column names, found {short_repr(header)}"
         )

@@ -62,14 +62,14 @@ class _Picture:
 
 
 def picture(
-    image: Image.Image, faces: Sequence[Face], chosen: int | None, side: int = MAX_SIDE
+    image: Image.Image, faces: Sequence[Face], selected: int | None, side: int = MAX_SIDE
 ) -> str:
     """The picture with numbered boxes.
 
     Args:
         image: The picture.
         faces: Their boxes are drawn.
-        chosen: The index of the face whose regions are marked when an action unit is pointed at.
+        selected: The index of the face whose regions are marked when an action unit is pointed at.
         side: Larger pictures are reduced to it, in pixels.
     """
     face_entries = [
@@ -89,7 +89,7 @@ def picture(
     alt = {0: "The picture, no face found", 1: "The picture with the face that was found"}.get(
         len(faces), f"The picture with {len(faces)} faces, numbered from left to right"
     )
-    return str(_template().picture(entry, face_entries, chosen, alt))
+    return str(_template().picture(entry, face_entries, selected, alt))
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -352,13 +352,13 @@ def timeline(
     )
     rows: list[dict[str, Any]] = []
     for label in labels:
-        chosen = [label in prediction.answer.labels for prediction in predictions]
+        has_label = [label in prediction.answer.labels for prediction in predictions]
         probabilities = [
             p.probabilities[label] if p.probabilities else float(is_chosen)
-            for p, is_chosen in zip(predictions, chosen, strict=True)
+            for p, is_chosen in zip(predictions, has_label, strict=True)
         ]
-        cells = list(zip(probabilities, chosen, strict=True))
-        rows.append({"label": label, "cells": cells, "frames": sum(chosen)})
+        cells = list(zip(probabilities, has_label, strict=True))
+        rows.append({"label": label, "cells": cells, "frames": sum(has_label)})
     ticks = [
         data_uri(image.crop(face.box) if face else image, max_side=TICK_SIDE)
         for image, face in zip(frames, faces, strict=True)

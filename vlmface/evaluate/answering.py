@@ -129,9 +129,9 @@ def predict_remote(
     check_ids(rows["id"])
     prompts = scored_prompts(benchmark, server.prompts)
     left = [i for i, id in enumerate(rows["id"]) if id not in journal.records]
-    done = len(rows) - len(left)
+    finished = len(rows) - len(left)
     title = f"answering {benchmark.id}"
-    with tqdm(total=len(rows), initial=done, desc=title, unit="face") as bar:
+    with tqdm(total=len(rows), initial=finished, desc=title, unit="face") as bar:
 
         async def work(client: httpx2.AsyncClient, job: _Job) -> dict[str, Any]:
             image = await asyncio.to_thread(open_images, job.row)
@@ -366,14 +366,14 @@ def scored_prompts(benchmark: Benchmark, prompts: Sequence[PromptT]) -> list[Pro
             for space in benchmark.spaces
         ]
     if not any(scored):
-        named = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
+        names = ", ".join(f"{prompt.id} for {prompt.space.id}" for prompt in prompts)
         if not benchmark.spaces:
             raise UserError(
-                f"the prompts ask {named} and for nothing else, but benchmark {benchmark.id} "
+                f"the prompts ask {names} and for nothing else, but benchmark {benchmark.id} "
                 "scores action units: use a prompt whose answers name them, such as face_cot"
             )
         raise UserError(
-            f"the prompts ask {named}, but benchmark {benchmark.id} scores "
+            f"the prompts ask {names}, but benchmark {benchmark.id} scores "
             f"{', '.join(space.id for space in benchmark.spaces)}: use a prompt or a benchmark "
             "with the other's label space"
         )
@@ -395,9 +395,9 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             emotion = sample.label(space) or emotion
         else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
-    known = {name: getattr(sample, name) for name in AFFECT}
-    if any(value is not None for value in known.values()):
-        further["affect"] = known
+    affect = {name: getattr(sample, name) for name in AFFECT}
+    if any(value is not None for value in affect.values()):
+        further["affect"] = affect
     return {
         "emotion": emotion,
         "aus": None if sample.aus is None else {str(au): value for au, value in present.items()},

@@ -76,14 +76,14 @@ class Answers:
         another one is a false alarm. None if labels were asked."""
         if not answers.has_rationale(self.format):
             return []
-        found: set[int] = set()
+        aus: set[int] = set()
         for item, prediction in zip(self.items, predictions, strict=True):
             if item.truth["aus"] is None:
                 continue
-            found.update(map(int, item.truth["aus"]))
+            aus.update(map(int, item.truth["aus"]))
             coded = item.truth["annotated_aus"]
-            found.update(prediction["aus"] if coded is None else coded)
-        return sorted(found)
+            aus.update(prediction["aus"] if coded is None else coded)
+        return sorted(aus)
 
 
 def parse_au_set(words: Sequence[str]) -> list[int]:
@@ -108,20 +108,20 @@ def read(
     is not as the format says, for ids that occur twice, and for labels outside the space.
     """
     check_choice("format", format, tuple(FORMATS))
-    found = records(
+    file_records = records(
         path,
         lines=True if format == "jsonl" else None,
         within="inference_results" if format == "facial-r1" else None,
     )
-    if not found:
+    if not file_records:
         raise UserError(f"{path} holds no answers: give the file that the model's run wrote")
-    space = label_spaces.space(label_space or _default_space(format, found))
+    space = label_spaces.space(label_space or _default_space(format, file_records))
     if space.multi_label:
         raise UserError(
             f"files of other systems are read for one label a face, but {space.id} has several: "
             "use eval/run.py with the model"
         )
-    answer_format, items = FORMATS[format](found, space)
+    answer_format, items = FORMATS[format](file_records, space)
     if au_set and format == "facial-r1":  # which guesses them from what is listed
         for item in items:
             item.truth["annotated_aus"] = None
@@ -138,21 +138,23 @@ def read(
     return Answers(space, answer_format, items)
 
 
-def predictions(found: Answers) -> list[dict[str, Any]]:
+def predictions(file_answers: Answers) -> list[dict[str, Any]]:
     """The lines of predictions.jsonl, in order."""
-    return [_prediction(item, found) for item in found.items]
+    return [_prediction(item, file_answers) for item in file_answers.items]
 
 
-def _prediction(item: Item, found: Answers) -> dict[str, Any]:
+def _prediction(item: Item, file_answers: Answers) -> dict[str, Any]:
     answer = answers.Answer(None, (), "none", "")
     if not item.empty:
-        answer = answers.parse(item.text, asked(found.space, item.words), found.format)
+        answer = answers.parse(
+            item.text, asked(file_answers.space, item.words), file_answers.format
+        )
     return {
         "id": item.id,
         "image": item.image,
         "truth": item.truth,
         "text": item.text,
-        "label": found.space.match(answer.label) if answer.label else None,
+        "label": file_answers.space.match(answer.label) if answer.label else None,
         "status": answer.status,
         "aus": list(answer.aus),
         "probabilities": None,
@@ -174,9 +176,9 @@ def asked(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
 # --- formats --------------------------------------------------------------------------------------
 
 
-def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+def _ferbench(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
     items = []
-    for record in found:
+    for record in file_records:
         candidates = tuple(record.texts("candidate_labels"))
         if lacking := [word for word in candidates if match_label(space, word) is None]:
             record.refuse("candidate_labels", f"labels of {space.id}, which {lacking[0]!r} is not")
@@ -197,15 +199,15 @@ def _ferbench(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Ite
     return "think_answer", items
 
 
-def _facial_r1(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+def _facial_r1(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
     """AUs that no item of a data set lists were not coded there; in a set that lists AUs, an item
     that does not list one of them does not show it, as in Facial-R1's own scores."""
     items, coded = [], dict[str, set[int]]()
-    listed = [_facial_r1_truth(record, space) for record in found]
-    sources = [record.optional("dataset") or "" for record in found]
-    for source, (units, _) in zip(sources, listed, strict=True):
+    truths = [_facial_r1_truth(record, space) for record in file_records]
+    sources = [record.optional("dataset") or "" for record in file_records]
+    for source, (units, _) in zip(sources, truths, strict=True):
         coded.setdefault(source, set()).update(units)
-    for record, source, (units, label) in zip(found, sources, listed, strict=True):
+    for record, source, (units, label) in zip(file_records, sources, truths, strict=True):
         truth = _truth(space, label)
         if coded[source]:
             truth["aus"] = {str(unit): None for unit in sorted(units)}
@@ -220,8 +222,8 @@ def _facial_r1(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[It
 
 def _facial_r1_truth(record: Record, space: LabelSpace) -> tuple[set[int], str | None]:
     """The true AUs and the true label, None if there is not just one of the space."""
-    given = {"gt_AUs", "gt_labels"} & set(record.fields)
-    units, labels = ("gt_AUs", "gt_labels") if given else ("AUs", "labels")
+    truth_keys = {"gt_AUs", "gt_labels"} & set(record.fields)
+    units, labels = ("gt_AUs", "gt_labels") if truth_keys else ("AUs", "labels")
     if not {units, labels} & set(record.fields):
         record.refuse("gt_labels", "true labels, or 'gt_AUs' beside it")
     words = [
@@ -234,11 +236,13 @@ def _facial_r1_truth(record: Record, space: LabelSpace) -> tuple[set[int], str |
     )
 
 
-def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
-    named = {space.match(word): word for word in EXPLLM_WORDS}
-    words = tuple(named[label] for label in space.labels) if set(space.labels) <= set(named) else ()
+def _expllm(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+    word_of = {space.match(word): word for word in EXPLLM_WORDS}
+    words = (
+        tuple(word_of[label] for label in space.labels) if set(space.labels) <= set(word_of) else ()
+    )
     items, first_of_format = [], dict[str, str]()
-    for record in found:
+    for record in file_records:
         if "task" in record.fields or "pred" in record.fields:
             task = record.optional("task") or "emo_estim"
             if task not in ("emo_estim", "emo_analysis"):
@@ -271,9 +275,9 @@ def _expllm(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]
     return next(iter(first_of_format)), items
 
 
-def _jsonl(found: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
+def _jsonl(file_records: Sequence[Record], space: LabelSpace) -> tuple[str, list[Item]]:
     items = []
-    for record in found:
+    for record in file_records:
         if isinstance(record.fields.get("truth"), str):
             truth = _truth(space, _word(record, "truth", space))
         else:
@@ -294,10 +298,10 @@ FORMATS: dict[str, Reader] = {
 }
 
 
-def _default_space(format: str, found: Iterable[Record]) -> str:
+def _default_space(format: str, file_records: Iterable[Record]) -> str:
     if format != "ferbench":
         return "emotion8"
-    words = {word.lower() for record in found for word in record.texts("candidate_labels")}
+    words = {word.lower() for record in file_records for word in record.texts("candidate_labels")}
     return "emotion8" if "contempt" in words else "emotion7"
 
 
@@ -370,10 +374,10 @@ def _annotation(record: Record, space: LabelSpace) -> dict[str, Any]:
     if not isinstance(fields, dict):
         record.refuse("truth", 'a label, or {"emotion": "fear", "aus": [1, 4]}')
     inner = Record(f"{record.where}, truth", fields)
-    given = fields.get("attributes") or {}
-    if not isinstance(given, dict):
+    attributes = fields.get("attributes") or {}
+    if not isinstance(attributes, dict):
         inner.refuse("attributes", '{"gender": "female", ...}')
-    about = Record(inner.where, given)
+    about = Record(inner.where, attributes)
     truth = _truth(space, None)
     truth["attributes"] |= {name: about.optional(name) for name in ATTRIBUTES}
     holder, name = (inner, "emotion") if space.field == "emotion" else (about, space.field)
@@ -386,8 +390,8 @@ def _annotation(record: Record, space: LabelSpace) -> dict[str, Any]:
     annotated = None
     if inner.has("annotated_aus"):
         annotated = sorted(set(_units(inner, "annotated_aus")))
-        if beside := [int(au) for au in present if int(au) not in annotated]:
-            inner.refuse("annotated_aus", f"all AUs of 'aus', {facs.name(beside[0])} too")
+        if unannotated := [int(au) for au in present if int(au) not in annotated]:
+            inner.refuse("annotated_aus", f"all AUs of 'aus', {facs.name(unannotated[0])} too")
     return truth | {"aus": present, "annotated_aus": annotated}
 
 

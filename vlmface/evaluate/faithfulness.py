@@ -141,10 +141,10 @@ def sensitivity(results: Sequence[PairPredictions]) -> dict[str, Any]:
         with_it, without = item.after, item.before
         if item.pair.detail["change"] == "removed":
             with_it, without = without, with_it
-        named = au in with_it.answer.aus, au in without.answer.aus
-        present.append(named[0])
-        absent.append(named[1])
-        per_au.setdefault(au, []).append(named)
+        is_named = au in with_it.answer.aus, au in without.answer.aus
+        present.append(is_named[0])
+        absent.append(is_named[1])
+        per_au.setdefault(au, []).append(is_named)
         difference = set(item.before.answer.aus) ^ set(item.after.answer.aus)
         others.append(len(difference - {au}))
         subjects.append(item.person)
@@ -162,11 +162,11 @@ def sensitivity(results: Sequence[PairPredictions]) -> dict[str, Any]:
         "others": mean(others, subjects),
         "per_au": {
             facs.name(au): {
-                "n": len(named),
-                "where_present": float(np.mean([a for a, _ in named])),
-                "where_absent": float(np.mean([b for _, b in named])),
+                "n": len(is_named),
+                "where_present": float(np.mean([a for a, _ in is_named])),
+                "where_absent": float(np.mean([b for _, b in is_named])),
             }
-            for au, named in sorted(per_au.items())
+            for au, is_named in sorted(per_au.items())
         },
         "label": {
             "should": _flips(should),
@@ -250,16 +250,17 @@ def reliance(
     prompt asks for no rationale."""
     if not predictor.prompt.has_rationale:
         return {}
-    known = [item for item in results if item.before.answer.label is not None]
-    labels = [item.before.answer.label for item in known]
+    labelled = [item for item in results if item.before.answer.label is not None]
+    labels = [item.before.answer.label for item in labelled]
     if len(set(labels)) < 2:
         return {}
-    subjects = [item.person for item in known]
+    subjects = [item.person for item in labelled]
     donors = [
-        next(j for j in _after(i, len(known)) if labels[j] != labels[i]) for i in range(len(known))
+        next(j for j in _after(i, len(labelled)) if labels[j] != labels[i])
+        for i in range(len(labelled))
     ]
-    images = [item.pair.base.image for item in known]
-    texts = [item.before.answer.rationale for item in known]
+    images = [item.pair.base.image for item in labelled]
+    texts = [item.before.answer.rationale for item in labelled]
     likeliest = {
         name: [
             max(scores.log_likelihood, key=scores.log_likelihood.__getitem__)
@@ -268,14 +269,14 @@ def reliance(
         for name, rationales in (
             ("own", texts),
             ("foreign", [texts[j] for j in donors]),
-            ("none", [""] * len(known)),
+            ("none", [""] * len(labelled)),
         )
     }
     consistent = [
-        facs.supports(item.before.answer.aus, str(item.before.answer.label)) for item in known
+        facs.supports(item.before.answer.aus, str(item.before.answer.label)) for item in labelled
     ]
     return {
-        "n": len(known),
+        "n": len(labelled),
         "consistent": mean(consistent, subjects),
         **{
             name: {"keeps": mean([a == b for a, b in zip(likely, labels, strict=True)], subjects)}
@@ -358,7 +359,7 @@ def _examples(kind: str, results: Sequence[PairPredictions]) -> list[dict[str, A
     def wrong(item: PairPredictions) -> bool:
         return item.flipped != bool(kind == "au" and item.pair.detail["label_changed"])
 
-    chosen = [item for item in results if wrong(item)][:EXAMPLES]
+    examples = [item for item in results if wrong(item)][:EXAMPLES]
     return [
         {
             "change": _change(item.pair),
@@ -376,7 +377,7 @@ def _examples(kind: str, results: Sequence[PairPredictions]) -> list[dict[str, A
                 )
             ],
         }
-        for item in chosen
+        for item in examples
     ]
 
 
@@ -391,22 +392,22 @@ def _change(pair: counterfactual_pairs.Pair) -> str:
 
 def summary(figures: Mapping[str, Any]) -> str:
     """What was found, a few lines for people."""
-    named, label = figures["sensitivity"].get("named"), figures["sensitivity"]["label"]
+    au_shares, label = figures["sensitivity"].get("named"), figures["sensitivity"]["label"]
     lines = []
-    if named:
+    if au_shares:
         lines.append(
-            f"an action unit is named of {_pct(named['where_present'])} of the faces that show it "
-            f"and of {_pct(named['where_absent'])} of the same faces without it"
+            f"an action unit is named of {_pct(au_shares['where_present'])} of the faces that show "
+            f"it and of {_pct(au_shares['where_absent'])} of the same faces without it"
         )
     if label["should"]["flips"] and label["should_not"]["flips"]:
         lines.append(
             f"one action unit changes the label of {_pct(label['should']['flips'])} where it "
             f"should and of {_pct(label['should_not']['flips'])} where it should not"
         )
-    kept = ", ".join(
+    unchanged = ", ".join(
         f"{kind} {_pct(entry['flips'])}" for kind, entry in figures["invariance"].items()
     )
-    lines.append(f"labels that change with nothing but the {kept}")
+    lines.append(f"labels that change with nothing but the {unchanged}")
     for kind, entry in figures["shifts"].items():
         lines += [f"{kind}: {_shift(shift)}" for shift in entry["found"]]
         if not entry["found"]:

@@ -120,8 +120,8 @@ def _faces_of(run_dir: Path, runs: Mapping[str, Any], images: Mapping[str, Any])
 
 def _published(published: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, Any]:
     """The table of published results, and the metrics of its columns."""
-    named = tables.by_published_name(metrics)
-    shown = [named[key] for key in tables.columns(published, metrics)]
+    metric_of = tables.by_published_name(metrics)
+    columns = [metric_of[key] for key in tables.columns(published, metrics)]
     return {
         "published": [
             {
@@ -132,12 +132,12 @@ def _published(published: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]
                         "value": row["scores"].get(metric.published),
                         "ci": row["ci95"].get(metric.published),
                     }
-                    for metric in shown
+                    for metric in columns
                 ],
             }
             for row in published
         ],
-        "published_metrics": shown,
+        "published_metrics": columns,
     }
 
 
@@ -289,14 +289,14 @@ def _labels(runs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each of several labels a face, the commonest first: its support and, of each run, F1,
     precision, recall and AP as far as they are known."""
     tables = [(run.get("labels") or {}).get("per_label", {}) for run in runs.values()]
-    known = {label: entry["support"] for label, entry in tables[-1].items() if entry["support"]}
+    supports = {label: entry["support"] for label, entry in tables[-1].items() if entry["support"]}
     return [
         {
             "label": label,
-            "support": known[label],
+            "support": supports[label],
             "runs": [table.get(label, {}) for table in tables],
         }
-        for label in sorted(known, key=lambda label: -known[label])
+        for label in sorted(supports, key=lambda label: -supports[label])
     ]
 
 
@@ -396,7 +396,7 @@ def _faces(
     groups = []
     for right in (True, False):
         kind = [row for row in rows if _is_right(row, space_of(row), au_set) is right]
-        shown = _in_turn(
+        rows_shown = _in_turn(
             [row for row in kind if row["id"] in images],
             lambda row: _words(row, space_of(row))[0],
         )
@@ -411,7 +411,7 @@ def _faces(
                 "text": row["text"],
                 "before": before.get((row["id"], row.get("prompt")), {}).get("text"),
             }
-            for row in shown[:FACES]
+            for row in rows_shown[:FACES]
         ]
         groups.append({"right": right, "cards": cards, "of": len(kind)})
     return groups
@@ -456,14 +456,14 @@ def _chips(row: Row, au_set: Sequence[int]) -> list[dict[str, str]]:
     if (labels := scoring.true_aus(row, au_set)) is None:
         return []
     present, annotated = labels
-    named = set(row["aus"] or ()) & annotated
+    predicted = set(row["aus"] or ()) & annotated
     return [
         {
             "au": facs.name(au),
             "name": facs.AUS[au].name,
-            "kind": ("found" if au in named else "missed") if au in present else "extra",
+            "kind": ("found" if au in predicted else "missed") if au in present else "extra",
         }
-        for au in facs.top_down(present | named)
+        for au in facs.top_down(present | predicted)
     ]
 
 

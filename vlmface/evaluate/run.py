@@ -181,8 +181,8 @@ def one_line_summary(scores: Mapping[str, Any], extra: Sequence[Metric] = ()) ->
                 template = "{block} {title} {value}{interval}"
             if template and (value := block.get(metric)) is not None:
                 interval = in_brackets(block.ci95(metric))
-                named = {"block": block.title, "title": metric.title, "interval": interval}
-                parts.append(template.format(value=f"{value:.3f}", **named))
+                fields = {"block": block.title, "title": metric.title, "interval": interval}
+                parts.append(template.format(value=f"{value:.3f}", **fields))
     if scores["mode"] != "scored":
         parts.append(f"valid answers {metrics.valid_share(scores):.1%}")
     return ", ".join(parts) + f" on {scores['n']} faces"
@@ -194,7 +194,7 @@ def write_run_results(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     benchmark: Benchmark,
-    asked: Sequence[PromptLike],
+    run_prompts: Sequence[PromptLike],
     faces: datasets.Dataset,
     trained: Mapping[str, Any],
     baseline: Mapping[str, Any] | None,
@@ -203,9 +203,9 @@ def write_run_results(
     """Write metrics.json and then report.html, which says that a run is complete, and print what
     was learnt. `before` and `after` are the predictions of the two `models` on the `faces`."""
     scores = {
-        "before": compute_metrics(before, benchmark, asked, model=models[0], mode=mode),
-        "after": compute_metrics(after, benchmark, asked, model=models[1], mode=mode),
-        "paired": compare(before, after, benchmark, asked),
+        "before": compute_metrics(before, benchmark, run_prompts, model=models[0], mode=mode),
+        "after": compute_metrics(after, benchmark, run_prompts, model=models[1], mode=mode),
+        "paired": compare(before, after, benchmark, run_prompts),
         "train": dict(trained),
     }
     text = json.dumps(scores, indent=2, ensure_ascii=False)
@@ -243,7 +243,7 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
     if settings.output_dir is None:
         raise UserError("several benchmarks need a folder for their results: give --output_dir")
     results: dict[str, dict[str, Any] | str] = {}
-    who = None
+    predictor = None
     for name in benchmarks.benchmark_names():
         benchmark = load_benchmark(name)
         root = Path(settings.data_root or "") / name
@@ -256,10 +256,10 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
             data_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
-        who = who or _asked(current)
+        predictor = predictor or _asked(current)
         try:
             with lock.hold(output_folder(current.model, current.output_dir, benchmark.id)):
-                results[name] = _evaluate(current, benchmark, who)
+                results[name] = _evaluate(current, benchmark, predictor)
         except UserError as error:  # the other benchmarks are worth having
             results[name] = str(error)
     for name, result in results.items():
@@ -301,19 +301,21 @@ def _server(settings: Settings) -> RemoteModel:
 
 
 def _evaluate(
-    settings: Settings, benchmark: Benchmark, who: LocalModel | ClipModel | RemoteModel
+    settings: Settings, benchmark: Benchmark, predictor: LocalModel | ClipModel | RemoteModel
 ) -> dict[str, Any]:
     from vlmface.infer.clip import ClipModel
     from vlmface.infer.remote import RemoteModel
 
-    prompts: list[Any] = list(scored_prompts(benchmark, who.prompts))
+    prompts: list[Any] = list(scored_prompts(benchmark, predictor.prompts))
     about = (
-        manifest.load(settings.run_dir)[0] if settings.run_dir else getattr(who, "manifest", None)
+        manifest.load(settings.run_dir)[0]
+        if settings.run_dir
+        else getattr(predictor, "manifest", None)
     )
     out = output_folder(settings.model, settings.output_dir, benchmark.id)
     baseline = load_baseline(benchmark)
     views, frames = (crops.parse_views(about.crop), about.frames) if about else ((), 1)
-    if not isinstance(who, ClipModel):
+    if not isinstance(predictor, ClipModel):
         check_images(prompts, len(views), frames)
     rows = load_rows(benchmark, settings.data_root, settings.n, views, frames)
     if not len(rows):
@@ -323,13 +325,13 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
-        served_model = who.endpoint.model if isinstance(who, RemoteModel) else None
+        served_model = predictor.endpoint.model if isinstance(predictor, RemoteModel) else None
         _same_question(journal, settings, prompts, about, served_model)
-        if isinstance(who, RemoteModel):
-            lines, unanswered = answering.predict_remote(who, rows, benchmark, journal)
+        if isinstance(predictor, RemoteModel):
+            lines, unanswered = answering.predict_remote(predictor, rows, benchmark, journal)
         else:
             lines = answering.answer(
-                who,
+                predictor,
                 rows,
                 benchmark,
                 batch_size=settings.batch_size,
@@ -348,9 +350,11 @@ def _evaluate(
     atomic_write(out / "metrics.json", json.dumps(scores, indent=2) + "\n")
     published = tables.beside_published(benchmark, scores, Path(settings.model).name)
     if published:
-        named = benchmark.all_metrics
-        atomic_write(out / "published.md", tables.markdown(published, named))
-        atomic_write(out / "published.tex", tables.latex(published, benchmark.id, named))
+        benchmark_metrics = benchmark.all_metrics
+        atomic_write(out / "published.md", tables.markdown(published, benchmark_metrics))
+        atomic_write(
+            out / "published.tex", tables.latex(published, benchmark.id, benchmark_metrics)
+        )
     images = dict(zip(rows["id"], rows["image"], strict=True))
     extra = benchmark.extra_metrics
     report.write_report(out, images=images, baseline=baseline, published=published, extra=extra)

@@ -106,11 +106,11 @@ class Arm:
 def rungs(arms: int, faces: int, finalists: int) -> list[tuple[int, int]]:
     """[(arms, faces that each has answered)], halving the arms and doubling the faces, from the
     first rung to the last, which has all faces."""
-    kept = [arms]
-    while kept[-1] > finalists:
-        kept.append(max(finalists, math.ceil(kept[-1] / 2)))
-    last = len(kept) - 1
-    return [(count, max(1, faces >> (last - i))) for i, count in enumerate(kept)]
+    survivors = [arms]
+    while survivors[-1] > finalists:
+        survivors.append(max(finalists, math.ceil(survivors[-1] / 2)))
+    last = len(survivors) - 1
+    return [(count, max(1, faces >> (last - i))) for i, count in enumerate(survivors)]
 
 
 class Asking:
@@ -179,32 +179,32 @@ def sweep(settings: Settings, benchmark: Benchmark, asking: Asking) -> dict[str,
     table: dict[str, dict[str, Any]] = {
         arm.name: {"model": arm.model, "prompt": arm.prompt.id, "rungs": []} for arm in arms
     }
-    going = arms
-    for kept, faces in steps:
-        if kept < len(going):
-            going = _best_first(going, table, by)[:kept]
+    survivors = arms
+    for n_arms, faces in steps:
+        if n_arms < len(survivors):
+            survivors = _best_first(survivors, table, by)[:n_arms]
         # Arms of one model follow each other, so that each is loaded once.
-        for arm in sorted(going, key=lambda arm: arm.model):
+        for arm in sorted(survivors, key=lambda arm: arm.model):
             lines = asking(arm, validation.select(range(faces)), chosen_on, "validation")
             compute_metrics = value(score_of(lines, arm, chosen_on, settings), by)
             table[arm.name]["rungs"].append({"n": faces, **compute_metrics})
             text = f"{by.name} {compute_metrics['value']:.3f}"
             print(f"{faces} validation faces: {arm.name} {text}", flush=True)
-    going = _best_first(going, table, by)
-    pairs = _test(going, table, benchmark, asking, by)
-    winner, verdict = judge([arm.name for arm in going], pairs, by)
+    survivors = _best_first(survivors, table, by)
+    pairs = _test(survivors, table, benchmark, asking, by)
+    winner, verdict = judge([arm.name for arm in survivors], pairs, by)
     few = validation.select(range(min(settings.n_orders, len(validation))))
     return {
         "benchmark": benchmark.id,
         "by": by.name,
         "mode": settings.mode,
-        "rungs": [{"arms": kept, "faces": faces} for kept, faces in steps],
+        "rungs": [{"arms": n_arms, "faces": faces} for n_arms, faces in steps],
         "arms": table,
-        "finalists": [arm.name for arm in going],
+        "finalists": [arm.name for arm in survivors],
         "pairs": pairs,
         "orders": [
             shuffling(arm, few, chosen_on, asking, settings)
-            for arm in going
+            for arm in survivors
             if settings.orders and benchmark.spaces
         ],
         "winner": winner,
@@ -314,12 +314,12 @@ def score_of(
 
 def value(scores: Mapping[str, Any], by: Metric) -> dict[str, Any]:
     """{"value", "ci95"} of the metric that decides. Raises UserError if the answers have none."""
-    place = lookup(scores, by)
-    if place is None:
+    metric_value = lookup(scores, by)
+    if metric_value is None:
         raise UserError(
             f"by is {by.name!r}, which these answers have no value of: choose another metric"
         )
-    block, number = place
+    block, number = metric_value
     return {"value": number, "ci95": block.ci95(by)}
 
 
@@ -341,10 +341,10 @@ def compare(
         before, after = tested[right.name], tested[left.name]  # the difference is after - before
         aus = au_set(benchmark, left.prompt)
         changes = metrics.compare(before, after, left.prompt.space, aus, benchmark.extra_metrics)
-        place = lookup(changes, by)
-        if place is None:
+        metric_value = lookup(changes, by)
+        if metric_value is None:
             raise UserError(f"{left.name} and {right.name} do not both have {by.name}")
-        pairs.append({"first": left.name, "second": right.name, **place[1]})
+        pairs.append({"first": left.name, "second": right.name, **metric_value[1]})
     with_p = [pair for pair in pairs if "p" in pair]
     if with_p:
         for pair, p in zip(with_p, measures.holm([pair["p"] for pair in with_p]), strict=True):

@@ -72,11 +72,11 @@ def lora_targets(
     """
     lora_parts = [part for part in NAMES if trainable[part] == "lora"]
     all_layers = list(target_modules) == ["all"]
-    known = {name for part in lora_parts for name in linear_layers[part]}
-    if not all_layers and (unknown := [name for name in target_modules if name not in known]):
+    layer_names = {name for part in lora_parts for name in linear_layers[part]}
+    if not all_layers and (unknown := [name for name in target_modules if name not in layer_names]):
         raise UserError(
             f"lora_modules: {', '.join(unknown)} is not a linear layer of "
-            f"{', '.join(lora_parts)}; there are {', '.join(sorted(known))}, or all"
+            f"{', '.join(lora_parts)}; there are {', '.join(sorted(layer_names))}, or all"
         )
     branches = []
     for part in lora_parts:

@@ -224,8 +224,8 @@ def metric(
 
     def define(function: Callable[..., Any]) -> Metric:
         kinds = (applies_to,) if isinstance(applies_to, str) else tuple(applies_to)
-        named = {"name": function.__name__} | fields
-        return Metric(title=title, function=function, applies_to=kinds, **named)
+        values = {"name": function.__name__} | fields
+        return Metric(title=title, function=function, applies_to=kinds, **values)
 
     return define
 
@@ -309,13 +309,13 @@ class ScoredBlock:
 def scored_blocks(scores: Mapping[str, Any]) -> Iterator[ScoredBlock]:
     """The blocks that have intervals: emotion, each attribute, several labels a face, action units,
     valence and arousal, rationales."""
-    named: list[tuple[Kind, str, Any]] = [("emotion", "emotion", scores.get("emotion"))]
-    named += [("attributes", *item) for item in (scores.get("attributes") or {}).items()]
-    named.append(("labels", "labels that apply", scores.get("labels")))
-    named.append(("au", "action units", scores.get("au")))
-    named += [("affect", *item) for item in (scores.get("affect") or {}).items()]
-    named.append(("rationale", "rationale", scores.get("rationale")))
-    return (ScoredBlock(kind, title, block) for kind, title, block in named if block)
+    blocks: list[tuple[Kind, str, Any]] = [("emotion", "emotion", scores.get("emotion"))]
+    blocks += [("attributes", *item) for item in (scores.get("attributes") or {}).items()]
+    blocks.append(("labels", "labels that apply", scores.get("labels")))
+    blocks.append(("au", "action units", scores.get("au")))
+    blocks += [("affect", *item) for item in (scores.get("affect") or {}).items()]
+    blocks.append(("rationale", "rationale", scores.get("rationale")))
+    return (ScoredBlock(kind, title, block) for kind, title, block in blocks if block)
 
 
 def lookup(scores: Mapping[str, Any], definition: Metric) -> tuple[ScoredBlock, Any] | None:

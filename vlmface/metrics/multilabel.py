@@ -46,8 +46,8 @@ def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
     """What each row adds to the sums, (rows, K + 1, 3): hit, false alarm, miss of each label, and
     in the last line its Jaccard index, whether it is an exact match, and 1; all 0 where it is not
     annotated. Raises UserError for a true label outside the space."""
-    place = {label: i for i, label in enumerate(space.labels)}
-    tallies = np.zeros((len(rows), len(place) + 1, 3))
+    index_of = {label: i for i, label in enumerate(space.labels)}
+    tallies = np.zeros((len(rows), len(index_of) + 1, 3))
     for tally, row in zip(tallies, rows, strict=True):
         labels = true_labels(row)
         if labels is None:
@@ -56,7 +56,7 @@ def counts(rows: Sequence[Row], space: LabelSpace) -> Array:
         answer = predicted_labels(row)
         for label in {*labels, *answer}:
             kind = 0 if label in labels and label in answer else 1 if label in answer else 2
-            tally[place[label], kind] = 1
+            tally[index_of[label], kind] = 1
         tally[-1] = measures.jaccard(answer, labels), set(answer) == set(labels), 1
     return tallies
 

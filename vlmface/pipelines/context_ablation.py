@@ -156,18 +156,18 @@ def ablation_runs(settings: Settings) -> dict[str, Settings]:
     if len(settings.prompts) != 1:
         raise UserError(f"prompt is {settings.prompt}: an ablation has one prompt of both views")
     runs = {}
-    for name, chosen in split_views(crops.parse_views(settings.crop)).items():
+    for name, views in split_views(crops.parse_views(settings.crop)).items():
         prompt = settings.prompts[0] if name == "both" else settings.alone.get(name)
-        if not chosen or not isinstance(prompt, str):
+        if not views or not isinstance(prompt, str):
             raise UserError(
-                f"the ablation's run {name} has {len(chosen)} view(s) and prompt {prompt!r}: give "
+                f"the ablation's run {name} has {len(views)} view(s) and prompt {prompt!r}: give "
                 "crop a view that shows the face and one that does not cut it out, and alone: "
                 "{face: PROMPT, scene: PROMPT}"
             )
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.views_as_dict(chosen),
+            crop=crops.views_as_dict(views),
             prompt=prompt,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -178,19 +178,19 @@ def ablation_runs(settings: Settings) -> dict[str, Settings]:
 def clip_ablation_runs(settings: ContextSettings) -> dict[str, ContextSettings]:
     """`ablation_runs` of a CLIP, whose texts are the same for all. Raises UserError."""
     runs = {}
-    for name, chosen in split_views(crops.parse_views(settings.crop)).items():
-        if not chosen:
+    for name, views in split_views(crops.parse_views(settings.crop)).items():
+        if not views:
             raise UserError(
                 f"the ablation's run {name} has no view: give crop a view that shows the face or "
                 "the person and one that shows what is around"
             )
         rates = dict(settings.learning_rates)
-        if len(chosen) == 1:  # nothing to fuse
+        if len(views) == 1:  # nothing to fuse
             rates.pop("fusion", None)
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.views_as_dict(chosen),
+            crop=crops.views_as_dict(views),
             learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -201,10 +201,10 @@ def write_ablation(folder: str | Path) -> dict[str, Any]:
     """Write ablation.json, ablation.md and ablation.html of the finished runs of `ablation_runs` in
     their folder; returns `compare.compare` of them."""
     folder = Path(folder)
-    read = {arm: compare.read(folder / arm) for arm in ARMS}
-    shown = subject_of_views(crops.parse_views(read["face"].settings["crop"]))
-    names = {"face": f"{shown} only", "scene": "context only", "both": "both"}
-    result = compare.compare([replace(run, name=names[arm]) for arm, run in read.items()])
+    runs = {arm: compare.read(folder / arm) for arm in ARMS}
+    subject = subject_of_views(crops.parse_views(runs["face"].settings["crop"]))
+    names = {"face": f"{subject} only", "scene": "context only", "both": "both"}
+    result = compare.compare([replace(run, name=names[arm]) for arm, run in runs.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")
     atomic_write(folder / f"{ABLATION}.md", markdown_table(result))
     return result

@@ -228,12 +228,12 @@ def encode_tasks(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )
     if settings.balance == "none":
-        chosen = [np.arange(len(samples)) for _ in model.prompts]
+        row_indices = [np.arange(len(samples)) for _ in model.prompts]
     else:
         labels = task_sampling.row_labels(samples, model.prompts)
-        chosen = task_sampling.select_rows(labels, settings.balance, seed)
+        row_indices = task_sampling.select_rows(labels, settings.balance, seed)
     tasks = []
-    for prompt, index in zip(model.prompts, chosen, strict=True):
+    for prompt, index in zip(model.prompts, row_indices, strict=True):
         rows, skipped = encode_rows(
             samples.select(index), processor, family, prompt, max_length=max_length, seed=seed
         )

@@ -323,7 +323,7 @@ def collect_faces(context: BuildContext) -> list[Face]:
     reason."""
     from tqdm import tqdm
 
-    faces, seen = [], set()
+    faces, digests = [], set()
     annotated = context.settings.labels == "annotated"
     plain_rows = context.rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain_rows, "reading", unit="face")):
@@ -333,17 +333,17 @@ def collect_faces(context: BuildContext) -> list[Face]:
             context.skipped["no readable image"] += 1
             continue
         pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-        if pixels in seen:
+        if pixels in digests:
             context.skipped["the picture of an earlier face"] += 1
             continue
-        seen.add(pixels)
-        known = ground_truth.label_of(sample, context.space)
-        label = known if annotated else None
-        if annotated and sample.emotion and known is None:
+        digests.add(pixels)
+        known_label = ground_truth.label_of(sample, context.space)
+        label = known_label if annotated else None
+        if annotated and sample.emotion and known_label is None:
             context.skipped["no label of the label space"] += 1
             continue
         truth = ground_truth.annotated_truth(sample, label) if label else None
-        faces.append(Face(index, sample.id, label, truth, known, sample.face_box))
+        faces.append(Face(index, sample.id, label, truth, known_label, sample.face_box))
     return faces
 
 

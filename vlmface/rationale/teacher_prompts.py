@@ -113,9 +113,9 @@ def load(id_or_path: str | Path) -> TeacherPrompt:
         folder = resource("prompts/teacher")
         path = folder / f"{id_or_path}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise UserError(
-                f"unknown teacher prompt {str(id_or_path)!r}: use one of {known}, or the path "
+                f"unknown teacher prompt {str(id_or_path)!r}: use one of {names}, or the path "
                 "of a .yaml file"
             )
     prompt = config.from_dict(TeacherPrompt, config.read_yaml(path), where=str(path))

@@ -94,8 +94,8 @@ class BuildSettings(Checked):
 
     def check(self) -> None:
         """Raise UserError for options that are not valid."""
-        taken = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
-        option_checks.check_options(self.data, self.option, taken=taken, where="option")
+        reserved = {"n": "--n", "root": "--root", "split": "--split", "name": "--data"}
+        option_checks.check_options(self.data, self.option, reserved=reserved, where="option")
         if self.style not in rules.STYLES:
             raise UserError(f"unknown style {self.style!r}: use one of {', '.join(rules.STYLES)}")
 

@@ -108,10 +108,10 @@ def check(
     limits = limits or Limits()
     answer = answers.parse(text, space, format)
     body = answer.rationale
-    named, present = set(answer.aus), set(truth.aus)
-    annotated = named & truth.coded
+    predicted, present = set(answer.aus), set(truth.aus)
+    annotated = predicted & truth.coded
     precision = len(annotated & present) / len(annotated) if annotated else 1.0
-    recall = len(named & present) / len(present) if present else 1.0
+    recall = len(predicted & present) / len(present) if present else 1.0
     faults = [
         *_label_faults(answer, truth, space, format),
         *_au_faults(answer, truth, precision < limits.min_precision, recall < limits.min_recall),
@@ -152,16 +152,16 @@ def _label_faults(
 def _au_faults(
     answer: answers.Answer, truth: GroundTruth, low_precision: bool, low_recall: bool
 ) -> Iterator[Fault]:
-    named, denied, present = set(answer.aus), set(answer.negated_aus), set(truth.aus)
-    if (missing := present - named - denied) and low_recall:
+    predicted, denied, present = set(answer.aus), set(answer.negated_aus), set(truth.aus)
+    if (missing := present - predicted - denied) and low_recall:
         yield Fault("missing_au", f"It leaves out {_name_aus(missing)}.")
     if wrong := denied & present:
         message = f"It says that {_name_aus(wrong)} would be absent, but the face shows it."
         yield Fault("denied_au", message)
-    if (extra := (named & truth.coded) - present) and low_precision:
+    if (extra := (predicted & truth.coded) - present) and low_precision:
         message = f"It names {_name_aus(extra)}, which the face does not show."
         yield Fault("hallucinated_au", message)
-    if unknown := (named | denied) - truth.coded:
+    if unknown := (predicted | denied) - truth.coded:
         message = f"It speaks of {_name_aus(unknown)}, which was not looked for."
         yield Fault("unchecked_au", message)
 

@@ -152,10 +152,10 @@ def _other_unit(
 
     lost = detail["supported_before"] and not detail["supported_after"]
     emotion = (_strongest(aus) if lost else None) or old.emotion
-    drawn = draw_sides(rng, {au: CLEAR} if au in aus else {}, emotion)
+    sides = draw_sides(rng, {au: CLEAR} if au in aus else {}, emotion)
     left, right = (
         {unit: (side | new)[unit] for unit in aus}
-        for side, new in zip((old.left, old.right), drawn, strict=True)
+        for side, new in zip((old.left, old.right), sides, strict=True)
     )
     expression = Expression(emotion, aus, left, right)
     return replace(

@@ -272,10 +272,10 @@ def _assumed(
             return {**batch, "pixel_values": torch.zeros(len(rows) * images, *shape)}
 
     image = image * images
-    what = "an image" if images == 1 else f"{images} images"
+    images_text = "an image" if images == 1 else f"{images} images"
     if len(image) + answer > length:
         raise UserError(
-            f"max_length {length} does not hold {what} of {len(image)} tokens: raise it"
+            f"max_length {length} does not hold {images_text} of {len(image)} tokens: raise it"
         )
     ids = image + [0] * (length - len(image))
     row = {"input_ids": ids, **image_fields}

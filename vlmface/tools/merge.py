@@ -314,14 +314,14 @@ def _check_equal(
     logits: Sequence[torch.Tensor],
     expected: Sequence[torch.Tensor],
     level: rounding.Difference,
-    what: str,
+    description: str,
 ) -> rounding.Difference:
     """The difference of two lists of logits. Raises UserError if rounding does not explain it."""
     apart = rounding.difference(logits, expected)
     if not apart.within(level):
         raise UserError(
-            f"{what} do not give the same log-probabilities: {apart} apart, where another order of "
-            f"summation changes {level} and {rounding.ALLOWED:g} times that is allowed "
+            f"{description} do not give the same log-probabilities: {apart} apart, where another "
+            f"order of summation changes {level} and {rounding.ALLOWED:g} times that is allowed "
             f"({rounding.ALLOWED_LARGEST:g} times the largest). Nothing was written; report it "
             "with the run's adapter_config.json"
         )

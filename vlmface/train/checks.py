@@ -33,9 +33,9 @@ def data_options(settings: Any, n: str = "n_train") -> None:
     that says how many rows. Raises UserError."""
     from vlmface.data import option_checks
 
-    taken = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
+    reserved = {"n": n, "root": "data_root", "split": "data_split", "name": "data"}
     option_checks.check_options(
-        settings.data, settings.data_options, taken=taken, where="data_options"
+        settings.data, settings.data_options, reserved=reserved, where="data_options"
     )
 
 
@@ -100,14 +100,14 @@ def shared_people(
     """
     from vlmface.data import people
 
-    found = {}
-    for name, (others, place) in parts.items():
-        same = root is not None and _place(root) == _place(place)
+    counts = {}
+    for name, (others, where) in parts.items():
+        same = root is not None and _place(root) == _place(where)
         if both := people.shared_people(rows, others, same_files=same):
-            found[name] = both
+            counts[name] = both
             if os.environ.get("RANK", "0") == "0":
                 print(f"warning: {people.overlap_warning(both, name)}", flush=True)
-    return {"shared_people": found} if found else {}
+    return {"shared_people": counts} if counts else {}
 
 
 def _place(root: str | None) -> Path | None:
@@ -127,10 +127,10 @@ def _tracker(name: str) -> None:
         return
     from transformers.integrations import integration_utils as trackers
 
-    known = sorted(trackers.INTEGRATION_TO_CALLBACK)
-    if name not in known:
+    tracker_names = sorted(trackers.INTEGRATION_TO_CALLBACK)
+    if name not in tracker_names:
         raise UserError(
-            f"report_to is {name!r}, but must be none, or one tracker of {', '.join(known)}"
+            f"report_to is {name!r}, but must be none, or one tracker of {', '.join(tracker_names)}"
         )
     if name != "flyte" and name not in trackers.get_available_reporting_integrations():
         raise UserError(

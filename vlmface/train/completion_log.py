@@ -39,8 +39,8 @@ def training_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
 
     def mean(name: str, part: Sequence[Mapping[str, Any]]) -> float | None:
-        known = [line[name] for line in part if line.get(name) is not None]
-        return sum(known) / len(known) if known else None
+        values = [line[name] for line in part if line.get(name) is not None]
+        return sum(values) / len(values) if values else None
 
     first, last = lines[:_SPAN], lines[-_SPAN:]
     initial = {name: mean(name, first) for name in _WATCHED}

@@ -261,7 +261,7 @@ def encode_prompts(
     empty = Answer(None, (), "none", "")
     compared = [weighted for weighted in used if weighted.reward.needs_annotation]
     images = image_columns(rows)
-    kept: list[int] = []
+    row_indices: list[int] = []
     samples: list[FaceSample] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: Counter[str] = Counter()
@@ -286,18 +286,22 @@ def encode_prompts(
         except SkippedSampleError as error:
             skipped[error.reason] += 1
             continue
-        kept.append(index)
+        row_indices.append(index)
         samples.append(sample)
         del text["attention_mask"]  # the collator's own: it pads
         for name, values in text.items():
             encoded[name].append(values)
-    if not kept:
+    if not row_indices:
         raise UserError(
             f"none of the {len(rows)} faces can be trained on ({dict(skipped)}): check the data "
             "set's annotation against the rewards, and max_length"
         )
-    columns = Dataset.from_dict({**encoded, "row": list(range(len(kept)))})
-    return concatenate_datasets([images.select(kept), columns], axis=1), samples, dict(skipped)
+    columns = Dataset.from_dict({**encoded, "row": list(range(len(row_indices)))})
+    return (
+        concatenate_datasets([images.select(row_indices), columns], axis=1),
+        samples,
+        dict(skipped),
+    )
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -312,11 +316,11 @@ def check_start(settings: Settings, start: Start) -> None:
     elif "lora" in start.trainable.values():
         start.family.lora_targets(start.trainable, settings.lora_modules)
         modules.full_modules(start.family.MODULE_PATHS, start.trainable)
-    trained = {part: how for part, how in start.trainable.items() if how != "frozen"}
+    trained = {part: mode for part, mode in start.trainable.items() if mode != "frozen"}
     if settings.vllm is not None and trained != {"llm": "lora"}:
         raise UserError(
             "vllm: a server is given the LoRA of the language model and nothing else, but this run "
-            f"trains {', '.join(f'{part}: {how}' for part, how in trained.items())}: set "
+            f"trains {', '.join(f'{part}: {mode}' for part, mode in trained.items())}: set "
             "vllm: null, or start from a run with llm: lora and the other parts frozen"
         )
 

@@ -171,16 +171,16 @@ def au_intensity(
 
 def _f_beta(answer: Answer, sample: FaceSample, weights: Mapping[int, float], beta: float) -> float:
     annotated = {label.au for label in sample.aus or ()}
-    named = annotated.intersection(answer.aus)
+    predicted = annotated.intersection(answer.aus)
     if not answer.labels:
         return -1.0
     if not weights:
-        return -1.0 if named else 1.0
-    found = named & weights.keys()
-    if not found:
+        return -1.0 if predicted else 1.0
+    hits = predicted & weights.keys()
+    if not hits:
         return -1.0
-    precision = len(found) / len(named)
-    recall = sum(weights[n] for n in found) / sum(weights.values())
+    precision = len(hits) / len(predicted)
+    recall = sum(weights[n] for n in hits) / sum(weights.values())
     square = beta**2
     return 2 * (1 + square) * precision * recall / (square * precision + recall) - 1
 
@@ -382,6 +382,6 @@ class RewardScorer:
         return [adapted(reward) for reward in self.rewards]
 
     def score(self, reward: WeightedReward, answer: Answer, sample: FaceSample) -> float | None:
-        found = reward(answer, sample, self.prompt.space)
+        value = reward(answer, sample, self.prompt.space)
         label = sample.label(self.prompt.space)
-        return None if found is None else found * self.weights.get(label or "", 1.0)
+        return None if value is None else value * self.weights.get(label or "", 1.0)

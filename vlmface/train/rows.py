@@ -41,7 +41,7 @@ def encode_rows(
     from tqdm import tqdm
 
     messages = prompt.messages()
-    kept: list[int] = []
+    row_indices: list[int] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: Counter[str] = Counter()
     images = image_columns(rows)
@@ -57,27 +57,27 @@ def encode_rows(
         except encode.SkippedSampleError as error:
             skipped[error.reason] += 1
             continue
-        kept.append(index)
+        row_indices.append(index)
         del text["attention_mask"]  # the collator's own: it pads
         for name, values in text.items():
             encoded[name].append(values)
         encoded["length"].append(len(text["input_ids"]))
-    if not kept:
+    if not row_indices:
         raise UserError(
             f"none of the {len(rows)} rows can be trained on ({dict(skipped)}): check the data "
             "set's labels against the prompt's label space, and max_length"
         )
     if skipped:
-        images = images.select(kept)
-    columns = Dataset.from_dict({**encoded, "row": kept})
+        images = images.select(row_indices)
+    columns = Dataset.from_dict({**encoded, "row": row_indices})
     return concatenate_datasets([images, columns], axis=1), dict(skipped)
 
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
     """The columns of `rows` that say what a model is shown of each, as they are stored."""
-    found = with_still_images(rows)
-    return found.select_columns(
-        [name for name in row_images.IMAGE_COLUMNS if name in found.column_names]
+    columns = with_still_images(rows)
+    return columns.select_columns(
+        [name for name in row_images.IMAGE_COLUMNS if name in columns.column_names]
     )
 
 
@@ -95,8 +95,8 @@ def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
             raise encode.SkippedSampleError(
                 "no_aus", f"{sample.id} has no annotation to write from"
             )
-        own = rules.sample_seed(seed, sample.id)
-        body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
+        row_seed = rules.sample_seed(seed, sample.id)
+        body = rules.write(sample.intensities(), sample.emotion, seed=row_seed, body_only=True)
         sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
     try:
         return prompt.target(sample)

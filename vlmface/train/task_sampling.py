@@ -83,8 +83,8 @@ def select_rows(
             row_words = np.array([words[i] for i in rows])
             pools = [rows[row_words == word] for word in sorted(set(row_words))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]
-        drawn = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
-        selected.append(np.sort(np.concatenate(drawn)))
+        indices = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
+        selected.append(np.sort(np.concatenate(indices)))
     return selected
 
 

@@ -165,24 +165,24 @@ def option(parser: Any, flag: str, kind: Any, *, help: str = "", **keywords: Any
 
 def split_args(cls: type, argv: Sequence[str]) -> dict[str, str]:
     """{field: text} of `--field value`, `--field=value` and bare `--flag`. Raises UserError."""
-    field_types, given, rest = kinds(cls), {}, list(argv)
-    while rest:
-        word = rest.pop(0)
+    field_types, overrides, remaining = kinds(cls), {}, list(argv)
+    while remaining:
+        word = remaining.pop(0)
         if not word.startswith("--"):
             raise UserError(f"unexpected argument {word!r}: settings are written --field value")
         name, equals, text = word[2:].partition("=")
         name = name.replace("-", "_")
         choices = [bare(kind)[0] for kind in alternatives(field_types.get(name))]
         if any(typing.get_origin(kind) is dict for kind in choices):
-            given[name] = _pairs(name, ([text] if equals else []) + _values(rest))
+            overrides[name] = _pairs(name, ([text] if equals else []) + _values(remaining))
             continue
         if not equals:
-            is_flag = not rest or rest[0].startswith("--")
-            text = "true" if is_flag else rest.pop(0)
+            is_flag = not remaining or remaining[0].startswith("--")
+            text = "true" if is_flag else remaining.pop(0)
             if is_flag and name in field_types and bool not in choices:
                 raise UserError(f"--{name} needs a value")
-        given[name] = text
-    return given
+        overrides[name] = text
+    return overrides
 
 
 def _values(remaining: list[str]) -> list[str]:

@@ -55,11 +55,11 @@ class Hosts:
 
     def problem(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Why a request with these ASGI headers is refused, None if it is not."""
-        given: dict[bytes, list[str]] = {b"host": [], b"origin": []}
+        sent_headers: dict[bytes, list[str]] = {b"host": [], b"origin": []}
         for name, value in headers:
-            if name.lower() in given:
-                given[name.lower()].append(value.decode("latin-1"))
-        hosts, origins = given[b"host"], given[b"origin"]
+            if name.lower() in sent_headers:
+                sent_headers[name.lower()].append(value.decode("latin-1"))
+        hosts, origins = sent_headers[b"host"], sent_headers[b"origin"]
         if len(hosts) != 1 or not self._answers_to(hosts[0]):
             return (
                 "the Host header is not a name of this server: use the address that it listens "

@@ -102,7 +102,10 @@ def read(
         "aus": action_units(numbers, grid >= threshold, grid, grid >= 0),
     }
     skipped = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
-    return Rows(columns, {reason: what for reason, what in skipped.items() if what})
+    return Rows(
+        columns,
+        {reason: skipped_frames for reason, skipped_frames in skipped.items() if skipped_frames},
+    )
 
 
 def _folder(frames: Path, person: str, camera: str) -> Path:

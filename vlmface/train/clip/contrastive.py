@@ -142,8 +142,8 @@ class ContrastivePairs(nn.Module):
         squares = augment.augment_squares(squares, self.settings.augment)
         images = self.clip.image_features(squares[:, 0])
         # What is said of several faces is read once.
-        distinct, place = captions_read.unique(return_inverse=True)
-        texts = self.clip.text_features(self.tokens[distinct])[place.to(images.device)]
+        distinct, inverse = captions_read.unique(return_inverse=True)
+        texts = self.clip.text_features(self.tokens[distinct])[inverse.to(images.device)]
         images, texts, groups = losses.of_all_processes(
             images, texts, captions_read.to(images.device)
         )
@@ -220,9 +220,9 @@ def probe(
             continue
         sides = []
         for side, side_samples in zip(features, samples, strict=True):
-            known = [i for i, s in enumerate(side_samples) if getattr(s, name) in labels]
-            truth = torch.tensor([labels.index(getattr(side_samples[i], name)) for i in known])
-            sides.append((side[known], truth.to(side.device)))
+            annotated = [i for i, s in enumerate(side_samples) if getattr(s, name) in labels]
+            truth = torch.tensor([labels.index(getattr(side_samples[i], name)) for i in annotated])
+            sides.append((side[annotated], truth.to(side.device)))
         (x, y), (test_x, test_y) = sides
         if not len(test_y):
             continue

@@ -134,8 +134,11 @@ class KeepBest(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # At the end of a step, and not of an epoch: a checkpoint of this step is saved after it.
-        done = state.epoch + _LEAST >= self.epochs + 1
-        if not (done or state.global_step >= state.max_steps) or not state.is_world_process_zero:
+        is_finished = state.epoch + _LEAST >= self.epochs + 1
+        if (
+            not (is_finished or state.global_step >= state.max_steps)
+            or not state.is_world_process_zero
+        ):
             return
         self.epochs += 1
         line = {

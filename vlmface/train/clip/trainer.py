@@ -168,13 +168,13 @@ def depth_of(name: str, layers: int) -> int:
 def parameter_groups(module: nn.Module, settings: Training) -> list[dict[str, Any]]:
     """Groups for an optimizer: each part's rate, lower for the image tower's early layers by
     `layer_decay` a layer, and weight decay for matrices only."""
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    parameters = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     block_numbers = [
-        int(m[1]) for n, _ in named if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))
+        int(m[1]) for n, _ in parameters if (m := re.search(r"visual\..*blocks\.(\d+)\.", n))
     ]
     layers = max(block_numbers, default=-1) + 1
     groups: dict[tuple[float, bool], list[Any]] = {}
-    for name, parameter in named:
+    for name, parameter in parameters:
         part = part_of(name)
         rate = settings.learning_rates.get(part, settings.learning_rate)
         if part == "image":
