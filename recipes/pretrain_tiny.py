@@ -137,8 +137,8 @@ class Targets:
         _, self.mirror = landmark_vertices()
         some = data["shift"][:4000].float()
         both = torch.cat([some, some[:, self.mirror] * MIRRORED]).flatten(1)
-        self.rest = both.mean(0)
-        _, size, axes = torch.linalg.svd(both - self.rest, full_matrices=False)
+        self.mean_shape = both.mean(0)
+        _, size, axes = torch.linalg.svd(both - self.mean_shape, full_matrices=False)
         self.axes = (axes[:MODES] / size[:MODES, None]).T * len(both) ** 0.5
 
     def plain(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -146,7 +146,7 @@ class Targets:
         return {
             "image": self.data["image"][index].permute(0, 3, 1, 2).float() / 127.5 - 1,
             "points": self.data["points"][index].float(),
-            "modes": (self.data["shift"][index].float().flatten(1) - self.rest) @ self.axes,
+            "modes": (self.data["shift"][index].float().flatten(1) - self.mean_shape) @ self.axes,
             "pose": self.data["pose"][index].float(),
             "parts": self.data["parts"][index].permute(0, 3, 1, 2).float() / 255,
             "mirrored": torch.zeros(len(index), dtype=torch.bool),
@@ -165,7 +165,7 @@ class Targets:
         batch["image"][flip] = batch["image"][flip].flip(3)
         batch["parts"][flip] = batch["parts"][flip].flip(3)
         batch["points"][flip] = batch["points"][flip][:, self.mirror] * MIRRORED[:2]
-        batch["modes"][flip] = (shift.flatten(1) - self.rest) @ self.axes
+        batch["modes"][flip] = (shift.flatten(1) - self.mean_shape) @ self.axes
         batch["pose"][flip] *= torch.tensor([-1.0, 1.0, -1.0, -1.0, 1.0])
         # A place of the new picture shows the place `inner` @ place + `moved` of the old one.
         turn, grow, moved = within(10.0)[:, 0], 1 + within(0.12)[:, 0], within(0.08, 0.08)

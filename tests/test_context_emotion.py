@@ -325,7 +325,7 @@ def test_a_server_is_sent_every_view(run_dir: Path) -> None:
         Predictor.load(server.url, run_dir=run_dir) as predictor,
     ):
         (report,) = predictor.predict([picture(3, (120, 80))], boxes=[BOX])
-        sent = server.asked[0].body["messages"][-1]["content"]
+        sent = server.requests[0].body["messages"][-1]["content"]
     assert [part["type"] for part in sent] == ["image_url", "image_url", "text"]
     assert sent[0] != sent[1]
     assert report.attributes == {"context": "Fatigue"}

@@ -216,10 +216,10 @@ def test_a_server_is_sent_what_the_model_here_is_shown(
         for name, path in photographs.items():
             assert main(["predict", str(path), "--model", one.url, "--run_dir", str(run_dir)]) == 0
             (view,) = here.face_views(path)
-            sent = Image.open(io.BytesIO(base64.b64decode(one.asked[-1].face.partition(",")[2])))
+            sent = Image.open(io.BytesIO(base64.b64decode(one.requests[-1].face.partition(",")[2])))
             assert (np.asarray(sent) == np.asarray(view.images)).all(), name
-            first = one.asked[: len(names)]
-            assert one.asked[-1].face in {asked.face for asked in first}, name
+            first = one.requests[: len(names)]
+            assert one.requests[-1].face in {asked.face for asked in first}, name
     assert "happiness" in capsys.readouterr().out
 
 
@@ -335,9 +335,9 @@ def test_a_server_is_not_asked_without_a_face(run_dir: Path, nobody: Path) -> No
         Predictor.load(server.url, run_dir=run_dir) as predictor,
     ):
         assert predictor.predict(nobody).face_found is False
-        assert server.asked == []
+        assert server.requests == []
         assert predictor.predict(nobody, faces="none").face_found is None
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 # --- no detector ----------------------------------------------------------------------------------

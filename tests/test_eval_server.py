@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply, completion
+from fake_teacher import TeacherRequest, FakeTeacher, Reply, completion
 from PIL import Image
 
 from vlmface.errors import UserError
@@ -25,7 +25,7 @@ def answers(run_dir: Path) -> Iterator[FakeTeacher]:
     predictor = LocalModel.load(run_dir)
     one_at_a_time = threading.Lock()
 
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         picture = Image.open(io.BytesIO(base64.b64decode(asked.face.partition(",")[2])))
         assert asked.prompt() == predictor.messages[-1]["content"][-1]["text"]
         with one_at_a_time:
@@ -56,8 +56,8 @@ def test_a_served_run_has_the_figures_of_the_local_one(
 ) -> None:
     assert evaluation.main(words(answers.url, run_dir, tmp_path)) == 0
     assert answers.most_at_once > 1
-    assert {asked.body["model"] for asked in answers.asked} == {"teacher"}
-    assert all(asked.body["temperature"] == 0 for asked in answers.asked)
+    assert {asked.body["model"] for asked in answers.requests} == {"teacher"}
+    assert all(asked.body["temperature"] == 0 for asked in answers.requests)
     found = json.loads((tmp_path / "metrics.json").read_text())
     local = json.loads((run_dir / "metrics.json").read_text())["after"]
     assert (found["emotion"], found["au"], found["parse"]) == (
@@ -75,7 +75,7 @@ def test_faces_that_a_server_refuses_count_as_wrong_and_are_asked_again(
 ) -> None:
     refused = True
 
-    def behave(asked: Asked) -> Reply | None:
+    def behave(asked: TeacherRequest) -> Reply | None:
         text = "<think>The lip corners are pulled up (AU12).</think><answer>happiness</answer>"
         return Reply(status=400, body=b"too hot") if refused and asked.number == 2 else Reply(text)
 
@@ -84,10 +84,10 @@ def test_faces_that_a_server_refuses_count_as_wrong_and_are_asked_again(
         assert "1 faces got no answer and count as wrong" in capsys.readouterr().err
         found = json.loads((tmp_path / "metrics.json").read_text())
         assert found["unanswered"] == 1 and found["parse"]["none"] == pytest.approx(1 / 8)
-        assert len(server.asked) == 8
+        assert len(server.requests) == 8
         refused = False
         assert evaluation.main([*words(server.url, run_dir, tmp_path), "--concurrency", "1"]) == 0
-        assert len(server.asked) == 9  # nothing is asked twice
+        assert len(server.requests) == 9  # nothing is asked twice
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert "unanswered" not in found and found["parse"]["strict"] == 1
 
@@ -157,7 +157,7 @@ def bare(url: str, out: Path, *more: str) -> list[str]:
 
 
 def test_answers_of_two_models_do_not_end_up_in_one_file(tmp_path: Path) -> None:
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         return Reply(status=400, body=b"dark") if asked.number == 1 else Reply(GOOD)
 
     with FakeTeacher(behave) as server:
@@ -180,7 +180,7 @@ def test_the_request_of_an_evaluation_can_be_changed(tmp_path: Path, run_dir: Pa
     with FakeTeacher(lambda asked: Reply(GOOD)) as server:
         words = ["--request", "temperature=null", "max_tokens=null", "max_completion_tokens=99"]
         assert evaluation.main(bare(server.url, tmp_path / "a", *words)) == 0
-        body = server.asked[-1].body
+        body = server.requests[-1].body
         assert body["max_completion_tokens"] == 99 and not {"temperature", "max_tokens"} & set(body)
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--request", "temperature=1"]
     with pytest.raises(UserError, match=r"request is .* is not a server's URL: leave it out"):

@@ -80,12 +80,12 @@ def test_who_sees_the_expression_alone_stays(kind: str) -> None:
 def test_prejudice_is_found_where_it_is() -> None:
     pairs = asked("ancestry", prejudiced)
     found = faithfulness.shifts(pairs, "ancestry", EMOTIONS)
-    kinds = {(one["group"], one["label"]): one["value"] for one in found["found"]}
+    kinds = {(one["group"], one["label"]): one["value"] for one in found["significant"]}
     assert kinds.keys() >= {("african", "anger"), ("african", "neutral")}
     assert kinds["african", "anger"] > 0 > kinds["african", "neutral"]
-    assert faithfulness.shifts(asked("ancestry", oracle), "ancestry", EMOTIONS)["found"] == []
+    assert faithfulness.shifts(asked("ancestry", oracle), "ancestry", EMOTIONS)["significant"] == []
     gender = faithfulness.shifts(asked("gender", prejudiced), "gender", EMOTIONS)
-    assert gender["found"] == []
+    assert gender["significant"] == []
     # Two groups only: what one gets more, the other gets less.
     for label in EMOTIONS:
         shift = {group: labels[label]["value"] for group, labels in gender["groups"].items()}
@@ -107,7 +107,7 @@ def test_intervals_hold_for_all_groups_and_labels_at_once() -> None:
             return PairPredictions(one.pair, *said)
 
         tried = [chance(one) for one in pairs]
-        alarms += bool(faithfulness.shifts(tried, "ancestry", EMOTIONS)["found"])
+        alarms += bool(faithfulness.shifts(tried, "ancestry", EMOTIONS)["significant"])
     assert alarms <= 8  # 2 are expected of 40
 
 

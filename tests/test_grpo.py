@@ -92,7 +92,7 @@ def test_what_is_logged(finished: Path) -> None:
     for line in lines:
         for name in ("format", "emotion", "au", "consistency"):
             assert {f"rewards/{name}/mean", f"rewards/{name}/std"} <= line.keys()
-        assert {"reward", "frac_reward_zero_std", "entropy", "most_said"} <= line.keys()
+        assert {"reward", "frac_reward_zero_std", "entropy", "top_label_share"} <= line.keys()
         assert {"completions/mean_length", "completions/clipped_ratio"} <= line.keys()
         assert "clip_ratio/region_mean" in line
         assert sum(v for k, v in line.items() if k.startswith("status/")) == pytest.approx(1)
@@ -317,7 +317,7 @@ GOOD = {
     "reward": 1.0,
     "rewards/emotion/mean": 0.5,
     "completions/mean_length": 60.0,
-    "most_said": 0.3,
+    "top_label_share": 0.3,
     "frac_reward_zero_std": 0.1,
 }
 
@@ -327,7 +327,7 @@ GOOD = {
     [
         ({"reward": 1.5, "rewards/emotion/mean": 0.3}, "the emotion reward fell"),
         ({"completions/mean_length": 20.0}, "shrank from 60 to 20"),
-        ({"most_said": 0.95}, "95% of the answers have the same label"),
+        ({"top_label_share": 0.95}, "95% of the answers have the same label"),
         ({"frac_reward_zero_std": 0.9}, "90% of the groups have equal rewards"),
     ],
 )
@@ -346,7 +346,7 @@ def test_an_alarm_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     seen = completion_log.CompletionLogger(tmp_path, None, 10)
     state = SimpleNamespace(is_world_process_zero=True, global_step=24)
     for share in (0.9, 0.95):  # the figure changes, the cause does not
-        lines = lines_of(GOOD, GOOD | {"most_said": share})
+        lines = lines_of(GOOD, GOOD | {"top_label_share": share})
         path.write_text("\n".join(map(json.dumps, lines)))
         seen.on_log(None, state, None)
     assert capsys.readouterr().out.count("warning at step 24") == 1

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_teacher import Asked, FakeTeacher, Reply
+from fake_teacher import TeacherRequest, FakeTeacher, Reply
 from PIL import Image
 from samples import picture
 
@@ -51,7 +51,7 @@ def behind(run_dir: Path) -> Iterator[FakeTeacher]:
     """A server behind which the same run answers, also piece by piece."""
     model, one_at_a_time = LocalModel.load(run_dir), threading.Lock()
 
-    def behave(asked: Asked) -> Reply:
+    def behave(asked: TeacherRequest) -> Reply:
         image = Image.open(io.BytesIO(base64.b64decode(asked.face.partition(",")[2])))
         with one_at_a_time:
             (found,) = model.predict([image], probabilities=False)

@@ -211,8 +211,7 @@ def check_images(prompts: Sequence[Prompt], views: int, frames: int) -> None:
         if prompt.images != num_images:
             raise UserError(
                 f"prompt {prompt.id} is about {prompt.images} picture(s), but {num_images} would "
-                "be "
-                f"shown: crop has {views or 'no'} view(s), and frames is {frames}. Use a prompt "
+                f"be shown: crop has {views or 'no'} view(s), and frames is {frames}. Use a prompt "
                 f"with images: {num_images}, or other views"
             )
 

@@ -130,7 +130,7 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
 class Figure(NamedTuple):
     """Where a figure is in the scores, and its definition (None: the share of valid answers)."""
 
-    place: tuple[str, ...]
+    path: tuple[str, ...]
     metric: Metric | None
 
     @property
@@ -208,7 +208,7 @@ def aggregate(lines: Sequence[Mapping[str, Any]]) -> float | None:
     scores = summarise(lines)
     figure = figures(_benchmark(first["benchmark"]), _prompt(first["prompt"]))[first["figure"]]
     value: Any = scores | {"valid": metrics.valid_share(scores)}
-    for name in figure.place:
+    for name in figure.path:
         value = (value or {}).get(name)
     return value
 

@@ -64,9 +64,9 @@ def _source(base: str) -> tuple[str, str | None]:
     model_names = open_clip.list_models()
     if name not in model_names:
         raise UserError(
-            f"open_clip has no model {name!r}{did_you_mean(name, model_names, 4)}: use a name such "
-            "as "
-            f"{TINY} or ViT-B-32/openai (all: open_clip.list_models()), or a folder with {CONFIG}"
+            f"open_clip has no model {name!r}{did_you_mean(name, model_names, 4)}: use a name "
+            f"such as {TINY} or ViT-B-32/openai (all: open_clip.list_models()), or a folder with "
+            f"{CONFIG}"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:

@@ -248,12 +248,12 @@ def question_answer_pairs(record: Record) -> list[tuple[str, str]]:
     turns, roles = turns[start:], roles[start:]
     if not turns or roles != ["question", "answer"] * (len(turns) // 2):
         record.refuse(name, f"{allowed}, or the roles user and assistant")
-    texts = [_said(Record(record.where, turn)) for turn in turns]
+    texts = [_turn_text(Record(record.where, turn)) for turn in turns]
     questions = [text.replace("<image>", "").strip() for text in texts[::2]]
     return list(zip(questions, texts[1::2], strict=True))
 
 
-def _said(turn: Record) -> str:
+def _turn_text(turn: Record) -> str:
     """The text of a turn; of content in parts, [{"type": "text", "text": "..."}, ...], of those
     that are text."""
     name = "content" if "value" not in turn.fields and "content" in turn.fields else "value"

@@ -113,7 +113,7 @@ class AUComparison:
     """The rendered AUs that were named, those that were missed, and AUs that were named but not
     rendered."""
 
-    named: list[int]
+    matched: list[int]
     missed: list[int]
     extra: list[int]
 

@@ -381,7 +381,7 @@ def au_comparison(
     """
     comparison = playground.compare_aus(aus, report)
     rows = [
-        {"au": facs.AUS[au], "intensity": aus[au], "named": au in comparison.named}
+        {"au": facs.AUS[au], "intensity": aus[au], "named": au in comparison.matched}
         for au in facs.top_down(aus)
     ]
     predicted = (report.emotion or "no valid label") if EMOTION in report.answers else None

@@ -292,7 +292,7 @@ def rows(result: Mapping[str, Any], extra: Sequence[Metric] = ()) -> list[dict[s
                 )
                 value, ci95 = block.get(metric.key), block.get("ci95", {}).get(metric.key)
                 cells.append({"value": value, "ci": ci95, "change": change.get(metric.key)})
-            if metric.listed and any(cell["value"] is not None for cell in cells):
+            if metric.in_tables and any(cell["value"] is not None for cell in cells):
                 is_main = metric.main or metric in extra
                 line = {"block": scored_block.title, "key": metric.key, "metric": metric}
                 lines.append(line | {"main": is_main, "cells": cells})
@@ -373,7 +373,7 @@ def write(
     atomic_write(output / f"{name}.md", markdown(result, extra))
     content = html.render(
         "compare.html.j2",
-        filters={"verdict": verdict, "said": _said, "color": _color},
+        filters={"verdict": verdict, "as_text": _as_text, "color": _color},
         result=result,
         title=title or f"{len(result['runs'])} runs on {result['benchmark']}",
         notes=notes,
@@ -411,7 +411,7 @@ def _color(change: Mapping[str, Any], metric: Metric) -> str:
     return {SAME: "same"}.get(verdict(change, metric), verdict(change, metric))
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     """A setting as it would stand in YAML."""
     return json.dumps(value, ensure_ascii=False).replace('"', "")
 

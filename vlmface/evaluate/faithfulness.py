@@ -228,7 +228,7 @@ def shifts(results: Sequence[PairPredictions], kind: str, labels: Sequence[str])
             if shift["ci95"] is not None and not shift["ci95"][0] <= 0 <= shift["ci95"][1]:
                 shifted.append({"group": word, "label": label} | shift)
     shifted.sort(key=lambda item: -abs(item["value"]))
-    return {"groups": groups, "found": shifted}
+    return {"groups": groups, "significant": shifted}
 
 
 def _sides(item: PairPredictions, field: str, word: str) -> tuple[Prediction, Prediction] | None:
@@ -409,8 +409,8 @@ def summary(figures: Mapping[str, Any]) -> str:
     )
     lines.append(f"labels that change with nothing but the {unchanged}")
     for kind, entry in figures["shifts"].items():
-        lines += [f"{kind}: {_shift(shift)}" for shift in entry["found"]]
-        if not entry["found"]:
+        lines += [f"{kind}: {_shift(shift)}" for shift in entry["significant"]]
+        if not entry["significant"]:
             lines.append(
                 f"{kind}: no group gets any label more often, as far as {figures['n']} "
                 "pairs can show"

@@ -55,7 +55,7 @@ class Reading:
 
     word: str | None
     step: str
-    found: str = ""
+    matched_text: str = ""
 
 
 def synonyms(candidates: Sequence[str]) -> dict[str, list[str]]:
@@ -180,7 +180,7 @@ def _reason(
     row: metrics.Row, reading: Reading, candidates: Sequence[str], space: LabelSpace
 ) -> str:
     """Why FERBench's rule reads a row differently, as "kind" or "kind: the words it is about"."""
-    text, matched = row["text"], reading.found
+    text, matched = row["text"], reading.matched_text
     if reading.step == "dropped":
         return "error dropped from the denominator"
     if reading.word is None:

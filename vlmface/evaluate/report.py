@@ -203,7 +203,7 @@ def _score_groups(
         lines = []
         for metric in of_kind(metrics, kind):
             cells = [_cell(run.get(title), metric) for run in blocks]
-            if metric.listed and any(cell["value"] is not None for cell in cells):
+            if metric.in_tables and any(cell["value"] is not None for cell in cells):
                 change = changes.get(title, {}).get(metric.key)
                 other = others.get(title, {}).get(metric.key)
                 lines.append(
@@ -229,7 +229,7 @@ def _reliability_group(runs: Mapping[str, Any], metrics: Sequence[Metric]) -> li
             for run in runs.values()
         ]
         cells = [{"value": source.get(metric.key), "ci": None} for source in sources]
-        if metric.listed and any(cell["value"] is not None for cell in cells):
+        if metric.in_tables and any(cell["value"] is not None for cell in cells):
             lines.append({"metric": metric, "cells": cells, "change": None, "baseline": None})
     return [{"title": "reliability", "lines": lines}] if lines else []
 

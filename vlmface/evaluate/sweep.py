@@ -407,14 +407,14 @@ def shuffling(
         if order not in orders:
             orders.append(order)
     answers, accuracy = [], []
-    first_said, first_true = 0, 0
+    first_predicted, first_true = 0, 0
     for order in orders:
         reordered = replace(arm, prompt=arm.prompt.with_label_order(order))
         lines = asking(reordered, rows, benchmark, "validation")
         answers.append([metrics.answer(line) for line in lines])
         true = [metrics.truth(line, arm.prompt.space) for line in lines]
         accuracy.append(sum(a == b for a, b in zip(answers[-1], true, strict=True)) / len(lines))
-        first_said += answers[-1].count(order[0])
+        first_predicted += answers[-1].count(order[0])
         first_true += true.count(order[0])
     changed = [
         sum(other[i] != answers[0][i] for other in answers[1:]) / (len(orders) - 1)
@@ -427,7 +427,7 @@ def shuffling(
         "orders": orders,
         "accuracy": accuracy,
         "flips": mean(changed, [str(row.get("subject") or row["id"]) for row in rows]),
-        "first": {"answered": first_said / asked_in_all, "true": first_true / asked_in_all},
+        "first": {"answered": first_predicted / asked_in_all, "true": first_true / asked_in_all},
     }
 
 

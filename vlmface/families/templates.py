@@ -101,9 +101,8 @@ def check(processor: Any, path: str | Path) -> None:
         if count != 1 or "'type'" in text:  # a list of blocks, printed as Python would
             raise UserError(
                 f"the chat template of {path} does not write {description} given as a list of "
-                "blocks "
-                f'({{"type": "text", ...}}, {{"type": "image"}}): it makes {text[-80:]!r} of it. '
-                "Replace chat_template.jinja by one for pictures"
+                'blocks ({"type": "text", ...}, {"type": "image"}): it makes '
+                f"{text[-80:]!r} of it. Replace chat_template.jinja by one for pictures"
             )
     if _on_day(processor, question, "1 January") != _on_day(processor, question, "2 January"):
         raise UserError(

@@ -77,7 +77,7 @@ def ece(probabilities: ArrayLike, truth: ArrayLike) -> float:
     unit="",
     scale=1,
     digits=2,
-    listed=False,
+    in_tables=False,
 )
 def nll(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean negative log-likelihood of the true label."""
@@ -92,7 +92,7 @@ def nll(probabilities: ArrayLike, truth: ArrayLike) -> float:
     unit="",
     scale=1,
     digits=3,
-    listed=False,
+    in_tables=False,
 )
 def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean squared error of the probabilities, summed over the labels."""
@@ -103,7 +103,7 @@ def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
     "true label among the first two",
     applies_to="calibration",
     takes="probabilities",
-    listed=False,
+    in_tables=False,
 )
 def top2(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Share of the rows whose true label is one of the two most probable."""

@@ -116,7 +116,7 @@ class Metric:
         short_title: Its column beside published results; `title` by default.
         main: Whether it is in the markdown table and the pair matrices of comparisons.
         headline: Whether it is drawn over corruptions, and decides sweeps where none is named.
-        listed: Whether tables show it.
+        in_tables: Whether tables show it.
         summary: {kind: its part of the one-line summary} with {block}, {value}, {interval}.
         share: Of a share of rows, the (hits, totals) of each row from the counts (rows, D1, D2):
             its interval and test are then exact.
@@ -136,7 +136,7 @@ class Metric:
     short_title: str = ""
     main: bool = False
     headline: bool = False
-    listed: bool = True
+    in_tables: bool = True
     summary: Mapping[str, str] = field(default_factory=dict)
     share: Callable[[Array], tuple[Array, Array]] | None = None
 

@@ -176,7 +176,7 @@ class Part:
         features = all_features(clip, ImageDataset(rows, clip, 0), settings.eval_batch_size)
         return cls(rows, targets, affects, features)
 
-    def shown(self, name: str) -> torch.Tensor:
+    def features_for(self, name: str) -> torch.Tensor:
         """What a model is shown of the clips: (n, pictures, width)."""
         if name == CLIP:
             return self.features
@@ -198,9 +198,11 @@ def _one(
     run_dir.start_in_folder(folder, model_settings, {}, run_dir.RESUMABLE_CHANGES)
     train_part, held_part, test_part = parts
     module = ClassifierWithLoss(classifier, train_part.targets, train_part.affects, model_settings)
-    module.features = train_part.shown(name)
+    module.features = train_part.features_for(name)
     held, test = (
-        HeldOutSet(classifier, part.targets, settings.eval_batch_size, features=part.shown(name))
+        HeldOutSet(
+            classifier, part.targets, settings.eval_batch_size, features=part.features_for(name)
+        )
         for part in (held_part, test_part)
     )
     training = train_on(module, RowNumbers(len(train_part.targets)), model_settings, held)

@@ -90,7 +90,7 @@ def _card(rationale: WrittenRationale, image: Image.Image | None) -> dict[str, A
         "id": rationale.id,
         "label": rationale.truth.label or "none",
         "agreement": record.get("agreement"),
-        "known": record.get("known"),
+        "known_label": record.get("known_label"),
         "answer": verdict.answer.label,
         "chips": chips,
         "text": verdict.body or rationale.text,

@@ -89,7 +89,7 @@ class Face:
     id: str
     label: str | None
     truth: GroundTruth | None
-    known: str | None
+    known_label: str | None
     box: list[float] | None
 
 
@@ -129,7 +129,7 @@ def select_rationale(
         "label": "annotated" if face.label else VOTED_LABEL,
         "agreement": round(vote.agreement, 4),
         "samples": len(texts),
-        "known": face.known,
+        "known_label": face.known_label,
     }
     return truth, texts[best], verdict, record
 

@@ -37,14 +37,14 @@ class Camera:
     """A pinhole at `place` that looks `down` and to the `side` by so many degrees and sees `field`
     degrees, across and from top to bottom."""
 
-    place: tuple[float, float, float]
+    position: tuple[float, float, float]
     side: float
     down: float
     field: float
 
     def project(self, points: np.ndarray, size: int) -> np.ndarray:
         """Pixels (n, 2) of points (n, 3) in a picture of `size` x `size`."""
-        camera_points = (points - np.asarray(self.place)) @ rotation(self.side, -self.down, 0)
+        camera_points = (points - np.asarray(self.position)) @ rotation(self.side, -self.down, 0)
         flat = camera_points[:, :2] / -camera_points[:, 2:3] / np.tan(np.radians(self.field / 2))
         return (flat * [1, -1] + 1) / 2 * size
 
@@ -57,7 +57,7 @@ class Camera:
         directions = (ahead.reshape(-1, 3) @ rotation(self.side, -self.down, 0).T).astype(
             np.float32
         )
-        origins = np.tile(np.asarray(self.place, np.float32), (len(directions), 1))
+        origins = np.tile(np.asarray(self.position, np.float32), (len(directions), 1))
         return origins, directions
 
 

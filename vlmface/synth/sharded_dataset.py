@@ -132,8 +132,8 @@ class RenderedSet:
                 desc=f"rendering {split}",
                 disable=not progress,
             ) as bar:
-                for shard_path in parallel(jobs):
-                    bar.update(shard_path)
+                for row_count in parallel(jobs):
+                    bar.update(row_count)
         return paths
 
     def load(

@@ -59,8 +59,8 @@ def training_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     before, after = initial["completions/mean_length"], current["completions/mean_length"]
     if before and after is not None and after < before / 2:
         warnings.append(f"answers shrank from {before:.0f} to {after:.0f} tokens")
-    if (current["most_said"] or 0) > 0.8 and change("most_said") > 0.2:
-        warnings.append(f"{current['most_said']:.0%} of the answers have the same label")
+    if (current["top_label_share"] or 0) > 0.8 and change("top_label_share") > 0.2:
+        warnings.append(f"{current['top_label_share']:.0%} of the answers have the same label")
     if (current["frac_reward_zero_std"] or 0) > 0.8:
         warnings.append(
             f"{current['frac_reward_zero_std']:.0%} of the groups have equal rewards, and so no "
@@ -73,7 +73,7 @@ _WATCHED = (
     "reward",
     "rewards/emotion/mean",
     "completions/mean_length",
-    "most_said",
+    "top_label_share",
     "frac_reward_zero_std",
 )
 

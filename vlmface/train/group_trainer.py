@@ -405,7 +405,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         for label, label_rewards in by_label.items():
             log[f"reward_of/{label}"].append(sum(label_rewards) / len(label_rewards))
         label_counts = Counter(label for answer in answers for label in answer.labels)
-        log["most_said"].append(max(label_counts.values(), default=0) / len(answers))
+        log["top_label_share"].append(max(label_counts.values(), default=0) / len(answers))
         self._truncated_batches = 0 if any(complete) else self._truncated_batches + 1
         if self._truncated_batches >= _MAX_TRUNCATED:
             raise UserError(

@@ -85,9 +85,8 @@ def check_finite(logits: Sequence[torch.Tensor], description: str) -> None:
     if bad:
         raise UserError(
             f"{bad} of {sum(x.numel() for x in logits)} logits of {description} are not finite "
-            "(NaN or "
-            "infinite): its weights are damaged, or its training diverged; restore them, or train "
-            "again with a lower learning_rate"
+            "(NaN or infinite): its weights are damaged, or its training diverged; restore them, "
+            "or train again with a lower learning_rate"
         )
 
 

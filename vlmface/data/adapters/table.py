@@ -149,7 +149,7 @@ def read(
     if "rationale" in source:
         written = np.array([text is not None for text in fields["rationale"]], bool)
         fields["rationale_source"] = [
-            rationale_source if overrides else "none" for overrides in written
+            rationale_source if rationale else "none" for rationale in written
         ]
         fields["saw_label"] = written & bool(saw_label)
     if aus is not None:
@@ -460,18 +460,20 @@ class _Coding:
     """How cells stand for AUs: the options au_values, au_threshold and au_missing."""
 
     values: str
-    given: float | None
+    requested_threshold: float | None
     missing: float | Sequence[float]
 
     def __post_init__(self) -> None:
         top = 1 if self.values == "probability" else 5
-        if self.given is not None and not 0 < self.given <= top:
+        if self.requested_threshold is not None and not 0 < self.requested_threshold <= top:
             kind = "a probability" if top == 1 else "an intensity"
-            raise UserError(f"au_threshold={self.given!r}: give {kind} above 0 and up to {top}")
+            raise UserError(
+                f"au_threshold={self.requested_threshold!r}: give {kind} above 0 and up to {top}"
+            )
 
     @property
     def threshold(self) -> float:
-        return UNITS[self.values] if self.given is None else self.given
+        return UNITS[self.values] if self.requested_threshold is None else self.requested_threshold
 
     @property
     def codes(self) -> list[float]:
@@ -506,7 +508,7 @@ def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Codin
 
 def _check_not_probabilities(table: Table, values: np.ndarray, coding: _Coding) -> None:
     fractions = values[values != np.round(values)]
-    if coding.given is None and len(fractions) and values.max() <= 1:
+    if coding.requested_threshold is None and len(fractions) and values.max() <= 1:
         raise UserError(
             f"{table.path}: all AU values lie between 0 and 1 (such as {fractions[0]:g}), which "
             "reads as probabilities: set au_values='probability', or au_threshold= if they are "
