@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_teacher import TeacherRequest, FakeTeacher, Reply
+from fake_teacher import FakeTeacher, Reply, TeacherRequest
 from PIL import Image
 from samples import ROOT
 

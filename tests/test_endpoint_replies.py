@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import TeacherRequest, FakeTeacher, Reply, completion
+from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 from samples import picture
 
 from vlmface.cli import main

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_teacher import TeacherRequest, FakeTeacher, Reply, completion
+from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 from PIL import Image
 
 from vlmface.errors import UserError

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_teacher import TeacherRequest, FakeTeacher, Reply
+from fake_teacher import FakeTeacher, Reply, TeacherRequest
 from PIL import Image
 from samples import picture
 

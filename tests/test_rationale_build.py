@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from fake_teacher import TeacherRequest, FakeTeacher, Reply, completion
+from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 from miniatures import rafdb
 from miniatures import rationales as miniature
 from PIL import Image

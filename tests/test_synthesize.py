@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import TeacherRequest, FakeTeacher, Reply
+from fake_teacher import FakeTeacher, Reply, TeacherRequest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import load_script

@@ -115,7 +115,7 @@ class Record:
 
 @lru_cache(maxsize=10_000)
 def match_label(space: str | label_spaces.LabelSpace, text: str) -> str | None:
-    """`LabelSpace.canonical`, cached: rows have few different texts."""
+    """`LabelSpace.match`, cached: rows have few different texts."""
     if isinstance(space, str):
         space = label_spaces.space(space)
     return space.match(text)

@@ -330,7 +330,7 @@ def predict_with(
     batch_size: int,
     mode: str = "generate",
 ) -> list[dict[str, Any]]:
-    """`answer_once` by a model that is open already."""
+    """`predict_cached` by a model that is open already."""
     if path.exists():
         return read_lines(path)
     world = world_size()

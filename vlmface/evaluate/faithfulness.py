@@ -1,13 +1,16 @@
-"""Does the answer rest on what it says it rests on? Pairs of rendered faces that differ in one
-thing (`vlmface.synth.counterfactual_pairs`) show it: everything about both faces is known.
+"""Whether answers depend on the evidence that they name.
 
-follows     one action unit comes or goes: is it named where it is, not named where it is not, and
-            does the label change where EMFACS says that it should, and only there?
-stays       age, gender, ancestry, light, background or pose change: does the label stay? And
-            is any label said more often of one group than of another, of the same expressions?
-rests       does the label agree with the AUs that the model itself names, and does it change when
-            the rationale before it is exchanged for another face's (Lanham et al. 2023,
-            arXiv:2307.13702, do so with chains of thought)?
+The test uses pairs of rendered faces that differ in one property
+(`vlmface.synth.counterfactual_pairs`), so that everything about both faces is known.
+
+sensitivity  one action unit is added or removed: is it named only where it is, and does the label
+             change where EMFACS says that it should, and only there?
+invariance   age, gender, ancestry, light, background or pose change: does the label stay? And is
+             any label predicted more often for one group than for another with the same
+             expressions?
+reliance     does the label agree with the AUs that the model itself names, and does it change when
+             the rationale before it is replaced by that of another face (Lanham et al. 2023,
+             arXiv:2307.13702, do so with chains of thought)?
 """
 
 from __future__ import annotations
@@ -304,8 +307,8 @@ def _share(results: Sequence[PairPredictions], holds: Any) -> dict[str, Any] | N
 
 
 def measure(predictor: LocalModel, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"n", "follows", "stays", "shifts", "rests"}, ready for JSON; the pairs as asked). What is
-    about AUs is left out where the prompt asks for a label alone."""
+    """({"n", "sensitivity", "invariance", "shifts", "reliance"}, ready for JSON; the pairs with
+    predictions). What is about AUs is left out where the prompt asks for a label alone."""
     space = predictor.prompt.space
     if space.field != "emotion":
         raise UserError(

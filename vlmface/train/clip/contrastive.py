@@ -282,8 +282,8 @@ def logistic_regression(
     penalty: float = 1e-3,
 ) -> torch.Tensor:
     """Scores (m, labels) of `test_x` (m, width) by a logistic regression on `x` (n, width), `y` (n,
-    labels) of 0 and 1: softmax, or (`several`) one sigmoid each. Features are standardised on `x`;
-    `penalty` times half the squared weights is added to the mean loss. Solved by L-BFGS."""
+    labels) of 0 and 1: softmax, or (`multi_label`) one sigmoid each. Features are standardised on
+    `x`; `penalty` times half the squared weights is added to the mean loss. Solved by L-BFGS."""
     x, y, test_x = x.double(), y.double(), test_x.double()
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-8)
     x, test_x = (x - mean) / spread, (test_x - mean) / spread
