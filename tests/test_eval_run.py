@@ -232,7 +232,7 @@ def test_rows_come_with_their_pictures_in_order(gpu: bool, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     data = rows(7)
     batches = [[3, 0], [5, 1], [6, 2], [4]]
-    found = list(answering._opened(data, iter(batches)))
+    found = list(answering._batches_with_images(data, iter(batches)))
     assert [[row["id"] for row in part] for part, _ in found] == [
         [data[i]["id"] for i in batch] for batch in batches
     ]

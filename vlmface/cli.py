@@ -92,7 +92,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         arguments.batch_size,
         box=arguments.box,
         faces=arguments.faces,
-        **_who(arguments),
+        **_predictor_options(arguments),
     )
 
 
@@ -136,7 +136,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
         arguments.port,
         arguments.trusted_proxy,
         arguments.allowed_hosts,
-        **_who(arguments),
+        **_predictor_options(arguments),
     )
 
 
@@ -503,7 +503,7 @@ def _add_gateway(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_gateway)
 
 
-def _who(arguments: argparse.Namespace) -> dict[str, Any]:
+def _predictor_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """`Predictor.load`'s words for these."""
     from vlmface.utils import config
 

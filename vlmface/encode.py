@@ -57,7 +57,7 @@ def encode_text(
     completion = "" if target is None else _completion(processor, family, messages, target)
     images = _count_images(processor, messages, prompt + completion)
     if images:
-        sizes = [None] * images if image_size is None else _listed(image_size)
+        sizes = [None] * images if image_size is None else _as_lists(image_size)
         prompt = _expand_images(processor, family, prompt, sizes)
     # As processors do: a template that writes the BOS itself must not get a second one.
     bos = tokenizer.bos_token
@@ -126,7 +126,7 @@ def _expand_images(
     )
 
 
-def _listed(sizes: Size | Sequence[Size | None]) -> list[Any]:
+def _as_lists(sizes: Size | Sequence[Size | None]) -> list[Any]:
     return [sizes] if isinstance(sizes[0], int) else list(sizes)
 
 

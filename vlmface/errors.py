@@ -22,16 +22,16 @@ class SkippedSampleError(UserError):
         self.reason = reason
 
 
-def did_you_mean(name: object, known: Iterable[str], n: int = 1) -> str:
+def did_you_mean(name: object, valid_names: Iterable[str], n: int = 1) -> str:
     """A hint for the message about an unknown name.
 
     Args:
         name: The unknown name.
-        known: The valid names.
+        valid_names: The valid names.
         n: The most names to suggest.
 
     Returns:
         " (did you mean 'NAME'?)" with the most similar valid names, "" if none is similar.
     """
-    similar = difflib.get_close_matches(str(name), list(known), n)
+    similar = difflib.get_close_matches(str(name), list(valid_names), n)
     return f" (did you mean {', '.join(map(repr, similar))}?)" if similar else ""

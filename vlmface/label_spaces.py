@@ -206,10 +206,10 @@ def read(path: str | Path) -> LabelSpace:
         UserError: See `from_mapping`; or its id is that of another, built-in label space.
     """
     path = Path(path).expanduser()
-    return _checked(from_mapping(read_yaml(path, "the label space"), str(path)), str(path))
+    return _resolve_built_in(from_mapping(read_yaml(path, "the label space"), str(path)), str(path))
 
 
-def _checked(space: LabelSpace, where: str) -> LabelSpace:
+def _resolve_built_in(space: LabelSpace, where: str) -> LabelSpace:
     """A user's label space, or the built-in one that it repeats. Refuses one that takes the id of
     another, and emotions that no sample could have."""
     if space.id in SPACES:
@@ -265,7 +265,7 @@ def of_definition(value: Any, *, where: Path, trusted: bool = True) -> str | Lab
         UserError: There is no such label space, or it is not valid.
     """
     if isinstance(value, Mapping):
-        label_space = _checked(from_mapping(value, f"label_space of {where}"), str(where))
+        label_space = _resolve_built_in(from_mapping(value, f"label_space of {where}"), str(where))
     elif not isinstance(value, str):
         raise UserError(f"{where}: label_space is {value!r}, but must be a text or a label space")
     elif trusted and is_yaml(value):

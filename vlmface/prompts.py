@@ -276,7 +276,7 @@ def read(path: Path, *, trusted: bool = True) -> Prompt:
     Raises:
         UserError: A key is missing or unknown, or a value is wrong.
     """
-    content = _checked(read_yaml(path, "the prompt"), path)
+    content = _check_content(read_yaml(path, "the prompt"), path)
     content["label_space"] = label_spaces.of_definition(
         content["label_space"], where=path, trusted=trusted
     )
@@ -298,7 +298,7 @@ def read(path: Path, *, trusted: bool = True) -> Prompt:
     return prompt
 
 
-def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
+def _check_content(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content of a prompt's file without empty keys. Raises UserError."""
     for key in content:
         if key not in _KEYS:

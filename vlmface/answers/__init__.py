@@ -220,7 +220,7 @@ def _lenient(text: str, space: LabelSpace, multi_label: bool) -> tuple[set[str],
         return set(), "ambiguous" if statuses else "none", rationale or outside
     # No answer was marked. The text between <think> tags is not an answer; the other text may be.
     labels, status = decide(outside, space)
-    bare = _listed(outside, space) if multi_label else space.match(outside)
+    bare = _label_list(outside, space) if multi_label else space.match(outside)
     return labels, status, rationale or ("" if bare else outside)
 
 
@@ -303,7 +303,7 @@ def _decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
         return set(), "refused"
     if any(c.isdigit() for c in text):
         text = _SHARE.sub(" ", re.sub(r"\s{2,}", "\n", text))
-    return _stated(text, space)
+    return _decide_statement(text, space)
 
 
 def _without_hedge(text: str) -> str:
@@ -331,7 +331,7 @@ def _labels(text: str, space: LabelSpace) -> set[str]:
     return {*labels, *refuted}
 
 
-def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
+def _decide_statement(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """The one label that a clause states, while no other is in play."""
     stated: set[str] = set()
     mentioned: set[str] = set()
@@ -397,7 +397,7 @@ def _decide_multi_label(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Labels and status of a text that stands in the place of an answer of several labels."""
     if _CROSS.search(text):
         return set(), "ambiguous" if _labels(text, space) else "none"
-    if whole := _listed(text, space):
+    if whole := _label_list(text, space):
         return whole, "lenient"
     if _REFUSAL.search(text):
         return set(), "refused"
@@ -414,7 +414,7 @@ def _decide_multi_label(text: str, space: LabelSpace) -> tuple[set[str], str]:
     return set(), "ambiguous" if stated else "none"
 
 
-def _listed(text: str, space: LabelSpace) -> set[str]:
+def _label_list(text: str, space: LabelSpace) -> set[str]:
     """The labels of a text that is a list of labels and nothing else; else none."""
     labels: set[str] = set()
     for line in text.split("\n"):

@@ -162,13 +162,13 @@ def _look_at_all(
         return dict(
             zip(
                 every,
-                map_in_threads(_look, every, "looking", workers=workers, progress=progress),
+                map_in_threads(_check_image, every, "looking", workers=workers, progress=progress),
                 strict=True,
             )
         )
 
 
-def _look(source: Source) -> ImageCheck:
+def _check_image(source: Source) -> ImageCheck:
     try:
         encoded = read_content(source)
     except FileNotFoundError:

@@ -100,8 +100,12 @@ def answer(
         unit="face",
         disable=not is_main(),
     ) as bar:
-        for part, images in _opened(rows, _batches(rows, left, batch_size, predictor.pads)):
-            answers = [_ask(single, images, mode, batch_size) for single in predictors]
+        for part, images in _batches_with_images(
+            rows, _batches(rows, left, batch_size, predictor.pads)
+        ):
+            answers = [
+                _predict_and_score(single, images, mode, batch_size) for single in predictors
+            ]
             for row, row_answers in zip(part, zip(*answers, strict=True), strict=True):
                 lines = [
                     prediction_record(row, benchmark, single.prompt, prediction, scores)
@@ -197,7 +201,7 @@ def _area(image: Any) -> int:
     return width * height
 
 
-def _opened(
+def _batches_with_images(
     rows: datasets.Dataset, batches: Iterator[list[int]]
 ) -> Iterator[tuple[list[dict[str, Any]], list[ImageOrImages]]]:
     """The batches with what is shown of each row; where a GPU answers, that of the next one is
@@ -229,7 +233,7 @@ def _rows(rows: datasets.Dataset, batch: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _ask(
+def _predict_and_score(
     predictor: LocalModel | ClipModel, images: Sequence[ImageOrImages], mode: str, batch_size: int
 ) -> list[tuple[Prediction | None, LabelScores | None]]:
     written: Sequence[Prediction | None] = [None] * len(images)

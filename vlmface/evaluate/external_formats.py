@@ -147,7 +147,7 @@ def _prediction(item: Item, file_answers: Answers) -> dict[str, Any]:
     answer = answers.Answer(None, (), "none", "")
     if not item.empty:
         answer = answers.parse(
-            item.text, asked(file_answers.space, item.words), file_answers.format
+            item.text, space_in_words(file_answers.space, item.words), file_answers.format
         )
     return {
         "id": item.id,
@@ -163,7 +163,7 @@ def _prediction(item: Item, file_answers: Answers) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1000)
-def asked(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
+def space_in_words(space: LabelSpace, words: tuple[str, ...]) -> LabelSpace:
     """The labels of a space that `words` name, in these words: what an answer may be, letter by
     letter, if they were given to the model. Other words for these labels remain aliases."""
     if not words:

@@ -234,7 +234,7 @@ def run(settings: Settings) -> dict[str, Any]:
         raise UserError(f"mode is {settings.mode!r}: use one of {', '.join(answering.MODES)}")
     benchmark = load_benchmark(settings.benchmark)
     with lock.hold(output_folder(settings.model, settings.output_dir, benchmark.id)):
-        return _evaluate(settings, benchmark, _asked(settings))
+        return _evaluate(settings, benchmark, _open_model(settings))
 
 
 def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
@@ -256,7 +256,7 @@ def run_all(settings: Settings) -> dict[str, dict[str, Any] | str]:
             data_root=benchmark.root_beside(str(root)),
             output_dir=str(Path(settings.output_dir) / name),
         )
-        predictor = predictor or _asked(current)
+        predictor = predictor or _open_model(current)
         try:
             with lock.hold(output_folder(current.model, current.output_dir, benchmark.id)):
                 results[name] = _evaluate(current, benchmark, predictor)
@@ -274,7 +274,7 @@ def output_folder(model: str, output_dir: str | None, name: str) -> Path:
     return Path(output_dir or Path(model) / "eval" / name)
 
 
-def _asked(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
+def _open_model(settings: Settings) -> LocalModel | ClipModel | RemoteModel:
     """Who answers: a model in this process, or a server."""
     settings.check()
     if is_url(settings.model):
@@ -326,7 +326,7 @@ def _evaluate(
     unanswered: dict[str, str] = {}
     with Journal(out / JOURNAL) as journal:
         served_model = predictor.endpoint.model if isinstance(predictor, RemoteModel) else None
-        _same_question(journal, settings, prompts, about, served_model)
+        _check_journal(journal, settings, prompts, about, served_model)
         if isinstance(predictor, RemoteModel):
             lines, unanswered = answering.predict_remote(predictor, rows, benchmark, journal)
         else:
@@ -372,7 +372,7 @@ def _evaluate(
     return scores
 
 
-def _same_question(
+def _check_journal(
     journal: Journal,
     settings: Settings,
     prompts: Sequence[PromptLike],

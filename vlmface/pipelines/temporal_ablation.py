@@ -30,7 +30,7 @@ from vlmface.metrics import metrics
 from vlmface.metrics.shares import in_brackets
 from vlmface.schema import FaceSample
 from vlmface.train import checks
-from vlmface.train.clip.dataset import ImageDataset, labelled
+from vlmface.train.clip.dataset import ImageDataset, select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet
 from vlmface.train.clip.settings import Settings
 from vlmface.train.clip.trainer import ClassifierWithLoss, RowNumbers, all_features, train_on
@@ -105,13 +105,13 @@ def load(settings: Settings) -> tuple[list[Part], list[dict[str, Any]], dict[str
     loaded.append(benchmarks.load_rows(benchmark, root, settings.n_eval, views, settings.frames))
     others = {"validation": (loaded[1], settings.data_root), "test": (loaded[2], root)}
     checks.shared_people(loaded[0], settings.data_root, others)
-    checks.warmup(settings, checks.steps(settings, len(labelled(loaded[0], texts)[0])))
+    checks.warmup(settings, checks.steps(settings, len(select_labelled(loaded[0], texts)[0])))
     clip = model.load_clip(settings.base, device=distributed.device())
     identity |= {
         "test_data": data.fingerprint(loaded[-1], pictures=False),
         "base_weights": model.weights_sha(clip),
     }
-    parts = [Part.of(rows, clip, texts, settings) for rows in loaded]
+    parts = [Part.from_rows(rows, clip, texts, settings) for rows in loaded]
     return parts, _truths(parts[2].rows, benchmark), identity
 
 
@@ -130,7 +130,7 @@ def compare(
     models: dict[str, Any] = {}
     shares_of: dict[str, torch.Tensor] = {}
     for name in (CLIP, MEAN, *(f"frame {k}" for k in range(frames))):
-        models[name], shares_of[name] = _one(name, settings, parts)
+        models[name], shares_of[name] = _train_model(name, settings, parts)
     singles = [models[f"frame {k}"]["validation_uar"] for k in range(frames)]
     best = singles.index(max(singles))
     space = label_texts.load(settings.prompt).space
@@ -144,7 +144,7 @@ def compare(
         assert changes is not None
         differences[f"{CLIP} - {other}"] = {k: changes[k] for k in ("accuracy", "uar")}
     middle = frames // 2
-    still = _still(settings, parts[2], middle, shares_of[f"frame {middle}"])
+    still = _still_clips(settings, parts[2], middle, shares_of[f"frame {middle}"])
     return {
         "n": {
             name: len(part.targets)
@@ -169,10 +169,10 @@ class Part:
     features: torch.Tensor
 
     @classmethod
-    def of(
+    def from_rows(
         cls, rows: datasets.Dataset, clip: Clip, texts: label_texts.LabelTexts, settings: Settings
     ) -> Part:
-        rows, targets, affects, _ = labelled(rows, texts)
+        rows, targets, affects, _ = select_labelled(rows, texts)
         features = all_features(clip, ImageDataset(rows, clip, 0), settings.eval_batch_size)
         return cls(rows, targets, affects, features)
 
@@ -186,7 +186,7 @@ class Part:
         return self.features[:, k : k + 1]
 
 
-def _one(
+def _train_model(
     name: str, settings: Settings, parts: Sequence[Part]
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """One model: ({"validation_uar", "epoch"}, probabilities (n, labels) on the test clips)."""
@@ -231,7 +231,7 @@ def _classifier(name: str, settings: Settings) -> tuple[Classifier, Settings]:
     ), model_settings
 
 
-def _still(
+def _still_clips(
     settings: Settings, part: Part, middle: int, alone: torch.Tensor
 ) -> dict[str, float | int]:
     from vlmface.train.clip.model_selection import BEST, KeepBest

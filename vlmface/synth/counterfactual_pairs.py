@@ -216,10 +216,10 @@ def _other_view(kind: str, view: View, rng: np.random.Generator) -> tuple[View, 
     changed = replace(view, **{name: getattr(other, name) for name in fields})
     if kind == "background":  # whose seed is the noise's too
         changed = replace(changed, noise_seed=view.background_seed + 1)
-    return changed, {"from": _shown(kind, view), "to": _shown(kind, changed)}
+    return changed, {"from": _visible_state(kind, view), "to": _visible_state(kind, changed)}
 
 
-def _shown(kind: str, view: View) -> list[Any]:
+def _visible_state(kind: str, view: View) -> list[Any]:
     if kind == "light":
         return [round(float(x), 3) for x in _direction(view)]
     if kind == "pose":

@@ -31,7 +31,7 @@ class Hosts:
     origins: frozenset[str] = frozenset()  # whose pages may send requests, besides the server's own
 
     @classmethod
-    def of(cls, listening: str, allowed: Sequence[str] = ()) -> Hosts:
+    def for_server(cls, listening: str, allowed: Sequence[str] = ()) -> Hosts:
         """Of a server.
 
         Args:

@@ -57,7 +57,7 @@ def gateway_command(
     """
     from transformers.utils import logging as transformers_logging
 
-    hosts = Hosts.of(host, allowed_hosts)
+    hosts = Hosts.for_server(host, allowed_hosts)
     listener = _bind(host, port)
     log_to_stderr()
     transformers_logging.disable_progress_bar()

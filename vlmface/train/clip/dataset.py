@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-def labelled(
+def select_labelled(
     rows: datasets.Dataset, texts: LabelTexts
 ) -> tuple[datasets.Dataset, torch.Tensor, torch.Tensor, dict[str, int]]:
     """(rows that have a label, their targets, their valence and arousal, left out by reason).

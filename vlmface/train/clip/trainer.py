@@ -17,7 +17,7 @@ from vlmface.clip.model import Clip
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
 from vlmface.train.clip import augment, losses
-from vlmface.train.clip.dataset import ImageDataset, collate, labelled
+from vlmface.train.clip.dataset import ImageDataset, collate, select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
 from vlmface.train.clip.settings import Settings, Training
 from vlmface.train.trainer import (
@@ -215,7 +215,7 @@ def train(
     Raises:
         UserError: no row has a label, or `held_out` is missing.
     """
-    rows, targets, affects, skipped = labelled(rows, classifier.texts)
+    rows, targets, affects, skipped = select_labelled(rows, classifier.texts)
     data: Any = ImageDataset(rows, classifier.clip, settings.cache_gib)
     model = ClassifierWithLoss(classifier, targets, affects, settings)
     if settings.image == "frozen" and settings.augment == "none":
@@ -227,7 +227,7 @@ def train(
     if settings.select == "best":
         if held_out is None:
             raise UserError("select is best, but there are no held-out rows to choose an epoch on")
-        validation = HeldOutSet.of(
+        validation = HeldOutSet.from_rows(
             classifier, held_out, settings.eval_batch_size, settings.cache_gib
         )
     labels = classifier.texts.space.labels
