@@ -85,7 +85,7 @@ def write_run(folder: Path, after: list[dict[str, Any]], before: list[dict[str, 
     (folder / "metrics.json").write_text(json.dumps(scores), encoding="utf-8")
     manifest = {
         "base": {"id": "vlmface-tiny", "sha": "ba5eba5eba5e"},
-        "trainable": {"tower": "lora", "projector": "full", "llm": "lora"},
+        "trainable": {"vision_tower": "lora", "projector": "full", "language_model": "lora"},
         "data": {"name": "synth", "split": "train", "seed": 0, "n": 4000, "fingerprint": "f00d"},
         "note": "Synthetic faces only.",
     }

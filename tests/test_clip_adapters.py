@@ -90,7 +90,7 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
         data="synth",
         benchmark="synth",
         prompt="clip_emotion",
-        limits="",
+        limitations="",
         output_dir=str(tmp_path),
         image="adapters",
         frames=2,

@@ -42,13 +42,13 @@ def _shaken(classifier: Classifier) -> Classifier:
 
 def _settings(**changes: object) -> Settings:
     known: dict = {
-        "base": "x",
-        "data": "synth",
+        "base_model": "x",
+        "dataset": "synth",
         "benchmark": "synth",
         "prompt": "clip_emotion",
-        "limits": "",
+        "limitations": "",
         "output_dir": "x",
-        "image": "lora",
+        "image_tower": "lora",
     }
     return Settings(**(known | changes))
 
@@ -68,15 +68,15 @@ def test_zero_shot_is_open_clips(clip_base: Path) -> None:
 
 
 POLICIES = [
-    {"image": "lora", "text": "lora"},
-    {"image": "lora", "text": "full"},
-    {"image": "full"},
-    {"text": "prompts"},
-    {"text": "prompts", "class_specific": True},
+    {"image_tower": "lora", "text_tower": "lora"},
+    {"image_tower": "lora", "text_tower": "full"},
+    {"image_tower": "full"},
+    {"text_tower": "prompts"},
+    {"text_tower": "prompts", "class_specific": True},
     {"head": "linear"},
-    {"image": "lora", "affect": "linear"},
-    {"image": "lora", "affect": "graph"},
-    {"views": 2, "frames": 3, "time": "transformer"},
+    {"image_tower": "lora", "affect": "linear"},
+    {"image_tower": "lora", "affect": "graph"},
+    {"views": 2, "num_frames": 3, "temporal": "transformer"},
 ]
 
 
@@ -306,13 +306,13 @@ def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image": "frozen"}, "nothing would be trained"),
-        ({"learning_rates": {"tower": 1.0}}, "learning_rates has tower"),
+        ({"image_tower": "frozen"}, "nothing would be trained"),
+        ({"learning_rates": {"vision_tower": 1.0}}, "learning_rates has tower"),
         ({"layer_decay": 0.0}, "layer_decay"),
-        ({"wise_alpha": "auto"}, "set validation_share"),
-        ({"wise_alpha": "best"}, "at least 0 and at most 1 or auto"),
-        ({"wise_alpha": 2.0}, "at least 0 and at most 1 or auto"),
-        ({"schedule": "steps"}, "milestones .* is empty"),
+        ({"wise_ft_alpha": "auto"}, "set validation_share"),
+        ({"wise_ft_alpha": "best"}, "at least 0 and at most 1 or auto"),
+        ({"wise_ft_alpha": 2.0}, "at least 0 and at most 1 or auto"),
+        ({"lr_scheduler": "steps"}, "milestones .* is empty"),
         ({"save_steps": 15}, "must be a multiple of logging_steps"),
         ({"validation_share": 0.95}, "validation_share"),
     ],

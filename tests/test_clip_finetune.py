@@ -35,7 +35,7 @@ def finetune(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base,
+            "base_model": clip_base,
             "output_dir": output_dir,
             "n_train": 48,
             "n_eval": 24,
@@ -111,7 +111,7 @@ def test_resumed_is_uninterrupted(augment: str, finetune: Finetune, tmp_path: Pa
 def test_cached_features_are_uncached_ones(
     finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = {"image": "frozen", "text": "frozen", "head": "linear", "augment": "none"}
+    words = {"image_tower": "frozen", "text_tower": "frozen", "head": "linear", "augment": "none"}
     cached = finetune(tmp_path / "cached", **words)
     from vlmface.train.clip import trainer as clip_train
 
@@ -141,7 +141,7 @@ def test_a_run_answers_as_it_did_when_it_was_trained(done: Path) -> None:
 def test_evaluated_later_it_scores_the_same(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"
     words = ["--benchmark", "synth", "--model", str(done), "--n", "24", "--output_dir", str(out)]
-    assert evaluate([*words, "--mode", "both"]) == 0
+    assert evaluate([*words, "--scoring", "both"]) == 0
     scores = json.loads((out / "metrics.json").read_text())
     after = json.loads((done / "metrics.json").read_text())["after"]
     for name in ("accuracy", "uar", "f1_macro"):
@@ -174,7 +174,12 @@ def test_the_predictor_takes_it(done: Path) -> None:
 def clips_run(finetune: Finetune, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is shown four frames of each row: of synth's, four times the one picture."""
     folder = tmp_path_factory.mktemp("clip") / "clips"
-    words = {"image": "frozen", "text": "frozen", "time": "transformer", "frames": 4}
+    words = {
+        "image_tower": "frozen",
+        "text_tower": "frozen",
+        "temporal": "transformer",
+        "num_frames": 4,
+    }
     return finetune(folder, augment="none", n_eval=8, epochs=1, **words)
 
 
@@ -213,19 +218,19 @@ def test_a_video_is_answered_by_the_command(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"text": "prompts", "image": "frozen"},
+        {"text_tower": "prompts", "image_tower": "frozen"},
         {
-            "image": "full",
+            "image_tower": "full",
             "layer_decay": 0.7,
             "optimizer": "sgd",
             "learning_rate": 0.01,
-            "schedule": "steps",
+            "lr_scheduler": "steps",
             "milestones": "1",
             "epochs": 2,
         },
         {"head": "linear", "margins": "ldam", "class_weights": "effective"},
         {"affect": "graph", "label_smoothing": 0.0},
-        {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text": "frozen"},
+        {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text_tower": "frozen"},
     ],
     ids=str,
 )
@@ -252,7 +257,7 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
     run_dir = finetune(
         tmp_path / "run",
         data="emotic",
-        data_root=tmp_path / "data",
+        dataset_root=tmp_path / "data",
         prompt="clip_emotic",
         benchmark=tmp_path / "seen.yaml",
         crop="{size: 32, margin: 0.0}",
@@ -280,12 +285,12 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
 
 
 def test_wise_alpha_is_chosen_on_held_out_people(finetune: Finetune, tmp_path: Path) -> None:
-    run_dir = finetune(tmp_path / "run", n_eval=8, validation_share=0.3, wise_alpha="auto")
+    run_dir = finetune(tmp_path / "run", n_eval=8, validation_share=0.3, wise_ft_alpha="auto")
     found = json.loads((run_dir / "metrics.json").read_text())["train"]
     assert found["n"] < 48
     best = max(found["wise"]["uar"].values())
     assert found["wise"]["uar"][f"{found['wise']['alpha']:g}"] == best
-    base_only = finetune(tmp_path / "zero", n_eval=8, wise_alpha=0.0)
+    base_only = finetune(tmp_path / "zero", n_eval=8, wise_ft_alpha=0.0)
     before, after = (
         answering.read_lines(base_only / name)
         for name in ("predictions_before.jsonl", "predictions.jsonl")
@@ -340,7 +345,7 @@ def captions(clip_base: Path) -> Any:
 
     def run(output_dir: Path, **changes: object) -> Path:
         words: dict[str, object] = {
-            "base": clip_base,
+            "base_model": clip_base,
             "output_dir": output_dir,
             "n_train": 32,
             "n_probe": 40,
@@ -349,7 +354,7 @@ def captions(clip_base: Path) -> Any:
             "logging_steps": 1,
             "save_steps": 1,
             "warmup_steps": 0,
-            "data_options": "{}",
+            "dataset_options": "{}",
         } | changes
         assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
         return output_dir

@@ -13,7 +13,10 @@ from vlmface import data
 from vlmface.errors import UserError
 from vlmface.schema import features
 
-RAFDB, AFFECTNET = {"data": "rafdb", "root": "rafdb"}, {"data": "affectnet", "root": "affectnet"}
+RAFDB, AFFECTNET = (
+    {"dataset": "rafdb", "root": "rafdb"},
+    {"dataset": "affectnet", "root": "affectnet"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +175,7 @@ def test_the_recipe_trains_on_a_mixture_and_its_manifest_knows_it(folder, sft_co
         "sources: [{data: synth, options: {n: 24}}, {data: rafdb, root: rafdb}]\n"
         "labels: {contempt: null}"
     )
-    words = ["--data", str(path), "--n_train", "null", "--epochs", "1"]
+    words = ["--dataset", str(path), "--n_train", "null", "--epochs", "1"]
     assert sft_cot(tmp_path / "run", *words) == 0
     rows = data.load(str(path))
     manifest = json.loads((tmp_path / "run" / "vlmface.json").read_text())

@@ -30,7 +30,7 @@ def test_labels_frames_and_boxes(tmp_path, above):
 
 def test_splits_and_another_list(tmp_path):
     raer.write(tmp_path)
-    options = {"frames": 1, "faces": None, "bodies": None}
+    options = {"num_frames": 1, "faces": None, "bodies": None}
     assert data.load("raer", tmp_path, "validation", **options)["context"] == [["Fatigue"]]
     test = data.load("raer", tmp_path, "test", **options)
     assert test["context"] == [["Distraction"], ["Neutrality"]]

@@ -138,7 +138,7 @@ def test_the_card_tells_data_limits_and_hashes(merged: Path) -> None:
     found, _ = manifest.load(merged)
     for expected in (
         found.data["fingerprint"],
-        found.limits,
+        found.limitations,
         found.prompts[0]["sha"],
         "AU12",
         f"| `model.safetensors` | `{merge._sha256(merged / 'model.safetensors')}` |",

@@ -26,7 +26,7 @@ def run(tmp_path: Path, base: Path, processor: Any) -> Path:
         family="llava",
         base={"id": str(base), "sha": manifest.weights_sha(base)},
         adapter=True,
-        trainable={"tower": "frozen", "projector": "full", "llm": "lora"},
+        trainable={"vision_tower": "frozen", "projector": "full", "language_model": "lora"},
         prompts=[manifest.prompt_entry(PROMPT)],
         au_set=[1, 12],
         image={"height": 32, "width": 32, "tokens": 16},
@@ -36,7 +36,7 @@ def run(tmp_path: Path, base: Path, processor: Any) -> Path:
         generation={"max_new_tokens": 24},
         data={"name": "synth", "n": 8, "fingerprint": "0"},
         seed=0,
-        limits="rendered faces only",
+        limitations="rendered faces only",
     ).save(folder)
     return folder
 
@@ -49,7 +49,7 @@ def test_what_is_saved_is_loaded(run: Path, base: Path) -> None:
     found, (prompt,) = manifest.load(run)
     assert dataclasses.asdict(prompt) == dataclasses.asdict(PROMPT)
     assert prompt.sha == PROMPT.sha
-    assert found.limits == "rendered faces only"
+    assert found.limitations == "rendered faces only"
     assert manifest.resolve_base(found, run) == base
     assert manifest.is_run(run) and not manifest.is_run(base)
 

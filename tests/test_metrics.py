@@ -204,8 +204,8 @@ def test_readings_are_scored_apart() -> None:
         "free": 1,
         "rationale": 0,
         "scored": 0,
-        "scored_mean": 0,
-        "scored_prior": 1,  # all are equally likely then, and anger is the first
+        "likelihood_per_token": 0,
+        "likelihood_minus_prior": 1,  # all are equally likely then, and anger is the first
     }
     assert "calibration" not in found["free"] and found["scored"]["calibration"]["top2"] == 1
     nothing_written = [one | {"text": ""} for one in rows]

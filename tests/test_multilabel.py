@@ -273,12 +273,12 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
     assert scored["scores"]["prior"] == dict.fromkeys(EMOTIC.labels, -2.0)
     free = answering.line(sample(2, None), benchmark, PROMPT, written)
     assert free["truth"]["labels"] is None and "affect" not in free["truth"]
-    scores = evaluation.score([both], benchmark, [PROMPT], model="m", mode="both")
+    scores = evaluation.score([both], benchmark, [PROMPT], model="m", scoring="both")
     assert scores["labels"]["exact_match"] == 1 and scores["labels"]["map"] == 1
     assert "mAP 1.000, label F1 1.000" in evaluation.summary(scores)
     assert scores["labels"]["no_ci95"].startswith("1 annotated face: too few")
     assert "valid answers 100.0%" in evaluation.summary(scores)
-    scores = evaluation.score([scored], benchmark, [PROMPT], model="m", mode="score")
+    scores = evaluation.score([scored], benchmark, [PROMPT], model="m", scoring="likelihood")
     assert scores["mode"] == "scored" and scores["labels"]["map"] == 1
     assert "exact_match" not in scores["labels"]
     assert "valid answers" not in evaluation.summary(scores)

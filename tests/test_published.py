@@ -47,11 +47,11 @@ def as_run(folder: Path) -> Path:
         data="synth",
         benchmark="synth",
         prompt="face_cot",
-        limits="none",
+        limitations="none",
         output_dir=str(folder),
-        tower="full",
+        vision_tower="full",
         projector="full",
-        llm="full",
+        language_model="full",
         max_new_tokens=24,
     )
     family = families.get(families.family_of(folder))

@@ -123,7 +123,7 @@ def adapter_of(base: Path, folder: Path, rank: int, alpha: int, spread: float) -
         data="synth",
         benchmark="synth",
         prompt=PROMPT.id,
-        limits="none",
+        limitations="none",
         output_dir=str(folder),
         projector="frozen",
         lora_rank=rank,

@@ -277,7 +277,7 @@ def test_weights_that_were_not_there_are_noticed(copied: Path) -> None:
 WRONG: dict[str, list[Any]] = {
     "recipe": [1, "", "../x", "a" * 1000],
     "family": [None, [], "no-family"],
-    "base": [
+    "base_model": [
         {},
         {"id": "x"},
         {"id": "a\x1b[2J", "sha": "0" * 12},
@@ -287,7 +287,7 @@ WRONG: dict[str, list[Any]] = {
         {"id": {}, "sha": "0" * 12},
     ],
     "adapter": ["yes", None, 1],
-    "trainable": [[], {"tower": 1}, "lora"],
+    "trainable": [[], {"vision_tower": 1}, "lora"],
     "prompts": [[], {}, "face_cot", [{}], [1], [{"id": "face_cot"}]],
     "au_set": [{}, ["1"], [-1], [10**30], [1.5], [True]],
     "image": [[], {"width": "32"}, {"width": -1}, {"width": 1e400}],
@@ -297,10 +297,10 @@ WRONG: dict[str, list[Any]] = {
     "generation": [[], {"temperature": 1}, {"max_new_tokens": 0}, {"max_new_tokens": "8"}],
     "data": [[], {}, {"name": 1}, {"name": "x", "deep": [[[[[[[[[[[[1]]]]]]]]]]]]}],
     "seed": ["0", -1, 1.0, True],
-    "limits": [1, None, "x" * 100_000],
-    "crop": [1, "face", [[1]], {"size": {}}, {"size": 1e9}, {"show": "nothing"}],
+    "limitations": [1, None, "x" * 100_000],
+    "views": [1, "face", [[1]], {"size": {}}, {"size": 1e9}, {"view": "nothing"}],
     "frames": [0, "1", 10**9, None],
-    "quantize": [1, [], "../x"],
+    "quantization": [1, [], "../x"],
     "clip_classifier": [1, [], {"lora_rank": 10**9}, {"image": []}],
     "created": [1, "x" * 1000],
     "schema": [1, "2", None, [], 99],

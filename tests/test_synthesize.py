@@ -160,12 +160,12 @@ def recipe() -> Recipe:
     def run(output: Path, **fields: Any) -> int:
         fixed = {
             "output_dir": output,
-            "data_options": "{}",
+            "dataset_options": "{}",
             "n": 8,
             "samples": 3,
             "batch_size": 3,
             "temperature": 0.7,
-            "balance": "null",
+            "balance_by": "null",
         }
         return main([w for k, v in (fixed | fields).items() for w in (f"--{k}", str(v))])
 
@@ -193,7 +193,7 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
     assert len(rows) >= 4
     for row in rows:
         sample = FaceSample.from_row(row).validate()
-        assert sample.rationale_source == "model" and sample.saw_label is False
+        assert sample.rationale_source == "model" and sample.rationale_saw_label is False
         note = sample.meta["rationale"]
         assert note["writer"] == "model" and note["label"] == "annotated"
         assert note["agreement"] >= 0.5 and note["samples"] == 3
@@ -207,7 +207,7 @@ def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> N
 
 def test_the_card_says_who_wrote_and_how_they_agreed(built: Path) -> None:
     card = (built / "README.md").read_text()
-    assert "`saw_label` is **false**" in card and "## Vote" in card
+    assert "`rationale_saw_label` is **false**" in card and "## Vote" in card
     assert "answered each face 3 times (temperature 0.7)" in card
     page = (built / "rationale.html").read_text()
     assert "answers that agree" in page
@@ -265,7 +265,7 @@ def test_the_truth_is_told_only_if_asked(
 
     monkeypatch.setattr(LocalModel, "sample", listens)
     with pytest.raises(UserError, match="no rationale passes"):  # it was never asked this
-        recipe(tmp_path / "told", model=memorised, n=2, saw_label="true")
+        recipe(tmp_path / "told", model=memorised, n=2, show_label="true")
     labels = [row["emotion"] for row in data.load("synth", n=2)]
     assert all(
         f"The expression is {label}." in one for label, one in zip(labels, told, strict=True)
@@ -342,7 +342,7 @@ def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Pa
     for fields, message in [
         ({"samples": 0}, "samples is 0"),
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
-        ({"balance": 0.5}, r"balance is 0\.5"),
+        ({"balance_by": 0.5}, r"balance is 0\.5"),
         ({"temperature": 0}, "temperature is 0"),
         ({"label_space": "emotion7"}, "face_cot is for emotion8"),
     ]:
@@ -365,9 +365,9 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         "config": "synthesize_tiny",
         "n": 8,
         "samples": 2,
-        "data_options": {},
+        "dataset_options": {},
         "temperature": 0.5,
-        "balance": None,
+        "balance_by": None,
     }
     words = ["--output_dir", str(out)]
     for name, value in (("sft", sft), ("grpo", grpo), ("synthesize", synthesize)):
@@ -402,8 +402,8 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"grpo": "{benchmark: rafdb}"}, "sft has benchmark 'synth' and grpo 'rafdb'"),
         (
             {
-                "sft": "{benchmark: affectnet8, benchmark_root: null, data_root: here}",
-                "grpo": "{benchmark: affectnet8, data: affectnet, data_root: there}",
+                "sft": "{benchmark: affectnet8, benchmark_root: null, dataset_root: here}",
+                "grpo": "{benchmark: affectnet8, data: affectnet, dataset_root: there}",
             },
             "is evaluated on .*here and grpo on .*there",
         ),
@@ -411,7 +411,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"sft": "{prompt: nothing}"}, "nothing"),
         ({"sft": "{epoch: 3}"}, "sft: there is no setting 'epoch'"),
         ({"grpo": "{config: nothing}"}, "there is no settings file 'nothing'"),
-        ({"grpo": "{group_size: 1}"}, "group_size is 1"),
+        ({"grpo": "{num_generations: 1}"}, "num_generations is 1"),
         ({"synthesize": "{samples: many}"}, "synthesize: samples is 'many'"),
         ({"sft": "{overwrite: true}"}, "sft has overwrite, which the loop sets"),
         ({"grpo": "{output_dir: elsewhere}"}, "grpo has output_dir, which the loop sets"),

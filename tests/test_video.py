@@ -312,8 +312,8 @@ def test_a_damaged_frame_is_named_and_counted(tmp_path):
     broken.write_bytes(broken.read_bytes()[:60])
     rows = data.load("raer", root, frames=4, faces=None, bodies=None)
     with pytest.raises(UserError, match=r"Confusion/001/4\.jpg' is damaged"):
-        crop_cache.apply_views(rows, (crops.View(size=32, show="scene"),), 4, progress=False)
+        crop_cache.apply_views(rows, (crops.View(size=32, view="scene"),), 4, progress=False)
     report = check.check(
-        "raer", root, progress=False, options={"frames": 4, "faces": None, "bodies": None}
+        "raer", root, progress=False, options={"num_frames": 4, "faces": None, "bodies": None}
     )
     assert "4.jpg" in check.format_report(report)

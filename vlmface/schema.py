@@ -36,7 +36,7 @@ class AULabel:
 class FaceSample:
     """A labelled face. `face_box` is [x0, y0, x1, y1] in pixels, `valence` and `arousal` are -1..1,
     `aus` lists the annotated AUs only (None: no AU was annotated). `age_group`, `gender`, `race`
-    and `context` keep the data set's own words. `saw_label`: the writer of the rationale was told
+    and `context` keep the data set's own words. `rationale_saw_label`: the writer of the rationale was told
     the labels, so it is not evidence of what the face alone shows."""
 
     id: str
@@ -58,7 +58,7 @@ class FaceSample:
     context: list[str] | None = None
     rationale: str | None = None
     rationale_source: str = "none"
-    saw_label: bool = False
+    rationale_saw_label: bool = False
     meta: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> FaceSample:
@@ -198,7 +198,7 @@ def features() -> datasets.Features:
             "context": [text],
             "rationale": text,
             "rationale_source": text,
-            "saw_label": Value("bool"),
+            "rationale_saw_label": Value("bool"),
             "meta": text,
         }
     )

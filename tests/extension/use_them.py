@@ -25,8 +25,8 @@ assert "portraits" in data.names() and data.shows_faces("portraits")
 assert [item.weight for item in rewards.parse({"mood": {"wrong": -1.0}})] == [0.5]
 
 common = {
-    "data": "portraits",
-    "data_root": folder / "data",
+    "dataset": "portraits",
+    "dataset_root": folder / "data",
     "benchmark": folder / "bench.yaml",
     "warmup_steps": 0,
     "max_new_tokens": 8,
@@ -48,7 +48,7 @@ main(
     batch_size=4,
     epochs=40,
     learning_rate=5e-3,
-    tower="frozen",
+    vision_tower="frozen",
     lora_rank=16,
     lora_alpha=32,
     lora_dropout=0.0,
@@ -61,7 +61,7 @@ main(
     start=folder / "sft",
     output_dir=folder / "grpo",
     rewards="{format: 1, mood: {weight: 2, wrong: -1}}",
-    group_size=2,
+    num_generations=2,
     batch_size=2,
     max_steps=1,
     save_steps=1,
@@ -69,7 +69,7 @@ main(
 main(
     "eval/run.py",
     benchmark=folder / "bench.yaml",
-    data_root=folder / "data",
+    dataset_root=folder / "data",
     model=folder / "grpo",
     output_dir=folder / "again",
 )

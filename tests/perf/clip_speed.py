@@ -121,7 +121,7 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
             batch_size=BATCH,
             epochs=EPOCHS,
             learning_rate=RATE,
-            schedule="constant",
+            lr_scheduler="constant",
             logging_steps=1,
             save_steps=10_000,
         )

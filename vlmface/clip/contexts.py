@@ -31,8 +31,8 @@ class Contexts(nn.Module):
         super().__init__()
         if not clip.reads_embedded:
             raise UserError(
-                f"text is prompts, but the text tower of {clip.base} is a model of transformers "
-                "that takes no learnt contexts: use text: frozen or full"
+                f"text_tower is prompts, but the text tower of {clip.base} is a model of "
+                "transformers that takes no learnt contexts: use text_tower: frozen or full"
             )
         token_counts = lengths(clip.tokenizer, texts)
         limit = clip.tokenizer.context_length

@@ -23,7 +23,7 @@ from vlmface.utils.files import atomic_write
 from vlmface.utils.images import data_uri
 
 FACES = 8  # of each kind, right and wrong
-REQUIRED = ("benchmark", "model", "n", "mode", "parse", "wall_s", "peak_rss_gib")
+REQUIRED = ("benchmark", "model", "n", "scoring", "parse", "wall_s", "peak_rss_gib")
 
 
 def write_report(

@@ -241,7 +241,10 @@ class LocalModel:
         loaded.prompts = source.prompts
         loaded.manifest = run_manifest
         if run_manifest:
-            loaded.views, loaded.frames = crops.parse_views(run_manifest.crop), run_manifest.frames
+            loaded.views, loaded.frames = (
+                crops.parse_views(run_manifest.views),
+                run_manifest.num_frames,
+            )
         return loaded
 
     def predict(
