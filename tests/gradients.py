@@ -110,7 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "dataset_root": "EMOTIC",
             "benchmark": "emotic",
             "prompt": "clip_emotic",
-            "views": "{size: 32, view: person}",
+            "views": "[{size: 32, view: person}]",
             "class_weights": "balanced",
             "each": 1,
             "n_train": 2,
@@ -249,7 +249,7 @@ def words(case: str, names: dict[str, Path], processes: int, out: Path) -> list[
     of_clip = recipe.startswith("clip") or changes.get("model") == "clip-caer"
     settings: dict[str, Any] = dict(SHARED)
     if recipe != "grpo":
-        settings["base"] = names["CLIP" if of_clip else "BASE"]
+        settings["base_model"] = names["CLIP" if of_clip else "BASE"]
     settings |= changes | {"output_dir": out}
     settings["batch_size"] = 2 * settings.pop("each", EACH) // processes
     config = settings.pop("config", None)

@@ -62,7 +62,7 @@ def runs(root, tmp_path_factory) -> Path:
 
 def test_what_a_run_leaves_behind(runs):
     found, (texts,) = manifest.load(runs / "both")
-    assert (found.recipe, found.frames, texts.id) == ("context_emotion", 4, "clip_raer")
+    assert (found.recipe, found.num_frames, texts.id) == ("context_emotion", 4, "clip_raer")
     assert [view.view for view in crops.parse_views(found.views)] == ["face", "person"]
     shape = found.clip_classifier
     assert (shape["views"], shape["frames"], shape["time"]) == (2, 4, "transformer")
@@ -99,8 +99,8 @@ def test_a_run_answers_as_it_was_evaluated(runs, root):
 
 
 def test_ablation_compares_face_person_and_both(runs):
-    assert manifest.load(runs / "face")[0].clip_classifier["views"] == 1
-    assert manifest.load(runs / "scene")[0].clip_classifier["views"] == 1
+    assert manifest.load(runs / "face")[0].clip_classifier["num_views"] == 1
+    assert manifest.load(runs / "scene")[0].clip_classifier["num_views"] == 1
     table = (runs / "ablation.md").read_text()
     for name in ("face only", "context only", "both"):
         assert f"| {name} |" in table

@@ -69,7 +69,7 @@ def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
     assert scores["before"]["n"] == scores["after"]["n"] == 24
     assert scores["after"]["parse"]["strict"] == 1
     found, (asked,) = manifest.load(done)
-    assert found.family == manifest.CLIP and found.base["id"] == str(clip_base)
+    assert found.family == manifest.CLIP and found.base_model["id"] == str(clip_base)
     assert asked.sha == label_texts.load("clip_emotion").sha
     lines = answering.read_lines(done / "predictions.jsonl")
     for line in lines:
@@ -256,11 +256,11 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
     )
     run_dir = finetune(
         tmp_path / "run",
-        data="emotic",
+        dataset="emotic",
         dataset_root=tmp_path / "data",
         prompt="clip_emotic",
         benchmark=tmp_path / "seen.yaml",
-        crop="{size: 32, margin: 0.0}",
+        views="[{size: 32, margin: 0.0}]",
         n_train="null",
         n_eval="null",
         epochs=300,
@@ -269,8 +269,8 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
         label_smoothing=0.0,
         augment="none",
         save_steps=500,
-        image="frozen",
-        text="frozen",
+        image_tower="frozen",
+        text_tower="frozen",
         head="linear",
     )
     scores = json.loads((run_dir / "metrics.json").read_text())
@@ -317,7 +317,9 @@ def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: 
         ClipModel.load(done).predict([[None, None]], preprocessed=True)
     with pytest.raises(UserError, match="was trained with prompt clip_emotion"):
         ClipModel.load(done, prompt="face_cot")
-    prompts_run = finetune(tmp_path / "p", text="prompts", image="frozen", n_eval=8, epochs=1)
+    prompts_run = finetune(
+        tmp_path / "p", text_tower="prompts", image_tower="frozen", n_eval=8, epochs=1
+    )
     with pytest.raises(UserError, match="text: prompts"):
         clip_run.export(prompts_run, tmp_path / "out")
     broken = tmp_path / "broken"
@@ -366,7 +368,7 @@ def captions(clip_base: Path) -> Any:
 def test_captions_train_both_towers_and_resume(
     policy: str, captions: Finetune, clip_base: Path, tmp_path: Path
 ) -> None:
-    whole = captions(tmp_path / "whole", image=policy, text=policy)
+    whole = captions(tmp_path / "whole", image_tower=policy, text_tower=policy)
     scores = json.loads((whole / "metrics.json").read_text())
     assert scores["train"]["steps"] == 4 and scores["train"]["captions"] > 32
     assert set(scores["probes"]["after"]) == {"gender", "age_group", "race", "emotion", "au"}
@@ -376,10 +378,10 @@ def test_captions_train_both_towers_and_resume(
     for tower in ("visual.", "transformer."):
         changed = [n for n in ours if n.startswith(tower) and not torch.equal(ours[n], base[n])]
         assert changed
-    broken = captions(tmp_path / "broken", image=policy, text=policy)
+    broken = captions(tmp_path / "broken", image_tower=policy, text_tower=policy)
     for name in ("metrics.json", model.WEIGHTS, model.CONFIG, "checkpoints/checkpoint-4/complete"):
         (broken / name).unlink()
-    captions(broken, image=policy, text=policy)
+    captions(broken, image_tower=policy, text_tower=policy)
     again = model.load_clip(broken).model.state_dict()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 

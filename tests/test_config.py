@@ -248,7 +248,7 @@ def test_comments_are_the_help_texts(path: Path) -> None:
             assert setting[2] == config.comment(cls, setting[1])
             commented.add(setting[1])
     if path.stem.endswith("_tiny"):
-        assert commented >= set(config.read(path)) - {"limits"}
+        assert commented >= set(config.read(path)) - {"limitations"}
 
 
 # Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli.py.

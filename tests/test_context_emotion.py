@@ -84,13 +84,13 @@ def run_dir(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_a_run_leaves_behind(run_dir: Path) -> None:
     found, (prompt,) = manifest.load(run_dir)
-    assert found.recipe == "context_emotion" and found.frames == 1
+    assert found.recipe == "context_emotion" and found.num_frames == 1
     assert crops.parse_views(found.views) == crops.parse_views(
         [{"size": 32, "margin": 0.1}, {"size": 32, "margin": 0.1, "view": "face_boxed"}]
     )
     assert prompt.id == "context_both_masked" and prompt.images == 2
     scores = json.loads((run_dir / "metrics.json").read_text())
-    assert scores["after"]["mode"] == "scored" and scores["train"]["n"] == 5
+    assert scores["after"]["scoring"] == "likelihood" and scores["train"]["n"] == 5
     assert scores["after"]["attributes"]["context"]["n"] == 2
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     assert [line["face_found"] for line in lines] == [True, False]
@@ -136,7 +136,7 @@ def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Pat
             tmp_path / "face",
             language_model="lora",
             prompt="context_face",
-            crop="{size: 32, margin: 0.1}",
+            views="[{size: 32, margin: 0.1}]",
         )
         == 0
     )
@@ -145,9 +145,9 @@ def test_cached_features_and_pixels_train_the_same(recipe: Recipe, tmp_path: Pat
 
 
 def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
-    assert recipe(tmp_path, crop="{size: 32, margin: 0.1}", frames=2, epochs=1) == 0
+    assert recipe(tmp_path, views="[{size: 32, margin: 0.1}]", num_frames=2, epochs=1) == 0
     found, _ = manifest.load(tmp_path)
-    assert found.frames == 2 and isinstance(found.views, dict)
+    assert found.num_frames == 2 and len(found.views or ()) == 1
     rows = benchmarks.load_rows(
         benchmarks.load_benchmark("raer"), str(root), None, crops.parse_views(found.views), 2
     )
@@ -165,7 +165,7 @@ def test_frames_of_one_view(recipe: Recipe, tmp_path: Path, root: Path) -> None:
 def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
     cases = {
         r"context_both_masked is about 2 picture\(s\), but 1 would be shown": {
-            "views": "{size: 32}"
+            "views": "[{size: 32}]"
         },
         r"context_face is about 1 picture\(s\), but 2 would be shown": {"prompt": "context_face"},
         r"context_emotion_both asks for emotion .* cannot ask for raer5": {
@@ -177,7 +177,7 @@ def test_what_cannot_be_asked(recipe: Recipe, tmp_path: Path) -> None:
             "prompt": "context_both,context_both_masked",
         },
         "model is 'clap': use one of vlm": {"model": "clap"},
-        r"run scene has 0 view\(s\)": {"ablation": "true", "views": "{size: 32}"},
+        r"run scene has 0 view\(s\)": {"ablation": "true", "views": "[{size: 32}]"},
         r"run face has 1 view\(s\) and prompt None": {
             "ablation": "true",
             "single_view_prompts": "{scene: x}",
@@ -225,9 +225,9 @@ def test_face_context_and_both(
         found, (asked,) = manifest.load(tmp_path / arm)
         assert asked.id == prompt and found.seed == 0
         shows[arm] = [view.view for view in crops.parse_views(found.views)]
-        prints = found.data["fingerprint"], found.data["n"]
-        assert prints == (manifest.load(tmp_path / "face")[0].data["fingerprint"], 5)
-    assert shows == {"face": ["face"], "scene": ["boxed"], "both": ["face", "boxed"]}
+        prints = found.dataset["fingerprint"], found.dataset["n"]
+        assert prints == (manifest.load(tmp_path / "face")[0].dataset["fingerprint"], 5)
+    assert shows == {"face": ["face"], "scene": ["face_boxed"], "both": ["face", "face_boxed"]}
     result = json.loads((tmp_path / "ablation.json").read_text())
     assert [run["name"] for run in result["runs"]] == ["face only", "context only", "both"]
     assert [(p["second"], p["first"]) for p in result["pairs"]] == [

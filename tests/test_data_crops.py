@@ -289,7 +289,7 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
 
 def test_one_person_of_several_is_asked_about(tmp_path, sft_cot, astronaut, capsys, monkeypatch):
     run, box = tmp_path / "run", ["170", "60", "280", "190"]
-    words = ["--views", "{size: 64, view: face_boxed}", "--prompt", "facescan_boxed_emotion"]
+    words = ["--views", "[{size: 64, view: face_boxed}]", "--prompt", "facescan_boxed_emotion"]
     assert sft_cot(run, *words, "--epochs", "1") == 0
     capsys.readouterr()
     seen = []

@@ -99,7 +99,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match=r"DFEW's labels not found.*set_2\.csv"):
         data.load("dfew", tmp_path, fold=2)
     with pytest.raises(UserError, match="frames is 0, but must be a whole number at least 1"):
-        data.load("dfew", tmp_path, frames=0)
+        data.load("dfew", tmp_path, num_frames=0)
     with pytest.raises(UserError, match=r"no folder of extracted frames.*clips=.*ffmpeg -i clip"):
         data.load("dfew", tmp_path, clips="Clip/other")
     (tmp_path / "Clip" / "empty").mkdir()

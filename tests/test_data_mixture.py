@@ -179,6 +179,6 @@ def test_the_recipe_trains_on_a_mixture_and_its_manifest_knows_it(folder, sft_co
     assert sft_cot(tmp_path / "run", *words) == 0
     rows = data.load(str(path))
     manifest = json.loads((tmp_path / "run" / "vlmface.json").read_text())
-    assert manifest["data"]["fingerprint"] == data.fingerprint(rows)
+    assert manifest["dataset"]["fingerprint"] == data.fingerprint(rows)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert scores["train"]["left_out"] == {"no_aus": 7}  # of RAF-DB, which annotates none

@@ -59,7 +59,7 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match=r"'/elsewhere/001'.*none for the clips of the list"):
         data.load("raer", tmp_path)
     (tmp_path / "bounding_box" / "body.json").unlink()
-    assert "body_box" not in json.loads(data.load("raer", tmp_path, frames=1)["meta"][0])
+    assert "body_box" not in json.loads(data.load("raer", tmp_path, num_frames=1)["meta"][0])
     text(tmp_path / "annotation" / "test.txt", "test/Neutrality/003 12 0")
     with pytest.raises(UserError, match=r"label '0', expected 1 to 5 \(Neutrality"):
         data.load("raer", tmp_path, "test")

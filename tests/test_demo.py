@@ -149,7 +149,7 @@ def test_each_of_several_labels_is_marked() -> None:
     [
         ((), "the model was not run"),
         (("face",), "the model was not run"),
-        (("face", "context"), "judged the scene alone"),
+        (("face", "face_masked"), "judged the scene alone"),
         (("scene",), None),
     ],
 )

@@ -276,7 +276,13 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
     before = contents(tmp_path)
     with pytest.raises(UserError, match="with processes 2, but now it is 1"):
         sft_cot(
-            folder, "--base_model", settings_of(folder)["base"], "--batch_size", "4", *WORDS, *FULL
+            folder,
+            "--base_model",
+            settings_of(folder)["base_model"],
+            "--batch_size",
+            "4",
+            *WORDS,
+            *FULL,
         )
     checkpoint = folder / "checkpoints" / "checkpoint-2"
     of_ranks = ["rng_state_0.pth", "rng_state_1.pth"]
@@ -290,7 +296,7 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
             sft_cot(
                 folder,
                 "--base_model",
-                settings_of(folder)["base"],
+                settings_of(folder)["base_model"],
                 "--batch_size",
                 "4",
                 *WORDS,

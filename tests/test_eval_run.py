@@ -53,7 +53,9 @@ def test_a_run_whose_base_is_gone_or_whose_prompt_changed(
     shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("checkpoints"))
     found, _ = manifest.load(copy)
     argv = ["--benchmark", "synth", "--model", str(copy)]
-    dataclasses.replace(found, base={"id": str(tmp_path / "gone"), "sha": "0" * 12}).save(copy)
+    dataclasses.replace(found, base_model={"id": str(tmp_path / "gone"), "sha": "0" * 12}).save(
+        copy
+    )
     with pytest.raises(UserError, match=r"needs its base model '.*gone', which is missing"):
         evaluation.main(argv)
     found.save(copy)
@@ -125,26 +127,26 @@ def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     found = json.loads((both / "metrics.json").read_text())
     read = found["emotion"]["readings"]
     assert set(read) == {
-        "free",
-        "rationale",
-        "scored",
+        "generated",
+        "after_rationale",
+        "likelihood",
         "likelihood_per_token",
         "likelihood_minus_prior",
     }
-    assert read["free"]["accuracy"] == found["emotion"]["accuracy"]
-    assert "calibration" not in read["free"] and read["scored"]["calibration"]["nll"] > 0
+    assert read["generated"]["accuracy"] == found["emotion"]["accuracy"]
+    assert "calibration" not in read["generated"] and read["likelihood"]["calibration"]["nll"] > 0
     lines = answering.read_lines(both / "predictions.jsonl")
     right = [
         max(line["scores"]["log_likelihood"].items(), key=lambda item: item[1])[0]
         == line["truth"]["emotion"]
         for line in lines
     ]
-    assert read["scored"]["accuracy"] == pytest.approx(sum(right) / 8)
+    assert read["likelihood"]["accuracy"] == pytest.approx(sum(right) / 8)
 
     assert evaluation.main([*argv, "--scoring", "likelihood", "--output_dir", str(scored)]) == 0
     alone = json.loads((scored / "metrics.json").read_text())
-    assert alone["mode"] == "scored" and "au" not in alone
-    assert alone["emotion"]["accuracy"] == read["scored"]["accuracy"]
+    assert alone["scoring"] == "likelihood" and "au" not in alone
+    assert alone["emotion"]["accuracy"] == read["likelihood"]["accuracy"]
     assert all(not line["text"] for line in answering.read_lines(scored / "predictions.jsonl"))
     page = (scored / "report.html").read_text()
     assert "Did the model answer?" not in page

@@ -108,8 +108,8 @@ def test_a_package_trains_evaluates_and_compares(trained: Path) -> None:
     log = (trained / "grpo" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert {"rewards/format/mean", "rewards/mood/mean"} <= json.loads(log[0]).keys()
     found = json.loads((trained / "grpo" / "vlmface.json").read_text(encoding="utf-8"))
-    assert found["data"]["rewards"] == {"format": 1, "mood": {"weight": 2, "wrong": -1}}
-    assert found["data"]["name"] == "portraits"
+    assert found["dataset"]["rewards"] == {"format": 1, "mood": {"weight": 2, "wrong": -1}}
+    assert found["dataset"]["name"] == "portraits"
     after = scores["sft"]["after"]["attributes"]["context"]
     assert (after["dark_missed"], after["ci95"]["dark_missed"][0]) == (0, 0)
     family = json.loads((trained / "family" / "vlmface.json").read_text(encoding="utf-8"))

@@ -641,7 +641,7 @@ def fit(case: Case, processor: Any, data: Any, folder: Path, **changes: Any) -> 
 def test_cached_features_and_pieces_of_a_batch_train_as_the_whole_does(
     trained_case: Case, processor: Any, tmp_path: Path
 ) -> None:
-    """Two steps on eight images of several shapes, a whole projector, LoRA in the language model."""
+    """Two steps on eight images of several shapes, a whole projector, LoRA for the language."""
     data = rows(8).map(_reshaped, with_indices=True)
 
     def losses(name: str, **changes: Any) -> list[float]:
@@ -748,7 +748,7 @@ def test_transformers_and_peft_alone_load_a_run(case: Case, run: Path) -> None:
     """Tokens, pixels and adapter, and the adapter merged or not."""
     from peft import PeftModel
 
-    base: Any = AutoModelForImageTextToText.from_pretrained(manifest.load(run)[0].base["id"])
+    base: Any = AutoModelForImageTextToText.from_pretrained(manifest.load(run)[0].base_model["id"])
     theirs = PeftModel.from_pretrained(base, str(run)).eval()
     batch = processed(AutoProcessor.from_pretrained(run), PROMPT.messages(), [PICTURES[4]])
     with torch.no_grad():

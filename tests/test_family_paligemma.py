@@ -305,7 +305,7 @@ def test_the_shipped_settings_run_on_miniatures_of_their_data(
     words += ["--n_train", "null", "--n_eval", "null", "--max_length", "1024"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
-    assert (found.family, prompt.id, found.data["n"]) == ("paligemma", "expllm", 4)
+    assert (found.family, prompt.id, found.dataset["n"]) == ("paligemma", "expllm", 4)
 
 
 # --- bases that do not fit ------------------------------------------------------------------------

@@ -328,7 +328,7 @@ def test_an_unknown_layer_stops_the_training(
         "language_model": "frozen",
         "lora_target_modules": ["qkv", other],
     }
-    settings = SFTSettings(base=str(checkpoint), output_dir=str(tmp_path), **words)
+    settings = SFTSettings(base_model=str(checkpoint), output_dir=str(tmp_path), **words)
     with pytest.raises(
         UserError, match=f"lora_target_modules: {other} is not a layer of this Qwen.*'s tower:"
     ):
@@ -356,7 +356,7 @@ def test_the_shipped_settings_run_on_miniatures_of_their_data(
     words += ["--n_eval", "null", "--cache_features", "true", "--dataloader_workers", "0"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, (prompt,) = manifest.load(tmp_path / "run")
-    assert (prompt.id, found.data["name"], found.data["n"]) == ("expllm", "expllm", 4)
+    assert (prompt.id, found.dataset["name"], found.dataset["n"]) == ("expllm", "expllm", 4)
     assert found.trainable == {**FROZEN, "language_model": "lora"}
     assert found.image["max_pixels"] == 448**2 and found.views is not None
 

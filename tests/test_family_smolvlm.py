@@ -389,7 +389,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
     words += ["--train_embeddings", "false", "--dataloader_workers", "0", "--max_pixels", "4096"]
     assert sft_cot(tmp_path / "run", *words) == 0
     found, _ = manifest.load(tmp_path / "run")
-    assert (found.data["name"], found.data["n"], found.family) == ("expllm", 4, "smolvlm")
+    assert (found.dataset["name"], found.dataset["n"], found.family) == ("expllm", 4, "smolvlm")
     assert found.image == {"height": 32, "width": 32, "tiles": 1, "tokens": 4}
     own = LocalModel.load(tmp_path / "run").processor  # what was learnt is what is served
     assert smolvlm.image_tokens(own, (100, 100)) == 4

@@ -101,8 +101,8 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
             rows(32), processor, llava, prompts.load("face_cot"), max_length=512, seed=0
         )
         settings = SFTSettings(
-            base=str(base),
-            data="test",
+            base_model=str(base),
+            dataset="test",
             benchmark="synth",
             prompt="face_cot",
             limitations="",

@@ -80,7 +80,7 @@ def test_the_adapter_is_trained_further(finished: Path, memorised: Path) -> None
     found = json.loads((finished / "vlmface.json").read_text())
     shipped = config.read(ROOT / "recipes/configs/grpo_tiny.yaml")
     assert found["recipe"] == "grpo" and found["adapter"]
-    assert found["data"]["rewards"] == shipped["rewards"]
+    assert found["dataset"]["rewards"] == shipped["rewards"]
     ours = json.loads((memorised / "vlmface.json").read_text())
     assert (found["base"], found["prompts"]) == (ours["base"], ours["prompts"])
     assert LocalModel.load(finished).predict([rows(1)[0]["image"]])[0].text

@@ -279,7 +279,7 @@ def test_lines_in_each_mode(tmp_path: Path) -> None:
     assert scores["labels"]["no_ci95"].startswith("1 annotated face: too few")
     assert "valid answers 100.0%" in evaluation.summary(scores)
     scores = evaluation.score([scored], benchmark, [PROMPT], model="m", scoring="likelihood")
-    assert scores["mode"] == "scored" and scores["labels"]["map"] == 1
+    assert scores["scoring"] == "likelihood" and scores["labels"]["map"] == 1
     assert "exact_match" not in scores["labels"]
     assert "valid answers" not in evaluation.summary(scores)
 

@@ -43,8 +43,8 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
     settings = SFTSettings(
-        base=str(folder),
-        data="synth",
+        base_model=str(folder),
+        dataset="synth",
         benchmark="synth",
         prompt="face_cot",
         limitations="none",
@@ -65,8 +65,8 @@ def as_run(folder: Path) -> Path:
         processor=processor,
         prompts=[PROMPT],
         policy=settings.policy,
-        crop=None,
-        frames=1,
+        views=None,
+        num_frames=1,
         max_length=settings.max_length,
     )
     sft.write_manifest("test", settings, model, [12], data)

@@ -17,7 +17,7 @@ from torch import nn
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import quantize
+from vlmface.families import quantization
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 from vlmface.train import sft
@@ -90,7 +90,7 @@ def test_the_language_model_is_quantised_and_nothing_else(base: Path) -> None:
 
 
 def test_transformers_alone_would_quantise_the_tower(base: Path) -> None:
-    """Why `quantize.options` names what to leave out."""
+    """Why `quantization.options` names what to leave out."""
     from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(
@@ -101,7 +101,7 @@ def test_transformers_alone_would_quantise_the_tower(base: Path) -> None:
 
 
 def test_nothing_is_quantised_unless_asked() -> None:
-    assert quantize.options(None, llava.MODULE_PATHS, dtype=None, device=None) == {}
+    assert quantization.options(None, llava.MODULE_PATHS, dtype=None, device=None) == {}
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -261,16 +261,24 @@ def made(name: str, **changes: Any) -> Any:
         ),
         ("clip_captions", {"batch_size": 1}, "batch_size is 1"),
         ("clip_captions", {"probe_splits": ["test", "test"]}, "probe_splits is"),
-        ("clip_finetune", {"num_frames": 4}, "time is none"),
-        ("clip_finetune", {"learning_rates": {"time": 1.0}}, "learning_rates has time, but has no"),
+        ("clip_finetune", {"num_frames": 4}, "temporal is none"),
+        (
+            "clip_finetune",
+            {"learning_rates": {"temporal": 1.0}},
+            "learning_rates has temporal, but has no",
+        ),
         ("clip_finetune", {"lr_scheduler": "steps", "milestones": [5, 12]}, "milestones has 12"),
         ("run", {"served": "NAME"}, "served is NAME, but x is not a server's URL"),
-        ("run", {"mode": "loud"}, "mode is 'loud', but must be generate | score | both"),
+        ("run", {"scoring": "loud"}, "scoring is 'loud', but must be generate | likelihood | both"),
         ("sweep", {"by": "luck"}, "by is 'luck'"),
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),
         ("facial_r1_loop", {"grpo": {"num_generations": 1}}, "grpo: num_generations is 1"),
         ("facial_r1_loop", {"synthesize": {"model": "runs/x"}}, "synthesize has model, which the"),
-        ("facial_r1_loop", {"sft": {"balance_by": "tasks"}}, "sft: balance is 'tasks', but has no"),
+        (
+            "facial_r1_loop",
+            {"sft": {"balance_by": "tasks"}},
+            "sft: balance_by is 'tasks', but has no",
+        ),
         ("facial_r1_loop", {"sft": {"blance": "tasks"}}, "sft: there is no setting 'blance'"),
         (
             "facial_r1_loop",
@@ -317,7 +325,7 @@ def made(name: str, **changes: Any) -> Any:
             {"dataset": "mix.yaml", "dataset_options": {"size": 4}},
             "mix.yaml has no option 'size'",
         ),
-        ("rationale", {"option": {"n": 4}}, "use --n"),
+        ("rationale", {"dataset_options": {"n": 4}}, "use n"),
     ],
 )
 def test_settings_that_contradict_are_refused(name: str, changes: dict, said: str) -> None:
@@ -558,7 +566,7 @@ def test_help_shows_the_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluation.main(["--help"])
     assert re.search(
-        r"--scoring 'generate'\n .* \(generate \| score \| both\)", capsys.readouterr().out
+        r"--scoring 'generate'\n .* \(generate \| likelihood \| both\)", capsys.readouterr().out
     )
 
 

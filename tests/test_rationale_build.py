@@ -254,8 +254,8 @@ def test_the_whole_recipe_runs_on_it(built, sft_cot, tmp_path):
     )
     assert sft_cot(tmp_path / "run", *words) == 0
     manifest = json.loads((tmp_path / "run" / "vlmface.json").read_text())
-    assert manifest["data"]["name"] == "rationales"
-    assert manifest["data"]["n"] == len(data.load("rationales", built))
+    assert manifest["dataset"]["name"] == "rationales"
+    assert manifest["dataset"]["n"] == len(data.load("rationales", built))
 
 
 def test_plain_is_what_the_recipe_would_write_itself(tmp_path):

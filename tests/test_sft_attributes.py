@@ -192,7 +192,7 @@ def test_groups_gaps_and_abstention() -> None:
         "benchmark": "b",
         "model": "m",
         "prompt": {"id": "p", "sha": "0"},
-        "mode": "free",
+        "scoring": "generated",
         "wall_s": 0.0,
         "peak_rss_gib": 0.0,
     }

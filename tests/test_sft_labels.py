@@ -69,7 +69,7 @@ def test_rows_with_several_labels_are_learnt(run_dir: Path) -> None:
     assert "Label by label" in (run_dir / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("mode", ["score", "both"])
+@pytest.mark.parametrize("scoring", ["likelihood", "both"])
 def test_the_benchmark_ranks_people_by_likelihoods(
     run_dir: Path, tmp_path: Path, mode: str, capsys: Any
 ) -> None:

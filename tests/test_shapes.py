@@ -154,11 +154,15 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no face boxed"):  # DFEW's frames are faces
         assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
     found, (asked,) = manifest.load(tmp_path / "run")
-    assert [view.view for view in crops.parse_views(found.views)] == ["face", "landmarks", "parsed"]
+    assert [view.view for view in crops.parse_views(found.views)] == [
+        "face",
+        "landmarks",
+        "face_parsing",
+    ]
     assert found.clip_classifier is not None and asked.negative
     assert (
-        found.clip_classifier["views"],
-        found.clip_classifier["frames"],
+        found.clip_classifier["num_views"],
+        found.clip_classifier["num_frames"],
         found.clip_classifier["image"],
     ) == (3, 2, "adapters")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

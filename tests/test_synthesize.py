@@ -162,7 +162,7 @@ def recipe() -> Recipe:
             "output_dir": output,
             "dataset_options": "{}",
             "n": 8,
-            "samples": 3,
+            "num_samples": 3,
             "batch_size": 3,
             "temperature": 0.7,
             "balance_by": "null",
@@ -240,7 +240,7 @@ def test_a_build_that_was_stopped_gives_the_same_texts(
 def test_as_if_nobody_had_annotated_anything(
     recipe: Recipe, memorised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert recipe(tmp_path / "out", model=memorised, labels="vote") == 0
+    assert recipe(tmp_path / "out", model=memorised, label_source="vote") == 0
     votes = summary(tmp_path / "out")["vote"]
     assert votes["all"]["checked"] == 8 and votes["kept"]["right"] >= 0.5
     assert "the annotated emotion for" in capsys.readouterr().out
@@ -340,7 +340,7 @@ def test_a_face_that_the_server_refuses(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Path) -> None:
     for fields, message in [
-        ({"samples": 0}, "samples is 0"),
+        ({"num_samples": 0}, "num_samples is 0"),
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
         ({"balance_by": 0.5}, r"balance is 0\.5"),
         ({"temperature": 0}, "temperature is 0"),
@@ -364,7 +364,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     synthesize = {
         "config": "synthesize_tiny",
         "n": 8,
-        "samples": 2,
+        "num_samples": 2,
         "dataset_options": {},
         "temperature": 0.5,
         "balance_by": None,

@@ -153,7 +153,7 @@ RULES = {
     "model": "m",
     "show_label": True,
     "prompt": "p",
-    "samples": 2,
+    "num_samples": 2,
     "api_key_env": "KEY",
     "concurrency": 2,
     "timeout": 5,
@@ -165,7 +165,7 @@ RULES = {
     "price_out": 1,
     "temperature": 2,
     "top_p": 0.5,
-    "labels": "vote",
+    "label_source": "vote",
     "min_agreement": 0.7,
     "batch_size": 2,
     "au_threshold": 2,
@@ -218,7 +218,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("synthesize", {}, {"api_key_env": "KEY"}),
     *[("rationale", {}, {name: value}) for name, value in RULES.items()],
     ("rationale", {"writer": "teacher"}, {"style": "plain"}),
-    ("rationale", {"writer": "teacher"}, {"samples": 2}),
+    ("rationale", {"writer": "teacher"}, {"num_samples": 2}),
     ("rationale", {"writer": "model"}, {"repairs": 3}),
     ("rationale", {"writer": "model"}, {"aus": "m:f"}),
     ("rationale", {"writer": "model"}, {"timeout": 5}),
@@ -254,7 +254,11 @@ def test_a_field_without_effect_is_refused(
 def test_the_recipes_of_supervised_fine_tuning_have_the_same_settings() -> None:
     fields = set(kinds(SETTINGS["sft_cot"]))
     assert set(kinds(SETTINGS["sft_attributes"])) == fields
-    assert set(kinds(SETTINGS["context_vlm"])) == fields | {"model", "ablation", "alone"}
+    assert set(kinds(SETTINGS["context_vlm"])) == fields | {
+        "model",
+        "ablation",
+        "single_view_prompts",
+    }
 
 
 def test_a_file_may_hold_what_the_command_line_switches_off(
@@ -290,32 +294,35 @@ def test_an_adapter_keeps_its_policy_and_its_rank(run_dir: Path, tmp_path: Path)
             main(["--start", str(run_dir), "--output_dir", str(tmp_path / words[1]), *words])
 
 
-# --- limits ---------------------------------------------------------------------------------------
+# --- limitations ----------------------------------------------------------------------------------
 
 
-def limits(*words: str) -> str | None:
+def limitations(*words: str) -> str | None:
     settings = config.parse(
         SFTSettings, ["--output_dir", "o", *words], default="sft_cot_tiny", usage=""
     )
     return settings.limitations
 
 
-def test_limits_are_of_the_data_that_they_describe() -> None:
-    own = limits()
+def test_limitations_are_of_the_data_that_they_describe() -> None:
+    own = limitations()
     assert own and "rendered faces" in own
-    assert limits("--dataset", "synth", "--n_train", "8") == own
-    assert limits("--dataset", "rafdb", "--dataset_root", "/data") is None
+    assert limitations("--dataset", "synth", "--n_train", "8") == own
+    assert limitations("--dataset", "rafdb", "--dataset_root", "/data") is None
     given = "Trained on faces of one office."
-    assert limits("--dataset", "rafdb", "--dataset_root", "/data", "--limitations", given) == given
+    assert (
+        limitations("--dataset", "rafdb", "--dataset_root", "/data", "--limitations", given)
+        == given
+    )
     neutral = manifest.default_limitations("/home/me/mixture.yaml")
     assert neutral.startswith("Trained on mixture.yaml.") and "rendered" not in neutral
 
 
-def test_a_run_on_other_data_does_not_inherit_limits(
+def test_a_run_on_other_data_does_not_inherit_limitations(
     sft_cot: Any, base: Path, tmp_path: Path
 ) -> None:
     mixture = tmp_path / "mine.yaml"
-    mixture.write_text("sources:\n  - {data: synth, options: {n: 16}}\nsize: 16\n")
+    mixture.write_text("sources:\n  - {dataset: synth, options: {n: 16}}\nsize: 16\n")
     words = ("--dataset", str(mixture), "--n_train", "16", "--epochs", "1")
     assert sft_cot(tmp_path / "run", *words) == 0
     found, _ = manifest.load(tmp_path / "run")
@@ -326,7 +333,7 @@ def test_shipped_files_have_no_contradictions() -> None:
     for path in sorted((ROOT / "recipes/configs").glob("*.yaml")):
         stored = config.read(path)
         assert (
-            "limits" in stored
+            "limitations" in stored
             or path.stem in ("clip_captions_tiny", "facial_r1_loop")
             or (path.stem.startswith("synthesize"))
         ), path

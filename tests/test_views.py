@@ -79,7 +79,7 @@ def test_null_one_view_or_several():
     assert crops.views_as_dicts(crops.parse_views([one])) == one
     folders = {
         crops.parse_views(one | {"view": show})[0].folder
-        for show in ("face", "boxed", "context", "scene", "person")
+        for show in ("face", "face_boxed", "face_masked", "scene", "person")
     }
     assert len(folders) == 5
     wider = one | {"margin_px": 20}
@@ -154,7 +154,7 @@ def test_the_scene_is_whole_and_the_person_is_cut_out():
 
 
 @pytest.mark.parametrize("box", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("show", ["face", "boxed", "person"])
+@pytest.mark.parametrize("show", ["face", "face_boxed", "person"])
 def test_a_box_that_cannot_be_one_is_none(box, show):
     picture = Image.fromarray(np.full((100, 120, 3), 200, np.uint8))
     assert crops.valid_box(box, picture.size) is None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
+VERSION = 2  # raise whenever a column changes its name or type
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
 # Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
 VOTE_KEYS = (*label_spaces.EMOTIONS, "other", "unknown", "no_face")
@@ -36,8 +37,8 @@ class AULabel:
 class FaceSample:
     """A labelled face. `face_box` is [x0, y0, x1, y1] in pixels, `valence` and `arousal` are -1..1,
     `aus` lists the annotated AUs only (None: no AU was annotated). `age_group`, `gender`, `race`
-    and `context` keep the data set's own words. `rationale_saw_label`: the writer of the rationale was told
-    the labels, so it is not evidence of what the face alone shows."""
+    and `context` keep the data set's own words. `rationale_saw_label`: the writer of the rationale
+    was told the labels, so it is not evidence of what the face alone shows."""
 
     id: str
     dataset: str

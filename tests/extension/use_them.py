@@ -42,7 +42,7 @@ def main(script: str, **settings: object) -> None:
 main(
     "recipes/sft_attributes.py",
     **common,
-    base=base,
+    base_model=base,
     output_dir=folder / "sft",
     prompt="asks_mood",
     batch_size=4,
@@ -58,7 +58,7 @@ main(
 main(
     "recipes/grpo.py",
     **common,
-    start=folder / "sft",
+    init_from=folder / "sft",
     output_dir=folder / "grpo",
     rewards="{format: 1, mood: {weight: 2, wrong: -1}}",
     num_generations=2,
@@ -80,7 +80,7 @@ families.get("face_llava").build_tiny(folder / "face_llava", corpus)
 main(
     "recipes/sft_attributes.py",
     **common,
-    base=folder / "face_llava",
+    base_model=folder / "face_llava",
     output_dir=folder / "family",
     prompt="asks_mood",
     batch_size=4,

@@ -114,8 +114,8 @@ def ours_trains(folder: Path, rows: Any, said: list[str]) -> float:
 
     with tempfile.TemporaryDirectory() as out:
         settings = contrastive.Settings(
-            base=str(folder),
-            data="",
+            base_model=str(folder),
+            dataset="",
             probe_data="",
             output_dir=out,
             batch_size=BATCH,

@@ -147,8 +147,8 @@ def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any
         prompt=prompt,
         policy={},
         max_length=1024,
-        crop=None,
-        frames=1,
+        views=None,
+        num_frames=1,
         run=None,
     )
     used = rewards.parse({"format": 1})

@@ -244,7 +244,9 @@ def apply_views(
     from vlmface.data.video import segment_midpoints
 
     if not 1 <= frames <= MAX_FRAMES:
-        raise UserError(f"frames is {frames}: a model is shown 1 to {MAX_FRAMES} frames of a clip")
+        raise UserError(
+            f"num_frames is {frames}: a model is shown 1 to {MAX_FRAMES} frames of a clip"
+        )
     if not views and frames == 1:
         return with_still_images(rows)
     chosen = [[row[i] for i in segment_midpoints(len(row), frames)] for row in _pictures(rows)]

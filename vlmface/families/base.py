@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmface.errors import UserError
 from vlmface.families import modules, templates
 from vlmface.families.generation import clear_generation_config
-from vlmface.families.quantization import Quantize
-from vlmface.families.quantization import options as quantize_options
+from vlmface.families.quantization import Quantization
+from vlmface.families.quantization import options as quantization_options
 from vlmface.families.tiny import TinyCheckpoint
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Family(ABC):
         *,
         dtype: Any = None,
         device: Any = None,
-        quantization: Quantize | None = None,
+        quantization: Quantization | None = None,
     ) -> Any:
         """Load the model of a checkpoint, in eval mode and without its generation settings.
 
@@ -136,7 +136,7 @@ class Family(ABC):
             dtype=dtype or "auto",
             trust_remote_code=False,
             use_safetensors=True,
-            **quantize_options(quantization, self.MODULE_PATHS, dtype=dtype, device=device),
+            **quantization_options(quantization, self.MODULE_PATHS, dtype=dtype, device=device),
         )
         return clear_generation_config(model.to(device or "cpu").eval())
 

@@ -276,7 +276,7 @@ class LocalModel:
         if boxes and not self.views:
             raise UserError(
                 "this model was trained on full images, so `boxes` cannot be used: crop the face "
-                "first, or use a model that was trained with `crop`"
+                "first, or use a model that was trained with `views`"
             )
         faces_found: list[bool | None] = [None] * len(images)
         if not preprocessed:

@@ -120,8 +120,8 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
         if self.top_p < 1 and self.num_iterations > 1:
             raise UserError(
                 f"top_p {self.top_p} with num_iterations {self.num_iterations}: later updates "
-                "compare with the whole distribution, not with what top_p left of it. Set one of them "
-                "to 1"
+                "compare with the whole distribution, not with what top_p left of it. Set one of "
+                "them to 1"
             )
         if self.max_length is not None and self.max_new_tokens >= self.max_length:
             raise UserError(

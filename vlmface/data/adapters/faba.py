@@ -52,8 +52,8 @@ def read(
     au_set: str | int | Sequence[str | int] | None = None,
 ) -> Rows:
     """The rationale is the description. It is not documented whether GPT-4V was given AffectNet's
-    label, so `rationale_saw_label` is true. Emotion and AUs come from `label` alone, which the test files
-    have: a word or a code of the coding "faba", and present AUs as in "4, 9, 15".
+    label, so `rationale_saw_label` is true. Emotion and AUs come from `label` alone, which the test
+    files have: a word or a code of the coding "faba", and present AUs as in "4, 9, 15".
 
     Args:
         root: the folder FABAInstruct.

@@ -177,7 +177,7 @@ def parameter_groups(module: nn.Module, settings: Training) -> list[dict[str, An
     for name, parameter in named:
         part = part_of(name)
         rate = settings.learning_rates.get(part, settings.learning_rate)
-        if part == "image":
+        if part == "image_tower":
             rate *= settings.layer_decay ** depth_of(name, layers)
         groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
     return [

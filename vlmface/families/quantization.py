@@ -11,11 +11,11 @@ from typing import Any, Literal
 from vlmface.errors import UserError
 from vlmface.families.modules import ModulePaths, paths
 
-Quantize = Literal["nf4"]
+Quantization = Literal["nf4"]
 
 
 def options(
-    quantization: Quantize | None, module_paths: ModulePaths, *, dtype: Any, device: Any
+    quantization: Quantization | None, module_paths: ModulePaths, *, dtype: Any, device: Any
 ) -> dict[str, Any]:
     """Keyword arguments for `from_pretrained`: none without `quantization`.
 
