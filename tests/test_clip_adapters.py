@@ -120,6 +120,6 @@ def test_training_moves_them_and_a_run_keeps_them(tmp_path):
 def test_towers_of_other_make_are_refused():
     clip = tiny_clip.build()
     clip.model.visual.transformer = torch.nn.Identity()
-    with pytest.raises(UserError, match="image is adapters, but the image tower"):
+    with pytest.raises(UserError, match="image_tower is adapters, but the image tower"):
         add_adapters(clip, 1)
     assert not any(isinstance(one, Adapted) for one in clip.model.visual.modules())

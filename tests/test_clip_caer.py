@@ -46,7 +46,7 @@ def runs(root, tmp_path_factory) -> Path:
         "base_model": "vlmface-clip-tiny",
         "dataset_root": root,
         "num_frames": 4,
-        "dataset_options": "{frames: 4}",
+        "dataset_options": "{num_frames: 4}",
         "epochs": 2,
         "milestones": "[1]",
         "batch_size": 2,

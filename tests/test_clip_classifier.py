@@ -239,7 +239,7 @@ def test_several_labels_have_chances_of_their_own(clip_base: Path) -> None:
 
 
 def test_frames_need_a_way_to_become_one(clip_base: Path) -> None:
-    with pytest.raises(UserError, match="time is none"):
+    with pytest.raises(UserError, match="temporal is none"):
         _classifier(clip_base, num_frames=4)
     mean = _classifier(clip_base, num_frames=4, temporal="mean")
     still = SQUARES.repeat(1, 4, 1, 1, 1)

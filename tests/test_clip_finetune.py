@@ -320,7 +320,7 @@ def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: 
     prompts_run = finetune(
         tmp_path / "p", text_tower="prompts", image_tower="frozen", n_eval=8, epochs=1
     )
-    with pytest.raises(UserError, match="text: prompts"):
+    with pytest.raises(UserError, match="text_tower: prompts"):
         clip_run.export(prompts_run, tmp_path / "out")
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -94,9 +94,9 @@ def test_where_a_frame_says_all_there_is_no_difference(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_tower": "lora"}, "found image is lora"),
-        ({"temporal": "mean"}, "found time is mean"),
-        ({"num_frames": 1}, "frames 1, 1 view"),
+        ({"image_tower": "lora"}, "found image_tower is lora"),
+        ({"temporal": "mean"}, "found temporal is mean"),
+        ({"num_frames": 1}, "num_frames 1, 1 view"),
         ({"augment": "flip"}, "augment is flip"),
         ({"views": [{"size": 96}, {"size": 96, "view": "scene"}]}, r"2 view\(s\)"),
         (

@@ -127,14 +127,16 @@ def test_resumed_run_keeps_the_same_epoch(tmp_path, rows, whole, step):
 
 
 def test_without_held_out_rows_there_is_no_best(tmp_path, rows):
-    with pytest.raises(UserError, match="select is best, but there are no held-out rows"):
+    with pytest.raises(
+        UserError, match="checkpoint_selection is best, but there are no held-out rows"
+    ):
         trained_run(chosen(tmp_path), rows[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation_share": 0.0}, r"select is best.*set validation_share"),
+        ({"validation_share": 0.0}, r"checkpoint_selection is best.*set validation_share"),
         ({"validation_share": 0.0, "validation_split": "test"}, "validation_split is test, but"),
         ({"validation_share": 0.0, "validation_split": "train"}, "validation_split is train, but"),
         ({"validation_split": "validation"}, "set one of them"),

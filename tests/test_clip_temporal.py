@@ -206,7 +206,7 @@ def test_fusion_starts_as_the_mean():
 
 
 def test_frames_without_a_way_to_join_them_are_refused():
-    with pytest.raises(UserError, match=r"frames is 16, but time is none"):
+    with pytest.raises(UserError, match=r"num_frames is 16, but temporal is none"):
         Classifier(
             tiny_clip.build(), label_texts.load("clip_emotion"), ClassifierConfig(num_frames=16)
         )

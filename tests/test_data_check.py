@@ -139,7 +139,7 @@ def test_a_mistyped_call_says_so_and_writes_nothing(tmp_path, capsys):
 
 
 def test_options_of_the_command_line_get_the_type_that_the_data_set_asks_for():
-    words = ["fold=2", "clips=01", "frames=8"]
+    words = ["fold=2", "clips=01", "num_frames=8"]
     assert data.parse_options("dfew", words) == {"fold": 2, "clips": "01", "num_frames": 8}
     assert data.parse_options("rafdb", ["attributes=true"]) == {"attributes": True}
     with pytest.raises(UserError, match=r"option fold cannot be read from '\[1'"):

@@ -43,7 +43,7 @@ def test_splits_and_another_list(tmp_path):
 def test_boxes_stay_with_their_clip_when_another_is_skipped(tmp_path):
     raer.write(tmp_path)
     (tmp_path / "train" / "Neutrality" / "001").rename(tmp_path / "moved")
-    rows = data.dataset_module("raer").read(tmp_path, "train", frames=1)
+    rows = data.dataset_module("raer").read(tmp_path, "train", num_frames=1)
     assert rows.columns["context"] == [[word] for word in raer.WORDS[1:]]
     assert json.loads(rows.columns["meta"][0])["body_box"] == [0, 5, 40, 48]
     assert len(rows.skipped["no folder of frames"]) == 1

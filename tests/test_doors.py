@@ -408,9 +408,9 @@ def test_a_run_says_whether_it_was_trained_on_faces(
     scenes = {name for name in data.names() if not data.shows_faces(name)}
     assert scenes == {"caers", "emotic", "raer", "synth_scenes"}
     mixed = tmp_path / "mix.yaml"
-    mixed.write_text("sources: [{data: synth}, {data: synth_scenes}]")
+    mixed.write_text("sources: [{dataset: synth}, {dataset: synth_scenes}]")
     assert not data.shows_faces(str(mixed))
-    mixed.write_text("sources: [{data: synth}, {data: rafdb}]")
+    mixed.write_text("sources: [{dataset: synth}, {dataset: rafdb}]")
     assert data.shows_faces(str(mixed))
     parse = crops.parse_views
     for crop, of_faces, of_scenes in (

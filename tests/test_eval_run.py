@@ -151,7 +151,9 @@ def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     page = (scored / "report.html").read_text()
     assert "Did the model answer?" not in page
     assert "How the model is read" in (both / "report.html").read_text()
-    with pytest.raises(UserError, match=r"mode is 'all', but must be generate \| score \| both"):
+    with pytest.raises(
+        UserError, match=r"scoring is 'all', but must be generate \| likelihood \| both"
+    ):
         evaluation.main([*argv, "--scoring", "all"])
 
 

@@ -110,7 +110,7 @@ def test_what_a_server_must_be_told(run_dir: Path, tmp_path: Path) -> None:
         argv = ["--benchmark", "synth", "--model", server.url, "--output_dir", str(tmp_path)]
         with pytest.raises(UserError, match="give --run, the folder of the run that it serves"):
             evaluation.main(argv)
-        with pytest.raises(UserError, match="cannot be asked in mode 'both'"):
+        with pytest.raises(UserError, match="cannot be asked with scoring 'both'"):
             evaluation.main([*argv, "--scoring", "both"])
         server.models = ["base", "lora"]
         with pytest.raises(UserError, match="serves base, lora: choose one with --served"):

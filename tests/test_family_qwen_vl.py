@@ -265,7 +265,8 @@ def test_lora_modules_are_looked_up_in_the_model(model: Any) -> None:
     modules.check_lora_target_modules(qwen_vl.MODULE_PATHS, model, policy, [present, "attn.proj"])
     modules.check_lora_target_modules(qwen_vl.MODULE_PATHS, model, policy, ["all"])
     with pytest.raises(
-        UserError, match=f"lora_target_modules: {other} is not a layer of this Qwen.*'s tower"
+        UserError,
+        match=f"lora_target_modules: {other} is not a layer of this Qwen.*'s vision_tower",
     ):
         modules.check_lora_target_modules(qwen_vl.MODULE_PATHS, model, policy, [present, other])
 
@@ -330,7 +331,8 @@ def test_an_unknown_layer_stops_the_training(
     }
     settings = SFTSettings(base_model=str(checkpoint), output_dir=str(tmp_path), **words)
     with pytest.raises(
-        UserError, match=f"lora_target_modules: {other} is not a layer of this Qwen.*'s tower:"
+        UserError,
+        match=f"lora_target_modules: {other} is not a layer of this Qwen.*'s vision_tower:",
     ):
         sft.train(checkpoint, processor, qwen_vl, data, settings)
 

@@ -318,7 +318,7 @@ def made(name: str, **changes: Any) -> Any:
         (
             "sft_cot",
             {"dataset": "dfew", "dataset_options": {"num_frames": 0}},
-            "frames is 0, but must be",
+            "num_frames is 0, but must be",
         ),
         (
             "sft_cot",

@@ -672,7 +672,9 @@ def test_a_mixture_of_tables_whose_pictures_have_the_same_names(tmp_path):
         faces(tmp_path / name / "imgs", "0.png", "1.png")
         text(tmp_path / name / "t.csv", "image,emotion", "imgs/0.png,sad", "imgs/1.png,happy")
     path = tmp_path / "mix.yaml"
-    path.write_text("sources: [{data: table, root: own/t.csv}, {data: table, root: other/t.csv}]")
+    path.write_text(
+        "sources: [{dataset: table, root: own/t.csv}, {dataset: table, root: other/t.csv}]"
+    )
     rows = data.load(path)
     assert sorted(rows["id"]) == [
         "table-imgs/0.png",
@@ -684,7 +686,7 @@ def test_a_mixture_of_tables_whose_pictures_have_the_same_names(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "own")
     for again in ("own/t.csv", "link/t.csv"):
         path.write_text(
-            f"sources: [{{data: table, root: own/t.csv}}, {{data: table, root: {again}}}]"
+            f"sources: [{{dataset: table, root: own/t.csv}}, {{dataset: table, root: {again}}}]"
         )
         assert "2 rows come from two of its sources" in failure(path, str(path))
 
@@ -851,10 +853,10 @@ def test_a_broken_picture_can_be_left_out_or_found_before_the_run(tmp_path):
     assert "broken='no': use 'keep', 'error' or 'drop'" in failure(path, broken="no")
     assert "1.png" in str(check.check("table", path, progress=False)["errors"])
     mixture = tmp_path / "mix.yaml"
-    mixture.write_text("sources: [{data: table, root: t.csv, options: {broken: drop}}]")
+    mixture.write_text("sources: [{dataset: table, root: t.csv, options: {broken: drop}}]")
     with pytest.warns(UserWarning, match="1 of 3 rows"):
         assert len(data.load(mixture)) == 2
-    mixture.write_text("sources: [{data: table, root: t.csv}]")
+    mixture.write_text("sources: [{dataset: table, root: t.csv}]")
     with pytest.warns(UserWarning, match="1 of 3 rows"):
         assert len(data.load(mixture, broken="drop")) == 2
     for name in ("0.png", "2.png"):

@@ -303,7 +303,7 @@ BAD = {
     "data": {"dataset": "rafdb", "dataset_root": "/nowhere"},
     "split": {"dataset_split": "nothing"},
     "base": {"base_model": "./nowhere"},
-    "views": {"views": "[{show: nothing}]"},
+    "views": {"views": "[{view: nothing}]"},
 }
 
 

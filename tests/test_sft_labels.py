@@ -71,7 +71,7 @@ def test_rows_with_several_labels_are_learnt(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("scoring", ["likelihood", "both"])
 def test_the_benchmark_ranks_people_by_likelihoods(
-    run_dir: Path, tmp_path: Path, mode: str, capsys: Any
+    run_dir: Path, tmp_path: Path, scoring: str, capsys: Any
 ) -> None:
     evaluate = load_script("eval/run.py").main
     words = [
@@ -82,7 +82,7 @@ def test_the_benchmark_ranks_people_by_likelihoods(
         "--model",
         str(run_dir),
         "--scoring",
-        mode,
+        scoring,
         "--output_dir",
         str(tmp_path / "out"),
     ]
@@ -96,10 +96,10 @@ def test_the_benchmark_ranks_people_by_likelihoods(
         "Sadness",
         "Peace",
     }
-    assert ("jaccard" in block) == (mode == "both")
+    assert ("jaccard" in block) == (scoring == "both")
     table = (tmp_path / "out" / "published.md").read_text(encoding="utf-8").splitlines()
     assert table[0].startswith(
-        "| model | macro F1 | mAP |" if mode == "both" else "| model | mAP |"
+        "| model | macro F1 | mAP |" if scoring == "both" else "| model | mAP |"
     )
     assert f"| {100 * block['map']:.1f} |" in table[2]  # ours stands first
     assert block["no_ci95"].startswith("2 annotated faces: too few")
@@ -135,5 +135,7 @@ def test_labels_that_occur_together_cannot_be_balanced(base: Path, tmp_path: Pat
     (tmp_path / "seen.yaml").write_text(
         "{id: seen, dataset: emotic, split: train, label_space: emotic26, source: test}"
     )
-    with pytest.raises(UserError, match="balance is 'labels', but emotic asks for several labels"):
+    with pytest.raises(
+        UserError, match="balance_by is 'labels', but emotic asks for several labels"
+    ):
         train(base, tmp_path, "--balance_by", "labels")

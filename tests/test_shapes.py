@@ -141,7 +141,7 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
         "config": "clip_finecliper_dfew",
         "base_model": "vlmface-clip-tiny",
         "dataset_root": tmp_path / "data",
-        "dataset_options": "{fold: 1, frames: 4}",
+        "dataset_options": "{fold: 1, num_frames: 4}",
         "num_frames": 2,
         "views": "[{size: 96}, {size: 96, view: landmarks}, {size: 96, view: face_parsing}]",
         "epochs": 1,

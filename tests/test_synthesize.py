@@ -377,7 +377,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*words, "--rounds", "2"]) == 0  # goes on from the first round
     assert (out / "round1" / "grpo" / "metrics.json").read_bytes() == first
     mixture = (out / "round2" / "mixture.yaml").read_text()
-    assert "data: synth" in mixture and "round1/synthetic" in mixture
+    assert "dataset: synth" in mixture and "round1/synthetic" in mixture
     kept = summary(out / "round1" / "synthetic")["counts"]["kept"]
     trained = json.loads((out / "round2" / "sft" / "metrics.json").read_text())["train"]
     assert trained["n"] == 8 + kept
@@ -391,7 +391,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     page = (out / "compare.html").read_text()
     assert "Facial-R1 loop, 2 rounds" in page and "Written after round 1" in page
     with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):
-        main(["--output_dir", str(tmp_path / "bad"), "--sft", "{base: nowhere}"])
+        main(["--output_dir", str(tmp_path / "bad"), "--sft", "{base_model: nowhere}"])
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         (
             {
                 "sft": "{benchmark: affectnet8, benchmark_root: null, dataset_root: here}",
-                "grpo": "{benchmark: affectnet8, data: affectnet, dataset_root: there}",
+                "grpo": "{benchmark: affectnet8, dataset: affectnet, dataset_root: there}",
             },
             "is evaluated on .*here and grpo on .*there",
         ),
@@ -436,5 +436,5 @@ def test_a_loop_that_failed_in_its_first_stage_starts_again(tmp_path: Path) -> N
     words = ["--output_dir", str(tmp_path / "loop"), "--rounds", "1", "--sft"]
     for base in ("nowhere", "elsewhere"):  # the second is not held against the first
         with pytest.raises(UserError, match="sft_cot stopped with exit code 2"):
-            main([*words, f"{{base: {base}}}"])
+            main([*words, f"{{base_model: {base}}}"])
     assert "elsewhere" in (tmp_path / "loop" / "settings.json").read_text()

@@ -291,7 +291,7 @@ def test_an_adapter_keeps_its_policy_and_its_rank(run_dir: Path, tmp_path: Path)
     main = load_script("recipes/grpo.py").main
     for words in (["--vision_tower", "full"], ["--lora_rank", "4"]):
         with pytest.raises(UserError, match=r"but has no effect: the adapter of .* is trained"):
-            main(["--start", str(run_dir), "--output_dir", str(tmp_path / words[1]), *words])
+            main(["--init_from", str(run_dir), "--output_dir", str(tmp_path / words[1]), *words])
 
 
 # --- limitations ----------------------------------------------------------------------------------

@@ -70,21 +70,15 @@ def cut(path, box, crop):
 # --- settings -------------------------------------------------------------------------------------
 
 
-def test_null_one_view_or_several():
+def test_null_or_a_list_of_views():
     assert crops.parse_views(None) == () and crops.views_as_dicts(()) is None
     one = {"size": 96, "margin": 0.1, "box_source": "annotation", "view": "face"}
-    assert crops.views_as_dicts(crops.parse_views(one)) == one
-    two = [one, one | {"view": "scene"}]
-    assert crops.views_as_dicts(crops.parse_views(two)) == two
-    assert crops.views_as_dicts(crops.parse_views([one])) == one
-    folders = {
-        crops.parse_views(one | {"view": show})[0].folder
-        for show in ("face", "face_boxed", "face_masked", "scene", "person")
-    }
-    assert len(folders) == 5
-    wider = one | {"margin_px": 20}
-    assert crops.views_as_dicts(crops.parse_views(wider)) == wider
-    assert crops.parse_views(wider)[0].folder != crops.parse_views(one)[0].folder
+    for views in ([one], [one, one | {"view": "scene"}], [one | {"margin_px": 20}]):
+        assert crops.views_as_dicts(crops.parse_views(views)) == views
+    changes = [{"view": view} for view in ("face_boxed", "face_masked", "scene", "person")]
+    changes += [{}, {"margin_px": 20}]
+    folders = {crops.parse_views([one | change])[0].folder for change in changes}
+    assert len(folders) == 6
 
 
 def test_the_context_is_the_scene_without_the_face() -> None:
@@ -113,14 +107,18 @@ def test_pixels_around_a_box() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([], r"crop is \[\]: give one view"),
-        ([{"size": 96}, 3], "give one view"),
-        ("face", "give one view"),
-        ([{"view": "scene", "box_source": "detector"}], "find is detect, but show is scene"),
-        ({"view": "room"}, "face | boxed | scene | person"),
+        ([], r"views is \[\]: give a list of views"),
+        ([{"size": 96}, 3], "give a list of views"),
+        ("face", "give a list of views"),
+        (
+            [{"view": "scene", "box_source": "detector"}],
+            "box_source is detector, but view is scene",
+        ),
+        ({"size": 96}, r"give a list of views, such as \[\{size"),
+        ([{"view": "room"}], r"face \| face_boxed \| face_masked \| scene \| person"),
     ],
 )
-def test_views_that_are_none(values, said):
+def test_views_that_cannot_be_read(values, said):
     with pytest.raises(UserError, match=said):
         crops.parse_views(values)
 
@@ -132,7 +130,7 @@ def test_prompt_and_views_must_speak_of_as_many_pictures():
     prompts.check_images([one], 0, 1)
     with pytest.raises(UserError, match=r"context_both is about 2 .*1 would be shown.* no view"):
         prompts.check_images([both], 0, 1)
-    with pytest.raises(UserError, match=r"context_face is about 1 .*8 would.* 2 view\(s\), .* 4"):
+    with pytest.raises(UserError, match=r"context_face is about 1 .*8 would.* 2 views, .* 4"):
         prompts.check_images([one], 2, 4)
 
 
@@ -154,11 +152,11 @@ def test_the_scene_is_whole_and_the_person_is_cut_out():
 
 
 @pytest.mark.parametrize("box", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("show", ["face", "face_boxed", "person"])
-def test_a_box_that_cannot_be_one_is_none(box, show):
+@pytest.mark.parametrize("view", ["face", "face_boxed", "person"])
+def test_a_box_that_cannot_be_one_is_none(box, view):
     picture = Image.fromarray(np.full((100, 120, 3), 200, np.uint8))
     assert crops.valid_box(box, picture.size) is None
-    crop = crops.View(64, show=show)
+    crop = crops.View(64, view=view)
     np.testing.assert_array_equal(
         np.asarray(crops.render_view(picture, box, crop)),
         np.asarray(crops.render_view(picture, None, crop)),
@@ -215,7 +213,7 @@ def test_one_view_is_the_image_alone(tmp_path):
     assert plain["image"] == with_still_images(rows)["image"]
     assert not {"images", "face_found"} & set(plain.column_names)
     scene = crop_cache.apply_views(
-        rows, crops.parse_views({"view": "scene", "size": 32}), progress=False
+        rows, crops.parse_views([{"view": "scene", "size": 32}]), progress=False
     )
     assert "face_found" not in scene.column_names  # nobody asked where the face is
 
@@ -260,7 +258,7 @@ def test_frames_without_views_and_clips_that_are_short(tmp_path):
     )  # stands still
     assert [one["path"] for one in row["images"]] == [f"{tmp_path}/0.png"] * 2
     for wrong in (0, -1, 1000):
-        with pytest.raises(UserError, match=rf"frames is {wrong}: a model is shown 1 to 64"):
+        with pytest.raises(UserError, match=rf"num_frames is {wrong}: a model is shown 1 to 64"):
             crop_cache.apply_views(rows, (), frames=wrong)
 
 

@@ -97,9 +97,9 @@ def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_p
     with pytest.raises(UserError, match="projector: full"):
         main(
             [
-                "--start",
+                "--init_from",
                 str(memorised),
-                "--vllm",
+                "--vllm_url",
                 "http://127.0.0.1:1/v1",
                 "--n_train",
                 "4",
@@ -208,7 +208,7 @@ def vllm(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm
 def words(start: Path, url: str, output: Path, **changes: Any) -> list[str]:
     fixed = {
         "init_from": start,
-        "vllm": url,
+        "vllm_url": url,
         "output_dir": output,
         "n_train": 8,
         "n_eval": 2,
