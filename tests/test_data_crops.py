@@ -218,11 +218,11 @@ def test_wrong_settings_and_a_deleted_cache(tmp_path):
         "margin is 9": {"margin": 9},
         "margin_px is -1": {"margin_px": -1},
         "did you mean 'size'": {"sise": 64},
-        "given": {"box_source": "x"},
+        "annotation": {"box_source": "x"},
     }
     for said, values in wrong.items():
         with pytest.raises(UserError, match=said):
-            crops.parse_views(values)
+            crops.parse_views([values])
     rows = crop_cache.cache_view(table(tmp_path, 1), crops.View(size=32), progress=False)
     for file in crops.View(size=32).folder.glob("*.npy"):
         file.unlink()
@@ -269,15 +269,15 @@ def test_a_recipe_that_cuts_faces_out_is_evaluated_and_asked_in_the_same_way(
 ):
     run = tmp_path / "run"
     crop = {"size": 48, "margin": 0.1, "box_source": "detector"}
-    assert sft_cot(run, "--views", json.dumps(crop), "--epochs", "1") == 0
-    assert manifest.load(run)[0].views == {**crop, "view": "face"}
+    assert sft_cot(run, "--views", json.dumps([crop]), "--epochs", "1") == 0
+    assert manifest.load(run)[0].views == [{**crop, "view": "face"}]
     lines = answering.read_lines(run / "predictions.jsonl")
     benchmark = benchmarks.load_benchmark("synth")
     raw = benchmarks.load_rows(benchmark, None, 8)
     predictor = LocalModel.load(run)
     answers = predictor.predict(answering.images_of(raw))  # cuts them itself
     assert [answer.text for answer in answers] == [line["text"] for line in lines]
-    faces = benchmarks.load_rows(benchmark, None, 8, crops.parse_views(crop))
+    faces = benchmarks.load_rows(benchmark, None, 8, crops.parse_views([crop]))
     again = predictor.predict(answering.images_of(faces), preprocessed=True)
     assert [answer.text for answer in again] == [line["text"] for line in lines]
     capsys.readouterr()
@@ -330,7 +330,7 @@ def test_the_command_fills_the_cache_and_draws_it(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "rafdb, train: 7 rows" in said
     assert (
-        """--views '{"size": 64, "margin": 0.1, "box_source": "annotation", "view": "face"}'"""
+        """--views '[{"size": 64, "margin": 0.1, "box_source": "annotation", "view": "face"}]'"""
         in said
     )
     assert (tmp_path / "faces-train.png").exists() and (tmp_path / "faces-test.png").exists()

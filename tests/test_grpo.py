@@ -185,7 +185,7 @@ def test_the_first_step_is_the_same_however_it_is_computed(
 @pytest.mark.parametrize(
     "changes",
     [{"beta": 0.1}, {"num_iterations": 2}, {"loss_type": "dr_grpo", "scale_rewards": "batch"}],
-    ids=["beta", "iterations", "dr_grpo"],
+    ids=["beta", "num_iterations", "dr_grpo"],
 )
 def test_other_objectives(
     recipe: Callable[..., int], tmp_path: Path, changes: dict[str, Any], memorised: Path
@@ -232,8 +232,8 @@ def settings_for(start: Path, **changes: Any) -> grpo.Settings:
         ({"num_generations": 1}, "num_generations is 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"temperature": 0}, "temperature is 0, but must be a number above 0"),
-        ({"top_p": 0.9, "num_iterations": 2}, r"top_p 0\.9 with iterations 2"),
-        ({"save_steps": 5, "num_iterations": 2}, "must be a multiple of iterations"),
+        ({"top_p": 0.9, "num_iterations": 2}, r"top_p 0\.9 with num_iterations 2"),
+        ({"save_steps": 5, "num_iterations": 2}, "must be a multiple of num_iterations"),
     ],
 )
 def test_settings_that_cannot_work(memorised: Path, changes: dict[str, Any], message: str) -> None:

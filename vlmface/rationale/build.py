@@ -166,11 +166,11 @@ def _teacher(settings: BuildSettings) -> Teacher:
     prompt = teacher_prompts.load(
         settings.prompt or ("with_label" if settings.show_label else "without_label")
     )
-    if prompt.saw_label != settings.show_label:
-        contains = "contains" if prompt.saw_label else "does not contain"
+    if prompt.shows_label != settings.show_label:
+        contains = "contains" if prompt.shows_label else "does not contain"
         raise UserError(
             f"the teacher prompt {prompt.id!r} {contains} the label: use "
-            f"--{'with' if prompt.saw_label else 'without'}-label with it, or another --prompt"
+            f"--{'with' if prompt.shows_label else 'without'}-label with it, or another --prompt"
         )
     from vlmface.rationale.teacher import Teacher
 
@@ -327,9 +327,9 @@ def _announce(pending: int, faces: int, settings: BuildSettings, teacher: Teache
 
     finished = f"; {faces - pending} were answered before" if faces > pending else ""
     print(
-        f"{pending} pictures of faces, {with_or_without(teacher.prompt.saw_aus)} their action "
-        f"units and {with_or_without(teacher.prompt.saw_label)} their emotion labels, are sent to "
-        f"{settings.endpoint} (model {settings.model}){finished}",
+        f"{pending} pictures of faces, {with_or_without(teacher.prompt.shows_aus)} their action "
+        f"units and {with_or_without(teacher.prompt.shows_label)} their emotion labels, are sent "
+        f"to {settings.endpoint} (model {settings.model}){finished}",
         flush=True,
     )
 

@@ -36,10 +36,10 @@ def build_summary(
     settings = context.settings
     teacher = writer if isinstance(writer, Teacher) else None
     sampler = None if isinstance(writer, Teacher) else writer
-    rationale_saw_label = teacher is None or teacher.prompt.saw_label
+    rationale_saw_label = teacher is None or teacher.prompt.shows_label
     if sampler:
         rationale_saw_label = bool(settings.show_label)
-    limits = {"similarity": settings.duplicate_threshold, "duplicates": settings.duplicates}
+    limits = {"duplicate_threshold": settings.duplicate_threshold, "duplicates": settings.duplicates}
     accepted = [r for r in rationales if r.verdict.kept]
     return {
         "vlmface": __version__,
@@ -87,14 +87,14 @@ def _writer_facts(
             "prompt": teacher.prompt.id,
             "prompt_version": teacher.prompt.version,
             "prompt_sha": teacher.prompt.sha(context.space, settings.limits),
-            "saw_aus": teacher.prompt.saw_aus,
+            "shows_aus": teacher.prompt.shows_aus,
         }
     if sampler is not None:
         return {
             "writer": "model",
             "model": settings.model,
             **prompt_facts(settings, sampler.prompt),
-            "saw_aus": bool(settings.show_label),
+            "shows_aus": bool(settings.show_label),
         }
     return {"writer": "rules", "style": settings.style, "seed": settings.seed}
 
