@@ -40,19 +40,19 @@ class Settings(SFTSettings):
     Args:
         model: vlm: a vision-language model; clip-caer: a CLIP, with settings of its own
         ablation: train on the face alone, the context alone and both, and compare them
-        alone: prompts of the ablation's runs on one view, {face: ID, scene: ID}
+        single_view_prompts: prompts of the ablation's runs on one view, {face: ID, scene: ID}
     """
 
     model: Literal["vlm"] = "vlm"
-    mode: Literal["generate", "score", "both"] = "score"
+    scoring: Literal["generate", "likelihood", "both"] = "likelihood"
     ablation: bool = False
-    alone: dict[str, Any] = field(default_factory=dict)
+    single_view_prompts: dict[str, Any] = field(default_factory=dict)
 
     def unused(self) -> Iterator[Unused]:
         """The fields that have no effect beside the others."""
         yield from super().unused()
         if not self.ablation:
-            yield Unused("alone", "ablation is false", None)
+            yield Unused("single_view_prompts", "ablation is false", None)
 
 
 T = TypeVar("T", Settings, "ContextSettings")
@@ -117,7 +117,7 @@ def run_ablation(settings: T, runs: Mapping[str, T], train: Callable[[T], int]) 
             return 0
         start_run(settings, dict)
         for name, run_settings in runs.items():
-            views = ", ".join(view.show for view in crops.parse_views(run_settings.crop))
+            views = ", ".join(view.view for view in crops.parse_views(run_settings.views))
             print(f"--- {name}: {views}", flush=True)
             train(run_settings)
         print(markdown_table(write_ablation(folder)))
@@ -133,10 +133,10 @@ def split_views(views: crops.Views) -> dict[str, list[crops.View]]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "an ablation trains three models one after the other in one process: start each by "
-            "itself under accelerate launch (crop and prompt differ), then `vlmface compare` them"
+            "itself under accelerate launch (views and prompt differ), then `vlmface compare` them"
         )
     of_face = subject_of_views(views) == "face"
-    alone = [v for v in views if (v.is_face if of_face else v.show == "person")]
+    alone = [v for v in views if (v.is_face if of_face else v.view == "person")]
     return {
         "face": alone,
         "scene": [view for view in views if view not in alone],
@@ -156,18 +156,18 @@ def ablation_runs(settings: Settings) -> dict[str, Settings]:
     if len(settings.prompts) != 1:
         raise UserError(f"prompt is {settings.prompt}: an ablation has one prompt of both views")
     runs = {}
-    for name, views in split_views(crops.parse_views(settings.crop)).items():
-        prompt = settings.prompts[0] if name == "both" else settings.alone.get(name)
+    for name, views in split_views(crops.parse_views(settings.views)).items():
+        prompt = settings.prompts[0] if name == "both" else settings.single_view_prompts.get(name)
         if not views or not isinstance(prompt, str):
             raise UserError(
                 f"the ablation's run {name} has {len(views)} view(s) and prompt {prompt!r}: give "
-                "crop a view that shows the face and one that does not cut it out, and alone: "
-                "{face: PROMPT, scene: PROMPT}"
+                "views a view that shows the face and one that does not cut it out, and "
+                "single_view_prompts: {face: PROMPT, scene: PROMPT}"
             )
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.views_as_dict(views),
+            views=crops.views_as_dicts(views),
             prompt=prompt,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -178,10 +178,10 @@ def ablation_runs(settings: Settings) -> dict[str, Settings]:
 def clip_ablation_runs(settings: ContextSettings) -> dict[str, ContextSettings]:
     """`ablation_runs` of a CLIP, whose texts are the same for all. Raises UserError."""
     runs = {}
-    for name, views in split_views(crops.parse_views(settings.crop)).items():
+    for name, views in split_views(crops.parse_views(settings.views)).items():
         if not views:
             raise UserError(
-                f"the ablation's run {name} has no view: give crop a view that shows the face or "
+                f"the ablation's run {name} has no view: give views a view that shows the face or "
                 "the person and one that shows what is around"
             )
         rates = dict(settings.learning_rates)
@@ -190,7 +190,7 @@ def clip_ablation_runs(settings: ContextSettings) -> dict[str, ContextSettings]:
         runs[name] = replace(
             settings,
             ablation=False,
-            crop=crops.views_as_dict(views),
+            views=crops.views_as_dicts(views),
             learning_rates=rates,
             output_dir=str(Path(settings.output_dir) / name),
         )
@@ -202,7 +202,7 @@ def write_ablation(folder: str | Path) -> dict[str, Any]:
     their folder; returns `compare.compare` of them."""
     folder = Path(folder)
     runs = {arm: compare.read(folder / arm) for arm in ARMS}
-    subject = subject_of_views(crops.parse_views(runs["face"].settings["crop"]))
+    subject = subject_of_views(crops.parse_views(runs["face"].settings["views"]))
     names = {"face": f"{subject} only", "scene": "context only", "both": "both"}
     result = compare.compare([replace(run, name=names[arm]) for arm, run in runs.items()])
     compare.write(result, folder, name=ABLATION, title=f"What it takes: {result['benchmark']}")

@@ -97,7 +97,7 @@ def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
             )
         row_seed = rules.sample_seed(seed, sample.id)
         body = rules.write(sample.intensities(), sample.emotion, seed=row_seed, body_only=True)
-        sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
+        sample.rationale, sample.rationale_source, sample.rationale_saw_label = body, "rules", True
     try:
         return prompt.target(sample)
     except UserError as error:

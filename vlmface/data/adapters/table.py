@@ -92,7 +92,7 @@ def read(
     splits: Mapping[Any, str] | None = None,
     file_split: str = "train",
     rationale_source: str = "human",
-    saw_label: bool = False,
+    rationale_saw_label: bool = False,
 ) -> Rows:
     """The rows of a table, or of a folder of label folders.
 
@@ -123,7 +123,7 @@ def read(
             rows. The other splits are empty, so that one file is not trained on and tested on by
             mistake.
         rationale_source: who wrote the rationales.
-        saw_label: whether the writer was given the labels.
+        rationale_saw_label: whether the writer was given the labels.
     """
     check_choice("au_values", au_values, tuple(UNITS))
     check_choice("file_split", file_split, SPLITS)
@@ -151,7 +151,7 @@ def read(
         fields["rationale_source"] = [
             rationale_source if rationale else "none" for rationale in written
         ]
-        fields["saw_label"] = written & bool(saw_label)
+        fields["rationale_saw_label"] = written & bool(rationale_saw_label)
     if aus is not None:
         fields["aus"] = _units(table, index, _au_columns(table, aus), coding)
     elif not source.keys() - {"image", *NAMES}:
