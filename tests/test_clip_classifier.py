@@ -215,7 +215,7 @@ def test_learnt_contexts_start_as_their_words(clip_base: Path) -> None:
         assert torch.allclose(
             one.contexts(), one.clip.text_features(one.clip.tokens(said)), atol=1e-5
         )
-    with pytest.raises(UserError, match="take fewer contexts"):
+    with pytest.raises(UserError, match="set num_context_tokens lower"):
         _classifier(clip_base, text_tower="prompts", num_context_tokens=75)
 
 
@@ -249,7 +249,7 @@ def test_frames_need_a_way_to_become_one(clip_base: Path) -> None:
 
 
 def test_views_start_as_their_mean(clip_base: Path) -> None:
-    both = _classifier(clip_base, views=2)
+    both = _classifier(clip_base, num_views=2)
     pair = torch.stack([SQUARES[:, 0], SQUARES[:, 0].flip(-1)], 1)
     with torch.no_grad():
         features = both.image_features(pair)
@@ -309,7 +309,7 @@ def test_rates_fall_towards_the_pixels(clip_base: Path) -> None:
     ("changes", "said"),
     [
         ({"image_tower": "frozen"}, "nothing would be trained"),
-        ({"learning_rates": {"vision_tower": 1.0}}, "learning_rates has tower"),
+        ({"learning_rates": {"vision_tower": 1.0}}, "learning_rates has vision_tower"),
         ({"layer_decay": 0.0}, "layer_decay"),
         ({"wise_ft_alpha": "auto"}, "set validation_share"),
         ({"wise_ft_alpha": "best"}, "at least 0 and at most 1 or auto"),

@@ -234,7 +234,7 @@ def test_features_of_scale_do_not_change_mean_or_single():
     features = torch.randn(2, 4, clip.width)
     for shape in (
         ClassifierConfig(num_frames=4, temporal="mean"),
-        ClassifierConfig(views=4),
+        ClassifierConfig(num_views=4),
         ClassifierConfig(num_frames=4, temporal="transformer"),
     ):
         model = Classifier(clip, asked, shape).eval()

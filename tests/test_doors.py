@@ -415,12 +415,12 @@ def test_a_run_says_whether_it_was_trained_on_faces(
     parse = crops.parse_views
     for crop, of_faces, of_scenes in (
         (None, "largest", "none"),
-        ({"view": "face"}, "largest", "largest"),
-        ({"box_source": "detector"}, "largest", "largest"),
-        ({"view": "scene"}, "none", "none"),
-        ({"view": "person"}, "none", "none"),
+        ([{"view": "face"}], "largest", "largest"),
+        ([{"box_source": "detector"}], "largest", "largest"),
+        ([{"view": "scene"}], "none", "none"),
+        ([{"view": "person"}], "none", "none"),
         ([{"view": "face"}, {"view": "scene"}], "largest", "largest"),
-        ({"view": "face_boxed"}, "largest", "largest"),
+        ([{"view": "face_boxed"}], "largest", "largest"),
     ):
         assert crops.default_faces(parse(crop), True) == of_faces
         assert crops.default_faces(parse(crop), False) == of_scenes

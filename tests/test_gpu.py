@@ -125,7 +125,7 @@ def test_ways_to_train(name: str, changes: dict[str, Any], base: Path, tmp_path:
 def test_grpo_trains_the_policy_that_answers(trained: Path, tmp_path: Path) -> None:
     recipe = load_script("recipes/grpo.py")
     settings = words(
-        start=trained,
+        init_from=trained,
         output_dir=tmp_path,
         n_train=64,
         n_eval=16,
@@ -153,7 +153,7 @@ def test_sharded_training_starts_on_a_gpu(strategy: str, base: Path, tmp_path: P
         "1",
         str(ROOT / "recipes/sft_cot.py"),
         *words(
-            base=base,
+            base_model=base,
             output_dir=tmp_path,
             n_train=64,
             n_eval=8,

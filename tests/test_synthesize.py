@@ -342,7 +342,7 @@ def test_settings_that_cannot_work(recipe: Recipe, memorised: Path, tmp_path: Pa
     for fields, message in [
         ({"num_samples": 0}, "num_samples is 0"),
         ({"min_agreement": 1.5}, r"min_agreement is 1\.5"),
-        ({"balance_by": 0.5}, r"balance is 0\.5"),
+        ({"max_label_ratio": 0.5}, r"max_label_ratio is 0\.5"),
         ({"temperature": 0}, "temperature is 0"),
         ({"label_space": "emotion7"}, "face_cot is for emotion8"),
     ]:
@@ -367,7 +367,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         "num_samples": 2,
         "dataset_options": {},
         "temperature": 0.5,
-        "balance_by": None,
+        "max_label_ratio": None,
     }
     words = ["--output_dir", str(out)]
     for name, value in (("sft", sft), ("grpo", grpo), ("synthesize", synthesize)):
@@ -412,7 +412,7 @@ def test_the_loop_goes_round_and_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"sft": "{epoch: 3}"}, "sft: there is no setting 'epoch'"),
         ({"grpo": "{config: nothing}"}, "there is no settings file 'nothing'"),
         ({"grpo": "{num_generations: 1}"}, "num_generations is 1"),
-        ({"synthesize": "{samples: many}"}, "synthesize: samples is 'many'"),
+        ({"synthesize": "{num_samples: many}"}, "synthesize: num_samples is 'many'"),
         ({"sft": "{overwrite: true}"}, "sft has overwrite, which the loop sets"),
         ({"grpo": "{output_dir: elsewhere}"}, "grpo has output_dir, which the loop sets"),
         ({"launch": "no-such-program"}, "there is no program 'no-such-program'"),

@@ -109,8 +109,8 @@ def default_limitations(data: str) -> str:
         data: The name of its data set, or a file.
     """
     return (
-        f"Trained on {Path(data).name}. The limits of this model have not been described: do not "
-        "use it for decisions about people. An expression is not proof of what someone feels."
+        f"Trained on {Path(data).name}. The limitations of this model have not been described: do "
+        "not use it for decisions about people. An expression is not proof of what someone feels."
     )
 
 

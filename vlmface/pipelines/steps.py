@@ -141,7 +141,7 @@ class Evaluation:
 
 
 def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:
-    """The manifest's `data`: what a model was trained on.
+    """The manifest's `dataset`: what a model was trained on.
 
     Args:
         settings: Of a recipe.
