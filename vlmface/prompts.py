@@ -211,25 +211,8 @@ def check_images(prompts: Sequence[Prompt], views: int, frames: int) -> None:
         if prompt.images != num_images:
             raise UserError(
                 f"prompt {prompt.id} is about {prompt.images} picture(s), but {num_images} would "
-<<<<<<< HEAD
-                f"be shown: there are {views or 'no'} views, and num_frames is {frames}. Use a prompt "
-                f"with images: {num_images}, or other views"
-||||||| merged common ancestors
-                f"be shown: crop has {views or 'no'} view(s), and frames is {frames}. Use a prompt "
-                f"with images: {num_images}, or other views"
-||||||||| 9aeaa4c
-                f"prompt {prompt.id} is about {prompt.images} picture(s), but {shown} would be "
-                f"shown: crop has {views or 'no'} view(s), and frames is {frames}. Use a prompt "
-                f"with images: {shown}, or other views"
-=========
-                f"prompt {prompt.id} is about {prompt.images} picture(s), but {shown} would be "
-                f"shown: there are {views or 'no'} views, and num_frames is {frames}. Use a prompt "
-                f"with images: {shown}, or other views"
->>>>>>>>> Temporary merge branch 2
-=======
                 f"be shown: there are {views or 'no'} views, and num_frames is {frames}. Use a "
                 f"prompt with images: {num_images}, or other views"
->>>>>>> r2
             )
 
 

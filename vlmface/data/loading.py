@@ -121,44 +121,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         UserError: A word is not a pair, or the data set does not have the option.
     """
     kinds = inspect.signature(dataset_module(name).read).parameters
-<<<<<<< HEAD
-    options: dict[str, Any] = {}
-||||||| merged common ancestors
-<<<<<<<<< Temporary merge branch 1
-    options = {}
-    for word in words:
-        option, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"an option is written name=value, found {word!r}")
-        kind = kinds[option].annotation if option in kinds else None
-        try:
-            options[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            why = str(error).replace("\n", " ")
-            raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
-    _check_options(name, {k: value for k, value in options.items() if k not in OF_ALL})
-    return options
-||||||||| 9aeaa4c
-    found = {}
-    for word in words:
-        option, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"an option is written name=value, found {word!r}")
-        kind = kinds[option].annotation if option in kinds else None
-        try:
-            found[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            why = str(error).replace("\n", " ")
-            raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error
-    _check_options(name, {k: value for k, value in found.items() if k not in OF_ALL})
-    return found
-=========
     values: dict[str, Any] = {}
-=======
-    values: dict[str, Any] = {}
->>>>>>> r2
     if len(words) == 1 and words[0].lstrip().startswith("{"):
-        options = _read_yaml("the options", words[0])
+        values = _read_yaml("the options", words[0])
     else:
         for word in words:
             option, equals, text = word.partition("=")
@@ -166,9 +131,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"an option is written name=value, found {word!r}")
             kind = kinds[option].annotation if option in kinds else None
             is_text = kind in ("str", "str | None")
-            options[option] = text if is_text else _read_yaml(f"option {option}", text)
-    _check_options(name, {k: value for k, value in options.items() if k not in OF_ALL})
-    return options
+            values[option] = text if is_text else _read_yaml(f"option {option}", text)
+    _check_options(name, {k: value for k, value in values.items() if k not in OF_ALL})
+    return values
 
 
 def _read_yaml(description: str, text: str) -> Any:
@@ -176,11 +141,4 @@ def _read_yaml(description: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         why = str(error).replace("\n", " ")
-<<<<<<< HEAD
-        raise UserError(f"{what} cannot be read from {text!r}: {why}") from error
-||||||| merged common ancestors
-        raise UserError(f"{what} cannot be read from {text!r}: {why}") from error
->>>>>>>>> Temporary merge branch 2
-=======
         raise UserError(f"{description} cannot be read from {text!r}: {why}") from error
->>>>>>> r2
