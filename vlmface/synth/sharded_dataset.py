@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface.errors import UserError
 from vlmface.utils import files, subprocesses
+from vlmface.utils.ranges import Seed
 
 if TYPE_CHECKING:
     import datasets
 
 SPLITS = {"train": 0, "validation": 1, "test": 2, "pretrain": 3}
+PUBLIC_SPLITS = ("train", "validation", "test")  # those that are data sets to users
 PER_IDENTITY = 4  # rows of one person
 _RANGE = 10_000_000  # rows and identities that a split may have
 
@@ -39,6 +41,23 @@ def names(name: str, seed: int, split: str, index: int) -> dict[str, Any]:
         "split": split,
         "subject": f"synth-{seed}-{split}-p{index // PER_IDENTITY:05d}",
     }
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Options of a rendered data set.
+
+    Args:
+        n: number of rows, by default that of the split.
+        seed: of the set.
+        size: pixels of a side.
+        progress: show a progress bar.
+    """
+
+    n: int | None = None
+    seed: Seed = 0
+    size: int = 96
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,23 @@ class RenderedSet:
                 for done in parallel(jobs):
                     bar.update(done)
         return paths
+
+    def read(self, root: Path | None, split: str, options: RenderOptions) -> datasets.Dataset:
+        """The first rows of a split, rendered where they are not cached.
+
+        Args:
+            root: None.
+            split: one of PUBLIC_SPLITS.
+            options: those of the data set.
+
+        Raises:
+            UserError: a root is given, or an option is out of range.
+        """
+        if root is not None:
+            raise UserError(
+                f"{self.name} is rendered, not read from a folder: leave out the root ({root})"
+            )
+        return self.load(split, **vars(options))
 
     def load(
         self,

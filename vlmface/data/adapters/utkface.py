@@ -22,7 +22,6 @@ TITLE = "UTKFace"
 HOME = "https://susanqq.github.io/UTKFace/"
 LICENCE = "non-commercial research"
 SPLITS = ("train", "test")  # ours: see random_split
-PUBLISHED: dict[str, dict[str, int]] = {}
 GENDERS = ("male", "female")
 RACES = label_spaces.space("race5").labels  # in the order of its codes
 
