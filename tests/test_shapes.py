@@ -23,8 +23,9 @@ from vlmface import label_texts, manifest
 from vlmface.clip import model
 from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.data import crop_cache, crops, detect, shapes
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.row_images import open_images
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.infer.clip import ClipModel
 from vlmface.pipelines import context_ablation
 from vlmface.synth import dataset as synth

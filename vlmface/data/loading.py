@@ -11,8 +11,9 @@ import yaml
 
 from vlmface.data import options
 from vlmface.data.catalog import dataset_module, describe, short_name
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.decodable import decodable_rows
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:

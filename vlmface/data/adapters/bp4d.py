@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmface.data.folds import people_of_split
 from vlmface.data.rows import (
     Rows,
     action_units,
     frames_by_number,
     json_meta,
-    people_of_split,
     read_csv,
     require_path,
 )

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from vlmface import facs
+from vlmface.data.folds import subject_fold
 from vlmface.data.published import published_counts
-from vlmface.data.rows import Rows, action_units, emotions, json_meta, require_path, subject_fold
+from vlmface.data.rows import Rows, action_units, emotions, json_meta, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 

@@ -17,14 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmface.data.rows import (
-    Rows,
-    action_units,
-    frames_by_number,
-    people_of_split,
-    read_csv,
-    require_path,
-)
+from vlmface.data.folds import people_of_split
+from vlmface.data.rows import Rows, action_units, frames_by_number, read_csv, require_path
 from vlmface.errors import UserError
 
 TITLE = "DISFA"

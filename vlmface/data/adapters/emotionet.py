@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmface.data.rows import Rows, action_units, random_split, read_csv, require_path
+from vlmface.data.folds import random_split
+from vlmface.data.rows import Rows, action_units, read_csv, require_path
 from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from vlmface import facs
-from vlmface.data.rows import Rows, action_units, json_meta, random_split, require_path
+from vlmface.data.folds import random_split
+from vlmface.data.rows import Rows, action_units, json_meta, require_path
 from vlmface.data.text_files import read_lines
 from vlmface.errors import UserError
 

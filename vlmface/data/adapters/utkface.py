@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmface import label_spaces
-from vlmface.data.rows import Rows, random_split, require_path
+from vlmface.data.folds import random_split
+from vlmface.data.rows import Rows, require_path
 from vlmface.errors import UserError
 from vlmface.utils.images import SUFFIXES
 
