@@ -30,7 +30,8 @@ from vlmface.infer.clip import ClipModel
 from vlmface.pipelines import context_ablation
 from vlmface.synth import dataset as synth
 from vlmface.synth import faces as synth_faces
-from vlmface.synth.render import Face, render
+from vlmface.synth.face_parameters import Face
+from vlmface.synth.render import render
 
 VIEWS = crops.parse_views(
     [

@@ -31,16 +31,12 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _synth(arguments: argparse.Namespace) -> int:
+    from vlmface.synth.sharded_dataset import RenderOptions
     from vlmface.synth.sheet import write_sheet
 
+    options = RenderOptions(n=arguments.n, seed=arguments.seed, size=arguments.size)
     path = write_sheet(
-        arguments.sheet,
-        name=arguments.data,
-        n=arguments.n,
-        split=arguments.split,
-        seed=arguments.seed,
-        size=arguments.size,
-        workers=arguments.workers,
+        arguments.sheet, arguments.data, arguments.split, options, workers=arguments.workers
     )
     print(f"{arguments.n} rows of {arguments.data} with their labels: {path}")
     return 0

@@ -50,13 +50,13 @@ class RenderOptions:
     Args:
         n: number of rows, by default that of the split.
         seed: of the set.
-        size: pixels of a side.
+        size: pixels of a side, by default those that are usual for the set.
         progress: show a progress bar.
     """
 
     n: int | None = None
     seed: Seed = 0
-    size: int = 96
+    size: int | None = None
     progress: bool = True
 
 

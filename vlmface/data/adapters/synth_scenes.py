@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,7 @@ TITLE, HOME, LICENCE = "vlmface's rendered scenes", "docs/synth.md", "CC0"
 SPLITS, NEEDS_ROOT, WHOLE_SCENES = PUBLIC_SPLITS, False, True
 
 
-@dataclass(frozen=True)
-class Options(RenderOptions):
-    """Options of the scenes: larger pictures than those of a face."""
-
-    size: int = 192
-
-
-def read(root: Path | None, split: str, options: Options) -> datasets.Dataset:
+def read(root: Path | None, split: str, options: RenderOptions) -> datasets.Dataset:
     """The first scenes of a split; see `RenderedSet.read`."""
     from vlmface.synth.scenes import SCENES
 
