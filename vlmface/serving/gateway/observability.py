@@ -220,4 +220,5 @@ def log_to_stderr() -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
+    logging.getLogger("python_multipart").disabled = True  # quotes what clients sent
     LOGGER.setLevel(logging.INFO)
