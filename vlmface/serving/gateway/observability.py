@@ -220,5 +220,6 @@ def log_to_stderr() -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
-    logging.getLogger("python_multipart").disabled = True  # quotes what clients sent
+    # Its warnings quote what clients sent.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     LOGGER.setLevel(logging.INFO)
