@@ -33,17 +33,26 @@ class Question(Protocol):
     texts of a CLIP's labels."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Its name."""
+
     @property
-    def sha(self) -> str: ...
+    def sha(self) -> str:
+        """12 hex digits of its content."""
+
     @property
     def form(self) -> str: ...
     @property
-    def space(self) -> label_spaces.LabelSpace: ...
+    def space(self) -> label_spaces.LabelSpace:
+        """The labels that may be answered."""
+
     @property
-    def several(self) -> bool: ...
+    def several(self) -> bool:
+        """Whether a face may have several of the labels."""
+
     @property
-    def reasons(self) -> bool: ...
+    def reasons(self) -> bool:
+        """Whether a rationale comes before the labels."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class ModelChoice:
 
     @property
     def name(self) -> str:
+        """What the page's menus call it."""
         return f"{self.predictor.name or 'server'} · {self.prompt.id}"
 
     def predict(self, view: FaceView) -> FaceReport:

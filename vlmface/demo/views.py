@@ -106,10 +106,12 @@ class TextSpan:
 
     @property
     def regions(self) -> str:
+        """The regions of the face that its AUs move."""
         return " ".join(dict.fromkeys(facs.AUS[au].region for au in self.aus))
 
     @property
     def title(self) -> str:
+        """The names and cues of its AUs."""
         return "; ".join(f"{facs.AUS[au].name} ({facs.AUS[au].cue})" for au in self.aus)
 
 

@@ -420,6 +420,7 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
     # Not splitlines(): texts may hold other line separators as they are.
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]

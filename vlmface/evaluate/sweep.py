@@ -308,6 +308,7 @@ def _shuffled(rows: datasets.Dataset, seed: int) -> datasets.Dataset:
 def score_of(
     lines: Sequence[Mapping[str, Any]], arm: Arm, benchmark: Benchmark, settings: Settings
 ) -> dict[str, Any]:
+    """The metrics of one arm's prediction records."""
     return score(lines, benchmark, [arm.prompt], model=arm.model, mode=settings.mode)
 
 

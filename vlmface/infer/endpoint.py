@@ -106,6 +106,7 @@ class Endpoint:
         self.headers()
 
     def headers(self) -> dict[str, str]:
+        """The headers of a request. Raises UserError if the key is missing."""
         if self.api_key_env is None:
             return {}
         key = os.environ.get(self.api_key_env, "").strip()
@@ -235,6 +236,7 @@ class Completion:
 
     @property
     def refused(self) -> bool:
+        """Whether the model refused and wrote nothing else."""
         return bool(self.refusal) and not self.content.strip()
 
     def complete(self, tokens: int | None, limit: int) -> bool:

@@ -182,6 +182,7 @@ class LocalModel:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
+        """The chat messages of its prompt."""
         return self.prompt.messages()
 
     def with_prompt(self, prompt: Any) -> LocalModel:

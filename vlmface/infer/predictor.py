@@ -194,10 +194,12 @@ class Predictor:
 
     @property
     def views(self) -> crops.Views:
+        """The views of a face that the model receives."""
         return self.view_settings.views
 
     @property
     def frames(self) -> int:
+        """Frames of a clip that the model receives."""
         return self.view_settings.frames
 
     # --- faces ------------------------------------------------------------------------------------

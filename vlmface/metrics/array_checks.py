@@ -17,6 +17,7 @@ SLACK = 1e-3  # how far rounding may take a probability, or the sum of a row, ou
 
 
 def check_array(name: str, values: ArrayLike, dimensions: int) -> NDArray[Any]:
+    """Values as an array of so many dimensions, with rows and finite numbers."""
     try:
         array = np.asarray(values)
     except ValueError as error:  # rows of several lengths
@@ -38,14 +39,17 @@ def check_array(name: str, values: ArrayLike, dimensions: int) -> NDArray[Any]:
 
 
 def vector(name: str, values: ArrayLike) -> Array:
+    """Values as floats (N,)."""
     return check_array(name, values, 1).astype(float)
 
 
 def table_of(name: str, values: ArrayLike) -> Array:
+    """Values as floats (N, K)."""
     return check_array(name, values, 2).astype(float)
 
 
 def flags_of(name: str, values: ArrayLike, dimensions: int = 1) -> Flags:
+    """Values as flags of so many dimensions."""
     flags = check_array(name, values, dimensions)
     if flags.dtype != bool and not ((flags == 0) | (flags == 1)).all():
         bad = flags[(flags != 0) & (flags != 1)]
@@ -54,6 +58,7 @@ def flags_of(name: str, values: ArrayLike, dimensions: int = 1) -> Flags:
 
 
 def pair(predicted: ArrayLike, true: ArrayLike) -> tuple[Array, Array]:
+    """Two vectors of the same length."""
     x, y = vector("predicted", predicted), vector("true", true)
     check_same_length(predicted=x, true=y)
     return x, y
@@ -79,6 +84,7 @@ def probability_table(probabilities: ArrayLike, truth: ArrayLike) -> tuple[Array
 
 
 def check_range(name: str, values: Array) -> None:
+    """Raise UserError unless values are shares, up to rounding."""
     if values.min() < -SLACK or values.max() > 1 + SLACK:
         raise UserError(
             f"{name} is from {values.min():g} to {values.max():g}, expected 0 to 1: give shares, "
@@ -87,6 +93,7 @@ def check_range(name: str, values: Array) -> None:
 
 
 def check_same_length(**arrays: NDArray[Any]) -> None:
+    """Raise UserError unless two named arrays have as many rows."""
     (name, first), (other, second) = arrays.items()
     if len(first) != len(second):
         raise UserError(
@@ -96,6 +103,7 @@ def check_same_length(**arrays: NDArray[Any]) -> None:
 
 
 def check_same_shape(**arrays: NDArray[Any]) -> None:
+    """Raise UserError unless two named arrays have the same shape."""
     (name, first), (other, second) = arrays.items()
     if first.shape != second.shape:
         raise UserError(

@@ -51,6 +51,7 @@ class Counted:
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """The keys of its metrics."""
         return tuple(self.functions)
 
     def score(self, totals: Array) -> dict[str, Array]:
@@ -129,6 +130,7 @@ class Reweighted:
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """The key of its metric."""
         return (self.metric.key,)
 
     def values(self) -> dict[str, float]:
@@ -194,6 +196,7 @@ def _all_parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> 
 
 
 def label_part(rows: Sequence[Row], scope: Scope, metrics: Iterable[Metric]) -> Counted:
+    """The metrics of one label a face."""
     is_emotion = scope.space.field == "emotion"
     kind: Kind = "emotion" if is_emotion else "attributes"
     path = ("emotion",) if is_emotion else ("attributes", scope.space.field)
@@ -296,6 +299,7 @@ def _reweighted(
 
 
 def annotated(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are annotated with several labels."""
     return [row for row in rows if multilabel.true(row) is not None]
 
 

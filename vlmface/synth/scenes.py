@@ -132,6 +132,7 @@ class SceneSample:
 
     @property
     def label(self) -> str:
+        """The label of its state and object."""
         return label(self.state, self.scene.object)
 
 

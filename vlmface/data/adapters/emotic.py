@@ -31,6 +31,8 @@ COLUMNS = ("Folder", "Filename", "BBox", "Categorical_Labels", "Continuous_Label
 
 
 class Person(NamedTuple):
+    """A line of an annotation file."""
+
     folder: str
     file: str
     box: list[float]
