@@ -104,7 +104,7 @@ def test_a_training_run(run: tuple[Path, dict[str, Image.Image]]) -> None:
         "300 steps in 4.0 min",
         "Synthetic faces only.",
         "vlmface-tiny, weights ba5eba5eba5e",
-        "tower: lora",
+        "vision_tower: lora",
         "fingerprint f00d",
         "small CNN",
         "71.5",

@@ -51,7 +51,7 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
         "dataset": [name] * n,
         "split": [split] * n,
         "rationale_source": ["none"] * n,
-        "saw_label": np.zeros(n, bool),
+        "rationale_saw_label": np.zeros(n, bool),
         "meta": ["{}"] * n,
     } | rows.columns
     schema = features().arrow_schema

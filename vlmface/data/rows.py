@@ -286,7 +286,7 @@ def require_path(path: Path, what: str) -> Path:
     inside = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
     raise UserError(
         f"{path} is missing: expected {what}; {folder} holds {', '.join(inside) or 'nothing'}. "
-        "Give --data_root (root) as the folder that the data set's owners distribute"
+        "Give --dataset_root (root) as the folder that the data set's owners distribute"
     )
 
 

@@ -48,7 +48,7 @@ class Options:
         label: a field of the records with an emotion word or null.
         file_split: the split of a single file.
         rationale_source: who wrote the answers: "teacher", "human" or "rules".
-        saw_label: whether the writer was given the labels.
+        rationale_saw_label: whether the writer was given the labels.
     """
 
     images: str | None = None
@@ -56,7 +56,7 @@ class Options:
     label: str | None = None
     file_split: str = "train"
     rationale_source: str = "teacher"
-    saw_label: bool = True
+    rationale_saw_label: bool = True
 
     def __post_init__(self) -> None:
         check_choice("turns", self.turns, ("first", "all"))
@@ -87,7 +87,7 @@ def read(root: Path, split: str, options: Options) -> Rows:
     written = np.array([text is not None for text in columns["rationale"]], bool)
     provenance = {
         "rationale_source": [options.rationale_source if given else "none" for given in written],
-        "saw_label": written & bool(options.saw_label),
+        "rationale_saw_label": written & bool(options.rationale_saw_label),
         "meta": json_meta(len(written), **texts),
     }
     return Rows(columns | provenance, skipped)

@@ -42,7 +42,7 @@ class Options:
 
     Args:
         fold: 1 to 5.
-        frames: of each clip.
+        num_frames: of each clip.
         clips: the folder of the clips' frames, under the root; by default the first of CLIPS that
             exists, face crops first.
         order: of label files with numbers: "anger" (anger, disgust, fear, happiness ... as MAE-DFER
@@ -51,7 +51,7 @@ class Options:
     """
 
     fold: int = 1
-    frames: Count = FRAMES
+    num_frames: Count = FRAMES
     clips: str | None = None
     order: str = "anger"
     first: int = 0
@@ -84,7 +84,7 @@ def read(root: Path, split: str, options: Options) -> Rows:
         "emotion": [label if label in label_spaces.EMOTIONS else None for label in labels],
         "context": [[label] for label in labels],
     }
-    return with_frames(columns, [folder / name for name in names], options.frames, skipped)
+    return with_frames(columns, [folder / name for name in names], options.num_frames, skipped)
 
 
 def _labels(texts: list[str], options: Options) -> list[str | None]:

@@ -21,15 +21,15 @@ class Options(RenderOptions):
     """Options of the clips.
 
     Args:
-        frames: of each clip, 16 to 64.
+        num_frames: of each clip, 16 to 64.
     """
 
-    frames: Count = 16
+    num_frames: Count = 16
 
 
 def read(root: Path | None, split: str, options: Options) -> datasets.Dataset:
     """The first clips of a split; see `RenderedSet.read`."""
     from vlmface.synth.clips import CLIPS, check_frames
 
-    check_frames(options.frames)
-    return CLIPS.read(root, split, options)
+    check_frames(options.num_frames)
+    return CLIPS.read(root, split, options, frames=options.num_frames)
