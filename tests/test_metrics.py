@@ -236,7 +236,7 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
 
 def test_shape_of_the_file() -> None:
     got = metrics.summarise(random_rows(50, 0), SPACE, AUS, about=ABOUT)
-    assert got["schema"] == 1
+    assert got["schema"] == 2
     assert {k: got[k] for k in ABOUT} == ABOUT
     assert got["n"] == 50
     assert set(got["emotion"]) >= {"accuracy", "uar", "f1_macro", "ci95"}
