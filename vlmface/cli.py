@@ -99,7 +99,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from vlmface.serving.vllm import ServeOptions, serve_command
+    from vlmface.serving.plan import ServeOptions
+    from vlmface.serving.vllm import serve_command
 
     options = ServeOptions(
         vllm="vllm",
