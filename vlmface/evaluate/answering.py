@@ -125,7 +125,7 @@ def ask_server(
     import httpx2
     from tqdm import tqdm
 
-    from vlmface.infer.endpoint import run_jobs
+    from vlmface.infer.jobs import run_jobs
 
     check_ids(rows["id"])
     prompts = scored_prompts(benchmark, server.prompts)

@@ -113,7 +113,7 @@ class _Output:
             print(printable(_as_text(name, report), lines=True), flush=True)
 
     def check_server(self) -> None:
-        from vlmface.infer.endpoint import MAX_CONSECUTIVE_FAILURES
+        from vlmface.infer.jobs import MAX_CONSECUTIVE_FAILURES
 
         if self.silent >= MAX_CONSECUTIVE_FAILURES:
             raise UserError(

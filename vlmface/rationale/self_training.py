@@ -208,7 +208,9 @@ class RemoteSampler:
         on_done: Callable[[int], Any],
     ) -> dict[str, str]:
         """Sample answers; arguments and result as in `LocalSampler.sample`."""
-        from vlmface.infer.endpoint import NoAnswerError, chat, run_jobs
+        from vlmface.infer.chat import chat
+        from vlmface.infer.endpoint import NoAnswerError
+        from vlmface.infer.jobs import run_jobs
 
         settings = self.settings
         _, form = message_builder(settings, self.prompt)
@@ -282,7 +284,7 @@ def message_builder(settings: BuildSettings, prompt: prompts.Prompt) -> tuple[Me
     Returns:
         (builder of the messages for a face, form of the answers).
     """
-    from vlmface.infer.endpoint import attach_images
+    from vlmface.infer.chat import attach_images
 
     if not settings.show_label:
         messages = prompt.messages()

@@ -154,7 +154,7 @@ def generate_remote(
     Raises:
         UserError: The server rejects a request.
     """
-    from vlmface.infer.endpoint import attach_images
+    from vlmface.infer.chat import attach_images
 
     run_manifest, prompts = manifest.load(run)
     views, padding = crops.parse_views(run_manifest.views), padding_colour(run)

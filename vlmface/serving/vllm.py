@@ -212,7 +212,7 @@ def curl_example(plan: ServePlan) -> str:
     Args:
         plan: Of the server.
     """
-    from vlmface.infer.endpoint import attach_images
+    from vlmface.infer.chat import attach_images
 
     name, run = next(iter(plan.models.items()))
     run_manifest, (prompt, *_) = manifest.load(run)
