@@ -83,14 +83,14 @@ _OBSERVED, _OVERALL, _CONCLUDED = (
 )
 
 
-def has_rationale(form: str) -> bool:
+def has_rationale(format: str) -> bool:
     """Whether a rationale comes before the labels."""
-    return _FRAME.get(form, form) != "label"
+    return _FRAME.get(format, format) != "label"
 
 
-def has_think(form: str) -> bool:
+def has_think(format: str) -> bool:
     """Whether the rationale is between <think> tags."""
-    return _FRAME.get(form, form) == "think_answer"
+    return _FRAME.get(format, format) == "think_answer"
 
 
 def join_labels(labels: Sequence[str]) -> str:
@@ -98,16 +98,16 @@ def join_labels(labels: Sequence[str]) -> str:
     return _SEPARATOR.join(labels)
 
 
-def completion_prefix(rationale: str, form: str) -> str:
+def completion_prefix(rationale: str, format: str) -> str:
     """The completion up to where the label starts. In the three-part format (ExpLLM) the last
     sentence of a plain rationale is the interpretation and the others are the observations."""
-    rationale, form = rationale.strip(), _FRAME.get(form, form)
-    if form == "label":
+    rationale, format = rationale.strip(), _FRAME.get(format, format)
+    if format == "label":
         return ""
-    if form == "think_answer":
+    if format == "think_answer":
         return f"<think>{rationale}</think>\n<answer>"
-    if form != "three_part":
-        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
+    if format != "three_part":
+        raise UserError(f"unknown answer format {format!r}: use one of {', '.join(FORMATS)}")
     if _OBSERVED not in rationale:
         observed, _, overall = rationale.rpartition(". ")
         observed = f"{observed}." if observed else rationale
@@ -115,18 +115,18 @@ def completion_prefix(rationale: str, form: str) -> str:
     return f"{rationale}\n{_CONCLUDED} "
 
 
-def constraint_regex(space: LabelSpace, form: str) -> str:
+def constraint_regex(space: LabelSpace, format: str) -> str:
     """A regular expression that only strict answers match, for guided decoding. It uses neither
     look-around nor flags. Several labels come in the order of the space, as in the targets, so each
     occurs at most once."""
     words = [re.escape(label) for label in space.labels]
-    if form in MULTI_LABEL_FORMATS:
+    if format in MULTI_LABEL_FORMATS:
         more = [f"(?:{_SEPARATOR}{word})?" for word in words]
         words = [word + "".join(more[i:]) for i, word in enumerate(words, 1)]
-    labels, form = "|".join(words), _FRAME.get(form, form)
-    if form == "label":
+    labels, format = "|".join(words), _FRAME.get(format, format)
+    if format == "label":
         return f"(?:{labels})"
-    if form == "think_answer":
+    if format == "think_answer":
         return rf"<think>[^<>*\s][^<>*]*</think>\n<answer>(?:{labels})</answer>"
     headings = (re.escape(heading) for heading in (_OBSERVED, _OVERALL, _CONCLUDED))
     observed, overall, concluded = headings
@@ -161,42 +161,42 @@ _CONCLUSION = re.compile(
 )
 
 
-def parse(text: str, space: LabelSpace, form: str) -> Answer:
+def parse(text: str, space: LabelSpace, format: str) -> Answer:
     """Read a text as an answer.
 
     Args:
         text: any text.
         space: the labels to read.
-        form: one of FORMATS.
+        format: one of FORMATS.
 
     Raises:
         UserError: the format is unknown. No text raises an error.
     """
-    if form not in FORMATS:
-        raise UserError(f"unknown answer form {form!r}: use one of {', '.join(FORMATS)}")
-    several = form in MULTI_LABEL_FORMATS
-    match = _STRICT[_FRAME.get(form, form)].fullmatch(text.strip())
+    if format not in FORMATS:
+        raise UserError(f"unknown answer format {format!r}: use one of {', '.join(FORMATS)}")
+    multi_label = format in MULTI_LABEL_FORMATS
+    match = _STRICT[_FRAME.get(format, format)].fullmatch(text.strip())
     words = match[2].strip() if match else ""
-    candidates = words.split(_SEPARATOR) if several else [words]
+    candidates = words.split(_SEPARATOR) if multi_label else [words]
     if match and set(candidates) <= set(space.labels) and len(set(candidates)) == len(candidates):
         labels, status, rationale = set(candidates), "strict", match[1]
     else:
-        labels, status, rationale = _lenient(normalise_characters(text), space, several)
+        labels, status, rationale = _lenient(normalise_characters(text), space, multi_label)
     present, negated = mentioned_aus(text)
     ordered = tuple(label for label in space.labels if label in labels)
     label = ordered[0] if len(ordered) == 1 else None
     return Answer(label, present, status, rationale.strip(), negated, ordered)
 
 
-def matches_format(text: str, space: LabelSpace, form: str) -> bool:
+def matches_format(text: str, space: LabelSpace, format: str) -> bool:
     """Whether the text has the format for one label, in any spelling that the space accepts."""
-    match = _STRICT[form].fullmatch(text.strip())
-    return match is not None and space.canonical(match[2]) is not None
+    match = _STRICT[format].fullmatch(text.strip())
+    return match is not None and space.match(match[2]) is not None
 
 
-def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str, str]:
+def _lenient(text: str, space: LabelSpace, multi_label: bool) -> tuple[set[str], str, str]:
     """(labels, status, rationale)."""
-    read_labels = decide_several if several else decide
+    read_labels = decide_several if multi_label else decide
     rationale, answers, outside = split_tags(text)
     before, *concluded = _CONCLUSION.split(outside)
     if not answers and any(part.strip() for part in concluded):
@@ -212,7 +212,7 @@ def _lenient(text: str, space: LabelSpace, several: bool) -> tuple[set[str], str
         return set(), "ambiguous" if statuses else "none", rationale or outside
     # No answer was marked. The text between <think> tags is not an answer; the other text may be.
     labels, status = read_labels(outside, space)
-    bare = listed_labels(outside, space) if several else space.canonical(outside)
+    bare = listed_labels(outside, space) if multi_label else space.match(outside)
     return labels, status, rationale or ("" if bare else outside)
 
 

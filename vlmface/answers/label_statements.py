@@ -70,7 +70,7 @@ def decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Label and status of a text that stands in the place of the answer."""
     if _CROSS.search(text) or _TICK.search(text):
         return _decide_marked(text, space)
-    whole = space.canonical(text)
+    whole = space.match(text)
     if whole and "?" not in text:
         return {whole}, "lenient"
     refusal = _REFUSAL.search(text)
@@ -108,8 +108,8 @@ def _decide_marked(text: str, space: LabelSpace) -> tuple[set[str], str]:
 
 
 def _all_labels(text: str, space: LabelSpace) -> set[str]:
-    _, _, named, refuted = _read_clause(text, space)
-    return {*named, *refuted}
+    _, _, labels, refuted = _read_clause(text, space)
+    return {*labels, *refuted}
 
 
 def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
@@ -121,14 +121,14 @@ def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
     readings = [(*_read_clause(clause, space), question) for clause, question in _clauses(text)]
     # "happiness, joy" and "happiness, not surprise": one statement in several clauses.
     alone = _one_statement([reading[1:4] for reading in readings])
-    for words, others, named, refuted, question in readings:
-        mentioned.update(named)
+    for words, others, labels, refuted, question in readings:
+        mentioned.update(labels)
         negated.update(refuted)
         # "The person is happy. That is wrong.", "happy, not"
         denied = denied or bool(_DENIALS & set(others)) or _NEGATORS.issuperset(words)
-        plain = not question and _is_plain(others, named, refuted)
-        if len(set(named)) == 1 and plain and (_MARKERS & set(others) or alone):
-            stated.add(named[0])
+        plain = not question and _is_plain(others, labels, refuted)
+        if len(set(labels)) == 1 and plain and (_MARKERS & set(others) or alone):
+            stated.add(labels[0])
     if len(mentioned) == 1 and stated == mentioned and not mentioned & negated and not denied:
         return mentioned, "lenient"
     return set(), "ambiguous" if mentioned else "none"
@@ -140,21 +140,21 @@ def _one_statement(clauses: Sequence[tuple[list[str], list[str], list[str]]]) ->
     if len(clauses) == 1:
         return True
     label_stated = False
-    for others, named, refuted in clauses:
-        if not named and refuted and not label_stated:
+    for others, labels, refuted in clauses:
+        if not labels and refuted and not label_stated:
             return False
-        if not named and not refuted and not _EQUATING.issuperset(others):
+        if not labels and not refuted and not _EQUATING.issuperset(others):
             return False
-        if not _is_plain(others, named, refuted):
+        if not _is_plain(others, labels, refuted):
             return False
-        label_stated = label_stated or bool(named)
+        label_stated = label_stated or bool(labels)
     return True
 
 
-def _is_plain(others: Sequence[str], named: Sequence[str], refuted: Sequence[str]) -> bool:
+def _is_plain(others: Sequence[str], labels: Sequence[str], refuted: Sequence[str]) -> bool:
     """Whether a clause holds nothing that could change what its labels state."""
     allowed = _FILLERS
-    if len(named) > 1 or not named:
+    if len(labels) > 1 or not labels:
         allowed = allowed | _EQUATING
     if refuted:
         allowed = allowed | _NEGATORS | _REFUTING
@@ -185,10 +185,10 @@ def decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
     stated: set[str] = set()
     plain = "?" not in text
     for piece in _DIVIDERS.split(text):
-        _, others, named, refuted = _read_clause(piece, space)
-        stated.update(named)
+        _, others, stated_labels, refuted = _read_clause(piece, space)
+        stated.update(stated_labels)
         # Two labels without a divider may be alternatives: "fear/sadness".
-        lone = len(named) <= 1 and not refuted
+        lone = len(stated_labels) <= 1 and not refuted
         plain = plain and lone and _AROUND_A_LIST.issuperset(others)
     if stated and plain:
         return stated, "lenient"
@@ -202,7 +202,7 @@ def listed_labels(text: str, space: LabelSpace) -> set[str]:
         for piece in _DIVIDERS.split(_ITEM.sub("", line)):
             if not normalise(piece):
                 continue
-            label = space.canonical(piece)
+            label = space.match(piece)
             if label is None:
                 return set()
             labels.add(label)
@@ -215,7 +215,7 @@ def _read_clause(
     """(words, those that are not labels, labels, labels right behind a negation)."""
     words = _WORD.findall(clause.casefold())
     others: list[str] = []
-    named: list[str] = []
+    labels: list[str] = []
     refuted: list[str] = []
     for word in _fold_labels(words, space):
         if not isinstance(word, tuple):
@@ -223,10 +223,10 @@ def _read_clause(
             continue
         before = [w for w in others if w not in _BETWEEN]
         no = bool(before) and (before[-1] in _NEGATORS or before[-1].endswith("n't"))
-        if refuted and not named and not no:  # "not anger surprise": refuted too, or stated?
+        if refuted and not labels and not no:  # "not anger surprise": refuted too, or stated?
             others.append("?")
-        (refuted if no else named).append(word[0])
-    return words, others, named, refuted
+        (refuted if no else labels).append(word[0])
+    return words, others, labels, refuted
 
 
 def _clauses(text: str) -> list[tuple[str, bool]]:

@@ -39,9 +39,10 @@ def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> 
 
     if missing not in ("error", "drop"):
         raise UserError(f"missing={missing!r}: use 'error' or 'drop'")
-    for reason, what in rows.skipped.items():
+    for reason, row_names in rows.skipped.items():
         warnings.warn(
-            f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...", stacklevel=3
+            f"{name}, {split}: {len(row_names):,} left out, {reason}: {row_names[0]}, ...",
+            stacklevel=3,
         )
     rows = _without_missing(rows, name, split, missing)
     n = len(rows)

@@ -71,11 +71,13 @@ def random_split(
     else:
         path = require_path(Path(test_list).expanduser(), "a list of the test images, one a line")
         names = [line.split()[0] for line in read_lines(path) if line.strip()]
-        wanted = {name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names}
-        if unknown := sorted(wanted - set(stems)):
+        wanted_stems = {
+            name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names
+        }
+        if unknown := sorted(wanted_stems - set(stems)):
             raise UserError(
                 f"{path} names {len(unknown)} test images that the data set does not list, the "
                 f"first: {unknown[0]}; name images as the set does, one a line"
             )
-        test = np.array([stem in wanted for stem in stems], bool)
+        test = np.array([stem in wanted_stems for stem in stems], bool)
     return test if split == "test" else ~test

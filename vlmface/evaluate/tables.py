@@ -86,14 +86,14 @@ def _about(scores: Mapping[str, Any]) -> str:
 
 def by_published_name(metrics: Sequence[Metric] = BUILT_IN) -> dict[str, Metric]:
     """{published name: metric}, in the order of the columns; of an attribute, its accuracy."""
-    named: dict[str, Metric] = {}
+    metric_of: dict[str, Metric] = {}
     for metric in metrics:
         if metric.published:
-            named.setdefault(metric.published, metric)
+            metric_of.setdefault(metric.published, metric)
     for name in ATTRIBUTES:
         title = f"{name.replace('_', ' ')} accuracy"
-        named[name] = replace(labels.accuracy, published=name, short_title=title)
-    return named
+        metric_of[name] = replace(labels.accuracy, published=name, short_title=title)
+    return metric_of
 
 
 def columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT_IN) -> list[str]:
@@ -103,11 +103,11 @@ def columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT
 
 def markdown(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric] = BUILT_IN) -> str:
     """A table in per cent, ours with 95 % intervals, and notes on protocols that differ."""
-    shown = _columns(rows, metrics)
-    heads = ["model", *(metric.short_title for metric in shown), "source and notes"]
+    columns = _columns(rows, metrics)
+    heads = ["model", *(metric.short_title for metric in columns), "source and notes"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for row in rows:
-        cells = [row["model"], *(_cell(row, metric) for metric in shown), _remark(row)]
+        cells = [row["model"], *(_cell(row, metric) for metric in columns), _remark(row)]
         lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -125,17 +125,17 @@ def latex(
     """The same as a LaTeX table (package booktabs), followed by sources and notes as comments."""
     import pandas
 
-    shown = _columns(rows, metrics)
+    columns = _columns(rows, metrics)
     cells = [
-        [escape(row["model"]), *(escape(_cell(row, metric)) for metric in shown)] for row in rows
+        [escape(row["model"]), *(escape(_cell(row, metric)) for metric in columns)] for row in rows
     ]
-    heads = ["Model", *(escape(metric.short_title) for metric in shown)]
+    heads = ["Model", *(escape(metric.short_title) for metric in columns)]
     table = (
         pandas.DataFrame(cells, columns=heads)
         .style.hide(axis="index")
         .to_latex(
             caption=rf"{escape(title)}, in per cent, with 95\,\% intervals.",
-            column_format="l" + "c" * len(shown),
+            column_format="l" + "c" * len(columns),
             hrules=True,
             position_float="centering",
         )
@@ -150,8 +150,8 @@ def escape(text: str) -> str:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> list[Metric]:
-    named = by_published_name(metrics)
-    return [named[key] for key in columns(rows, metrics)]
+    metric_of = by_published_name(metrics)
+    return [metric_of[key] for key in columns(rows, metrics)]
 
 
 def _cell(row: Mapping[str, Any], metric: Metric) -> str:

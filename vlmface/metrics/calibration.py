@@ -30,14 +30,18 @@ def calibration(
         {"n", each of the `metrics`, "bins", "reliability": [{"count", "confidence", "accuracy"},
         ...] of each bin}; None without such rows, and where a face has several labels.
     """
-    known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
-    if not known or space.several:
+    scored_rows = [
+        row for row in rows if row.get("probabilities") and truth(row, space) is not None
+    ]
+    if not scored_rows or space.multi_label:
         return None
-    table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
-    true = [space.labels.index(str(truth(row, space))) for row in known]
+    table = [
+        [row["probabilities"].get(label, 0.0) for label in space.labels] for row in scored_rows
+    ]
+    true = [space.labels.index(str(truth(row, space))) for row in scored_rows]
     bins = measures.reliability(*measures.top_label(table, true))
     return {
-        "n": len(known),
+        "n": len(scored_rows),
         **{metric.key: metric.function(table, true) for metric in of_kind(metrics, "calibration")},
         "bins": measures.ECE_BINS,
         "reliability": [
@@ -56,7 +60,7 @@ def calibration(
 
 _of_probabilities = partial(built_in, applies_to="calibration", takes="probabilities")
 _error = partial(_of_probabilities, higher_is_better=False)
-_unlisted_number: dict[str, Any] = {"unit": "", "scale": 1, "listed": False}
+_unlisted_number: dict[str, Any] = {"unit": "", "scale": 1, "in_tables": False}
 
 
 @_error("calibration error")
@@ -77,7 +81,7 @@ def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
     return measures.brier_score(probabilities, truth)
 
 
-@_of_probabilities("true label among the first two", listed=False)
+@_of_probabilities("true label among the first two", in_tables=False)
 def top2(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Share of the rows whose true label is one of the two most probable."""
     return measures.top_k_accuracy(probabilities, truth, 2)

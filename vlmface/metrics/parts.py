@@ -179,7 +179,7 @@ def parts_of(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> It
 
 
 def _all_parts(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) -> Iterator[Part]:
-    if not scope.space.several:
+    if not scope.space.multi_label:
         labels = label_part(rows, scope, metrics)
         yield labels
         yield from _further_parts(rows, scope, metrics, labels.kind, labels.path)
@@ -221,9 +221,9 @@ def _counted(
     shift: Shift | None = None,
 ) -> Counted:
     """The metrics of a kind that take sums of `counts`."""
-    chosen = [metric for metric in of_kind(metrics, kind) if metric.takes == "sums"]
-    functions = {metric.key: metric.function for metric in chosen}
-    shares = {metric.key: metric.share for metric in chosen if metric.share}
+    sum_metrics = [metric for metric in of_kind(metrics, kind) if metric.takes == "sums"]
+    functions = {metric.key: metric.function for metric in sum_metrics}
+    shares = {metric.key: metric.share for metric in sum_metrics if metric.share}
     return Counted(kind, path, functions, counts, subjects_of(rows), shares, shift)
 
 
@@ -239,10 +239,10 @@ def _further_parts(
         if metric.takes == "row":
             yield _mean_part(rows, scope, metric, kind, path)
         elif metric.takes == "weights":
-            known = annotated(rows) if kind == "labels" else rows
-            if known and (function := metric.function(known, scope)) is not None:
-                subjects = subjects_of(known)
-                yield Reweighted(kind, path, metric, function, len(known), subjects)
+            annotated = annotated_rows(rows) if kind == "labels" else rows
+            if annotated and (function := metric.function(annotated, scope)) is not None:
+                subjects = subjects_of(annotated)
+                yield Reweighted(kind, path, metric, function, len(annotated), subjects)
 
 
 def _mean_part(
@@ -285,9 +285,9 @@ def answer_scores(rows: Sequence[Row], scope: Scope, metrics: Sequence[Metric]) 
     scores: dict[str, float] = {}
     for metric in of_kind(metrics, "answers"):
         values = [row_value(metric, row, scope) for row in rows]
-        known = [value for value in values if value is not None]
-        if known:
-            scores[metric.key] = float(np.mean(known))
+        defined = [value for value in values if value is not None]
+        if defined:
+            scores[metric.key] = float(np.mean(defined))
     return scores
 
 
@@ -298,9 +298,9 @@ def _reweighted(
     return reweighted(lambda weights: {key: function(weights)}, part.rows, clusters=subjects)
 
 
-def annotated(rows: Sequence[Row]) -> list[Row]:
+def annotated_rows(rows: Sequence[Row]) -> list[Row]:
     """The rows that are annotated with several labels."""
-    return [row for row in rows if multilabel.true(row) is not None]
+    return [row for row in rows if multilabel.true_labels(row) is not None]
 
 
 def subjects_of(rows: Sequence[Row]) -> list[str] | None:

@@ -17,7 +17,7 @@ from vlmface.metrics.metric import Row, Scope
 from vlmface.metrics.parts import (
     Part,
     Reweighted,
-    annotated,
+    annotated_rows,
     cluster_note,
     count_units,
     subjects_of,
@@ -45,24 +45,24 @@ def details(part: Part, rows: Sequence[Row], scope: Scope, ci: bool) -> dict[str
 
 def _ranking_details(rows: Sequence[Row], scope: Scope) -> dict[str, Any]:
     """{"n", "per_label": {label: {"support", "ap"}}} of the annotated rows' ranking."""
-    known = annotated(rows)
-    details: dict[str, Any] = {"n": len(known)}
-    values = multilabel.ranking(known, scope.space)
+    annotated = annotated_rows(rows)
+    details: dict[str, Any] = {"n": len(annotated)}
+    values = multilabel.ranking(annotated, scope.space)
     if values is not None:
-        flags = multilabel.present(known, scope.space)
-        (precisions,) = multilabel.average_precisions(values, flags, np.ones((1, len(known))))
+        flags = multilabel.present(annotated, scope.space)
+        (precisions,) = multilabel.average_precisions(values, flags, np.ones((1, len(annotated))))
         columns = {"support": flags.sum(0), "ap": precisions}
         details["per_label"] = _table(columns, scope.space.labels)
     return details
 
 
 def _per_class(confusion: Array, space: LabelSpace) -> dict[str, Any]:
-    answered = confusion[:, :-1].sum()
+    answer_count = confusion[:, :-1].sum()
     return {
         "n": int(confusion.sum()),
         "answered": {
-            "share": float(answered / confusion.sum()),
-            "accuracy": float(np.trace(confusion) / answered) if answered else None,
+            "share": float(answer_count / confusion.sum()),
+            "accuracy": float(np.trace(confusion) / answer_count) if answer_count else None,
         },
         "labels": list(space.labels),
         "confusion": confusion.astype(int).tolist(),
@@ -79,7 +79,9 @@ def _by_group(rows: Sequence[Row], space: LabelSpace, counts: Array, ci: bool) -
     }
 
     def interval(inside: NDArray[np.bool_]) -> dict[str, Any]:
-        subjects = subjects_of([row for row, here in zip(rows, inside, strict=True) if here])
+        subjects = subjects_of(
+            [row for row, is_member in zip(rows, inside, strict=True) if is_member]
+        )
         interval = share_interval(*right_and_known(counts[inside]), clusters=subjects)
         if interval is None:
             reason = too_few(count_units(counts[inside], subjects), subjects is not None)

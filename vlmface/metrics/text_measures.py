@@ -35,14 +35,14 @@ def hit_rate(
     for words in answers:
         if isinstance(words, str):
             raise UserError(f"an answer is the text {words!r}: give a list of its words")
-    answered = [{_plain(word) for word in words} for words in answers]
+    answer_words = [{_plain(word) for word in words} for words in answers]
     true = [_plain(word) for word in truth]
     rates = []
     for grouping in groupings:
         group = {_plain(word): _plain(name) for word, name in grouping.items()}
         hits = sum(
-            group.get(word, word) in {group.get(named, named) for named in words}
-            for words, word in zip(answered, true, strict=True)
+            group.get(word, word) in {group.get(synonym, synonym) for synonym in words}
+            for words, word in zip(answer_words, true, strict=True)
         )
         rates.append(hits / len(true))
     return sum(rates) / len(rates)

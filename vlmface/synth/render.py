@@ -85,11 +85,13 @@ def render(
     origins = np.zeros_like(directions)
     origins[:, 2] = distance
     hits = cast(scene, origins, directions)
-    here = interpolate(mesh.attributes, triangles[hits.triangle], hits.u, hits.v)
+    attributes = interpolate(mesh.attributes, triangles[hits.triangle], hits.u, hits.v)
     kind = mesh.kind[hits.triangle]
 
     picture = _background(wide, view).reshape(-1, 3)
-    picture[hits.hit] = shade_head(PosedHead(face, turn, placed, scene), here, hits.where, kind)
+    picture[hits.hit] = shade_head(
+        PosedHead(face, turn, placed, scene), attributes, hits.where, kind
+    )
     part = np.full(wide * wide, -1, np.int8)
     part[hits.hit] = kind
     pixels = placed[:count, :2] / (tangent * (distance - placed[:count, 2:3]))

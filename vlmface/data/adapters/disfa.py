@@ -100,7 +100,7 @@ def read(root: Path, split: str, options: Options) -> Rows:
         "aus": action_units(numbers, grid >= options.threshold, grid, grid >= 0),
     }
     skipped = {"frame that was not extracted": lacking, "frame without a label": unlabelled}
-    return Rows(columns, {reason: what for reason, what in skipped.items() if what})
+    return Rows(columns, {reason: rows for reason, rows in skipped.items() if rows})
 
 
 def _images_by_frame(

@@ -86,7 +86,9 @@ def read(root: Path, split: str, options: Options) -> Rows:
     )
     written = np.array([text is not None for text in columns["rationale"]], bool)
     provenance = {
-        "rationale_source": [options.rationale_source if given else "none" for given in written],
+        "rationale_source": [
+            options.rationale_source if rationale else "none" for rationale in written
+        ],
         "rationale_saw_label": written & bool(options.rationale_saw_label),
         "meta": json_meta(len(written), **texts),
     }
