@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from vlmface.answers import au_mentions
 from vlmface.answers.au_numbers import normalise_characters
-from vlmface.answers.label_statements import decide, decide_several, listed_labels
+from vlmface.answers.label_statements import decide, decide_multi_label, label_list
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 
@@ -196,7 +196,7 @@ def matches_format(text: str, space: LabelSpace, format: str) -> bool:
 
 def _lenient(text: str, space: LabelSpace, multi_label: bool) -> tuple[set[str], str, str]:
     """(labels, status, rationale)."""
-    read_labels = decide_several if multi_label else decide
+    read_labels = decide_multi_label if multi_label else decide
     rationale, answers, outside = split_tags(text)
     before, *concluded = _CONCLUSION.split(outside)
     if not answers and any(part.strip() for part in concluded):
@@ -212,7 +212,7 @@ def _lenient(text: str, space: LabelSpace, multi_label: bool) -> tuple[set[str],
         return set(), "ambiguous" if statuses else "none", rationale or outside
     # No answer was marked. The text between <think> tags is not an answer; the other text may be.
     labels, status = read_labels(outside, space)
-    bare = listed_labels(outside, space) if multi_label else space.match(outside)
+    bare = label_list(outside, space) if multi_label else space.match(outside)
     return labels, status, rationale or ("" if bare else outside)
 
 

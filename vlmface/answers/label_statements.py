@@ -84,7 +84,7 @@ def decide(text: str, space: LabelSpace) -> tuple[set[str], str]:
         return set(), "refused"
     if any(c.isdigit() for c in text):
         text = _SHARE.sub(" ", re.sub(r"\s{2,}", "\n", text))
-    return _stated(text, space)
+    return _decide_statement(text, space)
 
 
 def _without_hedge(text: str) -> str:
@@ -112,7 +112,7 @@ def _all_labels(text: str, space: LabelSpace) -> set[str]:
     return {*labels, *refuted}
 
 
-def _stated(text: str, space: LabelSpace) -> tuple[set[str], str]:
+def _decide_statement(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """The one label that a clause states, while no other is in play."""
     stated: set[str] = set()
     mentioned: set[str] = set()
@@ -174,11 +174,11 @@ _AROUND_A_LIST = _words(
 )
 
 
-def decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
+def decide_multi_label(text: str, space: LabelSpace) -> tuple[set[str], str]:
     """Labels and status of a text that stands in the place of an answer of several labels."""
     if _CROSS.search(text):
         return set(), "ambiguous" if _all_labels(text, space) else "none"
-    if whole := listed_labels(text, space):
+    if whole := label_list(text, space):
         return whole, "lenient"
     if _REFUSAL.search(text):
         return set(), "refused"
@@ -195,7 +195,7 @@ def decide_several(text: str, space: LabelSpace) -> tuple[set[str], str]:
     return set(), "ambiguous" if stated else "none"
 
 
-def listed_labels(text: str, space: LabelSpace) -> set[str]:
+def label_list(text: str, space: LabelSpace) -> set[str]:
     """The labels of a text that is a list of labels and nothing else; else none."""
     labels: set[str] = set()
     for line in text.split("\n"):
