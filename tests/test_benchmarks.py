@@ -24,7 +24,8 @@ from vlmface.data.options import option_types
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.local import LocalModel, Prediction
+from vlmface.infer.local import LocalModel
+from vlmface.infer.prediction import Prediction
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 

@@ -19,7 +19,7 @@ from vlmface import benchmarks, prompts
 from vlmface.errors import UserError
 from vlmface.evaluate import answering, compare, report
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.local import LabelScores, Prediction
+from vlmface.infer.prediction import LabelScores, Prediction
 from vlmface.label_spaces import SPACES, LabelSpace
 from vlmface.metrics import measures, metrics, multilabel, parts, statistics
 from vlmface.schema import AFFECT, FaceSample

@@ -123,11 +123,11 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
         model.model,
         llava,
         encode.to_model(batch, model.model),
+        sampling.SamplingOptions(
+            max_new_tokens=24, stops=llava.stop_token_ids(model.processor), temperature=1e-5
+        ),
         group=2,
-        max_new_tokens=24,
-        stops=llava.stop_token_ids(model.processor),
         generator=torch.Generator(),
-        temperature=1e-5,
     )
     assert drawn.ids == [expected[0].ids] * 2
 

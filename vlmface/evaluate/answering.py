@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.infer.clip import ClipModel
-    from vlmface.infer.local import LabelScores, LocalModel, Prediction
+    from vlmface.infer.local import LocalModel
+    from vlmface.infer.prediction import LabelScores, Prediction
     from vlmface.infer.remote import RemoteModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said

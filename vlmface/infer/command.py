@@ -15,7 +15,7 @@ from vlmface.utils.terminal import json_line, one_line, printable
 if TYPE_CHECKING:
     from vlmface.infer.endpoint import NoAnswerError
     from vlmface.infer.face_report import FaceReport
-    from vlmface.infer.local import Prediction
+    from vlmface.infer.prediction import Prediction
     from vlmface.infer.predictor import Predictor
 
 

@@ -10,7 +10,7 @@ from vlmface import facs
 from vlmface.data import crops
 
 if TYPE_CHECKING:
-    from vlmface.infer.local import Prediction
+    from vlmface.infer.prediction import Prediction
 
 EMOTION = "emotion"
 CONFIDENT = 0.5  # a report is confident from this probability of its label on

@@ -38,7 +38,7 @@ from vlmface.infer.face_views import (
     image_views,
     parse_boxes,
 )
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 from vlmface.infer.remote import open_remote_model
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.utils import image_conversion

@@ -14,7 +14,8 @@ from vlmface.errors import UserError
 from vlmface.infer import loops
 from vlmface.infer.chat import Completion, attach_images, chat, stream_chat
 from vlmface.infer.endpoint import Endpoint, NoAnswerError, open_client, parse_json, send_request
-from vlmface.infer.local import DEFAULT_MAX_NEW_TOKENS, Prediction
+from vlmface.infer.local import DEFAULT_MAX_NEW_TOKENS
+from vlmface.infer.prediction import Prediction
 from vlmface.prompts import Prompt
 from vlmface.utils.files import without_surrogates
 from vlmface.utils.images import ImageOrImages, as_list, data_uri
