@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.scripts import Recipe, load_script, to_argv
 from hypothesis import settings as hypothesis_settings
-from samples import FACES, load_script
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on contended threads
 
@@ -32,46 +32,24 @@ hypothesis_settings.load_profile("vlmface")
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaVA of one layer a tower: 32 x 32 pixels, 16 image tokens."""
-    from checkpoints import llava
+    from helpers.checkpoints import corpus, llava
 
-    from vlmface import prompts
-    from vlmface.rationale import rules
-
-    corpus = [
-        rules.write(aus, emotion, form=form, seed=seed)
-        for aus, emotion in FACES
-        for form in ("think_answer", "three_part")
-        for seed in range(20)
-    ]
-    for name in ("face_cot", "expllm", "expllm_label"):
-        corpus += [str(prompts.load(name).messages()), "USER: ASSISTANT:"] * 20
     folder = tmp_path_factory.mktemp("base")
-    llava.build_tiny(folder, corpus)
+    llava.build_tiny(folder, corpus("USER: ASSISTANT:"))
     return folder
 
 
 @pytest.fixture(scope="session")
 def clip_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP of open_clip with two layers a tower: 32 x 32 pixels, 24 features."""
-    import open_clip
-    import torch
+    from helpers.checkpoints import build_clip
 
-    from vlmface.clip import model
-
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    shape = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-    built = open_clip.CLIP(**shape)
-    config = {"model_cfg": shape, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
-    folder = tmp_path_factory.mktemp("clip_base")
-    model.save_clip(model.Clip(built, open_clip.SimpleTokenizer(), config, "small"), folder)
-    return folder
+    return build_clip(tmp_path_factory.mktemp("clip_base"))
 
 
 @pytest.fixture(scope="session")
 def processor(base: Path) -> Any:
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     return llava.load_processor(base)
 
@@ -95,8 +73,7 @@ def clip_run(clip_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
                 "warmup_steps": 0,
                 "select": "last",
             }
-            argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
-            assert load_script(f"recipes/{recipe}.py").main([*words, *argv]) == 0
+            assert load_script(f"recipes/{recipe}.py").main([*words, *to_argv(fixed)]) == 0
             made[recipe, *words] = folder
         return made[recipe, *words]
 
@@ -131,9 +108,6 @@ def clip_frames(clip_run: Callable[..., Path]) -> Path:
     )
 
 
-Recipe = Callable[..., int]
-
-
 @pytest.fixture(scope="session")
 def sft_cot(base: Path) -> Recipe:
     """recipes/sft_cot.py's main on 48 rendered faces and the random model; more words override."""
@@ -158,8 +132,7 @@ def sft_cot(base: Path) -> Recipe:
         }
         if "full" in words and "lora" not in words:
             del fixed["lora_dropout"]  # it is refused where it has no effect
-        argv = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
-        return main([*argv, *words])
+        return main([*to_argv(fixed), *words])
 
     return run
 
@@ -190,5 +163,5 @@ def memorised(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path
         "cache_features": "true",
         "max_new_tokens": 120,
     }
-    assert sft_cot(folder, *(x for k, v in words.items() for x in (f"--{k}", str(v)))) == 0
+    assert sft_cot(folder, *to_argv(words)) == 0
     return folder

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.samples import samples
+from helpers.scripts import ROOT
 from miniatures import face, fea20k
 from miniatures.records import write_lines
-from samples import ROOT, samples
 
 from vlmface import benchmarks, data, facs, label_spaces, prompts
 from vlmface.errors import UserError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.scripts import load_script
 from miniatures import raer
-from samples import load_script
 
 from vlmface import benchmarks, manifest
 from vlmface.data import crops

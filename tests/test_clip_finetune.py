@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import load_script
+from helpers.scripts import load_script
 
 from vlmface import data, label_texts, manifest
 from vlmface.cli import main as vlmface
@@ -195,7 +195,7 @@ def test_the_predictor_takes_clips(clips_run: Path) -> None:
 def test_a_video_is_answered_by_the_command(
     clips_run: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from videos import write
+    from helpers.videos import write
 
     path = tmp_path / "clip.mp4"
     write(path, 20, size=(96, 96))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
 from scipy.stats import binomtest
 
 from vlmface.cli import main

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from fake_teacher import FakeTeacher, Reply
+from helpers.fake_teacher import FakeTeacher, Reply
+from helpers.samples import picture
+from helpers.scripts import load_script
 from miniatures import emotic, raer
 from safetensors.torch import load_file
-from samples import load_script, picture
 
 from vlmface import benchmarks, manifest
 from vlmface.data import crops, row_images

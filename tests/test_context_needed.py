@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from samples import load_script
+from helpers.scripts import load_script
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from samples import load_script
+from helpers.scripts import load_script
 
 from vlmface import data
 from vlmface.data.row_images import open_row_image

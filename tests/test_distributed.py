@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import llava
-from conftest import Recipe
-from samples import ROOT, picture, samples
-from trainers import contents
+from helpers.checkpoints import llava
+from helpers.run_files import contents
+from helpers.samples import picture, samples
+from helpers.scripts import ROOT, Recipe
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -32,6 +32,7 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
+FAULTY = "tests/distributed/faulty_sft.py"
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--tower", "full", "--projector", "full", "--llm", "full")
 LORA = ("--tower", "lora", "--projector", "full", "--llm", "lora", "--lora_dropout", "0")
@@ -172,7 +173,7 @@ def test_two_processes_train_as_one_does(
 def test_fsdp2_trains_as_one_process_does(
     words: tuple[str, ...], launch: Launch, alone: dict[tuple[str, ...], Path], tmp_path: Path
 ) -> None:
-    succeeded(launch("fsdp2", tmp_path, *words, script="tests/launched.py", FSDP_ON_CPU="1"))
+    succeeded(launch("fsdp2", tmp_path, *words, script=FAULTY, FSDP_ON_CPU="1"))
     agree(tmp_path, alone[words])
     assert (tmp_path / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp.bin").exists()
 
@@ -223,7 +224,7 @@ def test_resumed_equals_uninterrupted(
     tmp_path: Path,
 ) -> None:
     """Stopped in step 4, after 3; the last checkpoint is of step 2."""
-    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    env = {"script": FAULTY} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     stopped = launch(config, tmp_path, *words, **env, STOP_AT="4")
     assert stopped.returncode != 0 and "interrupted; run the same command again" in stopped.stderr
     assert log(tmp_path, "step") == [1, 2, 3]
@@ -241,7 +242,7 @@ def test_resumed_equals_uninterrupted(
 def test_all_processes_stop_where_one_diverges(
     config: str, fault: str, launch: Launch, tmp_path: Path
 ) -> None:
-    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    env = {"script": FAULTY} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     started = time.monotonic()
     stopped = launch(config, tmp_path, *FULL, **env, **{fault: "4"})
     assert time.monotonic() - started < 300
@@ -262,7 +263,7 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
     config: str, launch: Launch, sft_cot: Recipe, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    stopped = launch(config, folder, *FULL, script="tests/launched.py", STOP_AT="4")
+    stopped = launch(config, folder, *FULL, script=FAULTY, STOP_AT="4")
     assert stopped.returncode != 0
     before = contents(tmp_path)
     with pytest.raises(UserError, match="with processes 2, but now it is 1"):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ROOT, samples
+from helpers.samples import samples
+from helpers.scripts import ROOT
 
 from vlmface import benchmarks, facs, manifest, prompts
 from vlmface.data.row_images import open_row_image
@@ -215,7 +216,7 @@ def test_ids_that_occur_twice() -> None:
 
 
 def test_large_pictures_are_asked_together() -> None:
-    from samples import rows
+    from helpers.samples import rows
 
     data = rows(6)
     order = [i for batch in answering._batches(data, range(6), 2, pads=True) for i in batch]
@@ -227,7 +228,7 @@ def test_large_pictures_are_asked_together() -> None:
 def test_rows_come_with_their_pictures_in_order(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a GPU's model threads open the pictures of the next batch."""
     import torch
-    from samples import rows
+    from helpers.samples import rows
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     data = rows(7)

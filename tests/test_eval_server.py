@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply, completion
+from helpers.fake_teacher import Asked, FakeTeacher, Reply, completion
 from PIL import Image
 
 from vlmface.errors import UserError

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Recipe
+from helpers.samples import picture
+from helpers.scripts import ROOT, Recipe, load_script
 from safetensors.torch import load_file, save_file
-from samples import ROOT, load_script, picture
 
 from vlmface import manifest
 from vlmface.cli import main
@@ -264,7 +264,7 @@ def test_weights_that_are_not_finite_are_refused(run_dir: Path, tmp_path: Path) 
 def test_wrongly_written_weights_are_refused(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     right = llava.save_checkpoint
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import (
+from helpers.checkpoints import (
     BUILDERS,
     corpus,
     log_likelihoods,
@@ -23,9 +23,9 @@ from checkpoints import (
     processed,
     write_script,
 )
-from conftest import Recipe
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 from PIL import Image
-from samples import picture, rows
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmface import encode, families, manifest, prompts

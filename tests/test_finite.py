@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from trainers import NAMES, contents, starter, trainer_class
+from helpers.run_files import contents
+from helpers.trainers import NAMES, starter, trainer_class
 
 from vlmface.errors import UserError
 

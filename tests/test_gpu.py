@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
+from helpers.checkpoints import llava
+from helpers.samples import rows
+from helpers.scripts import ROOT, load_script
 from safetensors.torch import load_file
-from samples import ROOT, load_script, rows
 
 from vlmface import manifest, prompts
 from vlmface.evaluate import answering

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from samples import load_script, rows
+from helpers.samples import rows
+from helpers.scripts import load_script
 
 from vlmface import prompts
 from vlmface.cli import main as vlmface

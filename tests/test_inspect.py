@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import load_script, rows
+from helpers.checkpoints import llava
+from helpers.samples import rows
+from helpers.scripts import load_script
 
 from vlmface import prompts
 from vlmface.cli import main

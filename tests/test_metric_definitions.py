@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
-from samples import load_script
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows, write_lines
+from helpers.scripts import load_script
 
 from vlmface import prompts
 from vlmface.benchmarks import Benchmark, load_benchmark
@@ -296,7 +296,7 @@ def test_robustness_draws_it(own: Path, run_dir: Path, tmp_path: Path) -> None:
 def test_lmms_eval_tasks_have_it(
     own: Path, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from samples import ROOT
+    from helpers.scripts import ROOT
 
     monkeypatch.syspath_prepend(str(ROOT / "eval/lmms_eval"))
     tasks = load_script("eval/lmms_eval/vlmface_tasks.py")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
+from helpers.checkpoints import BUILDERS
+from helpers.samples import rows
+from helpers.scripts import load_script
 from safetensors.torch import load_file
-from samples import load_script, rows
 
 from vlmface import families, prompts
 from vlmface.train import sft

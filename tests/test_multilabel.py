@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fake_run import ABOUT, faces, write_lines
+from helpers.fake_run import ABOUT, faces, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from checkpoints import BUILDERS, llava, qwen_vl, smolvlm
-from samples import ROOT, picture
+from helpers.checkpoints import BUILDERS, llava, qwen_vl, smolvlm
+from helpers.samples import picture
+from helpers.scripts import ROOT
 
 from vlmface import encode, families, prompts
 from vlmface.cli import main

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import load_script
+from helpers.scripts import load_script
 
 from vlmface import facs
 from vlmface.data.rows import with_still_images

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava, qwen_vl
+from helpers.checkpoints import llava, qwen_vl
+from helpers.samples import picture
 from PIL import Image
-from samples import picture
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import RefusedError, UserError
@@ -326,7 +326,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     with pytest.raises(RefusedError) as refused:
         text_only.encode_row(processor, llava, "Who?", "e brows are lowered")
     assert refused.value.reason == "joined"
-    from samples import rows
+    from helpers.samples import rows
 
     path = tmp_path / "texts.jsonl"
     lines = [{"question": "Who?", "answer": text} for text in ("e brows are lowered", " 4 men")]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from conftest import Recipe
-from samples import FACES, rows
+from helpers.checkpoints import llava
+from helpers.samples import FACES, rows
+from helpers.scripts import Recipe
 from torch import nn
 
 from vlmface import encode, families, manifest, prompts

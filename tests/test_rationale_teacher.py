@@ -9,7 +9,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply, completion
+from helpers.fake_teacher import Asked, FakeTeacher, Reply, completion
 
 from vlmface import facs, label_spaces
 from vlmface.errors import UserError

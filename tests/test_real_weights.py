@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import picture
+from helpers.checkpoints import llava
+from helpers.samples import picture
 
 from vlmface import manifest, prompts
 from vlmface.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 import pytest
-from fake_run import ABOUT, AUS, SPACE, faces, random_rows, row, write_lines, write_run
+from helpers.fake_run import ABOUT, AUS, SPACE, faces, random_rows, row, write_lines, write_run
 from PIL import Image
 
 from vlmface.errors import UserError

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainers import NAMES, contents, starter, stop_in
+from helpers.run_files import contents
+from helpers.trainers import NAMES, starter, stop_in
 
 from vlmface import data, run_dir
 from vlmface.errors import UserError
@@ -153,7 +154,7 @@ TABLE = ("image,emotion", *(f"{i}.png,{('anger', 'happiness')[i % 2]}" for i in 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """A table of 16 pictures."""
-    from samples import picture
+    from helpers.samples import picture
 
     folder = tmp_path / "own"
     folder.mkdir()

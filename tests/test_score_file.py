@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import ABOUT, AUS, SPACE, random_rows
+from helpers.fake_run import ABOUT, AUS, SPACE, random_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures.ferbench import ADJECTIVES, NOUNS, question

@@ -21,8 +21,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Recipe
-from samples import picture
+from helpers.samples import picture
+from helpers.scripts import Recipe
 
 from vlmface import manifest
 from vlmface.cli import main

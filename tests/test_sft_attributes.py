@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import llava
 from datasets import concatenate_datasets
-from samples import load_script, rows
+from helpers.checkpoints import llava
+from helpers.samples import rows
+from helpers.scripts import load_script
 
 from vlmface import benchmarks, manifest, prompts
 from vlmface.cli import main as vlmface

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from conftest import Recipe
-from samples import ROOT, picture, rows
+from helpers.checkpoints import llava
+from helpers.samples import picture, rows
+from helpers.scripts import ROOT, Recipe
 
 from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.scripts import load_script
 from miniatures import emotic
-from samples import load_script
 
 from vlmface import manifest
 from vlmface.errors import UserError

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+from helpers.scripts import load_script
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import dfew, face
 from PIL import Image
-from samples import load_script
 
 from vlmface import label_texts, manifest
 from vlmface.clip import model

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import Asked, FakeTeacher, Reply
+from helpers.fake_teacher import Asked, FakeTeacher, Reply
+from helpers.scripts import load_script
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import load_script
 
 from vlmface import data, facs, prompts
 from vlmface.answers import Answer
@@ -184,7 +184,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def test_what_the_model_wrote_is_training_data(built: Path, processor: Any) -> None:
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     from vlmface.train.rows import encode_rows
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS, llava
-from conftest import Recipe
 from datasets import concatenate_datasets
-from samples import picture, rows
+from helpers.checkpoints import BUILDERS, llava
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 
 from vlmface import encode, families, prompts
 from vlmface.errors import RefusedError, UserError

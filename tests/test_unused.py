@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 from test_ranges import SETTINGS, sample
 
 from vlmface import manifest

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
+from helpers.checkpoints import BUILDERS
+from helpers.samples import picture
 from PIL import Image
-from samples import picture
 
 from vlmface import encode, families, prompts
 from vlmface.errors import UserError

@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Recipe
-from fake_teacher import FakeTeacher, Reply
-from samples import FACES, load_script
+from helpers.fake_teacher import FakeTeacher, Reply
+from helpers.samples import FACES
+from helpers.scripts import Recipe, load_script
 
 from vlmface import prompts
 from vlmface.errors import UserError
@@ -117,7 +117,7 @@ def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_p
 @pytest.fixture(scope="module")
 def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a small Qwen2.5-VL with a LoRA in the language model, of heads that vLLM knows."""
-    from checkpoints import qwen_vl
+    from helpers.checkpoints import qwen_vl
 
     folder = tmp_path_factory.mktemp("qwen")
     corpus = [rules.write(aus, emotion, seed=seed) for aus, emotion in FACES for seed in range(20)]

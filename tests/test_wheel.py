@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from samples import ROOT
+from helpers.scripts import ROOT
 
 pytestmark = pytest.mark.slow
 SHORT = {"n_train": 32, "n_eval": 8, "epochs": 1, "max_new_tokens": 40}

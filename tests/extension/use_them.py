@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from samples import load_script
+from helpers.scripts import load_script, to_argv
 
 from vlmface import cli, data, families, label_spaces, label_texts, prompts
 from vlmface.train import rewards
@@ -35,8 +35,7 @@ common = {
 
 def main(script: str, **settings: object) -> None:
     """The recipe's real main()."""
-    argv = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    assert load_script(script).main(argv) == 0
+    assert load_script(script).main(to_argv(settings)) == 0
 
 
 main(

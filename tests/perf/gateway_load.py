@@ -177,9 +177,9 @@ def growth_of(memory: list[tuple[float, float]]) -> float:
 
 
 def costly(count: int) -> list[bytes]:
-    import bombs
+    from helpers import hostile_images
 
-    return [bombs.DEAR[BOMBS[i % len(BOMBS)]]() for i in range(count)]
+    return [hostile_images.DEAR[BOMBS[i % len(BOMBS)]]() for i in range(count)]
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def in_turn(
 
 def sft(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     import sft_vs_trl
-    from checkpoints import llava
+    from helpers.checkpoints import llava
     from transformers import set_seed
 
     from vlmface.synth import dataset
@@ -199,7 +199,7 @@ def grpo(model: Any, folder: Path, gpu: bool) -> dict[str, Callable[[], dict[str
 
 def evaluation(model: Any, folder: Path, gpu: bool) -> dict[str, dict[str, Callable[[], Any]]]:
     import eval_speed
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     from vlmface import prompts
     from vlmface.evaluate import answering

@@ -55,7 +55,7 @@ def build(folder: Path, small: bool) -> None:
 
 def model_of(folder: Path) -> Any:
     import torch
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     torch.manual_seed(0)
     return llava.load_model(folder, dtype=torch.float32)
@@ -96,10 +96,10 @@ def arguments(out: str, steps: int, gpu: bool) -> Any:
 
 def trainer_of(side: str, folder: Path, model: Any, out: str, steps: int) -> Any:
     """A trainer of the model, by the processor in `folder`, for so many steps."""
-    from checkpoints import llava
     from datasets import Dataset, Image, concatenate_datasets
+    from helpers.checkpoints import llava
+    from helpers.samples import rows
     from peft import LoraConfig
-    from samples import rows
 
     from vlmface import prompts
 

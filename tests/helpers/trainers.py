@@ -3,13 +3,13 @@ checkpoint after the second."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import load_script
+
+from helpers.scripts import load_script, to_argv
 
 NAMES = ("sft", "grpo", "clip", "captions")
 SHARED = {
@@ -70,7 +70,7 @@ def starter(name: str, base: Path, clip_base: Path) -> Callable[..., int]:
 
     def start(output_dir: Path, *words: str, **changes: Any) -> int:
         values = {**fixed, **model, "output_dir": output_dir, **changes}
-        return main([*(w for k, v in values.items() for w in (f"--{k}", str(v))), *words])
+        return main([*to_argv(values), *words])
 
     return start
 
@@ -85,13 +85,3 @@ def stop_in(patch: pytest.MonkeyPatch, name: str, step: int) -> None:
         return original(self, *args, **kwargs)
 
     patch.setattr(trainer_class(name), "training_step", training_step)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """A digest of every file in and below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else ""
-        for path in sorted(folder.rglob("*"))
-    }

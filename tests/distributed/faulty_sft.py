@@ -9,10 +9,14 @@ divide a model over CPU processes: accelerate 1.15 allows FSDP for GPUs only, th
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from samples import load_script
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.scripts import load_script
 
 from vlmface.train.trainer import SupervisedTrainer
 from vlmface.utils import config

@@ -11,7 +11,8 @@ import zlib
 from typing import Any
 
 from PIL import Image
-from samples import picture
+
+from helpers.samples import picture
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
