@@ -192,7 +192,7 @@ def main() -> None:
     if words.clients is None:
         words.clients = 8 if words.bombs else 64
     if words.small:
-        words.seconds, words.clients = 5.0, 4
+        words.seconds, words.clients = 2.0, 4
 
     from vlmface.evaluate import answering
     from vlmface.synth import dataset

@@ -71,7 +71,7 @@ def build(folder: Path, small: bool, device: str) -> Any:
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 32 if small else 32,
-        vocab_size=32064,
+        vocab_size=len(tokenizer) if small else 32064,
         max_position_embeddings=4096,
         **special,
     )

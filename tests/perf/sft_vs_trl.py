@@ -75,7 +75,7 @@ def build(folder: Path, small: bool) -> None:
         num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
-        vocab_size=49152,
+        vocab_size=len(tokenizer) if small else 49152,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         **special,
