@@ -12,10 +12,8 @@ median of the pairs' ratios counts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -204,6 +202,13 @@ def timed(side: str, folder: Path, model: Any, steps: int) -> dict[str, Any]:
     return {"s_per_step": (marks[-1] - marks[1]) / steps, "tokens": lengths}
 
 
+def run(side: str, folder: Path, steps: int, tokens: int) -> dict[str, Any]:
+    """Time one side in this process."""
+    global TOKENS
+    TOKENS = tokens
+    return timed(side, folder, model_of(folder), steps)
+
+
 def equal_loss(folder: Path) -> dict[str, float]:
     """The loss of one step on the same completions and advantages, by either trainer."""
     import torch
@@ -276,15 +281,9 @@ def main() -> None:
     global TOKENS
     parser = harness.parser(__doc__)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--side", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.small:
         TOKENS, words.repeats, words.steps = 8, 1, 1
-    if words.side:
-        folder = Path(words.folder)
-        print(json.dumps(timed(words.side, folder, model_of(folder), words.steps)))
-        return
     with tempfile.TemporaryDirectory() as name:
         build(Path(name), words.small)
         losses = equal_loss(Path(name))
@@ -293,21 +292,7 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
         for _ in range(words.repeats):
             for side, done in runs.items():
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--side",
-                    side,
-                    "--folder",
-                    name,
-                    "--steps",
-                    str(words.steps),
-                    *(["--small"] if words.small else []),
-                ]
-                shown = subprocess.run(command, capture_output=True, text=True)
-                if shown.returncode:
-                    raise SystemExit(shown.stderr[-3000:])
-                done.append(json.loads(shown.stdout.strip().splitlines()[-1]))
+                done.append(harness.in_process(run, side, Path(name), words.steps, TOKENS))
                 print(side, done[-1], flush=True)
     pairs = list(zip(runs["trl"], runs["ours"], strict=True))
     ratio = statistics.median(a["s_per_step"] / b["s_per_step"] for a, b in pairs)
