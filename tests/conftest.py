@@ -79,14 +79,14 @@ def clip_run(clip_base: Path) -> Recipe:
 
     def run(recipe: str, output_dir: Path, *words: str) -> int:
         fixed = {
-            "base": clip_base,
+            "base_model": clip_base,
             "output_dir": output_dir,
             "n_train": 16,
             "n_eval": 8,
             "epochs": 1,
             "batch_size": 8,
             "warmup_steps": 0,
-            "select": "last",
+            "checkpoint_selection": "last",
         }
         return load_script(f"recipes/{recipe}.py").main([*words, *to_argv(fixed)])
 
@@ -109,7 +109,7 @@ def clip_views(folders: SharedFolders, clip_run: Recipe) -> Path:
 @pytest.fixture(scope="module")
 def clip_frames(folders: SharedFolders, clip_run: Recipe) -> Path:
     """A run of recipes/clip_finetune.py that is shown four frames of a clip."""
-    words = ("--config", "clip_temporal_tiny", "--frames", "4", "--time", "mean")
+    words = ("--config", "clip_temporal_tiny", "--num_frames", "4", "--temporal", "mean")
     words += ("--validation_split", "null")
     return folders.copy("clip_frames", lambda to: succeed(clip_run("clip_finetune", to, *words)))
 
@@ -121,7 +121,7 @@ def sft_cot(base: Path) -> Recipe:
 
     def run(output_dir: Path, *words: str) -> int:
         fixed = {
-            "base": base,
+            "base_model": base,
             "output_dir": output_dir,
             "n_train": 48,
             "n_eval": 8,
@@ -129,7 +129,7 @@ def sft_cot(base: Path) -> Recipe:
             "batch_size": 8,
             "learning_rate": 3e-3,
             "warmup_steps": 0,
-            "tower": "lora",
+            "vision_tower": "lora",
             "lora_dropout": 0.1,
             "train_embeddings": True,
             "logging_steps": 1,
@@ -153,13 +153,13 @@ def run_dir(folders: SharedFolders, sft_cot: Recipe) -> Path:
 def memorised(folders: SharedFolders, sft_cot: Recipe) -> Path:
     """A run of vlmface-tiny that knows the first 8 faces of synth by heart."""
     words = {
-        "base": "vlmface-tiny",
+        "base_model": "vlmface-tiny",
         "n_train": 8,
         "n_eval": 4,
         "epochs": 70,
         "learning_rate": 4e-3,
         "save_steps": 100,
-        "tower": "frozen",
+        "vision_tower": "frozen",
         "lora_rank": 32,
         "lora_alpha": 64,
         "lora_dropout": 0.0,
