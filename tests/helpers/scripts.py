@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +39,16 @@ def environment(**more: str) -> dict[str, str]:
     launch = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     inherited = {name: value for name, value in os.environ.items() if name not in launch}
     return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+
+
+def kill_once(condition: Callable[[], Any], command: list[str], env: Mapping[str, str]) -> None:
+    """Start a command, and kill it as soon as a condition holds."""
+    with subprocess.Popen(command, env=env) as process:
+        while not condition():
+            assert process.poll() is None, "it ended first"
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
 
 
 def launcher(config: str) -> list[str]:

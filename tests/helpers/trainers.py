@@ -3,7 +3,8 @@ checkpoint after the second."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def starter(name: str, base: Path, clip_base: Path) -> Callable[..., int]:
         return main([*to_argv(values), *words])
 
     return start
+
+
+@contextmanager
+def interrupted(name: str, step: int) -> Iterator[None]:
+    """What the block starts is interrupted in the middle of a training step, as by Ctrl-C."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_in(patch, name, step)
+        yield
 
 
 def stop_in(patch: pytest.MonkeyPatch, name: str, step: int) -> None:
