@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.scripts import load_script
+from helpers.run_files import read_metrics
+from helpers.scripts import load_script, to_argv
 
 from vlmface import data, label_texts, manifest
 from vlmface.cli import main as vlmface
@@ -45,7 +46,7 @@ def finetune(clip_base: Path) -> Any:
             "save_steps": 4,
             "warmup_steps": 0,
         } | changes
-        assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
+        assert main(to_argv(words)) == 0
         return output_dir
 
     return run
@@ -63,7 +64,7 @@ def _weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
-    scores = json.loads((done / "metrics.json").read_text())
+    scores = read_metrics(done)
     assert scores["train"]["steps"] == 9 and scores["train"]["n"] == 48
     assert sum(scores["train"]["labels"].values()) == 48
     assert scores["before"]["n"] == scores["after"]["n"] == 24
@@ -142,8 +143,8 @@ def test_evaluated_later_it_scores_the_same(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "eval"
     words = ["--benchmark", "synth", "--model", str(done), "--n", "24", "--output_dir", str(out)]
     assert evaluate([*words, "--scoring", "both"]) == 0
-    scores = json.loads((out / "metrics.json").read_text())
-    after = json.loads((done / "metrics.json").read_text())["after"]
+    scores = read_metrics(out)
+    after = read_metrics(done)["after"]
     for name in ("accuracy", "uar", "f1_macro"):
         assert scores["emotion"][name] == after["emotion"][name]
     readings = scores["emotion"]["readings"]
@@ -273,7 +274,7 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
         text_tower="frozen",
         head="linear",
     )
-    scores = json.loads((run_dir / "metrics.json").read_text())
+    scores = read_metrics(run_dir)
     assert scores["after"]["labels"]["map"] > scores["before"]["labels"]["map"]
     lines = answering.read_lines(run_dir / "predictions.jsonl")
     # The second and the third person are in one picture of a single colour.
@@ -286,7 +287,7 @@ def test_several_labels_are_learnt_and_ranked(finetune: Finetune, tmp_path: Path
 
 def test_wise_alpha_is_chosen_on_held_out_people(finetune: Finetune, tmp_path: Path) -> None:
     run_dir = finetune(tmp_path / "run", n_eval=8, validation_share=0.3, wise_ft_alpha="auto")
-    found = json.loads((run_dir / "metrics.json").read_text())["train"]
+    found = read_metrics(run_dir)["train"]
     assert found["n"] < 48
     best = max(found["wise"]["uar"].values())
     assert found["wise"]["uar"][f"{found['wise']['alpha']:g}"] == best
@@ -358,7 +359,7 @@ def captions(clip_base: Path) -> Any:
             "warmup_steps": 0,
             "dataset_options": "{}",
         } | changes
-        assert main([w for name, value in words.items() for w in (f"--{name}", str(value))]) == 0
+        assert main(to_argv(words)) == 0
         return output_dir
 
     return run
@@ -369,7 +370,7 @@ def test_captions_train_both_towers_and_resume(
     policy: str, captions: Finetune, clip_base: Path, tmp_path: Path
 ) -> None:
     whole = captions(tmp_path / "whole", image_tower=policy, text_tower=policy)
-    scores = json.loads((whole / "metrics.json").read_text())
+    scores = read_metrics(whole)
     assert scores["train"]["steps"] == 4 and scores["train"]["captions"] > 32
     assert set(scores["probes"]["after"]) == {"gender", "age_group", "race", "emotion", "au"}
     ours = model.load_clip(whole).model.state_dict()

@@ -20,9 +20,9 @@ import pytest
 import torch
 import yaml
 from helpers.checkpoints import llava
-from helpers.run_files import contents
+from helpers.run_files import contents, read_metrics, training_log
 from helpers.samples import picture, samples
-from helpers.scripts import ROOT, Recipe
+from helpers.scripts import ROOT, Recipe, to_argv
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -58,7 +58,7 @@ SHORT = {
     "save_steps": 2,
     "max_new_tokens": 4,
 }
-WORDS = tuple(word for name, value in SHORT.items() for word in (f"--{name}", str(value)))
+WORDS = tuple(to_argv(SHORT))
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -92,11 +92,11 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> None:
 
 
 def log(folder: Path, name: str) -> list[float]:
-    return [json.loads(line)[name] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in training_log(folder)]
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.json").read_text())["train"]
+    return read_metrics(folder)["train"]
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -550,7 +550,7 @@ def test_grpo_in_two_processes(
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
         *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
         *("--num_processes", "2", "--main_process_port", "0", str(ROOT / "recipes/grpo.py")),
-        *(word for name, value in words.items() for word in (f"--{name}", str(value))),
+        *to_argv(words),
         *("--output_dir", str(out)),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from helpers.checkpoints import BUILDERS, llava, qwen_vl, smolvlm
+from helpers.run_files import read_metrics
 from helpers.samples import picture
 from helpers.scripts import ROOT
 
@@ -238,7 +239,7 @@ def test_quantised_weights_take_four_bits(base: Path) -> None:
 
 def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
     settings = SFTSettings(**json.loads((run_dir / "settings.json").read_text()))
-    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    train = read_metrics(run_dir)["train"]
     assert estimate_memory.steps(settings, train["n"]) == train["steps"]
     uneven = dataclasses.replace(settings, gradient_accumulation=4, epochs=1.5)
     assert estimate_memory.steps(uneven, 49) == 3  # 7 batches, 2 updates an epoch

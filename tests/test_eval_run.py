@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.run_files import read_metrics
 from helpers.samples import samples
 from helpers.scripts import ROOT
 
@@ -25,8 +25,8 @@ def test_a_later_evaluation_gives_the_numbers_of_the_recipe(
 ) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8"]
     assert evaluation.main([*argv, "--output_dir", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    expected = json.loads((run_dir / "metrics.json").read_text())["after"]
+    found = read_metrics(tmp_path)
+    expected = read_metrics(run_dir)["after"]
     for name in ("wall_s", "peak_rss_gib"):
         found.pop(name), expected.pop(name)
     assert found == expected
@@ -125,7 +125,7 @@ def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     argv = ["--benchmark", "synth", "--model", str(run_dir), "--n", "8"]
     both, scored = tmp_path / "both", tmp_path / "scored"
     assert evaluation.main([*argv, "--scoring", "both", "--output_dir", str(both)]) == 0
-    found = json.loads((both / "metrics.json").read_text())
+    found = read_metrics(both)
     read = found["emotion"]["readings"]
     assert set(read) == {
         "generated",
@@ -145,7 +145,7 @@ def test_three_readings(run_dir: Path, tmp_path: Path) -> None:
     assert read["likelihood"]["accuracy"] == pytest.approx(sum(right) / 8)
 
     assert evaluation.main([*argv, "--scoring", "likelihood", "--output_dir", str(scored)]) == 0
-    alone = json.loads((scored / "metrics.json").read_text())
+    alone = read_metrics(scored)
     assert alone["scoring"] == "likelihood" and "au" not in alone
     assert alone["emotion"]["accuracy"] == read["likelihood"]["accuracy"]
     assert all(not line["text"] for line in answering.read_lines(scored / "predictions.jsonl"))

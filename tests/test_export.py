@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.run_files import read_metrics
 from helpers.samples import picture
 from helpers.scripts import ROOT, Recipe, load_script
 from safetensors.torch import load_file, save_file
@@ -68,8 +69,8 @@ def test_transformers_alone_loads_it(run_dir: Path, merged: Path) -> None:
 def test_it_is_evaluated_like_a_run(run_dir: Path, merged: Path, tmp_path: Path) -> None:
     words = ["--benchmark", "synth", "--n", "8", "--output_dir", str(tmp_path)]
     load_script("eval/run.py").main([*words, "--model", str(merged)])
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    trained = json.loads((run_dir / "metrics.json").read_text())["after"]
+    found = read_metrics(tmp_path)
+    trained = read_metrics(run_dir)["after"]
     assert (found["emotion"], found["au"]) == (trained["emotion"], trained["au"])
 
 
@@ -112,7 +113,7 @@ def test_the_card_has_the_hubs_metadata(run_dir: Path, merged: Path) -> None:
     assert (found["pipeline_tag"], found["library_name"]) == ("image-text-to-text", "transformers")
     assert found["datasets"] == ["synth"] and "vlmface" in found["tags"]
     assert found["metrics"] == ["accuracy", "f1", "recall"]
-    scores = json.loads((run_dir / "metrics.json").read_text())["after"]
+    scores = read_metrics(run_dir)["after"]
     results = {r.metric_name.split(",")[0]: r for r in card.data.eval_results}
     accuracy = results["emotion accuracy (WAR)"]
     assert accuracy.metric_value == round(scores["emotion"]["accuracy"], 4)
@@ -123,7 +124,7 @@ def test_the_card_has_the_hubs_metadata(run_dir: Path, merged: Path) -> None:
 
 def test_the_card_has_the_intervals_that_the_run_has(run_dir: Path) -> None:
     found = manifest.load(run_dir)[0]
-    scores = json.loads((run_dir / "metrics.json").read_text())["after"]
+    scores = read_metrics(run_dir)["after"]
     scores["emotion"]["ci95"]["accuracy"] = [0.125, 0.6]
     results = model_card._results(scores, {})
     text = model_card._metadata(found, "other", None, "a/b", scores, results)

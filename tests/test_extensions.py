@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.run_files import read_metrics
 from PIL import Image
 
 from vlmface import benchmarks, data, label_spaces, label_texts, manifest, prompts
@@ -97,10 +98,7 @@ def trained(installed: Path, base: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_package_trains_evaluates_and_compares(trained: Path) -> None:
-    scores = {
-        name: json.loads((trained / name / "metrics.json").read_text(encoding="utf-8"))
-        for name in ("sft", "grpo", "again")
-    }
+    scores = {name: read_metrics(trained / name) for name in ("sft", "grpo", "again")}
     block = scores["sft"]["after"]["attributes"]["context"]
     assert block["accuracy"] > 0.9 > scores["sft"]["before"]["attributes"]["context"]["accuracy"]
     assert scores["again"]["attributes"] == scores["grpo"]["after"]["attributes"]
@@ -310,7 +308,7 @@ def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
     words = ["--format", "jsonl", "--label_space", str(tmp_path / "space.yaml"), "--output_dir"]
     for name in ("first", "second"):
         assert main(["score", str(path), *words, str(tmp_path / name)]) == 0
-    scores = json.loads((tmp_path / "first" / "metrics.json").read_text(encoding="utf-8"))
+    scores = read_metrics(tmp_path / "first")
     assert scores["emotion"]["accuracy"] == 0.5
     assert scores["label_spaces"]["mine"]["labels"] == ["up", "down"]
     folders = [str(tmp_path / name) for name in ("first", "second", "compared")]

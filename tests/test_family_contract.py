@@ -23,6 +23,7 @@ from helpers.checkpoints import (
     processed,
     write_script,
 )
+from helpers.run_files import read_metrics, training_log
 from helpers.samples import picture, rows
 from helpers.scripts import Recipe
 from PIL import Image
@@ -614,7 +615,7 @@ def test_four_bits_are_for_the_language_model_alone(case: Case) -> None:
 
 
 def log_column(folder: Path, key: str = "loss") -> list[float]:
-    return [json.loads(line)[key] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in training_log(folder)]
 
 
 def fit(case: Case, processor: Any, data: Any, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -780,8 +781,8 @@ def test_an_adapter_answers_merged_and_unmerged_alike(run: Path) -> None:
 def test_a_later_evaluation_gives_the_numbers_of_the_recipe(run: Path, tmp_path: Path) -> None:
     argv = ["--benchmark", "synth", "--model", str(run), "--n", "4"]
     assert evaluation.main([*argv, "--output_dir", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    expected = json.loads((run / "metrics.json").read_text())["after"]
+    found = read_metrics(tmp_path)
+    expected = read_metrics(run)["after"]
     for name in ("wall_s", "peak_rss_gib"):
         found.pop(name), expected.pop(name)
     assert found == expected

@@ -3,13 +3,12 @@ logged number that stands for another, and what was saved before can be resumed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.run_files import contents
+from helpers.run_files import contents, training_log
 from helpers.trainers import NAMES, starter, trainer_class
 
 from vlmface.errors import UserError
@@ -60,7 +59,7 @@ def spoil(patch: pytest.MonkeyPatch, name: str, step: int, fault: str) -> None:
 
 def stopped_at(folder: Path, step: int) -> None:
     """The run holds what was done before `step`, and nothing of it or after it."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = training_log(folder)
     assert [line["step"] for line in lines] == list(range(1, step))
     assert all(abs(line["loss"]) < INF and line["grad_norm"] < INF for line in lines)
     done = sorted(path.parent.name for path in folder.glob("checkpoints/*/complete"))
@@ -85,7 +84,7 @@ def test_a_step_that_is_not_finite_ends_the_run(
     stopped_at(folder, 3)
     if fault == "nan":
         assert start(folder) == 0
-        steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").open()]
+        steps = [line["step"] for line in training_log(folder)]
         assert steps == [1, 2, 3, 4]
 
 

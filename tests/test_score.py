@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.fake_run import ABOUT, AUS, SPACE, random_rows
+from helpers.run_files import read_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures.ferbench import ADJECTIVES, NOUNS, question
@@ -52,7 +52,7 @@ def score(path: Path, format: str, *words: str) -> Path:
 
 
 def results(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    scores = json.loads((out / "metrics.json").read_text())
+    scores = read_metrics(out)
     return scores, answering.read_lines(out / "predictions.jsonl")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from helpers.run_files import read_metrics
 from helpers.samples import picture
 from helpers.scripts import Recipe
 
@@ -337,9 +338,7 @@ def test_figures_behind_the_server_are_the_local_ones(
         str(tmp_path / "there"),
     ]
     assert evaluation.main(local) == 0 and evaluation.main(there) == 0
-    here, served = (
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("here", "there")
-    )
+    here, served = (read_metrics(tmp_path / name) for name in ("here", "there"))
     for part in ("emotion", "au", "parse"):
         assert here[part] == served[part]
 

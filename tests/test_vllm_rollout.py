@@ -17,8 +17,9 @@ from typing import Any
 import httpx2
 import pytest
 from helpers.fake_teacher import FakeTeacher, Reply
+from helpers.run_files import training_log
 from helpers.samples import FACES
-from helpers.scripts import Recipe, load_script
+from helpers.scripts import Recipe, load_script, to_argv
 
 from vlmface import prompts
 from vlmface.errors import UserError
@@ -132,7 +133,7 @@ def start(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "epochs": 10,
         "lora_dropout": 0.0,
     }
-    assert sft_cot(folder / "run", *(w for k, v in words.items() for w in (f"--{k}", str(v)))) == 0
+    assert sft_cot(folder / "run", *to_argv(words)) == 0
     return folder / "run"
 
 
@@ -223,11 +224,11 @@ def words(start: Path, url: str, output: Path, **changes: Any) -> list[str]:
         "max_logprob_drift": 1e-4,
         "rewards": "{repetition: 1, length_penalty: {words: 5}}",
     }
-    return [w for k, v in (fixed | changes).items() for w in (f"--{k}", str(v))]
+    return to_argv(fixed | changes)
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return training_log(folder)
 
 
 @REAL
