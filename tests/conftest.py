@@ -167,3 +167,10 @@ def memorised(folders: SharedFolders, sft_cot: Recipe) -> Path:
         "max_new_tokens": 120,
     }
     return folders.copy("memorised", lambda to: succeed(sft_cot(to, *to_argv(words))))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for rendered faces and crops, of this test alone."""
+    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,27 +28,22 @@ from vlmface.train.clip.contrastive import logistic_regression
 Finetune = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def finetune(clip_base: Path) -> Any:
-    """recipes/clip_finetune.py's main on 48 rendered faces and the small random CLIP."""
-    main = load_script("recipes/clip_finetune.py").main
+def starter(recipe: str, clip_base: Path, **fixed: object) -> Finetune:
+    """A recipe's main on the small random CLIP, with other settings by name."""
+    main = load_script(f"recipes/{recipe}.py").main
+    shared = {"base_model": clip_base, "batch_size": 16, "logging_steps": 1, "warmup_steps": 0}
 
     def run(output_dir: Path, **changes: object) -> Path:
-        words: dict[str, object] = {
-            "base_model": clip_base,
-            "output_dir": output_dir,
-            "n_train": 48,
-            "n_eval": 24,
-            "epochs": 3,
-            "batch_size": 16,
-            "logging_steps": 1,
-            "save_steps": 4,
-            "warmup_steps": 0,
-        } | changes
-        assert main(to_argv(words)) == 0
+        assert main(to_argv(shared | fixed | {"output_dir": output_dir} | changes)) == 0
         return output_dir
 
     return run
+
+
+@pytest.fixture(scope="module")
+def finetune(clip_base: Path) -> Finetune:
+    """recipes/clip_finetune.py on 48 rendered faces."""
+    return starter("clip_finetune", clip_base, n_train=48, n_eval=24, epochs=3, save_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -343,26 +337,10 @@ def test_what_does_not_fit_is_refused(done: Path, finetune: Finetune, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def captions(clip_base: Path) -> Any:
-    main = load_script("recipes/clip_captions.py").main
-
-    def run(output_dir: Path, **changes: object) -> Path:
-        words: dict[str, object] = {
-            "base_model": clip_base,
-            "output_dir": output_dir,
-            "n_train": 32,
-            "n_probe": 40,
-            "epochs": 2,
-            "batch_size": 16,
-            "logging_steps": 1,
-            "save_steps": 1,
-            "warmup_steps": 0,
-            "dataset_options": "{}",
-        } | changes
-        assert main(to_argv(words)) == 0
-        return output_dir
-
-    return run
+def captions(clip_base: Path) -> Finetune:
+    """recipes/clip_captions.py on 32 rendered faces."""
+    fixed = {"n_train": 32, "n_probe": 40, "epochs": 2, "save_steps": 1, "dataset_options": "{}"}
+    return starter("clip_captions", clip_base, **fixed)
 
 
 @pytest.mark.parametrize("policy", ["full", "lora"])

@@ -22,7 +22,7 @@ import yaml
 from helpers.checkpoints import llava
 from helpers.run_files import contents, read_metrics, training_log
 from helpers.samples import picture, samples
-from helpers.scripts import ROOT, Recipe, to_argv
+from helpers.scripts import ROOT, Recipe, environment, launcher, to_argv
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -61,6 +61,8 @@ SHORT = {
 WORDS = tuple(to_argv(SHORT))
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+Words = tuple[str, ...]
+Runs = dict[Words, Path]
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +73,17 @@ def launch(base: Path) -> Launch:
         config: str, output_dir: Path, *words: str, script: str = "recipes/sft_cot.py", **env: str
     ) -> subprocess.CompletedProcess[str]:
         command = [
-            *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-            *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
-            *("--num_processes", "2", "--main_process_port", "0"),
+            *launcher(config),
             *(str(ROOT / script), "--base_model", str(base), "--output_dir", str(output_dir)),
             *("--batch_size", "4", *WORDS, *words),
         ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=600, check=False
+            command,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
 
     return start
@@ -131,7 +133,7 @@ def agree(found: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+def alone(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The same runs in one process with twice the batch."""
     folder = tmp_path_factory.mktemp("alone")
     runs = {FULL: folder / "full", LORA: folder / "lora"}
@@ -164,11 +166,7 @@ def test_all_configurations_are_there() -> None:
 @pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
 @pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
 def test_two_processes_train_as_one_does(
-    config: str,
-    words: tuple[str, ...],
-    launch: Launch,
-    alone: dict[tuple[str, ...], Path],
-    tmp_path: Path,
+    config: str, words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
     succeeded(launch(config, tmp_path, *words))
     agree(tmp_path, alone[words])
@@ -180,7 +178,7 @@ def test_two_processes_train_as_one_does(
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
 def test_fsdp2_trains_as_one_process_does(
-    words: tuple[str, ...], launch: Launch, alone: dict[tuple[str, ...], Path], tmp_path: Path
+    words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
     succeeded(launch("fsdp2", tmp_path, *words, script=FAULTY, FSDP_ON_CPU="1"))
     agree(tmp_path, alone[words])
@@ -226,11 +224,7 @@ def test_nf4_in_two_processes(config: str, launch: Launch, sft_cot: Recipe, tmp_
     ids=["zero2-full", "zero2-lora", "zero3-full", "fsdp2-full"],
 )
 def test_resumed_equals_uninterrupted(
-    config: str,
-    words: tuple[str, ...],
-    launch: Launch,
-    alone: dict[tuple[str, ...], Path],
-    tmp_path: Path,
+    config: str, words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
     """Stopped in step 4, after 3; the last checkpoint is of step 2."""
     env = {"script": FAULTY} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
@@ -350,9 +344,7 @@ SLURM_NODEID=0 "$@" && wait $other
 
 
 @pytest.mark.slow
-def test_the_slurm_script_trains_on_two_nodes(
-    base: Path, alone: dict[tuple[str, ...], Path], tmp_path: Path
-) -> None:
+def test_the_slurm_script_trains_on_two_nodes(base: Path, alone: Runs, tmp_path: Path) -> None:
     """Both nodes of the job are this machine; scontrol and srun do what Slurm's do."""
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
         (tmp_path / name).write_text(text)
@@ -546,15 +538,12 @@ def test_grpo_in_two_processes(
         "rewards": "{format: 1, repetition: 1, length_penalty: {words: 4}}",
     }
     out = tmp_path / config
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-        *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
-        *("--num_processes", "2", "--main_process_port", "0", str(ROOT / "recipes/grpo.py")),
-        *to_argv(words),
-        *("--output_dir", str(out)),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    succeeded(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600))
+    command = [*launcher(config), str(ROOT / "recipes/grpo.py"), *to_argv(words)]
+    command += ["--output_dir", str(out)]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=600, check=False
+    )
+    succeeded(done)
     assert [line for line in log(out, "step")] == [1, 2]
     assert all(drift < 1e-4 for drift in log(out, "rollout_drift"))
     assert (out / "samples.html").exists() and trained(out)["steps"] == 2

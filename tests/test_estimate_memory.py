@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers.checkpoints import BUILDERS, llava, qwen_vl, smolvlm
+from helpers.checkpoints import BUILDERS, clip_vision, llava, qwen_vl, smolvlm
 from helpers.run_files import read_metrics
 from helpers.samples import picture
 from helpers.scripts import ROOT
@@ -251,24 +251,11 @@ def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.json and nothing else, of a LLaVA with few but wide layers."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlamaConfig, LlavaConfig
 
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=3,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=4,
-            num_attention_heads=32,
-            vocab_size=32064,
-        ),
+        vision_config=clip_vision(1024, 3, 16, 336),
+        text_config=LlamaConfig(num_hidden_layers=4, vocab_size=32064),  # as wide as Llama-2-7B
         image_token_index=32000,
     )
     folder = tmp_path_factory.mktemp("bare")

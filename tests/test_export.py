@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers import faulty_merge
 from helpers.run_files import read_metrics
 from helpers.samples import picture
 from helpers.scripts import ROOT, Recipe, load_script
@@ -225,29 +226,11 @@ def test_an_adapter_of_another_base_is_refused(run_dir: Path, tmp_path: Path, wh
     refused(run, tmp_path / "out", "does not fit its base")
 
 
-@pytest.mark.parametrize("fault", ["no adapter", "swapped layers", "scale"])
+@pytest.mark.parametrize("fault", ["no adapter", "swapped layers", "1.05"])
 def test_a_wrong_merge_is_refused_with_both_figures(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    from peft import PeftModel
-
-    def wrong(self: Any) -> Any:
-        if fault == "no adapter":
-            return self.unload()
-        if fault == "scale":
-            for module in self.modules():
-                if isinstance(scaling := getattr(module, "scaling", None), dict):
-                    scaling.update({name: value * 1.05 for name, value in scaling.items()})
-        model = self.base_model.merge_and_unload()
-        if fault == "swapped layers":
-            layers = model.model.language_model.layers
-            first, second = layers[0].mlp.state_dict(), layers[1].mlp.state_dict()
-            first = {name: tensor.clone() for name, tensor in first.items()}
-            layers[0].mlp.load_state_dict(second)
-            layers[1].mlp.load_state_dict(first)
-        return model
-
-    monkeypatch.setattr(PeftModel, "merge_and_unload", wrong, raising=False)
+    faulty_merge.install(monkeypatch, fault, layers=(0, 1))
     out = tmp_path / "new" / "out"
     refused(
         run_dir, out, r"the same log-probabilities: \S+ nats .* another order .* changes \S+ nats"

@@ -320,13 +320,8 @@ def test_answers_of_another_system_are_scored_by_it(tmp_path: Path) -> None:
 
 def test_a_prompt_with_a_label_space_of_its_own(tmp_path: Path) -> None:
     write_yaml(tmp_path / "space.yaml", SPACE)
-    content = {
-        "id": "asks",
-        "version": 1,
-        "format": "label",
-        "user": "{candidates}?",
-        "source": "test",
-    }
+    content = {"id": "asks", "version": 1, "source": "test"}
+    content |= {"format": "label", "user": "{candidates}?"}
     for where in ("space.yaml", SPACE):  # beside the prompt, or inside it
         path = write_yaml(tmp_path / "asks.yaml", content | {"label_space": where})
         prompt = prompts.load(path)
@@ -415,13 +410,17 @@ def test_a_wrong_data_set(tmp_path: Path, source: str, message: str) -> None:
         data.load(str(tmp_path / "my_set.py"))
 
 
-def test_an_unknown_data_set() -> None:
-    with pytest.raises(UserError, match=r"no data set 'rafdbb'.*did you mean 'rafdb'"):
-        data.dataset_module("rafdbb")
-    with pytest.raises(UserError, match=r"does not exist: check the spelling"):
-        data.dataset_module("no/such/set.py")
-    with pytest.raises(UserError, match="cannot be imported"):
-        data.dataset_module("no_such_package.set")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rafdbb", r"no data set 'rafdbb'.*did you mean 'rafdb'"),
+        ("no/such/set.py", "does not exist: check the spelling"),
+        ("no_such_package.set", "cannot be imported"),
+    ],
+)
+def test_an_unknown_data_set(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data.dataset_module(name)
 
 
 # --- rewards --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from helpers.checkpoints import (
     processed,
     write_script,
 )
-from helpers.run_files import read_metrics, training_log
+from helpers.run_files import assert_same_scores, training_log
 from helpers.samples import picture, rows
 from helpers.scripts import Recipe
 from PIL import Image
@@ -781,14 +781,7 @@ def test_an_adapter_answers_merged_and_unmerged_alike(run: Path) -> None:
 def test_a_later_evaluation_gives_the_numbers_of_the_recipe(run: Path, tmp_path: Path) -> None:
     argv = ["--benchmark", "synth", "--model", str(run), "--n", "4"]
     assert evaluation.main([*argv, "--output_dir", str(tmp_path)]) == 0
-    found = read_metrics(tmp_path)
-    expected = read_metrics(run)["after"]
-    for name in ("wall_s", "peak_rss_gib"):
-        found.pop(name), expected.pop(name)
-    assert found == expected
-    lines = [(folder / "predictions.jsonl").read_text().splitlines() for folder in (run, tmp_path)]
-    texts = [[json.loads(line)["text"] for line in file] for file in lines]
-    assert texts[0] == texts[1]
+    assert_same_scores(tmp_path, run)
 
 
 # --- serving --------------------------------------------------------------------------------------

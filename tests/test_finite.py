@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.overflow import Overflow
 from helpers.run_files import contents, training_log
 from helpers.trainers import NAMES, starter, trainer_class
 
@@ -24,19 +25,6 @@ RESULTS = (
     "report.html",
     "predictions.jsonl",
 )
-
-
-class Overflow(torch.autograd.Function):
-    """0, with an infinite gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        ctx.shape = weight.shape
-        return weight.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return torch.full(ctx.shape, INF)
 
 
 def spoil(patch: pytest.MonkeyPatch, name: str, step: int, fault: str) -> None:

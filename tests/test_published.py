@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.checkpoints import llava, qwen_vl
 from helpers.samples import picture
+from helpers.training import save_manifest, sft_settings
 from PIL import Image
 
 from vlmface import encode, families, manifest, prompts
@@ -19,9 +20,8 @@ from vlmface.errors import SkippedSampleError, UserError
 from vlmface.infer import remote, sampling
 from vlmface.infer.local import LocalModel
 from vlmface.serving import vllm
-from vlmface.train import sft, text_only
+from vlmface.train import text_only
 from vlmface.train.rows import encode_rows
-from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
@@ -42,34 +42,8 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
-    settings = SFTSettings(
-        base_model=str(folder),
-        dataset="synth",
-        benchmark="synth",
-        prompt="face_cot",
-        limitations="none",
-        output_dir=str(folder),
-        vision_tower="full",
-        projector="full",
-        language_model="full",
-        max_new_tokens=24,
-    )
-    family = families.get(families.family_of(folder))
-    processor = family.load_processor(folder)
-    processor.save_pretrained(folder)
-    data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    model = sft.TrainedModel(
-        base=folder,
-        base_id=str(folder),
-        family=family,
-        processor=processor,
-        prompts=[PROMPT],
-        trainable=settings.trainable,
-        views=None,
-        num_frames=1,
-        max_length=settings.max_length,
-    )
-    sft.write_manifest("test", settings, model, [12], data)
+    full = dict.fromkeys(("vision_tower", "projector", "language_model"), "full")
+    save_manifest(folder, sft_settings(folder, folder, max_new_tokens=24, **full))
     return folder
 
 

@@ -95,21 +95,9 @@ def test_a_server_that_is_gone_is_tried_again(tmp_path: Path) -> None:
 
 def test_only_the_language_models_lora_can_be_handed_over(memorised: Path, tmp_path: Path) -> None:
     main = load_script("recipes/grpo.py").main  # memorised trains the projector, too
+    words = {"n_train": 4, "n_eval": 2, "output_dir": tmp_path}
     with pytest.raises(UserError, match="projector: full"):
-        main(
-            [
-                "--init_from",
-                str(memorised),
-                "--vllm_url",
-                "http://127.0.0.1:1/v1",
-                "--n_train",
-                "4",
-                "--n_eval",
-                "2",
-                "--output_dir",
-                str(tmp_path),
-            ]
-        )
+        main(to_argv({"init_from": memorised, "vllm_url": "http://127.0.0.1:1/v1"} | words))
 
 
 # --- the real one ---------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ common = {
     "warmup_steps": 0,
     "max_new_tokens": 8,
 }
+fine_tuning = {**common, "prompt": "asks_mood", "batch_size": 4, "save_steps": 500}
 
 
 def main(script: str, **settings: object) -> None:
@@ -40,11 +41,9 @@ def main(script: str, **settings: object) -> None:
 
 main(
     "recipes/sft_attributes.py",
-    **common,
+    **fine_tuning,
     base_model=base,
     output_dir=folder / "sft",
-    prompt="asks_mood",
-    batch_size=4,
     epochs=40,
     learning_rate=5e-3,
     vision_tower="frozen",
@@ -52,7 +51,6 @@ main(
     lora_alpha=32,
     lora_dropout=0.0,
     train_embeddings=True,
-    save_steps=500,
 )
 main(
     "recipes/grpo.py",
@@ -78,13 +76,10 @@ corpus = [str(prompts.load("asks_mood").messages()), "USER: ASSISTANT:", *space.
 families.get("face_llava").build_tiny(folder / "face_llava", corpus)
 main(
     "recipes/sft_attributes.py",
-    **common,
+    **fine_tuning,
     base_model=folder / "face_llava",
     output_dir=folder / "family",
-    prompt="asks_mood",
-    batch_size=4,
     epochs=1,
-    save_steps=500,
 )
 runs = [str(folder / "sft"), str(folder / "again")]
 assert cli.main(["compare", *runs, "--output_dir", str(folder / "compared")]) == 0

@@ -41,6 +41,29 @@ def corpus(turns: str = "USER: User: Assistant: system user") -> list[str]:
     return texts
 
 
+def clip_vision(width: int, layers: int, heads: int, image: int, patch: int = 14) -> Any:
+    """The configuration of a CLIP tower whose MLP is four times as wide."""
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=image,
+        patch_size=patch,
+    )
+
+
+def llava_sizes(
+    image: int, vision: tuple[int, int], language: tuple[int, int, int], patch: int = 14
+) -> dict[str, int]:
+    """Options of `llava.build_tiny`: pixels; (width, layers); (width, layers, width of the MLP)."""
+    names = ("vision_width", "vision_layers", "hidden", "layers", "mlp")
+    sizes = dict(zip(names, (*vision, *language), strict=True))
+    return sizes | {"image_size": image, "patch_size": patch, "max_length": 1024}
+
+
 def build_clip(folder: Path) -> Path:
     """A random CLIP of open_clip with two layers a tower: 32 x 32 pixels, 24 features."""
     import open_clip

@@ -7,6 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+# What each line of predictions.jsonl has.
+PREDICTION = {"id", "image", "truth", "text", "label", "status", "aus", "probabilities"}
+PREDICTION |= {"latency_s"}
+
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
@@ -48,3 +52,13 @@ def contents(folder: Path) -> dict[str, str]:
         else ""
         for path in sorted(folder.rglob("*"))
     }
+
+
+def assert_same_scores(found: Path, run: Path) -> None:
+    """An evaluation in `found` gives what the recipe wrote after training, and the same texts."""
+    scores, expected = read_metrics(found), read_metrics(run)["after"]
+    for name in ("wall_s", "peak_rss_gib"):
+        scores.pop(name), expected.pop(name)
+    assert scores == expected
+    lines = [read_jsonl(folder / "predictions.jsonl") for folder in (found, run)]
+    assert [line["text"] for line in lines[0]] == [line["text"] for line in lines[1]]

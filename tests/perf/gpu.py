@@ -36,8 +36,8 @@ FACES, EPOCHS, TOKENS = 24, 2, 64
 def build(folder: Path, small: bool, device: str) -> Any:
     """Processor and configuration in `folder`; the model, whose weights are drawn on the device."""
     import torch
+    from helpers.checkpoints import clip_vision
     from transformers import (
-        CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
@@ -57,14 +57,7 @@ def build(folder: Path, small: bool, device: str) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     width, depth = (64, 2) if small else (1024, 24)
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=width // 32 if small else 16,
-        image_size=size,
-        patch_size=14,
-    )
+    vision = clip_vision(width, depth, width // 32 if small else 16, size)
     hidden, inner, layers = (128, 256, 2) if small else (4096, 11008, 32)
     text = LlamaConfig(
         hidden_size=hidden,

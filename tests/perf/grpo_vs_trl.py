@@ -28,27 +28,15 @@ GROUP, FACES, TOKENS = 8, 1, 64
 
 
 def build(folder: Path, small: bool) -> None:
+    from helpers.checkpoints import llava_sizes
+
     from vlmface import families, prompts
 
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20
-    size = {
-        "image_size": 336,
-        "vision_width": 384,
-        "vision_layers": 8,
-        "hidden": 576,
-        "layers": 10,
-        "mlp": 1536,
-    }
+    sizes = llava_sizes(336, vision=(384, 8), language=(576, 10, 1536))
     if small:
-        size = {
-            "image_size": 56,
-            "vision_width": 64,
-            "vision_layers": 2,
-            "hidden": 64,
-            "layers": 2,
-            "mlp": 128,
-        }
-    families.get("llava").build_tiny(folder, corpus, patch_size=14, max_length=1024, **size)
+        sizes = llava_sizes(56, vision=(64, 2), language=(64, 2, 128))
+    families.get("llava").build_tiny(folder, corpus, **sizes)
 
 
 def model_of(folder: Path) -> Any:

@@ -36,8 +36,8 @@ OURS, THEIRS = "vlmface", "trl"
 def build(folder: Path, small: bool) -> None:
     """The checkpoint: real processor, tokenizer trained in code, random weights."""
     import torch
+    from helpers.checkpoints import clip_vision
     from transformers import (
-        CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
@@ -55,14 +55,7 @@ def build(folder: Path, small: bool) -> None:
         "pad_token_id": tokenizer.pad_token_id,
     }
     width, depth = (96, 1) if small else (768, 6)
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=16,
-    )
+    vision = clip_vision(width, depth, 12, 224, 16)
     hidden, inner, layers = (72, 96, 1) if small else (576, 1536, 15)
     text = LlamaConfig(
         hidden_size=hidden,
