@@ -269,16 +269,10 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
     stopped = launch(config, folder, *FULL, script=FAULTY, STOP_AT="4")
     assert stopped.returncode != 0
     before = contents(tmp_path)
+    base = settings_of(folder)["base_model"]
+    alone = ("--base_model", base, "--batch_size", "4", *WORDS, *FULL)
     with pytest.raises(UserError, match="with processes 2, but now it is 1"):
-        sft_cot(
-            folder,
-            "--base_model",
-            settings_of(folder)["base_model"],
-            "--batch_size",
-            "4",
-            *WORDS,
-            *FULL,
-        )
+        sft_cot(folder, *alone)
     checkpoint = folder / "checkpoints" / "checkpoint-2"
     of_ranks = ["rng_state_0.pth", "rng_state_1.pth"]
     if config == "zero2":
@@ -288,15 +282,7 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
         whole = (checkpoint / name).read_bytes()
         (checkpoint / name).unlink()
         with pytest.raises(UserError, match=f"{name} is missing"):
-            sft_cot(
-                folder,
-                "--base_model",
-                settings_of(folder)["base_model"],
-                "--batch_size",
-                "4",
-                *WORDS,
-                *FULL,
-            )
+            sft_cot(folder, *alone)
         (checkpoint / name).write_bytes(whole)
     (checkpoint / of_ranks[-1]).write_bytes(whole[:-1])
     refused = launch(config, folder, *FULL)
