@@ -28,7 +28,7 @@ from vlmface.demo import (
 from vlmface.demo.face_detection import Face
 from vlmface.errors import UserError
 from vlmface.infer.face_report import FaceReport
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 
 # --- words ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlmface import data, facs
 from vlmface.cli import main
-from vlmface.data.rows import with_still_images
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.label_spaces import EMOTIONS
 from vlmface.schema import FaceSample
 from vlmface.synth import clips

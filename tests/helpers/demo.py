@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmface import facs, label_texts, prompts
 from vlmface.infer.face_report import FaceReport
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 from vlmface.synth import dataset
 from vlmface.synth.render import render
 
