@@ -32,6 +32,7 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
+pytestmark = pytest.mark.distributed
 FAULTY = "tests/distributed/faulty_sft.py"
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--vision_tower", "full", "--projector", "full", "--language_model", "full")
