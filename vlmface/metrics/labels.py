@@ -111,6 +111,7 @@ def accuracy(confusion: Array) -> Array:
     takes="sums",
     published="uar",
     short_title="UAR",
+    hub_type="recall",
     main=True,
     summary={"emotion": "UAR {value}"},
 )
@@ -125,6 +126,7 @@ def uar(confusion: Array) -> Array:
     applies_to=("emotion", "attributes"),
     takes="sums",
     published="f1_macro",
+    hub_type="f1",
 )
 def f1_macro(confusion: Array) -> Array:
     """Mean F1 of the classes that occur in the truth."""
