@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from vlmface import benchmarks, data
 from vlmface.benchmarks import Benchmark
 from vlmface.data import crop_cache
 from vlmface.data.crops import Views
-from vlmface.evaluate import answering
+from vlmface.evaluate import answering, report
 from vlmface.evaluate import run as evaluation
 from vlmface.train import checks
 from vlmface.utils import distributed, memory
+from vlmface.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import datasets
@@ -118,7 +120,8 @@ class Evaluation:
         predictions: tuple[Any, Any],
         training: dict[str, Any],
     ) -> None:
-        """Write metrics.json and report.html of a run, and print the result.
+        """Write metrics.json and then report.html, which marks a run as complete, and print the
+        result.
 
         Args:
             run_dir: Folder of the run.
@@ -127,17 +130,25 @@ class Evaluation:
             training: For metrics.json: what training returned, and the rows it used.
         """
         training["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
-        evaluation.write_run_results(
-            run_dir,
-            models,
-            *predictions,
-            self.benchmark,
-            self.prompts,
-            self.rows,
-            training,
-            self.baseline,
-            self.scoring,
+        before, after = (
+            evaluation.compute_metrics(
+                lines, self.benchmark, self.prompts, model=model, scoring=self.scoring
+            )
+            for model, lines in zip(models, predictions, strict=True)
         )
+        paired = evaluation.compare(*predictions, self.benchmark, self.prompts)
+        scores = {"before": before, "after": after, "paired": paired, "train": dict(training)}
+        text = json.dumps(scores, indent=2, ensure_ascii=False)
+        atomic_write(run_dir / "metrics.json", text + "\n")
+        images = dict(zip(self.rows["id"], self.rows["image"], strict=True))
+        extra = self.benchmark.extra_metrics
+        report.write_report(run_dir, images=images, baseline=self.baseline, extra=extra)
+        lines = {
+            name: evaluation.one_line_summary(scores[name], extra) for name in ("after", "before")
+        }
+        print(f"learnt: {lines['after']} (before: {lines['before']})")
+        print(f"is in:  {run_dir} (weights, predictions, report.html)")
+        print(f"next:   vlmface predict FACE.jpg --model {run_dir}")
 
 
 def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:

@@ -73,11 +73,6 @@ def read(root: Path, split: str, options: Options) -> Rows:
     `meta["prompt"]`. No label is read out of the text. `subject` is the image's path, so that
     `hold_out` keeps all rows of one image on one side. Records without exactly one image are
     skipped.
-
-    Args:
-        root: the folder of train.json and its like, or one file.
-        split: one of SPLITS.
-        options: see Options.
     """
     path = _file(root, split, options.file_split)
     folder = folder_of_images(options.images, path.parent)
