@@ -12,7 +12,7 @@ from vlmface.data import crops
 from vlmface.evaluate import answering
 from vlmface.pipelines import steps
 from vlmface.run_dir import open_run, start_run
-from vlmface.train import checks, grpo, rewards
+from vlmface.train import checks, grpo, rewards, trackers
 from vlmface.utils import distributed
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     started = start_run(settings, identity)
     predict = partial(evaluation.predict, settings=settings, processor=start.processor)
     before = predict(settings.start, run_dir / "predictions_before.jsonl")
-    result = grpo.train(start, encoded, samples, used, settings)
+    with trackers.environment(settings):
+        result = grpo.train(start, encoded, samples, used, settings)
     result |= {"n": len(encoded), "left_out": skipped, **rows.shared_people}
     if distributed.is_main():
         data = steps.describe_data(settings, len(encoded), started["data"])

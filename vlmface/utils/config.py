@@ -311,16 +311,21 @@ def save(settings: Any, folder: Path) -> None:
     atomic_write(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
 
+def read_saved(folder: Path) -> dict[str, Any]:
+    """The settings.json in `folder`. Raises UserError."""
+    path = folder / SETTINGS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
+
+
 def compare(settings: Any, folder: Path, free: Sequence[str] = ()) -> None:
     """Check `settings` against the settings.json in `folder`; fields in `free` may differ.
 
     Resuming with other settings would mix two runs: UserError names the setting and both values.
     """
-    path = folder / SETTINGS
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
+    before = read_saved(folder)
     now = dataclasses.asdict(settings)
     for name in {**before, **now}:
         if name not in free and before.get(name) != now.get(name):
