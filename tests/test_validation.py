@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from trainers import stop_in
 
 from vlmface import benchmarks, data, manifest
+from vlmface.data import crop_cache
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.pipelines import validation as parts
@@ -146,7 +147,8 @@ def test_the_metrics_are_those_of_an_evaluation(measured: Path, sft_cot: Recipe)
     from vlmface.infer.local import LocalModel
 
     benchmark = benchmarks.load_benchmark("synth")
-    rows = parts.choose(data.load("synth", split="validation", n=6), 3, seed=0)
+    rows = crop_cache.apply_views(data.load("synth", split="validation", n=6), (), 1)
+    rows = parts.choose(rows, 3, seed=0)
     model = LocalModel.load(measured, merge=False)
     lines = answering.answer(model, rows, benchmark, batch_size=3)
     scores = parts.scores_of(lines, benchmark, model.prompts, "generate")
@@ -236,7 +238,7 @@ def test_test_rows_are_never_validated_on(monkeypatch: pytest.MonkeyPatch) -> No
             {"metric_for_best_model": "loss", "eval_steps": None, "eval_generate_steps": 10},
             "loss, which is measured every eval_steps",
         ),
-        ({"metric_for_best_model": "uarr"}, "'uarr', but benchmark synth has loss, accuracy"),
+        ({"metric_for_best_model": "uarr"}, "'uarr', but this recipe measures loss, accuracy"),
         (
             {"validation_split": "validation", "validation_share": 0.1},
             "validation_split is validation and validation_share 0.1",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import benchmarks
 from vlmface.encode import IGNORED
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.metrics.metric import Metric
 
 if TYPE_CHECKING:
@@ -48,17 +48,14 @@ def check(settings: Any) -> None:
     metric = settings.metric_for_best_model
     if not settings.validation_steps or metric is None:
         return
-    if metric == LOSS and not hasattr(settings, "eval_steps"):
+    measures_loss = hasattr(settings, "eval_steps")
+    known = [*([LOSS] if measures_loss else []), *selectable_metrics(settings.benchmark)]
+    if metric not in known:
         raise UserError(
-            "metric_for_best_model is loss, but this recipe does not measure a validation loss: "
-            f"use one of {', '.join(selectable_metrics(settings.benchmark))}"
+            f"metric_for_best_model is {metric!r}, but this recipe measures {', '.join(known)} on "
+            f"benchmark {settings.benchmark}{did_you_mean(metric, known)}"
         )
     needed = "eval_steps" if metric == LOSS else "eval_generate_steps"
-    if metric != LOSS and metric not in selectable_metrics(settings.benchmark):
-        raise UserError(
-            f"metric_for_best_model is {metric!r}, but benchmark {settings.benchmark} has "
-            f"{', '.join((LOSS, *selectable_metrics(settings.benchmark)))}"
-        )
     if needed not in settings.validation_steps:
         raise UserError(
             f"metric_for_best_model is {metric}, which is measured every {needed}: set {needed}"
