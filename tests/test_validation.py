@@ -222,7 +222,7 @@ def test_test_rows_are_never_validated_on(monkeypatch: pytest.MonkeyPatch) -> No
         settings(validation_split="validation").check()
     loaded = data.load("synth", n=8)
     training, held = parts.split(settings(validation_share=None), loaded)
-    assert held is not None and sorted(training["id"] + held["id"]) == sorted(loaded["id"])
+    assert held is not None and {*training["id"], *held["id"]} == {*loaded["id"]}
 
 
 # --- settings that are refused --------------------------------------------------------------------

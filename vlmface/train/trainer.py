@@ -40,6 +40,7 @@ class Resumable:
     - `_save_checkpoint`: a checkpoint counts only once it is complete, and has no model card. It
       lists its files, and has a hash of the names and sizes of its trained weights. Older ones are
       deleted after that, except the best one.
+    - `_run_epoch`: makes no step beyond the last one when a trained run is resumed.
     - `_evaluate`: measures what `validation` asks for, after the log of a step and before its
       checkpoint.
     """
@@ -167,6 +168,13 @@ class Resumable:
         return {"best": entry, "stopped_early": selection.stops(history)}
 
     # --- steps ------------------------------------------------------------------------------------
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that has made its last step in the middle of an epoch would make one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
