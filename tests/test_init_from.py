@@ -21,11 +21,11 @@ SHORT: dict[str, Any] = {
     "n_eval": 2,
     "epochs": 2,
     "batch_size": 6,
-    "tower": "frozen",
+    "vision_tower": "frozen",
     "cache_features": "false",
     "train_embeddings": "false",
     "max_new_tokens": 4,
-    "schedule": "constant",
+    "lr_scheduler": "constant",
     "lora_dropout": 0.1,
     "save_steps": 3,
 }
@@ -76,7 +76,7 @@ def longer(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def second(first: Path, sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on other rows that starts from the adapter of the first, without a step that counts."""
     folder = tmp_path_factory.mktemp("second") / "run"
-    more = words(init_from=first, data_options="{seed: 1}", learning_rate=1e-12, epochs=1)
+    more = words(init_from=first, dataset_options="{seed: 1}", learning_rate=1e-12, epochs=1)
     assert sft_cot(folder, *more) == 0
     return folder
 
@@ -94,7 +94,7 @@ def test_training_starts_from_the_adapters_weights(first: Path, second: Path) ->
 def test_the_manifest_names_base_and_adapter(first: Path, second: Path) -> None:
     run, _ = manifest.load(second)
     earlier, _ = manifest.load(first)
-    assert run.base == earlier.base
+    assert run.base_model == earlier.base
     assert run.init_from == {"id": str(first), "sha": manifest.weights_sha(first)}
     assert run.trainable == earlier.trainable and earlier.init_from is None
 
@@ -107,7 +107,11 @@ def test_an_adapter_without_a_run_is_a_start_too(
     assert sft_cot(tmp_path / "run", *words(init_from=adapter, learning_rate=1e-12, epochs=1)) == 0
     assert same_weights(tmp_path / "run", first)
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert (settings["tower"], settings["projector"], settings["llm"]) == ("frozen", "full", "lora")
+    assert (settings["vision_tower"], settings["projector"], settings["language_model"]) == (
+        "frozen",
+        "full",
+        "lora",
+    )
 
 
 def test_a_run_is_not_resumed_from_another_adapter(
@@ -136,7 +140,10 @@ def test_a_run_is_not_resumed_from_another_adapter(
         ({"lora_rank": 5}, "lora_rank is 5, but the adapter in .* has "),
         ({"projector": "lora"}, "projector is 'lora', but the adapter in .* has 'full'"),
         ({"init_from": "nowhere"}, "nowhere lacks adapter_config.json"),
-        ({"base": "vlmface-tiny"}, "belongs to the base model .* but base is vlmface-tiny"),
+        (
+            {"base_model": "vlmface-tiny"},
+            "belongs to the base model .* but base_model is vlmface-tiny",
+        ),
     ],
 )
 def test_what_does_not_fit_the_adapter_is_refused(
@@ -154,7 +161,7 @@ def test_a_run_is_not_its_own_start(first: Path, sft_cot: Recipe) -> None:
 
 
 def test_complete_weights_are_a_base(base: Path, sft_cot: Recipe, tmp_path: Path) -> None:
-    whole = words(llm="full", projector="full", n_train=6, epochs=1)
+    whole = words(language_model="full", projector="full", n_train=6, epochs=1)
     del whole[whole.index("--lora_dropout") : whole.index("--lora_dropout") + 2]
     assert sft_cot(tmp_path / "whole", *whole) == 0
     with pytest.raises(UserError, match=r"lacks adapter_config\.json"):
@@ -223,7 +230,7 @@ def test_a_kill_while_a_run_is_made_longer(
 def test_another_schedule_is_that_of_the_longer_run_from_there_on(
     sft_cot: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = {"n_train": 12, "schedule": "cosine", "lora_dropout": 0.0}
+    few = {"n_train": 12, "lr_scheduler": "cosine", "lora_dropout": 0.0}
     assert sft_cot(tmp_path / "run", *words(**few, epochs=1)) == 0
     assert sft_cot(tmp_path / "run", *words(**few, epochs=4)) == 0
     assert "the learning rate jumps" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from vlmface.train import trackers
 
 RUN = (
     *("--n_train", "12", "--n_eval", "1", "--epochs", "1", "--batch_size", "4"),
-    *("--tower", "frozen", "--cache_features", "false", "--train_embeddings", "false"),
+    *("--vision_tower", "frozen", "--cache_features", "false", "--train_embeddings", "false"),
     *("--max_new_tokens", "1", "--eval_steps", "2", "--validation_split", "validation"),
     *("--n_validation", "2"),
 )
@@ -106,7 +106,7 @@ def test_a_missing_tracker_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda package: None)
     said = rf"report_to is {name}, which is not installed: pip install 'vlmface\[{name}\]'"
     with pytest.raises(UserError, match=said):
-        sft_cot(tmp_path / "run", "--base", "nowhere", "--report_to", f"{name}")
+        sft_cot(tmp_path / "run", "--base_model", "nowhere", "--report_to", f"{name}")
     assert not (tmp_path / "run").exists()
 
 

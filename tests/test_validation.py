@@ -29,11 +29,11 @@ SHORT: dict[str, Any] = {
     "n_eval": 2,
     "epochs": 2,
     "batch_size": 6,
-    "tower": "frozen",
+    "vision_tower": "frozen",
     "cache_features": "false",
     "train_embeddings": "false",
     "max_new_tokens": 4,
-    "schedule": "constant",
+    "lr_scheduler": "constant",
     "validation_split": "validation",
     "n_validation": 6,
     "n_generate": 3,
@@ -173,8 +173,8 @@ def test_cached_features_are_validated_as_pixels_are(
 
 def settings(**changes: Any) -> SFTSettings:
     fixed: dict[str, Any] = {
-        "base": "vlmface-tiny",
-        "data": "synth",
+        "base_model": "vlmface-tiny",
+        "dataset": "synth",
         "benchmark": "synth",
         "prompt": "face_cot",
         "output_dir": "runs/none",
@@ -200,11 +200,11 @@ def test_people_are_held_out_otherwise(capsys: pytest.CaptureFixture[str], tmp_p
         lines.append(f"{i}.png,{('anger', 'happiness')[i % 2]},p{i // 4}")
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     loaded = data.load("table", tmp_path / "t.csv")
-    table = settings(data="table", data_root=str(tmp_path / "t.csv"), validation_share=0.2)
+    table = settings(dataset="table", dataset_root=str(tmp_path / "t.csv"), validation_share=0.2)
     training, held = parts.split(table, loaded)
     assert held is not None and (len(training), len(held)) == (16, 4)
     assert not set(training["subject"]) & set(held["subject"])
-    table = settings(data="table", data_root=str(tmp_path / "t.csv"))
+    table = settings(dataset="table", dataset_root=str(tmp_path / "t.csv"))
     parts.split(table, loaded)
     said = capsys.readouterr().out
     assert "table has no split to validate on: 4 of 20 training rows" in said

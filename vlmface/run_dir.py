@@ -167,11 +167,11 @@ def _extend(folder: Path, settings: Any, raised: Sequence[str]) -> None:
     before = config.read_saved(folder)
     for name in raised:
         print(f"{folder}: {name} is raised from {before[name]:g} to {getattr(settings, name):g}")
-    if getattr(settings, "schedule", "constant") != "constant":
+    if getattr(settings, "lr_scheduler", "constant") != "constant":
         print(
-            f"note: the schedule {settings.schedule} is that of the longer run from here on, so "
-            "that the learning rate jumps; the result is not that of a run which was started with "
-            "this length (with schedule constant it is)"
+            f"note: lr_scheduler {settings.lr_scheduler} is that of the longer run from here on: "
+            "the learning rate jumps, and the result is not that of a run which was started with "
+            "this length (with constant it is)"
         )
     for name in _RESULTS:
         (folder / name).unlink(missing_ok=True)
@@ -358,7 +358,7 @@ def _launch_identity(settings: Any) -> dict[str, Any]:
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows = world * getattr(settings, "batch_size", 1)
-    rows *= getattr(settings, "gradient_accumulation", 1) * getattr(settings, "group_size", 1)
+    rows *= getattr(settings, "gradient_accumulation", 1) * getattr(settings, "num_generations", 1)
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
     kind = distributed.sharding()
     return {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
+VERSION = 2  # raise whenever a column changes its name or type
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
 # Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
 VOTE_KEYS = (*label_spaces.EMOTIONS, "other", "unknown", "no_face")
@@ -36,8 +37,8 @@ class AULabel:
 class FaceSample:
     """A labelled face. `face_box` is [x0, y0, x1, y1] in pixels, `valence` and `arousal` are -1..1,
     `aus` lists the annotated AUs only (None: no AU was annotated). `age_group`, `gender`, `race`
-    and `context` keep the data set's own words. `saw_label`: the writer of the rationale was told
-    the labels, so it is not evidence of what the face alone shows."""
+    and `context` keep the data set's own words. `rationale_saw_label`: the writer of the rationale
+    was told the labels, so it is not evidence of what the face alone shows."""
 
     id: str
     dataset: str
@@ -58,7 +59,7 @@ class FaceSample:
     context: list[str] | None = None
     rationale: str | None = None
     rationale_source: str = "none"
-    saw_label: bool = False
+    rationale_saw_label: bool = False
     meta: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> FaceSample:
@@ -198,7 +199,7 @@ def features() -> datasets.Features:
             "context": [text],
             "rationale": text,
             "rationale_source": text,
-            "saw_label": Value("bool"),
+            "rationale_saw_label": Value("bool"),
             "meta": text,
         }
     )

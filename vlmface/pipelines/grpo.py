@@ -61,7 +61,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
         can_be_extended=True,
     )
     predict = partial(evaluation.predict, settings=settings, processor=start.processor)
-    before = predict(settings.start, run_dir / "predictions_before.jsonl")
+    before = predict(settings.init_from, run_dir / "predictions_before.jsonl")
     with trackers.environment(settings):
         measured = prepare_validation(settings, start, evaluation, rows)
         result = grpo.train(start, encoded, samples, used, settings, measured)
@@ -72,7 +72,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     distributed.wait_for_everyone()
     after = predict(settings.output_dir, run_dir / "predictions.jsonl")
     if distributed.is_main():
-        models = (settings.start, settings.output_dir)
+        models = (settings.init_from, settings.output_dir)
         evaluation.write_report(run_dir, models, (before, after), result)
 
 
@@ -85,9 +85,9 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse_views(start.crop)
-    prompts.check_images([start.prompt], len(views), start.frames)
-    rows = steps.load_rows(settings, benchmark, views, start.frames)
+    views = crops.parse_views(start.views)
+    prompts.check_images([start.prompt], len(views), start.num_frames)
+    rows = steps.load_rows(settings, benchmark, views, start.num_frames)
     return steps.Evaluation(benchmark, baseline, [start.prompt], rows.test), rows
 
 

@@ -43,11 +43,11 @@ class Rows:
 def load_training_rows(settings: Any) -> datasets.Dataset:
     """The rows that `settings` name, as the data set contains them."""
     return data.load(
-        settings.data,
-        settings.data_root,
-        settings.data_split,
+        settings.dataset,
+        settings.dataset_root,
+        settings.dataset_split,
         n=settings.n_train,
-        **settings.data_options,
+        **settings.dataset_options,
     )
 
 
@@ -66,12 +66,12 @@ def load_rows(settings: Any, benchmark: Benchmark, views: Views, frames: int) ->
         training = crop_cache.apply_views(training, views, frames)
         if held_out is not None:
             held_out = crop_cache.apply_views(held_out, views, frames)
-        test_root = settings.benchmark_root or benchmark.root_beside(settings.data_root)
+        test_root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
     others: dict[str, Any] = {"test": (test, test_root)}
     if held_out is not None:
-        others["validation"] = (held_out, settings.data_root)
-    shared = checks.shared_people(training, settings.data_root, others)
+        others["validation"] = (held_out, settings.dataset_root)
+    shared = checks.shared_people(training, settings.dataset_root, others)
     return Rows(loaded, training, test, held_out, shared)
 
 
@@ -84,14 +84,14 @@ class Evaluation:
         baseline: Result of a reference model, for the report; None if there is none.
         prompts: Prompts of a vision-language model, or label texts of a CLIP.
         rows: The test rows.
-        mode: How answers are read (answering.MODES).
+        scoring: How answers are read (answering.SCORINGS).
     """
 
     benchmark: Benchmark
     baseline: Mapping[str, Any] | None
     prompts: Sequence[Any]
     rows: datasets.Dataset
-    mode: str = "generate"
+    scoring: str = "generate"
 
     @property
     def au_set(self) -> list[int]:
@@ -121,7 +121,7 @@ class Evaluation:
             adapter=adapter,
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.eval_batch_size,
-            mode=self.mode,
+            scoring=self.scoring,
         )
 
     def write_report(
@@ -149,12 +149,12 @@ class Evaluation:
             self.rows,
             training,
             self.baseline,
-            self.mode,
+            self.scoring,
         )
 
 
 def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:
-    """The manifest's `data`: what a model was trained on.
+    """The manifest's `dataset`: what a model was trained on.
 
     Args:
         settings: Of a recipe.
@@ -162,9 +162,9 @@ def describe_data(settings: Any, n: int, fingerprint: str) -> dict[str, Any]:
         fingerprint: Of the data set.
     """
     return {
-        "name": settings.data,
-        "split": settings.data_split,
+        "name": settings.dataset,
+        "split": settings.dataset_split,
         "n": n,
-        "options": settings.data_options,
+        "options": settings.dataset_options,
         "fingerprint": fingerprint,
     }

@@ -45,12 +45,14 @@ def split(
         return loaded, None
     name = _split_name(settings)
     if name is not None:
-        options = {"n": settings.n_validation, **settings.data_options}
-        return loaded, data.load(settings.data, settings.data_root, name, **options)
+        options = {"n": settings.n_validation, **settings.dataset_options}
+        return loaded, data.load(settings.dataset, settings.dataset_root, name, **options)
     share = settings.validation_share or SHARE
     training, held_out = data.hold_out(loaded, share, settings.seed)
     if distributed.is_main():
-        why = "" if settings.validation_share else f" {settings.data} has no split to validate on:"
+        why = (
+            "" if settings.validation_share else f" {settings.dataset} has no split to validate on:"
+        )
         print(
             f"note:{why} {len(held_out):,} of {len(loaded):,} training rows, of people that the "
             "others do not show, are held out for validation"
@@ -64,11 +66,11 @@ def _split_name(settings: Any) -> str | None:
         return None
     if settings.validation_split is not None:
         return settings.validation_split
-    if data.is_mixture(settings.data) or settings.data_split == SPLIT:
+    if data.is_mixture(settings.dataset) or settings.dataset_split == SPLIT:
         return None
     if is_test_split(settings, SPLIT):
         return None
-    splits = data.splits_of(settings.data, settings.data_root, **settings.data_options)
+    splits = data.splits_of(settings.dataset, settings.dataset_root, **settings.dataset_options)
     return SPLIT if SPLIT in splits else None
 
 
@@ -105,13 +107,17 @@ def scorer(
         predictor_of: Makes a LocalModel of the network that is trained.
     """
     chosen = choose(rows, settings.n_generate, settings.seed)
-    mode = getattr(settings, "mode", "generate")
+    scoring = getattr(settings, "scoring", "generate")
 
     def score(network: Any, shares: bool) -> dict[str, float]:
         predictor = predictor_of(network)
         answer = answering.answer_share if shares else answering.answer
-        lines = answer(predictor, chosen, benchmark, batch_size=settings.eval_batch_size, mode=mode)
-        return scores_of(lines, benchmark, predictor.prompts, mode, settings.metric_for_best_model)
+        lines = answer(
+            predictor, chosen, benchmark, batch_size=settings.eval_batch_size, scoring=scoring
+        )
+        return scores_of(
+            lines, benchmark, predictor.prompts, scoring, settings.metric_for_best_model
+        )
 
     return score
 
@@ -120,7 +126,7 @@ def scores_of(
     lines: Sequence[Any],
     benchmark: Benchmark,
     prompts: Sequence[Any],
-    mode: str,
+    scoring: str,
     selected: str | None = None,
 ) -> dict[str, float]:
     """The benchmark's main metrics of predictions, and the share of valid answers.
@@ -129,14 +135,14 @@ def scores_of(
         lines: Of predictions.jsonl.
         benchmark: It defines the metrics.
         prompts: Of the model.
-        mode: How answers are read.
+        scoring: How answers are read.
         selected: A metric that is included in addition.
 
     Returns:
         {metric: value} without those that are undefined; of a further block that has the same
         metric {block_metric: value}.
     """
-    scores = evaluation.score(lines, benchmark, prompts, model="", mode=mode)
+    scores = evaluation.score(lines, benchmark, prompts, model="", scoring=scoring)
     extra = benchmark.extra_metrics
     values: dict[str, float] = {}
     for block in scored_blocks(scores):
@@ -146,6 +152,6 @@ def scores_of(
                 title = block.title.replace(" ", "_")
                 key = metric.name if metric.name not in values else f"{title}_{metric.name}"
                 values[key] = float(value)
-    if mode != "score":
+    if scoring != "likelihood":
         values["valid_answers"] = valid_share(scores)
     return values

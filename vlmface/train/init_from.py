@@ -11,6 +11,7 @@ from vlmface import adapter, families, manifest
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
+from vlmface.train import sft
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
@@ -33,10 +34,10 @@ def with_adapter(settings: SFTSettings) -> SFTSettings:
         raise UserError(
             f"init_from and output_dir are both {folder}: write the new run into another folder"
         )
-    base = manifest.resolve(settings.base)
+    base = manifest.resolve(settings.base_model)
     config = adapter.read_config(folder)
     if manifest.is_run(folder):
-        _check_run(folder, base, settings.base)
+        _check_run(folder, base, settings.base_model)
     values = _settings_of(folder, config, families.get(families.family_of(base)))
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name, value in values.items():
@@ -52,15 +53,10 @@ def with_adapter(settings: SFTSettings) -> SFTSettings:
     return dataclasses.replace(settings, **values)
 
 
-def describe(init_from: str | None) -> dict[str, str] | None:
-    """The `init_from` of a manifest: {"id", "sha"} of the adapter that training started from.
-
-    Args:
-        init_from: Of the settings.
-    """
-    if init_from is None:
-        return None
-    return {"id": init_from, "sha": manifest.weights_sha(init_from)}
+def identity(settings: SFTSettings) -> dict[str, Any]:
+    """What must be the same when a run is resumed (`run_dir.start_run`): the adapter's weights."""
+    start = sft.describe_start(settings.init_from)
+    return {} if start is None else {"init_weights": start["sha"]}
 
 
 def _check_run(folder: Path, base: Path, base_id: str) -> None:
@@ -68,15 +64,16 @@ def _check_run(folder: Path, base: Path, base_id: str) -> None:
     run, _ = manifest.load(folder)
     if not run.adapter:
         raise UserError(
-            f"init_from is {folder}, which holds complete weights and not an adapter: set base to "
-            "it, and init_from: null"
+            f"init_from is {folder}, which holds complete weights and not an adapter: set "
+            "base_model to it, and init_from: null"
         )
     manifest.check_weights(run, folder)
     sha = manifest.weights_sha(base)
-    if sha != run.base["sha"]:
+    if sha != run.base_model["sha"]:
         raise UserError(
-            f"the adapter in {folder} belongs to the base model {run.base['id']} "
-            f"({run.base['sha']}), but base is {base_id} ({sha}): set base to the former"
+            f"the adapter in {folder} belongs to the base model {run.base_model['id']} "
+            f"({run.base_model['sha']}), but base_model is {base_id} ({sha}): set base_model to "
+            "the former"
         )
 
 

@@ -69,7 +69,7 @@ def _check_rows(settings: Any) -> None:
         raise UserError(
             f"validation_split is {split} and validation_share {share}: set one of them"
         )
-    if split in (settings.data_split, "test") or is_test_split(settings, split):
+    if split in (settings.dataset_split, "test") or is_test_split(settings, split):
         raise UserError(
             f"validation_split is {split}, but selection on test or training rows is biased: name "
             "a validation split, or set validation_share"
@@ -79,7 +79,7 @@ def _check_rows(settings: Any) -> None:
 def is_test_split(settings: Any, split: str | None) -> bool:
     """Whether a split of the training data set is what the benchmark tests on."""
     benchmark = benchmarks.load_benchmark(settings.benchmark)
-    return (benchmark.dataset, benchmark.split) == (settings.data, split)
+    return (benchmark.dataset, benchmark.split) == (settings.dataset, split)
 
 
 def check_steps(settings: Any, steps: int) -> None:
