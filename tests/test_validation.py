@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Recipe
 from safetensors.torch import load_file
-from trainers import stop_in
+from trainers import starter, stop_in
 
 from vlmface import benchmarks, data, manifest
 from vlmface.data import crop_cache
@@ -395,3 +395,40 @@ def test_the_best_checkpoint_so_far_is_needed(
         sft_cot(tmp_path / "run", *run)
     shutil.move(tmp_path / "aside", best)
     assert sft_cot(tmp_path / "run", *run) == 0
+
+
+# --- GRPO -----------------------------------------------------------------------------------------
+
+
+def test_grpo_measures_answers_and_can_be_made_longer(
+    base: Path, clip_base: Path, tmp_path: Path
+) -> None:
+    start = starter("grpo", base, clip_base)
+    watched = {
+        "eval_generate_steps": 2,
+        "n_generate": 2,
+        "n_validation": 3,
+        "metric_for_best_model": "accuracy",
+    }
+    for steps in (2, 4):
+        assert start(tmp_path / "longer", **watched, max_steps=steps) == 0
+    assert start(tmp_path / "whole", **watched, max_steps=4) == 0
+    lines = {name: log(tmp_path / name) for name in ("longer", "whole")}
+    for found, expected in zip(*lines.values(), strict=True):
+        assert found.keys() == expected.keys()
+        compared = expected.keys() - {"elapsed_s", "step_time"}
+        assert {key: found[key] for key in compared} == pytest.approx(
+            {key: expected[key] for key in compared}, abs=1e-5
+        )
+    assert [line["step"] for line in lines["whole"] if "eval_accuracy" in line] == [2, 4]
+    # No answer of four tokens is right: the first of equal evaluations is the best.
+    for name in lines:
+        assert trained(tmp_path / name)["best"]["step"] == 2
+        assert same_weights(tmp_path / name, tmp_path / name / "checkpoints" / "checkpoint-2")
+    assert same_weights(tmp_path / "longer", tmp_path / "whole")
+
+
+def test_grpo_has_no_validation_loss(base: Path, clip_base: Path, tmp_path: Path) -> None:
+    start = starter("grpo", base, clip_base)
+    with pytest.raises(UserError, match="'loss', but this recipe measures accuracy"):
+        start(tmp_path / "run", eval_generate_steps=2, metric_for_best_model="loss")
