@@ -220,7 +220,7 @@ def test_a_kill_while_a_run_is_made_longer(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(config, "save", killed)
+        patch.setattr(config, "save_config", killed)
         sft_cot(folder, *words(epochs=3))
     assert not (folder / "report.html").exists()
     assert sft_cot(folder, *words(epochs=3)) == 0

@@ -45,7 +45,13 @@ _OUTPUTS = (
 RESUMABLE_CHANGES = ("overwrite", "output_dir")  # settings that may differ when a run is resumed
 LENGTHS = ("epochs", "max_steps")  # settings that may be raised when a run is resumed
 # What is written after training, the mark of a complete run first.
-_RESULTS = ("report.html", "metrics.json", "predictions.jsonl", "predictions.part", "vlmface.json")
+_RESULTS = (
+    "report.html",
+    "metrics.json",
+    "predictions.jsonl",
+    "predictions.partial.jsonl",
+    "vlmface.json",
+)
 
 
 # --- start and end of a run -----------------------------------------------------------------------
@@ -151,7 +157,7 @@ def raised_lengths(folder: Path, settings: Any) -> list[str]:
     """
     if _read_record(folder) is None:
         return []
-    before = config.read_saved(folder)
+    before = config.read_saved_config(folder)
     now = {name: getattr(settings, name, None) for name in LENGTHS}
     return [
         name
@@ -164,7 +170,7 @@ def _extend(folder: Path, settings: Any, raised: Sequence[str]) -> None:
     """Make a run one with higher `raised` settings, which trains further from its last checkpoint.
     Its last file is deleted first and the settings are stored last: after a kill in between, the
     same call does the same."""
-    before = config.read_saved(folder)
+    before = config.read_saved_config(folder)
     for name in raised:
         print(f"{folder}: {name} is raised from {before[name]:g} to {getattr(settings, name):g}")
     if getattr(settings, "lr_scheduler", "constant") != "constant":
@@ -175,7 +181,7 @@ def _extend(folder: Path, settings: Any, raised: Sequence[str]) -> None:
         )
     for name in _RESULTS:
         (folder / name).unlink(missing_ok=True)
-    config.save(settings, folder)
+    config.save_config(settings, folder)
 
 
 def start_in_folder(
@@ -198,7 +204,7 @@ def start_in_folder(
     identity = json.loads(json.dumps(identity))
     if record is not None:
         try:
-            config.compare(settings, folder, free)
+            config.check_config(settings, folder, free)
             _check_identity(folder, record["identity"], identity)
         except UserError:
             if has_trained(folder):
@@ -207,7 +213,7 @@ def start_in_folder(
             record = None
     if record is None:
         others = sorted(os.listdir(folder)) if folder.exists() else []
-        config.save(settings, folder)
+        config.save_config(settings, folder)
         content = {
             "format": _FORMAT,
             "vlmface": __version__,
@@ -318,7 +324,7 @@ def _check_folder(folder: Path, settings: Any, free: Sequence[str]) -> None:
                 "vlmface: use another --output_dir"
             )
     elif has_trained(folder):
-        config.compare(settings, folder, (*RESUMABLE_CHANGES, *free))
+        config.check_config(settings, folder, (*RESUMABLE_CHANGES, *free))
 
 
 def _check_deletable(folder: Path) -> None:

@@ -41,19 +41,19 @@ def load_dataset(
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
     if n is not None and "n" in inspect.signature(dataset_module(name).read).parameters:
         protocol["n"] = n
-    found = read(name, root, split, **protocol)
-    if not isinstance(found, Rows) and not hasattr(found, "column_names"):
+    rows = read(name, root, split, **protocol)
+    if not isinstance(rows, Rows) and not hasattr(rows, "column_names"):
         raise UserError(
-            f"data set {name!r}: its read(root, split) returned a {type(found).__name__}, but must "
+            f"data set {name!r}: its read(root, split) returned a {type(rows).__name__}, but must "
             "return vlmface.data.rows.Rows"
         )
-    if isinstance(found, Rows):
-        found = to_dataset(found, short_name(name), split, missing=missing)
-    if n is not None and n < len(found):
-        found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    if isinstance(rows, Rows):
+        rows = to_dataset(rows, short_name(name), split, missing=missing)
+    if n is not None and n < len(rows):
+        rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), n)))
     if broken != "keep":
-        found = decodable_rows(found, f"{name}, {split}", broken)
-    return found
+        rows = decodable_rows(rows, f"{name}, {split}", broken)
+    return rows
 
 
 def read(
@@ -77,13 +77,13 @@ def read(
 
 def _root(name: str, root: str | Path | None) -> Path | None:
     module = dataset_module(name)
-    place = None if root is None else Path(root).expanduser()
-    if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
+    folder = None if root is None else Path(root).expanduser()
+    if getattr(module, "NEEDS_ROOT", True) and (folder is None or not folder.exists()):
         raise UserError(
             f"{name} needs the root of your copy ({describe(name)['home']}), "
-            + ("and none was given" if place is None else f"and {place} does not exist")
+            + ("and none was given" if folder is None else f"and {folder} does not exist")
         )
-    return place
+    return folder
 
 
 def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:
@@ -99,11 +99,12 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
 def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
     read = dataset_module(name).read
-    own = list(inspect.signature(read).parameters)[2:]
+    option_names = list(inspect.signature(read).parameters)[2:]
     for option, value in protocol.items():
-        if option not in own:
+        if option not in option_names:
             raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
+                f"data set {name!r} has no option {option!r}; it has "
+                f"{', '.join(option_names) or 'none'}"
             )
         options.check_type(f"{name}: {option}", options.declared_types(read)[option], value)
 
@@ -120,9 +121,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
         UserError: A word is not a pair, or the data set does not have the option.
     """
     kinds = inspect.signature(dataset_module(name).read).parameters
-    values: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if len(words) == 1 and words[0].lstrip().startswith("{"):
-        values = _read_yaml("the options", words[0])
+        options = _read_yaml("the options", words[0])
     else:
         for word in words:
             option, equals, text = word.partition("=")
@@ -130,9 +131,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"an option is written name=value, found {word!r}")
             kind = kinds[option].annotation if option in kinds else None
             is_text = kind in ("str", "str | None")
-            values[option] = text if is_text else _read_yaml(f"option {option}", text)
-    _check_options(name, {k: value for k, value in values.items() if k not in OF_ALL})
-    return values
+            options[option] = text if is_text else _read_yaml(f"option {option}", text)
+    _check_options(name, {k: value for k, value in options.items() if k not in OF_ALL})
+    return options
 
 
 def _read_yaml(what: str, text: str) -> Any:

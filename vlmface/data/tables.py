@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 import re
 import warnings
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from vlmface.data.records import LINES, records, short_repr
 from vlmface.data.text_files import match_name, read_text, split_header
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 # Cells that stand for "not annotated", in lower case.
@@ -38,11 +37,9 @@ class Table:
         """The column of that name, if the table has it, in any letter case."""
         if name := match_name(column, self.columns, self.path):
             return name
-        near = difflib.get_close_matches(column, list(self.columns), 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
         raise UserError(
             f"{option} names the column {column!r}, but {self.path} has "
-            f"{', '.join(self.columns)}{hint}"
+            f"{', '.join(self.columns)}{did_you_mean(column, self.columns)}"
         )
 
 
@@ -102,8 +99,8 @@ def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     header = [name.strip() for name in rows[-1]] if rows else []
-    named = [name for name in header if name]
-    if len(set(named)) != len(named) or not named:
+    names = [name for name in header if name]
+    if len(set(names)) != len(names) or not names:
         raise UserError(
             f"{path} needs a header of different column names, found {short_repr(header)}"
         )

@@ -65,7 +65,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     with trackers.environment(settings):
         measured = prepare_validation(settings, start, evaluation, rows)
         result = grpo.train(start, encoded, samples, used, settings, measured)
-    result |= {"n": len(encoded), "left_out": skipped, **rows.shared_people}
+    result |= {"n": len(encoded), "skipped": skipped, **rows.shared_people}
     if distributed.is_main():
         data = steps.describe_data(settings, len(encoded), started["data"])
         grpo.write_manifest(start, settings, evaluation.au_set, data)

@@ -111,7 +111,7 @@ class Evaluation:
             processor: Of a base model, as it is trained with.
             adapter: Folder of the adapter that training of a base model starts from.
         """
-        return answering.answer_once(
+        return answering.predict_cached(
             model,
             path,
             rows=self.rows,
@@ -140,7 +140,7 @@ class Evaluation:
             training: For metrics.json: what training returned, and the rows it used.
         """
         training["peak_rss_gib"] = round(memory.peak_rss_gib(), 3)
-        evaluation.conclude(
+        evaluation.write_run_results(
             run_dir,
             models,
             *predictions,

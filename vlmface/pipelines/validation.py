@@ -142,7 +142,7 @@ def scores_of(
         {metric: value} without those that are undefined; of a further block that has the same
         metric {block_metric: value}.
     """
-    scores = evaluation.score(lines, benchmark, prompts, model="", scoring=scoring)
+    scores = evaluation.compute_metrics(lines, benchmark, prompts, model="", scoring=scoring)
     extra = benchmark.extra_metrics
     values: dict[str, float] = {}
     for block in scored_blocks(scores):

@@ -140,7 +140,9 @@ class Resumable:
         if best := selection.best(history):
             check_best(checkpoint.with_name(f"checkpoint-{best['step']}"))
         if selection.stops(history):
-            self.args.max_steps = run_dirs.step_of(checkpoint)
+            self.args.max_steps = step = run_dirs.step_of(checkpoint)
+            if self.args.process_index == 0:
+                print(f"training has stopped early after step {step}: no further step is made")
 
     def _restore_best(self, run_dir: Path) -> None:
         """Load the weights of the best checkpoint, unless they are those of the last step."""
@@ -369,7 +371,7 @@ def all_tower_features(model: Any, family: Family, rows: Any, processor: Any) ->
     from tqdm import tqdm
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    first = {row: place for place, row in reversed(list(enumerate(rows["row"][:])))}
+    first = {row: position for position, row in reversed(list(enumerate(rows["row"][:])))}
     features: Features = {}
     with torch.no_grad():
         for start in tqdm(range(0, len(first), 64), "image features", unit="batch"):
