@@ -409,6 +409,7 @@ def test_grpo_measures_answers_and_can_be_made_longer(
         "n_generate": 2,
         "n_validation": 3,
         "metric_for_best_model": "accuracy",
+        "lr_scheduler": "constant",
     }
     for steps in (2, 4):
         assert start(tmp_path / "longer", **watched, max_steps=steps) == 0

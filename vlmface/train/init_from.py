@@ -35,9 +35,9 @@ def with_adapter(settings: SFTSettings) -> SFTSettings:
             f"init_from and output_dir are both {folder}: write the new run into another folder"
         )
     base = manifest.resolve(settings.base_model)
-    config = adapter.read_config(folder)
     if manifest.is_run(folder):
         _check_run(folder, base, settings.base_model)
+    config = adapter.read_config(folder)
     values = _settings_of(folder, config, families.get(families.family_of(base)))
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name, value in values.items():
@@ -48,8 +48,8 @@ def with_adapter(settings: SFTSettings) -> SFTSettings:
                 f"further as it is: leave {name} out, or set it to {value!r}"
             )
     if distributed.is_main():
-        told = ", ".join(f"{name} {value}" for name, value in values.items())
-        print(f"starting from the adapter in {folder}: {told}")
+        described = ", ".join(f"{name} {value}" for name, value in values.items())
+        print(f"starting from the adapter in {folder}: {described}")
     return dataclasses.replace(settings, **values)
 
 
@@ -81,7 +81,7 @@ def _settings_of(folder: Path, config: Mapping[str, Any], family: Family) -> dic
     """{field of PolicySettings or SFTSettings: value} that an adapter was made with."""
     variants = {"rslora": config.get("use_rslora"), "dora": config.get("use_dora")}
     return {
-        **_policy(folder, family),
+        **_trainable(folder, family),
         "lora_rank": config["r"],
         "lora_alpha": config["lora_alpha"],
         "lora_dropout": config["lora_dropout"],
@@ -90,7 +90,7 @@ def _settings_of(folder: Path, config: Mapping[str, Any], family: Family) -> dic
     }
 
 
-def _policy(folder: Path, family: Family) -> dict[str, str]:
+def _trainable(folder: Path, family: Family) -> dict[str, str]:
     """{part: frozen | lora | full}, from the names of the adapter's weights."""
     from safetensors import safe_open
 
@@ -99,11 +99,11 @@ def _policy(folder: Path, family: Family) -> dict[str, str]:
             names = list(file.keys())
     except Exception as error:  # safetensors' own exception derives from Exception alone
         raise UserError(f"cannot read {folder / adapter.WEIGHTS} ({error}): restore it") from error
-    policy = dict.fromkeys(modules.NAMES, "frozen")
+    trainable = dict.fromkeys(modules.NAMES, "frozen")
     for name in names:
         part = modules.part_of(name, family.MODULE_PATHS)
         if "lora_" in name:
-            policy[part] = "lora"
-        elif policy[part] == "frozen" and "embed_tokens" not in name:
-            policy[part] = "full"
-    return policy
+            trainable[part] = "lora"
+        elif trainable[part] == "frozen" and "embed_tokens" not in name:
+            trainable[part] = "full"
+    return trainable

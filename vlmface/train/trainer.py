@@ -386,14 +386,23 @@ def all_tower_features(model: Any, family: Family, rows: Any, processor: Any) ->
 
 
 class ProgressBarWithLoss(ProgressCallback):
-    """A progress bar that ends with the loss, instead of a dictionary printed above it."""
+    """A progress bar that ends with the loss, instead of a dictionary printed above it. What is
+    measured on validation rows is printed as a line."""
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        if self.training_bar is not None and "loss" in (logs or {}):
-            assert logs is not None
+        if self.training_bar is None or logs is None:
+            return
+        if "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        measured = [
+            f"{name.removeprefix(PREFIX).replace('_', ' ')} {value:.3f}"
+            for name, value in logs.items()
+            if name.startswith(PREFIX)
+        ]
+        if measured:
+            self.training_bar.write(f"step {state.global_step}, validation: {', '.join(measured)}")
 
 
 class FirstStepCallback(TrainerCallback):
