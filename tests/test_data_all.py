@@ -12,8 +12,8 @@ import yaml
 from samples import load_script
 
 from vlmface import data
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.data.row_images import open_row_image
-from vlmface.data.rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample, features
 

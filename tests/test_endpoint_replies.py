@@ -19,7 +19,7 @@ from vlmface.cli import main
 from vlmface.errors import UserError
 from vlmface.infer import Predictor, endpoint
 from vlmface.infer.endpoint import NoAnswerError
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 
 THOUGHT = "The lip corners are pulled up (AU12). The cheeks are raised (AU6)."
 GOOD = f"<think>{THOUGHT}</think>\n<answer>happiness</answer>"

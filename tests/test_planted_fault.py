@@ -13,7 +13,7 @@ import pytest
 from samples import load_script
 
 from vlmface import facs
-from vlmface.data.rows import with_still_images
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.evaluate import faithfulness
 from vlmface.schema import FaceSample
 from vlmface.synth import dataset

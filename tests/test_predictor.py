@@ -30,7 +30,8 @@ from vlmface.infer.batcher import DynamicBatcher, QueueFullError
 from vlmface.infer.endpoint import NoAnswerError
 from vlmface.infer.face_report import FaceReport
 from vlmface.infer.face_views import ViewSettings
-from vlmface.infer.local import LocalModel, Prediction
+from vlmface.infer.local import LocalModel
+from vlmface.infer.prediction import Prediction
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 

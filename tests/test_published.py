@@ -18,7 +18,8 @@ from vlmface import encode, families, manifest, prompts
 from vlmface.errors import SkippedSampleError, UserError
 from vlmface.infer import remote, sampling
 from vlmface.infer.local import LocalModel
-from vlmface.serving import vllm
+from vlmface.serving import parity
+from vlmface.serving import plan as serve_plan
 from vlmface.train import sft, text_only
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
@@ -112,7 +113,7 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
 ) -> None:
     change(copy / "generation_config.json", lambda c: c.update(PENALTIES[0]))
     run, plain = as_run(copy), as_run(Path(shutil.copytree(base, tmp_path / "plain")))
-    found, expected = (vllm.generate_local(one, PICTURES, "float32") for one in (run, plain))
+    found, expected = (parity.generate_local(one, PICTURES, "float32") for one in (run, plain))
     assert [one.ids for one in found] == [one.ids for one in expected]
     assert all(0 < len(one.rounding) <= len(one.ids) and min(one.rounding) > 0 for one in found)
     # Nearly greedy draws of a rollout are the same tokens.
@@ -122,18 +123,18 @@ def test_the_answers_that_a_server_is_held_against_are_greedy(
         model.model,
         llava,
         encode.to_model(batch, model.model),
+        sampling.SamplingOptions(
+            max_new_tokens=24, stops=llava.stop_token_ids(model.processor), temperature=1e-5
+        ),
         group=2,
-        max_new_tokens=24,
-        stops=llava.stop_token_ids(model.processor),
         generator=torch.Generator(),
-        temperature=1e-5,
     )
     assert drawn.ids == [expected[0].ids] * 2
 
 
 def test_a_server_is_told_to_ignore_the_generation_config(copy: Path) -> None:
     run = as_run(copy)
-    plan = vllm.make_plan([str(run)], vllm.ServeOptions("vllm", "127.0.0.1", 1))
+    plan = serve_plan.make_plan([str(run)], serve_plan.ServeOptions("vllm", "127.0.0.1", 1))
     at = plan.command.index("--generation-config")
     assert plan.command[at + 1] == "vllm"
     # Also one that somebody else started without that.

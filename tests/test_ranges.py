@@ -582,7 +582,9 @@ def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
 
     for option, kind in option_checks.options_of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
-        parameter = inspect.signature(data.dataset_module(name).read).parameters.get(option)
+        read = data.dataset_module(name).read
+        parameters = inspect.signature(options.options_class(read) or read).parameters
+        parameter = parameters.get(option)
         if parameter is not None and parameter.default is not parameter.empty:
             options.check_type(option, kind, parameter.default)
     assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None

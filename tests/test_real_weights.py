@@ -22,7 +22,7 @@ from samples import picture
 
 from vlmface import manifest, prompts
 from vlmface.errors import UserError
-from vlmface.serving import vllm
+from vlmface.serving import parity
 from vlmface.tools import merge
 from vlmface.train import sft
 from vlmface.train.settings import SFTSettings
@@ -211,9 +211,9 @@ def test_a_wrong_merge_is_refused(
 def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: Path) -> None:
     """What vLLM would answer with right and wrong weights, by transformers."""
     images = [picture(seed) for seed in range(2)]
-    here = vllm.generate_local(run, images, "float32")
-    drift = vllm.check_parity(here, vllm.generate_local(merged, images, "float32"), "run")
-    bound, _ = vllm._rounding_bounds(here)
+    here = parity.generate_local(run, images, "float32")
+    drift = parity.check_parity(here, parity.generate_local(merged, images, "float32"), "run")
+    bound, _ = parity._rounding_bounds(here)
     print(drift, bound)
     wrong = run.parent / "wrong"
     for name, factor in (("no adapter", 0.0), ("half", 0.5), ("double", 2.0)):
@@ -226,4 +226,4 @@ def test_a_merged_server_is_held_against_its_run(real: Path, run: Path, merged: 
         shas = manifest.weights_shas(wrong)
         dataclasses.replace(manifest.load(wrong)[0], weights=shas).save(wrong)
         with pytest.raises(UserError, match=r"nats a token away|gives another answer"):
-            vllm.check_parity(here, vllm.generate_local(wrong, images, "float32"), name)
+            parity.check_parity(here, parity.generate_local(wrong, images, "float32"), name)

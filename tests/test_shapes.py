@@ -23,13 +23,15 @@ from vlmface import label_texts, manifest
 from vlmface.clip import model
 from vlmface.clip.classifier import Classifier, ClassifierConfig
 from vlmface.data import crop_cache, crops, detect, shapes
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.row_images import open_images
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.infer.clip import ClipModel
 from vlmface.pipelines import context_ablation
 from vlmface.synth import dataset as synth
 from vlmface.synth import faces as synth_faces
-from vlmface.synth.render import Face, render
+from vlmface.synth.face_parameters import Face
+from vlmface.synth.render import render
 
 VIEWS = crops.parse_views(
     [

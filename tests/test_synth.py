@@ -19,9 +19,10 @@ from vlmface.errors import UserError
 from vlmface.label_spaces import EMOTIONS, SPACES
 from vlmface.schema import FaceSample
 from vlmface.synth import dataset, expressions, face_descriptions, geometry
+from vlmface.synth.face_parameters import Face
 from vlmface.synth.faces import sample_face
 from vlmface.synth.head import AU_UNITS, Identity, head_model, unit_weights
-from vlmface.synth.render import Face, render
+from vlmface.synth.render import render
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from vlmface import data, facs
 from vlmface.cli import main
 from vlmface.data import check
-from vlmface.data.rows import with_still_images
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.label_spaces import EMOTIONS
 from vlmface.schema import FaceSample

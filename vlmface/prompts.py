@@ -211,8 +211,8 @@ def check_images(prompts: Sequence[Prompt], views: int, frames: int) -> None:
         if prompt.images != num_images:
             raise UserError(
                 f"prompt {prompt.id} is about {prompt.images} picture(s), but {num_images} would "
-                f"be shown: there are {views or 'no'} views, and num_frames is {frames}. Use a prompt "
-                f"with images: {num_images}, or other views"
+                f"be shown: there are {views or 'no'} views, and num_frames is {frames}. Use a "
+                f"prompt with images: {num_images}, or other views"
             )
 
 

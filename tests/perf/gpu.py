@@ -44,7 +44,8 @@ def build(folder: Path, small: bool, device: str) -> Any:
     )
 
     from vlmface import prompts
-    from vlmface.families.tiny import TinyLlava, build_tokenizer
+    from vlmface.families.tiny import build_tokenizer
+    from vlmface.families.tiny.llava import TinyLlava
 
     size = 56 if small else 336  # pixels
     corpus = [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20

@@ -49,7 +49,8 @@ def build(folder: Path, small: bool) -> None:
     )
 
     from vlmface import families, prompts
-    from vlmface.families.tiny import TinyLlava, build_tokenizer
+    from vlmface.families.tiny import build_tokenizer
+    from vlmface.families.tiny.llava import TinyLlava
 
     texts = [text for _, text in answers(64)] + [str(prompts.load("face_cot").messages())] * 20
     tokenizer = build_tokenizer(texts, vocab_size=4096, max_length=2048)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ import yaml
 
 from vlmface.data import options
 from vlmface.data.catalog import dataset_module, describe, short_name
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.decodable import decodable_rows
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def load_dataset(
     """
     if broken not in ("keep", "error", "drop"):
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
-    if n is not None and "n" in inspect.signature(dataset_module(name).read).parameters:
+    if n is not None and "n" in options.option_types(dataset_module(name).read):
         protocol["n"] = n
     rows = read(name, root, split, **protocol)
     if not isinstance(rows, Rows) and not hasattr(rows, "column_names"):
@@ -72,7 +72,7 @@ def read(
                 else "; data.hold_out takes a validation part of its training people"
             )
         )
-    return module.read(_root(name, root), split, **protocol)
+    return options.call_reader(module.read, _root(name, root), split, protocol)
 
 
 def _root(name: str, root: str | Path | None) -> Path | None:
@@ -98,15 +98,13 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
 
 def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
-    read = dataset_module(name).read
-    option_names = list(inspect.signature(read).parameters)[2:]
+    kinds = options.option_types(dataset_module(name).read)
     for option, value in protocol.items():
-        if option not in option_names:
+        if option not in kinds:
             raise UserError(
-                f"data set {name!r} has no option {option!r}; it has "
-                f"{', '.join(option_names) or 'none'}"
+                f"data set {name!r} has no option {option!r}; it has {', '.join(kinds) or 'none'}"
             )
-        options.check_type(f"{name}: {option}", options.declared_types(read)[option], value)
+        options.check_type(f"{name}: {option}", kinds[option], value)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -120,20 +118,19 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A word is not a pair, or the data set does not have the option.
     """
-    kinds = inspect.signature(dataset_module(name).read).parameters
-    options: dict[str, Any] = {}
+    kinds = options.option_types(dataset_module(name).read)
+    values: dict[str, Any] = {}
     if len(words) == 1 and words[0].lstrip().startswith("{"):
-        options = _read_yaml("the options", words[0])
+        values = _read_yaml("the options", words[0])
     else:
         for word in words:
             option, equals, text = word.partition("=")
             if not equals:
                 raise UserError(f"an option is written name=value, found {word!r}")
-            kind = kinds[option].annotation if option in kinds else None
-            is_text = kind in ("str", "str | None")
-            options[option] = text if is_text else _read_yaml(f"option {option}", text)
-    _check_options(name, {k: value for k, value in options.items() if k not in OF_ALL})
-    return options
+            is_text = kinds.get(option) in (str, str | None)
+            values[option] = text if is_text else _read_yaml(f"option {option}", text)
+    _check_options(name, {k: value for k, value in values.items() if k not in OF_ALL})
+    return values
 
 
 def _read_yaml(what: str, text: str) -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import numbers
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.utils.ranges import alternatives, bare, describe, in_range
+from vlmface.utils.ranges import alternatives, bare, describe, in_range, kinds
 
 
 @functools.cache
@@ -28,6 +30,28 @@ def declared_types(function: Any) -> dict[str, Any]:
                 kind = Any
         types[parameter.name] = kind
     return types
+
+
+def options_class(read: Any) -> type | None:
+    """The dataclass of a reader `read(root, split, options: Options)`; None if its options are
+    parameters of their own."""
+    kind = declared_types(read).get("options")
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def option_types(read: Any) -> dict[str, Any]:
+    """{option: its type} of a data set's `read`."""
+    if holder := options_class(read):
+        return kinds(holder)
+    types = declared_types(read)
+    return {name: types[name] for name in list(inspect.signature(read).parameters)[2:]}
+
+
+def call_reader(read: Any, root: Path | None, split: str, values: Mapping[str, Any]) -> Any:
+    """Call a data set's `read` with the values of its options."""
+    if holder := options_class(read):
+        return read(root, split, holder(**values))
+    return read(root, split, **values)
 
 
 def check_type(name: str, kind: Any, value: Any) -> None:

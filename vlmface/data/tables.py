@@ -44,6 +44,7 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
+    """The table of a file, read by its ending. Raises UserError."""
     readers = {
         **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _csv),
         **dict.fromkeys((*LINES, ".json"), _json),
@@ -135,6 +136,7 @@ def _parquet(path: Path) -> Table:
 
 
 def cell_error(table: Table, column: str, row: int, allowed: str) -> UserError:
+    """The error for a cell whose value is not allowed."""
     value = short_repr(table.columns[column][row])
     return UserError(f"{table.where(row)}: {column!r} is {value}, expected {allowed}")
 
@@ -158,6 +160,7 @@ def label_cell(table: Table, column: str, row: int) -> str | None:
 
 
 def required_cell(table: Table, column: str, row: int) -> str:
+    """The text of a cell. Raises UserError for an empty one."""
     word = text_cell(table, column, row)
     if word is None:
         raise cell_error(table, column, row, "a text")
@@ -165,6 +168,7 @@ def required_cell(table: Table, column: str, row: int) -> str:
 
 
 def number_cell(table: Table, column: str, row: int) -> float | None:
+    """The number of a cell, None for one that is not annotated. Raises UserError."""
     word = label_cell(table, column, row)
     if word is None:
         return None
