@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.run_files import read_metrics
+from helpers.samples import samples
+from helpers.scripts import ROOT
 from miniatures import face, fea20k
 from miniatures.records import write_lines
-from samples import ROOT, samples
 
 from vlmface import benchmarks, data, facs, label_spaces, prompts
 from vlmface.data.options import option_types
@@ -166,7 +167,7 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
     words += ["--model", "scripted", "--output_dir", str(tmp_path / "out"), "--batch_size", "4"]
     assert evaluation.main(words) == 0
     assert "<html" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    return json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    return read_metrics(tmp_path / "out")
 
 
 # --- the protocols --------------------------------------------------------------------------------

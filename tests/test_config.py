@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 from test_ranges import SETTINGS as ALL_SETTINGS
 
 from vlmface.errors import UserError

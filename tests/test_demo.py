@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.scripts import ROOT
 from PIL import Image
-from samples import ROOT
 
 from vlmface import facs, label_texts, prompts
 from vlmface.data import crops

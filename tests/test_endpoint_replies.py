@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
-from samples import picture
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
+from helpers.samples import picture
 
 from vlmface.cli import main
 from vlmface.errors import UserError

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import corpus, paligemma
-from conftest import Recipe
+from helpers.checkpoints import corpus, paligemma
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 from safetensors import safe_open
-from samples import picture, rows
 from transformers import AutoProcessor
 
 from vlmface import encode, manifest, prompts

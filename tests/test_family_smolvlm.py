@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import smolvlm
-from conftest import Recipe
+from helpers.checkpoints import smolvlm
+from helpers.samples import FACES, picture
+from helpers.scripts import Recipe
 from PIL import Image
 from safetensors import safe_open
-from samples import FACES, picture
 
 from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import SPACE, random_rows, row
+from helpers.fake_run import SPACE, random_rows, row
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fake_run import ABOUT, faces, write_lines
+from helpers.fake_run import ABOUT, faces, write_lines
+from helpers.run_files import read_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
@@ -332,7 +333,7 @@ def test_the_report_and_the_comparison_show_them(tmp_path: Path) -> None:
 
     result = compare.compare([compare.read(folder) for folder in folders])
     (pair,) = result["pairs"]
-    ours = [json.loads((f / "metrics.json").read_text(encoding="utf-8")) for f in folders]
+    ours = [read_metrics(f) for f in folders]
     change = ours[1]["labels"]["map"] - ours[0]["labels"]["map"]
     assert pair["labels"]["map"]["difference"] == pytest.approx(change)
     assert {"ccc", "rmse", "sagr"} <= pair["affect"]["valence"].keys()

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.samples import picture
 from PIL import Image
-from samples import picture
 
 from vlmface import prompts
 from vlmface.answers import Answer

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava, qwen_vl
+from helpers.checkpoints import llava, qwen_vl
+from helpers.samples import picture
+from helpers.training import save_manifest, sft_settings
 from PIL import Image
-from samples import picture
 
 from vlmface import encode, families, manifest, prompts
 from vlmface.errors import SkippedSampleError, UserError
@@ -20,9 +21,8 @@ from vlmface.infer import remote, sampling
 from vlmface.infer.local import LocalModel
 from vlmface.serving import parity
 from vlmface.serving import plan as serve_plan
-from vlmface.train import sft, text_only
+from vlmface.train import text_only
 from vlmface.train.rows import encode_rows
-from vlmface.train.settings import SFTSettings
 
 PROMPT = prompts.load("face_cot")
 TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
@@ -43,34 +43,8 @@ def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 def as_run(folder: Path) -> Path:
     """The folder of a checkpoint as that of a run that trained all of it."""
-    settings = SFTSettings(
-        base_model=str(folder),
-        dataset="synth",
-        benchmark="synth",
-        prompt="face_cot",
-        limitations="none",
-        output_dir=str(folder),
-        vision_tower="full",
-        projector="full",
-        language_model="full",
-        max_new_tokens=24,
-    )
-    family = families.get(families.family_of(folder))
-    processor = family.load_processor(folder)
-    processor.save_pretrained(folder)
-    data = {"name": "synth", "split": "train", "n": 1, "options": {}, "fingerprint": "0"}
-    model = sft.TrainedModel(
-        base=folder,
-        base_id=str(folder),
-        family=family,
-        processor=processor,
-        prompts=[PROMPT],
-        trainable=settings.trainable,
-        views=None,
-        num_frames=1,
-        max_length=settings.max_length,
-    )
-    sft.write_manifest("test", settings, model, [12], data)
+    full = dict.fromkeys(("vision_tower", "projector", "language_model"), "full")
+    save_manifest(folder, sft_settings(folder, folder, max_new_tokens=24, **full))
     return folder
 
 
@@ -327,7 +301,7 @@ def test_an_answer_that_joins_with_the_prompt_costs_its_row(base: Path, tmp_path
     with pytest.raises(SkippedSampleError) as refused:
         text_only.encode_row(processor, llava, "Who?", "e brows are lowered")
     assert refused.value.reason == "joined"
-    from samples import rows
+    from helpers.samples import rows
 
     path = tmp_path / "texts.jsonl"
     lines = [{"question": "Who?", "answer": text} for text in ("e brows are lowered", " 4 men")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 
 from vlmface import cli, data
 from vlmface.data import mixture, option_checks, options

@@ -9,7 +9,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest, completion
 
 from vlmface import facs, label_spaces
 from vlmface.errors import UserError

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import paligemma, qwen_vl, smolvlm
-from samples import picture
+from helpers.checkpoints import paligemma, qwen_vl, smolvlm
+from helpers.samples import picture
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS
-from samples import picture
+from helpers.checkpoints import BUILDERS
+from helpers.samples import picture
 
 from vlmface import encode, families, prompts
 from vlmface.infer import sampling

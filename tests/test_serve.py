@@ -21,8 +21,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import Recipe
-from samples import picture
+from helpers.run_files import read_metrics
+from helpers.samples import picture
+from helpers.scripts import Recipe
 
 from vlmface import manifest
 from vlmface.cli import main
@@ -338,9 +339,7 @@ def test_figures_behind_the_server_are_the_local_ones(
         str(tmp_path / "there"),
     ]
     assert evaluation.main(local) == 0 and evaluation.main(there) == 0
-    here, served = (
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("here", "there")
-    )
+    here, served = (read_metrics(tmp_path / name) for name in ("here", "there"))
     for part in ("emotion", "au", "parse"):
         assert here[part] == served[part]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import random
 import statistics
 from pathlib import Path
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+from helpers.run_files import training_log
+from helpers.scripts import load_script, to_argv
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import dfew, face
 from PIL import Image
-from samples import load_script
 
 from vlmface import label_texts, manifest
 from vlmface.clip import model
@@ -154,7 +154,7 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
     }
     main = load_script("recipes/clip_finetune.py").main
     with pytest.warns(UserWarning, match="no face boxed"):  # DFEW's frames are faces
-        assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+        assert main(to_argv(words)) == 0
     found, (asked,) = manifest.load(tmp_path / "run")
     assert [view.view for view in crops.parse_views(found.views)] == [
         "face",
@@ -167,7 +167,7 @@ def test_three_streams_of_clips_train(tmp_path: Path) -> None:
         found.clip_classifier["num_frames"],
         found.clip_classifier["image"],
     ) == (3, 2, "adapters")
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = training_log(tmp_path / "run")
     assert len(log) == 2 and all(np.isfinite(line["loss"]) for line in log)
 
 
