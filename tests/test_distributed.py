@@ -223,9 +223,7 @@ VALIDATION = (
 
 
 @pytest.fixture(scope="module")
-def validated(
-    sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, ...], Path]:
+def validated(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Runs in one process. All answers are cut off and wrong, so the first evaluation of answers,
     after half of the steps, is the best."""
     folder = tmp_path_factory.mktemp("validated")
@@ -241,19 +239,15 @@ def validated(
 @pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
 def test_two_processes_validate_as_one_does(
     config: str,
-    words: tuple[str, ...],
+    words: Words,
     launch: Launch,
-    validated: dict[tuple[str, ...], Path],
+    validated: Runs,
     tmp_path: Path,
 ) -> None:
-    env = {"script": "tests/launched.py", "FSDP_ON_CPU": "1"} if config == "fsdp2" else {}
+    env = {"script": FAULTY, "FSDP_ON_CPU": "1"} if config == "fsdp2" else {}
     succeeded(launch(config, tmp_path, *words, *VALIDATION, **env))
     alone = validated[words]
-    lines = [
-        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (tmp_path, alone)
-    ]
-    for found, expected in zip(*lines, strict=True):
+    for found, expected in zip(training_log(tmp_path), training_log(alone), strict=True):
         assert found.keys() == expected.keys()
         for name in expected.keys() - {"elapsed_s", "grad_norm"}:
             assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-3), name

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Recipe
-from safetensors.torch import load_file
+from helpers.run_files import adapter, read_metrics, training_log
+from helpers.scripts import Recipe, to_argv
 
 from vlmface import manifest
 from vlmface.errors import UserError
@@ -32,23 +32,15 @@ SHORT: dict[str, Any] = {
 
 
 def words(**changes: Any) -> list[str]:
-    return [w for k, v in {**SHORT, **changes}.items() for w in (f"--{k}", str(v))]
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return to_argv({**SHORT, **changes})
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in log(folder) if "loss" in line]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+    return [line["loss"] for line in training_log(folder) if "loss" in line]
 
 
 def same_weights(found: Path, expected: Path, atol: float = 1e-5) -> bool:
-    mine, theirs = weights(found), weights(expected)
+    mine, theirs = adapter(found), adapter(expected)
     assert mine.keys() == theirs.keys()
     return all(torch.allclose(mine[name], theirs[name], atol=atol) for name in mine)
 
@@ -87,7 +79,7 @@ def test_training_starts_from_the_adapters_weights(first: Path, second: Path) ->
     before = answering.read_lines(second / "predictions_before.jsonl")
     after = answering.read_lines(second / "predictions.jsonl")
     assert [line["text"] for line in before] == [line["text"] for line in after]
-    scores = json.loads((second / "metrics.json").read_text())
+    scores = read_metrics(second)
     assert scores["before"]["model"] == str(first)
 
 
@@ -103,8 +95,8 @@ def test_an_adapter_without_a_run_is_a_start_too(
     first: Path, sft_cot: Recipe, tmp_path: Path
 ) -> None:
     """A checkpoint has no manifest: what it trains is read from its weights."""
-    adapter = first / "checkpoints" / "checkpoint-8"
-    assert sft_cot(tmp_path / "run", *words(init_from=adapter, learning_rate=1e-12, epochs=1)) == 0
+    start = first / "checkpoints" / "checkpoint-8"
+    assert sft_cot(tmp_path / "run", *words(init_from=start, learning_rate=1e-12, epochs=1)) == 0
     assert same_weights(tmp_path / "run", first)
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert (settings["vision_tower"], settings["projector"], settings["language_model"]) == (
@@ -117,13 +109,12 @@ def test_an_adapter_without_a_run_is_a_start_too(
 def test_a_run_is_not_resumed_from_another_adapter(
     first: Path, second: Path, sft_cot: Recipe, tmp_path: Path
 ) -> None:
-    from trainers import stop_in
+    from helpers.trainers import interrupted
 
     start = tmp_path / "start"
     shutil.copytree(first, start)
     run = words(init_from=start, epochs=1, save_steps=1)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_in(patch, "sft", 3)
+    with interrupted("sft", 3):
         sft_cot(tmp_path / "run", *run)
     path = start / "adapter_model.safetensors"
     whole = path.read_bytes()
@@ -179,7 +170,7 @@ def test_a_finished_run_with_more_epochs_is_the_longer_run(
     assert sft_cot(folder, *words(epochs=3)) == 0
     said = capsys.readouterr().out
     assert "epochs is raised from 2 to 3" in said and "jumps" not in said
-    assert [line["step"] for line in log(folder)] == list(range(1, 13))
+    assert [line["step"] for line in training_log(folder)] == list(range(1, 13))
     assert losses(folder) == pytest.approx(losses(longer), abs=1e-5)
     assert same_weights(folder, longer)
     for name in ("predictions.jsonl", "predictions_before.jsonl"):
@@ -197,11 +188,10 @@ def test_a_finished_run_with_more_epochs_is_the_longer_run(
 def test_an_interrupted_run_with_more_epochs_is_the_longer_run(
     longer: Path, sft_cot: Recipe, tmp_path: Path
 ) -> None:
-    from trainers import stop_in
+    from helpers.trainers import interrupted
 
     for stop, epochs in ((5, 2), (10, 3)):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_in(patch, "sft", stop)
+        with interrupted("sft", stop):
             sft_cot(tmp_path / "run", *words(epochs=epochs))
     assert sft_cot(tmp_path / "run", *words(epochs=3)) == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(longer), abs=1e-5)
@@ -236,7 +226,8 @@ def test_another_schedule_is_that_of_the_longer_run_from_there_on(
     assert "the learning rate jumps" in capsys.readouterr().out
     assert sft_cot(tmp_path / "whole", *words(**few, epochs=4)) == 0
     rates, expected = (
-        [line["learning_rate"] for line in log(tmp_path / name)] for name in ("run", "whole")
+        [line["learning_rate"] for line in training_log(folder)]
+        for folder in (tmp_path / "run", tmp_path / "whole")
     )
     assert rates[:2] != pytest.approx(expected[:2])
     assert rates[3:] == pytest.approx(expected[3:])

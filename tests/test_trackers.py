@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Recipe
+from helpers.scripts import Recipe
 
 from vlmface.errors import UserError
 from vlmface.train import trackers

@@ -3,7 +3,6 @@ kept, also when the run is interrupted."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Recipe
-from safetensors.torch import load_file
-from trainers import starter, stop_in
+from helpers.run_files import adapter, read_metrics, training_log
+from helpers.scripts import Recipe, to_argv
+from helpers.trainers import interrupted, starter
 
 from vlmface import benchmarks, data, manifest
 from vlmface.data import crop_cache
@@ -43,27 +42,19 @@ SHORT: dict[str, Any] = {
 
 
 def words(**changes: Any) -> list[str]:
-    return [w for k, v in {**SHORT, **changes}.items() for w in (f"--{k}", str(v))]
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return to_argv({**SHORT, **changes})
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:
-    return {line["step"]: line[name] for line in log(folder) if name in line}
+    return {line["step"]: line[name] for line in training_log(folder) if name in line}
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.json").read_text())["train"]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+    return read_metrics(folder)["train"]
 
 
 def same_weights(found: Path, expected: Path) -> bool:
-    mine, theirs = weights(found), weights(expected)
+    mine, theirs = adapter(found), adapter(expected)
     assert mine.keys() == theirs.keys()
     return all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
 
@@ -98,7 +89,7 @@ def measured(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_log_holds_loss_and_metrics_of_the_validation_rows(measured: Path) -> None:
     assert list(losses(measured)) == list(range(1, 9))
-    lines = [line for line in log(measured) if "loss" not in line]
+    lines = [line for line in training_log(measured) if "loss" not in line]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert all("eval_loss" in line for line in lines)
     generated = {"eval_accuracy", "eval_uar", "eval_au_f1", "eval_valid_answers"}
@@ -122,7 +113,7 @@ def test_the_loss_is_the_models_mean_over_all_tokens(
     measured: Path, processor: Any, base: Path
 ) -> None:
     """By the finished model's own forward pass, against the last line of the log."""
-    from checkpoints import llava
+    from helpers.checkpoints import llava
 
     from vlmface import encode, prompts
     from vlmface.infer.local import LocalModel
@@ -152,7 +143,7 @@ def test_the_metrics_are_those_of_an_evaluation(measured: Path, sft_cot: Recipe)
     model = LocalModel.load(measured, merge=False)
     lines = answering.answer(model, rows, benchmark, batch_size=3)
     scores = parts.scores_of(lines, benchmark, model.prompts, "generate")
-    last = log(measured)[-1]
+    last = training_log(measured)[-1]
     assert {f"eval_{name}": value for name, value in scores.items()} == {
         name: value
         for name, value in last.items()
@@ -192,7 +183,7 @@ def test_a_validation_split_is_used_where_there_is_one() -> None:
 
 
 def test_people_are_held_out_otherwise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from samples import picture
+    from helpers.samples import picture
 
     lines = ["image,emotion,subject"]
     for i in range(20):
@@ -318,11 +309,11 @@ def test_training_stops_when_patience_runs_out(
     result = trained(tmp_path / "run")
     assert (result["steps"], result["best"]["step"], result["stopped_early"]) == (5, 2, True)
     # Without its report the run is finished again, without a further step.
-    before = weights(tmp_path / "run")
+    before = adapter(tmp_path / "run")
     (tmp_path / "run" / "report.html").unlink()
     assert sft_cot(tmp_path / "run", *run) == 0
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4, 5]
-    after = weights(tmp_path / "run")
+    after = adapter(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert trained(tmp_path / "run")["stopped_early"]
 
@@ -367,15 +358,14 @@ def test_an_interrupted_run_decides_as_an_uninterrupted_one(
             killed_while_saving(step)
             sft_cot(killed, *run)
         killed_while_saving(-1)
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_in(patch, "sft", 5 if step == 2 else last)
+        with interrupted("sft", 5 if step == 2 else last):
             sft_cot(killed, *run)
     assert sft_cot(killed, *run) == 0
     for name in ("best", "stopped_early", "steps"):
         assert trained(killed)[name] == trained(tmp_path / "whole")[name]
     assert losses(killed) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
-    assert [line["step"] for line in log(killed)] == [
-        line["step"] for line in log(tmp_path / "whole")
+    assert [line["step"] for line in training_log(killed)] == [
+        line["step"] for line in training_log(tmp_path / "whole")
     ]
     assert checkpoints(killed) == checkpoints(tmp_path / "whole")
     assert same_weights(killed, tmp_path / "whole")
@@ -386,8 +376,7 @@ def test_the_best_checkpoint_so_far_is_needed(
 ) -> None:
     losses_are(CURVE)
     run = words(**SELECT)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_in(patch, "sft", 8)
+    with interrupted("sft", 8):
         sft_cot(tmp_path / "run", *run)
     best = tmp_path / "run" / "checkpoints" / "checkpoint-2"
     shutil.move(best, tmp_path / "aside")
@@ -414,7 +403,7 @@ def test_grpo_measures_answers_and_can_be_made_longer(
     for steps in (2, 4):
         assert start(tmp_path / "longer", **watched, max_steps=steps) == 0
     assert start(tmp_path / "whole", **watched, max_steps=4) == 0
-    lines = {name: log(tmp_path / name) for name in ("longer", "whole")}
+    lines = {name: training_log(tmp_path / name) for name in ("longer", "whole")}
     for found, expected in zip(*lines.values(), strict=True):
         assert found.keys() == expected.keys()
         compared = expected.keys() - {"elapsed_s", "step_time"}
