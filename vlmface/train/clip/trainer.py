@@ -16,6 +16,7 @@ from vlmface.clip.classifier import Classifier
 from vlmface.clip.model import Clip
 from vlmface.errors import UserError
 from vlmface.run_dir import read_log
+from vlmface.train import trackers
 from vlmface.train.clip import augment, losses
 from vlmface.train.clip.dataset import ImageDataset, collate, select_labelled
 from vlmface.train.clip.model_selection import HeldOutSet, KeepBest
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     import datasets
 
 _MOMENTUM = 0.9
-KEPT = 2  # checkpoints
 
 
 class ClassifierWithLoss(nn.Module):
@@ -293,22 +293,22 @@ def fit(
         logging_steps=settings.logging_steps,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=KEPT,
         logging_nan_inf_filter=False,
         seed=settings.seed,
-        report_to=settings.report_to,
+        **trackers.arguments(settings),
         ddp_timeout=int(distributed.PROCESS_TIMEOUT.total_seconds()),
         label_names=[],
     )
-    trainer = ClipTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=collate,
-        callbacks=[JsonlLogger(run_dir / "log.jsonl"), *callbacks],
-        settings=settings,
-    )
-    trainer.train_to_end(run_dir)
+    with trackers.environment(settings):
+        trainer = ClipTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            data_collator=collate,
+            callbacks=[JsonlLogger(run_dir / "log.jsonl"), *callbacks],
+            settings=settings,
+        )
+        trainer.train_to_end(run_dir)
     lines = read_log(run_dir)
     seconds = lines[-1]["elapsed_s"] if lines else 0.0
     return {
