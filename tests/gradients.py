@@ -43,7 +43,7 @@ FULL = SFT | {"tower": "full", "projector": "full", "llm": "full"}
 VIEWS = "[{size: 32, margin: 0.1, show: face}, {size: 32, margin: 0.1, show: context}]"
 CLIP = {"augment": "none"}
 CAER = CLIP | {"model": "clip-caer", "select": "last", "validation_split": None}
-TABLE = CLIP | {"data": "table", "data_root": "TABLE"}
+TABLE = {"data": "table", "data_root": "TABLE"}
 GRPO = {
     "start": "BASE",
     "prompt": "face_cot",
@@ -62,6 +62,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_cot full": ("sft_cot", FULL),
     "sft_cot lora": ("sft_cot", LORA),
     "sft_attributes": ("sft_attributes", LORA),
+    "sft weights": ("sft_attributes", FULL | TABLE | {"label_weight_power": 1}),
+    "sft votes": (
+        "sft_attributes",
+        FULL
+        | {
+            "prompt": "facescan_emotion",
+            "data_options": "{annotators: 3}",
+            "soft_labels": "true",
+            "label_weight_power": 0.5,
+        },
+    ),
+    "sft augmented": (
+        "sft_cot",
+        FULL | {"corruption_share": 0.8, "corruptions": "[noise, hand]", "augment": "flip"},
+    ),
     "context_vlm": ("context_emotion", FULL | {"crop": VIEWS}),
     "context_clip": ("context_emotion", CAER),
     "context_clip full": (
@@ -78,16 +93,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         CLIP
         | {"config": "clip_temporal_tiny", "frames": 4, "validation_split": None, "select": "last"},
     ),
-    "clip balanced": ("clip_finetune", TABLE | {"class_weights": "balanced"}),
-    "clip effective ldam": (
+    "clip weights": ("clip_finetune", CLIP | TABLE | {"label_weight_power": 1}),
+    "clip weights ldam": (
         "clip_finetune",
-        TABLE
-        | {"class_weights": "effective", "margins": "ldam", "head": "linear", "label_smoothing": 0},
+        CLIP
+        | TABLE
+        | {"label_weight_power": 0.5, "margins": "ldam", "head": "linear", "label_smoothing": 0},
     ),
-    "clip affect": ("clip_finetune", TABLE | {"affect": "linear"}),
+    "clip affect": ("clip_finetune", CLIP | TABLE | {"affect": "linear"}),
     "clip affect graph": (
         "clip_finetune",
-        TABLE | {"affect": "graph", "class_weights": "balanced"},
+        CLIP | TABLE | {"affect": "graph", "label_weight_power": 1},
     ),
     "clip several labels": (
         "clip_finetune",
@@ -98,7 +114,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "benchmark": "emotic",
             "prompt": "clip_emotic",
             "crop": "{size: 32, show: person}",
-            "class_weights": "balanced",
+            "label_weight_power": 1,
             "each": 1,
             "n_train": 2,
         },

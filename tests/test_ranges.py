@@ -258,8 +258,12 @@ def made(name: str, **changes: Any) -> Any:
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),
         ("facial_r1_loop", {"grpo": {"group_size": 1}}, "grpo: group_size is 1"),
         ("facial_r1_loop", {"synthesize": {"model": "runs/x"}}, "synthesize has model, which the"),
-        ("facial_r1_loop", {"sft": {"balance": "tasks"}}, "sft: balance is 'tasks', but has no"),
-        ("facial_r1_loop", {"sft": {"blance": "tasks"}}, "sft: there is no setting 'blance'"),
+        (
+            "facial_r1_loop",
+            {"sft": {"balance_by": "tasks"}},
+            "sft: balance_by is 'tasks', but has",
+        ),
+        ("facial_r1_loop", {"sft": {"blance_by": "tasks"}}, "sft: there is no setting 'blance_by'"),
         (
             "facial_r1_loop",
             {"sft": {"prompt": ["face_cot", "expllm"]}},
@@ -423,7 +427,7 @@ CASES = [
     ("--save_steps", "3", "--logging_steps", "2"),
     ("--data_options", "{n: 5}"),
     ("--data_options", "{seed: x}"),
-    ("--balance", "tasks"),
+    ("--balance_by", "tasks"),
 ]
 
 

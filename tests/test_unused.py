@@ -184,12 +184,16 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("sft_cot", {"schedule": "constant"}, {"warmup_steps": 5}),
     ("sft_cot", {}, {"data_root": "/data"}),
     ("sft_cot", {}, {"benchmark_root": "/data"}),
-    ("sft_attributes", {"prompt": "face_cot"}, {"balance": "tasks"}),
+    ("sft_attributes", {"prompt": "face_cot"}, {"balance_by": "tasks"}),
     ("context_vlm", {}, {"alone": {"face": "context_face"}}),
     ("context_vlm", FULL, {"train_embeddings": True}),
     *[("grpo", FULL, {name: 4}) for name in LORA],
     ("grpo", {"schedule": "constant"}, {"warmup_steps": 5}),
-    ("grpo", {"scale_rewards": "group"}, {"label_power": 1}),
+    *[
+        (recipe, {"balance_by": "labels"}, {"label_weight_power": 1})
+        for recipe in ("sft_attributes", "grpo", "clip_finetune")
+    ],
+    ("clip_finetune", {"soft_labels": True}, {"margins": "ldam"}),
     ("grpo", {"iterations": 1}, {"clip_high": 0.28}),
     ("grpo", {"iterations": 1}, {"clip_low": 0.1}),
     *[("clip_finetune", {"image": "full", "head": "text"}, {name: 4}) for name in LORA],

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from vlmface import label_votes
 from vlmface.answers import Answer
 from vlmface.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.data import crop_cache
@@ -392,6 +393,8 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             emotion = sample.label(space) or emotion
         else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
+    if sample.label_votes and (votes := _votes(sample, benchmark)):
+        further["votes"] = votes
     known = {name: getattr(sample, name) for name in AFFECT}
     if any(value is not None for value in known.values()):
         further["affect"] = known
@@ -402,6 +405,17 @@ def truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
         "attributes": attributes,
         **further,
     }
+
+
+def _votes(sample: FaceSample, benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """{field of a label space of one label a face: {label: share of the votes}}."""
+    assert sample.label_votes is not None
+    shares = {
+        space.field: label_votes.distribution(sample.label_votes, space).probabilities
+        for space in benchmark.spaces
+        if not space.several
+    }
+    return {field: labels for field, labels in shares.items() if labels is not None}
 
 
 def of_prompt(lines: Sequence[Mapping[str, Any]], prompt: Question) -> list[Mapping[str, Any]]:

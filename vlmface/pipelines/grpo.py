@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from vlmface.data import crops
 from vlmface.evaluate import answering
 from vlmface.pipelines import steps
 from vlmface.run_dir import open_run, start_run
-from vlmface.train import checks, grpo, rewards
+from vlmface.train import checks, grpo, rewards, task_sampling
 from vlmface.utils import distributed
 
 if TYPE_CHECKING:
@@ -79,5 +80,10 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     baseline = benchmarks.load_baseline(benchmark)
     views = crops.parse_views(start.crop)
     prompts.check_images([start.prompt], len(views), start.frames)
+    task_sampling.check_balance(settings.balance_by, [start.prompt])
     rows = steps.load_rows(settings, benchmark, views, start.frames)
+    balanced = task_sampling.balanced_rows(
+        rows.training, start.prompt, settings.balance_by, settings.seed
+    )
+    rows = replace(rows, training=balanced)
     return steps.Evaluation(benchmark, baseline, [start.prompt], rows.test), rows

@@ -24,6 +24,7 @@ from vlmface.schema import FaceSample
 from vlmface.train import checks, rewards, sft
 from vlmface.train.rows import image_columns
 from vlmface.train.settings import (
+    BalanceSettings,
     DatasetSettings,
     EvaluationSettings,
     Lora,
@@ -48,14 +49,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySettings, DatasetSettings):
+class Settings(
+    RunSettings,
+    EvaluationSettings,
+    OptimizerSettings,
+    PolicySettings,
+    BalanceSettings,
+    DatasetSettings,
+):
     """One run of recipes/grpo.py.
 
     Args:
         start: a run folder, or a base model with a prompt
         prompt: a prompt of the run; null: its first
         rewards: {name: weight} or {name: {weight: 1, option: ...}}, see docs/rewards.md
-        label_power: 1: every label weighs the same in all; 0: every row does
         group_size: completions of one row, which are compared with each other
         temperature: of the completions
         top_p: of the completions
@@ -77,7 +84,6 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
     start: str
     prompt: str | None = None
     rewards: dict[str, Any]
-    label_power: NotNegative = 0.0
     projector: Policy = "frozen"
     group_size: Annotated[int, Range(min=2)] = 8
     temperature: Positive = 1.0
@@ -139,9 +145,7 @@ class Settings(RunSettings, EvaluationSettings, OptimizerSettings, PolicySetting
         yield from checks.unused_roots(self)
         yield from checks.unused_warmup(self)
         yield from self.unused_lora()
-        if self.scale_rewards == "group":
-            why = "scale_rewards is group, which divides it out again; batch and none do not"
-            yield Unused("label_power", why, ("scale_rewards",))
+        yield from self.unused_balance()
         if self.iterations == 1:
             why = "with iterations 1 the policy that is trained is the one that answered"
             yield Unused("clip_low", why, ("iterations",))
@@ -372,7 +376,7 @@ def train(
     arguments = _arguments(settings, used)
     model = _model(start, settings, mixed)
     set_seed(settings.seed)
-    judge = rewards.Judge(used, samples, start.prompt, settings.label_power)
+    judge = rewards.Judge(used, samples, start.prompt, settings.label_weight_power)
     trainer = _trainer(settings, arguments, model, start, rows, judge)
     distributed.check_sharding(trainer)
     trained: Any = trainer.model

@@ -21,6 +21,7 @@ from vlmface.utils.ranges import (
     Positive,
     Range,
     Seed,
+    Share,
     Unused,
     Warmup,
 )
@@ -117,6 +118,64 @@ class DatasetSettings(Checked):
     n_train: Count | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BalanceSettings(Checked):
+    """How much rare labels count.
+
+    Args:
+        label_weight_power: weight of a label in the loss: 1 / its frequency, to this power; 0: none
+        balance_by: rows of each prompt: all, or as many of each label, some of them repeated
+    """
+
+    label_weight_power: NotNegative = 0.0
+    balance_by: Literal["none", "labels"] = "none"
+
+    def unused_balance(self) -> Iterator[Unused]:
+        """Weights of labels that are equally frequent."""
+        if self.balance_by == "labels":
+            why = "balance_by is labels, which makes all labels equally frequent"
+            yield Unused("label_weight_power", why, ("balance_by",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteSettings(Checked):
+    """How much the disagreement of annotators counts.
+
+    Args:
+        soft_labels: learn the distribution of label_votes, where a row has them, not one label
+    """
+
+    soft_labels: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings(Checked):
+    """Random changes of the training images, other ones in each epoch.
+
+    Args:
+        augment: flip: half of the images are mirrored, and so are the sides in their rationales
+        corruption_share: share of the images that are corrupted, as in eval/robustness.py
+        corruptions: names of corruptions; empty: all
+    """
+
+    augment: Literal["none", "flip"] = "none"
+    corruption_share: Share = 0.0
+    corruptions: list[str] = field(default_factory=list)
+
+    @property
+    def augments(self) -> bool:
+        """Whether images are changed."""
+        return self.augment != "none" or self.corruption_share > 0
+
+    def unused_augmentation(self) -> Iterator[Unused]:
+        """Corruptions that are not used, and features of images that change."""
+        if not self.corruption_share:
+            yield Unused("corruptions", "corruption_share is 0", ("corruption_share",))
+        if self.augments:
+            why = "augment and corruption_share change the images in every epoch"
+            yield Unused("cache_features", why, ("augment", "corruption_share"))
+
+
 @dataclass(frozen=True)
 class Lora:
     """How a model is trained, part by part, and its adapters, as peft names them.
@@ -191,7 +250,14 @@ class PolicySettings(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class SFTSettings(
-    RunSettings, EvaluationSettings, OptimizerSettings, PolicySettings, DatasetSettings
+    RunSettings,
+    EvaluationSettings,
+    OptimizerSettings,
+    PolicySettings,
+    BalanceSettings,
+    VoteSettings,
+    AugmentationSettings,
+    DatasetSettings,
 ):
     """One run of recipes/sft_cot.py or recipes/sft_attributes.py.
 
@@ -199,7 +265,7 @@ class SFTSettings(
         base: checkpoint folder, or model id on the hub
         prompt: name in prompts/ or a YAML file; several: each is trained on and scored
         label_space: asked for instead of the prompts' own; null: their own
-        balance: rows of each prompt: all, as many of each prompt, or also of each label
+        balance_by: rows of each prompt: all, as many of each prompt, or also of each label
         text_data: JSONL of {question, answer} without images, mixed in; null: none
         crop: views of each image, such as {size: 224, margin: 0.2, show: face}; null: the image
         frames: of a video, for each view; 1: the middle one
@@ -221,7 +287,7 @@ class SFTSettings(
     base: str
     prompt: str | list[str]
     label_space: str | None = None
-    balance: Literal["none", "tasks", "labels"] = "none"
+    balance_by: Literal["none", "tasks", "labels"] = "none"  # type: ignore[assignment]
     text_data: str | None = None
     crop: dict[str, Any] | list[dict[str, Any]] | None = None
     frames: Count = 1
@@ -262,6 +328,7 @@ class SFTSettings(
         """Refuse what cannot be trained. Raises UserError."""
         checks.saved_when_logged(self)
         checks.data_options(self)
+        checks.corruptions(self.corruptions)
         self.check_policy()
 
     def unused(self) -> Iterator[Unused]:
@@ -272,5 +339,7 @@ class SFTSettings(
         if self.tower != "frozen":
             why = f"tower is {self.tower}, so its features change at every step"
             yield Unused("cache_features", why, ("tower",))
-        if self.balance == "tasks" and len(self.prompts) == 1:
-            yield Unused("balance", "there is one prompt", ("prompt",))
+        yield from self.unused_balance()
+        yield from self.unused_augmentation()
+        if self.balance_by == "tasks" and len(self.prompts) == 1:
+            yield Unused("balance_by", "there is one prompt", ("prompt",))

@@ -13,10 +13,12 @@ from vlmface.data import crops
 from vlmface.errors import UserError
 from vlmface.train import checks
 from vlmface.train.settings import (
+    BalanceSettings,
     DatasetSettings,
     EvaluationSettings,
     OptimizerSettings,
     RunSettings,
+    VoteSettings,
 )
 from vlmface.utils.ranges import (
     Count,
@@ -120,7 +122,7 @@ class Training(RunSettings, OptimizerSettings, DatasetSettings, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Training, EvaluationSettings):
+class Settings(Training, BalanceSettings, VoteSettings, EvaluationSettings):
     """One run of recipes/clip_finetune.py.
 
     Args:
@@ -139,7 +141,6 @@ class Settings(Training, EvaluationSettings):
         class_specific: each label has contexts of its own
         negative_weight: of the loss on negative texts (FineCLIPER)
         label_smoothing: share of the target that is spread over all labels
-        class_weights: of the loss: none, balanced, or by effective number
         margins: of the logits, larger for rare labels (LDAM)
         wise_alpha: share of the trained weights in the result (WiSE-FT), or auto
         select: the last epoch, or the best by UAR on held-out rows
@@ -160,7 +161,6 @@ class Settings(Training, EvaluationSettings):
     class_specific: bool = False
     negative_weight: NotNegative = 0.0
     label_smoothing: Annotated[float, Range(min=0, below=1)] = 0.0
-    class_weights: Literal["none", "balanced", "effective"] = "none"
     margins: Literal["none", "ldam"] = "none"
     wise_alpha: Share | Literal["auto"] = 1.0
     select: Literal["last", "best"] = "last"
@@ -256,6 +256,11 @@ class Settings(Training, EvaluationSettings):
         if texts.several:
             why = f"a picture may have several labels of {texts.space.id}"
             yield Unused("margins", why, ("prompt",))
+            yield Unused("soft_labels", why, ("prompt",))
+        elif self.soft_labels:
+            why = "with soft_labels a picture has no one true label"
+            yield Unused("margins", why, ("soft_labels",))
+        yield from self.unused_balance()
         if self.select == "last" and self.wise_alpha != "auto":
             why = "select is last and wise_alpha is a number, so nothing is chosen on held-out rows"
             yield Unused("validation_share", why, ("select", "wise_alpha"))
