@@ -68,7 +68,16 @@ def test_no_class_of_settings_is_left_out() -> None:
         "vlmface.utils.ranges.Checked",
         *(
             f"vlmface.train.settings.{name}Settings"
-            for name in ("Run", "Evaluation", "Optimizer", "Policy", "Dataset")
+            for name in (
+                "Run",
+                "Evaluation",
+                "Optimizer",
+                "Policy",
+                "Dataset",
+                "Balance",
+                "Vote",
+                "Augmentation",
+            )
         ),
         "vlmface.train.clip.settings.Training",
     }

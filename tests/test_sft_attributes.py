@@ -156,7 +156,7 @@ def test_what_cannot_be_scored_is_refused(attributes: Any, tmp_path: Path) -> No
 
 
 def test_one_question_gives_the_shape_of_one(attributes: Any, tmp_path: Path) -> None:
-    words = ("--prompt", "facescan_gender", "--balance", "labels")
+    words = ("--prompt", "facescan_gender", "--balance_by", "labels")
     assert attributes(tmp_path / "run", *words) == 0
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert scores["after"]["prompt"]["id"] == "facescan_gender"

@@ -8,10 +8,11 @@ entropies. A face that annotators disagree on has no single right answer; accura
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from vlmface.metrics.measures import NLL_FLOOR
+from vlmface.metrics.measures import NLL_FLOOR, ratio
 from vlmface.metrics.metric import Row, Scope, built_in
 from vlmface.metrics.statistics import Array
 
@@ -35,54 +36,53 @@ def entropy(shares: Array) -> float:
     return float(-(present * np.log2(present)).sum())
 
 
-# --- metrics --------------------------------------------------------------------------------------
-
-
-@built_in(
-    "NLL of the votes, nats",
-    applies_to=("emotion", "attributes"),
-    higher_is_better=False,
-    unit="",
-    scale=1,
-    digits=3,
-)
-def votes_nll(row: Row, scope: Scope) -> float | None:
-    """Mean negative log-likelihood of a vote, which is the cross-entropy of the distributions. A
-    probability below NLL_FLOOR counts as NLL_FLOOR."""
-    pair = distributions(row, scope)
-    if pair is None:
-        return None
-    votes, model = pair
+def nll(votes: Array, model: Array) -> float:
+    """Cross-entropy of the votes, in nats; probabilities below NLL_FLOOR count as NLL_FLOOR."""
     return float(-(votes * np.log(np.clip(model, NLL_FLOOR, 1))).sum())
 
 
-@built_in(
-    "divergence from the votes (JSD), bits",
-    applies_to=("emotion", "attributes"),
-    higher_is_better=False,
-    unit="",
-    scale=1,
-    digits=3,
-)
-def votes_jsd(row: Row, scope: Scope) -> float | None:
-    """Jensen-Shannon divergence of the votes and the model's probabilities, 0..1; 0 if they are the
-    same (Lin, IEEE Trans. Inf. Theory 1991)."""
-    pair = distributions(row, scope)
-    if pair is None:
-        return None
-    votes, model = pair
+def jsd(votes: Array, model: Array) -> float:
+    """Jensen-Shannon divergence, 0..1 bit (Lin, IEEE Trans. Inf. Theory 1991)."""
     divergence = entropy((votes + model) / 2) - (entropy(votes) + entropy(model)) / 2
     return max(0.0, divergence)
 
 
-@built_in(
-    "entropies of votes and model, correlation",
-    applies_to=("emotion", "attributes"),
-    takes="weights",
-    unit="",
-    scale=1,
-    digits=3,
-)
+def _mean_of(
+    function: Callable[[Array, Array], float], rows: Sequence[Row], scope: Scope
+) -> Callable[[Array], Array] | None:
+    """The mean of a function over the rows that have votes and probabilities."""
+    pairs = [distributions(row, scope) for row in rows]
+    if not any(pairs):
+        return None
+    values = np.array([function(*pair) if pair else 0.0 for pair in pairs])
+    counts = np.array([pair is not None for pair in pairs], float)
+    return lambda weights: ratio(weights @ values, weights @ counts)
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+_FIELDS: dict[str, Any] = {
+    "applies_to": ("emotion", "attributes"),
+    "takes": "weights",
+    "unit": "",
+    "scale": 1,
+    "digits": 3,
+}
+
+
+@built_in("NLL of the votes, nats", higher_is_better=False, **_FIELDS)
+def votes_nll(rows: Sequence[Row], scope: Scope) -> Callable[[Array], Array] | None:
+    """Mean negative log-likelihood of a vote."""
+    return _mean_of(nll, rows, scope)
+
+
+@built_in("divergence from the votes (JSD), bits", higher_is_better=False, **_FIELDS)
+def votes_jsd(rows: Sequence[Row], scope: Scope) -> Callable[[Array], Array] | None:
+    """Mean Jensen-Shannon divergence of the votes and the model's probabilities."""
+    return _mean_of(jsd, rows, scope)
+
+
+@built_in("entropies of votes and model, correlation", **_FIELDS)
 def votes_entropy(rows: Sequence[Row], scope: Scope) -> Callable[[Array], Array] | None:
     """Pearson's correlation of the entropies: whether the model is unsure where annotators
     disagree. -1..1, nan if one of them is constant."""
