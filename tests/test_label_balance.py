@@ -40,7 +40,7 @@ def write_table(folder: Path, emotions: list[str]) -> Path:
 def sft(base: Path, output_dir: Path, **settings: Any) -> Path:
     """recipes/sft_attributes.py in three steps of four rows, without evaluation to speak of."""
     fixed = {
-        "base": base,
+        "base_model": base,
         "output_dir": output_dir,
         "prompt": "facescan_emotion",
         "benchmark": "synth",
@@ -76,14 +76,19 @@ def losses(run: Path) -> list[float]:
 
 def test_equal_labels_have_weight_one_bit_for_bit(base: Path, tmp_path: Path) -> None:
     path = write_table(tmp_path, ["anger", "fear", "neutral", "sadness"] * 2)
-    of_table = {"data": "table", "data_root": path}
+    of_table = {"dataset": "table", "dataset_root": path}
     plain = sft(base, tmp_path / "plain", **of_table)
     weighted = sft(base, tmp_path / "weighted", **of_table, label_weight_power=1)
     assert same_weights(plain, weighted) and losses(plain) == losses(weighted)
 
 
 def test_weights_are_exact_under_accumulation(base: Path, table: Path, tmp_path: Path) -> None:
-    settings = {"data": "table", "data_root": table, "label_weight_power": 1, "lora_dropout": 0}
+    settings = {
+        "dataset": "table",
+        "dataset_root": table,
+        "label_weight_power": 1,
+        "lora_dropout": 0,
+    }
     single = sft(base, tmp_path / "single", **settings, batch_size=8)
     parts = sft(base, tmp_path / "parts", **settings, batch_size=2, gradient_accumulation=4)
     assert losses(single) == pytest.approx(losses(parts), rel=1e-5)
@@ -93,14 +98,14 @@ def test_weights_are_exact_under_accumulation(base: Path, table: Path, tmp_path:
 
 
 def test_one_vote_is_the_hard_label(base: Path, tmp_path: Path) -> None:
-    settings = {"data_options": "{annotators: 1}"}
+    settings = {"dataset_options": "{annotators: 1}"}
     hard = sft(base, tmp_path / "hard", **settings)
     soft = sft(base, tmp_path / "soft", **settings, soft_labels=True)
     assert same_weights(hard, soft) and losses(hard) == losses(soft)
 
 
 def test_every_label_with_a_vote_is_trained_on(base: Path, tmp_path: Path) -> None:
-    run = sft(base, tmp_path / "run", data_options="{annotators: 10}", soft_labels=True)
+    run = sft(base, tmp_path / "run", dataset_options="{annotators: 10}", soft_labels=True)
     faces = data.load("synth", n=8, annotators=10)
     expected = sum(len(json.loads(votes)) for votes in faces["label_votes"])
     trained = json.loads((run / "metrics.json").read_text())["train"]
@@ -168,14 +173,14 @@ def test_what_has_no_effect_is_refused(
 
 def clip(clip_base: Path, output_dir: Path, **settings: Any) -> dict[str, Any]:
     fixed = {
-        "base": clip_base,
+        "base_model": clip_base,
         "output_dir": output_dir,
         "n_train": 16,
         "n_eval": 8,
         "epochs": 1,
         "batch_size": 8,
         "warmup_steps": 0,
-        "select": "last",
+        "checkpoint_selection": "last",
         "label_smoothing": 0,
     }
     words = [w for name, value in (fixed | settings).items() for w in (f"--{name}", str(value))]
@@ -184,16 +189,16 @@ def clip(clip_base: Path, output_dir: Path, **settings: Any) -> dict[str, Any]:
 
 
 def test_a_clip_learns_votes_and_rare_labels(clip_base: Path, table: Path, tmp_path: Path) -> None:
-    hard = clip(clip_base, tmp_path / "hard", data_options="{annotators: 1}")
-    settings = {"data_options": "{annotators: 1}", "soft_labels": True}
+    hard = clip(clip_base, tmp_path / "hard", dataset_options="{annotators: 1}")
+    settings = {"dataset_options": "{annotators: 1}", "soft_labels": True}
     soft = clip(clip_base, tmp_path / "soft", **settings)
     assert hard["train"]["loss_first"] == pytest.approx(soft["train"]["loss_first"], rel=1e-5)
     assert hard["train"]["labels"] == soft["train"]["labels"]
-    many = clip(clip_base, tmp_path / "many", data_options="{annotators: 10}", soft_labels=True)
+    many = clip(clip_base, tmp_path / "many", dataset_options="{annotators: 10}", soft_labels=True)
     assert many["train"]["loss_first"] != pytest.approx(soft["train"]["loss_first"], rel=1e-3)
     assert sum(many["train"]["labels"].values()) == pytest.approx(16, abs=0.01)
     assert any(n != int(n) for n in many["train"]["labels"].values())
-    of_table = {"data": "table", "data_root": table, "n_train": 8}
+    of_table = {"dataset": "table", "dataset_root": table, "n_train": 8}
     rare = clip(clip_base, tmp_path / "rows", **of_table, balance_by="labels")
     assert {k: n for k, n in rare["train"]["labels"].items() if n} == {
         "anger": 3,
@@ -217,19 +222,19 @@ def test_grpo_weighs_advantages_and_balances_rows(
 
     monkeypatch.setattr(GroupTrainer, "_record", recorded)
     fixed = {
-        "start": base,
+        "init_from": base,
         "prompt": "facescan_emotion",
-        "data": "table",
-        "data_root": table,
+        "dataset": "table",
+        "dataset_root": table,
         "benchmark": "synth",
         "n_train": 8,
         "n_eval": 1,
-        "group_size": 2,
+        "num_generations": 2,
         "batch_size": 8,
         "max_steps": 1,
         "warmup_steps": 0,
         "max_new_tokens": 3,
-        "rewards": "{brevity: {words: 1}, repetition: {n: 1}}",
+        "rewards": "{length_penalty: {words: 1}, repetition: {n: 1}}",
     }
 
     def run(name: str, **settings: Any) -> Any:

@@ -51,8 +51,8 @@ TRUE = {
     "au": 1.0,
     "au_intensity": 1.0,
     "consistency": 1.0,
-    "wording": 0.0,
-    "brevity": 0.0,
+    "au_description": 0.0,
+    "length_penalty": 0.0,
     "repetition": 0.0,
 }
 
@@ -200,20 +200,22 @@ def test_length_and_repetition() -> None:
     words = " ".join(f"word{i}" for i in range(180))
     long = f"<think>{words}</think><answer>fear</answer>"
     found = earned(long, face(dict(FEAR)))
-    assert found["brevity"] == pytest.approx(-0.5) and found["repetition"] == 0
+    assert found["length_penalty"] == pytest.approx(-0.5) and found["repetition"] == 0
     loop = f"<think>{'the brows are low ' * 20}</think><answer>fear</answer>"
     assert earned(loop, face(dict(FEAR)))["repetition"] == pytest.approx(-(77 - 4) / 77)
 
 
 def test_numbers_that_their_words_do_not_describe() -> None:
-    def wording(thought: str) -> float | None:
-        return earned(f"<think>{thought}</think><answer>fear</answer>", face(dict(FEAR)))["wording"]
+    def au_description(thought: str) -> float | None:
+        return earned(f"<think>{thought}</think><answer>fear</answer>", face(dict(FEAR)))[
+            "au_description"
+        ]
 
-    assert wording("The lips are tightened (AU2) and the brows are lowered (AU4).") == -0.5
-    assert wording("The brows are lowered (AU1).") == -1
-    assert wording("The inner brows are raised (AU1) and the lids are tense (AU7).") == 0
-    assert wording("I see AU1, AU4 and no AU12.") == 0  # numbers alone claim nothing else
-    assert wording("The face is still.") == 0
+    assert au_description("The lips are tightened (AU2) and the brows are lowered (AU4).") == -0.5
+    assert au_description("The brows are lowered (AU1).") == -1
+    assert au_description("The inner brows are raised (AU1) and the lids are tense (AU7).") == 0
+    assert au_description("I see AU1, AU4 and no AU12.") == 0  # numbers alone claim nothing else
+    assert au_description("The face is still.") == 0
 
 
 RANGES = {
@@ -223,8 +225,8 @@ RANGES = {
     "au": (-1, 1),
     "au_intensity": (-1, 1),
     "consistency": (0, 1),
-    "wording": (-1, 0),
-    "brevity": (-1, 0),
+    "au_description": (-1, 0),
+    "length_penalty": (-1, 0),
     "repetition": (-1, 0),
 }
 PIECES = [

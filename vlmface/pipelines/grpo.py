@@ -56,7 +56,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     identity = partial(grpo.identity, settings, rows.loaded, encoded, rows.test, start)
     started = start_run(settings, identity)
     predict = partial(evaluation.predict, settings=settings, processor=start.processor)
-    before = predict(settings.start, run_dir / "predictions_before.jsonl")
+    before = predict(settings.init_from, run_dir / "predictions_before.jsonl")
     result = grpo.train(start, encoded, samples, used, settings)
     result |= {"n": len(encoded), "left_out": skipped, **rows.shared_people}
     if distributed.is_main():
@@ -65,7 +65,7 @@ def train_and_evaluate(settings: Settings, used: Sequence[rewards.WeightedReward
     distributed.wait_for_everyone()
     after = predict(settings.output_dir, run_dir / "predictions.jsonl")
     if distributed.is_main():
-        models = (settings.start, settings.output_dir)
+        models = (settings.init_from, settings.output_dir)
         evaluation.write_report(run_dir, models, (before, after), result)
 
 
@@ -78,10 +78,10 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     benchmark = benchmarks.load_benchmark(settings.benchmark)
     answering.scored_prompts(benchmark, [start.prompt])
     baseline = benchmarks.load_baseline(benchmark)
-    views = crops.parse_views(start.crop)
-    prompts.check_images([start.prompt], len(views), start.frames)
+    views = crops.parse_views(start.views)
+    prompts.check_images([start.prompt], len(views), start.num_frames)
     task_sampling.check_balance(settings.balance_by, [start.prompt])
-    rows = steps.load_rows(settings, benchmark, views, start.frames)
+    rows = steps.load_rows(settings, benchmark, views, start.num_frames)
     balanced = task_sampling.balanced_rows(
         rows.training, start.prompt, settings.balance_by, settings.seed
     )

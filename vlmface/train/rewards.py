@@ -196,7 +196,7 @@ def consistency(answer: Answer, sample: FaceSample, space: LabelSpace) -> float 
 
 
 @_built_in()
-def wording(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
+def au_description(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
     """Minus the share of the AUs mentioned whose words describe another movement, as in "the lips
     are parted (AU2)"; in [-1, 0]. The other rewards read numbers alone, and would pay for that."""
     wrong = len(contradictions(answer.rationale))
@@ -204,7 +204,9 @@ def wording(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
 
 
 @_built_in()
-def brevity(answer: Answer, sample: FaceSample, space: LabelSpace, *, words: Count = 120) -> float:
+def length_penalty(
+    answer: Answer, sample: FaceSample, space: LabelSpace, *, words: Count = 120
+) -> float:
     """0 for a rationale of up to `words` words, falling to -1 at twice as many."""
     return 0.0 - min(1.0, max(0.0, len(answer.rationale.split()) / words - 1))
 

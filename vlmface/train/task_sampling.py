@@ -117,7 +117,7 @@ def check_prompts(settings: SFTSettings, prompts: Sequence[Prompt]) -> None:
 
 
 def select_rows(
-    labels: Sequence[Sequence[str | None]], balance: Balance, seed: int
+    labels: Sequence[Sequence[str | None]], balance_by: Balance, seed: int
 ) -> list[np.ndarray]:
     """Select the rows of each prompt. Deterministic under `seed`.
 
@@ -132,7 +132,7 @@ def select_rows(
     Returns:
         Sorted row indices for each prompt.
     """
-    if balance == "none":
+    if balance_by == "none":
         return [np.arange(len(words)) for words in labels]
     rng = np.random.default_rng(seed)
     labelled = [
@@ -145,7 +145,7 @@ def select_rows(
             selected.append(rows)
             continue
         pools = [rows]
-        if balance == "labels":
+        if balance_by == "labels":
             row_words = np.array([words[i] for i in rows])
             pools = [rows[row_words == word] for word in sorted(set(row_words))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]

@@ -92,7 +92,7 @@ def read(
     splits: Mapping[Any, str] | None = None,
     file_split: str = "train",
     rationale_source: str = "human",
-    saw_label: bool = False,
+    rationale_saw_label: bool = False,
 ) -> Rows:
     """The rows of a table, or of a folder of label folders.
 
@@ -123,7 +123,7 @@ def read(
             rows. The other splits are empty, so that one file is not trained on and tested on by
             mistake.
         rationale_source: who wrote the rationales.
-        saw_label: whether the writer was given the labels.
+        rationale_saw_label: whether the writer was given the labels.
     """
     check_choice("au_values", au_values, tuple(UNITS))
     check_choice("file_split", file_split, SPLITS)
@@ -149,7 +149,7 @@ def read(
     if "rationale" in source:
         written = np.array([text is not None for text in fields["rationale"]], bool)
         fields["rationale_source"] = [rationale_source if given else "none" for given in written]
-        fields["saw_label"] = written & bool(saw_label)
+        fields["rationale_saw_label"] = written & bool(rationale_saw_label)
     if aus is not None:
         fields["aus"] = _units(table, index, _au_columns(table, aus), coding)
     elif not source.keys() - {"image", *NAMES}:
