@@ -79,7 +79,7 @@ def test_equal_distributions_do_not_diverge_and_missing_votes_do_not_count() -> 
 
 def test_metrics_json_has_them_with_intervals() -> None:
     rows = [*random_rows(40, 1), row(40, None, {"fear": 1.0})]
-    about: Any = dict.fromkeys(("benchmark", "model", "mode"), "x")
+    about: Any = dict.fromkeys(("benchmark", "model", "scoring"), "x")
     about |= {"prompt": {"id": "p", "sha": "0"}, "wall_s": 0, "peak_rss_gib": 0}
     block = metrics.summarise(rows, SPACE, [], about)["emotion"]
     for key in ("votes_nll", "votes_jsd", "votes_entropy"):
