@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import llava
+from helpers.checkpoints import llava
+from helpers.run_files import adapter
+from helpers.samples import rows, samples
+from helpers.trainers import interrupted, starter
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from safetensors.torch import load_file
-from samples import rows, samples
-from trainers import starter, stop_in
 
 from vlmface import prompts
 from vlmface.data import corruptions
@@ -140,17 +140,11 @@ def test_the_order_of_an_epoch_contains_the_epoch() -> None:
 CHANGES = {"corruption_share": 0.8, "corruptions": "[blur,noise,hand]", "augment": "flip"}
 
 
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
-
-
 def test_a_resumed_run_sees_the_same_images(base: Path, clip_base: Path, tmp_path: Path) -> None:
     start = starter("sft", base, clip_base)
     assert start(tmp_path / "whole", **CHANGES) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        stop_in(patch, "sft", 4)
-        with pytest.raises(KeyboardInterrupt):
-            start(tmp_path / "run", **CHANGES)
+    with interrupted("sft", 4):
+        start(tmp_path / "run", **CHANGES)
     assert start(tmp_path / "run", **CHANGES) == 0
     assert start(tmp_path / "plain") == 0
     whole, resumed, plain = (adapter(tmp_path / name) for name in ("whole", "run", "plain"))

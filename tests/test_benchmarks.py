@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-import inspect
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -16,15 +14,19 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.run_files import read_metrics
+from helpers.samples import samples
+from helpers.scripts import ROOT
 from miniatures import face, fea20k
 from miniatures.records import write_lines
-from samples import ROOT, samples
 
 from vlmface import benchmarks, data, facs, label_spaces, prompts
+from vlmface.data.options import option_types
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
-from vlmface.infer.local import LocalModel, Prediction
+from vlmface.infer.local import LocalModel
+from vlmface.infer.prediction import Prediction
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
 
@@ -112,7 +114,7 @@ def questions(benchmark: benchmarks.Benchmark) -> list[Prompt]:
         Prompt(
             f"asks_{space.id}",
             1,
-            "labels" if space.several else form,
+            "labels" if space.multi_label else form,
             space.id,
             "{candidates}?",
             "test",
@@ -156,7 +158,7 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
         moved = ", ".join(map(facs.name, sorted(named))) or "Nothing"
         for prompt, label in zip(asked, labels, strict=True):
             other = next(word for word in prompt.space.labels if word != label)
-            texts[prompt.id].append(prompt.wrap(f"{moved} moved.", label if right else other))
+            texts[prompt.id].append(prompt.completion(f"{moved} moved.", label if right else other))
     monkeypatch.setattr(LocalModel, "load", lambda *_, **__: Scripted(texts, asked))
     protocol = tmp_path / "protocol.yaml"
     fields = {k: v for k, v in dataclasses.asdict(benchmark).items() if v is not None}
@@ -165,7 +167,7 @@ def evaluate(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: 
     words += ["--model", "scripted", "--output_dir", str(tmp_path / "out"), "--batch_size", "4"]
     assert evaluation.main(words) == 0
     assert "<html" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    return json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    return read_metrics(tmp_path / "out")
 
 
 # --- the protocols --------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
     assert benchmark == benchmarks.load_benchmark(str(ROOT / "eval/benchmarks" / f"{name}.yaml"))
     module = data.dataset_module(benchmark.dataset)
     assert benchmark.split in module.SPLITS and benchmark.split != "train"
-    options = {*list(inspect.signature(module.read).parameters)[2:], "missing"}
+    options = {*option_types(module.read), "missing"}
     assert set(benchmark.protocol) <= options
     assert benchmark.folds is None or benchmark.protocol["fold"] == 1
     assert set(benchmark.au_set) <= set(facs.AUS)
@@ -190,8 +192,8 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
         if benchmark.kinds.intersection(metric.applies_to)
     }
     assert bool(benchmark.au_set) == ("au_f1" in scored)
-    assert any(space.several for space in benchmark.spaces) == ("map" in scored)
-    assert any(not space.several for space in benchmark.spaces) == ("accuracy" in scored)
+    assert any(space.multi_label for space in benchmark.spaces) == ("map" in scored)
+    assert any(not space.multi_label for space in benchmark.spaces) == ("accuracy" in scored)
 
 
 def test_every_data_set_with_a_miniature_has_its_truth_here() -> None:
@@ -210,7 +212,7 @@ def test_label_spaces_cover_the_labels_of_all_splits(name: str, tmp_path: Path) 
                     sample.age if space.field == "age_group" else None
                 )
                 labels = sample.labels(space)
-                assert len(labels) <= 1 or space.several
+                assert len(labels) <= 1 or space.multi_label
                 assert (not labels) == (annotated is None), f"{sample.id}: {annotated}"
                 labelled |= {space.id} if labels else set()
     assert labelled == {space.id for space in benchmark.spaces}
@@ -227,8 +229,8 @@ def test_right_answers_score_one_and_wrong_ones_nothing(
         assert ("au" in scores) == bool(benchmark.au_set)
         blocks = scores.get("attributes", {}) | {"emotion": scores.get("emotion")}
         scored = {field: block for field, block in blocks.items() if block}
-        assert set(scored) == {space.field for space in benchmark.spaces if not space.several}
-        assert ("labels" in scores) == any(space.several for space in benchmark.spaces)
+        assert set(scored) == {space.field for space in benchmark.spaces if not space.multi_label}
+        assert ("labels" in scores) == any(space.multi_label for space in benchmark.spaces)
         if found := scores.get("labels"):
             assert found["n"] == scores["n"] == len(LABELS[name])
             assert found["jaccard"] == found["f1_macro"] == found["exact_match"] == expected
@@ -252,7 +254,7 @@ def test_au_sets_and_thresholds_are_those_of_the_adapters() -> None:
     assert load("disfa12").au_set == list(disfa.AUS)
     assert load("bp4d").au_set == list(data.dataset_module("bp4d").AUS)
     assert load("emotionet").au_set == list(data.dataset_module("emotionet").AUS)
-    threshold = inspect.signature(disfa.read).parameters["threshold"].default
+    threshold = disfa.Options().threshold
     assert load("disfa8").au_threshold == load("disfa12").au_threshold == threshold
     fea20k = load("fea20k")
     assert fea20k.protocol["au_set"] == fea20k.au_set
@@ -293,8 +295,7 @@ def test_there_are_as_many_folds_as_the_data_set_has(name: str, tmp_path: Path) 
         protocol = last.protocol | {"fold": folds + 1}
         benchmarks.load_rows(dataclasses.replace(last, protocol=protocol), str(tmp_path), None)
     if name == "ckplus":  # fewer people than folds: its own option says how many
-        read = data.dataset_module("ckplus").read
-        assert inspect.signature(read).parameters["folds"].default == folds
+        assert data.dataset_module("ckplus").Options().folds == folds
 
 
 def test_names_that_are_none() -> None:
@@ -330,16 +331,18 @@ def test_without_labels_an_emotion_in_the_data_is_not_scored() -> None:
     prompt = prompts.load("expllm")  # cannot say contempt
     line = {
         "id": sample.id,
-        "truth": answering.truth(sample, benchmark),
+        "truth": answering.ground_truth(sample, benchmark),
         "prompt": prompt.id,
         "label": "disgust",
         "status": "strict",
         "aus": [14],
         "latency_s": 0.0,
     }
-    scores = evaluation.score([line], benchmark, [prompt], model="x")
+    scores = evaluation.compute_metrics([line], benchmark, [prompt], model="x")
     assert "emotion" not in scores and scores["au"]["f1_macro"] == 1
-    assert answering.truth(sample, benchmarks.load_benchmark("synth"))["emotion"] == "contempt"
+    assert (
+        answering.ground_truth(sample, benchmarks.load_benchmark("synth"))["emotion"] == "contempt"
+    )
 
 
 # --- published results ----------------------------------------------------------------------------
@@ -351,7 +354,7 @@ def test_published_results_are_of_what_the_benchmark_scores() -> None:
         assert benchmark.published == entries != []
         fields = {space.field for space in benchmark.spaces}
         may = fields & set(benchmarks.ATTRIBUTES) | ({"au_f1_macro"} if benchmark.au_set else set())
-        if any(space.several for space in benchmark.spaces):
+        if any(space.multi_label for space in benchmark.spaces):
             may |= {"map"}
         elif fields & {"emotion", "context"}:
             may |= {"accuracy", "uar", "f1_macro"}
@@ -411,11 +414,11 @@ def test_the_table_of_the_docs_says_what_the_files_say() -> None:
         whole = not benchmark.protocol.keys() & {"part", "classes"}
         if whole and "rows" in published.get(benchmark.split, {}):
             assert faces.startswith(f"{published[benchmark.split]['rows']:,}"), name
-        named = (f"`{s.id}`" + ", several a person" * s.several for s in benchmark.spaces)
+        named = (f"`{s.id}`" + ", several a person" * s.multi_label for s in benchmark.spaces)
         assert labels == (", ".join(named) or "–")
         assert aus == (str(len(benchmark.au_set)) if benchmark.au_set else "–")
         assert ("AU F1" in metrics) == bool(benchmark.au_set)
-        assert ("mAP" in metrics) == any(space.several for space in benchmark.spaces)
-        assert ("accuracy" in metrics) == any(not space.several for space in benchmark.spaces)
+        assert ("mAP" in metrics) == any(space.multi_label for space in benchmark.spaces)
+        assert ("accuracy" in metrics) == any(not space.multi_label for space in benchmark.spaces)
         assert (f"mean of {benchmark.folds} folds" in metrics) == (benchmark.folds is not None)
         assert source

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from clip_rows import picture, rows_of
+from helpers.clip_rows import picture, rows_of
 
 from vlmface import label_texts
 from vlmface.clip import checkpoint, tiny_clip
@@ -97,7 +97,7 @@ def test_best_epoch_is_kept(tmp_path, rows, whole):
     best = scores.index(max(scores))
     assert best < 4, "the test shows nothing if the last epoch is the best"
     assert found["selected"] == lines[best]
-    held = HeldOutSet.of(model, rows[1], 100, 0)
+    held = HeldOutSet.from_rows(model, rows[1], 100, 0)
     assert held.uar() == pytest.approx(max(scores))
     assert held.features is not None  # the second time they are at hand
     assert held.uar() == pytest.approx(max(scores))

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import environment, launcher
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, environment, launcher, load_script
 
 from vlmface import cli
 from vlmface.errors import UserError
@@ -28,7 +27,7 @@ COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {
     "eval/sweep.py": lambda: sweep.main,
     "eval/faithfulness.py": lambda: faithfulness.main,
     "eval/robustness.py": lambda: robustness.main,
-    "eval/clips.py": lambda: temporal_ablation.main,
+    "eval/temporal_ablation.py": lambda: temporal_ablation.main,
     **{
         name: lambda name=name: load_script(name).main  # type: ignore[misc]
         for name in (
@@ -109,7 +108,7 @@ def main(argv):
     if os.environ.get("RANK", "0") in argv[0]:
         raise UserError("the rate is 7")
     return 0
-config.command(main)
+config.run_main(main)
 """
 
 
@@ -166,7 +165,7 @@ def closed():
     assert not sys.modules["torch.distributed"].is_initialized()
     assert os.path.exists(sys.argv[2])  # rank 0 wrote it before anybody left
 distributed._close_process_group = closed
-config.command(main)
+config.run_main(main)
 """
 
 
@@ -202,7 +201,15 @@ def test_launches_end_well(config: str, tmp_path: Path) -> None:
     """VLMFACE_LAUNCHES says how many of each: 5, or more for a long look."""
     n = os.environ.get("VLMFACE_LAUNCHES", "5")
     path = tmp_path / "counts.json"
-    words = [str(ROOT / "tests/launches.py"), "--config", config, "--n", n, "--json", str(path)]
+    words = [
+        str(ROOT / "tests/distributed/launches.py"),
+        "--config",
+        config,
+        "--n",
+        n,
+        "--json",
+        str(path),
+    ]
     subprocess.run([sys.executable, *words], env=environment(), timeout=120 + 120 * int(n))
     result = json.loads(path.read_text())
     assert result["ended_well"] == result["runs"] == int(n), result["failures"]
@@ -214,7 +221,7 @@ def test_launches_end_well(config: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     path = tmp_path / "gradients.json"
-    words = [str(ROOT / "tests/gradients.py"), "--json", str(path)]
+    words = [str(ROOT / "tests/distributed/gradients.py"), "--json", str(path)]
     subprocess.run([sys.executable, *words], env=environment(), timeout=3600)
     found = json.loads(path.read_text())
     assert len(found) > 20

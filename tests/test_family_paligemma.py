@@ -10,25 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import corpus, paligemma
-from conftest import Recipe
+from helpers.checkpoints import corpus, paligemma
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 from safetensors import safe_open
-from samples import picture, rows
 from transformers import AutoProcessor
 
 from vlmface import encode, manifest, prompts
 from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import tiny
+from vlmface.families.tiny.paligemma import TinyPaliGemma
 from vlmface.infer.local import LocalModel
 from vlmface.train.rows import encode_rows
 
 PROMPT = prompts.load("face_cot")
 QUESTION = PROMPT.messages()[0]["content"][1]["text"]
 TARGETS = [
-    PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness"),
-    PROMPT.wrap("The brows are lowered (AU4), the lids are tight (AU7).", "anger"),
-    PROMPT.wrap("Rest.", "neutral"),
+    PROMPT.completion("The lip corners are pulled up (AU12).", "happiness"),
+    PROMPT.completion("The brows are lowered (AU4), the lids are tight (AU7).", "anger"),
+    PROMPT.completion("Rest.", "neutral"),
 ]
 PICTURES = [picture(0, (40, 40)), picture(1, (300, 20)), picture(2, (9, 200))]
 LLM_LORA = {"vision_tower": "frozen", "projector": "frozen", "language_model": "lora"}
@@ -101,7 +102,7 @@ def test_a_row_of_gemmas_own_kind_of_tokenizer() -> None:
     found = json.loads(trained.to_str())["model"]
     merges: Any = [tuple(pair) for pair in found["merges"]]
     tokenizer = GemmaTokenizer(found["vocab"], merges=merges)
-    processor = tiny.TinyPaliGemma().processor(tokenizer)
+    processor = TinyPaliGemma().processor(tokenizer)
     for target in (*TARGETS, "naïve \U0001f600\n\nyes"):
         row = encode.encode(processor, paligemma, PROMPT.messages(), PICTURES[0], target)
         theirs = processor(
@@ -388,4 +389,4 @@ def test_an_image_that_yields_no_token_is_refused(
 def test_vllm_is_refused(bases: dict[int, Path]) -> None:
     processor = paligemma.load_processor(bases[2])
     with pytest.raises(UserError, match="vLLM reads PaliGemma's question causally"):
-        paligemma.vllm_flags(processor, max_length=512, policy=LLM_LORA)
+        paligemma.vllm_flags(processor, max_length=512, trainable=LLM_LORA)

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import smolvlm
-from conftest import Recipe
+from helpers.checkpoints import smolvlm
+from helpers.samples import FACES, picture
+from helpers.scripts import Recipe
 from PIL import Image
 from safetensors import safe_open
-from samples import FACES, picture
 
 from vlmface import encode, manifest, prompts
 from vlmface.errors import UserError
-from vlmface.families import tiny
+from vlmface.families.tiny.smolvlm import SMOLVLM_TEMPLATE, TinySmolVLM
 from vlmface.infer.local import LocalModel
 from vlmface.rationale import rules
 
 PROMPT = prompts.load("face_cot")
-TARGET = PROMPT.wrap("The lip corners are pulled up (AU12).", "happiness")
+TARGET = PROMPT.completion("The lip corners are pulled up (AU12).", "happiness")
 ALL_LORA = {"vision_tower": "lora", "projector": "lora", "language_model": "lora"}
 # Square, wide, tall, of one pixel's height, tiny and large: 5, 3 or 2 tiles, of which one is whole.
 SHAPES = [(40, 40), (90, 40), (40, 100), (300, 20), (16, 300), (17, 16), (1200, 900)]
@@ -41,7 +41,7 @@ PUBLISHED = (
 
 def corpus() -> list[str]:
     texts = [
-        rules.write(aus, emotion, form="think_answer", seed=seed)
+        rules.write(aus, emotion, format="think_answer", seed=seed)
         for aus, emotion in FACES
         for seed in range(20)
     ]
@@ -98,7 +98,7 @@ def test_the_weights_have_their_published_names(kind: Path) -> None:
     names = {name for name, _ in smolvlm.load_model(kind).named_parameters()}
     with safe_open(kind / "model.safetensors", "pt") as file:  # vLLM reads these
         assert set(file.keys()) == names
-    assert (kind / "chat_template.jinja").read_text() == tiny.SMOLVLM_TEMPLATE
+    assert (kind / "chat_template.jinja").read_text() == SMOLVLM_TEMPLATE
 
 
 # --- tiles and tokens -----------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_tiles_are_counted_as_the_processor_cuts_them(
 @pytest.mark.parametrize(("edge", "tile"), [(2048, 512), (1536, 384), (1456, 364)])
 def test_published_sizes(folder: Path, edge: int, tile: int) -> None:
     """SmolVLM-256M and SmolVLM2-256M, SmolVLM2-2.2B, Idefics3-8B: no picture is needed to count."""
-    processor = tiny.TinySmolVLM(tile_size=tile, longest_edge=edge).processor(
+    processor = TinySmolVLM(tile_size=tile, longest_edge=edge).processor(
         smolvlm.load_processor(folder).tokenizer
     )
     for shape, expected in [((224, 224), (4, 4)), ((640, 360), (3, 4)), ((100, 300), (4, 2))]:
@@ -157,7 +157,7 @@ def test_published_sizes(folder: Path, edge: int, tile: int) -> None:
 
 
 def test_no_image_is_made_larger_than_the_processor_allows(folder: Path) -> None:
-    processor = tiny.TinySmolVLM(tile_size=512, longest_edge=5120).processor(
+    processor = TinySmolVLM(tile_size=512, longest_edge=5120).processor(
         smolvlm.load_processor(folder).tokenizer
     )
     for shape, expected in [((400, 20), (1, 8)), ((20, 400), (8, 1))]:
@@ -196,7 +196,7 @@ def test_the_text_of_tiles(own: Any) -> None:
     assert smolvlm.image_text(own, (90, 40)) == f"{around}<global-img>{tile}{around}"
     with pytest.raises(ValueError, match=r"depends on its size"):
         smolvlm.image_text(own)
-    with pytest.raises(encode.RefusedError, match=r"0 x 40 pixels yields no token") as error:
+    with pytest.raises(encode.SkippedSampleError, match=r"0 x 40 pixels yields no token") as error:
         smolvlm.image_text(own, (0, 40))
     assert error.value.reason == "image_shape"
 
@@ -208,9 +208,7 @@ def test_the_text_of_tiles(own: Any) -> None:
 def test_max_pixels_holds_for_every_shape_and_is_saved(
     folder: Path, tmp_path: Path, tiles: int
 ) -> None:
-    processor = tiny.TinySmolVLM(longest_edge=128).processor(
-        smolvlm.load_processor(folder).tokenizer
-    )
+    processor = TinySmolVLM(longest_edge=128).processor(smolvlm.load_processor(folder).tokenizer)
     smolvlm.set_max_pixels(processor, tiles * 32 * 32 + 5)
     processor.save_pretrained(tmp_path)
     again = smolvlm.load_processor(tmp_path)
@@ -367,7 +365,7 @@ def test_a_row_too_long_is_refused_before_its_image_is_decoded(own: Any) -> None
     encode.encode_text(
         own, smolvlm, PROMPT.messages(), TARGET, image_size=(90, 40), max_length=length
     )
-    with pytest.raises(encode.RefusedError, match=r"\(20 of the image, "):
+    with pytest.raises(encode.SkippedSampleError, match=r"\(20 of the image, "):
         encode.encode_text(
             own, smolvlm, PROMPT.messages(), TARGET, image_size=(40, 40), max_length=length
         )
@@ -406,7 +404,7 @@ def test_the_gpu_settings_run_on_miniatures_of_their_data(
 def test_vllm_is_told_what_it_needs(own: Any) -> None:
     frozen = {"vision_tower": "frozen", "projector": "frozen", "language_model": "lora"}
     smolvlm.set_max_pixels(own, 3 * 1024)
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=frozen)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=frozen)
     assert flags["serve"]["max-model-len"] == 512
     assert json.loads(flags["serve"]["mm-processor-kwargs"]) == {
         "size": {"longest_edge": 32},
@@ -416,16 +414,16 @@ def test_vllm_is_told_what_it_needs(own: Any) -> None:
     }
     assert flags["extra_body"] == {"stop_token_ids": [own.tokenizer.eos_token_id]}
     assert flags["merge"] is False
-    assert smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)["merge"] is True
+    assert smolvlm.vllm_flags(own, max_length=512, trainable=ALL_LORA)["merge"] is True
     own.chat_template = own.chat_template.replace("{{- bos_token -}}", "")
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=frozen)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=frozen)
     assert flags["extra_body"]["add_special_tokens"] is True
 
 
 def test_a_server_told_so_cuts_images_as_the_run_does(own: Any, folder: Path) -> None:
     """The base's processor with the flags' settings makes the inputs of the run's processor."""
     smolvlm.set_max_pixels(own, 3 * 1024)
-    flags = smolvlm.vllm_flags(own, max_length=512, policy=ALL_LORA)
+    flags = smolvlm.vllm_flags(own, max_length=512, trainable=ALL_LORA)
     theirs = smolvlm.load_processor(folder)
     found = theirs(
         text="<image>",

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
-from samples import load_script, picture, rows
+from helpers.run_files import adapter, losses, read_metrics
+from helpers.samples import picture, rows
+from helpers.scripts import load_script, to_argv
 from torch import allclose, equal
 
 from vlmface import data, prompts
@@ -54,21 +55,15 @@ def sft(base: Path, output_dir: Path, **settings: Any) -> Path:
         "max_new_tokens": 2,
         "learning_rate": 1e-3,
     }
-    words = [w for name, value in (fixed | settings).items() for w in (f"--{name}", str(value))]
-    assert load_script("recipes/sft_attributes.py").main(words) == 0
+    assert load_script("recipes/sft_attributes.py").main(to_argv(fixed | settings)) == 0
     return output_dir
 
 
 def same_weights(one: Path, other: Path, atol: float = 0.0) -> bool:
-    first, second = (load_file(run / "adapter_model.safetensors") for run in (one, other))
+    first, second = adapter(one), adapter(other)
     close = allclose if atol else equal
     options = {"atol": atol} if atol else {}
     return all(close(tensor, second[name], **options) for name, tensor in first.items())
-
-
-def losses(run: Path) -> list[float]:
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["loss"] for line in lines]
 
 
 # --- supervised fine-tuning -----------------------------------------------------------------------
@@ -108,7 +103,7 @@ def test_every_label_with_a_vote_is_trained_on(base: Path, tmp_path: Path) -> No
     run = sft(base, tmp_path / "run", dataset_options="{annotators: 10}", soft_labels=True)
     faces = data.load("synth", n=8, annotators=10)
     expected = sum(len(json.loads(votes)) for votes in faces["label_votes"])
-    trained = json.loads((run / "metrics.json").read_text())["train"]
+    trained = read_metrics(run)["train"]
     assert trained["n"] == trained["n_by_prompt"]["facescan_emotion"] == expected > 8
 
 
@@ -183,9 +178,8 @@ def clip(clip_base: Path, output_dir: Path, **settings: Any) -> dict[str, Any]:
         "checkpoint_selection": "last",
         "label_smoothing": 0,
     }
-    words = [w for name, value in (fixed | settings).items() for w in (f"--{name}", str(value))]
-    assert load_script("recipes/clip_finetune.py").main(words) == 0
-    return json.loads((output_dir / "metrics.json").read_text())
+    assert load_script("recipes/clip_finetune.py").main(to_argv(fixed | settings)) == 0
+    return read_metrics(output_dir)
 
 
 def test_a_clip_learns_votes_and_rare_labels(clip_base: Path, table: Path, tmp_path: Path) -> None:
@@ -216,7 +210,7 @@ def test_grpo_weighs_advantages_and_balances_rows(
     record = GroupTrainer._record
 
     def recorded(self: Any, indices: Any, *rest: Any) -> None:
-        labels = [self.judge.samples[i].emotion for i in indices]
+        labels = [self.scorer.samples[i].emotion for i in indices]
         advantages.append((labels, rest[-2]))
         record(self, indices, *rest)
 
@@ -238,8 +232,7 @@ def test_grpo_weighs_advantages_and_balances_rows(
     }
 
     def run(name: str, **settings: Any) -> Any:
-        merged = fixed | {"output_dir": tmp_path / name} | settings
-        words = [w for key, value in merged.items() for w in (f"--{key}", str(value))]
+        words = to_argv(fixed | {"output_dir": tmp_path / name} | settings)
         assert load_script("recipes/grpo.py").main(words) == 0
         return advantages.pop()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 
 from vlmface import cli, data
 from vlmface.data import mixture, option_checks, options
@@ -150,8 +150,8 @@ def test_a_number_out_of_range_is_refused_by_name(name: str, field_: str, kind: 
                 continue
             tried += 1
             for make in (
-                lambda v: config.build(cls, values | {field_: v}, where="a test"),
-                lambda v: config.build(cls, values | {field_: str(v)}, where="a test"),
+                lambda v: config.from_dict(cls, values | {field_: v}, where="a test"),
+                lambda v: config.from_dict(cls, values | {field_: str(v)}, where="a test"),
                 lambda v: cls(**values | {field_: v}),
             ):
                 with pytest.raises(UserError) as error:
@@ -192,7 +192,7 @@ class Small(Checked):
 )
 def test_ranges_reach_into_unions_lists_and_mappings(values: dict, found: Any) -> None:
     (name,) = values
-    assert getattr(config.build(Small, values, where="a test"), name) == found
+    assert getattr(config.from_dict(Small, values, where="a test"), name) == found
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_ranges_reach_into_unions_lists_and_mappings(values: dict, found: Any) -
 )
 def test_what_is_outside_is_said_in_one_line(values: dict, said: str) -> None:
     with pytest.raises(UserError) as error:
-        config.build(Small, values, where="a test")
+        config.from_dict(Small, values, where="a test")
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -229,7 +229,7 @@ def test_what_is_outside_is_said_in_one_line(values: dict, said: str) -> None:
 
 
 def made(name: str, **changes: Any) -> Any:
-    return config.build(SETTINGS[name], sample(name) | changes, where="a test")
+    return config.from_dict(SETTINGS[name], sample(name) | changes, where="a test")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,11 @@ def made(name: str, **changes: Any) -> Any:
             "learning_rates has temporal, but has no",
         ),
         ("clip_finetune", {"lr_scheduler": "steps", "milestones": [5, 12]}, "milestones has 12"),
-        ("run", {"served": "NAME"}, "served is NAME, but x is not a server's URL"),
+        (
+            "run",
+            {"served_model_name": "NAME"},
+            "served_model_name is NAME, but x is not a server's URL",
+        ),
         ("run", {"scoring": "loud"}, "scoring is 'loud', but must be generate | likelihood | both"),
         ("sweep", {"by": "luck"}, "by is 'luck'"),
         ("facial_r1_loop", {"sft": {"n_eval": 4}}, "sft has n_eval 4 and grpo None"),
@@ -363,15 +367,15 @@ def test_the_shipped_warm_ups_are_what_they_were_recorded_with() -> None:
         "clip_captions_tiny": (12000, 50),
     }
     for name, (n, expected) in rows.items():
-        values = config.read(config.find(name))
+        values = config.read_yaml(config.find_config(name))
         cls = next(
             cls for key, cls in SETTINGS.items() if key in name or name.startswith("clip_te")
         )
         if name.startswith("clip_te"):
             cls = clip.Settings
-        settings = config.build(cls, values, where=name)
+        settings = config.from_dict(cls, values, where=name)
         assert math.ceil(settings.warmup_steps * checks.steps(settings, n)) == expected, name
-    values = config.read(config.find("grpo_tiny"))
+    values = config.read_yaml(config.find_config("grpo_tiny"))
     assert math.ceil(values["warmup_steps"] * values["max_steps"]) == 5
 
 
@@ -601,7 +605,9 @@ def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
 
     for option, kind in option_checks.options_of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
-        parameter = inspect.signature(data.dataset_module(name).read).parameters.get(option)
+        read = data.dataset_module(name).read
+        parameters = inspect.signature(options.options_class(read) or read).parameters
+        parameter = parameters.get(option)
         if parameter is not None and parameter.default is not parameter.empty:
             options.check_type(option, kind, parameter.default)
     assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None

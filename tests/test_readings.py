@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import paligemma, qwen_vl, smolvlm
-from samples import picture
+from helpers.checkpoints import paligemma, qwen_vl, smolvlm
+from helpers.samples import picture
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
-from vlmface.infer.local import LabelScores, LocalModel
+from vlmface.infer.local import LocalModel
+from vlmface.infer.prediction import LabelScores
 
 PICTURES = [picture(seed, (40 + seed, 40)) for seed in range(5)]
 RATIONALES = ["The brows are lowered (AU4).", "", "The lips part (AU25), the jaw drops.", "R", ""]
@@ -37,7 +38,7 @@ def naive(predictor: LocalModel, image: Any, rationale: str) -> tuple[list[float
             predictor.processor,
             predictor.family,
             predictor.messages,
-            predictor.prompt.wrap(rationale, label),
+            predictor.prompt.completion(rationale, label),
             image_size=image.size,
         )
         row.pop("labels")
@@ -61,7 +62,7 @@ def test_likelihoods_are_those_of_full_forward_passes(predictor: LocalModel) -> 
         same(found, naive(predictor, image, ""))
         assert sum(found.probabilities().values()) == pytest.approx(1)
         assert found.prior is None and found.latency_s > 0
-    if predictor.prompt.form != "label":
+    if predictor.prompt.format != "label":
         for image, text, found in zip(
             PICTURES, RATIONALES, predictor.score(PICTURES, RATIONALES, batch_size=3), strict=True
         ):

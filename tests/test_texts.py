@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import BUILDERS, llava
-from conftest import Recipe
 from datasets import concatenate_datasets
-from samples import picture, rows
+from helpers.checkpoints import BUILDERS, llava
+from helpers.run_files import read_metrics
+from helpers.samples import picture, rows
+from helpers.scripts import Recipe
 
 from vlmface import encode, families, prompts
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.train import text_only
 from vlmface.train.rows import encode_rows
 
@@ -119,7 +120,7 @@ def test_rows_are_mixed_and_what_does_not_fit_is_counted(processor: Any, tmp_pat
     assert mixed["row"][:] == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match=r"no row of text_only_data .* can be trained on"):
         text_only.encode_file(write(path, long), processor, llava, 512, **words)
-    with pytest.raises(RefusedError, match="do not fit max_length 20"):
+    with pytest.raises(SkippedSampleError, match="do not fit max_length 20"):
         text_only.encode_row(processor, llava, QUESTION, ANSWER, max_length=20)
 
 
@@ -130,5 +131,5 @@ def test_the_recipe_trains_on_both(sft_cot: Recipe, tmp_path: Path, cache: str) 
     words = ("--n_train", "12", "--text_only_data", str(path), "--epochs", "1", "--batch_size", "4")
     how = ("--vision_tower", "frozen", "--cache_features", cache)
     assert sft_cot(run, *words, *how) == 0
-    train = json.loads((run / "metrics.json").read_text())["train"]
+    train = read_metrics(run)["train"]
     assert train["n"] == 16 and train["steps"] == 4

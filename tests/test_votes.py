@@ -118,7 +118,7 @@ def test_votes_replace_the_label_and_reach_the_truth() -> None:
         assert sum(counts.values()) == 10
         most = [word for word, n in counts.items() if n == max(counts.values())]
         assert face["emotion"] == (most[0] if len(most) == 1 else None)
-        shares = answering.truth(FaceSample.from_row(face), benchmark)["votes"]["emotion"]
+        shares = answering.ground_truth(FaceSample.from_row(face), benchmark)["votes"]["emotion"]
         assert shares == {label: counts.get(label, 0) / 10 for label in SPACE.labels}
     agreement = np.mean([a == b for a, b in zip(faces["emotion"], plain["emotion"], strict=True)])
     assert 0.8 < agreement < 1

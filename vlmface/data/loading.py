@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ import yaml
 
 from vlmface.data import options
 from vlmface.data.catalog import dataset_module, describe, short_name
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.decodable import decodable_rows
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,21 +39,21 @@ def load_dataset(
     """
     if broken not in ("keep", "error", "drop"):
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
-    if n is not None and "n" in inspect.signature(dataset_module(name).read).parameters:
+    if n is not None and "n" in options.option_types(dataset_module(name).read):
         protocol["n"] = n
-    found = read(name, root, split, **protocol)
-    if not isinstance(found, Rows) and not hasattr(found, "column_names"):
+    rows = read(name, root, split, **protocol)
+    if not isinstance(rows, Rows) and not hasattr(rows, "column_names"):
         raise UserError(
-            f"data set {name!r}: its read(root, split) returned a {type(found).__name__}, but must "
+            f"data set {name!r}: its read(root, split) returned a {type(rows).__name__}, but must "
             "return vlmface.data.rows.Rows"
         )
-    if isinstance(found, Rows):
-        found = to_dataset(found, short_name(name), split, missing=missing)
-    if n is not None and n < len(found):
-        found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    if isinstance(rows, Rows):
+        rows = to_dataset(rows, short_name(name), split, missing=missing)
+    if n is not None and n < len(rows):
+        rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), n)))
     if broken != "keep":
-        found = decodable_rows(found, f"{name}, {split}", broken)
-    return found
+        rows = decodable_rows(rows, f"{name}, {split}", broken)
+    return rows
 
 
 def read(
@@ -72,18 +72,18 @@ def read(
                 else "; data.hold_out takes a validation part of its training people"
             )
         )
-    return module.read(_root(name, root), split, **protocol)
+    return options.call_reader(module.read, _root(name, root), split, protocol)
 
 
 def _root(name: str, root: str | Path | None) -> Path | None:
     module = dataset_module(name)
-    place = None if root is None else Path(root).expanduser()
-    if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
+    folder = None if root is None else Path(root).expanduser()
+    if getattr(module, "NEEDS_ROOT", True) and (folder is None or not folder.exists()):
         raise UserError(
             f"{name} needs the root of your copy ({describe(name)['home']}), "
-            + ("and none was given" if place is None else f"and {place} does not exist")
+            + ("and none was given" if folder is None else f"and {folder} does not exist")
         )
-    return place
+    return folder
 
 
 def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:
@@ -98,14 +98,13 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
 
 def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
-    read = dataset_module(name).read
-    own = list(inspect.signature(read).parameters)[2:]
+    kinds = options.option_types(dataset_module(name).read)
     for option, value in protocol.items():
-        if option not in own:
+        if option not in kinds:
             raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
+                f"data set {name!r} has no option {option!r}; it has {', '.join(kinds) or 'none'}"
             )
-        options.check_type(f"{name}: {option}", options.declared_types(read)[option], value)
+        options.check_type(f"{name}: {option}", kinds[option], value)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A word is not a pair, or the data set does not have the option.
     """
-    kinds = inspect.signature(dataset_module(name).read).parameters
+    kinds = options.option_types(dataset_module(name).read)
     values: dict[str, Any] = {}
     if len(words) == 1 and words[0].lstrip().startswith("{"):
         values = _read_yaml("the options", words[0])
@@ -128,8 +127,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
             option, equals, text = word.partition("=")
             if not equals:
                 raise UserError(f"an option is written name=value, found {word!r}")
-            kind = kinds[option].annotation if option in kinds else None
-            is_text = kind in ("str", "str | None")
+            is_text = kinds.get(option) in (str, str | None)
             values[option] = text if is_text else _read_yaml(f"option {option}", text)
     _check_options(name, {k: value for k, value in values.items() if k not in OF_ALL})
     return values

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import numbers
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vlmface.errors import UserError
-from vlmface.utils.ranges import alternatives, bare, describe, in_range
+from vlmface.utils.ranges import alternatives, bare, describe, in_range, kinds
 
 
 @functools.cache
@@ -30,13 +32,35 @@ def declared_types(function: Any) -> dict[str, Any]:
     return types
 
 
-def check_type(what: str, kind: Any, value: Any) -> None:
+def options_class(read: Any) -> type | None:
+    """The dataclass of a reader `read(root, split, options: Options)`; None if its options are
+    parameters of their own."""
+    kind = declared_types(read).get("options")
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def option_types(read: Any) -> dict[str, Any]:
+    """{option: its type} of a data set's `read`."""
+    if holder := options_class(read):
+        return kinds(holder)
+    types = declared_types(read)
+    return {name: types[name] for name in list(inspect.signature(read).parameters)[2:]}
+
+
+def call_reader(read: Any, root: Path | None, split: str, values: Mapping[str, Any]) -> Any:
+    """Call a data set's `read` with the values of its options."""
+    if holder := options_class(read):
+        return read(root, split, holder(**values))
+    return read(root, split, **values)
+
+
+def check_type(name: str, kind: Any, value: Any) -> None:
     """Raise UserError for a value of another type than a parameter's."""
     if kind is Any or kind is inspect.Parameter.empty:
         return
     if any(_is(option, value) for option in alternatives(kind)):
         return
-    raise UserError(f"{what} is {value!r}, but must be {_words(kind)}")
+    raise UserError(f"{name} is {value!r}, but must be {_words(kind)}")
 
 
 def _is(kind: Any, value: Any) -> bool:
@@ -51,10 +75,13 @@ def _is(kind: Any, value: Any) -> bool:
     if origin is collections.abc.Sequence:
         if isinstance(value, str) or not isinstance(value, list | tuple | range):
             return False
-        return all(any(_is(of, item) for of in alternatives(items[0])) for item in value)
+        return all(
+            any(_is(item_kinds, item) for item_kinds in alternatives(items[0])) for item in value
+        )
     if origin is collections.abc.Mapping:
         return isinstance(value, Mapping) and all(
-            any(_is(of, item) for of in alternatives(items[1])) for item in value.values()
+            any(_is(item_kinds, item) for item_kinds in alternatives(items[1]))
+            for item in value.values()
         )
     if inner is float:
         numeric = isinstance(value, numbers.Real) and not isinstance(value, bool)  # NumPy's too
@@ -72,8 +99,10 @@ def _words(kind: Any) -> str:
     for option in alternatives(kind):
         origin = typing.get_origin(bare(option)[0])
         if origin is collections.abc.Sequence:
-            of = alternatives(typing.get_args(bare(option)[0])[0])
-            parts.append("a list of " + " or ".join(_PLURAL.get(item, "values") for item in of))
+            item_kinds = alternatives(typing.get_args(bare(option)[0])[0])
+            parts.append(
+                "a list of " + " or ".join(_PLURAL.get(item, "values") for item in item_kinds)
+            )
         elif origin is collections.abc.Mapping:
             parts.append("a mapping {name: value}")
         elif isinstance(bare(option)[0], type) and bare(option)[0] not in (int, float, bool, str):

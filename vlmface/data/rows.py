@@ -6,7 +6,6 @@ the checks run over whole columns, and only a row that fails is built, for the e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmface import facs, label_spaces
+from vlmface import label_spaces
 from vlmface.data.image_paths import Folders
 from vlmface.data.records import short_repr
 from vlmface.data.text_files import match_name, open_utf8, read_lines, split_header
 from vlmface.errors import UserError
-from vlmface.schema import FaceSample, features
 from vlmface.utils.images import SUFFIXES
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow as pa
 
 
@@ -103,7 +100,7 @@ def canonical_labels(space_id: str, texts: Sequence[str | None]) -> list[str | N
         UserError: a text is not a label of the space.
     """
     space = label_spaces.space(space_id)
-    label_of = {text: space.canonical(text) for text in set(texts) if text is not None}
+    label_of = {text: space.match(text) for text in set(texts) if text is not None}
     wrong = sorted(text for text, label in label_of.items() if label is None)
     if wrong:
         raise UserError(
@@ -134,13 +131,15 @@ def action_units(
     present = np.asarray(present, bool)
     n = len(present)
     annotated = np.ones(present.shape, bool) if annotated is None else np.asarray(annotated, bool)
-    listed = annotated.ravel()
-    grades = np.full(listed.size, np.nan) if intensity is None else np.asarray(intensity).ravel()
+    au_numbers = annotated.ravel()
+    grades = (
+        np.full(au_numbers.size, np.nan) if intensity is None else np.asarray(intensity).ravel()
+    )
     struct = pa.StructArray.from_arrays(
         [
-            pa.array(np.tile(np.asarray(numbers, np.int32), n)[listed]),
-            pa.array(grades[listed].astype(np.float32), from_pandas=True),
-            pa.array(present.ravel()[listed]),
+            pa.array(np.tile(np.asarray(numbers, np.int32), n)[au_numbers]),
+            pa.array(grades[au_numbers].astype(np.float32), from_pandas=True),
+            pa.array(present.ravel()[au_numbers]),
         ],
         names=["au", "intensity", "present"],
     )
@@ -165,8 +164,8 @@ def listed_units(present: Sequence[Collection[int]], coded: Sequence[Collection[
         flags = [[number in row for number in numbers] for row in rows]
         return np.array(flags, bool).reshape(len(rows), len(numbers))
 
-    seen = mask(present)
-    return action_units(numbers, seen, annotated=seen | mask(coded))
+    present_mask = mask(present)
+    return action_units(numbers, present_mask, annotated=present_mask | mask(coded))
 
 
 def boxes(x0: Any, y0: Any, x1: Any, y1: Any) -> pa.Array:
@@ -200,40 +199,6 @@ def json_meta(n: int, **columns: Sequence[Any]) -> list[str]:
     return [encode(dict(zip(names, values, strict=True))) for values in zip(*lists, strict=True)]
 
 
-def subject_fold(subjects: Sequence[str], fold: int, folds: int) -> np.ndarray:
-    """Which rows are tested in a fold: the subjects in sorted order are dealt out to the folds in
-    turn, so that each is tested once.
-
-    Args:
-        subjects: of each row.
-        fold: 1 to `folds`.
-        folds: number of folds, at most that of the subjects.
-
-    Returns:
-        A mask (n,).
-
-    Raises:
-        UserError: `fold` or `folds` is out of range.
-    """
-    people = sorted(set(subjects))
-    if not 1 <= fold <= folds <= len(people):
-        raise UserError(
-            f"fold={fold} of folds={folds}: the folds count from 1, and there can be no more of "
-            f"them than subjects ({len(people)} in this copy)"
-        )
-    tested = set(people[fold - 1 :: folds])
-    return np.array([subject in tested for subject in subjects], bool)
-
-
-def people_of_split(parts: Sequence[Sequence[str]], fold: int, split: str) -> list[str]:
-    """The people of a split, sorted. Fold 1 tests on the last of the parts, fold 2 on the one
-    before it, and so on."""
-    tested = parts[-fold]
-    return sorted(
-        person for part in parts for person in part if (person in tested) == (split == "test")
-    )
-
-
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -243,12 +208,12 @@ def exists_mask(paths: Iterable[str]) -> np.ndarray:
     return np.array([folders.has(path) for path in paths], bool)
 
 
-def resolve_image_paths(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
+def resolve_image_paths(rows: Rows, description: str) -> tuple[Rows, np.ndarray]:
     """Correct the spelling of image paths. Warns if there was any to correct.
 
     Args:
         rows: rows with an `image` column.
-        what: name of the rows in the warning.
+        description: name of the rows in the warning.
 
     Returns:
         (the rows with paths as the disk spells them, a mask (n,) of the images that exist).
@@ -265,8 +230,8 @@ def resolve_image_paths(rows: Rows, what: str) -> tuple[Rows, np.ndarray]:
             other.append(row)
     if other:
         warnings.warn(
-            f"{what}: {len(other):,} image paths differ from the files' names in letter case, "
-            f"Unicode form or separators, the first: {images[other[0]]!a} is read from "
+            f"{description}: {len(other):,} image paths differ from the files' names in letter "
+            f"case, Unicode form or separators, the first: {images[other[0]]!a} is read from "
             f"{stored[other[0]]!a}",
             stacklevel=4,
         )
@@ -278,8 +243,8 @@ def image_names(folder: Path) -> tuple[list[str], list[str]]:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.is_dir())
     images = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-    chosen = set(images)
-    return images, [name for name in names if name not in chosen]
+    image_set = set(images)
+    return images, [name for name in names if name not in image_set]
 
 
 def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
@@ -296,28 +261,28 @@ def class_folders(folder: Path, space_id: str, prefix: str) -> Rows:
     """
     space = label_spaces.space(space_id)
     ids, images, labels, skipped = [], [], [], []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        label = space.canonical(place.name)
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        label = space.match(class_folder.name)
         if label is None:
             raise UserError(
-                f"{place}: {place.name!r} is not a label of {space.id}; expected folders named "
-                f"{', '.join(space.labels)}, or as their adjectives"
+                f"{class_folder}: {class_folder.name!r} is not a label of {space.id}; expected "
+                f"folders named {', '.join(space.labels)}, or as their adjectives"
             )
-        names, others = image_names(place)
+        names, others = image_names(class_folder)
         ids += [f"{prefix}/{label}/{os.path.splitext(name)[0]}" for name in names]
-        images += [str(place / name) for name in names]
+        images += [str(class_folder / name) for name in names]
         labels += [label] * len(names)
-        skipped += [f"{place.name}/{name}" for name in others]
+        skipped += [f"{class_folder.name}/{name}" for name in others]
     columns = {"id": ids, "image": images, space.field: labels}
     return Rows(columns, {"no image file": skipped} if skipped else {})
 
 
-def require_path(path: Path, what: str) -> Path:
+def require_path(path: Path, description: str) -> Path:
     """`path` if it exists.
 
     Args:
         path: the expected file or folder.
-        what: what it should contain.
+        description: what it should contain.
 
     Raises:
         UserError: it does not exist; the message lists what is there instead.
@@ -327,7 +292,8 @@ def require_path(path: Path, what: str) -> Path:
     folder = next((p for p in path.parents if p.exists()), Path())
     inside = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
     raise UserError(
-        f"{path} is missing: expected {what}; {folder} holds {', '.join(inside) or 'nothing'}. "
+        f"{path} is missing: expected {description}; {folder} holds "
+        f"{', '.join(inside) or 'nothing'}. "
         "Give --dataset_root (root) as the folder that the data set's owners distribute"
     )
 
@@ -466,226 +432,3 @@ def frames_by_number(folder: Path) -> dict[int, str]:
                 )
             paths[number] = entry.path
     return paths
-
-
-def random_split(
-    stems: Sequence[str], split: str, test_list: str | Path | None = None, share: float = 0.2
-) -> np.ndarray:
-    """Which rows belong to a split of a set whose owners define none.
-
-    Args:
-        stems: the image names (n) up to their first dot.
-        split: "train" or "test".
-        test_list: a text file that names the test images, one at the start of each line.
-        share: of the test images without `test_list`. They are drawn by a hash of their stem: the
-            same on every machine and independent of the other images.
-
-    Returns:
-        A mask (n,).
-
-    Raises:
-        UserError: `test_list` does not exist, or names other images.
-    """
-    if test_list is None:
-        digests = (hashlib.sha256(stem.encode()).digest() for stem in stems)
-        test = np.array([int.from_bytes(d[:8], "big") < share * 2**64 for d in digests], bool)
-    else:
-        path = require_path(Path(test_list).expanduser(), "a list of the test images, one a line")
-        names = [line.split()[0] for line in read_lines(path) if line.strip()]
-        wanted = {name.replace("\\", "/").rpartition("/")[2].partition(".")[0] for name in names}
-        if unknown := sorted(wanted - set(stems)):
-            raise UserError(
-                f"{path} names {len(unknown)} test images that the data set does not list, the "
-                f"first: {unknown[0]}; name images as the set does, one a line"
-            )
-        test = np.array([stem in wanted for stem in stems], bool)
-    return test if split == "test" else ~test
-
-
-# --- the data set ---------------------------------------------------------------------------------
-
-
-def to_dataset(rows: Rows, name: str, split: str, *, missing: str = "error") -> datasets.Dataset:
-    """The `datasets.Dataset` of the rows. Warns, with numbers and reasons, of what was skipped.
-
-    Args:
-        rows: as an adapter returns them.
-        name: of the data set.
-        split: of the rows.
-        missing: "error", or "drop" rows whose image does not exist.
-
-    Returns:
-        FaceSample rows; images are decoded on access.
-
-    Raises:
-        UserError: an image is missing, a label is out of range, or an id occurs twice.
-    """
-    import datasets
-    import pyarrow as pa
-
-    if missing not in ("error", "drop"):
-        raise UserError(f"missing={missing!r}: use 'error' or 'drop'")
-    for reason, what in rows.skipped.items():
-        warnings.warn(
-            f"{name}, {split}: {len(what):,} left out, {reason}: {what[0]}, ...", stacklevel=3
-        )
-    rows = _without_missing(rows, name, split, missing)
-    n = len(rows)
-    if n == 0:
-        raise UserError(f"{name} has no rows in split {split!r} with these options")
-    columns = {
-        "dataset": [name] * n,
-        "split": [split] * n,
-        "rationale_source": ["none"] * n,
-        "rationale_saw_label": np.zeros(n, bool),
-        "meta": ["{}"] * n,
-    } | rows.columns
-    schema = features().arrow_schema
-    unknown = set(columns) - set(schema.names)
-    if unknown:
-        raise UserError(
-            f"data set {name} fills the columns {', '.join(sorted(unknown))}, which are not fields "
-            f"of FaceSample: use {', '.join(schema.names)}"
-        )
-    try:
-        arrays = [
-            _arrow(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type)
-            for f in schema
-        ]
-    except UnicodeEncodeError as error:  # what the file system's own bytes become
-        raise UserError(
-            f"{name}, split {split!r}: {error.object!a} is not Unicode text: rename the file"
-        ) from error
-    table = pa.Table.from_arrays(arrays, schema=schema)
-    _check(table)
-    return datasets.Dataset(datasets.table.InMemoryTable(table))
-
-
-def _without_missing(rows: Rows, name: str, split: str, missing: str) -> Rows:
-    rows, exists = resolve_image_paths(rows, f"{name}, {split}")
-    if exists.all():
-        return rows
-    lacking = [rows.columns["image"][i] for i in np.flatnonzero(~exists)]
-    if missing == "error":
-        near = ", ".join(Folders().near(lacking[0]))
-        hint = f" (the folder holds {near}, which differ in letter case)" if near else ""
-        raise UserError(
-            f"{len(lacking)} of {len(exists)} images of {name}, split {split!r}, are missing, the "
-            f"first: {lacking[0]}{hint}; complete the copy, or load with missing='drop' to "
-            "leave them out"
-        )
-    warnings.warn(
-        f"{name}, {split}: {len(lacking)} rows without an image file are left out", stacklevel=3
-    )
-    return rows.take(exists)
-
-
-def _arrow(values: Any, type_: Any) -> Any:
-    import pyarrow as pa
-
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if pa.types.is_struct(type_) and {f.name for f in type_} == {"bytes", "path"}:
-        return _images(values, type_)
-    if pa.types.is_list(type_) and pa.types.is_struct(type_.value_type):
-        if isinstance(values, pa.Array):  # aus
-            return values.cast(type_)
-        flat = _images([path for row in values for path in row or ()], type_.value_type)
-        counts = [len(row or ()) for row in values]
-        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-        gone = pa.array(np.array([row is None for row in values]))
-        return pa.ListArray.from_arrays(offsets, flat, mask=gone)
-    if isinstance(values, pa.Array):
-        return values.cast(type_)
-    return pa.array(values, type_, from_pandas=True)
-
-
-def _images(values: Sequence[str | bytes | None], type_: Any) -> Any:
-    import pyarrow as pa
-
-    paths = [value if isinstance(value, str) else None for value in values]
-    if all(path is not None for path in paths):
-        encoded: Any = pa.nulls(len(paths), pa.binary())
-    else:
-        encoded = pa.array([v if isinstance(v, bytes) else None for v in values], pa.binary())
-    return pa.StructArray.from_arrays([encoded, pa.array(paths, pa.string())], fields=list(type_))
-
-
-def _check(table: pa.Table) -> None:
-    """Raise the UserError of the first row that `FaceSample.validate` rejects, by checks of whole
-    columns."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    def refuse(wrong: Any) -> None:
-        """`wrong` (n,): null or true where a row may be wrong."""
-        for row in pc.indices_nonzero(pc.fill_null(wrong, False))[:1]:
-            FaceSample.from_row(table.slice(row.as_py(), 1).to_pylist()[0]).validate()
-
-    ids = table["id"]
-    if pc.count_distinct(ids).as_py() != len(table):
-        counts = pc.value_counts(ids.combine_chunks())
-        twice = next(v for v in counts if v["counts"].as_py() > 1)["values"].as_py()
-        raise UserError(
-            f"id {twice!r} occurs more than once: the copy lists an image twice; "
-            "of several faces in one image, each row needs an id"
-        )
-    emotion = table["emotion"]
-    refuse(
-        pc.and_(pc.is_valid(emotion), pc.invert(pc.is_in(emotion, pa.array(label_spaces.EMOTIONS))))
-    )
-    for name, low, high in (("valence", -1, 1), ("arousal", -1, 1), ("age", 0, 130)):
-        refuse(
-            pc.invert(pc.and_(pc.less_equal(low, table[name]), pc.less_equal(table[name], high)))
-        )
-    box = table["face_box"].combine_chunks()
-    if box.null_count < len(box):
-        corners = np.asarray(box.drop_null().flatten()).reshape(-1, 4)
-        bad = ~((corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3]))
-        if bad.any():
-            valid = np.flatnonzero(np.asarray(pc.is_valid(box)))
-            flags = np.zeros(len(table), bool)
-            flags[valid[bad]] = True
-            refuse(pa.array(flags))
-    aus = table["aus"].combine_chunks()
-    if aus.null_count < len(aus):
-        units = aus.flatten()
-        grade = units.field("intensity")
-        bad_unit = pc.or_(
-            pc.invert(pc.is_in(units.field("au"), pa.array(facs.AU_NUMBERS, pa.int32()))),
-            pc.fill_null(
-                pc.invert(pc.and_(pc.less_equal(0, grade), pc.less_equal(grade, 5))), False
-            ),
-        )
-        parents = pc.list_parent_indices(aus)
-        flags = np.zeros(len(table), bool)
-        flags[np.asarray(parents)[np.asarray(bad_unit)]] = True
-        refuse(pa.array(flags))
-
-
-def with_still_images(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows with an `image` each: their own, or the middle frame of a clip, undecoded.
-
-    Raises:
-        UserError: a row has neither.
-    """
-    import datasets
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    table = rows.with_format("arrow")[:]
-    images = table["image"].combine_chunks()
-    if images.null_count:
-        frames = table["frames"].combine_chunks()
-        starts, ends = np.asarray(frames.offsets[:-1]), np.asarray(frames.offsets[1:])
-        none = np.asarray(pc.is_null(images))
-        if (lost := none & (starts == ends)).any():
-            row = table["id"][int(np.flatnonzero(lost)[0])]
-            raise UserError(f"{row} has neither an image nor frames: leave such rows out")
-        middle = len(images) + (starts + ends) // 2
-        index = np.where(none, middle, np.arange(len(images)))
-        images = pa.concat_arrays([images, frames.values]).take(pa.array(index))
-        table = table.set_column(table.schema.get_field_index("image"), "image", images)
-    kinds = datasets.Features({**rows.features, "image": datasets.Image(decode=False)})
-    schema = kinds.arrow_schema
-    return datasets.Dataset(datasets.table.InMemoryTable(table.select(schema.names).cast(schema)))

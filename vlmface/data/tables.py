@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 import re
 import warnings
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from vlmface.data.records import LINES, records, short_repr
 from vlmface.data.text_files import match_name, read_text, split_header
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 # Cells that stand for "not annotated", in lower case.
@@ -38,15 +37,14 @@ class Table:
         """The column of that name, if the table has it, in any letter case."""
         if name := match_name(column, self.columns, self.path):
             return name
-        near = difflib.get_close_matches(column, list(self.columns), 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
         raise UserError(
             f"{option} names the column {column!r}, but {self.path} has "
-            f"{', '.join(self.columns)}{hint}"
+            f"{', '.join(self.columns)}{did_you_mean(column, self.columns)}"
         )
 
 
 def open_table(path: Path) -> Table:
+    """The table of a file, read by its ending. Raises UserError."""
     readers = {
         **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _csv),
         **dict.fromkeys((*LINES, ".json"), _json),
@@ -102,8 +100,8 @@ def _reader(path: Path, text: str) -> tuple[Any, list[str]]:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     header = [name.strip() for name in rows[-1]] if rows else []
-    named = [name for name in header if name]
-    if len(set(named)) != len(named) or not named:
+    names = [name for name in header if name]
+    if len(set(names)) != len(names) or not names:
         raise UserError(
             f"{path} needs a header of different column names, found {short_repr(header)}"
         )
@@ -138,6 +136,7 @@ def _parquet(path: Path) -> Table:
 
 
 def cell_error(table: Table, column: str, row: int, allowed: str) -> UserError:
+    """The error for a cell whose value is not allowed."""
     value = short_repr(table.columns[column][row])
     return UserError(f"{table.where(row)}: {column!r} is {value}, expected {allowed}")
 
@@ -161,6 +160,7 @@ def label_cell(table: Table, column: str, row: int) -> str | None:
 
 
 def required_cell(table: Table, column: str, row: int) -> str:
+    """The text of a cell. Raises UserError for an empty one."""
     word = text_cell(table, column, row)
     if word is None:
         raise cell_error(table, column, row, "a text")
@@ -168,6 +168,7 @@ def required_cell(table: Table, column: str, row: int) -> str:
 
 
 def number_cell(table: Table, column: str, row: int) -> float | None:
+    """The number of a cell, None for one that is not annotated. Raises UserError."""
     word = label_cell(table, column, row)
     if word is None:
         return None

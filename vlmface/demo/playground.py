@@ -62,7 +62,8 @@ def render_head(scene: Scene) -> Image.Image:
     """Render a scene with the generator of the training data; the person is one of its own."""
     from PIL import Image
 
-    from vlmface.synth.render import Face, View, render
+    from vlmface.synth.face_parameters import Face, View
+    from vlmface.synth.render import render
 
     identity, look, _, _ = sample_identity(scene.person)
     side, height = math.radians(scene.light), math.radians(scene.light_height)
@@ -91,10 +92,10 @@ def render_head(scene: Scene) -> Image.Image:
 def incompatible_aus(aus: Mapping[int, int]) -> list[int]:
     """The AUs whose muscles cannot act together with all the others; no training face has such a
     combination."""
-    chosen = set(aus)
-    if chosen & set(_JAW_DROP):
-        chosen.discard(_LIPS_PART)
-    return [au for au in sorted(chosen) if not compatible(au, chosen - {au})]
+    selected = set(aus)
+    if selected & set(_JAW_DROP):
+        selected.discard(_LIPS_PART)
+    return [au for au in sorted(selected) if not compatible(au, selected - {au})]
 
 
 def supported_emotions(aus: Mapping[int, int]) -> list[str]:
@@ -113,7 +114,7 @@ class AUComparison:
     """The rendered AUs that were named, those that were missed, and AUs that were named but not
     rendered."""
 
-    named: list[int]
+    matched: list[int]
     missed: list[int]
     extra: list[int]
 

@@ -9,6 +9,7 @@ top2   share of rows whose true label is among the two most probable ones
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,18 @@ def calibration(
         {"n", each of the `metrics`, "bins", "reliability": [{"count", "confidence", "accuracy"},
         ...] of each bin}; None without such rows, and where a face has several labels.
     """
-    known = [row for row in rows if row.get("probabilities") and truth(row, space) is not None]
-    if not known or space.several:
+    scored_rows = [
+        row for row in rows if row.get("probabilities") and truth(row, space) is not None
+    ]
+    if not scored_rows or space.multi_label:
         return None
-    table = [[row["probabilities"].get(label, 0.0) for label in space.labels] for row in known]
-    true = [space.labels.index(str(truth(row, space))) for row in known]
+    table = [
+        [row["probabilities"].get(label, 0.0) for label in space.labels] for row in scored_rows
+    ]
+    true = [space.labels.index(str(truth(row, space))) for row in scored_rows]
     bins = measures.reliability(*measures.top_label(table, true))
     return {
-        "n": len(known),
+        "n": len(scored_rows),
         **{metric.key: metric.function(table, true) for metric in of_kind(metrics, "calibration")},
         "bins": measures.ECE_BINS,
         "reliability": [
@@ -53,54 +58,30 @@ def calibration(
 
 # --- metrics --------------------------------------------------------------------------------------
 
+_of_probabilities = partial(built_in, applies_to="calibration", takes="probabilities")
+_error = partial(_of_probabilities, higher_is_better=False)
+_unlisted_number: dict[str, Any] = {"unit": "", "scale": 1, "in_tables": False}
 
-@built_in(
-    "calibration error",
-    applies_to="calibration",
-    takes="probabilities",
-    higher_is_better=False,
-)
+
+@_error("calibration error")
 def ece(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Expected calibration error of the most probable labels."""
     return measures.expected_calibration_error(*measures.top_label(probabilities, truth))
 
 
-@built_in(
-    "negative log-likelihood, nats",
-    applies_to="calibration",
-    takes="probabilities",
-    higher_is_better=False,
-    unit="",
-    scale=1,
-    digits=2,
-    listed=False,
-)
+@_error("negative log-likelihood, nats", digits=2, **_unlisted_number)
 def nll(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean negative log-likelihood of the true label."""
     return measures.negative_log_likelihood(probabilities, truth)
 
 
-@built_in(
-    "Brier score",
-    applies_to="calibration",
-    takes="probabilities",
-    higher_is_better=False,
-    unit="",
-    scale=1,
-    digits=3,
-    listed=False,
-)
+@_error("Brier score", digits=3, **_unlisted_number)
 def brier(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Mean squared error of the probabilities, summed over the labels."""
     return measures.brier_score(probabilities, truth)
 
 
-@built_in(
-    "true label among the first two",
-    applies_to="calibration",
-    takes="probabilities",
-    listed=False,
-)
+@_of_probabilities("true label among the first two", in_tables=False)
 def top2(probabilities: ArrayLike, truth: ArrayLike) -> float:
     """Share of the rows whose true label is one of the two most probable."""
     return measures.top_k_accuracy(probabilities, truth, 2)

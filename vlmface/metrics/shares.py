@@ -91,10 +91,12 @@ def paired_share(
     """The change of a share between two runs on the same rows, its 95 % interval and its p value.
 
     Args:
-        before: (rows,) hits of the first run; `after` those of the second.
+        before: (rows,) hits of the first run.
+        after: (rows,) hits of the second run.
         totals: (rows,) what each row adds to the denominator, the same for both.
         clusters: the person in each row. Without it, rows are independent, and the test is
             McNemar's exact test up to the FLIPS random signs.
+        seed: of the random signs.
 
     Returns:
         {"difference", "ci95", "p"}: after - before; p is two-sided, at least 1 / (FLIPS + 1), and
@@ -164,8 +166,8 @@ def _sign_flip_test(changes: Array, sizes: Array, seed: int) -> Callable[[float]
     whole = np.array([changes.sum(), sizes.sum()])
 
     def p_of(supposed: float) -> float:
-        seen = abs(whole[0] - supposed * whole[1])
-        as_far = np.abs(flipped[:, 0] - supposed * flipped[:, 1]) >= seen - 1e-9
+        observed = abs(whole[0] - supposed * whole[1])
+        as_far = np.abs(flipped[:, 0] - supposed * flipped[:, 1]) >= observed - 1e-9
         return float((1 + as_far.sum()) / (FLIPS + 1))
 
     return p_of

@@ -114,7 +114,7 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
     loaded = [prompts.load(name) for name in settings.prompts]
     if settings.label_space is not None:
         space = label_spaces.space(settings.label_space)
-        loaded = [prompt.asking_for(space) for prompt in loaded]
+        loaded = [prompt.with_label_space(space) for prompt in loaded]
     task_sampling.check_prompts(settings, loaded)
     prompts.check_images(loaded, len(crops.parse_views(settings.views)), settings.num_frames)
     return loaded
@@ -133,7 +133,7 @@ def load_model(settings: SFTSettings, processor: Any = None) -> Model:
     loaded_prompts = load_prompts(settings)
     base = manifest.resolve(settings.base_model)
     family = families.get(families.family_of(base))
-    checks.check_policy(settings, family)
+    checks.check_trainable(settings, family)
     if processor is None:
         processor = family.load_processor(base)
     families.set_max_pixels(family, processor, settings.max_pixels)
@@ -148,7 +148,7 @@ def describe_model(settings: SFTSettings, model: Model) -> sft.TrainedModel:
         family=model.family,
         processor=model.processor,
         prompts=model.prompts,
-        policy=settings.policy,
+        trainable=settings.trainable,
         views=settings.views,
         num_frames=settings.num_frames,
         max_length=settings.max_length,
@@ -233,7 +233,7 @@ def encode_tasks(
     for prompt, (chosen, index) in zip(
         model.prompts, choose_rows(settings, model.prompts, samples), strict=True
     ):
-        if settings.augment == "flip" and prompt.reasons:
+        if settings.augment == "flip" and prompt.has_rationale:
             chosen = augmentation.with_mirrored_rationales(chosen)
         rows, skipped = encode_rows(
             chosen, processor, family, prompt, max_length=max_length, seed=seed
@@ -297,4 +297,4 @@ def describe_rows(tasks: Sequence[Task], n: int) -> dict[str, Any]:
         prefix = f"{task.name}: " if several or task.prompt is None else ""
         skipped.update({f"{prefix}{reason}": count for reason, count in task.skipped.items()})
     by_prompt = {task.name: len(task.rows) for task in of_prompts}
-    return {"n": n, "n_by_prompt": by_prompt, "left_out": dict(skipped)}
+    return {"n": n, "n_by_prompt": by_prompt, "skipped": dict(skipped)}

@@ -11,7 +11,9 @@ from typing import Any
 
 import httpx2
 
-from vlmface.infer.endpoint import Endpoint, NoAnswerError, chat, run_jobs
+from vlmface.infer.chat import chat
+from vlmface.infer.endpoint import Endpoint, NoAnswerError
+from vlmface.infer.jobs import run_jobs
 from vlmface.rationale.teacher_prompts import TeacherPrompt
 from vlmface.rationale.verify import Verdict
 from vlmface.utils.jsonl_journal import Journal
@@ -80,7 +82,7 @@ class Teacher:
             record["prompt_tokens"] += usage.get("prompt_tokens") or 0
             record["completion_tokens"] += usage.get("completion_tokens") or 0
             record["requests_without_usage"] += not usage
-            text = first.text(self.prompt.form)
+            text = first.text(self.prompt.format)
             verdict = job.check(text)
             record["text"] = text
             if attempt == self.repairs or not self.prompt.may_repair(verdict):

@@ -15,8 +15,8 @@ import numpy as np
 from vlmface.label_spaces import SPACES
 from vlmface.synth.appearance import EYE_COLOURS, HAIR_STYLES, Appearance
 from vlmface.synth.expressions import Expression, sample_expression
+from vlmface.synth.face_parameters import Face, View
 from vlmface.synth.head import ANCESTRIES, Identity, head_model
-from vlmface.synth.render import Face, View
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
     @property
     def age_group(self) -> str:
         """The age as a label of the space age_group5."""
-        return SPACES["age_group5"].of_age(self.age)
+        return SPACES["age_group5"].age_group_of(self.age)
 
 
 _DARK_EYES = {"brown": 0.5, "dark brown": 0.5}

@@ -10,23 +10,14 @@ from embreex import mesh_construction, rtcore_scene
 
 from vlmface.synth import props, scene_geometry
 from vlmface.synth.appearance import smoothstep
+from vlmface.synth.face_parameters import Face, View
 from vlmface.synth.head import head_model
-from vlmface.synth.meshes import Part
-from vlmface.synth.render import (
-    Face,
-    HeadMesh,
-    cast,
-    develop,
-    head_mesh,
-    interpolate,
-    key_direction,
-    key_shadow,
-    light_on,
-    rotation,
-    shade_head,
-)
+from vlmface.synth.head_mesh import HeadMesh, head_mesh
+from vlmface.synth.meshes import Part, rotation
+from vlmface.synth.render import cast, develop, interpolate
+from vlmface.synth.shading import PosedHead, key_direction, key_shadow, light_on, shade_head
 
-# What a ray met, in addition to the kinds of `render.py` (0 to 7).
+# What a ray met, in addition to the kinds of `head_mesh.py` (0 to 7).
 ROOM, BODY, OBJECT, NUISANCE = 8, 9, 10, 11
 NECK = np.array([0.0, 6.2, 0.25], np.float32)  # where the head turns on the body
 DOME = np.array([(0.62, 0.75, 0.2), (-0.62, 0.75, 0.2), (0.1, 0.8, 0.6), (0.0, 0.9, -0.45)])
@@ -37,15 +28,15 @@ class Camera:
     """A pinhole at `place` that looks `down` and to the `side` by so many degrees and sees `field`
     degrees, across and from top to bottom."""
 
-    place: tuple[float, float, float]
+    position: tuple[float, float, float]
     side: float
     down: float
     field: float
 
     def project(self, points: np.ndarray, size: int) -> np.ndarray:
         """Pixels (n, 2) of points (n, 3) in a picture of `size` x `size`."""
-        seen = (points - np.asarray(self.place)) @ rotation(self.side, -self.down, 0)
-        flat = seen[:, :2] / -seen[:, 2:3] / np.tan(np.radians(self.field / 2))
+        camera_points = (points - np.asarray(self.position)) @ rotation(self.side, -self.down, 0)
+        flat = camera_points[:, :2] / -camera_points[:, 2:3] / np.tan(np.radians(self.field / 2))
         return (flat * [1, -1] + 1) / 2 * size
 
     def rays(self, wide: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +48,7 @@ class Camera:
         directions = (ahead.reshape(-1, 3) @ rotation(self.side, -self.down, 0).T).astype(
             np.float32
         )
-        origins = np.tile(np.asarray(self.place, np.float32), (len(directions), 1))
+        origins = np.tile(np.asarray(self.position, np.float32), (len(directions), 1))
         return origins, directions
 
 
@@ -95,7 +86,7 @@ class Assembly:
 @dataclass(frozen=True)
 class SceneRender:
     """`image` uint8 (size, size, 3) and the `jpeg` file it was decoded from; `part` int8 (size,
-    size): kinds of `render.py`, then ROOM, BODY, OBJECT, NUISANCE."""
+    size): kinds of `head_mesh.py`, then ROOM, BODY, OBJECT, NUISANCE."""
 
     image: np.ndarray
     jpeg: bytes
@@ -132,12 +123,12 @@ def assemble(scene: Scene) -> Assembly:
 
     rng = np.random.default_rng([71, scene.seed])
     behind = scene_geometry.room(rng) + scene_geometry.desk(rng)
-    around, beside = scene_geometry.nuisance(rng)
+    around, objects = scene_geometry.nuisance(rng)
     # Of its own numbers: with another object, everything else stays as it is.
     prop = props.OBJECTS[scene.object](np.random.default_rng([73, scene.seed]))
     person = scene_geometry.body(head.rest_pose, model.template, face.look)
     person += scene_geometry.arms(head.rest_pose, model.template, face.look, prop)
-    layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, beside))
+    layers = ((ROOM, behind), (BODY, person), (OBJECT, prop.parts), (NUISANCE, objects))
     return Assembly(
         head=head,
         placed=(head.points * (1 - share) + turned * share).astype(np.float32),
@@ -187,44 +178,62 @@ def render_scene(
 
     wide = round(size * supersample)
     origins, directions = scene.camera.rays(wide)
-    hit, triangle, u, v, where = cast(world, origins, directions)
+    hits = cast(world, origins, directions)
+    triangle, u, v, where = hits.triangle, hits.u, hits.v, hits.where
     colour = np.empty((len(triangle), 3), np.float32)
     on_head = of_part[triangle] < 0
-    here = interpolate(built.attributes, triangles[triangle[on_head]], u[on_head], v[on_head])
-    colour[on_head] = shade_head(
-        scene.face, here, where[on_head], kind[triangle[on_head]], built.turn, built.placed, world
-    )
+    attributes = interpolate(built.attributes, triangles[triangle[on_head]], u[on_head], v[on_head])
+    posed = PosedHead(scene.face, built.turn, built.placed, world)
+    colour[on_head] = shade_head(posed, attributes, where[on_head], kind[triangle[on_head]])
     other = ~on_head
     corners = triangles[triangle[other]] - first
     surface = interpolate(np.concatenate([mesh.normals, mesh.uv], 1), corners, u[other], v[other])
-    colour[other] = _shade(
-        scene, parts, of_part[triangle[other]], surface, where[other], directions[hit][other], world
+    others = SurfacePoints(
+        part=of_part[triangle[other]],
+        normal=surface[:, :3],
+        uv=surface[:, 3:],
+        where=where[other],
+        ray=directions[hits.hit][other],
     )
+    colour[other] = _shade(scene.face.view, parts, others, world)
     picture = np.zeros((wide * wide, 3), np.float32)
-    picture[hit] = colour
+    picture[hits.hit] = colour
     part = np.full(wide * wide, ROOM, np.int8)
-    part[hit] = kind[triangle]
+    part[hits.hit] = kind[triangle]
     nearest = ((np.arange(size) + 0.5) * wide / size).astype(int)
     image, jpeg = develop(picture.reshape(wide, wide, 3), size, scene.face.view)
     return SceneRender(image, jpeg, part.reshape(wide, wide)[np.ix_(nearest, nearest)])
 
 
+@dataclass(frozen=True)
+class SurfacePoints:
+    """Points that rays met and that are not the head's.
+
+    Attributes:
+        part: (k,) number of the part that each is on.
+        normal: (k, 3) of the surface, of any length.
+        uv: (k, 2) place on the part's texture.
+        where: (k, 3) place in space.
+        ray: (k, 3) direction of the ray.
+    """
+
+    part: np.ndarray
+    normal: np.ndarray
+    uv: np.ndarray
+    where: np.ndarray
+    ray: np.ndarray
+
+
 def _shade(
-    scene: Scene,
-    parts: list[Part],
-    of_part: np.ndarray,
-    surface: np.ndarray,
-    where: np.ndarray,
-    directions: np.ndarray,
-    world: rtcore_scene.EmbreeScene,
+    view: View, parts: list[Part], points: SurfacePoints, world: rtcore_scene.EmbreeScene
 ) -> np.ndarray:
-    """Linear colour (k, 3) of points that are not the head's. `surface` (k, 5): normal and uv."""
-    view, uv = scene.face.view, surface[:, 3:]
-    normal = surface[:, :3] / (np.linalg.norm(surface[:, :3], axis=1, keepdims=True) + 1e-9)
+    """The linear colour (k, 3) of points."""
+    uv, where, directions = points.uv, points.where, points.ray
+    normal = points.normal / (np.linalg.norm(points.normal, axis=1, keepdims=True) + 1e-9)
     normal = np.where((normal * directions).sum(1, keepdims=True) > 0, -normal, normal)
     albedo, gloss = np.empty((len(uv), 3), np.float32), np.empty(len(uv), np.float32)
-    order = np.argsort(of_part, kind="stable")
-    numbers, starts = np.unique(of_part[order], return_index=True)
+    order = np.argsort(points.part, kind="stable")
+    numbers, starts = np.unique(points.part[order], return_index=True)
     for number, some in zip(numbers, np.split(order, starts[1:]), strict=True):
         albedo[some] = scene_geometry.colour_of(parts[number], uv[some])
         gloss[some] = parts[number].gloss
@@ -233,13 +242,13 @@ def _shade(
     light = light_on(view, normal, key, shadow)
     # What of a coarse sky dome each point sees, so that things stand on the desk.
     raised = (where + normal * np.float32(0.03)).astype(np.float32)
-    seen, most = np.zeros(len(where), np.float32), np.zeros(len(where), np.float32)
+    coverage, most = np.zeros(len(where), np.float32), np.zeros(len(where), np.float32)
     for ray in (DOME / np.linalg.norm(DOME, axis=1, keepdims=True)).astype(np.float32):
         cosine = np.clip(normal @ ray, 0, None)
         free = world.run(raised, np.tile(ray, (len(raised), 1)), query="OCCLUDED") == -1
-        seen += cosine * free
+        coverage += cosine * free
         most += cosine
-    sky = np.where(most > 0, seen / np.maximum(most, 1e-6), 1)
+    sky = np.where(most > 0, coverage / np.maximum(most, 1e-6), 1)
     light *= (0.45 + 0.55 * sky)[:, None]
     half = key - directions / np.linalg.norm(directions, axis=1, keepdims=True)
     half /= np.linalg.norm(half, axis=1, keepdims=True)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from vlmface import schema
 from vlmface.errors import UserError
 from vlmface.utils import files, subprocesses
+from vlmface.utils.ranges import Seed
 
 if TYPE_CHECKING:
     import datasets
 
 SPLITS = {"train": 0, "validation": 1, "test": 2, "pretrain": 3}
+PUBLIC_SPLITS = ("train", "validation", "test")  # those that are data sets to users
 PER_IDENTITY = 4  # rows of one person
 _RANGE = 10_000_000  # rows and identities that a split may have
 
@@ -40,6 +42,23 @@ def names(name: str, seed: int, split: str, index: int) -> dict[str, Any]:
         "split": split,
         "subject": f"synth-{seed}-{split}-p{index // PER_IDENTITY:05d}",
     }
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Options of a rendered data set.
+
+    Args:
+        n: number of rows, by default that of the split.
+        seed: of the set.
+        size: pixels of a side, by default those that are usual for the set.
+        progress: show a progress bar.
+    """
+
+    n: int | None = None
+    seed: Seed = 0
+    size: int | None = None
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,15 +82,17 @@ class RenderedSet:
 
     def cache_folder(self, seed: int, split: str, size: int, **options: int) -> Path:
         """The folder of a split's shards."""
-        how = "-".join([f"{size}px", *(f"{value}{key}" for key, value in sorted(options.items()))])
+        options_text = "-".join(
+            [f"{size}px", *(f"{value}{key}" for key, value in sorted(options.items()))]
+        )
         version = f"v{self.version}-schema{schema.VERSION}"
-        return files.cache_dir() / self.name / version / f"seed{seed}" / how / split
+        return files.cache_dir() / self.name / version / f"seed{seed}" / options_text / split
 
     def check_request(self, split: str, n: int, *, seed: int, size: int) -> None:
         """Raise UserError unless `n` rows of the split can be drawn at `size` pixels."""
         if split not in self.default_n:
-            known = ", ".join(self.default_n)
-            raise UserError(f"{self.name} has no split {split!r}: use one of {known}")
+            split_names = ", ".join(self.default_n)
+            raise UserError(f"{self.name} has no split {split!r}: use one of {split_names}")
         if not 0 < n <= _RANGE:
             raise UserError(f"{self.name} can draw 1 to {_RANGE:,} {self.unit}s, not {n}")
         low, high = self.sizes
@@ -106,10 +127,10 @@ class RenderedSet:
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             columns = schema.features().arrow_schema  # made here: `datasets` is slow to import
-            given = {"seed": seed, "split": split, "size": size, **options}
+            request = {"seed": seed, "split": split, "size": size, **options}
             make = delayed(_make_shard)
             jobs = (
-                make(path, columns, self.make_row, range(start, start + self.shard), given)
+                make(path, columns, self.make_row, range(start, start + self.shard), request)
                 for start, path in missing
             )
             parallel = Parallel(
@@ -123,9 +144,36 @@ class RenderedSet:
                 desc=f"rendering {split}",
                 disable=not progress,
             ) as bar:
-                for done in parallel(jobs):
-                    bar.update(done)
+                for row_count in parallel(jobs):
+                    bar.update(row_count)
         return paths
+
+    def read(
+        self, root: Path | None, split: str, options: RenderOptions, **further: int
+    ) -> datasets.Dataset:
+        """The first rows of a split, rendered where they are not cached.
+
+        Args:
+            root: None.
+            split: one of PUBLIC_SPLITS.
+            options: which rows.
+            **further: options of `make_row`.
+
+        Raises:
+            UserError: a root is given, or an option is out of range.
+        """
+        if root is not None:
+            raise UserError(
+                f"{self.name} is rendered, not read from a folder: leave out the root ({root})"
+            )
+        return self.load(
+            split,
+            n=options.n,
+            seed=options.seed,
+            size=options.size,
+            progress=options.progress,
+            **further,
+        )
 
     def load(
         self,
@@ -161,12 +209,16 @@ class RenderedSet:
 
 
 def _make_shard(
-    path: Path, columns: Any, make_row: Callable[..., dict[str, Any]], indices: range, how: Any
+    path: Path,
+    columns: Any,
+    make_row: Callable[..., dict[str, Any]],
+    indices: range,
+    row_options: Any,
 ) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [make_row(index=index, **how) for index in indices]
+    rows = [make_row(index=index, **row_options) for index in indices]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=columns), buffer, compression="zstd")
     files.atomic_write(path, buffer.getvalue())

@@ -21,7 +21,7 @@ from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families.base import Family
 from vlmface.infer import sampling
-from vlmface.train.rewards import Judge
+from vlmface.train.rewards import RewardScorer
 from vlmface.train.trainer import Features, ProgressBarWithLoss, Resumable
 from vlmface.train.vllm_rollout import ServerGoneError, VLLMRolloutServer
 
@@ -67,7 +67,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         *args: Any,
         family: Family,
         faces: Any,
-        judge: Judge,
+        scorer: RewardScorer,
         stops: Sequence[int],
         top_p: float,
         max_logprob_drift: float,
@@ -81,7 +81,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.finalize_model(family)
         self._copy_embedding_adapters()
         self.faces = faces  # rows of `encode_prompts`
-        self.judge = judge
+        self.scorer = scorer
         self.stops = list(stops)
         self.rollout_top_p = top_p
         self.max_logprob_drift = max_logprob_drift
@@ -133,7 +133,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         prompts = [row["prompt"] for row in inputs]
         per_reward = self._calculate_rewards(inputs, prompts, completions, ids)
         advantages, rewards = self._advantages(per_reward)
-        weights = torch.tensor([self.judge.weight(i) for i in indices], device=device)
+        weights = torch.tensor([self.scorer.weight(i) for i in indices], device=device)
         advantages = advantages * self.accelerator.gather(weights)
         start = self.accelerator.process_index * len(ids)
         mine = slice(start, start + len(ids))
@@ -237,6 +237,16 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self.accelerator.wait_for_everyone()
         server.use(step)
 
+    @property
+    def _sampling_options(self) -> sampling.SamplingOptions:
+        return sampling.SamplingOptions(
+            max_new_tokens=self.limit,
+            stops=self.stops,
+            temperature=self.temperature,
+            top_p=self.rollout_top_p,
+            never=self.never,
+        )
+
     def _sample(self, batch: Inputs, seed: int) -> sampling.Rollout:
         generator = torch.Generator(self.accelerator.device).manual_seed(seed)
         trained: Any = self.model
@@ -252,13 +262,9 @@ class GroupTrainer(Resumable, GRPOTrainer):
                 core,
                 self.family,
                 self._with_images(core, batch),
+                self._sampling_options,
                 group=self.group,
-                max_new_tokens=self.limit,
-                stops=self.stops,
                 generator=generator,
-                temperature=self.temperature,
-                top_p=self.rollout_top_p,
-                never=self.never,
             )
         trained.train()
         return rollout
@@ -315,17 +321,14 @@ class GroupTrainer(Resumable, GRPOTrainer):
 
     def _score(self, model: Any, entry: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = entry["completion_ids"], entry["completion_mask"]
-        options: dict[str, Any] = {"temperature": self.temperature, "never": self.never}
         with self.accelerator.autocast():
             if self.args.gradient_checkpointing and torch.is_grad_enabled():
                 full = self._full_conversations(entry)
                 return sampling.score_without_cache(
-                    model, self._with_images(model, full), ids, mask, **options
+                    model, self._with_images(model, full), ids, mask, self._sampling_options
                 )
             shared = self._with_images(model, entry["shared"])
-            return sampling.score(
-                model, self.family, shared, ids, mask, group=self.group, **options
-            )
+            return sampling.score(model, self.family, shared, ids, mask, self._sampling_options)
 
     def _full_conversations(self, entry: Inputs) -> Inputs:
         """A batch with a row for each completion, after its prompt."""
@@ -386,7 +389,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
     ) -> None:
         """Metrics of a generation batch (of all processes: rewards; of this one: texts)."""
         log, size = self._metrics["train"], self.group
-        answers = [self.judge.prompt.parse(text) for text in texts]
+        answers = [self.scorer.prompt.parse(text) for text in texts]
         for k, name in enumerate(self.reward_func_names):
             finite = per_reward[:, k][~per_reward[:, k].isnan()]
             log[f"rewards/{name}/mean"].append(finite.mean().item())
@@ -401,13 +404,13 @@ class GroupTrainer(Resumable, GRPOTrainer):
             log[f"status/{status}"].append(count / len(answers))
         by_label: defaultdict[str, list[float]] = defaultdict(list)
         for i, value in zip(indices, rewards[mine].tolist(), strict=True):
-            labels = self.judge.prompt.truth(self.judge.samples[i])
+            labels = self.scorer.prompt.target_labels(self.scorer.samples[i])
             for label in labels or ("unlabelled",):
                 by_label[label].append(value)
         for label, label_rewards in by_label.items():
             log[f"reward_of/{label}"].append(sum(label_rewards) / len(label_rewards))
         label_counts = Counter(label for answer in answers for label in answer.labels)
-        log["most_said"].append(max(label_counts.values(), default=0) / len(answers))
+        log["top_label_share"].append(max(label_counts.values(), default=0) / len(answers))
         self._truncated_batches = 0 if any(complete) else self._truncated_batches + 1
         if self._truncated_batches >= _MAX_TRUNCATED:
             raise UserError(

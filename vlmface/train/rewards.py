@@ -114,7 +114,7 @@ def _built_in(*, needs_annotation: bool = False) -> Callable[[RewardFunction], R
 
 @_built_in()
 def format(answer: Answer, sample: FaceSample, space: LabelSpace) -> float:
-    """1 if the text is exactly the asked form with a label of the space, else 0."""
+    """1 if the text is exactly the requested format with a label of the space, else 0."""
     return float(answer.status == "strict")
 
 
@@ -126,7 +126,7 @@ def emotion(answer: Answer, sample: FaceSample, space: LabelSpace) -> float | No
     Labels are those of the prompt's space (emotion, or any other), after the parser has read
     aliases and case: "Happy" is happiness, "unhappy" is not.
     """
-    truth = None if space.several else sample.label(space)
+    truth = None if space.multi_label else sample.label(space)
     return None if truth is None else float(answer.label == truth)
 
 
@@ -172,16 +172,16 @@ def au_intensity(
 
 def _f_beta(answer: Answer, sample: FaceSample, weights: Mapping[int, float], beta: float) -> float:
     annotated = {label.au for label in sample.aus or ()}
-    named = annotated.intersection(answer.aus)
+    predicted = annotated.intersection(answer.aus)
     if not answer.labels:
         return -1.0
     if not weights:
-        return -1.0 if named else 1.0
-    found = named & weights.keys()
-    if not found:
+        return -1.0 if predicted else 1.0
+    hits = predicted & weights.keys()
+    if not hits:
         return -1.0
-    precision = len(found) / len(named)
-    recall = sum(weights[n] for n in found) / sum(weights.values())
+    precision = len(hits) / len(predicted)
+    recall = sum(weights[n] for n in hits) / sum(weights.values())
     square = beta**2
     return 2 * (1 + square) * precision * recall / (square * precision + recall) - 1
 
@@ -327,7 +327,7 @@ def check_truth(
             )
 
 
-class Judge:
+class RewardScorer:
     """TRL's reward functions over our own: they read the prompt's form once for each text."""
 
     def __init__(
@@ -338,7 +338,7 @@ class Judge:
         label_weight_power: float = 0.0,
     ) -> None:
         """Raises UserError for a power above 0 if a face may have several labels."""
-        if label_weight_power and prompt.several:
+        if label_weight_power and prompt.multi_label:
             raise UserError(
                 f"label_weight_power is {label_weight_power}, but a face may have several labels "
                 f"of {prompt.space.id}: set it to 0"

@@ -11,7 +11,7 @@ import numpy as np
 from vlmface import answers, label_votes
 from vlmface.data.mixture import draw_evenly
 from vlmface.errors import UserError
-from vlmface.prompts import Prompt, Question
+from vlmface.prompts import Prompt, PromptLike
 from vlmface.schema import FaceSample
 from vlmface.train.label_weights import label_weights
 
@@ -29,7 +29,7 @@ TARGET_LABEL, LABEL_WEIGHT = "target_label", "label_weight"
 
 
 def row_targets(
-    rows: datasets.Dataset, prompts: Sequence[Question], *, soft: bool = False
+    rows: datasets.Dataset, prompts: Sequence[PromptLike], *, soft: bool = False
 ) -> list[list[Target]]:
     """The labels of each row for each prompt.
 
@@ -54,7 +54,7 @@ def row_targets(
             shares = vote_shares(sample, prompt) if soft else {}
             has_votes = has_votes or bool(shares)
             labels = sample.labels(prompt.space)
-            is_labelled = len(labels) == 1 or (prompt.several and labels)
+            is_labelled = len(labels) == 1 or (prompt.multi_label and labels)
             hard = {answers.join_labels(labels): 1.0} if is_labelled else {}
             prompt_targets.append(shares or hard)
     if soft and not has_votes:
@@ -65,13 +65,13 @@ def row_targets(
     return targets
 
 
-def takes_votes(prompt: Question) -> bool:
+def takes_votes(prompt: PromptLike) -> bool:
     """Whether the votes of annotators can be the target of a prompt. A rationale leads to one
     label, so it is not trained with the others."""
-    return not (prompt.several or prompt.reasons)
+    return not (prompt.multi_label or prompt.has_rationale)
 
 
-def vote_shares(sample: FaceSample, prompt: Question) -> Target:
+def vote_shares(sample: FaceSample, prompt: PromptLike) -> Target:
     """The labels of a prompt's space that a sample has votes for; {} without votes, and for a
     prompt that is not trained on them."""
     if not takes_votes(prompt):
@@ -85,9 +85,9 @@ def most_likely(targets: Sequence[Target]) -> list[str | None]:
     return [max(target, key=target.__getitem__) if target else None for target in targets]
 
 
-def check_balance(balance_by: Balance, prompts: Sequence[Question]) -> None:
+def check_balance(balance_by: Balance, prompts: Sequence[PromptLike]) -> None:
     """Raise UserError if labels are to be balanced and a prompt has several per face."""
-    multi_label = ", ".join(prompt.id for prompt in prompts if prompt.several)
+    multi_label = ", ".join(prompt.id for prompt in prompts if prompt.multi_label)
     if balance_by == "labels" and multi_label:
         raise UserError(
             f"balance_by is 'labels', but {multi_label} asks for several labels of a face, which "
@@ -102,7 +102,7 @@ def check_prompts(settings: SFTSettings, prompts: Sequence[Prompt]) -> None:
         UserError: A prompt has several labels per face, or none can be learnt from votes.
     """
     check_balance(settings.balance_by, prompts)
-    multi_label = ", ".join(prompt.id for prompt in prompts if prompt.several)
+    multi_label = ", ".join(prompt.id for prompt in prompts if prompt.multi_label)
     if settings.label_weight_power and multi_label:
         raise UserError(
             f"label_weight_power is {settings.label_weight_power:g}, but {multi_label} asks for "
@@ -123,7 +123,7 @@ def select_rows(
 
     Args:
         labels: The label of each row for each prompt, None for a row without.
-        balance: "none": every row, including those without a label, which the encoder skips and
+        balance_by: "none": every row, including those without a label, which the encoder skips and
             counts. "tasks": each prompt gets as many rows as the one with most labels; rows are
             repeated if there are too few. "labels": in addition, the numbers of rows of a prompt's
             labels differ by at most one.
@@ -149,13 +149,13 @@ def select_rows(
             row_words = np.array([words[i] for i in rows])
             pools = [rows[row_words == word] for word in sorted(set(row_words))]
         counts = [size // len(pools) + (k < size % len(pools)) for k in range(len(pools))]
-        drawn = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
-        selected.append(np.sort(np.concatenate(drawn)))
+        indices = [draw_evenly(pool, n, rng) for pool, n in zip(pools, counts, strict=True)]
+        selected.append(np.sort(np.concatenate(indices)))
     return selected
 
 
 def balanced_rows(
-    rows: datasets.Dataset, prompt: Question, balance_by: Balance, seed: int
+    rows: datasets.Dataset, prompt: PromptLike, balance_by: Balance, seed: int
 ) -> datasets.Dataset:
     """The rows that a recipe with one prompt trains on, see `select_rows`."""
     if balance_by == "none":

@@ -11,6 +11,7 @@ face image where no face was found, so that the n-th image of a folder need not 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +27,15 @@ TITLE = "Aff-Wild2"
 HOME = "https://ibug.doc.ic.ac.uk/resources/aff-wild2/"
 LICENCE = "non-commercial research, no redistribution"
 SPLITS = ("train", "validation")
-PUBLISHED: dict[str, dict[str, int]] = {}
 FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
 INVALID = {"expr": -1, "va": -5, "au": -1}
 
 
-def read(
-    root: Path,
-    split: str,
-    *,
-    track: str = "expr",
-    every: Count = 1,
-    images: str = "cropped_aligned",
-    annotations: str | None = None,
-    invalid: float | None = None,
-) -> Rows:
-    """One row for each frame that has a label and a face. The track's class "Other" has no emotion,
-    and its word in `context`.
+@dataclass(frozen=True)
+class Options:
+    """Options of Aff-Wild2.
 
     Args:
-        root: as above.
-        split: one of SPLITS.
         track: "expr", "va" or "au".
         every: n keeps the frames 1, n + 1, 2n + 1 ... of each video.
         images: the folder of the faces, under the root.
@@ -54,14 +43,34 @@ def read(
         invalid: the value of a frame that is not annotated, by default -1, and -5 for valence and
             arousal.
     """
-    if track not in INVALID:
-        raise UserError(f"track={track!r}: Aff-Wild2 has {', '.join(INVALID)}")
-    if every < 1:
-        raise UserError(f"every={every}: give 1 for all frames, 10 for each tenth")
-    code = INVALID[track] if invalid is None else invalid
-    labels = _track(root, track, annotations) / FOLDERS[split]
+
+    track: str = "expr"
+    every: Count = 1
+    images: str = "cropped_aligned"
+    annotations: str | None = None
+    invalid: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.track not in INVALID:
+            raise UserError(f"track={self.track!r}: Aff-Wild2 has {', '.join(INVALID)}")
+
+
+def read(root: Path, split: str, options: Options) -> Rows:
+    """One row for each frame that has a label and a face. The track's class "Other" has no emotion,
+    and its word in `context`.
+
+    Args:
+        root: as above.
+        split: one of SPLITS.
+        options: see Options.
+    """
+    track, every = options.track, options.every
+    code = INVALID[track] if options.invalid is None else options.invalid
+    labels = _track(root, track, options.annotations) / FOLDERS[split]
     files = sorted(require_path(labels, "Aff-Wild2's label files").glob("*.txt"))
-    faces = require_path(root / images, "Aff-Wild2's cropped and aligned faces, one folder a video")
+    faces = require_path(
+        root / options.images, "Aff-Wild2's cropped and aligned faces, one folder a video"
+    )
 
     ids: list[str] = []
     subjects: list[str] = []
@@ -144,15 +153,15 @@ def _columns(track: str, header: list[str], values: np.ndarray, invalid: float) 
         return {"aus": action_units(numbers, values == 1, annotated=~missing)}
     if track == "va":
         real = np.where(missing, np.nan, values)
-        named = dict(zip(map(str.lower, header), real.T, strict=True))
-        if set(named) != {"valence", "arousal"}:
+        columns_by_name = dict(zip(map(str.lower, header), real.T, strict=True))
+        if set(columns_by_name) != {"valence", "arousal"}:
             raise UserError(f"the header is {header}, expected valence,arousal in either order")
-        return named
+        return columns_by_name
     coding = label_spaces.CODINGS["affwild2"].codes
     expected = [word or "other" for code, word in coding.items() if code >= 0]
     if [label_spaces.normalise(word) for word in header] != expected[: len(header)]:
         raise UserError(f"the header lists the classes {header}, expected {expected}")
     codes = values[:, 0].astype(int)
-    found = emotions("affwild2", codes)
+    labels = emotions("affwild2", codes)
     other = codes == expected.index("other")
-    return {"emotion": found, "context": [["Other"] if o else None for o in other.tolist()]}
+    return {"emotion": labels, "context": [["Other"] if o else None for o in other.tolist()]}

@@ -3,59 +3,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from vlmface.errors import UserError
 from vlmface.schema import FaceSample
-from vlmface.utils.ranges import Natural, Range, Seed
+from vlmface.synth.sharded_dataset import PUBLIC_SPLITS, RenderOptions
+from vlmface.utils.ranges import Natural, Range
 
 if TYPE_CHECKING:
     import datasets
 
-TITLE = "vlmface's rendered faces"
-HOME = "docs/synth.md"
-LICENCE = "CC0"
-SPLITS = ("train", "validation", "test")
-NEEDS_ROOT = False
-PUBLISHED: dict[str, dict[str, int]] = {}
-AtLeastOne = Annotated[float, Range(min=1)]
+TITLE, HOME, LICENCE = "vlmface's rendered faces", "docs/synth.md", "CC0"
+SPLITS, NEEDS_ROOT = PUBLIC_SPLITS, False
 
 
-def read(
-    root: Path | None,
-    split: str,
-    *,
-    n: int | None = None,
-    seed: Seed = 0,
-    size: int = 96,
-    annotators: Natural = 0,
-    label_ratio: AtLeastOne = 1,
-    progress: bool = True,
-) -> datasets.Dataset:
-    """The first `n` faces of a split; rendered where they are not cached.
+@dataclass(frozen=True)
+class Options(RenderOptions):
+    """Options of the faces.
 
     Args:
-        root: None.
-        split: one of SPLITS.
-        n: number of faces, by default that of the split.
-        seed: of the set.
-        size: pixels of a side.
         annotators: simulated annotators of each face, whose votes are `label_votes` and whose
             majority is the emotion; 0: the emotion is the rendered one.
         label_ratio: keep a part of the faces, in which the most frequent emotion has so many times
             the faces of the rarest; 1: keep all.
-        progress: show a progress bar.
     """
+
+    annotators: Natural = 0
+    label_ratio: Annotated[float, Range(min=1)] = 1
+
+
+def read(root: Path | None, split: str, options: Options) -> datasets.Dataset:
+    """The first faces of a split; see `RenderedSet.read`."""
     from vlmface.synth.annotation import unbalanced
     from vlmface.synth.dataset import FACES
 
-    if root is not None:
-        raise UserError(f"synth is rendered, not read from a folder: leave out the root ({root})")
-    rows = FACES.load(split, n=n, seed=seed, size=size, progress=progress)
-    if label_ratio > 1:
-        rows = rows.select(unbalanced(rows["emotion"][:], label_ratio))
-    return _with_votes(rows, annotators) if annotators else rows
+    rows = FACES.read(root, split, options)
+    if options.label_ratio > 1:
+        rows = rows.select(unbalanced(rows["emotion"][:], options.label_ratio))
+    return _with_votes(rows, options.annotators) if options.annotators else rows
 
 
 def _with_votes(rows: datasets.Dataset, annotators: int) -> datasets.Dataset:

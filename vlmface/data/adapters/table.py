@@ -24,10 +24,10 @@ import numpy as np
 
 from vlmface import facs, label_spaces
 from vlmface.data.records import (
-    canonical,
     check_choice,
     folder_of_images,
     has_parent_reference,
+    match_label,
     path_inside,
     short_repr,
 )
@@ -131,11 +131,11 @@ def read(
         "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
     )
     coding = _Coding(au_values, au_threshold, au_missing)
-    meant = _label_map(labels)
+    label_map = _label_map(labels)
     if root.is_dir():
-        given = {"columns": columns, "words": words, "images": images, "aus": aus}
-        _refuse_options(root, given | {"split_column": split_column, "splits": splits})
-        return _from_folders(root, split, meant, file_split)
+        overrides = {"columns": columns, "words": words, "images": images, "aus": aus}
+        _refuse_options(root, overrides | {"split_column": split_column, "splits": splits})
+        return _from_folders(root, split, label_map, file_split)
     table = open_table(root)
     source = _source(table, columns or {})
     rows = _rows_of(table, split, split_column, splits or {}, file_split)
@@ -145,10 +145,12 @@ def read(
     index, fields = _pictures(
         table, source["image"], rows, folder_of_images(images, root.parent), skipped
     )
-    fields |= _labels(table, source, index, meant, words or {})
+    fields |= _labels(table, source, index, label_map, words or {})
     if "rationale" in source:
         written = np.array([text is not None for text in fields["rationale"]], bool)
-        fields["rationale_source"] = [rationale_source if given else "none" for given in written]
+        fields["rationale_source"] = [
+            rationale_source if rationale else "none" for rationale in written
+        ]
         fields["rationale_saw_label"] = written & bool(rationale_saw_label)
     if aus is not None:
         fields["aus"] = _units(table, index, _au_columns(table, aus), coding)
@@ -255,11 +257,11 @@ def _tracked(table: Table, rows: list[int], skipped: dict[str, list[str]]) -> li
     return [row for row in rows if row not in lost]
 
 
-def _only(path: Path, split: str, file_split: str, how: str) -> None:
+def _only(path: Path, split: str, file_split: str, reason: str) -> None:
     if split != file_split:
         raise UserError(
             f"{path} does not state which rows are split {split!r}: all of them are "
-            f"{file_split!r}; name {how}, use data.hold_out, or pass file_split={split!r} "
+            f"{file_split!r}; name {reason}, use data.hold_out, or pass file_split={split!r} "
             f"if this is all {split}"
         )
 
@@ -271,11 +273,11 @@ def _pictures(
     table: Table, column: str, rows: list[int], folder: Path, skipped: dict[str, list[str]]
 ) -> tuple[list[int], dict[str, Any]]:
     """(the rows that have a picture, the columns `id` and `image`)."""
-    named = {row: _picture(table, column, row, folder) for row in rows}
-    if lacking := [table.where(row) for row, picture in named.items() if picture is None]:
+    stored = {row: _picture(table, column, row, folder) for row in rows}
+    if lacking := [table.where(row) for row, picture in stored.items() if picture is None]:
         skipped["no image"] = lacking
-    index = [row for row, picture in named.items() if picture is not None]
-    pictures = [picture for picture in named.values() if picture is not None]
+    index = [row for row, picture in stored.items() if picture is not None]
+    pictures = [picture for picture in stored.values() if picture is not None]
     return index, {"id": _ids(pictures, index), "image": [picture for _, picture in pictures]}
 
 
@@ -323,7 +325,7 @@ def _labels(
     table: Table,
     source: Mapping[str, str],
     rows: list[int],
-    meant: Mapping[str, str | None],
+    label_map: Mapping[str, str | None],
     words: Mapping[str, Mapping[Any, str | None]],
 ) -> dict[str, Any]:
     """The columns of the fields but `image` and `aus`."""
@@ -332,7 +334,7 @@ def _labels(
     if "id" in source:
         fields["id"] = [f"table-{required_cell(table, source['id'], i)}" for i in rows]
     if "emotion" in source:
-        fields["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
+        fields["emotion"] = [_emotion(table, source["emotion"], i, label_map) for i in rows]
     for field in (field for field in TEXTS if field in source):
         read = text_cell if field in NAMES else label_cell
         fields[field] = [read(table, source[field], i) for i in rows]
@@ -348,7 +350,7 @@ def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
     for field, mapping in words.items():
         check_choice("words", field, WORDS)
         for word, to in mapping.items():
-            if to is not None and not any(canonical(name, to) for name in _spaces(field)):
+            if to is not None and not any(match_label(name, to) for name in _spaces(field)):
                 raise UserError(
                     f"words maps {word!r} to {to!r} for {field}: use one of "
                     f"{', '.join(_labels_of(field))}, or None"
@@ -357,20 +359,20 @@ def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
 
 def _label_map(labels: Mapping[Any, str | None] | None) -> dict[str, str | None]:
     space = label_spaces.space("emotion8")
-    meant: dict[str, str | None] = {}
+    label_map: dict[str, str | None] = {}
     for word, label in with_plain(labels or {}).items():
-        meant[word] = None if label is None else space.canonical(label)
-        if label is not None and meant[word] is None:
+        label_map[word] = None if label is None else space.match(label)
+        if label is not None and label_map[word] is None:
             raise UserError(
                 f"labels maps {word!r} to {label!r}: use one of {', '.join(space.labels)}, or None"
             )
-    return meant
+    return label_map
 
 
-def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None:
-    if (key := key_of(word, meant)) is not None:
-        return meant[key]
-    label = canonical("emotion8", word)
+def _label(word: str, label_map: Mapping[str, str | None], where: str) -> str | None:
+    if (key := key_of(word, label_map)) is not None:
+        return label_map[key]
+    label = match_label("emotion8", word)
     if label is None:
         raise UserError(
             f"{where} is {word!r}, which is not one of {', '.join(label_spaces.EMOTIONS)}: map it, "
@@ -379,28 +381,30 @@ def _label(word: str, meant: Mapping[str, str | None], where: str) -> str | None
     return label
 
 
-def _emotion(table: Table, column: str, row: int, meant: Mapping[str, str | None]) -> str | None:
+def _emotion(
+    table: Table, column: str, row: int, label_map: Mapping[str, str | None]
+) -> str | None:
     word = text_cell(table, column, row)
-    if word is None or (word.casefold() in NULLS and key_of(word, meant) is None):
+    if word is None or (word.casefold() in NULLS and key_of(word, label_map) is None):
         return None
-    return _label(word, meant, f"{table.where(row)}: {column!r}")
+    return _label(word, label_map, f"{table.where(row)}: {column!r}")
 
 
 def _person(
-    table: Table, field: str, column: str, row: int, meant: Mapping[str, str | None]
+    table: Table, field: str, column: str, row: int, label_map: Mapping[str, str | None]
 ) -> str | None:
     """A word of gender, race or age group, as it is written if a label space has it."""
     word = text_cell(table, column, row)
     if word is None:
         return None
-    if (key := key_of(word, meant)) is not None:
-        return meant[key]
+    if (key := key_of(word, label_map)) is not None:
+        return label_map[key]
     lower = word.casefold()
     if lower in NULLS:
         return None
     if field == "gender" and lower in GENDERS:
         return GENDERS[lower]
-    if not any(canonical(name, word) for name in _spaces(field)):
+    if not any(match_label(name, word) for name in _spaces(field)):
         labels = _labels_of(field)
         option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
         raise UserError(
@@ -456,18 +460,20 @@ class _Coding:
     """How cells stand for AUs: the options au_values, au_threshold and au_missing."""
 
     values: str
-    given: float | None
+    requested_threshold: float | None
     missing: float | Sequence[float]
 
     def __post_init__(self) -> None:
         top = 1 if self.values == "probability" else 5
-        if self.given is not None and not 0 < self.given <= top:
+        if self.requested_threshold is not None and not 0 < self.requested_threshold <= top:
             kind = "a probability" if top == 1 else "an intensity"
-            raise UserError(f"au_threshold={self.given!r}: give {kind} above 0 and up to {top}")
+            raise UserError(
+                f"au_threshold={self.requested_threshold!r}: give {kind} above 0 and up to {top}"
+            )
 
     @property
     def threshold(self) -> float:
-        return UNITS[self.values] if self.given is None else self.given
+        return UNITS[self.values] if self.requested_threshold is None else self.requested_threshold
 
     @property
     def codes(self) -> list[float]:
@@ -502,7 +508,7 @@ def _units(table: Table, rows: list[int], source: dict[int, str], coding: _Codin
 
 def _check_not_probabilities(table: Table, values: np.ndarray, coding: _Coding) -> None:
     fractions = values[values != np.round(values)]
-    if coding.given is None and len(fractions) and values.max() <= 1:
+    if coding.requested_threshold is None and len(fractions) and values.max() <= 1:
         raise UserError(
             f"{table.path}: all AU values lie between 0 and 1 (such as {fractions[0]:g}), which "
             "reads as probabilities: set au_values='probability', or au_threshold= if they are "
@@ -517,7 +523,9 @@ def _split_folders(root: Path) -> list[Path]:
     return [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLIT_WORDS]
 
 
-def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_split: str) -> Rows:
+def _from_folders(
+    root: Path, split: str, label_map: Mapping[str, str | None], file_split: str
+) -> Rows:
     skipped: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
     top = root
     parts = _split_folders(root)
@@ -529,8 +537,8 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
                 f"are {', '.join(part.name for part in parts)}"
             )
         top = fitting[0]
-        beside = [str(p.relative_to(root)) for p in sorted(root.iterdir()) if p not in parts]
-        skipped["not in a label folder"] += beside
+        other_entries = [str(p.relative_to(root)) for p in sorted(root.iterdir()) if p not in parts]
+        skipped["not in a label folder"] += other_entries
     else:
         _only(root, split, file_split, "folders train and test")
     ids, paths, emotions = [], [], []
@@ -538,7 +546,7 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
         if not child.is_dir() or child.name.startswith("."):
             skipped["not in a label folder"].append(str(child.relative_to(root)))
             continue
-        emotion = _label(child.name, meant, f"the folder name {child}")
+        emotion = _label(child.name, label_map, f"the folder name {child}")
         for path in sorted(path for path in child.rglob("*") if not path.is_dir()):
             name = path.relative_to(root).as_posix()
             if not name.lower().endswith(SUFFIXES):

@@ -50,10 +50,12 @@ class Settings(Checked):
 
     @property
     def max_bytes(self) -> int:
+        """Bytes of a body."""
         return int(self.max_mb * 1_000_000)
 
     @property
     def max_pixels(self) -> int:
+        """Pixels of a picture."""
         return int(self.max_megapixels * 1_000_000)
 
     @property
@@ -81,6 +83,6 @@ def keys_from_env(name: str | None) -> tuple[str, ...]:
     if not keys:
         raise UserError(
             f"the environment variable {name} is not set: put the keys of your clients into it, "
-            "separated by commas, or leave out --client_keys_env to accept requests from anyone"
+            "separated by commas, or leave out --client-keys-env to accept requests from anyone"
         )
     return keys

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-def labelled(
+def select_labelled(
     rows: datasets.Dataset, texts: LabelTexts, soft: bool = False
 ) -> tuple[datasets.Dataset, torch.Tensor, torch.Tensor, dict[str, int]]:
     """(rows that have a label, their targets, their valence and arousal, left out by reason).
@@ -41,7 +41,7 @@ def labelled(
             continue
         sample = FaceSample.from_row(row)
         with_label.append(index)
-        if texts.several:
+        if texts.multi_label:
             present = sample.labels(texts.space)
             targets.append([float(label in present) for label in labels])
         elif soft:
@@ -54,10 +54,10 @@ def labelled(
             f"none of the {len(rows)} rows has a label of {texts.space.id}: check the data set's "
             f"labels against the label space of the texts {texts.id}"
         )
-    left_out = {"no_label": len(rows) - len(with_label)} if len(with_label) < len(rows) else {}
-    if left_out:
+    skipped = {"no_label": len(rows) - len(with_label)} if len(with_label) < len(rows) else {}
+    if skipped:
         rows = rows.select(with_label)
-    return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), left_out
+    return rows, torch.tensor(targets), torch.tensor(affects, dtype=torch.float32), skipped
 
 
 class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):

@@ -1,4 +1,4 @@
-"""What `vlmface plan` counts without weights is what a real step holds."""
+"""What `vlmface estimate-memory` counts without weights is what a real step holds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from checkpoints import BUILDERS, llava, qwen_vl, smolvlm
-from samples import ROOT, picture
+from helpers.checkpoints import BUILDERS, clip_vision, llava, qwen_vl, smolvlm
+from helpers.run_files import read_metrics
+from helpers.samples import picture
+from helpers.scripts import ROOT
 
 from vlmface import encode, families, prompts
 from vlmface.cli import main
@@ -237,7 +239,7 @@ def test_quantised_weights_take_four_bits(base: Path) -> None:
 
 def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
     settings = SFTSettings(**json.loads((run_dir / "settings.json").read_text()))
-    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    train = read_metrics(run_dir)["train"]
     assert estimate_memory.steps(settings, train["n"]) == train["steps"]
     uneven = dataclasses.replace(settings, gradient_accumulation=4, epochs=1.5)
     assert estimate_memory.steps(uneven, 49) == 3  # 7 batches, 2 updates an epoch
@@ -249,24 +251,11 @@ def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.json and nothing else, of a LLaVA with few but wide layers."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlamaConfig, LlavaConfig
 
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=3,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=4,
-            num_attention_heads=32,
-            vocab_size=32064,
-        ),
+        vision_config=clip_vision(1024, 3, 16, 336),
+        text_config=LlamaConfig(num_hidden_layers=4, vocab_size=32064),  # as wide as Llama-2-7B
         image_token_index=32000,
     )
     folder = tmp_path_factory.mktemp("bare")
@@ -278,27 +267,27 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_config_json_is_enough(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", "sft_cot_llava", "--base_model", str(bare), "--n_train", "12271"]
     words += ["--eval_batch_size", "1"]
-    assert main(["plan", "--gpu", "24GB", *words]) == 0
+    assert main(["estimate-memory", "--gpu", "24GB", *words]) == 0
     shown = capsys.readouterr().out
     assert "rows of max_length 2048 tokens assumed" in shown
     assert "1,920 steps: 12,271 rows, 20 epochs" in shown
     assert re.search(r"DDP +\d+\.\d+  fits", shown) and "measured" not in shown
-    assert main(["plan", "--gpu", "4 GiB", *words, "--batch_size", "4"]) == 1
+    assert main(["estimate-memory", "--gpu", "4 GiB", *words, "--batch_size", "4"]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"batch_size: 1, gradient_accumulation: 64 +\d+\.\d+  fits\n", shown)
     assert "quantization" not in shown  # no more than is needed
-    assert main(["plan", "--gpu", "2GB", *words]) == 1
+    assert main(["estimate-memory", "--gpu", "2GB", *words]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"quantization: nf4 +\d+\.\d+  fits\n", shown)
 
 
 def test_what_is_missing_is_said(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", "sft_cot_llava", "--base_model", str(bare)]
-    assert main(["plan", "--gpu", "much", *words]) == 2
+    assert main(["estimate-memory", "--gpu", "much", *words]) == 2
     assert "write it as 24GB" in capsys.readouterr().err
-    assert main(["plan", "--gpu", "24GB", *words, "--max_length", "600"]) == 2
+    assert main(["estimate-memory", "--gpu", "24GB", *words, "--max_length", "600"]) == 2
     assert "does not hold an image of 576 tokens" in capsys.readouterr().err
-    assert main(["plan", "--gpu", "24GB", *words, "--measure"]) == 2
+    assert main(["estimate-memory", "--gpu", "24GB", *words, "--measure"]) == 2
     assert "has no processor" in capsys.readouterr().err
 
 
@@ -311,7 +300,7 @@ def test_a_processor_is_enough_where_sizes_decide(
     family.build_tiny(tmp_path, [str(prompts.load("face_cot").messages()), "USER: ASSISTANT:"] * 20)
     words = ["--config", f"sft_cot_{name}", "--base_model", str(tmp_path), "--max_pixels", "16384"]
     words += ["--gradient_checkpointing", "false", "--dataset_root", str(tmp_path / "no_data")]
-    assert main(["plan", "--gpu", "24GB", *words]) == 0
+    assert main(["estimate-memory", "--gpu", "24GB", *words]) == 0
     shown = capsys.readouterr().out
     assert "data not read: " in shown and "assumed" in shown
     assert re.search(r"activations +\d+\.\d+", shown) and "fits" in shown
@@ -334,7 +323,10 @@ def test_measuring_takes_real_steps(base: Path) -> None:
 
 
 def test_on_a_cpu_the_tensors_are_estimated(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--base_model", str(base), "--n_train", "12", "--batch_size", "4"]) == 0
+    assert (
+        main(["estimate-memory", "--base_model", str(base), "--n_train", "12", "--batch_size", "4"])
+        == 0
+    )
     shown = capsys.readouterr().out
     for part in ("weights", "gradients", "optimiser", "activations"):
         assert re.search(rf"^  {part} +\d+\.\d+$", shown, re.MULTILINE), part
