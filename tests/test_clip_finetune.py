@@ -224,7 +224,7 @@ def test_a_video_is_answered_by_the_command(
             "milestones": "1",
             "epochs": 2,
         },
-        {"head": "linear", "margins": "ldam", "class_weights": "effective"},
+        {"head": "linear", "margins": "ldam", "label_weight_power": 0.5},
         {"affect": "graph", "label_smoothing": 0.0},
         {"prompt": "clip_signs_contrast", "negative_weight": 0.3, "text_tower": "frozen"},
     ],

@@ -68,7 +68,17 @@ def test_no_class_of_settings_is_left_out() -> None:
         "vlmface.utils.ranges.Checked",
         *(
             f"vlmface.train.settings.{name}Settings"
-            for name in ("Run", "Evaluation", "Validation", "Optimizer", "Policy", "Dataset")
+            for name in (
+                "Run",
+                "Evaluation",
+                "Validation",
+                "Optimizer",
+                "Policy",
+                "Dataset",
+                "Balance",
+                "Vote",
+                "Augmentation",
+            )
         ),
         "vlmface.train.clip.settings.Training",
     }
@@ -281,9 +291,9 @@ def made(name: str, **changes: Any) -> Any:
         (
             "facial_r1_loop",
             {"sft": {"balance_by": "tasks"}},
-            "sft: balance_by is 'tasks', but has no",
+            "sft: balance_by is 'tasks', but has",
         ),
-        ("facial_r1_loop", {"sft": {"blance": "tasks"}}, "sft: there is no setting 'blance'"),
+        ("facial_r1_loop", {"sft": {"blance_by": "tasks"}}, "sft: there is no setting 'blance_by'"),
         (
             "facial_r1_loop",
             {"sft": {"prompt": ["face_cot", "expllm"]}},

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from vlmface import label_votes
 from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.benchmarks import ATTRIBUTES, Benchmark
@@ -424,6 +425,8 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             emotion = sample.label(space) or emotion
         else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
+    if sample.label_votes and (votes := _votes(sample, benchmark)):
+        further["votes"] = votes
     affect = {name: getattr(sample, name) for name in AFFECT}
     if any(value is not None for value in affect.values()):
         further["affect"] = affect
@@ -434,6 +437,17 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
         "attributes": attributes,
         **further,
     }
+
+
+def _votes(sample: FaceSample, benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """{field of a label space of one label a face: {label: share of the votes}}."""
+    assert sample.label_votes is not None
+    shares = {
+        space.field: label_votes.distribution(sample.label_votes, space).probabilities
+        for space in benchmark.spaces
+        if not space.multi_label
+    }
+    return {field: labels for field, labels in shares.items() if labels is not None}
 
 
 def filter_by_prompt(

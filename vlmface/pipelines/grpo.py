@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
 from vlmface.pipelines import steps, validation
 from vlmface.run_dir import open_run, start_run
-from vlmface.train import checks, grpo, rewards, trackers
+from vlmface.train import checks, grpo, rewards, task_sampling, trackers
 from vlmface.train.validation import Validation, selection_of
 from vlmface.utils import distributed
 
@@ -87,7 +88,12 @@ def prepare_evaluation(settings: Settings, start: Start) -> tuple[steps.Evaluati
     baseline = benchmarks.load_baseline(benchmark)
     views = crops.parse_views(start.views)
     prompts.check_images([start.prompt], len(views), start.num_frames)
+    task_sampling.check_balance(settings.balance_by, [start.prompt])
     rows = steps.load_rows(settings, benchmark, views, start.num_frames)
+    balanced = task_sampling.balanced_rows(
+        rows.training, start.prompt, settings.balance_by, settings.seed
+    )
+    rows = replace(rows, training=balanced)
     return steps.Evaluation(benchmark, baseline, [start.prompt], rows.test), rows
 
 

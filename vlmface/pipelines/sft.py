@@ -24,7 +24,16 @@ from vlmface.infer.local import LocalModel
 from vlmface.pipelines import steps, validation
 from vlmface.prompts import Prompt
 from vlmface.run_dir import open_run, start_run
-from vlmface.train import budget, checks, init_from, sft, task_sampling, text_only, trackers
+from vlmface.train import (
+    augmentation,
+    budget,
+    checks,
+    init_from,
+    sft,
+    task_sampling,
+    text_only,
+    trackers,
+)
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.train.validation import Validation, selection_of
@@ -128,7 +137,7 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
     if settings.label_space is not None:
         space = label_spaces.space(settings.label_space)
         loaded = [prompt.with_label_space(space) for prompt in loaded]
-    task_sampling.check_balance(settings.balance_by, loaded)
+    task_sampling.check_prompts(settings, loaded)
     prompts.check_images(loaded, len(crops.parse_views(settings.views)), settings.num_frames)
     return loaded
 
@@ -242,15 +251,14 @@ def encode_tasks(
     budget.fit_pixels(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )
-    if settings.balance_by == "none":
-        row_indices = [np.arange(len(samples)) for _ in model.prompts]
-    else:
-        labels = task_sampling.row_labels(samples, model.prompts)
-        row_indices = task_sampling.select_rows(labels, settings.balance_by, seed)
     tasks = []
-    for prompt, index in zip(model.prompts, row_indices, strict=True):
+    for prompt, (chosen, index) in zip(
+        model.prompts, choose_rows(settings, model.prompts, samples), strict=True
+    ):
+        if settings.augment == "flip" and prompt.has_rationale:
+            chosen = augmentation.with_mirrored_rationales(chosen)
         rows, skipped = encode_rows(
-            samples.select(index), processor, family, prompt, max_length=max_length, seed=seed
+            chosen, processor, family, prompt, max_length=max_length, seed=seed
         )
         tasks.append(Task(prompt, task_sampling.number(rows, index), skipped))
     if settings.text_only_data:
@@ -260,6 +268,30 @@ def encode_tasks(
         )
         tasks.append(Task(None, texts, skipped))
     return tasks
+
+
+def choose_rows(
+    settings: SFTSettings, asked: Sequence[Prompt], samples: datasets.Dataset
+) -> list[tuple[datasets.Dataset, np.ndarray]]:
+    """For each prompt its training rows, with weights if the settings ask for any, and the number
+    of each row's sample.
+
+    Raises:
+        UserError: The settings need labels or votes that the rows lack.
+    """
+    is_weighted = settings.soft_labels or settings.label_weight_power > 0
+    if settings.balance_by == "none" and not is_weighted:
+        return [(samples, np.arange(len(samples))) for _ in asked]
+    targets = task_sampling.row_targets(samples, asked, soft=settings.soft_labels)
+    labels = [task_sampling.most_likely(of_prompt) for of_prompt in targets]
+    chosen = task_sampling.select_rows(labels, settings.balance_by, settings.seed)
+    if not is_weighted:
+        return [(samples.select(index), index) for index in chosen]
+    power = settings.label_weight_power
+    return [
+        task_sampling.training_rows(samples, index, prompt, of_prompt, power)
+        for prompt, index, of_prompt in zip(asked, chosen, targets, strict=True)
+    ]
 
 
 def encode_validation(settings: SFTSettings, model: Model, rows: steps.Rows) -> list[Task]:

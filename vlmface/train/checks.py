@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ def dataset_options(settings: Any, n: str = "n_train") -> None:
     option_checks.check_options(
         settings.dataset, settings.dataset_options, reserved=reserved, where="dataset_options"
     )
+
+
+def corruptions(names: Sequence[str]) -> None:
+    """Refuse corruptions of images that do not exist. Raises UserError."""
+    from vlmface.data.corruptions import NAMES
+
+    if unknown := [name for name in names if name not in NAMES]:
+        raise UserError(f"there is no corruption {unknown[0]!r}: use some of {', '.join(NAMES)}")
 
 
 def unused_roots(settings: Any) -> Iterator[Unused]:

@@ -24,6 +24,7 @@ from vlmface.schema import FaceSample
 from vlmface.train import checks, rewards, sft, validation
 from vlmface.train.rows import image_columns
 from vlmface.train.settings import (
+    BalanceSettings,
     DatasetSettings,
     EvaluationSettings,
     Lora,
@@ -56,6 +57,7 @@ class Settings(
     ValidationSettings,
     OptimizerSettings,
     PolicySettings,
+    BalanceSettings,
     DatasetSettings,
 ):
     """One run of recipes/grpo.py.
@@ -64,7 +66,6 @@ class Settings(
         init_from: a run folder, or a base model with a prompt
         prompt: a prompt of the run; null: its first
         rewards: {name: weight} or {name: {weight: 1, option: ...}}, see docs/rewards.md
-        label_weight_power: 1: every label weighs the same in all; 0: every row does
         num_generations: completions of one row, which are compared with each other
         temperature: of the completions
         top_p: of the completions
@@ -86,7 +87,6 @@ class Settings(
     init_from: str
     prompt: str | None = None
     rewards: dict[str, Any]
-    label_weight_power: NotNegative = 0.0
     projector: Policy = "frozen"
     num_generations: Annotated[int, Range(min=2)] = 8
     temperature: Positive = 1.0
@@ -151,9 +151,7 @@ class Settings(
         yield from checks.unused_warmup(self)
         yield from self.unused_validation()
         yield from self.unused_lora()
-        if self.scale_rewards == "group":
-            why = "scale_rewards is group, which divides it out again; batch and none do not"
-            yield Unused("label_weight_power", why, ("scale_rewards",))
+        yield from self.unused_balance()
         if self.num_iterations == 1:
             why = "with num_iterations 1 the policy that is trained is the one that answered"
             yield Unused("epsilon_low", why, ("num_iterations",))

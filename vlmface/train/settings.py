@@ -21,6 +21,7 @@ from vlmface.utils.ranges import (
     Positive,
     Range,
     Seed,
+    Share,
     Unused,
     Warmup,
 )
@@ -168,6 +169,64 @@ class DatasetSettings(Checked):
     n_train: Count | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BalanceSettings(Checked):
+    """How much rare labels count.
+
+    Args:
+        label_weight_power: weight of a label in the loss: 1 / its frequency, to this power; 0: none
+        balance_by: rows of each prompt: all, or as many of each label, some of them repeated
+    """
+
+    label_weight_power: NotNegative = 0.0
+    balance_by: Literal["none", "labels"] = "none"
+
+    def unused_balance(self) -> Iterator[Unused]:
+        """Weights of labels that are equally frequent."""
+        if self.balance_by == "labels":
+            why = "balance_by is labels, which makes all labels equally frequent"
+            yield Unused("label_weight_power", why, ("balance_by",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteSettings(Checked):
+    """How much the disagreement of annotators counts.
+
+    Args:
+        soft_labels: learn the distribution of label_votes, where a row has them, not one label
+    """
+
+    soft_labels: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings(Checked):
+    """Random changes of the training images, other ones in each epoch.
+
+    Args:
+        augment: flip: half of the images are mirrored, and so are the sides in their rationales
+        corruption_share: share of the images that are corrupted, as in eval/robustness.py
+        corruptions: names of corruptions; empty: all
+    """
+
+    augment: Literal["none", "flip"] = "none"
+    corruption_share: Share = 0.0
+    corruptions: list[str] = field(default_factory=list)
+
+    @property
+    def augments(self) -> bool:
+        """Whether images are changed."""
+        return self.augment != "none" or self.corruption_share > 0
+
+    def unused_augmentation(self) -> Iterator[Unused]:
+        """Corruptions that are not used, and features of images that change."""
+        if not self.corruption_share:
+            yield Unused("corruptions", "corruption_share is 0", ("corruption_share",))
+        if self.augments:
+            why = "augment and corruption_share change the images in every epoch"
+            yield Unused("cache_features", why, ("augment", "corruption_share"))
+
+
 @dataclass(frozen=True)
 class Lora:
     """How a model is trained, part by part, and its adapters, as peft names them.
@@ -251,6 +310,9 @@ class SFTSettings(
     ValidationSettings,
     OptimizerSettings,
     PolicySettings,
+    BalanceSettings,
+    VoteSettings,
+    AugmentationSettings,
     DatasetSettings,
 ):
     """One run of recipes/sft_cot.py or recipes/sft_attributes.py.
@@ -285,7 +347,7 @@ class SFTSettings(
     eval_steps: Count | None = None
     prompt: str | list[str]
     label_space: str | None = None
-    balance_by: Literal["none", "tasks", "labels"] = "none"
+    balance_by: Literal["none", "tasks", "labels"] = "none"  # type: ignore[assignment]
     text_only_data: str | None = None
     views: list[dict[str, Any]] | None = None
     num_frames: Count = 1
@@ -327,6 +389,7 @@ class SFTSettings(
         checks.saved_when_logged(self)
         checks.dataset_options(self)
         validation.check(self)
+        checks.corruptions(self.corruptions)
         self.check_trainable()
 
     def unused(self) -> Iterator[Unused]:
@@ -338,5 +401,7 @@ class SFTSettings(
         if self.vision_tower != "frozen":
             why = f"vision_tower is {self.vision_tower}, so its features change at every step"
             yield Unused("cache_features", why, ("vision_tower",))
+        yield from self.unused_balance()
+        yield from self.unused_augmentation()
         if self.balance_by == "tasks" and len(self.prompts) == 1:
             yield Unused("balance_by", "there is one prompt", ("prompt",))

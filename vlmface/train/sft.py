@@ -22,6 +22,7 @@ from vlmface.families.base import Family
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.run_dir import read_log
 from vlmface.train import trackers
+from vlmface.train.augmentation import Augmentation, AugmentedRows
 from vlmface.train.checks import check_supported
 from vlmface.train.settings import Lora, SFTSettings
 from vlmface.train.validation import Validation
@@ -281,7 +282,7 @@ def _trainer(
     caching = (
         settings.cache_features and settings.vision_tower == "frozen" and arguments.world_size == 1
     )
-    caching = caching and not sharding()
+    caching = caching and not sharding() and not settings.augments
     trainer = SupervisedTrainer(
         model=model[0],
         args=arguments,
@@ -292,6 +293,8 @@ def _trainer(
         callbacks=[JsonlLogger(Path(settings.output_dir) / "log.jsonl")],
         family=family,
     )
+    if (augmentation := Augmentation.of(settings)) is not None:
+        trainer.train_dataset = AugmentedRows(rows, augmentation)
     if caching:
         with trainer.accelerator.autocast():
             trainer.features = all_tower_features(trainer.model, family, rows, processor)

@@ -21,6 +21,7 @@ from vlmface.data.row_images import image_refs, open_row_image
 from vlmface.encode import IGNORED, GroupedSampler, to_model
 from vlmface.errors import UserError
 from vlmface.families.base import Family
+from vlmface.train.augmentation import AugmentedRows, EpochSampler
 from vlmface.train.loss import summed_cross_entropy
 from vlmface.train.validation import PREFIX, Selection, Validation
 from vlmface.utils import distributed
@@ -295,9 +296,15 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Cross-entropy over the supervised tokens, summed and divided by their number in the whole
-        batch (all processes and accumulation steps). Arguments as in transformers' Trainer."""
+        """Cross-entropy over the supervised tokens, weighted if the rows have `token_weights`,
+        summed and divided by their number in the whole batch (all processes and accumulation
+        steps). Arguments as in transformers' Trainer.
+
+        Weights have the mean 1 over the rows of the run. Dividing by the number of tokens rather
+        than by the sum of the batch's weights keeps the mean gradient over batches that of the
+        weighted loss over all rows."""
         labels = inputs.pop("labels")
+        weights = inputs.pop("token_weights", None)
         rows = inputs.pop("row")
         # Rows are padded on the right and start with the same prompt: all supervised tokens are
         # after the first supervised column.
@@ -314,7 +321,11 @@ class SupervisedTrainer(Resumable, SFTTrainer):
         # The last logits predict nothing; removing them would copy all others.
         targets = F.pad(labels[:, first:], (0, 1), value=IGNORED)
         logits = outputs.logits.clone() if return_outputs else outputs.logits
-        loss = summed_cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), IGNORED)
+        if weights is not None:
+            weights = F.pad(weights[:, first:], (0, 1)).flatten()
+        loss = summed_cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), IGNORED, weights
+        )
         if num_items_in_batch is None:
             loss = loss / (targets != IGNORED).sum()
         else:
@@ -327,7 +338,8 @@ class SupervisedTrainer(Resumable, SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         step_size = self.args.train_batch_size * self.args.world_size
-        return GroupedSampler(self.lengths, step_size, self.args.seed)
+        sampler = EpochSampler if isinstance(self.train_dataset, AugmentedRows) else GroupedSampler
+        return sampler(self.lengths, step_size, self.args.seed)
 
 
 def check_best(checkpoint: Path) -> None:
