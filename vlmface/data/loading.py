@@ -133,9 +133,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_yaml(what: str, text: str) -> Any:
+def _read_yaml(description: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         why = str(error).replace("\n", " ")
-        raise UserError(f"{what} cannot be read from {text!r}: {why}") from error
+        raise UserError(f"{description} cannot be read from {text!r}: {why}") from error
