@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from helpers.scripts import Recipe, load_script, to_argv
 from helpers.shared import SharedFolders
+from helpers.trainers import CLIP_RUN
 from hypothesis import settings as hypothesis_settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on contended threads
@@ -90,16 +91,7 @@ def clip_run(clip_base: Path) -> Recipe:
     """A CLIP recipe's main on 16 rendered rows and the small random CLIP; more words override."""
 
     def run(recipe: str, output_dir: Path, *words: str) -> int:
-        fixed = {
-            "base_model": clip_base,
-            "output_dir": output_dir,
-            "n_train": 16,
-            "n_eval": 8,
-            "epochs": 1,
-            "batch_size": 8,
-            "warmup_steps": 0,
-            "checkpoint_selection": "last",
-        }
+        fixed = CLIP_RUN | {"base_model": clip_base, "output_dir": output_dir}
         return load_script(f"recipes/{recipe}.py").main([*words, *to_argv(fixed)])
 
     return run
