@@ -30,7 +30,10 @@ from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
 from vlmface.train.rows import encode_rows
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu"),
+]
 
 
 def words(**settings: Any) -> list[str]:

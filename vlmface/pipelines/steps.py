@@ -14,6 +14,7 @@ from vlmface.data import crop_cache
 from vlmface.data.crops import Views
 from vlmface.evaluate import answering, report
 from vlmface.evaluate import run as evaluation
+from vlmface.pipelines import validation
 from vlmface.train import checks
 from vlmface.utils import distributed, memory
 from vlmface.utils.files import atomic_write
@@ -30,12 +31,14 @@ class Rows:
         loaded: The training rows as the data set contains them.
         training: The same rows with the views that the model is shown.
         test: The rows to evaluate on, with these views.
+        validation: The rows to validate on while the model trains, with these views, or None.
         shared_people: For metrics.json: people who are in both, see `checks.shared_people`.
     """
 
     loaded: datasets.Dataset
     training: datasets.Dataset
     test: datasets.Dataset
+    validation: datasets.Dataset | None
     shared_people: dict[str, Any]
 
 
@@ -61,11 +64,17 @@ def load_rows(settings: Any, benchmark: Benchmark, views: Views, frames: int) ->
     """
     with distributed.main_first():
         loaded = load_training_rows(settings)
-        training = crop_cache.apply_views(loaded, views, frames)
+        training, held_out = validation.split(settings, loaded)
+        training = crop_cache.apply_views(training, views, frames)
+        if held_out is not None:
+            held_out = crop_cache.apply_views(held_out, views, frames)
         test_root = settings.benchmark_root or benchmark.root_beside(settings.dataset_root)
         test = benchmarks.load_rows(benchmark, test_root, settings.n_eval, views, frames)
-    shared = checks.shared_people(training, settings.dataset_root, {"test": (test, test_root)})
-    return Rows(loaded, training, test, shared)
+    others: dict[str, Any] = {"test": (test, test_root)}
+    if held_out is not None:
+        others["validation"] = (held_out, settings.dataset_root)
+    shared = checks.shared_people(training, settings.dataset_root, others)
+    return Rows(loaded, training, test, held_out, shared)
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,9 @@ class Evaluation:
         sets = [answering.au_set(self.benchmark, prompt) for prompt in self.prompts]
         return sorted({au for units in sets for au in units})
 
-    def predict(self, model: str, path: Path, settings: Any, processor: Any) -> Any:
+    def predict(
+        self, model: str, path: Path, settings: Any, processor: Any, adapter: str | None = None
+    ) -> Any:
         """The predictions of a model on the test rows; read from `path` if they are there.
 
         Args:
@@ -100,6 +111,7 @@ class Evaluation:
             path: Where the predictions are stored.
             settings: Of the recipe: max_new_tokens and eval_batch_size.
             processor: Of a base model, as it is trained with.
+            adapter: Folder of the adapter that training of a base model starts from.
         """
         return answering.predict_cached(
             model,
@@ -108,6 +120,7 @@ class Evaluation:
             benchmark=self.benchmark,
             prompts=self.prompts,
             processor=processor,
+            adapter=adapter,
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.eval_batch_size,
             scoring=self.scoring,

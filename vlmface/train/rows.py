@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
@@ -12,6 +14,7 @@ from vlmface.errors import UserError
 from vlmface.families.base import Family
 from vlmface.prompts import Prompt
 from vlmface.schema import FaceSample
+from vlmface.train import augmentation, task_sampling
 from vlmface.utils.distributed import is_main
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ def encode_rows(
     seed: int,
 ) -> tuple[datasets.Dataset, dict[str, int]]:
     """FaceSample rows -> (rows of `image`, perhaps `images`, `input_ids`, `labels`, `length`; left
-    out by reason).
+    out by reason). Rows of `task_sampling.training_rows` are trained towards their label of column
+    TARGET_LABEL, and also get `token_weights`; rows of `augmentation.with_mirrored_rationales` also
+    get the columns of their mirror images.
 
     A sample without a rationale gets one from the rule writer, from its annotated AUs and label.
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
@@ -48,17 +53,24 @@ def encode_rows(
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
         sample = FaceSample.from_row(row)
+        if (label := row.get(task_sampling.TARGET_LABEL)) is not None:
+            set_label(sample, prompt.space.field, label)
+        size = row_images.image_sizes(images[index], needed=family.NEEDS_SIZE)
+        encode_text = partial(
+            encode.encode_text, processor, family, messages, max_length=max_length, image_size=size
+        )
+        weight = row.get(task_sampling.LABEL_WEIGHT)
         try:
-            target = training_target(sample, prompt, seed)
-            size = row_images.image_sizes(images[index], needed=family.NEEDS_SIZE)
-            text = encode.encode_text(
-                processor, family, messages, target, max_length=max_length, image_size=size
-            )
+            text = encode_target(encode_text, sample, prompt, seed, weight)
+            if mirrored := row.get(augmentation.MIRRORED_RATIONALE):
+                sample.rationale = mirrored
+            if augmentation.MIRRORED_RATIONALE in row:
+                other = encode_target(encode_text, sample, prompt, seed, weight)
+                text |= {augmentation.MIRRORED + name: ids for name, ids in other.items()}
         except encode.SkippedSampleError as error:
             skipped[error.reason] += 1
             continue
         row_indices.append(index)
-        del text["attention_mask"]  # the collator's own: it pads
         for name, values in text.items():
             encoded[name].append(values)
         encoded["length"].append(len(text["input_ids"]))
@@ -71,6 +83,62 @@ def encode_rows(
         images = images.select(row_indices)
     columns = Dataset.from_dict({**encoded, "row": row_indices})
     return concatenate_datasets([images, columns], axis=1), dict(skipped)
+
+
+def set_label(sample: FaceSample, field: str, label: str) -> None:
+    """Give a sample another label, in place."""
+    setattr(sample, field, [label] if isinstance(getattr(sample, field), list) else label)
+
+
+def token_weights(
+    labels: Sequence[int], weight: float, before_label: Sequence[int] | None
+) -> list[float]:
+    """The weight of each token of a row in the loss.
+
+    Args:
+        labels: The row's targets; IGNORED for the prompt.
+        weight: Of the label and what follows it; a rationale before it has weight 1.
+        before_label: The token ids of the same row without its label; None if its answer starts
+            with the label.
+    """
+    start = next(i for i, label in enumerate(labels) if label != encode.IGNORED)
+    label_start = start
+    if before_label is not None:
+        pairs = zip(labels[start:], before_label[start:], strict=False)
+        label_start += next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+    return [1.0] * label_start + [weight] * (len(labels) - label_start)
+
+
+def encode_target(
+    encode_text: Callable[[str], dict[str, Any]],
+    sample: FaceSample,
+    prompt: Prompt,
+    seed: int,
+    weight: float | None,
+) -> dict[str, Any]:
+    """Encode a row of a sample.
+
+    Args:
+        encode_text: `encode.encode_text` of a completion.
+        sample: Its labels and rationale are the target.
+        prompt: The prompt.
+        seed: Of a rationale that is written here.
+        weight: Of its label; None if the run has no weights.
+
+    Returns:
+        The columns, without the attention mask, which the collator adds when it pads.
+
+    Raises:
+        SkippedSampleError: The sample cannot be trained on.
+    """
+    text = encode_text(training_target(sample, prompt, seed))
+    if weight is not None:
+        before = None
+        if prompt.has_rationale:
+            before = encode_text(prompt.answer_prefix(sample.rationale or ""))["input_ids"]
+        text["token_weights"] = token_weights(text["labels"], weight, before)
+    del text["attention_mask"]
+    return text
 
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:

@@ -314,16 +314,21 @@ def save_config(settings: Any, folder: Path) -> None:
     atomic_write(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
 
+def read_saved_config(folder: Path) -> dict[str, Any]:
+    """The settings.json in `folder`. Raises UserError."""
+    path = folder / SETTINGS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
+
+
 def check_config(settings: Any, folder: Path, ignore: Sequence[str] = ()) -> None:
     """Check `settings` against the settings.json in `folder`; fields in `ignore` may differ.
 
     Resuming with other settings would mix two runs: UserError names the setting and both values.
     """
-    path = folder / SETTINGS
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}): use another --output_dir") from error
+    before = read_saved_config(folder)
     now = dataclasses.asdict(settings)
     for name in {**before, **now}:
         if name not in ignore and before.get(name) != now.get(name):
