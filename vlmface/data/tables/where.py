@@ -115,10 +115,10 @@ class _Parser:
                     "of a condition; write for example: confidence > 0.8 and label != 'none'"
                 )
             kind = str(match.lastgroup)
-            word = match[kind]
+            word, start = match[kind], match.start(kind) + 1
             if kind == "word" and word.lower() in _KEYWORDS:
                 kind, word = "keyword", word.lower()
-            tokens.append(_Token(kind, word, match.start(kind) + 1))
+            tokens.append(_Token(kind, word, start))
             at = match.end()
         tokens.append(_Token("end", "", len(text) + 1))
         return tokens
