@@ -255,7 +255,7 @@ def _check_sizes(sizes: Sequence[Size | None], images: int) -> None:
     if len(sizes) != images:
         raise UserError(
             f"the prompt is about {images} picture(s), but {len(sizes)} are shown: use a "
-            "prompt with as many `images`, or other views (crop) and frames"
+            "prompt with as many `images`, or other views and num_frames"
         )
 
 

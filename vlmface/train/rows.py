@@ -150,7 +150,7 @@ def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
             raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
         own = rules.sample_seed(seed, sample.id)
         body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
-        sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
+        sample.rationale, sample.rationale_source, sample.rationale_saw_label = body, "rules", True
     try:
         return prompt.target(sample)
     except UserError as error:
