@@ -55,6 +55,8 @@ def test_an_encoding_that_is_unknown_or_wrong(faces):
     path.write_bytes(LINES.encode("cp1252"))
     with pytest.raises(UserError, match="encoding='cp99' is unknown"):
         data.load("table", path, encoding="cp99")
+    with pytest.raises(UserError, match="encoding='base64' is unknown"):
+        data.load("table", path, encoding="base64")
     with pytest.raises(UserError, match="is not ASCII"):
         data.load("table", path, encoding="ascii")
 
@@ -181,6 +183,14 @@ def test_a_data_set_that_datasets_saved(faces):
     (faces / "one" / "state.json").write_text("{}")
     with pytest.raises(UserError, match="is not a data set that `datasets` can read"):
         data.load("table", faces / "one", **options)
+
+
+def test_a_name_of_the_hub_is_not_looked_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="run `hf download some-lab/faces --repo-type dataset"):
+        data.load("table", "some-lab/faces")
+    with pytest.raises(UserError, match=r"study/faces\.csv does not exist$"):
+        data.load("table", "study/faces.csv")
 
 
 def test_a_folder_of_csv_files_one_for_each_split(faces):

@@ -91,6 +91,10 @@ def test_libreface(tmp_path):
 
 def test_options_of_a_tool_can_be_replaced(tmp_path):
     path = face_tools.write_pyfeat(tmp_path)
+    grades = data.load(
+        "table", path, tool="pyfeat", aus="AU1*", au_values="intensity", au_threshold=2
+    )
+    assert units(grades[2]) == {12: (False, pytest.approx(0.9))}
     rows = data.load(
         "table",
         path,

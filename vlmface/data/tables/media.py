@@ -97,8 +97,8 @@ def _names_videos(table: Table, source: Source, rows: np.ndarray) -> bool:
     """Whether the column `image` holds videos, of which `frame` is the number of a frame."""
     if "frame" not in source:
         return False
-    cells = [str(cell).lower() for cell in convert(table, str(source["image"]), rows, as_label)]
-    videos = [cell.endswith(video.SUFFIXES) for cell in cells if cell != "none"]
+    cells = convert(table, str(source["image"]), rows, as_label)
+    videos = [cell.lower().endswith(video.SUFFIXES) for cell in cells if cell is not None]
     if any(videos) and not all(videos):
         raise UserError(
             f"{table.path}: the column {source['image']!r} holds pictures and videos: split the "
