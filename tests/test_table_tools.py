@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from miniatures import face_tools
+from miniatures import face, face_tools, text
 
 from vlmface import data
 from vlmface.errors import UserError
@@ -54,6 +54,23 @@ def test_openface_with_aligned_faces_has_no_boxes(tmp_path):
     found = data.read("table", tmp_path / "processed", tool="openface")
     table = tmp_path / "processed" / "clip.csv"
     assert found.skipped["no picture of the frame"] == [f"{table}, line 4"]
+
+
+def test_openface_of_single_pictures(tmp_path):
+    landmarks = [f"{axis}_{i}" for axis in ("x", "y") for i in range(68)]
+    for number, name in enumerate(("ann", "bob")):
+        face(tmp_path / "pictures" / f"{name}.png", number, (200, 200))
+        faces = [[n, 0.9, *[50 + 60 * n + i / 10 for i in range(136)], n, 2 * n] for n in range(2)]
+        lines = [", ".join(map(str, row)) for row in faces[: number + 1]]
+        header = ", ".join(("face", "confidence", *landmarks, "AU04_c", "AU04_r"))
+        text(tmp_path / "processed" / f"{name}.csv", header, *lines)
+    images = str(tmp_path / "pictures")
+    rows = data.load("table", tmp_path / "processed", tool="openface", images=images)
+    assert rows["id"] == ["table-ann", "table-bob", "table-bob#2"]
+    assert rows["face_box"][2][0] == 110 and units(rows[2]) == {4: (True, 2)}
+    (tmp_path / "pictures" / "bob.png").unlink()
+    with pytest.raises(UserError, match=r"expected one picture .*bob\.jpg .*there are 0"):
+        data.load("table", tmp_path / "processed", tool="openface", images=images)
 
 
 def test_openface_needs_its_pictures(tmp_path):

@@ -117,6 +117,14 @@ def test_lists_and_patterns_of_frames(folder):
         data.load("table", text(folder / "b.csv", "frames,emotion", "../shot/*.png,sad"))
 
 
+def test_columns_next_to_a_picture_are_notes(folder):
+    face(folder / "a.jpg", 1)
+    path = text(folder / "a.csv", "image,video,frames,frame,emotion", "a.jpg,talk,300,7,sad")
+    rows = data.load("table", path)
+    assert rows[0]["image"].size == (48, 48) and rows["frames"] == [None]
+    assert rows["id"] == ["table-a.jpg"]
+
+
 def test_openface_and_pyfeat_of_a_video(folder):
     from miniatures import face_tools
 

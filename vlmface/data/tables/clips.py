@@ -43,8 +43,9 @@ def listed_frames(
     """
     cells = convert(table, column, rows, lambda value: _files(value, folder))
     index = [i for i, cell in enumerate(cells) if cell is not None and cell[1]]
-    if lacking := sorted(set(range(len(cells))) - set(index)):
-        skipped["no frames"] = [table.where(int(rows[i])) for i in lacking]
+    if len(index) < len(cells):
+        lacking = np.delete(rows, index).tolist()
+        skipped["no frames"] = [table.where(row) for row in lacking]
     count = options.num_frames
     names, values = [], []
     for i in index:

@@ -36,8 +36,11 @@ def find_columns(table: Table, columns: Mapping[str, Any]) -> dict[str, Any]:
     """
     source: dict[str, Any] = {"id": "id"} if "id" in table.columns else {}  # "ID": often a person's
     for field in FIELDS:
-        # A column "frame" or "start" means something only next to a video.
+        # A column "frame" or "start" means something only next to a video, and one "video" or
+        # "frames" next to a picture is a note.
         if field in ("id", *PLACES) or field in columns:
+            continue
+        if field in MEDIA and any(columns.get(m) or m in source for m in MEDIA):
             continue
         if name := table.find(field):
             source[field] = name

@@ -124,15 +124,20 @@ def _pictures(table: Table, column: str, rows: np.ndarray, folder: Path, skipped
             value = value.get("path")
         return path_in(value, folder)
 
-    found = convert(table, column, rows, picture)
-    index = [i for i, item in enumerate(found) if item is not None]
-    if len(index) < len(found):
-        lacking = set(range(len(found))) - set(index)
-        skipped["no image"] = [table.where(int(rows[i])) for i in sorted(lacking)]
-    kept = [item for item in found if item is not None]
-    numbers = rows[np.array(index, np.int64)]
-    names = [name or str(row + 1) for (name, _), row in zip(kept, numbers.tolist(), strict=True)]
-    return Media(numbers, "image", [picture for _, picture in kept], names)
+    cells_of_rows = convert(table, column, rows, picture)
+    kept, pictures = _without_empty(table, rows, cells_of_rows, skipped, "no image")
+    names = [name or str(row + 1) for (name, _), row in zip(pictures, kept.tolist(), strict=True)]
+    return Media(kept, "image", [picture for _, picture in pictures], names)
+
+
+def _without_empty(
+    table: Table, rows: np.ndarray, values: Sequence[Any], skipped: Skipped, reason: str
+) -> tuple[np.ndarray, list[Any]]:
+    """(the rows whose value is not None, these values); the others are added to `skipped`."""
+    empty = np.array([value is None for value in values], bool)
+    if empty.any():
+        skipped[reason] = [table.where(row) for row in rows[empty].tolist()]
+    return rows[~empty], [value for value in values if value is not None]
 
 
 def _videos(
@@ -143,16 +148,10 @@ def _videos(
     column = source.get("video") or source.get("image")
     if column is None:
         stems = table.stems(rows)
-        found: list[Any] = [(stem, str(folder / stem)) for stem in stems]
-    else:
-        found = convert(table, str(column), rows, lambda value: path_in(value, folder))
-    index = [i for i, item in enumerate(found) if item is not None]
-    if len(index) < len(found):
-        lacking = set(range(len(found))) - set(index)
-        skipped["no video"] = [table.where(int(rows[i])) for i in sorted(lacking)]
-    kept = [found[i] for i in index]
-    numbers = rows[np.array(index, np.int64)]
-    return single_frames.Videos(numbers, [name for name, _ in kept], [path for _, path in kept])
+        return single_frames.Videos(rows, stems, [str(folder / stem) for stem in stems])
+    paths = convert(table, str(column), rows, lambda value: path_in(value, folder))
+    kept, named = _without_empty(table, rows, paths, skipped, "no video")
+    return single_frames.Videos(kept, [name for name, _ in named], [path for _, path in named])
 
 
 def _pictures_of_files(table: Table, rows: np.ndarray, folder: Path) -> Media:
