@@ -234,12 +234,12 @@ def test_a_template_without_the_end_of_answers_gives_a_row_for_each(published: A
         " A frown.</s>",
     ]
     assert rows[1] == encode.encode_text(published, llava, talked[:-1], "A frown.")
-    with pytest.raises(encode.RefusedError, match="an image comes after the first answer"):
+    with pytest.raises(encode.SkippedSampleError, match="an image comes after the first answer"):
         encode.encode_conversation(published, llava, blocks(ASKED[1:]))
 
 
 def test_a_conversation_that_is_too_long_is_refused_whole(processor: Any) -> None:
-    with pytest.raises(encode.RefusedError) as error:
+    with pytest.raises(encode.SkippedSampleError) as error:
         encode.encode_conversation(processor, llava, blocks(ASKED[1:]), max_length=60)
     assert error.value.reason == "too_long"
     with pytest.raises(UserError, match=r"about 2 picture\(s\), but 1 are shown"):
@@ -264,8 +264,8 @@ def test_the_recipe_trains_on_conversations(tmp_path, sft_cot, capsys):
         face(tmp_path / "data" / f"{number}.jpg", number)
     line = {"conversations": talk("<image>\nWhat?", "A smile.", "Why?", "AU12."), "image": "1.jpg"}
     write_lines(tmp_path / "data" / "train.jsonl", *[line] * 4)
-    words = ["--data", "llava_json", "--data_root", str(tmp_path / "data")]
-    options = ["--data_options", '{"turns": "conversation"}', "--n_train", "null"]
+    words = ["--dataset", "llava_json", "--dataset_root", str(tmp_path / "data")]
+    options = ["--dataset_options", '{"turns": "conversation"}', "--n_train", "null"]
     assert sft_cot(tmp_path / "run", *words, *options) == 0
     assert "4 of 4 rows are conversations: every answer is trained on" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

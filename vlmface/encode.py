@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vlmface.data.row_images import IMAGE_COLUMNS, image_refs, open_row_image
-from vlmface.errors import RefusedError, UserError
+from vlmface.errors import SkippedSampleError, UserError
 from vlmface.families.base import Family
 from vlmface.utils.images import ImageOrImages, Size, as_list, sizes_of
 
@@ -49,8 +49,8 @@ def encode_text(
         the end of the prompt, then the ids of the completion with its end token.
 
     Raises:
-        RefusedError: "no_target", "image_in_text", "too_long", "image_shape", or "joined": the
-            tokenizer makes one token of the prompt's end and the answer's start.
+        SkippedSampleError: "no_target", "image_in_text", "too_long", "image_shape", or "joined":
+            the tokenizer makes one token of the prompt's end and the answer's start.
         UserError: There are more or fewer sizes than images.
     """
     tokenizer = processor.tokenizer
@@ -58,7 +58,7 @@ def encode_text(
     completion = "" if target is None else _completion(processor, family, messages, target)
     images = _count_images(processor, messages, prompt + completion)
     if images:
-        sizes = [None] * images if image_size is None else _listed(image_size)
+        sizes = [None] * images if image_size is None else _as_lists(image_size)
         prompt = _expand_images(processor, family, prompt, sizes)
     # As processors do: a template that writes the BOS itself must not get a second one.
     bos = tokenizer.bos_token
@@ -66,13 +66,13 @@ def encode_text(
     ids, prefix = (_tokenize(tokenizer, text, special) for text in (prompt + completion, prompt))
     start = len(prefix)
     if ids[:start] != prefix:
-        raise RefusedError(
+        raise SkippedSampleError(
             "joined",
             f"the tokenizer joins the prompt's end {prompt[-20:]!r} with the answer's start "
             f"{completion[:20]!r}: training and serving would not agree",
         )
     if max_length is not None and len(ids) > max_length:
-        raise RefusedError(
+        raise SkippedSampleError(
             "too_long",
             f"{len(ids)} tokens ({prompt.count(processor.image_token)} of the image, "
             f"{len(ids) - start} of the answer) do not fit max_length {max_length}",
@@ -108,8 +108,8 @@ def encode_conversation(
         answer, as a server would show the conversation up to it.
 
     Raises:
-        RefusedError: As `encode_text`; or "later_image": there would be a row for each answer, but
-            an image comes after the first of them.
+        SkippedSampleError: As `encode_text`; or "later_image": there would be a row for each
+            answer, but an image comes after the first of them.
         UserError: As `encode_text`; or the template cannot write the conversation.
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -129,7 +129,7 @@ def encode_conversation(
         _count_images(processor, messages, texts[-1])
         return [_encode_pieces(processor, family, pieces, max_length, image_size)]
     if _num_images(messages[: answers[0]]) != _num_images(messages):
-        raise RefusedError(
+        raise SkippedSampleError(
             "later_image",
             "the chat template rewrites earlier answers, and an image comes after the first answer",
         )
@@ -172,7 +172,7 @@ def _encode_pieces(
     """A row from texts that follow one another, and whether each is trained on."""
     tokenizer = processor.tokenizer
     images = sum(text.count(processor.image_token) for text, _ in pieces)
-    sizes = [None] * images if image_size is None else _listed(image_size)
+    sizes = [None] * images if image_size is None else _as_lists(image_size)
     _check_sizes(sizes, images)
     remaining = iter(sizes)
     texts = [
@@ -191,7 +191,7 @@ def _encode_pieces(
         end += len(text)
         prefix = _tokenize(tokenizer, whole[:end], special)
         if ids[: len(prefix)] != prefix:
-            raise RefusedError(
+            raise SkippedSampleError(
                 "joined",
                 f"the tokenizer joins {whole[:end][-20:]!r} with {whole[end : end + 20]!r}: "
                 "training and serving would not agree",
@@ -201,7 +201,7 @@ def _encode_pieces(
             first = start if first is None else first
         start = len(prefix)
     if max_length is not None and len(ids) > max_length:
-        raise RefusedError(
+        raise SkippedSampleError(
             "too_long",
             f"{len(ids)} tokens of {len(pieces) // 2} answers do not fit max_length {max_length}",
         )
@@ -212,17 +212,19 @@ def _encode_pieces(
 def _completion(
     processor: Any, family: Family, messages: Sequence[Mapping[str, Any]], target: str
 ) -> str:
-    """The text after the prompt. Raises RefusedError if the target is empty."""
+    """The text after the prompt. Raises SkippedSampleError if the target is empty."""
     if not target.strip():
-        raise RefusedError("no_target", "the target text is empty: nothing could be learnt from it")
+        raise SkippedSampleError(
+            "no_target", "the target text is empty: nothing could be learnt from it"
+        )
     return family.completion_text(processor, messages, target)
 
 
 def _count_images(processor: Any, messages: Sequence[Mapping[str, Any]], text: str) -> int:
-    """The images of a conversation. Raises RefusedError if its texts hold the image token."""
+    """The images of a conversation. Raises SkippedSampleError if its texts hold the image token."""
     images = _num_images(messages)
     if (tokens := text.count(processor.image_token)) != images:
-        raise RefusedError(
+        raise SkippedSampleError(
             "image_in_text",
             f"the conversation holds {tokens} times {processor.image_token!r}, but has {images} "
             "image(s): take the token out of the text",
@@ -259,7 +261,7 @@ def _check_sizes(sizes: Sequence[Size | None], images: int) -> None:
         )
 
 
-def _listed(sizes: Size | Sequence[Size | None]) -> list[Any]:
+def _as_lists(sizes: Size | Sequence[Size | None]) -> list[Any]:
     return [sizes] if isinstance(sizes[0], int) else list(sizes)
 
 
@@ -294,7 +296,7 @@ def encode(
         What `encode_text` and the family's `image_inputs` return.
 
     Raises:
-        RefusedError: As `encode_text`.
+        SkippedSampleError: As `encode_text`.
         UserError: As `encode_text`.
     """
     text = encode_text(
@@ -389,7 +391,7 @@ class GroupedSampler:
     resumed in the middle of an epoch sees the same rows as one that was not interrupted.
     """
 
-    POOL = 50  # batches that are sorted together: little padding, yet random batches
+    SORT_POOL = 50  # batches that are sorted together: little padding, yet random batches
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths = list(lengths)
@@ -409,7 +411,7 @@ class GroupedSampler:
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(len(self.lengths))
         batches: list[np.ndarray] = []
-        pool = self.POOL * self.batch_size
+        pool = self.SORT_POOL * self.batch_size
         for start in range(0, len(order), pool):
             rows = order[start : start + pool]
             rows = rows[np.argsort([self.lengths[row] for row in rows], kind="stable")]

@@ -62,7 +62,7 @@ class LabelSpace:
     labels: tuple[str, ...]
     aliases: dict[str, str] = dataclasses.field(hash=False)
     source: str
-    several: bool = False
+    multi_label: bool = False
 
     @cached_property
     def sha(self) -> str:
@@ -78,12 +78,12 @@ class LabelSpace:
             normalise(label): label for label in self.labels
         }
 
-    def canonical(self, text: str) -> str | None:
+    def match(self, text: str) -> str | None:
         """The label that `text` is, up to case, spaces, punctuation and aliases; else None.
         The whole text must match: "unhappy" and "not happy" are not labels."""
         return self.index.get(normalise(text))
 
-    def of_age(self, years: float) -> str:
+    def age_group_of(self, years: float) -> str:
         """The label of an age, for a space of `age_group`: its labels begin with their first year
         ("20-39", "60+", "more than 70")."""
         firsts = {label: int(re.findall(r"\d+", label)[0]) for label in self.labels}
@@ -104,7 +104,7 @@ class LabelSpace:
             "field": self.field,
             "labels": list(self.labels),
             **({"aliases": aliases} if aliases else {}),
-            **({"multi_label": True} if self.several else {}),
+            **({"multi_label": True} if self.multi_label else {}),
             "source": self.source,
         }
 
@@ -172,12 +172,12 @@ def _aliases(aliases: Any, labels: tuple[str, ...], where: str) -> dict[str, str
     }
 
 
-def _texts(value: Any, what: str, least: int) -> tuple[str, ...]:
+def _texts(value: Any, description: str, least: int) -> tuple[str, ...]:
     fits = isinstance(value, list) and least <= len(value) <= _MOST
     if not fits or not all(isinstance(x, str) and 0 < len(x) <= _LONGEST for x in value):
         raise UserError(
-            f"{what}: expected a list of {least} or more texts; put words that YAML reads as "
-            "something else, such as no or 10, in quotes"
+            f"{description}: expected a list of {least} or more texts; put words that YAML reads "
+            "as something else, such as no or 10, in quotes"
         )
     return tuple(value)
 
@@ -206,24 +206,24 @@ def read(path: str | Path) -> LabelSpace:
         UserError: See `from_mapping`; or its id is that of another, built-in label space.
     """
     path = Path(path).expanduser()
-    return _checked(from_mapping(read_yaml(path, "the label space"), str(path)), str(path))
+    return _resolve_built_in(from_mapping(read_yaml(path, "the label space"), str(path)), str(path))
 
 
-def _checked(space: LabelSpace, where: str) -> LabelSpace:
+def _resolve_built_in(space: LabelSpace, where: str) -> LabelSpace:
     """A user's label space, or the built-in one that it repeats. Refuses one that takes the id of
     another, and emotions that no sample could have."""
     if space.id in SPACES:
-        known = SPACES[space.id]
-        if (space.sha, space.several) != (known.sha, known.several):
+        built_in = SPACES[space.id]
+        if (space.sha, space.multi_label) != (built_in.sha, built_in.multi_label):
             raise UserError(
                 f"{where}: {space.id!r} is the id of a built-in label space with other labels: "
                 "choose another id"
             )
-        return known
+        return built_in
     if space.field == "emotion":
-        if space.several:
+        if space.multi_label:
             raise UserError(f"{where}: a face has one emotion: use field: context with multi_label")
-        reached = {space.canonical(emotion) for emotion in EMOTIONS}
+        reached = {space.match(emotion) for emotion in EMOTIONS}
         if missing := [label for label in space.labels if label not in reached]:
             raise UserError(
                 f"{where}: no emotion of FaceSample ({', '.join(EMOTIONS)}) is {missing[0]!r}: "
@@ -265,7 +265,7 @@ def of_definition(value: Any, *, where: Path, trusted: bool = True) -> str | Lab
         UserError: There is no such label space, or it is not valid.
     """
     if isinstance(value, Mapping):
-        label_space = _checked(from_mapping(value, f"label_space of {where}"), str(where))
+        label_space = _resolve_built_in(from_mapping(value, f"label_space of {where}"), str(where))
     elif not isinstance(value, str):
         raise UserError(f"{where}: label_space is {value!r}, but must be a text or a label space")
     elif trusted and is_yaml(value):
@@ -346,8 +346,8 @@ class Coding:
     def decode(self, code: int) -> str | None:
         """The emotion that `code` stands for. Raises UserError for a code the set does not have."""
         if code not in self.codes:
-            known = ", ".join(f"{k}={v}" for k, v in self.codes.items())
-            raise UserError(f"{self.id} has no emotion code {code!r}: its codes are {known}")
+            codes_text = ", ".join(f"{k}={v}" for k, v in self.codes.items())
+            raise UserError(f"{self.id} has no emotion code {code!r}: its codes are {codes_text}")
         return self.codes[code]
 
 

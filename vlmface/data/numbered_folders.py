@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmface import label_spaces
-from vlmface.data.records import canonical
+from vlmface.data.records import match_label
 from vlmface.data.rows import Rows, image_names
 from vlmface.errors import UserError
 
@@ -58,7 +58,7 @@ def read_class_folders(folder: Path, coding_id: str, prefix: str) -> Rows:
     for place in places:
         if place.name.isdecimal():
             label = coding.decode(int(place.name))
-        elif (label := canonical("emotion8", place.name)) is None:
+        elif (label := match_label("emotion8", place.name)) is None:
             raise UserError(
                 f"{place}: {place.name!r} is neither an emotion nor a number of {coding_id}; "
                 f"expected folders named {', '.join(label_spaces.EMOTIONS)}, or their numbers"

@@ -77,7 +77,7 @@ class Record:
         """The label of a label space that the text is, up to case and aliases."""
         if isinstance(space, str):
             space = label_spaces.space(space)
-        label = canonical(space, self.text(name))
+        label = match_label(space, self.text(name))
         if label is None:
             self.refuse(name, f"one of {', '.join(space.labels)}")
         return label
@@ -114,11 +114,11 @@ class Record:
 
 
 @lru_cache(maxsize=10_000)
-def canonical(space: str | label_spaces.LabelSpace, text: str) -> str | None:
-    """`LabelSpace.canonical`, cached: rows have few different texts."""
+def match_label(space: str | label_spaces.LabelSpace, text: str) -> str | None:
+    """`LabelSpace.match`, cached: rows have few different texts."""
     if isinstance(space, str):
         space = label_spaces.space(space)
-    return space.canonical(text)
+    return space.match(text)
 
 
 def short_repr(value: Any) -> str:

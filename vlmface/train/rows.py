@@ -35,7 +35,7 @@ def encode_rows(
     place of the prompt. Of others, one without a rationale gets one from the rule writer, from its
     annotated AUs and label.
     Left out are rows without a label of the prompt's space ("no_label"), without the AU annotation
-    that a rationale is written from ("no_aus"), rationales that do not fit the prompt's form
+    that a rationale is written from ("no_aus"), rationales that do not fit the prompt's format
     ("unreadable_rationale"), and what the encoder refuses ("too_long", ...).
     The images stay compressed. Rows that `crop_cache.apply_views` made keep all that is shown of
     them; of another clip it is the middle frame. Raises UserError if nothing is left.
@@ -43,9 +43,9 @@ def encode_rows(
     from datasets import Dataset, concatenate_datasets
     from tqdm import tqdm
 
-    kept: list[int] = []
+    row_indices: list[int] = []
     encoded: defaultdict[str, list[Any]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     images = image_columns(rows)
     plain = rows.remove_columns(["image", "frames"])
     for index, row in enumerate(tqdm(plain, "encoding", unit="face", disable=not is_main())):
@@ -56,31 +56,31 @@ def encode_rows(
             texts = encode.encode_conversation(
                 processor, family, messages, max_length=max_length, image_size=size
             )
-        except encode.RefusedError as error:
-            left_out[error.reason] += 1
+        except encode.SkippedSampleError as error:
+            skipped[error.reason] += 1
             continue
         for text in texts:
-            kept.append(index)
+            row_indices.append(index)
             del text["attention_mask"]  # the collator's own: it pads
             for name, values in text.items():
                 encoded[name].append(values)
             encoded["length"].append(len(text["input_ids"]))
-    if not kept:
+    if not row_indices:
         raise UserError(
-            f"none of the {len(rows)} rows can be trained on ({dict(left_out)}): check the data "
+            f"none of the {len(rows)} rows can be trained on ({dict(skipped)}): check the data "
             "set's labels against the prompt's label space, and max_length"
         )
-    if kept != list(range(len(images))):
-        images = images.select(kept)
-    columns = Dataset.from_dict({**encoded, "row": kept})
-    return concatenate_datasets([images, columns], axis=1), dict(left_out)
+    if row_indices != list(range(len(images))):
+        images = images.select(row_indices)
+    columns = Dataset.from_dict({**encoded, "row": row_indices})
+    return concatenate_datasets([images, columns], axis=1), dict(skipped)
 
 
 def image_columns(rows: datasets.Dataset) -> datasets.Dataset:
     """The columns of `rows` that say what a model is shown of each, as they are stored."""
-    found = _with_conversation_images(with_still_images(rows))
-    return found.select_columns(
-        [name for name in row_images.IMAGE_COLUMNS if name in found.column_names]
+    columns = _with_conversation_images(with_still_images(rows))
+    return columns.select_columns(
+        [name for name in row_images.IMAGE_COLUMNS if name in columns.column_names]
     )
 
 
@@ -119,7 +119,7 @@ def _with_conversation_images(rows: datasets.Dataset) -> datasets.Dataset:
 
 def training_messages(sample: FaceSample, prompt: Prompt, seed: int) -> list[dict[str, Any]]:
     """The messages to learn: the sample's own conversation (`meta["messages"]`), or the prompt and
-    the answer of `training_target`. Raises RefusedError as that does."""
+    the answer of `training_target`. Raises SkippedSampleError as that does."""
     if (conversation := sample.meta.get("messages")) is not None:
         return [_with_blocks(message) for message in conversation]
     target = training_target(sample, prompt, seed)
@@ -140,18 +140,22 @@ def _with_blocks(message: dict[str, str]) -> dict[str, Any]:
 
 def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
     """The text to learn, written from the sample's labels where it has no rationale of its own.
-    Raises RefusedError if it has no label or nothing to write from."""
+    Raises SkippedSampleError if it has no label or nothing to write from."""
     from vlmface.rationale import rules
 
-    if not prompt.truth(sample):
-        raise encode.RefusedError("no_label", f"{sample.id} has no label of {prompt.space.id}")
-    if prompt.reasons and sample.rationale is None:
+    if not prompt.target_labels(sample):
+        raise encode.SkippedSampleError(
+            "no_label", f"{sample.id} has no label of {prompt.space.id}"
+        )
+    if prompt.has_rationale and sample.rationale is None:
         if sample.aus is None or sample.emotion is None:
-            raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
-        own = rules.sample_seed(seed, sample.id)
-        body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
+            raise encode.SkippedSampleError(
+                "no_aus", f"{sample.id} has no annotation to write from"
+            )
+        row_seed = rules.sample_seed(seed, sample.id)
+        body = rules.write(sample.intensities(), sample.emotion, seed=row_seed, body_only=True)
         sample.rationale, sample.rationale_source, sample.rationale_saw_label = body, "rules", True
     try:
         return prompt.target(sample)
     except UserError as error:
-        raise encode.RefusedError("unreadable_rationale", str(error)) from error
+        raise encode.SkippedSampleError("unreadable_rationale", str(error)) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlmface import label_spaces
-from vlmface.data.records import canonical, check_choice
+from vlmface.data.records import check_choice, match_label
 from vlmface.data.tables.cells import (
     NULLS,
     BadCellError,
@@ -40,7 +40,7 @@ class LabelWords:
         for word, label in with_plain(options.labels or {}).items():
             if label is None or self.field == "context":
                 self.mapping[word] = label
-            elif (emotion := canonical("emotion8", str(label))) is not None:
+            elif (emotion := match_label("emotion8", str(label))) is not None:
                 self.mapping[word] = emotion
             else:
                 raise UserError(
@@ -51,7 +51,7 @@ class LabelWords:
 
     def is_label(self, word: str) -> bool:
         """Whether the option names the word, or it is an emotion."""
-        return key_of(word, self.mapping) is not None or canonical("emotion8", word) is not None
+        return key_of(word, self.mapping) is not None or match_label("emotion8", word) is not None
 
     def of_cell(self, value: Any) -> str | None:
         """The label of a cell. Raises BadCellError for a word that is not one."""
@@ -64,7 +64,7 @@ class LabelWords:
             return None
         if self.field == "context":
             return word
-        if (label := canonical("emotion8", word)) is None:
+        if (label := match_label("emotion8", word)) is None:
             raise BadCellError(
                 f"one of {', '.join(label_spaces.EMOTIONS)}: map it, labels={{{word!r}: 'anger'}}, "
                 "or to None if it is not one of them; label_field='context' keeps your own words"
@@ -148,7 +148,7 @@ def _check_words(words: Mapping[str, Mapping[Any, str | None]]) -> None:
     for field, mapping in words.items():
         check_choice("words", field, WORDS)
         for word, to in mapping.items():
-            if to is not None and not any(canonical(name, to) for name in _spaces(field)):
+            if to is not None and not any(match_label(name, to) for name in _spaces(field)):
                 raise UserError(
                     f"words maps {word!r} to {to!r} for {field}: use one of "
                     f"{', '.join(_labels_of(field))}, or None"
@@ -167,7 +167,7 @@ def _person(value: Any, field: str, mapping: Mapping[str, str | None]) -> str | 
         return None
     if field == "gender" and lower in GENDERS:
         return GENDERS[lower]
-    if not any(canonical(name, word) for name in _spaces(field)):
+    if not any(match_label(name, word) for name in _spaces(field)):
         labels = _labels_of(field)
         option = f"words={{{field!r}: {{{word!r}: {labels[0]!r}}}}}"
         raise BadCellError(
