@@ -172,6 +172,17 @@ def test_wrong_boxes_are_named_with_their_line(folder, cell, options, message):
     assert str(error.value).startswith(f"{path}, line 3: 'face_box' is")
 
 
+def test_a_missing_picture_is_counted_and_its_box_not_measured(folder):
+    path = text(
+        folder / "a.csv", "image,face_box,emotion", "0.jpg,0 0 .5 .5,sad", "9.jpg,0 0 .5 .5,sad"
+    )
+    with pytest.warns(UserWarning, match="1 rows without an image file"):
+        rows = data.load("table", path, box_units="relative", missing="drop")
+    assert rows["face_box"] == [[0, 0, 50, 40]]
+    with pytest.raises(UserError, match=r"1 of 2 images .*9\.jpg"):
+        data.load("table", path, box_units="relative")
+
+
 def test_zeros_stand_for_no_box_and_a_missing_side_is_an_error(folder):
     path = text(folder / "a.csv", "image,x,y,w,h,emotion", "0.jpg,0,0,0,0,sad", "1.jpg,1,2,3,4,sad")
     options = {"columns": {"face_box": ["x", "y", "w", "h"]}, "box_format": "xywh"}

@@ -72,17 +72,17 @@ def read_conversation(record: Record) -> Conversation:
         if record.fields.get(name):
             record.refuse(name, "pictures only")
     messages: list[dict[str, str]] = []
-    shown: list[str] = []
+    named_in_texts: list[str] = []
     for role, content in _turns(record):
         text, images = _text(record, content)
         text = _QWEN_IMAGE.sub(IMAGE, text)
-        shown += images
+        named_in_texts += images
         messages.append({"role": role, "content": text.strip()})
     _check_turns(record, messages)
-    listed = _listed_images(record)
-    if listed and shown and listed != shown:
-        record.refuse("images", f"the pictures named in the texts, {short_repr(shown)}")
-    images = listed or shown
+    in_fields = _listed_images(record)
+    if in_fields and named_in_texts and in_fields != named_in_texts:
+        record.refuse("images", f"the pictures named in the texts, {short_repr(named_in_texts)}")
+    images = in_fields or named_in_texts
     places = sum(message["content"].count(IMAGE) for message in messages)
     if images and not places:
         first = next(message for message in messages if message["role"] == "user")
@@ -127,9 +127,9 @@ def _single_turn(record: Record, question: str) -> Iterator[tuple[str, Any]]:
         isinstance(pair, list) and len(pair) == 2 for pair in history
     ):
         record.refuse("history", '[["question", "answer"], ...]')
-    for asked, answered in history:
-        yield "user", asked
-        yield "assistant", answered
+    for question_text, answer_text in history:
+        yield "user", question_text
+        yield "assistant", answer_text
     text = record.fields[question]
     if question == "instruction" and record.optional("input"):
         text = f"{text}\n{record.fields['input']}"
@@ -170,17 +170,17 @@ def _text(record: Record, content: Any) -> tuple[str, list[str]]:
 def _listed_images(record: Record) -> list[str]:
     """The pictures in the fields image and images, of which only one may be filled, or both with
     the same."""
-    listed = {}
+    paths_by_field = {}
     for name in ("image", "images"):
         value = record.fields.get(name)
         if isinstance(value, list):
             value = [item.get("path") if isinstance(item, dict) else item for item in value]
         elif isinstance(value, dict):
             value = value.get("path")
-        listed[name] = record.but(**{name: value}).images(name)
-    if all(listed.values()) and listed["image"] != listed["images"]:
-        record.refuse("images", f"the same as 'image', {short_repr(listed['image'])}")
-    return listed["image"] or listed["images"]
+        paths_by_field[name] = record.but(**{name: value}).images(name)
+    if all(paths_by_field.values()) and paths_by_field["image"] != paths_by_field["images"]:
+        record.refuse("images", f"the same as 'image', {short_repr(paths_by_field['image'])}")
+    return paths_by_field["image"] or paths_by_field["images"]
 
 
 def _check_turns(record: Record, messages: list[dict[str, str]]) -> None:

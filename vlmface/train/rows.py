@@ -107,13 +107,15 @@ def _with_conversation_images(rows: datasets.Dataset) -> datasets.Dataset:
         return rows
     columns = rows.select_columns(["frames", "meta"]).with_format("arrow")[:]
     frames, metas = columns["frames"].to_pylist(), columns["meta"].to_pylist()
-    listed = [
+    images_of_rows = [
         clip or [] if '"messages"' in (meta or "") else []
         for clip, meta in zip(frames, metas, strict=True)
     ]
-    if not any(listed):
+    if not any(images_of_rows):
         return rows
-    pictures = Dataset.from_dict({"images": listed}).cast_column("images", [Image(decode=False)])
+    pictures = Dataset.from_dict({"images": images_of_rows}).cast_column(
+        "images", [Image(decode=False)]
+    )
     return concatenate_datasets([rows, pictures], axis=1)
 
 

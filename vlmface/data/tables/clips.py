@@ -19,7 +19,7 @@ from vlmface.data.tables.cells import BadCellError, convert, numbers
 from vlmface.data.tables.columns import Source
 from vlmface.data.tables.options import TableOptions
 from vlmface.data.tables.paths import path_in
-from vlmface.data.tables.single_frames import Videos, need_video
+from vlmface.data.tables.single_frames import Videos
 from vlmface.data.tables.table import Table
 from vlmface.errors import UserError
 from vlmface.utils.images import SUFFIXES
@@ -44,8 +44,8 @@ def listed_frames(
     cells = convert(table, column, rows, lambda value: _files(value, folder))
     index = [i for i, cell in enumerate(cells) if cell is not None and cell[1]]
     if len(index) < len(cells):
-        lacking = np.delete(rows, index).tolist()
-        skipped["no frames"] = [table.where(row) for row in lacking]
+        empty_rows = np.delete(rows, index).tolist()
+        skipped["no frames"] = [table.where(row) for row in empty_rows]
     count = options.num_frames
     names, values = [], []
     for i in index:
@@ -54,10 +54,10 @@ def listed_frames(
         values.append([files[j] for j in video.segment_midpoints(len(files), count)])
     for i, files, exists in zip(index, values, _exist(values), strict=True):
         if not all(exists):
-            missing = files[exists.index(False)]
+            missing_file = files[exists.index(False)]
             raise UserError(
-                f"{table.where(int(rows[i]))}: the frame {missing} is missing: complete the copy, "
-                "or give the folder that paths start from, images="
+                f"{table.where(int(rows[i]))}: the frame {missing_file} is missing: complete the "
+                "copy, or give the folder that paths start from, images="
             )
     return rows[np.array(index, np.int64)], "frames", values, names
 
@@ -81,10 +81,10 @@ def _files(value: Any, folder: Path) -> tuple[str, list[str]] | None:
         paths = [path_in(_path_of(item), folder) for item in value]
         files = [path for path in paths if path is not None]
         return (files[0][0], [path for _, path in files]) if files else None
-    found = path_in(value, folder)
-    if found is None:
+    resolved = path_in(value, folder)
+    if resolved is None:
         return None
-    name, path = found
+    name, path = resolved
     if os.path.isdir(path):
         return name, [os.path.join(path, file) for file in images_in_order(Path(path)) or []]
     if not any(mark in name for mark in "*?[") or os.path.exists(path):
@@ -131,12 +131,7 @@ def video_clips(
         ],
         1,
     )
-    places: dict[str, Path] = {}
-    of_video: dict[Path, list[int]] = {}
-    for i, path in enumerate(videos.paths):
-        if path not in places:
-            places[path] = need_video(table, int(videos.rows[i]), path)
-        of_video.setdefault(places[path], []).append(i)
+    of_video = videos.by_file(table)
     selection = _Selection(bounds, options)
     frames: dict[int, list[str]] = {}
     extracted = video.frames_by_number(

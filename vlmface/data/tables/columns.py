@@ -77,8 +77,8 @@ def matching_columns(table: Table, patterns: str | Sequence[str], option: str) -
     Raises:
         UserError: there is none.
     """
-    wanted = [p.lower() for p in ([patterns] if isinstance(patterns, str) else map(str, patterns))]
-    names = [c for c in table.columns if any(c.lower() == p or _fits(c, p) for p in wanted)]
+    lowered = [p.lower() for p in ([patterns] if isinstance(patterns, str) else map(str, patterns))]
+    names = [c for c in table.columns if any(c.lower() == p or _fits(c, p) for p in lowered)]
     if not names:
         raise UserError(f"{option}={patterns!r} fits no column of {table.path}: {table.names()}")
     return names

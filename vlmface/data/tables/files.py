@@ -123,8 +123,8 @@ def _named(codes: pa.Array, names: list[str]) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
-    return pa.array(names, pa.string()).take(pc.if_else(known, codes, None))
+    is_named = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
+    return pa.array(names, pa.string()).take(pc.if_else(is_named, codes, None))
 
 
 def _read_workbook(path: Path, options: TableOptions) -> Table:

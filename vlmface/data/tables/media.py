@@ -125,9 +125,12 @@ def _pictures(table: Table, column: str, rows: np.ndarray, folder: Path, skipped
         return path_in(value, folder)
 
     cells_of_rows = convert(table, column, rows, picture)
-    kept, pictures = _without_empty(table, rows, cells_of_rows, skipped, "no image")
-    names = [name or str(row + 1) for (name, _), row in zip(pictures, kept.tolist(), strict=True)]
-    return Media(kept, "image", [picture for _, picture in pictures], names)
+    rows_with_image, pictures = _without_empty(table, rows, cells_of_rows, skipped, "no image")
+    names = [
+        name or str(row + 1)
+        for (name, _), row in zip(pictures, rows_with_image.tolist(), strict=True)
+    ]
+    return Media(rows_with_image, "image", [picture for _, picture in pictures], names)
 
 
 def _without_empty(
@@ -150,13 +153,15 @@ def _videos(
         stems = table.stems(rows)
         return single_frames.Videos(rows, stems, [str(folder / stem) for stem in stems])
     paths = convert(table, str(column), rows, lambda value: path_in(value, folder))
-    kept, named = _without_empty(table, rows, paths, skipped, "no video")
-    return single_frames.Videos(kept, [name for name, _ in named], [path for _, path in named])
+    rows_with_video, named = _without_empty(table, rows, paths, skipped, "no video")
+    return single_frames.Videos(
+        rows_with_video, [name for name, _ in named], [path for _, path in named]
+    )
 
 
 def _pictures_of_files(table: Table, rows: np.ndarray, folder: Path) -> Media:
     """The picture that is named as the table's file, as OpenFace names the table of a picture."""
-    known: dict[str, str] = {}
+    picture_by_stem: dict[str, str] = {}
     for stem in dict.fromkeys(table.stems(rows)):
         files = [str(folder / f"{stem}{suffix}") for suffix in SUFFIXES]
         present = [path for path in files if os.path.isfile(path)]
@@ -165,6 +170,6 @@ def _pictures_of_files(table: Table, rows: np.ndarray, folder: Path) -> Media:
                 f"{table.path}: expected one picture {folder / stem}.jpg (or another ending), "
                 f"there are {len(present)}: give the folder of the pictures, images="
             )
-        known[stem] = present[0]
+        picture_by_stem[stem] = present[0]
     stems = table.stems(rows)
-    return Media(rows, "image", [known[stem] for stem in stems], stems)
+    return Media(rows, "image", [picture_by_stem[stem] for stem in stems], stems)

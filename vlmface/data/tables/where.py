@@ -215,9 +215,9 @@ class _Parser:
         compare = _COMPARISONS[operator]
         if token.kind == "text":
             words = self._texts(column)
-            known = np.array([word is not None for word in words], bool)
+            filled = np.array([word is not None for word in words], bool)
             cells = np.array([word or "" for word in words], object)
-            yes = np.asarray(compare(cells, token.text[1:-1]), bool) & known
+            yes = np.asarray(compare(cells, token.text[1:-1]), bool) & filled
         else:
             try:
                 cells = numbers(self.table, column, self.rows, self.decimal)
@@ -226,9 +226,9 @@ class _Parser:
                     f"where={self.condition!r}, character {token.at}: {token.text} is a number, "
                     f"but {error}; put texts in quotes"
                 ) from error
-            known = ~np.isnan(cells)
-            yes = compare(cells, float(token.text)) & known
-        return _Truth(yes, known & ~yes)
+            filled = ~np.isnan(cells)
+            yes = compare(cells, float(token.text)) & filled
+        return _Truth(yes, filled & ~yes)
 
     def _texts(self, column: str) -> list[str | None]:
         return convert(self.table, column, self.rows, as_label)
