@@ -92,6 +92,18 @@ def test_single_frames_are_found_by_number(folder):
         data.load("table", text(path, "video,frame,emotion", "talk.mp4,4.5,sad"))
 
 
+def test_each_row_of_a_video_that_cannot_be_decoded_is_counted(folder):
+    (folder / "broken.mp4").write_bytes(b"no video")
+    lines = ["broken.mp4,1,sad", "talk.mp4,1,sad", "broken.mp4,2,sad"]
+    path = text(folder / "a.csv", "video,frame,emotion", *lines)
+    assert len(data.load("table", path)) == 1
+    for table in (path, text(folder / "b.csv", "video,emotion", "broken.mp4,sad", "talk.mp4,sad")):
+        (reason, places), *_ = data.read("table", table, num_frames=2).skipped.items()
+        assert reason == "a video that cannot be decoded"
+        assert [place.startswith(f"{table}, line") for place in places] == [True] * len(places)
+    assert len(data.read("table", path).skipped[reason]) == 2
+
+
 def test_lists_and_patterns_of_frames(folder):
     path = folder / "a.jsonl"
     files = ["shot/1.png", "shot/11.png"]

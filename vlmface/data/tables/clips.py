@@ -25,7 +25,7 @@ from vlmface.errors import UserError
 from vlmface.utils.images import SUFFIXES
 
 Clips = tuple[np.ndarray, str, Sequence[list[str]], Sequence[str]]  # the fields of `media.Media`
-_LATE = 0.5  # seconds by which a clip may end after its video
+_LATE = 1.0  # seconds by which a clip may end after the last frame of its video
 
 
 def listed_frames(
@@ -140,7 +140,8 @@ def video_clips(
     for place, index in of_video.items():
         outcome = selection.of_folder(place, index) if place.is_dir() else extracted[place]
         if isinstance(outcome, UserError):
-            skipped.setdefault("a video that cannot be decoded", []).append(str(outcome))
+            lost = [f"{table.where(int(videos.rows[i]))}: {outcome}" for i in index]
+            skipped.setdefault("a video that cannot be decoded", []).extend(lost)
             continue
         for i in index:
             if chosen := selection.chosen.get(i):
@@ -194,22 +195,16 @@ class _Selection:
         return {n: os.path.join(folder, name) for n, name in enumerate(names)}
 
     def _choose(self, i: int, times: np.ndarray) -> None:
-        start, end = self.bounds[i]
-        if self.options.time_unit == "frames":
-            places, first = np.arange(len(times)) + (self.options.first_frame or 0), 0.5
-            limit, unit = float(len(times) - 1 + (self.options.first_frame or 0)), "frames"
-            end = end + first
-        else:
-            places, unit = times, "s"
-            limit = float(times[-1]) + _LATE if len(times) else 0.0
-        inside = (places >= np.nan_to_num(start, nan=-np.inf)) & (
-            places < np.nan_to_num(end, nan=np.inf)
-        )
-        late = not np.isnan(end) and end > limit + (1 if unit == "frames" else _LATE)
-        if late or not inside.any():
+        start, end = self.bounds[i]  # NaN: not bounded
+        in_frames = self.options.time_unit == "frames"
+        positions = np.arange(len(times)) + (self.options.first_frame or 0) if in_frames else times
+        last = float(positions[-1]) if len(positions) else -np.inf
+        inside = ~(positions < start) & ~(positions >= (end + 1 if in_frames else end))
+        if not inside.any() or end > last + (0 if in_frames else _LATE):
+            unit = "frames" if in_frames else "s"
             self.errors[i] = (
-                f"start {start:g} and end {self.bounds[i][1]:g} ({unit}), but the video has "
-                f"{len(times)} frames up to {float(places[-1]) if len(places) else 0:g} {unit}"
+                f"start {start:g} and end {end:g} {unit}, but the video has {len(times)} frames, "
+                f"the last at {last:g} {unit}"
             )
             return
         numbers_inside = np.flatnonzero(inside)

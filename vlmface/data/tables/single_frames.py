@@ -101,7 +101,8 @@ def read(
             aligned = aligned or in_folder.aligned
             picture_by_row = {i: in_folder.find(int(frames[i]), int(faces[i])) for i in index}
         elif isinstance(outcome := extracted[place], UserError):
-            skipped.setdefault("a video that cannot be decoded", []).append(str(outcome))
+            lost = [f"{table.where(int(videos.rows[i]))}: {outcome}" for i in index]
+            skipped.setdefault("a video that cannot be decoded", []).extend(lost)
             continue
         else:
             picture_by_row = {i: outcome.get(int(frames[i]) - first) for i in index}
