@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from clip_rows import picture, rows_of
+from helpers.clip_rows import picture, rows_of
 
 from vlmface import label_texts
 from vlmface.clip import checkpoint, tiny_clip

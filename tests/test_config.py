@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 from test_ranges import SETTINGS as ALL_SETTINGS
 
 from vlmface.errors import UserError
@@ -251,7 +251,7 @@ def test_comments_are_the_help_texts(path: Path) -> None:
         assert commented >= set(config.read_yaml(path)) - {"limitations"}
 
 
-# Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli.py.
+# Settings whose options argparse explains, in vlmface/rationale/cli.py and vlmface/cli/.
 SETTINGS = {k: v for k, v in ALL_SETTINGS.items() if k not in ("rationale", "gateway", "lmms_eval")}
 
 

@@ -6,8 +6,8 @@ import io
 
 import numpy as np
 import pytest
+from helpers.samples import picture as picture_of
 from PIL import Image
-from samples import picture as picture_of
 
 from vlmface.errors import UserError
 from vlmface.evaluate import corrupt as module

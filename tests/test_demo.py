@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.fake_teacher import FakeTeacher, Reply, TeacherRequest
+from helpers.scripts import ROOT
 from PIL import Image
-from samples import ROOT
 
 from vlmface import facs, label_texts, prompts
 from vlmface.data import crops
@@ -43,7 +43,7 @@ from vlmface.demo.face_detection import Face
 from vlmface.errors import UserError
 from vlmface.infer import Predictor
 from vlmface.infer.face_report import FaceReport
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 from vlmface.infer.predictor import NO_PREDICTION
 from vlmface.synth import clips as synth_clips
 from vlmface.synth import dataset

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import llava
-from conftest import Recipe
-from samples import ROOT, picture, samples
-from trainers import contents
+from helpers.checkpoints import llava
+from helpers.run_files import contents, read_metrics, training_log
+from helpers.samples import picture, samples
+from helpers.scripts import ROOT, Recipe, environment, launcher, to_argv
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -32,6 +32,7 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
+FAULTY = "tests/distributed/faulty_sft.py"
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--vision_tower", "full", "--projector", "full", "--language_model", "full")
 LORA = (
@@ -57,9 +58,11 @@ SHORT = {
     "save_steps": 2,
     "max_new_tokens": 4,
 }
-WORDS = tuple(word for name, value in SHORT.items() for word in (f"--{name}", str(value)))
+WORDS = tuple(to_argv(SHORT))
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+Words = tuple[str, ...]
+Runs = dict[Words, Path]
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +73,17 @@ def launch(base: Path) -> Launch:
         config: str, output_dir: Path, *words: str, script: str = "recipes/sft_cot.py", **env: str
     ) -> subprocess.CompletedProcess[str]:
         command = [
-            *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-            *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
-            *("--num_processes", "2", "--main_process_port", "0"),
+            *launcher(config),
             *(str(ROOT / script), "--base_model", str(base), "--output_dir", str(output_dir)),
             *("--batch_size", "4", *WORDS, *words),
         ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=600, check=False
+            command,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
 
     return start
@@ -91,11 +94,11 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> None:
 
 
 def log(folder: Path, name: str) -> list[float]:
-    return [json.loads(line)[name] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in training_log(folder)]
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.json").read_text())["train"]
+    return read_metrics(folder)["train"]
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -130,7 +133,7 @@ def agree(found: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+def alone(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The same runs in one process with twice the batch."""
     folder = tmp_path_factory.mktemp("alone")
     runs = {FULL: folder / "full", LORA: folder / "lora"}
@@ -163,11 +166,7 @@ def test_all_configurations_are_there() -> None:
 @pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
 @pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
 def test_two_processes_train_as_one_does(
-    config: str,
-    words: tuple[str, ...],
-    launch: Launch,
-    alone: dict[tuple[str, ...], Path],
-    tmp_path: Path,
+    config: str, words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
     succeeded(launch(config, tmp_path, *words))
     agree(tmp_path, alone[words])
@@ -179,9 +178,9 @@ def test_two_processes_train_as_one_does(
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
 def test_fsdp2_trains_as_one_process_does(
-    words: tuple[str, ...], launch: Launch, alone: dict[tuple[str, ...], Path], tmp_path: Path
+    words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
-    succeeded(launch("fsdp2", tmp_path, *words, script="tests/launched.py", FSDP_ON_CPU="1"))
+    succeeded(launch("fsdp2", tmp_path, *words, script=FAULTY, FSDP_ON_CPU="1"))
     agree(tmp_path, alone[words])
     assert (tmp_path / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp.bin").exists()
 
@@ -225,14 +224,10 @@ def test_nf4_in_two_processes(config: str, launch: Launch, sft_cot: Recipe, tmp_
     ids=["zero2-full", "zero2-lora", "zero3-full", "fsdp2-full"],
 )
 def test_resumed_equals_uninterrupted(
-    config: str,
-    words: tuple[str, ...],
-    launch: Launch,
-    alone: dict[tuple[str, ...], Path],
-    tmp_path: Path,
+    config: str, words: Words, launch: Launch, alone: Runs, tmp_path: Path
 ) -> None:
     """Stopped in step 4, after 3; the last checkpoint is of step 2."""
-    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    env = {"script": FAULTY} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     stopped = launch(config, tmp_path, *words, **env, STOP_AT="4")
     assert stopped.returncode != 0 and "interrupted; run the same command again" in stopped.stderr
     assert log(tmp_path, "step") == [1, 2, 3]
@@ -250,7 +245,7 @@ def test_resumed_equals_uninterrupted(
 def test_all_processes_stop_where_one_diverges(
     config: str, fault: str, launch: Launch, tmp_path: Path
 ) -> None:
-    env = {"script": "tests/launched.py"} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
+    env = {"script": FAULTY} | ({"FSDP_ON_CPU": "1"} if config == "fsdp2" else {})
     started = time.monotonic()
     stopped = launch(config, tmp_path, *FULL, **env, **{fault: "4"})
     assert time.monotonic() - started < 300
@@ -271,19 +266,13 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
     config: str, launch: Launch, sft_cot: Recipe, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    stopped = launch(config, folder, *FULL, script="tests/launched.py", STOP_AT="4")
+    stopped = launch(config, folder, *FULL, script=FAULTY, STOP_AT="4")
     assert stopped.returncode != 0
     before = contents(tmp_path)
+    base = settings_of(folder)["base_model"]
+    alone = ("--base_model", base, "--batch_size", "4", *WORDS, *FULL)
     with pytest.raises(UserError, match="with processes 2, but now it is 1"):
-        sft_cot(
-            folder,
-            "--base_model",
-            settings_of(folder)["base_model"],
-            "--batch_size",
-            "4",
-            *WORDS,
-            *FULL,
-        )
+        sft_cot(folder, *alone)
     checkpoint = folder / "checkpoints" / "checkpoint-2"
     of_ranks = ["rng_state_0.pth", "rng_state_1.pth"]
     if config == "zero2":
@@ -293,15 +282,7 @@ def test_a_run_of_two_processes_is_resumed_by_two_with_all_their_files(
         whole = (checkpoint / name).read_bytes()
         (checkpoint / name).unlink()
         with pytest.raises(UserError, match=f"{name} is missing"):
-            sft_cot(
-                folder,
-                "--base_model",
-                settings_of(folder)["base_model"],
-                "--batch_size",
-                "4",
-                *WORDS,
-                *FULL,
-            )
+            sft_cot(folder, *alone)
         (checkpoint / name).write_bytes(whole)
     (checkpoint / of_ranks[-1]).write_bytes(whole[:-1])
     refused = launch(config, folder, *FULL)
@@ -349,9 +330,7 @@ SLURM_NODEID=0 "$@" && wait $other
 
 
 @pytest.mark.slow
-def test_the_slurm_script_trains_on_two_nodes(
-    base: Path, alone: dict[tuple[str, ...], Path], tmp_path: Path
-) -> None:
+def test_the_slurm_script_trains_on_two_nodes(base: Path, alone: Runs, tmp_path: Path) -> None:
     """Both nodes of the job are this machine; scontrol and srun do what Slurm's do."""
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
         (tmp_path / name).write_text(text)
@@ -545,15 +524,12 @@ def test_grpo_in_two_processes(
         "rewards": "{format: 1, repetition: 1, length_penalty: {words: 4}}",
     }
     out = tmp_path / config
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
-        *("--config_file", str(ROOT / f"recipes/accelerate/{config}.yaml")),
-        *("--num_processes", "2", "--main_process_port", "0", str(ROOT / "recipes/grpo.py")),
-        *(word for name, value in words.items() for word in (f"--{name}", str(value))),
-        *("--output_dir", str(out)),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    succeeded(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600))
+    command = [*launcher(config), str(ROOT / "recipes/grpo.py"), *to_argv(words)]
+    command += ["--output_dir", str(out)]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=600, check=False
+    )
+    succeeded(done)
     assert [line for line in log(out, "step")] == [1, 2]
     assert all(drift < 1e-4 for drift in log(out, "rollout_drift"))
     assert (out / "samples.html").exists() and trained(out)["steps"] == 2

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import picture, rows, samples
+from helpers.checkpoints import llava
+from helpers.samples import picture, rows, samples
 
 from vlmface import encode, prompts
 from vlmface.data import row_images

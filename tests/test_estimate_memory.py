@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from checkpoints import BUILDERS, llava, qwen_vl, smolvlm
-from samples import ROOT, picture
+from helpers.checkpoints import BUILDERS, clip_vision, llava, qwen_vl, smolvlm
+from helpers.run_files import read_metrics
+from helpers.samples import picture
+from helpers.scripts import ROOT
 
 from vlmface import encode, families, prompts
 from vlmface.cli import main
@@ -237,7 +239,7 @@ def test_quantised_weights_take_four_bits(base: Path) -> None:
 
 def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
     settings = SFTSettings(**json.loads((run_dir / "settings.json").read_text()))
-    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    train = read_metrics(run_dir)["train"]
     assert estimate_memory.steps(settings, train["n"]) == train["steps"]
     uneven = dataclasses.replace(settings, gradient_accumulation=4, epochs=1.5)
     assert estimate_memory.steps(uneven, 49) == 3  # 7 batches, 2 updates an epoch
@@ -249,24 +251,11 @@ def test_steps_are_those_of_the_trainer(run_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.json and nothing else, of a LLaVA with few but wide layers."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlamaConfig, LlavaConfig
 
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=3,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=4,
-            num_attention_heads=32,
-            vocab_size=32064,
-        ),
+        vision_config=clip_vision(1024, 3, 16, 336),
+        text_config=LlamaConfig(num_hidden_layers=4, vocab_size=32064),  # as wide as Llama-2-7B
         image_token_index=32000,
     )
     folder = tmp_path_factory.mktemp("bare")

@@ -23,12 +23,12 @@ import httpx2
 import hypothesis
 import pytest
 import schemathesis
-from bombs import DEAR
-from fake_teacher import FakeTeacher, Reply
 from fastapi.testclient import TestClient
-from hostile import ANALYZE, FACE, GOOD, HEAD, HOSTILE, RAW, b64, encoded
+from helpers.fake_teacher import FakeTeacher, Reply
+from helpers.hostile_images import DEAR
+from helpers.hostile_requests import ANALYZE, FACE, GOOD, HEAD, HOSTILE, RAW, b64, encoded
+from helpers.samples import picture
 from PIL import Image
-from samples import picture
 from schemathesis import GenerationMode
 
 from vlmface.errors import UserError

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import llava
-from samples import load_script, rows
+from helpers.checkpoints import llava
+from helpers.run_files import read_metrics
+from helpers.samples import rows
+from helpers.scripts import load_script
 
 from vlmface import prompts
 from vlmface.cli import main
@@ -166,7 +168,7 @@ def test_trained_weights_are_those_of_the_run(run_dir: Path) -> None:
         estimate_memory.base_config(settings.base_model), llava, settings, torch.float32
     )
     found = estimate_memory.parameters(model, llava)
-    train = json.loads((run_dir / "metrics.json").read_text())["train"]
+    train = read_metrics(run_dir)["train"]
     entries = [entry for kinds in found.values() for entry in kinds.values()]
     assert sum(entry[0] for entry in entries) == train["trainable"]
     assert sum(entry[1] for entry in entries) == train["parameters"]

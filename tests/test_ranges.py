@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script
 
 from vlmface import cli, data
 from vlmface.data import mixture, option_checks, options
@@ -594,13 +594,13 @@ def test_options_are_checked_wherever_data_are_read(tmp_path: Path) -> None:
 def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
     import inspect
 
-    read = data.dataset_module(name).read
-    declaring = options.options_class(read) or read
-    defaults = {p.name: p.default for p in inspect.signature(declaring).parameters.values()}
     for option, kind in option_checks.options_of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
-        if defaults.get(option, inspect.Parameter.empty) is not inspect.Parameter.empty:
-            options.check_type(option, kind, defaults[option])
+        read = data.dataset_module(name).read
+        parameters = inspect.signature(options.options_class(read) or read).parameters
+        parameter = parameters.get(option)
+        if parameter is not None and parameter.default is not parameter.empty:
+            options.check_type(option, kind, parameter.default)
     assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None
 
 

@@ -7,8 +7,8 @@ import re
 import time
 
 import pytest
+from helpers.expressions import emotions, faces, formats, seeds
 from hypothesis import given
-from hypothesis import strategies as st
 
 from vlmface import answers, facs, label_spaces
 from vlmface.au_descriptions import CLAUSES
@@ -26,14 +26,9 @@ TYPICAL = {
     "sadness": {1: 2, 4: 3, 15: 4, 17: 2},
     "surprise": {1: 4, 2: 4, 5: 3, 26: 5},
 }
-faces = st.dictionaries(
-    st.sampled_from(facs.AU_NUMBERS), st.none() | st.floats(0.1, 5), max_size=12
-)
-emotions = st.sampled_from(label_spaces.EMOTIONS)
-seeds = st.integers(0, 2**40)
 
 
-@given(faces, emotions, seeds, st.sampled_from([f for f in answers.FORMATS if f != "labels"]))
+@given(faces, emotions, seeds, formats)
 def test_round_trip(aus: dict[int, float | None], emotion: str, seed: int, format: str) -> None:
     text = rules.write(aus, emotion, format=format, seed=seed)
     answer = answers.parse(text, SPACE, format)

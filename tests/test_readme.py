@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import load_script
+from helpers.scripts import load_script
 
 from vlmface.utils import config
 

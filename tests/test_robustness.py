@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.run_files import read_metrics
 
 from vlmface.errors import UserError
 from vlmface.evaluate import corrupt, robustness
@@ -40,7 +41,7 @@ def test_the_curve(
     points = [point for curve in found["corruptions"].values() for point in curve]
     mean = sum(point["accuracy"]["value"] for point in points) / 10
     assert found["mean"]["accuracy"] == pytest.approx(mean)
-    clean = json.loads((run_dir / "metrics.json").read_text())["after"]
+    clean = read_metrics(run_dir)["after"]
     lines = (run_dir / "predictions.jsonl").read_text().splitlines()[:4]
     right = [line["label"] == line["truth"]["emotion"] for line in map(json.loads, lines)]
     assert found["clean"]["accuracy"]["value"] == pytest.approx(sum(right) / 4) and clean

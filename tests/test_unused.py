@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ROOT, load_script
+from helpers.scripts import ROOT, load_script, to_argv
 from test_ranges import SETTINGS, sample
 
 from vlmface import manifest
@@ -69,12 +69,12 @@ def unread(cls: type, words: dict[str, Any], main: Any) -> set[str]:
     with recorded(cls) as read, pytest.MonkeyPatch.context() as patch:
         plain = config.load_config
 
-        def parse(*args: Any, **kwargs: Any) -> Any:
+        def load_config(*args: Any, **kwargs: Any) -> Any:
             made.append(plain(*args, **kwargs))
             return made[-1]
 
-        patch.setattr(config, "parse", parse)
-        assert main([w for k, v in words.items() for w in (f"--{k}", str(v))]) == 0
+        patch.setattr(config, "load_config", load_config)
+        assert main(to_argv(words)) == 0
         reported = {one.name for one in made[0].unused()}
     return {field.name for field in dataclasses.fields(cls)} - read - reported
 

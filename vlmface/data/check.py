@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw
 from vlmface import data
 from vlmface.data.crop_cache import person_box
 from vlmface.data.crops import valid_box
-from vlmface.data.rows import Rows, resolve_image_paths, to_dataset
+from vlmface.data.dataset_rows import to_dataset
+from vlmface.data.rows import Rows, resolve_image_paths
 from vlmface.data.sources import Source, content_digest, image_sources, map_in_threads, read_content
 from vlmface.errors import UserError
 from vlmface.schema import FaceSample

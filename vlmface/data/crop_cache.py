@@ -240,7 +240,7 @@ def apply_views(
     Raises:
         UserError: `frames` is out of range, or as `cache_view`.
     """
-    from vlmface.data.rows import with_still_images
+    from vlmface.data.dataset_rows import with_still_images
     from vlmface.data.video import segment_midpoints
 
     if not 1 <= frames <= MAX_FRAMES:

@@ -12,8 +12,9 @@ import yaml
 
 from vlmface.data import options
 from vlmface.data.catalog import dataset_module, describe, short_name
+from vlmface.data.dataset_rows import to_dataset
 from vlmface.data.decodable import decodable_rows
-from vlmface.data.rows import Rows, to_dataset
+from vlmface.data.rows import Rows
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,21 +40,21 @@ def load_dataset(
     """
     if broken not in ("keep", "error", "drop"):
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
-    if n is not None and "n" in options.declared_options(dataset_module(name).read):
+    if n is not None and "n" in options.option_types(dataset_module(name).read):
         protocol["n"] = n
-    found = read(name, root, split, **protocol)
-    if not isinstance(found, Rows) and not hasattr(found, "column_names"):
+    rows = read(name, root, split, **protocol)
+    if not isinstance(rows, Rows) and not hasattr(rows, "column_names"):
         raise UserError(
-            f"data set {name!r}: its read(root, split) returned a {type(found).__name__}, but must "
+            f"data set {name!r}: its read(root, split) returned a {type(rows).__name__}, but must "
             "return vlmface.data.rows.Rows"
         )
-    if isinstance(found, Rows):
-        found = to_dataset(found, short_name(name), split, missing=missing)
-    if n is not None and n < len(found):
-        found = found.select(sorted(random.Random(0).sample(range(len(found)), n)))
+    if isinstance(rows, Rows):
+        rows = to_dataset(rows, short_name(name), split, missing=missing)
+    if n is not None and n < len(rows):
+        rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), n)))
     if broken != "keep":
-        found = decodable_rows(found, f"{name}, {split}", broken)
-    return found
+        rows = decodable_rows(rows, f"{name}, {split}", broken)
+    return rows
 
 
 def read(
@@ -72,20 +73,19 @@ def read(
                 else "; data.hold_out takes a validation part of its training people"
             )
         )
-    arguments = options.arguments(module.read, protocol)
-    return module.read(_root(name, root), split, **arguments)
+    return options.call_reader(module.read, _root(name, root), split, protocol)
 
 
 def _root(name: str, root: str | Path | None) -> Path | None:
     module = dataset_module(name)
-    place = None if root is None else Path(root).expanduser()
-    if getattr(module, "NEEDS_ROOT", True) and (place is None or not place.exists()):
+    folder = None if root is None else Path(root).expanduser()
+    if getattr(module, "NEEDS_ROOT", True) and (folder is None or not folder.exists()):
         raise UserError(
             f"{name} needs the root of your copy ({describe(name)['home']}), "
-            + ("and none was given" if place is None else f"and {place} does not exist")
+            + ("and none was given" if folder is None else f"and {folder} does not exist")
             + _hub_hint(name, str(root))
         )
-    return place
+    return folder
 
 
 def _hub_hint(name: str, root: str) -> str:
@@ -112,14 +112,13 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
 
 def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
-    declared = options.declared_options(dataset_module(name).read)
+    kinds = options.option_types(dataset_module(name).read)
     for option, value in protocol.items():
-        if option not in declared:
+        if option not in kinds:
             raise UserError(
-                f"data set {name!r} has no option {option!r}; it has "
-                f"{', '.join(declared) or 'none'}"
+                f"data set {name!r} has no option {option!r}; it has {', '.join(kinds) or 'none'}"
             )
-        options.check_type(f"{name}: {option}", declared[option], value)
+        options.check_type(f"{name}: {option}", kinds[option], value)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A word is not a pair, or the data set does not have the option.
     """
-    kinds = options.declared_options(dataset_module(name).read)
+    kinds = options.option_types(dataset_module(name).read)
     values: dict[str, Any] = {}
     if len(words) == 1 and words[0].lstrip().startswith("{"):
         values = _read_yaml("the options", words[0])

@@ -140,6 +140,7 @@ def _input(
 
 
 def analyse_tab(demo: Demo) -> None:
+    """The tab for one picture or video."""
     intro = "Upload a picture, paste it, or take it with the webcam. Every face is framed."
     if model_choices.outputs_action_units(demo.predictor):
         intro += (
@@ -206,6 +207,7 @@ def _stream_answer(demo: Demo, image: Image.Image, box: Box | None, heading: str
 
 
 def compare_tab(demo: Demo) -> None:
+    """The tab that compares the answers of two models or prompts."""
     names = [choice.name for choice in demo.choices]
     if len(names) < 2:
         _intro(
@@ -258,6 +260,7 @@ def compare_tab(demo: Demo) -> None:
 
 
 def people_tab(demo: Demo) -> None:
+    """The tab for several people in one picture."""
     cropped = "The model receives each face separately, without the people around it."
     with_context = "The model receives one face after the other, with its surroundings."
     uses_context = model_choices.uses_context(demo.predictor)
@@ -295,6 +298,7 @@ def people_tab(demo: Demo) -> None:
 
 
 def clip_tab(demo: Demo) -> None:
+    """The tab for a CLIP classifier."""
     predictor = demo.predictor
     if demo.clip is None:
         _intro(
@@ -411,6 +415,7 @@ def _clip_answer(demo: Demo, clip: clips.Clip) -> str:
 
 
 def batch_tab(demo: Demo) -> None:
+    """The tab that makes a table of many pictures."""
     unit = "picture" if demo.predictor.default_faces == "none" else "face"
     _intro(
         f"Up to {batch.MAX_FILES} pictures, as files or in zip archives. Every {unit} becomes a "
@@ -450,6 +455,7 @@ def batch_tab(demo: Demo) -> None:
 
 
 def playground_tab(demo: Demo) -> None:
+    """The tab for rendered heads with muscles that the user sets."""
     _intro(
         "Set the muscles of a rendered head, and compare the model's answer with them. Intensities "
         "are those of FACS: 0 is at rest, 1 a trace, 5 the maximum."
@@ -534,6 +540,7 @@ def _scene_sliders() -> list[gr.Slider]:
 
 
 def about_tab(demo: Demo) -> None:
+    """The tab about the model and its limitations."""
     video_install = None if clips.can_read_videos() else clips.INSTALL
     gr.HTML(views.about(demo.cards, demo.limitations, demo.face_finder.missing, video_install))
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmface.infer.clip import ClipModel
-    from vlmface.infer.local import LabelScores, LocalModel, Prediction
+    from vlmface.infer.local import LocalModel
+    from vlmface.infer.prediction import LabelScores, Prediction
     from vlmface.infer.remote import RemoteModel
 
 BATCH_SIZE = 32  # faces that are asked together, unless it is said
@@ -129,7 +130,7 @@ def predict_remote(
     import httpx2
     from tqdm import tqdm
 
-    from vlmface.infer.endpoint import run_jobs
+    from vlmface.infer.jobs import run_jobs
 
     check_ids(rows["id"])
     prompts = scored_prompts(benchmark, server.prompts)
@@ -435,6 +436,7 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
     # Not splitlines(): texts may hold other line separators as they are.
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmface import manifest
 from vlmface.errors import UserError
-from vlmface.families import modules, tiny
+from vlmface.families import modules
 from vlmface.families.base import Family, check_image_tokens
+from vlmface.families.tiny.llava import TinyLlava
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ class Llava(Family):
         "language_model": modules.LLAMA_LAYERS,
     }
     PUBLISHED_NAMES = modules.PUBLISHED_TOWER_NAMES
-    TINY = tiny.TinyLlava
+    TINY = TinyLlava
 
     def check_processor(self, processor: Any, config: Any, path: str | Path) -> None:
         """Take the numbers of image tokens from the model's configuration, and compare a test

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmface.errors import UserError
-from vlmface.families import modules, tiny
+from vlmface.families import modules
 from vlmface.families.base import Family, check_image_tokens, check_token_ids
+from vlmface.families.tiny.paligemma import TinyPaliGemma
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ class PaliGemma(Family):
         "language_model": modules.LLAMA_LAYERS,
     }
     PUBLISHED_NAMES = modules.PUBLISHED_TOWER_NAMES
-    TINY = tiny.TinyPaliGemma
+    TINY = TinyPaliGemma
 
     def check_processor(self, processor: Any, config: Any, path: str | Path) -> None:
         """Compare vocabulary and test image with the model. The image token alone may have an id

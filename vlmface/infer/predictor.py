@@ -38,7 +38,7 @@ from vlmface.infer.face_views import (
     image_views,
     parse_boxes,
 )
-from vlmface.infer.local import Prediction
+from vlmface.infer.prediction import Prediction
 from vlmface.infer.remote import open_remote_model
 from vlmface.prompts import Prompt, PromptLike
 from vlmface.utils import image_conversion
@@ -194,10 +194,12 @@ class Predictor:
 
     @property
     def views(self) -> crops.Views:
+        """The views of a face that the model receives."""
         return self.view_settings.views
 
     @property
     def frames(self) -> int:
+        """Frames of a clip that the model receives."""
         return self.view_settings.frames
 
     # --- faces ------------------------------------------------------------------------------------

@@ -186,6 +186,7 @@ class Metric:
         return "\N{EN DASH}" if value is None else f"{self.scale * value:.{self.digits}f}"
 
     def with_unit(self, value: float | None) -> str:
+        """A value as tables show it, with its unit."""
         return f"{self.text(value)} {self.unit}".rstrip()
 
     def interval_text(self, ci95: Sequence[float] | None) -> str:
@@ -303,6 +304,7 @@ class ScoredBlock:
         return self.scores.get(definition.key) if self.kind in definition.applies_to else None
 
     def ci95(self, definition: Metric) -> Sequence[float] | None:
+        """The interval of a metric, None if it has none."""
         return self.scores.get("ci95", {}).get(definition.key)
 
 

@@ -302,6 +302,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """All bytes."""
         return sum(dataclasses.astuple(self))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmface import encode
 from vlmface.data import conversations, row_images
-from vlmface.data.rows import with_still_images
+from vlmface.data.dataset_rows import with_still_images
 from vlmface.errors import UserError
 from vlmface.families.base import Family
 from vlmface.prompts import Prompt
