@@ -90,7 +90,7 @@ def count_conversations(rows: datasets.Dataset, prompts: Sequence[Prompt]) -> in
     Raises:
         UserError: there are some, and several prompts, which would train on them again.
     """
-    n = sum('"messages"' in (meta or "") for meta in rows["meta"])
+    n = sum(conversations.is_in_meta(meta) for meta in rows["meta"])
     if n and len(prompts) > 1:
         raise UserError(
             f"{n:,} rows are conversations (turns: conversation), which are trained on instead of "
@@ -108,7 +108,7 @@ def _with_conversation_images(rows: datasets.Dataset) -> datasets.Dataset:
     columns = rows.select_columns(["frames", "meta"]).with_format("arrow")[:]
     frames, metas = columns["frames"].to_pylist(), columns["meta"].to_pylist()
     images_of_rows = [
-        clip or [] if '"messages"' in (meta or "") else []
+        clip or [] if conversations.is_in_meta(meta) else []
         for clip, meta in zip(frames, metas, strict=True)
     ]
     if not any(images_of_rows):
