@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # Equalities hold to 1e-5 in float32 on a CPU, not in a GPU's bfloat16.
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+# What takes longest starts first: begun last, it would leave the other workers idle.
+LONGEST = (
+    *("test_perf", "test_grpo", "test_synthesize", "test_family_contract", "test_clip_finetune"),
+    *("test_extensions", "test_resume", "test_context_emotion", "test_doors", "test_sft_cot"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_collection_finish() -> None:
@@ -193,8 +205,20 @@ def memorised(folders: SharedFolders, sft_cot: Recipe) -> Path:
     return folders.copy("memorised", lambda to: succeed(sft_cot(to, *to_argv(words))))
 
 
+@pytest.fixture(scope="module")
+def predictor(run_dir: Path) -> Iterator[Any]:
+    """The finished run, asked about pictures of no faces."""
+    from vlmface.infer.face_views import ViewSettings
+    from vlmface.infer.predictor import Predictor
+
+    with Predictor.load(run_dir, max_new_tokens=8) as loaded:
+        loaded.view_settings = ViewSettings()
+        yield loaded
+
+
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for rendered faces and crops, of this test alone."""
-    monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("VLMFACE_CACHE", str(folder))
+    return folder

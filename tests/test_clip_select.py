@@ -78,7 +78,7 @@ def whole(tmp_path_factory, rows):
     checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmface.train.clip.trainer.KEPT", None)
+        patch.setattr("vlmface.train.trainer.KEPT", 1000)
         return folder, *trained_run(chosen(folder), *rows)
 
 

@@ -103,7 +103,7 @@ def test_what_is_missing_or_odd_is_an_error(tmp_path: Path) -> None:
         parse(tmp_path, "name: a", "rate", "1")
     with pytest.raises(UserError, match="'rate' twice"):
         parse(tmp_path, "name: a\nrate: 1\nrate: 2")
-    with pytest.raises(UserError, match="is not a list of"):
+    with pytest.raises(UserError, match="is not a YAML mapping"):
         parse(tmp_path, "just text")
     with pytest.raises(UserError, match="cannot read"):
         parse(tmp_path, "name: [")

@@ -32,6 +32,7 @@ from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.utils import distributed
 
+pytestmark = pytest.mark.distributed
 FAULTY = "tests/distributed/faulty_sft.py"
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 FULL = ("--vision_tower", "full", "--projector", "full", "--language_model", "full")
@@ -212,6 +213,49 @@ def test_nf4_in_two_processes(config: str, launch: Launch, sft_cot: Recipe, tmp_
     assert sft_cot(tmp_path / "one", "--batch_size", "8", *WORDS, *words) == 0
     succeeded(launch(config, tmp_path / "two", *words))
     agree(tmp_path / "two", tmp_path / "one")
+
+
+# --- validation -----------------------------------------------------------------------------------
+
+VALIDATION = (
+    *("--eval_steps", "1", "--eval_generate_steps", "2", "--validation_split", "validation"),
+    *("--n_validation", "5", "--n_generate", "3", "--metric_for_best_model", "accuracy"),
+)
+
+
+@pytest.fixture(scope="module")
+def validated(sft_cot: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs in one process. All answers are cut off and wrong, so the first evaluation of answers,
+    after half of the steps, is the best."""
+    folder = tmp_path_factory.mktemp("validated")
+    runs = {FULL: folder / "full", LORA: folder / "lora"}
+    for words, path in runs.items():
+        assert sft_cot(path, "--batch_size", "8", *WORDS, *words, *VALIDATION) == 0
+        assert trained(path)["best"]["step"] == 2
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("words", [FULL, LORA], ids=["full", "lora"])
+def test_two_processes_validate_as_one_does(
+    config: str,
+    words: Words,
+    launch: Launch,
+    validated: Runs,
+    tmp_path: Path,
+) -> None:
+    env = {"script": FAULTY, "FSDP_ON_CPU": "1"} if config == "fsdp2" else {}
+    succeeded(launch(config, tmp_path, *words, *VALIDATION, **env))
+    alone = validated[words]
+    for found, expected in zip(training_log(tmp_path), training_log(alone), strict=True):
+        assert found.keys() == expected.keys()
+        for name in expected.keys() - {"elapsed_s", "grad_norm"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-3), name
+    assert trained(tmp_path)["best"]["step"] == trained(alone)["best"]["step"]
+    mine, theirs = weights(tmp_path), weights(alone)
+    assert mine.keys() == theirs.keys()
+    assert max((mine[name] - theirs[name]).abs().max().item() for name in mine) < 1e-3
 
 
 # --- going on -------------------------------------------------------------------------------------

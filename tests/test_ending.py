@@ -20,6 +20,8 @@ from vlmface.evaluate import faithfulness, robustness, run, sweep
 from vlmface.pipelines import temporal_ablation
 from vlmface.utils import distributed
 
+pytestmark = pytest.mark.distributed
+
 # --- what works in one process --------------------------------------------------------------------
 
 COMMANDS: dict[str, Callable[[], Callable[[list[str]], Any]]] = {

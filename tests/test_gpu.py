@@ -25,12 +25,15 @@ from vlmface import manifest, prompts
 from vlmface.evaluate import answering
 from vlmface.infer.local import LocalModel
 from vlmface.synth import dataset
-from vlmface.tools import estimate_memory
+from vlmface.tools import estimate_memory, longest_rows, meta_model
 from vlmface.tools.recipe_setup import settings_from
 from vlmface.train import sft
 from vlmface.train.rows import encode_rows
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and --gpu"),
+]
 
 
 def words(**settings: Any) -> list[str]:
@@ -149,9 +152,9 @@ def test_a_gpu_run_takes_what_was_planned(tmp_path: Path) -> None:
         "sft_cot_tiny",
         words(n_train=256, batch_size=128, epochs=1, output_dir=tmp_path, cache_features="false"),
     )
-    base = estimate_memory.base_config(settings.base_model)
-    processor = estimate_memory.processor_of(settings)
-    seen = estimate_memory.rows_of(settings, llava, base, processor)
+    base = meta_model.base_config(settings.base_model)
+    processor = meta_model.processor_of(settings)
+    seen = longest_rows.rows_of(settings, llava, base, processor)
     (planned,) = estimate_memory.estimate(
         settings, llava, base, seen, gpu=True, processes=1
     ).training.values()

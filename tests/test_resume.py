@@ -85,7 +85,7 @@ def test_other_runs_are_not_resumed(
     record = json.loads((folder / run_dir.RUN_FILE).read_text())
     assert record["trained"] and record["identity"]["processes"] == 1
     changes = {
-        "dataset": "0",
+        "data": "0",
         "rows": 3,
         "base_weights": "0",
         "processes": 2,
@@ -94,7 +94,7 @@ def test_other_runs_are_not_resumed(
         "precision": "float16",
     }
     if name != "sft":  # what is compared is the same in all
-        changes = {"dataset": "0", "processes": 2}
+        changes = {"data": "0", "processes": 2}
     for key, value in changes.items():
         assert record["identity"][key] != value
         other = {**record, "identity": {**record["identity"], key: value}}
@@ -232,7 +232,7 @@ def test_a_row_of_texts_that_changed_is_other_data(
     with interrupted("sft", 4):
         start(folder, text_only_data=texts)
     texts.write_text(json.dumps(row | {"answer": "the brows are raised"}) + "\n")
-    refused(Killed(folder, start), folder, "started with text data", text_only_data=texts)
+    refused(Killed(folder, start), folder, "started with text only data", text_only_data=texts)
 
 
 def test_the_best_epoch_so_far_is_needed(base: Path, clip_base: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from helpers.run_files import read_metrics
 
+from vlmface.data import corruptions
 from vlmface.errors import UserError
-from vlmface.evaluate import corrupt, robustness
+from vlmface.evaluate import robustness
 from vlmface.infer.local import LocalModel
 
 
@@ -65,7 +66,7 @@ def test_the_curve(
 
 
 def test_what_cannot_be_measured(base: Path, run_dir: Path) -> None:
-    with pytest.raises(UserError, match=f"no corruption 'fog': use some of {corrupt.NAMES[0]}"):
+    with pytest.raises(UserError, match=f"no corruption 'fog': use some of {corruptions.NAMES[0]}"):
         robustness.main(["--model", str(run_dir), "--corruptions", "fog"])
     with pytest.raises(UserError, match="say where to with --output_dir"):
         robustness.main(["--model", str(base), "--prompt", "face_cot"])

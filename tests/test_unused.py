@@ -193,7 +193,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("context_vlm", FULL, {"train_embeddings": True}),
     *[("grpo", FULL, {name: 4}) for name in LORA],
     ("grpo", {"lr_scheduler": "constant"}, {"warmup_steps": 5}),
-    ("grpo", {"scale_rewards": "group"}, {"label_weight_power": 1}),
+    *[
+        (recipe, {"balance_by": "labels"}, {"label_weight_power": 1})
+        for recipe in ("sft_attributes", "grpo", "clip_finetune")
+    ],
+    ("clip_finetune", {"soft_labels": True}, {"margins": "ldam"}),
     ("grpo", {"num_iterations": 1}, {"epsilon_high": 0.28}),
     ("grpo", {"num_iterations": 1}, {"epsilon_low": 0.1}),
     *[("clip_finetune", {"image_tower": "full", "head": "text"}, {name: 4}) for name in LORA],

@@ -51,7 +51,7 @@ FULL = SFT | {"vision_tower": "full", "projector": "full", "language_model": "fu
 VIEWS = "[{size: 32, margin: 0.1, view: face}, {size: 32, margin: 0.1, view: face_masked}]"
 CLIP = {"augment": "none"}
 CAER = CLIP | {"model": "clip-caer", "checkpoint_selection": "last", "validation_split": None}
-TABLE = CLIP | {"dataset": "table", "dataset_root": "TABLE"}
+TABLE = {"dataset": "table", "dataset_root": "TABLE"}
 GRPO = {
     "init_from": "BASE",
     "prompt": "face_cot",
@@ -70,6 +70,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_cot full": ("sft_cot", FULL),
     "sft_cot lora": ("sft_cot", LORA),
     "sft_attributes": ("sft_attributes", LORA),
+    "sft weights": (
+        "sft_attributes",
+        FULL | TABLE | {"prompt": "facescan_emotion", "label_weight_power": 1},
+    ),
+    "sft votes": (
+        "sft_attributes",
+        FULL
+        | {
+            "prompt": "facescan_emotion",
+            "dataset_options": "{annotators: 3}",
+            "soft_labels": "true",
+            "label_weight_power": 0.5,
+        },
+    ),
+    "sft augmented": (
+        "sft_cot",
+        FULL | {"corruption_share": 0.8, "corruptions": "[noise, hand]", "augment": "flip"},
+    ),
     "context_vlm": ("context_emotion", FULL | {"views": VIEWS}),
     "context_clip": ("context_emotion", CAER),
     "context_clip full": (
@@ -94,16 +112,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "checkpoint_selection": "last",
         },
     ),
-    "clip balanced": ("clip_finetune", TABLE | {"class_weights": "balanced"}),
-    "clip effective ldam": (
+    "clip weights": ("clip_finetune", CLIP | TABLE | {"label_weight_power": 1}),
+    "clip weights ldam": (
         "clip_finetune",
-        TABLE
-        | {"class_weights": "effective", "margins": "ldam", "head": "linear", "label_smoothing": 0},
+        CLIP
+        | TABLE
+        | {"label_weight_power": 0.5, "margins": "ldam", "head": "linear", "label_smoothing": 0},
     ),
-    "clip affect": ("clip_finetune", TABLE | {"affect": "linear"}),
+    "clip affect": ("clip_finetune", CLIP | TABLE | {"affect": "linear"}),
     "clip affect graph": (
         "clip_finetune",
-        TABLE | {"affect": "graph", "class_weights": "balanced"},
+        CLIP | TABLE | {"affect": "graph", "label_weight_power": 1},
     ),
     "clip several labels": (
         "clip_finetune",
@@ -114,7 +133,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "benchmark": "emotic",
             "prompt": "clip_emotic",
             "views": "[{size: 32, view: person}]",
-            "class_weights": "balanced",
+            "label_weight_power": 1,
             "each": 1,
             "n_train": 2,
         },

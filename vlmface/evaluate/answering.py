@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from vlmface import label_votes
+from vlmface.adapter import attach
 from vlmface.answers import Answer
 from vlmface.benchmarks import ATTRIBUTES, Benchmark
 from vlmface.data import crop_cache
@@ -309,14 +311,15 @@ def predict_cached(
     *,
     prompts: Sequence[Any] = (),
     processor: Any = None,
+    adapter: str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int,
     scoring: str = "generate",
 ) -> list[dict[str, Any]]:
     """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
-    `processor`), shared between the processes of a distributed run, and kept in `path`: there
-    already, it is read and not computed again. Killed in one process, it resumes from the last
-    batch."""
+    `processor`, and the folder of an `adapter`), shared between the processes of a distributed run,
+    and kept in `path`: there already, it is read and not computed again. Killed in one process, it
+    resumes from the last batch."""
     from vlmface.infer.loading import load
     from vlmface.infer.local import LocalModel
 
@@ -327,6 +330,8 @@ def predict_cached(
     if is_base and isinstance(predictor, LocalModel):
         predictor.prompts = list(prompts)
         predictor.processor = processor or predictor.processor
+        if adapter is not None:
+            predictor.model = attach(predictor.model, adapter)
     return predict_with(predictor, path, rows, benchmark, batch_size=batch_size, scoring=scoring)
 
 
@@ -353,17 +358,31 @@ def predict_with(
             write_lines(path, lines)
         unfinished.unlink()
     else:
-        from accelerate.utils import gather_object
-
-        # There may be fewer rows than processes.
-        first, end = (len(rows) * number // world for number in (rank(), rank() + 1))
-        share = rows.select(range(first, end))
-        lines = gather_object(
-            answer(predictor, share, benchmark, batch_size=batch_size, scoring=scoring)
-        )
+        lines = answer_share(predictor, rows, benchmark, batch_size=batch_size, scoring=scoring)
         if is_main():
             write_lines(path, lines)
     return lines
+
+
+def answer_share(
+    predictor: LocalModel | ClipModel,
+    rows: datasets.Dataset,
+    benchmark: Benchmark,
+    *,
+    batch_size: int,
+    scoring: str = "generate",
+) -> list[dict[str, Any]]:
+    """`answer` where the processes of a distributed run share the rows. All of them must call it;
+    each returns all lines."""
+    from accelerate.utils import gather_object
+
+    # There may be fewer rows than processes.
+    world = world_size()
+    first, end = (len(rows) * number // world for number in (rank(), rank() + 1))
+    share = rows.select(range(first, end))
+    return gather_object(
+        answer(predictor, share, benchmark, batch_size=batch_size, scoring=scoring)
+    )
 
 
 def scored_prompts(benchmark: Benchmark, prompts: Sequence[PromptT]) -> list[PromptT]:
@@ -406,6 +425,8 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
             emotion = sample.label(space) or emotion
         else:  # here too
             attributes[space.field] = sample.label(space) or attributes[space.field]
+    if sample.label_votes and (votes := _votes(sample, benchmark)):
+        further["votes"] = votes
     affect = {name: getattr(sample, name) for name in AFFECT}
     if any(value is not None for value in affect.values()):
         further["affect"] = affect
@@ -416,6 +437,17 @@ def ground_truth(sample: FaceSample, benchmark: Benchmark) -> dict[str, Any]:
         "attributes": attributes,
         **further,
     }
+
+
+def _votes(sample: FaceSample, benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """{field of a label space of one label a face: {label: share of the votes}}."""
+    assert sample.label_votes is not None
+    shares = {
+        space.field: label_votes.distribution(sample.label_votes, space).probabilities
+        for space in benchmark.spaces
+        if not space.multi_label
+    }
+    return {field: labels for field, labels in shares.items() if labels is not None}
 
 
 def filter_by_prompt(

@@ -21,11 +21,7 @@ class Llava(Family):
 
     NAME = "llava"
     MODEL_TYPES = ("llava",)
-    MODULE_PATHS: ClassVar[modules.ModulePaths] = {
-        "vision_tower": "vision_tower",
-        "projector": "multi_modal_projector",
-        "language_model": "language_model",
-    }
+    MODULE_PATHS = modules.LLAVA_PATHS
     LINEAR_LAYERS: ClassVar[modules.LinearLayers] = {
         "vision_tower": modules.CLIP_LAYERS,
         "projector": ("linear_1", "linear_2"),

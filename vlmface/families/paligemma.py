@@ -30,11 +30,7 @@ class PaliGemma(Family):
     NAME = "paligemma"
     MODEL_TYPES = ("paligemma",)
     PROMPT_HAS_BOS = True  # after the image
-    MODULE_PATHS: ClassVar[modules.ModulePaths] = {
-        "vision_tower": "vision_tower",
-        "projector": "multi_modal_projector",
-        "language_model": "language_model",
-    }
+    MODULE_PATHS = modules.LLAVA_PATHS
     LINEAR_LAYERS: ClassVar[modules.LinearLayers] = {
         "vision_tower": modules.CLIP_LAYERS,
         "projector": ("linear",),

@@ -114,6 +114,7 @@ class Metric:
         digits: Decimal places of a shown value.
         published: Its name in eval/published.yaml, "" if papers do not report it.
         short_title: Its column beside published results; `title` by default.
+        hub_type: Its id among the hub's metrics, for model cards; `name` by default.
         main: Whether it is in the markdown table and the pair matrices of comparisons.
         headline: Whether it is drawn over corruptions, and decides sweeps where none is named.
         in_tables: Whether tables show it.
@@ -134,6 +135,7 @@ class Metric:
     digits: int = 1
     published: str = ""
     short_title: str = ""
+    hub_type: str = ""
     main: bool = False
     headline: bool = False
     in_tables: bool = True

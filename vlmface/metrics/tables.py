@@ -29,7 +29,9 @@ from vlmface.metrics.statistics import Array
 def details(part: Part, rows: Sequence[Row], scope: Scope, ci: bool) -> dict[str, Any]:
     """The tables of a block: of each class, AU or label, and of groups of people."""
     if isinstance(part, Reweighted):
-        return _ranking_details(rows, scope) if part.kind == "labels" else {"n": part.rows}
+        if part.kind == "labels":
+            return _ranking_details(rows, scope)
+        return {"n": part.rows} if part.kind == "rationale" else {}
     total = part.counts.sum(0)
     if not part.has_tables:
         return {"n": int(total[0, 1])} if part.kind == "rationale" else {}

@@ -101,12 +101,7 @@ def shade_head(
     hair = kind >= HAIR
     albedo[hair] = _hair(template[hair], kind[hair], look)
     gloss[hair] = 0.10
-    sky = np.where(hair, 0.85, sky)
-    visible = smoothstep(1.15, 1.40, template[:, 2]) * smoothstep(
-        0.26, 0.12, np.abs(template[:, 0])
-    )
-    sky = np.where(teeth, 0.15 + 0.70 * visible, sky)
-    sky = np.where((kind == LEFT_EYE) | (kind == RIGHT_EYE), np.maximum(sky, 0.62), sky)
+    sky = _sky_light(template, kind, sky)
 
     key = key_direction(view)
     shadow = key_shadow(head.scene, where, normal, key)
@@ -124,6 +119,17 @@ def shade_head(
     shade = np.ones(len(attributes), np.float32)
     shade[skin] = np.clip(1 + 0.42 * relief, 0.30, 1.25)
     return colour * shade[:, None]
+
+
+def _sky_light(template: np.ndarray, kind: np.ndarray, sky: np.ndarray) -> np.ndarray:
+    """How much of the sky (k,) each point sees; `sky` is what the skin there would see."""
+    sky = np.where(kind >= HAIR, 0.85, sky)
+    visible = smoothstep(1.15, 1.40, template[:, 2]) * smoothstep(
+        0.26, 0.12, np.abs(template[:, 0])
+    )
+    teeth = (kind == UPPER_TEETH) | (kind == UPPER_TEETH + 1)
+    sky = np.where(teeth, 0.15 + 0.70 * visible, sky)
+    return np.where((kind == LEFT_EYE) | (kind == RIGHT_EYE), np.maximum(sky, 0.62), sky)
 
 
 def _gaze_direction(view: View, turn: np.ndarray) -> np.ndarray:

@@ -133,6 +133,8 @@ class GroupTrainer(Resumable, GRPOTrainer):
         prompts = [row["prompt"] for row in inputs]
         per_reward = self._calculate_rewards(inputs, prompts, completions, ids)
         advantages, rewards = self._advantages(per_reward)
+        weights = torch.tensor([self.scorer.weight(i) for i in indices], device=device)
+        advantages = advantages * self.accelerator.gather(weights)
         start = self.accelerator.process_index * len(ids)
         mine = slice(start, start + len(ids))
         self._record(indices, texts, ids, complete, per_reward, rewards, advantages, mine)

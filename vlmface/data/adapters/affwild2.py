@@ -58,11 +58,6 @@ class Options:
 def read(root: Path, split: str, options: Options) -> Rows:
     """One row for each frame that has a label and a face. The track's class "Other" has no emotion,
     and its word in `context`.
-
-    Args:
-        root: as above.
-        split: one of SPLITS.
-        options: see Options.
     """
     track, every = options.track, options.every
     code = INVALID[track] if options.invalid is None else options.invalid

@@ -65,13 +65,7 @@ class Options:
 
 
 def read(root: Path, split: str, options: Options) -> Rows:
-    """The coded frames of the people of a fold.
-
-    Args:
-        root: as above.
-        split: one of SPLITS.
-        options: see Options.
-    """
+    """The coded frames of the people of a fold."""
     aus, unknown, offset = options.aus, options.unknown, options.offset
     if options.fold not in (1, 2, 3):
         raise UserError(f"fold={options.fold}: BP4D has folds 1 to 3")

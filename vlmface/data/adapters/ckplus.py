@@ -72,11 +72,6 @@ def read(root: Path, split: str, options: Options) -> Rows:
     The set has no split of its own. "train" and "test" are those of `fold` of `folds`: subjects,
     sorted, are dealt out in turn (for 10 folds, the protocol of Liu et al., FG 2013, and most that
     followed). Report the mean over all folds. "all" is every row.
-
-    Args:
-        root: as above.
-        split: one of SPLITS.
-        options: see Options.
     """
     images = _folder(root, "cohn-kanade-images")
     labels = _folder(root, "Emotion")

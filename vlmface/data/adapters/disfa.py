@@ -67,13 +67,7 @@ class Options:
 
 
 def read(root: Path, split: str, options: Options) -> Rows:
-    """The coded frames of the people of a fold, with the intensities of their AUs.
-
-    Args:
-        root: as above.
-        split: one of SPLITS.
-        options: see Options.
-    """
+    """The coded frames of the people of a fold, with the intensities of their AUs."""
     numbers = BENCHMARK if options.aus == 8 else AUS
     people = people_of_split(PARTS, options.fold, split)
     images = _images_by_frame(root, people, options)

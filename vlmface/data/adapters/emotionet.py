@@ -55,13 +55,7 @@ class Options:
 
 
 def read(root: Path, split: str, options: Options) -> Rows:
-    """The images of the list that were downloaded.
-
-    Args:
-        root: as above.
-        split: one of SPLITS.
-        options: see Options.
-    """
+    """The images of the list that were downloaded."""
     aus, unknown = options.aus, options.unknown
     path = _list(root, options.labels)
     table = read_csv(path)

@@ -76,11 +76,6 @@ def read(root: Path, split: str, options: Options) -> Rows:
     `frames`, and fine-tuning trains on every answer instead of the recipe's prompt. No label is
     read out of the text. `subject` is the first picture's path, so that `hold_out` keeps all rows
     of one picture on one side. Other records are skipped.
-
-    Args:
-        root: the folder of train.json and its like, or one file.
-        split: one of SPLITS.
-        options: see Options.
     """
     path = _file(root, split, options.file_split)
     folder = folder_of_images(options.images, path.parent)

@@ -67,11 +67,6 @@ class Options:
 def read(root: Path, split: str, options: Options) -> Rows:
     """`context` holds one of the eleven words (label space mafw11); `emotion` is null for anxiety,
     helplessness and disappointment.
-
-    Args:
-        root: as above.
-        split: one of SPLITS.
-        options: see Options.
     """
     lists = first_existing(root, LISTS, "MAFW's lists of single labels")
     listing = first_existing(lists, [f"set_{options.fold}/{split}.txt"], "MAFW's labels")

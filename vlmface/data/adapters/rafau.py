@@ -50,13 +50,7 @@ class Options:
 
 
 def read(root: Path, split: str, options: Options) -> Rows:
-    """The codes as they were written are in `meta`.
-
-    Args:
-        root: as above.
-        split: one of SPLITS.
-        options: see Options.
-    """
+    """The codes as they were written are in `meta`."""
     images, null = options.images, options.null
     if images not in ("aligned", "original"):
         raise UserError(f"images={images!r}: RAF-AU has 'aligned' and 'original'")
