@@ -34,7 +34,7 @@ from vlmface.train import (
     text_only,
     trackers,
 )
-from vlmface.train.rows import encode_rows
+from vlmface.train.rows import count_conversations, encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.train.validation import Validation, selection_of
 from vlmface.utils import distributed
@@ -248,6 +248,8 @@ def encode_tasks(
         UserError: No row of some prompt can be trained on.
     """
     seed, family, processor = settings.seed, model.family, model.processor
+    if (n := count_conversations(samples, model.prompts)) and distributed.is_main():
+        print(f"{n:,} of {len(samples):,} rows are conversations: every answer is trained on")
     budget.fit_pixels(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )
