@@ -128,7 +128,7 @@ def test_what_cannot_be_served_together(
         plan(adapters[0], adapters[0])
     other = shutil.copytree(adapters[0], tmp_path / "other")
     written = json.loads((other / "vlmface.json").read_text())
-    written["base"]["sha"] = "0" * 12
+    written["base_model"]["sha"] = "0" * 12
     (other / "vlmface.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match="trained on different base models"):
         plan(adapters[0], other)
