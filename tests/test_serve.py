@@ -115,7 +115,7 @@ def test_a_dry_run_prints_and_starts_nothing(
     monkeypatch.setenv("VLMFACE_CACHE", str(tmp_path / "cache"))
     assert main(["serve", str(run_dir), "--dry-run", "--port", "9", "--max-num-seqs", "3"]) == 0
     line = capsys.readouterr().out.strip().splitlines()[-1]
-    assert "vllm serve " in line and "--port 9" in line and line.endswith("--max-num-seqs 3")
+    assert "vllm serve " in line and "--port 9" in line and "--max-num-seqs 3" in line
     assert not (tmp_path / "cache" / "merged").exists()
 
 
