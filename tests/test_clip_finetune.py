@@ -73,7 +73,7 @@ def test_a_run_holds_what_it_says(done: Path, clip_base: Path) -> None:
         assert line["text"] == line["label"] == max(shares, key=shares.get)
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
     page = (done / "report.html").read_text()
-    assert "clip_emotion" in page and "image: lora" in page
+    assert "clip_emotion" in page and "image_tower: lora" in page
 
 
 def test_the_same_command_again_changes_nothing(done: Path, finetune: Finetune) -> None:
