@@ -11,8 +11,19 @@ from typing import Any
 import pytest
 from helpers.scripts import Recipe, load_script, to_argv
 from helpers.shared import SharedFolders
+from helpers.trainers import CLIP_RUN
 from hypothesis import settings as hypothesis_settings
 
+# The template that llava-hf/llava-1.5-7b-hf publishes: no BOS, no EOS, blocks only.
+PUBLISHED_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'].upper() + ': '}}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on contended threads
 
 
@@ -78,6 +89,20 @@ def processor(base: Path) -> Any:
     return llava.load_processor(base)
 
 
+@pytest.fixture
+def published(base: Any) -> Any:
+    """A processor whose tokenizer adds the BOS and whose template is the published one."""
+    from helpers.checkpoints import llava
+    from tokenizers.processors import TemplateProcessing
+
+    processor = llava.load_processor(base)
+    processor.chat_template = PUBLISHED_TEMPLATE
+    processor.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", processor.tokenizer.bos_token_id)]
+    )
+    return processor
+
+
 # --- finished runs, a copy for each test file -----------------------------------------------------
 
 
@@ -90,16 +115,7 @@ def clip_run(clip_base: Path) -> Recipe:
     """A CLIP recipe's main on 16 rendered rows and the small random CLIP; more words override."""
 
     def run(recipe: str, output_dir: Path, *words: str) -> int:
-        fixed = {
-            "base_model": clip_base,
-            "output_dir": output_dir,
-            "n_train": 16,
-            "n_eval": 8,
-            "epochs": 1,
-            "batch_size": 8,
-            "warmup_steps": 0,
-            "checkpoint_selection": "last",
-        }
+        fixed = CLIP_RUN | {"base_model": clip_base, "output_dir": output_dir}
         return load_script(f"recipes/{recipe}.py").main([*words, *to_argv(fixed)])
 
     return run

@@ -245,14 +245,14 @@ def test_examples_outlive_old_uploads(tmp_path: Path, monkeypatch: pytest.Monkey
     gradio = pytest.importorskip("gradio")
     from gradio.route_utils import delete_files_created_by_app
 
-    from vlmface.demo import tabs
+    from vlmface.demo import clip_tab, tab_parts
 
     example, upload, clip = (tmp_path / name for name in ("fear.png", "old.png", "fear.mp4"))
     for path in (example, upload, clip):
         path.write_bytes(png(Image.new("RGB", (32, 32))))
     with gradio.Blocks() as page:
-        image, *_ = tabs._picture_input([example])
-        tabs._examples(tabs._clip_upload(), [(clip, example)], "clip")
+        image, *_ = tab_parts.picture_input([example])
+        tab_parts.example_buttons(clip_tab._clip_upload(), [(clip, example)], "clip")
     for path in (example, upload, clip):
         image.temp_files.add(str(path))
     delete_files_created_by_app(page, 0)

@@ -106,13 +106,13 @@ def test_gradio_hands_videos_on_as_they_came(
     from gradio.components import video
     from gradio.data_classes import FileData
 
-    from vlmface.demo import tabs
+    from vlmface.demo import clip_tab
 
     monkeypatch.setattr(video, "FFmpeg", lambda *_, **__: pytest.fail("ffmpeg was started"))
     monkeypatch.setattr(
         video.processing_utils, "video_is_playable", lambda _: pytest.fail("it was read")
     )
-    field = tabs._clip_upload()
+    field = clip_tab._clip_upload()
     odd = tmp_path / "odd.avi"
     odd.write_bytes(b"anything")
     for path in (example, odd):
@@ -124,34 +124,34 @@ def test_gradio_hands_videos_on_as_they_came(
 
 def test_without_a_decoder_the_tab_says_what_to_install() -> None:
     gradio = pytest.importorskip("gradio")
-    from vlmface.demo import tabs
+    from vlmface.demo import clip_tab
 
     with gradio.Blocks() as page:
-        tabs.clip_tab(SimpleNamespace(clip=None, predictor=None))
+        clip_tab.clip_tab(SimpleNamespace(clip=None, predictor=None))
     (said,) = (block for block in page.blocks.values() if isinstance(block, gradio.HTML))
     assert "pip install 'vlmface[video]'" in said.value
 
 
 def test_of_a_clip_it_is_said_where_no_face_was_and_where_many_were(clip_frames: Path) -> None:
     pytest.importorskip("gradio")
-    from vlmface.demo import tabs
+    from vlmface.demo import clip_tab
 
     frames = [head(0, 64)] * 4
     face = Face((5, 5, 50, 60))
     with Predictor.load(clip_frames) as predictor:
         demo = SimpleNamespace(predictor=predictor, face_finder=Nobody())
-        said = tabs._clip_answer(
+        said = clip_tab._clip_answer(
             demo, clips.Clip(frames, [face, None, face, face], has_several_faces=True)
         )
         assert "No face was found in 1 of 4 frames" in said and "Several faces" in said
         assert "The clip, 4 frames" in said
-        said = tabs._clip_answer(demo, clips.Clip(frames, [face] * 4))
+        said = clip_tab._clip_answer(demo, clips.Clip(frames, [face] * 4))
         assert "No face" not in said and "Several faces" not in said
         empty = [Image.new("RGB", (64, 64), "green")] * 4
-        said = tabs._clip_answer(demo, clips.Clip(empty, [None] * 4))
+        said = clip_tab._clip_answer(demo, clips.Clip(empty, [None] * 4))
         assert "No face was found, so the model was not run" in said and "no face found" in said
         predictor.__dict__["detector_warning"] = "faces are not detected"
-        said = tabs._clip_answer(demo, clips.Clip(empty, [None] * 4))
+        said = clip_tab._clip_answer(demo, clips.Clip(empty, [None] * 4))
         assert "the model received uncropped frames" in said
 
 

@@ -23,6 +23,7 @@ from helpers.checkpoints import llava
 from helpers.run_files import contents, read_metrics, training_log
 from helpers.samples import picture, samples
 from helpers.scripts import ROOT, Recipe, environment, launcher, to_argv
+from helpers.training import sft_settings
 
 from vlmface import encode, prompts
 from vlmface.errors import UserError
@@ -492,13 +493,7 @@ def test_fsdp_on_a_cpu_is_refused(launch: Launch, tmp_path: Path) -> None:
 
 
 def settings_with(**changes: Any) -> SFTSettings:
-    words: dict[str, Any] = {
-        "base_model": "b",
-        "dataset": "d",
-        "benchmark": "synth",
-        "prompt": "face_cot",
-    }
-    return SFTSettings(**{**words, "limitations": "", "output_dir": "o", **changes})
+    return sft_settings(Path("b"), Path("o"), **changes)
 
 
 @pytest.mark.parametrize(

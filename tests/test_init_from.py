@@ -11,24 +11,13 @@ import pytest
 import torch
 from helpers.run_files import adapter, read_metrics, training_log
 from helpers.scripts import Recipe, to_argv
+from helpers.training import EIGHT_STEPS
 
 from vlmface import manifest
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 
-SHORT: dict[str, Any] = {
-    "n_train": 24,
-    "n_eval": 2,
-    "epochs": 2,
-    "batch_size": 6,
-    "vision_tower": "frozen",
-    "cache_features": "false",
-    "train_embeddings": "false",
-    "max_new_tokens": 4,
-    "lr_scheduler": "constant",
-    "lora_dropout": 0.1,
-    "save_steps": 3,
-}
+SHORT = EIGHT_STEPS | {"lora_dropout": 0.1}
 
 
 def words(**changes: Any) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from helpers.run_files import adapter, losses, read_metrics
 from helpers.samples import picture, rows
 from helpers.scripts import load_script, to_argv
+from helpers.trainers import CLIP_RUN
 from torch import allclose, equal
 
 from vlmface import data, prompts
@@ -167,17 +168,7 @@ def test_what_has_no_effect_is_refused(
 
 
 def clip(clip_base: Path, output_dir: Path, **settings: Any) -> dict[str, Any]:
-    fixed = {
-        "base_model": clip_base,
-        "output_dir": output_dir,
-        "n_train": 16,
-        "n_eval": 8,
-        "epochs": 1,
-        "batch_size": 8,
-        "warmup_steps": 0,
-        "checkpoint_selection": "last",
-        "label_smoothing": 0,
-    }
+    fixed = CLIP_RUN | {"base_model": clip_base, "output_dir": output_dir, "label_smoothing": 0}
     assert load_script("recipes/clip_finetune.py").main(to_argv(fixed | settings)) == 0
     return read_metrics(output_dir)
 

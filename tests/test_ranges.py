@@ -600,6 +600,12 @@ def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
     assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None
 
 
+def test_an_option_may_have_any_name() -> None:
+    option_checks.check_options("bp4d", {"unknown": 9, "offset": 1}, reserved={})
+    with pytest.raises(UserError, match="unknown is 'x', but must be a whole number"):
+        option_checks.check_options("bp4d", {"unknown": "x"}, reserved={})
+
+
 def test_rewards_are_converted() -> None:
     (one,) = rewards.parse({"length_penalty": {"weight": "2", "words": 60}})
     assert one.weight == 2.0 and one.options == {"words": 60}

@@ -13,6 +13,7 @@ import torch
 from helpers.run_files import adapter, read_metrics, training_log
 from helpers.scripts import Recipe, to_argv
 from helpers.trainers import interrupted, starter
+from helpers.training import EIGHT_STEPS
 
 from vlmface import benchmarks, data, manifest
 from vlmface.data import crop_cache
@@ -23,21 +24,11 @@ from vlmface.train.settings import SFTSettings
 from vlmface.train.trainer import SupervisedTrainer
 from vlmface.train.validation import Selection
 
-SHORT: dict[str, Any] = {
-    "n_train": 24,
-    "n_eval": 2,
-    "epochs": 2,
-    "batch_size": 6,
-    "vision_tower": "frozen",
-    "cache_features": "false",
-    "train_embeddings": "false",
-    "max_new_tokens": 4,
-    "lr_scheduler": "constant",
+SHORT = EIGHT_STEPS | {
     "validation_split": "validation",
     "n_validation": 6,
     "n_generate": 3,
     "logging_steps": 1,
-    "save_steps": 3,
 }
 
 

@@ -504,10 +504,10 @@ def prune_checkpoints(folder: Path, n: int, best: Callable[[int], int | None]) -
         best: Returns the step of the best checkpoint up to a step, None if none is selected.
     """
     checkpoints = _checkpoints(folder)
-    kept = {step_of(path) for path in checkpoints[-n:]}
-    kept |= {step for last in kept if (step := best(last)) is not None}
+    steps = {step_of(path) for path in checkpoints[-n:]}
+    steps |= {step for last in steps if (step := best(last)) is not None}
     for path in checkpoints:
-        if step_of(path) not in kept:
+        if step_of(path) not in steps:
             (path / COMPLETE_FILE).unlink(missing_ok=True)
             shutil.rmtree(path)
 

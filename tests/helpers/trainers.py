@@ -21,6 +21,14 @@ SHARED = {
     "logging_steps": 1,
     "save_steps": 2,
 }
+CLIP_RUN: dict[str, Any] = {
+    "n_train": 16,
+    "n_eval": 8,
+    "epochs": 1,
+    "batch_size": 8,
+    "warmup_steps": 0,
+    "checkpoint_selection": "last",
+}
 WORDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": (
         "sft_cot",

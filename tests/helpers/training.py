@@ -10,6 +10,20 @@ from vlmface.train import sft
 from vlmface.train.rows import encode_rows
 from vlmface.train.settings import SFTSettings
 
+# Settings of recipes/sft_cot.py for eight short steps.
+EIGHT_STEPS: dict[str, Any] = {
+    "n_train": 24,
+    "n_eval": 2,
+    "epochs": 2,
+    "batch_size": 6,
+    "vision_tower": "frozen",
+    "cache_features": "false",
+    "train_embeddings": "false",
+    "max_new_tokens": 4,
+    "lr_scheduler": "constant",
+    "save_steps": 3,
+}
+
 
 def sft_settings(base: Path, folder: Path, **changes: Any) -> SFTSettings:
     """Settings that log each step; what a test depends on it sets itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +83,21 @@ def _root(name: str, root: str | Path | None) -> Path | None:
         raise UserError(
             f"{name} needs the root of your copy ({describe(name)['home']}), "
             + ("and none was given" if folder is None else f"and {folder} does not exist")
+            + _hub_hint(name, str(root))
         )
     return folder
+
+
+def _hub_hint(name: str, root: str) -> str:
+    """What to do if a root that does not exist is the name of a data set of the Hub."""
+    owner, _, repository = root.partition("/")
+    is_name = re.fullmatch(r"\w[\w.-]*/\w[\w-]*", root) and not Path(owner).exists()
+    if name != "table" or not is_name:
+        return ""
+    return (
+        f". If this is a data set of the Hugging Face Hub, run `hf download {root} --repo-type "
+        f"dataset --local-dir {repository}`, and give the folder {repository}"
+    )
 
 
 def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str, ...]:
@@ -133,9 +147,9 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_yaml(what: str, text: str) -> Any:
+def _read_yaml(description: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         why = str(error).replace("\n", " ")
-        raise UserError(f"{what} cannot be read from {text!r}: {why}") from error
+        raise UserError(f"{description} cannot be read from {text!r}: {why}") from error

@@ -1,4 +1,5 @@
-"""Types of the options of data sets, as their `read` declares them."""
+"""The options of data sets, as their `read` declares them: as parameters after root and split, or
+as the fields of a dataclass, the type of its parameter `options`."""
 
 from __future__ import annotations
 

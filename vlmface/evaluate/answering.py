@@ -303,28 +303,29 @@ def prediction_record(
     return record
 
 
-def predict_cached(
+def open_model(
     model: str,
-    path: Path,
-    rows: datasets.Dataset,
-    benchmark: Benchmark,
     *,
     prompts: Sequence[Any] = (),
     processor: Any = None,
     adapter: str | None = None,
     max_new_tokens: int | None = None,
-    batch_size: int,
-    scoring: str = "generate",
-) -> list[dict[str, Any]]:
-    """`answer` by the model (a run, or a base with `prompts` and, if it is not its own, a
-    `processor`, and the folder of an `adapter`), shared between the processes of a distributed run,
-    and kept in `path`: there already, it is read and not computed again. Killed in one process, it
-    resumes from the last batch."""
+) -> LocalModel | ClipModel:
+    """Load a model that a recipe evaluates.
+
+    Args:
+        model: A run folder, or a base model, which needs `prompts`.
+        prompts: Of a base model.
+        processor: Of a base model; by default its own.
+        adapter: The folder of an adapter that a base model gets.
+        max_new_tokens: Overrides the limit in the manifest.
+
+    Raises:
+        UserError: The model cannot be loaded.
+    """
     from vlmface.infer.loading import load
     from vlmface.infer.local import LocalModel
 
-    if path.exists():
-        return read_lines(path)
     is_base = not is_run(model)
     predictor = load(model, prompt=prompts[0] if is_base else None, max_new_tokens=max_new_tokens)
     if is_base and isinstance(predictor, LocalModel):
@@ -332,7 +333,7 @@ def predict_cached(
         predictor.processor = processor or predictor.processor
         if adapter is not None:
             predictor.model = attach(predictor.model, adapter)
-    return predict_with(predictor, path, rows, benchmark, batch_size=batch_size, scoring=scoring)
+    return predictor
 
 
 def predict_with(
@@ -344,7 +345,9 @@ def predict_with(
     batch_size: int,
     scoring: str = "generate",
 ) -> list[dict[str, Any]]:
-    """`predict_cached` by a model that is open already."""
+    """`answer`, shared between the processes of a distributed run and kept in `path`: there
+    already, it is read and not computed again. Killed in one process, it resumes from the last
+    batch."""
     if path.exists():
         return read_lines(path)
     world = world_size()

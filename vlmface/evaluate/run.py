@@ -1,6 +1,6 @@
 """A benchmark, a model, one result: the protocol file says what is asked, the manifest how.
 
-The recipes score their models through `predict_cached` and `compute_metrics` too, so that a run's
+The recipes score their models through `predict_with` and `compute_metrics` too, so that a run's
 own numbers and those of a later `eval/run.py` are the same numbers.
 """
 

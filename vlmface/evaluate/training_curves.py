@@ -73,7 +73,7 @@ def _training_series(log: Sequence[Mapping[str, Any]]) -> list[Series]:
         Series("training loss", _points(log, "loss")),
         Series("validation loss", _points(log, f"{_PREFIX}loss")),
     ]
-    return [one for one in series if one.points]
+    return [curve for curve in series if curve.points]
 
 
 def _points(log: Sequence[Mapping[str, Any]], key: str, scale: float = 1) -> list[Any]:

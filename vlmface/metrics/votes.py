@@ -97,13 +97,13 @@ def votes_entropy(rows: Sequence[Row], scope: Scope) -> Callable[[Array], Array]
 
     def correlation(weights: Array) -> Array:
         """(R, rows) -> (R,)."""
-        known = weights[:, is_known]
-        total = known.sum(1, keepdims=True)
+        weights_known = weights[:, is_known]
+        total = weights_known.sum(1, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
-            centred = values[None] - (known @ values / total)[:, None]
+            centred = values[None] - (weights_known @ values / total)[:, None]
             x, y = centred[..., 0], centred[..., 1]
-            covariance = (known * x * y).sum(1)
-            spread = np.sqrt((known * x**2).sum(1) * (known * y**2).sum(1))
+            covariance = (weights_known * x * y).sum(1)
+            spread = np.sqrt((weights_known * x**2).sum(1) * (weights_known * y**2).sum(1))
             result: Array = np.where(spread > 1e-12, covariance / spread, np.nan)
         return result
 

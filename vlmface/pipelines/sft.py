@@ -34,7 +34,7 @@ from vlmface.train import (
     text_only,
     trackers,
 )
-from vlmface.train.rows import encode_rows
+from vlmface.train.rows import count_conversations, encode_rows
 from vlmface.train.settings import SFTSettings
 from vlmface.train.validation import Validation, selection_of
 from vlmface.utils import distributed
@@ -248,17 +248,19 @@ def encode_tasks(
         UserError: No row of some prompt can be trained on.
     """
     seed, family, processor = settings.seed, model.family, model.processor
+    if (n := count_conversations(samples, model.prompts)) and distributed.is_main():
+        print(f"{n:,} of {len(samples):,} rows are conversations: every answer is trained on")
     budget.fit_pixels(
         samples, processor, family, model.prompts, max_length=settings.max_length, seed=seed
     )
     tasks = []
-    for prompt, (chosen, index) in zip(
+    for prompt, (prompt_rows, index) in zip(
         model.prompts, choose_rows(settings, model.prompts, samples), strict=True
     ):
         if settings.augment == "flip" and prompt.has_rationale:
-            chosen = augmentation.with_mirrored_rationales(chosen)
+            prompt_rows = augmentation.with_mirrored_rationales(prompt_rows)
         rows, skipped = encode_rows(
-            chosen, processor, family, prompt, max_length=max_length, seed=seed
+            prompt_rows, processor, family, prompt, max_length=max_length, seed=seed
         )
         tasks.append(Task(prompt, task_sampling.number(rows, index), skipped))
     if settings.text_only_data:
@@ -271,7 +273,7 @@ def encode_tasks(
 
 
 def choose_rows(
-    settings: SFTSettings, asked: Sequence[Prompt], samples: datasets.Dataset
+    settings: SFTSettings, run_prompts: Sequence[Prompt], samples: datasets.Dataset
 ) -> list[tuple[datasets.Dataset, np.ndarray]]:
     """For each prompt its training rows, with weights if the settings ask for any, and the number
     of each row's sample.
@@ -281,16 +283,16 @@ def choose_rows(
     """
     is_weighted = settings.soft_labels or settings.label_weight_power > 0
     if settings.balance_by == "none" and not is_weighted:
-        return [(samples, np.arange(len(samples))) for _ in asked]
-    targets = task_sampling.row_targets(samples, asked, soft=settings.soft_labels)
+        return [(samples, np.arange(len(samples))) for _ in run_prompts]
+    targets = task_sampling.row_targets(samples, run_prompts, soft=settings.soft_labels)
     labels = [task_sampling.most_likely(of_prompt) for of_prompt in targets]
-    chosen = task_sampling.select_rows(labels, settings.balance_by, settings.seed)
+    selection = task_sampling.select_rows(labels, settings.balance_by, settings.seed)
     if not is_weighted:
-        return [(samples.select(index), index) for index in chosen]
+        return [(samples.select(index), index) for index in selection]
     power = settings.label_weight_power
     return [
         task_sampling.training_rows(samples, index, prompt, of_prompt, power)
-        for prompt, index, of_prompt in zip(asked, chosen, targets, strict=True)
+        for prompt, index, of_prompt in zip(run_prompts, selection, targets, strict=True)
     ]
 
 

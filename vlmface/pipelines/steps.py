@@ -113,15 +113,20 @@ class Evaluation:
             processor: Of a base model, as it is trained with.
             adapter: Folder of the adapter that training of a base model starts from.
         """
-        return answering.predict_cached(
+        if path.exists():
+            return answering.read_lines(path)
+        predictor = answering.open_model(
             model,
-            path,
-            rows=self.rows,
-            benchmark=self.benchmark,
             prompts=self.prompts,
             processor=processor,
             adapter=adapter,
             max_new_tokens=settings.max_new_tokens,
+        )
+        return answering.predict_with(
+            predictor,
+            path,
+            self.rows,
+            self.benchmark,
             batch_size=settings.eval_batch_size,
             scoring=self.scoring,
         )

@@ -106,14 +106,14 @@ def scorer(
         rows: Validation rows; `settings.n_generate` of them are chosen.
         predictor_of: Makes a LocalModel of the network that is trained.
     """
-    chosen = choose(rows, settings.n_generate, settings.seed)
+    sample = choose(rows, settings.n_generate, settings.seed)
     scoring = getattr(settings, "scoring", "generate")
 
     def score(network: Any, shares: bool) -> dict[str, float]:
         predictor = predictor_of(network)
         answer = answering.answer_share if shares else answering.answer
         lines = answer(
-            predictor, chosen, benchmark, batch_size=settings.eval_batch_size, scoring=scoring
+            predictor, sample, benchmark, batch_size=settings.eval_batch_size, scoring=scoring
         )
         return scores_of(
             lines, benchmark, predictor.prompts, scoring, settings.metric_for_best_model

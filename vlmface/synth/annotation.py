@@ -78,9 +78,9 @@ def unbalanced(emotions: Sequence[str], ratio: float) -> list[int]:
     count = min(Counter(emotions).values())
     last = len(BY_FREQUENCY) - 1
     left = {word: round(count * ratio ** (-k / last)) for k, word in enumerate(BY_FREQUENCY)}
-    chosen = []
+    indices = []
     for index, emotion in enumerate(emotions):
         if left[emotion] > 0:
             left[emotion] -= 1
-            chosen.append(index)
-    return chosen
+            indices.append(index)
+    return indices

@@ -81,7 +81,7 @@ class Augmentation:
     seed: int
 
     @classmethod
-    def of(cls, settings: SFTSettings) -> Augmentation | None:
+    def from_settings(cls, settings: SFTSettings) -> Augmentation | None:
         """That of a run; None if it has none."""
         if not settings.augments:
             return None

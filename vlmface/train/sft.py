@@ -293,7 +293,7 @@ def _trainer(
         callbacks=[JsonlLogger(Path(settings.output_dir) / "log.jsonl")],
         family=family,
     )
-    if (augmentation := Augmentation.of(settings)) is not None:
+    if (augmentation := Augmentation.from_settings(settings)) is not None:
         trainer.train_dataset = AugmentedRows(rows, augmentation)
     if caching:
         with trainer.accelerator.autocast():

@@ -48,11 +48,11 @@ def _is_other_installed(name: str) -> bool:
     this name."""
     from transformers.integrations import integration_utils
 
-    known = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
-    if name not in known:
+    tracker_names = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
+    if name not in tracker_names:
         raise UserError(
             f"report_to is {name!r}, but there is no such tracker"
-            f"{did_you_mean(name, known)}; trackers: none, {', '.join(known)}"
+            f"{did_you_mean(name, tracker_names)}; trackers: none, {', '.join(tracker_names)}"
         )
     return name == "flyte" or name in integration_utils.get_available_reporting_integrations()
 

@@ -49,11 +49,12 @@ def check(settings: Any) -> None:
     if not settings.validation_steps or metric is None:
         return
     measures_loss = hasattr(settings, "eval_steps")
-    known = [*([LOSS] if measures_loss else []), *selectable_metrics(settings.benchmark)]
-    if metric not in known:
+    metric_names = [*([LOSS] if measures_loss else []), *selectable_metrics(settings.benchmark)]
+    if metric not in metric_names:
         raise UserError(
-            f"metric_for_best_model is {metric!r}, but this recipe measures {', '.join(known)} on "
-            f"benchmark {settings.benchmark}{did_you_mean(metric, known)}"
+            f"metric_for_best_model is {metric!r}, but this recipe measures "
+            f"{', '.join(metric_names)} on "
+            f"benchmark {settings.benchmark}{did_you_mean(metric, metric_names)}"
         )
     needed = "eval_steps" if metric == LOSS else "eval_generate_steps"
     if needed not in settings.validation_steps:
