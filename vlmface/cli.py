@@ -528,6 +528,7 @@ def _add_copy(command: argparse.ArgumentParser) -> None:
 
 RECIPES = (
     "sft_cot",
+    "sft_labels",
     "sft_attributes",
     "context_emotion",
     "grpo",

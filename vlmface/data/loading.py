@@ -98,14 +98,7 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
 
 def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
-    read = dataset_module(name).read
-    own = list(inspect.signature(read).parameters)[2:]
-    for option, value in protocol.items():
-        if option not in own:
-            raise UserError(
-                f"data set {name!r} has no option {option!r}; it has {', '.join(own) or 'none'}"
-            )
-        options.check_type(f"{name}: {option}", options.declared_types(read)[option], value)
+    options.check_options(f"data set {name!r}", dataset_module(name).read, protocol)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:

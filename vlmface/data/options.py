@@ -10,14 +10,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from vlmface.errors import UserError
+from vlmface.errors import UserError, did_you_mean
 from vlmface.utils.ranges import alternatives, bare, describe, in_range
 
 
 @functools.cache
 def declared_types(function: Any) -> dict[str, Any]:
     """{parameter: its type}, Any where that cannot be evaluated."""
-    names = getattr(function, "__globals__", {})
+    names = getattr(inspect.unwrap(function), "__globals__", {})
     types = {}
     for parameter in inspect.signature(function).parameters.values():
         kind = parameter.annotation
@@ -28,6 +28,24 @@ def declared_types(function: Any) -> dict[str, Any]:
                 kind = Any
         types[parameter.name] = kind
     return types
+
+
+def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that a data set does not have, or of the wrong type.
+
+    Args:
+        what: Name of the data set in messages.
+        read: Its function `read(root, split, **options)`.
+        given: {option: value}.
+    """
+    known = list(inspect.signature(read).parameters)[2:]
+    for option, value in given.items():
+        if option not in known:
+            raise UserError(
+                f"{what} has no option {option!r}{did_you_mean(option, known)}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+        check_type(f"{what}: {option}", declared_types(read)[option], value)
 
 
 def check_type(what: str, kind: Any, value: Any) -> None:

@@ -3,7 +3,7 @@
 The modules that are imported here define the built-in metrics, each in one place.
 """
 
-from vlmface.metrics import action_units, affect, calibration, labels, multilabel
+from vlmface.metrics import action_units, affect, calibration, labels, multilabel, ordinal
 from vlmface.metrics.metric import METRICS, Metric, Scope, metric
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "labels",
     "metric",
     "multilabel",
+    "ordinal",
 ]

@@ -526,6 +526,8 @@ def _reweighted(
 def _details(part: Part, rows: Sequence[Row], scope: Scope, ci: bool) -> dict[str, Any]:
     """The tables of a block: of each class, AU or label, and of groups of people."""
     if isinstance(part, Reweighted):
+        if part.kind in ("emotion", "attributes"):  # `n` is that of the confusion matrix
+            return {}
         return _ranking_details(rows, scope) if part.kind == "labels" else {"n": part.rows}
     total = part.counts.sum(0)
     if not part.has_tables:

@@ -111,10 +111,10 @@ def load_prompts(settings: SFTSettings) -> list[Prompt]:
         UserError: A prompt does not exist, cannot be asked with the label space, or is about
             another number of images than the model is shown.
     """
-    loaded = [prompts.load(name) for name in settings.prompts]
-    if settings.label_space is not None:
-        space = label_spaces.space(settings.label_space)
-        loaded = [prompt.asking_for(space) for prompt in loaded]
+    named = settings.label_space
+    space = None if named is None else label_spaces.space(named)
+    loaded = [prompts.load(name, space) for name in settings.prompts]
+    checks.rationale_source(settings, loaded)
     task_sampling.check_balance(settings.balance, loaded)
     prompts.check_images(loaded, len(crops.parse_views(settings.crop)), settings.frames)
     return loaded

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from vlmface import encode, families, manifest, prompts
+from vlmface import encode, families, manifest
 from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import modules
@@ -244,7 +244,7 @@ def _assumed(
 ) -> Rows:
     length = settings.max_length
     answer = min(_ASSUMED_ANSWER, length // 2)
-    images = max(prompts.load(name).images for name in settings.prompts)
+    images = max(prompt.images for prompt in sft.load_prompts(settings))
     collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
     if processor is not None:
         from PIL import Image

@@ -6,13 +6,15 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmface.data.dataset_file import column
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
+from vlmface.prompts import Prompt
 from vlmface.utils.distributed import sharding
 from vlmface.utils.ranges import Unused
 
@@ -56,10 +58,28 @@ def reads_root(name: str) -> bool:
     """Whether a data set, or a mixture, may take a root."""
     from vlmface import data
 
-    if name.endswith((".yaml", ".yml")):
+    if data.is_mixture(name):
         return True
     module = data.dataset_module(name)
     return getattr(module, "NEEDS_ROOT", True) or name == "rationales"
+
+
+def rationale_source(settings: Any, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that ask for a text before the label where a data set's file has neither texts
+    nor action units to write them from. Raises UserError."""
+    from vlmface import data
+
+    asked = [prompt.id for prompt in prompts if prompt.reasons]
+    if not asked or not data.is_dataset_file(settings.data):
+        return
+    rows = data.read(
+        settings.data, settings.data_root, settings.data_split, **settings.data_options
+    )
+    if not any(value is not None for name in ("rationale", "aus") for value in column(rows, name)):
+        raise UserError(
+            f"prompt {asked[0]} asks for a text that explains the label, and {settings.data} has "
+            "neither texts nor action units to learn it from: train with --prompt label"
+        )
 
 
 def unused_warmup(settings: Any) -> Iterator[Unused]:

@@ -89,10 +89,13 @@ def training_target(sample: FaceSample, prompt: Prompt, seed: int) -> str:
     if not prompt.truth(sample):
         raise encode.RefusedError("no_label", f"{sample.id} has no label of {prompt.space.id}")
     if prompt.reasons and sample.rationale is None:
-        if sample.aus is None or sample.emotion is None:
+        if sample.aus is None or (sample.emotion is None and prompt.space.field == "emotion"):
             raise encode.RefusedError("no_aus", f"{sample.id} has no annotation to write from")
-        own = rules.sample_seed(seed, sample.id)
-        body = rules.write(sample.intensities(), sample.emotion, seed=own, body_only=True)
+        own, aus = rules.sample_seed(seed, sample.id), sample.intensities()
+        if sample.emotion is None:
+            body = rules.describe(aus, seed=own)
+        else:
+            body = rules.write(aus, sample.emotion, seed=own, body_only=True)
         sample.rationale, sample.rationale_source, sample.saw_label = body, "rules", True
     try:
         return prompt.target(sample)

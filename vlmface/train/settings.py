@@ -6,10 +6,11 @@ in recipes/configs/*.yaml are these texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from vlmface import data
 from vlmface.errors import UserError
 from vlmface.train import checks
 from vlmface.utils.ranges import (
@@ -23,6 +24,7 @@ from vlmface.utils.ranges import (
     Seed,
     Unused,
     Warmup,
+    kinds,
 )
 
 Policy = Literal["frozen", "lora", "full"]
@@ -103,7 +105,7 @@ class DatasetSettings(Checked):
     """The rows that a recipe trains on.
 
     Args:
-        data: name of a data set, or the YAML file of a mixture
+        data: name of a data set, or the YAML file of one or of a mixture
         data_root: folder of the data set as its owners distribute it; null: it is rendered
         data_split: split to train on
         data_options: options of the data set, such as {seed: 1}
@@ -115,6 +117,24 @@ class DatasetSettings(Checked):
     data_split: str = "train"
     data_options: dict[str, Any] = field(default_factory=dict)
     n_train: Count | None = None
+
+    @classmethod
+    def implied(cls, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the YAML file of a data set: its benchmark, and, for recipes with a label space, its
+        labels and its prompt."""
+        name = given.get("data", stored.get("data"))
+        if not isinstance(name, str) or not data.is_dataset_file(name):
+            return {}
+        values: dict[str, Any] = {"benchmark": name}
+        if "label_space" in kinds(cls):
+            file = data.dataset_module(name)
+            values |= {"label_space": name, "prompt": file.prompt}
+        chosen = given if "data" in given else {**stored, **given}
+        return {
+            name: value
+            for name, value in values.items()
+            if name in kinds(cls) and name not in chosen
+        }
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ def parse(cls: type[T], argv: Sequence[str], *, default: str, usage: str) -> T:
     given = words(cls, [word for word in argv if word not in ("-h", "--help")])
     file = find(str(given.pop("config", default)))
     stored = _still_true(cls, read(file), given)
+    if issubclass(cls, Checked):
+        stored |= cls.implied(stored, given)
     settings = build(cls, {**stored, **given}, where=f"{file.name} or the command line")
     if wants_help:
         print(f"{usage}\n\nSettings, with the values that would be used now ({file}):")

@@ -32,6 +32,7 @@ from vlmface.data.records import (
     short_repr,
 )
 from vlmface.data.rows import Rows, action_units
+from vlmface.data.table_labels import LabelReader
 from vlmface.data.tables import (
     NULLS,
     Table,
@@ -48,6 +49,7 @@ from vlmface.data.tables import (
 )
 from vlmface.data.text_files import match_name
 from vlmface.errors import UserError
+from vlmface.label_spaces import LabelSpace
 from vlmface.schema import RATIONALE_SOURCES
 from vlmface.utils.images import SUFFIXES
 
@@ -59,7 +61,7 @@ PUBLISHED: dict[str, dict[str, int]] = {}
 TEXTS = ("subject", "rationale")
 NUMBERS = ("valence", "arousal", "age")
 WORDS = ("gender", "race", "age_group")
-FIELDS = ("image", "id", "emotion", *TEXTS, *WORDS, *NUMBERS)
+FIELDS = ("image", "id", "label", "emotion", *TEXTS, *WORDS, *NUMBERS)
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -81,6 +83,7 @@ def read(
     split: str,
     *,
     columns: Mapping[str, str | None] | None = None,
+    label_space: str | LabelSpace | None = None,
     labels: Mapping[Any, str | None] | None = None,
     words: Mapping[str, Mapping[Any, str | None]] | None = None,
     images: str | None = None,
@@ -103,11 +106,14 @@ def read(
         root: the file, or the folder of label folders.
         split: one of SPLITS.
         columns: {field: the column that holds it, in any letter case, or None to ignore it} for
-            the fields image, id, emotion, subject, age_group, gender, race, rationale, valence,
-            arousal and age; by default the column of the field's own name, if there is one.
-        labels: emotions of words and numbers, as in {"0": "anger", "bored": None}; None stands for
-            none of the eight emotions. Aliases such as "Happy" and "sad" are known. A number may
-            be written as "3.0" or "3".
+            the fields image, id, label, emotion, subject, age_group, gender, race, rationale,
+            valence, arousal and age; by default the column of the field's own name, if there is
+            one. `label` stands for the field of `label_space`.
+        label_space: what the labels are: a name, a YAML file or a LabelSpace; by default the eight
+            emotions.
+        labels: labels of words and numbers, as in {"0": "anger", "bored": None}; None stands for
+            none of the labels. Aliases such as "Happy" and "sad" are known. A number may be written
+            as "3.0" or "3".
         words: the same for gender, race and age_group, as in {"gender": {"0": "male"}}; F, W and M
             are known.
         images: the folder that relative image paths start from (default: the file's).
@@ -131,13 +137,23 @@ def read(
         "rationale_source", rationale_source, [s for s in RATIONALE_SOURCES if s != "none"]
     )
     coding = _Coding(au_values, au_threshold, au_missing)
-    meant = _label_map(labels)
+    space = label_space
+    if not isinstance(space, LabelSpace):
+        space = label_spaces.space(label_space or "emotion8")
+    if space.field in WORDS:  # the labels are words of that field
+        words = {
+            **(words or {}),
+            space.field: {**(labels or {}), **(words or {}).get(space.field, {})},
+        }
+        labels = None
+    reader = LabelReader(space, labels or {}) if space.field == "context" else None
+    meant = _label_map(None if reader else labels)
     if root.is_dir():
         given = {"columns": columns, "words": words, "images": images, "aus": aus}
         _refuse_options(root, given | {"split_column": split_column, "splits": splits})
-        return _from_folders(root, split, meant, file_split)
+        return _from_folders(root, split, reader or meant, file_split)
     table = open_table(root)
-    source = _source(table, columns or {})
+    source = _source(table, columns or {}, space, explicit=label_space is not None)
     rows = _rows_of(table, split, split_column, splits or {}, file_split)
     skipped: dict[str, list[str]] = {}
     if aus is not None:
@@ -145,7 +161,7 @@ def read(
     index, fields = _pictures(
         table, source["image"], rows, folder_of_images(images, root.parent), skipped
     )
-    fields |= _labels(table, source, index, meant, words or {})
+    fields |= _labels(table, source, index, reader or meant, words or {})
     if "rationale" in source:
         written = np.array([text is not None for text in fields["rationale"]], bool)
         fields["rationale_source"] = [rationale_source if given else "none" for given in written]
@@ -182,11 +198,14 @@ def present_splits(root: Path, **options: Any) -> tuple[str, ...]:
 # --- which columns, which rows --------------------------------------------------------------------
 
 
-def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
-    """The column of each field that the table has."""
+def _source(
+    table: Table, columns: Mapping[str, str | None], space: LabelSpace, *, explicit: bool
+) -> dict[str, str]:
+    """The column of each field that the table has. `label` becomes the field of the label space,
+    and where the space was not named, a column must be named for it."""
     source = {"id": "id"} if "id" in table.columns else {}  # "ID" is often a person's
     for field in FIELDS:
-        if field == "id" or field in columns:
+        if field == "id" or field in columns or (field == "label" and not explicit):
             continue
         if name := match_name(field, table.columns, table.path):
             source[field] = name
@@ -200,6 +219,13 @@ def _source(table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
             f"{table.path} has no column 'image', only {', '.join(table.columns)}: "
             "name the one with the paths, columns={'image': '...'}, or add the header "
             "if it has none"
+        )
+    if "label" in source:
+        source[space.field] = source.pop("label")
+    if space.field == "context" and "context" not in source:
+        raise UserError(
+            f"{table.path} has no column 'label', only {', '.join(table.columns)}: name the one "
+            f"with the labels of {space.id}, columns={{'label': '...'}}"
         )
     return source
 
@@ -323,14 +349,20 @@ def _labels(
     table: Table,
     source: Mapping[str, str],
     rows: list[int],
-    meant: Mapping[str, str | None],
+    labels: LabelReader | Mapping[str, str | None],
     words: Mapping[str, Mapping[Any, str | None]],
 ) -> dict[str, Any]:
-    """The columns of the fields but `image` and `aus`."""
+    """The columns of the fields but `image` and `aus`. `labels` reads those of `context`, or maps
+    the words of `emotion`."""
     _check_words(words)
     fields: dict[str, Any] = {}
     if "id" in source:
         fields["id"] = [f"table-{required_cell(table, source['id'], i)}" for i in rows]
+    if isinstance(labels, LabelReader):
+        fields["context"] = [labels.cell(table, source["context"], i) for i in rows]
+        meant: Mapping[str, str | None] = {}
+    else:
+        meant = labels
     if "emotion" in source:
         fields["emotion"] = [_emotion(table, source["emotion"], i, meant) for i in rows]
     for field in (field for field in TEXTS if field in source):
@@ -517,7 +549,9 @@ def _split_folders(root: Path) -> list[Path]:
     return [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in SPLIT_WORDS]
 
 
-def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_split: str) -> Rows:
+def _from_folders(
+    root: Path, split: str, labels: LabelReader | Mapping[str, str | None], file_split: str
+) -> Rows:
     skipped: dict[str, list[str]] = {"not in a label folder": [], "not a picture": []}
     top = root
     parts = _split_folders(root)
@@ -533,12 +567,16 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
         skipped["not in a label folder"] += beside
     else:
         _only(root, split, file_split, "folders train and test")
-    ids, paths, emotions = [], [], []
+    ids, paths, words = [], [], []
     for child in sorted(top.iterdir()):
         if not child.is_dir() or child.name.startswith("."):
             skipped["not in a label folder"].append(str(child.relative_to(root)))
             continue
-        emotion = _label(child.name, meant, f"the folder name {child}")
+        where = f"the folder name {child}"
+        if isinstance(labels, LabelReader):
+            word = labels.word(child.name, where)
+        else:
+            word = _label(child.name, labels, where)
         for path in sorted(path for path in child.rglob("*") if not path.is_dir()):
             name = path.relative_to(root).as_posix()
             if not name.lower().endswith(SUFFIXES):
@@ -546,13 +584,15 @@ def _from_folders(root: Path, split: str, meant: Mapping[str, str | None], file_
                 continue
             ids.append(f"table-{name}")
             paths.append(str(path))
-            emotions.append(emotion)
+            words.append(word)
     if not ids:
         raise UserError(
             f"{top} holds no pictures in folders that are named by their label; for a "
             "table, give the file itself"
         )
+    is_context = isinstance(labels, LabelReader)
+    column = [None if word is None else [word] for word in words] if is_context else words
     return Rows(
-        {"id": ids, "image": paths, "emotion": emotions},
+        {"id": ids, "image": paths, "context" if is_context else "emotion": column},
         {reason: names for reason, names in skipped.items() if names},
     )
