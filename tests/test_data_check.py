@@ -67,7 +67,7 @@ def test_broken_and_leaking_copies_fail_with_names(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "warning: train: left out, malformed line (1): list_patition_label.txt:10" in said
     assert (
-        "occur again (1, under different emotions 1): rafdb-train_00004 = rafdb-train_000" in said
+        "occur again (1, under different labels 1): rafdb-train_00004 = rafdb-train_000" in said
     )
 
 

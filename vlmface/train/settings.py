@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from vlmface import data
+from vlmface import data, prompts
 from vlmface.errors import UserError
 from vlmface.train import checks
 from vlmface.utils.ranges import (
@@ -120,15 +120,17 @@ class DatasetSettings(Checked):
 
     @classmethod
     def implied(cls, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the YAML file of a data set: its benchmark, and, for recipes with a label space, its
-        labels and its prompt."""
+        """Of the YAML file of a data set: it is the benchmark, all of its training rows are read,
+        and recipes with a label space take its labels and its prompt, except where the settings
+        file names a prompt for any labels."""
         name = given.get("data", stored.get("data"))
         if not isinstance(name, str) or not data.is_dataset_file(name):
             return {}
-        values: dict[str, Any] = {"benchmark": name}
+        values: dict[str, Any] = {"benchmark": name, "n_train": None}
         if "label_space" in kinds(cls):
-            file = data.dataset_module(name)
-            values |= {"label_space": name, "prompt": file.prompt}
+            values["label_space"] = name
+            if stored.get("prompt") not in prompts.GENERATED:
+                values["prompt"] = data.dataset_module(name).prompt
         chosen = given if "data" in given else {**stored, **given}
         return {
             name: value
