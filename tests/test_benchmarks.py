@@ -21,6 +21,7 @@ from miniatures.records import write_lines
 from samples import ROOT, samples
 
 from vlmface import benchmarks, data, facs, label_spaces, prompts
+from vlmface.data.options import declared_options
 from vlmface.errors import UserError
 from vlmface.evaluate import answering
 from vlmface.evaluate import run as evaluation
@@ -178,7 +179,7 @@ def test_a_protocol_asks_for_what_its_data_set_has(name: str) -> None:
     assert benchmark == benchmarks.load_benchmark(str(ROOT / "eval/benchmarks" / f"{name}.yaml"))
     module = data.dataset_module(benchmark.dataset)
     assert benchmark.split in module.SPLITS and benchmark.split != "train"
-    options = {*list(inspect.signature(module.read).parameters)[2:], "missing"}
+    options = {*declared_options(module.read), "missing"}
     assert set(benchmark.protocol) <= options
     assert benchmark.folds is None or benchmark.protocol["fold"] == 1
     assert set(benchmark.au_set) <= set(facs.AUS)

@@ -25,7 +25,7 @@ def test_the_majority_of_the_votes(tmp_path):
     }
     assert data.load("ferplus", tmp_path, "validation")["emotion"] == ["neutral", "surprise"]
     assert data.load("ferplus", tmp_path, "test")["emotion"] == ["disgust", "fear", "happiness"]
-    assert json.loads(rows["emotion_votes"][3]) == {
+    assert json.loads(rows["label_votes"][3]) == {
         "neutral": 0,
         "happiness": 0,
         "surprise": 0,
@@ -63,7 +63,7 @@ def test_the_distribution_keeps_ties_without_a_label(tmp_path):
         8: "contempt",
         9: "sadness",
     }
-    votes = [json.loads(cell) for cell in rows["emotion_votes"]]
+    votes = [json.loads(cell) for cell in rows["label_votes"]]
     assert [sum(v.values()) for v in votes] == pytest.approx([1] * 8)
     assert {k: v for k, v in votes[3].items() if v} == {
         "neutral": 0.2,

@@ -550,11 +550,13 @@ def test_options_are_checked_wherever_data_are_read(tmp_path: Path) -> None:
 def test_the_defaults_of_all_options_are_of_their_types(name: str) -> None:
     import inspect
 
+    read = data.dataset_module(name).read
+    declaring = options.options_class(read) or read
+    defaults = {p.name: p.default for p in inspect.signature(declaring).parameters.values()}
     for option, kind in option_checks.options_of(name).items():
         assert kind is not Any, f"{name}: the type of {option} cannot be evaluated"
-        parameter = inspect.signature(data.dataset_module(name).read).parameters.get(option)
-        if parameter is not None and parameter.default is not parameter.empty:
-            options.check_type(option, kind, parameter.default)
+        if defaults.get(option, inspect.Parameter.empty) is not inspect.Parameter.empty:
+            options.check_type(option, kind, defaults[option])
     assert typing.get_origin(option_checks.options_of("bp4d")["aus"]) is not None
 
 

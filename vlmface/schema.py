@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 RATIONALE_SOURCES = ("human", "rules", "teacher", "model", "none")
 AFFECT = ("valence", "arousal")  # fields of FaceSample, -1..1
-# Words that vote columns use beside the emotions (FERPlus, Aff-Wild2).
-VOTE_KEYS = (*label_spaces.EMOTIONS, "other", "unknown", "no_face")
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,11 @@ class AULabel:
 @dataclass
 class FaceSample:
     """A labelled face. `face_box` is [x0, y0, x1, y1] in pixels, `valence` and `arousal` are -1..1,
-    `aus` lists the annotated AUs only (None: no AU was annotated). `age_group`, `gender`, `race`
-    and `context` keep the data set's own words. `saw_label`: the writer of the rationale was told
-    the labels, so it is not evidence of what the face alone shows."""
+    `aus` lists the annotated AUs only (None: no AU was annotated). `label_votes` are counts or
+    probabilities >= 0 of the words of any label space, and of words such as other, unknown and
+    no_face (`label_votes.distribution` turns them into a distribution). `age_group`, `gender`,
+    `race` and `context` keep the data set's own words. `saw_label`: the writer of the rationale was
+    told the labels, so it is not evidence of what the face alone shows."""
 
     id: str
     dataset: str
@@ -47,7 +48,7 @@ class FaceSample:
     frames: list[Any] | None = None
     face_box: list[float] | None = None
     emotion: str | None = None
-    emotion_votes: dict[str, float] | None = None
+    label_votes: dict[str, float] | None = None
     valence: float | None = None
     arousal: float | None = None
     aus: list[AULabel] | None = None
@@ -78,9 +79,9 @@ class FaceSample:
                 self._wrong("face_box", "[x0, y0, x1, y1] with x0 < x1 and y0 < y1")
         if self.emotion is not None and self.emotion not in label_spaces.EMOTIONS:
             self._wrong("emotion", f"one of {', '.join(label_spaces.EMOTIONS)}, or None")
-        for key, votes in (self.emotion_votes or {}).items():
-            if key not in VOTE_KEYS or not votes >= 0:
-                self._wrong("emotion_votes", f"numbers >= 0 under {', '.join(VOTE_KEYS)}")
+        for word, votes in (self.label_votes or {}).items():
+            if not isinstance(word, str) or not word.strip() or not 0 <= votes < math.inf:
+                self._wrong("label_votes", "{word: finite number >= 0}")
         for name in ("valence", "arousal"):
             if getattr(self, name) is not None and not -1 <= getattr(self, name) <= 1:
                 self._wrong(name, "a number from -1 to 1, or None")
@@ -150,7 +151,7 @@ class FaceSample:
         """A row for `datasets` under `features()`: votes and meta as JSON, AUs as structs."""
         row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         row["aus"] = None if self.aus is None else [dataclasses.asdict(a) for a in self.aus]
-        row["emotion_votes"] = None if self.emotion_votes is None else _json(self.emotion_votes)
+        row["label_votes"] = None if self.label_votes is None else _json(self.label_votes)
         row["meta"] = _json(self.meta)
         return row
 
@@ -161,8 +162,8 @@ class FaceSample:
         known = {f.name: row[f.name] for f in dataclasses.fields(cls) if f.name in row}
         if known.get("aus") is not None:
             known["aus"] = [AULabel(a["au"], a["intensity"], a["present"]) for a in known["aus"]]
-        if known.get("emotion_votes") is not None:
-            known["emotion_votes"] = json.loads(known["emotion_votes"])
+        if known.get("label_votes") is not None:
+            known["label_votes"] = json.loads(known["label_votes"])
         known["meta"] = json.loads(known.get("meta") or "{}")
         return cls(**known)
 
@@ -187,7 +188,7 @@ def features() -> datasets.Features:
             "frames": [Image()],
             "face_box": [real],
             "emotion": text,
-            "emotion_votes": text,
+            "label_votes": text,
             "valence": real,
             "arousal": real,
             "aus": [au],

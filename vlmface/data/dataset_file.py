@@ -13,7 +13,6 @@ split, scored in its label space. `DatasetFile` explains the keys; `vlmface data
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -31,6 +30,7 @@ from vlmface.data.splits import PARTS, Splits
 from vlmface.errors import UserError
 from vlmface.label_spaces import LabelSpace
 from vlmface.resources import YAML, is_yaml
+from vlmface.schema import features
 from vlmface.utils import config
 
 if TYPE_CHECKING:
@@ -149,18 +149,27 @@ class DatasetFile:
     # --- reading ----------------------------------------------------------------------------------
 
     def _reader(self) -> Callable[..., Rows | datasets.Dataset]:
-        """`read(root, split, **options)` with the parameters of the data set's own."""
-        read = self._module.read
-        signature = inspect.signature(read)
-        # With shares, `n` rows are chosen after the split, not before.
-        kept = [p for p in signature.parameters.values() if p.name != "n" or not self.splits.shares]
+        """`read(root, split, **options)`, whose signature declares the options of the data set."""
 
-        @functools.wraps(read)
-        def read_split(root: Path | None, split: str, **given: Any) -> Rows | datasets.Dataset:
+        def read(root: Path | None, split: str, **given: Any) -> Rows | datasets.Dataset:
             return self._read(self._root(root), split, self.options | given)
 
-        read_split.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-        return read_split
+        declared = dict(options.declared_options(self._module.read))
+        if self.splits.shares:
+            declared.pop("n", None)  # rows are chosen after the split, not before
+        first, second, _ = inspect.signature(read).parameters.values()
+        named = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
+            for name, kind in declared.items()
+        ]
+        read.__signature__ = inspect.Signature([first, second, *named])  # type: ignore[attr-defined]
+        return read
+
+    def _read_whole(
+        self, root: Path | None, split: str, merged: dict[str, Any]
+    ) -> Rows | datasets.Dataset:
+        """A split of the data set as it is without `splits`."""
+        return self._module.read(root, split, **options.arguments(self._module.read, merged))
 
     def _read(
         self, root: Path | None, split: str, merged: dict[str, Any]
@@ -178,8 +187,8 @@ class DatasetFile:
                 "{by: subject, validation: 0.15, test: 0.2}`"
             )
         if split not in shares:
-            return self._module.read(root, split, **merged)
-        rows = self._module.read(root, _DIVIDED, **merged)
+            return self._read_whole(root, split, merged)
+        rows = self._read_whole(root, _DIVIDED, merged)
         parts = np.array(self._assign(rows, shares))
         chosen = parts == split
         if not isinstance(rows, Rows):
@@ -245,9 +254,11 @@ class DatasetFile:
     def _options(self) -> dict[str, Any]:
         """The options of the data set, with those that other keys of the file stand for."""
         merged = dict(self.definition.options)
-        known = inspect.signature(self._module.read).parameters
+        known = options.declared_options(self._module.read)
         if self.definition.dataset in OWN_FILES and isinstance(merged.get("images"), str):
             merged["images"] = str(self.path.parent / Path(merged["images"]).expanduser())
+        if isinstance(merged.get("columns"), dict):
+            merged["columns"] = self._columns(merged["columns"])
         if self.splits.column is not None:
             if "split_column" not in known:
                 raise UserError(
@@ -258,9 +269,26 @@ class DatasetFile:
         options.check_options(
             f"{self.path}: data set {self.definition.dataset!r}", self._module.read, merged
         )
-        if "label_space" in known and "label_space" not in merged:
-            merged["label_space"] = self.label_space
+        if "label_space" in known:
+            merged.setdefault("label_space", self.label_space)
+            if self.label_space.field == "context":
+                merged.setdefault("label_field", "context")
+            elif self.label_space.field != "emotion" and "labels" in merged:
+                merged["words"] = {self.label_space.field: merged.pop("labels")}
         return merged
+
+    def _columns(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """The option `columns`, in which `label` stands for the field of the label space. A column
+        with the name of another field is not read as that field, too."""
+        named = dict(columns)
+        if "label" not in named:
+            return named
+        label = named.pop("label")
+        named[self.label_space.field] = label
+        same = str(label).casefold()
+        if same in features() and same != self.label_space.field:
+            named.setdefault(same, None)
+        return named
 
     def _own_splits(self, root: Path | None, merged: dict[str, Any]) -> tuple[str, ...]:
         """The splits that the data set has without `splits`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def load_dataset(
     """
     if broken not in ("keep", "error", "drop"):
         raise UserError(f"broken={broken!r}: use 'keep', 'error' or 'drop'")
-    if n is not None and "n" in inspect.signature(dataset_module(name).read).parameters:
+    if n is not None and "n" in options.declared_options(dataset_module(name).read):
         protocol["n"] = n
     found = read(name, root, split, **protocol)
     if not isinstance(found, Rows) and not hasattr(found, "column_names"):
@@ -72,7 +71,8 @@ def read(
                 else "; data.hold_out takes a validation part of its training people"
             )
         )
-    return module.read(_root(name, root), split, **protocol)
+    arguments = options.arguments(module.read, protocol)
+    return module.read(_root(name, root), split, **arguments)
 
 
 def _root(name: str, root: str | Path | None) -> Path | None:
@@ -105,15 +105,14 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     """The options of a data set, or those of OF_ALL, from words of the command line such as
     "fold=2". Values are read as YAML, except where the option is a text. Raises UserError for a
     word that is not a pair, and for an option that the data set does not have."""
-    kinds = inspect.signature(dataset_module(name).read).parameters
+    kinds = options.declared_options(dataset_module(name).read)
     found = {}
     for word in words:
         option, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"an option is written name=value, found {word!r}")
-        kind = kinds[option].annotation if option in kinds else None
         try:
-            found[option] = text if kind in ("str", "str | None") else yaml.safe_load(text)
+            found[option] = text if kinds.get(option) in (str, str | None) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             why = str(error).replace("\n", " ")
             raise UserError(f"option {option} cannot be read from {text!r}: {why}") from error

@@ -1,11 +1,14 @@
-"""Types of the options of data sets, as their `read` declares them."""
+"""The options of data sets, as their `read` declares them: as parameters after root and split, or
+as the fields of a dataclass, the type of a parameter `options`."""
 
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import numbers
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -16,18 +19,45 @@ from vlmface.utils.ranges import alternatives, bare, describe, in_range
 
 @functools.cache
 def declared_types(function: Any) -> dict[str, Any]:
-    """{parameter: its type}, Any where that cannot be evaluated."""
-    names = getattr(inspect.unwrap(function), "__globals__", {})
+    """{parameter: its type}, Any where that cannot be evaluated; the fields of a dataclass of
+    options instead of the parameter `options`."""
     types = {}
     for parameter in inspect.signature(function).parameters.values():
-        kind = parameter.annotation
-        if isinstance(kind, str):
-            try:
-                kind = eval(kind, dict(names))  # the module's own annotation
-            except NameError:
-                kind = Any
-        types[parameter.name] = kind
+        names = getattr(inspect.unwrap(function), "__globals__", {})
+        types[parameter.name] = _evaluated(parameter.annotation, names)
+    if (kind := options_class(function)) is not None:
+        del types["options"]
+        names = vars(sys.modules[kind.__module__])
+        types |= {f.name: _evaluated(f.type, names) for f in dataclasses.fields(kind)}
     return types
+
+
+def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))  # the module's own annotation
+    except NameError:
+        return Any
+
+
+def options_class(function: Any) -> type | None:
+    """The dataclass that is the type of the parameter `options`; None if there is none."""
+    parameter = inspect.signature(function).parameters.get("options")
+    kind = parameter and _evaluated(parameter.annotation, function.__globals__)
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def declared_options(read: Any) -> dict[str, Any]:
+    """{option: its type} of a data set's `read(root, split, ...)`."""
+    return dict(list(declared_types(read).items())[2:])
+
+
+def arguments(read: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `read` for options. Raises UserError as a dataclass of options
+    does."""
+    kind = options_class(read)
+    return dict(given) if kind is None else {"options": kind(**given)}
 
 
 def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
@@ -35,17 +65,17 @@ def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
 
     Args:
         what: Name of the data set in messages.
-        read: Its function `read(root, split, **options)`.
+        read: Its function `read(root, split, ...)`.
         given: {option: value}.
     """
-    known = list(inspect.signature(read).parameters)[2:]
+    declared = declared_options(read)
     for option, value in given.items():
-        if option not in known:
+        if option not in declared:
             raise UserError(
-                f"{what} has no option {option!r}{did_you_mean(option, known)}; it has "
-                f"{', '.join(known) or 'none'}"
+                f"{what} has no option {option!r}{did_you_mean(option, declared)}; it has "
+                f"{', '.join(declared) or 'none'}"
             )
-        check_type(f"{what}: {option}", declared_types(read)[option], value)
+        check_type(f"{what}: {option}", declared[option], value)
 
 
 def check_type(what: str, kind: Any, value: Any) -> None:

@@ -177,9 +177,14 @@ def boxes(x0: Any, y0: Any, x1: Any, y1: Any) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.arange(0, flat.size + 1, 4, dtype=np.int32)), flat)
 
 
-def vote_meta(keys: Sequence[str], counts: np.ndarray) -> list[str]:
-    """The `emotion_votes` column from counts (n, len(keys)) for words of `schema.VOTE_KEYS`."""
-    return json_meta(len(counts), **dict(zip(keys, np.asarray(counts).T, strict=True)))
+def vote_column(words: Sequence[str], votes: np.ndarray) -> list[str]:
+    """The `label_votes` column.
+
+    Args:
+        words: what can be voted for.
+        votes: counts or probabilities >= 0, (n, len(words)).
+    """
+    return json_meta(len(votes), **dict(zip(words, np.asarray(votes).T, strict=True)))
 
 
 def json_meta(n: int, **columns: Sequence[Any]) -> list[str]:

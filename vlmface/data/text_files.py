@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -39,16 +41,40 @@ _OTHER_KINDS = {
 }
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BLOCK = 1 << 22  # bytes that are checked at once
+MAX_UNPACKED = 4 << 30  # bytes of a file in a gzip file
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. A file whose name
+    ends in .gz is unpacked.
 
-    Raises UserError with the file, the byte, what was tried and the fix, for another encoding, a
-    file that cannot be read, and one that is compressed or not text.
+    Args:
+        path: of the file.
+        encoding: of a file without a byte order mark, instead of UTF-8.
+
+    Raises:
+        UserError: with the file, the byte, what was tried and the fix, for another encoding, a file
+            that cannot be read, and one that is compressed otherwise or not text.
     """
     with _opened(path) as file:
-        return _decode(file.read(), path)
+        raw = _unpacked(file, path) if path.suffix.lower() == ".gz" else file.read()
+    return _decode(raw, path, encoding)
+
+
+def _unpacked(file: BinaryIO, path: Path) -> bytes:
+    try:
+        with gzip.open(file) as content:
+            raw = content.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path} is not a whole gzip file ({error}): take a fresh copy of it"
+        ) from error
+    if len(raw) > MAX_UNPACKED:
+        raise UserError(
+            f"{path} unpacks to more than {MAX_UNPACKED >> 30} GiB: unpack it with `gunzip` and "
+            "split it, if it is a table"
+        )
+    return raw
 
 
 def read_lines(path: Path) -> list[str]:
@@ -122,11 +148,13 @@ def _opened(path: Path) -> BinaryIO:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _decode(raw: bytes, path: Path) -> str:
+def _decode(raw: bytes, path: Path, given: str | None = None) -> str:
     if raw.startswith(_LFS):
         raise UserError(f"{path} is a Git LFS pointer, not the data: run `git lfs pull` there")
-    mark, encoding = next(((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", "utf-8"))
-    if not mark and (at := raw.find(b"\0")) >= 0:
+    mark, encoding = next(
+        ((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", _known_encoding(given))
+    )
+    if not mark and given is None and (at := raw.find(b"\0")) >= 0:
         raise _not_text(raw, path) or _with_nul(raw, at, path)
     try:
         text = raw[len(mark) :].decode(encoding)
@@ -134,6 +162,15 @@ def _decode(raw: bytes, path: Path) -> str:
         raise _not_text(raw, path) or _undecodable(error, mark, path) from error
     # Files that were joined keep the marks of their parts.
     return re.sub("^\ufeff+", "", text, flags=re.MULTILINE) if "\ufeff" in text else text
+
+
+def _known_encoding(name: str | None) -> str:
+    try:
+        return codecs.lookup(name or "utf-8").name
+    except LookupError as error:
+        raise UserError(
+            f"encoding={name!r} is unknown: use cp1252, latin-1, gb18030, ..."
+        ) from error
 
 
 def _not_text(raw: bytes, path: Path) -> UserError | None:

@@ -4,6 +4,7 @@ their number, rate or times is often wrong.
 `frames` gives them as images; `extracted` keeps them as files in the user's cache folder,
 
     videos/vN-COUNT/DIGEST/0000.jpg ...    COUNT frames of the video with that content
+    videos/vN-numbers/DIGEST/000012.jpg    single frames by their number (`frames_by_number`)
 
 written whole or not at all, so that an interrupted run resumes where it stopped.
 """
@@ -16,7 +17,7 @@ import io
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,72 @@ def extract_frames(
         return [str(folder / f"{i:04d}.jpg") for i in range(count)]
 
     return list(map_in_threads(work, paths, "decoding", workers=workers, progress=progress))
+
+
+def frames_by_number(
+    requests: Mapping[Path, Callable[[np.ndarray], Sequence[int]]], *, progress: bool = True
+) -> dict[Path, dict[int, str] | UserError]:
+    """Extract single frames of videos to files in the user's cache folder, unless they are there.
+
+    Args:
+        requests: {video: function from the times of its frames, in seconds from the first one
+            (frames,), to the numbers of those to extract, counted from 0}. It may raise UserError.
+        progress: show a progress bar.
+
+    Returns:
+        {video: {number: path of the frame}}, or the error that occurred.
+
+    Raises:
+        UserError: PyAV is missing.
+    """
+    _av()
+    root = files.cache_dir() / "videos" / f"v{VERSION}-numbers"
+
+    def work(path: Path) -> dict[int, str] | UserError:
+        try:
+            folder = root / _digest(path, root)
+            paths = {n: folder / f"{n:06d}.jpg" for n in requests[path](_times(path, folder))}
+            _write_numbers(path, {n: file for n, file in paths.items() if not file.is_file()})
+        except OSError as error:
+            return UserError(f"'{path}' cannot be read ({error}): check its permissions")
+        except UserError as error:
+            return error
+        return {n: str(file) for n, file in paths.items()}
+
+    videos = list(requests)
+    found = map_in_threads(work, videos, "decoding", progress=progress)
+    return dict(zip(videos, found, strict=True))
+
+
+def _times(path: Path, folder: Path) -> np.ndarray:
+    """The time of each frame that can be decoded, in seconds from the first one."""
+    stored = folder / "times.txt"
+    with contextlib.suppress(OSError, ValueError):
+        return np.array([float(line) for line in stored.read_text().split()])
+    _count(path)  # raises the errors of a damaged file
+    times = [frame.time for frame in _decoded(path, _Progress())]
+    if None in times:
+        raise UserError(
+            f"'{path}' has frames without a time: convert it to MP4, with ffmpeg -i {path} NAME.mp4"
+        )
+    seconds = np.array(times, np.float64) - times[0]
+    files.atomic_write(stored, "\n".join(f"{time:.6f}" for time in seconds))
+    return seconds
+
+
+def _write_numbers(path: Path, wanted: Mapping[int, Path]) -> None:
+    """Write the frames of these numbers to files."""
+    if not wanted:
+        return
+    last = max(wanted)
+    for number, frame in enumerate(_decoded(path, _Progress())):
+        if number in wanted:
+            content = io.BytesIO()
+            _image(frame, path).save(content, "JPEG", quality=_QUALITY, subsampling=0)
+            files.atomic_write(wanted[number], content.getvalue())
+        if number == last:
+            return
+    raise UserError(f"'{path}' has no frame number {last}, counted from 0")
 
 
 def _digest(path: Path, root: Path) -> str:

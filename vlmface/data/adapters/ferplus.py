@@ -19,7 +19,7 @@ import numpy as np
 from vlmface import label_spaces
 from vlmface.data.adapters import fer2013
 from vlmface.data.published import published_counts
-from vlmface.data.rows import Rows, emotions, json_meta, read_csv, require_path, vote_meta
+from vlmface.data.rows import Rows, emotions, json_meta, read_csv, require_path, vote_column
 from vlmface.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
         split: one of SPLITS.
         protocol: "majority" (the paper's and its code's) drops single votes, then requires more
             than half of the others for one emotion; ties, other faces and "unknown" are skipped,
-            and `emotion_votes` are the numbers of votes. "distribution" keeps every face with a
+            and `label_votes` are the numbers of votes. "distribution" keeps every face with a
             vote for one of the eight emotions; `emotion` is the one with most votes, null for a
-            tie, and `emotion_votes` are shares that sum to 1, unknown and no_face among them.
+            tie, and `label_votes` are shares that sum to 1, unknown and no_face among them.
             Papers that test on 3,573 faces do so on these.
     """
     import pyarrow as pa
@@ -96,7 +96,7 @@ def read(root: Path, split: str, *, protocol: str = "majority") -> Rows:
         "id": [f"ferplus-{row:07d}" for row in np.flatnonzero(keep)],  # as in FER2013
         "image": _images(root, split, table["Usage"], names, keep),
         "emotion": emotion.filter(pa.array(keep)),
-        "emotion_votes": vote_meta((*SEEN, "unknown", "no_face"), counts[keep]),
+        "label_votes": vote_column((*SEEN, "unknown", "no_face"), counts[keep]),
         "meta": json_meta(int(keep.sum()), name=names[keep]),
     }
     return Rows(columns, skipped)

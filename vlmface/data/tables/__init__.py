@@ -1,0 +1,1 @@
+"""The tables of the data set `table`: files, cells, filters, and the fields in their columns."""

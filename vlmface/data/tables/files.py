@@ -1,0 +1,266 @@
+"""The files of tables: csv, JSON lines, Parquet, xlsx, data sets of `datasets`, and folders of
+them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmface.data.records import LINES, records, short_repr
+from vlmface.data.tables.options import TableOptions
+from vlmface.data.tables.table import Part, Table
+from vlmface.data.text_files import read_text, split_header
+from vlmface.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEXT = (".csv", ".tsv", ".tab", ".txt")
+ENDINGS = (*TEXT, *LINES, ".json", ".parquet", ".xlsx")
+MAX_WORKBOOK = 2 << 30  # bytes of an unpacked xlsx file
+_BLOCK = 1 << 16  # rows of a csv file that are Python objects at once
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})$")
+
+
+def ending(path: Path) -> str:
+    """The ending of a table's name, `.csv` also for `faces.csv.gz`."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def open_table(path: Path, options: TableOptions) -> Table:
+    """The table in a file.
+
+    Args:
+        path: of the file.
+        options: header, encoding and sheet.
+
+    Raises:
+        UserError: it is not a table that can be read.
+    """
+    kind = ending(path)
+    if kind not in ENDINGS:
+        raise UserError(
+            f"{path} is not a table that can be read: use one of {', '.join(ENDINGS)}, .gz of a "
+            "text file, or a folder"
+        )
+    if kind in TEXT:
+        return _read_csv(path, options)
+    if not options.header:
+        raise UserError(f"{path}: header=False is for csv files; this file names its columns")
+    if kind == ".parquet":
+        return read_parquet(path)
+    return _read_workbook(path, options) if kind == ".xlsx" else _read_json(path)
+
+
+# --- csv ------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, options: TableOptions) -> Table:
+    import pyarrow as pa
+
+    reader, header = _csv_reader(path, read_text(path, options.encoding), options.header)
+    blocks: list[list[pa.Array]] = []
+    places: list[int] = []
+    rows = _csv_rows(path, reader, header, places)
+    while block := list(islice(rows, _BLOCK)):
+        blocks.append([pa.array(cells, pa.string()) for cells in zip(*block, strict=True)])
+    names, repeated = _distinct_names(header)
+    columns = {
+        name: pa.chunked_array([block[i] for block in blocks], pa.string()).combine_chunks()
+        for i, name in enumerate(names)
+        if name
+    }
+    if not columns:
+        raise UserError(f"{path} needs a header with the names of its columns")
+    return Table(path, columns, [Part(path, "line", np.array(places, np.int64))], repeated)
+
+
+def _csv_rows(path: Path, reader: Any, header: list[str], places: list[int]) -> Iterator[list[str]]:
+    """The rows of a csv file; their lines are appended to `places`."""
+    width = len(header)
+    try:
+        for row in reader:
+            while len(row) > width and not row[-1].strip():  # a delimiter at the line's end
+                row.pop()
+            if not row:
+                continue
+            if len(row) != width:
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells, but the header has "
+                    f"{width}: {short_repr(row)}"
+                )
+            if row[0].strip() == header[0] and [cell.strip() for cell in row] == header:
+                raise UserError(
+                    f"{path}, line {reader.line_num} repeats the header: if tables were joined, "
+                    "remove that line"
+                )
+            places.append(reader.line_num)
+            yield row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _csv_reader(path: Path, text: str, has_header: bool) -> tuple[Any, list[str]]:
+    """(a csv reader before the first row of data, the names in the header; those of columns without
+    one are "")."""
+    line = re.search(r"\S[^\r\n]*", text)
+    first = line[0] if line else ""
+    mark = re.fullmatch(r'"?sep=(.)"?', first.strip(), re.IGNORECASE)  # as Excel writes it
+    usual = "\t" if ending(path) in (".tsv", ".tab") else ","
+    delimiter = mark[1] if mark else split_header(first, usual)[1]
+
+    def reader() -> Any:
+        lines = (match[0] for match in _LINE.finditer(text))
+        return csv.reader(lines, delimiter=delimiter, strict=True)
+
+    rows = reader()
+    try:
+        top = list(islice((row for row in rows if row), 2 if mark else 1))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from error
+    names = [name.strip() for name in top[-1]] if top else []
+    if has_header:
+        return rows, names
+    rows = reader()
+    if mark:
+        next(row for row in rows if row)
+    return rows, [str(number) for number in range(1, len(names) + 1)]
+
+
+def _distinct_names(header: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """(names of which none occurs twice, {repeated name: its new names})."""
+    counts = Counter(header)
+    repeated: dict[str, list[str]] = {}
+    names = []
+    for name in header:
+        if name and counts[name] > 1:
+            numbered = repeated.setdefault(name, [])
+            numbered.append(f"{name} ({len(numbered) + 1})")
+            name = numbered[-1]
+        names.append(name)
+    return names, repeated
+
+
+# --- other files ----------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> Table:
+    entries = records(path)
+    names = dict.fromkeys(name for record in entries for name in record.fields)
+    columns = {name: [record.fields.get(name) for record in entries] for name in names}
+    places = [re.search(r", (line|record) (\d+)$", record.where) for record in entries]
+    unit = places[0][1] if places and places[0] else "record"
+    numbers = np.array([int(place[2]) for place in places if place], np.int64)
+    return Table(path, columns, [Part(path, unit, numbers)], {})
+
+
+def read_parquet(path: Path) -> Table:
+    """The table of a Parquet file. Numbers of a `ClassLabel` become their names."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a name occurs twice
+        raise UserError(f"{path} is not a Parquet file that can be read: {error}") from error
+    return arrow_table(path, table, _class_names(table.schema.metadata or {}))
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """{column: names of its numbers}, as `datasets` stores them in a Parquet file."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}  # written by another program
+    return {
+        name: kind["names"]
+        for name, kind in kinds.items()
+        if kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list)
+    }
+
+
+def arrow_table(path: Path, table: pa.Table, class_names: dict[str, list[str]]) -> Table:
+    """A table of Arrow.
+
+    Args:
+        path: where it is from.
+        table: of Arrow.
+        class_names: {column: names of its numbers}; a number below 0 is null.
+    """
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        cells = table[name].combine_chunks()
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
+        if pa.types.is_large_string(cells.type):
+            cells = cells.cast(pa.string())
+        if name in class_names and pa.types.is_integer(cells.type):
+            cells = _named(cells, class_names[name])
+        columns[name] = cells
+    places = np.arange(1, len(table) + 1)
+    return Table(path, columns, [Part(path, "row", places)], {})
+
+
+def _named(codes: pa.Array, names: list[str]) -> pa.Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
+    return pa.array(names, pa.string()).take(pc.if_else(known, codes, None))
+
+
+def _read_workbook(path: Path, options: TableOptions) -> Table:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise UserError(
+            f"{path}: to read workbooks, pip install 'vlmface[xlsx]' ({error}), or save the sheet "
+            "as csv"
+        ) from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_WORKBOOK:
+            raise UserError(f"{path} unpacks to {size >> 20:,} MiB: save the sheet as csv")
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
+        book.close()
+    except UserError:
+        raise
+    except Exception as error:  # openpyxl raises many unrelated kinds for a damaged file
+        raise UserError(f"{path} is not a workbook that can be read: {error}") from error
+    filled = {name: rows for name, rows in sheets.items() if any(map(any, rows))}
+    if options.sheet is None and len(filled) != 1:
+        raise UserError(f"{path} has {len(filled)} sheets with data: name one, sheet={[*sheets]!r}")
+    if options.sheet is not None and options.sheet not in sheets:
+        raise UserError(f"sheet={options.sheet!r}: {path} has {', '.join(sheets)}")
+    return _sheet(path, filled.get(options.sheet or next(iter(filled)), []))
+
+
+def _sheet(path: Path, cells: Iterable[tuple[Any, ...]]) -> Table:
+    numbered = [(i, row) for i, row in enumerate(cells, 1) if any(x is not None for x in row)]
+    if not numbered:
+        raise UserError(f"{path}: the sheet is empty")
+    header = ["" if name is None else str(name).strip() for name in numbered[0][1]]
+    names, repeated = _distinct_names(header)
+    rows = numbered[1:]
+    columns = {
+        name: [row[i] if i < len(row) else None for _, row in rows]
+        for i, name in enumerate(names)
+        if name
+    }
+    places = np.array([number for number, _ in rows], np.int64)
+    return Table(path, columns, [Part(path, "row", places)], repeated)

@@ -1,0 +1,171 @@
+"""The picture or the frames of each row of a table."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmface.data import video
+from vlmface.data.records import folder_of_images
+from vlmface.data.tables import clips, single_frames
+from vlmface.data.tables.cells import as_label, convert
+from vlmface.data.tables.columns import Source
+from vlmface.data.tables.options import TableOptions
+from vlmface.data.tables.paths import is_plain, path_in
+from vlmface.data.tables.table import Table
+from vlmface.errors import UserError
+from vlmface.utils.images import SUFFIXES
+
+Skipped = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Media:
+    """The pictures of the rows that have any.
+
+    Attributes:
+        rows: their numbers in the table (n).
+        field: "image" or "frames".
+        values: n pictures: paths or bytes, or lists of paths.
+        names: what each is called in the table, for ids.
+        aligned: whether they are faces that a tool cut out, which boxes do not fit.
+    """
+
+    rows: np.ndarray
+    field: str
+    values: Sequence[Any]
+    names: Sequence[str]
+    aligned: bool = False
+
+    def ids(self, several_faces: bool) -> list[str]:
+        """An id for each. Pictures inside the table that were all stored under one name are told
+        apart by their row; with `several_faces` also files that occur again, as NAME#2."""
+        stored = Counter(
+            name for name, v in zip(self.names, self.values, strict=True) if isinstance(v, bytes)
+        )
+        seen: Counter[str] = Counter()
+        ids = []
+        for name, row in zip(self.names, self.rows.tolist(), strict=True):
+            if stored and stored[name] > 1:
+                name = f"{name}-{row + 1}"
+            if several_faces:
+                seen[name] += 1
+                name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            ids.append(f"table-{name}")
+        return ids
+
+
+def read_media(
+    table: Table, source: Source, rows: np.ndarray, options: TableOptions, skipped: Skipped
+) -> Media:
+    """The pictures of rows.
+
+    Args:
+        table: the table.
+        source: its columns.
+        rows: the rows to read.
+        options: images, num_frames, time_unit, first_frame and tool.
+        skipped: rows without a picture are added, by reason.
+
+    Raises:
+        UserError: a path leads out of its folder, or a frame or video that is named is missing.
+    """
+    base = table.path if table.path.is_dir() else table.path.parent
+    folder = folder_of_images(options.images, base)
+    if "frames" in source:
+        return Media(
+            *clips.listed_frames(table, str(source["frames"]), rows, folder, options, skipped)
+        )
+    if "image" in source and not _names_videos(table, source, rows):
+        return _pictures(table, str(source["image"]), rows, folder, skipped)
+    videos = _videos(table, source, rows, folder, skipped)
+    if "frame" in source:
+        frames = single_frames.read(table, source, videos, options, skipped)
+        return Media(frames.rows, "image", frames.paths, frames.names, frames.aligned)
+    if "video" in source:
+        return Media(*clips.video_clips(table, source, videos, options, skipped))
+    return _pictures_of_files(table, rows, folder)
+
+
+def _names_videos(table: Table, source: Source, rows: np.ndarray) -> bool:
+    """Whether the column `image` holds videos, of which `frame` is the number of a frame."""
+    if "frame" not in source:
+        return False
+    cells = [str(cell).lower() for cell in convert(table, str(source["image"]), rows, as_label)]
+    videos = [cell.endswith(video.SUFFIXES) for cell in cells if cell != "none"]
+    if any(videos) and not all(videos):
+        raise UserError(
+            f"{table.path}: the column {source['image']!r} holds pictures and videos: split the "
+            "table into one of each"
+        )
+    return any(videos)
+
+
+def _pictures(table: Table, column: str, rows: np.ndarray, folder: Path, skipped: Skipped) -> Media:
+    import pyarrow as pa
+
+    cells = table.columns[column]
+    if isinstance(cells, pa.Array) and pa.types.is_string(cells.type) and is_plain(cells):
+        names = cells.take(pa.array(rows)).to_pylist()
+        return Media(rows, "image", [f"{folder}{os.sep}{name}" for name in names], names)
+
+    def picture(value: Any) -> tuple[str, str | bytes] | None:
+        if isinstance(value, bytes):
+            value = {"bytes": value}
+        if isinstance(value, dict) and value.get("bytes"):
+            return value.get("path") or "", value["bytes"]
+        if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # as `datasets` has a file
+            value = value.get("path")
+        return path_in(value, folder)
+
+    found = convert(table, column, rows, picture)
+    index = [i for i, item in enumerate(found) if item is not None]
+    if len(index) < len(found):
+        lacking = set(range(len(found))) - set(index)
+        skipped["no image"] = [table.where(int(rows[i])) for i in sorted(lacking)]
+    kept = [item for item in found if item is not None]
+    numbers = rows[np.array(index, np.int64)]
+    names = [name or str(row + 1) for (name, _), row in zip(kept, numbers.tolist(), strict=True)]
+    return Media(numbers, "image", [picture for _, picture in kept], names)
+
+
+def _videos(
+    table: Table, source: Source, rows: np.ndarray, folder: Path, skipped: Skipped
+) -> single_frames.Videos:
+    """The video, or the folder of frames, of each row that names one: in a column, or by the name
+    of the table's file."""
+    column = source.get("video") or source.get("image")
+    if column is None:
+        stems = table.stems(rows)
+        found: list[Any] = [(stem, str(folder / stem)) for stem in stems]
+    else:
+        found = convert(table, str(column), rows, lambda value: path_in(value, folder))
+    index = [i for i, item in enumerate(found) if item is not None]
+    if len(index) < len(found):
+        lacking = set(range(len(found))) - set(index)
+        skipped["no video"] = [table.where(int(rows[i])) for i in sorted(lacking)]
+    kept = [found[i] for i in index]
+    numbers = rows[np.array(index, np.int64)]
+    return single_frames.Videos(numbers, [name for name, _ in kept], [path for _, path in kept])
+
+
+def _pictures_of_files(table: Table, rows: np.ndarray, folder: Path) -> Media:
+    """The picture that is named as the table's file, as OpenFace names the table of a picture."""
+    known: dict[str, str] = {}
+    for stem in dict.fromkeys(table.stems(rows)):
+        files = [str(folder / f"{stem}{suffix}") for suffix in SUFFIXES]
+        present = [path for path in files if os.path.isfile(path)]
+        if len(present) != 1:
+            raise UserError(
+                f"{table.path}: expected one picture {folder / stem}.jpg (or another ending), "
+                f"there are {len(present)}: give the folder of the pictures, images="
+            )
+        known[stem] = present[0]
+    stems = table.stems(rows)
+    return Media(rows, "image", [known[stem] for stem in stems], stems)
