@@ -503,7 +503,7 @@ def _draw(
 
 
 def _tile(part: SplitData, row: int, by: str | None, title: str | None) -> contact_sheet.Tile:
-    """A face with its labels but those of the field `by`, which are its title (default: the split)."""
+    """A face with its labels but those of the field `by`, which are in its title."""
     sample = FaceSample.from_row(part.rows.remove_columns(["image", "frames"])[row])
     pictures = part.pictures[row]
     image = open_image(pictures[len(pictures) // 2])

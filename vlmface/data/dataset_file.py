@@ -68,11 +68,12 @@ def is_dataset_file(name: str | Path) -> bool:
     mixture or of a benchmark.
 
     Raises:
-        UserError: The YAML file cannot be read.
+        UserError: The file exists and cannot be read.
     """
-    if not is_yaml(name):
+    path = Path(name).expanduser()
+    if not is_yaml(name) or not path.exists():
         return False
-    content = config.read(Path(name).expanduser())
+    content = config.read(path)
     return "dataset" in content and not any(key in content for key in _OTHER_KINDS)
 
 
@@ -266,9 +267,10 @@ class DatasetFile:
                     f"{self.definition.dataset} has no columns: leave it out"
                 )
             merged |= {"split_column": self.splits.column, "splits": self.splits.names}
-        options.check_options(
-            f"{self.path}: data set {self.definition.dataset!r}", self._module.read, merged
-        )
+        try:
+            options.check_options(self.definition.dataset, self._module.read, merged)
+        except UserError as error:
+            raise UserError(f"options of {self.path}: {error}") from error
         if "label_space" in known:
             merged.setdefault("label_space", self.label_space)
             if self.label_space.field == "context":

@@ -98,7 +98,7 @@ def splits_of(name: str, root: str | Path | None, **protocol: Any) -> tuple[str,
 
 def _check_options(name: str, protocol: Mapping[str, Any]) -> None:
     """Raise UserError for an option that the data set does not have, or of the wrong type."""
-    options.check_options(f"data set {name!r}", dataset_module(name).read, protocol)
+    options.check_options(name, dataset_module(name).read, protocol)
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
     """Raise UserError for an option that a data set does not have, or of the wrong type.
 
     Args:
-        what: Name of the data set in messages.
+        what: Name of the data set.
         read: Its function `read(root, split, ...)`.
         given: {option: value}.
     """
@@ -72,8 +72,8 @@ def check_options(what: str, read: Any, given: Mapping[str, Any]) -> None:
     for option, value in given.items():
         if option not in declared:
             raise UserError(
-                f"{what} has no option {option!r}{did_you_mean(option, declared)}; it has "
-                f"{', '.join(declared) or 'none'}"
+                f"data set {what!r} has no option {option!r}{did_you_mean(option, declared)}; it "
+                f"has {', '.join(declared) or 'none'}"
             )
         check_type(f"{what}: {option}", declared[option], value)
 
