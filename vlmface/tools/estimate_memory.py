@@ -25,6 +25,7 @@ from vlmface.data import row_images
 from vlmface.errors import UserError
 from vlmface.families import modules
 from vlmface.families.base import Family
+from vlmface.pipelines.sft import load_prompts
 from vlmface.run_dir import read_log
 from vlmface.tools import simulate_memory
 from vlmface.tools.recipe_setup import read_tasks, settings_from, show_parameters
@@ -244,7 +245,7 @@ def _assumed(
 ) -> Rows:
     length = settings.max_length
     answer = min(_ASSUMED_ANSWER, length // 2)
-    images = max(prompt.images for prompt in sft.load_prompts(settings))
+    images = max(prompt.images for prompt in load_prompts(settings))
     collate: Callable[[Sequence[Row]], dict[str, torch.Tensor]]
     if processor is not None:
         from PIL import Image
